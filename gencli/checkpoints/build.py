@@ -1,0 +1,106 @@
+"""Config → module on `meta` → names by table → strict assign. What comes out is whole, or nothing comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gencli.checkpoints.tensors import Tensors, open_tensors, read_json
+from gencli.errors import GencliError
+from gencli.models import ARCHITECTURES, architecture
+from gencli.models.base import Layout
+
+
+def load(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Load the module in a folder that has config.json and safetensors, in eval mode without gradients.
+
+    dtype None keeps the file's own dtypes; on the CPU tensors that need no conversion stay memory-mapped.
+    Raises GencliError for an unknown architecture, an unsupported config, and weights that do not fit it exactly.
+    """
+    raw = read_json(folder / "config.json") if config is None else config
+    name = architecture_name(raw, folder)
+    module = architecture(name)
+    tensors = open_tensors(folder, variant)
+    try:
+        parsed = module.Config.from_dict(raw)
+    except GencliError as error:
+        raise GencliError(f"{folder}: {error.message}", error.hint) from None
+    with torch.device("meta"):
+        model = module.Model(parsed)
+    assign(model, tensors, module.LAYOUT, device=device, dtype=dtype, where=folder)
+    return model
+
+
+def architecture_name(raw: Mapping[str, Any], folder: Path) -> str:
+    """The row of `ARCHITECTURES` that a config names (`model_type` or `_class_name`). Raises GencliError for others."""
+    name = raw.get("model_type") or raw.get("_class_name")
+    if name in ARCHITECTURES:
+        return str(name)
+    known = ", ".join(sorted(ARCHITECTURES))
+    raise GencliError(f"{folder / 'config.json'}: unknown architecture {name!r}", f"gencli knows {known}")
+
+
+def assign(
+    model: nn.Module,
+    tensors: Tensors,
+    layout: Layout,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    where: Path,
+) -> None:
+    """Give every parameter of `model` (on meta) its tensor: exactly those names, exactly those shapes.
+
+    Raises GencliError that says what is missing, unexpected or of another shape.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state: dict[str, torch.Tensor] = {}
+    unexpected, mismatched = [], []
+    for name in tensors:
+        renamed = layout.rename(name)
+        if renamed is None:
+            continue
+        target, transform = renamed
+        if target not in wanted:
+            unexpected.append(name)
+            continue
+        if target in state:
+            raise GencliError(f"{where}: two tensors want to be {target!r}, one of them {name!r}")
+        if transform is None and tensors.shape(name) != wanted[target]:  # told by headers, before anything is read
+            mismatched.append(f"{name} is {list(tensors.shape(name))}, not {list(wanted[target])}")
+            continue
+        tensor = tensors.get(name)
+        if transform is not None:
+            tensor = transform(tensor)
+            if tuple(tensor.shape) != wanted[target]:
+                mismatched.append(f"{name} is {list(tensors.shape(name))}, which does not fit {target}")
+                continue
+        state[target] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    for target, shared in layout.tied.items():
+        if target in wanted and target not in state and shared in state:
+            state[target] = state[shared]
+    missing = [name for name in wanted if name not in state and not any(name in m for m in mismatched)]
+    _refuse(where, "does not fit its config", mismatched)
+    _refuse(where, "lacks tensors", missing)
+    _refuse(where, "has tensors that its config does not explain", unexpected)
+    model.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    _refuse(where, "leaves tensors without values", left)
+    model.requires_grad_(False).eval()
+
+
+def _refuse(where: Path, what: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise GencliError(f"{where} {what}: {'; '.join(names[:3])}{more}")

@@ -1,0 +1,137 @@
+"""safetensors files, one or sharded, memory-mapped: nothing is read before it is used, nothing is trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gencli.errors import GencliError
+
+STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+VARIANTS = (None, "fp16", "bf16")  # in this order, when the caller names none
+JSON_LIMIT = 64 * 2**20  # bytes; the largest index and tokenizer files of the hub are below a third of it
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises GencliError when it is missing, too large or no JSON object."""
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for a JSON file of a checkpoint")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise GencliError(f"{path.parent} has no {path.name}", "is it a checkpoint's folder?") from None
+    except OSError as error:
+        raise GencliError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise GencliError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise GencliError(f"{path} holds no JSON object")
+    return value
+
+
+class Tensors:
+    """The tensors of one module, by name, in one file or several. Opening reads headers only."""
+
+    def __init__(self, files: list[Path], index: dict[str, str] | None = None):
+        """`index`: name → file name, from `*.index.json`; the files must then hold exactly those names there.
+
+        Raises GencliError for a file that is truncated, overlapping or no safetensors, and for a wrong index.
+        """
+        self.files = files
+        self._where: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle = safe_open(file, framework="pt")
+            except (SafetensorError, OSError, ValueError) as error:
+                raise GencliError(f"{file} is broken or no safetensors file: {_one_line(error)}") from None
+            for name in handle.keys():  # noqa: SIM118 - a safe_open handle is no mapping
+                if name in self._where:
+                    raise GencliError(f"{file}: tensor {name!r} is in another shard too")
+                if index is not None and index.get(name) != file.name:
+                    raise GencliError(f"{file}: tensor {name!r} is not where the index says ({index.get(name)})")
+                self._where[name] = handle
+        if index is not None and (lost := [name for name in index if name not in self._where]):
+            raise GencliError(f"{files[0].parent}: the index names tensors that no shard holds: {_some(lost)}")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header."""
+        return tuple(self._where[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype as safetensors writes it (`F32`, `F16`, `BF16`, …), from the header."""
+        return self._where[name].get_slice(name).get_dtype()
+
+    def get(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU that shares the file's memory map: its pages are read when they are used."""
+        try:
+            return self._where[name].get_tensor(name)
+        except (SafetensorError, RuntimeError) as error:
+            raise GencliError(f"{self.files[0]}: cannot read tensor {name!r}: {_one_line(error)}") from None
+
+
+def open_tensors(path: Path, variant: str | None = None) -> Tensors:
+    """Open the weights in a folder (or one .safetensors file).
+
+    `variant` names one as the hub does (`fp16` in model.fp16.safetensors); without it the plain files are taken, else
+    fp16, else bf16; files of two variants are never mixed. Raises GencliError when there is nothing safe to open.
+    """
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise GencliError(f"{path} is no .safetensors file", _pickle_hint([path]))
+        return Tensors([path])
+    for wanted in [variant] if variant else VARIANTS:
+        for stem in STEMS:
+            dotted = f".{wanted}" if wanted else ""
+            single = path / f"{stem}{dotted}.safetensors"
+            if single.is_file():
+                return Tensors([single])
+            index = path / f"{stem}.safetensors.index{dotted}.json"
+            if index.is_file():
+                return _sharded(index)
+    pickles = [file for pattern in PICKLES for file in path.glob(pattern)]
+    seen = f" (only {_some([p.name for p in pickles])})" if pickles else ""
+    what = f"{variant} weights" if variant else "weights"
+    raise GencliError(f"{path} has no {what} in safetensors{seen}", _pickle_hint(pickles))
+
+
+def _sharded(index: Path) -> Tensors:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise GencliError(f"{index} has no weight_map")
+    names = sorted({str(file) for file in weight_map.values()})
+    for name in names:
+        # A plain file name in the index's own folder. What lies there may be a link: the hub's cache is made of them.
+        if "/" in name or "\\" in name or name in ("", ".", "..") or not name.endswith(".safetensors"):
+            raise GencliError(f"{index}: {name!r} is no plain name of a safetensors file beside it")
+        if not (index.parent / name).is_file():
+            raise GencliError(f"{index} names {name}, which is not there", "the download may be incomplete")
+    return Tensors([index.parent / name for name in names], weight_map)
+
+
+def _pickle_hint(files: list[Path]) -> str | None:
+    if not any(file.suffix in {".bin", ".pt", ".pth", ".ckpt"} for file in files):
+        return None
+    return "pickles can run code when opened; convert them to safetensors, or fetch a revision that has it"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,23 @@
+"""One file an architecture, looked up by the name that checkpoints give it in their config.json.
+
+To add one: write `gencli/models/NAME.py` with its config, module and layout, and add its row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+# `model_type` (transformers) or `_class_name` (diffusers) → module of this package
+ARCHITECTURES: dict[str, str] = {
+    "gpt2": "gpt2",
+    "clip_text_model": "clip_text",
+    "AutoencoderKL": "autoencoder_kl",
+    "UNet2DModel": "unet_2d",
+    "UNet2DConditionModel": "unet_2d_condition",
+}
+
+
+def architecture(name: str) -> ModuleType:
+    """The module for an architecture; it has `Config`, `Model` and `LAYOUT`. Raises KeyError for an unknown name."""
+    return importlib.import_module(f"gencli.models.{ARCHITECTURES[name]}")

@@ -1,0 +1,110 @@
+"""What every architecture file shares: reading a config, and the table of names between file and module.
+
+An architecture is one file with
+  * a frozen dataclass `…Config`, whose fields are the checkpoint's own config keys,
+  * an `nn.Module` whose attributes are named as the checkpoint names them,
+  * a `LAYOUT` that says what still differs: prefixes, renames, buffers to drop, tied names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from gencli.errors import GencliError
+
+C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """Tensor names that match `pattern` (whole name) become `replacement`; `transform` changes the tensor with it."""
+
+    pattern: str
+    replacement: str
+    transform: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the tensors of a file differ from the module's own names.
+
+    renames: tried in order, the first match wins. drops: patterns of buffers that are no parameters.
+    tied: module name → module name it shares its tensor with when the file has only the latter.
+    """
+
+    renames: tuple[Rename, ...] = ()
+    drops: tuple[str, ...] = ()
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def rename(self, name: str) -> tuple[str, Callable[[Tensor], Tensor] | None] | None:
+        """The module's name of a file's tensor and how to transform it, or None for a tensor to drop."""
+        if any(re.fullmatch(pattern, name) for pattern in self.drops):
+            return None
+        for row in self.renames:
+            if match := re.fullmatch(row.pattern, name):
+                return match.expand(row.replacement), row.transform
+        return name, None
+
+
+def read_config(
+    cls: type[C],
+    raw: Mapping[str, Any],
+    *,
+    inert: Iterable[str] = (),
+    only: Mapping[str, tuple[Any, ...]] | None = None,
+) -> C:
+    """Make the dataclass `cls` from a checkpoint's config.json.
+
+    Fields take the file's value, or the dataclass default when the key is absent. Keys in `inert` do not change the
+    mathematics and are ignored, as are keys that start with "_" and keys whose value is null. A key in `only` is
+    accepted at the values named there alone.
+    Raises GencliError naming any other key: a config key that is not understood may change the numbers.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    only = only or {}
+    known = {}
+    unknown = []
+    for key, value in raw.items():
+        if key in fields:
+            known[key] = tuple(value) if isinstance(value, list) else value
+        elif key in only:
+            if value not in only[key]:
+                raise GencliError(
+                    f"config.json: {key} = {value!r} is not supported",
+                    f"gencli knows {key} = {' or '.join(repr(v) for v in only[key])}",
+                )
+        elif key not in inert and not key.startswith("_") and value is not None:
+            unknown.append(key)
+    if unknown:
+        raise GencliError(
+            f"config.json: not supported: {', '.join(f'{k} = {raw[k]!r}'[:80] for k in sorted(unknown))}",
+            "these keys may change the numbers, so gencli does not guess",
+        )
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in known
+    ]
+    if missing:
+        raise GencliError(f"config.json lacks {', '.join(missing)}")
+    return cls(**known)
+
+
+# Keys that transformers writes into any config.json and that do not touch the mathematics of a forward pass.
+TRANSFORMERS_INERT = frozenset(
+    """architectures model_type torch_dtype dtype transformers_version use_cache output_attentions output_hidden_states
+    return_dict torchscript use_bfloat16 finetuning_task id2label label2id num_labels problem_type task_specific_params
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix name_or_path
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences chunk_size_feed_forward output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    is_encoder_decoder is_decoder pruned_heads tf_legacy_loss gradient_checkpointing initializer_range
+    initializer_factor attention_dropout attn_pdrop embd_pdrop resid_pdrop dropout license
+    cross_attention_hidden_size""".split()
+)

@@ -1,0 +1,219 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), all sizes, with a key/value cache.
+
+Attributes are named as the checkpoint names them. B: batch, T: new positions, S: all positions, C: n_embd, H: n_head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, read_config
+
+ACTIVATIONS = {
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """config.json of a GPT-2 checkpoint; defaults are the 124M model's."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> GPT2Config:
+        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+        inert = TRANSFORMERS_INERT | {
+            "n_ctx", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+            "summary_use_proj", "reorder_and_upcast_attn",  # upcasting changes rounding in half precision only
+        }  # fmt: skip
+        config = read_config(cls, raw, inert=inert, only={"add_cross_attention": (False,)})
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
+        bounds = {"vocab_size": 2**22, "n_positions": 2**20, "n_embd": 2**16, "n_layer": 1024, "n_head": 1024}
+        for key, top in bounds.items():
+            value = getattr(self, key)
+            if not isinstance(value, int) or not 1 <= value <= top:
+                raise GencliError(f"config.json: {key} = {value!r} is out of range (1 to {top})")
+        if self.n_inner is not None and not (isinstance(self.n_inner, int) and 1 <= self.n_inner <= 2**20):
+            raise GencliError(f"config.json: n_inner = {self.n_inner!r} is out of range")
+        if self.n_embd % self.n_head:
+            raise GencliError(f"config.json: n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
+        if self.activation_function not in ACTIVATIONS:
+            raise GencliError(
+                f"config.json: activation_function = {self.activation_function!r} is not supported",
+                f"gencli knows {', '.join(ACTIVATIONS)}",
+            )
+
+
+class KeyValueCache:
+    """Keys and values of every layer, allocated once: (B, H, S, C / H) each. `length` positions are filled."""
+
+    def __init__(self, config: GPT2Config, batch: int, positions: int, *, device: torch.device, dtype: torch.dtype):
+        shape = (batch, config.n_head, positions, config.n_embd // config.n_head)
+        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new positions of one layer after `length`; views of all positions so far, (B, H, S, C / H)."""
+        end = self.length + key.shape[2]
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def repeat(self, batch: int) -> None:
+        """Make a batch of `batch` from a prefill of one: every row continues the same prompt."""
+        self.keys = [tensor.repeat(batch, 1, 1, 1) for tensor in self.keys]
+        self.values = [tensor.repeat(batch, 1, 1, 1) for tensor in self.values]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch: finished samples leave."""
+        self.keys = [tensor[rows] for tensor in self.keys]
+        self.values = [tensor[rows] for tensor in self.values]
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored (in, out), as GPT-2's checkpoints hold it."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.n_head = config.n_head
+        self.layer = layer
+        scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
+        self.scale = scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None, mask: Tensor | None) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, C / H)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        n_inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = Conv1D(config.n_embd, n_inner)
+        self.c_proj = Conv1D(n_inner, config.n_embd)
+        self.activation = ACTIVATIONS[config.activation_function]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """The decoder with its language-model head."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.n_positions, config.n_embd),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer["wte"].weight
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the model can read, in tokens."""
+        return self.config.n_positions
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    def new_cache(self, batch: int, positions: int) -> KeyValueCache:
+        """A cache for `batch` sequences of at most `positions` tokens."""
+        weight = self.lm_head.weight
+        return KeyValueCache(self.config, batch, positions, device=weight.device, dtype=weight.dtype)
+
+    def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
+        """Logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), for the last position.
+
+        With a cache the ids continue what is in it, and are added to it.
+        """
+        start = 0 if cache is None else cache.length
+        B, T = ids.shape
+        positions = torch.arange(start, start + T, device=ids.device)
+        x = self.transformer["wte"](ids) + self.transformer["wpe"](positions)
+        mask = None
+        if start and T > 1:  # new position i sees the cache and new positions up to its own
+            mask = positions[:, None] >= torch.arange(start + T, device=ids.device)[None, :]
+        for block in self.transformer["h"]:
+            x = block(x, cache, mask)
+        if cache is not None:
+            cache.length += T
+        if last_only:
+            x = x[:, -1:]
+        return self.lm_head(self.transformer["ln_f"](x))
+
+
+LAYOUT = Layout(
+    # The hub's own GPT-2 files lack the prefix that a fresh save has.
+    renames=(Rename(r"(wte|wpe|h|ln_f)\.(.*)", r"transformer.\1.\2"),),
+    drops=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks
+    tied={"lm_head.weight": "transformer.wte.weight"},
+)
+Config, Model = GPT2Config, GPT2
