@@ -1,0 +1,96 @@
+"""Optimizers and learning-rate schedule shared by the recipes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose five-fold iteration pushes singular values towards 1
+
+
+def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrix to `matrix` (M, N), roughly, by Newton-Schulz iteration (Jordan 2024, Muon)."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised, for weight matrices and convolutions (Jordan et al. 2024).
+
+    A convolution (out, in, h, w) counts as a matrix (out, in·h·w). The update is scaled to the size that AdamW's has
+    (0.2·√max(M, N), Liu et al. 2025, arXiv:2502.16982), so both take the same `lr` and decoupled `weight_decay`.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                buffer = state.setdefault("momentum", torch.zeros_like(param))
+                buffer.lerp_(param.grad, 1 - group["momentum"])
+                update = param.grad.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov
+                update = orthogonalize(update) * (0.2 * math.sqrt(max(update.shape)))
+                param.mul_(1 - group["lr"] * group["weight_decay"])
+                param.add_(update.view_as(param), alpha=-group["lr"])
+
+
+class Optimizers:
+    """Muon for the inner matrices, AdamW for embeddings, heads, norms and biases, under one learning rate.
+
+    Weight decay falls on matrices only. `names_for_adam`: parts of parameter names that are kept out of Muon.
+    """
+
+    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float, names_for_adam: tuple[str, ...] = ()):
+        inner, outer, vectors = [], [], []
+        for name, param in model.named_parameters():
+            if param.ndim < 2:
+                vectors.append(param)
+            elif any(part in name for part in names_for_adam):
+                outer.append(param)
+            else:
+                inner.append(param)
+        adam_groups = [{"params": outer, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.lr = lr
+        self.all: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam_groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)]
+        if inner:
+            self.all.append(Muon(inner, lr=lr, weight_decay=weight_decay))
+        self.params = [*inner, *outer, *vectors]
+
+    def step(self, factor: float, clip: float = 1.0) -> float:
+        """One step at `factor` times the base learning rate; gradients are clipped and cleared. Returns their norm."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.params, clip))
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> list[dict]:
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int, cooldown: float = 0.5) -> float:
+    """Linear warm-up, then constant, then linear decay to near zero over the last `cooldown` part of the run."""
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (steps - step) / (steps * cooldown)
+    return max(0.01, min(1.0, left))
