@@ -1,0 +1,112 @@
+"""The way in: `gencli …` and `python -m gencli …`. However a run ends, it ends here as an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from gencli.errors import GencliError
+
+if TYPE_CHECKING:
+    from gencli.cli.console import Console
+
+DONE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 130, 141, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM came. No Exception, so that nothing on the way takes it for a failure."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line `args` (default: the process's own); the exit code. Errors have been said on stderr."""
+    args = sys.argv[1:] if args is None else args
+    before = None
+    console = None
+    try:
+        from gencli.cli.console import Console  # in here, so that Ctrl-C during imports ends well too
+
+        _open_standard_streams()
+        console = Console(debug="--debug" in (args[: args.index("--")] if "--" in args else args))
+        with contextlib.suppress(ValueError):  # not the main thread: no signals there
+            before = signal.signal(signal.SIGTERM, _terminate)
+        from gencli.cli.app import run
+
+        code = run(args, console)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BaseException as error:
+        code = _exit_code(error, console)
+        _let_go_of_stdout(code)
+        return code
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(error: BaseException, console: Console | None) -> int:
+    """Say what went wrong, as far as there is anything to say, and give the exit code for it."""
+    if console is not None:
+        console.clear()
+        console.traceback(error)
+    if isinstance(error, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing more to stop
+        return INTERRUPTED
+    if isinstance(error, Terminated):
+        return TERMINATED
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else (DONE if error.code is None else FAILED)
+    known = error if isinstance(error, GencliError) else _in_plain_words(error)
+    if console is not None:
+        console.error(known)
+    return known.exit_code
+
+
+def _in_plain_words(error: BaseException) -> GencliError:
+    """Errors of the machine as the user meets them; anything else is a defect of gencli, and says so."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        hint = "a smaller model, a smaller --dtype, or less at a time needs less memory"
+        return GencliError(f"out of memory{': ' + text if text else ''}", hint)
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        return GencliError(f"cannot read or write{where}: {error.strerror or text}")
+    return GencliError(f"{type(error).__name__}: {text}", "this is a defect of gencli; --debug shows where it is")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _open_standard_streams() -> None:
+    """Give closed descriptors 0 to 2 the null device, so that no file opened later is taken for a standard stream."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def _let_go_of_stdout(code: int) -> None:
+    """Write what is buffered or drop it, so that the interpreter does not stumble over it at its end."""
+    if sys.stdout is None:
+        return
+    try:
+        if code != BROKEN_PIPE:
+            sys.stdout.flush()
+            return
+    except (OSError, ValueError):
+        pass
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

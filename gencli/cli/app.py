@@ -1,0 +1,74 @@
+"""The typer app. Nothing here imports torch, and a command is imported when it is called.
+
+To add a command: a module in this package with a typer app called `app`, and a row in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import typer
+
+from gencli import __version__
+from gencli.cli.console import Console
+from gencli.cli.help import SETTINGS, Group, explain
+from gencli.errors import UsageError
+
+# The root of the parser's errors, the same class in every version of typer.
+ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class Commands(Group):
+    LAZY: ClassVar = {
+        "text": ("gencli.cli.text", "Continue a prompt with a language model."),
+    }
+
+
+app = typer.Typer(cls=Commands, name="gencli", context_settings=SETTINGS, rich_markup_mode=None)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gencli {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="""Examples:
+    gencli text "Once upon a time"
+    gencli text --help
+    """,
+)
+def gencli(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("-V", "--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Text and pictures from checkpoints you own, made on this machine.
+
+    stdout holds only what was asked for; progress, notes and errors go to stderr.
+    """
+    if ctx.invoked_subcommand is None:
+        raise UsageError("no command", 'see `gencli --help`; to begin: gencli text "Once upon a time"')
+
+
+def run(args: Sequence[str], console: Console) -> int:
+    """Parse `args` and run the command they name; its exit code.
+
+    Raises GencliError, and UsageError for what the parser refuses.
+    """
+    command = typer.main.get_command(app)
+    if os.environ.get("_GENCLI_COMPLETE"):
+        command.main(list(args), prog_name="gencli")  # answers the shell's completion and exits
+    try:
+        with command.make_context("gencli", list(args), obj=console) as ctx:
+            command.invoke(ctx)
+    except typer.Exit as done:
+        return done.exit_code
+    except ParserError as error:
+        raise explain(error) from error
+    return 0

@@ -1,0 +1,123 @@
+"""stderr, for people: progress, notes, statistics, errors. Nothing here ever reaches stdout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+import traceback
+import unicodedata
+from typing import Any, TextIO
+
+from gencli.errors import GencliError
+
+BOLD, RED, YELLOW, CYAN, DIM = "1", "1;31", "33", "36", "2"
+PROGRESS_INTERVAL = 0.1  # seconds between two drawings of the progress line
+
+
+def escape_controls(text: str, keep: str = "\n\t") -> str:
+    """Show control characters (Unicode's Cc: C0, DEL, C1) as `\\x1b`, so that no text can steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in keep or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is there, open and a terminal."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+class Console:
+    """What gencli says to people. One is made by `main` and reaches every command as `ctx.obj`.
+
+    `color` is auto, always or never; `quiet` leaves out progress and notes; `debug` shows tracebacks.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, debug: bool = False):
+        self.stream = sys.stderr if stream is None else stream
+        self.color = "auto"
+        self.quiet = False
+        self.debug = debug
+        self._drawn = False  # the progress line is on the screen
+        self._last = 0.0
+
+    def colored(self, stream: Any = None) -> bool:
+        """Whether colours may go to `stream` (default stderr): --color, else a terminal without NO_COLOR, TERM=dumb."""
+        if self.color != "auto":
+            return self.color == "always"
+        stream = self.stream if stream is None else stream
+        return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def style(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colored() else text
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no error."""
+        if not self.quiet:
+            self._line(f"{self.style('note:', CYAN)} {self._safe(text)}")
+
+    def stats(self, text: str) -> None:
+        """What --stats asked for: shown even with --quiet."""
+        self._line(self.style(self._safe(text), DIM))
+
+    def error(self, error: GencliError) -> None:
+        """`error: …`, and `hint: …` when there is one."""
+        self._line(f"{self.style('error:', RED)} {self._safe(error.message)}")
+        if error.hint:
+            self._line(f"{self.style('hint:', YELLOW)} {self._safe(error.hint)}")
+
+    def traceback(self, error: BaseException) -> None:
+        """The traceback of an error, with --debug alone."""
+        if self.debug:
+            self._line("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+
+    @property
+    def shows_progress(self) -> bool:
+        """Only a terminal that can redraw a line gets progress."""
+        return not self.quiet and is_terminal(self.stream) and os.environ.get("TERM") != "dumb"
+
+    def progress(self, label: str, done: int | None = None, total: int | None = None, rate: str = "") -> None:
+        """Draw the progress line again: `label`, or `label ━━━─── done/total rate`. `clear` or any other line wipes it."""
+        if not self.shows_progress:
+            return
+        now = time.monotonic()
+        if self._drawn and now - self._last < PROGRESS_INTERVAL and done is not None and done != total:
+            return
+        self._last, self._drawn = now, True
+        text = self._safe(label)
+        if done is not None and total:
+            filled = round(20 * done / total)
+            text = f"{text} {'━' * filled}{'─' * (20 - filled)} {done}/{total} {rate}".rstrip()
+        elif rate:
+            text = f"{text} {rate}"
+        width = shutil.get_terminal_size().columns - 1
+        self._write(f"\r\x1b[K{text[:width]}")
+
+    def clear(self) -> None:
+        """Wipe the progress line, as must be done before anything is written to the same terminal."""
+        if self._drawn:
+            self._drawn = False
+            self._write("\r\x1b[K")
+
+    def _safe(self, text: str) -> str:
+        return escape_controls(text) if is_terminal(self.stream) else text
+
+    def _line(self, text: str) -> None:
+        self.clear()
+        self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        if self.stream is None:
+            return
+        try:
+            encoding = getattr(self.stream, "encoding", None) or "utf-8"
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stream.flush()
+        except (OSError, ValueError):  # nobody reads stderr: no reason to fail
+            pass
