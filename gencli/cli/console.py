@@ -83,7 +83,7 @@ class Console:
         return not self.quiet and is_terminal(self.stream) and os.environ.get("TERM") != "dumb"
 
     def progress(self, label: str, done: int | None = None, total: int | None = None, rate: str = "") -> None:
-        """Draw the progress line again: `label`, or `label ━━━─── done/total rate`. `clear` or any other line wipes it."""
+        """Draw the progress line: `label`, or `label ━━─ done/total rate`. `clear` or any other line wipes it."""
         if not self.shows_progress:
             return
         now = time.monotonic()

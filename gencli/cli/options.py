@@ -11,11 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from gencli.cli.console import Console
+from gencli.devices import DEVICES, DTYPES
 
 MODEL, OUTPUT, RUN = "Model", "Output", "Running"  # headings on the help pages
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class When(str, Enum):

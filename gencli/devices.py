@@ -1,0 +1,84 @@
+"""Where a model runs and in which precision: names from the command line → torch's. Checking a name needs no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from gencli.errors import GencliError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SHORT_DTYPES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
+
+
+def check_names(device: str, dtype: str, threads: int | None) -> None:
+    """Raises UsageError for a device, dtype or number of threads that can be meant nowhere."""
+    if device not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", device):
+        raise UsageError(
+            f"--device {device!r}: no such device", _hint(device, DEVICES) or "auto, cpu, cuda, cuda:N or mps"
+        )
+    if dtype not in DTYPES:
+        close = SHORT_DTYPES.get(dtype.lower())
+        hint = f"did you mean {close}?" if close else _hint(dtype, DTYPES)
+        raise UsageError(f"--dtype {dtype!r}: no such precision", hint or ", ".join(DTYPES))
+    if threads is not None and not 1 <= threads <= 4096:
+        raise UsageError(f"--threads {threads}: must be at least 1")
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for a checked name; auto is the first there is of cuda, mps, cpu.
+
+    Raises GencliError when this machine has no such device.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if name.startswith("cuda"):
+        number = int(name.partition(":")[2] or 0)
+        if not cuda:
+            raise GencliError(
+                f"--device {name}: torch {torch.__version__} sees no CUDA device here", "try --device auto"
+            )
+        if number >= torch.cuda.device_count():
+            raise GencliError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices, from 0 on")
+    if name == "mps" and not mps:
+        raise GencliError("--device mps: torch sees no Apple GPU here", "try --device auto")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device, stored: Iterable[str]) -> torch.dtype | None:
+    """The precision to load in for a checked name, or None to keep the file's own.
+
+    stored: the dtypes in the file as safetensors writes them (`F32`, `F16`, `BF16`). auto keeps the file's own, but
+    float16 becomes float32 on a CPU, which has no arithmetic for it, and a file of several becomes the widest of them.
+    """
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    floats = {kind for kind in stored if kind in ("F64", "F32", "F16", "BF16")}
+    if floats <= {"F32"} or floats == {"BF16"} or (floats == {"F16"} and device.type != "cpu"):
+        return None
+    return torch.float32
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many CPU threads from now on (None: as torch chooses)."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _hint(word: str, known: Iterable[str]) -> str | None:
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else None
