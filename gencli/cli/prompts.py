@@ -1,0 +1,67 @@
+"""Prompts from arguments and stdin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from gencli.cli.console import is_terminal
+from gencli.errors import GencliError, UsageError
+
+EXAMPLES = 'try `gencli text "Once upon a time"`, or pipe a prompt in; see `gencli text --help`'
+
+
+def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> str:
+    """The prompt: arguments joined by a space, `-` being all of stdin set off by newlines.
+
+    Without arguments it is stdin, unless that is a terminal (UsageError), or `stdin_by_default` is False ("").
+    With arguments and no `-` stdin is not touched. Raises GencliError when stdin is not UTF-8.
+    """
+    if not arguments:
+        if not stdin_by_default:
+            return ""
+        if is_terminal(sys.stdin):
+            raise UsageError("no prompt", EXAMPLES)
+        return read_stdin()
+    if arguments.count("-") > 1:
+        raise UsageError("`-` stands for all of stdin and can be given once")
+    if "-" not in arguments:
+        return " ".join(arguments)
+    where = list(arguments).index("-")
+    parts = [" ".join(arguments[:where])] if where else []
+    parts.append(read_stdin())
+    if arguments[where + 1 :]:
+        parts.append(" ".join(arguments[where + 1 :]))
+    return "\n".join(parts)
+
+
+def read_stdin() -> str:
+    """All of stdin, without one newline at its end. Raises GencliError when it is closed or not UTF-8."""
+    return _without_newline(_decode(_stdin().read(), "stdin"))
+
+
+def read_lines() -> Iterator[str]:
+    """The lines of stdin as they arrive, without their ends (LF or CRLF). Raises GencliError for one not in UTF-8."""
+    for number, line in enumerate(_stdin(), 1):
+        yield _without_newline(_decode(line, f"line {number} of stdin"))
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise GencliError("stdin is closed", "give the prompt as an argument, or redirect stdin from a file")
+    return sys.stdin.buffer
+
+
+def _decode(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise GencliError(
+            f"{what} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
+            "convert it first, for example with `iconv -f latin1 -t utf-8`",
+        ) from None
+
+
+def _without_newline(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text

@@ -1,0 +1,69 @@
+"""stdout: streamed text and JSON lines. Nothing but data is written here."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from gencli.cli.console import escape_controls, is_terminal
+from gencli.errors import GencliError
+
+# Allowed in JSON, but a terminal obeys the first range, and some readers take the others for the ends of lines.
+UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
+def stdout_bytes() -> BinaryIO:
+    """stdout for bytes. Raises GencliError when it is closed."""
+    if sys.stdout is None:
+        raise GencliError("stdout is closed: there is nowhere to write to")
+    return sys.stdout.buffer
+
+
+class TextSink:
+    """Text as it is made, in UTF-8, each record ended by one newline (unless it has one) or, with `null`, by a NUL.
+
+    On a terminal control characters are shown escaped; anywhere else text is written as it is.
+    """
+
+    def __init__(self, *, null: bool = False):
+        self.out = stdout_bytes()
+        self.null = null
+        self.terminal = is_terminal(sys.stdout)
+        self._open = False  # a record has begun
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        """More of the current record, shown at once."""
+        self._open = True
+        if not text:
+            return
+        self._last = text[-1]
+        self.out.write((escape_controls(text) if self.terminal else text).encode("utf-8"))
+        self.out.flush()
+
+    def end(self) -> None:
+        """The current record is whole."""
+        if self.null:
+            self.out.write(b"\0")
+        elif self._last != "\n":
+            self.out.write(b"\n")
+        self.out.flush()
+        self._open, self._last = False, ""
+
+    def interrupted(self) -> None:
+        """The current record stays as it is; on a terminal the prompt gets a line of its own."""
+        if self._open and self.terminal and self._last not in ("", "\n"):
+            self.out.write(b"\n")
+            self.out.flush()
+
+
+def write_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on one line, shown at once."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    out = stdout_bytes()
+    out.write(text.encode("utf-8") + b"\n")
+    out.flush()
