@@ -1,0 +1,203 @@
+"""Tensors → pictures → bytes, and back; what a picture says about its making; grids and animations.
+
+A picture from outside is not trusted: its size is checked before its pixels are read, its texts before they are parsed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+from gencli.errors import GencliError
+from gencli.image import metadata
+from gencli.image.request import ImageRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}  # file extension → Pillow's name
+READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoders without surprises; no PostScript
+PIXEL_LIMIT = 2**26  # of a picture that is read
+FILE_LIMIT = 2**28  # bytes
+QUALITY = 95
+EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+EXIF_LIMIT = 65_000  # bytes; a JPEG segment holds 65,533
+
+
+def to_picture(x: Tensor) -> Image.Image:
+    """(3, H, W) or (1, H, W) in -1..1 → a picture, rounded as diffusers rounds. Raises GencliError for NaN."""
+    pixels = (x.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise GencliError("the picture holds values that are not numbers", "try --dtype float32")
+    array = (pixels * 255).round().astype(np.uint8)
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def from_picture(picture: Image.Image, channels: int = 3) -> Tensor:
+    """A picture → (1, channels, H, W) float32 in -1..1."""
+    import torch
+
+    array = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
+    array = array[None, None] if channels == 1 else array.transpose(2, 0, 1)[None]
+    return torch.from_numpy(np.ascontiguousarray(array)) * 2 - 1
+
+
+def from_mask(mask: Image.Image, width: int, height: int) -> Tensor:
+    """A mask → (1, 1, height, width), 1 where it is at least half white (what is painted anew), else 0."""
+    import torch
+
+    array = np.asarray(mask.resize((width, height), Image.Resampling.LANCZOS).convert("L"), dtype=np.float32) / 255
+    return torch.from_numpy((array >= 0.5).astype(np.float32))[None, None]
+
+
+def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = None) -> bytes:
+    """A picture as a whole file: `kind` is a key of FORMATS, `texts` the request as `describe` gives it.
+
+    PNG keeps the texts as text chunks; JPEG and WebP as EXIF: infotext is the user comment, as the web UI writes it.
+    Raises GencliError when a JPEG cannot hold the texts.
+    """
+    out, extra = io.BytesIO(), {}
+    if texts and FORMATS[kind] == "PNG":
+        info = PngImagePlugin.PngInfo()
+        for key, text in texts.items():
+            info.add_text(key, text)
+        extra["pnginfo"] = info
+    elif texts:
+        extra["exif"] = _to_exif(texts)
+        if FORMATS[kind] == "JPEG" and len(extra["exif"]) > EXIF_LIMIT:
+            raise GencliError("the prompt is too long for a JPEG's metadata", "write a PNG, or use --no-metadata")
+    if FORMATS[kind] == "JPEG":
+        picture.save(out, "JPEG", quality=QUALITY, subsampling=0, **extra)
+    elif FORMATS[kind] == "WEBP":
+        picture.save(out, "WEBP", quality=QUALITY, method=4, **extra)
+    else:
+        picture.save(out, "PNG", **extra)
+    return out.getvalue()
+
+
+def describe(request: ImageRequest) -> dict[str, str]:
+    """The texts to keep in a picture that `request` makes."""
+    return {metadata.INFOTEXT: metadata.to_infotext(request), metadata.JSON: metadata.to_json(request)}
+
+
+def read_request(path: str | Path) -> metadata.Found:
+    """What the picture in a file says about its making: gencli's own JSON, else infotext.
+
+    Raises GencliError for a file that cannot be read, is no picture, or says nothing.
+    """
+    picture = open_picture(path)
+    try:
+        texts = _texts(picture)
+        if metadata.JSON in texts:
+            return metadata.from_json(texts[metadata.JSON])
+        if metadata.INFOTEXT in texts:
+            return metadata.from_infotext(texts[metadata.INFOTEXT])
+    except GencliError as error:
+        raise GencliError(f"{path}: {error.message}", error.hint) from None
+    raise GencliError(
+        f"{path} does not say how it was made",
+        "a picture has that from gencli (without --no-metadata) or tools that write infotext; copies often lose it",
+    )
+
+
+def open_picture(source: str | Path | bytes) -> Image.Image:
+    """The picture in a file (or its bytes), with its pixels read. Raises GencliError for all that is none."""
+    where = "stdin" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else _read(Path(source))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=READABLE)
+            if picture.width * picture.height > PIXEL_LIMIT:
+                raise GencliError(f"{where}: {picture.width}x{picture.height} pixels are too many")
+            picture.load()
+    except OSError as error:
+        raise GencliError(f"cannot read {where} as a picture: {error.strerror or 'unknown or broken format'}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise GencliError(f"{where}: too many pixels") from None
+    except (ValueError, SyntaxError, OverflowError, MemoryError, EOFError, IndexError, KeyError, TypeError) as error:
+        raise GencliError(f"cannot read {where} as a picture: {' '.join(str(error).split())[:120]}") from None
+    return picture
+
+
+def open_flat(source: str | Path | bytes) -> Image.Image:
+    """The same, upright by its EXIF and as RGB; what is transparent lies on white."""
+    picture = ImageOps.exif_transpose(open_picture(source))
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        ground = Image.new("RGBA", picture.size, "white")
+        ground.alpha_composite(picture.convert("RGBA"))
+        picture = ground
+    return picture.convert("RGB")
+
+
+def grid(pictures: Sequence[Image.Image]) -> Image.Image:
+    """All pictures in one, row by row, as near to a square as goes; empty places are white."""
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    if columns * width * rows * height > PIXEL_LIMIT:
+        raise GencliError(f"a grid of {columns}x{rows} pictures of {width}x{height} has too many pixels")
+    sheet = Image.new(pictures[0].mode, (columns * width, rows * height), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * width, index // columns * height))
+    return sheet
+
+
+def gif(frames: Sequence[Image.Image], *, milliseconds: int = 80, last: int = 1500) -> bytes:
+    """An animation that loops and rests on its last frame."""
+    out = io.BytesIO()
+    durations = [milliseconds] * (len(frames) - 1) + [last]
+    first, *rest = [frame.convert("RGB").quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    first.save(out, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, disposal=1)
+    return out.getvalue()
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(FILE_LIMIT + 1)
+    if len(data) > FILE_LIMIT:
+        raise GencliError(f"{path} is too large to be a picture (over {FILE_LIMIT} bytes)")
+    return data
+
+
+def _texts(picture: Image.Image) -> dict[str, str]:
+    """The two texts, from PNG chunks or EXIF."""
+    known = (metadata.INFOTEXT, metadata.JSON)
+    texts = {key: str(picture.info[key]) for key in known if isinstance(picture.info.get(key), str)}
+    try:
+        exif: Mapping[int, Any] = picture.getexif().get_ifd(EXIF_IFD)
+        comment, note = exif.get(USER_COMMENT), exif.get(MAKER_NOTE)
+    except (ValueError, SyntaxError, OSError, KeyError, TypeError, OverflowError):  # whatever broken EXIF leads to
+        return texts
+    if isinstance(note, bytes) and note.startswith(b"gencli\0"):
+        texts.setdefault(metadata.JSON, note[7:].decode("ascii", "replace"))
+    if isinstance(comment, bytes) and (text := _user_comment(comment)):
+        texts.setdefault(metadata.INFOTEXT, text)
+    return texts
+
+
+def _to_exif(texts: Mapping[str, str]) -> bytes:
+    exif = Image.Exif()
+    inner = exif.get_ifd(EXIF_IFD)
+    inner[USER_COMMENT] = b"UNICODE\0" + texts[metadata.INFOTEXT].encode("utf-16-be")
+    inner[MAKER_NOTE] = b"gencli\0" + texts[metadata.JSON].encode("ascii")
+    return exif.tobytes()
+
+
+def _user_comment(raw: bytes) -> str:
+    """EXIF's user comment: eight bytes name its encoding. UTF-16 is met in both byte orders."""
+    code, text = raw[:8], raw[8:]
+    if code != b"UNICODE\0":
+        return text.decode("utf-8", "replace").strip("\0 ")
+    # Most of these texts is ASCII, so the zero bytes tell the order.
+    little = text[1::2].count(0) > text[0::2].count(0)
+    return text.decode("utf-16-le" if little else "utf-16-be", "replace").strip("\0 ")

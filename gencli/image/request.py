@@ -1,0 +1,140 @@
+"""What picture is wanted, as plain values: checked when it is made, and written into the picture it leads to.
+
+The fields of `ImageRequest` are the one schema: their ranges, their names in JSON, and their keys in the text that
+AUTOMATIC1111's web UI writes into its pictures ("infotext"). No torch in here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gencli.errors import UsageError
+
+SPACINGS = ("leading", "trailing", "linspace", "quadratic")
+SIDES = ("left", "right")
+DTYPES = ("float32", "bfloat16", "float16")
+SEED_LIMIT = 2**64  # what torch.Generator takes
+TEXT_LIMIT = 2**20  # characters of a prompt; a tokenizer would take minutes over more
+
+
+def _text(default: str | None, key: str | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": str, "infotext": key})
+
+
+def _choice(choices: tuple[str, ...], key: str) -> Any:
+    return dataclasses.field(default=None, metadata={"kind": str, "choices": choices, "infotext": key})
+
+
+def _integer(low: int, high: int, key: str | None, default: int | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": int, "range": (low, high), "infotext": key})
+
+
+def _number(low: float, high: float, key: str) -> Any:
+    return dataclasses.field(default=None, metadata={"kind": float, "range": (low, high), "infotext": key})
+
+
+def _flag(key: str) -> Any:
+    return dataclasses.field(default=False, metadata={"kind": bool, "infotext": key})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """One picture, or `count` of them from the seeds `seed`, `seed + 1`, …
+
+    None leaves a value to the checkpoint and then to the built-in default; `generate.resolve` fills it in.
+    Raises UsageError for a value out of range and for values that exclude each other.
+
+    sampler_options: further keyword arguments of the sampler. truncate: the side of a prompt that may be cut away when
+    it is too long (None: that is an error). batch: how many pictures go through the model at once.
+    """
+
+    prompt: str = _text("")
+    negative: str = _text("")
+    steps: int | None = _integer(1, 10_000, "Steps")
+    sampler: str | None = _text(None, "Sampler")
+    karras: bool = _flag("Schedule type")
+    guidance: float | None = _number(-1000, 1000, "CFG scale")
+    guidance_rescale: float | None = _number(0, 1, "CFG rescale")
+    seed: int | None = _integer(0, SEED_LIMIT - 1, "Seed")
+    width: int | None = _integer(1, 2**14, None)
+    height: int | None = _integer(1, 2**14, None)
+    eta: float | None = _number(0, 1, "Eta")
+    spacing: str | None = _choice(SPACINGS, "Timestep spacing")
+    sampler_options: Mapping[str, float] = dataclasses.field(
+        default_factory=dict, metadata={"kind": Mapping, "infotext": "Sampler options"}
+    )
+    init: str | None = _text(None, "Init image")
+    mask: str | None = _text(None, "Mask image")
+    strength: float | None = _number(0, 1, "Denoising strength")
+    count: int = _integer(1, 1_000_000, "Count", default=1)
+    grid: bool = _flag("Grid")
+    batch: int = _integer(1, 4096, "Batch", default=1)
+    truncate: str | None = _choice(SIDES, "Truncate")
+    vae_tiling: bool = _flag("VAE tiling")
+    dtype: str | None = _choice(DTYPES, "Dtype")
+    model: str = _text("emoji", "Model")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        self._check_sampler()
+        if self.seed is not None and self.seed + self.count > SEED_LIMIT:
+            raise UsageError(f"seed + count is {self.seed + self.count}, above the largest seed, {SEED_LIMIT - 1}")
+        if self.init is None and (self.mask is not None or self.strength is not None):
+            what = "mask" if self.mask is not None else "strength"
+            raise UsageError(f"{what} without a picture to start from", "name one with -i/--init FILE")
+        if self.strength == 0:
+            raise UsageError("strength 0 would leave the picture as it is", "strength is above 0 and at most 1")
+
+    def _check_sampler(self) -> None:
+        from gencli.image import samplers
+
+        if self.sampler is not None and self.sampler not in samplers.names():
+            raise UsageError(f"no sampler {self.sampler!r}", f"gencli has {', '.join(samplers.names())}")
+        for name, value in self.sampler_options.items():
+            if not isinstance(name, str) or isinstance(value, str) or not math.isfinite(value):
+                raise UsageError(f"sampler option {name!r}: {value!r} is no number")
+
+    def replace(self, **changes: Any) -> ImageRequest:
+        """A copy with other values, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def item(self, index: int) -> ImageRequest:
+        """The request that makes picture `index` of `count` again, alone."""
+        seed = None if self.seed is None else self.seed + index
+        return self.replace(seed=seed, count=1, grid=False, batch=1)
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """One value against the schema. Raises UsageError."""
+    kind, name = field.metadata["kind"], field.name.replace("_", " ")
+    if value is None and field.default is None:
+        return
+    right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+    if not right or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"{name}: {value!r} is no {_WORDS[kind]}")
+    if kind is str:
+        _check_text(name, value)
+    if "choices" in field.metadata and value not in field.metadata["choices"]:
+        raise UsageError(f"{name}: {value!r} is not one of {', '.join(field.metadata['choices'])}")
+    if "range" in field.metadata:
+        low, high = field.metadata["range"]
+        if not low <= value <= high:  # NaN too
+            raise UsageError(f"{name} must be from {low} to {high}, not {value}")
+
+
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Mapping: "table of options"}
+
+
+def _check_text(name: str, value: str) -> None:
+    if len(value) > TEXT_LIMIT:
+        raise UsageError(f"{name}: {len(value)} characters are too many (at most {TEXT_LIMIT})")
+    if "\0" in value:
+        raise UsageError(f"{name} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # what an argument that is not UTF-8 comes as
+        raise UsageError(f"{name} is not UTF-8 text") from None
