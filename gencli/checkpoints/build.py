@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gencli.checkpoints.tensors import Tensors, open_tensors, read_json
 from gencli.errors import GencliError
@@ -36,10 +37,20 @@ def load(
         parsed = module.Config.from_dict(raw)
     except GencliError as error:
         raise GencliError(f"{folder}: {error.message}", error.hint) from None
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         model = module.Model(parsed)
     assign(model, tensors, module.LAYOUT, device=device, dtype=dtype, where=folder)
     return model
+
+
+class _NoInit(TorchFunctionMode):
+    """Modules draw no initial values: there is nothing to fill on meta, and torch imports 800 modules to find out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def architecture_name(raw: Mapping[str, Any], folder: Path) -> str:
