@@ -1,0 +1,90 @@
+"""The recipe behind `weights/emoji`, end to end: captioned pictures → autoencoder → latents → text-conditioned UNet.
+
+The finished folder is a Stable Diffusion pipeline, small everywhere; every part opens in diffusers or transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gencli.models import autoencoder_kl
+from gencli.tokens import load_tokenizer
+from gencli.train import autoencoder, diffusion
+from gencli.train.export import normalise_latents, write_clip_tokenizer, write_json, write_part
+from gencli.train.pictures import Caption, read_captions, read_pictures
+
+VOCABULARY = 4096
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def train(
+    pictures: Path,
+    captions: Path,
+    autoencoder_recipe: autoencoder.AutoencoderRecipe,
+    diffusion_recipe: diffusion.DiffusionRecipe,
+) -> Iterator[autoencoder.Progress | diffusion.Progress]:
+    """Run both stages, each resumed from `out` when it was begun; the checkpoint then lies in `out`/checkpoint.
+
+    `pictures` is a zip or folder, `captions` JSON lines (see `gencli.train.pictures`).
+    """
+    out = Path(diffusion_recipe.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = read_captions(captions)
+    pixels = read_pictures(pictures, [name for name, _ in rows], autoencoder.CONFIG["sample_size"])  # type: ignore[arg-type]
+    known = [caption for _, caption in rows]
+    yield from autoencoder.train(autoencoder_recipe, pixels)
+    vae = trained_autoencoder(out)
+    mean, _ = diffusion.encode_pictures(vae, pixels)
+    normalise_latents(vae, mean)
+    latents = diffusion.encode_pictures(vae, pixels)
+    if not (out / "tokenizer" / "vocab.json").exists():
+        write_clip_tokenizer(out / "tokenizer", _tokenizer_texts(known), VOCABULARY, diffusion.MAX_LENGTH)
+    tokenizer = load_tokenizer(out / "tokenizer")
+    yield from diffusion.train(diffusion_recipe, known, latents, tokenizer)
+    save_checkpoint(out, vae)
+
+
+def trained_autoencoder(out: Path) -> autoencoder_kl.AutoencoderKL:
+    """The first stage's result, from its state."""
+    vae = autoencoder_kl.Model(autoencoder_kl.Config.from_dict(autoencoder.CONFIG))
+    vae.load_state_dict(torch.load(out / "autoencoder.pt", weights_only=True)["model"])
+    return vae.eval()
+
+
+def save_checkpoint(out: Path, vae: nn.Module) -> None:
+    """Write `out`/checkpoint from the second stage's averaged weights and an autoencoder with normalised latents."""
+    folder = out / "checkpoint"
+    tokenizer = load_tokenizer(out / "tokenizer")
+    model = diffusion.TextToLatent(tokenizer)
+    model.load_state_dict(torch.load(out / "diffusion.pt", weights_only=True)["ema"])
+    write_part(folder / "text_encoder", model.text_encoder, model.text_config, "model")
+    write_part(folder / "unet", model.unet, diffusion.UNET, "diffusion_pytorch_model")
+    write_part(folder / "vae", vae, {**autoencoder.CONFIG, "scaling_factor": 1.0}, "diffusion_pytorch_model")
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    for file in (out / "tokenizer").iterdir():
+        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    (folder / "scheduler").mkdir(exist_ok=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", diffusion.SCHEDULER)
+    write_json(folder / "model_index.json", MODEL_INDEX)
+
+
+def _tokenizer_texts(captions: list[Caption]) -> list[str]:
+    """Labels five times as often as tags, and the little words that people write around them."""
+    labels = [caption.label for caption in captions for _ in range(5)]
+    return [*labels, *(tag for caption in captions for tag in caption.tags), *["a an the of with"] * 200]
