@@ -57,8 +57,9 @@ def read_config(
     *,
     inert: Iterable[str] = (),
     only: Mapping[str, tuple[Any, ...]] | None = None,
+    file: str = "config.json",
 ) -> C:
-    """Make the dataclass `cls` from a checkpoint's config.json.
+    """Make the dataclass `cls` from a checkpoint's config.json (or another `file`, named so in errors).
 
     Fields take the file's value, or the dataclass default when the key is absent. Keys in `inert` do not change the
     mathematics and are ignored, as are keys that start with "_" and keys whose value is null. A key in `only` is
@@ -75,14 +76,14 @@ def read_config(
         elif key in only:
             if value not in only[key]:
                 raise GencliError(
-                    f"config.json: {key} = {value!r} is not supported",
+                    f"{file}: {key} = {value!r} is not supported",
                     f"gencli knows {key} = {' or '.join(repr(v) for v in only[key])}",
                 )
         elif key not in inert and not key.startswith("_") and value is not None:
             unknown.append(key)
     if unknown:
         raise GencliError(
-            f"config.json: not supported: {', '.join(f'{k} = {raw[k]!r}'[:80] for k in sorted(unknown))}",
+            f"{file}: not supported: {', '.join(f'{k} = {raw[k]!r}'[:80] for k in sorted(unknown))}",
             "these keys may change the numbers, so gencli does not guess",
         )
     missing = [
@@ -91,7 +92,7 @@ def read_config(
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in known
     ]
     if missing:
-        raise GencliError(f"config.json lacks {', '.join(missing)}")
+        raise GencliError(f"{file} lacks {', '.join(missing)}")
     return cls(**known)
 
 

@@ -1,0 +1,55 @@
+"""Denoising diffusion probabilistic models (Ho, Jain & Abbeel 2020), on any falling list of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from gencli.errors import GencliError
+from gencli.image.guidance import Predict
+from gencli.image.samplers import Sample
+from gencli.image.schedule import NoiseSchedule, Step
+
+
+def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
+    """DDIM's timesteps, but always down to ᾱ = 1."""
+    return schedule.steps(num, spacing, final=1.0)
+
+
+def ddpm(
+    predict: Predict,
+    x: Tensor,
+    steps: list[Step],
+    *,
+    noise: Callable[[], Tensor],
+    variance_type: str = "fixed_small",
+) -> Iterator[Sample]:
+    """Algorithm 2, with the mean of equation 7; α and β are those of the whole step, ᾱ_t / ᾱ_p and 1 − α.
+
+    variance_type: fixed_small is β̃ of equation 7, fixed_large is β; learned_range is between them, in the logarithm,
+    as the model says (Nichol & Dhariwal 2021, eq. 15). The last step, to ᾱ = 1, draws no noise.
+    Raises GencliError where the variance should come from the model and does not.
+    """
+    for step in steps:
+        t, p = step.at, step.next
+        prediction = predict(x, t)
+        alpha = t.alpha_cumprod / p.alpha_cumprod
+        beta = 1 - alpha
+        noise_ratio = (1 - p.alpha_cumprod) / (1 - t.alpha_cumprod)
+        x = p.signal * beta / (1 - t.alpha_cumprod) * prediction.x0 + math.sqrt(alpha) * noise_ratio * x
+        if p.alpha_cumprod < 1:
+            x = x + _deviation(variance_type, beta * noise_ratio, beta, prediction.variance) * noise()
+        yield Sample(step.index, len(steps), x, prediction.x0)
+
+
+def _deviation(variance_type: str, small: float, large: float, learned: Tensor | None) -> float | Tensor:
+    """σ of the noise of one step."""
+    if variance_type == "learned_range":
+        if learned is None:
+            raise GencliError("this checkpoint's scheduler expects a variance from the model, which gives none")
+        share = (learned + 1) / 2
+        return torch.exp(0.5 * (share * math.log(large) + (1 - share) * math.log(small)))
+    return math.sqrt(large if variance_type.startswith("fixed_large") else small)

@@ -1,0 +1,53 @@
+"""DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from gencli.image.guidance import Predict
+from gencli.image.samplers import Sample
+from gencli.image.schedule import NoiseSchedule, Point, Step, chain, karras_sigmas
+
+LIMITS = frozenset({"threshold"})
+
+
+def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
+    """As diffusers places them: the timesteps of S + 1 steps without the last (leading and linspace), so that the step
+    to σ = 0 does not begin at t = 0. All T timesteps where S = T.
+
+    karras: σ even in its 7th root over the whole schedule, each told to the model as the nearest whole timestep (the
+    one below with squaredcos_cap_v2), so that several steps may name the same one.
+    """
+    spacing = spacing or schedule.timestep_spacing
+    extra = spacing in ("leading", "linspace") and num < schedule.num_train_timesteps
+    timesteps = schedule.timesteps(num + 1, spacing)[:-1] if extra else schedule.timesteps(num, spacing)
+    points = [schedule.at_time(t) for t in timesteps]
+    if karras:
+        whole = math.floor if schedule.beta_schedule == "squaredcos_cap_v2" else round
+        sigmas = karras_sigmas(float(schedule.sigmas[-1]), float(schedule.sigmas[0]), num)
+        points = [schedule.at_sigma(sigma) for sigma in sigmas]
+        points = [Point(float(whole(point.t)), point.alpha_cumprod) for point in points]
+    return chain(points, 1 / (1 + schedule.final_sigma**2))
+
+
+def dpmpp_2m(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor]) -> Iterator[Sample]:
+    """x' = (s'/s) · x + a' · (1 − e^−h) · D, with a = √ᾱ, s = √(1−ᾱ), λ = log(a/s) and h = λ' − λ.
+
+    D = x0 + (h / 2h₋₁) (x0 − x0₋₁) extrapolates x0 to the middle of the step from the step before; the first step has
+    none before it, and the last, to σ = 0, takes x0 alone.
+    """
+    x0_before, h_before = x, 0.0
+    for step in steps:
+        x0 = predict(x, step.at).x0
+        decay = step.next.sigma / step.at.sigma  # e^−h
+        D = x0
+        if decay > 0:
+            h = -math.log(decay)
+            if h_before:
+                D = x0 + h / (2 * h_before) * (x0 - x0_before)
+            x0_before, h_before = x0, h
+        x = step.next.noise / step.at.noise * x + step.next.signal * (1 - decay) * D
+        yield Sample(step.index, len(steps), x, x0)

@@ -1,0 +1,45 @@
+"""Euler's method on the probability-flow ODE in σ (Karras et al. 2022, algorithm 1 without churn)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from gencli.image.guidance import Predict
+from gencli.image.samplers import Sample
+from gencli.image.schedule import NoiseSchedule, Step, chain, karras_sigmas
+
+LIMITS: frozenset[str] = frozenset()
+
+
+def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
+    """The schedule's timesteps, linspace not rounded; with `karras`, σ even in its 7th root between their ends."""
+    spacing = spacing or schedule.timestep_spacing
+    timesteps: list[float] = [float(t) for t in schedule.timesteps(num, spacing)]
+    if spacing == "linspace" and num > 1:
+        top = schedule.num_train_timesteps - 1
+        timesteps = [top * i / (num - 1) for i in reversed(range(num))]
+    points = [schedule.at_time(t) for t in timesteps]
+    if karras:
+        points = [schedule.at_sigma(sigma) for sigma in karras_sigmas(points[0].sigma, points[-1].sigma, num)]
+    return chain(points, 1 / (1 + schedule.final_sigma**2))
+
+
+def initial(noise: Tensor, steps: list[Step], spacing: str) -> Tensor:
+    """x to begin from: σ · noise in σ space for linspace and trailing, which begin at the last timestep.
+
+    In our coordinates that is √(1−ᾱ) · noise; for other spacings the noise itself.
+    """
+    return steps[0].at.noise * noise if spacing in ("linspace", "trailing") else noise
+
+
+def euler(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor]) -> Iterator[Sample]:
+    """x/√ᾱ moves along its derivative by σ, which is ε: from x0 + σ·ε to x0 + σ'·ε.
+
+    That is the step of DDIM with eta 0; what differs is the grid, the beginning and that x0 is never clipped.
+    """
+    for step in steps:
+        prediction = predict(x, step.at)
+        x = step.next.mix(prediction.x0, prediction.eps)
+        yield Sample(step.index, len(steps), x, prediction.x0)

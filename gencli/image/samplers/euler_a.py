@@ -1,0 +1,32 @@
+"""Ancestral sampling with Euler steps in σ, as k-diffusion (Crowson 2022) defined it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from gencli.image.guidance import Predict
+from gencli.image.samplers import Sample
+from gencli.image.samplers.euler import LIMITS as LIMITS
+from gencli.image.samplers.euler import initial as initial
+from gencli.image.samplers.euler import steps as euler_steps
+from gencli.image.schedule import NoiseSchedule, Step, chain
+
+
+def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
+    """Euler's grid, always down to σ = 0."""
+    return chain([step.at for step in euler_steps(schedule, num, spacing)], 1.0)
+
+
+def euler_a(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor]) -> Iterator[Sample]:
+    """Each step goes down to σ_down = σ'²/σ, and noise brings it up to σ' again: σ_down² + σ_up² = σ'²."""
+    for step in steps:
+        prediction = predict(x, step.at)
+        at, to = step.at.sigma, step.next.sigma
+        down, up = to**2 / at, to * math.sqrt(1 - (to / at) ** 2)
+        x = step.next.signal * (prediction.x0 + down * prediction.eps)
+        if up > 0:
+            x = x + step.next.signal * up * noise()
+        yield Sample(step.index, len(steps), x, prediction.x0)

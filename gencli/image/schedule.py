@@ -1,0 +1,307 @@
+"""The noise schedule of a checkpoint: betas → ᾱ → a list of steps, each of which knows its noise level and the next.
+
+Coordinates are variance-preserving throughout: x_t = √ᾱ_t · x0 + √(1−ᾱ_t) · ε (Ho et al. 2020, eq. 4). T is the number
+of timesteps in training, S that of steps in sampling; t counts from 0, the least noise, to T − 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gencli.errors import GencliError, UsageError
+from gencli.models.base import read_config
+
+FILE = "scheduler_config.json"
+SPACINGS = ("leading", "trailing", "linspace", "quadratic")
+CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "timestep_spacing": SPACINGS,
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+}
+
+# What a scheduler class takes for a field that the file leaves out, where that is not NoiseSchedule's own default.
+_SIGMA_SPACE: dict[str, Any] = {"timestep_spacing": "linspace", "clip_sample": False}
+_K_DIFFUSION: dict[str, Any] = {**_SIGMA_SPACE, "beta_start": 0.00085, "beta_end": 0.012}
+CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {},
+    "DDIMParallelScheduler": {},
+    "DDPMScheduler": {},
+    "DDPMParallelScheduler": {},
+    "PNDMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
+    "EulerDiscreteScheduler": _SIGMA_SPACE,
+    "EulerAncestralDiscreteScheduler": _SIGMA_SPACE,
+    "DPMSolverMultistepScheduler": _SIGMA_SPACE,
+    "DPMSolverSinglestepScheduler": _SIGMA_SPACE,
+    "DEISMultistepScheduler": _SIGMA_SPACE,
+    "UniPCMultistepScheduler": _SIGMA_SPACE,
+    "LMSDiscreteScheduler": _SIGMA_SPACE,
+    "HeunDiscreteScheduler": _K_DIFFUSION,
+    "KDPM2DiscreteScheduler": _K_DIFFUSION,
+    "KDPM2AncestralDiscreteScheduler": _K_DIFFUSION,
+    "DPMSolverSDEScheduler": _K_DIFFUSION,
+}
+TINY = 1e-12
+BOUNDS: dict[str, tuple[float, float]] = {  # whole numbers where the lower one is whole
+    "num_train_timesteps": (2, 2**16),
+    "steps_offset": (0, 2**16),
+    "beta_start": (TINY, 1.0),
+    "beta_end": (TINY, 1.0),
+    "clip_sample_range": (TINY, math.inf),
+    "dynamic_thresholding_ratio": (TINY, 1.0),
+    "sample_max_value": (TINY, math.inf),
+}
+# How the scheduler that the file names would solve: gencli's sampler is the caller's choice, not the checkpoint's.
+INERT = (
+    "solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "skip_prk_steps",
+    "predict_x0", "disable_corrector", "solver_p", "noise_sampler_seed", "flow_shift", "time_shift_type", "tensor_format",
+    "timestep_values",
+)  # fmt: skip
+ONLY: dict[str, tuple[Any, ...]] = {
+    "predict_epsilon": (True,),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "lambda_min_clipped": (-math.inf, "-Infinity"),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "use_flow_sigmas": (False,),
+    "use_dynamic_shifting": (False,),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One noise level: the timestep that the model is told (a float; −1 after the last step) and its ᾱ, 0 to 1."""
+
+    t: float
+    alpha_cumprod: float
+
+    @property
+    def signal(self) -> float:
+        """√ᾱ, the share of x0 in x."""
+        return math.sqrt(self.alpha_cumprod)
+
+    @property
+    def noise(self) -> float:
+        """√(1−ᾱ), the share of ε in x."""
+        return math.sqrt(1 - self.alpha_cumprod)
+
+    @property
+    def sigma(self) -> float:
+        """√((1−ᾱ)/ᾱ), the noise per signal, as Karras et al. 2022 count it; infinite at zero SNR."""
+        return self.noise / self.signal if self.alpha_cumprod else math.inf
+
+    def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """x at this noise level: √ᾱ · x0 + √(1−ᾱ) · ε."""
+        return self.signal * x0 + self.noise * eps
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one noise level down to the next; `index` counts from 0. A step's `next` is the following step's `at`."""
+
+    index: int
+    at: Point
+    next: Point
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A checkpoint's scheduler_config.json, under its own field names; the defaults are DDIMScheduler's."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    rescale_betas_zero_snr: bool = False
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    final_sigmas_type: str = "zero"
+    use_karras_sigmas: bool = False
+    variance_type: str = "fixed_small"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_config(cls, raw: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that a scheduler_config.json describes, whichever of the known scheduler classes it names.
+
+        An absent or null field takes that class's default (DDIMScheduler's when no class is named).
+        Raises GencliError for an unknown class, for keys that change the mathematics and are not supported, and for
+        values out of range.
+        """
+        name = raw.get("_class_name", "DDIMScheduler")
+        if not isinstance(name, str) or name not in CLASS_DEFAULTS:
+            raise GencliError(
+                f"{FILE}: scheduler class {name!r} is not supported",
+                f"gencli knows the noise schedules of {', '.join(CLASS_DEFAULTS)}",
+            )
+        given = {key: value for key, value in raw.items() if value is not None}
+        return read_config(cls, {**CLASS_DEFAULTS[name], **given}, inert=INERT, only=ONLY, file=FILE)
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """β_t before any rescaling to zero terminal SNR, float64 (T,)."""
+        start, end, T = self.beta_start, self.beta_end, self.num_train_timesteps
+        if self.trained_betas is not None:
+            return torch.tensor(self.trained_betas, dtype=torch.float64)
+        if self.beta_schedule == "linear":  # Ho et al. 2020
+            return torch.linspace(start, end, T, dtype=torch.float64)
+        if self.beta_schedule == "scaled_linear":  # Rombach et al. 2022, who call it linear
+            return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
+        # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17
+        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ_t = Π (1 − β), float64 (T,), falling; its last is 0 with `rescale_betas_zero_snr`."""
+        alphas_cumprod = (1 - self.betas).cumprod(0)
+        if self.rescale_betas_zero_snr:  # Lin et al. 2023, algorithm 1
+            root = alphas_cumprod.sqrt()
+            alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        if not (alphas_cumprod[:-1] > 0).all():
+            raise GencliError(f"{FILE}: these betas leave no signal long before the last timestep")
+        return alphas_cumprod
+
+    @property
+    def final_alpha_cumprod(self) -> float:
+        """ᾱ after the last step of DDIM: 1, or that of t = 0 where the checkpoint says so."""
+        return 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0].item()
+
+    @property
+    def karras(self) -> bool:
+        """Whether samplers in σ space place their steps by `karras_sigmas` unless told otherwise."""
+        return self.use_karras_sigmas
+
+    def timesteps(self, num: int, spacing: str | None = None) -> list[int]:
+        """`num` timesteps of 0 … T − 1, strictly falling (num = 1 … T); the checkpoint's spacing unless one is named.
+
+        leading:   multiples of T // S from 0 up, plus `steps_offset` as far as that stays below T.
+        trailing:  from T − 1 down by T / S, rounded (Lin et al. 2023).
+        linspace:  both 0 and T − 1, and evenly between, rounded (one step: 0 alone).
+        quadratic: squares of even steps up to √(0.8 T), the DDIM paper's other grid. Steps that round to the same
+                   timestep count once, so fewer than `num` may come (49 of 50, 96 of 100, 688 of 1000 at T = 1000).
+        Raises UsageError for another spacing or a number out of range.
+        """
+        T, spacing = self.num_train_timesteps, spacing or self.timestep_spacing
+        if not 1 <= num <= T:
+            raise UsageError(f"{num} steps: this model can take 1 to {T}", f"it was trained with {T} timesteps")
+        if spacing == "leading":
+            grid = np.arange(num) * (T // num)
+            grid += min(self.steps_offset, T - 1 - int(grid[-1]))
+        elif spacing == "trailing":
+            # the rounded end of arange may add an entry below 0
+            grid = np.round(np.arange(T, 0, -T / num))[:num][::-1] - 1
+        elif spacing == "linspace":
+            grid = np.round(np.linspace(0, T - 1, num))
+        elif spacing == "quadratic":
+            grid = np.unique((np.linspace(0, math.sqrt(0.8 * T), num) ** 2).astype(np.int64))
+        else:
+            raise UsageError(f"no spacing {spacing!r}", f"gencli knows {', '.join(SPACINGS)}")
+        return [int(t) for t in grid[::-1]]
+
+    def steps(self, num: int, spacing: str | None = None, *, final: float | None = None) -> list[Step]:
+        """The steps of DDIM: each of `timesteps` to the next, the last to ᾱ = `final` (None: the checkpoint's)."""
+        points = [Point(float(t), self.alphas_cumprod[t].item()) for t in self.timesteps(num, spacing)]
+        return chain(points, self.final_alpha_cumprod if final is None else final)
+
+    # What samplers in σ space make their grids from.
+
+    @cached_property
+    def sigmas(self) -> np.ndarray:
+        """√((1−ᾱ)/ᾱ), float64 (T,), rising. Zero terminal SNR counts as ᾱ = 2⁻²⁴ here, so that σ stays finite."""
+        alphas_cumprod = self.alphas_cumprod.numpy().copy()
+        if alphas_cumprod[-1] == 0:
+            alphas_cumprod[-1] = min(2.0**-24, alphas_cumprod[-2] / 2)
+        return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+    @property
+    def final_sigma(self) -> float:
+        """σ after the last step in σ space: 0, or that of t = 0 where the checkpoint says so."""
+        return 0.0 if self.final_sigmas_type == "zero" else float(self.sigmas[0])
+
+    def at_time(self, t: float) -> Point:
+        """The noise level of a timestep that may be a fraction: σ is linear between whole timesteps."""
+        sigma = float(np.interp(t, np.arange(len(self.sigmas)), self.sigmas))
+        return Point(float(t), 1 / (1 + sigma**2))
+
+    def at_sigma(self, sigma: float) -> Point:
+        """The noise level σ, with the timestep, a fraction, that it belongs to: log σ is linear between whole ones."""
+        t = float(np.interp(math.log(sigma), np.log(self.sigmas), np.arange(len(self.sigmas))))
+        return Point(t, 1 / (1 + sigma**2))
+
+
+def karras_sigmas(first: float, last: float, num: int, rho: float = 7.0) -> list[float]:
+    """`num` values of σ from `first` down to `last`, even in σ^(1/ρ) (Karras et al. 2022, eq. 5)."""
+    roots = np.linspace(first ** (1 / rho), last ** (1 / rho), num)
+    return [float(sigma) for sigma in roots**rho]
+
+
+def chain(points: Sequence[Point], final_alpha_cumprod: float) -> list[Step]:
+    """Steps from each point to the following one, and from the last to ᾱ = `final_alpha_cumprod` at t = −1."""
+    ends = [*points[1:], Point(-1.0, final_alpha_cumprod)]
+    return [Step(index, at, end) for index, (at, end) in enumerate(zip(points, ends, strict=True))]
+
+
+def from_strength(steps: Sequence[Step], strength: float) -> list[Step]:
+    """The last int(S · strength) of S steps, counted anew from 0: where a picture is changed, not made from noise.
+
+    Raises UsageError for a strength outside (0, 1] or so small that no step is left.
+    """
+    if not 0 < strength <= 1:
+        raise UsageError(f"strength must be above 0 and at most 1, not {strength}")
+    count = min(int(len(steps) * strength), len(steps))
+    if count < 1:
+        raise UsageError(
+            f"strength {strength} of {len(steps)} steps leaves no step",
+            f"at least {math.ceil(1 / strength)} steps, or strength {1 / len(steps):.3g}",
+        )
+    rest = steps[len(steps) - count :]
+    return [dataclasses.replace(step, index=index) for index, step in enumerate(rest)]
+
+
+def _check(schedule: NoiseSchedule) -> None:
+    """Raises GencliError for a value that no schedule can have, naming its field."""
+    for field in dataclasses.fields(schedule):
+        name, value = field.name, getattr(schedule, field.name)
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                raise _wrong(name, value, f"gencli knows {', '.join(CHOICES[name])}")
+        elif name in BOUNDS:
+            low, high = BOUNDS[name]
+            kinds = (int,) if isinstance(low, int) else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                raise _wrong(name, value, f"it must be a {'whole ' * (kinds == (int,))}number from {low} to {high}")
+        elif name != "trained_betas" and not isinstance(value, bool):
+            raise _wrong(name, value, "it must be true or false")
+    betas, T = schedule.trained_betas, schedule.num_train_timesteps
+    if betas is not None:
+        if not isinstance(betas, tuple) or not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
+            raise GencliError(f"{FILE}: trained_betas must be numbers between 0 and 1")
+        if len(betas) != T:
+            raise GencliError(f"{FILE}: {len(betas)} trained_betas do not fit num_train_timesteps = {T}")
+
+
+def _wrong(name: str, value: Any, hint: str) -> GencliError:
+    return GencliError(f"{FILE}: {name} = {value!r} is not supported", hint)
