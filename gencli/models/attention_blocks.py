@@ -1,0 +1,141 @@
+"""Attention over pictures, named as diffusers' checkpoints name it: alone, or in a small transformer with a context.
+
+B: batch, T: tokens (H · W of a picture), C: channels, L, D: tokens of the context and their width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.models.base import Rename
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x (B, T, C) over itself or over a context (B, L, D)."""
+
+    def __init__(self, channels: int, heads: int, *, context_channels: int | None = None, bias: bool = False):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_channels or channels, channels, bias=bias)
+        self.to_v = nn.Linear(context_channels or channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        y = F.scaled_dot_product_attention(q, k, v)  # scores are made in float32 whatever the dtype
+        return self.to_out[0](y.transpose(1, 2).reshape(x.shape))
+
+    def _split(self, y: Tensor) -> Tensor:
+        """(B, T, C) → (B, heads, T, C / heads)."""
+        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class AttentionBlock(Attention):
+    """Self-attention over the places of a picture, normed before and added after: (B, C, H, W) → the same."""
+
+    def __init__(
+        self, channels: int, heads: int, *, groups: int | None, eps: float, rescale_output_factor: float = 1.0
+    ):
+        super().__init__(channels, heads, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups else nn.Identity()
+        self.rescale_output_factor = rescale_output_factor
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The context is not read: it is there because every attention of a UNet is called alike."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        y = x + super().forward(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        return y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
+
+
+class GEGLU(nn.Module):
+    """Shazeer 2020, "GLU Variants Improve Transformer"."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        # the checkpoints count a dropout between the two
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention over the context, feed-forward: each normed before and added after."""
+
+    def __init__(self, channels: int, heads: int, context_channels: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, context_channels=context_channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(nn.Module):
+    """Transformer blocks over the places of a picture (B, C, H, W) that read a context (B, L, D).
+
+    The projections around them are 1×1 convolutions (Stable Diffusion 1) or linear layers (2): the same mathematics,
+    but another shape in the file.
+    """
+
+    def __init__(self, channels: int, heads: int, *, layers: int, context_channels: int, groups: int, linear: bool):
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, heads, context_channels) for _ in range(layers)
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.norm(x)
+        if self.linear:
+            h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, H W, C)
+        else:
+            h = self.proj_in(h).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            h = self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])
+        else:
+            h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return x + h
+
+
+def squeeze_conv(weight: Tensor) -> Tensor:
+    """A 1×1 convolution's weight (out, in, 1, 1) as a linear layer's (out, in); that itself stays as it is."""
+    return weight.flatten(1) if weight.shape[2:] == (1, 1) else weight
+
+
+# Files from before diffusers 0.15 call the projections of an AttentionBlock otherwise, and some that were made from
+# Latent Diffusion's own checkpoints hold them as 1×1 convolutions.
+OLD_ATTENTION_NAMES = tuple(
+    Rename(rf"(.*attentions\.\d+)\.{names}\.{kind}", rf"\1.{new}.{kind}", squeeze_conv if kind == "weight" else None)
+    for names, new in (
+        ("(?:query|to_q)", "to_q"),
+        ("(?:key|to_k)", "to_k"),
+        ("(?:value|to_v)", "to_v"),
+        (r"(?:proj_attn|to_out\.0)", "to_out.0"),
+    )
+    for kind in ("weight", "bias")
+)

@@ -1,0 +1,259 @@
+"""Convolutional blocks that UNets and the KL autoencoder share, named as diffusers' checkpoints name them.
+
+Blocks are built from two factories, so that a UNet says once how its residual and attention blocks are made:
+`resnet(in_channels, out_channels)` and `attention(channels)`. Every attention is called as `attention(x, context)`.
+B: batch, C: channels, H, W: height and width, E: width of the time embedding, L, D: context tokens and their width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+
+ResnetFactory = Callable[[int, int], nn.Module]
+AttentionFactory = Callable[[int], nn.Module]
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Sinusoids of timesteps (B,), which may be fractions: (B, dim) in float32 (Ho et al. 2020).
+
+    Sine first, or cosine first with `flip_sin_to_cos`; `freq_shift` 1 makes the last wavelength exactly 2π · 10000.
+    """
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000) * exponent)[None]
+    waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(waves, dim=1), (0, dim % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    def __init__(self, in_channels: int, time_embed_dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, time_embed_dim)
+        self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResnetBlock2D(nn.Module):
+    """GroupNorm, SiLU, convolution, twice, beside a shortcut; the time embedding shifts (and scales) the middle."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        temb_channels: int | None = None,
+        scale_shift: bool = False,
+        output_scale_factor: float = 1.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.output_scale_factor = output_scale_factor
+        self.dropout = dropout
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if temb_channels is not None:
+            self.time_emb_proj = nn.Linear(temb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if temb is None:
+            h = self.norm2(h)
+        else:
+            shift = self.time_emb_proj(F.silu(temb))[:, :, None, None]
+            if self.scale_shift:
+                scale, shift = shift.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + shift)
+        h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
+        h = self.conv_shortcut(x) + h
+        return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+
+
+class Downsample2D(nn.Module):
+    def __init__(self, channels: int, padding: int):
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding == 0:
+            x = F.pad(x, (0, 1, 0, 1))  # right and bottom only, as the first DDPM code padded
+        return self.conv(x)
+
+
+class Upsample2D(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Twice the height and width, or `size`: what a level of an odd height was before it was halved."""
+        size = size or (2 * x.shape[2], 2 * x.shape[3])
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def _modules(modules: list[nn.Module]) -> nn.ModuleList | None:
+    return nn.ModuleList(modules) if modules else None
+
+
+class DownBlock(nn.Module):
+    """DownBlock2D, AttnDownBlock2D and CrossAttnDownBlock2D: they differ in the attention alone."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        *,
+        resnet: ResnetFactory,
+        attention: AttentionFactory | None,
+        downsample_padding: int | None,
+    ):
+        """`downsample_padding` None: the last level, which is not halved."""
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(resnet(widths[i], widths[i + 1]) for i in range(layers))
+        self.attentions = _modules([attention(out_channels) for _ in range(layers)] if attention else [])
+        down = [] if downsample_padding is None else [Downsample2D(out_channels, downsample_padding)]
+        self.downsamplers = _modules([*down])
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The level's output, and every state that the way up reads again."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            if self.attentions is not None:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class UpBlock(nn.Module):
+    """UpBlock2D, AttnUpBlock2D and CrossAttnUpBlock2D: they differ in the attention alone."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        skip_channels: list[int],
+        *,
+        resnet: ResnetFactory,
+        attention: AttentionFactory | None,
+        upsample: bool,
+    ):
+        """`skip_channels`: widths of the states from the way down, one a residual block, in the order of use."""
+        super().__init__()
+        widths = [in_channels] + [out_channels] * len(skip_channels)
+        self.resnets = nn.ModuleList(resnet(widths[i] + skip, out_channels) for i, skip in enumerate(skip_channels))
+        self.attentions = _modules([attention(out_channels) for _ in skip_channels] if attention else [])
+        self.upsamplers = _modules([Upsample2D(out_channels)] if upsample else [])
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor]) -> Tensor:
+        """`skips`: all states of the way down that are left; this level takes its own from the end."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+            if self.attentions is not None:
+                x = self.attentions[i](x, context)
+        if self.upsamplers is not None:
+            size = (skips[-1].shape[2], skips[-1].shape[3])
+            x = self.upsamplers[0](x, size)
+        return x
+
+
+class MidBlock(nn.Module):
+    """UNetMidBlock2D and UNetMidBlock2DCrossAttn: residual, attention if any, residual."""
+
+    def __init__(self, channels: int, *, resnet: ResnetFactory, attention: AttentionFactory | None, resnets: int = 2):
+        super().__init__()
+        self.attentions = _modules([attention(channels)] if attention else [])
+        self.resnets = nn.ModuleList(resnet(channels, channels) for _ in range(resnets))
+
+    def forward(self, x: Tensor, temb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        x = self.resnets[0](x, temb)
+        if self.attentions is not None:
+            x = self.attentions[0](x, context)
+        for resnet in [*self.resnets][1:]:
+            x = resnet(x, temb)
+        return x
+
+
+# --- what the configs of these models have in common
+
+
+def refuse(key: str, value: Any, hint: str | None = None) -> GencliError:
+    return GencliError(f"config.json: {key} = {value!r} is not supported", hint)
+
+
+def check_ints(config: Any, bounds: dict[str, int], least: int = 1) -> None:
+    """Bounds that any real model keeps, so that a hostile config allocates nothing; all values of a tuple."""
+    for key, top in bounds.items():
+        value = getattr(config, key)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, bool) or not isinstance(one, int) or not least <= one <= top:
+                raise GencliError(f"config.json: {key} = {value!r} is out of range ({least} to {top})")
+
+
+def check_numbers(config: Any, bounds: dict[str, tuple[float, float]]) -> None:
+    """The same for real numbers: `low <= value <= high`, and finite."""
+    for key, (low, high) in bounds.items():
+        value = getattr(config, key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise GencliError(f"config.json: {key} = {value!r} is out of range ({low:g} to {high:g})")
+
+
+def check_flags(config: Any) -> None:
+    """Every field declared `bool` holds one."""
+    for field in dataclasses.fields(config):
+        if field.type == "bool" and not isinstance(getattr(config, field.name), bool):
+            raise GencliError(f"config.json: {field.name} = {getattr(config, field.name)!r} is neither true nor false")
+
+
+def check_levels(config: Any, down: tuple[str, ...], up: tuple[str, ...]) -> None:
+    """The levels of a UNet or autoencoder: as many block types as widths, all known, every width whole groups."""
+    for key, known in (("block_out_channels", None), ("down_block_types", down), ("up_block_types", up)):
+        value = getattr(config, key)
+        if not isinstance(value, tuple) or not 1 <= len(value) <= 8:
+            raise GencliError(f"config.json: {key} = {value!r} is no list of 1 to 8")
+        for name in value:
+            if known is not None and name not in known:
+                raise refuse(key, name, f"gencli knows {', '.join(known)}")
+        if len(value) != len(config.block_out_channels):
+            raise GencliError(
+                f"config.json: {key} has {len(value)} entries, block_out_channels {len(config.block_out_channels)}"
+            )
+    check_ints(config, {"block_out_channels": 2**14, "norm_num_groups": 2**14})
+    for width in config.block_out_channels:
+        if width % config.norm_num_groups:
+            groups = config.norm_num_groups
+            raise GencliError(f"config.json: block_out_channels has {width}, no multiple of norm_num_groups = {groups}")
+    if config.act_fn not in ("silu", "swish"):
+        raise refuse("act_fn", config.act_fn, "gencli knows silu and swish, which are one")
+
+
+def check_sample_size(config: Any) -> None:
+    """A side, or height and width, or nothing at all."""
+    if config.sample_size is not None:
+        check_ints(config, {"sample_size": 2**14})
+        if isinstance(config.sample_size, tuple) and len(config.sample_size) != 2:
+            raise GencliError(f"config.json: sample_size = {config.sample_size!r} is no height and width")
