@@ -12,20 +12,23 @@ from gencli.errors import GencliError, UsageError
 EXAMPLES = 'try `gencli text "Once upon a time"`, or pipe a prompt in; see `gencli text --help`'
 
 
+def check_arguments(arguments: Sequence[str], *, stdin_by_default: bool = True) -> None:
+    """Raises UsageError where `read_prompt` would have no prompt to read, or be told to read stdin twice."""
+    if arguments.count("-") > 1:
+        raise UsageError("`-` stands for all of stdin and can be given once")
+    if not arguments and stdin_by_default and is_terminal(sys.stdin):
+        raise UsageError("no prompt", EXAMPLES)
+
+
 def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> str:
     """The prompt: arguments joined by a space, `-` being all of stdin set off by newlines.
 
-    Without arguments it is stdin, unless that is a terminal (UsageError), or `stdin_by_default` is False ("").
-    With arguments and no `-` stdin is not touched. Raises GencliError when stdin is not UTF-8.
+    Without arguments it is stdin, or "" unless `stdin_by_default`. With arguments and no `-` stdin is not touched.
+    Raises UsageError as `check_arguments`, GencliError when stdin is closed or not UTF-8.
     """
+    check_arguments(arguments, stdin_by_default=stdin_by_default)
     if not arguments:
-        if not stdin_by_default:
-            return ""
-        if is_terminal(sys.stdin):
-            raise UsageError("no prompt", EXAMPLES)
-        return read_stdin()
-    if arguments.count("-") > 1:
-        raise UsageError("`-` stands for all of stdin and can be given once")
+        return read_stdin() if stdin_by_default else ""
     if "-" not in arguments:
         return " ".join(arguments)
     where = list(arguments).index("-")

@@ -1,0 +1,79 @@
+"""Samples → stdout: as text that streams, or as JSON objects with the field names of OpenAI's completion API."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from gencli.cli.sinks import TextSink, write_json
+from gencli.text.events import Piece, Sample
+from gencli.text.logprobs import Logprobs
+
+
+class PlainOutput:
+    """Text as it comes, one record a sample; with `echo` each record begins with its prompt."""
+
+    def __init__(self, *, echo: bool, null: bool):
+        self.sink = TextSink(null=null)
+        self.echo = echo
+        self._begun = False
+
+    def show(self, event: Piece | Sample, prompt: str, *, first: int) -> None:
+        """The next event of samples in order. `first`: how many samples other prompts had before."""
+        if not self._begun:
+            self._begun = True
+            self.sink.write(prompt if self.echo else "")
+        if isinstance(event, Sample):
+            self.sink.end()
+            self._begun = False
+        else:
+            self.sink.write(event.text)
+
+    def interrupted(self) -> None:
+        self.sink.interrupted()
+
+
+class JsonOutput:
+    """One object a sample, once it is whole."""
+
+    def __init__(self, model: str, *, echo: bool):
+        self.model = model
+        self.echo = echo
+
+    def show(self, event: Piece | Sample, prompt: str, *, first: int) -> None:
+        """As `PlainOutput.show`."""
+        if isinstance(event, Sample):
+            write_json(self.record(event, prompt if self.echo else "", first + event.index))
+
+    def record(self, sample: Sample, prompt: str, index: int) -> dict[str, Any]:
+        """A sample as the completion API names its parts; `prompt` is put before the text."""
+        return {
+            "index": index,
+            "text": prompt + sample.text,
+            "finish_reason": sample.finish_reason,
+            "logprobs": sample.logprobs and _logprobs(sample.logprobs, len(prompt)),
+            "usage": {
+                "prompt_tokens": sample.prompt_tokens,
+                "completion_tokens": sample.completion_tokens,
+                "total_tokens": sample.prompt_tokens + sample.completion_tokens,
+            },
+            "seed": sample.seed,
+            "model": self.model,
+        }
+
+    def interrupted(self) -> None:
+        pass
+
+
+def _logprobs(logprobs: Logprobs, offset: int) -> dict[str, Any]:
+    """As JSON can hold them: no infinities, text offsets from the beginning of the text that is shown."""
+    columns = dataclasses.asdict(logprobs)
+    columns["token_logprobs"] = [_finite(value) for value in logprobs.token_logprobs]
+    columns["top_logprobs"] = [{t: _finite(value) for t, value in row.items()} for row in logprobs.top_logprobs]
+    columns["text_offset"] = [offset + start for start in logprobs.text_offset]
+    return columns
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,87 @@
+"""A found checkpoint → everything that continuing text needs: module, tokenizer, its own settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gencli import devices
+from gencli.checkpoints.build import architecture_name, load
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.tensors import open_tensors
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.models import architecture
+from gencli.tokens import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A language model, ready to run. `load_seconds` is how long opening took."""
+
+    name: str
+    module: nn.Module
+    tokenizer: Tokenizer
+    generation_config: Mapping[str, Any]
+    load_seconds: float
+
+    @property
+    def max_positions(self) -> int:
+        """The context: the longest sequence the model can read, in tokens."""
+        return int(self.module.max_positions)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def describe(self) -> str:
+        """The model in one line: its size, precision, device and threads."""
+        parameters = {id(p): p.numel() for p in self.module.parameters()}
+        dtype = str(next(self.module.parameters()).dtype).removeprefix("torch.")
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.name} ({sum(parameters.values()) / 1e6:.1f} M parameters, {dtype}, {self.device}{threads})"
+
+
+def open_model(source: Source, *, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> TextModel:
+    """Open the language model at `source`; device and dtype are names as `gencli.devices` knows them.
+
+    Raises GencliError for a checkpoint that is broken, not supported, or no language model.
+    """
+    start = time.perf_counter()
+    devices.set_threads(threads)
+    place = devices.pick_device(device)
+    folder, weights = _folder_and_weights(source)
+    raw = _config(source, folder)
+    tensors = open_tensors(weights)
+    precision = devices.pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
+    tokenizer = load_tokenizer(folder)
+    module = load(weights, device=place, dtype=precision, config=raw)
+    file = folder / "generation_config.json"
+    generation_config = read_json(file) if file.is_file() else {}
+    return TextModel(source.name, module, tokenizer, generation_config, time.perf_counter() - start)
+
+
+def _folder_and_weights(source: Source) -> tuple[Path, Path]:
+    """The folder of the small files, and what to open for tensors: the folder, or the one file that was named."""
+    if source.kind != "file":
+        return source.path, source.path
+    if not (source.path.parent / "config.json").is_file():
+        raise GencliError(f"{source.path}: a language model is a folder; there is no config.json beside this file")
+    return source.path.parent, source.path
+
+
+def _config(source: Source, folder: Path) -> dict[str, Any]:
+    """config.json. Raises GencliError for a checkpoint that is no language model."""
+    pictures = GencliError(f"{source.name} is no language model", "pictures are made by `gencli image`")
+    if (folder / "model_index.json").is_file():
+        raise pictures
+    raw = read_json(folder / "config.json")
+    if not hasattr(architecture(architecture_name(raw, folder)).Model, "new_cache"):
+        raise pictures
+    return raw
