@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gencli.errors import GencliError
+from gencli.files import read_json
+
+__all__ = ["STEMS", "VARIANTS", "Tensors", "open_tensors", "read_json"]
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 VARIANTS = (None, "fp16", "bf16")  # in this order, when the caller names none
-JSON_LIMIT = 64 * 2**20  # bytes; the largest index and tokenizer files of the hub are below a third of it
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file. Raises GencliError when it is missing, too large or no JSON object."""
-    try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for a JSON file of a checkpoint")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise GencliError(f"{path.parent} has no {path.name}", "is it a checkpoint's folder?") from None
-    except OSError as error:
-        raise GencliError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise GencliError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise GencliError(f"{path} holds no JSON object")
-    return value
 
 
 class Tensors:

@@ -1,0 +1,35 @@
+"""Reading the small files of a checkpoint: JSON objects and text, bounded, with one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gencli.errors import GencliError
+
+SIZE_LIMIT = 64 * 2**20  # bytes; the largest index and tokenizer files of the hub are below a third of it
+
+
+def read_bytes(path: Path) -> bytes:
+    """A small file's bytes. Raises GencliError when it is missing, unreadable or larger than any real one."""
+    try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for such a file of a checkpoint")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise GencliError(f"{path.parent} has no {path.name}", "is it a checkpoint's folder?") from None
+    except OSError as error:
+        raise GencliError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises GencliError as `read_bytes`, and when it is no JSON object."""
+    content = read_bytes(path)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise GencliError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise GencliError(f"{path} holds no JSON object")
+    return value

@@ -1,0 +1,128 @@
+"""Text ↔ token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from gencli.errors import GencliError
+from gencli.tokens.decode import BYTE_PIECE, IncrementalDecoder, byte_level_bytes, make_steps
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A checkpoint's tokenizer, made by `load_tokenizer`.
+
+    folder: where its files lie. bos_id: the token an empty text starts from. eos_ids: the tokens that end a text.
+    pad_id: fills up texts of equal length. max_length: the longest sequence the files speak of. None: not said.
+    word_suffix: `</w>` for a CLIP tokenizer, else empty.
+    """
+
+    backend: Backend
+    folder: Path
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    max_length: int | None = None
+    word_suffix: str = ""
+    special_ids: frozenset[int] = field(init=False)
+    _decoder: dict[str, Any] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        decoder = self.backend.decoder
+        object.__setattr__(self, "special_ids", frozenset(special))
+        object.__setattr__(self, "_decoder", None if decoder is None else json.loads(decoder.__getstate__()))
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, added ones included. A model's own vocabulary may be larger (padding)."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, special: bool = True, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        special: special tokens written in the text are those tokens, as transformers does; otherwise plain words.
+        add_special_tokens: add what the tokenizer puts around every text (CLIP's start and end, Llama's start).
+        Raises GencliError for a text with lone surrogates, which no encoding of Unicode can hold.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise GencliError(f"the text is no valid Unicode at character {error.start}") from None
+        self.backend.encode_special_tokens = not special
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_padded(self, text: str, length: int | None = None) -> tuple[list[int], list[int]]:
+        """Exactly `length` token ids (default: max_length) for a text encoder, and the ids that did not fit.
+
+        What is too long is cut before the end token; what is short is filled with `pad_id`, or else the end token.
+        Raises GencliError when nothing says how long.
+        """
+        length = length or self.max_length
+        if length is None:
+            raise GencliError(f"{self.folder}: tokenizer_config.json has no model_max_length")
+        frame = self.backend.num_special_tokens_to_add(False)
+        ids = self.encode(text)
+        tail = 1 if frame and ids[-1] in self.eos_ids else 0
+        keep = length - tail
+        if len(ids) > length:
+            return ids[:keep] + ids[len(ids) - tail :], ids[keep : len(ids) - tail]
+        pad = self.pad_id if self.pad_id is not None else self.eos_ids[0] if self.eos_ids else 0
+        return ids + [pad] * (length - len(ids)), []
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of token ids; bytes that are no UTF-8 read as U+FFFD. Raises GencliError for an unknown id."""
+        decoder = self.decoder(skip_special)
+        parts = [decoder.push(i) for i in ids]
+        return "".join(parts) + decoder.finish()
+
+    def decoder(self, skip_special: bool = True) -> IncrementalDecoder:
+        """A decoder for one sequence, token by token; its parts joined equal `decode` of all.
+
+        Raises GencliError for a kind of decoder that gencli does not know.
+        """
+
+        def piece_of(token: int) -> str | None:
+            return None if skip_special and token in self.special_ids else self.raw_piece(token)
+
+        return IncrementalDecoder(piece_of, make_steps(self._decoder, self.word_suffix))
+
+    def raw_piece(self, token: int) -> str:
+        """The token as the vocabulary writes it (`Ġthe`, `▁the`). Raises GencliError for an id that has none."""
+        piece = self.backend.id_to_token(token) if 0 <= token < 2**32 else None
+        if piece is None:
+            raise GencliError(
+                f"token id {token} is not in the tokenizer's vocabulary of {self.vocab_size} ({self.folder})"
+            )
+        return piece
+
+    def id_to_piece(self, token: int) -> str:
+        """What one token stands for inside a text, as the OpenAI API's `logprobs` write it.
+
+        That is its text (` the`), a special token's name, or `bytes:\\xe4\\xbd` for a part of a character.
+        Raises GencliError for an unknown id.
+        """
+        raw = self.raw_piece(token)
+        if token in self.special_ids:
+            return raw
+        if byte := BYTE_PIECE.fullmatch(raw):
+            return _text_of(bytes([int(byte[1], 16)]))
+        if self._decoder and self._decoder["type"] == "ByteLevel" and not self.word_suffix:
+            return _text_of(byte_level_bytes(raw))
+        once = self.decode(
+            [token], skip_special=False
+        )  # the beginning of a text may lose its space: look at the second
+        return self.decode([token, token], skip_special=False)[len(once) :]
+
+
+def _text_of(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
