@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 Names = Callable[[str, Tensor], tuple[str, Tensor]]
 
@@ -90,4 +91,54 @@ def make_unet(folder: Path, kind: str = "sd15", changes: dict[str, Any] | None =
     torch.manual_seed(10)
     model = save(randomise(UNet2DConditionModel(**config), 11), folder, **saving)
     keep_keys(folder / "config.json", " ".join(config), _diffusers_version="0.6.0")
+    return model
+
+
+# --- text encoder
+
+TEXT: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 24,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 64,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "pad_token_id": 1,
+        "projection_dim": 24,
+        "vocab_size": 544,
+    },
+}
+TEXT["sd21"] = TEXT["sd15"] | {"hidden_act": "gelu", "hidden_size": 32, "projection_dim": 16, "num_hidden_layers": 4}
+
+
+def hub_text_names(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Names as in the hub's text encoders: transformers before 5 had all parts under `text_model`."""
+    return f"text_model.{name}", tensor
+
+
+def make_text_encoder(
+    folder: Path, kind: str = "sd15", changes: dict[str, Any] | None = None, *, hub_names: bool = True, **saving: Any
+):
+    """A CLIPTextModel in `folder`; `hub_names`: with the prefix and the positions that the hub's files have."""
+    config = TEXT[kind] | (changes or {})
+    torch.manual_seed(20)
+    model = CLIPTextModel(CLIPTextConfig(**config))
+    for parameter in model.parameters():  # CLIP's own start is so small that every text looks alike
+        parameter.data *= 4 if parameter.ndim > 1 else 1
+    save(randomise(model, 21), folder, names=hub_text_names if hub_names else None, **saving)
+    if hub_names:
+        positions = torch.arange(config["max_position_embeddings"])[None]
+        file = max(folder.glob("*.safetensors"))
+        save_file(load_file(file) | {"text_model.embeddings.position_ids": positions}, file, {"format": "pt"})
+    architectures = ["CLIPTextModel"]
+    keep_keys(folder / "config.json", "", architectures=architectures, torch_dtype="float32", **config)
     return model

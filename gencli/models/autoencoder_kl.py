@@ -16,16 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES, AttentionBlock
-from gencli.models.base import Layout, read_config
+from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
 from gencli.models.unet_blocks import (
     Downsample2D,
     MidBlock,
     ResnetBlock2D,
     Upsample2D,
-    check_flags,
-    check_ints,
     check_levels,
-    check_numbers,
     check_sample_size,
 )
 

@@ -96,6 +96,31 @@ def read_config(
     return cls(**known)
 
 
+def check_ints(config: Any, bounds: Mapping[str, int], least: int = 1) -> None:
+    """Bounds that any real model keeps, so that a hostile config allocates nothing; all values of a tuple."""
+    types = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    for key, top in bounds.items():
+        value = getattr(config, key)
+        for one in value if isinstance(value, tuple) and "tuple" in types[key] else (value,):
+            if isinstance(one, bool) or not isinstance(one, int) or not least <= one <= top:
+                raise GencliError(f"config.json: {key} = {value!r} is out of range ({least} to {top})")
+
+
+def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """The same for real numbers: `low <= value <= high`, and finite."""
+    for key, (low, high) in bounds.items():
+        value = getattr(config, key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise GencliError(f"config.json: {key} = {value!r} is out of range ({low:g} to {high:g})")
+
+
+def check_flags(config: Any) -> None:
+    """Every field declared `bool` holds one."""
+    for field in dataclasses.fields(config):
+        if field.type == "bool" and not isinstance(getattr(config, field.name), bool):
+            raise GencliError(f"config.json: {field.name} = {getattr(config, field.name)!r} is neither true nor false")
+
+
 # Keys that transformers writes into any config.json and that do not touch the mathematics of a forward pass.
 TRANSFORMERS_INERT = frozenset(
     """architectures model_type torch_dtype dtype transformers_version use_cache output_attentions output_hidden_states

@@ -16,17 +16,14 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.attention_blocks import Transformer2DModel
-from gencli.models.base import Layout, read_config
+from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
 from gencli.models.unet_blocks import (
     DownBlock,
     MidBlock,
     ResnetBlock2D,
     TimestepEmbedding,
     UpBlock,
-    check_flags,
-    check_ints,
     check_levels,
-    check_numbers,
     check_sample_size,
     refuse,
     timestep_embedding,

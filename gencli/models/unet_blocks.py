@@ -7,7 +7,6 @@ B: batch, C: channels, H, W: height and width, E: width of the time embedding, L
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
+from gencli.models.base import check_ints
 
 ResnetFactory = Callable[[int, int], nn.Module]
 AttentionFactory = Callable[[int], nn.Module]
@@ -203,30 +203,6 @@ class MidBlock(nn.Module):
 
 def refuse(key: str, value: Any, hint: str | None = None) -> GencliError:
     return GencliError(f"config.json: {key} = {value!r} is not supported", hint)
-
-
-def check_ints(config: Any, bounds: dict[str, int], least: int = 1) -> None:
-    """Bounds that any real model keeps, so that a hostile config allocates nothing; all values of a tuple."""
-    for key, top in bounds.items():
-        value = getattr(config, key)
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, bool) or not isinstance(one, int) or not least <= one <= top:
-                raise GencliError(f"config.json: {key} = {value!r} is out of range ({least} to {top})")
-
-
-def check_numbers(config: Any, bounds: dict[str, tuple[float, float]]) -> None:
-    """The same for real numbers: `low <= value <= high`, and finite."""
-    for key, (low, high) in bounds.items():
-        value = getattr(config, key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise GencliError(f"config.json: {key} = {value!r} is out of range ({low:g} to {high:g})")
-
-
-def check_flags(config: Any) -> None:
-    """Every field declared `bool` holds one."""
-    for field in dataclasses.fields(config):
-        if field.type == "bool" and not isinstance(getattr(config, field.name), bool):
-            raise GencliError(f"config.json: {field.name} = {getattr(config, field.name)!r} is neither true nor false")
 
 
 def check_levels(config: Any, down: tuple[str, ...], up: tuple[str, ...]) -> None:

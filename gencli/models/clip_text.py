@@ -1,0 +1,188 @@
+"""The text encoder of CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language …").
+
+Attributes are named as transformers' own files of today name them. B: batch, T: tokens, C: hidden_size, H: heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models.base import (
+    TRANSFORMERS_INERT,
+    Layout,
+    Rename,
+    check_ints,
+    check_numbers,
+    read_config,
+)
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's models
+    "gelu": F.gelu,  # OpenCLIP's, as in Stable Diffusion 2
+}
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """config.json of a text encoder; defaults are those of transformers' class."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> CLIPTextConfig:
+        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+        if raw.get("architectures") == ["CLIPTextModelWithProjection"]:
+            raise GencliError("config.json: architectures = CLIPTextModelWithProjection is not supported")
+        config = read_config(cls, raw, inert=TRANSFORMERS_INERT | {"projection_dim"})
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
+        bounds = {"vocab_size": 2**22, "hidden_size": 2**14, "intermediate_size": 2**16, "num_hidden_layers": 128}
+        check_ints(self, bounds | {"num_attention_heads": 1024, "max_position_embeddings": 2**16})
+        check_ints(self, {"eos_token_id": 2**22}, least=0)
+        check_numbers(self, {"layer_norm_eps": (0.0, 1.0)})
+        if self.hidden_size % self.num_attention_heads:
+            raise GencliError(
+                f"config.json: hidden_size = {self.hidden_size} is no multiple of "
+                f"num_attention_heads = {self.num_attention_heads}"
+            )
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
+            raise GencliError(
+                f"config.json: hidden_act = {self.hidden_act!r} is not supported",
+                f"gencli knows {', '.join(ACTIVATIONS)}",
+            )
+
+
+@dataclass(frozen=True)
+class CLIPTextOutput:
+    """`last_hidden_state` (B, T, C), normed; `pooled` (B, C), its vector at the end of the text.
+
+    `hidden_states`: what goes into the first layer and what comes out of each, (B, T, C) and not normed: the
+    penultimate layer is `model.final_layer_norm(hidden_states[-2])`.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: list[Tensor]
+    pooled: Tensor
+
+
+class CLIPTextEmbeddings(nn.Module):
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class CLIPAttention(nn.Module):
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(y.transpose(1, 2).reshape(x.shape))
+
+    def _split(self, y: Tensor) -> Tensor:
+        """(B, T, C) → (B, H, T, C / H)."""
+        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class CLIPMLP(nn.Module):
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class CLIPEncoderLayer(nn.Module):
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.self_attn = CLIPAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = CLIPMLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class CLIPEncoder(nn.Module):
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """What goes into the first layer and what comes out of each."""
+        states = [x]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return states
+
+
+class CLIPTextModel(nn.Module):
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = CLIPTextEmbeddings(config)
+        self.encoder = CLIPEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest text the model can read, in tokens."""
+        return self.config.max_position_embeddings
+
+    def forward(self, ids: Tensor) -> CLIPTextOutput:
+        """Read token ids (B, T), T at most `max_positions`. A token sees those before it; padding is not masked."""
+        hidden_states = self.encoder(self.embeddings(ids))
+        x = self.final_layer_norm(hidden_states[-1])
+        pooled = x[torch.arange(len(ids), device=ids.device), self._end(ids)]
+        return CLIPTextOutput(x, hidden_states, pooled)
+
+    def _end(self, ids: Tensor) -> Tensor:
+        """Position of the end of each text, (B,).
+
+        Configs of the first years say `eos_token_id` 2, which is wrong: there the end is the largest id of all
+        (transformers issue 24773). Else it is the first end token: padding may repeat it.
+        """
+        if self.config.eos_token_id == 2:
+            return ids.argmax(dim=-1)
+        return (ids == self.config.eos_token_id).int().argmax(dim=-1)
+
+
+LAYOUT = Layout(
+    # Most files on the hub have the prefix; what transformers 5 saves does not.
+    renames=(Rename(r"text_model\.(.*)", r"\1"),),
+    drops=(r"(text_model\.)?embeddings\.position_ids",),  # 0, 1, 2, …
+)
+Config, Model = CLIPTextConfig, CLIPTextModel
