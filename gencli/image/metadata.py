@@ -48,7 +48,7 @@ def to_dict(request: ImageRequest) -> dict[str, Any]:
     """A request as JSON's types, without the values that are not set."""
     values = {field.name: getattr(request, field.name) for field in _fields()}
     values["sampler_options"] = dict(request.sampler_options) or None
-    return {name: value for name, value in values.items() if value is not None and value is not False}
+    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
 
 
 def to_json(request: ImageRequest) -> str:
@@ -67,13 +67,13 @@ def from_json(text: str) -> Found:
     version = raw.pop("version", "?")
     if unknown := sorted(set(raw) - {field.name for field in _fields()}):
         raise GencliError(
-            f"its {JSON!r} text (version {version!s:.20}) has {', '.join(unknown)[:80]}, which gencli {__version__} lacks",
+            f"its {JSON!r} text (version {version!s:.20}) has {', '.join(unknown)[:80]}, unknown to {__version__}",
             "a later gencli may know it",
         )
     try:
         ImageRequest(**raw)
     except UsageError as error:
-        raise GencliError(f"its {JSON!r} text: {error.message}", error.hint) from None
+        raise GencliError(f"its {JSON!r} text: {error.message.removeprefix('--')}", error.hint) from None
     return Found(raw)
 
 
@@ -139,7 +139,7 @@ def _write(field: dataclasses.Field[Any], value: Any) -> str:
     if field.name == "sampler":
         return SAMPLER_LABELS.get(value, value)
     if field.name == "karras":
-        return KARRAS
+        return KARRAS if value else "Automatic"
     if isinstance(value, Mapping):
         return json.dumps(value)
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -158,8 +158,8 @@ def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | N
         value = {"True": True, "False": False}[text] if kind is bool else text
         value = json.loads(text) if kind is Mapping else value
         value = kind(text) if kind in (int, float) else value
-        needs_init = {"init": "?"} if field.name in ("mask", "strength") else {}
-        ImageRequest(**{field.name: value, **needs_init})
+        values: dict[str, Any] = {"init": "?"} if field.name in ("mask", "strength") else {}
+        ImageRequest(**{**values, field.name: value})
     except (KeyError, ValueError, RecursionError, UsageError):
         return None
     return {field.name: value}

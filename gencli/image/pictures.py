@@ -63,7 +63,7 @@ def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = No
     PNG keeps the texts as text chunks; JPEG and WebP as EXIF: infotext is the user comment, as the web UI writes it.
     Raises GencliError when a JPEG cannot hold the texts.
     """
-    out, extra = io.BytesIO(), {}
+    out, extra = io.BytesIO(), dict[str, Any]()
     if texts and FORMATS[kind] == "PNG":
         info = PngImagePlugin.PngInfo()
         for key, text in texts.items():

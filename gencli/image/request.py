@@ -16,7 +16,8 @@ from gencli.errors import UsageError
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
-SEED_LIMIT = 2**64  # what torch.Generator takes
+SEED_LIMIT = 2**63  # above the largest seed
+FLAGS = {"prompt": "the prompt", "guidance": "--cfg-scale"}  # where a field is not called as its option is
 TEXT_LIMIT = 2**20  # characters of a prompt; a tokenizer would take minutes over more
 
 
@@ -36,15 +37,15 @@ def _number(low: float, high: float, key: str) -> Any:
     return dataclasses.field(default=None, metadata={"kind": float, "range": (low, high), "infotext": key})
 
 
-def _flag(key: str) -> Any:
-    return dataclasses.field(default=False, metadata={"kind": bool, "infotext": key})
+def _flag(key: str, default: bool | None = False) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": bool, "infotext": key})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageRequest:
     """One picture, or `count` of them from the seeds `seed`, `seed + 1`, …
 
-    None leaves a value to the checkpoint and then to the built-in default; `generate.resolve` fills it in.
+    None leaves a value to the checkpoint and then to the built-in default; `settings.resolve` fills it in.
     Raises UsageError for a value out of range and for values that exclude each other.
 
     sampler_options: further keyword arguments of the sampler. truncate: the side of a prompt that may be cut away when
@@ -52,10 +53,10 @@ class ImageRequest:
     """
 
     prompt: str = _text("")
-    negative: str = _text("")
+    negative: str | None = _text(None)
     steps: int | None = _integer(1, 10_000, "Steps")
     sampler: str | None = _text(None, "Sampler")
-    karras: bool = _flag("Schedule type")
+    karras: bool | None = _flag("Schedule type", default=None)
     guidance: float | None = _number(-1000, 1000, "CFG scale")
     guidance_rescale: float | None = _number(0, 1, "CFG rescale")
     seed: int | None = _integer(0, SEED_LIMIT - 1, "Seed")
@@ -63,7 +64,7 @@ class ImageRequest:
     height: int | None = _integer(1, 2**14, None)
     eta: float | None = _number(0, 1, "Eta")
     spacing: str | None = _choice(SPACINGS, "Timestep spacing")
-    sampler_options: Mapping[str, float] = dataclasses.field(
+    sampler_options: Mapping[str, bool | float | str] = dataclasses.field(
         default_factory=dict, metadata={"kind": Mapping, "infotext": "Sampler options"}
     )
     init: str | None = _text(None, "Init image")
@@ -82,21 +83,21 @@ class ImageRequest:
             _check(field, getattr(self, field.name))
         self._check_sampler()
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:
-            raise UsageError(f"seed + count is {self.seed + self.count}, above the largest seed, {SEED_LIMIT - 1}")
+            raise UsageError(f"--seed {self.seed} with --count {self.count}: the last seed is above {SEED_LIMIT - 1}")
         if self.init is None and (self.mask is not None or self.strength is not None):
             what = "mask" if self.mask is not None else "strength"
-            raise UsageError(f"{what} without a picture to start from", "name one with -i/--init FILE")
+            raise UsageError(f"--{what} without a picture to start from", "name one with -i/--init FILE")
         if self.strength == 0:
-            raise UsageError("strength 0 would leave the picture as it is", "strength is above 0 and at most 1")
+            raise UsageError("--strength 0: must be more than 0 and at most 1", "0 would leave the picture as it is")
 
     def _check_sampler(self) -> None:
         from gencli.image import samplers
 
         if self.sampler is not None and self.sampler not in samplers.names():
-            raise UsageError(f"no sampler {self.sampler!r}", f"gencli has {', '.join(samplers.names())}")
+            raise UsageError(f"--sampler {self.sampler!r}: no such sampler", f"there are {', '.join(samplers.names())}")
         for name, value in self.sampler_options.items():
-            if not isinstance(name, str) or isinstance(value, str) or not math.isfinite(value):
-                raise UsageError(f"sampler option {name!r}: {value!r} is no number")
+            if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
+                raise UsageError(f"--sampler-option {name}={value!r}: wants NAME=VALUE")
 
     def replace(self, **changes: Any) -> ImageRequest:
         """A copy with other values, checked again."""
@@ -110,23 +111,23 @@ class ImageRequest:
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
     """One value against the schema. Raises UsageError."""
-    kind, name = field.metadata["kind"], field.name.replace("_", " ")
+    kind, name = field.metadata["kind"], FLAGS.get(field.name) or f"--{field.name.replace('_', '-')}"
     if value is None and field.default is None:
         return
     right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
     if not right or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"{name}: {value!r} is no {_WORDS[kind]}")
+        raise UsageError(f"{name} {value!r}: wants {_WORDS[kind]}")
     if kind is str:
         _check_text(name, value)
     if "choices" in field.metadata and value not in field.metadata["choices"]:
-        raise UsageError(f"{name}: {value!r} is not one of {', '.join(field.metadata['choices'])}")
+        raise UsageError(f"{name} {value!r}: wants one of {', '.join(field.metadata['choices'])}")
     if "range" in field.metadata:
         low, high = field.metadata["range"]
         if not low <= value <= high:  # NaN too
-            raise UsageError(f"{name} must be from {low} to {high}, not {value}")
+            raise UsageError(f"{name} {value}: must be from {low} to {high}")
 
 
-_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Mapping: "table of options"}
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "names and values"}
 
 
 def _check_text(name: str, value: str) -> None:

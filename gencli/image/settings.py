@@ -1,0 +1,99 @@
+"""A request with nothing left open: its own values, else the checkpoint's, else the built-in ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gencli.errors import GencliError, UsageError
+from gencli.image import samplers
+from gencli.image.checkpoint import Checkpoint
+from gencli.image.request import ImageRequest
+from gencli.image.schedule import NoiseSchedule, from_strength
+
+# diffusers' own defaults
+BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
+BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
+STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
+
+
+def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None = None) -> ImageRequest:
+    """Fill in what `request` leaves open; `init_size` is width and height of the picture to start from, if any.
+
+    Raises UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
+    make no sense. Only the seed and the precision stay as they are.
+    """
+    schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
+    _check_text(request, checkpoint)
+    built_in = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.reads_text else {}), "spacing": schedule.timestep_spacing}
+    if request.init is not None:
+        built_in["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
+    own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.reads_text or name == "steps"}
+    try:
+        request.replace(**own)
+    except UsageError as error:
+        where = checkpoint.folder / "generation_config.json"
+        raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None
+    values = {**built_in, **own}
+    values = {name: value for name, value in values.items() if getattr(request, name) is None}
+    values["width"], values["height"] = _size(request, checkpoint, init_size)
+    resolved = request.replace(**values)
+    return _with_sampler_options(resolved, schedule)
+
+
+def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
+    if checkpoint.reads_text:
+        return
+    given = {"a prompt": request.prompt, "--negative": request.negative, "--cfg-scale": request.guidance}
+    given["--guidance-rescale"] = request.guidance_rescale
+    if wrong := [name for name, value in given.items() if value not in (None, "")]:
+        raise UsageError(f"{checkpoint.name} draws without a prompt: {' and '.join(wrong)} cannot be followed")
+
+
+def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> ImageRequest:
+    """Options of the sampler that are not at its defaults (given, or the checkpoint's) written out, and checked."""
+    sampler = samplers.get(request.sampler or "")
+    settings = sampler.settings(schedule, sampler_options(request))
+    for name, value in settings.items():
+        wanted = type(sampler.options[name])
+        if not isinstance(value, (int, float) if wanted is float else wanted) or (wanted is not bool and value is True):
+            raise UsageError(f"sampler {request.sampler}: option {name} = {value!r} is no {wanted.__name__}")
+    changed = {name: value for name, value in settings.items() if value != sampler.options[name]}
+    own = {name: changed.pop(name) if name in changed else settings.get(name) for name in ("eta", "karras")}
+    resolved = request.replace(**own, sampler_options=changed)
+    steps = sampler.steps(schedule, resolved.steps or 1, resolved.spacing, **settings)
+    if resolved.strength is not None:
+        from_strength(steps, resolved.strength)
+    return resolved
+
+
+def sampler_options(request: ImageRequest) -> dict[str, Any]:
+    """The sampler's options that a request names."""
+    own = {"eta": request.eta, "karras": request.karras}
+    return {**request.sampler_options, **{name: value for name, value in own.items() if value is not None}}
+
+
+def _size(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height: as given, else near the starting picture's, else the model's own. Raises UsageError."""
+    multiple, own = checkpoint.multiple, checkpoint.size
+    if request.width is None and request.height is None and init_size is not None:
+        return _near(init_size, own, multiple)
+    width, height = request.width, request.height
+    if width is None or height is None:
+        if own is None:
+            raise UsageError(f"{checkpoint.name} does not say its size", "give one with --size WIDTHxHEIGHT")
+        width, height = width or own[0], height or own[1]
+    for name, side in (("--width", width), ("--height", height)):
+        if side % multiple:
+            below = side // multiple * multiple
+            near = f"{below} or {below + multiple}" if below else str(multiple)
+            raise UsageError(f"{name} {side}: must be a multiple of {multiple} for {checkpoint.name}", f"try {near}")
+    return width, height
+
+
+def _near(init_size: tuple[int, int], own: tuple[int, int] | None, multiple: int) -> tuple[int, int]:
+    """The starting picture's size; when that is over twice the model's own, one of its shape and the model's area."""
+    width, height = init_size
+    scale = 1.0
+    if own is not None and max(width / own[0], height / own[1]) > 2:
+        scale = (own[0] * own[1] / (width * height)) ** 0.5
+    return tuple(max(int(side * scale) // multiple, 1) * multiple for side in (width, height))  # type: ignore[return-value]
