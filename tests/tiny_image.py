@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 Names = Callable[[str, Tensor], tuple[str, Tensor]]
 
@@ -90,7 +91,8 @@ def make_unet(folder: Path, kind: str = "sd15", changes: dict[str, Any] | None =
     config = UNET[kind] | (changes or {})
     torch.manual_seed(10)
     model = save(randomise(UNet2DConditionModel(**config), 11), folder, **saving)
-    keep_keys(folder / "config.json", " ".join(config), _diffusers_version="0.6.0")
+    # an older version makes diffusers take a sample_size below 64 for a mistake, and set 64
+    keep_keys(folder / "config.json", " ".join(config), _diffusers_version="0.15.0")
     return model
 
 
@@ -142,3 +144,216 @@ def make_text_encoder(
     architectures = ["CLIPTextModel"]
     keep_keys(folder / "config.json", "", architectures=architectures, torch_dtype="float32", **config)
     return model
+
+
+# --- autoencoder
+
+VAE: dict[str, Any] = {
+    "act_fn": "silu",
+    "block_out_channels": [16, 16, 32, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 8,
+    "out_channels": 3,
+    "sample_size": 128,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def old_attention_names(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Names of attention blocks as files had them before diffusers 0.15, most on the hub among them."""
+    for new, old in OLD_NAMES.items() if ".attentions." in name else ():
+        name = name.replace(f".{new}.", f".{old}.")
+    return name, tensor
+
+
+def make_vae(folder: Path, changes: dict[str, Any] | None = None, *, names: Names | None = None, **saving: Any):
+    """An AutoencoderKL in `folder`; `names` renames its tensors, with `old_attention_names` for one."""
+    config = VAE | (changes or {})
+    torch.manual_seed(30)
+    model = save(randomise(AutoencoderKL(**config), 31), folder, names=names, **saving)
+    keep_keys(folder / "config.json", " ".join(config))
+    return model
+
+
+# --- tokenizer
+
+MERGES = ["a p", "ap p", "app l", "appl e</w>", "r e", "re d</w>", "c a", "ca t</w>", "d o", "do g</w>", "a</w> x"]
+MERGES += ["s t", "st a", "sta r</w>", "b l", "bl u", "blu e</w>", "g r", "gr e", "gre e", "gree n</w>", "o n</w>"]
+MERGES += ["t h", "th e</w>", "s u", "su n</w>", "a n", "an d</w>", "o f</w>", "i n</w>"]
+
+
+def characters() -> list[str]:
+    """One printable character for each byte, in the order of CLIP's and GPT-2's vocabularies."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(rest))]
+
+
+def make_tokenizer(folder: Path, kind: str = "sd15") -> CLIPTokenizer:
+    """A CLIP tokenizer of 544 tokens as the hub has it: vocab.json, merges.txt and two configs, no tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bytes_ = characters()
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokens = [*bytes_, *(c + "</w>" for c in bytes_), *(merge.replace(" ", "") for merge in MERGES), start, end]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
+    pad = "!" if kind == "sd21" else end
+    added = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    special = {"bos_token": added | {"content": start}, "eos_token": added | {"content": end}}
+    special |= {"pad_token": pad, "unk_token": added | {"content": end}}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
+    typed = {k: v if isinstance(v, str) else {"__type": "AddedToken"} | v for k, v in special.items()}
+    config = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": 77,
+        "special_tokens_map_file": "./special_tokens_map.json",
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | typed, indent=2))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+# --- whole pipelines
+
+SCHEDULER: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+    },
+    "ddpm": {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": "0.1.1",
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "beta_start": 0.0001,
+        "clip_sample": True,
+        "num_train_timesteps": 1000,
+        "trained_betas": None,
+        "variance_type": "fixed_large",
+    },
+}
+SCHEDULER["sd21"] = SCHEDULER["sd15"] | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+
+INDEX: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.6.0",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    },
+    "ddpm": {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": "0.1.1",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    },
+}
+INDEX["sd21"] = INDEX["sd15"] | {
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+}
+
+
+def make_stable_diffusion(
+    folder: Path,
+    kind: str = "sd15",
+    *,
+    variant: str | None = None,
+    hub_names: bool = True,
+    unet: dict[str, Any] | None = None,
+    scheduler: dict[str, Any] | None = None,
+) -> DiffusionPipeline:
+    """A whole Stable Diffusion repository, `kind` sd15 or sd21 (v-prediction); the same in diffusers, in float32.
+
+    Pictures are 128×128 by default, latents 16×16, texts 77 tokens. `hub_names`: old attention names in the VAE, prefix
+    in the text encoder. `variant` fp16 writes `*.fp16.safetensors` alone. `unet`, `scheduler`: changes of config.
+    sd15 has a safety checker, of which there is only the config here; reading its weights would fail.
+    """
+    schedule = SCHEDULER[kind] | (scheduler or {})
+    parts = {
+        "unet": make_unet(folder / "unet", kind, unet, variant=variant),
+        "vae": make_vae(folder / "vae", names=old_attention_names if hub_names else None, variant=variant),
+        "text_encoder": make_text_encoder(folder / "text_encoder", kind, hub_names=hub_names, variant=variant),
+        "tokenizer": make_tokenizer(folder / "tokenizer", kind),
+        "scheduler": write_scheduler(folder / "scheduler", schedule),
+    }
+    index = INDEX[kind] | {"scheduler": ["diffusers", schedule["_class_name"]]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    if kind == "sd15":
+        for part, name in (("safety_checker", "config.json"), ("feature_extractor", "preprocessor_config.json")):
+            (folder / part).mkdir(exist_ok=True)
+            (folder / part / name).write_text("{}")
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def write_scheduler(folder: Path, config: dict[str, Any]) -> Any:
+    """scheduler_config.json in `folder`, and the diffusers scheduler that it names."""
+    import diffusers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scheduler_config.json").write_text(json.dumps(config, indent=2))
+    return getattr(diffusers, config["_class_name"]).from_pretrained(folder)
+
+
+DDPM: dict[str, Any] = {
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": [16, 32, 32, 32],
+    "center_input_sample": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 8,
+    "out_channels": 3,
+    "sample_size": 32,
+    "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def make_unet_2d(folder: Path, changes: dict[str, Any] | None = None, *, names: Names | None = None, **saving: Any):
+    """A UNet2DModel in `folder`, shaped as google/ddpm-cifar10-32 is."""
+    config = DDPM | (changes or {})
+    torch.manual_seed(40)
+    model = save(randomise(UNet2DModel(**config), 41), folder, names=names, **saving)
+    keep_keys(folder / "config.json", " ".join(config), _diffusers_version="0.0.4")
+    return model
+
+
+def make_ddpm(folder: Path, *, old_names: bool = True, scheduler: dict[str, Any] | None = None) -> DiffusionPipeline:
+    """google/ddpm-cifar10-32, small: its parts lie at the root, attention has its old names. 32×32 pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unet = make_unet_2d(folder, names=old_attention_names if old_names else None)
+    (folder / "model_index.json").write_text(json.dumps(INDEX["ddpm"], indent=2))
+    pipe = DDPMPipeline(unet=unet, scheduler=write_scheduler(folder, SCHEDULER["ddpm"] | (scheduler or {})))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

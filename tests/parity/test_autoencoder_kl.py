@@ -1,17 +1,15 @@
 """AutoencoderKL against diffusers' own, from files in every layout that the hub has."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL as Reference
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
-from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, _fade, _spans
+from tests.tiny_image import make_vae, old_attention_names
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 SHAPE = {
@@ -22,30 +20,14 @@ SHAPE = {
     "norm_num_groups": 8,
     "sample_size": 64,
 }
-OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-def save(folder: Path, **changes) -> Reference:
-    torch.manual_seed(0)
-    reference = Reference(**{**SHAPE, **changes}).eval()
-    reference.save_pretrained(folder)
-    return reference
-
-
-def rewrite(folder: Path, change) -> None:
-    """Write the weights again with each (name, tensor) as `change` makes it."""
-    file = folder / "diffusion_pytorch_model.safetensors"
-    save_file(dict(change(name, tensor) for name, tensor in load_file(file).items()), file)
-
-
-def old_name(name: str) -> str:
-    for new, old in OLD_NAMES.items():
-        name = name.replace(f".{new}.", f".{old}.") if ".attentions." in name else name
-    return name
+def make(folder, **changes):
+    return make_vae(folder, SHAPE | changes)
 
 
 @torch.no_grad()
-def check(reference: Reference, model: torch.nn.Module, height: int = 40, width: int = 64) -> None:
+def check(reference, model, height=40, width=64):
     torch.manual_seed(1)
     x = torch.randn(2, 3, height, width)
     mean, logvar = model.encode(x)
@@ -68,7 +50,7 @@ def check(reference: Reference, model: torch.nn.Module, height: int = 40, width:
     ],
 )
 def test_equals_diffusers(tmp_path, changes):
-    reference = save(tmp_path, **changes)
+    reference = make(tmp_path, **changes)
     model = load(tmp_path)
     assert model.config.scaling_factor == 0.18215
     if changes.get("in_channels") == 1:
@@ -80,55 +62,58 @@ def test_equals_diffusers(tmp_path, changes):
 
 
 def test_sizes_that_do_not_divide(tmp_path):
-    check(save(tmp_path), load(tmp_path), height=41, width=50)
+    check(make(tmp_path), load(tmp_path), height=41, width=50)
 
 
 def test_old_attention_names(tmp_path):
-    reference = save(tmp_path)
-    rewrite(tmp_path, lambda name, tensor: (old_name(name), tensor))
+    reference = make_vae(tmp_path, SHAPE, names=old_attention_names)
     assert any(".proj_attn." in name for name in load_file(tmp_path / "diffusion_pytorch_model.safetensors"))
     check(reference, load(tmp_path))
 
 
-@pytest.mark.parametrize("rename", [old_name, str], ids=["old", "new"])
-def test_attention_as_convolutions(tmp_path, rename):
+@pytest.mark.parametrize("old", [True, False], ids=["old", "new"])
+def test_attention_as_convolutions(tmp_path, old):
     """Latent Diffusion's own autoencoders hold the projections as 1×1 convolutions."""
-    reference = save(tmp_path)
 
-    def change(name, tensor):
+    def names(name, tensor):
         conv = ".attentions." in name and tensor.ndim == 2
-        return rename(name), tensor[:, :, None, None].clone() if conv else tensor
+        return old_attention_names(name, tensor)[0] if old else name, tensor[:, :, None, None] if conv else tensor
 
-    rewrite(tmp_path, change)
-    check(reference, load(tmp_path))
+    check(make_vae(tmp_path, SHAPE, names=names), load(tmp_path))
+
+
+def test_two_names_of_one_tensor(tmp_path):
+    make(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    same = "encoder.mid_block.attentions.0.{}.weight"
+    save_file(tensors | {same.format("query"): tensors[same.format("to_q")].clone()}, file)
+    with pytest.raises(GencliError, match="two tensors"):
+        load(tmp_path)
 
 
 def test_sharded(tmp_path):
-    torch.manual_seed(0)
-    reference = Reference(**SHAPE).eval()
-    reference.save_pretrained(tmp_path, max_shard_size="300KB")
+    reference = make_vae(tmp_path, SHAPE, shards="300KB")
     assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1
     check(reference, load(tmp_path))
 
 
 def test_half_precision_variant(tmp_path):
-    torch.manual_seed(0)
-    Reference(**SHAPE).half().save_pretrained(tmp_path, variant="fp16")
-    reference = Reference.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float32).eval()
-    assert (tmp_path / "diffusion_pytorch_model.fp16.safetensors").exists()
+    reference = make_vae(tmp_path, SHAPE, variant="fp16", names=old_attention_names)
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["diffusion_pytorch_model.fp16.safetensors"]
     check(reference, load(tmp_path, dtype=torch.float32))
     assert load(tmp_path, variant="fp16").decoder.conv_in.weight.dtype == torch.float16
 
 
 def test_channels_last(tmp_path):
-    reference = save(tmp_path)
+    reference = make(tmp_path)
     check(reference, load(tmp_path).to(memory_format=torch.channels_last))
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vae")
-    return save(folder), load(folder)
+    return make(folder), load(folder)
 
 
 @torch.no_grad()
@@ -167,8 +152,6 @@ def test_tiles_are_the_mean_of_their_pictures(pair):
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 28, 29, 100])
 @pytest.mark.parametrize("overlap", [0, 4, 8])
 def test_weights_of_tiles_sum_to_one(size, overlap):
-    from gencli.models.autoencoder_kl import _fade, _spans
-
     total = torch.zeros(size * 2)
     for start, end in _spans(size, 16, overlap):
         total[start * 2 : end * 2] += _fade(start, end, size, overlap, 2)
@@ -211,9 +194,8 @@ def test_refused_by_name(changes, message):
 
 
 def test_config_of_another_shape(tmp_path):
-    save(tmp_path)
+    make(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "latent_channels": 8}))
     with pytest.raises(GencliError, match="does not fit its config"):
         load(tmp_path)
-    shutil.rmtree(tmp_path)
