@@ -41,16 +41,17 @@ def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> s
 
 def read_stdin() -> str:
     """All of stdin, without one newline at its end. Raises GencliError when it is closed or not UTF-8."""
-    return _without_newline(_decode(_stdin().read(), "stdin"))
+    return _without_newline(_decode(stdin_bytes().read(), "stdin"))
 
 
 def read_lines() -> Iterator[str]:
     """The lines of stdin as they arrive, without their ends (LF or CRLF). Raises GencliError for one not in UTF-8."""
-    for number, line in enumerate(_stdin(), 1):
+    for number, line in enumerate(stdin_bytes(), 1):
         yield _without_newline(_decode(line, f"line {number} of stdin"))
 
 
-def _stdin() -> BinaryIO:
+def stdin_bytes() -> BinaryIO:
+    """stdin for bytes. Raises GencliError when it is closed."""
     if sys.stdin is None:
         raise GencliError("stdin is closed", "give the prompt as an argument, or redirect stdin from a file")
     return sys.stdin.buffer

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gencli import devices
 from gencli.checkpoints.build import architecture_name, load
@@ -23,10 +22,14 @@ from gencli.tokens import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class TextModel:
-    """A language model, ready to run. `load_seconds` is how long opening took."""
+    """A language model, ready to run. `load_seconds` is how long opening took.
+
+    module: an nn.Module with `max_positions`, `vocab_size`, `new_cache(batch, positions)` and
+    `forward(ids (B, T), cache, last_only=…) -> logits (B, T, V)`.
+    """
 
     name: str
-    module: nn.Module
+    module: Any
     tokenizer: Tokenizer
     generation_config: Mapping[str, Any]
     load_seconds: float
@@ -34,7 +37,11 @@ class TextModel:
     @property
     def max_positions(self) -> int:
         """The context: the longest sequence the model can read, in tokens."""
-        return int(self.module.max_positions)  # type: ignore[arg-type]
+        return self.module.max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        return self.module.vocab_size
 
     @property
     def device(self) -> torch.device:
