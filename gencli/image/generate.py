@@ -82,10 +82,12 @@ def generate(
     Raises GencliError for a prompt that is too long and for NaN from the model.
     """
     recipe = _Recipe(pipeline, request, init, mask)
-    items = ((prompt, i) for prompt in ([request.prompt] if prompts is None else prompts) for i in range(request.count))
-    numbered = enumerate(items)
-    while batch := list(itertools.islice(numbered, request.batch)):
-        yield from recipe.run([prompt for _, (prompt, _) in batch], first=batch[0][0])
+    texts = [request.prompt] if prompts is None else (request.replace(prompt=prompt).prompt for prompt in prompts)
+    each = itertools.chain.from_iterable(itertools.repeat(text, request.count) for text in texts)
+    first = 0
+    while batch := list(itertools.islice(each, request.batch)):
+        yield from recipe.run(batch, first)
+        first += len(batch)
 
 
 class _Recipe:

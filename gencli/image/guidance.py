@@ -130,7 +130,7 @@ def dynamic_threshold(x0: Tensor, ratio: float, max_value: float) -> Tensor:
     s is the `ratio` quantile of |x0|, at least 1 and at most `max_value`; at max_value 1, diffusers' default, this is
     plain clipping.
     """
-    # picture by picture: torch.quantile takes at most 2²⁴ values
+    # one picture at a time: torch.quantile takes at most 16 million values
     quantiles = [picture.abs().float().quantile(ratio) for picture in x0.flatten(1)]
     s = torch.stack(quantiles).to(x0.dtype).clamp(min=1, max=max_value).view(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s

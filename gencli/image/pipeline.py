@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from gencli.image.checkpoint import Checkpoint
 from gencli.image.pictures import from_picture, to_picture
 from gencli.image.schedule import NoiseSchedule
 from gencli.tokens import Tokenizer, load_tokenizer
+
+SKETCH = 24  # latents a side of a sketch
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class Pipeline:
     @cached_property
     def dtype(self) -> torch.dtype:
         return next(self.unet.parameters()).dtype
+
+    def describe(self) -> str:
+        """The model in one line: its size, precision, device and threads."""
+        modules = [module for module in (self.unet, self.vae, self.text_encoder) if module is not None]
+        millions = sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
+        dtype = str(self.dtype).removeprefix("torch.")
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.checkpoint.name} ({millions:.1f} M parameters, {dtype}, {self.device}{threads})"
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latents; of the picture itself where there is no autoencoder."""
@@ -100,6 +111,16 @@ class Pipeline:
             return to_picture(latents[0])
         z = latents.float() / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
         return to_picture((self.vae.decode_tiled(z) if tiled else self.vae.decode(z))[0])
+
+    def sketch(self, latents: Tensor) -> Image.Image:
+        """A small picture of one (1, C, h, w), for little time: its latents are averaged to a few first."""
+        if self.vae is None:
+            return to_picture(latents[0])
+        shrink = max(latents.shape[2:]) / SKETCH
+        if shrink > 1:
+            height, width = (max(round(side / shrink), 1) for side in latents.shape[2:])
+            latents = F.adaptive_avg_pool2d(latents, (height, width))
+        return self.decode(latents)
 
 
 def load(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> Pipeline:

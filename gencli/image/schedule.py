@@ -49,7 +49,6 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "HeunDiscreteScheduler": _K_DIFFUSION,
     "KDPM2DiscreteScheduler": _K_DIFFUSION,
     "KDPM2AncestralDiscreteScheduler": _K_DIFFUSION,
-    "DPMSolverSDEScheduler": _K_DIFFUSION,
 }
 TINY = 1e-12
 BOUNDS: dict[str, tuple[float, float]] = {  # whole numbers where the lower one is whole
@@ -64,8 +63,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # whole numbers where the lower one 
 # How the scheduler that the file names would solve: gencli's sampler is the caller's choice, not the checkpoint's.
 INERT = (
     "solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "skip_prk_steps",
-    "predict_x0", "disable_corrector", "solver_p", "noise_sampler_seed", "flow_shift", "time_shift_type", "tensor_format",
-    "timestep_values",
+    "predict_x0", "disable_corrector", "solver_p", "noise_sampler_seed", "flow_shift", "time_shift_type",
+    "tensor_format", "timestep_values",
 )  # fmt: skip
 ONLY: dict[str, tuple[Any, ...]] = {
     "predict_epsilon": (True,),
@@ -223,7 +222,9 @@ class NoiseSchedule:
 
     def steps(self, num: int, spacing: str | None = None, *, final: float | None = None) -> list[Step]:
         """The steps of DDIM: each of `timesteps` to the next, the last to ᾱ = `final` (None: the checkpoint's)."""
-        points = [Point(float(t), self.alphas_cumprod[t].item()) for t in self.timesteps(num, spacing)]
+        timesteps = self.timesteps(num, spacing)
+        levels = self.alphas_cumprod[timesteps].tolist()
+        points = [Point(float(t), level) for t, level in zip(timesteps, levels, strict=True)]
         return chain(points, self.final_alpha_cumprod if final is None else final)
 
     # What samplers in σ space make their grids from.
@@ -241,15 +242,15 @@ class NoiseSchedule:
         """σ after the last step in σ space: 0, or that of t = 0 where the checkpoint says so."""
         return 0.0 if self.final_sigmas_type == "zero" else float(self.sigmas[0])
 
-    def at_time(self, t: float) -> Point:
-        """The noise level of a timestep that may be a fraction: σ is linear between whole timesteps."""
-        sigma = float(np.interp(t, np.arange(len(self.sigmas)), self.sigmas))
-        return Point(float(t), 1 / (1 + sigma**2))
+    def at_times(self, timesteps: Sequence[float]) -> list[Point]:
+        """The noise levels of timesteps that may be fractions: σ is linear between whole ones."""
+        sigmas = np.interp(timesteps, np.arange(len(self.sigmas)), self.sigmas)
+        return [Point(float(t), 1 / (1 + float(sigma) ** 2)) for t, sigma in zip(timesteps, sigmas, strict=True)]
 
-    def at_sigma(self, sigma: float) -> Point:
-        """The noise level σ, with the timestep, a fraction, that it belongs to: log σ is linear between whole ones."""
-        t = float(np.interp(math.log(sigma), np.log(self.sigmas), np.arange(len(self.sigmas))))
-        return Point(t, 1 / (1 + sigma**2))
+    def at_sigmas(self, sigmas: Sequence[float]) -> list[Point]:
+        """The noise levels σ, with the timesteps, fractions, of each: log σ is linear between whole ones."""
+        timesteps = np.interp(np.log(sigmas), np.log(self.sigmas), np.arange(len(self.sigmas)))
+        return [Point(float(t), 1 / (1 + sigma**2)) for t, sigma in zip(timesteps, sigmas, strict=True)]
 
 
 def karras_sigmas(first: float, last: float, num: int, rho: float = 7.0) -> list[float]:

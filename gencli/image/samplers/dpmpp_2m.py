@@ -18,18 +18,17 @@ def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karr
     """As diffusers places them: the timesteps of S + 1 steps without the last (leading and linspace), so that the step
     to σ = 0 does not begin at t = 0. All T timesteps where S = T.
 
-    karras: σ even in its 7th root over the whole schedule, each told to the model as the nearest whole timestep (the
-    one below with squaredcos_cap_v2), so that several steps may name the same one.
+    karras: σ even in its 7th root over the whole schedule, each told to the model as the nearest whole timestep, so
+    that several steps may name the same one. (With squaredcos_cap_v2 diffusers cuts the fraction off, and so starts at
+    t = 998.)
     """
     spacing = spacing or schedule.timestep_spacing
     extra = spacing in ("leading", "linspace") and num < schedule.num_train_timesteps
     timesteps = schedule.timesteps(num + 1, spacing)[:-1] if extra else schedule.timesteps(num, spacing)
-    points = [schedule.at_time(t) for t in timesteps]
+    points = schedule.at_times(timesteps)
     if karras:
-        whole = math.floor if schedule.beta_schedule == "squaredcos_cap_v2" else round
         sigmas = karras_sigmas(float(schedule.sigmas[-1]), float(schedule.sigmas[0]), num)
-        points = [schedule.at_sigma(sigma) for sigma in sigmas]
-        points = [Point(float(whole(point.t)), point.alpha_cumprod) for point in points]
+        points = [Point(float(round(point.t)), point.alpha_cumprod) for point in schedule.at_sigmas(sigmas)]
     return chain(points, 1 / (1 + schedule.final_sigma**2))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -16,13 +16,13 @@ LIMITS: frozenset[str] = frozenset()
 def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
     """The schedule's timesteps, linspace not rounded; with `karras`, σ even in its 7th root between their ends."""
     spacing = spacing or schedule.timestep_spacing
-    timesteps: list[float] = [float(t) for t in schedule.timesteps(num, spacing)]
+    timesteps: Sequence[float] = schedule.timesteps(num, spacing)
     if spacing == "linspace" and num > 1:
         top = schedule.num_train_timesteps - 1
         timesteps = [top * i / (num - 1) for i in reversed(range(num))]
-    points = [schedule.at_time(t) for t in timesteps]
+    points = schedule.at_times(timesteps)
     if karras:
-        points = [schedule.at_sigma(sigma) for sigma in karras_sigmas(points[0].sigma, points[-1].sigma, num)]
+        points = schedule.at_sigmas(karras_sigmas(points[0].sigma, points[-1].sigma, num))
     return chain(points, 1 / (1 + schedule.final_sigma**2))
 
 

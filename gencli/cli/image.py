@@ -1,0 +1,195 @@
+"""`gencli image`: draw a picture from a prompt, or without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from gencli import devices
+from gencli.checkpoints.find import find
+from gencli.cli import image_options as o
+from gencli.cli import image_sinks, options
+from gencli.cli.console import Console
+from gencli.cli.help import SETTINGS, Command
+from gencli.cli.prompts import read_lines, read_prompt
+from gencli.errors import UsageError
+from gencli.image.request import ImageRequest
+
+DEFAULT_MODEL = "emoji"
+FIELDS = {field.name for field in dataclasses.fields(ImageRequest)}
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(
+    cls=Command,
+    context_settings=SETTINGS,
+    epilog="""Examples:
+    gencli image "red apple" --steps 50 > apple.png
+    gencli image "red apple" --count 9 --grid -o apples.png
+    gencli image "green apple" -i apple.png --strength 0.6 -o 'apple-{seed}.webp'
+    gencli image --from apple.png --seed 7 -o other.png
+    gencli image --lines -o '{index:03}-{prompt}.png' < prompts.txt
+    """,
+)
+def image(
+    ctx: typer.Context,
+    prompt: o.Prompt = None,
+    negative: o.Negative = None,
+    lines: o.Lines = False,
+    from_file: o.From = None,
+    truncate: o.Truncate = None,
+    size: o.Size = None,
+    width: o.Width = None,
+    height: o.Height = None,
+    count: o.Count = 1,
+    grid: o.Grid = False,
+    batch: o.Batch = 1,
+    steps: o.Steps = None,
+    guidance: o.Guidance = None,
+    guidance_rescale: o.GuidanceRescale = None,
+    sampler: o.Sampler = None,
+    eta: o.Eta = None,
+    spacing: o.Spacing = None,
+    karras: o.Karras = None,
+    sampler_option: o.SamplerOptions = None,
+    init: o.Init = None,
+    strength: o.Strength = None,
+    mask: o.Mask = None,
+    output: o.Output = None,
+    format: o.Format = None,
+    json: options.Json = False,
+    gif: o.Gif = None,
+    save_steps: o.SaveSteps = None,
+    preview: o.Preview = False,
+    no_metadata: o.NoMetadata = False,
+    model: Annotated[str, options.model_option("GENCLI_IMAGE_MODEL", DEFAULT_MODEL)] = DEFAULT_MODEL,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    vae_tiling: o.VaeTiling = False,
+    seed: options.Seed = None,
+    stats: options.Stats = False,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Draw a picture. Into a pipe or file go the bytes of the picture and nothing else.
+
+    A setting that is not given is the checkpoint's own, else the default below. DDIM is the sampler unless another is
+    named; how noise lies on its steps is the checkpoint's.
+    """
+    devices.check_names(device, dtype, threads)
+    arguments = prompt or []
+    _check_stdin(arguments, lines=lines, init=init)
+    values = {name: value for name, value in ctx.params.items() if name in FIELDS}  # as the request calls them
+    values |= {"prompt": "", "sampler_options": _sampler_options(sampler_option or [])}
+    values["dtype"] = None if dtype == "auto" else dtype
+    if size is not None:
+        values |= _size(size, width, height)
+    console: Console = ctx.obj
+    request = ImageRequest(**values)
+    if from_file is not None:
+        request = _from_file(console, from_file, values, _given(ctx), keep_prompt=not arguments and not lines)
+    many = (request.count > 1 or lines) and not request.grid
+    sink = image_sinks.plan(output, format, many=many, json=json, metadata=not no_metadata)
+    several = request.count > 1 or lines
+    animation = image_sinks.animation(gif, many=several)
+    _hints(console, negative)
+    source = find(request.model, offline=offline)
+    if arguments:
+        request = request.replace(prompt=read_prompt(arguments))
+    if request.seed is None:
+        request = request.replace(seed=random.SystemRandom().getrandbits(32))
+
+    from gencli.cli.image_run import Run
+
+    Run(
+        console,
+        source,
+        request,
+        sink,
+        prompts=read_lines() if lines else None,
+        animation=animation,
+        save_steps=save_steps,
+        preview=preview,
+        stats=stats,
+    ).run(device=device, threads=threads)
+
+
+def _check_stdin(arguments: Sequence[str], *, lines: bool, init: str | None) -> None:
+    """Raises UsageError when stdin would have to be two things."""
+    if lines and arguments:
+        raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
+    if init == "-" and (lines or "-" in arguments):
+        raise UsageError("-i - reads the picture from stdin, so that no prompt can come from there")
+    if arguments.count("-") > 1:
+        raise UsageError("`-` stands for all of stdin and can be given once")
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """Names of the parameters that stand on the command line, as against the environment and defaults."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    names = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    if "size" in names:
+        names |= {"width", "height"}
+    if "sampler_option" in names:
+        names.add("sampler_options")
+    return names
+
+
+def _from_file(
+    console: Console, path: str, values: dict[str, Any], given: set[str], *, keep_prompt: bool
+) -> ImageRequest:
+    """The request in a picture, with what the command line says instead. Raises GencliError and UsageError."""
+    from gencli.image.pictures import read_request
+
+    found = read_request(path)
+    if found.left_out:
+        console.note(f"{path} also says {', '.join(found.left_out)[:200]}, which is left out")
+    merged = {**found.values, **{name: value for name, value in values.items() if name in given}}
+    if "sampler" in given:
+        for name in {"eta", "karras", "sampler_options"} - given:  # they were another sampler's
+            merged.pop(name, None)
+    if not keep_prompt:
+        merged["prompt"] = ""
+    merged.setdefault("model", values["model"])
+    if merged.get("init") == "-" and "init" not in given:
+        raise UsageError(f"{path} was begun from a picture on stdin", "name that picture with -i/--init FILE")
+    return ImageRequest(**merged)
+
+
+def _size(size: str, width: int | None, height: int | None) -> dict[str, int]:
+    if width is not None or height is not None:
+        raise UsageError("--size says width and height, and does not go with -W or -H")
+    left, _, right = size.lower().replace("×", "x").partition("x")
+    try:
+        return {"width": int(left), "height": int(right)}
+    except ValueError:
+        raise UsageError(f"--size {size}: wants WIDTHxHEIGHT, as in 512x512") from None
+
+
+def _sampler_options(pairs: Sequence[str]) -> dict[str, bool | float | str]:
+    found: dict[str, bool | float | str] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--sampler-option {pair!r}: wants NAME=VALUE")
+        value: bool | float | str = {"true": True, "false": False}.get(text.lower(), text)
+        if value == text:
+            try:
+                value = float(text)
+            except ValueError:
+                value = text
+        found[name.replace("-", "_")] = value
+    return found
+
+
+def _hints(console: Console, negative: str | None) -> None:
+    if negative is not None and negative.strip().isdigit():
+        console.note(f"-n {negative} draws against the prompt {negative!r}; --count {negative} makes several pictures")

@@ -1,0 +1,198 @@
+"""One run of `gencli image`: load, draw, show on the way, write. Imports torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from gencli import devices
+from gencli.checkpoints.find import Source
+from gencli.cli.console import Console
+from gencli.cli.files import check_folder, write_over
+from gencli.cli.image_sinks import ImageSink, Template
+from gencli.cli.preview import Preview
+from gencli.errors import GencliError, UsageError
+from gencli.image import pictures
+from gencli.image.checkpoint import open_checkpoint
+from gencli.image.generate import Denoised, Picture, generate
+from gencli.image.pipeline import Pipeline, load
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
+
+
+class Run:
+    """What a run is about, what it has made so far, and its clocks."""
+
+    def __init__(
+        self,
+        console: Console,
+        source: Source,
+        request: ImageRequest,
+        sink: ImageSink,
+        *,
+        prompts: Iterable[str] | None,
+        animation: Template | None,
+        save_steps: str | None,
+        preview: bool,
+        stats: bool,
+    ):
+        self.console, self.source, self.request, self.sink = console, source, request, sink
+        self.prompts, self.animation, self.stats = prompts, animation, stats
+        self.steps_folder = None if save_steps is None else _folder(save_steps)
+        self.preview = Preview(console) if preview else None
+        if self.preview is not None and not self.preview.works:
+            console.note("no preview: stderr is no terminal that shows colours")
+        self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
+        self.sheet: list[Picture] = []  # what the grid will hold
+        self.clock = Clock()
+
+    def run(self, *, device: str, threads: int | None) -> None:
+        """Raises GencliError for all that can go wrong on the way."""
+        init, mask = _open(self.request.init), _open(self.request.mask)
+        devices.set_threads(threads)
+        checkpoint = open_checkpoint(self.source)
+        if self.prompts is not None and not checkpoint.reads_text:
+            raise UsageError(f"{checkpoint.name} draws without a prompt: --lines cannot be followed")
+        request = self.request = resolve(self.request, checkpoint, None if init is None else init.size)
+        self.console.progress(f"loading {checkpoint.name}")
+        pipeline = load(checkpoint, device=device, dtype=request.dtype or "auto")
+        self.clock.loaded()
+        try:
+            for event in generate(pipeline, request, self.prompts, init=init, mask=mask):
+                if isinstance(event, Denoised):
+                    self._step(pipeline, event)
+                else:
+                    self._picture(event)
+            self._write_sheet()
+        finally:
+            self.console.clear()
+        if self.stats:
+            self.console.stats(f"{pipeline.describe()}, seed {request.seed}")
+            self.console.stats(str(self.clock))
+
+    def _step(self, pipeline: Pipeline, step: Denoised) -> None:
+        """Show how far it is, and keep what the picture looks like where that was asked for."""
+        self.clock.stepped()
+        several = self.prompts is not None or self.request.count > 1
+        numbers = range(step.first, step.first + len(step.x0))
+        label = f"picture {numbers[0] + 1}{f'-{numbers[-1] + 1}' if len(numbers) > 1 else ''}" if several else "drawing"
+        total = "" if self.prompts is not None or not several else f" of {self.request.count}"
+        done = step.index + 1
+        self.console.progress(label + total, done, step.total, self.clock.rate())
+        if self.animation is not None or self.steps_folder is not None:
+            for i, number in enumerate(numbers):
+                self._keep(pipeline.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step)
+        if self.preview is not None and self.preview.wanted() and done < step.total:
+            with self.preview.timed():
+                sketches = [pipeline.sketch(x0[None]) for x0 in step.x0]
+                self.preview.show(pictures.grid(sketches))
+            self.console.progress(label + total, done, step.total, self.clock.rate())
+        if done == step.total:
+            self.console.progress("decoding")
+
+    def _keep(self, image: Image.Image, number: int, step: Denoised) -> None:
+        if self.animation is not None:
+            self.frames.setdefault(number, []).append(image)
+        if self.steps_folder is not None:
+            name = f"{(self.request.seed or 0) + number}-{step.index + 1:04}.png"
+            write_over(self.steps_folder / name, pictures.encode(image, "png"))
+
+    def _picture(self, picture: Picture) -> None:
+        """Write a finished picture, or keep it for the grid."""
+        seconds = self.clock.finished()
+        if self.preview is not None:
+            self.preview.show(picture.image)
+            self.preview.forget()
+        gif = None
+        if self.animation is not None:
+            frames = [*self.frames.pop(picture.index), picture.image]
+            gif = self.animation.write(pictures.gif(frames), picture.request, picture.index)
+        self.console.clear()
+        if self.request.grid:
+            self.sheet.append(picture)
+        else:
+            self.sink.add(picture.image, picture.request, picture.index, gif, seconds)
+
+    def _write_sheet(self) -> None:
+        if not self.sheet:
+            return
+        first = self.sheet[0].request
+        request = first.replace(count=self.request.count, grid=True, batch=self.request.batch)
+        sink = self.sink
+        if self.prompts is not None and len({picture.request.prompt for picture in self.sheet}) > 1:
+            sink = sink.without_metadata()  # it has no place for several prompts
+        sink.add(pictures.grid([picture.image for picture in self.sheet]), request, 0, None, self.clock.total())
+
+
+class Clock:
+    """Seconds of a run's parts."""
+
+    def __init__(self) -> None:
+        self.began = self.last = self.picture = time.perf_counter()
+        self.load = self.steps_time = 0.0
+        self.steps = self.pictures = 0
+
+    def loaded(self) -> None:
+        self.last = self.picture = time.perf_counter()
+        self.load = self.last - self.began
+
+    def stepped(self) -> None:
+        now = time.perf_counter()
+        self.steps_time += now - self.last
+        self.steps, self.last = self.steps + 1, now
+
+    def finished(self) -> float:
+        """A picture is done; the seconds since the one before it."""
+        self.last = time.perf_counter()
+        seconds, self.picture = self.last - self.picture, self.last
+        self.pictures += 1
+        return seconds
+
+    def total(self) -> float:
+        return time.perf_counter() - self.began - self.load
+
+    def rate(self) -> str:
+        """Steps a second, or seconds a step when that is more."""
+        each = self.steps_time / self.steps if self.steps else 0.0
+        return f"{each:.1f} s/step" if each >= 1 else f"{1 / each:.1f} steps/s" if each else ""
+
+    def __str__(self) -> str:
+        rest = max(self.total() - self.steps_time, 0.0)
+        return (
+            f"load {self.load:.2f} s; {self.steps} steps in {self.steps_time:.2f} s, {self.rate()}; "
+            f"{self.pictures} pictures, {rest:.2f} s for the rest{_peak_memory()}"
+        )
+
+
+def _peak_memory() -> str:
+    """The most memory that this process has held so far, where the system counts it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"; peak {peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MiB"
+
+
+def _open(path: str | None) -> Image.Image | None:
+    """The picture to start from, or a mask. Raises GencliError."""
+    if path is None:
+        return None
+    if path != "-":
+        return pictures.open_flat(path)
+    if sys.stdin is None:
+        raise GencliError("stdin is closed, and -i - reads the picture from there")
+    return pictures.open_flat(sys.stdin.buffer.read(pictures.FILE_LIMIT))
+
+
+def _folder(path: str) -> Path:
+    """The folder of --save-steps, made when it is not there. Raises GencliError or OSError."""
+    folder = Path(path)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+    check_folder(folder)
+    return folder

@@ -1,0 +1,178 @@
+"""Pictures → stdout, or files under names made from a template; what is said of them as paths or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import string
+import sys
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gencli.cli.console import is_terminal
+from gencli.cli.files import check_folder, write_new, write_over
+from gencli.cli.sinks import stdout_bytes, write_json
+from gencli.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from gencli.image.request import ImageRequest
+
+DEFAULT_NAME = "gencli-{seed}"
+FIELDS = ("seed", "index", "prompt")
+EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+SLUG_LENGTH = 60  # characters of a prompt in a file name
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A path with {seed}, {index} and {prompt} in it; numbers take a width, as in {index:03}.
+
+    new: never over an old file, but beside it under another name.
+    """
+
+    text: str
+    new: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            parts = list(string.Formatter().parse(self.text))
+            for _, name, spec, conversion in parts:
+                if name is not None and (name not in FIELDS or conversion or (name == "prompt" and spec)):
+                    raise ValueError
+            self.path(seed=0, index=0, prompt="")
+        except (ValueError, IndexError, KeyError):
+            raise UsageError(
+                f"-o {self.text}: cannot be filled in",
+                "{seed}, {index} and {prompt} are known, and {index:03}; a brace itself is written twice",
+            ) from None
+
+    @property
+    def fields(self) -> set[str]:
+        return {name for _, name, _, _ in string.Formatter().parse(self.text) if name}
+
+    def path(self, *, seed: int, index: int, prompt: str) -> Path:
+        return Path(self.text.format(seed=seed, index=index, prompt=slug(prompt)))
+
+    def check(self, what: str, *, many: bool) -> None:
+        """Raises UsageError when several pictures would go to one file, GencliError when their folder is not there."""
+        if many and not self.fields & {"seed", "index"}:
+            path = Path(self.text)
+            hint = f"{what} '{path.with_stem(path.stem + '-{seed}')}'"
+            raise UsageError(f"{what} {self.text}: several pictures would go into one file", f"{hint}, or --grid")
+        if not any(field in str(Path(self.text).parent) for field in ("{seed", "{index", "{prompt")):
+            check_folder(self.path(seed=0, index=0, prompt="").parent)
+
+    def write(self, data: bytes, request: ImageRequest, index: int) -> Path:
+        """Write one file; where it is. Raises GencliError or OSError."""
+        path = self.path(seed=request.seed or 0, index=index, prompt=request.prompt)
+        check_folder(path.parent)
+        if self.new:
+            return write_new(path, data)
+        write_over(path, data)
+        return path
+
+
+def slug(prompt: str) -> str:
+    """A prompt as part of a file name: letters, marks and digits of any script, dashes for what is between."""
+    known = (c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt[: 4 * SLUG_LENGTH])
+    words = "".join(known).split()
+    text = "-".join(words)[:SLUG_LENGTH].strip("-")
+    return text.encode()[:160].decode(errors="ignore") or "untitled"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSink:
+    """Where pictures go. template None: to stdout as bytes. kind: the format, by its extension."""
+
+    template: Template | None
+    kind: str
+    json: bool
+    metadata: bool
+
+    def without_metadata(self) -> ImageSink:
+        return dataclasses.replace(self, metadata=False)
+
+    def add(self, image: Image.Image, request: ImageRequest, index: int, gif: Path | None, seconds: float) -> None:
+        """Write one picture and say where it is."""
+        from gencli.image.metadata import to_dict
+        from gencli.image.pictures import describe, encode
+
+        data = encode(image, self.kind, describe(request) if self.metadata else None)
+        if self.template is None:
+            out = stdout_bytes()
+            out.write(data)
+            out.flush()
+            return
+        path = self.template.write(data, request, index)
+        if self.json:
+            extra: dict[str, Any] = {} if gif is None else {"gif": str(gif)}
+            write_json({"path": str(path), **extra, "index": index, **to_dict(request), "seconds": round(seconds, 3)})
+        else:
+            for saved in [path] if gif is None else [path, gif]:
+                print_path(saved)
+
+
+def print_path(path: Path) -> None:
+    """One path a line, in the bytes that the file system has."""
+    out = stdout_bytes()
+    out.write(os.fsencode(path) + b"\n")
+    out.flush()
+
+
+def plan(output: str | None, kind: str | None, *, many: bool, json: bool, metadata: bool) -> ImageSink:
+    """Where pictures go, from -o, --format and what stdout is. Raises UsageError for what cannot be meant."""
+    terminal = is_terminal(sys.stdout)
+    if output == "-" or (output is None and not terminal and not json):
+        if json:
+            raise UsageError("--json prints on stdout and does not go with -o -", "name a file with -o")
+        if terminal:
+            raise UsageError("-o -: a terminal cannot show a picture's bytes", "redirect stdout, or use --preview")
+        if many:
+            raise UsageError(
+                "several pictures do not fit into one stdout", "-o 'NAME-{seed}.png' makes files, --grid one picture"
+            )
+        return ImageSink(None, _kind(None, kind), json, metadata)
+    kind = _kind(output, kind)
+    template = _template(output, kind)
+    template.check("-o", many=many)
+    return ImageSink(template, kind, json, metadata)
+
+
+def _kind(output: str | None, kind: str | None) -> str:
+    """The format: --format, else by the extension, else PNG."""
+    found = "" if output is None or output.endswith("/") else Path(output).suffix.removeprefix(".").lower()
+    if kind is not None and kind not in EXTENSIONS:
+        raise UsageError(f"--format {kind}: unknown kind of picture", f"gencli writes {', '.join(EXTENSIONS)}")
+    if found not in EXTENSIONS:
+        if found and kind is None and not Path(output or "").is_dir():
+            raise UsageError(f"-o {output}: unknown kind of picture .{found}", f"gencli writes {', '.join(EXTENSIONS)}")
+        return kind or "png"
+    if kind is not None and kind.replace("jpeg", "jpg") != found.replace("jpeg", "jpg"):
+        raise UsageError(f"--format {kind} does not fit -o {output}")
+    return found
+
+
+def _template(output: str | None, kind: str) -> Template:
+    name = f"{DEFAULT_NAME}.{kind}"
+    if output is None:
+        return Template(name, new=True)
+    if output.endswith("/") or Path(output).is_dir():
+        folder = output.replace("{", "{{").replace("}", "}}")
+        return Template(str(Path(folder) / name), new=True)
+    if not output:
+        raise UsageError("-o '': a file name cannot be empty")
+    return Template(output)
+
+
+def animation(path: str | None, *, many: bool) -> Template | None:
+    """Where --gif goes. Raises UsageError for no .gif file, or one for several pictures."""
+    if path is None:
+        return None
+    if not path.lower().endswith(".gif"):
+        raise UsageError(f"--gif {path}: must be a file that ends in .gif")
+    template = Template(path)
+    template.check("--gif", many=many)
+    return template

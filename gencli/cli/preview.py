@@ -1,0 +1,82 @@
+"""A picture on the terminal: two pixels a character cell, one above the other, as half blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+
+from PIL import Image
+
+from gencli.cli.console import Console, is_terminal
+
+WIDEST = 48  # columns
+SHARE = 0.25  # of the running time, at most
+LEVELS = (0, 95, 135, 175, 215, 255)  # of the 256-colour cube
+
+
+def half_blocks(picture: Image.Image, columns: int, rows: int, *, true_color: bool) -> list[str]:
+    """The picture as lines of `▀` whose colour is the upper pixel and whose ground is the lower one."""
+    scale = min(columns / picture.width, 2 * rows / picture.height)
+    width, height = max(round(picture.width * scale), 1), max(round(picture.height * scale / 2), 1)
+    small = picture.convert("RGB").resize((width, 2 * height), Image.Resampling.BOX)
+    pixels = small.tobytes()
+    color = _true if true_color else _cube
+    lines = []
+    for row in range(height):
+        cells = []
+        for column in range(width):
+            top, bottom = (3 * ((2 * row + half) * width + column) for half in (0, 1))
+            cells.append(f"\x1b[38;{color(pixels, top)};48;{color(pixels, bottom)}m▀")
+        lines.append("".join(cells) + "\x1b[0m")
+    return lines
+
+
+def _true(pixels: bytes, at: int) -> str:
+    return f"2;{pixels[at]};{pixels[at + 1]};{pixels[at + 2]}"
+
+
+def _cube(pixels: bytes, at: int) -> str:
+    r, g, b = (min(range(6), key=lambda i, value=value: abs(LEVELS[i] - value)) for value in pixels[at : at + 3])  # type: ignore[misc]
+    return f"5;{16 + 36 * r + 6 * g + b}"
+
+
+class Preview:
+    """Redraws one picture in the same place of stderr. `wanted` says when it is time for another."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.works = is_terminal(console.stream) and console.colored() and os.environ.get("TERM") != "dumb"
+        self.began, self.spent = time.monotonic(), 0.0
+        self._lines = 0
+
+    def wanted(self) -> bool:
+        return self.works and self.spent <= SHARE * (time.monotonic() - self.began)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """What is done in here counts as spent."""
+        before = time.monotonic()
+        yield
+        self.spent += time.monotonic() - before
+
+    def forget(self) -> None:
+        """Leave what is on the screen; the next picture comes below it."""
+        self._lines = 0
+
+    def show(self, picture: Image.Image) -> None:
+        if not self.works:
+            return
+        size = shutil.get_terminal_size()
+        true_color = os.environ.get("COLORTERM") in ("truecolor", "24bit")
+        lines = half_blocks(picture, min(size.columns - 1, WIDEST), max(size.lines - 2, 1), true_color=true_color)
+        self.console.clear()
+        up = f"\x1b[{self._lines}A" if self._lines else ""
+        try:
+            self.console.stream.write(up + "".join(f"\r{line}\x1b[K\n" for line in lines))
+            self.console.stream.flush()
+        except (OSError, ValueError):  # nobody reads stderr
+            self.works = False
+        self._lines = len(lines)
