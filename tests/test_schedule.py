@@ -1,0 +1,242 @@
+"""The noise schedule: configs, ᾱ, and the grids for every number of steps."""
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from gencli.errors import GencliError, UsageError
+from gencli.image import samplers
+from gencli.image.schedule import (
+    CLASS_DEFAULTS,
+    SPACINGS,
+    NoiseSchedule,
+    Point,
+    Step,
+    from_strength,
+    karras_sigmas,
+)
+
+STABLE_DIFFUSION = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+
+
+def check_chain(steps: list[Step], final: float) -> None:
+    assert [step.index for step in steps] == list(range(len(steps)))
+    for step, following in pairwise(steps):
+        assert step.next == following.at
+    assert steps[-1].next == Point(-1.0, final)
+    for step in steps:
+        assert step.at.t > step.next.t
+        assert step.at.alpha_cumprod <= step.next.alpha_cumprod
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(("offset", "to_one"), [(0, True), (1, False)])
+def test_every_number_of_steps(spacing: str, offset: int, to_one: bool) -> None:
+    schedule = NoiseSchedule(steps_offset=offset, set_alpha_to_one=to_one)
+    levels = schedule.alphas_cumprod.tolist()
+    final = 1.0 if to_one else levels[0]
+    for num in range(1, 1001):
+        steps = schedule.steps(num, spacing)
+        check_chain(steps, final)
+        assert len(steps) == num or (spacing == "quadratic" and len(steps) < num)
+        assert all(0 <= step.at.t <= 999 and step.at.t == int(step.at.t) for step in steps)
+        assert all(step.at.alpha_cumprod == levels[int(step.at.t)] for step in steps)
+
+
+@pytest.mark.parametrize("T", [2, 3, 7, 50, 61, 100])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_other_lengths_of_training(T: int, spacing: str) -> None:
+    schedule = NoiseSchedule(num_train_timesteps=T, steps_offset=7)
+    for num in range(1, T + 1):
+        steps = schedule.steps(num, spacing)
+        check_chain(steps, 1.0)
+        assert len(steps) == num or spacing == "quadratic"
+        assert steps[0].at.t < T
+
+
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", ["euler", "euler_a", "dpmpp_2m"])
+def test_every_number_of_steps_in_sigma_space(name: str, spacing: str, karras: bool) -> None:
+    sampler = samplers.get(name)
+    for raw in [{}, {"rescale_betas_zero_snr": True, "steps_offset": 1}]:
+        schedule = NoiseSchedule(**raw)
+        for num in [*range(1, 70), *range(70, 1001, 31), 499, 500, 501, 998, 999, 1000]:
+            steps = sampler.steps(schedule, num, spacing, karras=karras)
+            assert len(steps) == num or (spacing == "quadratic" and len(steps) == len(schedule.timesteps(num, spacing)))
+            assert [s.next for s in steps[:-1]] == [s.at for s in steps[1:]]
+            assert steps[-1].next == Point(-1.0, 1.0)
+            sigmas = [step.at.sigma for step in steps]
+            assert all(a > b > 0 for a, b in zip(sigmas, [*sigmas[1:], 1e-9], strict=True))
+            assert all(a.t >= b.t for a, b in ((s.at, s.next) for s in steps))
+            assert all(0 <= step.at.t <= 999 for step in steps)
+
+
+def test_grids_by_their_formulas() -> None:
+    schedule = NoiseSchedule(steps_offset=1)
+    assert schedule.timesteps(4, "leading") == [751, 501, 251, 1]
+    assert schedule.timesteps(4, "trailing") == [999, 749, 499, 249]
+    assert schedule.timesteps(4, "linspace") == [999, 666, 333, 0]
+    assert schedule.timesteps(4, "quadratic") == [800, 355, 88, 0]
+    assert schedule.timesteps(1000, "leading") == [*range(999, -1, -1)]  # the offset gives way to the last timestep
+    # the DDIM paper's code, repeats taken out
+    for num in (10, 50, 100, 1000):
+        paper = [int(s) for s in np.linspace(0, np.sqrt(1000 * 0.8), num) ** 2]
+        assert schedule.timesteps(num, "quadratic") == sorted(set(paper), reverse=True)
+    assert [len(schedule.timesteps(num, "quadratic")) for num in (50, 100, 1000)] == [49, 96, 688]
+    overlong = [num for num in range(1, 1001) if len(np.arange(1000, 0, -1000 / num)) > num]
+    assert len(overlong) == 62  # trap: an entry too many, at −1
+    for num in overlong:
+        assert len(schedule.timesteps(num, "trailing")) == num
+        assert schedule.timesteps(num, "trailing")[-1] >= 0
+
+
+def test_checkpoint_spacing_and_offset_are_the_default() -> None:
+    schedule = NoiseSchedule.from_config(STABLE_DIFFUSION)
+    steps = schedule.steps(50)
+    assert [step.at.t for step in steps[:2]] == [981, 961]
+    assert steps[-1].at.t == 1
+    assert steps[-1].next.alpha_cumprod == schedule.alphas_cumprod[0].item()
+    assert [step.at.t for step in schedule.steps(3, "trailing")] == [999, 666, 332]
+
+
+@pytest.mark.parametrize(("num", "spacing"), [(0, None), (-1, "leading"), (1001, "trailing"), (10, "cubic")])
+def test_wrong_grids_are_usage_errors(num: int, spacing: str | None) -> None:
+    with pytest.raises(UsageError, match=str(num) if spacing != "cubic" else "cubic"):
+        NoiseSchedule().steps(num, spacing)
+
+
+def test_strength_counts_as_diffusers_does() -> None:
+    steps = NoiseSchedule().steps(50)
+    for strength in (0.02, 0.3, 0.58, 0.8, 0.999, 1.0):
+        rest = from_strength(steps, strength)
+        count = min(int(50 * strength), 50)
+        assert [(s.at, s.next) for s in rest] == [(s.at, s.next) for s in steps[50 - count :]]
+        assert [s.index for s in rest] == list(range(count))
+    for strength in (0.0, -1.0, 1.1, math.nan, 0.019):
+        with pytest.raises(UsageError, match="strength"):
+            from_strength(steps, strength)
+
+
+def test_points() -> None:
+    point = Point(5.0, 0.2)
+    assert point.signal**2 + point.noise**2 == pytest.approx(1)
+    assert point.sigma == pytest.approx(2)
+    assert Point(999.0, 0.0).sigma == math.inf
+    x0, eps = torch.randn(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(point.mix(x0, eps), 0.2**0.5 * x0 + 0.8**0.5 * eps)
+
+
+def test_zero_terminal_snr() -> None:
+    schedule = NoiseSchedule.from_config({**STABLE_DIFFUSION, "rescale_betas_zero_snr": True})
+    plain = NoiseSchedule.from_config(STABLE_DIFFUSION)
+    assert schedule.alphas_cumprod[-1] == 0
+    assert schedule.alphas_cumprod[0].item() == pytest.approx(plain.alphas_cumprod[0].item(), rel=1e-12)
+    assert (schedule.alphas_cumprod[1:] < schedule.alphas_cumprod[:-1]).all()
+    assert schedule.steps(10, "trailing")[0].at == Point(999.0, 0.0)
+    assert schedule.sigmas[-1] == pytest.approx(2**12, rel=1e-6)  # ᾱ = 2⁻²⁴ in σ space
+
+
+def test_karras_spacing() -> None:
+    sigmas = karras_sigmas(80.0, 0.002, 18)
+    i = np.arange(18)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7  # Karras et al. 2022, eq. 5
+    np.testing.assert_allclose(sigmas, expected, rtol=1e-12)
+    schedule = NoiseSchedule()
+    points = schedule.at_sigmas(sigmas := schedule.sigmas[[999, 500, 3]].tolist())
+    assert [point.t for point in points] == pytest.approx([999, 500, 3])
+    assert [point.sigma for point in points] == pytest.approx(sigmas)
+    (between,) = schedule.at_sigmas([math.sqrt(schedule.sigmas[3] * schedule.sigmas[4])])
+    assert between.t == pytest.approx(3.5)  # fractions
+    (half,) = schedule.at_times([3.5])
+    assert half.sigma == pytest.approx((schedule.sigmas[3] + schedule.sigmas[4]) / 2)
+
+
+def test_config_defaults_are_those_of_the_class() -> None:
+    assert NoiseSchedule.from_config({}) == NoiseSchedule.from_config({"_class_name": "DDIMScheduler"})
+    assert NoiseSchedule.from_config({}).clip_sample
+    assert not NoiseSchedule.from_config({"_class_name": "PNDMScheduler"}).set_alpha_to_one
+    assert not NoiseSchedule.from_config({"_class_name": "EulerDiscreteScheduler"}).clip_sample
+    assert NoiseSchedule.from_config({"_class_name": "LMSDiscreteScheduler"}).timestep_spacing == "linspace"
+    given = {"_class_name": "LMSDiscreteScheduler", "timestep_spacing": "trailing", "clip_sample": None}
+    assert NoiseSchedule.from_config(given).timestep_spacing == "trailing"
+    assert not NoiseSchedule.from_config(given).clip_sample  # null is the class's default too
+    trained = NoiseSchedule.from_config({"trained_betas": [0.1, 0.2], "num_train_timesteps": 2})
+    torch.testing.assert_close(trained.alphas_cumprod, torch.tensor([0.9, 0.72], dtype=torch.float64))
+
+
+def test_inert_keys_are_known() -> None:
+    raw = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "algorithm_type": "dpmsolver", "x": None}
+    raw |= {"solver_type": "heun", "lower_order_final": False, "lambda_min_clipped": -math.inf, "variance_type": None}
+    assert NoiseSchedule.from_config(json.loads(json.dumps(raw))) == NoiseSchedule(
+        timestep_spacing="linspace", clip_sample=False
+    )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        {"_class_name": ["DDIMScheduler"]},
+        {"beta_schedule": "sigmoid"},
+        {"beta_schedule": ["linear"]},
+        {"prediction_type": "flow_prediction"},
+        {"timestep_spacing": "uniform"},
+        {"variance_type": "learned"},
+        {"use_beta_sigmas": True},
+        {"use_flow_sigmas": True},
+        {"lambda_min_clipped": -5.1},
+        {"timestep_type": "continuous"},
+        {"predict_epsilon": False},
+        {"snr_shift_scale": 3.0},
+        {"sigma_max": 700.0},
+        {"num_train_timesteps": 0},
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": 1000.0},
+        {"num_train_timesteps": True},
+        {"beta_start": "0.1"},
+        {"beta_end": 1.5},
+        {"beta_start": math.nan},
+        {"clip_sample": "yes"},
+        {"steps_offset": -1},
+        {"dynamic_thresholding_ratio": 2},
+        {"trained_betas": [0.1, 0.2]},
+        {"trained_betas": "linear"},
+        {"trained_betas": [0.1, 2.0], "num_train_timesteps": 2},
+        {"trained_betas": [0.1, "x"], "num_train_timesteps": 2},
+    ],
+    ids=lambda raw: ",".join(f"{key}={value}" for key, value in raw.items()),
+)
+def test_what_is_not_supported_is_refused_by_name(raw: dict) -> None:
+    with pytest.raises(GencliError) as refusal:
+        NoiseSchedule.from_config(raw)
+    assert "scheduler_config.json" in refusal.value.message
+    assert (next(iter(raw)) if "_class_name" not in raw else "class") in refusal.value.message
+
+
+def test_betas_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(GencliError, match="no signal"):
+        NoiseSchedule(beta_start=0.9, beta_end=0.99).steps(10)
+
+
+@pytest.mark.parametrize("name", sorted(CLASS_DEFAULTS))
+def test_every_class_gives_a_schedule(name: str) -> None:
+    alphas_cumprod = NoiseSchedule.from_config({"_class_name": name}).alphas_cumprod
+    assert alphas_cumprod.dtype == torch.float64
+    assert (alphas_cumprod.diff() < 0).all()
