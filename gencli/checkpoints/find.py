@@ -1,16 +1,19 @@
-"""Name → local files: of an embedded checkpoint, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
+"""Name → local files. A model is named by an embedded name, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
 
 from __future__ import annotations
 
-import os
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gencli.checkpoints import cache, layout
+from gencli.checkpoints.cache import HubId
 from gencli.errors import GencliError
+from gencli.files import read_json
 
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+# name of what is fetched, bytes so far, bytes in all
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,49 +38,50 @@ def embedded_names() -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
 
-def find(name: str, *, offline: bool = False) -> Source:
-    """Find the checkpoint called `name` on this machine.
+def find(name: str, *, offline: bool = False, progress: Progress | None = None) -> Source:
+    """Find the checkpoint called `name`, fetching it from the hub when it is a hub's id and not on this machine.
 
     An embedded name wins over a file of the same name here (write `./stories` for a folder called so); then an
-    existing path; then the local Hugging Face cache. `offline` is kept for downloading, which does not exist yet.
+    existing path; then the local Hugging Face cache, where a whole snapshot needs no network; then, for `org/name`,
+    a download that calls `progress`. With `offline`, or HF_HUB_OFFLINE=1, nothing is fetched.
     Raises GencliError when there is nothing of that name.
     """
+    if source := find_local(name):
+        return source
+    wanted = HubId.parse(name)
+    if wanted is None or "/" not in wanted.repo:  # a bare word is rather a slip than one of the hub's oldest models
+        if wanted and (folder := cache.snapshot(wanted)):
+            return Source(name, folder, "hub")
+        names = ", ".join(embedded_names()) or "none"
+        raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
+    folder = cache.snapshot(wanted)
+    forbidden = "--offline is given" if offline else cache.offline_by_environment()
+    if folder and (forbidden or is_whole(folder)):
+        return Source(name, folder, "hub")
+    if forbidden:
+        raise GencliError(
+            f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({cache.root()})",
+            f"{forbidden}, so it was not looked for on the hub; `gencli models pull {name}` fetches it",
+        )
+    from gencli.checkpoints.hub import download
+
+    return Source(name, download(wanted, progress=progress), "hub")
+
+
+def find_local(name: str) -> Source | None:
+    """An embedded checkpoint, or an existing folder or file."""
     if name in embedded_names():
         return Source(name, embedded_root() / name, "embedded")
     path = Path(name).expanduser()
     if path.is_dir():
         return Source(name, path, "folder")
-    if path.is_file():
-        return Source(name, path, "file")
-    match = HUB_ID.fullmatch(name)
-    if match and (folder := _cached(match["repo"], match["revision"])):
-        return Source(name, folder, "hub")
-    embedded = ", ".join(embedded_names()) or "none"
-    if match and "/" in name and not name.startswith(("./", "../", "/")):
-        raise GencliError(
-            f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({_cache_root()})",
-            f"fetch it with `hf download {name}`, or use an embedded model: {embedded}",
-        )
-    raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {embedded}")
+    return Source(name, path, "file") if path.is_file() else None
 
 
-def _cache_root() -> Path:
-    """The hub's cache folder, as huggingface_hub resolves it (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME)."""
-    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
-    if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"
-
-
-def _cached(repo: str, revision: str | None) -> Path | None:
-    """The newest complete local snapshot of a hub repository at a revision (default `main`), or None."""
-    if not (_cache_root() / f"models--{repo.replace('/', '--')}").is_dir():
-        return None  # spares the import below, which takes as long as finding a model
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
+def is_whole(folder: Path) -> bool:
+    """Whether a snapshot has all that opening it needs, as far as its own files tell: some programs fetch in parts."""
     try:
-        return Path(snapshot_download(repo, revision=revision, cache_dir=_cache_root(), local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
+        layout.choose(cache.files(folder), lambda name: read_json(folder / name))
+    except GencliError:
+        return False
+    return True

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gencli.checkpoints.layout import PICKLE_HINT, find_pickles, shard_names, some, weight_file
 from gencli.errors import GencliError
 from gencli.files import read_json
 
-__all__ = ["STEMS", "VARIANTS", "Tensors", "open_tensors", "read_json"]
-
-STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
-VARIANTS = (None, "fp16", "bf16")  # in this order, when the caller names none
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+__all__ = ["Tensors", "open_tensors", "read_json"]
 
 
 class Tensors:
@@ -41,7 +38,7 @@ class Tensors:
                     raise GencliError(f"{file}: tensor {name!r} is not where the index says ({index.get(name)})")
                 self._where[name] = handle
         if index is not None and (lost := [name for name in index if name not in self._where]):
-            raise GencliError(f"{files[0].parent}: the index names tensors that no shard holds: {_some(lost)}")
+            raise GencliError(f"{files[0].parent}: the index names tensors that no shard holds: {some(lost)}")
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -76,45 +73,24 @@ def open_tensors(path: Path, variant: str | None = None) -> Tensors:
     """
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise GencliError(f"{path} is no .safetensors file", _pickle_hint([path]))
+            raise GencliError(f"{path} is no .safetensors file", PICKLE_HINT if find_pickles([path.name]) else None)
         return Tensors([path])
-    for wanted in [variant] if variant else VARIANTS:
-        for stem in STEMS:
-            dotted = f".{wanted}" if wanted else ""
-            single = path / f"{stem}{dotted}.safetensors"
-            if single.is_file():
-                return Tensors([single])
-            index = path / f"{stem}.safetensors.index{dotted}.json"
-            if index.is_file():
-                return _sharded(index)
-    pickles = [file for pattern in PICKLES for file in path.glob(pattern)]
-    seen = f" (only {_some([p.name for p in pickles])})" if pickles else ""
+    names = [file.name for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    if file := weight_file(names, variant):
+        return _sharded(path / file) if file.endswith(".json") else Tensors([path / file])
+    pickles = find_pickles(names)
+    seen = f" (only {some(pickles)})" if pickles else ""
     what = f"{variant} weights" if variant else "weights"
-    raise GencliError(f"{path} has no {what} in safetensors{seen}", _pickle_hint(pickles))
+    raise GencliError(f"{path} has no {what} in safetensors{seen}", PICKLE_HINT if pickles else None)
 
 
 def _sharded(index: Path) -> Tensors:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise GencliError(f"{index} has no weight_map")
-    names = sorted({str(file) for file in weight_map.values()})
-    for name in names:
-        # A plain file name in the index's own folder. What lies there may be a link: the hub's cache is made of them.
-        if "/" in name or "\\" in name or name in ("", ".", "..") or not name.endswith(".safetensors"):
-            raise GencliError(f"{index}: {name!r} is no plain name of a safetensors file beside it")
+    weight_map = read_json(index)
+    names = shard_names(weight_map, str(index))
+    for name in names:  # what lies there may be a link: the hub's cache is made of them
         if not (index.parent / name).is_file():
             raise GencliError(f"{index} names {name}, which is not there", "the download may be incomplete")
-    return Tensors([index.parent / name for name in names], weight_map)
-
-
-def _pickle_hint(files: list[Path]) -> str | None:
-    if not any(file.suffix in {".bin", ".pt", ".pth", ".ckpt"} for file in files):
-        return None
-    return "pickles can run code when opened; convert them to safetensors, or fetch a revision that has it"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return Tensors([index.parent / name for name in names], weight_map["weight_map"])
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,140 @@
+"""The Hugging Face cache on disk, read without its library: revisions, snapshots, sizes. No network, no torch.
+
+models--ORG--NAME/refs/REVISION        the commit that a branch or tag stood for when it was fetched
+models--ORG--NAME/snapshots/COMMIT/…   links into
+models--ORG--NAME/blobs/ETAG           the files themselves; those that are not whole yet end in `.incomplete`
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# org/name or name, then @revision: a branch, a tag, a commit, or refs/pr/1
+HUB_ID = re.compile(r"(?P<repo>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>\w[\w./+-]*))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+TRUE = {"1", "ON", "YES", "TRUE"}
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository on the hub, at a revision (default: its main branch)."""
+
+    repo: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> HubId | None:
+        """`org/name[@revision]`, or None for what cannot be one."""
+        match = HUB_ID.fullmatch(name)
+        if match is None or len(match["repo"]) > 96 or ".." in name or "--" in match["repo"] or name.endswith("/"):
+            return None
+        return cls(match["repo"], match["revision"])
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache keeps this repository, whether or not it is there."""
+        return root() / f"models--{self.repo.replace('/', '--')}"
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A snapshot in the cache: what `find` calls it, and where it is."""
+
+    name: str
+    id: HubId
+    commit: str
+    folder: Path
+
+
+def root() -> Path:
+    """The cache's folder, found as huggingface_hub finds it (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME)."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return _expand(cache)
+    if home := os.environ.get("HF_HOME"):
+        return _expand(home) / "hub"
+    return _expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+
+
+def _expand(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+def offline_by_environment() -> str | None:
+    """The environment variable that forbids the network, if one does."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if value := os.environ.get(name):
+            return f"{name}={value}" if value.upper() in TRUE else None
+    return None
+
+
+def snapshot(wanted: HubId) -> Path | None:
+    """The local snapshot of a repository at a revision, whole or not; None when there is none."""
+    commit = _commit(wanted)
+    folder = wanted.folder / "snapshots" / commit if commit else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _commit(wanted: HubId) -> str | None:
+    """The commit that a branch, a tag or the first digits of a commit stand for here."""
+    revision = wanted.revision or "main"
+    try:
+        commit = (wanted.folder / "refs" / revision).read_text().strip()
+        return commit if COMMIT.fullmatch(commit) else None
+    except (OSError, ValueError):  # not a ref
+        pass
+    if not SHORT_COMMIT.fullmatch(revision):
+        return None
+    commits = [name for name in _names(wanted.folder / "snapshots") if name.startswith(revision)]
+    return commits[0] if len(commits) == 1 else None
+
+
+def snapshots() -> Iterator[Cached]:
+    """Every snapshot in the cache, by name: under each of its revisions, or its commit when it has none."""
+    for name in _names(root()):
+        if not name.startswith("models--"):
+            continue
+        wanted = HubId.parse(name.removeprefix("models--").replace("--", "/"))
+        if wanted is None:
+            continue
+        refs = _refs(wanted.folder / "refs")
+        for commit in _names(wanted.folder / "snapshots"):
+            folder = wanted.folder / "snapshots" / commit
+            if not COMMIT.fullmatch(commit) or not folder.is_dir():
+                continue
+            for revision in [ref for ref, target in refs.items() if target == commit] or [commit[:12]]:
+                id = HubId(wanted.repo, None if revision == "main" else revision)
+                yield Cached(str(id), id, commit, folder)
+
+
+def _refs(folder: Path) -> dict[str, str]:
+    """Revision → commit. A revision's name may have slashes (refs/pr/1)."""
+    refs = {}
+    for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if file.is_file():
+            refs[file.relative_to(folder).as_posix()] = file.read_text(errors="replace").strip()
+    return refs
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
+
+
+def files(folder: Path) -> dict[str, int]:
+    """The files of a checkpoint's folder and of the folders in it: name → size in bytes. Links are followed."""
+    sizes = {}
+    for inside in [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != ".")]:
+        for path in sorted(inside.iterdir()):
+            if path.name[0] != "." and path.is_file():
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes

@@ -1,0 +1,171 @@
+"""Which files of a repository or folder make up a checkpoint: told by names and small JSON files alone. No torch.
+
+Two layouts: transformers' (a model at the root) and diffusers' (model_index.json, and a folder for each component).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+from gencli.errors import GencliError
+
+STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+VARIANTS = (None, "fp16", "bf16")  # in this order, when the caller names none
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLE_HINT = "pickles can run code when opened; convert them to safetensors, or name a revision that has it"
+UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})  # components that gencli never opens
+CARD = "README.md"  # for its licence
+SETTINGS = ("config.json", "generation_config.json")
+TOKENIZER = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# tokenizer.json says all that the others say
+SPLITTERS = (("tokenizer.json",), ("vocab.json", "merges.txt", "*.model"))
+
+# name of a file → the JSON object in it
+Read = Callable[[str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a checkpoint, or all of it (name ""). `prefix` is its folder with a slash, "" for the root."""
+
+    name: str
+    prefix: str
+    kind: Literal["model", "tokenizer", "scheduler"]
+
+
+def is_plain(name: str) -> bool:
+    """Whether a repository's file name stays inside: no absolute path, no `..`, nothing that a system takes amiss."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") for part in parts) and not any(c in name for c in "\\:\0")
+
+
+def parts(names: Collection[str], read: Read) -> list[Part]:
+    """The parts that gencli opens, models last, so that what is small comes first. Raises GencliError for no layout."""
+    if "model_index.json" not in names:
+        if "config.json" not in names:
+            raise GencliError("no model_index.json and no config.json", _other_hint(names))
+        found = [Part("", "", "model")]
+        if "scheduler_config.json" in names:
+            found.insert(0, Part("", "", "scheduler"))
+        return found
+    index = read("model_index.json")
+    components = [name for name, value in index.items() if _is_component(name, value)]
+    found = []
+    for name in components:
+        kind = "tokenizer" if name.startswith("tokenizer") else "scheduler" if name == "scheduler" else "model"
+        inside = any(file.startswith(f"{name}/") for file in names)
+        # Pipelines of one network may have it at the root (google/ddpm-cifar10-32).
+        found.append(Part(name, f"{name}/" if inside else "", kind))  # type: ignore[arg-type]
+    return sorted(found, key=lambda part: part.kind == "model")
+
+
+def unused(read: Read) -> list[str]:
+    """Components that model_index.json names and gencli leaves alone."""
+    return [name for name, value in read("model_index.json").items() if name in UNUSED and _is_pair(value)]
+
+
+def _is_component(name: str, value: Any) -> bool:
+    return _is_pair(value) and name not in UNUSED and is_plain(name) and "/" not in name
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and value[1] is not None
+
+
+def choose(names: Collection[str], read: Read, variant: str | None = None) -> list[str]:
+    """The files that opening needs, of all those in `names`: small ones first, weights in one variant, nothing twice.
+
+    A component without weights in `variant` gives its ordinary ones. Raises GencliError when something is missing, and
+    when no component has that variant.
+    """
+    chosen = [name for name in (CARD, "model_index.json", "generation_config.json") if name in names]
+    heavy: list[str] = []
+    for part in parts(names, read):
+        chosen += _small(names, part)
+        if part.kind == "model":
+            heavy += weights(names, read, part.prefix, variant)
+    if variant and not any(f".{variant}." in name for name in heavy):
+        raise GencliError(f"no {variant} weights")
+    return list(dict.fromkeys(chosen + heavy))
+
+
+def _small(names: Collection[str], part: Part) -> list[str]:
+    here = [name.removeprefix(part.prefix) for name in names if name.startswith(part.prefix)]
+    if part.kind == "scheduler":
+        wanted: tuple[str, ...] = ("scheduler_config.json",)
+    elif part.kind == "model" and part.name:
+        wanted = ("config.json",)
+    else:
+        splitters = next((files for files in SPLITTERS if files[0] in here), SPLITTERS[-1])
+        wanted = (*(SETTINGS if part.kind == "model" else ()), *TOKENIZER, *splitters)
+    found = [name for pattern in wanted for name in sorted(here) if "/" not in name and fnmatch(name, pattern)]
+    first = wanted[0]
+    if part.kind != "tokenizer" and first not in found:
+        raise GencliError(f"no {part.prefix}{first}")
+    return [part.prefix + name for name in found]
+
+
+def weights(names: Collection[str], read: Read, prefix: str = "", variant: str | None = None) -> list[str]:
+    """The safetensors files of a model, their index first if there is one. Raises GencliError when there are none."""
+    here = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    file = weight_file(here, variant) or weight_file(here, None)
+    if file is None:
+        pickles = find_pickles(here)
+        seen = f" (only {some(pickles)})" if pickles else ""
+        what = f"{prefix}: " if prefix else ""
+        raise GencliError(f"{what}no weights in safetensors{seen}", PICKLE_HINT if pickles else _other_hint(here))
+    if not file.endswith(".json"):
+        return [prefix + file]
+    shards = shard_names(read(prefix + file), prefix + file)
+    if lost := [name for name in shards if name not in here]:
+        raise GencliError(f"{prefix}{file} names {some(lost)}, which is not there")
+    return [prefix + file, *(prefix + name for name in shards)]
+
+
+def weight_file(names: Collection[str], variant: str | None) -> str | None:
+    """The one safetensors file of a folder, or its index; with no `variant` the plain ones, else fp16, else bf16."""
+    for wanted in [variant] if variant else VARIANTS:
+        dotted = f".{wanted}" if wanted else ""
+        for stem in STEMS:
+            for name in (f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"):
+                if name in names:
+                    return name
+    return None
+
+
+def shard_names(index: Mapping[str, Any], file: str) -> list[str]:
+    """The files of a `*.index.json`. Raises GencliError for a name that is not one of a file beside it."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise GencliError(f"{file} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if not is_plain(name) or "/" in name or not name.endswith(".safetensors"):
+            raise GencliError(f"{file}: {name!r} is no plain name of a safetensors file beside it")
+    return names
+
+
+def find_pickles(names: Iterable[str]) -> list[str]:
+    """Files that may run code when they are opened."""
+    return [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in PICKLES)]
+
+
+def some(names: list[str]) -> str:
+    """The first few of a list, in words."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _other_hint(names: Collection[str]) -> str | None:
+    for suffix in (".gguf", ".safetensors"):
+        if single := sorted(name for name in names if name.endswith(suffix) and "/" not in name):
+            return f"{single[0]} is a checkpoint in one file: download it, and give its path"
+    return "is it a checkpoint in the layout of transformers or diffusers?"
