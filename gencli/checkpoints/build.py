@@ -75,7 +75,8 @@ def assign(
 
     Raises GencliError that says what is missing, unexpected or of another shape.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = model.state_dict(keep_vars=True)
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     state: dict[str, torch.Tensor] = {}
     unexpected, mismatched = [], []
     for name in tensors:
@@ -98,8 +99,8 @@ def assign(
                 mismatched.append(f"{name} is {list(tensors.shape(name))}, which does not fit {target}")
                 continue
         state[target] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-    for target, shared in layout.tied.items():
-        if target in wanted and target not in state and shared in state:
+    for target, shared in layout.tied.items():  # where this config ties them and the file has one
+        if target in own and own[target] is own.get(shared) and target not in state and shared in state:
             state[target] = state[shared]
     missing = [name for name in wanted if name not in state and not any(name in m for m in mismatched)]
     _refuse(where, "does not fit its config", mismatched)

@@ -11,6 +11,16 @@ from types import ModuleType
 # `model_type` (transformers) or `_class_name` (diffusers) → module of this package
 ARCHITECTURES: dict[str, str] = {
     "gpt2": "gpt2",
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "gemma3": "gemma3",
     "clip_text_model": "clip_text",
     "AutoencoderKL": "autoencoder_kl",
     "UNet2DModel": "unet_2d",

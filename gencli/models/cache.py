@@ -1,0 +1,46 @@
+"""The key/value cache of a decoder: what every layer has seen, so that each new token costs one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """Keys and values of every layer, allocated once: (B, K, S, D) each. `length` positions are filled.
+
+    B: batch, K: key/value heads, S: positions, D: size of a head.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        heads: int,
+        positions: int,
+        head_dim: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        shape = (batch, heads, positions, head_dim)
+        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new positions of one layer after `length`; views of all positions so far, (B, K, S, D)."""
+        end = self.length + key.shape[2]
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def repeat(self, batch: int) -> None:
+        """Make a batch of `batch` from a prefill of one: every row continues the same prompt."""
+        self.keys = [tensor.repeat(batch, 1, 1, 1) for tensor in self.keys]
+        self.values = [tensor.repeat(batch, 1, 1, 1) for tensor in self.values]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch: finished samples leave."""
+        self.keys = [tensor[rows] for tensor in self.keys]
+        self.values = [tensor[rows] for tensor in self.values]

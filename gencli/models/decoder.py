@@ -1,0 +1,279 @@
+"""What the decoders of the Llama line share: norm, feed-forward, grouped-query attention, and the walk through them.
+
+Each family has a file of its own that puts these together and holds what only it does. Attributes are named as the
+checkpoints name them. B: batch, T: new positions, S: all positions, C: hidden_size, H: query heads, K: key/value
+heads, D: size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models.attention import attend
+from gencli.models.base import TRANSFORMERS_INERT, Layout
+from gencli.models.cache import KeyValueCache
+from gencli.models.rope import Rope, Rotary, Turn, check_pairs, rotate
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
+
+# Keys beside TRANSFORMERS_INERT that decoders' configs carry and that change nothing in a forward pass.
+# `pretraining_tp` cuts products into slices; code named by `auto_map` is never run: model_type says what a file is.
+DECODER_INERT = TRANSFORMERS_INERT | {
+    "pretraining_tp", "auto_map", "cache_implementation", "attn_implementation", "max_sequence_length",
+    "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
+}  # fmt: skip
+
+WEIGHTS = {"lm_head.weight": "model.embed_tokens.weight", "model.embed_tokens.weight": "lm_head.weight"}
+LAYOUT = Layout(drops=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",), tied=WEIGHTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The keys that all families have, under the names of config.json. Families add theirs, and their defaults."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    rope_parameters: Rope
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def window(self, layer: int) -> int | None:
+        """How many positions up to its own a token sees in a layer; None for all."""
+        return None
+
+    def check(self) -> None:
+        """Bounds that any real model keeps, so that a hostile config allocates nothing. Raises GencliError."""
+        bounds = {
+            "vocab_size": 2**22, "hidden_size": 2**16, "intermediate_size": 2**20, "num_hidden_layers": 1024,
+            "num_attention_heads": 1024, "num_key_value_heads": 1024, "head_dim": 2**12,
+            "max_position_embeddings": 2**26,
+        }  # fmt: skip
+        for key, top in bounds.items():
+            value = getattr(self, key)
+            if value is not None or key not in ("num_key_value_heads", "head_dim"):
+                check_range(key, value, top)
+        if self.num_attention_heads % self.kv_heads:
+            raise GencliError(
+                f"config.json: num_attention_heads = {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads = {self.kv_heads}"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise GencliError(
+                f"config.json: hidden_size = {self.hidden_size} is no multiple of "
+                f"num_attention_heads = {self.num_attention_heads}"
+            )
+        check_pairs(self.rope_parameters, self.head_size)
+        check_activation("hidden_act", self.hidden_act)
+        if not isinstance(self.rms_norm_eps, (int, float)) or not 0 <= self.rms_norm_eps < 1:
+            raise GencliError(f"config.json: rms_norm_eps = {self.rms_norm_eps!r} is out of range")
+        for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+            if not isinstance(getattr(self, key, False), bool):
+                raise GencliError(f"config.json: {key} = {getattr(self, key)!r} is neither true nor false")
+
+
+def check_range(key: str, value: Any, top: int) -> None:
+    """Raises GencliError unless a config's value is a whole number from 1 to `top`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= top:
+        raise GencliError(f"config.json: {key} = {str(value)[:60]} is out of range (1 to {top})")
+
+
+def check_activation(key: str, value: Any) -> None:
+    """Raises GencliError unless a config's value names an activation."""
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise GencliError(
+            f"config.json: {key} = {str(value)[:60]!r} is not supported", f"gencli knows {', '.join(ACTIVATIONS)}"
+        )
+
+
+def check_layer_types(types: Any, layers: int, window: int | None) -> None:
+    """Raises GencliError unless `layer_types` names every layer's attention, and sliding ones have a window."""
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(types, tuple) or len(types) != layers or any(kind not in known for kind in types):
+        raise GencliError(
+            f"config.json: layer_types = {str(types)[:60]} does not fit",
+            f"it names {' or '.join(known)} for each of {layers} layers",
+        )
+    if "sliding_attention" in types:
+        check_range("sliding_window", window, 2**26)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), the quotient in float32 whatever x is."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
+
+
+class MLP(nn.Module):
+    """The gated feed-forward (Shazeer 2020, "GLU variants improve transformer")."""
+
+    def __init__(self, config: DecoderConfig, *, bias: bool = False):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class AttentionCore(nn.Module):
+    """Causal attention with rotary positions and a cache; `project` and `o_proj` come from the class that uses it."""
+
+    o_proj: nn.Linear
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
+        self.window = config.window(layer)
+        self.scale = self.head_dim**-0.5
+        self.softcap: float | None = None
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, C) → queries (B, T, H, D), keys and values (B, T, K, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
+        q, k, v = self.project(x)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        return self.o_proj(attend(q, k, v, scale=self.scale, window=self.window, softcap=self.softcap))
+
+
+class Attention(AttentionCore):
+    """Attention with its four projections. `bias` is of q, k and v; `out_bias` of the output."""
+
+    def __init__(self, config: DecoderConfig, layer: int, *, bias: bool = False, out_bias: bool = False):
+        super().__init__(config, layer)
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=out_bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (*x.shape[:2], -1, self.head_dim)
+        return self.q_proj(x).view(shape), self.k_proj(x).view(shape), self.v_proj(x).view(shape)
+
+
+class PreNormLayer(nn.Module):
+    """Norm before attention, norm before the feed-forward."""
+
+    def __init__(self, config: DecoderConfig, self_attn: nn.Module, mlp: nn.Module):
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turn, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Stack(nn.Module):
+    """What checkpoints call `model`: everything but the head."""
+
+    def __init__(self, config: DecoderConfig, layers: Sequence[nn.Module], norm: nn.Module):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+
+class Decoder(nn.Module):
+    """ids → embeddings → layers → norm → head. Families override `embed`, `turns` and `head` where theirs differ."""
+
+    def __init__(self, config: DecoderConfig, layers: Sequence[nn.Module], norm: nn.Module):
+        super().__init__()
+        self.config = config
+        self.model = Stack(config, layers, norm)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.rotary = Rotary(config.rope_parameters, config.head_size, config.max_position_embeddings)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the model can read, in tokens."""
+        return self.config.rope_parameters.reach(self.config.max_position_embeddings)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    def new_cache(self, batch: int, positions: int) -> KeyValueCache:
+        """A cache for `batch` sequences of at most `positions` tokens."""
+        config, weight = self.config, self.lm_head.weight
+        shape = (config.num_hidden_layers, batch, config.kv_heads, positions, config.head_size)
+        return KeyValueCache(*shape, device=weight.device, dtype=weight.dtype)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) → (B, T, C)."""
+        return self.model.embed_tokens(ids)
+
+    def turns(self, start: int, stop: int, like: Tensor) -> Sequence[Turn | None]:
+        """For each layer, how positions start … stop - 1 turn; None where they do not."""
+        return [self.rotary(start, stop, like)] * len(self.model.layers)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Hidden states after the last norm (B, T, C) → logits (B, T, V)."""
+        return self.lm_head(x)
+
+    def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
+        """Logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), for the last position.
+
+        With a cache the ids continue what is in it, and are added to it.
+        """
+        start = 0 if cache is None else cache.length
+        stop = start + ids.shape[1]
+        x = self.embed(ids)
+        for layer, turn in zip(self.model.layers, self.turns(start, stop, x), strict=True):
+            x = layer(x, turn, cache)
+        if cache is not None:
+            cache.length = stop
+        if last_only:
+            x = x[:, -1:]
+        return self.head(self.model.norm(x))

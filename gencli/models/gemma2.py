@@ -1,0 +1,140 @@
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): norms around every step, soft-capped scores and logits, windows in
+every other layer, embeddings scaled by sqrt(C)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models import decoder
+from gencli.models.base import read_config
+from gencli.models.cache import KeyValueCache
+from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, check_activation, check_layer_types
+from gencli.models.rope import COMMON_KINDS, Turn, with_rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config(DecoderConfig):
+    """config.json of a Gemma 2 checkpoint. Without `layer_types` the even layers have the window."""
+
+    vocab_size: int = 256000
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = 4
+    head_dim: int | None = 256
+    hidden_act: str = "gelu_pytorch_tanh"  # the file's `hidden_activation`; its own `hidden_act` is not read
+    max_position_embeddings: int = 8192
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    query_pre_attn_scalar: float = 256
+    sliding_window: int | None = 4096
+    layer_types: tuple[str, ...] | None = None
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Gemma2Config:
+        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+        raw = with_rope(with_activation(raw), COMMON_KINDS)
+        only = {"use_bidirectional_attention": (None, False), "sliding_window_size": (raw.get("sliding_window"),)}
+        config = read_config(cls, raw, inert=decoder.DECODER_INERT, only=only)
+        config.check()
+        check_layer_types(config.types, config.num_hidden_layers, config.sliding_window)
+        return config
+
+    def check(self) -> None:
+        super().check()
+        for key in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"):
+            value = getattr(self, key)
+            if value is None and key != "query_pre_attn_scalar":
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
+                raise GencliError(f"config.json: {key} = {value!r} is out of range")
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Each layer's kind of attention."""
+        if self.layer_types is not None:
+            return self.layer_types
+        return tuple("full_attention" if i % 2 else "sliding_attention" for i in range(self.num_hidden_layers))
+
+    def window(self, layer: int) -> int | None:
+        return self.sliding_window if self.types[layer] == "sliding_attention" else None
+
+
+def with_activation(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Gemma's key is `hidden_activation`; a `hidden_act` beside it is a left-over of the first files."""
+    rest = {key: value for key, value in raw.items() if key not in ("hidden_act", "hidden_activation")}
+    activation = raw.get("hidden_activation") or "gelu_pytorch_tanh"
+    check_activation("hidden_activation", activation)
+    return {**rest, "hidden_act": activation}
+
+
+class RMSNorm(decoder.RMSNorm):
+    """The weight is stored as its distance from one, and applied before rounding to a half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+
+
+class Layer(nn.Module):
+    """Norms before and after attention and feed-forward, within the residual."""
+
+    def __init__(self, config: DecoderConfig, self_attn: nn.Module):
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), turn, cache))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+@functools.cache
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """A number as it is in a precision: sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
+    return torch.tensor(value, device="cpu").to(dtype).item()
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(x / cap): keeps the order, and every value within ± cap."""
+    return x if cap is None else torch.tanh(x / cap) * cap
+
+
+class Gemma2(Decoder):
+    """The decoder with its language-model head."""
+
+    config: Gemma2Config
+
+    def __init__(self, config: Gemma2Config):
+        layers = []
+        for layer in range(config.num_hidden_layers):
+            attention = Attention(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
+            attention.scale = config.query_pre_attn_scalar**-0.5
+            attention.softcap = config.attn_logit_softcapping
+            layers.append(Layer(config, attention))
+        super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        x = super().embed(ids)
+        return x * rounded(self.config.hidden_size**0.5, x.dtype)
+
+    def head(self, x: Tensor) -> Tensor:
+        return soft_cap(super().head(x), self.config.final_logit_softcapping)
+
+
+LAYOUT = decoder.LAYOUT
+Config, Model = Gemma2Config, Gemma2

@@ -1,0 +1,85 @@
+"""OLMo 2 (OLMo Team 2024, arXiv 2501.00656): norms after attention and feed-forward, and over all of q and k."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.models import decoder
+from gencli.models.base import read_config
+from gencli.models.cache import KeyValueCache
+from gencli.models.decoder import MLP, Decoder, DecoderConfig
+from gencli.models.rope import COMMON_KINDS, Turn, with_rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Olmo2Config(DecoderConfig):
+    """config.json of an OLMo 2 checkpoint."""
+
+    vocab_size: int = 50304
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    attention_bias: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Olmo2Config:
+        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+        config = read_config(cls, with_rope(raw, COMMON_KINDS), inert=decoder.DECODER_INERT)
+        config.check()
+        return config
+
+
+class RMSNorm(decoder.RMSNorm):
+    """Weighs before it rounds to a half precision, not after."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.rms_norm(x.float(), self.weight.shape, eps=self.eps) * self.weight).to(x.dtype)
+
+
+class Attention(decoder.Attention):
+    """q and k are normed across all their heads, before they turn."""
+
+    def __init__(self, config: Olmo2Config, layer: int):
+        super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
+        self.q_norm = RMSNorm(self.heads * self.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(self.kv_heads * self.head_dim, config.rms_norm_eps)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x))
+        return q.view(shape), k.view(shape), self.v_proj(x).view(shape)
+
+
+class Layer(nn.Module):
+    """What attention and feed-forward give is normed before it is added."""
+
+    def __init__(self, config: Olmo2Config, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(x, turn, cache))
+        return x + self.post_feedforward_layernorm(self.mlp(x))
+
+
+class Olmo2(Decoder):
+    """The decoder with its language-model head."""
+
+    def __init__(self, config: Olmo2Config):
+        layers = [Layer(config, layer) for layer in range(config.num_hidden_layers)]
+        super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+
+
+LAYOUT = decoder.LAYOUT
+Config, Model = Olmo2Config, Olmo2

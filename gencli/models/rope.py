@@ -1,0 +1,273 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), and the ways checkpoints stretch it to longer texts.
+
+A head's vector is D / 2 pairs (i, i + D / 2); position p turns pair i by p * inv_freq[i]. Everything is computed in
+float32 and cast at the end, as the reference does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gencli.errors import GencliError
+from gencli.models.base import read_config
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How a checkpoint turns its queries and keys; the fields are the keys of its `rope_parameters`."""
+
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    # yarn
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    # llama3
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    # longrope
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+
+    def reach(self, max_position_embeddings: int) -> int:
+        """The longest text in tokens: linear and dynamic configs give the length before stretching, others after."""
+        if self.rope_type in ("linear", "dynamic"):
+            return int(max_position_embeddings * (self.factor or 1))
+        if self.rope_type == "yarn" and self.original_max_position_embeddings:
+            return max(max_position_embeddings, int(self.original_max_position_embeddings * (self.factor or 1)))
+        return max_position_embeddings
+
+
+# Keys of the config that say how to turn: before transformers 5 beside each other, since then in `rope_parameters`.
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+
+
+def with_rope(
+    raw: Mapping[str, Any], kinds: tuple[str, ...], *, theta: float = 10000.0, partial: bool = False
+) -> dict[str, Any]:
+    """The config with its rope keys, in the old form or the new, as one Rope in `rope_parameters`.
+
+    kinds: the rope types that the family knows; theta: its base when the config names none; partial: whether it may
+    turn only a part of each head. Raises GencliError for another type, unknown keys and impossible values.
+    """
+    parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(parameters, dict):
+        raise GencliError(f"config.json: rope parameters are no object: {str(parameters)[:80]}")
+    beside = {key: raw.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+    rope = read_rope({**beside, **parameters}, kinds, theta=theta)
+    if rope.partial_rotary_factor != 1 and not partial:
+        raise GencliError(f"config.json: partial_rotary_factor = {rope.partial_rotary_factor} is not supported")
+    rest = {key: value for key, value in raw.items() if key not in ROPE_KEYS}
+    return {**rest, "rope_parameters": rope}
+
+
+def read_rope(parameters: Mapping[str, Any], kinds: tuple[str, ...], *, theta: float = 10000.0) -> Rope:
+    """A Rope from the checkpoint's own keys, `type` being the old name of `rope_type`. Raises GencliError."""
+    known = {key: value for key, value in parameters.items() if value is not None}
+    kind = known.pop("rope_type", known.get("type", "default"))
+    known.pop("type", None)
+    if kind not in kinds:
+        raise GencliError(
+            f"config.json: rope_type = {kind!r} is not supported", f"gencli knows {', '.join(kinds)} for this family"
+        )
+    # `finetuned` told apart two codes of the YaRN authors, not two formulas
+    rope = read_config(Rope, {"rope_theta": theta, **known, "rope_type": kind}, inert={"finetuned"})
+    _check(rope)
+    return rope
+
+
+def _check(rope: Rope) -> None:
+    if lost := [key for key in KINDS[rope.rope_type].needs if getattr(rope, key) is None]:
+        raise GencliError(f"config.json: rope_type = {rope.rope_type!r} lacks {', '.join(lost)}")
+    for key in {field.name for field in dataclasses.fields(rope)} - {"rope_type", "truncate"}:
+        value = getattr(rope, key)
+        for number in value if isinstance(value, tuple) else (value,):
+            fine = isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < 1e12
+            if not (number is None or fine or (number == 0 and key in ("mscale", "mscale_all_dim"))):
+                raise GencliError(f"config.json: rope parameter {key} = {str(value)[:60]} is out of range")
+    if rope.partial_rotary_factor > 1:
+        raise GencliError(f"config.json: partial_rotary_factor = {rope.partial_rotary_factor} is above 1")
+    if rope.rope_theta <= 1:
+        raise GencliError(f"config.json: rope_theta = {rope.rope_theta} is out of range")
+    if rope.original_max_position_embeddings is not None and rope.original_max_position_embeddings < 2:
+        raise GencliError("config.json: original_max_position_embeddings is below 2")
+    if rope.low_freq_factor is not None and rope.low_freq_factor >= (rope.high_freq_factor or math.inf):
+        raise GencliError("config.json: low_freq_factor is not below high_freq_factor")
+
+
+def check_pairs(rope: Rope, head_dim: int) -> None:
+    """Raises GencliError unless heads of this size can be turned so."""
+    dim = int(head_dim * rope.partial_rotary_factor)
+    if dim < 4 or dim % 2:  # two pairs at least: the dynamic kind's exponent is dim / (dim - 2)
+        raise GencliError(f"config.json: {dim} of {head_dim} numbers of a head cannot be turned in pairs")
+    for name in ("short_factor", "long_factor"):
+        factors = getattr(rope, name)
+        if factors is not None and not (isinstance(factors, tuple) and len(factors) == dim // 2):
+            raise GencliError(f"config.json: {name} is no list of {dim // 2} numbers, one for each pair")
+
+
+class Frequencies(NamedTuple):
+    """inv_freq (dim / 2,), and what cos and sin are multiplied by."""
+
+    inv_freq: Tensor
+    scale: float = 1.0
+
+
+# Each: (rope, dim: how much of a head turns, limit: max_position_embeddings, length: of the text) → Frequencies.
+
+
+def _powers(rope: Rope, dim: int) -> Tensor:
+    return rope.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def _default(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
+    return Frequencies(1 / _powers(rope, dim))
+
+
+def _linear(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
+    """Positions are divided by a factor (Chen et al. 2023, arXiv 2306.15595)."""
+    assert rope.factor is not None
+    return Frequencies(1 / _powers(rope, dim) / rope.factor)
+
+
+def _dynamic(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
+    """The base grows with the text once that is longer than the training's ("dynamic NTK", emozilla 2023)."""
+    assert rope.factor is not None
+    if length <= limit:
+        return _default(rope, dim, limit, length)
+    stretch = rope.factor * torch.tensor(length, dtype=torch.float32) / limit - (rope.factor - 1)
+    base = rope.rope_theta * stretch ** (dim / (dim - 2))
+    return Frequencies(1 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+
+
+def _yarn(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
+    """Fast pairs turn as trained, slow ones are interpolated, with a ramp between (Peng et al. 2023, 2309.00071)."""
+    original = rope.original_max_position_embeddings or limit
+    factor = rope.factor or limit / original
+
+    def pair(turns: float) -> float:  # the index that turns so often within the original length
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+
+    low, high = pair(rope.beta_fast or 32), pair(rope.beta_slow or 1)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    powers = _powers(rope, dim)
+    inv_freq = 1 / (factor * powers) * ramp + 1 / powers * (1 - ramp)
+
+    def temperature(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    scale = temperature(1)
+    if rope.attention_factor is not None:
+        scale = rope.attention_factor
+    elif rope.mscale and rope.mscale_all_dim:
+        scale = temperature(rope.mscale) / temperature(rope.mscale_all_dim)
+    return Frequencies(inv_freq, scale)
+
+
+def _llama3(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
+    """Wavelengths near the original length are divided by up to `factor`, longer ones by all of it (Llama 3.1)."""
+    assert rope.factor is not None and rope.low_freq_factor is not None and rope.high_freq_factor is not None
+    original = rope.original_max_position_embeddings or limit
+    inv_freq = 1 / _powers(rope, dim)
+    turns = original * inv_freq / (2 * math.pi)  # within the original length
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return Frequencies((1 - smooth) * inv_freq / rope.factor + smooth * inv_freq)
+
+
+def _longrope(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
+    """A factor of its own for every pair: one set for short texts, one for long ones (Ding et al. 2024, 2402.13753)."""
+    assert rope.short_factor is not None and rope.long_factor is not None
+    original = rope.original_max_position_embeddings or limit
+    factors = rope.long_factor if length > original else rope.short_factor
+    factor = rope.factor or limit / original
+    scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    if rope.attention_factor is not None:
+        scale = rope.attention_factor
+    return Frequencies(1 / (torch.tensor(factors, dtype=torch.float32) * _powers(rope, dim)), scale)
+
+
+class Kind(NamedTuple):
+    frequencies: Callable[[Rope, int, int, int], Frequencies]
+    needs: tuple[str, ...] = ()
+
+
+KINDS = {
+    "default": Kind(_default),
+    "linear": Kind(_linear, ("factor",)),
+    "dynamic": Kind(_dynamic, ("factor",)),
+    "yarn": Kind(_yarn),
+    "llama3": Kind(_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
+    "longrope": Kind(_longrope, ("short_factor", "long_factor")),
+}
+COMMON_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+
+Turn = tuple[Tensor, Tensor]  # cos and signed sin of some positions, (T, 1, dim) each
+
+
+class Rotary:
+    """cos and sin of positions, for all layers that turn alike: computed when first needed, kept, and grown.
+
+    No module and no buffers: nothing of it is in a checkpoint.
+    """
+
+    def __init__(self, rope: Rope, head_dim: int, max_position_embeddings: int):
+        self.rope = rope
+        self.dim = int(head_dim * rope.partial_rotary_factor)
+        self.limit = max_position_embeddings
+        self._tables: dict[tuple[torch.device, torch.dtype, bool], Turn] = {}
+
+    def is_long(self, length: int) -> bool:
+        """Whether a text of `length` tokens turns otherwise than a short one."""
+        if self.rope.rope_type == "longrope":
+            return length > (self.rope.original_max_position_embeddings or self.limit)
+        return self.rope.rope_type == "dynamic" and length > self.limit
+
+    def __call__(self, start: int, stop: int, like: Tensor) -> Turn:
+        """For positions start … stop - 1 of a text of length `stop`: (T, 1, dim) each, device and dtype as `like`'s."""
+        long = self.is_long(stop)
+        if long and self.rope.rope_type == "dynamic":  # every length has its own angles: nothing to keep
+            return self._compute(start, stop, stop, like)
+        key = (like.device, like.dtype, long)
+        table = self._tables.get(key)
+        if table is None or len(table[0]) < stop:
+            rows = max(64, stop if table is None else 2 * stop)
+            table = self._tables[key] = self._compute(0, rows, stop, like)
+        return table[0][start:stop], table[1][start:stop]
+
+    @torch.inference_mode(False)  # kept tables must serve training as well
+    @torch.no_grad()
+    def _compute(self, start: int, stop: int, length: int, like: Tensor) -> Turn:
+        inv_freq, scale = KINDS[self.rope.rope_type].frequencies(self.rope, self.dim, self.limit, length)
+        angles = torch.arange(start, stop, dtype=torch.float32)[:, None] * inv_freq  # (T, dim / 2)
+        cos, sin = angles.cos() * scale, angles.sin() * scale
+        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        return cos[:, None].to(like.device, like.dtype), sin[:, None].to(like.device, like.dtype)
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """Turn the first `dim` numbers of every head; x (B, T, H, D)."""
+    cos, sin = turn
+    dim = cos.shape[-1]
+    if dim < x.shape[-1]:
+        return torch.cat((rotate(x[..., :dim], turn), x[..., dim:]), dim=-1)
+    # (x1, x2) → (x1 cos - x2 sin, x2 cos + x1 sin); the minus is in the table
+    return torch.addcmul(x * cos, x.roll(dim // 2, -1), sin)
