@@ -15,6 +15,18 @@ from gencli.errors import GencliError
 UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
+def write(data: bytes) -> None:
+    """Bytes to stdout, at once. Raises BrokenPipeError when its reader is gone, GencliError for all else."""
+    out = stdout_bytes()
+    try:
+        out.write(data)
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GencliError(f"cannot write to stdout: {error.strerror}") from None
+
+
 def stdout_bytes() -> BinaryIO:
     """stdout for bytes. Raises GencliError when it is closed."""
     if sys.stdout is None:
@@ -29,7 +41,7 @@ class TextSink:
     """
 
     def __init__(self, *, null: bool = False):
-        self.out = stdout_bytes()
+        stdout_bytes()  # fails now rather than after the work
         self.null = null
         self.terminal = is_terminal(sys.stdout)
         self._open = False  # a record has begun
@@ -41,29 +53,24 @@ class TextSink:
         if not text:
             return
         self._last = text[-1]
-        self.out.write((escape_controls(text) if self.terminal else text).encode("utf-8"))
-        self.out.flush()
+        write((escape_controls(text) if self.terminal else text).encode("utf-8"))
 
     def end(self) -> None:
         """The current record is whole."""
         if self.null:
-            self.out.write(b"\0")
+            write(b"\0")
         elif self._last != "\n":
-            self.out.write(b"\n")
-        self.out.flush()
+            write(b"\n")
         self._open, self._last = False, ""
 
     def interrupted(self) -> None:
         """The current record stays as it is; on a terminal the prompt gets a line of its own."""
         if self._open and self.terminal and self._last not in ("", "\n"):
-            self.out.write(b"\n")
-            self.out.flush()
+            write(b"\n")
 
 
 def write_json(value: Mapping[str, Any]) -> None:
     """One JSON object on one line, shown at once."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text = UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    out = stdout_bytes()
-    out.write(text.encode("utf-8") + b"\n")
-    out.flush()
+    write(text.encode("utf-8") + b"\n")

@@ -218,6 +218,7 @@ def text(
     check_arguments(prompt or [], stdin_by_default=not lines)
     _check_combinations(prompt or [], lines=lines, json=json, null=null, logprobs=logprobs)
     source = find(model, offline=offline)
+    output: PlainOutput | JsonOutput = JsonOutput(source.name, echo=echo) if json else PlainOutput(echo=echo, null=null)
     prompts = read_lines() if lines else iter([read_prompt(prompt or [])])
 
     console: Console = ctx.obj
@@ -225,7 +226,6 @@ def text(
     from gencli.text.load import open_model
 
     loaded = open_model(source, device=device, dtype=dtype, threads=threads)
-    output: PlainOutput | JsonOutput = JsonOutput(loaded.name, echo=echo) if json else PlainOutput(echo=echo, null=null)
     _run(console, loaded, request, prompts, output, lines=lines, stats=stats)
 
 

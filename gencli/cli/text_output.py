@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gencli.cli.sinks import TextSink, write_json
+from gencli.cli.sinks import TextSink, stdout_bytes, write_json
 from gencli.text.events import Piece, Sample
 from gencli.text.logprobs import Logprobs
 
@@ -38,6 +38,7 @@ class JsonOutput:
     """One object a sample, once it is whole."""
 
     def __init__(self, model: str, *, echo: bool):
+        stdout_bytes()  # fails now rather than after the work
         self.model = model
         self.echo = echo
 

@@ -1,0 +1,167 @@
+"""What gencli says before any model is opened: help, version, usage errors, completion. None of it imports torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gencli import __version__
+from tests.shell.process import GENCLI, environment, gencli, on_terminal, shell
+
+HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL", "rich"]
+
+FACES = [
+    (["--help"], 0),
+    (["-h"], 0),
+    (["--version"], 0),
+    (["text", "--help"], 0),
+    ([], 2),
+    (["txt"], 2),
+    (["--modl"], 2),
+    (["text", "a", "--temperatur", "1"], 2),
+    (["text", "a", "--top-k", "many"], 2),
+    (["text", "a", "--top-k", "-1"], 2),
+    (["text", "a", "--top-p", "1.5"], 2),
+    (["text", "a", "--temperature", "nan"], 2),
+    (["text", "a", "-n", "0"], 2),
+    (["text", "a", "-s", "-1"], 2),
+    (["text", "a", "--stop", ""], 2),
+    (["text", "a", "--logit-bias", "x=1"], 2),
+    (["text", "a", "--device", "tpu"], 2),
+    (["text", "a", "--dtype", "fp16"], 2),
+    (["text", "a", "--threads", "0"], 2),
+    (["text", "a", "--color", "blue"], 2),
+    (["text", "a", "--lines"], 2),
+    (["text", "a", "--logprobs", "2"], 2),
+    (["text", "a", "--json", "-0"], 2),
+    (["text", "-", "-"], 2),
+    (["text", "a", "-m", "no-such-model"], 1),
+]
+
+
+def test_nothing_heavy_is_imported():
+    """Help, version, usage errors and a missing model, all in one process that counts its modules."""
+    script = f"""
+import sys
+from gencli.__main__ import main
+for args, code in {FACES!r}:
+    assert main(args) == code, args
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    assert not heavy, (args, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment(), timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_version():
+    done = gencli("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"gencli {__version__}\n".encode(), b"")
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["txt"], "error: no such command: 'txt'\nhint: did you mean text?\n"),
+        (["text", "a", "--top_k", "3"], "error: no such option: --top_k\nhint: did you mean --top-k?\n"),
+        (["text", "a", "--n-predict", "3"], "error: no such option: --n-predict\nhint: did you mean --max-tokens?\n"),
+        (["text", "a", "--dtype", "fp16"], "error: --dtype 'fp16': no such precision\nhint: did you mean float16?\n"),
+        (["text", "a", "--top-p", "2"], "error: --top-p 2.0: must be at least 0 and at most 1\n"),
+    ],
+)
+def test_usage_errors_name_the_value_and_a_remedy(args: list[str], says: str):
+    done = gencli(*args)
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", says)
+
+
+@pytest.mark.parametrize("option", ["--top-k", "--temperature"])
+def test_a_number_that_is_none(option: str):
+    done = gencli("text", "a", option, "many")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert option in done.stderr.decode() and "'many'" in done.stderr.decode()
+
+
+def test_no_prompt_at_a_terminal_is_a_usage_error():
+    code, terminal, _, _ = on_terminal("text")
+    assert code == 2
+    assert b"no prompt" in terminal
+
+
+@pytest.mark.parametrize(
+    "env, args, coloured",
+    [
+        ({}, [], True),
+        ({"NO_COLOR": "1"}, [], False),
+        ({"NO_COLOR": ""}, [], True),  # as no-color.org has it
+        ({"TERM": "dumb"}, [], False),
+        ({}, ["--color", "never"], False),
+        ({"NO_COLOR": "1"}, ["--color", "always"], True),
+    ],
+)
+def test_colours_on_a_terminal(env: dict, args: list, coloured: bool):
+    code, terminal, _, _ = on_terminal("text", *args, "--top-k", "-1", "a", **env)
+    assert code == 2
+    assert (b"\x1b[" in terminal) == coloured
+    assert b"error:" in terminal
+
+
+def test_no_colours_in_a_pipe_unless_asked():
+    assert b"\x1b" not in gencli("text", "--top-k", "-1", "a", TERM="xterm").stderr
+    assert b"\x1b[1;31merror:" in gencli("text", "--color", "always", "--top-k", "-1", "a").stderr
+
+
+def test_an_error_cannot_steer_the_terminal():
+    code, terminal, _, _ = on_terminal("text", "-m", "\x1b]0;title\x07", "a")
+    assert code == 1
+    assert b"\x1b]" not in terminal and b"\\x1b]0;title\\x07" in terminal
+
+
+def test_help_is_plain_in_a_pipe_and_lists_every_option():
+    done = gencli("text", "--help", TERM="xterm")
+    page = done.stdout.decode()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert page.isascii() and max(map(len, page.splitlines())) <= 80
+    names = """--temperature --temp --top-k --top-p --min-p --typical-p --repeat-penalty --presence-penalty
+        --frequency-penalty --logit-bias --max-tokens --max-new-tokens --stop --num-samples --echo --logprobs --null
+        --lines --json --truncate --model --device --dtype --threads --seed --quiet --stats --offline --color --debug"""
+    for name in names.split():
+        assert f" {name} " in page or f" {name}," in page or f" {name}\n" in page, name
+    for default in ("(default: 0.8)", "(default: 40)", "(default: 0.95)", "(default: 256)", "(default: stories;"):
+        assert default in " ".join(page.split())
+    assert "Examples:" in page
+
+
+@pytest.mark.parametrize("args", [["--help"], ["text", "--help"], ["--version"]])
+def test_nobody_reads(args: list[str]):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*GENCLI, *args], stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_debug_alone_shows_a_traceback():
+    assert b"Traceback" not in gencli("text", "a", "-m", "no-such-model").stderr
+    assert b"Traceback" in gencli("text", "a", "-m", "no-such-model", "--debug").stderr
+    assert b"Traceback" not in gencli("text", "-m", "no-such-model", "--", "--debug").stderr
+
+
+@pytest.mark.parametrize("words, index, offers", [("gencli te", 1, "text"), ("gencli text --ec", 2, "--echo")])
+def test_shell_completion(words: str, index: int, offers: str):
+    done = gencli(_GENCLI_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(index))
+    assert offers in done.stdout.decode().split()
+
+
+def test_closed_standard_streams():
+    assert shell("gencli text a -m no-such-model <&-").returncode == 1
+    assert shell("gencli text <&- -m no-such-model").returncode == 1
+    assert shell("gencli --version >&-").returncode == 0
+    assert shell("gencli text --top-k -1 2>&-").returncode == 2
+
+
+def test_gencli_alone_names_a_first_step():
+    done = subprocess.run(GENCLI, capture_output=True, env=environment(), timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"gencli --help" in done.stderr
