@@ -19,7 +19,7 @@ START = "<|startoftext|>"
 
 SENTENCES = [
     "Once upon a time there was a little girl who liked to play in the garden with her dog.",
-    "The dog ran and ran, and the girl laughed. \"Come back!\" she said, but he didn't listen.",
+    'The dog ran and ran, and the girl laughed. "Come back!" she said, but he didn\'t listen.',
     "In the end they went home together and had soup; it was 7 o'clock, then 8, then 9.",
     "从前有一个小女孩,她喜欢和她的狗在花园里玩。",
     "他们一起回家了。 你好,世界! 你好吗?",

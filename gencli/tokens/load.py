@@ -97,6 +97,11 @@ def _from_vocab(folder: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
     clip = VOCAB_CLASSES[named_class] == "clip" or any(piece.endswith(WORD_END) for piece in vocab)
     try:
         merges = list(_merges(folder / "merges.txt"))
+        merged = sum(len(piece.removesuffix(WORD_END)) > 1 for piece in vocab)
+        if len(merges) < merged / 2:  # each longer piece comes from a merge, but for special tokens
+            raise GencliError(
+                f"{folder / 'merges.txt'}: {len(merges)} merges for {merged} merged pieces: is it cut off?"
+            )
         if clip:
             model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=WORD_END, unk_token=_unk(config, vocab))
         else:
@@ -152,12 +157,12 @@ def _add_tokens(
     With `added_tokens_decoder` in tokenizer_config.json the older special_tokens_map.json and added_tokens.json are
     not looked at. Raises GencliError for an added token that does not get the id it is said to have.
     """
-    where = folder / "tokenizer_config.json"
+    where = str(folder / "tokenizer_config.json")
     special: dict[str, Any] = {key: config[key] for key in config if key in NAMED}
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
     added: dict[int, AddedToken] = {}
     if isinstance(declared := config.get("added_tokens_decoder"), dict):
-        added = {_id(key, where): _token(value, where) for key, value in declared.items()}
+        added = {_id(key, where): _token(value, f"{where}: added token {key}") for key, value in declared.items()}
     else:
         older = _optional(folder / "special_tokens_map.json")
         special |= {key: older[key] for key in older if key in NAMED}
@@ -165,7 +170,8 @@ def _add_tokens(
         names = {_content(value) for value in special.values()} | {_content(value) for value in _listed(extra)}
         for text, index in _optional(folder / "added_tokens.json").items():
             flags = {"special": text in names, "normalized": text not in names}
-            added[_id(index, folder / "added_tokens.json")] = _token({"content": text, **flags}, where)
+            file = str(folder / "added_tokens.json")
+            added[_id(index, file)] = _token({"content": text, **flags}, file)
 
     for index, token in sorted(added.items()):
         backend.add_tokens([token])
@@ -180,7 +186,7 @@ def _add_tokens(
         if value is None:
             named.pop(name, None)
             continue
-        token = _token(value, where, special=True)
+        token = _token(value, f"{folder}: {name or 'special token'}", special=True)
         if token.content not in known:
             backend.add_tokens([token])
             known.add(token.content)
@@ -189,7 +195,7 @@ def _add_tokens(
     return named
 
 
-def _token(value: Any, where: Path, *, special: bool = False) -> AddedToken:
+def _token(value: Any, where: str, *, special: bool = False) -> AddedToken:
     """An added token from its text, or from the object that JSON files write. Raises GencliError for anything else."""
     if isinstance(value, str) and value:
         return AddedToken(value, special=True)
@@ -199,7 +205,7 @@ def _token(value: Any, where: Path, *, special: bool = False) -> AddedToken:
         if special:
             flags["special"] = True
         return AddedToken(value["content"], **flags)
-    raise GencliError(f"{where}: {str(value)[:60]!r} is no token")
+    raise GencliError(f"{where}: {str(value)[:60]!r} is no token's text")
 
 
 def _content(value: Any) -> str | None:
@@ -231,12 +237,12 @@ def _ends(files: list[Path], ids: Mapping[str, int]) -> tuple[int | None, tuple[
         for key in found:
             value = raw.get(f"{key}_id")
             if value is not None:
-                found[key] = tuple(_id(v, file) for v in (value if isinstance(value, list) else [value]))
+                found[key] = tuple(_id(v, str(file)) for v in (value if isinstance(value, list) else [value]))
     bos = found["bos_token"]
     return (bos[0] if bos else None), found["eos_token"]
 
 
-def _id(value: Any, where: Path) -> int:
+def _id(value: Any, where: str) -> int:
     """A token id from JSON, where keys are always text. Raises GencliError when it is no whole number from 0."""
     if isinstance(value, str) and value.isdecimal() and len(value) < 10:
         value = int(value)

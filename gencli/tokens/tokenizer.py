@@ -56,7 +56,10 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise GencliError(f"the text is no valid Unicode at character {error.start}") from None
         self.backend.encode_special_tokens = not special
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # the library's own, as when a vocabulary lacks its unknown token
+            raise GencliError(f"{self.folder}: the tokenizer cannot encode this text: {error}") from None
 
     def encode_padded(self, text: str, length: int | None = None) -> tuple[list[int], list[int]]:
         """Exactly `length` token ids (default: max_length) for a text encoder, and the ids that did not fit.
