@@ -24,7 +24,10 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     """
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
     _check_text(request, checkpoint)
-    built_in = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.reads_text else {}), "spacing": schedule.timestep_spacing}
+    built_in = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.reads_text else {})}
+    # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
+    named = checkpoint.configs["scheduler"].get("timestep_spacing")
+    built_in["spacing"] = named or samplers.get(request.sampler or BUILT_IN["sampler"]).spacing
     if request.init is not None:
         built_in["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.reads_text or name == "steps"}

@@ -8,6 +8,7 @@ Coordinates are variance-preserving, always: x = √ᾱ · x0 + √(1−ᾱ) · 
     steps(schedule, num, spacing=None, *, …options) -> list[Step]    its own grid (else the schedule's)
     initial(noise, steps, spacing) -> Tensor                         x to begin from (else the noise itself)
     LIMITS                                                           limits on x0 it keeps (else "clip", "threshold")
+    SPACING                                                          where a checkpoint names none (else "leading")
 
 Keyword arguments are the sampler's options; the type of a default is the option's. Finding names needs no torch.
 """
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """After step `index` (from 0) of `total`: x at the next noise level, and the x0 that the model expected."""
+    """After step `index` (from 0) of `total`: x at the next noise level, and the x0 that the model expected.
+
+    The sampler goes on from this very x, so that a caller may change it in place (inpainting does).
+    """
 
     index: int
     total: int
@@ -61,18 +65,20 @@ def get(name: str) -> Sampler:
         grid=getattr(module, "steps", _steps),
         initial=getattr(module, "initial", _initial),
         limits=getattr(module, "LIMITS", frozenset({"clip", "threshold"})),
+        spacing=getattr(module, "SPACING", "leading"),
     )
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One file of this package: its generator function, grid, beginning and limits (see above)."""
+    """One file of this package: its generator function, grid, beginning, limits and spacing (see above)."""
 
     name: str
     run: Callable[..., Iterator[Sample]]
     grid: Callable[..., list[Step]]
     initial: Callable[[Tensor, list[Step], str], Tensor]
     limits: frozenset[str]
+    spacing: str = "leading"
 
     @property
     def options(self) -> dict[str, Any]:

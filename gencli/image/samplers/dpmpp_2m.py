@@ -12,6 +12,7 @@ from gencli.image.samplers import Sample
 from gencli.image.schedule import NoiseSchedule, Point, Step, chain, karras_sigmas
 
 LIMITS = frozenset({"threshold"})
+SPACING = "linspace"
 
 
 def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:

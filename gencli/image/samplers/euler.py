@@ -11,6 +11,7 @@ from gencli.image.samplers import Sample
 from gencli.image.schedule import NoiseSchedule, Step, chain, karras_sigmas
 
 LIMITS: frozenset[str] = frozenset()
+SPACING = "linspace"
 
 
 def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:

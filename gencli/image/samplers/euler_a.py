@@ -10,6 +10,7 @@ from torch import Tensor
 from gencli.image.guidance import Predict
 from gencli.image.samplers import Sample
 from gencli.image.samplers.euler import LIMITS as LIMITS
+from gencli.image.samplers.euler import SPACING as SPACING
 from gencli.image.samplers.euler import initial as initial
 from gencli.image.samplers.euler import steps as euler_steps
 from gencli.image.schedule import NoiseSchedule, Step, chain
