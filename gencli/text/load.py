@@ -49,9 +49,10 @@ class TextModel:
 
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
-        parameters = {id(p): p.numel() for p in self.module.parameters()}
+        parameters = {p.data_ptr(): p.numel() for p in self.module.parameters()}  # tied ones count once
         dtype = str(next(self.module.parameters()).dtype).removeprefix("torch.")
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
         return f"{self.name} ({sum(parameters.values()) / 1e6:.1f} M parameters, {dtype}, {self.device}{threads})"
 
 
@@ -65,8 +66,10 @@ def open_model(source: Source, *, device: str = "auto", dtype: str = "auto", thr
     place = devices.pick_device(device)
     folder, weights = _folder_and_weights(source)
     raw = _config(source, folder)
+    layout = architecture(architecture_name(raw, folder)).LAYOUT
     tensors = open_tensors(weights)
-    precision = devices.pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
+    stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
+    precision = devices.pick_dtype(dtype, place, stored)
     tokenizer = load_tokenizer(folder)
     module = load(weights, device=place, dtype=precision, config=raw)
     file = folder / "generation_config.json"
