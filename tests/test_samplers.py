@@ -201,6 +201,23 @@ def test_samplers_are_lazy_and_leave_their_input_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", samplers.names())
+def test_samplers_go_on_from_a_changed_x(name: str) -> None:
+    seen = []
+
+    def predict(x: Tensor, point: Point) -> Prediction:
+        seen.append(x.clone())
+        return exact(x, point)
+
+    sampler = samplers.get(name)
+    steps = sampler.steps(NoiseSchedule(), 3)
+    for sample in sampler(predict, torch.randn(1, 1, 2, 2), steps, noise=lambda: torch.zeros(1, 1, 2, 2)):
+        before = sample.x0.clone()
+        sample.x.fill_(0.25)
+        torch.testing.assert_close(sample.x0, before)
+    assert all((x == 0.25).all() for x in seen[1:])
+
+
+@pytest.mark.parametrize("name", samplers.names())
 def test_zero_terminal_snr(name: str) -> None:
     schedule = NoiseSchedule(rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=False)
     sampler = samplers.get(name)

@@ -337,3 +337,13 @@ def test_from_a_picture(name: str, strength: float) -> None:
         raw["clip_sample"] = False
     found = by_gencli(name, raw, 50, strength=strength, x0=x0)
     assert_same(found, by_diffusers(scheduler(name, raw), 50, strength=strength, x0=x0))
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_what_clips(name: str) -> None:
+    """A checkpoint's clip_sample holds for the schedulers of diffusers that know it, and for these alone."""
+    raw = {"timestep_spacing": "leading"}
+    known = {"clip_sample": True} if name in ("ddim", "ddpm") else {}
+    found = by_gencli(name, {**raw, "clip_sample": True}, 10)
+    assert_same(found, by_diffusers(scheduler(name, {**raw, **known}), 10))
+    assert (found.abs().max() <= 1) == (name in ("ddim", "ddpm"))
