@@ -100,9 +100,9 @@ class TextToLatent(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
-        assert tokenizer.bos_id is not None
-        ids = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_ids[0]}
-        self.text_config = {**TEXT_ENCODER, **ids, "pad_token_id": tokenizer.eos_ids[0]}
+        begin, end = tokenizer.bos_id, tokenizer.eos_ids[0]
+        ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
+        self.text_config = {**TEXT_ENCODER, "vocab_size": tokenizer.vocab_size, **ids}
         self.text_encoder = clip_text.Model(clip_text.Config.from_dict(self.text_config))
         self.unet = unet_2d_condition.Model(unet_2d_condition.Config.from_dict(UNET)).to(
             memory_format=torch.channels_last  # type: ignore[call-overload]
@@ -143,10 +143,7 @@ def caption_text(caption: Caption, recipe: DiffusionRecipe, rng: random.Random) 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a caption between begin and end, padded with the end token to MAX_LENGTH (cut there, captions only)."""
-    end = tokenizer.eos_ids[0]
-    ids = [i for i in tokenizer.encode(text) if i not in (tokenizer.bos_id, end)][: MAX_LENGTH - 2]
-    padded = [tokenizer.bos_id, *ids, end]
-    return padded + [end] * (MAX_LENGTH - len(padded))  # type: ignore[return-value]
+    return tokenizer.encode_padded(text, MAX_LENGTH)[0]
 
 
 def initialise(model: TextToLatent, seed: int) -> None:
@@ -204,8 +201,8 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _save(out: Path, model: nn.Module, average: nn.Module, optimizers: Optimizers, step: int) -> None:
-    state = {"model": model.state_dict(), "ema": average.state_dict(), "optimizers": optimizers.state_dict(), "step": step}
-    torch.save(state, out / "diffusion.partial")
+    parts = {"model": model.state_dict(), "ema": average.state_dict(), "optimizers": optimizers.state_dict()}
+    torch.save({**parts, "step": step}, out / "diffusion.partial")
     os.replace(out / "diffusion.partial", out / "diffusion.pt")
 
 

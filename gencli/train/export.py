@@ -56,19 +56,24 @@ def write_clip_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int, ma
 
 
 @torch.no_grad()
-def normalise_latents(vae: nn.Module, mean: Tensor) -> None:
+def normalise_latents(vae: nn.Module, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """Fold into the 1×1 convolutions around the latents that each channel of `mean` (N, C, h, w) gets mean 0 and std 1.
 
-    Stable Diffusion has one scaling factor for all channels and no shift; after this it needs neither.
+    Stable Diffusion has one scaling factor for all channels and no shift; after this it needs neither. Returns what
+    the encoder gives from now on for the pictures of `mean` and `deviation`.
     """
     mu, sigma = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
     channels = len(mu)
-    quant, post = vae.quant_conv, vae.post_quant_conv  # (2C, 2C, 1, 1) means then log variances; (C, C, 1, 1)
-    quant.bias[:channels] = (quant.bias[:channels] - mu) / sigma  # type: ignore[index]
-    quant.weight[:channels] /= sigma.view(-1, 1, 1, 1)  # type: ignore[index]
-    quant.bias[channels:] -= 2 * sigma.log()  # type: ignore[index]
-    post.bias += post.weight.flatten(1) @ mu  # type: ignore[operator]
-    post.weight *= sigma.view(1, -1, 1, 1)  # type: ignore[operator]
+    quant, post = vae.get_submodule("quant_conv"), vae.get_submodule("post_quant_conv")
+    assert isinstance(quant, nn.Conv2d) and isinstance(post, nn.Conv2d)
+    assert quant.bias is not None and post.bias is not None
+    quant.bias[:channels] = (quant.bias[:channels] - mu) / sigma  # the first half gives means, the second log variances
+    quant.weight[:channels] /= sigma.view(-1, 1, 1, 1)
+    quant.bias[channels:] -= 2 * sigma.log()
+    post.bias += post.weight.flatten(1) @ mu
+    post.weight *= sigma.view(1, -1, 1, 1)
+    mu, sigma = mu.view(1, -1, 1, 1), sigma.view(1, -1, 1, 1)
+    return (mean - mu) / sigma, deviation / sigma
 
 
 def write_part(folder: Path, module: nn.Module, config: Mapping[str, Any], stem: str) -> None:

@@ -50,9 +50,7 @@ def train(
     known = [caption for _, caption in rows]
     yield from autoencoder.train(autoencoder_recipe, pixels)
     vae = trained_autoencoder(out)
-    mean, _ = diffusion.encode_pictures(vae, pixels)
-    normalise_latents(vae, mean)
-    latents = diffusion.encode_pictures(vae, pixels)
+    latents = normalise_latents(vae, *diffusion.encode_pictures(vae, pixels))
     if not (out / "tokenizer" / "vocab.json").exists():
         write_clip_tokenizer(out / "tokenizer", _tokenizer_texts(known), VOCABULARY, diffusion.MAX_LENGTH)
     tokenizer = load_tokenizer(out / "tokenizer")

@@ -12,7 +12,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose five-fold iteration p
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix to `matrix` (M, N), roughly, by Newton-Schulz iteration (Jordan 2024, Muon)."""
+    """Roughly the nearest (semi-)orthogonal matrix to `matrix` (M, N), by Newton-Schulz iteration (Jordan 2024)."""
     a, b, c = NEWTON_SCHULZ
     x = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]

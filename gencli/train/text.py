@@ -64,7 +64,7 @@ class Progress:
 
 
 def read_texts(path: str | Path) -> list[tuple[str, str]]:
-    """(source, text) of each record of a JSONL file, gzipped or not. Raises GencliError for a line that is no record."""
+    """(source, text) of each record of a JSONL file, gzipped or not. Raises GencliError for any other line."""
     opener = gzip.open if str(path).endswith(".gz") else open
     texts = []
     with opener(path, "rt", encoding="utf-8") as lines:
@@ -139,7 +139,7 @@ def initialise(model: GPT2, seed: int) -> None:
 
 @torch.no_grad()
 def bits_per_byte(model: GPT2, tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Mean negative log2-likelihood a byte of UTF-8, each text read after an end-of-text token in windows of the context."""
+    """Mean negative log2-likelihood a byte of UTF-8; each text is read after an end-of-text token, in windows."""
     end = tokenizer.token_to_id(END)
     bits, size = 0.0, 0
     window = model.config.n_positions
@@ -154,7 +154,7 @@ def bits_per_byte(model: GPT2, tokenizer: Tokenizer, texts: list[str]) -> float:
 
 
 def train(recipe: TextRecipe) -> Iterator[Progress]:
-    """Train, or go on from `out`/state.pt; yields after every step. The finished checkpoint lies in `out`/checkpoint."""
+    """Train, or go on from `out`/state.pt; yields after every step. The checkpoint ends up in `out`/checkpoint."""
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     texts = read_texts(recipe.data)
