@@ -1,0 +1,145 @@
+"""`gencli train`: the recipes that made the embedded checkpoints, for anyone's own texts and pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gencli import devices
+from gencli.cli import options
+from gencli.cli.console import Console
+from gencli.cli.help import SETTINGS, Command, Group
+from gencli.errors import GencliError, UsageError
+
+RECIPE = "Recipe"
+
+app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
+
+Out = Annotated[
+    Path,
+    typer.Option("-o", "--out", metavar="DIR", help="Folder for the state, and for checkpoint/ at the end."),
+]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps in all.", rich_help_panel=RECIPE)]
+Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items a step.", rich_help_panel=RECIPE)]
+Rate = Annotated[float | None, typer.Option("--lr", metavar="X", help="Highest learning rate.", rich_help_panel=RECIPE)]
+RunSeed = Annotated[int, typer.Option("-s", "--seed", metavar="N", help="Seed of the run.", rich_help_panel=RECIPE)]
+
+
+@app.callback(invoke_without_command=True)
+def train(ctx: typer.Context) -> None:
+    """Train a small checkpoint from nothing. A run that was stopped goes on where it was; it runs on the CPU."""
+    if ctx.invoked_subcommand is None:
+        raise UsageError("no command", "see `gencli train --help`")
+
+
+@app.command("text", cls=Command, context_settings=SETTINGS)
+def text(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help='JSON lines with a key "text" (.gz is fine).')],
+    out: Out,
+    validation: Annotated[
+        Path, typer.Option("--validation", metavar="FILE", help="The same, held out: scored as training goes.")
+    ],
+    lead: Annotated[
+        str,
+        typer.Option("--lead", metavar="PREFIX", help='Records whose "source" begins so lead.', rich_help_panel=RECIPE),
+    ] = "tinystories:",
+    lead_share: Annotated[
+        float, typer.Option("--lead-share", metavar="P", help="Share of the leading records.", rich_help_panel=RECIPE)
+    ] = 0.85,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    seed: RunSeed = 0,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Texts → BPE and a GPT-2 checkpoint in the hub's layout.
+
+    stdout gets a JSON line now and then: step, loss (nats a token), tokens a second, validation bits per byte.
+    """
+    _need(data, validation)
+    devices.check_names("cpu", "float32", threads)
+    devices.set_threads(threads)
+    from gencli.train.text import TextRecipe
+    from gencli.train.text import train as run
+
+    given = {"steps": steps, "batch": batch, "lr": lr}
+    recipe = TextRecipe(
+        str(data), str(validation), str(out), lead=lead, lead_share=lead_share, seed=seed, **_said(given)
+    )
+    console: Console = ctx.obj
+    for at in run(recipe):
+        console.progress(f"loss {at.loss:.3f}", at.step, recipe.steps, f"{at.tokens_per_second:.0f} tokens/s")
+        if at.validation or at.step % 50 == 0:
+            row = {"step": at.step, "loss": round(at.loss, 4), "tokens_per_second": round(at.tokens_per_second)}
+            _write(console, row | ({"bits_per_byte": at.validation} if at.validation else {}))
+
+
+@app.command("image", cls=Command, context_settings=SETTINGS)
+def image(
+    ctx: typer.Context,
+    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Zip or folder of pictures.")],
+    captions: Annotated[
+        Path,
+        typer.Option("--captions", metavar="FILE", help='JSON lines: "file", "label", and "tags" if there are any.'),
+    ],
+    out: Out,
+    autoencoder_steps: Annotated[
+        int | None,
+        typer.Option("--autoencoder-steps", metavar="N", help="Steps of the first stage.", rich_help_panel=RECIPE),
+    ] = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    seed: RunSeed = 0,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Captioned pictures → an autoencoder, then a text-to-image checkpoint in Stable Diffusion's layout.
+
+    stdout gets a JSON line now and then: stage, step, loss and pictures a second.
+    """
+    _need(pictures, captions)
+    devices.check_names("cpu", "float32", threads)
+    devices.set_threads(threads)
+    from gencli.train.autoencoder import AutoencoderRecipe
+    from gencli.train.diffusion import DiffusionRecipe, Progress
+    from gencli.train.image import train as run
+
+    first = AutoencoderRecipe(str(out), seed=seed, **_said({"steps": autoencoder_steps}))
+    second = DiffusionRecipe(str(out), seed=seed, **_said({"steps": steps, "batch": batch, "lr": lr}))
+    console: Console = ctx.obj
+    for at in run(pictures, captions, first, second):
+        last = isinstance(at, Progress)
+        loss = at.loss if isinstance(at, Progress) else at.error
+        stage, total = ("diffusion", second.steps) if last else ("autoencoder", first.steps)
+        console.progress(f"{stage} {loss:.4f}", at.step, total, f"{at.pictures_per_second:.1f} pictures/s")
+        if at.step % 50 == 0 or at.step == total:
+            rate = round(at.pictures_per_second, 1)
+            _write(console, {"stage": stage, "step": at.step, "loss": round(loss, 5), "pictures_per_second": rate})
+
+
+def _need(*paths: Path) -> None:
+    for path in paths:
+        if not path.exists():
+            raise GencliError(f"no such file: {path}")
+
+
+def _said(values: dict) -> dict:
+    """What was given; the recipe's own defaults hold for the rest."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _write(console: Console, row: dict) -> None:
+    console.clear()
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
