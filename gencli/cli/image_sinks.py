@@ -135,6 +135,8 @@ def plan(output: str | None, kind: str | None, *, many: bool, json: bool, metada
                 "several pictures do not fit into one stdout", "-o 'NAME-{seed}.png' makes files, --grid one picture"
             )
         return ImageSink(None, _kind(None, kind), json, metadata)
+    if output == "":
+        raise UsageError("-o '': a file name cannot be empty")
     kind = _kind(output, kind)
     template = _template(output, kind)
     template.check("-o", many=many)
@@ -162,8 +164,6 @@ def _template(output: str | None, kind: str) -> Template:
     if output.endswith("/") or Path(output).is_dir():
         folder = output.replace("{", "{{").replace("}", "}}")
         return Template(str(Path(folder) / name), new=True)
-    if not output:
-        raise UsageError("-o '': a file name cannot be empty")
     return Template(output)
 
 

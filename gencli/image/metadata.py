@@ -48,7 +48,7 @@ def to_dict(request: ImageRequest) -> dict[str, Any]:
     """A request as JSON's types, without the values that are not set."""
     values = {field.name: getattr(request, field.name) for field in _fields()}
     values["sampler_options"] = dict(request.sampler_options) or None
-    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def to_json(request: ImageRequest) -> str:

@@ -5,8 +5,10 @@ A picture from outside is not trusted: its size is checked before its pixels are
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,11 @@ PIXEL_LIMIT = 2**26  # of a picture that is read
 FILE_LIMIT = 2**28  # bytes
 QUALITY = 95
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+# What Pillow raises for broken files, beside the errors of reading them.
+BROKEN = (
+    ValueError, SyntaxError, OverflowError, MemoryError, EOFError, IndexError, KeyError, TypeError, OSError,
+    struct.error, ZeroDivisionError, AttributeError, RuntimeError,
+)  # fmt: skip
 EXIF_LIMIT = 65_000  # bytes; a JPEG segment holds 65,533
 
 
@@ -113,6 +120,7 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     try:
         data = source if isinstance(source, bytes) else _read(Path(source))
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files are not for users
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=READABLE)
             if picture.width * picture.height > PIXEL_LIMIT:
@@ -122,14 +130,17 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
         raise GencliError(f"cannot read {where} as a picture: {error.strerror or 'unknown or broken format'}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise GencliError(f"{where}: too many pixels") from None
-    except (ValueError, SyntaxError, OverflowError, MemoryError, EOFError, IndexError, KeyError, TypeError) as error:
+    except BROKEN as error:
         raise GencliError(f"cannot read {where} as a picture: {' '.join(str(error).split())[:120]}") from None
     return picture
 
 
 def open_flat(source: str | Path | bytes) -> Image.Image:
     """The same, upright by its EXIF and as RGB; what is transparent lies on white."""
-    picture = ImageOps.exif_transpose(open_picture(source))
+    picture = open_picture(source)
+    with contextlib.suppress(*BROKEN), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
         picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
     if picture.has_transparency_data:
@@ -174,9 +185,11 @@ def _texts(picture: Image.Image) -> dict[str, str]:
     known = (metadata.INFOTEXT, metadata.JSON)
     texts = {key: str(picture.info[key]) for key in known if isinstance(picture.info.get(key), str)}
     try:
-        exif: Mapping[int, Any] = picture.getexif().get_ifd(EXIF_IFD)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif: Mapping[int, Any] = picture.getexif().get_ifd(EXIF_IFD)
         comment, note = exif.get(USER_COMMENT), exif.get(MAKER_NOTE)
-    except (ValueError, SyntaxError, OSError, KeyError, TypeError, OverflowError):  # whatever broken EXIF leads to
+    except BROKEN:
         return texts
     if isinstance(note, bytes) and note.startswith(b"gencli\0"):
         texts.setdefault(metadata.JSON, note[7:].decode("ascii", "replace"))
