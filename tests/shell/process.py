@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ def environment(**changes: str | None) -> dict[str, str]:
     """The environment without anything that gencli or colours depend on; `changes` on top (None removes)."""
     dropped = ("GENCLI_", "HF_", "NO_COLOR", "TERM", "COLUMNS", "LINES", "FORCE_COLOR", "_GENCLI")
     env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
-    env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     for key, value in changes.items():
         env.pop(key, None)
         if value is not None:
@@ -38,7 +39,11 @@ def gencli(*args: object, stdin: bytes | int = subprocess.DEVNULL, **env: str | 
 def start(*args: object, **pipes: int) -> subprocess.Popen:
     """Start gencli with pipes for all three streams that `pipes` does not name."""
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
-    return subprocess.Popen([*GENCLI, *map(str, args)], env=environment(), **streams)
+
+    def obey_signals() -> None:  # tests may run in the background, where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen([*GENCLI, *map(str, args)], env=environment(), preexec_fn=obey_signals, **streams)
 
 
 def shell(script: str, *args: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
