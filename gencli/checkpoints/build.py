@@ -16,6 +16,9 @@ from gencli.models import ARCHITECTURES, architecture
 from gencli.models.base import Layout
 
 
+FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors writes them; others are quantised or no numbers at all
+
+
 def load(
     folder: Path,
     *,
@@ -92,6 +95,9 @@ def assign(
         if transform is None and tensors.shape(name) != wanted[target]:  # told by headers, before anything is read
             mismatched.append(f"{name} is {list(tensors.shape(name))}, not {list(wanted[target])}")
             continue
+        if own[target].is_floating_point() and tensors.dtype(name) not in FLOATS:
+            mismatched.append(f"{name} is stored as {tensors.dtype(name)}, not as one of {', '.join(FLOATS)}")
+            continue
         tensor = tensors.get(name)
         if transform is not None:
             tensor = transform(tensor)
@@ -99,14 +105,18 @@ def assign(
                 mismatched.append(f"{name} is {list(tensors.shape(name))}, which does not fit {target}")
                 continue
         state[target] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-    for target, shared in layout.tied.items():  # where this config ties them and the file has one
-        if target in own and own[target] is own.get(shared) and target not in state and shared in state:
-            state[target] = state[shared]
-    missing = [name for name in wanted if name not in state and not any(name in m for m in mismatched)]
+    # Where the config ties two and the file has one of them; a file that has both is believed, as in transformers.
+    pairs = [pair for pair in layout.tied.items() if pair[0] in own and own[pair[0]] is own.get(pair[1])]
+    pairs = [(a, b) for a, b in pairs if (a in state) != (b in state)]
+    for a, b in pairs:
+        state[a] = state[b] = state[a] if a in state else state[b]
     _refuse(where, "does not fit its config", mismatched)
-    _refuse(where, "lacks tensors", missing)
+    _refuse(where, "lacks tensors", [name for name in wanted if name not in state])
     _refuse(where, "has tensors that its config does not explain", unexpected)
     model.load_state_dict(state, strict=True, assign=True)
+    for a, b in pairs:  # assigning made two parameters of one tensor
+        module, _, attribute = a.rpartition(".")
+        setattr(model.get_submodule(module), attribute, model.get_parameter(b))
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     _refuse(where, "leaves tensors without values", left)
     model.requires_grad_(False).eval()

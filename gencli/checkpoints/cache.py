@@ -7,6 +7,7 @@ models--ORG--NAME/blobs/ETAG           the files themselves; those that are not 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -49,7 +50,6 @@ class Cached:
     """A snapshot in the cache: what `find` calls it, and where it is."""
 
     name: str
-    id: HubId
     commit: str
     folder: Path
 
@@ -77,64 +77,80 @@ def offline_by_environment() -> str | None:
 
 def snapshot(wanted: HubId) -> Path | None:
     """The local snapshot of a repository at a revision, whole or not; None when there is none."""
-    commit = _commit(wanted)
-    folder = wanted.folder / "snapshots" / commit if commit else None
+    found = commit(wanted)
+    folder = wanted.folder / "snapshots" / found if found else None
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _commit(wanted: HubId) -> str | None:
+def commit(wanted: HubId) -> str | None:
     """The commit that a branch, a tag or the first digits of a commit stand for here."""
     revision = wanted.revision or "main"
     try:
-        commit = (wanted.folder / "refs" / revision).read_text().strip()
-        return commit if COMMIT.fullmatch(commit) else None
+        found = (wanted.folder / "refs" / revision).read_text().strip()
+        return found if COMMIT.fullmatch(found) else None
     except (OSError, ValueError):  # not a ref
         pass
     if not SHORT_COMMIT.fullmatch(revision):
         return None
-    commits = [name for name in _names(wanted.folder / "snapshots") if name.startswith(revision)]
+    commits = [name for name in names(wanted.folder / "snapshots") if name.startswith(revision)]
     return commits[0] if len(commits) == 1 else None
 
 
 def snapshots() -> Iterator[Cached]:
     """Every snapshot in the cache, by name: under each of its revisions, or its commit when it has none."""
-    for name in _names(root()):
+    for name in names(root()):
         if not name.startswith("models--"):
             continue
         wanted = HubId.parse(name.removeprefix("models--").replace("--", "/"))
         if wanted is None:
             continue
-        refs = _refs(wanted.folder / "refs")
-        for commit in _names(wanted.folder / "snapshots"):
-            folder = wanted.folder / "snapshots" / commit
-            if not COMMIT.fullmatch(commit) or not folder.is_dir():
+        known = refs(wanted.folder)
+        for sha in names(wanted.folder / "snapshots"):
+            folder = wanted.folder / "snapshots" / sha
+            if not COMMIT.fullmatch(sha) or not folder.is_dir():
                 continue
-            for revision in [ref for ref, target in refs.items() if target == commit] or [commit[:12]]:
+            for revision in [ref for ref, target in known.items() if target == sha] or [sha[:12]]:
                 id = HubId(wanted.repo, None if revision == "main" else revision)
-                yield Cached(str(id), id, commit, folder)
+                yield Cached(str(id), sha, folder)
 
 
-def _refs(folder: Path) -> dict[str, str]:
-    """Revision → commit. A revision's name may have slashes (refs/pr/1)."""
-    refs = {}
-    for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+def refs(folder: Path) -> dict[str, str]:
+    """Revision → commit, in a repository's folder. A revision's name may have slashes (refs/pr/1)."""
+    found = {}
+    for file in sorted((folder / "refs").rglob("*")) if (folder / "refs").is_dir() else ():
         if file.is_file():
-            refs[file.relative_to(folder).as_posix()] = file.read_text(errors="replace").strip()
-    return refs
+            found[file.relative_to(folder / "refs").as_posix()] = file.read_text(errors="replace").strip()
+    return found
 
 
-def _names(folder: Path) -> list[str]:
+def names(folder: Path) -> list[str]:
+    """What is in a folder; nothing when it is none."""
     try:
         return sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return []
 
 
+def disk_usage(folder: Path) -> int:
+    """Bytes of the files below a folder; links count nothing."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def sha256(path: Path) -> str:
+    """A file's checksum, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def files(folder: Path) -> dict[str, int]:
     """The files of a checkpoint's folder and of the folders in it: name → size in bytes. Links are followed."""
     sizes = {}
-    for inside in [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != ".")]:
-        for path in sorted(inside.iterdir()):
-            if path.name[0] != "." and path.is_file():
-                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    for prefix in ["", *(f"{name}/" for name in names(folder) if name[0] != "." and (folder / name).is_dir())]:
+        for name in names(folder / prefix):
+            path = folder / prefix / name
+            if name[0] != "." and path.is_file():
+                sizes[prefix + name] = path.stat().st_size
     return sizes

@@ -1,4 +1,4 @@
-"""Name → local files. A model is named by an embedded name, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
+"""Name → local files: of an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
 
 from __future__ import annotations
 

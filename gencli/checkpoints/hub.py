@@ -6,7 +6,6 @@ handed to it whole. Nothing in a repository is run, and no pickle and no `.py` f
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -138,7 +137,7 @@ class _Download:
             self._count(remote.name, start)
             bar: Any = _Bar(lambda number: self._count(remote.name, number))
             http_get(url, file, resume_size=start, headers=headers, expected_size=size, _tqdm_bar=bar)
-        if remote.sha256 is not None and _sha256(partial) != remote.sha256:
+        if remote.sha256 is not None and cache.sha256(partial) != remote.sha256:
             partial.unlink()
             raise GencliError(
                 f"{self.wanted}: {remote.name} came damaged: its checksum is not the hub's", "run it again"
@@ -191,12 +190,33 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def remove(wanted: HubId) -> int:
+    """Delete a repository from the local cache, or one revision of it; how many bytes that gives back.
+
+    A commit that another revision stands for too stays. Raises GencliError when it is not there.
+    """
+    folder = wanted.folder
+    commit = cache.commit(wanted)
+    if not folder.is_dir() or (wanted.revision and commit is None):
+        raise GencliError(f"{str(wanted)!r} is not in the Hugging Face cache ({cache.root()})")
+    before = cache.disk_usage(folder)
+    others = [name for name, target in cache.refs(folder).items() if target == commit and name != wanted.revision]
+    if wanted.revision and others and (folder / "refs" / wanted.revision).is_file():
+        (folder / "refs" / wanted.revision).unlink()
+        return 0
+    with _plain_errors(wanted):
+        import huggingface_hub as hub
+
+        scan = hub.scan_cache_dir(cache.root())
+        for repo in scan.repos:
+            if repo.repo_path.name == folder.name:
+                commits = {revision.commit_hash for revision in repo.revisions}
+                scan.delete_revisions(*(commits & {commit or ""} if wanted.revision else commits)).execute()
+    if wanted.revision is None:  # with what broken downloads left
+        for place in (folder, cache.root() / ".locks" / folder.name):
+            if place.is_dir():
+                shutil.rmtree(place)
+    return before - cache.disk_usage(folder)
 
 
 @contextmanager

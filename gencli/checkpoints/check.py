@@ -1,0 +1,91 @@
+"""Open every tensor of a checkpoint, compare with its config, and say all that is wrong. Nothing is copied."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gencli.checkpoints import cache, layout
+from gencli.checkpoints.build import load
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.tensors import open_tensors
+from gencli.errors import GencliError
+from gencli.files import read_json
+
+SHA256 = re.compile(r"[0-9a-f]{64}")  # what the hub's cache names large files by
+CHUNK = 2**24  # numbers looked at together
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found: how many tensors were read, and what is wrong, a line each."""
+
+    tensors: int
+    problems: tuple[str, ...]
+
+
+def check(source: Source, opened: Callable[[str], None] = lambda name: None) -> Result:
+    """Check all models of a checkpoint: names and shapes against the config, all numbers finite, files undamaged.
+
+    `opened` is called with the name of each tensor before it is read.
+    """
+    count = 0
+    problems: list[str] = []
+    try:
+        places = list(_places(source))
+    except GencliError as error:
+        return Result(0, (error.message,))
+    for file, checksum in sorted({found for folder, _ in places for found in _hashed(folder)}):
+        opened(file.name)
+        if cache.sha256(file) != checksum:
+            problems.append(f"{file} is damaged: its checksum is not the hub's")
+    for path, config_folder in places:
+        try:
+            tensors = open_tensors(path)
+            for name in tensors:
+                opened(name)
+                count += 1
+                if bad := _not_finite(tensors.get(name)):
+                    problems.append(f"{path}: {name} has {bad} values that are NaN or infinite")
+            if (config_folder / "config.json").is_file():
+                load(path, config=read_json(config_folder / "config.json"))
+        except GencliError as error:
+            problems.append(error.message)
+    return Result(count, tuple(problems))
+
+
+def _places(source: Source) -> Iterator[tuple[Path, Path]]:
+    """What to open for each model, and the folder of its config."""
+    if source.kind == "file":
+        yield source.path, source.path.parent
+        return
+    folder = source.path
+    try:
+        parts = layout.parts(cache.files(folder), lambda name: read_json(folder / name))
+    except GencliError as error:
+        raise GencliError(f"{folder}: {error.message}", error.hint) from None
+    for part in parts:
+        if part.kind == "model":
+            yield folder / part.prefix, folder / part.prefix
+
+
+def _hashed(path: Path) -> Iterator[tuple[Path, str]]:
+    """The weights in a folder whose place in the hub's cache tells their checksum, with it."""
+    for file in path.glob("*.safetensors") if path.is_dir() else (path,):
+        if file.is_symlink() and SHA256.fullmatch(checksum := Path(os.readlink(file)).name):
+            yield file, checksum
+
+
+def _not_finite(tensor: torch.Tensor) -> int:
+    """How many values are NaN or infinite."""
+    if not tensor.is_floating_point():
+        return 0
+    bad = 0
+    for part in tensor.reshape(-1).split(CHUNK):
+        bad += part.numel() - int(torch.isfinite(part.float() if part.element_size() == 1 else part).sum())
+    return bad

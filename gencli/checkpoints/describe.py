@@ -1,0 +1,164 @@
+"""What a checkpoint's small files and tensor headers say of it: kind, family, parameters, size, licence. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gencli.checkpoints import cache, layout
+from gencli.checkpoints.find import Source
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.models import ARCHITECTURES
+
+HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+CARD_LIMIT = 2**16  # bytes of a model card that are read
+# Masks and tables that older files hold beside the parameters.
+BUFFERS = re.compile(r"(.*\.)?(attn\.bias|masked_bias|position_ids|rotary_emb\.inv_freq)")
+PARTS_ALONE = {"clip_text_model"}  # `model_type`s that are a part of other models
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a checkpoint (name "" when it is all there is); parameters and dtypes of models alone."""
+
+    name: str
+    family: str
+    parameters: int | None = None
+    dtypes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Description:
+    """A checkpoint in a few words. kind: text, image, part (of others), or other (nothing that gencli opens).
+
+    files: name → bytes. problem: what keeps it from being opened, as far as can be told without its weights.
+    """
+
+    name: str
+    kind: str
+    family: str
+    path: Path
+    files: Mapping[str, int]
+    components: tuple[Component, ...] = ()
+    licence: str | None = None
+    not_loaded: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.files.values())
+
+    @property
+    def parameters(self) -> int | None:
+        counts = [component.parameters for component in self.components if component.parameters is not None]
+        return sum(counts) if counts else None
+
+
+def describe(source: Source) -> Description:
+    """Read what a checkpoint says of itself. What is wrong with it is told in `problem`, not raised."""
+    if source.kind == "file":
+        return _describe_file(source)
+    folder = source.path
+    files = cache.files(folder)
+
+    def read(name: str) -> Mapping[str, Any]:
+        return read_json(folder / name)
+
+    kind, family, config, problem = "other", "", {}, None
+    components: list[Component] = []
+    not_loaded: list[str] = []
+    try:
+        config = dict(read("model_index.json" if "model_index.json" in files else "config.json"))
+        kind, family = _kind(config, files)
+        if "model_index.json" in files:
+            not_loaded = layout.unused(read)
+        elif family not in ARCHITECTURES:
+            problem = f"unknown architecture {family!r}"
+        for part in layout.parts(files, read):
+            components.append(_component(folder, files, part))
+    except GencliError as error:
+        problem = problem or error.message
+    card = _licence(folder / layout.CARD)
+    return Description(
+        source.name, kind, family, folder, files, tuple(components), card, tuple(not_loaded), config, problem
+    )
+
+
+def _describe_file(source: Source) -> Description:
+    files = {source.path.name: source.path.stat().st_size}
+    try:
+        parameters, dtypes = _count(source.path)
+    except GencliError as error:
+        return Description(source.name, "other", "", source.path, files, problem=error.message)
+    return Description(source.name, "part", "", source.path, files, (Component("", "", parameters, dtypes),))
+
+
+def _kind(config: Mapping[str, Any], files: Mapping[str, int]) -> tuple[str, str]:
+    family = str(config.get("model_type") or config.get("_class_name") or "")
+    if "model_index.json" in files or (family.startswith("UNet") and "scheduler_config.json" in files):
+        return "image", family
+    if family not in ARCHITECTURES:
+        return "other", family
+    return ("part" if family in PARTS_ALONE or "model_type" not in config else "text"), family
+
+
+def _component(folder: Path, files: Mapping[str, int], part: layout.Part) -> Component:
+    def read(name: str) -> Mapping[str, Any]:
+        return read_json(folder / name)
+
+    if part.kind == "tokenizer":
+        file = f"{part.prefix}tokenizer_config.json"
+        return Component(part.name, str(read(file).get("tokenizer_class") or "") if file in files else "")
+    if part.kind == "scheduler":
+        return Component(part.name, str(read(f"{part.prefix}scheduler_config.json").get("_class_name") or ""))
+    config = read(f"{part.prefix}config.json")
+    counts = [
+        _count(folder / file) for file in layout.weights(files, read, part.prefix) if file.endswith(".safetensors")
+    ]
+    dtypes = tuple(sorted({dtype for _, found in counts for dtype in found}))
+    family = str(config.get("model_type") or config.get("_class_name") or "")
+    return Component(part.name, family, sum(number for number, _ in counts), dtypes)
+
+
+def _count(file: Path) -> tuple[int, tuple[str, ...]]:
+    """Parameters of a safetensors file, and their dtypes as it writes them. Raises GencliError for a broken header."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(HEADER_LIMIT, file.stat().st_size - 8):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(stream.read(length))
+        tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+        kept = [value for name, value in tensors.items() if not BUFFERS.fullmatch(name)]
+        if not all(isinstance(size, int) for value in kept for size in value["shape"]):
+            raise ValueError("a shape that is none")
+        return sum(math.prod(value["shape"]) for value in kept), tuple({str(value["dtype"]) for value in kept})
+    except OSError as error:
+        raise GencliError(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise GencliError(f"{file} is broken or no safetensors file: {error}") from None
+
+
+def _licence(card: Path) -> str | None:
+    """`license:` in a model card's front matter, or `license_name:` where that says `other`."""
+    try:
+        with card.open("rb") as stream:
+            text = stream.read(CARD_LIMIT).decode("utf-8", "replace")
+    except OSError:
+        return None
+    match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    if match is None:
+        return None
+    values = {}
+    for key in ("license", "license_name"):
+        if found := re.search(rf"^{key}:[ \t]*(?:\n[ \t]*-[ \t]*)?([^\n#]*)", match[1], re.MULTILINE):
+            values[key] = found[1].strip().strip("'\"[]")
+    name = values.get("license")
+    return (values.get("license_name") or name if name == "other" else name) or None

@@ -1,0 +1,254 @@
+"""`gencli models`: what is here, what it is, and whether it is whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from gencli.checkpoints import cache
+from gencli.checkpoints.cache import HubId
+from gencli.checkpoints.find import Source, embedded_names, embedded_root, find, find_local, is_whole
+from gencli.cli import models_output as output
+from gencli.cli import options
+from gencli.cli.console import Console, is_terminal
+from gencli.cli.download import in_words, show_download
+from gencli.cli.help import SETTINGS, Command, Group
+from gencli.cli.models_output import write_lines, write_object
+from gencli.cli.models_settings import default_settings, judge, small_problems
+from gencli.errors import GencliError, UsageError
+
+PANEL = "Checkpoint"
+
+app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Embedded name, local folder or file, or Hugging Face id that is in the cache, as org/name[@revision].",
+        rich_help_panel=PANEL,
+        autocompletion=options.complete_model,
+    ),
+]
+Id = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="Hugging Face id: org/name, or org/name@revision (a branch, tag or commit).",
+        rich_help_panel=PANEL,
+    ),
+]
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="""Examples:
+    gencli models list
+    gencli models pull openai-community/gpt2
+    gencli models show openai-community/gpt2
+    gencli models list --json | jq -r .name
+    """,
+)
+def models(ctx: typer.Context) -> None:
+    """The checkpoints on this machine: embedded ones, and those in the Hugging Face cache."""
+    if ctx.invoked_subcommand is None:
+        raise UsageError("no command", "see `gencli models --help`; to begin: gencli models list")
+
+
+@app.command("list", cls=Command, context_settings=SETTINGS)
+def list_(
+    ctx: typer.Context,
+    all_: Annotated[
+        bool,
+        typer.Option("-a", "--all", help="Also those in the cache that gencli cannot open.", rich_help_panel=PANEL),
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """List the checkpoints that are here, with kind, family, parameters, size and licence."""
+    from gencli.checkpoints.describe import describe
+
+    console: Console = ctx.obj
+    found = [(source, judge(source, describe(source))) for source in _here()]
+    shown = [(source, what) for source, what in found if all_ or not what.problem]
+    if json:
+        for source, what in shown:
+            write_object(output.row(source, what))
+    elif shown:
+        write_lines(output.table(shown, with_problems=all_))
+    else:
+        console.note("nothing here yet; `gencli models pull ID` fetches a checkpoint")
+    if hidden := len(found) - len(shown):
+        console.note(
+            f"{hidden} more in the cache that gencli cannot open: --all lists {'it' if hidden == 1 else 'them'}"
+        )
+
+
+@app.command(cls=Command, context_settings=SETTINGS)
+def show(
+    ctx: typer.Context,
+    name: Name,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Show what a checkpoint is: config, components, what is not loaded, default settings, files."""
+    from gencli.checkpoints.describe import describe
+
+    source = find(name, offline=True)
+    what = judge(source, describe(source))
+    defaults = default_settings(source, what)
+    if json:
+        write_object(output.everything(source, what, defaults))
+    else:
+        write_lines(output.page(source, what, defaults))
+
+
+@app.command(cls=Command, context_settings=SETTINGS)
+def pull(
+    ctx: typer.Context,
+    id: Id,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Look for something newer although a whole copy is here.", rich_help_panel=PANEL),
+    ] = False,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            "--variant",
+            metavar="NAME",
+            help="Which weights where there are several, such as fp16.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Fetch a checkpoint from the hub into the Hugging Face cache, and print its folder.
+
+    Only what gencli opens is fetched. A download that broke off goes on where it stopped. HF_TOKEN, HF_ENDPOINT,
+    HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    """
+    console: Console = ctx.obj
+    wanted = HubId.parse(id)
+    if (local := find_local(id)) is not None:
+        raise GencliError(f"{id} is here already: {local.path}")
+    if wanted is None or "/" not in wanted.repo:
+        raise UsageError(f"{id!r} is no id of the hub", "one looks like openai-community/gpt2")
+    folder = cache.snapshot(wanted)
+    if folder is not None and is_whole(folder) and not update and variant is None:
+        console.note(f"{wanted} is here already; --update looks for something newer")
+    else:
+        from gencli.checkpoints.hub import download
+
+        console.progress(f"looking for {wanted}")
+        folder = download(wanted, variant=variant, progress=show_download(console))
+        console.clear()
+    if json:
+        files = cache.files(folder)
+        write_object(
+            {
+                "name": str(wanted),
+                "revision": folder.name,
+                "path": str(folder),
+                "bytes": sum(files.values()),
+                "files": files,
+            }
+        )
+    else:
+        write_lines([str(folder)])
+
+
+@app.command(cls=Command, context_settings=SETTINGS)
+def check(
+    ctx: typer.Context,
+    name: Name,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Open every tensor, compare with the config, and say what is wrong (exit code 1 when something is)."""
+    source = find(name, offline=True)
+    console: Console = ctx.obj
+    console.progress(f"opening {source.name}")
+    from gencli.checkpoints.check import check as check_weights
+
+    result = check_weights(source, opened=lambda tensor: console.progress(f"checking {tensor}"))
+    others = small_problems(source, weights_are_fine=not result.problems)
+    problems = list(dict.fromkeys([*result.problems, *others]))
+    console.clear()
+    if json:
+        write_object({"name": source.name, "ok": not problems, "tensors": result.tensors, "problems": problems})
+    else:
+        write_lines(problems or [f"{source.name}: {result.tensors} tensors, all well"])
+    if problems:
+        raise GencliError(f"{source.name}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+
+
+@app.command(cls=Command, context_settings=SETTINGS)
+def rm(
+    ctx: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Hugging Face id in the cache: org/name[@revision].", rich_help_panel=PANEL
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.", rich_help_panel=PANEL)] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Remove a checkpoint from the Hugging Face cache: all of its revisions, or the one that is named.
+
+    Embedded checkpoints and folders of yours are never removed.
+    """
+    if (local := find_local(name)) is not None:
+        what = "belongs to gencli" if local.kind == "embedded" else "is no part of the Hugging Face cache"
+        raise GencliError(f"{name} {what} and is not removed")
+    wanted = HubId.parse(name)
+    if wanted is None:
+        raise UsageError(f"{name!r} is no id of the hub", "`gencli models list` says what is here")
+    there = cache.commit(wanted) is not None if wanted.revision else wanted.folder.is_dir()
+    if not there:
+        raise GencliError(f"{name!r} is not in the Hugging Face cache ({cache.root()})")
+    console: Console = ctx.obj
+    if not yes:
+        folder = cache.snapshot(wanted) if wanted.revision else None
+        size = cache.disk_usage(wanted.folder) if folder is None else sum(cache.files(folder).values())
+        _ask(console, f"remove {wanted}, {in_words(size)} in {wanted.folder}?")
+    from gencli.checkpoints.hub import remove
+
+    freed = remove(wanted)
+    if json:
+        write_object({"removed": str(wanted), "bytes": freed})
+    else:
+        console.note(f"removed {wanted}, {in_words(freed)} freed")
+
+
+def _ask(console: Console, question: str) -> None:
+    """Raises UsageError when there is nobody to ask, GencliError when the answer is not yes."""
+    if not (is_terminal(sys.stdin) and is_terminal(console.stream)):
+        raise UsageError("there is no terminal to ask on before removing", "--yes removes without asking")
+    console.stream.write(f"{question} [y/N] ")
+    console.stream.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise GencliError("nothing was removed")
+
+
+def _here() -> Iterator[Source]:
+    """Everything that `list` lists."""
+    for name in embedded_names():
+        yield Source(name, embedded_root() / name, "embedded")
+    for found in cache.snapshots():
+        yield Source(found.name, found.folder, "hub")

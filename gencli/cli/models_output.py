@@ -1,0 +1,153 @@
+"""Descriptions of checkpoints → lines for people, and objects for JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gencli.checkpoints.describe import Description
+from gencli.checkpoints.find import Source
+from gencli.cli.download import in_words
+from gencli.cli.sinks import TextSink, write_json
+
+WHERE = {"embedded": "embedded", "hub": "cached", "folder": "folder", "file": "file"}
+# What matters of a config: words → its keys in different families
+SUMMARY = {
+    "context": ("max_position_embeddings", "n_positions"),
+    "vocabulary": ("vocab_size",),
+    "layers": ("num_hidden_layers", "n_layer"),
+    "width": ("hidden_size", "n_embd"),
+    "heads": ("num_attention_heads", "n_head"),
+    "key/value heads": ("num_key_value_heads",),
+    "sliding window": ("sliding_window",),
+}
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout. File names need not be UTF-8; what is not becomes `?`."""
+    sink = TextSink()
+    sink.write("\n".join(lines).encode("utf-8", "replace").decode())
+    sink.end()
+
+
+def write_object(value: Mapping[str, Any]) -> None:
+    """A JSON object on stdout, strictly JSON whatever a checkpoint's config holds: its NaN and Infinity are strings."""
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+    write_json(json.loads(text, parse_constant=str))
+
+
+def row(source: Source, what: Description) -> dict[str, Any]:
+    """A checkpoint as `list --json` has it."""
+    return {
+        "name": what.name,
+        "kind": what.kind,
+        "family": what.family,
+        "parameters": what.parameters,
+        "bytes": what.bytes,
+        "licence": what.licence,
+        "where": WHERE[source.kind],
+        "path": str(what.path),
+        "problem": what.problem,
+    }
+
+
+def everything(source: Source, what: Description, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint as `show --json` has it."""
+    parts = [
+        {"name": part.name, "family": part.family, "parameters": part.parameters, "dtypes": list(part.dtypes)}
+        for part in what.components
+    ]
+    return {
+        **row(source, what),
+        "revision": revision(source),
+        "components": parts,
+        "not_loaded": list(what.not_loaded),
+        "config": dict(what.config),
+        "defaults": dict(defaults),
+        "files": dict(what.files),
+    }
+
+
+def revision(source: Source) -> str | None:
+    """The commit of a snapshot in the cache."""
+    return source.path.name if source.kind == "hub" else None
+
+
+def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -> list[str]:
+    """One line a checkpoint, under a heading."""
+    rows = [["NAME", "KIND", "FAMILY", "PARAMETERS", "SIZE", "LICENCE", "WHERE", "PROBLEM"]]
+    for source, what in shown:
+        rows.append(
+            [
+                what.name,
+                what.kind,
+                what.family or "-",
+                "-" if what.parameters is None else _short(what.parameters),
+                in_words(what.bytes),
+                what.licence or "-",
+                WHERE[source.kind],
+                what.problem or "-",
+            ]
+        )
+    return _columns(rows if with_problems else [cells[:-1] for cells in rows], right={3, 4})
+
+
+def page(source: Source, what: Description, defaults: Mapping[str, Any]) -> list[str]:
+    """What `show` shows."""
+    dtypes = sorted({dtype for part in what.components for dtype in part.dtypes})
+    facts = {
+        "name": what.name,
+        "kind": what.kind,
+        "family": what.family,
+        "parameters": f"{what.parameters:,} ({', '.join(dtypes)})" if what.parameters is not None else None,
+        "size": f"{in_words(what.bytes)} in {len(what.files)} files",
+        "licence": what.licence,
+        "path": str(what.path),
+        "revision": revision(source),
+        "problem": what.problem,
+        **{word: _first(what.config, keys) for word, keys in SUMMARY.items()},
+        "not loaded": ", ".join(what.not_loaded),
+    }
+    lines = _columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])
+    parts = [
+        [part.name, part.family, "" if part.parameters is None else f"{_short(part.parameters)}", *part.dtypes]
+        for part in what.components
+        if part.name
+    ]
+    lines += _section("components", parts)
+    lines += _section("default settings", [[name, _value(value)] for name, value in defaults.items()])
+    return lines + _section("files", [[name, in_words(size)] for name, size in what.files.items()])
+
+
+def _section(title: str, rows: Sequence[list[str]]) -> list[str]:
+    return ["", f"{title}:", *("  " + line for line in _columns(rows))] if rows else []
+
+
+def _columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = frozenset()) -> list[str]:
+    """Rows of cells, below each other; columns in `right` end, the others begin together."""
+    clean = [[" ".join(str(cell).split()) for cell in cells] for cells in rows]
+    widths = [max(len(cells[i]) for cells in clean if i < len(cells)) for i in range(max(map(len, clean)))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=False))
+        ).rstrip()
+        for cells in clean
+    ]
+
+
+def _first(config: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    return next((config[key] for key in keys if isinstance(config.get(key), (int, str))), None)
+
+
+def _short(number: int) -> str:
+    """Parameters as people say them: 124.4M, 1.1B."""
+    for power, letter in ((9, "B"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.1f}{letter}"
+    return str(number)
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) if value != "" else '""'

@@ -1,0 +1,92 @@
+"""What the recipes think of a checkpoint: whether they can open it, and the settings that they would run it with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gencli.checkpoints.describe import Description, describe
+from gencli.checkpoints.find import Source
+from gencli.errors import GencliError
+from gencli.files import read_json
+
+
+def judge(source: Source, what: Description) -> Description:
+    """The description, with what the picture recipe has against it. No torch."""
+    if what.kind != "image" or what.problem:
+        return what
+    from gencli.image.checkpoint import open_checkpoint
+
+    try:
+        open_checkpoint(source)
+    except GencliError as error:
+        return dataclasses.replace(what, problem=error.message)
+    return what
+
+
+def default_settings(source: Source, what: Description) -> dict[str, Any]:
+    """What holds for this checkpoint when the command line says nothing."""
+    if what.problem:
+        return {}
+    try:
+        return _of_text(source.path) if what.kind == "text" else _of_image(source) if what.kind == "image" else {}
+    except GencliError:
+        return {}  # `check` says what is wrong
+
+
+def _of_text(folder: Path) -> dict[str, Any]:
+    from gencli.text.request import BUILT_IN, TextRequest
+
+    resolved = TextRequest(prompt="").resolve(_generation_config(folder))
+    return {name: getattr(resolved, name) for name in BUILT_IN}
+
+
+def _of_image(source: Source) -> dict[str, Any]:
+    from gencli.image.checkpoint import open_checkpoint
+    from gencli.image.settings import BUILT_IN, BUILT_IN_TEXT
+
+    checkpoint = open_checkpoint(source)
+    own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.reads_text or name == "steps"}
+    scheduler = {key: checkpoint.configs["scheduler"].get(key) for key in ("prediction_type", "timestep_spacing")}
+    named = {"prediction": scheduler["prediction_type"], "spacing": scheduler["timestep_spacing"]}
+    size = {} if checkpoint.size is None else dict(zip(("width", "height"), checkpoint.size, strict=True))
+    found = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.reads_text else {}), **own, **size}
+    return found | {name: value for name, value in named.items() if value is not None}
+
+
+def _generation_config(folder: Path) -> Mapping[str, Any]:
+    file = folder / "generation_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def small_problems(source: Source, *, weights_are_fine: bool) -> Iterator[str]:
+    """What is wrong beside the weights: config, tokenizer, scheduler, settings."""
+    what = judge(source, describe(source))
+    if what.problem and weights_are_fine:  # else it has been said in other words
+        yield what.problem
+    try:
+        if what.kind == "text" and source.kind != "file":
+            from gencli.text.request import TextRequest
+            from gencli.tokens import load_tokenizer
+
+            load_tokenizer(source.path)
+            TextRequest(prompt="").resolve(_generation_config(source.path))
+        elif what.kind == "image" and not what.problem:
+            _open_image(source)
+    except GencliError as error:
+        yield error.message
+
+
+def _open_image(source: Source) -> None:
+    """Raises GencliError for what the picture recipe would stumble over before its weights."""
+    from gencli.image.checkpoint import open_checkpoint
+    from gencli.image.request import ImageRequest
+    from gencli.image.settings import resolve
+    from gencli.tokens import load_tokenizer
+
+    checkpoint = open_checkpoint(source)
+    if "tokenizer" in checkpoint.parts:
+        load_tokenizer(checkpoint.parts["tokenizer"])
+    resolve(ImageRequest(width=checkpoint.multiple, height=checkpoint.multiple), checkpoint)
