@@ -15,7 +15,6 @@ from gencli.errors import GencliError
 from gencli.models import ARCHITECTURES, architecture
 from gencli.models.base import Layout
 
-
 FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors writes them; others are quantised or no numbers at all
 
 

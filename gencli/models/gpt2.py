@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), all sizes, with a key/value cache.
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") in all sizes.
 
 Attributes are named as the checkpoint names them. B: batch, T: new positions, S: all positions, C: n_embd, H: n_head.
 """
@@ -6,7 +6,7 @@ Attributes are named as the checkpoint names them. B: batch, T: new positions, S
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, read_config
+from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, check_flags, check_ints, check_numbers, read_config
+from gencli.models.cache import KeyValueCache
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu": F.gelu,
+    "gelu_python": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "silu": F.silu,
+    "swish": F.silu,
     "tanh": torch.tanh,
 }
 
@@ -48,7 +53,8 @@ class GPT2Config:
         """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
         inert = TRANSFORMERS_INERT | {
             "n_ctx", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-            "summary_use_proj", "reorder_and_upcast_attn",  # upcasting changes rounding in half precision only
+            "summary_use_proj", "n_special", "predict_special_tokens", "output_past", "xla_device",
+            "reorder_and_upcast_attn",  # upcasting changes rounding in half precision only
         }  # fmt: skip
         config = read_config(cls, raw, inert=inert, only={"add_cross_attention": (False,)})
         config.check()
@@ -57,46 +63,16 @@ class GPT2Config:
     def check(self) -> None:
         """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         bounds = {"vocab_size": 2**22, "n_positions": 2**20, "n_embd": 2**16, "n_layer": 1024, "n_head": 1024}
-        for key, top in bounds.items():
-            value = getattr(self, key)
-            if not isinstance(value, int) or not 1 <= value <= top:
-                raise GencliError(f"config.json: {key} = {value!r} is out of range (1 to {top})")
-        if self.n_inner is not None and not (isinstance(self.n_inner, int) and 1 <= self.n_inner <= 2**20):
-            raise GencliError(f"config.json: n_inner = {self.n_inner!r} is out of range")
+        check_ints(self, bounds if self.n_inner is None else bounds | {"n_inner": 2**20})
+        check_numbers(self, {"layer_norm_epsilon": (0.0, 1.0)})
+        check_flags(self)
         if self.n_embd % self.n_head:
             raise GencliError(f"config.json: n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
-        if self.activation_function not in ACTIVATIONS:
+        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
             raise GencliError(
                 f"config.json: activation_function = {self.activation_function!r} is not supported",
                 f"gencli knows {', '.join(ACTIVATIONS)}",
             )
-
-
-class KeyValueCache:
-    """Keys and values of every layer, allocated once: (B, H, S, C / H) each. `length` positions are filled."""
-
-    def __init__(self, config: GPT2Config, batch: int, positions: int, *, device: torch.device, dtype: torch.dtype):
-        shape = (batch, config.n_head, positions, config.n_embd // config.n_head)
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.length = 0
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new positions of one layer after `length`; views of all positions so far, (B, H, S, C / H)."""
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def repeat(self, batch: int) -> None:
-        """Make a batch of `batch` from a prefill of one: every row continues the same prompt."""
-        self.keys = [tensor.repeat(batch, 1, 1, 1) for tensor in self.keys]
-        self.values = [tensor.repeat(batch, 1, 1, 1) for tensor in self.values]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch: finished samples leave."""
-        self.keys = [tensor[rows] for tensor in self.keys]
-        self.values = [tensor[rows] for tensor in self.values]
 
 
 class Conv1D(nn.Module):
@@ -157,23 +133,25 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Transformer(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+
 class GPT2(nn.Module):
     """The decoder with its language-model head."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.n_positions, config.n_embd),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-                "ln_f": nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
-            }
-        )
+        self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = self.transformer.wte.weight
 
     @property
     def max_positions(self) -> int:
@@ -186,8 +164,11 @@ class GPT2(nn.Module):
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
         """A cache for `batch` sequences of at most `positions` tokens."""
-        weight = self.lm_head.weight
-        return KeyValueCache(self.config, batch, positions, device=weight.device, dtype=weight.dtype)
+        config, weight = self.config, self.lm_head.weight
+        head_dim = config.n_embd // config.n_head
+        return KeyValueCache(
+            config.n_layer, batch, config.n_head, positions, head_dim, device=weight.device, dtype=weight.dtype
+        )
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """Logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), for the last position.
@@ -195,19 +176,19 @@ class GPT2(nn.Module):
         With a cache the ids continue what is in it, and are added to it.
         """
         start = 0 if cache is None else cache.length
-        B, T = ids.shape
+        T = ids.shape[1]
         positions = torch.arange(start, start + T, device=ids.device)
-        x = self.transformer["wte"](ids) + self.transformer["wpe"](positions)
+        x = self.transformer.wte(ids) + self.transformer.wpe(positions)  # (B, T, C)
         mask = None
         if start and T > 1:  # new position i sees the cache and new positions up to its own
             mask = positions[:, None] >= torch.arange(start + T, device=ids.device)[None, :]
-        for block in self.transformer["h"]:
+        for block in self.transformer.h:
             x = block(x, cache, mask)
         if cache is not None:
             cache.length += T
         if last_only:
             x = x[:, -1:]
-        return self.lm_head(self.transformer["ln_f"](x))
+        return self.lm_head(self.transformer.ln_f(x))
 
 
 LAYOUT = Layout(
