@@ -58,8 +58,8 @@ class _NoInit(TorchFunctionMode):
 def architecture_name(raw: Mapping[str, Any], folder: Path) -> str:
     """The row of `ARCHITECTURES` that a config names (`model_type` or `_class_name`). Raises GencliError for others."""
     name = raw.get("model_type") or raw.get("_class_name")
-    if name in ARCHITECTURES:
-        return str(name)
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return name
     known = ", ".join(sorted(ARCHITECTURES))
     raise GencliError(f"{folder / 'config.json'}: unknown architecture {name!r}", f"gencli knows {known}")
 

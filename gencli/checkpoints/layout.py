@@ -5,6 +5,7 @@ Two layouts: transformers' (a model at the root) and diffusers' (model_index.jso
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -151,7 +152,17 @@ def shard_names(index: Mapping[str, Any], file: str) -> list[str]:
     for name in names:
         if not is_plain(name) or "/" in name or not name.endswith(".safetensors"):
             raise GencliError(f"{file}: {name!r} is no plain name of a safetensors file beside it")
+    found = {wanted for wanted in VARIANTS for name in names if _is_variant(name, wanted)}
+    if len(found) > 1:
+        raise GencliError(f"{file} mixes variants: {some(names)}")
     return names
+
+
+def _is_variant(name: str, variant: str | None) -> bool:
+    """Whether a shard's name has this variant: `model.fp16-00001-of-00002.safetensors`, or before the suffix."""
+    middle = re.sub(r"-\d+-of-\d+", "", name).split(".")[1:-1]
+    named = [word for word in middle if word in VARIANTS]
+    return variant in named if variant else not named
 
 
 def find_pickles(names: Iterable[str]) -> list[str]:
