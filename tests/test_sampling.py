@@ -42,6 +42,16 @@ def test_top_k_keeps_exactly_k_the_lower_id_of_equals(k):
         assert kept(sampling.process(logits, top_k=k)) == expected
 
 
+def test_top_k_among_ties_and_exclusions():
+    """Logits of bfloat16, whose ties are many, with half of them excluded, down to fewer than k that are left."""
+    for seed in range(30):
+        logits = logits_of(seed, rows=4, size=3000).bfloat16().float()
+        logits[:, ::2] = -torch.inf
+        logits[3, 5:] = -torch.inf
+        expected = logits.sort(dim=-1, descending=True, stable=True).indices[:, :40].sort(-1).values
+        assert torch.equal(sampling.top_ids(logits, 40), expected)
+
+
 def test_top_k_of_equal_logits():
     assert kept(sampling.keep_top_k(torch.zeros(2, 10_000), 3)) == [[0, 1, 2], [0, 1, 2]]
 

@@ -149,11 +149,12 @@ def scale(logits: Tensor, temperature: float) -> Tensor:
 def top_ids(logits: Tensor, k: int) -> Tensor:
     """Ids (B, k) of exactly the k largest logits, in ascending order; of equals the lower id is taken."""
     values, ids = logits.topk(min(k + 1, logits.shape[-1]))
-    if (
-        values.shape[-1] > k and (values[:, k] == values[:, k - 1]).any()
-    ):  # a tie at the border, which topk breaks anyhow
-        return logits.sort(dim=-1, descending=True, stable=True).indices[:, :k].sort(-1).values
-    return ids[:, :k].sort(-1).values
+    if values.shape[-1] <= k or not (values[:, k] == values[:, k - 1]).any():
+        return ids[:, :k].sort(-1).values
+    border = values[:, k - 1 : k]  # a tie at the border, common in bfloat16, which topk breaks anyhow
+    above, at = logits > border, logits == border
+    keep = above | (at & (at.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    return keep.nonzero()[:, 1].view(-1, k)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
