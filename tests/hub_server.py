@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import threading
 from dataclasses import dataclass, field
@@ -115,6 +116,18 @@ class Hub:
         """Names of the files whose content was asked for, in order, at either server."""
         names = [re.sub(r".*/resolve/[^/]+/", "", unquote(r.path)) for r in self.requests if r.method == "GET"]
         return [name for name in names if not name.startswith(("/api/", "/cdn/"))]
+
+
+def safetensors(tensors: dict[str, tuple[str, list[int]]], filler: bytes = b"\0") -> bytes:
+    """A safetensors file: name → dtype and shape, every byte of data being `filler`."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        size = math.prod(shape) * {"F16": 2, "BF16": 2, "F32": 4, "I64": 8}[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + filler * end
 
 
 def is_large(path: str) -> bool:

@@ -261,7 +261,7 @@ def _explain(wanted: HubId, error: Exception) -> GencliError | None:
         return GencliError(
             f"{wanted}: the hub does not accept your token", "check HF_TOKEN, or the one of `hf auth login`"
         )
-    if isinstance(error, hub.RepositoryNotFoundError):
+    if isinstance(error, hub.RepositoryNotFoundError) or status in (401, 404):
         hint = "check the name" + ("" if token else "; for a private one set HF_TOKEN to a token of yours")
         return GencliError(f"no model {str(wanted)!r}: not on this machine, and not at {constants.ENDPOINT}", hint)
     if isinstance(error, hub.HFValidationError):

@@ -18,7 +18,7 @@ def show_download(console: Console) -> Progress:
         before = done if before is None else before
         unit, letter = (10**6, "MB") if total >= 10**7 else (10**3, "kB")
         speed = (done - before) / max(time.monotonic() - began, 1e-3)
-        console.progress(f"fetching {name}", done // unit, -(-total // unit), f"{letter}, {speed / 1e6:.1f} MB/s")
+        console.progress(f"fetching {name}", done // unit, total // unit, f"{letter}, {speed / 1e6:.1f} MB/s")
         if done >= total:
             console.clear()
 
