@@ -61,7 +61,7 @@ def architecture_name(raw: Mapping[str, Any], folder: Path) -> str:
     if isinstance(name, str) and name in ARCHITECTURES:
         return name
     known = ", ".join(sorted(ARCHITECTURES))
-    raise GencliError(f"{folder / 'config.json'}: unknown architecture {name!r}", f"gencli knows {known}")
+    raise GencliError(f"{folder / 'config.json'}: unknown architecture {name!r:.80}", f"gencli knows {known}")
 
 
 def assign(

@@ -76,14 +76,16 @@ def read_config(
         elif key in only:
             if value not in only[key]:
                 raise GencliError(
-                    f"{file}: {key} = {value!r} is not supported",
+                    f"{file}: {key} = {value!r:.80} is not supported",
                     f"gencli knows {key} = {' or '.join(repr(v) for v in only[key])}",
                 )
         elif key not in inert and not key.startswith("_") and value is not None:
             unknown.append(key)
     if unknown:
+        named = [f"{key} = {raw[key]!r}"[:80] for key in sorted(unknown)]
+        more = f" and {len(named) - 6} more" if len(named) > 6 else ""
         raise GencliError(
-            f"{file}: not supported: {', '.join(f'{k} = {raw[k]!r}'[:80] for k in sorted(unknown))}",
+            f"{file}: not supported: {', '.join(named[:6])}{more}",
             "these keys may change the numbers, so gencli does not guess",
         )
     missing = [
@@ -103,7 +105,7 @@ def check_ints(config: Any, bounds: Mapping[str, int], least: int = 1) -> None:
         value = getattr(config, key)
         for one in value if isinstance(value, tuple) and "tuple" in types[key] else (value,):
             if isinstance(one, bool) or not isinstance(one, int) or not least <= one <= top:
-                raise GencliError(f"config.json: {key} = {value!r} is out of range ({least} to {top})")
+                raise GencliError(f"config.json: {key} = {value!r:.80} is out of range ({least} to {top})")
 
 
 def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> None:
@@ -111,14 +113,16 @@ def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> Non
     for key, (low, high) in bounds.items():
         value = getattr(config, key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise GencliError(f"config.json: {key} = {value!r} is out of range ({low:g} to {high:g})")
+            raise GencliError(f"config.json: {key} = {value!r:.80} is out of range ({low:g} to {high:g})")
 
 
 def check_flags(config: Any) -> None:
     """Every field declared `bool` holds one."""
     for field in dataclasses.fields(config):
         if field.type == "bool" and not isinstance(getattr(config, field.name), bool):
-            raise GencliError(f"config.json: {field.name} = {getattr(config, field.name)!r} is neither true nor false")
+            raise GencliError(
+                f"config.json: {field.name} = {getattr(config, field.name)!r:.80} is neither true nor false"
+            )
 
 
 # Keys that transformers writes into any config.json and that do not touch the mathematics of a forward pass.

@@ -70,7 +70,7 @@ class GPT2Config:
             raise GencliError(f"config.json: n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
         if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
             raise GencliError(
-                f"config.json: activation_function = {self.activation_function!r} is not supported",
+                f"config.json: activation_function = {self.activation_function!r:.80} is not supported",
                 f"gencli knows {', '.join(ACTIVATIONS)}",
             )
 
