@@ -4,7 +4,7 @@
 class GencliError(Exception):
     """gencli could not do what was asked (exit code 1): a missing or broken checkpoint, a prompt that is too long, …
 
-    `message` says in one line what is wrong, with the value and the file; `hint` says what would help, if anything would.
+    `message` says in one line what is wrong, with the value and the file; `hint` says what would help, if anything.
     """
 
     exit_code = 1

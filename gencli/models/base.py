@@ -136,5 +136,5 @@ TRANSFORMERS_INERT = frozenset(
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     is_encoder_decoder is_decoder pruned_heads tf_legacy_loss gradient_checkpointing initializer_range
     initializer_factor attention_dropout attn_pdrop embd_pdrop resid_pdrop dropout license
-    cross_attention_hidden_size""".split()
+    cross_attention_hidden_size""".split()  # noqa: SIM905
 )
