@@ -52,3 +52,19 @@ def test_ddpm(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(opened.unet(x, 5).sample, pipe.unet(x, 5).sample)
     assert opened.scheduler.config.variance_type == "fixed_large"
+
+
+def test_configs_as_they_are_saved_today(tmp_path):
+    """A fresh save writes every key that the class has, with its default: no key of those may be a stranger."""
+    parts = make_stable_diffusion(tmp_path / "sd", "sd21")
+    unet_2d = make_ddpm(tmp_path / "ddpm").unet
+    for name in ("unet", "vae", "text_encoder"):
+        getattr(parts, name).save_pretrained(tmp_path / name)
+    unet_2d.save_pretrained(tmp_path / "unet_2d")
+    for name in ("unet", "vae", "text_encoder", "unet_2d"):
+        saved = json.loads((tmp_path / name / "config.json").read_text())
+        assert len(saved) > 15
+        state = load(tmp_path / name).state_dict()
+        reference = unet_2d if name == "unet_2d" else getattr(parts, name)
+        assert state.keys() == reference.state_dict().keys()
+        assert all(torch.equal(state[key], tensor) for key, tensor in reference.state_dict().items())

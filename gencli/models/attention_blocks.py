@@ -5,10 +5,22 @@ B: batch, T: tokens (H · W of a picture), C: channels, L, D: tokens of the cont
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models.base import Rename
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, H W, C) in one piece; a view when x is channels-last."""
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
+def to_picture(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, H W, C) → (B, C, H, W) with the size and memory layout of `like`: mixed layouts cost time in what follows."""
+    picture = tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    return picture if like.is_contiguous(memory_format=torch.channels_last) else picture.contiguous()
 
 
 class Attention(nn.Module):
@@ -45,8 +57,7 @@ class AttentionBlock(Attention):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The context is not read: it is there because every attention of a UNet is called alike."""
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
-        y = x + super().forward(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        y = x + to_picture(super().forward(to_tokens(self.group_norm(x))), like=x)
         return y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
 
 
@@ -109,16 +120,10 @@ class Transformer2DModel(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = self.norm(x)
-        if self.linear:
-            h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, H W, C)
-        else:
-            h = self.proj_in(h).flatten(2).transpose(1, 2)
+        h = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, context)
-        if self.linear:
-            h = self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])
-        else:
-            h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+        h = to_picture(self.proj_out(h), like=x) if self.linear else self.proj_out(to_picture(h, like=x))
         return x + h
 
 
