@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from gencli.cli.console import BOLD, Console
+from gencli.cli.values import use_plain_values
 from gencli.errors import UsageError
 
 COLUMN = 30  # where explanations begin
@@ -51,6 +52,7 @@ class Command(TyperCommand):
         formatter.write(_page(self, ctx, formatter.width))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        use_plain_values(self.get_params(ctx))
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -69,6 +71,10 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_page(self, ctx, formatter.width))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        use_plain_values(self.get_params(ctx))
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*self.LAZY, *super().list_commands(ctx)]
@@ -110,11 +116,6 @@ def explain(error: Exception) -> UsageError:
             hint += "; put `--` before a prompt that begins with a dash"
         return UsageError(f"no such option: {option}", hint)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    if (details := getattr(error.__cause__, "errors", None)) and callable(details):  # pydantic's, in newer typers
-        first = details()[0]
-        kind = {"int": "is no whole number", "float": "is no number"}.get(str(first.get("type")).partition("_")[0])
-        name = message.partition(":")[0]
-        message = f"{name}: {first.get('input')!r} {kind}" if kind else message.replace("Value error, ", "")
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
 
 

@@ -1,0 +1,52 @@
+"""Words of the command line → Python values, without the library that newer typers import for it.
+
+That library (pydantic) takes a tenth of a second at every start, for nothing more than int() and float().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any, get_args, get_origin
+
+import typer
+
+NAMES = {int: "whole number", float: "number", bool: "yes or no"}
+SAID = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+class PlainValues:
+    """In place of typer's conversion of one parameter: str, int, float, bool, an Enum, or a list of those."""
+
+    def __init__(self, kind: Any):
+        self.kind = kind
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The parameter's value from its word or words. Raises BadParameter naming a word that is no such value."""
+        several = param.multiple or param.nargs == -1
+        if value is None:
+            return () if several else None
+        if several:
+            return [self._one(word, param, ctx) for word in value]
+        return self._one(value, param, ctx)
+
+    def _one(self, word: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return SAID[str(word).lower()] if self.kind is bool else self.kind(word)
+        except (KeyError, ValueError):
+            if issubclass(self.kind, Enum):
+                message = f"{word!r} is not one of {', '.join(member.value for member in self.kind)}"
+            else:
+                message = f"{word!r} is no {NAMES[self.kind]}"
+            raise typer.BadParameter(message, ctx=ctx, param=param) from None
+
+
+def use_plain_values(params: Iterable[Any]) -> None:
+    """Let parameters of a newer typer convert their words plainly; those of other types are left as they are."""
+    for param in params:
+        kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
+        if get_origin(kind) is list:
+            kind = get_args(kind)[0]
+        known = kind in (str, int, float, bool) or (isinstance(kind, type) and issubclass(kind, Enum))
+        if known and getattr(param, "_runtime_param", param) is None:
+            param._runtime_param = PlainValues(kind)
