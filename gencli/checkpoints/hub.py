@@ -130,13 +130,19 @@ class _Download:
         from huggingface_hub.file_download import http_get
 
         partial = blob.with_name(f"{blob.name}.incomplete")
-        with partial.open("ab") as file:
-            if size is not None and file.tell() > size:
-                file.truncate(0)
-            start = file.seek(0, os.SEEK_END)
-            self._count(remote.name, start)
-            bar: Any = _Bar(lambda number: self._count(remote.name, number))
-            http_get(url, file, resume_size=start, headers=headers, expected_size=size, _tqdm_bar=bar)
+        bar: Any = _Bar(self._count)
+        if size is None or _size(partial) > size:
+            partial.unlink(missing_ok=True)
+        self._count(_size(partial))
+        while True:
+            start = _size(partial)
+            try:
+                with partial.open("ab") as file:
+                    http_get(url, file, resume_size=start, headers=headers, expected_size=size, _tqdm_bar=bar)
+                break
+            except Exception as error:  # it broke off: go on as long as that gets further
+                if not _is_network(error) or _size(partial) <= start:
+                    raise
         if remote.sha256 is not None and cache.sha256(partial) != remote.sha256:
             partial.unlink()
             raise GencliError(
@@ -144,7 +150,7 @@ class _Download:
             )
         partial.replace(blob)
 
-    def _count(self, name: str, number: int) -> None:
+    def _count(self, number: int) -> None:
         if not self.total:  # the first small files, which tell what there is to fetch
             return
         self.done += number
@@ -230,7 +236,9 @@ def _plain_errors(wanted: HubId) -> Iterator[None]:
         from huggingface_hub.utils import logging
 
         logging.get_logger("huggingface_hub").setLevel("CRITICAL")
-        constants.DOWNLOAD_CHUNK_SIZE = CHUNK
+        # Small steps lose little in a break; hf_transfer, in older versions, resumes nothing.
+        for name, value in {"DOWNLOAD_CHUNK_SIZE": CHUNK, "HF_HUB_ENABLE_HF_TRANSFER": False}.items():
+            setattr(constants, name, value)
         try:
             yield
         except GencliError:
@@ -270,14 +278,19 @@ def _explain(wanted: HubId, error: Exception) -> GencliError | None:
         return GencliError(f"{wanted}: the hub asks to slow down (429)", "try again in some minutes, or set HF_TOKEN")
     if status is not None:
         return GencliError(f"{wanted}: the hub answers {status}{': ' + message if message else ''}")
-    # Connections fail with the errors of the HTTP library below, which is another one from version to version.
-    below = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub"}
-    if type(error).__module__.partition(".")[0] in below or (isinstance(error, OSError) and error.errno is None):
+    if _is_network(error):
         return GencliError(
             f"cannot fetch {wanted} from {constants.ENDPOINT}: {_one_line(error)}",
             "what has been fetched is kept; run it again and it goes on from there",
         )
     return None
+
+
+def _is_network(error: Exception) -> bool:
+    """Whether a connection failed: with an error of the HTTP library, which is another one from version to version."""
+    module = type(error).__module__.partition(".")[0]
+    below = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub"}
+    return module in below or (isinstance(error, OSError) and error.errno is None)
 
 
 def _one_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from gencli.checkpoints.find import find
 from gencli.cli import image_options as o
 from gencli.cli import image_sinks, options
 from gencli.cli.console import Console
+from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.cli.prompts import read_lines, read_prompt
 from gencli.errors import UsageError
@@ -101,7 +102,7 @@ def image(
     several = request.count > 1 or lines
     animation = image_sinks.animation(gif, many=several)
     _hints(console, negative)
-    source = find(request.model, offline=offline)
+    source = find(request.model, offline=offline, progress=show_download(console))
     if arguments:
         request = request.replace(prompt=read_prompt(arguments))
     if request.seed is None:

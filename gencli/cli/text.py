@@ -15,6 +15,7 @@ from gencli import devices
 from gencli.checkpoints.find import find
 from gencli.cli import options
 from gencli.cli.console import Console, is_terminal
+from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.cli.prompts import check_arguments, read_lines, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput
@@ -217,7 +218,7 @@ def text(
     )
     check_arguments(prompt or [], stdin_by_default=not lines)
     _check_combinations(prompt or [], lines=lines, json=json, null=null, logprobs=logprobs)
-    source = find(model, offline=offline)
+    source = find(model, offline=offline, progress=show_download(ctx.obj))
     output: PlainOutput | JsonOutput = JsonOutput(source.name, echo=echo) if json else PlainOutput(echo=echo, null=null)
     prompts = read_lines() if lines else iter([read_prompt(prompt or [])])
 
