@@ -5,11 +5,12 @@ The finished folder is a Stable Diffusion pipeline, small everywhere; every part
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gencli.models import autoencoder_kl
 from gencli.tokens import load_tokenizer
@@ -48,9 +49,10 @@ def train(
     rows = read_captions(captions)
     pixels = read_pictures(pictures, [name for name, _ in rows], autoencoder.CONFIG["sample_size"])  # type: ignore[arg-type]
     known = [caption for _, caption in rows]
-    yield from autoencoder.train(autoencoder_recipe, pixels)
-    vae = trained_autoencoder(out)
-    latents = normalise_latents(vae, *diffusion.encode_pictures(vae, pixels))
+    if not (out / "latents.pt").exists():
+        yield from autoencoder.train(autoencoder_recipe, pixels)
+        encode(out, pixels)
+    vae, latents = encoded(out)
     if not (out / "tokenizer" / "vocab.json").exists():
         write_clip_tokenizer(out / "tokenizer", _tokenizer_texts(known), VOCABULARY, diffusion.MAX_LENGTH)
     tokenizer = load_tokenizer(out / "tokenizer")
@@ -58,10 +60,23 @@ def train(
     save_checkpoint(out, vae)
 
 
-def trained_autoencoder(out: Path) -> autoencoder_kl.AutoencoderKL:
-    """The first stage's result, from its state."""
+def encode(out: Path, pixels: Tensor) -> None:
+    """Write `out`/latents.pt: the first stage's autoencoder, normalising its latents, and those of all pictures."""
+    vae = _autoencoder(torch.load(out / "autoencoder.pt", weights_only=True)["model"])
+    mean, deviation = normalise_latents(vae, *diffusion.encode_pictures(vae, pixels))
+    torch.save({"vae": vae.state_dict(), "mean": mean, "deviation": deviation}, out / "latents.partial")
+    os.replace(out / "latents.partial", out / "latents.pt")
+
+
+def encoded(out: Path) -> tuple[autoencoder_kl.AutoencoderKL, tuple[Tensor, Tensor]]:
+    """The autoencoder and the latents' means and standard deviations that `encode` wrote."""
+    state = torch.load(out / "latents.pt", weights_only=True)
+    return _autoencoder(state["vae"]), (state["mean"], state["deviation"])
+
+
+def _autoencoder(state: dict[str, Tensor]) -> autoencoder_kl.AutoencoderKL:
     vae = autoencoder_kl.Model(autoencoder_kl.Config.from_dict(autoencoder.CONFIG))
-    vae.load_state_dict(torch.load(out / "autoencoder.pt", weights_only=True)["model"])
+    vae.load_state_dict(state)
     return vae.eval()
 
 
