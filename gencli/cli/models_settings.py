@@ -45,7 +45,7 @@ def _of_text(folder: Path) -> dict[str, Any]:
 
 def _of_image(source: Source) -> dict[str, Any]:
     from gencli.image.checkpoint import open_checkpoint
-    from gencli.image.settings import BUILT_IN, BUILT_IN_TEXT
+    from gencli.image.request import BUILT_IN, BUILT_IN_TEXT
 
     checkpoint = open_checkpoint(source)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.reads_text or name == "steps"}

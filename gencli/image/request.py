@@ -18,6 +18,9 @@ SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
 SEED_LIMIT = 2**63  # above the largest seed
 FLAGS = {"prompt": "the prompt", "guidance": "--cfg-scale"}  # where a field is not called as its option is
+# What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
+BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
+BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
 TEXT_LIMIT = 2**20  # characters of a prompt; a tokenizer would take minutes over more
 
 

@@ -7,12 +7,9 @@ from typing import Any
 from gencli.errors import GencliError, UsageError
 from gencli.image import samplers
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.request import ImageRequest
+from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 from gencli.image.schedule import NoiseSchedule, from_strength
 
-# diffusers' own defaults
-BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
-BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 
 
