@@ -8,6 +8,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import torch
+
 from tests.decoder_cases import CASES
 from tests.parity.test_decoders import Measured, measure
 
@@ -33,4 +35,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the models are too small to share
     print(table())

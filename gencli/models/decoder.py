@@ -129,6 +129,9 @@ def check_layer_types(types: Any, layers: int, window: int | None) -> None:
         check_range("sliding_window", window, 2**26)
 
 
+FAST_MV = torch.__version__ >= "2.7"  # before that the kernel may be a plain loop
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), the quotient in float32 whatever x is."""
 
@@ -141,14 +144,27 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
 
 
+class Linear(nn.Linear):
+    """A linear layer that on a CPU reads bfloat16 weights faster when there is one position, as in every decode step.
+
+    torch's matrix-times-vector kernel keeps its sums in float32 too, and needs three quarters of the product's time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = x.dtype is torch.bfloat16 and x.numel() == self.in_features
+        if one and FAST_MV and x.is_cpu and self.bias is None:  # a bias added afterwards would round twice
+            return torch.mv(self.weight, x.reshape(-1)).view(*x.shape[:-1], -1)
+        return F.linear(x, self.weight, self.bias)
+
+
 class MLP(nn.Module):
     """The gated feed-forward (Shazeer 2020, "GLU variants improve transformer")."""
 
     def __init__(self, config: DecoderConfig, *, bias: bool = False):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +174,7 @@ class MLP(nn.Module):
 class AttentionCore(nn.Module):
     """Causal attention with rotary positions and a cache; `project` and `o_proj` come from the class that uses it."""
 
-    o_proj: nn.Linear
+    o_proj: Linear
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -188,10 +204,10 @@ class Attention(AttentionCore):
     def __init__(self, config: DecoderConfig, layer: int, *, bias: bool = False, out_bias: bool = False):
         super().__init__(config, layer)
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=out_bias)
+        self.q_proj = Linear(config.hidden_size, queries, bias=bias)
+        self.k_proj = Linear(config.hidden_size, keys, bias=bias)
+        self.v_proj = Linear(config.hidden_size, keys, bias=bias)
+        self.o_proj = Linear(queries, config.hidden_size, bias=out_bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (*x.shape[:2], -1, self.head_dim)
@@ -230,7 +246,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Stack(config, layers, norm)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rotary = Rotary(config.rope_parameters, config.head_size, config.max_position_embeddings)

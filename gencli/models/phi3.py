@@ -17,6 +17,7 @@ from gencli.models.decoder import (
     AttentionCore,
     Decoder,
     DecoderConfig,
+    Linear,
     PreNormLayer,
     RMSNorm,
     check_range,
@@ -73,8 +74,8 @@ class Attention(AttentionCore):
 
     def __init__(self, config: Phi3Config, layer: int):
         super().__init__(config, layer)
-        self.qkv_proj = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv_proj(x).view(*x.shape[:2], -1, self.head_dim)
@@ -87,8 +88,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: Phi3Config):
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
