@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.text.events import Piece, Sample, Speed, in_order
+from gencli.text.events import Cut, Piece, Sample, Speed, in_order
 from gencli.text.generate import BATCH, generate
 from gencli.text.load import TextModel, open_model
 from gencli.text.request import TextRequest
@@ -35,7 +35,7 @@ def run(model: TextModel, prompt: str = PROMPT, **settings) -> list[Sample]:
         if isinstance(event, Piece):
             assert event.text
             texts[event.index] = texts.get(event.index, "") + event.text
-        else:
+        elif isinstance(event, Sample):
             assert texts.get(event.index, "") == event.text
             samples.append(event)
     return sorted(samples, key=lambda sample: sample.index)
@@ -175,6 +175,8 @@ def test_a_prompt_as_long_as_the_context(model: TextModel):
     kept = model.tokenizer.decode(model.tokenizer.encode(text)[-118:])
     if model.tokenizer.encode(kept) == model.tokenizer.encode(text)[-118:]:
         assert run(model, kept, max_tokens=10, **GREEDY)[0].text == sample.text
+    cut = next(generate(model, TextRequest(text, truncate="left", max_tokens=10)))
+    assert cut == Cut(length, 118)
     [half] = run(model, text, truncate="left", max_tokens=1000, **GREEDY)
     assert (half.prompt_tokens, half.completion_tokens) == (64, 64)
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from gencli.errors import GencliError, UsageError
-from gencli.text.events import Piece, Sample, in_order
+from gencli.text.events import Cut, Piece, Sample, in_order
 from gencli.text.logprobs import Logprobs
 from gencli.text.request import BUILT_IN, MAX_SEED, TextRequest, parse_logit_bias
 from gencli.text.stops import StopScanner
@@ -145,8 +145,8 @@ def test_samples_come_one_after_another():
         left = [list(track) for track in tracks]
         events = [left[i].pop(0) for i in order]
         assert list(in_order(events)) == wanted
-    live = in_order(iter([Piece(0, "x"), Piece(1, "x")]))
-    assert next(live) == Piece(0, "x")
+    live = in_order(iter([Cut(9, 5), Piece(0, "x"), Piece(1, "x")]))
+    assert [next(live), next(live)] == [Cut(9, 5), Piece(0, "x")]
 
 
 def test_logprobs_keep_the_likelier_of_two_that_read_the_same():

@@ -20,7 +20,7 @@ from gencli.cli.help import SETTINGS, Command
 from gencli.cli.prompts import check_arguments, read_lines, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput
 from gencli.errors import GencliError, UsageError
-from gencli.text.events import Speed, in_order
+from gencli.text.events import Cut, Speed, in_order
 from gencli.text.request import BUILT_IN, TextRequest, parse_logit_bias
 
 if TYPE_CHECKING:
@@ -260,6 +260,9 @@ def _run(
             one = dataclasses.replace(request, prompt=prompt, seed=seed)
             try:
                 for event in in_order(generate(model, one, speed)):
+                    if isinstance(event, Cut):
+                        console.note(f"of the prompt's {event.tokens} tokens only the last {event.kept} are used")
+                        continue
                     _show_progress(console, speed)
                     output.show(event, prompt, first=number * request.num_samples)
             except GencliError as error:

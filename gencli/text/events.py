@@ -9,6 +9,14 @@ from gencli.text.logprobs import Logprobs
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The prompt had `tokens` tokens, of which the last `kept` are used. Comes first of all."""
+
+    tokens: int
+    kept: int
+
+
+@dataclass(frozen=True)
 class Piece:
     """Text of sample `index`, to be shown after what came before it."""
 
@@ -59,11 +67,17 @@ class Speed:
         )
 
 
-def in_order(events: Iterable[Piece | Sample]) -> Iterator[Piece | Sample]:
+Event = Cut | Piece | Sample
+
+
+def in_order(events: Iterable[Event]) -> Iterator[Event]:
     """Samples one after another: the first unfinished one live, the pieces of others wait for their turn."""
     turn = 0
     waiting: dict[int, list[Piece | Sample]] = {}
     for event in events:
+        if isinstance(event, Cut):
+            yield event
+            continue
         waiting.setdefault(event.index, []).append(event)
         while turn in waiting:
             ready = waiting.pop(turn)

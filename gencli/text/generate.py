@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from gencli.errors import GencliError, UsageError
 from gencli.text import sampling
-from gencli.text.events import Piece, Sample, Speed
+from gencli.text.events import Cut, Event, Piece, Sample, Speed
 from gencli.text.load import TextModel
 from gencli.text.logprobs import Logprobs
 from gencli.text.request import TextRequest
@@ -19,7 +20,7 @@ from gencli.text.stops import StopScanner
 BATCH = 16  # samples that go through the model at once: more take memory, and little time is left to win
 
 
-def generate(model: TextModel, request: TextRequest, speed: Speed | None = None) -> Iterator[Piece | Sample]:
+def generate(model: TextModel, request: TextRequest, speed: Speed | None = None) -> Iterator[Event]:
     """Continue a prompt. Pieces of several samples come mixed; each sample's `Sample` comes after its last piece.
 
     `speed` is kept up to date while it runs.
@@ -27,7 +28,10 @@ def generate(model: TextModel, request: TextRequest, speed: Speed | None = None)
     model gives NaN; UsageError for a biased token that the model does not have.
     """
     request = request.resolve(model.generation_config)
-    ids = prompt_ids(model, request)
+    whole = prompt_ids(model, request)
+    ids = fit(model, request, whole)
+    if len(ids) < len(whole):
+        yield Cut(len(whole), len(ids))
     assert request.max_tokens is not None
     max_tokens = min(request.max_tokens, model.max_positions - len(ids))
     for first in range(0, request.num_samples, BATCH):
@@ -37,12 +41,8 @@ def generate(model: TextModel, request: TextRequest, speed: Speed | None = None)
 
 
 def prompt_ids(model: TextModel, request: TextRequest) -> list[int]:
-    """The prompt's token ids (one at least), which leave room for an answer. `request` has every setting filled in.
-
-    Raises GencliError for a prompt that is too long, unless `truncate` allows to leave out its beginning.
-    """
-    tokenizer, context = model.tokenizer, model.max_positions
-    ids = tokenizer.encode(request.prompt) or _beginning(model)
+    """The prompt's token ids, one at least. Raises GencliError or UsageError for tokens that the model lacks."""
+    ids = model.tokenizer.encode(request.prompt) or _beginning(model)
     if max(ids) >= model.vocab_size:
         raise GencliError(
             f"{model.name}: token {max(ids)} of the tokenizer is not among the model's {model.vocab_size}"
@@ -50,6 +50,16 @@ def prompt_ids(model: TextModel, request: TextRequest) -> list[int]:
     for token, _ in request.logit_bias:
         if token >= model.vocab_size:
             raise UsageError(f"--logit-bias {token}: the tokens of {model.name} go from 0 to {model.vocab_size - 1}")
+    return ids
+
+
+def fit(model: TextModel, request: TextRequest, ids: list[int]) -> list[int]:
+    """The prompt as it fits the context with an answer. `request` has every setting filled in.
+
+    Raises GencliError when it is too long, unless `truncate` allows to leave out its beginning: then room is made for
+    max_tokens, or half of the context if that is less.
+    """
+    context = model.max_positions
     if len(ids) < context:
         return ids
     if request.truncate is None:
@@ -59,7 +69,7 @@ def prompt_ids(model: TextModel, request: TextRequest) -> list[int]:
         )
     assert request.max_tokens is not None
     keep = context - min(request.max_tokens, max(context // 2, 1))
-    begins = ids[:1] if keep > 1 and ids[0] == tokenizer.bos_id else []
+    begins = ids[:1] if keep > 1 and ids[0] == model.tokenizer.bos_id else []
     return begins + ids[len(ids) - keep + len(begins) :]
 
 
@@ -123,9 +133,11 @@ class Batch:
         names = ["logit_bias", "repeat_penalty", "presence_penalty", "frequency_penalty"]
         names += ["temperature", "top_k", "top_p", "min_p", "typical_p"]
         self.settings = {name: getattr(request, name) for name in names}
-        self.ids = torch.tensor([ids], device=model.device)
+        self.device = model.device
+        self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # picking needs float64
+        self.ids = torch.tensor([ids], device=self.picks_on)
         self.cache = self.module.new_cache(1, len(ids) + max_tokens)
-        self.logits = self.module(self.ids, self.cache, last_only=True)[:, -1]
+        self.logits = self._read(self.ids)
         if len(generators) > 1:
             self.cache.repeat(len(generators))
             self.ids = self.ids.repeat(len(generators), 1)
@@ -146,14 +158,17 @@ class Batch:
     @torch.inference_mode()
     def advance(self) -> None:
         """Read the tokens that were picked last."""
-        self.logits = self.module(self.ids[:, -1:], self.cache)[:, -1]
+        self.logits = self._read(self.ids[:, -1:])
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Logits (B, V) after new ids (B, T)."""
+        return self.module(ids.to(self.device), self.cache, last_only=True)[:, -1].to(self.picks_on)
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
         """Keep only these rows."""
-        index = torch.tensor(rows, device=self.ids.device)
-        self.ids = self.ids[index]
-        self.cache.keep(index)
+        self.ids = self.ids[rows]
+        self.cache.keep(torch.tensor(rows, device=self.device))
         self.generators = [self.generators[i] for i in rows]
 
 

@@ -183,8 +183,9 @@ def test_a_prompt_longer_than_the_context(tiny: Path):
     assert (done.returncode, done.stdout) == (1, b"")
     assert f"the prompt has {length} tokens".encode() in done.stderr and b" 128 " in done.stderr
     assert b"hint: " in done.stderr and b"--truncate left" in done.stderr
-    [cut] = objects(gencli("text", words, "-m", tiny, "--truncate", "left", "-n", 8, "--json", *NO_END))
-    assert cut["usage"]["total_tokens"] == 128
+    done = gencli("text", words, "-m", tiny, "--truncate", "left", "-n", 8, "--json", *NO_END)
+    assert json.loads(done.stdout)["usage"]["total_tokens"] == 128
+    assert done.stderr == f"note: of the prompt's {length} tokens only the last 120 are used\n".encode()
 
 
 def test_broken_checkpoints(tiny: Path, tmp_path: Path):
