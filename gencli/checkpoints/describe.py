@@ -31,6 +31,7 @@ class Component:
     family: str
     parameters: int | None = None
     dtypes: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,15 @@ def _component(folder: Path, files: Mapping[str, int], part: layout.Part) -> Com
         file = f"{part.prefix}tokenizer_config.json"
         return Component(part.name, str(read(file).get("tokenizer_class") or "") if file in files else "")
     if part.kind == "scheduler":
-        return Component(part.name, str(read(f"{part.prefix}scheduler_config.json").get("_class_name") or ""))
+        config = read(f"{part.prefix}scheduler_config.json")
+        return Component(part.name, str(config.get("_class_name") or ""), config=config)
     config = read(f"{part.prefix}config.json")
     counts = [
         _count(folder / file) for file in layout.weights(files, read, part.prefix) if file.endswith(".safetensors")
     ]
     dtypes = tuple(sorted({dtype for _, found in counts for dtype in found}))
     family = str(config.get("model_type") or config.get("_class_name") or "")
-    return Component(part.name, family, sum(number for number, _ in counts), dtypes)
+    return Component(part.name, family, sum(number for number, _ in counts), dtypes, config)
 
 
 def _count(file: Path) -> tuple[int, tuple[str, ...]]:

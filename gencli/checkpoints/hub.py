@@ -6,6 +6,7 @@ handed to it whole. Nothing in a repository is run, and no pickle and no `.py` f
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -217,11 +218,15 @@ def remove(wanted: HubId) -> int:
         for repo in scan.repos:
             if repo.repo_path.name == folder.name:
                 commits = {revision.commit_hash for revision in repo.revisions}
-                scan.delete_revisions(*(commits & {commit or ""} if wanted.revision else commits)).execute()
+                unwanted = commits & {commit or ""} if wanted.revision else commits
+                alone = dataclasses.replace(scan, repos=frozenset({repo}))  # copies of it share its commits' hashes
+                alone.delete_revisions(*unwanted).execute()
     if wanted.revision is None:  # with what broken downloads left
         for place in (folder, cache.root() / ".locks" / folder.name):
             if place.is_dir():
                 shutil.rmtree(place)
+    if commit and wanted.revision and (folder / "snapshots" / commit).exists():
+        raise GencliError(f"cannot remove {folder / 'snapshots' / commit}", "is it yours to remove?")
     return before - cache.disk_usage(folder)
 
 

@@ -55,7 +55,13 @@ def row(source: Source, what: Description) -> dict[str, Any]:
 def everything(source: Source, what: Description, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint as `show --json` has it."""
     parts = [
-        {"name": part.name, "family": part.family, "parameters": part.parameters, "dtypes": list(part.dtypes)}
+        {
+            "name": part.name,
+            "family": part.family,
+            "parameters": part.parameters,
+            "dtypes": list(part.dtypes),
+            "config": dict(part.config),
+        }
         for part in what.components
     ]
     return {
@@ -138,6 +144,8 @@ def _columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = froze
 
 
 def _first(config: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    inner = config.get("text_config")  # of models that also see
+    config = inner if isinstance(inner, dict) else config
     return next((config[key] for key in keys if isinstance(config.get(key), (int, str))), None)
 
 

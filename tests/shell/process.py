@@ -54,11 +54,12 @@ def shell(script: str, *args: object, stdin: bytes = b"") -> subprocess.Complete
 
 
 def on_terminal(
-    *args: object, stdin: bool = True, stdout: bool = True, stderr: bool = True, **env: str | None
+    *args: object, stdin: bool = True, stdout: bool = True, stderr: bool = True, typed: bytes = b"", **env: str | None
 ) -> tuple[int, bytes, bytes, bytes]:
     """Run gencli with the named streams on one pseudo-terminal, 80 columns wide, and pipes for the others.
 
-    Returns the exit code, what the terminal got, and what the pipes of stdout and stderr got.
+    `typed` is what somebody types there. Returns the exit code, what the terminal got, and what the pipes of stdout
+    and stderr got.
     """
     master, slave = pty.openpty()
     pipe = subprocess.PIPE
@@ -71,6 +72,7 @@ def on_terminal(
         start_new_session=True,
     )
     os.close(slave)
+    os.write(master, typed)
     seen = {master: b"", **{s.fileno(): b"" for s in (process.stdout, process.stderr) if s}}
     open_ends = set(seen)
     deadline = time.monotonic() + LIMIT
