@@ -41,7 +41,7 @@ class RMSNorm(decoder.RMSNorm):
     """Weighs before it rounds to a half precision, not after."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (F.rms_norm(x.float(), self.weight.shape, eps=self.eps) * self.weight).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 class Attention(decoder.Attention):
