@@ -128,6 +128,57 @@ def image(
             _write(console, {"stage": stage, "step": at.step, "loss": round(loss, 5), "pictures_per_second": rate})
 
 
+@app.command("score-text", cls=Command, context_settings=SETTINGS)
+def score_text(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help='JSON lines with a key "text" (.gz is fine).')],
+    model: Annotated[str, options.model_option("GENCLI_TEXT_MODEL", "stories")] = "stories",
+    lead: Annotated[str, typer.Option("--lead", metavar="PREFIX", help='Records whose "source" begins so.')] = (
+        "tinystories:"
+    ),
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Bits per byte of a GPT-2 checkpoint on texts, those of --lead and the others apart, as JSON."""
+    _need(data)
+    devices.set_threads(threads)
+    from gencli.train.score import score_texts
+
+    console: Console = ctx.obj
+    console.progress("scoring")
+    _write(console, {"bits_per_byte": {name: round(v, 4) for name, v in score_texts(model, data, lead).items()}})
+
+
+@app.command("score-image", cls=Command, context_settings=SETTINGS)
+def score_image(
+    ctx: typer.Context,
+    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Zip or folder of pictures.")],
+    captions: Annotated[Path, typer.Option("--captions", metavar="FILE", help='JSON lines: "file", "label".')],
+    model: Annotated[str, options.model_option("GENCLI_IMAGE_MODEL", "emoji")] = "emoji",
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Labels to draw.")] = 200,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps (default: the model's).")] = None,
+    seed: RunSeed = 0,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Share of labels whose drawing has the label's own picture as its nearest of all, as JSON, a line a label."""
+    _need(pictures, captions)
+    devices.set_threads(threads)
+    from gencli.train.score import score_pictures
+
+    console: Console = ctx.obj
+    found = 0
+    for number, drawn in enumerate(score_pictures(model, pictures, captions, count=count, seed=seed, steps=steps), 1):
+        found += drawn.recognised
+        row = {"label": drawn.label, "seed": drawn.seed, "recognised": drawn.recognised, "nearest": drawn.nearest}
+        _write(console, {**row, "share": round(found / number, 3)})
+        console.progress("drawing", number, count)
+
+
 def _need(*paths: Path) -> None:
     for path in paths:
         if not path.exists():

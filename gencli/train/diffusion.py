@@ -34,7 +34,7 @@ SCHEDULER: dict[str, Any] = {
     "beta_end": 0.02,
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
-    "steps_offset": 0,
+    "steps_offset": 1,  # of no effect in trailing; the pipeline of diffusers insists on it
     "clip_sample": False,
     "set_alpha_to_one": True,
 }

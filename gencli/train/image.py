@@ -33,6 +33,9 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
+# what gencli takes when nothing else is said, under the names of diffusers' call
+DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 4.0}
+
 
 def train(
     pictures: Path,
@@ -95,6 +98,7 @@ def save_checkpoint(out: Path, vae: nn.Module) -> None:
     (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", diffusion.SCHEDULER)
     write_json(folder / "model_index.json", MODEL_INDEX)
+    write_json(folder / "generation_config.json", DEFAULTS)
 
 
 def _tokenizer_texts(captions: list[Caption]) -> list[str]:

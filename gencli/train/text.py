@@ -216,6 +216,8 @@ def save_checkpoint(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
     }
     _write_json(folder / "config.json", config)
     tokenizer.save(str(folder / "tokenizer.json"))
+    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
+    _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, **sampling})
     _write_json(
         folder / "tokenizer_config.json",
         {

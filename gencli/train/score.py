@@ -1,0 +1,71 @@
+"""How good a checkpoint is on data: bits per byte for text, recognised labels for pictures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gencli.checkpoints.find import find
+from gencli.image.checkpoint import open_checkpoint
+from gencli.image.generate import Picture, generate
+from gencli.image.pipeline import load
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
+from gencli.train.pictures import read_captions, read_pictures
+
+SMALL = 32  # pixels a side at which pictures are compared
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One label, the seed it was drawn with, and the labels of the pictures nearest to the drawing, nearest first."""
+
+    label: str
+    seed: int
+    nearest: tuple[str, ...]
+
+    @property
+    def recognised(self) -> bool:
+        return self.nearest[0] == self.label
+
+
+def score_pictures(
+    model: str, pictures: Path, captions: Path, *, count: int, seed: int = 0, steps: int | None = None, batch: int = 25
+) -> Iterator[Drawn]:
+    """Draw `count` labels, picked by `seed`, at the checkpoint's own settings; the i-th from seed `seed` + i.
+
+    A drawing is recognised when, among all pictures, the one with the smallest squared distance to it is its label's
+    own: mean-pooled to 32×32 RGB on white.
+    """
+    rows = read_captions(captions)
+    labels = [caption.label for _, caption in rows]
+    known = small(read_pictures(pictures, [name for name, _ in rows], 4 * SMALL))
+    chosen = random.Random(seed).sample(labels, min(count, len(labels)))
+    checkpoint = open_checkpoint(find(model))
+    request = resolve(ImageRequest(prompt="", seed=seed, steps=steps, batch=batch), checkpoint)
+    for event in generate(load(checkpoint), request, chosen):
+        if isinstance(event, Picture):
+            pixels = torch.frombuffer(bytearray(event.image.convert("RGB").tobytes()), dtype=torch.uint8)
+            drawn = small(pixels.view(event.image.height, event.image.width, 3).permute(2, 0, 1)[None])
+            nearest = (known - drawn).square().sum(1).topk(5, largest=False).indices
+            yield Drawn(chosen[event.index], seed + event.index, tuple(labels[i] for i in nearest.tolist()))
+
+
+def small(pictures: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) → float32 (N, 3·32·32), mean-pooled, 0..1."""
+    return F.adaptive_avg_pool2d(pictures.float() / 255, SMALL).flatten(1)
+
+
+def score_texts(model: str, data: Path, lead: str) -> dict[str, float]:
+    """Bits per byte of a GPT-2 checkpoint on JSON lines: those whose source begins with `lead`, and the others."""
+    from gencli.text.load import open_model
+    from gencli.train.text import evaluate, read_texts
+
+    opened = open_model(find(model), dtype="float32")
+    return evaluate(opened.module, opened.tokenizer.backend, read_texts(data), lead, None)
