@@ -10,15 +10,14 @@ import dataclasses
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints import cache, layout
 from gencli.checkpoints.cache import COMMIT, HubId
+from gencli.checkpoints.hub_library import is_network, library
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.models import ARCHITECTURES
@@ -26,7 +25,6 @@ from gencli.models import ARCHITECTURES
 if TYPE_CHECKING:
     from gencli.checkpoints.find import Progress
 
-CHUNK = 2**18  # bytes; what a break loses at most
 ETAG = re.compile(r"\w[\w.-]*")
 SPARE = 2**26  # bytes that a disk keeps free
 
@@ -50,7 +48,7 @@ def download(wanted: HubId, *, variant: str | None = None, progress: Progress | 
     """
     if reason := cache.offline_by_environment():
         raise GencliError(f"cannot fetch {wanted}: {reason} keeps gencli off the network")
-    with _plain_errors(wanted):
+    with library(wanted):
         return _Download(wanted, progress).run(variant)
 
 
@@ -74,10 +72,14 @@ class _Download:
         wanted = [self.remotes[name] for name in missing]
         self.total = sum(remote.size or 0 for remote in wanted if not self._blob(remote, "").exists())
         self._check_room(self.total - sum(_size(self._blob(remote, ".incomplete")) for remote in wanted))
-        for name in sorted(missing, key=lambda name: name.endswith(".safetensors")):
+        weights = [name for name in missing if name.endswith(".safetensors")]
+        for name in [name for name in missing if name not in weights]:
             self._fetch(name)
+        for name in names:
             if Path(name).name == "config.json":
                 self._check_architecture(name)
+        for name in weights:
+            self._fetch(name)
         _write_ref(self.wanted, self.commit)
         return self.folder
 
@@ -91,7 +93,7 @@ class _Download:
         """Refuse what gencli does not know before its weights are fetched."""
         raw = read_json(self.folder / name)
         found = raw.get("model_type") or raw.get("_class_name")
-        if found not in ARCHITECTURES:
+        if not isinstance(found, str) or found not in ARCHITECTURES:
             raise GencliError(
                 f"{self.wanted}: {name}: unknown architecture {found!r}", f"gencli knows {', '.join(ARCHITECTURES)}"
             )
@@ -104,7 +106,10 @@ class _Download:
         folder = next(path for path in [self.folder, *self.folder.parents] if path.exists())
         free = shutil.disk_usage(folder).free
         if needed + SPARE > free:
-            raise GencliError(f"{self.wanted} needs {needed} bytes more; {folder} has {free} free")
+            raise GencliError(
+                f"{self.wanted} needs {needed / 1e9:.2f} GB more; {free / 1e9:.2f} GB are free in {folder}",
+                "`gencli models rm` makes room; HF_HUB_CACHE names another place",
+            )
 
     def _fetch(self, name: str) -> None:
         """One file into the snapshot."""
@@ -142,7 +147,7 @@ class _Download:
                     http_get(url, file, resume_size=start, headers=headers, expected_size=size, _tqdm_bar=bar)
                 break
             except Exception as error:  # it broke off: go on as long as that gets further
-                if not _is_network(error) or _size(partial) <= start:
+                if not is_network(error) or _size(partial) <= start:
                     raise
         if remote.sha256 is not None and cache.sha256(partial) != remote.sha256:
             partial.unlink()
@@ -211,7 +216,7 @@ def remove(wanted: HubId) -> int:
     if wanted.revision and others and (folder / "refs" / wanted.revision).is_file():
         (folder / "refs" / wanted.revision).unlink()
         return 0
-    with _plain_errors(wanted):
+    with library(wanted):
         import huggingface_hub as hub
 
         scan = hub.scan_cache_dir(cache.root())
@@ -228,75 +233,3 @@ def remove(wanted: HubId) -> int:
     if commit and wanted.revision and (folder / "snapshots" / commit).exists():
         raise GencliError(f"cannot remove {folder / 'snapshots' / commit}", "is it yours to remove?")
     return before - cache.disk_usage(folder)
-
-
-@contextmanager
-def _plain_errors(wanted: HubId) -> Iterator[None]:
-    """Keep the library from saying anything itself, and say what it raises in gencli's words."""
-    # Read when the library is imported: no requests and headers that only count users.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from huggingface_hub import constants
-        from huggingface_hub.utils import logging
-
-        logging.get_logger("huggingface_hub").setLevel("CRITICAL")
-        # Small steps lose little in a break; hf_transfer, in older versions, resumes nothing.
-        for name, value in {"DOWNLOAD_CHUNK_SIZE": CHUNK, "HF_HUB_ENABLE_HF_TRANSFER": False}.items():
-            setattr(constants, name, value)
-        try:
-            yield
-        except GencliError:
-            raise
-        except Exception as error:
-            if (known := _explain(wanted, error)) is None:
-                raise
-            raise known from error
-
-
-def _explain(wanted: HubId, error: Exception) -> GencliError | None:
-    """What an error of the library means; None for what is none of its own."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub import errors as hub
-
-    address = f"{constants.ENDPOINT}/{wanted.repo}"
-    token = get_token()
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    message = response.headers.get("X-Error-Message") if response is not None else None
-    if isinstance(error, hub.GatedRepoError):
-        hint = f"ask for access, or accept its terms, at {address}"
-        hint += ", signed in as the owner of your token" if token else "; then set HF_TOKEN to a token of yours"
-        return GencliError(f"{wanted} is gated: its owner decides who may fetch it", hint)
-    if isinstance(error, hub.RevisionNotFoundError):
-        return GencliError(f"{wanted.repo} has no revision {wanted.revision!r}", f"its branches and tags: {address}")
-    if status == 401 and token and "credentials" in (message or ""):
-        return GencliError(
-            f"{wanted}: the hub does not accept your token", "check HF_TOKEN, or the one of `hf auth login`"
-        )
-    if isinstance(error, hub.RepositoryNotFoundError) or status in (401, 404):
-        hint = "check the name" + ("" if token else "; for a private one set HF_TOKEN to a token of yours")
-        return GencliError(f"no model {str(wanted)!r}: not on this machine, and not at {constants.ENDPOINT}", hint)
-    if isinstance(error, hub.HFValidationError):
-        return GencliError(f"{str(wanted)!r} is no id of a model: {_one_line(error)}")
-    if status == 429:
-        return GencliError(f"{wanted}: the hub asks to slow down (429)", "try again in some minutes, or set HF_TOKEN")
-    if status is not None:
-        return GencliError(f"{wanted}: the hub answers {status}{': ' + message if message else ''}")
-    if _is_network(error):
-        return GencliError(
-            f"cannot fetch {wanted} from {constants.ENDPOINT}: {_one_line(error)}",
-            "what has been fetched is kept; run it again and it goes on from there",
-        )
-    return None
-
-
-def _is_network(error: Exception) -> bool:
-    """Whether a connection failed: with an error of the HTTP library, which is another one from version to version."""
-    module = type(error).__module__.partition(".")[0]
-    below = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub"}
-    return module in below or (isinstance(error, OSError) and error.errno is None)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
