@@ -72,7 +72,7 @@ def _exit_code(error: BaseException, console: Console | None) -> int:
 def _in_plain_words(error: BaseException) -> GencliError:
     """Errors of the machine as the user meets them; anything else is a defect of gencli, and says so."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+    if isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text:  # torch's words
         hint = "a smaller model, a smaller --dtype, or less at a time needs less memory"
         return GencliError(f"out of memory{': ' + text if text else ''}", hint)
     if isinstance(error, OSError):

@@ -38,6 +38,9 @@ def main() -> None:
 def write_checkpoint(folder: Path) -> None:
     """GPT-2 in the shape of the 124M model: random weights, and a vocabulary of its true size."""
     import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

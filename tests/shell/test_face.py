@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from gencli import __version__
+from gencli.__main__ import Terminated, _exit_code
+from gencli.cli.console import Console
+from gencli.errors import GencliError, UsageError
 from tests.shell.process import GENCLI, environment, gencli, on_terminal, shell
 
 HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL", "rich"]
@@ -165,3 +170,26 @@ def test_gencli_alone_names_a_first_step():
     done = subprocess.run(GENCLI, capture_output=True, env=environment(), timeout=60)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"gencli --help" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error, code, says",
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (Terminated(), 143, ""),
+        (BrokenPipeError(), 141, ""),
+        (MemoryError(), 1, "error: out of memory\nhint: "),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "error: out of memory: CUDA"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory: "),
+        (OSError(28, "No space left on device", "a.png"), 1, "error: cannot read or write a.png: No space left on"),
+        (GencliError("no", "try"), 1, "error: no\nhint: try\n"),
+        (UsageError("no"), 2, "error: no\n"),
+        (ZeroDivisionError("by zero"), 1, "error: ZeroDivisionError: by zero\nhint: this is a defect of gencli"),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int, says: str):
+    before = signal.getsignal(signal.SIGINT)
+    said = io.StringIO()
+    assert _exit_code(error, Console(said)) == code
+    signal.signal(signal.SIGINT, before)
+    assert said.getvalue().startswith(says) and bool(said.getvalue()) == bool(says)
