@@ -327,6 +327,24 @@ def test_an_index_that_is_none_or_names_what_is_not_there() -> None:
         choose(MISTRAL, index={"weight_map": {"a": "model-9.safetensors"}})
 
 
+def test_pickles_that_are_allowed_come_alone_and_in_one_variant() -> None:
+    def allowed(names: list[str], **json_files: dict) -> list[str]:
+        return layout.choose(names, lambda name: json_files[name.removesuffix(".json")], allow_pickle=True)
+
+    assert "pytorch_model.bin" not in allowed(GPT2)
+    only = [name for name in SD15 if not name.endswith(".safetensors")]
+    chosen = [name for name in allowed(only, model_index=SD15_INDEX) if name.endswith(".bin")]
+    parts = ("text_encoder/pytorch", "unet/diffusion_pytorch", "vae/diffusion_pytorch")
+    assert chosen == [f"{part}_model.bin" for part in parts]
+    for name in ("../x.bin", "x.py", "x.safetensors"):
+        with pytest.raises(GencliError, match="no plain name of a bin file"):
+            layout.choose(
+                ["config.json", "pytorch_model.bin.index.json", name],
+                lambda _: {"weight_map": {"a": name}},  # noqa: B023
+                allow_pickle=True,
+            )
+
+
 @pytest.mark.parametrize("name", ["../unet", "a/b", "/etc", "..", "x\\y", ""])
 def test_a_component_is_a_folder_of_the_repository(name: str) -> None:
     chosen = choose([*SD15, f"{name}/config.json"], model_index=SD15_INDEX | {name: ["diffusers", "AutoencoderKL"]})

@@ -38,12 +38,13 @@ def embedded_names() -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
 
-def find(name: str, *, offline: bool = False, progress: Progress | None = None) -> Source:
+def find(name: str, *, offline: bool = False, progress: Progress | None = None, allow_pickle: bool = False) -> Source:
     """Find the checkpoint called `name`, fetching it from the hub when it is a hub's id and not on this machine.
 
     An embedded name wins over a file of the same name here (write `./stories` for a folder called so); then an
     existing path; then the local Hugging Face cache, where a whole snapshot needs no network; then, for `org/name`,
-    a download that calls `progress`. With `offline`, or HF_HUB_OFFLINE=1, nothing is fetched.
+    a download that calls `progress`. With `offline`, or HF_HUB_OFFLINE=1, nothing is fetched. Pickles are fetched with
+    `allow_pickle` alone, and only where there are no safetensors.
     Raises GencliError when there is nothing of that name.
     """
     if source := find_local(name):
@@ -56,7 +57,7 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None) 
         raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
     folder = cache.snapshot(wanted)
     forbidden = "--offline is given" if offline else cache.offline_by_environment()
-    if folder and (forbidden or is_whole(folder)):
+    if folder and (forbidden or is_whole(folder, allow_pickle=allow_pickle)):
         return Source(name, folder, "hub")
     if forbidden:
         raise GencliError(
@@ -65,7 +66,7 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None) 
         )
     from gencli.checkpoints.hub import download
 
-    return Source(name, download(wanted, progress=progress), "hub")
+    return Source(name, download(wanted, progress=progress, allow_pickle=allow_pickle), "hub")
 
 
 def find_local(name: str) -> Source | None:
@@ -78,10 +79,10 @@ def find_local(name: str) -> Source | None:
     return Source(name, path, "file") if path.is_file() else None
 
 
-def is_whole(folder: Path) -> bool:
+def is_whole(folder: Path, *, allow_pickle: bool = False) -> bool:
     """Whether a snapshot has all that opening it needs, as far as its own files tell: some programs fetch in parts."""
     try:
-        layout.choose(cache.files(folder), lambda name: read_json(folder / name))
+        layout.choose(cache.files(folder), lambda name: read_json(folder / name), allow_pickle=allow_pickle)
     except GencliError:
         return False
     return True

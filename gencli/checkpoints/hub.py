@@ -1,7 +1,7 @@
 """Hub → local cache, through huggingface_hub and into its layout: just what gencli opens, resumed where it broke off.
 
 The library resumes no download of an earlier run, so its files come here into `blobs/ETAG.incomplete` first, and are
-handed to it whole. Nothing in a repository is run, and no pickle and no `.py` file is ever fetched.
+handed to it whole. Nothing in a repository is run, no `.py` file is ever fetched, and no pickle unasked.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ class Remote:
     sha256: str | None
 
 
-def download(wanted: HubId, *, variant: str | None = None, progress: Progress | None = None) -> Path:
+def download(
+    wanted: HubId, *, variant: str | None = None, progress: Progress | None = None, allow_pickle: bool = False
+) -> Path:
     """Fetch what is missing of a checkpoint's newest commit at `wanted`'s revision; the folder of the snapshot.
 
-    variant: which weights where there are several, such as fp16. `progress` is called with the repository's name, the
+    variant: which weights where there are several, such as fp16. allow_pickle: fetch pickles where there are no
+    safetensors. `progress` is called with the repository's name, the
     bytes so far and the bytes in all.
     Raises GencliError when the hub cannot be reached, does not have it or does not give it, and when gencli cannot open
     what is there; what was fetched stays for the next try.
@@ -49,7 +52,7 @@ def download(wanted: HubId, *, variant: str | None = None, progress: Progress | 
     if reason := cache.offline_by_environment():
         raise GencliError(f"cannot fetch {wanted}: {reason} keeps gencli off the network")
     with library(wanted):
-        return _Download(wanted, progress).run(variant)
+        return _Download(wanted, progress).run(variant, allow_pickle)
 
 
 class _Download:
@@ -63,16 +66,16 @@ class _Download:
         self.folder = wanted.folder / "snapshots" / commit
         self.done = self.total = 0
 
-    def run(self, variant: str | None) -> Path:
+    def run(self, variant: str | None, allow_pickle: bool) -> Path:
         try:
-            names = layout.choose(self.remotes, self._read, variant)
+            names = layout.choose(self.remotes, self._read, variant, allow_pickle=allow_pickle)
         except GencliError as error:
             raise GencliError(f"{self.wanted}: {error.message}", error.hint) from None
         missing = [name for name in names if not (self.folder / name).is_file()]
         wanted = [self.remotes[name] for name in missing]
         self.total = sum(remote.size or 0 for remote in wanted if not self._blob(remote, "").exists())
         self._check_room(self.total - sum(_size(self._blob(remote, ".incomplete")) for remote in wanted))
-        weights = [name for name in missing if name.endswith(".safetensors")]
+        weights = [name for name in missing if name.endswith((layout.SAFETENSORS, layout.BIN))]
         for name in [name for name in missing if name not in weights]:
             self._fetch(name)
         for name in names:

@@ -15,8 +15,12 @@ from gencli.errors import GencliError
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 VARIANTS = (None, "fp16", "bf16")  # in this order, when the caller names none
+SAFETENSORS, BIN = ".safetensors", ".bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-PICKLE_HINT = "pickles can run code when opened; convert them to safetensors, or name a revision that has it"
+PICKLE_HINT = (
+    "pickles can run code when opened; convert them to safetensors, name a revision that has it, "
+    "or have `gencli text` read nothing but tensors from them with --allow-pickle"
+)
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})  # components that gencli never opens
 CARD = "README.md"  # for its licence
 SETTINGS = ("config.json", "generation_config.json")
@@ -82,18 +86,18 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and value[1] is not None
 
 
-def choose(names: Collection[str], read: Read, variant: str | None = None) -> list[str]:
+def choose(names: Collection[str], read: Read, variant: str | None = None, *, allow_pickle: bool = False) -> list[str]:
     """The files that opening needs, of all those in `names`: small ones first, weights in one variant, nothing twice.
 
-    A component without weights in `variant` gives its ordinary ones. Raises GencliError when something is missing, and
-    when no component has that variant.
+    allow_pickle: where a component has no safetensors, its pickles will do. A component without weights in `variant`
+    gives its ordinary ones. Raises GencliError when something is missing, and when no component has that variant.
     """
     chosen = [name for name in (CARD, "model_index.json", "generation_config.json") if name in names]
     heavy: list[str] = []
     for part in parts(names, read):
         chosen += _small(names, part)
         if part.kind == "model":
-            heavy += weights(names, read, part.prefix, variant)
+            heavy += weights(names, read, part.prefix, variant, allow_pickle=allow_pickle)
     if variant and not any(f".{variant}." in name for name in heavy):
         raise GencliError(f"no {variant} weights")
     return list(dict.fromkeys(chosen + heavy))
@@ -115,10 +119,15 @@ def _small(names: Collection[str], part: Part) -> list[str]:
     return [part.prefix + name for name in found]
 
 
-def weights(names: Collection[str], read: Read, prefix: str = "", variant: str | None = None) -> list[str]:
-    """The safetensors files of a model, their index first if there is one. Raises GencliError when there are none."""
+def weights(
+    names: Collection[str], read: Read, prefix: str = "", variant: str | None = None, *, allow_pickle: bool = False
+) -> list[str]:
+    """The files of a model's weights, their index first if there is one. Raises GencliError when there are none."""
     here = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     file = weight_file(here, variant) or weight_file(here, None)
+    suffix = SAFETENSORS
+    if file is None and allow_pickle:
+        file, suffix = weight_file(here, variant, BIN) or weight_file(here, None, BIN), BIN
     if file is None:
         pickles = find_pickles(here)
         seen = f" (only {some(pickles)})" if pickles else ""
@@ -126,32 +135,32 @@ def weights(names: Collection[str], read: Read, prefix: str = "", variant: str |
         raise GencliError(f"{what}no weights in safetensors{seen}", PICKLE_HINT if pickles else _other_hint(here))
     if not file.endswith(".json"):
         return [prefix + file]
-    shards = shard_names(read(prefix + file), prefix + file)
+    shards = shard_names(read(prefix + file), prefix + file, suffix)
     if lost := [name for name in shards if name not in here]:
         raise GencliError(f"{prefix}{file} names {some(lost)}, which is not there")
     return [prefix + file, *(prefix + name for name in shards)]
 
 
-def weight_file(names: Collection[str], variant: str | None) -> str | None:
-    """The one safetensors file of a folder, or its index; with no `variant` the plain ones, else fp16, else bf16."""
+def weight_file(names: Collection[str], variant: str | None, suffix: str = SAFETENSORS) -> str | None:
+    """The one weights file of a folder, or its index; with no `variant` the plain ones, else fp16, else bf16."""
     for wanted in [variant] if variant else VARIANTS:
         dotted = f".{wanted}" if wanted else ""
         for stem in STEMS:
-            for name in (f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"):
+            for name in (f"{stem}{dotted}{suffix}", f"{stem}{suffix}.index{dotted}.json"):
                 if name in names:
                     return name
     return None
 
 
-def shard_names(index: Mapping[str, Any], file: str) -> list[str]:
-    """The files of a `*.index.json`. Raises GencliError for a name that is not one of a file beside it."""
+def shard_names(index: Mapping[str, Any], file: str, suffix: str = SAFETENSORS) -> list[str]:
+    """The files of a `*.index.json`, in one variant. Raises GencliError for a name that is not one of a file beside it."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise GencliError(f"{file} has no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if not is_plain(name) or "/" in name or not name.endswith(".safetensors"):
-            raise GencliError(f"{file}: {name!r} is no plain name of a safetensors file beside it")
+        if not is_plain(name) or "/" in name or not name.endswith(suffix):
+            raise GencliError(f"{file}: {name!r} is no plain name of a {suffix[1:]} file beside it")
     found = {wanted for wanted in VARIANTS for name in names if _is_variant(name, wanted)}
     if len(found) > 1:
         raise GencliError(f"{file} mixes variants: {some(names)}")
