@@ -16,7 +16,7 @@ from gencli.cli.console import Console
 from gencli.errors import GencliError, UsageError
 from tests.shell.process import GENCLI, environment, gencli, on_terminal, shell
 
-HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL", "rich"]
+HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL"]
 
 FACES = [
     (["--help"], 0),
