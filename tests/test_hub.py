@@ -341,6 +341,16 @@ def test_what_gencli_cannot_open_is_refused_before_its_weights(hub: Hub, env: di
     assert not [r for r in hub.requests if r.server == "cdn"]
 
 
+def test_pickles_come_when_they_are_allowed_and_there_is_nothing_better(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/pickles", {name: data for name, data in tiny().items() if name != "model.safetensors"})
+    script = "from gencli.checkpoints.find import find; print(find('org/pickles', allow_pickle=True).path)"
+    folder = Path(library(env, script))
+    assert set(content(folder)) == NEEDED - {"model.safetensors"} | {"pytorch_model.bin"}
+    hub.requests.clear()
+    assert library(env, script) == str(folder)
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("name", ["../out.safetensors", "/tmp/out.safetensors", "sub/out.safetensors"])
 def test_an_index_leads_nowhere_else(hub: Hub, env: dict[str, str | None], name: str, tmp_path: Path) -> None:
     files = tiny(**{name: b"out", "model.safetensors.index.json": json.dumps({"weight_map": {"a": name}}).encode()})

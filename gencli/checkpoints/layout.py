@@ -153,7 +153,8 @@ def weight_file(names: Collection[str], variant: str | None, suffix: str = SAFET
 
 
 def shard_names(index: Mapping[str, Any], file: str, suffix: str = SAFETENSORS) -> list[str]:
-    """The files of a `*.index.json`, in one variant. Raises GencliError for a name that is not one of a file beside it."""
+    """The files of a `*.index.json`. Raises GencliError for a name that is not one of a file beside it, and for several
+    variants."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise GencliError(f"{file} has no weight_map")
