@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.attention import attend
-from gencli.models.base import TRANSFORMERS_INERT, Layout
+from gencli.models.base import TRANSFORMERS_INERT, Layout, check_flags, check_ints, check_numbers
 from gencli.models.cache import KeyValueCache
 from gencli.models.rope import Rope, Rotary, Turn, check_pairs, rotate
 
@@ -40,8 +40,10 @@ DECODER_INERT = TRANSFORMERS_INERT | {
     "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
 }  # fmt: skip
 
-WEIGHTS = {"lm_head.weight": "model.embed_tokens.weight", "model.embed_tokens.weight": "lm_head.weight"}
-LAYOUT = Layout(drops=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",), tied=WEIGHTS)
+LAYOUT = Layout(
+    drops=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
+    tied={"lm_head.weight": "model.embed_tokens.weight"},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +80,13 @@ class DecoderConfig:
         bounds = {
             "vocab_size": 2**22, "hidden_size": 2**16, "intermediate_size": 2**20, "num_hidden_layers": 1024,
             "num_attention_heads": 1024, "num_key_value_heads": 1024, "head_dim": 2**12,
-            "max_position_embeddings": 2**26,
+            "max_position_embeddings": 2**26, "sliding_window": 2**26,
         }  # fmt: skip
-        for key, top in bounds.items():
-            value = getattr(self, key)
-            if value is not None or key not in ("num_key_value_heads", "head_dim"):
-                check_range(key, value, top)
+        may_be_none = {"num_key_value_heads", "head_dim", "sliding_window"}
+        absent = {key for key in may_be_none if getattr(self, key, None) is None}
+        check_ints(self, {key: top for key, top in bounds.items() if key not in absent})
+        check_numbers(self, {"rms_norm_eps": (0.0, 1.0)})
+        check_flags(self)
         if self.num_attention_heads % self.kv_heads:
             raise GencliError(
                 f"config.json: num_attention_heads = {self.num_attention_heads} is no multiple of "
@@ -96,24 +99,13 @@ class DecoderConfig:
             )
         check_pairs(self.rope_parameters, self.head_size)
         check_activation("hidden_act", self.hidden_act)
-        if not isinstance(self.rms_norm_eps, (int, float)) or not 0 <= self.rms_norm_eps < 1:
-            raise GencliError(f"config.json: rms_norm_eps = {self.rms_norm_eps!r} is out of range")
-        for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
-            if not isinstance(getattr(self, key, False), bool):
-                raise GencliError(f"config.json: {key} = {getattr(self, key)!r} is neither true nor false")
-
-
-def check_range(key: str, value: Any, top: int) -> None:
-    """Raises GencliError unless a config's value is a whole number from 1 to `top`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= top:
-        raise GencliError(f"config.json: {key} = {str(value)[:60]} is out of range (1 to {top})")
 
 
 def check_activation(key: str, value: Any) -> None:
     """Raises GencliError unless a config's value names an activation."""
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise GencliError(
-            f"config.json: {key} = {str(value)[:60]!r} is not supported", f"gencli knows {', '.join(ACTIVATIONS)}"
+            f"config.json: {key} = {value!r:.80} is not supported", f"gencli knows {', '.join(ACTIVATIONS)}"
         )
 
 
@@ -122,11 +114,11 @@ def check_layer_types(types: Any, layers: int, window: int | None) -> None:
     known = ("full_attention", "sliding_attention")
     if not isinstance(types, tuple) or len(types) != layers or any(kind not in known for kind in types):
         raise GencliError(
-            f"config.json: layer_types = {str(types)[:60]} does not fit",
+            f"config.json: layer_types = {types!r:.80} does not fit",
             f"it names {' or '.join(known)} for each of {layers} layers",
         )
-    if "sliding_attention" in types:
-        check_range("sliding_window", window, 2**26)
+    if "sliding_attention" in types and window is None:
+        raise GencliError("config.json: layer_types has sliding_attention, but there is no sliding window")
 
 
 FAST_MV = torch.__version__ >= "2.7"  # before that the kernel may be a plain loop

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.errors import GencliError
 from gencli.models import decoder
-from gencli.models.base import read_config
+from gencli.models.base import check_numbers, read_config
 from gencli.models.cache import KeyValueCache
 from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, check_activation, check_layer_types
 from gencli.models.rope import COMMON_KINDS, Turn, with_rope
@@ -53,12 +52,9 @@ class Gemma2Config(DecoderConfig):
 
     def check(self) -> None:
         super().check()
-        for key in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"):
-            value = getattr(self, key)
-            if value is None and key != "query_pre_attn_scalar":
-                continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
-                raise GencliError(f"config.json: {key} = {value!r} is out of range")
+        check_numbers(self, {"query_pre_attn_scalar": (1e-6, 1e6)})
+        caps = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if getattr(self, key) is not None]
+        check_numbers(self, dict.fromkeys(caps, (1e-6, 1e6)))
 
     @property
     def types(self) -> tuple[str, ...]:

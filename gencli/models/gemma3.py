@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.models import decoder, gemma2
-from gencli.models.base import Layout, Rename, read_config
-from gencli.models.decoder import Decoder, check_layer_types, check_range
+from gencli.models.base import Layout, Rename, check_ints, read_config
+from gencli.models.decoder import Decoder, check_layer_types
 from gencli.models.gemma2 import RMSNorm
 from gencli.models.rope import COMMON_KINDS, Rope, Rotary, Turn, read_rope
 
@@ -51,7 +51,7 @@ class Gemma3Config(gemma2.Gemma2Config):
             raise GencliError(f"config.json: attn_logit_softcapping = {cap!r} is not supported")
         config = read_config(cls, raw, inert=decoder.DECODER_INERT, only=only)
         config.check()
-        check_range("sliding_window_pattern", config.sliding_window_pattern, 2**20)
+        check_ints(config, {"sliding_window_pattern": 2**20})
         check_layer_types(config.types, config.num_hidden_layers, config.sliding_window)
         return config
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gencli.models import decoder
 from gencli.models.base import read_config
-from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, PreNormLayer, RMSNorm, check_range
+from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, PreNormLayer, RMSNorm
 from gencli.models.rope import COMMON_KINDS, with_rope
 
 
@@ -32,8 +32,6 @@ class MistralConfig(DecoderConfig):
         only = {"attention_bias": (False,), "mlp_bias": (False,)}
         config = read_config(cls, raw, inert=decoder.DECODER_INERT, only=only)
         config.check()
-        if config.sliding_window is not None:
-            check_range("sliding_window", config.sliding_window, 2**26)
         return config
 
     def window(self, layer: int) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gencli.models import decoder
-from gencli.models.base import read_config
+from gencli.models.base import check_ints, read_config
 from gencli.models.cache import KeyValueCache
 from gencli.models.decoder import (
     ACTIVATIONS,
@@ -20,7 +20,6 @@ from gencli.models.decoder import (
     Linear,
     PreNormLayer,
     RMSNorm,
-    check_range,
 )
 from gencli.models.rope import with_rope
 
@@ -43,7 +42,6 @@ class Phi3Config(DecoderConfig):
     def from_dict(cls, raw: Mapping[str, Any]) -> Phi3Config:
         """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
         original = raw.get("original_max_position_embeddings") or cls.original_max_position_embeddings
-        check_range("original_max_position_embeddings", original, 2**26)
         raw = with_rope(_named_longrope(raw, original), ("default", "longrope"), partial=True)
         only = {
             "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,),
@@ -51,15 +49,14 @@ class Phi3Config(DecoderConfig):
         }  # fmt: skip
         config = read_config(cls, raw, inert=decoder.DECODER_INERT, only=only)
         config.check()
-        if config.sliding_window is not None:
-            check_range("sliding_window", config.sliding_window, 2**26)
+        check_ints(config, {"original_max_position_embeddings": 2**26})
         return config
 
     def window(self, layer: int) -> int | None:
         return self.sliding_window
 
 
-def _named_longrope(raw: Mapping[str, Any], original: int) -> dict[str, Any]:
+def _named_longrope(raw: Mapping[str, Any], original: Any) -> dict[str, Any]:
     """The config with `su` and `yarn`, as early files call LongRoPE, under its name, and with its original length."""
     parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("rope_type", parameters.get("type", "default")) == "default":

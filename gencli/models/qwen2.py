@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gencli.models import decoder
-from gencli.models.base import read_config
+from gencli.models.base import check_ints, read_config
 from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, PreNormLayer, RMSNorm, check_layer_types
 from gencli.models.rope import COMMON_KINDS, with_rope
 
@@ -38,6 +38,7 @@ class Qwen2Config(DecoderConfig):
         raw = with_rope(raw, COMMON_KINDS)
         config = read_config(cls, raw, inert=decoder.DECODER_INERT, only={"use_mrope": (False,)})
         config.check()
+        check_ints(config, {"max_window_layers": 2**20}, least=0)
         check_layer_types(config.types, config.num_hidden_layers, config.used_window)
         return config
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gencli.models import decoder
-from gencli.models.base import read_config
+from gencli.models.base import check_ints, read_config
 from gencli.models.decoder import MLP, Decoder, PreNormLayer, RMSNorm, check_layer_types
 from gencli.models.qwen2 import Qwen2Config
 from gencli.models.rope import COMMON_KINDS, with_rope
@@ -27,6 +27,7 @@ class Qwen3Config(Qwen2Config):
         """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
         config = read_config(cls, with_rope(raw, COMMON_KINDS), inert=decoder.DECODER_INERT)
         config.check()
+        check_ints(config, {"max_window_layers": 2**20}, least=0)
         check_layer_types(config.types, config.num_hidden_layers, config.used_window)
         return config
 

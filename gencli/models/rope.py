@@ -6,7 +6,6 @@ float32 and cast at the end, as the reference does.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gencli.errors import GencliError
-from gencli.models.base import read_config
+from gencli.models.base import check_flags, check_numbers, read_config
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ def read_rope(parameters: Mapping[str, Any], kinds: tuple[str, ...], *, theta: f
     known.pop("type", None)
     if kind not in kinds:
         raise GencliError(
-            f"config.json: rope_type = {kind!r} is not supported", f"gencli knows {', '.join(kinds)} for this family"
+            f"config.json: rope_type = {kind!r:.80} is not supported",
+            f"gencli knows {', '.join(kinds)} for this family",
         )
     # `finetuned` told apart two codes of the YaRN authors, not two formulas
     rope = read_config(Rope, {"rope_theta": theta, **known, "rope_type": kind}, inert={"finetuned"})
@@ -89,21 +89,19 @@ def read_rope(parameters: Mapping[str, Any], kinds: tuple[str, ...], *, theta: f
     return rope
 
 
+BOUNDS = {
+    "rope_theta": (1.001, 1e12), "partial_rotary_factor": (1e-3, 1.0), "factor": (1e-6, 1e6),
+    "original_max_position_embeddings": (2, 2**26), "attention_factor": (1e-6, 1e6), "beta_fast": (1e-6, 1e6),
+    "beta_slow": (1e-6, 1e6), "mscale": (0, 1e6), "mscale_all_dim": (0, 1e6), "low_freq_factor": (1e-6, 1e6),
+    "high_freq_factor": (1e-6, 1e6),
+}  # fmt: skip
+
+
 def _check(rope: Rope) -> None:
     if lost := [key for key in KINDS[rope.rope_type].needs if getattr(rope, key) is None]:
         raise GencliError(f"config.json: rope_type = {rope.rope_type!r} lacks {', '.join(lost)}")
-    for key in {field.name for field in dataclasses.fields(rope)} - {"rope_type", "truncate"}:
-        value = getattr(rope, key)
-        for number in value if isinstance(value, tuple) else (value,):
-            fine = isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < 1e12
-            if not (number is None or fine or (number == 0 and key in ("mscale", "mscale_all_dim"))):
-                raise GencliError(f"config.json: rope parameter {key} = {str(value)[:60]} is out of range")
-    if rope.partial_rotary_factor > 1:
-        raise GencliError(f"config.json: partial_rotary_factor = {rope.partial_rotary_factor} is above 1")
-    if rope.rope_theta <= 1:
-        raise GencliError(f"config.json: rope_theta = {rope.rope_theta} is out of range")
-    if rope.original_max_position_embeddings is not None and rope.original_max_position_embeddings < 2:
-        raise GencliError("config.json: original_max_position_embeddings is below 2")
+    check_numbers(rope, {key: bounds for key, bounds in BOUNDS.items() if getattr(rope, key) is not None})
+    check_flags(rope)
     if rope.low_freq_factor is not None and rope.low_freq_factor >= (rope.high_freq_factor or math.inf):
         raise GencliError("config.json: low_freq_factor is not below high_freq_factor")
 
@@ -115,8 +113,14 @@ def check_pairs(rope: Rope, head_dim: int) -> None:
         raise GencliError(f"config.json: {dim} of {head_dim} numbers of a head cannot be turned in pairs")
     for name in ("short_factor", "long_factor"):
         factors = getattr(rope, name)
-        if factors is not None and not (isinstance(factors, tuple) and len(factors) == dim // 2):
-            raise GencliError(f"config.json: {name} is no list of {dim // 2} numbers, one for each pair")
+        if factors is None:
+            continue
+        if not isinstance(factors, tuple) or len(factors) != dim // 2 or not all(map(_is_factor, factors)):
+            raise GencliError(f"config.json: {name} is no list of {dim // 2} factors, one for each pair")
+
+
+def _is_factor(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 <= value <= 1e6
 
 
 class Frequencies(NamedTuple):
@@ -240,6 +244,10 @@ class Rotary:
         if self.rope.rope_type == "longrope":
             return length > (self.rope.original_max_position_embeddings or self.limit)
         return self.rope.rope_type == "dynamic" and length > self.limit
+
+    def regime(self, length: int) -> int:
+        """Texts of two lengths turn alike where this is the same for both."""
+        return length if self.rope.rope_type == "dynamic" and self.is_long(length) else int(self.is_long(length))
 
     def __call__(self, start: int, stop: int, like: Tensor) -> Turn:
         """For positions start … stop - 1 of a text of length `stop`: (T, 1, dim) each, device and dtype as `like`'s."""

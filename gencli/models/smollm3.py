@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.models import decoder
-from gencli.models.base import read_config
+from gencli.models.base import check_ints, read_config
 from gencli.models.decoder import (
     MLP,
     Attention,
@@ -19,7 +19,6 @@ from gencli.models.decoder import (
     PreNormLayer,
     RMSNorm,
     check_layer_types,
-    check_range,
 )
 from gencli.models.rope import COMMON_KINDS, Turn, with_rope
 
@@ -55,7 +54,7 @@ class SmolLM3Config(DecoderConfig):
         inert = decoder.DECODER_INERT | {"max_window_layers"}  # Qwen2's; SmolLM3 does not read it
         config = read_config(cls, raw, inert=inert)
         config.check()
-        check_range("no_rope_layer_interval", config.no_rope_layer_interval, 2**20)
+        check_ints(config, {"no_rope_layer_interval": 2**20})
         given = config.no_rope_layers
         if given is not None and not (isinstance(given, tuple) and len(given) >= config.num_hidden_layers):
             raise GencliError(f"config.json: no_rope_layers = {str(given)[:60]} does not name every layer")

@@ -3,6 +3,7 @@ sliding window and past the original RoPE range. `measure` is also what the READ
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,7 +234,7 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
     [
         ("llama-2", {"num_hidden_layers": 1_000_000}, "num_hidden_layers = 1000000 is out of range"),
         ("llama-2", {"vocab_size": 2**40}, "vocab_size = 1099511627776 is out of range"),
-        ("llama-2", {"hidden_size": "32"}, "hidden_size = 32 is out of range"),
+        ("llama-2", {"hidden_size": "32"}, "hidden_size = '32' is out of range"),
         ("llama-2", {"head_dim": -8}, "head_dim = -8 is out of range"),
         ("llama-2", {"head_dim": 7}, "7 of 7 numbers of a head cannot be turned in pairs"),
         ("llama-2", {"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads = 3"),
@@ -247,7 +248,7 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
         ("llama-2", {"rope_scaling": {"type": "mrope", "mrope_section": [2]}}, "rope_type = 'mrope' is not supported"),
         ("llama-2", {"rope_scaling": {"type": "longrope"}}, "rope_type = 'longrope' is not supported"),
         ("llama-2", {"rope_scaling": {"type": "linear"}}, "rope_type = 'linear' lacks factor"),
-        ("llama-2", {"rope_scaling": {"type": "linear", "factor": "2"}}, "rope parameter factor = 2 is out of range"),
+        ("llama-2", {"rope_scaling": {"type": "linear", "factor": "2"}}, "factor = '2' is out of range"),
         ("llama-2", {"rope_scaling": {"type": "linear", "factor": 2.0, "soft": 1}}, "not supported: soft = 1"),
         ("llama-2", {"rope_scaling": [2]}, "rope parameters are no object"),
         ("llama-2", {"rope_theta": -1}, "rope_theta = -1 is out of range"),
@@ -255,11 +256,11 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
         ("mistral-window", {"sliding_window": 0}, "sliding_window = 0 is out of range"),
         ("mistral-window", {"layer_types": ["full_attention"] * 2}, "not supported: layer_types"),
         ("qwen2", {"use_mrope": True}, "use_mrope = True is not supported"),
-        ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "sliding_window = None is out of range"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "there is no sliding window"),
         ("qwen3", {"layer_types": ["full_attention"]}, "layer_types = .* does not fit"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers = .* does not name every layer"),
         ("phi3-long", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "lacks long_factor"),
-        ("phi3-long", {"hidden_size": 64}, "short_factor is no list of 8 numbers"),
+        ("phi3-long", {"hidden_size": 64}, "short_factor is no list of 8 factors"),
         ("phi3-long", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear' is not supported"),
         ("phi4-mini", {"lm_head_bias": True}, "lm_head_bias = True is not supported"),
         ("gemma2", {"attn_logit_softcapping": 0}, "attn_logit_softcapping = 0 is out of range"),
@@ -275,6 +276,20 @@ def test_unsupported_configs_are_refused_by_name(
     raw = {**BY_NAME[name].config("old"), **changes}
     with pytest.raises(GencliError, match=message):
         architecture(raw["model_type"]).Config.from_dict(raw)
+
+
+@cases
+def test_no_value_of_a_config_ends_in_a_traceback(case: Case) -> None:
+    """Any key with any kind of value is read or refused by name."""
+    junk = [None, True, -1, 0, 2**60, 0.5, 1e308, float("nan"), "x", [], [1], ["x"] * 4, {}, {"type": []}]
+    module = architecture(case.model_type)
+    for raw in map(case.config, FORMS):
+        ropes = [key for key, value in raw.items() if isinstance(value, dict) and key.startswith("rope")]
+        changed = [{**raw, key: value} for key in raw.keys() - {"model_type"} for value in junk]
+        changed += [{**raw, r: {**raw[r], key: value}} for r in ropes for key in raw[r] for value in junk]
+        for config in changed:
+            with contextlib.suppress(GencliError):
+                module.Config.from_dict(config)
 
 
 def test_early_names_of_longrope() -> None:
