@@ -44,3 +44,24 @@ class KeyValueCache:
         """Keep only these rows of the batch: finished samples leave."""
         self.keys = [tensor[rows] for tensor in self.keys]
         self.values = [tensor[rows] for tensor in self.values]
+
+    @property
+    def positions(self) -> int:
+        """How many positions there is room for."""
+        return self.keys[0].shape[2]
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on. Nothing is lost before it: windows are cut when reading, not here."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length {length} of {self.length}")
+        self.length = length
+
+    def grow(self, positions: int) -> None:
+        """Make room for `positions`, keeping what is filled."""
+        if positions <= self.positions:
+            return
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                B, K, _, D = old.shape
+                tensors[layer] = old.new_empty(B, K, positions, D)
+                tensors[layer][:, :, : self.length] = old[:, :, : self.length]

@@ -25,6 +25,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """What sample `index` of a chat model says to itself before its answer: never a part of the answer."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """A whole sample. finish_reason: `stop` (end token or stop string) or `length` (tokens or context used up).
 
@@ -67,13 +75,13 @@ class Speed:
         )
 
 
-Event = Cut | Piece | Sample
+Event = Cut | Piece | Reasoning | Sample
 
 
 def in_order(events: Iterable[Event]) -> Iterator[Event]:
     """Samples one after another: the first unfinished one live, the pieces of others wait for their turn."""
     turn = 0
-    waiting: dict[int, list[Piece | Sample]] = {}
+    waiting: dict[int, list[Piece | Reasoning | Sample]] = {}
     for event in events:
         if isinstance(event, Cut):
             yield event

@@ -14,21 +14,30 @@ from gencli.text import sampling
 from gencli.text.events import Cut, Event, Piece, Sample, Speed
 from gencli.text.load import TextModel
 from gencli.text.logprobs import Logprobs
+from gencli.text.memory import Memory
 from gencli.text.request import TextRequest
 from gencli.text.stops import StopScanner
 
 BATCH = 16  # samples that go through the model at once: more take memory, and little time is left to win
 
 
-def generate(model: TextModel, request: TextRequest, speed: Speed | None = None) -> Iterator[Event]:
+def generate(
+    model: TextModel,
+    request: TextRequest,
+    speed: Speed | None = None,
+    *,
+    ids: list[int] | None = None,
+    memory: Memory | None = None,
+) -> Iterator[Event]:
     """Continue a prompt. Pieces of several samples come mixed; each sample's `Sample` comes after its last piece.
 
-    `speed` is kept up to date while it runs.
+    `speed` is kept up to date while it runs. ids: the prompt's, where it is encoded already. memory: what the model
+    has read before, of which it reads only the rest; of use to a single sample.
     Raises GencliError when the prompt leaves no room in the context (unless `truncate` allows a cut) and when the
     model gives NaN; UsageError for a biased token that the model does not have.
     """
     request = request.resolve(model.generation_config)
-    whole = prompt_ids(model, request)
+    whole = prompt_ids(model, request, ids)
     ids = fit(model, request, whole)
     if len(ids) < len(whole):
         yield Cut(len(whole), len(ids))
@@ -37,12 +46,15 @@ def generate(model: TextModel, request: TextRequest, speed: Speed | None = None)
     for first in range(0, request.num_samples, BATCH):
         indices = range(first, min(first + BATCH, request.num_samples))
         rows = [Row(model, request, index, len(ids), max_tokens) for index in indices]
-        yield from _together(model, request, ids, rows, max_tokens, speed or Speed())
+        yield from _together(model, request, ids, rows, max_tokens, speed or Speed(), memory)
 
 
-def prompt_ids(model: TextModel, request: TextRequest) -> list[int]:
-    """The prompt's token ids, one at least. Raises GencliError or UsageError for tokens that the model lacks."""
-    ids = model.tokenizer.encode(request.prompt) or _beginning(model)
+def prompt_ids(model: TextModel, request: TextRequest, ids: list[int] | None = None) -> list[int]:
+    """The prompt's token ids, one at least; `ids` where they are known already.
+
+    Raises GencliError or UsageError for tokens that the model lacks.
+    """
+    ids = (model.tokenizer.encode(request.prompt) if ids is None else ids) or _beginning(model)
     if max(ids) >= model.vocab_size:
         raise GencliError(
             f"{model.name}: token {max(ids)} of the tokenizer is not among the model's {model.vocab_size}"
@@ -83,13 +95,19 @@ def _beginning(model: TextModel) -> list[int]:
 
 
 def _together(
-    model: TextModel, request: TextRequest, ids: list[int], rows: list[Row], max_tokens: int, speed: Speed
+    model: TextModel,
+    request: TextRequest,
+    ids: list[int],
+    rows: list[Row],
+    max_tokens: int,
+    speed: Speed,
+    memory: Memory | None,
 ) -> Iterator[Piece | Sample]:
     """Samples of one prompt as one batch. Finished ones leave it."""
     clock = time.perf_counter()
-    batch = Batch(model, request, ids, [row.generator for row in rows], max_tokens)
+    batch = Batch(model, request, ids, [row.generator for row in rows], max_tokens, memory)
     picks = batch.pick()
-    speed.prompt_tokens += len(ids)
+    speed.prompt_tokens += batch.read
     speed.first_tokens += len(rows)
     speed.prompt_seconds += time.perf_counter() - clock
     while True:
@@ -120,11 +138,20 @@ class Pick(NamedTuple):
 
 
 class Batch:
-    """Samples of one prompt inside the model: key/value cache, ids so far (B, T), logits of the next token (B, V)."""
+    """Samples of one prompt inside the model: key/value cache, ids so far (B, T), logits of the next token (B, V).
+
+    read: how many tokens of the prompt had to be read.
+    """
 
     @torch.inference_mode()
     def __init__(
-        self, model: TextModel, request: TextRequest, ids: list[int], generators: list[torch.Generator], max_tokens: int
+        self,
+        model: TextModel,
+        request: TextRequest,
+        ids: list[int],
+        generators: list[torch.Generator],
+        max_tokens: int,
+        memory: Memory | None = None,
     ):
         self.module = model.module
         self.generators = generators
@@ -136,8 +163,15 @@ class Batch:
         self.device = model.device
         self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # picking needs float64
         self.ids = torch.tensor([ids], device=self.picks_on)
-        self.cache = self.module.new_cache(1, len(ids) + max_tokens)
-        self.logits = self._read(self.ids)
+        self.memory = memory if len(generators) == 1 else None
+        if self.memory:
+            self.cache, known = self.memory.recall(self.module, ids, len(ids) + max_tokens)
+        else:
+            self.cache, known = self.module.new_cache(1, len(ids) + max_tokens), 0
+        self.read = len(ids) - known
+        self.logits = self._read(self.ids[:, known:])
+        if self.memory:
+            self.memory.ids = list(ids)
         if len(generators) > 1:
             self.cache.repeat(len(generators))
             self.ids = self.ids.repeat(len(generators), 1)
@@ -149,6 +183,8 @@ class Batch:
         generated = self.ids[:, self.prompt_length :]
         tokens = sampling.sample(self.logits, self.generators, context=self.ids, generated=generated, **self.settings)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        if self.memory:
+            self.memory.ids += tokens.tolist()
         if self.logprobs is None:
             return [Pick(token) for token in tokens.tolist()]
         found = sampling.logprobs(self.logits, tokens, self.logprobs)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.files import read_bytes, read_json
+from gencli.tokens.templates import read_chat_template
 from gencli.tokens.tokenizer import Tokenizer
 
 WORD_END = "</w>"
@@ -68,6 +69,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         pad_id=ids.get("pad_token"),
         max_length=_max_length(folder, config),
         word_suffix=WORD_END if kind == "clip" else "",
+        names=named,
+        chat_template=read_chat_template(folder, config),
     )
 
 

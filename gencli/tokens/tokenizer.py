@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ class Tokenizer:
 
     folder: where its files lie. bos_id: the token an empty text starts from. eos_ids: the tokens that end a text.
     pad_id: fills up texts of equal length. max_length: the longest sequence the files speak of. None: not said.
-    word_suffix: `</w>` for a CLIP tokenizer, else empty.
+    word_suffix: `</w>` for a CLIP tokenizer, else empty. names: `bos_token` and its like → the token's text.
+    chat_template: Jinja source that turns a conversation into a prompt, or None.
     """
 
     backend: Backend
@@ -30,6 +31,8 @@ class Tokenizer:
     pad_id: int | None = None
     max_length: int | None = None
     word_suffix: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
     special_ids: frozenset[int] = field(init=False)
     _decoder: dict[str, Any] | None = field(init=False, repr=False)
 

@@ -1,0 +1,122 @@
+"""What was said so far, and the files that hold such: few-shot examples, saved conversations. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gencli.errors import GencliError
+from gencli.files import read_bytes
+from gencli.text.chat_format import Message
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass
+class Conversation:
+    """system: its standing instruction. examples: turns that come before every conversation. turns: user, assistant, …
+
+    left_out: how many of the oldest turns' messages no longer go to the model, as the context has no room for them.
+    """
+
+    system: str | None = None
+    examples: list[Message] = field(default_factory=list)
+    turns: list[Message] = field(default_factory=list)
+    left_out: int = 0
+
+    def messages(self) -> list[Message]:
+        """What goes to the model."""
+        head = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*head, *self.examples, *self.turns[self.left_out :]]
+
+    def leave_out(self) -> bool:
+        """Leave out the oldest turn, up to the next message of the user; False when there is none."""
+        if self.left_out >= len(self.turns):
+            return False
+        self.left_out += 1
+        while self.left_out < len(self.turns) and self.turns[self.left_out]["role"] != "user":
+            self.left_out += 1
+        return True
+
+    def add(self, role: str, content: str) -> None:
+        self.turns.append({"role": role, "content": content})
+
+    def reset(self) -> None:
+        """Forget what was said; the system prompt and the examples stay."""
+        self.turns, self.left_out = [], 0
+
+    def dump(self) -> bytes:
+        """As a file: one line of JSON, which `--examples` reads too. Examples stay where they came from."""
+        head = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return json.dumps({"messages": [*head, *self.turns]}, ensure_ascii=False).encode() + b"\n"
+
+    def load(self, path: Path) -> None:
+        """Take up a saved conversation in place of this one. Raises GencliError for a file that is none."""
+        value = _json(_text(path), str(path))
+        messages = _messages(value.get("messages") if isinstance(value, dict) else value, str(path))
+        systems = [message["content"] for message in messages if message["role"] == "system"]
+        if len(systems) > 1:
+            raise GencliError(f"{path}: a conversation has one system prompt, not {len(systems)}")
+        self.reset()
+        self.system = systems[0] if systems else self.system
+        self.turns = [message for message in messages if message["role"] != "system"]
+
+
+def read_examples(path: Path) -> list[Message]:
+    """Few-shot examples, one JSON object a line: `{"user", "assistant"}`, or `{"messages": [{"role", "content"}, …]}`.
+
+    Raises GencliError, with the line's number, for anything else.
+    """
+    return [message for number, line in _lines(path) for message in _example(line, f"{path}, line {number}")]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if line.strip():
+            yield number, line
+
+
+def _example(line: str, where: str) -> list[Message]:
+    value = _json(line, where)
+    if isinstance(value, dict) and "messages" in value:
+        messages = _messages(value["messages"], where)
+    elif isinstance(value, dict) and {"user", "assistant"} <= value.keys():
+        messages = _messages([{"role": role, "content": value[role]} for role in ("user", "assistant")], where)
+    else:
+        raise GencliError(f"{where}: wants an object with `user` and `assistant`, or with `messages`")
+    if any(message["role"] == "system" for message in messages):
+        raise GencliError(f"{where}: an example holds no system prompt", "give it with --system")
+    if messages and messages[-1]["role"] != "assistant":
+        raise GencliError(f"{where}: an example ends with an answer of the assistant")
+    return messages
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    if not isinstance(value, list):
+        raise GencliError(f"{where} holds no list of messages")
+    messages = []
+    for message in value:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in ROLES or not isinstance(content, str):
+            raise GencliError(f"{where}: {str(message)[:60]!r} is no message: wants `role` and `content`")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise GencliError(f"{path}: there is no such file")
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise GencliError(f"{path} is not UTF-8") from None
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GencliError(f"{where} is not valid JSON: {error}") from None

@@ -1,0 +1,90 @@
+"""A model in conversation: the prompt of each turn, what of it is left out, the answer, and what was read already."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from gencli.errors import GencliError
+from gencli.text.chat_format import Prompt, Templated, Transcript, chat_format
+from gencli.text.conversation import Conversation
+from gencli.text.events import Event, Piece, Speed, in_order
+from gencli.text.generate import generate
+from gencli.text.load import TextModel
+from gencli.text.memory import Memory
+from gencli.text.reasoning import split_reasoning
+from gencli.text.request import TextRequest
+
+
+class Partner:
+    """A model and how it is spoken to. Shared by conversations; `close` ends the template's process."""
+
+    def __init__(self, model: TextModel, format: Templated | Transcript | None = None):
+        self.format = format or chat_format(model.tokenizer, model.name)
+        ends = tuple(i for i in self.format.end_ids() if i not in model.tokenizer.eos_ids)
+        tokenizer = dataclasses.replace(model.tokenizer, eos_ids=(*model.tokenizer.eos_ids, *ends))
+        self.model = dataclasses.replace(model, tokenizer=tokenizer)
+
+    def close(self) -> None:
+        self.format.close()
+
+
+class Session:
+    """One conversation. request: the settings of every answer; its prompt is not looked at.
+
+    speed: what all answers have cost so far. left_out: messages that the last `prepare` had to leave out.
+    """
+
+    def __init__(self, partner: Partner, request: TextRequest, conversation: Conversation):
+        self.partner = partner
+        self.conversation = conversation
+        self.memory = Memory()
+        self.speed = Speed()
+        self.left_out = 0
+        self.request = dataclasses.replace(request, stop=(*request.stop, *partner.format.stops), prompt="")
+
+    def prepare(self, message: str) -> Prompt:
+        """The prompt for an answer to `message`. The oldest turns are left out for good until it fits the context.
+
+        Raises GencliError when even alone it does not fit, or the template refuses it; the conversation then stays.
+        """
+        model, talk = self.partner.model, self.conversation
+        before = talk.left_out
+        context = model.max_positions
+        max_tokens = self.request.resolve(model.generation_config).max_tokens
+        assert max_tokens is not None
+        room = context - max(1, min(max_tokens, context // 4))
+        try:
+            while True:
+                prompt = self.partner.format.prompt([*talk.messages(), {"role": "user", "content": message}])
+                if len(prompt.ids) <= room or not talk.leave_out():
+                    break
+            if len(prompt.ids) >= context:
+                raise GencliError(
+                    f"the message has {len(prompt.ids)} tokens with the system prompt, but the context of "
+                    f"{model.name} is {context} for everything",
+                    "shorten it",
+                )
+        except BaseException:
+            talk.left_out = before
+            raise
+        self.left_out = talk.left_out - before
+        return prompt
+
+    def answer(self, message: str, prompt: Prompt, seed: int) -> Iterator[Event]:
+        """Answer. However it ends, message and answer are then a part of the conversation, unless nothing was said.
+
+        With several samples the first is the one that was said.
+        """
+        request = dataclasses.replace(self.request, seed=seed)
+        said: list[str] = []
+        events = generate(self.partner.model, request, self.speed, ids=prompt.ids, memory=self.memory)
+        try:
+            for event in in_order(split_reasoning(events, prompt.reasons)):
+                if isinstance(event, Piece) and event.index == 0:
+                    said.append(event.text)
+                yield event
+        finally:
+            if text := "".join(said):
+                self.conversation.add("user", message)
+                self.conversation.add("assistant", text)

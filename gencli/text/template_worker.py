@@ -1,0 +1,109 @@
+"""The other process of `gencli.text.template`: reads templates and values from stdin, writes texts to stdout.
+
+One JSON object a line each way. `{"template", "values", "seconds", "bytes"}` → `{"text"}`, or `{"error"}`: one line.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import signal
+import sys
+import time
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MEMORY = 2**30  # bytes of address space; the interpreter with jinja2 takes a tenth
+
+
+class Generation(Extension):
+    """`{% generation %} … {% endgeneration %}`: marks answers for training, and prints as if it were not there."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """What transformers gives a chat template: blocks that leave no lines, two functions, and tojson without HTML."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = to_json
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
+
+
+def to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """A value as JSON, where jinja2's own filter would also escape it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def refuse(message: Any) -> None:
+    """A template's own objection to a conversation."""
+    raise jinja2.TemplateError(f"{message}")
+
+
+@functools.lru_cache(4)
+def compiled(template: str) -> jinja2.Template:
+    return environment().from_string(template)
+
+
+def render(request: dict[str, Any]) -> dict[str, str]:
+    """The answer to one request. Whatever a template can do wrong is an `error`."""
+    parts, size = [], 0
+    try:
+        for part in compiled(request["template"]).generate(**request["values"]):
+            parts.append(part)
+            size += len(part)
+            if size > request["bytes"]:
+                return {"error": f"it writes more than {request['bytes']} characters"}
+        return {"text": "".join(parts)}
+    except jinja2.TemplateSyntaxError as error:
+        return {"error": f"line {error.lineno}: {error.message}"}
+    except MemoryError:
+        return {"error": "it needs too much memory"}
+    except Exception as error:  # it is a program: it may fail in any way that a program can
+        return {"error": f"{error}" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"}
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the answer, not for this
+    limit_memory()
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        limit_time(request["seconds"])
+        sys.stdout.buffer.write(json.dumps(render(request)).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def limit_memory() -> None:
+    """Where the system can: no more than MEMORY, and no file of what was in it after a death."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def limit_time(seconds: int) -> None:
+    """Where the system can: it ends this process (SIGXCPU) after so many more seconds of computing."""
+    try:
+        import resource
+
+        used = math.ceil(time.process_time())
+        resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    except (ImportError, OSError, ValueError):
+        pass
