@@ -25,16 +25,18 @@ def load(
     dtype: torch.dtype | None = None,
     variant: str | None = None,
     config: Mapping[str, Any] | None = None,
+    tensors: Tensors | None = None,
 ) -> nn.Module:
     """Load the module in a folder that has config.json and safetensors, in eval mode without gradients.
 
+    config and tensors take the place of the folder's own, where the caller has opened them.
     dtype None keeps the file's own dtypes; on the CPU tensors that need no conversion stay memory-mapped.
     Raises GencliError for an unknown architecture, an unsupported config, and weights that do not fit it exactly.
     """
     raw = read_json(folder / "config.json") if config is None else config
     name = architecture_name(raw, folder)
     module = architecture(name)
-    tensors = open_tensors(folder, variant)
+    tensors = open_tensors(folder, variant) if tensors is None else tensors
     try:
         parsed = module.Config.from_dict(raw)
     except GencliError as error:

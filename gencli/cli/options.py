@@ -91,6 +91,23 @@ Threads = Annotated[
 Offline = Annotated[
     bool, typer.Option("--offline", help="Never use the network (as HF_HUB_OFFLINE=1 does).", rich_help_panel=MODEL)
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        help="Merge a LoRA adapter, a folder that peft wrote, into the weights (repeatable; default scale: 1).",
+        rich_help_panel=MODEL,
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Also open .bin and .pt files, for nothing but tensors (default: only safetensors).",
+        rich_help_panel=MODEL,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gencli import devices
+from gencli.checkpoints.adapter import Adapter
 from gencli.checkpoints.find import find
 from gencli.cli import options
 from gencli.cli.console import Console, is_terminal
@@ -187,6 +188,8 @@ def text(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     offline: options.Offline = False,
+    lora: options.Lora = None,
+    allow_pickle: options.AllowPickle = False,
     seed: options.Seed = None,
     stats: options.Stats = False,
     quiet: options.Quiet = False,
@@ -198,6 +201,7 @@ def text(
     A setting that is not given is the checkpoint's own (generation_config.json), else the default below.
     """
     devices.check_names(device, dtype, threads)
+    adapters = [Adapter.parse(one) for one in lora or ()]
     request = TextRequest(
         prompt="",
         seed=random.SystemRandom().getrandbits(32) if seed is None else seed,
@@ -218,7 +222,7 @@ def text(
     )
     check_arguments(prompt or [], stdin_by_default=not lines)
     _check_combinations(prompt or [], lines=lines, json=json, null=null, logprobs=logprobs)
-    source = find(model, offline=offline, progress=show_download(ctx.obj))
+    source = find(model, offline=offline, progress=show_download(ctx.obj), allow_pickle=allow_pickle)
     output: PlainOutput | JsonOutput = JsonOutput(source.name, echo=echo) if json else PlainOutput(echo=echo, null=null)
     prompts = read_lines() if lines else iter([read_prompt(prompt or [])])
 
@@ -226,7 +230,11 @@ def text(
     console.progress(f"loading {source.name}")
     from gencli.text.load import open_model
 
-    loaded = open_model(source, device=device, dtype=dtype, threads=threads)
+    loaded = open_model(
+        source, device=device, dtype=dtype, threads=threads, adapters=adapters, allow_pickle=allow_pickle
+    )
+    for note in loaded.notes:
+        console.note(note)
     _run(console, loaded, request, prompts, output, lines=lines, stats=stats)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from gencli import devices
+from gencli.checkpoints.adapter import Adapter
 from gencli.checkpoints.build import architecture_name, load
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.tensors import open_tensors
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.models import architecture
+from gencli.models.base import Layout
 from gencli.tokens import Tokenizer, load_tokenizer
 
 
@@ -33,6 +35,7 @@ class TextModel:
     tokenizer: Tokenizer
     generation_config: Mapping[str, Any]
     load_seconds: float
+    notes: tuple[str, ...] = ()  # what the user should know of how it was opened
 
     @property
     def max_positions(self) -> int:
@@ -56,9 +59,18 @@ class TextModel:
         return f"{self.name} ({sum(parameters.values()) / 1e6:.1f} M parameters, {dtype}, {self.device}{threads})"
 
 
-def open_model(source: Source, *, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> TextModel:
+def open_model(
+    source: Source,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    adapters: Sequence[Adapter] = (),
+    allow_pickle: bool = False,
+) -> TextModel:
     """Open the language model at `source`; device and dtype are names as `gencli.devices` knows them.
 
+    adapters: LoRA folders that are merged into the weights. allow_pickle: also open `.bin` and `.pt`, tensors alone.
     Raises GencliError for a checkpoint that is broken, not supported, or no language model.
     """
     start = time.perf_counter()
@@ -67,14 +79,30 @@ def open_model(source: Source, *, device: str = "auto", dtype: str = "auto", thr
     folder, weights = _folder_and_weights(source)
     raw = _config(source, folder)
     layout = architecture(architecture_name(raw, folder)).LAYOUT
-    tensors = open_tensors(weights)
+    tensors = open_tensors(weights, allow_pickle=allow_pickle)
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
     precision = devices.pick_dtype(dtype, place, stored)
     tokenizer = load_tokenizer(folder)
-    module = load(weights, device=place, dtype=precision, config=raw)
+    module = load(weights, device=place, dtype=precision, config=raw, tensors=tensors)
+    notes = _merge(module, layout, source, adapters, allow_pickle) if adapters else ()
     file = folder / "generation_config.json"
     generation_config = read_json(file) if file.is_file() else {}
-    return TextModel(source.name, module, tokenizer, generation_config, time.perf_counter() - start)
+    return TextModel(source.name, module, tokenizer, generation_config, time.perf_counter() - start, notes)
+
+
+def _merge(
+    module: Any, layout: Layout, source: Source, adapters: Sequence[Adapter], allow_pickle: bool
+) -> tuple[str, ...]:
+    """Merge adapters; notes of those that say they were made for a model of another name."""
+    from gencli.checkpoints.lora import merge
+
+    bases = merge(module, layout, adapters, allow_pickle=allow_pickle)
+    own = Path(source.name.partition("@")[0]).name.lower()
+    return tuple(
+        f"{adapter.path} was made for {base}, and is used on {source.name}"
+        for adapter, base in zip(adapters, bases, strict=True)
+        if base and Path(base).name.lower() != own
+    )
 
 
 def _folder_and_weights(source: Source) -> tuple[Path, Path]:

@@ -1,0 +1,74 @@
+"""torch's pickles, opened only when the user says so: tensors and nothing else, by `torch.load(weights_only=True)`.
+
+That unpickler runs no code: it knows a short list of functions that build tensors, and refuses every other name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gencli.checkpoints.tensors import Tensors
+from gencli.errors import GencliError
+
+ZIP = b"PK\x03\x04"  # what torch writes since 1.6, and what can be mapped into memory
+WRAPPERS = ("state_dict", "model_state_dict")  # keys under which training scripts put the weights
+DTYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")  # in the unpickler's message: what it was asked for
+REASON = re.compile(r"WeightsUnpickler error: (.{1,120}?)(?: Check the|$)")
+
+
+class PickledTensors(Tensors):
+    """The tensors of `.bin` and `.pt` files, by name, memory-mapped where the file allows it."""
+
+    def _open(self, file: Path) -> dict[str, Any]:
+        state = _unpickle(file)
+        for key in WRAPPERS:
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+        if not isinstance(state, dict):
+            raise GencliError(f"{file} holds no table of tensors")
+        for name, value in state.items():
+            plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
+            if not isinstance(name, str) or not plain or value.is_quantized:
+                raise GencliError(f"{file}: {str(name)[:60]!r} is no plain tensor")
+        return {name: value.detach() for name, value in state.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._where[name].shape)
+
+    def dtype(self, name: str) -> str:
+        dtype = self._where[name].dtype
+        return DTYPES.get(dtype, str(dtype))
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._where[name].contiguous()
+
+
+def _unpickle(file: Path) -> Any:
+    """What a pickle holds. Raises GencliError for one that asks for anything but tensors, and for a broken one."""
+    try:
+        with file.open("rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols
+            mapped = stream.read(4) == ZIP
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise GencliError(f"cannot read {file}: {error.strerror}") from None
+    except Exception as error:  # whatever the bytes of a pickle can provoke
+        message = " ".join(str(error).split())
+        if not isinstance(error, pickle.UnpicklingError):
+            raise GencliError(f"{file} is broken or no file of tensors: {message[:160]}") from None
+        name, reason = FORBIDDEN.search(message), REASON.search(message)
+        wants = f"it asks for {name[1]}" if name else reason[1] if reason else "it is no plain pickle"
+        raise GencliError(
+            f"{file} is refused: {wants}; only tensors are read from a pickle",
+            "such a file may run code when it is opened, or be none of weights; nothing of it was run",
+        ) from None
