@@ -86,7 +86,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="per round")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     case = llama(options.shape, SHAPES[options.shape], *plain(10000.0))
     with tempfile.TemporaryDirectory() as folder:
         compare(case, Path(folder), getattr(torch, options.dtype), options.rounds, options.tokens)
