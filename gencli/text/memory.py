@@ -26,12 +26,13 @@ class Memory:
         regime = _regime(module, len(ids))
         if self.cache is None or not (self._regime == _regime(module, len(self.ids)) == regime):
             self.cache, known, self._regime = None, 0, regime
+        room = max(positions, min(positions + SPARE, module.max_positions))
         if self.cache is None:
-            self.cache = module.new_cache(1, min(positions + SPARE, module.max_positions))
+            self.cache = module.new_cache(1, room)
         else:
             self.cache.truncate(known)
             if positions > self.cache.positions:
-                self.cache.grow(min(positions + SPARE, module.max_positions))
+                self.cache.grow(room)
         self.ids = ids[:known]
         return self.cache, known
 
