@@ -1,7 +1,8 @@
 """A checkpoint's tokenizer files → Tokenizer.
 
 `tokenizer.json` says everything about splitting and merging; without it, `vocab.json` and `merges.txt` are GPT-2's
-byte-level BPE, or CLIP's, whose words end in `</w>`. Special and added tokens lie in up to four more places.
+byte-level BPE, Qwen 2's, or CLIP's, whose words end in `</w>`; and `tokenizer.model` or `spiece.model` is
+SentencePiece's. Special and added tokens lie in up to four more places.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.files import read_bytes, read_json
+from gencli.tokens import sentencepiece
 from gencli.tokens.templates import read_chat_template
 from gencli.tokens.tokenizer import Tokenizer
 
@@ -30,9 +32,24 @@ DEFAULTS = {
         "unk_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
     },
+    "qwen2": {"eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": END_OF_TEXT},
 }
-# Other classes (Qwen2's, say) split words otherwise, which only their tokenizer.json tells.
-VOCAB_CLASSES = {None: "gpt2", "GPT2Tokenizer": "gpt2", "CLIPTokenizer": "clip"}
+# Other classes split words otherwise, which only their tokenizer.json tells.
+VOCAB_CLASSES = {None: "gpt2", "GPT2Tokenizer": "gpt2", "CLIPTokenizer": "clip", "Qwen2Tokenizer": "qwen2"}
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PIECES = ("tokenizer.model", "spiece.model")  # SentencePiece's files
+# Whether these classes put a beginning and an end around every text when no file says so; others number pieces anew.
+PIECE_CLASSES = {
+    None: (True, False),
+    "LlamaTokenizer": (True, False),
+    "LLaMATokenizer": (True, False),
+    "CodeLlamaTokenizer": (True, False),
+    "GemmaTokenizer": (True, False),
+    "T5Tokenizer": (False, True),
+}
 UNLIMITED = 2**31  # transformers writes 1e30 as model_max_length when it knows none
 
 
@@ -44,17 +61,19 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     """
     folder = Path(folder)
     config = _optional(folder / "tokenizer_config.json")
-    adds = {"bos_token": False, "eos_token": False}
+    adds, defaults, kind = {"bos_token": False, "eos_token": False}, None, ""
     if (folder / "tokenizer.json").is_file():
         backend, kind = _from_json(folder / "tokenizer.json", config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         backend, kind = _from_vocab(folder, config)
         adds = {name: kind == "clip" or config.get(f"add_{name}") is True for name in adds}
+    elif file := next((folder / name for name in PIECES if (folder / name).is_file()), None):
+        backend, defaults, adds = _from_pieces(file, config)
     else:
-        raise GencliError(f"{folder} has no tokenizer.json, and no vocab.json with merges.txt", _missing_hint(folder))
+        raise GencliError(f"{folder} has no tokenizer.json, no vocab.json with merges.txt, and no tokenizer.model")
     backend.no_truncation()  # a tokenizer.json may carry a training run's: nothing is cut or filled unasked
     backend.no_padding()
-    named = _add_tokens(backend, folder, config, DEFAULTS.get(kind, {}))
+    named = _add_tokens(backend, folder, config, DEFAULTS.get(kind, {}) if defaults is None else defaults)
     if kind == "clip" and not {"bos_token", "eos_token"} <= named.keys():
         raise GencliError(f"{folder}: the tokenizer has no start and end token, which CLIP puts around every text")
     _frame(backend, *(named.get(name) if adds[name] else None for name in ("bos_token", "eos_token")))
@@ -127,8 +146,41 @@ def _from_vocab(folder: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
             ]
         )
         return backend, "clip"
+    if VOCAB_CLASSES[named_class] == "qwen2":
+        backend.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        return backend, "qwen2"
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     return backend, "gpt2"
+
+
+def _from_pieces(path: Path, config: Mapping[str, Any]) -> tuple[Backend, dict[str, str], dict[str, bool]]:
+    """A SentencePiece model → backend, its named tokens, and which of them stand around every text."""
+    named_class = _class_name(config)
+    if named_class not in PIECE_CLASSES:
+        raise GencliError(
+            f"{path.parent}: {path.name} of a {named_class!r} is not supported",
+            "a tokenizer.json would be; transformers writes one with save_pretrained",
+        )
+    pieces = sentencepiece.read(path)
+    extra: tuple[str, ...] = ()
+    if named_class == "T5Tokenizer":
+        count = config.get("extra_ids", 100)
+        if type(count) is not int or not 0 <= count <= 10_000:
+            raise GencliError(f"{path.parent / 'tokenizer_config.json'}: extra_ids = {count!r:.60} is out of range")
+        extra = tuple(f"<extra_id_{i}>" for i in reversed(range(count)))
+    # A file of before the key says nothing and had the space after every special token.
+    every = config.get("legacy") is not False and sentencepiece.USER_DEFINED not in pieces.types
+    try:
+        backend = sentencepiece.backend(pieces, prefix_every_part=every, extra=extra)
+    except GencliError as error:
+        raise GencliError(f"{path}: {error.message}", error.hint) from None
+    around = dict(zip(("bos_token", "eos_token"), PIECE_CLASSES[named_class], strict=True))
+    if named_class is None and pieces.kind == "unigram":
+        around = {"bos_token": False, "eos_token": True}
+    said = {name: config.get(f"add_{name}") for name in around}
+    return backend, pieces.named(), {name: around[name] if said[name] is None else said[name] is True for name in said}
 
 
 def _merges(path: Path) -> Iterator[tuple[str, str]]:
@@ -271,12 +323,6 @@ def _class_name(config: Mapping[str, Any]) -> str | None:
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
-
-
-def _missing_hint(folder: Path) -> str | None:
-    if (folder / "tokenizer.model").is_file():
-        return "tokenizer.model (SentencePiece) is not read; transformers' save_pretrained writes a tokenizer.json"
-    return None
 
 
 def _one_line(error: Exception) -> str:
