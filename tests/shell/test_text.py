@@ -143,7 +143,9 @@ def test_lines_answer_as_they_arrive(tiny: Path):
         process.stdin.flush()
         answer = b""
         while answer.count(b"\0") < 2:
-            answer += os.read(process.stdout.fileno(), 1000)
+            data = os.read(process.stdout.fileno(), 1000)
+            assert data, process.communicate()
+            answer += data
     process.stdin.write(b"three\xff\n")
     rest, errors = process.communicate(timeout=LIMIT)
     assert (process.returncode, rest) == (1, b"")
