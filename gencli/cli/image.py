@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gencli import devices
-from gencli.checkpoints.find import find
+from gencli.checkpoints.find import Source, find
 from gencli.cli import image_options as o
 from gencli.cli import image_sinks, options
 from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.cli.prompts import read_lines, read_prompt
-from gencli.errors import UsageError
+from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DEFAULT_MODEL = "emoji"
 FIELDS = {field.name for field in dataclasses.fields(ImageRequest)}
@@ -87,7 +91,7 @@ def image(
     """
     devices.check_names(device, dtype, threads)
     arguments = prompt or []
-    _check_stdin(arguments, lines=lines, init=init)
+    _check_stdin(arguments, lines=lines, init=init, mask=mask)
     values = {name: value for name, value in ctx.params.items() if name in FIELDS}  # as the request calls them
     values |= {"prompt": "", "sampler_options": _sampler_options(sampler_option or [])}
     values["dtype"] = None if dtype == "auto" else dtype
@@ -102,7 +106,11 @@ def image(
     several = request.count > 1 or lines
     animation = image_sinks.animation(gif, many=several)
     _hints(console, negative)
-    source = find(request.model, offline=offline, progress=show_download(console))
+    if from_file is not None and "model" not in _given(ctx):
+        source = _model_of_file(from_file, request.model)
+    else:
+        source = find(request.model, offline=offline, progress=show_download(console))
+    pictures = _open(request.init), _open(request.mask)
     if arguments:
         request = request.replace(prompt=read_prompt(arguments))
     if request.seed is None:
@@ -115,6 +123,7 @@ def image(
         source,
         request,
         sink,
+        pictures,
         prompts=read_lines() if lines else None,
         animation=animation,
         save_steps=save_steps,
@@ -123,10 +132,12 @@ def image(
     ).run(device=device, threads=threads)
 
 
-def _check_stdin(arguments: Sequence[str], *, lines: bool, init: str | None) -> None:
+def _check_stdin(arguments: Sequence[str], *, lines: bool, init: str | None, mask: str | None) -> None:
     """Raises UsageError when stdin would have to be two things."""
     if lines and arguments:
         raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
+    if mask == "-":
+        raise UsageError("--mask -: a mask is read from a file only")
     if init == "-" and (lines or "-" in arguments):
         raise UsageError("-i - reads the picture from stdin, so that no prompt can come from there")
     if arguments.count("-") > 1:
@@ -163,6 +174,30 @@ def _from_file(
     if merged.get("init") == "-" and "init" not in given:
         raise UsageError(f"{path} was begun from a picture on stdin", "name that picture with -i/--init FILE")
     return ImageRequest(**merged)
+
+
+def _model_of_file(path: str, model: str) -> Source:
+    """The model that a picture names. A stranger's file fetches nothing: raises GencliError when it is not here."""
+    try:
+        return find(model, offline=True)
+    except GencliError:
+        raise GencliError(
+            f"{path} was made with the model {model!r}, which is not on this machine",
+            "name another with -m, or fetch it with `gencli models pull` if you trust where it comes from",
+        ) from None
+
+
+def _open(path: str | None) -> Image.Image | None:
+    """The picture to start from, or a mask. Raises GencliError."""
+    if path is None:
+        return None
+    from gencli.image.pictures import FILE_LIMIT, open_flat
+
+    if path != "-":
+        return open_flat(path)
+    if sys.stdin is None:
+        raise GencliError("stdin is closed, and -i - reads the picture from there")
+    return open_flat(sys.stdin.buffer.read(FILE_LIMIT))
 
 
 def _size(size: str, width: int | None, height: int | None) -> dict[str, int]:

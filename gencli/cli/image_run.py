@@ -15,7 +15,7 @@ from gencli.cli.console import Console
 from gencli.cli.files import check_folder, write_over
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
-from gencli.errors import GencliError, UsageError
+from gencli.errors import UsageError
 from gencli.image import pictures
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Denoised, Picture, generate
@@ -33,6 +33,7 @@ class Run:
         source: Source,
         request: ImageRequest,
         sink: ImageSink,
+        started_from: tuple[Image.Image | None, Image.Image | None],
         *,
         prompts: Iterable[str] | None,
         animation: Template | None,
@@ -41,6 +42,7 @@ class Run:
         stats: bool,
     ):
         self.console, self.source, self.request, self.sink = console, source, request, sink
+        self.init, self.mask = started_from
         self.prompts, self.animation, self.stats = prompts, animation, stats
         self.steps_folder = None if save_steps is None else _folder(save_steps)
         self.preview = Preview(console) if preview else None
@@ -52,17 +54,18 @@ class Run:
 
     def run(self, *, device: str, threads: int | None) -> None:
         """Raises GencliError for all that can go wrong on the way."""
-        init, mask = _open(self.request.init), _open(self.request.mask)
         devices.set_threads(threads)
         checkpoint = open_checkpoint(self.source)
         if self.prompts is not None and not checkpoint.reads_text:
             raise UsageError(f"{checkpoint.name} draws without a prompt: --lines cannot be followed")
-        request = self.request = resolve(self.request, checkpoint, None if init is None else init.size)
+        request = self.request = resolve(self.request, checkpoint, None if self.init is None else self.init.size)
+        if request.negative and (request.guidance or 0) <= 1:
+            self.console.note(f"the negative prompt says nothing at --cfg-scale {request.guidance:g}")
         self.console.progress(f"loading {checkpoint.name}")
         pipeline = load(checkpoint, device=device, dtype=request.dtype or "auto")
         self.clock.loaded()
         try:
-            for event in generate(pipeline, request, self.prompts, init=init, mask=mask):
+            for event in generate(pipeline, request, self.prompts, init=self.init, mask=self.mask):
                 if isinstance(event, Denoised):
                     self._step(pipeline, event)
                 else:
@@ -176,17 +179,6 @@ def _peak_memory() -> str:
         return ""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return f"; peak {peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MiB"
-
-
-def _open(path: str | None) -> Image.Image | None:
-    """The picture to start from, or a mask. Raises GencliError."""
-    if path is None:
-        return None
-    if path != "-":
-        return pictures.open_flat(path)
-    if sys.stdin is None:
-        raise GencliError("stdin is closed, and -i - reads the picture from there")
-    return pictures.open_flat(sys.stdin.buffer.read(pictures.FILE_LIMIT))
 
 
 def _folder(path: str) -> Path:

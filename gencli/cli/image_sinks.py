@@ -108,11 +108,16 @@ class ImageSink:
             return
         path = self.template.write(data, request, index)
         if self.json:
-            extra: dict[str, Any] = {} if gif is None else {"gif": str(gif)}
-            write_json({"path": str(path), **extra, "index": index, **to_dict(request), "seconds": round(seconds, 3)})
+            extra: dict[str, Any] = {} if gif is None else {"gif": _text(gif)}
+            write_json({"path": _text(path), **extra, "index": index, **to_dict(request), "seconds": round(seconds, 3)})
         else:
             for saved in [path] if gif is None else [path, gif]:
                 print_path(saved)
+
+
+def _text(path: Path) -> str:
+    """A path for JSON, which is UTF-8 whatever the file system holds."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def print_path(path: Path) -> None:

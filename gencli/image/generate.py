@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,7 @@ class _Recipe:
         self.spacing = request.spacing or pipeline.schedule.timestep_spacing
         self.steps = self.sampler.steps(pipeline.schedule, request.steps, self.spacing, **self.options)
         self.shape = pipeline.latent_shape(request.width, request.height)
+        self.told: tuple[Sequence[str], Tensor] | None = None  # the last prompts, and what the UNet was told of them
         self.start: Start | None = None
         if init is not None:
             self.steps = from_strength(self.steps, request.strength or 1.0)
@@ -149,16 +151,25 @@ class _Recipe:
         if not pipeline.checkpoint.reads_text:
             return Denoiser(pipeline.predict, pipeline.schedule, limits=limits)
         scale = request.guidance if request.guidance is not None else 1.0
-        negative = pipeline.encode_prompts([request.negative or ""], request.truncate) if scale > 1 else None
         return Denoiser(
             pipeline.predict,
             pipeline.schedule,
-            context=pipeline.encode_prompts(prompts, request.truncate),
-            negative=negative,
+            context=self._context(prompts),
+            negative=self._negative if scale > 1 else None,
             guidance_scale=scale,
             guidance_rescale=request.guidance_rescale or 0.0,
             limits=limits,
         )
+
+    def _context(self, prompts: Sequence[str]) -> Tensor:
+        """What the UNet is told of prompts, once for all batches of the same ones."""
+        if self.told is None or self.told[0] != prompts:
+            self.told = prompts, self.pipeline.encode_prompts(prompts, self.request.truncate)
+        return self.told[1]
+
+    @cached_property
+    def _negative(self) -> Tensor:
+        return self.pipeline.encode_prompts([self.request.negative or ""], self.request.truncate)
 
 
 def _keep(x: Tensor, x0: Tensor, eps: Tensor, mask: Tensor, steps: Sequence[Step], index: int) -> None:

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from tests.shell.process import LIMIT, environment, gencli, on_terminal, shell, start
@@ -95,6 +95,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_path_on_stdout(sd, apple, fold
         (("a", "--lines"), "takes no PROMPT"),
         (("-", "-i", "-"), "-i -"),
         (("a", "--from", "none.png", "--eta", 2), "--eta 2.0"),
+        (("a", "-i", "b.png", "--mask", "-"), "--mask -"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_opened(args, message):
@@ -196,12 +197,23 @@ def test_from_makes_every_option_again(sd, folder):
 
 def test_options_beside_from_override(sd, apple, folder):
     (folder / "a.png").write_bytes(apple.stdout)
-    done = gencli("image", "--from", "a.png", "blue dog", "--seed", 9, "-n", "x", "--sampler", "euler", "--json")
+    done = gencli("image", "--from", "a.png", "blue dog", "--seed", 9, "-n", "x", "--cfg-scale", 1, "--json")
     row = json.loads(done.stdout)
+    assert done.stderr == b"note: the negative prompt says nothing at --cfg-scale 1\n"
     assert row["path"] == "gencli-9.png"
-    assert (row["prompt"], row["seed"], row["negative"], row["sampler"]) == ("blue dog", 9, "x", "euler")
+    assert (row["prompt"], row["seed"], row["negative"], row["guidance"]) == ("blue dog", 9, "x", 1.0)
     assert (row["steps"], row["width"], row["model"]) == (2, 64, str(sd))
     assert written("gencli-9.png")["prompt"] == "blue dog"
+
+
+def test_a_file_fetches_no_model(folder):
+    """A stranger's picture may name any model; nothing is downloaded for it."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("gencli", json.dumps({"prompt": "a", "model": "someone/some-model"}))
+    Image.new("RGB", (4, 4)).save("a.png", pnginfo=info)
+    done = gencli("image", "--from", "a.png", "-o", "b.png", HF_HUB_OFFLINE=None)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"a.png was made with the model 'someone/some-model', which is not on this machine" in done.stderr
 
 
 def test_stdin_is_left_to_the_loop_around(ddpm):
