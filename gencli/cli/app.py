@@ -23,6 +23,7 @@ ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 class Commands(Group):
     LAZY: ClassVar = {
         "text": ("gencli.cli.text", "Continue a prompt with a language model."),
+        "chat": ("gencli.cli.chat", "Talk with a language model."),
         "image": ("gencli.cli.image", "Draw a picture from a prompt."),
         "models": ("gencli.cli.models", "List, show, fetch, check and remove checkpoints."),
         "train": ("gencli.cli.train", "Train a small checkpoint from texts or captioned pictures."),

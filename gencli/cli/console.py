@@ -45,6 +45,7 @@ class Console:
         self.quiet = False
         self.debug = debug
         self._drawn = False  # the progress line is on the screen
+        self._aside = False  # an aside has begun a line
         self._last = 0.0
 
     def colored(self, stream: Any = None) -> bool:
@@ -65,6 +66,23 @@ class Console:
     def stats(self, text: str) -> None:
         """What --stats asked for: shown even with --quiet."""
         self._line(self.style(self._safe(text), DIM))
+
+    def say(self, text: str) -> None:
+        """The answer to a command of a conversation: shown even with --quiet."""
+        self._line(self._safe(text))
+
+    def aside(self, text: str) -> None:
+        """What a model says to itself, as it comes: dimmed on a terminal, nowhere else."""
+        if not self.quiet and is_terminal(self.stream):
+            self.clear()
+            self._aside = True
+            self._write(self.style(self._safe(text), DIM))
+
+    def end_aside(self) -> None:
+        """What comes next stands on a line of its own."""
+        if self._aside:
+            self._aside = False
+            self._write("\n")
 
     def error(self, error: GencliError) -> None:
         """`error: …`, and `hint: …` when there is one."""
@@ -110,6 +128,7 @@ class Console:
 
     def _line(self, text: str) -> None:
         self.clear()
+        self.end_aside()
         self._write(text + "\n")
 
     def _write(self, text: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,32 +15,29 @@ from gencli import devices
 from gencli.checkpoints.adapter import Adapter
 from gencli.checkpoints.find import find
 from gencli.cli import options
+from gencli.cli import text_options as settings
+from gencli.cli.chat_talk import new_conversation
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.cli.prompts import check_arguments, read_lines, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput
 from gencli.errors import GencliError, UsageError
-from gencli.text.events import Cut, Speed, in_order
-from gencli.text.request import BUILT_IN, TextRequest, parse_logit_bias
+from gencli.text.events import Cut, Event, Reasoning, Speed, in_order
+from gencli.text.request import TextRequest, parse_logit_bias
 
 if TYPE_CHECKING:
+    from gencli.text.conversation import Conversation
     from gencli.text.load import TextModel
 
 DEFAULT_MODEL = "stories"
-INPUT, SAMPLING, LENGTH = "Prompt", "Sampling", "Length"
+INPUT = "Prompt"
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 class Side(str, Enum):
     left = "left"
-
-
-def _number(*names: str, metavar: str, help: str, panel: str = SAMPLING, default: str | None = None) -> Any:
-    """An option for a number; `default` names the field of `BUILT_IN` that holds when nobody says otherwise."""
-    ending = f" (default: {BUILT_IN[default]:g})" if default else ""
-    return typer.Option(*names, metavar=metavar, help=f"{help}{ending}.", rich_help_panel=panel)
 
 
 @app.command(
@@ -52,6 +49,7 @@ def _number(*names: str, metavar: str, help: str, panel: str = SAMPLING, default
     gencli text "Dear diary," --temperature 0 --stop . -n 40
     gencli text "Once" --num-samples 3 --json | jq -r .text
     gencli text --lines < prompts.txt > answers.txt
+    gencli text --system "Answer in one word." --lines < questions.txt
     """,
 )
 def text(
@@ -77,92 +75,32 @@ def text(
             rich_help_panel=INPUT,
         ),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        _number(
-            "--temperature",
-            "--temp",
-            metavar="T",
-            help="Lower is safer, higher is wilder, 0 always takes the likeliest token",
-            default="temperature",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        _number("-k", "--top-k", metavar="K", help="Only the K likeliest tokens; 0 is all of them", default="top_k"),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        _number(
-            "--top-p", metavar="P", help="Only the likeliest tokens that together reach P; 1 is off", default="top_p"
-        ),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        _number(
-            "--min-p",
-            metavar="P",
-            help="Only tokens at least P times as likely as the likeliest; 0 is off",
-            default="min_p",
-        ),
-    ] = None,
-    typical_p: Annotated[
-        float | None,
-        _number("--typical-p", metavar="P", help="Locally typical sampling; 1 is off", default="typical_p"),
-    ] = None,
-    repeat_penalty: Annotated[
-        float | None,
-        _number(
-            "--repeat-penalty",
-            metavar="R",
-            help="Divide down tokens of prompt and text; 1 is off",
-            default="repeat_penalty",
-        ),
-    ] = None,
-    presence_penalty: Annotated[
-        float | None,
-        _number(
-            "--presence-penalty",
-            metavar="A",
-            help="Subtract A once from tokens that were generated, -2 to 2",
-            default="presence_penalty",
-        ),
-    ] = None,
-    frequency_penalty: Annotated[
-        float | None,
-        _number(
-            "--frequency-penalty",
-            metavar="A",
-            help="Subtract A for each time a token was generated, -2 to 2",
-            default="frequency_penalty",
-        ),
-    ] = None,
-    logit_bias: Annotated[
-        list[str] | None,
+    chat: Annotated[
+        bool,
         typer.Option(
-            "--logit-bias", metavar="ID=BIAS", help="Add to a token's logit (repeatable).", rich_help_panel=SAMPLING
+            "--chat",
+            help="The prompt is a message, given to the model as its chat template says; the text is the answer.",
+            rich_help_panel=settings.CONVERSATION,
         ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        _number(
-            "-n",
-            "--max-tokens",
-            "--max-new-tokens",
-            metavar="N",
-            help="Tokens to generate at most, as far as the context goes",
-            panel=LENGTH,
-            default="max_tokens",
-        ),
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--stop", metavar="TEXT", help="End before this text (repeatable); never printed.", rich_help_panel=LENGTH
-        ),
-    ] = None,
+    ] = False,
+    system: settings.System = None,
+    examples: settings.Examples = None,
+    temperature: settings.Temperature = None,
+    top_k: settings.TopK = None,
+    top_p: settings.TopP = None,
+    min_p: settings.MinP = None,
+    typical_p: settings.TypicalP = None,
+    repeat_penalty: settings.RepeatPenalty = None,
+    presence_penalty: settings.PresencePenalty = None,
+    frequency_penalty: settings.FrequencyPenalty = None,
+    logit_bias: settings.LogitBias = None,
+    max_tokens: settings.MaxTokens = None,
+    stop: settings.Stop = None,
     num_samples: Annotated[
-        int, _number("--num-samples", metavar="N", help="Continue the prompt N times (default: 1)", panel=LENGTH)
+        int,
+        settings.number(
+            "--num-samples", metavar="N", help="Continue the prompt N times (default: 1)", panel=settings.LENGTH
+        ),
     ] = 1,
     echo: Annotated[
         bool, typer.Option("--echo", help="Print the prompt before the text.", rich_help_panel=options.OUTPUT)
@@ -176,7 +114,7 @@ def text(
     json: options.Json = False,
     logprobs: Annotated[
         int | None,
-        _number(
+        settings.number(
             "--logprobs",
             metavar="N",
             help="With --json: each token's log-probability, and the N likeliest tokens beside it",
@@ -222,6 +160,10 @@ def text(
     )
     check_arguments(prompt or [], stdin_by_default=not lines)
     _check_combinations(prompt or [], lines=lines, json=json, null=null, logprobs=logprobs)
+    chat = chat or system is not None or examples is not None
+    if chat and (echo or truncate):
+        raise UsageError(f"{'--echo' if echo else '--truncate'} is for raw prompts, and this is a conversation")
+    before = new_conversation(system, examples) if chat else None
     source = find(model, offline=offline, progress=show_download(ctx.obj), allow_pickle=allow_pickle)
     output: PlainOutput | JsonOutput = JsonOutput(source.name, echo=echo) if json else PlainOutput(echo=echo, null=null)
     prompts = read_lines() if lines else iter([read_prompt(prompt or [])])
@@ -235,7 +177,11 @@ def text(
     )
     for note in loaded.notes:
         console.note(note)
-    _run(console, loaded, request, prompts, output, lines=lines, stats=stats)
+    if before is None and loaded.tokenizer.chat_template is not None:
+        console.note(
+            f"{loaded.name} is tuned for conversation and gets a raw prompt; --chat speaks to it in its own form"
+        )
+    _run(console, loaded, request, prompts, output, before, lines=lines, stats=stats)
 
 
 def _check_combinations(arguments: Sequence[str], *, lines: bool, json: bool, null: bool, logprobs: int | None) -> None:
@@ -254,23 +200,30 @@ def _run(
     request: TextRequest,
     prompts: Iterator[str],
     output: PlainOutput | JsonOutput,
+    before: Conversation | None,
     *,
     lines: bool,
     stats: bool,
 ) -> None:
-    """Continue every prompt in turn and show what comes. Prompt p's sample i has the seed `seed + p * samples + i`."""
-    from gencli.text.generate import generate
+    """Continue every prompt in turn and show what comes. Prompt p's sample i has the seed `seed + p * samples + i`.
 
+    before: what stands before every prompt, if prompts are messages.
+    """
     speed = Speed()
+    continued = _continuer(model, before, speed)
     try:
         for number, prompt in enumerate(prompts):
             seed = request.seed + number * request.num_samples
             one = dataclasses.replace(request, prompt=prompt, seed=seed)
             try:
-                for event in in_order(generate(model, one, speed)):
+                for event in in_order(continued(one)):
                     if isinstance(event, Cut):
                         console.note(f"of the prompt's {event.tokens} tokens only the last {event.kept} are used")
                         continue
+                    if isinstance(event, Reasoning):
+                        console.aside(event.text)
+                        continue
+                    console.end_aside()
                     _show_progress(console, speed)
                     output.show(event, prompt, first=number * request.num_samples)
             except GencliError as error:
@@ -285,6 +238,24 @@ def _run(
         if stats:
             console.stats(f"{model.describe()}, seed {request.seed}")
             console.stats(f"load {model.load_seconds:.2f} s; {speed}")
+
+
+def _continuer(model: TextModel, before: Conversation | None, speed: Speed) -> Callable[[TextRequest], Iterator[Event]]:
+    """What a request's prompt is given to: the model itself, or a new conversation with it each time."""
+    from gencli.text.generate import generate
+
+    if before is None:
+        return lambda request: generate(model, request, speed)
+    from gencli.text.session import Partner, Session
+
+    partner = Partner(model)
+
+    def answer(request: TextRequest) -> Iterator[Event]:
+        session = Session(partner, request, dataclasses.replace(before, turns=[]))
+        session.speed = speed
+        yield from session.answer(request.prompt, session.prepare(request.prompt), request.seed)
+
+    return answer
 
 
 def _show_progress(console: Console, speed: Speed) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from gencli.errors import GencliError
 from gencli.text.chat_format import Prompt, Templated, Transcript, chat_format
@@ -71,7 +71,7 @@ class Session:
         self.left_out = talk.left_out - before
         return prompt
 
-    def answer(self, message: str, prompt: Prompt, seed: int) -> Iterator[Event]:
+    def answer(self, message: str, prompt: Prompt, seed: int) -> Generator[Event, None, None]:
         """Answer. However it ends, message and answer are then a part of the conversation, unless nothing was said.
 
         With several samples the first is the one that was said.
