@@ -8,7 +8,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.image import samplers
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
-from gencli.image.schedule import NoiseSchedule, from_strength
+from gencli.image.schedule import CHOICES, NoiseSchedule, from_strength
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 
@@ -54,9 +54,7 @@ def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> Ima
     sampler = samplers.get(request.sampler or "")
     settings = sampler.settings(schedule, sampler_options(request))
     for name, value in settings.items():
-        wanted = type(sampler.options[name])
-        if not isinstance(value, (int, float) if wanted is float else wanted) or (wanted is not bool and value is True):
-            raise UsageError(f"sampler {request.sampler}: option {name} = {value!r} is no {wanted.__name__}")
+        _check_option(sampler.name, name, value, sampler.options[name])
     changed = {name: value for name, value in settings.items() if value != sampler.options[name]}
     own = {name: changed.pop(name) if name in changed else settings.get(name) for name in ("eta", "karras")}
     resolved = request.replace(**own, sampler_options=changed)
@@ -64,6 +62,18 @@ def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> Ima
     if resolved.strength is not None:
         from_strength(steps, resolved.strength)
     return resolved
+
+
+def _check_option(sampler: str, name: str, value: Any, default: Any) -> None:
+    """An option is of its default's type, and of its known values where it is named like a field of the schedule."""
+    known = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, known) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UsageError(f"sampler {sampler}: option {name} = {value!r}: wants {_WORDS[type(default)]}")
+    if value not in CHOICES.get(name, [value]):
+        raise UsageError(f"sampler {sampler}: option {name} = {value!r}: wants one of {', '.join(CHOICES[name])}")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 
 
 def sampler_options(request: ImageRequest) -> dict[str, Any]:
