@@ -166,7 +166,7 @@ def test_user_comments_of_other_tools(tmp_path):
         (b"ASCII\0\0\0", text.encode()),
     ]:
         exif = Image.Exif()
-        exif.get_ifd(pictures.EXIF_IFD)[pictures.USER_COMMENT] = code + encoded
+        exif[pictures.EXIF_IFD] = {pictures.USER_COMMENT: code + encoded}
         some_picture().save(tmp_path / "a.jpg", exif=exif.tobytes())
         assert pictures.read_request(tmp_path / "a.jpg").values["seed"] == 965400086
 

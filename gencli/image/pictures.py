@@ -200,9 +200,10 @@ def _texts(picture: Image.Image) -> dict[str, str]:
 
 def _to_exif(texts: Mapping[str, str]) -> bytes:
     exif = Image.Exif()
-    inner = exif.get_ifd(EXIF_IFD)
-    inner[USER_COMMENT] = b"UNICODE\0" + texts[metadata.INFOTEXT].encode("utf-16-be")
-    inner[MAKER_NOTE] = b"gencli\0" + texts[metadata.JSON].encode("ascii")
+    exif[EXIF_IFD] = {
+        USER_COMMENT: b"UNICODE\0" + texts[metadata.INFOTEXT].encode("utf-16-be"),
+        MAKER_NOTE: b"gencli\0" + texts[metadata.JSON].encode("ascii"),
+    }
     return exif.tobytes()
 
 
