@@ -14,7 +14,7 @@ from gencli import devices
 from gencli.checkpoints.adapter import Adapter
 from gencli.checkpoints.build import architecture_name, load
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.tensors import Tensors, open_tensors
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.models import architecture
@@ -77,16 +77,20 @@ def open_model(
     devices.set_threads(threads)
     place = devices.pick_device(device)
     folder, weights = _folder_and_weights(source)
-    raw = _config(source, folder)
+    gguf = None
+    if weights.suffix == ".gguf":
+        raw, tensors, gguf = _open_gguf(weights)
+    else:
+        raw = _config(source, folder)
+        tensors = open_tensors(weights, allow_pickle=allow_pickle)
     layout = architecture(architecture_name(raw, folder)).LAYOUT
-    tensors = open_tensors(weights, allow_pickle=allow_pickle)
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
     precision = devices.pick_dtype(dtype, place, stored)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if gguf is None else _gguf_tokenizer(weights, gguf)
     module = load(weights, device=place, dtype=precision, config=raw, tensors=tensors)
     notes = _merge(module, layout, source, adapters, allow_pickle) if adapters else ()
     file = folder / "generation_config.json"
-    generation_config = read_json(file) if file.is_file() else {}
+    generation_config = read_json(file) if file.is_file() and gguf is None else {}
     return TextModel(source.name, module, tokenizer, generation_config, time.perf_counter() - start, notes)
 
 
@@ -105,10 +109,36 @@ def _merge(
     )
 
 
+def _open_gguf(path: Path) -> tuple[dict[str, Any], Tensors, Mapping[str, Any]]:
+    """Config, tensors and metadata of a GGUF file."""
+    from gencli.checkpoints.gguf import open_gguf
+
+    config, tensors, file = open_gguf(path)
+    return config, tensors, file.metadata
+
+
+def _gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
+    from gencli.tokens.gguf import gguf_tokenizer
+
+    return gguf_tokenizer(path, metadata)
+
+
 def _folder_and_weights(source: Source) -> tuple[Path, Path]:
-    """The folder of the small files, and what to open for tensors: the folder, or the one file that was named."""
+    """The folder of the small files, and what to open for tensors: the folder, or the one file that was named.
+
+    A .gguf file has all in itself; a folder may hold one and no config.json.
+    """
     if source.kind != "file":
+        if not (source.path / "config.json").is_file() and not (source.path / "model_index.json").is_file():
+            single = sorted(source.path.glob("*.gguf"))
+            if len(single) > 1:
+                some = ", ".join(file.name for file in single[:5])
+                raise GencliError(f"{source.path} has {len(single)} GGUF files ({some})", "name the one that you want")
+            if single:
+                return source.path, single[0]
         return source.path, source.path
+    if source.path.suffix == ".gguf":
+        return source.path.parent, source.path
     if not (source.path.parent / "config.json").is_file():
         raise GencliError(f"{source.path}: a language model is a folder; there is no config.json beside this file")
     return source.path.parent, source.path

@@ -1,0 +1,189 @@
+"""Reading a GGUF file: its metadata, and its tensors memory-mapped. Names of types and Q8_0 are the gguf package's.
+
+The header is walked here, with bounds: the package's own reader goes on for ever when a hostile file counts to 2^60.
+magic "GGUF" · version · tensors · keys | key, type, value … | name, dimensions (last first), type, offset … | data
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gencli.errors import GencliError
+
+HEADER_LIMIT = 2**28  # bytes; tokens and merges of the largest vocabularies take a tenth of it
+COUNT_LIMIT = 2**20  # tensors, and keys
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+ALIGNMENT = 32
+KNOWN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor's place in the file. shape: as torch has it, so the reverse of what the file says."""
+
+    shape: tuple[int, ...]
+    kind: str
+    start: int
+    size: int
+
+
+class GgufFile:
+    """An open GGUF file: `metadata` (key → value), `tensors` (name → Stored), and `read`."""
+
+    def __init__(self, path: Path):
+        """Raises GencliError for a file that is cut off, hostile or of another version, and for unknown types."""
+        self.path = path
+        try:
+            self._map = np.memmap(path, mode="c")  # changes, if any, stay in memory
+            header = _Header(self._map[:HEADER_LIMIT].tobytes() if len(self._map) < HEADER_LIMIT else _head(path))
+            self.metadata, infos, data = header.parse()
+            self.tensors = {name: self._place(name, data, *info) for name, info in infos.items()}
+        except OSError as error:
+            raise GencliError(f"cannot read {path}: {error.strerror or error}") from None
+        except (ValueError, struct.error, OverflowError, MemoryError) as error:
+            raise GencliError(f"{path} is broken or no GGUF file: {error}") from None
+
+    def _place(self, name: str, data: int, shape: tuple[int, ...], type_id: int, offset: int) -> Stored:
+        constants = package(self.path).constants
+        try:
+            kind = constants.GGMLQuantizationType(type_id)
+        except ValueError:
+            raise ValueError(f"tensor {name[:60]!r} is of an unknown type {type_id}") from None
+        if kind.name not in KNOWN and kind.name != "Q8_0":
+            raise GencliError(
+                f"{self.path}: {name[:60]} is quantised as {kind.name}, which is not supported",
+                f"gencli reads {', '.join(KNOWN)} and Q8_0",
+            )
+        block, size = constants.GGML_QUANT_SIZES[kind]
+        count = math.prod(shape)
+        if shape[-1] % block:
+            raise ValueError(f"tensor {name[:60]!r} has rows of {shape[-1]} values in blocks of {block}")
+        stored = Stored(shape, kind.name, data + offset, count // block * size)
+        if stored.start + stored.size > len(self._map):
+            raise ValueError(f"tensor {name[:60]!r} ends at byte {stored.start + stored.size} of {len(self._map)}")
+        return stored
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU: the file's own memory where it holds floats, and float32 where it is Q8_0."""
+        stored = self.tensors[name]
+        if stored.kind == "Q8_0":
+            quants = package(self.path).quants
+            raw = np.asarray(self._map[stored.start : stored.start + stored.size])
+            kind = package(self.path).constants.GGMLQuantizationType.Q8_0
+            rows = raw.reshape(math.prod(stored.shape[:-1]), -1)
+            return torch.from_numpy(quants.dequantize(rows, kind)).reshape(stored.shape)
+        if not math.prod(stored.shape):
+            return torch.empty(stored.shape, dtype=KNOWN[stored.kind])
+        count = math.prod(stored.shape)
+        flat = torch.frombuffer(self._map, dtype=KNOWN[stored.kind], count=count, offset=stored.start)
+        return flat.reshape(stored.shape)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(HEADER_LIMIT)
+
+
+def package(path: Path) -> Any:
+    """The gguf package. Raises GencliError when it is not installed."""
+    try:
+        import gguf
+        import gguf.constants
+        import gguf.quants
+    except ImportError as error:
+        raise GencliError(f"{path}: GGUF needs the package gguf ({error})", "pip install gguf") from None
+    return gguf
+
+
+class _Header:
+    """A cursor over the header's bytes. Raises ValueError or struct.error wherever it does not hold together."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at = data, 0
+
+    def take(self, form: str) -> Any:
+        (value,) = struct.unpack_from(f"<{form}", self.data, self.at)
+        self.at += struct.calcsize(f"<{form}")
+        return value
+
+    def count(self, limit: int, what: str) -> int:
+        value = self.take("Q")
+        if value > limit:
+            raise ValueError(f"it counts {value} {what}")
+        return value
+
+    def text(self) -> str:
+        size = self.count(len(self.data) - self.at, "bytes of text")
+        value = self.data[self.at : self.at + size]
+        if len(value) < size:
+            raise ValueError("it is cut off in a text")
+        self.at += size
+        return value.decode("utf-8", "replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind == STRING:
+            return self.text()
+        if kind in SCALARS:
+            return self.take(SCALARS[kind])
+        if kind != ARRAY or depth > 2:
+            raise ValueError(f"a value of the unknown type {kind}")
+        inner = self.take("I")
+        left = len(self.data) - self.at
+        if inner in SCALARS:
+            size = struct.calcsize(f"<{SCALARS[inner]}")
+            count = self.count(left // size, "values")
+            values = list(struct.unpack_from(f"<{count}{SCALARS[inner]}", self.data, self.at))
+            self.at += count * size
+            return values
+        return [self.value(inner, depth + 1) for _ in range(self.count(left // 8, "values"))]
+
+    def parse(self) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]], int]:
+        """Metadata, tensors as (shape, type, offset), and where the data begins."""
+        if self.data[:4] != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self.at = 4
+        version = self.take("I")
+        if version not in (2, 3):
+            big = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
+            raise ValueError(f"version {version}" if not big else "it is of a big-endian machine")
+        tensor_count = self.count(COUNT_LIMIT, "tensors")
+        key_count = self.count(COUNT_LIMIT, "keys")
+        metadata: dict[str, Any] = {}
+        for _ in range(key_count):
+            key = self.text()
+            if key in metadata:
+                raise ValueError(f"the key {key[:60]!r} is there twice")
+            metadata[key] = self.value(self.take("I"))
+        infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        for _ in range(tensor_count):
+            name = self.text()
+            dims = self.take("I")
+            if not 1 <= dims <= 4 or name in infos:
+                raise ValueError(f"tensor {name[:60]!r} has {dims} dimensions, or is there twice")
+            shape = tuple(self.take("Q") for _ in range(dims))[::-1]
+            if math.prod(max(size, 1) for size in shape) > 2**48:
+                raise ValueError(f"tensor {name[:60]!r} counts {math.prod(shape)} values")
+            infos[name] = shape, self.take("I"), self.take("Q")
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or not 0 < alignment <= 2**16 or alignment & (alignment - 1):
+            raise ValueError(f"general.alignment = {alignment!r:.40}")
+        if any(offset % alignment for _, _, offset in infos.values()):
+            raise ValueError("a tensor does not begin where the alignment says")
+        return metadata, infos, -(-self.at // alignment) * alignment
+
+
+def metadata_get(metadata: Mapping[str, Any], key: str, kinds: type | tuple[type, ...], default: Any = None) -> Any:
+    """A key's value, of the Python type that is wanted. Raises GencliError for another."""
+    value = metadata.get(key, default)
+    if value is not None and not isinstance(value, kinds):
+        raise GencliError(f"the metadata's {key} = {str(value)[:60]!r} is of another kind than it should be")
+    return value

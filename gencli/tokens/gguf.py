@@ -1,0 +1,132 @@
+"""A tokenizer from GGUF metadata: byte-level BPE of the kinds that gencli knows, or SentencePiece's BPE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from gencli.errors import GencliError
+from gencli.tokens import sentencepiece
+from gencli.tokens.load import QWEN2_WORDS
+from gencli.tokens.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Pieces
+from gencli.tokens.tokenizer import Tokenizer
+
+START = "tokenizer.ggml."
+LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+NAMED = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "mask": "mask"}
+SPLITTERS = ("gpt-2", "llama-bpe", "qwen2", "smollm")  # values of tokenizer.ggml.pre
+
+
+def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata hold. Raises GencliError for kinds that gencli does not know."""
+    try:
+        return _tokenizer(path, {k.removeprefix(START): v for k, v in metadata.items() if k.startswith("tokenizer.")})
+    except GencliError as error:
+        raise GencliError(f"{path}: {error.message}", error.hint) from None
+    except Exception as error:  # the library raises bare Exceptions
+        raise GencliError(f"{path}: its tokenizer is not usable: {' '.join(str(error).split())[:160]}") from None
+
+
+def _tokenizer(path: Path, given: dict[str, Any]) -> Tokenizer:
+    kind, tokens = given.get("model"), given.get("tokens")
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise GencliError("the metadata hold no tokens")
+    types = given.get("token_type") or [NORMAL] * len(tokens)
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise GencliError(f"{START}token_type does not fit {len(tokens)} tokens")
+    if kind == "gpt2":
+        backend = _byte_bpe(given, tokens)
+        for token, type_ in zip(tokens, types, strict=True):
+            if type_ in (CONTROL, USER_DEFINED):
+                backend.add_tokens([AddedToken(token, special=type_ == CONTROL, normalized=False)])
+        bos_by_default = False
+    elif kind == "llama":
+        backend, bos_by_default = _pieces(given, tokens, types), True
+    else:
+        raise GencliError(f"a tokenizer of the kind {kind!r:.60} is not supported", "gencli reads gpt2 and llama")
+    if backend.get_vocab_size() != len(tokens):
+        raise GencliError("the metadata have a token twice")
+    ids = {name: _id(given, key, len(tokens)) for key, name in NAMED.items()}
+    names = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
+    backend.add_tokens([AddedToken(token, special=True, normalized=False) for token in names.values()])
+    bos, eos = (ids[name] for name in ("bos", "eos"))
+    around = [(bos, given.get("add_bos_token", bos_by_default)), (eos, given.get("add_eos_token", False))]
+    _frame(backend, tokens, *(i if wanted is True else None for i, wanted in around))
+    ends = [eos, *(_id(given, key, len(tokens)) for key in ("eot", "eom"))]
+    template = given.get("tokenizer.chat_template", given.get("chat_template"))
+    return Tokenizer(
+        backend,
+        path,
+        bos_id=bos,
+        eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+        pad_id=ids["pad"],
+        names=names,
+        chat_template=template if isinstance(template, str) else None,
+    )
+
+
+def _byte_bpe(given: Mapping[str, Any], tokens: list[str]) -> Backend:
+    pre, lines = given.get("pre"), given.get("merges")
+    if pre not in SPLITTERS:
+        raise GencliError(
+            f"{START}pre = {pre!r:.60} is not supported: how it splits words", f"gencli knows {', '.join(SPLITTERS)}"
+        )
+    if not isinstance(lines, list):
+        raise GencliError("the metadata hold no merges")
+    if any(str(line).count(" ") != 1 for line in lines):
+        raise GencliError(f"{START}merges has a line that is no pair")
+    merges = [(left, right) for left, _, right in (str(line).partition(" ") for line in lines)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
+    backend.decoder = decoders.ByteLevel()
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in ("gpt-2", "smollm"))
+    if pre == "gpt-2":
+        backend.pre_tokenizer = whole
+        return backend
+    if pre == "smollm":
+        first: pre_tokenizers.PreTokenizer = pre_tokenizers.Digits(individual_digits=True)
+    else:
+        first = pre_tokenizers.Split(Regex(QWEN2_WORDS if pre == "qwen2" else LLAMA3_WORDS), "isolated")
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([first, whole])
+    return backend
+
+
+def _pieces(given: Mapping[str, Any], tokens: list[str], types: list[int]) -> Backend:
+    scores = given.get("scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise GencliError(f"{START}scores does not fit {len(tokens)} tokens")
+    pieces = Pieces(
+        tuple(tokens),
+        tuple(map(float, scores)),
+        tuple(BYTE if type_ == UNUSED else type_ for type_ in types),  # such fill up a vocabulary
+        byte_fallback=BYTE in types,
+        dummy_prefix=given.get("add_space_prefix", True) is True,
+        remove_extra_whitespaces=given.get("remove_extra_whitespaces", False) is True,
+        unk_id=_id(given, "unknown", len(tokens), 0),
+    )
+    return sentencepiece.backend(pieces)
+
+
+def _id(given: Mapping[str, Any], key: str, count: int, default: int | None = None) -> int | None:
+    value = given.get(f"{key}_token_id", default)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value < count:
+        raise GencliError(f"{START}{key}_token_id = {str(value)[:40]} is no token of {count}")
+    return value
+
+
+def _frame(backend: Backend, tokens: list[str], bos: int | None, eos: int | None) -> None:
+    """Put these tokens around every text."""
+    ids = [i for i in (bos, eos) if i is not None]
+    if ids:
+        single = [*([tokens[bos]] if bos is not None else []), "$A", *([tokens[eos]] if eos is not None else [])]
+        backend.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[(tokens[i], i) for i in dict.fromkeys(ids)]
+        )
