@@ -311,6 +311,14 @@ def test_sizes_are_compared_before_anything_is_allocated(plain):
     refusal(plain, "does not fit its config: ")
 
 
+def test_a_config_of_a_million_layers(plain):
+    raw = read_json(plain / "config.json")
+    write_json(plain / "config.json", {**raw, "n_layer": 1_000_000})
+    refusal(plain, "n_layer = 1000000 is out of range (1 to 1024)")
+    write_json(plain / "config.json", {"model_type": "llama", "num_hidden_layers": 1_000_000})
+    refusal(plain, "num_hidden_layers = 1000000 is out of range (1 to 1024)")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

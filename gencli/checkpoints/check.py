@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gencli.checkpoints import cache, layout
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.gguf import open_gguf
+from gencli.checkpoints.tensors import Tensors, open_tensors
 from gencli.errors import GencliError
 from gencli.files import read_json
 
@@ -46,14 +48,21 @@ def check(source: Source, opened: Callable[[str], None] = lambda name: None) -> 
             problems.append(f"{file} is damaged: its checksum is not the hub's")
     for path, config_folder in places:
         try:
-            tensors = open_tensors(path)
+            config: dict[str, Any] | None = None
+            tensors: Tensors
+            if path.suffix == ".gguf" and path.is_file():
+                config, tensors, _ = open_gguf(path)
+            else:
+                tensors = open_tensors(path)
             for name in tensors:
                 opened(name)
                 count += 1
                 if bad := _not_finite(tensors.get(name)):
                     problems.append(f"{path}: {name} has {bad} values that are NaN or infinite")
-            if (config_folder / "config.json").is_file():
-                load(path, config=read_json(config_folder / "config.json"))
+            if config is None and (config_folder / "config.json").is_file():
+                config = read_json(config_folder / "config.json")
+            if config is not None:
+                load(path, config=config, tensors=tensors)
         except GencliError as error:
             problems.append(error.message)
     return Result(count, tuple(problems))

@@ -95,10 +95,34 @@ def describe(source: Source) -> Description:
 def _describe_file(source: Source) -> Description:
     files = {source.path.name: source.path.stat().st_size}
     try:
+        if source.path.suffix == ".gguf":
+            return _describe_gguf(source, files)
         parameters, dtypes = _count(source.path)
     except GencliError as error:
         return Description(source.name, "other", "", source.path, files, problem=error.message)
     return Description(source.name, "part", "", source.path, files, (Component("", "", parameters, dtypes),))
+
+
+def _describe_gguf(source: Source, files: Mapping[str, int]) -> Description:
+    """A GGUF file, which has its config in itself. Raises GencliError for one that gencli cannot open."""
+    from gencli.checkpoints.gguf_file import GgufFile
+
+    file = GgufFile(source.path)
+    family = str(file.metadata.get("general.architecture"))
+    licence = file.metadata.get("general.license")
+    count = sum(math.prod(stored.shape) for stored in file.tensors.values())
+    part = Component("", family, count, tuple(sorted({stored.kind for stored in file.tensors.values()})))
+    known = family in ARCHITECTURES
+    return Description(
+        source.name,
+        "text" if known else "other",
+        family,
+        source.path,
+        files,
+        (part,),
+        licence if isinstance(licence, str) else None,
+        problem=None if known else f"unknown architecture {family!r:.60}",
+    )
 
 
 def _kind(config: Mapping[str, Any], files: Mapping[str, int]) -> tuple[str, str]:

@@ -11,19 +11,21 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from gencli.errors import GencliError
+
+if TYPE_CHECKING:  # describing a file needs no torch
+    import torch
 
 HEADER_LIMIT = 2**28  # bytes; tokens and merges of the largest vocabularies take a tenth of it
 COUNT_LIMIT = 2**20  # tensors, and keys
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
-KNOWN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KNOWN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's names
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class GgufFile:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU: the file's own memory where it holds floats, and float32 where it is Q8_0."""
+        import torch
+
         stored = self.tensors[name]
         if stored.kind == "Q8_0":
             quants = package(self.path).quants
@@ -81,11 +85,10 @@ class GgufFile:
             kind = package(self.path).constants.GGMLQuantizationType.Q8_0
             rows = raw.reshape(math.prod(stored.shape[:-1]), -1)
             return torch.from_numpy(quants.dequantize(rows, kind)).reshape(stored.shape)
-        if not math.prod(stored.shape):
-            return torch.empty(stored.shape, dtype=KNOWN[stored.kind])
-        count = math.prod(stored.shape)
-        flat = torch.frombuffer(self._map, dtype=KNOWN[stored.kind], count=count, offset=stored.start)
-        return flat.reshape(stored.shape)
+        dtype, count = getattr(torch, KNOWN[stored.kind]), math.prod(stored.shape)
+        if not count:
+            return torch.empty(stored.shape, dtype=dtype)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=stored.start).reshape(stored.shape)
 
 
 def _head(path: Path) -> bytes:

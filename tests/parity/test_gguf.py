@@ -16,6 +16,8 @@ from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file
 
 from gencli.checkpoints.build import load
+from gencli.checkpoints.check import check
+from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import find
 from gencli.checkpoints.gguf import open_gguf
 from gencli.errors import GencliError
@@ -202,6 +204,24 @@ def test_logits_are_the_references_from_the_same_file(tmp_path):
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.arange(30)[None]
     torch.testing.assert_close(opened(file)(ids), theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_it_is_described_and_checked(tmp_path):
+    file = write_gguf(make_gpt2(tmp_path / "model", tokenizer=None), tmp_path / "m.gguf", "Q8_0")
+    told = describe(find(str(file)))
+    assert (told.kind, told.family, told.problem) == ("text", "gpt2", None)
+    assert told.components[0].dtypes == ("F32", "Q8_0") and told.parameters == sum(
+        parameter.numel() for name, parameter in opened(file).named_parameters() if name != "lm_head.weight"
+    )
+    assert check(find(str(file))).problems == () and check(find(str(file))).tensors == 28
+    content = bytearray(file.read_bytes())
+    start = open_gguf(file)[2].tensors["output_norm.bias"].start
+    content[start : start + 4] = struct.pack("<f", float("nan"))
+    file.write_bytes(content)
+    (problem,) = check(find(str(file))).problems
+    assert "1 values that are NaN" in problem
+    file.write_bytes(content[:5000])
+    assert "broken" in describe(find(str(file))).problem and "broken" in check(find(str(file))).problems[0]
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -241,3 +243,52 @@ def test_another_base_is_only_a_note(tmp_path):
     write_json(folder / CONFIG, {**raw, "base_model_name_or_path": "org/other"})
     (note,) = open_model(find(str(base)), adapters=[Adapter(folder)]).notes
     assert "was made for org/other" in note
+
+
+def test_a_pickled_adapter_only_when_allowed(tmp_path):
+    base = make_base(tmp_path / "base", "llama")
+    folder = make_adapter(base, tmp_path / "a", target_modules=["q_proj"])
+    expected = merged(base, Adapter(folder)).state_dict()
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(GencliError) as caught:
+        merged(base, Adapter(folder))
+    assert "--allow-pickle" in caught.value.hint
+    model = load(base)
+    merge(model, architecture("llama").LAYOUT, [Adapter(folder)], allow_pickle=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_as_a_process(tmp_path):
+    """Two adapters, one with a weight: the text is that of the merged model; what cannot be is exit code 1 and 2."""
+    base = make_gpt2(tmp_path / "base")
+    folders = [make_adapter(base, tmp_path / str(i), i, target_modules=["c_attn", "c_fc"]) for i in range(2)]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable,
+            "-m",
+            "gencli",
+            "text",
+            "-m",
+            str(base),
+            "--temp",
+            "0",
+            "-n",
+            "12",
+            "--json",
+            "The dog",
+        ]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+    result = run("--lora", str(folders[0]), "--lora", f"{folders[1]}:0.5")
+    assert (result.returncode, result.stderr) == (0, "")
+    model = open_model(find(str(base)), adapters=[Adapter(folders[0]), Adapter(folders[1], 0.5)])
+    ids = model.tokenizer.encode("The dog")
+    for _ in range(12):
+        ids.append(int(model.module(torch.tensor([ids]))[0, -1].argmax()))
+    assert json.loads(result.stdout)["text"] == model.tokenizer.decode(ids[-12:])
+    assert result.stdout != run().stdout
+    result = run("--lora", str(tmp_path / "nothing"))
+    assert result.returncode == 1 and "has no adapter_config.json" in result.stderr
+    assert run("--lora", "x:nan").returncode == 2
