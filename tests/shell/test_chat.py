@@ -1,0 +1,197 @@
+"""`gencli chat` as a process: on a real terminal and in a pipe; `gencli text --chat` in scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal
+from tests.test_chat import BIAS, CHATML
+from tests.tiny_text import END, make_gpt2, write_json
+
+SPOKEN = [part for token, _ in BIAS for part in ("--logit-bias", f"{token}=-inf")]
+
+
+def templated(folder: Path, template: str, **shape: int) -> Path:
+    make_gpt2(folder, layout="saved", **shape)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", {**config, "chat_template": template})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """A context that no answer in here fills."""
+    return templated(
+        tmp_path_factory.mktemp("models") / "tuned", CHATML, n_positions=40_000, n_embd=8, n_head=1, n_layer=1
+    )
+
+
+class Terminal:
+    """gencli on a pseudo-terminal, whose Ctrl-C reaches it as a real one does."""
+
+    def __init__(self, *args: object, folder: Path):
+        pid, self.master = pty.fork()  # the child's controlling terminal
+        if pid == 0:
+            os.chdir(folder)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.execve(GENCLI[0], [*GENCLI, *map(str, args)], environment(TERM="xterm", COLUMNS="80", NO_COLOR="1"))
+        self.pid = pid
+        self.seen = b""
+
+    def wait_for(self, text: bytes) -> bytes:
+        """Read until `text` comes; what came before it, since the last time."""
+        deadline = time.monotonic() + LIMIT
+        while text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not come: {self.seen[-500:]!r}"
+            data = os.read(self.master, 65536)
+            self.seen += data
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def interrupt(self) -> None:
+        """Ctrl-C, until it is noticed: Python's reading of a line can miss one that comes just as it goes to wait."""
+        for _ in range(LIMIT // 5):
+            self.type(b"\x03")
+            if select.select([self.master], [], [], 5)[0]:
+                break
+        self.wait_for(b"note: stopped")
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def ended(self) -> int:
+        """Its exit code."""
+        try:
+            while os.read(self.master, 65536):
+                pass
+        except OSError:  # Linux's way to say that the other end is closed
+            pass
+        os.close(self.master)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
+    """Ctrl-C stops the answer alone; several lines are one message; what is saved is what was said; Ctrl-D leaves."""
+    terminal = Terminal("chat", "-m", tuned, "-n", 30_000, "-s", 5, *SPOKEN, "--system", "Be kind.", folder=tmp_path)
+    terminal.wait_for(b"Ctrl-D leaves")
+    terminal.wait_for(b"> ")
+    terminal.type(b"Once\n")
+    terminal.wait_for(b"Once\r\n")
+    while len(terminal.seen) < 20:  # the answer has begun, and has a long way to go
+        terminal.seen += os.read(terminal.master, 65536)
+    terminal.interrupt()
+    terminal.wait_for(b"> ")
+    terminal.type(b"half a line")
+    terminal.wait_for(b"half a line")
+    terminal.interrupt()
+    terminal.wait_for(b"> ")
+    terminal.type(b"/seed 7\n")
+    terminal.wait_for(b"seed 7")
+    terminal.type(b'"""first\nsecond"""\n')
+    terminal.wait_for(b"second")
+    terminal.wait_for(b"\r\n")
+    while len(terminal.seen) < 20:
+        terminal.seen += os.read(terminal.master, 65536)
+    terminal.interrupt()
+    for command, answer in (
+        (b"/save 'my talk.json'", b"4 messages saved in my talk.json"),
+        (b"/nonsense", b"no such command: /nonsense"),
+        (b"/system Be brief.", b"Be brief."),
+        (b"/reset", b"forgotten"),
+        (b"/save empty.json", b"0 messages saved in empty.json"),
+        (b"/load my\\ talk.json", b"4 messages loaded from my talk.json"),
+        (b"/load none.json", b"error: none.json: there is no such file"),
+        (b"/save", b"hint: as in /save talk.json"),
+        (b"/help", b"a message of several lines."),
+    ):
+        terminal.wait_for(b"> ")
+        terminal.type(command + b"\n")
+        terminal.wait_for(command)  # its echo
+        terminal.wait_for(answer)
+    terminal.wait_for(b"> ")
+    terminal.type(b"\x04")
+    assert terminal.ended() == 0
+    messages = json.loads((tmp_path / "my talk.json").read_text())["messages"]
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [m["content"] for m in messages if m["role"] != "assistant"] == ["Be kind.", "Once", "first\nsecond"]
+    assert all(m["content"] for m in messages)
+    assert json.loads((tmp_path / "empty.json").read_text())["messages"] == [{"role": "system", "content": "Be brief."}]
+
+
+def test_in_a_pipe_it_answers_once(tuned: Path):
+    """All of stdin is the message; stdout holds the answer alone, the same as `text --chat` gives."""
+    common = ("-m", tuned, "-n", 12, "-s", 3, *SPOKEN)
+    chat = gencli("chat", *common, "-q", "--system", "Be kind.", stdin=b"one\ntwo\n")
+    assert (chat.returncode, chat.stderr) == (0, b"")
+    text = gencli("text", *common, "--system", "Be kind.", "--json", stdin=b"one\ntwo\n")
+    assert (text.returncode, text.stderr) == (0, b"")
+    answer = json.loads(text.stdout)
+    assert answer["text"] + "\n" == chat.stdout.decode() and answer["text"].strip() == answer["text"]
+    assert answer["usage"]["prompt_tokens"] > 30
+
+
+def test_lines_are_conversations_of_their_own(tuned: Path):
+    common = ("-m", tuned, "-n", 8, "--chat", "--json", *SPOKEN)
+    done = gencli("text", *common, "-s", 3, "--lines", stdin=f"one\ntwo {END}\n".encode())
+    assert (done.returncode, done.stderr) == (0, b"")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    alone = json.loads(gencli("text", *common, "-s", 4, f"two {END}").stdout)
+    assert [a["index"] for a in answers] == [0, 1] and answers[1]["text"] == alone["text"]
+
+
+def test_reasoning_is_not_in_the_pipe(tmp_path: Path):
+    """A template that opens the block, a model that never closes it: nothing of it reaches stdout or a redirected
+    stderr."""
+    source = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    assert source != CHATML
+    model = templated(tmp_path / "thinker", source)
+    done = gencli("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", b"")
+    code, screen, stdout, _ = on_terminal("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN, stdout=False)
+    assert (code, stdout) == (0, b"\n")
+    assert screen.count(b"\x1b[2m") >= 3 and b"\x1b[0m\r\n" in screen, "dimmed, and what follows on a new line"
+
+
+def test_what_goes_wrong_is_one_line(tuned: Path, tmp_path: Path):
+    """A raw prompt to a chat model is noted once; a template that loops, no message, what does not go together."""
+    raw = gencli("text", "-m", tuned, "--lines", "-n", 2, stdin=b"a\nb\n")
+    assert raw.returncode == 0 and raw.stderr.count(b"\n") == 1
+    assert raw.stderr.startswith(b"note: ") and b"--chat" in raw.stderr
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    looping = gencli("text", "hi", "--chat", "-m", templated(tmp_path / "loops", loops))
+    assert (looping.returncode, looping.stdout, looping.stderr.count(b"\n")) == (1, b"", 1)
+    assert b"did not end within 5 seconds: does it loop?" in looping.stderr
+    for args, stdin, code, message in (
+        (("chat", "-m", tuned), b" \n", 1, b"error: stdin holds no message"),
+        (("text", "--chat", "--echo", "hi"), b"", 2, b"error: --echo is for raw prompts"),
+        (("chat", "-m", tuned, "--examples", tmp_path), b"hi", 1, b"there is no such file"),
+    ):
+        done = gencli(*args, stdin=stdin)
+        assert (done.returncode, done.stdout) == (code, b"") and message in done.stderr
+
+
+def test_the_template_process_ends_with_its_owner(tuned: Path):
+    """Even a gencli that is killed leaves nothing behind: the worker's stdin ends."""
+    process = subprocess.Popen(
+        [*GENCLI, "text", "hi", "--chat", "-m", str(tuned), "-n", "30000", *SPOKEN],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    assert process.stdout and os.read(process.stdout.fileno(), 1)
+    [worker] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + LIMIT
+    stat = Path(f"/proc/{worker}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
