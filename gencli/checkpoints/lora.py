@@ -103,9 +103,9 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"{file}: not supported: {', '.join(f'{key} = {raw[key]!r}'[:80] for key in unknown[:6])}",
             "these keys may change the numbers, so gencli does not guess",
         )
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(raw.get(key) or {}, dict):
-            raise GencliError(f"{file}: {key} = {raw[key]!r:.60} is no table of names and numbers")
+    for key, kind in (("rank_pattern", dict), ("alpha_pattern", dict), ("modules_to_save", list)):
+        if not isinstance(raw.get(key) or kind(), kind):
+            raise GencliError(f"{file}: {key} = {raw[key]!r:.60} is no {'list' if kind is list else 'table'} of names")
     return raw
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import sys
 from pathlib import Path
 
 import gguf
@@ -423,6 +424,14 @@ NAME = text("t")
 def test_broken_and_hostile_files(tmp_path, content, says):
     (tmp_path / "m.gguf").write_bytes(content)
     refusal(tmp_path / "m.gguf", says)
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    file = write_gguf(make_gpt2(tmp_path / "model", tokenizer=None), tmp_path / "m.gguf", "F32")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(GencliError, match="GGUF needs the package gguf") as caught:
+        open_gguf(file)
+    assert caught.value.hint == "pip install gguf"
 
 
 def test_cut_and_flipped_anywhere(tmp_path):

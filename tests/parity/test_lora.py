@@ -162,6 +162,8 @@ def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
         ({"rank_pattern": {"(a+)+": 4}}, "no pattern of names"),
         ({"rank_pattern": {"(": 4}}, "no pattern of names"),
         ({"lora_alpha": "8"}, "lora_alpha = '8' is no number"),
+        ({"alpha_pattern": [1]}, "alpha_pattern = [1] is no table of names"),
+        ({"modules_to_save": 5}, "modules_to_save = 5 is no list of names"),
     ],
 )
 def test_what_changes_the_numbers_is_refused(tmp_path, change, says):
