@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
+from gencli.cli.chat_talk import Talk
+from gencli.cli.console import Console
 from gencli.errors import GencliError
 from gencli.text import template
 from gencli.text.chat_format import Templated, Transcript
@@ -161,6 +164,17 @@ def test_a_conversation_that_outgrows_the_context(partner):
     with pytest.raises(GencliError, match="the context of base is 256"):
         session.prepare("far too long " * 200)
     assert (session.conversation.left_out, len(session.conversation.turns)) == (before, 24)
+
+
+def test_what_is_left_out_is_said(partner, capsysbinary):
+    stream = io.StringIO()
+    talk = Talk(Console(stream), Session(partner, GREEDY, Conversation()), seed=3)
+    for _ in range(9):
+        talk.answer("a message")
+    assert "outgrown the context of 256 tokens: its oldest 2 messages are left out" in stream.getvalue()
+    assert talk.seed == 12
+    answers = [m["content"] for m in talk.session.conversation.turns[1::2]]
+    assert capsysbinary.readouterr().out.decode() == "".join(f"{answer}\n" for answer in answers)
 
 
 def test_a_base_model_gets_a_transcript(base):

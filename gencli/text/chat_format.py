@@ -38,7 +38,12 @@ class Templated:
 
         Raises GencliError when the template refuses the conversation, loops, or is broken.
         """
-        text = self._render(self.literals.hide(messages), add_generation_prompt=True)
+        try:
+            text = self._render(self.literals.hide(messages), add_generation_prompt=True)
+        except GencliError as error:
+            if messages[0]["role"] == "system":
+                error.hint = "some templates know no system prompt: write it into the message"
+            raise
         shown = self.literals.restore(text)
         return Prompt(shown, self.literals.encode(text), shown.rstrip().endswith(OPEN))
 

@@ -43,6 +43,7 @@ def test_text_and_ids_are_the_reference(pair):
             with pytest.raises(GencliError) as caught:
                 made.prompt(messages)
             assert family.name in caught.value.message and "\n" not in caught.value.message
+            assert caught.value.hint and "no system prompt" in caught.value.hint
             messages = messages[1:]
         text = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
