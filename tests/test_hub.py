@@ -161,7 +161,7 @@ def test_an_interrupted_download_goes_on_in_the_next_run(hub: Hub, env: dict[str
     hub.stall, hub.cut_after = threading.Event(), 2**21
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [*process.GENCLI, "models", "pull", "org/tiny"]
-    started = subprocess.Popen(command, env=process.environment(**env), **streams)
+    started = subprocess.Popen(command, env=process.environment(**env), preexec_fn=process.obey_signals, **streams)
     assert hub.stalled.wait(60)
     partial = f"{sha256(tiny()['model.safetensors'])}.incomplete"
     blobs = Path(str(env["HF_HUB_CACHE"])) / "models--org--tiny" / "blobs"

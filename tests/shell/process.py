@@ -36,13 +36,14 @@ def gencli(*args: object, stdin: bytes | int = subprocess.DEVNULL, **env: str | 
     )
 
 
+def obey_signals() -> None:
+    """For a child before it runs: tests may run in the background, where Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*args: object, **pipes: int) -> subprocess.Popen:
     """Start gencli with pipes for all three streams that `pipes` does not name."""
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
-
-    def obey_signals() -> None:  # tests may run in the background, where Ctrl-C is ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
     return subprocess.Popen([*GENCLI, *map(str, args)], env=environment(), preexec_fn=obey_signals, **streams)
 
 
