@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from gencli import stopping
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
@@ -18,22 +18,19 @@ if TYPE_CHECKING:
 DONE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 130, 141, 143
 
 
-class Terminated(BaseException):
-    """SIGTERM came. No Exception, so that nothing on the way takes it for a failure."""
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (default: the process's own); the exit code. Errors have been said on stderr."""
-    args = sys.argv[1:] if args is None else args
-    before = None
+    with stopping.remembered():
+        return _main(sys.argv[1:] if args is None else args)
+
+
+def _main(args: Sequence[str]) -> int:
     console = None
     try:
         from gencli.cli.console import Console  # in here, so that Ctrl-C during imports ends well too
 
         _open_standard_streams()
         console = Console(debug="--debug" in (args[: args.index("--")] if "--" in args else args))
-        with contextlib.suppress(ValueError):  # not the main thread: no signals there
-            before = signal.signal(signal.SIGTERM, _terminate)
         from gencli.cli.app import run
 
         code = run(args, console)
@@ -44,9 +41,6 @@ def main(args: Sequence[str] | None = None) -> int:
         code = _exit_code(error, console)
         _let_go_of_stdout(code)
         return code
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _exit_code(error: BaseException, console: Console | None) -> int:
@@ -57,7 +51,7 @@ def _exit_code(error: BaseException, console: Console | None) -> int:
     if isinstance(error, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing more to stop
         return INTERRUPTED
-    if isinstance(error, Terminated):
+    if isinstance(error, stopping.Terminated):
         return TERMINATED
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
@@ -79,10 +73,6 @@ def _in_plain_words(error: BaseException) -> GencliError:
         where = f" {error.filename}" if error.filename else ""
         return GencliError(f"cannot read or write{where}: {error.strerror or text}")
     return GencliError(f"{type(error).__name__}: {text}", "this is a defect of gencli; --debug shows where it is")
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _open_standard_streams() -> None:

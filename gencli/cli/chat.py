@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from gencli import devices
+from gencli import devices, stopping
 from gencli.checkpoints.adapter import Adapter
 from gencli.checkpoints.find import find
 from gencli.cli import options
@@ -112,8 +112,9 @@ def chat(
         raise GencliError("stdin holds no message", "at a terminal `gencli chat` is a conversation")
 
     console.progress(f"loading {source.name}")
-    from gencli.text.load import open_model
-    from gencli.text.session import Partner, Session
+    with stopping.heeded():
+        from gencli.text.load import open_model
+        from gencli.text.session import Partner, Session
 
     loaded = open_model(
         source, device=device, dtype=dtype, threads=threads, adapters=adapters, allow_pickle=allow_pickle

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gencli import devices
+from gencli import devices, stopping
 from gencli.checkpoints.find import Source, find
 from gencli.cli import image_options as o
 from gencli.cli import image_sinks, options
@@ -116,7 +116,8 @@ def image(
     if request.seed is None:
         request = request.replace(seed=random.SystemRandom().getrandbits(32))
 
-    from gencli.cli.image_run import Run
+    with stopping.heeded():
+        from gencli.cli.image_run import Run
 
     Run(
         console,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gencli import devices
+from gencli import devices, stopping
 from gencli.checkpoints.adapter import Adapter
 from gencli.checkpoints.find import find
 from gencli.cli import options
@@ -170,7 +170,8 @@ def text(
 
     console: Console = ctx.obj
     console.progress(f"loading {source.name}")
-    from gencli.text.load import open_model
+    with stopping.heeded():
+        from gencli.text.load import open_model
 
     loaded = open_model(
         source, device=device, dtype=dtype, threads=threads, adapters=adapters, allow_pickle=allow_pickle

@@ -11,10 +11,11 @@ import sys
 import pytest
 
 from gencli import __version__
-from gencli.__main__ import Terminated, _exit_code
+from gencli.__main__ import _exit_code
 from gencli.cli.console import Console
 from gencli.errors import GencliError, UsageError
-from tests.shell.process import GENCLI, environment, gencli, on_terminal, shell
+from gencli.stopping import Terminated
+from tests.shell.process import GENCLI, environment, gencli, obey_signals, on_terminal, shell
 
 HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL"]
 
@@ -193,3 +194,40 @@ def test_exit_codes(error: BaseException, code: int, says: str):
     assert _exit_code(error, Console(said)) == code
     signal.signal(signal.SIGINT, before)
     assert said.getvalue().startswith(says) and bool(said.getvalue()) == bool(says)
+
+
+# torch's own import, for a moment, drops what a signal handler raises, and numpy's makes an ImportError of it; this
+# finder does so every time.
+SWALLOWING = """
+import os, sys
+
+class Swallowing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), {number})
+                while True:
+                    pass
+            except BaseException:
+                if {fails}:
+                    raise ImportError("cannot load module more than once") from None
+
+sys.meta_path.insert(0, Swallowing())
+from gencli.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command, fails", [("text", False), ("text", True), ("image", False), ("chat", True)])
+def test_a_signal_that_an_import_swallows_is_not_lost(command: str, fails: bool, number: signal.Signals, code: int):
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWING.format(number=int(number), fails=fails), command, "-m", "stories"],
+        input=b"Once",
+        capture_output=True,
+        env=environment(),
+        preexec_fn=obey_signals,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
