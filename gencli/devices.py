@@ -28,7 +28,7 @@ def check_names(device: str, dtype: str, threads: int | None) -> None:
         hint = f"did you mean {close}?" if close else _hint(dtype, DTYPES)
         raise UsageError(f"--dtype {dtype!r}: no such precision", hint or ", ".join(DTYPES))
     if threads is not None and not 1 <= threads <= 4096:
-        raise UsageError(f"--threads {threads}: must be at least 1")
+        raise UsageError(f"--threads {threads}: must be from 1 to 4096")
 
 
 def pick_device(name: str) -> torch.device:

@@ -39,6 +39,7 @@ FACES = [
     (["text", "a", "--device", "tpu"], 2),
     (["text", "a", "--dtype", "fp16"], 2),
     (["text", "a", "--threads", "0"], 2),
+    (["text", "a", "--threads", "4097"], 2),
     (["text", "a", "--color", "blue"], 2),
     (["text", "a", "--lines"], 2),
     (["text", "a", "--logprobs", "2"], 2),
