@@ -95,7 +95,20 @@ def test_templates():
     template = Template("out/{index:03}-{seed}-{prompt}.{{x}}.png")
     assert template.fields == {"seed", "index", "prompt"}
     assert template.path(seed=9, index=4, prompt="a b") == Path("out/004-9-a-b.{x}.png")
-    for wrong in ("{}", "{0}", "{x}", "{seed.real}", "{seed!r}", "{prompt:>9}", "{seed:q}", "{", "{seed[0]}"):
+    assert Template("{index:4d}.png").path(seed=9, index=4, prompt="") == Path("   4.png")
+    for wrong in (
+        "{index:0999999999}",
+        "{seed:,}",
+        "{}",
+        "{0}",
+        "{x}",
+        "{seed.real}",
+        "{seed!r}",
+        "{prompt:>9}",
+        "{seed:q}",
+        "{",
+        "{seed[0]}",
+    ):
         with pytest.raises(UsageError, match="cannot be filled in"):
             Template(wrong)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import string
 import sys
 import unicodedata
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gencli.cli.console import is_terminal
 from gencli.cli.files import check_folder, write_new, write_over
-from gencli.cli.sinks import stdout_bytes, write_json
+from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Template:
         try:
             parts = list(string.Formatter().parse(self.text))
             for _, name, spec, conversion in parts:
-                if name is not None and (name not in FIELDS or conversion or (name == "prompt" and spec)):
+                if name is not None and (name not in FIELDS or conversion or not _fits(name, spec or "")):
                     raise ValueError
             self.path(seed=0, index=0, prompt="")
         except (ValueError, IndexError, KeyError):
@@ -61,7 +62,8 @@ class Template:
         if many and not self.fields & {"seed", "index"}:
             path = Path(self.text)
             hint = f"{what} '{path.with_stem(path.stem + '-{seed}')}'"
-            raise UsageError(f"{what} {self.text}: several pictures would go into one file", f"{hint}, or --grid")
+            hint += ", or --grid" if what == "-o" else ""  # of a grid each picture has its own animation
+            raise UsageError(f"{what} {self.text}: several pictures would go into one file", hint)
         if not any(field in str(Path(self.text).parent) for field in ("{seed", "{index", "{prompt")):
             check_folder(self.path(seed=0, index=0, prompt="").parent)
 
@@ -73,6 +75,11 @@ class Template:
             return write_new(path, data)
         write_over(path, data)
         return path
+
+
+def _fits(name: str, spec: str) -> bool:
+    """Whether a field may have this format: a number's digits are few, or its file name would fill the memory."""
+    return not spec or (name != "prompt" and re.fullmatch(r"0?[0-9]{1,2}d?", spec, re.ASCII) is not None)
 
 
 def slug(prompt: str) -> str:
@@ -102,9 +109,7 @@ class ImageSink:
 
         data = encode(image, self.kind, describe(request) if self.metadata else None)
         if self.template is None:
-            out = stdout_bytes()
-            out.write(data)
-            out.flush()
+            write(data)
             return
         path = self.template.write(data, request, index)
         if self.json:
@@ -122,13 +127,15 @@ def _text(path: Path) -> str:
 
 def print_path(path: Path) -> None:
     """One path a line, in the bytes that the file system has."""
-    out = stdout_bytes()
-    out.write(os.fsencode(path) + b"\n")
-    out.flush()
+    write(os.fsencode(path) + b"\n")
 
 
 def plan(output: str | None, kind: str | None, *, many: bool, json: bool, metadata: bool) -> ImageSink:
-    """Where pictures go, from -o, --format and what stdout is. Raises UsageError for what cannot be meant."""
+    """Where pictures go, from -o, --format and what stdout is. Raises UsageError for what cannot be meant.
+
+    Raises GencliError when stdout is closed.
+    """
+    stdout_bytes()  # fails now rather than after the work
     terminal = is_terminal(sys.stdout)
     if output == "-" or (output is None and not terminal and not json):
         if json:

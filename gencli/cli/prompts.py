@@ -24,11 +24,12 @@ def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> s
     """The prompt: arguments joined by a space, `-` being all of stdin set off by newlines.
 
     Without arguments it is stdin, or "" unless `stdin_by_default`. With arguments and no `-` stdin is not touched.
-    Raises UsageError as `check_arguments`, GencliError when stdin is closed or not UTF-8.
+    Raises UsageError as `check_arguments`, GencliError when stdin is closed, or it or an argument is not UTF-8.
     """
     check_arguments(arguments, stdin_by_default=stdin_by_default)
     if not arguments:
         return read_stdin() if stdin_by_default else ""
+    _check_utf8(arguments)
     if "-" not in arguments:
         return " ".join(arguments)
     where = list(arguments).index("-")
@@ -55,6 +56,14 @@ def stdin_bytes() -> BinaryIO:
     if sys.stdin is None:
         raise GencliError("stdin is closed", "give the prompt as an argument, or redirect stdin from a file")
     return sys.stdin.buffer
+
+
+def _check_utf8(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:  # bytes of argv that cannot be decoded arrive as lone surrogates
+            raise GencliError(f"the prompt is not valid UTF-8: {argument!r}"[:200]) from None
 
 
 def _decode(data: bytes, what: str) -> str:

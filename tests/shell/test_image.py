@@ -88,8 +88,10 @@ def test_the_same_seed_gives_the_same_bytes_and_a_path_on_stdout(sd, apple, fold
         (("a", "--count", 2), "several pictures do not fit into one stdout"),
         (("--lines",), "several pictures do not fit into one stdout"),
         (("a", "--count", 2, "-o", "a.png"), "several pictures would go into one file"),
+        (("a", "--count", 2, "--grid", "--gif", "a.gif"), "hint: --gif 'a-{seed}.gif'\n"),
         (("a", "--json", "-o", "-"), "--json"),
         (("a", "--steps", 0), "--steps 0"),
+        (("a", "--threads", 5000), "must be from 1 to 4096"),
         (("a", "--size", "64"), "--size 64"),
         (("a", "--sampler", "plms"), "no such sampler"),
         (("a", "--lines"), "takes no PROMPT"),
@@ -277,6 +279,20 @@ def test_what_was_finished_before_ctrl_c_stays(ddpm, folder):
     assert set(said) <= set(os.listdir(folder)) <= {*said, f"{len(said)}.png"}
     for name in os.listdir(folder):
         assert pixels(name).shape == (32, 32, 3)
+
+
+def test_stdout_that_takes_nothing(ddpm, folder):
+    full = shell('gencli image -m "$1" --steps 1 > /dev/full', ddpm)
+    assert (full.returncode, full.stderr) == (1, b"error: cannot write to stdout: No space left on device\n")
+    closed = shell("gencli image -m ./none --steps 1 -o a.png >&-", ddpm)  # told before anything is opened
+    assert (closed.returncode, closed.stderr) == (1, b"error: stdout is closed: there is nowhere to write to\n")
+    assert os.listdir(folder) == []
+
+
+def test_a_prompt_that_is_not_utf8(sd):
+    done = shell("gencli image -m \"$1\" $'caf\\xe9'", sd)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: the prompt is not valid UTF-8: ")
 
 
 def test_a_reader_that_leaves(ddpm):
