@@ -1,18 +1,25 @@
 """Write what is generated into README.md: `python -m tests.update_readme`. tests/test_readme.py checks the help pages.
 
-Between `<!-- NAME -->` and `<!-- /NAME -->` stand the help pages of the commands, and the table of decoder families.
+Between `<!-- NAME -->` and `<!-- /NAME -->` stand the help pages of the commands, the table of decoder families, and
+examples with the output that the embedded models gave on this machine.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 COMMANDS = ("text", "image")
+EXAMPLES = (
+    'gencli text --echo "Once upon a time" --seed 1',
+    'gencli text "The dog was sad because" --num-samples 3 -n 12 --seed 1',
+    'gencli text "Hello" -n 4 --seed 1 --json',
+)
 
 
 def help_page(command: str) -> str:
@@ -21,6 +28,14 @@ def help_page(command: str) -> str:
     run = [sys.executable, "-m", "gencli", command, "--help"]
     page = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
     return f"```text\n$ gencli {command} --help\n{page.strip()}\n```"
+
+
+def example(line: str) -> str:
+    """A command line and what it prints, as a block."""
+    words = shlex.split(line)
+    run = [sys.executable, "-m", *words]
+    output = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    return f"```console\n$ {line}\n{output.rstrip()}\n```"
 
 
 def section(text: str, name: str) -> str:
@@ -44,6 +59,7 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     for command in COMMANDS:
         text = replaced(text, f"help:{command}", help_page(command))
+    text = replaced(text, "example:text", "\n\n".join(map(example, EXAMPLES)))
     README.write_text(replaced(text, "parity:text", table()), encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ MODEL_INDEX = {
 }
 
 # what gencli takes when nothing else is said, under the names of diffusers' call
-DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 4.0}
+DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 3.0}
 
 
 def train(
