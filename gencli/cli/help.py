@@ -131,7 +131,8 @@ def _page(command: Any, ctx: Any, width: int) -> str:
     bold = isinstance(console, Console) and console.colored(sys.stdout)
     parts = [_paragraphs(inspect.cleandoc(command.help or ""), width)]
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    usage = [f"[{_metavar(p)}]..." if p.nargs == -1 else f"[{_metavar(p)}]" for p in arguments]
+    words = [_metavar(p) if p.required else f"[{_metavar(p)}]" for p in arguments]
+    usage = [f"{word}..." if p.nargs == -1 else word for word, p in zip(words, arguments, strict=True)]
     if isinstance(command, TyperGroup):
         usage = ["COMMAND [ARGS]..."]
         names = command.list_commands(ctx)

@@ -125,6 +125,11 @@ def test_an_error_cannot_steer_the_terminal():
     assert b"\x1b]" not in terminal and b"\\x1b]0;title\\x07" in terminal
 
 
+def test_usage_tells_what_must_be_given():
+    assert b"Usage: gencli text [OPTIONS] [PROMPT]..." in gencli("text", "--help").stdout
+    assert b"Usage: gencli models show [OPTIONS] NAME\n" in gencli("models", "show", "--help").stdout
+
+
 def test_help_is_plain_in_a_pipe_and_lists_every_option():
     done = gencli("text", "--help", TERM="xterm")
     page = done.stdout.decode()
