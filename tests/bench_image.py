@@ -2,7 +2,7 @@
 
     python tests/bench_image.py [step] [memory] [FOLDER]
 
-step: seconds a guided step at 256×256, gencli and diffusers in turn (wanted: ratio at least 1). memory: the peak of a
+step: seconds a guided step at 512×512, gencli and diffusers in turn (wanted: ratio at least 1). memory: the peak of a
 512×512 run in float32 with --vae-tiling (wanted: below 8 GB). FOLDER keeps the random checkpoint (4.3 GB) between runs.
 
 Not collected by pytest, and no test depends on it: times are for a quiet machine, and ratios for pairs taken in turn.
@@ -106,7 +106,7 @@ def write_checkpoint(folder: Path) -> None:
 
 @torch.no_grad()
 def compare_step(folder: Path, rounds: int) -> None:
-    """One guided step at 256×256: a batch of two through the UNet, as both programs run it."""
+    """One guided step at 512×512: a batch of two through the UNet, as both programs run it."""
     import diffusers
 
     from gencli.checkpoints.find import Source
@@ -115,11 +115,11 @@ def compare_step(folder: Path, rounds: int) -> None:
 
     pipeline = load(open_checkpoint(Source("sd15", folder, "folder")), device="cpu")
     reference = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
-    x, context = torch.randn(2, 4, 32, 32), torch.randn(2, 77, 768)
+    x, context = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768)
     t = torch.full((2,), 500.0)
 
     report(
-        "guided step at 256x256, diffusers / gencli (s)",
+        "guided step at 512x512, diffusers / gencli (s)",
         rounds,
         lambda: reference(x, 500, encoder_hidden_states=context).sample,
         lambda: pipeline.predict(x, t, context),

@@ -1,6 +1,7 @@
 # ruff: noqa: E501
-"""Chat templates as their checkpoints publish them, and tiny checkpoints that carry them.
+"""Chat templates in the forms that checkpoints publish, and tiny checkpoints that carry them.
 
+They were written out from knowledge of those forms, without the files at hand; none was compared with its original.
 Where a published template goes on about tools and pictures, that part is left out: it is not reached by a conversation.
 """
 
