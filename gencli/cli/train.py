@@ -51,6 +51,9 @@ def text(
     lead_share: Annotated[
         float, typer.Option("--lead-share", metavar="P", help="Share of the leading records.", rich_help_panel=RECIPE)
     ] = 0.85,
+    init: Annotated[
+        str, typer.Option("--init", metavar="MODEL", help="Checkpoint to go on from, instead of from nothing.")
+    ] = "",
     steps: Steps = None,
     batch: Batch = None,
     lr: Rate = None,
@@ -67,10 +70,11 @@ def text(
     _need(data, validation)
     devices.check_names("cpu", "float32", threads)
     devices.set_threads(threads)
+    from gencli.checkpoints.find import find
     from gencli.train.text import TextRecipe
     from gencli.train.text import train as run
 
-    given = {"steps": steps, "batch": batch, "lr": lr}
+    given = {"steps": steps, "batch": batch, "lr": lr, "init": init and str(find(init).path)}
     recipe = TextRecipe(
         str(data), str(validation), str(out), lead=lead, lead_share=lead_share, seed=seed, **_said(given)
     )

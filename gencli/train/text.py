@@ -21,8 +21,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.models.gpt2 import GPT2, GPT2Config
+from gencli.text.load import open_model
 from gencli.train.optim import Optimizers, learning_rate_factor
 
 END = "<|endoftext|>"
@@ -35,6 +37,7 @@ class TextRecipe:
     data: str
     validation: str
     out: str  # folder for state and the finished checkpoint
+    init: str = ""  # folder of a GPT-2 checkpoint to go on from; its tokenizer and sizes hold instead of these
     vocab_size: int = 4096
     n_positions: int = 512
     n_embd: int = 256
@@ -95,7 +98,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
 class Documents:
     """Tokenised documents in two piles; a row is a run of whole documents from a pile, cut at the context's length."""
 
-    def __init__(self, texts: list[tuple[str, str]], tokenizer: Tokenizer, recipe: TextRecipe):
+    def __init__(self, texts: list[tuple[str, str]], tokenizer: Tokenizer, recipe: TextRecipe, positions: int):
         encoded = tokenizer.encode_batch([text for _, text in texts])
         lead: list[Tensor] = []
         rest: list[Tensor] = []
@@ -104,7 +107,7 @@ class Documents:
             pile = lead if source.startswith(recipe.lead) else rest
             pile.append(torch.tensor([*item.ids, end], dtype=torch.int32))
         self.piles = [lead, rest] if lead and rest else [lead or rest] * 2
-        self.recipe = recipe
+        self.recipe, self.positions = recipe, positions
 
     def batch(self, step: int) -> Tensor:
         """(batch, n_positions + 1) ids for a step."""
@@ -112,7 +115,7 @@ class Documents:
         return torch.stack([self._row(rng) for _ in range(self.recipe.batch)]).long()
 
     def _row(self, rng: random.Random) -> Tensor:
-        length = self.recipe.n_positions + 1
+        length = self.positions + 1
         pile = self.piles[0 if rng.random() < self.recipe.lead_share else 1]
         parts: list[Tensor] = []
         total = 0
@@ -158,13 +161,9 @@ def train(recipe: TextRecipe) -> Iterator[Progress]:
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     texts = read_texts(recipe.data)
-    tokenizer = _tokenizer(out / "tokenizer.json", texts, recipe)
-    documents = Documents(texts, tokenizer, recipe)
+    model, tokenizer = _begin(recipe, texts)
+    documents = Documents(texts, tokenizer, recipe, model.config.n_positions)
     validation = read_texts(recipe.validation)
-    model = GPT2(
-        GPT2Config(tokenizer.get_vocab_size(), recipe.n_positions, recipe.n_embd, recipe.n_layer, recipe.n_head)
-    )
-    initialise(model, recipe.seed)
     optimizers = Optimizers(model, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=("wte", "wpe"))
     first = _resume(out / "state.pt", model, optimizers)
     saved = begun = time.monotonic()
@@ -183,6 +182,20 @@ def train(recipe: TextRecipe) -> Iterator[Progress]:
         rate = (done - first) * ids[:, 1:].numel() / (time.monotonic() - begun)
         yield Progress(done, loss.item(), rate, scores)
     save_checkpoint(model, tokenizer, out / "checkpoint")
+
+
+def _begin(recipe: TextRecipe, texts: list[tuple[str, str]]) -> tuple[GPT2, Tokenizer]:
+    """A model and tokenizer to start with: those of the checkpoint `init`, else new ones."""
+    if recipe.init:
+        opened = open_model(Source(recipe.init, Path(recipe.init), "folder"), dtype="float32")
+        if not isinstance(opened.module, GPT2):
+            raise GencliError(f"{recipe.init} is no GPT-2 checkpoint", "this recipe trains GPT-2's architecture")
+        return opened.module.train().requires_grad_(True), opened.tokenizer.backend
+    tokenizer = _tokenizer(Path(recipe.out) / "tokenizer.json", texts, recipe)
+    sizes = (recipe.n_positions, recipe.n_embd, recipe.n_layer, recipe.n_head)
+    model = GPT2(GPT2Config(tokenizer.get_vocab_size(), *sizes))
+    initialise(model, recipe.seed)
+    return model, tokenizer
 
 
 def evaluate(
