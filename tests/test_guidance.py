@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gencli.errors import GencliError
+from gencli.image.families.base import Conditioning
 from gencli.image.guidance import Denoiser, check_finite, dynamic_threshold, guide, to_output, to_x0_eps
 from gencli.image.schedule import NoiseSchedule, Point
 
@@ -20,13 +21,14 @@ def x() -> Tensor:
 
 
 class Recorder:
-    """A model that adds the mean of its context, and remembers what it was asked."""
+    """A model that adds the mean of the text it is told, and remembers what it was asked."""
 
     def __init__(self, variance: bool = False) -> None:
         self.calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.variance = variance
 
-    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        context = conditioning.get("text")
         self.calls.append((x, t, context))
         bias = 0.0 if context is None else context.mean((1, 2)).view(-1, 1, 1, 1)
         output = torch.sin(x + bias)
@@ -58,7 +60,7 @@ def test_zero_snr(x: Tensor) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -3.0])
 def test_no_unconditional_pass_at_scale_1_or_less(scale: float, x: Tensor) -> None:
     model, context = Recorder(), torch.ones(2, 5, 6, dtype=torch.float64)
-    predict = Denoiser(model, PLAIN, context=context, negative=0 * context, guidance_scale=scale)
+    predict = Denoiser(model, PLAIN, context={"text": context}, negative={"text": 0 * context}, guidance_scale=scale)
     prediction = predict(x, Point(7.0, 0.5))
     ((seen, t, given),) = model.calls
     assert seen is x
@@ -72,7 +74,7 @@ def test_no_unconditional_pass_at_scale_1_or_less(scale: float, x: Tensor) -> No
 def test_guidance_is_one_batch(shared: bool, x: Tensor) -> None:
     model, context = Recorder(), torch.ones(2, 5, 6, dtype=torch.float64)
     negative = -2 * context[:1] if shared else -2 * context
-    predict = Denoiser(model, PLAIN, context=context, negative=negative, guidance_scale=7.5)
+    predict = Denoiser(model, PLAIN, context={"text": context}, negative={"text": negative}, guidance_scale=7.5)
     prediction = predict(x, Point(7.5, 0.5))
     ((seen, t, given),) = model.calls
     assert seen.shape == (4, 3, 4, 4)
@@ -107,7 +109,13 @@ def test_guidance_rescale(x: Tensor) -> None:
 def test_learned_variance_is_split_off(x: Tensor) -> None:
     context = torch.ones(2, 5, 6, dtype=torch.float64)
     for scale in (1.0, 3.0):
-        predict = Denoiser(Recorder(variance=True), PLAIN, context=context, negative=0 * context, guidance_scale=scale)
+        predict = Denoiser(
+            Recorder(variance=True),
+            PLAIN,
+            context={"text": context},
+            negative={"text": 0 * context},
+            guidance_scale=scale,
+        )
         prediction = predict(x, Point(1.0, 0.5))
         assert prediction.eps.shape == x.shape
         assert prediction.variance is not None

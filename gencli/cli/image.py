@@ -77,6 +77,7 @@ def image(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     offline: options.Offline = False,
+    allow_pickle: options.AllowPickle = False,
     vae_tiling: o.VaeTiling = False,
     seed: options.Seed = None,
     stats: options.Stats = False,
@@ -109,7 +110,7 @@ def image(
     if from_file is not None and "model" not in _given(ctx):
         source = _model_of_file(from_file, request.model)
     else:
-        source = find(request.model, offline=offline, progress=show_download(console))
+        source = find(request.model, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
     pictures = _open(request.init), _open(request.mask)
     if arguments:
         request = request.replace(prompt=read_prompt(arguments))
@@ -130,7 +131,7 @@ def image(
         save_steps=save_steps,
         preview=preview,
         stats=stats,
-    ).run(device=device, threads=threads)
+    ).run(device=device, threads=threads, allow_pickle=allow_pickle)
 
 
 def _check_stdin(arguments: Sequence[str], *, lines: bool, init: str | None, mask: str | None) -> None:

@@ -52,11 +52,11 @@ class Run:
         self.sheet: list[Picture] = []  # what the grid will hold
         self.clock = Clock()
 
-    def run(self, *, device: str, threads: int | None) -> None:
+    def run(self, *, device: str, threads: int | None, allow_pickle: bool = False) -> None:
         """Raises GencliError for all that can go wrong on the way."""
         devices.set_threads(threads)
-        checkpoint = open_checkpoint(self.source)
-        if self.prompts is not None and not checkpoint.reads_text:
+        checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle)
+        if self.prompts is not None and checkpoint.prompt == "none":
             raise UsageError(f"{checkpoint.name} draws without a prompt: --lines cannot be followed")
         request = self.request = resolve(self.request, checkpoint, None if self.init is None else self.init.size)
         if request.negative and (request.guidance or 0) <= 1:

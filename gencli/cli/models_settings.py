@@ -48,11 +48,11 @@ def _of_image(source: Source) -> dict[str, Any]:
     from gencli.image.request import BUILT_IN, BUILT_IN_TEXT
 
     checkpoint = open_checkpoint(source)
-    own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.reads_text or name == "steps"}
+    own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     scheduler = {key: checkpoint.configs["scheduler"].get(key) for key in ("prediction_type", "timestep_spacing")}
     named = {"prediction": scheduler["prediction_type"], "spacing": scheduler["timestep_spacing"]}
     size = {} if checkpoint.size is None else dict(zip(("width", "height"), checkpoint.size, strict=True))
-    found = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.reads_text else {}), **own, **size}
+    found = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {}), **own, **size}
     return found | {name: value for name, value in named.items() if value is not None}
 
 

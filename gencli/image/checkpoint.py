@@ -1,7 +1,7 @@
-"""What a folder in diffusers' layout says of itself, before any weight is read. No torch.
+"""What a folder in diffusers' layout says of itself, before any weight is read.
 
-Text-to-image folders hold text_encoder, tokenizer, unet, vae and scheduler; unconditional ones unet and scheduler,
-in folders of their own or (google/ddpm-cifar10-32) at the root.
+A model_index.json names the pipeline and its parts, each in a folder of its own; a pipeline of one network may have it
+at the root (google/ddpm-cifar10-32). What there must be is the table in `families`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.files import read_json
+from gencli.image.families import FAMILIES, Family
 
-TEXT_TO_IMAGE = {
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionInpaintPipelineLegacy",
-}
-UNCONDITIONAL = {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}
-# part → what its config may say it is (`_class_name` or `model_type`)
-ARCHITECTURES = {
-    "unet": {"UNet2DConditionModel", "UNet2DModel"},
-    "vae": {"AutoencoderKL"},
-    "text_encoder": {"clip_text_model"},
-}
+if TYPE_CHECKING:
+    from gencli.checkpoints.tensors import Tensors
+
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 # generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
 DEFAULTS = {
@@ -44,45 +35,56 @@ DEFAULTS = {
 class Checkpoint:
     """What a folder says, before any weight is read.
 
-    parts: name → folder. configs: unet, vae, text_encoder, scheduler → its JSON. defaults: values for `ImageRequest`.
-    notes: what in the folder goes unused.
+    parts: name → folder. configs: all parts but tokenizers → their JSON. defaults: values for `ImageRequest`.
+    notes: what in the folder goes unused. allow_pickle: whether tensors may be read from pickles.
     """
 
     name: str
     folder: Path
+    family: Family
     parts: Mapping[str, Path]
     configs: Mapping[str, Mapping[str, Any]]
     defaults: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    allow_pickle: bool = False
 
     @property
-    def reads_text(self) -> bool:
-        return "text_encoder" in self.parts
+    def prompt(self) -> str:
+        """What pictures are asked for with: "text", "class" (a name or number) or "none"."""
+        return self.family.prompt
+
+    def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
+        """A part's config and weights. Raises GencliError for weights that cannot be opened."""
+        from gencli.checkpoints.tensors import open_tensors
+
+        return self.configs[part], open_tensors(self.parts[part], allow_pickle=self.allow_pickle)
 
     @cached_property
     def factor(self) -> int:
         """Pixels a side of one latent."""
-        return 2 ** (len(_blocks(self, "vae")) - 1) if "vae" in self.parts else 1
+        return 2 ** (len(_blocks(self, self.family.autoencoder)) - 1) if self.family.autoencoder else 1
 
     @cached_property
     def multiple(self) -> int:
-        """Width and height are whole multiples of this: a latent's side, and for unconditional UNets, which cannot
-        make a level of an odd size, what all levels halve."""
-        return self.factor if self.reads_text else self.factor * 2 ** (len(_blocks(self, "unet")) - 1)
+        """Width and height are whole multiples of this: a latent's side, and for a UNet2DModel, which cannot make a
+        level of an odd size, what all levels halve."""
+        network = self.family.network
+        halves = self.configs[network].get("_class_name") == "UNet2DModel"
+        return self.factor * (2 ** (len(_blocks(self, network)) - 1) if halves else 1)
 
     @cached_property
     def size(self) -> tuple[int, int] | None:
         """Width and height in pixels that the model was made for, if it says so."""
-        sample = self.configs["unet"].get("sample_size")
+        sample = self.configs[self.family.network].get("sample_size")
         height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
         if width is None or height is None:
             return None
         if not all(isinstance(side, int) and 1 <= side <= 4096 for side in (width, height)):
-            raise GencliError(f"{self.parts['unet']}: sample_size = {sample!r} is no size of a picture")
+            raise GencliError(f"{self.parts[self.family.network]}: sample_size = {sample!r} is no size of a picture")
         return width * self.factor, height * self.factor
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Checkpoint:
     """Read the small files of a checkpoint. Raises GencliError for what is no picture checkpoint or not supported."""
     folder = source.path
     if source.kind == "file":
@@ -90,25 +92,32 @@ def open_checkpoint(source: Source) -> Checkpoint:
             f"{folder}: single files are not supported for pictures", "give a folder with a model_index.json"
         )
     index = _index(folder)
-    kind = index.get("_class_name")
-    if kind not in TEXT_TO_IMAGE | UNCONDITIONAL:
-        known = ", ".join(sorted(TEXT_TO_IMAGE | UNCONDITIONAL))
+    kind = str(index.get("_class_name"))
+    family = FAMILIES.get(kind)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
         raise GencliError(f"{folder / 'model_index.json'}: pipeline {kind!r} is not supported", f"gencli knows {known}")
-    wanted = ["unet", "scheduler", *(["vae", "text_encoder", "tokenizer"] if kind in TEXT_TO_IMAGE else [])]
-    if unknown := [name for name in _parts(index) if name not in [*wanted, *UNUSED]]:
+    here = _parts(index)
+    if unknown := [name for name in here if name not in [*family.parts, *UNUSED]]:
         raise GencliError(f"{folder / 'model_index.json'}: {kind} with {', '.join(unknown)} is not supported")
     parts, configs = {}, {}
-    for name in wanted:
-        if name not in _parts(index):
+    for name in family.parts:
+        if name not in here:
+            if name in family.optional:
+                continue
             raise GencliError(f"{folder / 'model_index.json'}: {kind} without {name}")
-        file = {"scheduler": "scheduler_config.json", "tokenizer": None}.get(name, "config.json")
         # Only a pipeline of one network can keep it at the root: two would clash over config.json.
-        root = kind in UNCONDITIONAL and not (folder / name).is_dir()
-        parts[name] = folder if root else folder / name
-        if file:
+        alone = set(family.parts) == {family.network, "scheduler"}
+        parts[name] = folder if alone and not (folder / name).is_dir() else folder / name
+        if not name.startswith("tokenizer"):
+            file = "scheduler_config.json" if name == "scheduler" else "config.json"
             configs[name] = read_json(parts[name] / file)
-    _check_parts(folder, kind, configs)
-    return Checkpoint(source.name, folder, parts, configs, _defaults(folder), _notes(index))
+    _check_architectures(folder, family, configs)
+    checkpoint = Checkpoint(
+        source.name, folder, family, parts, configs, _defaults(folder), _notes(index), allow_pickle=allow_pickle
+    )
+    family.check(checkpoint)
+    return checkpoint
 
 
 def _index(folder: Path) -> Mapping[str, Any]:
@@ -139,31 +148,20 @@ def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check_parts(folder: Path, kind: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Each part's config is of a kind that fits its place. Raises GencliError."""
-    for name, known in ARCHITECTURES.items():
-        if name in configs:
+    for name, known in family.parts.items():
+        if known is not None and name in configs:
             found = configs[name].get("_class_name") or configs[name].get("model_type")
             if found not in known:
                 raise GencliError(f"{folder}: {name} is a {found!r}", f"gencli knows {', '.join(sorted(known))}")
-    unet = configs["unet"]
-    text = unet["_class_name"] == "UNet2DConditionModel"
-    if text != (kind in TEXT_TO_IMAGE):
-        raise GencliError(f"{folder}: a {kind} with a {unet['_class_name']} is not supported")
-    latents = configs["vae"].get("latent_channels", 4) if "vae" in configs else unet.get("in_channels", 3)
-    if unet.get("in_channels", 4 if text else 3) != latents:
-        what = "an inpainting UNet that reads the mask" if unet.get("in_channels") == 9 else "a UNet"
-        raise GencliError(
-            f"{folder}: {what} with in_channels = {unet.get('in_channels')} is not supported",
-            f"its autoencoder has {latents} channels; ordinary UNets paint by mask too",
-        )
 
 
 def _blocks(checkpoint: Checkpoint, part: str) -> list[int]:
     # Defaults as in diffusers' classes.
-    default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1}
+    default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1, "VQModel": 1}
     config = checkpoint.configs[part]
-    blocks = config.get("block_out_channels", [0] * default[config["_class_name"]])
+    blocks = config.get("block_out_channels", [0] * default.get(str(config.get("_class_name")), 1))
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 16:
         raise GencliError(f"{checkpoint.parts[part]}: block_out_channels = {blocks!r} is not supported")
     return blocks

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.image import pictures, samplers
+from gencli.image.families.base import Conditioning
 from gencli.image.guidance import Denoiser, check_finite
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
@@ -102,7 +103,7 @@ class _Recipe:
         self.spacing = request.spacing or pipeline.schedule.timestep_spacing
         self.steps = self.sampler.steps(pipeline.schedule, request.steps, self.spacing, **self.options)
         self.shape = pipeline.latent_shape(request.width, request.height)
-        self.told: tuple[Sequence[str], Tensor] | None = None  # the last prompts, and what the UNet was told of them
+        self.told: tuple[Sequence[str], Conditioning] | None = None  # the last prompts, and what was told
         self.start: Start | None = None
         if init is not None:
             self.steps = from_strength(self.steps, request.strength or 1.0)
@@ -148,7 +149,7 @@ class _Recipe:
         request, pipeline = self.request, self.pipeline
         # Latents have no range to be clipped to, whatever the checkpoint's scheduler says.
         limits = self.sampler.limits - ({"clip"} if pipeline.vae is not None else set())
-        if not pipeline.checkpoint.reads_text:
+        if pipeline.conditioner is None:
             return Denoiser(pipeline.predict, pipeline.schedule, limits=limits)
         scale = request.guidance if request.guidance is not None else 1.0
         return Denoiser(
@@ -161,15 +162,15 @@ class _Recipe:
             limits=limits,
         )
 
-    def _context(self, prompts: Sequence[str]) -> Tensor:
-        """What the UNet is told of prompts, once for all batches of the same ones."""
+    def _context(self, prompts: Sequence[str]) -> Conditioning:
+        """What the network is told of prompts, once for all batches of the same ones."""
         if self.told is None or self.told[0] != prompts:
-            self.told = prompts, self.pipeline.encode_prompts(prompts, self.request.truncate)
+            self.told = prompts, self.pipeline.conditioner.encode(prompts, self.request)
         return self.told[1]
 
     @cached_property
-    def _negative(self) -> Tensor:
-        return self.pipeline.encode_prompts([self.request.negative or ""], self.request.truncate)
+    def _negative(self) -> Conditioning:
+        return self.pipeline.conditioner.negative(self.request)
 
 
 def _keep(x: Tensor, x0: Tensor, eps: Tensor, mask: Tensor, steps: Sequence[Step], index: int) -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from gencli.errors import GencliError
+from gencli.image.families.base import Conditioning, join
 from gencli.image.schedule import NoiseSchedule, Point
 
-Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""model(x (B, C, H, W), t (B,) float, context (B, L, D) or None) → (B, C, H, W), or (B, 2C, H, W) with a variance."""
+Model = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""model(x (B, C, H, W), t (B,) float, conditioning) → (B, C, H, W), or (B, 2C, H, W) with a variance."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ Predict = Callable[[Tensor, Point], Prediction]
 class Denoiser:
     """One call of the model per noise level, guided, as x0 and ε.
 
-    context: the conditioning (B, L, D), or None for a model without. negative: the unconditional or negative
-    embedding, (B, L, D) or (1, L, D). The model is told both in one batch of 2B, and only when there is a `negative`
-    and `guidance_scale` is above 1. limits: which limits on x0 hold where the checkpoint asks for them, "clip" and
+    context: the conditioning, tensors (B, …), or None for a model without. negative: the unconditional or negative one,
+    tensors (B, …) or (1, …). The model is told both in one batch of 2B, and only when there is a `negative` and
+    `guidance_scale` is above 1. limits: which limits on x0 hold where the checkpoint asks for them, "clip" and
     "threshold" (each sampler names those that its definition keeps).
     """
 
@@ -46,8 +47,8 @@ class Denoiser:
         model: Model,
         schedule: NoiseSchedule,
         *,
-        context: Tensor | None = None,
-        negative: Tensor | None = None,
+        context: Conditioning | None = None,
+        negative: Conditioning | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         limits: Collection[str] = ("clip", "threshold"),
@@ -55,10 +56,11 @@ class Denoiser:
         self.model, self.schedule = model, schedule
         self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
         self.guided = guidance_scale > 1 and context is not None and negative is not None
-        self.context = context
+        self.context: Conditioning = context or {}
         if self.guided:
             assert context is not None and negative is not None
-            self.context = torch.cat([negative.expand_as(context), context])
+            batch = max(len(tensor) for tensor in context.values())
+            self.context = join(negative, context, batch)
         self.limits = limits
 
     def __call__(self, x: Tensor, point: Point) -> Prediction:

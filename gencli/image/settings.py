@@ -21,13 +21,13 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     """
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
     _check_text(request, checkpoint)
-    built_in = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.reads_text else {})}
+    built_in = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {})}
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = checkpoint.configs["scheduler"].get("timestep_spacing")
     built_in["spacing"] = named or samplers.get(request.sampler or BUILT_IN["sampler"]).spacing
     if request.init is not None:
         built_in["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
-    own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.reads_text or name == "steps"}
+    own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:
         request.replace(**own)
     except UsageError as error:
@@ -41,7 +41,7 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
 
 
 def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
-    if checkpoint.reads_text:
+    if checkpoint.prompt == "text":
         return
     given = {"a prompt": request.prompt, "--negative": request.negative, "--cfg-scale": request.guidance}
     given["--guidance-rescale"] = request.guidance_rescale

@@ -335,15 +335,15 @@ def test_too_long_a_prompt_is_never_cut_silently(folders):
         draw(folder, prompt="a", negative=prompt, steps=1)
     pipeline = opened_once(folder)
     theirs = pipe.tokenizer(prompt, padding="max_length", truncation=True).input_ids
-    assert pipeline.tokenize(prompt, "right") == theirs
-    assert pipeline.tokenize(prompt, "left")[1:-1] == pipeline.tokenizer.encode(prompt)[2:-1]
+    assert pipeline.conditioner.tokenize(prompt, "right") == theirs
+    assert pipeline.conditioner.tokenize(prompt, "left")[1:-1] == pipeline.conditioner.tokenizer.encode(prompt)[2:-1]
 
 
 def test_nan_is_an_error_and_no_picture(folders):
     folder, _ = folders["sd15"]
     pipeline = opened(folder)
     with torch.no_grad():
-        pipeline.unet.conv_out.bias.copy_(torch.full((4,), float("nan")))
+        pipeline.network.conv_out.bias.copy_(torch.full((4,), float("nan")))
     with pytest.raises(GencliError, match="NaN"):
         draw(folder, pipeline=pipeline, prompt="a", steps=2, **SIZE)
     pipeline = opened(folder)
@@ -424,7 +424,7 @@ def test_odd_entries_of_the_index(folders, tmp_path):
     extra = {"image_encoder": [None, None], "requires_safety_checker": True, "_name_or_path": "x", "strange": 3}
     rewrite_json(folder / "model_index.json", lambda raw: raw | extra)
     checkpoint = open_checkpoint(Source("odd", folder, "folder"))
-    assert checkpoint.reads_text
+    assert checkpoint.prompt == "text"
     assert [note for note in checkpoint.notes if "safety checker" in note]
     assert [note for note in checkpoint.notes if "strange" in note]
 

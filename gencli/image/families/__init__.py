@@ -1,0 +1,69 @@
+"""Families of picture checkpoints, by the pipeline that their model_index.json names. No torch in this file.
+
+To add one: write `gencli/image/families/NAME.py` with `load` (see `base`), and add its rows here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from gencli.image.families import checks
+
+if TYPE_CHECKING:
+    from gencli.image.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a checkpoint of this kind holds.
+
+    module: of this package. parts: name of a part's folder → the architectures that may stand there, as its config
+    names them (`_class_name` or `model_type`); None for tokenizers and schedulers. optional: parts that may be missing.
+    prompt: what a picture is asked for with. network: the part that denoises; autoencoder: the one between pictures and
+    latents, None where there are no latents. check: raises GencliError for configs that do not go together.
+    """
+
+    module: str
+    parts: Mapping[str, frozenset[str] | None]
+    prompt: Literal["text", "class", "none"]
+    network: str = "unet"
+    autoencoder: str | None = None
+    optional: frozenset[str] = frozenset()
+    check: Callable[[Checkpoint], None] = checks.nothing
+
+    def load_module(self) -> ModuleType:
+        """The family's code, which imports torch."""
+        return importlib.import_module(f"gencli.image.families.{self.module}")
+
+
+UNCONDITIONAL = Family(
+    "unconditional", {"unet": frozenset({"UNet2DModel"}), "scheduler": None}, "none", check=checks.pixels
+)
+STABLE_DIFFUSION = Family(
+    "stable_diffusion",
+    {
+        "unet": frozenset({"UNet2DConditionModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKL"}),
+        "text_encoder": frozenset({"clip_text_model"}),
+        "tokenizer": None,
+    },
+    "text",
+    autoencoder="vae",
+    check=checks.latents,
+)
+
+# `_class_name` of model_index.json → family
+FAMILIES: dict[str, Family] = {
+    "DDPMPipeline": UNCONDITIONAL,
+    "DDIMPipeline": UNCONDITIONAL,
+    "PNDMPipeline": UNCONDITIONAL,
+    "StableDiffusionPipeline": STABLE_DIFFUSION,
+    "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,
+    "StableDiffusionInpaintPipeline": STABLE_DIFFUSION,
+    "StableDiffusionInpaintPipelineLegacy": STABLE_DIFFUSION,
+}

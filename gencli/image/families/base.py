@@ -1,0 +1,70 @@
+"""What every family gives: how prompts become what its network is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.image.request import ImageRequest
+from gencli.tokens import Tokenizer
+
+Conditioning = Mapping[str, Tensor]
+"""Keyword arguments of a network's forward, beside x and t; every tensor is (B, …), or (1, …) for all of a batch."""
+
+Loader = Callable[[str], nn.Module]
+"""The module of a part, with its weights, where and in the precision in which the checkpoint runs."""
+
+
+class Conditioner(Protocol):
+    """Prompts → what the network is told of them. A family's module makes one in `load(checkpoint, loader)`, or None
+    when its pictures are asked for without a prompt."""
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The modules that it runs."""
+        ...
+
+    def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
+        """What the network is told of B prompts. Raises GencliError for one that is too long."""
+        ...
+
+    def negative(self, request: ImageRequest) -> Conditioning:
+        """What guidance leads away from: of the negative prompt, or of none; every tensor (1, …)."""
+        ...
+
+
+def join(negative: Conditioning, positive: Conditioning, batch: int) -> Conditioning:
+    """Both in one batch of 2·`batch`, the negative first."""
+    return {
+        name: torch.cat([part.expand(batch, *part.shape[1:]) for part in (negative[name], positive[name])])
+        for name in positive
+    }
+
+
+def frame(tokenizer: Tokenizer, prompt: str, positions: int, vocab_size: int, truncate: str | None) -> list[int]:
+    """Token ids of a prompt between begin and end, padded to the length that the model was trained with.
+
+    positions, vocab_size: the text encoder's. truncate: the side that may be cut away. Raises GencliError with both
+    lengths when it is None and must be.
+    """
+    length = min(tokenizer.max_length or positions, positions)
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    begin, end = tokenizer.bos_id, next(iter(tokenizer.eos_ids), None)
+    if begin is None or end is None:
+        raise GencliError(f"{tokenizer.folder}: the tokenizer names no begin and end token")
+    room = length - 2
+    if len(ids) > room and truncate is None:
+        raise GencliError(
+            f"the prompt has {len(ids)} tokens, and this model reads at most {room}: {prompt[:40]!r}…",
+            "--truncate right leaves out its end, --truncate left its beginning",
+        )
+    ids = ids[-room:] if truncate == "left" else ids[:room]
+    pad = tokenizer.pad_id if tokenizer.pad_id is not None else end
+    framed = [begin, *ids, end, *[pad] * (room - len(ids))]
+    if max(framed) >= vocab_size:
+        raise GencliError(f"{tokenizer.folder}: the tokenizer knows more tokens than the text encoder")
+    return framed
