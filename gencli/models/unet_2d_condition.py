@@ -6,7 +6,7 @@ text's tokens and their width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from gencli.errors import GencliError
 from gencli.models.attention_blocks import Transformer2DModel
 from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
 from gencli.models.unet_blocks import (
+    AttentionFactory,
     DownBlock,
     MidBlock,
     ResnetBlock2D,
@@ -130,37 +131,23 @@ class UNet2DConditionConfig:
         """Attention heads of each level."""
         return self.levels("attention_head_dim" if self.num_attention_heads is None else "num_attention_heads")
 
+    @property
+    def temb_channels(self) -> int:
+        """Width of the time embedding."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
-class UNet2DConditionModel(nn.Module):
+
+class DownPath(nn.Module):
+    """The way down and the middle of a UNet, which its ControlNets have too."""
+
     def __init__(self, config: UNet2DConditionConfig):
         super().__init__()
         self.config = config
-        widths = config.block_out_channels
-        temb_channels = config.time_embedding_dim or 4 * widths[0]
-        resnet = partial(
-            ResnetBlock2D,
-            groups=config.norm_num_groups,
-            eps=config.norm_eps,
-            temb_channels=temb_channels,
-            scale_shift=config.resnet_time_scale_shift == "scale_shift",
-            dropout=config.dropout,
-        )
-        attentions = [
-            partial(
-                Transformer2DModel,
-                heads=config.heads[level],
-                layers=config.levels("transformer_layers_per_block")[level],
-                context_channels=config.levels("cross_attention_dim")[level],
-                groups=config.norm_num_groups,
-                linear=config.use_linear_projection,
-            )
-            for level in range(len(widths))
-        ]
-        layers = config.levels("layers_per_block")
+        widths, layers = config.block_out_channels, config.levels("layers_per_block")
+        resnet, attentions = _resnet(config), _attentions(config)
         last = len(widths) - 1
-
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], temb_channels)
+        self.time_embedding = TimestepEmbedding(widths[0], config.temb_channels)
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 widths[max(level - 1, 0)],
@@ -180,6 +167,34 @@ class UNet2DConditionModel(nn.Module):
                 attention=attentions[last] if crossed else None,
                 resnets=2 if crossed else 1,
             )
+
+    def embed_time(self, timestep: Tensor, sample: Tensor) -> Tensor:
+        """The embedding (B, E) of timesteps (B,) or (1,), in the dtype of the sample (B, C, H, W)."""
+        waves = timestep_embedding(
+            timestep.expand(sample.shape[0]),
+            self.config.block_out_channels[0],
+            flip_sin_to_cos=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+        return self.time_embedding(waves.to(sample.dtype))
+
+    def descend(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """From what `conv_in` gave to the middle's output, and every state on the way down, the first one included."""
+        skips = [x]
+        for block in self.down_blocks:
+            x, states = block(x, temb, context)
+            skips += states
+        if self.config.mid_block_type is not None:
+            x = self.mid_block(x, temb, context)
+        return x, skips
+
+
+class UNet2DConditionModel(DownPath):
+    def __init__(self, config: UNet2DConditionConfig):
+        super().__init__(config)
+        widths, layers = config.block_out_channels, config.levels("layers_per_block")
+        resnet, attentions = _resnet(config), _attentions(config)
+        last = len(widths) - 1
         self.up_blocks = nn.ModuleList(
             UpBlock(
                 widths[min(level + 1, last)],
@@ -194,30 +209,56 @@ class UNet2DConditionModel(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        down_residuals: Sequence[Tensor] | None = None,
+        mid_residual: Tensor | None = None,
+    ) -> Tensor:
         """The prediction (B, C, H, W) for a noisy sample (B, C, H, W) at timesteps (B,) given a text (B, L, D).
 
         Timesteps may be fractions. Any height and width does: a level of an odd size is upsampled to that size again.
+        down_residuals and mid_residual, from ControlNets, are added to what the way up begins from and reads.
         """
         if self.config.center_input_sample:
             sample = 2 * sample - 1
-        waves = timestep_embedding(
-            timestep.expand(sample.shape[0]),
-            self.config.block_out_channels[0],
-            flip_sin_to_cos=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
-        )
-        temb = self.time_embedding(waves.to(sample.dtype))
-        x = self.conv_in(sample)
-        skips = [x]
-        for block in self.down_blocks:
-            x, states = block(x, temb, encoder_hidden_states)
-            skips += states
-        if self.config.mid_block_type is not None:
-            x = self.mid_block(x, temb, encoder_hidden_states)
+        temb = self.embed_time(timestep, sample)
+        x, skips = self.descend(self.conv_in(sample), temb, encoder_hidden_states)
+        if down_residuals is not None:
+            skips = [skip + residual for skip, residual in zip(skips, down_residuals, strict=True)]
+        if mid_residual is not None:
+            x = x + mid_residual
         for block in self.up_blocks:
             x = block(x, temb, encoder_hidden_states, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def _resnet(config: UNet2DConditionConfig) -> partial[ResnetBlock2D]:
+    return partial(
+        ResnetBlock2D,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        temb_channels=config.temb_channels,
+        scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        dropout=config.dropout,
+    )
+
+
+def _attentions(config: UNet2DConditionConfig) -> list[AttentionFactory]:
+    """How the attention of each level is made."""
+    return [
+        partial(
+            Transformer2DModel,
+            heads=config.heads[level],
+            layers=config.levels("transformer_layers_per_block")[level],
+            context_channels=config.levels("cross_attention_dim")[level],
+            groups=config.norm_num_groups,
+            linear=config.use_linear_projection,
+        )
+        for level in range(len(config.block_out_channels))
+    ]
 
 
 LAYOUT = Layout()
