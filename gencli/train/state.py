@@ -1,0 +1,103 @@
+"""The state of a run on disk: written whole or not at all, and read back only into the run that it belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gencli.errors import GencliError
+
+SIZES = "sizes"  # key of a recipe's part that no flag can change
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state in place of an older one. After a kill or a power cut, `path` holds the one or the other."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """The state that was saved there, its tensors on the CPU, or None. Raises GencliError for any other file."""
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise their own
+        what = " ".join(str(error).split())[:100]
+        raise GencliError(f"{path} is no state of a run: {what}", "another -o begins anew") from None
+
+
+def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], *, changes: bool) -> None:
+    """Raises GencliError when a run would go on with another recipe than it was begun with.
+
+    `before` and `now` map names of options to plain values; what is under SIZES can never change, the rest can when
+    `changes` says so. A state that does not tell its recipe is believed.
+    """
+    if before is None:
+        return
+    fixed = _differences(before.get(SIZES, {}), now.get(SIZES, {}))
+    if fixed:
+        raise GencliError(f"{where} was begun with other sizes: {'; '.join(fixed)}", "another -o begins anew")
+    loose = _differences(
+        {key: value for key, value in before.items() if key != SIZES},
+        {key: value for key, value in now.items() if key != SIZES},
+    )
+    if loose and not changes:
+        raise GencliError(
+            f"{where} was begun with another recipe: {'; '.join(loose)}",
+            "give the same as then, or another -o to begin anew, or --allow-changes to go on with what is new",
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in names]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """A short name for data: the same for the same parts in the same order."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `path` at the end; a kill before leaves `path` as it was."""
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in a folder last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):  # not on Windows
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
