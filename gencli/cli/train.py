@@ -99,6 +99,17 @@ def image(
         int | None,
         typer.Option("--autoencoder-steps", metavar="N", help="Steps of the first stage.", rich_help_panel=RECIPE),
     ] = None,
+    init: Annotated[
+        str, typer.Option("--init", metavar="MODEL", help="Checkpoint to go on from; its autoencoder is kept.")
+    ] = "",
+    copies: Annotated[
+        int,
+        typer.Option("--recolor", min=0, metavar="N", help="Repainted copies a picture.", rich_help_panel=RECIPE),
+    ] = 0,
+    pairs: Annotated[
+        int,
+        typer.Option("--pairs", min=0, metavar="N", help='Pictures of "A and B".', rich_help_panel=RECIPE),
+    ] = 0,
     steps: Steps = None,
     batch: Batch = None,
     lr: Rate = None,
@@ -115,12 +126,14 @@ def image(
     _need(pictures, captions)
     devices.check_names("cpu", "float32", threads)
     devices.set_threads(threads)
+    from gencli.checkpoints.find import find
     from gencli.train.autoencoder import AutoencoderRecipe
     from gencli.train.diffusion import DiffusionRecipe, Progress
     from gencli.train.image import train as run
 
     first = AutoencoderRecipe(str(out), seed=seed, **_said({"steps": autoencoder_steps}))
-    second = DiffusionRecipe(str(out), seed=seed, **_said({"steps": steps, "batch": batch, "lr": lr}))
+    given = {"steps": steps, "batch": batch, "lr": lr, "init": init and str(find(init).path)}
+    second = DiffusionRecipe(str(out), seed=seed, copies=copies, pairs=pairs, **_said(given))
     console: Console = ctx.obj
     for at in run(pictures, captions, first, second):
         last = isinstance(at, Progress)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.checkpoints import build
+from gencli.errors import GencliError
 from gencli.models import autoencoder_kl, clip_text, unet_2d_condition
 from gencli.tokens import Tokenizer
 from gencli.train.optim import Optimizers, learning_rate_factor
@@ -70,9 +72,15 @@ TEXT_ENCODER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
-    """`drop`: share of captions left out; `tagged`: share that gets words from the picture's tags beside its label."""
+    """`drop`: share of captions left out; `tagged`: share that gets words from the picture's tags beside its label;
+    `tags_alone`: share that gets such words and no label. `copies`, `pairs`: see `augment`; what that makes is
+    `extra_share` of what is seen. `init`: folder of a checkpoint to go on from, which keeps its autoencoder."""
 
     out: str
+    init: str = ""
+    copies: int = 0
+    pairs: int = 0
+    extra_share: float = 0.3
     batch: int = 64
     steps: int = 4000
     lr: float = 1.5e-3
@@ -82,6 +90,7 @@ class DiffusionRecipe:
     ema: float = 0.999
     drop: float = 0.1
     tagged: float = 0.25
+    tags_alone: float = 0.05
     seed: int = 0
     save_every: float = 180.0  # seconds
 
@@ -133,6 +142,8 @@ def caption_text(caption: Caption, recipe: DiffusionRecipe, rng: random.Random) 
     if rng.random() < recipe.drop:
         return ""
     text = caption.label
+    if caption.tags and rng.random() < recipe.tags_alone:
+        return " ".join(rng.sample(caption.tags, min(len(caption.tags), rng.randint(1, 3))))
     if rng.random() < 0.1:
         text = f"{rng.choice(['a', 'an', 'the'])} {text}"
     if caption.tags and rng.random() < recipe.tagged:
@@ -156,13 +167,37 @@ def initialise(model: TextToLatent, seed: int) -> None:
     nn.init.zeros_(model.unet.conv_out.bias)
 
 
+def load_weights(model: TextToLatent, folder: Path) -> None:
+    """Take text encoder and UNet from a checkpoint. Raises GencliError for one of another shape."""
+    for name, module in (("text_encoder", model.text_encoder), ("unet", model.unet)):
+        found = build.load(folder / name, dtype=torch.float32)
+        if found.config != module.config:
+            raise GencliError(f"{folder / name} has another shape than this recipe's")
+        module.load_state_dict(found.state_dict())
+
+
+def pick(recipe: DiffusionRecipe, own: int, count: int, generator: torch.Generator) -> Tensor:
+    """Which of `count` pictures a batch has: of the first `own`, but for a share of those that were made from them."""
+    picks = torch.randint(own, (recipe.batch,), generator=generator)
+    if count == own:
+        return picks
+    extra = torch.randint(own, count, (recipe.batch,), generator=generator)
+    return torch.where(torch.rand(recipe.batch, generator=generator) < recipe.extra_share, extra, picks)
+
+
 def train(
-    recipe: DiffusionRecipe, captions: list[Caption], latents: tuple[Tensor, Tensor], tokenizer: Tokenizer
+    recipe: DiffusionRecipe, captions: list[Caption], own: int, latents: tuple[Tensor, Tensor], tokenizer: Tokenizer
 ) -> Iterator[Progress]:
-    """Train, or go on from `out`/diffusion.pt; yields after every step. The state holds the average as `ema`."""
+    """Train, or go on from `out`/diffusion.pt; yields after every step. The state holds the average as `ema`.
+
+    The first `own` captions and latents are the data's, the others were made from them.
+    """
     torch.manual_seed(recipe.seed)
     model = TextToLatent(tokenizer)
-    initialise(model, recipe.seed)
+    if recipe.init:
+        load_weights(model, Path(recipe.init))
+    else:
+        initialise(model, recipe.seed)
     average = copy.deepcopy(model).requires_grad_(False)
     adam = ("embedding", "conv_in", "conv_out", "time_embedding")
     optimizers = Optimizers(model, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=adam)
@@ -173,7 +208,7 @@ def train(
     for step in range(first, recipe.steps):
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         rng = random.Random(f"{recipe.seed}/{step}")
-        picks = torch.randint(len(mean), (recipe.batch,), generator=generator)
+        picks = pick(recipe, own, len(mean), generator)
         texts = [caption_text(captions[i], recipe, rng) for i in picks.tolist()]
         ids = torch.tensor([encode_prompt(tokenizer, text) for text in texts])
         x0 = mean[picks] + deviation[picks] * torch.randn(mean[picks].shape, generator=generator)

@@ -9,12 +9,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gencli.checkpoints import build
 from gencli.models import autoencoder_kl
 from gencli.tokens import load_tokenizer
 from gencli.train import autoencoder, diffusion
+from gencli.train.augment import Captioned, augment
 from gencli.train.export import normalise_latents, write_clip_tokenizer, write_json, write_part
 from gencli.train.pictures import Caption, read_captions, read_pictures
 
@@ -52,21 +55,46 @@ def train(
     rows = read_captions(captions)
     pixels = read_pictures(pictures, [name for name, _ in rows], autoencoder.CONFIG["sample_size"])  # type: ignore[arg-type]
     known = [caption for _, caption in rows]
+    recipe = diffusion_recipe
+    extra = augment(_captioned(known, pixels), copies=recipe.copies, pairs=recipe.pairs, seed=recipe.seed)
     if not (out / "latents.pt").exists():
-        yield from autoencoder.train(autoencoder_recipe, pixels)
-        encode(out, pixels)
+        if recipe.init:
+            vae: nn.Module = build.load(Path(recipe.init) / "vae", dtype=torch.float32)
+        else:
+            yield from autoencoder.train(autoencoder_recipe, pixels)
+            vae = _autoencoder(torch.load(out / "autoencoder.pt", weights_only=True)["model"])
+            normalise_latents(vae, *diffusion.encode_pictures(vae, pixels))
+        encode(out, vae, torch.cat([pixels, *(_as_tensor(picture) for _, picture in extra)]))
     vae, latents = encoded(out)
     if not (out / "tokenizer" / "vocab.json").exists():
-        write_clip_tokenizer(out / "tokenizer", _tokenizer_texts(known), VOCABULARY, diffusion.MAX_LENGTH)
+        if recipe.init:
+            copy_files(Path(recipe.init) / "tokenizer", out / "tokenizer")
+        else:
+            write_clip_tokenizer(out / "tokenizer", _tokenizer_texts(known), VOCABULARY, diffusion.MAX_LENGTH)
     tokenizer = load_tokenizer(out / "tokenizer")
-    yield from diffusion.train(diffusion_recipe, known, latents, tokenizer)
+    captions_of_all = [*known, *(caption for caption, _ in extra)]
+    yield from diffusion.train(recipe, captions_of_all, len(known), latents, tokenizer)
     save_checkpoint(out, vae)
 
 
-def encode(out: Path, pixels: Tensor) -> None:
-    """Write `out`/latents.pt: the first stage's autoencoder, normalising its latents, and those of all pictures."""
-    vae = _autoencoder(torch.load(out / "autoencoder.pt", weights_only=True)["model"])
-    mean, deviation = normalise_latents(vae, *diffusion.encode_pictures(vae, pixels))
+def _captioned(captions: list[Caption], pixels: Tensor) -> list[Captioned]:
+    return [(caption, picture.permute(1, 2, 0).numpy()) for caption, picture in zip(captions, pixels, strict=True)]
+
+
+def _as_tensor(picture: np.ndarray) -> Tensor:
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a folder that is no deeper."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+def encode(out: Path, vae: nn.Module, pixels: Tensor) -> None:
+    """Write `out`/latents.pt: the autoencoder, and the latents of all pictures (N, 3, H, W), uint8."""
+    mean, deviation = diffusion.encode_pictures(vae, pixels)  # type: ignore[arg-type]
     torch.save({"vae": vae.state_dict(), "mean": mean, "deviation": deviation}, out / "latents.partial")
     os.replace(out / "latents.partial", out / "latents.pt")
 
@@ -92,9 +120,7 @@ def save_checkpoint(out: Path, vae: nn.Module) -> None:
     write_part(folder / "text_encoder", model.text_encoder, model.text_config, "model")
     write_part(folder / "unet", model.unet, diffusion.UNET, "diffusion_pytorch_model")
     write_part(folder / "vae", vae, {**autoencoder.CONFIG, "scaling_factor": 1.0}, "diffusion_pytorch_model")
-    (folder / "tokenizer").mkdir(exist_ok=True)
-    for file in (out / "tokenizer").iterdir():
-        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    copy_files(out / "tokenizer", folder / "tokenizer")
     (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", diffusion.SCHEDULER)
     write_json(folder / "model_index.json", MODEL_INDEX)
