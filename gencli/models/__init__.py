@@ -22,9 +22,13 @@ ARCHITECTURES: dict[str, str] = {
     "gemma3_text": "gemma3",
     "gemma3": "gemma3",
     "clip_text_model": "clip_text",
+    "clip": "clip",
+    "ldmbert": "ldmbert",
     "AutoencoderKL": "autoencoder_kl",
+    "VQModel": "vq_model",
     "UNet2DModel": "unet_2d",
     "UNet2DConditionModel": "unet_2d_condition",
+    "ControlNetModel": "controlnet",
 }
 
 
