@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,46 @@ ACTIVATIONS = {
 }
 
 
+class TowerConfig(Protocol):
+    """What the layers of a tower need to know, of texts or of pictures."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+
+def check_tower(config: TowerConfig) -> None:
+    """Bounds that any real tower keeps, so that a hostile config allocates nothing. Raises GencliError."""
+    bounds = {"hidden_size": 2**14, "intermediate_size": 2**16, "num_hidden_layers": 128, "num_attention_heads": 1024}
+    check_ints(config, bounds)
+    check_numbers(config, {"layer_norm_eps": (0.0, 1.0)})
+    if config.hidden_size % config.num_attention_heads:
+        raise GencliError(
+            f"config.json: hidden_size = {config.hidden_size} is no multiple of "
+            f"num_attention_heads = {config.num_attention_heads}"
+        )
+    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACTIVATIONS:
+        raise GencliError(
+            f"config.json: hidden_act = {config.hidden_act!r:.80} is not supported",
+            f"gencli knows {', '.join(ACTIVATIONS)}",
+        )
+
+
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """config.json of a text encoder; defaults are those of transformers' class."""
+    """config.json of a text encoder; defaults are those of transformers' class.
+
+    `architectures` says whether there is a projection behind it, to `projection_dim` numbers.
+    """
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -42,37 +79,34 @@ class CLIPTextConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
+    projection_dim: int = 512
+    architectures: tuple[str, ...] | None = None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> CLIPTextConfig:
         """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        if raw.get("architectures") == ["CLIPTextModelWithProjection"]:
-            raise GencliError("config.json: architectures = CLIPTextModelWithProjection is not supported")
-        config = read_config(cls, raw, inert=TRANSFORMERS_INERT | {"projection_dim"})
+        config = read_config(cls, raw, inert=TRANSFORMERS_INERT)
         config.check()
         return config
 
     def check(self) -> None:
         """Bounds that any real model keeps, so that a hostile config allocates nothing."""
-        bounds = {"vocab_size": 2**22, "hidden_size": 2**14, "intermediate_size": 2**16, "num_hidden_layers": 128}
-        check_ints(self, bounds | {"num_attention_heads": 1024, "max_position_embeddings": 2**16})
+        check_tower(self)
+        check_ints(self, {"vocab_size": 2**22, "max_position_embeddings": 2**16})
         check_ints(self, {"eos_token_id": 2**22}, least=0)
-        check_numbers(self, {"layer_norm_eps": (0.0, 1.0)})
-        if self.hidden_size % self.num_attention_heads:
-            raise GencliError(
-                f"config.json: hidden_size = {self.hidden_size} is no multiple of "
-                f"num_attention_heads = {self.num_attention_heads}"
-            )
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
-            raise GencliError(
-                f"config.json: hidden_act = {self.hidden_act!r} is not supported",
-                f"gencli knows {', '.join(ACTIVATIONS)}",
-            )
+        if self.projects:
+            check_ints(self, {"projection_dim": 2**14})
+
+    @property
+    def projects(self) -> bool:
+        """Whether the pooled vector is projected, as for comparing it with pictures."""
+        return self.architectures == ("CLIPTextModelWithProjection",)
 
 
 @dataclass(frozen=True)
 class CLIPTextOutput:
-    """`last_hidden_state` (B, T, C), normed; `pooled` (B, C), its vector at the end of the text.
+    """`last_hidden_state` (B, T, C), normed; `pooled` (B, C), its vector at the end of the text; `text_embeds` (B, P),
+    that vector projected, where the model has a projection.
 
     `hidden_states`: what goes into the first layer and what comes out of each, (B, T, C) and not normed: the
     penultimate layer is `model.final_layer_norm(hidden_states[-2])`.
@@ -81,6 +115,7 @@ class CLIPTextOutput:
     last_hidden_state: Tensor
     hidden_states: list[Tensor]
     pooled: Tensor
+    text_embeds: Tensor | None = None
 
 
 class CLIPTextEmbeddings(nn.Module):
@@ -94,8 +129,9 @@ class CLIPTextEmbeddings(nn.Module):
 
 
 class CLIPAttention(nn.Module):
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: TowerConfig, *, causal: bool):
         super().__init__()
+        self.causal = causal
         self.heads = config.num_attention_heads
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -104,7 +140,7 @@ class CLIPAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(y.transpose(1, 2).reshape(x.shape))
 
     def _split(self, y: Tensor) -> Tensor:
@@ -113,7 +149,7 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMLP(nn.Module):
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: TowerConfig):
         super().__init__()
         self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -124,9 +160,9 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: TowerConfig, *, causal: bool):
         super().__init__()
-        self.self_attn = CLIPAttention(config)
+        self.self_attn = CLIPAttention(config, causal=causal)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = CLIPMLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -137,9 +173,12 @@ class CLIPEncoderLayer(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-    def __init__(self, config: CLIPTextConfig):
+    """The layers of a tower. causal: a position sees those before it alone, as in texts; else it sees all."""
+
+    def __init__(self, config: TowerConfig, *, causal: bool = True):
         super().__init__()
-        self.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(CLIPEncoderLayer(config, causal=causal) for _ in layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """What goes into the first layer and what comes out of each."""
@@ -156,6 +195,8 @@ class CLIPTextModel(nn.Module):
         self.embeddings = CLIPTextEmbeddings(config)
         self.encoder = CLIPEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.projects:
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     @property
     def max_positions(self) -> int:
@@ -167,7 +208,7 @@ class CLIPTextModel(nn.Module):
         hidden_states = self.encoder(self.embeddings(ids))
         x = self.final_layer_norm(hidden_states[-1])
         pooled = x[torch.arange(len(ids), device=ids.device), self._end(ids)]
-        return CLIPTextOutput(x, hidden_states, pooled)
+        return CLIPTextOutput(x, hidden_states, pooled, self.text_projection(pooled) if self.config.projects else None)
 
     def _end(self, ids: Tensor) -> Tensor:
         """Position of the end of each text, (B,).

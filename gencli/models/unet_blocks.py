@@ -35,12 +35,17 @@ def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, fr
 
 
 class TimestepEmbedding(nn.Module):
-    def __init__(self, in_channels: int, time_embed_dim: int):
+    def __init__(self, in_channels: int, time_embed_dim: int, cond_channels: int | None = None):
+        """`cond_channels`: width of what else may be told beside the time (the guidance, of consistency models)."""
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, time_embed_dim)
+        if cond_channels is not None:
+            self.cond_proj = nn.Linear(cond_channels, in_channels, bias=False)
         self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is not None:
+            x = x + self.cond_proj(cond)
         return self.linear_2(F.silu(self.linear_1(x)))
 
 

@@ -89,7 +89,7 @@ def test_gradients_reach_every_weight():
     [
         ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ({"use_attention_mask": True}, "use_attention_mask = True"),
-        ({"architectures": ["CLIPTextModelWithProjection"]}, "CLIPTextModelWithProjection"),
+        ({"architectures": ["CLIPTextModelWithProjection"], "projection_dim": None}, "projection_dim"),
         ({"hidden_size": 25}, "hidden_size = 25"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
         ({"vocab_size": 2**40}, "vocab_size"),
