@@ -330,7 +330,6 @@ def test_spaces_at_the_end_are_held_until_it_is_the_end():
 @pytest.mark.parametrize(
     "decoder",
     [
-        decoders.WordPiece(),
         decoders.CTC(),
         decoders.BPEDecoder(),
         decoders.Sequence([decoders.Fuse(), decoders.Replace("a", "b")]),
@@ -400,7 +399,7 @@ def refusal(folder: Path) -> str:
 
 
 def test_no_tokenizer(tmp_path):
-    assert "has no tokenizer.json, no vocab.json with merges.txt, and no tokenizer.model" in refusal(tmp_path)
+    assert "has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no vocab.txt" in refusal(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
     assert "tokenizer.model is cut off or no SentencePiece model" in refusal(tmp_path)
 

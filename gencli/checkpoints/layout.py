@@ -32,7 +32,7 @@ TOKENIZER = (
     "chat_template.json",
 )
 # tokenizer.json says all that the others say
-SPLITTERS = (("tokenizer.json",), ("vocab.json", "merges.txt", "*.model"))
+SPLITTERS = (("tokenizer.json",), ("vocab.json", "merges.txt", "*.model", "vocab.txt"))
 
 # name of a file → the JSON object in it
 Read = Callable[[str], Mapping[str, Any]]

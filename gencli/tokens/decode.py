@@ -23,6 +23,9 @@ def _byte_alphabet() -> dict[str, int]:
 
 BYTE_OF = _byte_alphabet()
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's piece for one byte
+# How WordPiece's text is put together again, in this order
+CLEANED = [(f" {mark}", mark) for mark in ".?!,"] + [(" ' ", "'"), (" n't", "n't"), (" 'm", "'m")]
+CLEANED += [(" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]
 
 
 def byte_level_bytes(piece: str) -> bytes:
@@ -189,6 +192,19 @@ def _metaspace(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
     return lambda piece, first: piece.replace(mark, "" if first and not keeps_first else " ")
 
 
+def _word_piece(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
+    prefix = row["prefix"]
+
+    def change(piece: str, first: bool) -> str:
+        if not first:
+            piece = piece.removeprefix(prefix) if piece.startswith(prefix) else " " + piece
+        for old, new in CLEANED if row["cleanup"] else ():
+            piece = piece.replace(old, new)
+        return piece
+
+    return change
+
+
 def _strip(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
     def change(piece: str, first: bool) -> str:
         strip = StripWhole(row["content"].__eq__, row["start"], row["stop"])
@@ -200,5 +216,6 @@ def _strip(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
 EACH: dict[str, Callable[[Mapping[str, Any]], Callable[[str, bool], str]]] = {
     "Replace": _replace,
     "Metaspace": _metaspace,
+    "WordPiece": _word_piece,
     "Strip": _strip,
 }

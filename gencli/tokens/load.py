@@ -1,8 +1,8 @@
 """A checkpoint's tokenizer files → Tokenizer.
 
 `tokenizer.json` says everything about splitting and merging; without it, `vocab.json` and `merges.txt` are GPT-2's
-byte-level BPE, Qwen 2's, or CLIP's, whose words end in `</w>`; and `tokenizer.model` or `spiece.model` is
-SentencePiece's. Special and added tokens lie in up to four more places.
+byte-level BPE, Qwen 2's, or CLIP's, whose words end in `</w>`; `vocab.txt` is BERT's; and `tokenizer.model` or
+`spiece.model` is SentencePiece's. Special and added tokens lie in up to four more places.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.files import read_bytes, read_json
-from gencli.tokens import sentencepiece
+from gencli.tokens import sentencepiece, wordpiece
 from gencli.tokens.templates import read_chat_template
 from gencli.tokens.tokenizer import Tokenizer
 
@@ -69,17 +69,30 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         adds = {name: kind == "clip" or config.get(f"add_{name}") is True for name in adds}
     elif file := next((folder / name for name in PIECES if (folder / name).is_file()), None):
         backend, defaults, adds = _from_pieces(file, config)
+    elif (folder / "vocab.txt").is_file():
+        if _class_name(config) not in wordpiece.CLASSES:
+            raise GencliError(
+                f"{folder}: vocab.txt of a {_class_name(config)!r} is not supported", "a tokenizer.json would be"
+            )
+        backend, defaults, kind = wordpiece.backend(folder / "vocab.txt", config), wordpiece.NAMES, "bert"
     else:
-        raise GencliError(f"{folder} has no tokenizer.json, no vocab.json with merges.txt, and no tokenizer.model")
+        raise GencliError(
+            f"{folder} has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no vocab.txt"
+        )
     backend.no_truncation()  # a tokenizer.json may carry a training run's: nothing is cut or filled unasked
     backend.no_padding()
     named = _add_tokens(backend, folder, config, DEFAULTS.get(kind, {}) if defaults is None else defaults)
     if kind == "clip" and not {"bos_token", "eos_token"} <= named.keys():
         raise GencliError(f"{folder}: the tokenizer has no start and end token, which CLIP puts around every text")
     _frame(backend, *(named.get(name) if adds[name] else None for name in ("bos_token", "eos_token")))
+    if kind == "bert" and backend.post_processor is None:
+        _frame(backend, named.get("cls_token"), named.get("sep_token"))
     ids = {name: i for name, token in named.items() if (i := backend.token_to_id(token)) is not None}
-    # Old CLIP configs name an end token that is none (2), so CLIP's own files alone are asked.
-    bos_id, eos_ids = _ends([] if kind == "clip" else [folder / "generation_config.json", folder / "config.json"], ids)
+    if kind == "bert":  # its texts stand between these two
+        ids |= {name: ids[own] for name, own in (("bos_token", "cls_token"), ("eos_token", "sep_token")) if own in ids}
+    # Old CLIP configs name an end token that is none (2), so CLIP's own files alone are asked, and BERT's.
+    others = [] if kind in ("clip", "bert") else [folder / "generation_config.json", folder / "config.json"]
+    bos_id, eos_ids = _ends(others, ids)
     return Tokenizer(
         backend,
         folder,
@@ -102,6 +115,8 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
     word_end = getattr(backend.model, "end_of_word_suffix", None)
     if word_end == WORD_END and isinstance(backend.decoder, decoders.ByteLevel):
         return backend, "clip"
+    if isinstance(backend.model, models.WordPiece):
+        return backend, "bert"
     return backend, VOCAB_CLASSES.get(_class_name(config), "other")
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
-from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, _fade, _spans
+from gencli.models.autoencoder_blocks import _fade, _spans
+from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from tests.tiny_image import make_vae, old_attention_names
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
@@ -45,6 +46,10 @@ def check(reference, model, height=40, width=64):
         {},
         {"use_quant_conv": False, "use_post_quant_conv": False, "latent_channels": 16, "shift_factor": 0.1},
         {"mid_block_add_attention": False},
+        {
+            "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D", "AttnUpDecoderBlock2D"],
+        },
         {"layers_per_block": 1, "act_fn": "swish", "latents_mean": None, "latents_std": None},
         {"block_out_channels": [8, 16, 24], "in_channels": 1, "out_channels": 1},
     ],
@@ -174,7 +179,7 @@ def test_gradients_reach_every_weight():
         ({"latents_mean": [0.0] * 4}, "latents_mean"),
         ({"act_fn": "relu"}, "act_fn = 'relu'"),
         ({"norm_type": "spatial"}, "norm_type = 'spatial'"),
-        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "AttnDownEncoderBlock2D"),
+        ({"down_block_types": ["DownBlock2D"] * 3}, "DownBlock2D"),
         ({"up_block_types": ["UpDecoderBlock2D"] * 2}, "up_block_types has 2"),
         ({"block_out_channels": [16, 32, 36]}, "36"),
         ({"block_out_channels": [16, 32, 2**40]}, "out of range"),

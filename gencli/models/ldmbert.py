@@ -1,0 +1,128 @@
+"""The text encoder of Latent Diffusion (Rombach et al. 2022): a transformer over WordPiece tokens, without masks.
+
+Attributes are named as diffusers' checkpoints (LDMBertModel) name them.
+B: batch, T: tokens, C: d_model, H: heads, D: head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models.base import TRANSFORMERS_INERT, Layout, check_ints, read_config
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+# Of training, or of other uses; diffusers' class reads scale_embedding, and then does not scale.
+INERT = TRANSFORMERS_INERT | {
+    "activation_dropout", "classifier_dropout", "encoder_layerdrop", "init_std", "num_hidden_layers",
+    "scale_embedding",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LDMBertConfig:
+    """config.json of a text encoder; defaults are those of diffusers' class."""
+
+    vocab_size: int = 30522
+    max_position_embeddings: int = 77
+    encoder_layers: int = 32
+    encoder_ffn_dim: int = 5120
+    encoder_attention_heads: int = 8
+    head_dim: int = 64
+    activation_function: str = "gelu"
+    d_model: int = 1280
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> LDMBertConfig:
+        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+        config = read_config(cls, raw, inert=INERT)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
+        check_ints(self, {"vocab_size": 2**22, "d_model": 2**14, "encoder_ffn_dim": 2**16, "encoder_layers": 128})
+        check_ints(self, {"encoder_attention_heads": 1024, "head_dim": 2**12, "max_position_embeddings": 2**16})
+        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
+            raise GencliError(
+                f"config.json: activation_function = {self.activation_function!r:.80} is not supported",
+                f"gencli knows {', '.join(ACTIVATIONS)}",
+            )
+
+
+class LDMBertAttention(nn.Module):
+    """Every token attends to every other; H · D need not be C."""
+
+    def __init__(self, config: LDMBertConfig):
+        super().__init__()
+        self.heads = config.encoder_attention_heads
+        inner = self.heads * config.head_dim
+        self.k_proj = nn.Linear(config.d_model, inner, bias=False)
+        self.v_proj = nn.Linear(config.d_model, inner, bias=False)
+        self.q_proj = nn.Linear(config.d_model, inner, bias=False)
+        self.out_proj = nn.Linear(inner, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def _split(self, y: Tensor) -> Tensor:
+        """(B, T, H · D) → (B, H, T, D)."""
+        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class LDMBertEncoderLayer(nn.Module):
+    def __init__(self, config: LDMBertConfig):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation_function]
+        self.self_attn = LDMBertAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
+        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x))
+        return x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
+
+
+class LDMBertEncoder(nn.Module):
+    def __init__(self, config: LDMBertConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.d_model)
+        self.layers = nn.ModuleList(LDMBertEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return self.layer_norm(x)
+
+
+class LDMBertModel(nn.Module):
+    def __init__(self, config: LDMBertConfig):
+        super().__init__()
+        self.config = config
+        self.model = LDMBertEncoder(config)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) → their last states (B, T, C), normed. Padding is read like any other token."""
+        return self.model(ids)
+
+
+# The head that would tell the words again, a fifteenth of the file, was for training alone.
+LAYOUT = Layout(drops=(r"to_logits\.(weight|bias)",))
+Config, Model = LDMBertConfig, LDMBertModel
