@@ -176,6 +176,15 @@ def score_image(
     model: Annotated[str, options.model_option("GENCLI_IMAGE_MODEL", "emoji")] = "emoji",
     count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Labels to draw.")] = 200,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps (default: the model's).")] = None,
+    unseen_colors: Annotated[
+        int | None,
+        typer.Option(
+            "--unseen-colors",
+            min=0,
+            metavar="N",
+            help="Draw things in colours that the data, and `train image --recolor N`, do not show.",
+        ),
+    ] = None,
     seed: RunSeed = 0,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
@@ -189,7 +198,10 @@ def score_image(
 
     console: Console = ctx.obj
     found = 0
-    for number, drawn in enumerate(score_pictures(model, pictures, captions, count=count, seed=seed, steps=steps), 1):
+    all_drawn = score_pictures(
+        model, pictures, captions, count=count, seed=seed, steps=steps, unseen_colors=unseen_colors
+    )
+    for number, drawn in enumerate(all_drawn, 1):
         found += drawn.recognised
         row = {"label": drawn.label, "seed": drawn.seed, "recognised": drawn.recognised, "nearest": drawn.nearest}
         _write(console, {**row, "share": round(found / number, 3)})
