@@ -1,0 +1,159 @@
+"""Which model a file in the original layout is: told by its keys, or refused by what was seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from gencli.errors import GencliError
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of files. key: what the names of its text encoder begin with, and no other's do. parts: part → prefix.
+
+    latents: width and height of the pictures it was made for, in latents, by what the network predicts.
+    """
+
+    title: str
+    pipeline: str
+    key: str
+    parts: Mapping[str, str]
+    size: Mapping[str, int]
+    scaling_factor: float
+    head: int | None  # width of an attention head in the UNet; None: 8 heads everywhere
+
+
+FAMILIES: dict[str, Family] = {
+    "sd1": Family(
+        "Stable Diffusion 1",
+        "StableDiffusion",
+        r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.",
+        {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer."},
+        {"epsilon": 64, "v_prediction": 64},
+        0.18215,
+        None,
+    ),
+    "sd2": Family(
+        "Stable Diffusion 2",
+        "StableDiffusion",
+        r"cond_stage_model\.model\.(transformer\.resblocks|token_embedding)\.",
+        {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.model."},
+        {"epsilon": 64, "v_prediction": 96},
+        0.18215,
+        64,
+    ),
+    "sdxl": Family(
+        "Stable Diffusion XL",
+        "StableDiffusionXL",
+        r"conditioner\.embedders\.1\.model\.",
+        {
+            "unet": UNET,
+            "vae": VAE,
+            "text_encoder": "conditioner.embedders.0.transformer.",
+            "text_encoder_2": "conditioner.embedders.1.model.",
+        },
+        {"epsilon": 128, "v_prediction": 128},
+        0.13025,
+        64,
+    ),
+}
+# in_channels → what diffusers calls the pipeline of such a UNet
+PIPELINES = {4: "Pipeline", 8: "InstructPix2PixPipeline", 9: "InpaintPipeline"}
+
+BUFFERS = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
+    log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
+    posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights logvar"""
+# No weights of the model: pattern → what it is, for a note; empty where it is not worth one.
+LEFT_OUT = {
+    rf"(model\.)?({'|'.join(BUFFERS.split())})": "",  # of the noise schedule
+    r"(denoiser|model_sampling|model\.model_sampling)\.(log_)?sigmas": "",
+    r"v_pred|ztsnr": "",  # marks: see `schedule`
+    r"(model_ema|first_stage_model\.model_ema)\..*": "its EMA weights go unused",
+    r"first_stage_model\.loss\..*": "what its autoencoder was trained against goes unused",
+    r"embedding_manager\..*": "",
+    r"(cond_stage_model|conditioner\.embedders\.\d)\.(.*\.)?(position_ids|attn_mask|logit_scale)": "",
+    # A projection to match pictures with: SDXL's first encoder and SD 1's are read before it.
+    r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?text_projection(\.weight)?": "",
+}
+# What other files are: pattern of a key → what it is, and what to do with it
+OTHERS: tuple[tuple[str, str, str | None], ...] = (
+    (
+        r"lora_(unet|te\d?|prior)_.*|.*\.lora_(A|B|up|down|linear_layer)\..*|.*\.lora\.(up|down)\..*|.*\.(hada|lokr)_w.*",
+        "a LoRA, which changes a model and is none",
+        "-m wants the model that it was trained on",
+    ),
+    (
+        r"emb_params|clip_[gl]|string_to_param\..*|<[^>]*>",
+        "a textual inversion embedding, which teaches a model a word and is none",
+        "-m wants the model that it was trained on",
+    ),
+    (r"(control_model|controlnet_cond_embedding|input_hint_block)\..*", "a ControlNet, which steers a model", None),
+    (r"(model\.diffusion_model\.)?joint_blocks\..*", "a Stable Diffusion 3, which is not supported", None),
+    (r"(model\.diffusion_model\.)?(double|single)_(stream_)?blocks\..*", "a FLUX, which is not supported", None),
+    (r"model\.diffusion_model\.(transformer_blocks|blocks|layers)\..*", "a transformer, which is not supported", None),
+    (
+        r"(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.0\.self_attn\.q_proj)\..*",
+        "a text encoder, one part of a model for pictures",
+        None,
+    ),
+    (r"((transformer|model)\.)?(wte|embed_tokens|h\.0|layers\.0)\..*", "a text model", "`gencli text` runs those"),
+    (
+        r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\..*",
+        "an autoencoder, one part of a model for pictures",
+        None,
+    ),
+    (
+        r"(down_blocks|up_blocks|mid_block)\..*",
+        "one part of a checkpoint in diffusers' layout",
+        "-m wants the folder that has the model_index.json",
+    ),
+)  # fmt: skip
+
+
+def recognise(names: Collection[str]) -> str:
+    """The key in FAMILIES of the file that has tensors of these names.
+
+    Raises GencliError, with the file's name left to the caller, for names that fit no family, or two.
+    """
+    seen = {key: name for key, family in FAMILIES.items() if (name := _first(family.key, names))}
+    if len(seen) > 1:
+        both = " and ".join(f"{FAMILIES[key].title} ({name})" for key, name in seen.items())
+        raise GencliError(f"it has keys of {both}: it cannot be both")
+    unet = next((name for name in names if name.startswith(UNET)), None)
+    if refiner := _first(r"conditioner\.embedders\.0\.model\..*", names):
+        raise GencliError(
+            f"it is Stable Diffusion XL's refiner ({refiner}), which is not supported",
+            "it finishes pictures of the base model, which draws alone as well",
+        )
+    if unet and seen and _first(r"model\.diffusion_model\.input_blocks\..*", names):
+        return next(iter(seen))
+    for pattern, what, hint in OTHERS:
+        if name := _first(pattern, names, whole=True):
+            raise GencliError(f"it is {what} ({name[:80]})", hint)
+    if seen:
+        raise GencliError(f"it has the text encoder of {FAMILIES[next(iter(seen))].title}, and no UNet ({UNET}*)")
+    if unet:
+        raise GencliError(
+            f"it has a UNet ({unet[:80]}), and no text encoder in it",
+            "such a file is one part of a model; the whole one has cond_stage_model.* or conditioner.* too",
+        )
+    first = ", ".join(name[:60] for name in sorted(names)[:3]) or "none at all"
+    raise GencliError(
+        f"its keys are of no model for pictures that gencli knows ({first}{', …' if len(names) > 3 else ''})",
+        "single files may be Stable Diffusion 1, 2 and XL in the original layout",
+    )
+
+
+def left_out(name: str) -> str | None:
+    """What a tensor is that is no weight of the model: words for a note, or "". None for all others."""
+    return next((words for pattern, words in LEFT_OUT.items() if re.fullmatch(pattern, name)), None)
+
+
+def _first(pattern: str, names: Collection[str], *, whole: bool = False) -> str | None:
+    compiled = re.compile(pattern)
+    match = compiled.fullmatch if whole else compiled.match
+    return next((name for name in names if match(name)), None)

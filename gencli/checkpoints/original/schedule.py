@@ -1,0 +1,96 @@
+"""The noise schedule of an original file: what it says, what the user says, and never a guess."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+from gencli.checkpoints.header import Header
+from gencli.errors import GencliError
+
+BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# What is written in safetensors' metadata by the ModelSpec standard → its name in diffusers
+MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
+MARK, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that trainers of SDXL put beside the weights
+STABLE = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000}
+COMMON = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
+XL = {"interpolation_type": "linear", "sample_max_value": 1.0, "timestep_spacing": "leading"}
+TOLERANCE = 0.01  # of ᾱ, which files in half precision round
+
+
+def prediction_of(header: Header, family: str, given: str | None) -> str:
+    """What the UNet predicts: as given, else as the file says, else what all files of SD 1 and XL do without a word.
+
+    Raises GencliError for SD 2, of which there are both and whose keys do not differ.
+    """
+    if given is not None:
+        return given
+    if MARK in header.shapes:
+        return "v_prediction"
+    said = MODELSPEC.get(header.metadata.get("modelspec.prediction_type", ""))
+    if said is None and family == "sd2":
+        raise GencliError(
+            "its keys do not say what a Stable Diffusion 2 predicts: --prediction is needed",
+            "--prediction v_prediction for models of 768×768, --prediction epsilon for bases of 512×512 and inpainting",
+        )
+    return said or "epsilon"
+
+
+def scheduler_config(header: Header, family: str, prediction: str, betas: str | None) -> dict[str, Any]:
+    """scheduler_config.json as the folder of this model has it.
+
+    Raises GencliError for a file whose own ᾱ are others, unless `betas` names the schedule to go by.
+    """
+    names = {"sd1": "PNDMScheduler", "sd2": "DDIMScheduler", "sdxl": "EulerDiscreteScheduler"}
+    config = {"_class_name": names[family], **STABLE, **COMMON, **(XL if family == "sdxl" else {})}
+    config |= {"prediction_type": prediction, "trained_betas": None}
+    if ZERO_SNR in header.shapes:  # Lin et al. 2023: the first step is the noisiest there is
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if betas is not None:
+        config["beta_schedule"] = betas
+    elif own := _own(header):
+        wanted = alphas_cumprod(config["beta_schedule"], zero_snr=ZERO_SNR in header.shapes)
+        if len(own) != len(wanted) or max(abs(a - b) for a, b in zip(own, wanted, strict=True)) > TOLERANCE:
+            raise GencliError(
+                "its alphas_cumprod are not those of Stable Diffusion's noise schedule",
+                f"--betas {'|'.join(BETAS)} says which to go by (scaled_linear is Stable Diffusion's)",
+            )
+    return config
+
+
+def alphas_cumprod(betas: str, *, zero_snr: bool = False, count: int = 1000) -> list[float]:
+    """ᾱ of a schedule from Stable Diffusion's first β to its last; zero_snr: as in Lin et al. 2023, algorithm 1."""
+    start, end = STABLE["beta_start"], STABLE["beta_end"]
+    power = 0.5 if betas == "scaled_linear" else 1.0
+    found, product = [], 1.0
+    for i in range(count):
+        beta = (start**power + (end**power - start**power) * i / (count - 1)) ** (1 / power)  # type: ignore[operator]
+        if betas == "squaredcos_cap_v2":
+            beta = min(1 - _cosine((i + 1) / count) / _cosine(i / count), 0.999)
+        product *= 1 - beta
+        found.append(product)
+    if zero_snr:
+        first, last = math.sqrt(found[0]), math.sqrt(found[-1])
+        found = [((math.sqrt(one) - last) * first / (first - last)) ** 2 for one in found]
+    return found
+
+
+def _cosine(t: float) -> float:
+    return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _own(header: Header) -> tuple[float, ...] | None:
+    """The file's own ᾱ, where it has them in a form that can be read."""
+    name = next((name for name in ("alphas_cumprod", "model.alphas_cumprod") if name in header.shapes), None)
+    letter = {"F32": "f", "F16": "e", "F64": "d"}.get(header.dtypes[name]) if name else None
+    if name is None or letter is None or len(header.shapes[name]) != 1:
+        return None
+    first, last = header.spans[name]
+    count = header.shapes[name][0]
+    if count > 2**16 or last - first != count * struct.calcsize(f"<{letter}"):
+        raise GencliError(f"{name} is {list(header.shapes[name])} in {last - first} bytes")
+    with header.path.open("rb") as stream:
+        stream.seek(first)
+        return struct.unpack(f"<{count}{letter}", stream.read(last - first))

@@ -1,0 +1,160 @@
+"""A whole Stable Diffusion in one .safetensors file → what a folder in diffusers' layout would hold.
+
+Its header says what it is (see `original.families`), and tables say what its tensors are called in a folder. Nothing
+is read but the header until a part is opened, and nothing is copied then. No torch before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gencli.checkpoints.header import Header, read_header
+from gencli.checkpoints.layout import PICKLE_HINT, find_pickles, some
+from gencli.checkpoints.original.families import FAMILIES, PIPELINES, Family, left_out, recognise
+from gencli.checkpoints.original.rows import Part, Shapes
+from gencli.checkpoints.original.schedule import prediction_of, scheduler_config
+from gencli.checkpoints.original.text import read_clip, read_open_clip
+from gencli.checkpoints.original.unet import read_unet
+from gencli.checkpoints.original.vae import read_vae
+from gencli.errors import GencliError
+
+if TYPE_CHECKING:
+    from gencli.checkpoints.tensors import Tensors
+
+MISSING = {"vae": "no autoencoder", "text_encoder": "no first text encoder"}  # what a file may lack and still be told
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """What a file holds. family: a key of FAMILIES. pipeline: what model_index.json would name. parts: its models, by
+    the names of their folders. scheduler: scheduler_config.json. notes: what in the file goes unused."""
+
+    header: Header
+    family: str
+    pipeline: str
+    parts: Mapping[str, Part]
+    scheduler: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return FAMILIES[self.family].title
+
+    @property
+    def configs(self) -> dict[str, Mapping[str, Any]]:
+        """Part → its config.json, and the scheduler's."""
+        return {**{name: part.config for name, part in self.parts.items()}, "scheduler": self.scheduler}
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Part → its padding token: CLIP's own is the end of the text, OpenCLIP pads with id 0."""
+        pads = {"sd1": ["<|endoftext|>"], "sd2": ["!"], "sdxl": ["<|endoftext|>", "!"]}[self.family]
+        return dict(zip(("tokenizer", "tokenizer_2"), pads, strict=False))
+
+    def sources(self, part: str) -> set[str]:
+        """Names in the file of the tensors that make up a part."""
+        prefix = FAMILIES[self.family].parts[part]
+        return {prefix + piece.source for piece in self.parts[part].pieces.values()}
+
+    def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
+        """A part's config, and its tensors by their names in a folder, memory-mapped. Raises GencliError."""
+        from gencli.checkpoints.original.tensors import OriginalTensors
+        from gencli.checkpoints.tensors import open_tensors
+
+        found = self.parts[part]
+        prefix = FAMILIES[self.family].parts[part]
+        return found.config, OriginalTensors(open_tensors(self.header.path), prefix, found.pieces)
+
+
+def open_single_file(path: Path, *, prediction: str | None = None, betas: str | None = None) -> SingleFile:
+    """Read what a file is. prediction, betas: what the user says of it (`prediction_type`, `beta_schedule`).
+
+    Raises GencliError, in one line, for a broken file, for one whose keys fit no family or two, for parts that are
+    missing or do not fit each other, for tensors that no table knows, and for SD 2 without a `prediction`.
+    """
+    if find_pickles([path.name]):
+        raise GencliError(f"{path} is a pickle, not a .safetensors file", PICKLE_HINT)
+    header = read_header(path)
+    try:
+        return _read(header, prediction, betas)
+    except GencliError as error:
+        raise GencliError(f"{path}: {error.message}", error.hint) from None
+
+
+def _read(header: Header, prediction: str | None, betas: str | None) -> SingleFile:
+    key = recognise(header.shapes)
+    family = FAMILIES[key]
+    split, unknown, notes = _split(header.shapes, family)
+    if bare := next((name for name in family.parts if not split[name]), None):
+        what = MISSING.get(bare, f"no {bare}")
+        raise GencliError(f"it is a {family.title} with {what} in it ({family.parts[bare]}*)")
+    predicts = prediction_of(header, key, prediction)
+    parts = {}
+    for name, read in _readers(key, family, predicts).items():
+        parts[name], left = read(split[name])
+        unknown += [family.parts[name] + one for one in left]
+    if unknown:
+        raise GencliError(f"it has tensors that a {family.title} has not: {some(sorted(unknown))}")
+    _check(key, family, header.shapes, parts)
+    scheduler = scheduler_config(header, key, predicts, betas)
+    channels = parts["unet"].config["in_channels"]
+    pipeline = family.pipeline + PIPELINES.get(channels, "Pipeline")
+    return SingleFile(header, key, pipeline, parts, scheduler, tuple(notes))
+
+
+def _split(shapes: Shapes, family: Family) -> tuple[dict[str, dict[str, tuple[int, ...]]], list[str], list[str]]:
+    """Tensors of each part without its prefix; names that are in none; and notes on what is left out."""
+    split: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in family.parts}
+    unknown, notes = [], []
+    for name, shape in shapes.items():
+        part = next((part for part, prefix in family.parts.items() if name.startswith(prefix)), None)
+        words = left_out(name)
+        if words is None and part is None:
+            unknown.append(name)
+        elif words is None and part is not None:
+            split[part][name.removeprefix(family.parts[part])] = shape
+        elif words and words not in notes:
+            notes.append(words)
+    return split, unknown, notes
+
+
+def _readers(key: str, family: Family, prediction: str) -> dict[str, Any]:
+    """Part → what reads it from its shapes."""
+    size = family.size.get(prediction, family.size["epsilon"])
+    told: dict[str, Any] = {"sample_size": size}
+    if key == "sdxl":
+        told |= {"addition_embed_type": "text_time"}
+    vae = partial(read_vae, size=8 * size, scaling_factor=family.scaling_factor)
+    readers: dict[str, Any] = {"unet": partial(read_unet, config=told, head=family.head), "vae": vae}
+    if key == "sd2":
+        return readers | {"text_encoder": partial(read_open_clip, sd2=True)}
+    readers["text_encoder"] = read_clip
+    return readers | ({"text_encoder_2": partial(read_open_clip, sd2=False)} if key == "sdxl" else {})
+
+
+def _check(key: str, family: Family, shapes: Shapes, parts: Mapping[str, Part]) -> None:
+    """The parts fit each other. Fills in what the UNet's config says of the text encoders. Raises GencliError."""
+    unet = parts["unet"].config
+    widths = [part.config["hidden_size"] for name, part in parts.items() if name.startswith("text_encoder")]
+    if unet["cross_attention_dim"] != sum(widths):
+        raise GencliError(
+            f"its UNet reads texts that are {unet['cross_attention_dim']} wide, "
+            f"and its text encoder{'s make' if len(widths) > 1 else ' makes'} {' + '.join(map(str, widths))}"
+        )
+    label = next((name for name in shapes if name.startswith(f"{family.parts['unet']}label_emb.")), None)
+    if (label is not None) != (key == "sdxl"):
+        seen = f"label_emb ({label}), which the UNet of a {family.title} has not" if label else "no label_emb"
+        raise GencliError(f"it has {seen}", "a model that was made from one for another purpose is not supported")
+    if key != "sdxl":
+        return
+    told = shapes.get(f"{family.parts['unet']}label_emb.0.0.weight", ())
+    pooled = parts["text_encoder_2"].config["projection_dim"]
+    # Six numbers (size, crop, target size) as waves, after the pooled text.
+    if len(told) != 2 or told[1] <= pooled or (told[1] - pooled) % 6:
+        raise GencliError(f"its label_emb.0.0.weight is {list(told)}, which does not fit a text of {pooled} numbers")
+    unet["addition_time_embed_dim"] = (told[1] - pooled) // 6
+    unet["projection_class_embeddings_input_dim"] = told[1]
