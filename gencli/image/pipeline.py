@@ -69,14 +69,28 @@ class Pipeline:
         if self.vae is None:
             return x, None
         mean, logvar = self.vae.encode(x)
-        return (mean - (config.shift_factor or 0)) * config.scaling_factor, (logvar / 2).exp() * config.scaling_factor
+        shift, scale = self._scaling
+        return (mean - shift) * scale, (logvar / 2).exp() * scale
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
         """The picture of one (1, C, h, w). Raises GencliError when it holds values that are not numbers."""
         if self.vae is None:
             return to_picture(latents[0])
-        z = latents.float() / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        shift, scale = self._scaling
+        z = latents.float() / scale + shift
         return to_picture((self.vae.decode_tiled(z) if tiled else self.vae.decode(z))[0])
+
+    @cached_property
+    def _scaling(self) -> tuple[Tensor | float, Tensor | float]:
+        """Shift and scale between the autoencoder's latents z and the network's, (z - shift) · scale."""
+        config = self.vae.config
+        if getattr(config, "latents_mean", None) is None:
+            return config.shift_factor or 0.0, config.scaling_factor
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return mean, config.scaling_factor / std
 
     def sketch(self, latents: Tensor) -> Image.Image:
         """A small picture of one (1, C, h, w), for little time: its latents are averaged to a few first."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gencli.errors import GencliError
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES
 from gencli.models.autoencoder_blocks import DOWN, UP, Autoencoder, Decoder, Encoder
 from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
@@ -22,7 +23,8 @@ from gencli.models.unet_blocks import check_levels, check_sample_size
 class AutoencoderKLConfig:
     """config.json of an autoencoder; defaults are those of diffusers' class.
 
-    `scaling_factor` and `shift_factor` are for the caller: the UNet's latents are (z - shift_factor) · scaling_factor.
+    `scaling_factor` and `shift_factor` are for the caller: the UNet's latents are (z - shift_factor) · scaling_factor,
+    or (z - latents_mean) / latents_std · scaling_factor with one number a channel.
     `force_upcast` asks for float32 where half precision overflows.
     """
 
@@ -38,6 +40,8 @@ class AutoencoderKLConfig:
     sample_size: int | tuple[int, int] | None = 32
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -57,8 +61,22 @@ class AutoencoderKLConfig:
         check_numbers(self, {"scaling_factor": (1e-6, 1e6)})
         if self.shift_factor is not None:
             check_numbers(self, {"shift_factor": (-1e6, 1e6)})
+        self._check_statistics()
         check_sample_size(self)
         check_flags(self)
+
+    def _check_statistics(self) -> None:
+        """Mean and deviation of latents: both or neither, a number a channel, and no other shift beside them."""
+        given = {"latents_mean": self.latents_mean, "latents_std": self.latents_std}
+        if all(value is None for value in given.values()):
+            return
+        for key, least in (("latents_mean", -1e6), ("latents_std", 1e-6)):
+            value: Any = given[key]
+            right = isinstance(value, tuple) and len(value) == self.latent_channels
+            if not right or not all(type(one) in (int, float) and least <= one <= 1e6 for one in value):
+                raise GencliError(f"config.json: {key} = {value!r:.80} is no list of {self.latent_channels} numbers")
+        if self.shift_factor:
+            raise GencliError("config.json: shift_factor beside latents_mean is not supported")
 
 
 class AutoencoderKL(Autoencoder):

@@ -176,7 +176,7 @@ def test_gradients_reach_every_weight():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latents_mean": [0.0] * 4}, "latents_mean"),
+        ({"latents_mean": [0.0] * 4}, "latents_std = None"),
         ({"act_fn": "relu"}, "act_fn = 'relu'"),
         ({"norm_type": "spatial"}, "norm_type = 'spatial'"),
         ({"down_block_types": ["DownBlock2D"] * 3}, "DownBlock2D"),
