@@ -20,6 +20,7 @@ INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
 LIMIT = 2**20  # characters of either; a claim of more is refused
 NEGATIVE = "Negative prompt:"
 KARRAS = "Karras"
+WEIGHTED, PLAIN = "Original", "None"  # what the web UI calls its ways to read brackets in prompts
 # Names as the web UI shows them; a sampler that it lacks goes by its own name.
 SAMPLER_LABELS = {
     "ddim": "DDIM",
@@ -48,7 +49,7 @@ def to_dict(request: ImageRequest) -> dict[str, Any]:
     """A request as JSON's types, without the values that are not set."""
     values = {field.name: getattr(request, field.name) for field in _fields()}
     values["sampler_options"] = dict(request.sampler_options) or None
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def to_json(request: ImageRequest) -> str:
@@ -88,6 +89,8 @@ def to_infotext(request: ImageRequest) -> str:
         key, value = field.metadata["infotext"], values.get(field.name)
         if key and value is not None and value != field.default:
             pairs.append((key, _write(field, value)))
+        if field.name == "weighted" and not value and any(bracket in lines[0] + lines[-1] for bracket in "([\\"):
+            pairs.append((key, PLAIN))  # else the web UI would take them for weights
         if field.name == "height" and request.width and request.height:
             pairs.append(("Size", f"{request.width}x{request.height}"))
     if not any(key == "Model" for key, _ in pairs):
@@ -112,6 +115,8 @@ def from_infotext(text: str) -> Found:
     prompt, negative = _prompts(lines)
     values: dict[str, Any] = {"prompt": prompt, "negative": negative}
     ours = pairs.get("Version", "").startswith("gencli ")
+    if pairs and not ours:
+        values["weighted"] = True  # the web UI's prompts are, unless it says so
     left_out = []
     fields = {field.metadata["infotext"]: field for field in _fields()}
     for key, value in pairs.items():
@@ -140,7 +145,7 @@ def _write(field: dataclasses.Field[Any], value: Any) -> str:
         return SAMPLER_LABELS.get(value, value)
     if field.name == "karras":
         return KARRAS if value else "Automatic"
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | tuple):
         return json.dumps(value)
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
@@ -155,12 +160,15 @@ def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | N
         return {"karras": text == KARRAS} if text in (KARRAS, "Automatic") else None
     kind = field.metadata["kind"]
     try:
-        value = {"True": True, "False": False}[text] if kind is bool else text
-        value = json.loads(text) if kind is Mapping else value
-        value = kind(text) if kind in (int, float) else value
+        value: Any = {"True": True, "False": False}[text] if kind is bool else text
+        several = field.metadata.get("several")
+        value = json.loads(text) if kind is Mapping or several else value
+        value = kind(text) if kind in (int, float) and not several else value
         values: dict[str, Any] = {"init": "?"} if field.name in ("mask", "strength") else {}
+        if field.name.startswith("control"):
+            values = {name: ["?"] * len(value) for name in ("control", "control_image")}
         ImageRequest(**{**values, field.name: value})
-    except (KeyError, ValueError, RecursionError, UsageError):
+    except (KeyError, TypeError, ValueError, RecursionError, UsageError):
         return None
     return {field.name: value}
 

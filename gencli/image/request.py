@@ -17,10 +17,12 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
 SEED_LIMIT = 2**63  # above the largest seed
-FLAGS = {"prompt": "the prompt", "guidance": "--cfg-scale"}  # where a field is not called as its option is
+# Where a field is not called as its option is.
+FLAGS = {"prompt": "the prompt", "guidance": "--cfg-scale", "image_guidance": "--image-cfg-scale"}
 # What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
 BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
 BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
+SEVERAL_LIMIT = 64  # values of an option that may be repeated
 TEXT_LIMIT = 2**20  # characters of a prompt; a tokenizer would take minutes over more
 
 
@@ -40,8 +42,30 @@ def _number(low: float, high: float, key: str) -> Any:
     return dataclasses.field(default=None, metadata={"kind": float, "range": (low, high), "infotext": key})
 
 
+def _several(kind: type, key: str, low: float | None = None, high: float | None = None) -> Any:
+    """A tuple of values of one kind, for an option that may be repeated."""
+    bounds = {} if low is None else {"range": (low, high)}
+    return dataclasses.field(default=(), metadata={"kind": kind, "several": True, "infotext": key, **bounds})
+
+
 def _flag(key: str, default: bool | None = False) -> Any:
     return dataclasses.field(default=default, metadata={"kind": bool, "infotext": key})
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """One ControlNet of a request: its name, its picture's file, how much it counts, and from and to which share of the
+    steps."""
+
+    model: str
+    image: str
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+def _texts(key: str) -> Any:
+    return dataclasses.field(default=(), metadata={"kind": tuple, "infotext": key})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +76,10 @@ class ImageRequest:
     Raises UsageError for a value out of range and for values that exclude each other.
 
     sampler_options: further keyword arguments of the sampler. truncate: the side of a prompt that may be cut away when
-    it is too long (None: that is an error). batch: how many pictures go through the model at once.
+    it is too long (None: that is an error). weighted: brackets in prompts are weights, and prompts may be of any length
+    (`gencli.image.weighted`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how
+    many pictures go through the model at once.
+    control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
 
     prompt: str = _text("")
@@ -73,18 +100,30 @@ class ImageRequest:
     init: str | None = _text(None, "Init image")
     mask: str | None = _text(None, "Mask image")
     strength: float | None = _number(0, 1, "Denoising strength")
+    image_guidance: float | None = _number(0, 1000, "Image CFG scale")
+    control: tuple[str, ...] = _several(str, "ControlNet model")
+    control_image: tuple[str, ...] = _several(str, "ControlNet image")
+    control_scale: tuple[float, ...] = _several(float, "ControlNet scale", -100, 100)
+    control_start: tuple[float, ...] = _several(float, "ControlNet start", 0, 1)
+    control_end: tuple[float, ...] = _several(float, "ControlNet end", 0, 1)
     count: int = _integer(1, 1_000_000, "Count", default=1)
     grid: bool = _flag("Grid")
     batch: int = _integer(1, 4096, "Batch", default=1)
     truncate: str | None = _choice(SIDES, "Truncate")
+    weighted: bool = _flag("Emphasis")
+    lora: tuple[str, ...] = _texts("Lora")
+    embedding: tuple[str, ...] = _texts("Embeddings")
     vae_tiling: bool = _flag("VAE tiling")
     dtype: str | None = _choice(DTYPES, "Dtype")
     model: str = _text("emoji", "Model")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            if field.metadata.get("several") and isinstance(value := getattr(self, field.name), list | None):
+                object.__setattr__(self, field.name, tuple(value or ()))  # as JSON and the command line have them
             _check(field, getattr(self, field.name))
         self._check_sampler()
+        self._check_controls()
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:
             raise UsageError(f"--seed {self.seed} with --count {self.count}: the last seed is above {SEED_LIMIT - 1}")
         if self.init is None and (self.mask is not None or self.strength is not None):
@@ -102,6 +141,30 @@ class ImageRequest:
             if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
                 raise UsageError(f"--sampler-option {name}={value!r}: wants NAME=VALUE")
 
+    def _check_controls(self) -> None:
+        count = len(self.control)
+        if count != len(self.control_image):
+            raise UsageError(
+                f"{count} --control and {len(self.control_image)} --control-image: each ControlNet reads one picture",
+                "give --control ID and --control-image FILE in pairs",
+            )
+        for name in ("control_scale", "control_start", "control_end"):
+            given, flag = len(getattr(self, name)), name.replace("_", "-")
+            if given not in {0, min(count, 1), count}:
+                raise UsageError(f"{given} --{flag} for {count} --control", "give one, or one for each")
+        for control in self.controls:
+            if control.start >= control.end:
+                raise UsageError(f"--control-start {control.start} is not before --control-end {control.end}")
+
+    @property
+    def controls(self) -> list[Control]:
+        """The ControlNets, each with its own values."""
+        options = {name: getattr(self, f"control_{name}") for name in ("scale", "start", "end")}
+        return [
+            Control(model, image, **{name: values[i % len(values)] for name, values in options.items() if values})
+            for i, (model, image) in enumerate(zip(self.control, self.control_image, strict=True))
+        ]
+
     def replace(self, **changes: Any) -> ImageRequest:
         """A copy with other values, checked again."""
         return dataclasses.replace(self, **changes)
@@ -113,15 +176,27 @@ class ImageRequest:
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    """One value against the schema. Raises UsageError."""
+    """One field against the schema. Raises UsageError."""
     kind, name = field.metadata["kind"], FLAGS.get(field.name) or f"--{field.name.replace('_', '-')}"
     if value is None and field.default is None:
         return
+    if not field.metadata.get("several"):
+        _check_value(field, kind, name, value)
+        return
+    if not isinstance(value, tuple) or len(value) > SEVERAL_LIMIT:
+        raise UsageError(f"{name} {value!r:.80}: wants a list of at most {SEVERAL_LIMIT}")
+    for one in value:
+        _check_value(field, kind, name, one)
+
+
+def _check_value(field: dataclasses.Field[Any], kind: Any, name: str, value: Any) -> None:
     right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
     if not right or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{name} {value!r}: wants {_WORDS[kind]}")
-    if kind is str:
-        _check_text(name, value)
+    for text in (value,) if kind is str else value if kind is tuple else ():
+        if not isinstance(text, str) or (kind is tuple and not text):
+            raise UsageError(f"{name} {value!r}: wants {_WORDS[kind]}")
+        _check_text(name, text)
     if "choices" in field.metadata and value not in field.metadata["choices"]:
         raise UsageError(f"{name} {value!r}: wants one of {', '.join(field.metadata['choices'])}")
     if "range" in field.metadata:
@@ -130,7 +205,9 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
             raise UsageError(f"{name} {value}: must be from {low} to {high}")
 
 
+_WORDS: dict[Any, str]
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "names and values"}
+_WORDS[tuple] = "texts"
 
 
 def _check_text(name: str, value: str) -> None:
