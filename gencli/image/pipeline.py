@@ -51,8 +51,8 @@ class Pipeline:
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latents; of the picture itself where there is no autoencoder."""
         factor = self.checkpoint.factor
-        config: Any = self.network.config if self.vae is None else self.vae.config
-        channels = config.in_channels if self.vae is None else config.latent_channels
+        config: Any = self.network.config
+        channels = config.in_channels if self.vae is None else self.vae.latent_channels
         return channels, height // factor, width // factor
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -62,15 +62,17 @@ class Pipeline:
     def encode_picture(self, picture: Image.Image) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of a picture's latents (1, C, h, w), scaled as the UNet knows them.
 
-        Where there is no autoencoder: the picture itself, and None.
+        None instead of the deviation where latents have none: a VQ autoencoder's, and where there is no autoencoder
+        the picture itself.
         """
         config: Any = (self.network if self.vae is None else self.vae).config
         x = from_picture(picture, config.in_channels).to(self.device)
         if self.vae is None:
             return x, None
-        mean, logvar = self.vae.encode(x)
+        encoded = self.vae.encode(x)
+        mean, logvar = encoded if isinstance(encoded, tuple) else (encoded, None)
         shift, scale = self._scaling
-        return (mean - shift) * scale, (logvar / 2).exp() * scale
+        return (mean - shift) * scale, logvar if logvar is None else (logvar / 2).exp() * scale
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
         """The picture of one (1, C, h, w). Raises GencliError when it holds values that are not numbers."""

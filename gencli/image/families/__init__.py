@@ -56,12 +56,34 @@ STABLE_DIFFUSION = Family(
     autoencoder="vae",
     check=checks.latents,
 )
+# Rombach et al. 2022, before Stable Diffusion: unconditional (ldm-celebahq-256), and of a text (ldm-text2im-large-256)
+LATENT_DIFFUSION = Family(
+    "latent_diffusion",
+    {"unet": frozenset({"UNet2DModel"}), "scheduler": None, "vqvae": frozenset({"VQModel", "AutoencoderKL"})},
+    "none",
+    autoencoder="vqvae",
+    check=checks.latent_diffusion,
+)
+LATENT_DIFFUSION_TEXT = Family(
+    "latent_diffusion",
+    {
+        **LATENT_DIFFUSION.parts,
+        "unet": frozenset({"UNet2DConditionModel"}),
+        "bert": frozenset({"ldmbert"}),
+        "tokenizer": None,
+    },
+    "text",
+    autoencoder="vqvae",
+    check=checks.latent_diffusion,
+)
 
 # `_class_name` of model_index.json → family
 FAMILIES: dict[str, Family] = {
     "DDPMPipeline": UNCONDITIONAL,
     "DDIMPipeline": UNCONDITIONAL,
     "PNDMPipeline": UNCONDITIONAL,
+    "LDMPipeline": LATENT_DIFFUSION,
+    "LDMTextToImagePipeline": LATENT_DIFFUSION_TEXT,
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,
     "StableDiffusionInpaintPipeline": STABLE_DIFFUSION,

@@ -1,0 +1,49 @@
+"""Latent diffusion before Stable Diffusion (Rombach et al. 2022): without a prompt, or with a text encoder of its own.
+
+That encoder, LDMBert, reads WordPiece tokens padded to 77 and attends to the padding too, as it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gencli.image.checkpoint import Checkpoint
+from gencli.image.families.base import Conditioning, Loader, frame
+from gencli.image.request import ImageRequest
+from gencli.tokens import Tokenizer, load_tokenizer
+
+
+def load(checkpoint: Checkpoint, loader: Loader) -> BertPrompts | None:
+    """The text encoder with its tokenizer; None where nothing is asked for."""
+    if checkpoint.prompt == "none":
+        return None
+    return BertPrompts(load_tokenizer(checkpoint.parts["tokenizer"]), loader("bert"))
+
+
+@dataclass(frozen=True)
+class BertPrompts:
+    """Prompts → `encoder_hidden_states` (B, 77, C), the text encoder's last states."""
+
+    tokenizer: Tokenizer
+    bert: Any
+
+    @property
+    def modules(self) -> list[Any]:
+        return [self.bert]
+
+    def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
+        """Raises GencliError for a prompt that is too long."""
+        device = next(self.bert.parameters()).device
+        config = self.bert.config
+        framed = [
+            frame(self.tokenizer, prompt, config.max_position_embeddings, config.vocab_size, request.truncate)
+            for prompt in prompts
+        ]
+        return {"encoder_hidden_states": self.bert(torch.tensor(framed, device=device))}
+
+    def negative(self, request: ImageRequest) -> Conditioning:
+        return self.encode([request.negative or ""], request)
