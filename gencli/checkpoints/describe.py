@@ -21,6 +21,7 @@ CARD_LIMIT = 2**16  # bytes of a model card that are read
 # Masks and tables that older files hold beside the parameters.
 BUFFERS = re.compile(r"(.*\.)?(attn\.bias|masked_bias|position_ids|rotary_emb\.inv_freq)")
 PARTS_ALONE = {"clip_text_model"}  # `model_type`s that are a part of other models
+KINDS = {"clip": "score", "imagegpt": "image"}  # and those that are whole, but no language models
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Component:
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint in a few words. kind: text, image, part (of others), or other (nothing that gencli opens).
+    """A checkpoint in a few words. kind: text, image, score (compares both), part (of others), or other (nothing
+    that gencli opens).
 
     files: name → bytes. problem: what keeps it from being opened, as far as can be told without its weights.
     """
@@ -131,6 +133,8 @@ def _kind(config: Mapping[str, Any], files: Mapping[str, int]) -> tuple[str, str
         return "image", family
     if family not in ARCHITECTURES:
         return "other", family
+    if family in KINDS:
+        return KINDS[family], family
     return ("part" if family in PARTS_ALONE or "model_type" not in config else "text"), family
 
 

@@ -23,7 +23,7 @@ PICKLE_HINT = (
 )
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})  # components that gencli never opens
 CARD = "README.md"  # for its licence
-SETTINGS = ("config.json", "generation_config.json")
+SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZER = (
     "tokenizer_config.json",
     "special_tokens_map.json",

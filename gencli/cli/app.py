@@ -25,6 +25,7 @@ class Commands(Group):
         "text": ("gencli.cli.text", "Continue a prompt with a language model."),
         "chat": ("gencli.cli.chat", "Talk with a language model."),
         "image": ("gencli.cli.image", "Draw a picture from a prompt."),
+        "score": ("gencli.cli.score", "Say how well pictures fit a text."),
         "models": ("gencli.cli.models", "List, show, fetch, check and remove checkpoints."),
         "train": ("gencli.cli.train", "Train a small checkpoint from texts or captioned pictures."),
     }

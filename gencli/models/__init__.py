@@ -28,6 +28,10 @@ ARCHITECTURES: dict[str, str] = {
     "VQModel": "vq_model",
     "UNet2DModel": "unet_2d",
     "UNet2DConditionModel": "unet_2d_condition",
+    "DiTTransformer2DModel": "dit",
+    "Transformer2DModel": "dit",  # as files from before diffusers 0.28 call it
+    "UNetModel": "guided_unet",
+    "EncoderUNetModel": "guided_classifier",
     "ControlNetModel": "controlnet",
 }
 

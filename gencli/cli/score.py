@@ -1,0 +1,252 @@
+"""`gencli score`: how well pictures fit a text."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gencli import devices, stopping
+from gencli.checkpoints.find import find
+from gencli.cli import options
+from gencli.cli.console import Console, escape_controls, is_terminal
+from gencli.cli.download import show_download
+from gencli.cli.help import SETTINGS, Command
+from gencli.cli.prompts import read_lines
+from gencli.cli.sinks import stdout_bytes, write, write_json
+from gencli.errors import GencliError, UsageError
+from gencli.image.request import SIDES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gencli.image.score import Scorer
+
+INPUT = "What to compare"
+ENVIRONMENT = "GENCLI_CLIP_MODEL"
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(
+    cls=Command,
+    context_settings=SETTINGS,
+    epilog="""Examples:
+    gencli score "a red apple" apple.png pear.png -m openai/clip-vit-base-patch32
+    gencli score "a red apple" *.png --sort | head -n 1 | cut -f 2
+    gencli score -t "a cat" -t "a dog" *.jpg --json | jq 'select(.probability > 0.5)'
+    gencli image "red apple" --seed 1 | gencli score "red apple" -
+    gencli score --lines photo.jpg < captions.txt
+    """,
+)
+def score(
+    ctx: typer.Context,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT PICTURE",
+            help="The text, then the files to compare with it (`-`: one from stdin); with --text or --lines, files "
+            "alone.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("-t", "--text", metavar="TEXT", help="A text (repeatable).", rich_help_panel=INPUT),
+    ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Every line of stdin is a text.", rich_help_panel=INPUT)
+    ] = False,
+    truncate: Annotated[
+        str | None,
+        typer.Option(
+            "--truncate",
+            metavar="SIDE",
+            help="Leave out the left or right end of a text that is too long (otherwise it is an error).",
+            rich_help_panel=INPUT,
+            autocompletion=lambda: list(SIDES),
+        ),
+    ] = None,
+    sort: Annotated[
+        bool,
+        typer.Option(
+            "--sort", help="The best first, when all are known (default: as given).", rich_help_panel=options.OUTPUT
+        ),
+    ] = False,
+    json: options.Json = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="NAME",
+            envvar=ENVIRONMENT,
+            help="A CLIP: local folder, or Hugging Face id such as openai/clip-vit-base-patch32 (default: none; "
+            f"environment: {ENVIRONMENT}).",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    allow_pickle: options.AllowPickle = False,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            help="Send N pictures through the model at once (default: 8).",
+            rich_help_panel=options.RUN,
+        ),
+    ] = 8,
+    stats: options.Stats = False,
+    quiet: options.Quiet = False,
+    color: options.Color = options.When.auto,
+    debug: options.Debug = False,
+) -> None:
+    """Say how well pictures fit a text: the cosine between their vectors, from -1 to 1, by a CLIP.
+
+    stdout gets a line for each picture: the score, a tab, the path. With several texts it is one for each picture and
+    text, and the text stands behind another tab. What fits gets about 0.3 from OpenAI's models, what does not about
+    0.2. A file that cannot be read is told on stderr, and the others are scored; the exit code is then 1.
+    """
+    devices.check_names(device, dtype, threads)
+    if truncate not in (None, *SIDES):
+        raise UsageError(f"--truncate {truncate!r}: wants one of {', '.join(SIDES)}")
+    if not 1 <= batch <= 4096:
+        raise UsageError(f"--batch {batch}: must be from 1 to 4096")
+    texts, paths = _split(arguments or [], text or [], lines=lines)
+    if model is None:
+        hint = f"name one, as in -m openai/clip-vit-base-patch32, or set {ENVIRONMENT}"
+        raise UsageError("no model: none that compares texts with pictures is embedded", hint)
+    stdout_bytes()  # fails now rather than after the work
+    console: Console = ctx.obj
+    paths, failed = _present(console, paths)
+    if not paths:
+        raise typer.Exit(1)
+    source = find(model, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
+    texts = [line for line in read_lines() if line] if lines else texts
+    if not texts:
+        raise GencliError("stdin has no text to compare with")
+
+    console.progress(f"loading {source.name}")
+    began = time.perf_counter()
+    with stopping.heeded():
+        from gencli.image.score import open_scorer
+
+    devices.set_threads(threads)
+    scorer = open_scorer(source, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    run = Run(console, scorer, texts, scorer.texts(texts, truncate), json=json)
+    loaded = time.perf_counter()
+    try:
+        run.score(paths, batch=batch, sort=sort)
+    finally:
+        console.clear()
+        if stats:
+            seconds = time.perf_counter() - loaded
+            console.stats(scorer.describe())
+            console.stats(f"load {loaded - began:.2f} s; {run.count} pictures in {seconds:.2f} s")
+    if run.failed or failed:
+        raise typer.Exit(1)
+
+
+def _split(arguments: list[str], texts: list[str], *, lines: bool) -> tuple[list[str], list[str]]:
+    """The texts and the paths. Raises UsageError for what cannot be meant."""
+    if lines and texts:
+        raise UsageError("--lines reads the texts from stdin and takes no --text beside it")
+    if not (lines or texts):
+        texts, arguments = arguments[:1], arguments[1:]
+        if not texts:
+            raise UsageError("no text and no picture", 'try `gencli score "red apple" apple.png`')
+        if not arguments and os.path.exists(texts[0]):
+            raise UsageError(f"{texts[0]} is taken for the text, and no picture is named", "write the text first")
+    if not arguments:
+        raise UsageError("no picture to compare with", "name files, or `-` for one from stdin")
+    if arguments.count("-") > (0 if lines else 1):
+        raise UsageError("`-` reads a picture from stdin, " + ("where --lines has its texts" if lines else "and once"))
+    if "" in texts:
+        raise UsageError("an empty text fits everything and nothing")
+    for one in texts:
+        try:
+            one.encode()
+        except UnicodeEncodeError:  # bytes of argv that cannot be decoded arrive as lone surrogates
+            raise GencliError(f"the text is not valid UTF-8: {one!r}"[:200]) from None
+    return texts, arguments
+
+
+def _present(console: Console, paths: list[str]) -> tuple[list[str], bool]:
+    """The paths where something is, and whether there are others: told at once, before a model is opened."""
+    missing = [path for path in paths if path != "-" and not os.path.exists(path)]
+    for path in missing:
+        console.error(GencliError(f"{path}: no such file"))
+    return [path for path in paths if path not in missing], bool(missing)
+
+
+class Run:
+    """Pictures on their way through the model. count: those scored; failed: whether one of them could not be read."""
+
+    def __init__(self, console: Console, scorer: Scorer, texts: Sequence[str], vectors: Tensor, *, json: bool):
+        self.console, self.scorer, self.texts, self.vectors, self.json = console, scorer, texts, vectors, json
+        self.count, self.failed = 0, False
+
+    def score(self, paths: Sequence[str], *, batch: int, sort: bool) -> None:
+        """Print a row for each picture and text."""
+        rows: list[dict[str, Any]] = []
+        for found in self._rows(paths, batch):
+            if sort:
+                rows.append(found)
+            else:
+                self._print(found)
+        for row in sorted(rows, key=lambda row: -row["score"]):
+            self._print(row)
+
+    def _rows(self, paths: Sequence[str], batch: int) -> Iterator[dict[str, Any]]:
+        pictures = self._pictures(paths)
+        while some := list(islice(pictures, batch)):
+            cosines = self.scorer.pictures([prepared for _, prepared in some]) @ self.vectors.T
+            self.count += len(some)
+            likely = self.scorer.probabilities(cosines).tolist()
+            for (path, _), values, chances in zip(some, cosines.tolist(), likely, strict=True):
+                for text, value, chance in zip(self.texts, values, chances, strict=True):
+                    more = {"probability": round(chance, 6)} if len(self.texts) > 1 else {}
+                    yield {"path": path, "text": text, "score": round(value, 6), **more}
+
+    def _pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Each as the model looks at it. Those that cannot be read are told, and left out."""
+        from gencli.image.pictures import open_flat
+
+        for number, path in enumerate(paths):
+            self.console.progress("scoring", number, len(paths))
+            try:
+                yield path, self.scorer.prepare(open_flat(_stdin() if path == "-" else path))
+            except GencliError as error:
+                message = error.message if path == "-" or path in error.message else f"{path}: {error.message}"
+                self.console.error(GencliError(message, error.hint))
+                self.failed = True
+
+    def _print(self, row: dict[str, Any]) -> None:
+        if is_terminal(sys.stdout):
+            self.console.clear()
+        path = os.fsencode(row["path"])
+        if self.json:
+            write_json({**row, "path": path.decode("utf-8", "replace"), "model": self.scorer.name})
+            return
+        if is_terminal(sys.stdout):
+            path = escape_controls(path.decode("utf-8", "replace")).encode()
+        columns = [f"{row['score']:.4f}".encode(), path]
+        if len(self.texts) > 1:
+            columns.append(row["text"].encode())
+        write(b"\t".join(columns) + b"\n")
+
+
+def _stdin() -> bytes:
+    from gencli.image.pictures import FILE_LIMIT
+
+    if sys.stdin is None:
+        raise GencliError("stdin is closed, and `-` reads a picture from there")
+    return sys.stdin.buffer.read(FILE_LIMIT)

@@ -1,0 +1,172 @@
+"""preprocessor_config.json: how a picture becomes what a model looks at, by Pillow as in transformers. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gencli.errors import GencliError
+from gencli.files import read_json
+
+FILE = "preprocessor_config.json"
+NEW_FILE = "processor_config.json"  # transformers 5 writes it, with the other's content under IMAGE
+IMAGE = "image_processor"
+SIDE_LIMIT = 4096  # pixels a side of what a model looks at
+PIXEL_LIMIT = 2**26  # of a picture on the way there
+# Says nothing about the pixels, or what gencli does in any case.
+INERT = frozenset(
+    """image_processor_type feature_extractor_type processor_class clusters do_color_quantize do_convert_rgb data_format
+    input_data_format device return_tensors disable_grouping default_to_square image_seq_length""".split()  # noqa: SIM905
+)
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+VALUES = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
+
+# What transformers' CLIPImageProcessor does where the file says nothing.
+CLIP: dict[str, Any] = {
+    "do_resize": True,
+    "size": 224,
+    "resample": Image.Resampling.BICUBIC,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a picture, in this order; what is None is left out.
+
+    shortest: its shorter side becomes this long, its shape stays; or else size: (height, width) whatever its shape.
+    crop: the middle (height, width), with black around it where there is less. scale: of the values 0..255.
+    mean, std: of each channel.
+    """
+
+    shortest: int | None = None
+    size: tuple[int, int] | None = None
+    resample: int = Image.Resampling.BICUBIC
+    crop: tuple[int, int] | None = None
+    scale: float | None = 1 / 255
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """A picture → float32 (3, H, W). Raises GencliError for one so narrow that it would become endless."""
+        picture = picture.convert("RGB")
+        height, width = self._resized(picture)
+        if (width, height) != picture.size:
+            picture = picture.resize((width, height), self.resample)
+        if self.crop is not None:
+            picture = _crop(picture, *self.crop)
+        pixels = np.asarray(picture)
+        if self.scale is not None:
+            pixels = (pixels.astype(np.float64) * self.scale).astype(np.float32)
+        pixels = pixels.astype(np.float32)
+        if self.mean is not None:
+            pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _resized(self, picture: Image.Image) -> tuple[int, int]:
+        """Height and width after the first step."""
+        if self.size is not None:
+            return self.size
+        if self.shortest is None:
+            return picture.height, picture.width
+        short, long = sorted(picture.size)
+        other = int(self.shortest * long / short)
+        if self.shortest * other > PIXEL_LIMIT:
+            raise GencliError(f"a picture of {picture.width}x{picture.height} pixels is too narrow to be looked at")
+        return (other, self.shortest) if picture.height > picture.width else (self.shortest, other)
+
+
+def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """The middle. A picture that is smaller gets black around it."""
+    top, left = (picture.height - height) / 2, (picture.width - width) / 2
+    # Rounded as transformers rounds: a cut down, a border up.
+    top, left = math.floor(top), math.floor(left)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings for pictures in a checkpoint's folder. Raises GencliError when there are none."""
+    if not (folder / FILE).is_file() and (folder / NEW_FILE).is_file():
+        raw = read_json(folder / NEW_FILE).get(IMAGE)
+        if isinstance(raw, dict):
+            return raw
+    return read_json(folder / FILE)
+
+
+def from_settings(
+    raw: Mapping[str, Any], defaults: Mapping[str, Any], where: str = FILE, *, square: bool = False
+) -> Preprocessing:
+    """Settings as a processor's class has them, with its `defaults` for what they leave out.
+
+    square: a `size` that is one number, as in old files, is that of both sides, and not that of the shorter one.
+
+    Raises GencliError for a key that is not known, and for a value that makes no sense.
+    """
+    for key, value in raw.items():
+        if key not in (*STEPS, *VALUES) and key not in INERT and not key.startswith("_") and value not in (None, False):
+            raise GencliError(
+                f"{where}: {key} = {value!r:.60} is not supported",
+                "it may change the numbers, so gencli does not guess",
+            )
+    values = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
+    for key in STEPS:
+        if not isinstance(values.get(key, False), bool):
+            raise GencliError(f"{where}: {key} = {values[key]!r:.60} is neither true nor false")
+    found: dict[str, Any] = {"resample": values["resample"], "scale": None}
+    if not isinstance(found["resample"], int) or found["resample"] not in list(Image.Resampling):
+        raise GencliError(f"{where}: resample = {found['resample']!r:.60} is none of Pillow's filters, 0 to 5")
+    if values.get("do_resize"):
+        found |= _size(values["size"], where, square=square)
+    if values.get("do_center_crop"):
+        found["crop"] = _rectangle(values["crop_size"], "crop_size", where)
+    if values.get("do_rescale"):
+        found["scale"] = _numbers([values["rescale_factor"]], "rescale_factor", where)[0]
+    if values.get("do_normalize"):
+        found["mean"] = _numbers(values["image_mean"], "image_mean", where)
+        found["std"] = _numbers(values["image_std"], "image_std", where)
+        if not all(found["std"]):
+            raise GencliError(f"{where}: image_std = {values['image_std']!r:.60} would divide by zero")
+    return Preprocessing(**found)
+
+
+def _size(value: Any, where: str, *, square: bool) -> dict[str, Any]:
+    """`size`: a number in old files, a table in new ones."""
+    if isinstance(value, dict) and set(value) == {"shortest_edge"} and _is_side(value["shortest_edge"]):
+        return {"shortest": value["shortest_edge"]}
+    if _is_side(value) and not square:
+        return {"shortest": value}
+    return {"size": _rectangle(value, "size", where)}
+
+
+def _rectangle(value: Any, name: str, where: str) -> tuple[int, int]:
+    """(height, width). Raises GencliError."""
+    if _is_side(value):
+        return value, value
+    if isinstance(value, dict) and set(value) == {"height", "width"} and all(map(_is_side, value.values())):
+        return value["height"], value["width"]
+    raise GencliError(f"{where}: {name} = {value!r:.80} is no size of a picture (1 to {SIDE_LIMIT} a side)")
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= SIDE_LIMIT
+
+
+def _numbers(value: Any, name: str, where: str) -> tuple[float, ...]:
+    """One number, or three. Raises GencliError."""
+    items = value if isinstance(value, list | tuple) else [value]
+    kinds = [isinstance(item, int | float) and not isinstance(item, bool) for item in items]
+    if len(items) not in (1, 3) or not all(kinds) or not all(math.isfinite(item) for item in items):
+        raise GencliError(f"{where}: {name} = {value!r:.80} is not one number or three")
+    return tuple(float(item) for item in items)

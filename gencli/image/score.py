@@ -1,0 +1,130 @@
+"""How well pictures fit texts: a CLIP checkpoint with its tokenizer and its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gencli.checkpoints import build
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.tensors import open_tensors
+from gencli.devices import pick_device, pick_dtype
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.image.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
+from gencli.tokens import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A CLIP, ready to compare. Vectors are (N, E) of length 1: the dot product of two is the cosine between them."""
+
+    name: str
+    module: Any
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.logit_scale.device
+
+    def describe(self) -> str:
+        """The model in one line: its size, precision, device and threads."""
+        millions = sum(parameter.numel() for parameter in self.module.parameters()) / 1e6
+        dtype = str(self.module.visual_projection.weight.dtype).removeprefix("torch.")
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.name} ({millions:.1f} M parameters, {dtype}, {self.device}{threads})"
+
+    def tokenize(self, text: str, truncate: str | None = None) -> list[int]:
+        """Token ids of a text between begin and end. truncate: the side that may be cut away.
+
+        Raises GencliError with both lengths for a text that is too long when nothing may be cut.
+        """
+        begin, end = self.tokenizer.bos_id, next(iter(self.tokenizer.eos_ids), None)
+        if begin is None or end is None:
+            raise GencliError(f"{self.tokenizer.folder}: the tokenizer names no begin and end token")
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        room = self.module.text_model.max_positions - 2
+        if len(ids) > room and truncate is None:
+            raise GencliError(
+                f"the text has {len(ids)} tokens, and {self.name} reads at most {room}: {text[:40]!r}…",
+                "--truncate right leaves out its end, --truncate left its beginning",
+            )
+        ids = [begin, *(ids[-room:] if truncate == "left" else ids[:room]), end]
+        if max(ids) >= self.module.config.text_config.vocab_size:
+            raise GencliError(f"{self.tokenizer.folder}: the tokenizer knows more tokens than {self.name}")
+        return ids
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str], truncate: str | None = None) -> Tensor:
+        """Vectors of texts, (N, E) float32. Raises GencliError as `tokenize`, and for NaN from the model."""
+        rows = [self.tokenize(text, truncate) for text in texts]
+        length = max(map(len, rows))
+        # A text sees nothing behind its first end token, so that more of them may fill up the row.
+        ids = torch.tensor([row + [row[-1]] * (length - len(row)) for row in rows], device=self.device)
+        return _checked(self.module.encode_texts(ids))
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """What the model looks at, (1, 3, H, W). Raises GencliError for a picture that is too narrow."""
+        return torch.from_numpy(self.preprocessing(picture))[None]
+
+    @torch.inference_mode()
+    def pictures(self, prepared: Sequence[Tensor]) -> Tensor:
+        """Vectors of pictures that went through `prepare`, (N, E) float32. Raises GencliError for NaN."""
+        pixels = torch.cat(list(prepared)).to(self.device, self.module.visual_projection.weight.dtype)
+        return _checked(self.module.encode_pictures(pixels))
+
+    def probabilities(self, cosines: Tensor) -> Tensor:
+        """(N, T) cosines with T texts → how likely each text is the picture's, if one of them is."""
+        return (cosines * self.module.logit_scale.float().exp().cpu()).softmax(-1)
+
+
+def _checked(vectors: Tensor) -> Tensor:
+    vectors = vectors.float().cpu()
+    if not torch.isfinite(vectors).all():
+        raise GencliError("the model's vectors are NaN", "broken weights, or a precision too low: try --dtype float32")
+    return vectors
+
+
+def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", allow_pickle: bool = False) -> Scorer:
+    """Open a CLIP in transformers' layout; device and dtype are names as `gencli.devices` knows them.
+
+    Raises GencliError for what is no CLIP, is broken or not supported.
+    """
+    folder, weights = _places(source)
+    raw = read_json(folder / "config.json")
+    kind = raw.get("model_type") or raw.get("_class_name")
+    if kind != "clip":
+        raise GencliError(
+            f"{source.name} holds a {kind!s:.40}, no CLIP that compares texts with pictures",
+            "openai/clip-vit-base-patch32 is one",
+        )
+    place = pick_device(device)
+    preprocessing = from_settings(read_settings(folder), CLIP, str(folder / FILE))
+    tensors = open_tensors(weights, allow_pickle=allow_pickle)
+    # Buffers of whole numbers are no reason for a precision.
+    precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
+    module: Any = build.load(folder, device=place, dtype=precision, config=raw, tensors=tensors)
+    size = module.config.vision_config.image_size
+    given = preprocessing.crop or preprocessing.size
+    if given != (size, size):
+        said = f"{given[1]}x{given[0]}" if given else "any size"
+        raise GencliError(f"{folder}: its {FILE} makes pictures of {said}, and its config.json wants {size}x{size}")
+    return Scorer(source.name, module, load_tokenizer(folder), preprocessing)
+
+
+def _places(source: Source) -> tuple[Path, Path]:
+    """The folder of the small files, and where the weights are."""
+    if source.kind != "file":
+        if (source.path / "model_index.json").is_file():
+            raise GencliError(f"{source.name} draws pictures, and compares none with texts", "-m names a CLIP")
+        return source.path, source.path
+    if not (source.path.parent / "config.json").is_file():
+        raise GencliError(f"{source.path}: a CLIP is a folder; there is no config.json beside this file")
+    return source.path.parent, source.path
