@@ -36,6 +36,9 @@ FULL = ImageRequest(
     grid=True,
     batch=2,
     truncate="left",
+    weighted=True,
+    lora=("styles/a, b.safetensors:0.5", "org/c"),
+    embedding=("x.pt:<x>",),
     vae_tiling=True,
     dtype="float32",
     model="./models/tiny, one",
@@ -152,6 +155,7 @@ def test_pictures_of_the_web_ui(tmp_path, label, sampler, karras):
     assert request.negative == "ugly, bad\nworse"
     assert (request.steps, request.guidance, request.seed) == (20, 7.0, 965400086)
     assert (request.width, request.height) == (512, 768)
+    assert request.weighted
     assert (request.sampler, request.karras) == (sampler, karras)
     assert set(found.left_out) >= {"Model", "Denoising strength", "Clip skip", "Lora hashes"}
     assert ("Sampler" in found.left_out) == (sampler is None)

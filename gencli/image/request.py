@@ -64,10 +64,6 @@ class Control:
     end: float = 1.0
 
 
-def _texts(key: str) -> Any:
-    return dataclasses.field(default=(), metadata={"kind": tuple, "infotext": key})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageRequest:
     """One picture, or `count` of them from the seeds `seed`, `seed + 1`, …
@@ -111,8 +107,8 @@ class ImageRequest:
     batch: int = _integer(1, 4096, "Batch", default=1)
     truncate: str | None = _choice(SIDES, "Truncate")
     weighted: bool = _flag("Emphasis")
-    lora: tuple[str, ...] = _texts("Lora")
-    embedding: tuple[str, ...] = _texts("Embeddings")
+    lora: tuple[str, ...] = _several(str, "Lora")
+    embedding: tuple[str, ...] = _several(str, "Embeddings")
     vae_tiling: bool = _flag("VAE tiling")
     dtype: str | None = _choice(DTYPES, "Dtype")
     model: str = _text("emoji", "Model")
@@ -193,10 +189,8 @@ def _check_value(field: dataclasses.Field[Any], kind: Any, name: str, value: Any
     right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
     if not right or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{name} {value!r}: wants {_WORDS[kind]}")
-    for text in (value,) if kind is str else value if kind is tuple else ():
-        if not isinstance(text, str) or (kind is tuple and not text):
-            raise UsageError(f"{name} {value!r}: wants {_WORDS[kind]}")
-        _check_text(name, text)
+    if kind is str:
+        _check_text(name, value)
     if "choices" in field.metadata and value not in field.metadata["choices"]:
         raise UsageError(f"{name} {value!r}: wants one of {', '.join(field.metadata['choices'])}")
     if "range" in field.metadata:
@@ -205,9 +199,7 @@ def _check_value(field: dataclasses.Field[Any], kind: Any, name: str, value: Any
             raise UsageError(f"{name} {value}: must be from {low} to {high}")
 
 
-_WORDS: dict[Any, str]
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "names and values"}
-_WORDS[tuple] = "texts"
 
 
 def _check_text(name: str, value: str) -> None:

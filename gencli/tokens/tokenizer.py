@@ -22,6 +22,7 @@ class Tokenizer:
     pad_id: fills up texts of equal length. max_length: the longest sequence the files speak of. None: not said.
     word_suffix: `</w>` for a CLIP tokenizer, else empty. names: `bos_token` and its like → the token's text.
     chat_template: Jinja source that turns a conversation into a prompt, or None.
+    groups: a token → the tokens that stand for it in a text (itself first), as embeddings of several vectors want it.
     """
 
     backend: Backend
@@ -33,6 +34,7 @@ class Tokenizer:
     word_suffix: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    groups: dict[int, tuple[int, ...]] = field(default_factory=dict)
     special_ids: frozenset[int] = field(init=False)
     _decoder: dict[str, Any] | None = field(init=False, repr=False)
 
@@ -60,9 +62,10 @@ class Tokenizer:
             raise GencliError(f"the text is no valid Unicode at character {error.start}") from None
         self.backend.encode_special_tokens = not special
         try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception as error:  # the library's own, as when a vocabulary lacks its unknown token
             raise GencliError(f"{self.folder}: the tokenizer cannot encode this text: {error}") from None
+        return [one for i in ids for one in self.groups.get(i, (i,))] if self.groups else ids
 
     def encode_padded(self, text: str, length: int | None = None) -> tuple[list[int], list[int]]:
         """Exactly `length` token ids (default: max_length) for a text encoder, and the ids that did not fit.

@@ -51,18 +51,26 @@ def frame(tokenizer: Tokenizer, prompt: str, positions: int, vocab_size: int, tr
     positions, vocab_size: the text encoder's. truncate: the side that may be cut away. Raises GencliError with both
     lengths when it is None and must be.
     """
-    length = min(tokenizer.max_length or positions, positions)
     ids = tokenizer.encode(prompt, add_special_tokens=False)
-    begin, end = tokenizer.bos_id, next(iter(tokenizer.eos_ids), None)
-    if begin is None or end is None:
-        raise GencliError(f"{tokenizer.folder}: the tokenizer names no begin and end token")
-    room = length - 2
+    room = room_of(tokenizer, positions)
     if len(ids) > room and truncate is None:
         raise GencliError(
             f"the prompt has {len(ids)} tokens, and this model reads at most {room}: {prompt[:40]!r}…",
-            "--truncate right leaves out its end, --truncate left its beginning",
+            "--weighted reads all of it, in chunks; --truncate right leaves out its end, --truncate left its beginning",
         )
-    ids = ids[-room:] if truncate == "left" else ids[:room]
+    return enclose(tokenizer, ids[-room:] if truncate == "left" else ids[:room], room, vocab_size)
+
+
+def room_of(tokenizer: Tokenizer, positions: int) -> int:
+    """Tokens between begin and end, at most."""
+    return min(tokenizer.max_length or positions, positions) - 2
+
+
+def enclose(tokenizer: Tokenizer, ids: list[int], room: int, vocab_size: int) -> list[int]:
+    """At most `room` ids between begin and end, padded. Raises GencliError for a tokenizer that does not fit."""
+    begin, end = tokenizer.bos_id, next(iter(tokenizer.eos_ids), None)
+    if begin is None or end is None:
+        raise GencliError(f"{tokenizer.folder}: the tokenizer names no begin and end token")
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else end
     framed = [begin, *ids, end, *[pad] * (room - len(ids))]
     if max(framed) >= vocab_size:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gencli.image import weighted
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.families.base import Conditioning, Loader, frame
 from gencli.image.request import ImageRequest
@@ -31,8 +32,16 @@ class ClipPrompts:
     def modules(self) -> list[Any]:
         return [self.text_encoder]
 
+    @property
+    def towers(self) -> list[tuple[Tokenizer, Any]]:
+        """Text encoders, each with its tokenizer."""
+        return [(self.tokenizer, self.text_encoder)]
+
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
-        """Raises GencliError for a prompt that is too long."""
+        """Raises GencliError for a prompt that is too long, but for weighted ones, whose L is 77 for each chunk."""
+        if request.weighted:
+            joined, _ = weighted.encode(self.tokenizer, self.text_encoder, prompts, lambda out: out.last_hidden_state)
+            return {"encoder_hidden_states": joined}
         device = next(self.text_encoder.parameters()).device
         ids = torch.tensor([self.tokenize(prompt, request.truncate) for prompt in prompts], device=device)
         states: Tensor = self.text_encoder(ids).last_hidden_state
