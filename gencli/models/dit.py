@@ -1,0 +1,230 @@
+"""The diffusion transformer (Peebles & Xie 2023, "Scalable Diffusion Models with Transformers"), as diffusers'
+DiTTransformer2DModel; older files call it Transformer2DModel.
+
+B: batch, C, H, W: a latent's channels, height and width, T: patches of it, D: width of the transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models.attention_blocks import Attention
+from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.unet_blocks import TimestepEmbedding, timestep_embedding
+
+WAVES = 256  # of the timestep
+ONLY: dict[str, tuple[Any, ...]] = {
+    "norm_type": ("ada_norm_zero",),
+    "activation_fn": ("gelu-approximate",),
+    "norm_elementwise_affine": (False,),
+    "attention_type": ("default",),
+    "double_self_attention": (False,),
+    "only_cross_attention": (False,),
+    "use_linear_projection": (False,),
+    "use_additional_conditions": (None, False),
+    "interpolation_scale": (None, 1, 1.0),
+}
+INERT = {
+    "norm_num_groups",  # there is no GroupNorm
+    "upcast_attention",  # scores are always made in float32
+    "dropout",
+}
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """config.json of a DiT; defaults are those of diffusers' class. `num_embeds_ada_norm` is the number of classes,
+    beside which there is one more, of that number, for "none".
+
+    freq_shift is no key of diffusers' files. Its class tells timesteps with 1, the original code, with which the
+    released weights were trained, with 0: a file in the original's own form is run with that.
+    """
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int | None = None
+    num_layers: int = 28
+    attention_bias: bool = True
+    sample_size: int = 32
+    patch_size: int = 2
+    num_embeds_ada_norm: int = 1000
+    norm_eps: float = 1e-5
+    freq_shift: float = 1
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> DiTConfig:
+        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+        config = read_config(cls, raw, inert=INERT, only=ONLY)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
+        check_ints(self, {"num_attention_heads": 2**8, "attention_head_dim": 2**10, "in_channels": 1024})
+        check_ints(self, {"num_layers": 256, "sample_size": 2**12, "patch_size": 64, "num_embeds_ada_norm": 2**20})
+        if self.out_channels is not None:
+            check_ints(self, {"out_channels": 2048})
+        check_numbers(self, {"norm_eps": (0.0, 1.0), "freq_shift": (0.0, 1.0)})
+        check_flags(self)
+        if self.sample_size % self.patch_size:
+            raise GencliError(f"config.json: patch_size = {self.patch_size} does not divide {self.sample_size}")
+        if self.width % 4:
+            raise GencliError(f"config.json: {self.width} channels have no sines and cosines of two axes")
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, in_channels: int, width: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class LabelEmbedding(nn.Module):
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)  # the last stands for no class
+
+    def forward(self, class_labels: Tensor) -> Tensor:
+        return self.embedding_table(class_labels)
+
+
+class TimestepLabelEmbedding(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedding(WAVES, config.width)
+        self.class_embedder = LabelEmbedding(config.num_embeds_ada_norm, config.width)
+
+    def forward(self, waves: Tensor, class_labels: Tensor) -> Tensor:
+        return self.timestep_embedder(waves) + self.class_embedder(class_labels)
+
+
+class AdaLayerNormZero(nn.Module):
+    """Says from the timestep and the class how a block shifts, scales and gates (section 3.2, adaLN-Zero).
+
+    diffusers gives each block embeddings of its own; in released files all blocks hold the same.
+    """
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.emb = TimestepLabelEmbedding(config)
+        self.linear = nn.Linear(config.width, 6 * config.width)
+
+    def forward(self, waves: Tensor, class_labels: Tensor) -> Tensor:
+        """(B, 256) and (B,) → (B, 6, 1, D): shift, scale and gate of attention, then of the feed-forward."""
+        return self.linear(F.silu(self.emb(waves, class_labels))).unflatten(1, (6, 1, -1))
+
+
+class Projection(nn.Module):
+    """diffusers' GELU, a layer with its activation."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        # the checkpoints count a dropout between the two
+        self.net = nn.Sequential(Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class DiTBlock(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.eps = config.norm_eps
+        self.norm1 = AdaLayerNormZero(config)
+        self.attn1 = Attention(config.width, config.num_attention_heads, bias=config.attention_bias)
+        self.ff = FeedForward(config.width)
+
+    def forward(self, x: Tensor, waves: Tensor, class_labels: Tensor) -> Tensor:
+        """x (B, T, D) → the same."""
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = self.norm1(waves, class_labels).unbind(1)
+        x = x + gate * self.attn1(norm(x, 1e-6) * (1 + scale) + shift)  # diffusers: norm_eps is of the second alone
+        return x + gate_ff * self.ff(norm(x, self.eps) * (1 + scale_ff) + shift_ff)
+
+
+class DiTTransformer2DModel(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.config = config
+        self.out_channels = config.out_channels or config.in_channels
+        self.pos_embed = PatchEmbed(config.in_channels, config.width, config.patch_size)
+        self.transformer_blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
+        self.proj_out_1 = nn.Linear(config.width, 2 * config.width)
+        self.proj_out_2 = nn.Linear(config.width, config.patch_size**2 * self.out_channels)
+        self.positions: dict[tuple[int, int], Tensor] = {}  # made when a size is first seen
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        """The prediction (B, out_channels, H, W) for latents (B, C, H, W) at timesteps (B,), fractions too, of classes
+        (B,). H and W are whole multiples of the patch size; other sizes than the model's own squeeze its positions."""
+        waves = timestep_embedding(
+            timesteps.expand(len(x)), WAVES, flip_sin_to_cos=True, freq_shift=self.config.freq_shift
+        ).to(x.dtype)
+        class_labels = class_labels.expand(len(x))
+        patches = self.pos_embed(x)
+        height, width = patches.shape[2:]
+        tokens = patches.flatten(2).transpose(1, 2)  # (B, T, D)
+        tokens = (tokens + self._positions(height, width, tokens.device)).to(x.dtype)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, waves, class_labels)
+        first: Any = self.transformer_blocks[0]
+        shift, scale = self.proj_out_1(F.silu(first.norm1.emb(waves, class_labels)))[:, None].chunk(2, dim=-1)
+        tokens = self.proj_out_2(norm(tokens, 1e-6) * (1 + scale) + shift)
+        p = self.config.patch_size
+        out = tokens.unflatten(1, (height, width)).unflatten(3, (p, p, self.out_channels))  # (B, h, w, p, p, C)
+        return out.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.out_channels, height * p, width * p)
+
+    def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
+        if (height, width) not in self.positions:
+            base = self.config.sample_size // self.config.patch_size
+            self.positions = {(height, width): positions(self.config.width, height, width, base).to(device)}
+        return self.positions[height, width].to(device)
+
+
+def norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm without weights."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+def positions(dim: int, height: int, width: int, base: int) -> Tensor:
+    """Sines and cosines of each patch's column, then of its row: (height · width, dim) in float32.
+
+    Where a side has another number of patches than `base`, they lie evenly over the same range.
+    """
+    rows = torch.arange(height, dtype=torch.float32) / (height / base)
+    columns = torch.arange(width, dtype=torch.float32) / (width / base)
+    frequencies = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+
+    def waves(places: Tensor) -> Tensor:
+        angles = torch.outer(places.double(), frequencies)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)  # (places, dim / 2)
+
+    across = waves(columns)[None, :].expand(height, -1, -1)
+    down = waves(rows)[:, None].expand(-1, width, -1)
+    return torch.cat([across, down], dim=2).flatten(0, 1).float()
+
+
+LAYOUT = Layout(drops=(r"pos_embed\.pos_embed",))  # positions, which some versions saved
+Config, Model = DiTConfig, DiTTransformer2DModel

@@ -1,0 +1,95 @@
+"""The UNet of guided-diffusion ("ADM"; Dhariwal & Nichol 2021), with or without classes, in its own naming.
+
+It is another network than diffusers' UNet2DModel: sizes change inside residual blocks, q, k and v are one tensor, and
+its files say nothing of their own settings (`gencli.checkpoints.original.guided_diffusion` finds them out).
+B: batch, C, H, W: channels, height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gencli.models.base import Layout, check_ints, read_config
+from gencli.models.guided_blocks import AttentionBlock, GuidedConfig, GuidedEncoder, Layers, Upsample, norm
+
+
+@dataclass(frozen=True)
+class GuidedUNetConfig(GuidedConfig):
+    """num_classes None: it draws without a class. num_heads_upsample: heads of the way up, −1 as elsewhere."""
+
+    num_classes: int | None = None
+    num_heads_upsample: int = -1
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> GuidedUNetConfig:
+        """Raises GencliError for keys that are not known and for impossible sizes."""
+        config = read_config(cls, raw)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        super().check()
+        if self.num_classes is not None:
+            check_ints(self, {"num_classes": 2**20})
+        if self.num_heads_upsample != -1:
+            check_ints(self, {"num_heads_upsample": 2**10})
+        for level, width in enumerate(self.widths):
+            if 1 << level in self.attention_resolutions:
+                self.heads_up(width)
+
+    def heads_up(self, channels: int) -> int:
+        """Attention heads on the way up."""
+        if self.num_head_channels != -1 or self.num_heads_upsample == -1:
+            return self.heads(channels)
+        return type(self)(**{**vars(self), "num_heads": self.num_heads_upsample}).heads(channels)
+
+
+class GuidedUNetModel(GuidedEncoder):
+    config: GuidedUNetConfig
+
+    def __init__(self, config: GuidedUNetConfig):
+        super().__init__(config)
+        if config.num_classes is not None:
+            self.label_emb = nn.Embedding(config.num_classes, 4 * config.model_channels)
+        skips = list(self.skip_channels)
+        width = config.widths[-1]
+        blocks = []
+        for level, out in reversed(list(enumerate(config.widths))):
+            for i in range(config.num_res_blocks + 1):
+                layers: list[nn.Module] = [self.resblock(width + skips.pop(), out)]
+                width = out
+                if 1 << level in config.attention_resolutions:
+                    heads = config.heads_up(width)
+                    layers.append(AttentionBlock(width, heads, new_order=config.use_new_attention_order))
+                if level and i == config.num_res_blocks:
+                    layers.append(self.resblock(width, width, up=True) if config.resblock_updown else Upsample(width))
+                blocks.append(Layers(*layers))
+        self.output_blocks = nn.ModuleList(blocks)
+        self.out = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, config.out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The prediction (B, out_channels, H, W) for noisy pictures (B, C, H, W) at timesteps (B,) of classes (B,).
+
+        H and W are whole multiples of what all levels halve.
+        """
+        emb = self.embed(timesteps, x)
+        if self.config.num_classes is not None:
+            assert class_labels is not None
+            emb = emb + self.label_emb(class_labels.expand(len(x)))
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, emb)
+            skips.append(x)
+        x = self.middle_block(x, emb)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.out(x)
+
+
+LAYOUT = Layout()
+Config, Model = GuidedUNetConfig, GuidedUNetModel
