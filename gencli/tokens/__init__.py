@@ -1,7 +1,7 @@
 """Tokenizer files → encode, decode, incremental decode. The BPE itself is the tokenizers library's. No torch."""
 
 from gencli.tokens.decode import IncrementalDecoder
-from gencli.tokens.load import load_tokenizer
+from gencli.tokens.load import load_clip_tokenizer, load_tokenizer
 from gencli.tokens.tokenizer import Tokenizer
 
-__all__ = ["IncrementalDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = ["IncrementalDecoder", "Tokenizer", "load_clip_tokenizer", "load_tokenizer"]

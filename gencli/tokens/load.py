@@ -16,18 +16,17 @@ from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.files import read_bytes, read_json
-from gencli.tokens import sentencepiece, wordpiece
+from gencli.tokens import clip, sentencepiece, wordpiece
 from gencli.tokens.templates import read_chat_template
 from gencli.tokens.tokenizer import Tokenizer
 
-WORD_END = "</w>"
-END_OF_TEXT = "<|endoftext|>"
+WORD_END, END_OF_TEXT = clip.WORD_END, clip.END
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # What the classes that write vocab.json + merges.txt assume when no file names a token.
 DEFAULTS = {
     "gpt2": {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT},
     "clip": {
-        "bos_token": "<|startoftext|>",
+        "bos_token": clip.START,
         "eos_token": END_OF_TEXT,
         "unk_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
@@ -79,9 +78,31 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         raise GencliError(
             f"{folder} has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no vocab.txt"
         )
+    return _finish(backend, folder, config, kind, adds, DEFAULTS.get(kind, {}) if defaults is None else defaults)
+
+
+def load_clip_tokenizer(pad: str = END_OF_TEXT) -> Tokenizer:
+    """CLIP's own tokenizer, from the merges that gencli carries: for checkpoints that come without one.
+
+    pad: the token that fills up a text: the end token in OpenAI's, "!" (id 0) where OpenCLIP stands behind it.
+    """
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad}
+    adds = {"bos_token": True, "eos_token": True}
+    return _finish(clip.own_backend(), clip.MERGES.parent, config, "clip", adds, DEFAULTS["clip"])
+
+
+def _finish(
+    backend: Backend,
+    folder: Path,
+    config: Mapping[str, Any],
+    kind: str,
+    adds: Mapping[str, bool],
+    defaults: Mapping[str, str],
+) -> Tokenizer:
+    """The tokenizer of what splits words: special tokens made known, and put around every text where `adds` says."""
     backend.no_truncation()  # a tokenizer.json may carry a training run's: nothing is cut or filled unasked
     backend.no_padding()
-    named = _add_tokens(backend, folder, config, DEFAULTS.get(kind, {}) if defaults is None else defaults)
+    named = _add_tokens(backend, folder, config, defaults)
     if kind == "clip" and not {"bos_token", "eos_token"} <= named.keys():
         raise GencliError(f"{folder}: the tokenizer has no start and end token, which CLIP puts around every text")
     _frame(backend, *(named.get(name) if adds[name] else None for name in ("bos_token", "eos_token")))
@@ -131,7 +152,7 @@ def _from_vocab(folder: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
     vocab = read_json(folder / "vocab.json")
     if not all(type(i) is int and 0 <= i < 2**31 for i in vocab.values()):
         raise GencliError(f"{folder / 'vocab.json'}: token ids must be whole numbers")
-    clip = VOCAB_CLASSES[named_class] == "clip" or any(piece.endswith(WORD_END) for piece in vocab)
+    is_clip = VOCAB_CLASSES[named_class] == "clip" or any(piece.endswith(WORD_END) for piece in vocab)
     try:
         merges = list(_merges(folder / "merges.txt"))
         merged = sum(len(piece.removesuffix(WORD_END)) > 1 for piece in vocab)
@@ -139,7 +160,7 @@ def _from_vocab(folder: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
             raise GencliError(
                 f"{folder / 'merges.txt'}: {len(merges)} merges for {merged} merged pieces: is it cut off?"
             )
-        if clip:
+        if is_clip:
             model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=WORD_END, unk_token=_unk(config, vocab))
         else:
             model = models.BPE(vocab=vocab, merges=merges)
@@ -147,20 +168,10 @@ def _from_vocab(folder: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
         raise
     except Exception as error:  # as above
         raise GencliError(f"{folder / 'merges.txt'} does not fit vocab.json: {_one_line(error)}") from None
+    if is_clip:
+        return clip.backend(model), "clip"
     backend = Backend(model)
     backend.decoder = decoders.ByteLevel()
-    if clip:
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(words), "removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-        return backend, "clip"
     if VOCAB_CLASSES[named_class] == "qwen2":
         backend.normalizer = normalizers.NFC()
         split = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
