@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.image.families.base import Conditioning
-from gencli.image.guidance import Denoiser, check_finite, dynamic_threshold, guide, to_output, to_x0_eps
+from gencli.image.guidance import Denoiser, check_finite, dynamic_threshold, guide, rescale, to_output, to_x0_eps
 from gencli.image.schedule import NoiseSchedule, Point
 
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -103,7 +103,7 @@ def test_guidance_rescale(x: Tensor) -> None:
         for i in range(2):  # Lin et al. 2023, eq. 15 and 16, picture by picture
             rescaled = guided[i] * positive[i].std() / guided[i].std()
             rows.append(phi * rescaled + (1 - phi) * guided[i])
-        torch.testing.assert_close(guide(positive, negative, 5.0, phi), torch.stack(rows))
+        torch.testing.assert_close(rescale(guide(positive, negative, 5.0), positive, phi), torch.stack(rows))
 
 
 def test_learned_variance_is_split_off(x: Tensor) -> None:

@@ -38,8 +38,9 @@ class Denoiser:
 
     context: the conditioning, tensors (B, …), or None for a model without. negative: the unconditional or negative one,
     tensors (B, …) or (1, …). The model is told both in one batch of 2B, and only when there is a `negative` and
-    `guidance_scale` is above 1. limits: which limits on x0 hold where the checkpoint asks for them, "clip" and
-    "threshold" (each sampler names those that its definition keeps).
+    `guidance_scale` is above 1. between: for models that edit a picture, told the picture as context is and the text as
+    negative is; the model is told all three in one batch of 3B. limits: which limits on x0 hold where the checkpoint
+    asks for them, "clip" and "threshold" (each sampler names those that its definition keeps).
     """
 
     def __init__(
@@ -49,18 +50,23 @@ class Denoiser:
         *,
         context: Conditioning | None = None,
         negative: Conditioning | None = None,
+        between: Conditioning | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
+        image_guidance_scale: float = 1.0,
         limits: Collection[str] = ("clip", "threshold"),
     ):
         self.model, self.schedule = model, schedule
         self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
+        self.image_guidance_scale = image_guidance_scale
         self.guided = guidance_scale > 1 and context is not None and negative is not None
         self.context: Conditioning = context or {}
+        self.parts = 1  # of a batch that the model sees
         if self.guided:
             assert context is not None and negative is not None
             batch = max(len(tensor) for tensor in context.values())
-            self.context = join(negative, context, batch)
+            parts = [negative, context] if between is None else [negative, between, context]
+            self.context, self.parts = join(parts, batch), len(parts)
         self.limits = limits
 
     def __call__(self, x: Tensor, point: Point) -> Prediction:
@@ -78,7 +84,7 @@ class Denoiser:
 
     def output(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
         """The model's guided output, and its variance channels if it has any."""
-        batch = torch.cat([x, x]) if self.guided else x
+        batch = torch.cat([x] * self.parts) if self.guided else x
         timesteps = torch.full((len(batch),), t, dtype=torch.float32, device=x.device)
         output = self.model(batch, timesteps, self.context).to(x.dtype)
         variance = None
@@ -86,19 +92,33 @@ class Denoiser:
             output, variance = output.chunk(2, dim=1)
         if not self.guided:
             return output, variance
-        negative, positive = output.chunk(2)
-        guided = guide(positive, negative, self.guidance_scale, self.guidance_rescale)
-        return guided, variance if variance is None else variance.chunk(2)[1]
+        negative, *between, positive = output.chunk(self.parts)
+        if between:
+            guided = guide_edit(positive, between[0], negative, self.guidance_scale, self.image_guidance_scale)
+        else:
+            guided = guide(positive, negative, self.guidance_scale)
+        guided = rescale(guided, positive, self.guidance_rescale)
+        return guided, variance if variance is None else variance.chunk(self.parts)[-1]
 
 
-def guide(positive: Tensor, negative: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2021), then φ = `rescale` (Lin et al. 2023, eq. 15–16)."""
-    guided = negative + scale * (positive - negative)
-    if rescale == 0:
+def guide(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2021)."""
+    return negative + scale * (positive - negative)
+
+
+def guide_edit(positive: Tensor, between: Tensor, negative: Tensor, scale: float, image_scale: float) -> Tensor:
+    """The same with a scale for the text and one for the picture (Brooks et al. 2023, eq. 3): `between` was told the
+    picture alone."""
+    return negative + scale * (positive - between) + image_scale * (between - negative)
+
+
+def rescale(guided: Tensor, positive: Tensor, share: float) -> Tensor:
+    """Towards the deviation that the prediction had before guidance, by φ = `share` (Lin et al. 2023, eq. 15–16)."""
+    if share == 0:
         return guided
     dims = tuple(range(1, guided.ndim))
     rescaled = guided * (positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
-    return rescale * rescaled + (1 - rescale) * guided
+    return share * rescaled + (1 - share) * guided
 
 
 def to_x0_eps(prediction_type: str, output: Tensor, x: Tensor, point: Point) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,10 @@ from gencli.image.request import ImageRequest
 from gencli.tokens import Tokenizer
 
 Conditioning = Mapping[str, Tensor]
-"""Keyword arguments of a network's forward, beside x and t; every tensor is (B, …), or (1, …) for all of a batch."""
+"""Keyword arguments of a network's forward, beside x and t; every tensor is (B, …), or (1, …) for all of a batch.
+
+One is none: `concat` (…, K, h, w), further channels of x that some networks read, such as a mask.
+"""
 
 Loader = Callable[[str], nn.Module]
 """The module of a part, with its weights, where and in the precision in which the checkpoint runs."""
@@ -37,12 +40,9 @@ class Conditioner(Protocol):
         ...
 
 
-def join(negative: Conditioning, positive: Conditioning, batch: int) -> Conditioning:
-    """Both in one batch of 2·`batch`, the negative first."""
-    return {
-        name: torch.cat([part.expand(batch, *part.shape[1:]) for part in (negative[name], positive[name])])
-        for name in positive
-    }
+def join(parts: Sequence[Conditioning], batch: int) -> Conditioning:
+    """N parts in one batch of N·`batch`, in their order; all have the same names."""
+    return {name: torch.cat([part[name].expand(batch, *part[name].shape[1:]) for part in parts]) for name in parts[-1]}
 
 
 def frame(tokenizer: Tokenizer, prompt: str, positions: int, vocab_size: int, truncate: str | None) -> list[int]:
