@@ -1,0 +1,192 @@
+"""`gencli score` as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gencli.__main__ import main
+from gencli.checkpoints.find import Source
+from gencli.image.score import open_scorer
+from tests.shell.process import gencli, on_terminal, shell
+from tests.tiny_clip import make_clip, make_pictures
+
+TEXT = "red apple"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A CLIP in `clip`, its pickled twin in `pickle`, and four pictures."""
+    root = tmp_path_factory.mktemp("score")
+    model, _ = make_clip(root / "clip")
+    (root / "pickle").mkdir()
+    for file in (root / "clip").iterdir():
+        if file.suffix != ".safetensors":
+            os.link(file, root / "pickle" / file.name)
+    torch.save(model.state_dict(), root / "pickle" / "pytorch_model.bin")
+    for index, picture in enumerate(make_pictures()):
+        picture.save(root / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cosines(root):
+    """(pictures, texts) for TEXT and "blue dog": what the command has to print."""
+    scorer = open_scorer(Source("clip", root / "clip", "folder"), device="cpu")
+    return scorer.pictures([scorer.prepare(p) for p in make_pictures()]) @ scorer.texts([TEXT, "blue dog"]).T
+
+
+@pytest.fixture(autouse=True)
+def inside(root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("GENCLI_CLIP_MODEL", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def run(capfdbinary):
+    """gencli in this process, where torch is there already, for what needs no process of its own."""
+
+    def run(*args):
+        code = main([str(arg) for arg in args])
+        out, err = capfdbinary.readouterr()
+        return subprocess.CompletedProcess(args, code, out, err)
+
+    return run
+
+
+def rows(done):
+    assert done.returncode == 0, done.stderr
+    return [line.split("\t") for line in done.stdout.decode().splitlines()]
+
+
+def test_a_line_for_each_picture(cosines):
+    done = gencli("score", TEXT, "0.png", "1.png", "2.png", "3.png", "-m", "clip", "--batch", 3)
+    assert rows(done) == [[f"{value:.4f}", f"{i}.png"] for i, value in enumerate(cosines[:, 0])]
+    assert done.stderr == b""
+    again = gencli("score", TEXT, "0.png", "1.png", "2.png", "3.png", "--sort", GENCLI_CLIP_MODEL="clip")
+    best = cosines[:, 0].argsort(descending=True)
+    assert rows(again) == [[f"{cosines[i, 0]:.4f}", f"{i}.png"] for i in best]
+
+
+def test_several_texts(cosines, run):
+    args = ("1.png", "3.png", "-m", "clip")
+    done = run("score", "-t", TEXT, "--text", "blue dog", *args)
+    wanted = [[f"{cosines[i, j]:.4f}", f"{i}.png", (TEXT, "blue dog")[j]] for i in (1, 3) for j in (0, 1)]
+    assert rows(done) == wanted
+    assert rows(gencli("score", "--lines", *args, stdin=b"red apple\r\n\nblue dog\n")) == wanted
+    done = run("score", "-t", TEXT, "-t", "blue dog", *args, "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [[f"{row['score']:.4f}", row["path"], row["text"]] for row in found] == wanted
+    assert found[0]["model"] == "clip"
+    assert sum(row["probability"] for row in found[:2]) == pytest.approx(1, abs=1e-5)
+    assert (found[0]["score"] > found[1]["score"]) == (found[0]["probability"] > found[1]["probability"])
+
+
+def test_json_of_one_text_has_no_probability_and_a_long_text_is_cut_when_asked(run):
+    text = "apple " * 80
+    done = run("score", text, "2.png", "-m", "clip", "--json", "--truncate", "right")
+    row = json.loads(done.stdout)
+    assert set(row) == {"path", "text", "score", "model"} and row["text"] == text
+    done = run("score", text, "2.png", "-m", "clip", "--json")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"the text has 80 tokens, and clip reads at most 75" in done.stderr
+
+
+def test_a_picture_from_stdin_and_one_without_utf8(root, cosines):
+    name = os.fsdecode(b"caf\xe9.png")
+    (root / name).write_bytes((root / "1.png").read_bytes())
+    done = shell('cat 0.png | gencli score "red apple" - "$1" -m clip', name)
+    wanted = b"%.4f\t-\n%.4f\tcaf\xe9.png\n" % (float(cosines[0, 0]), float(cosines[1, 0]))
+    assert (done.returncode, done.stdout, done.stderr) == (0, wanted, b"")
+    os.remove(root / name)
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_scored(root, cosines, run):
+    (root / "text.png").write_text("no picture")
+    (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:400])
+    done = run("score", TEXT, "none.png", "text.png", "1.png", "cut.png", "3.png", "-m", "clip")
+    assert done.returncode == 1
+    assert done.stdout.decode() == "".join(f"{cosines[i, 0]:.4f}\t{i}.png\n" for i in (1, 3))
+    said = done.stderr.decode().splitlines()
+    assert said[0] == "error: none.png: no such file"
+    assert said[1].startswith("error: cannot read text.png as a picture")
+    assert said[2].startswith("error: cannot read cut.png as a picture")
+    assert len(said) == 3
+    # nothing to score: not even a model is looked for
+    done = run("score", TEXT, "none.png", "-m", "./no-model")
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"error: none.png: no such file\n")
+
+
+def test_transparency_and_orientation(root, cosines, run):
+    """What is transparent lies on white, and a camera's picture stands upright, as `gencli image -i` reads them."""
+    half = Image.open("0.png").convert("RGBA")
+    half.putalpha(Image.fromarray(np.tile(np.uint8([0, 255]), (half.height, half.width // 2))))
+    half.save("half.png")
+    white = Image.new("RGB", half.size, "white")
+    white.paste(half, mask=half)
+    white.save("white.png")
+    turned = Image.open("1.png").transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned back by a quarter
+    turned.save("turned.png", exif=exif)
+    found = rows(run("score", TEXT, "half.png", "white.png", "turned.png", "-m", "clip"))
+    assert found[0][0] == found[1][0] != f"{cosines[0, 0]:.4f}"
+    assert found[2][0] == f"{cosines[1, 0]:.4f}"
+
+
+def test_pickles_are_opened_when_asked(cosines, run):
+    done = run("score", TEXT, "0.png", "-m", "pickle")
+    assert done.returncode == 1 and b"pytorch_model.bin" in done.stderr and b"--allow-pickle" in done.stderr
+    done = run("score", TEXT, "0.png", "-m", "pickle", "--allow-pickle")
+    assert rows(done) == [[f"{cosines[0, 0]:.4f}", "0.png"]]
+
+
+def test_usage(run):
+    for args, message in [
+        ((), "no text and no picture"),
+        (("0.png",), "0.png is taken for the text, and no picture is named"),
+        ((TEXT,), "no picture to compare with"),
+        (("-t", TEXT), "no picture to compare with"),
+        ((TEXT, "0.png"), "no model: none that compares texts with pictures is embedded"),
+        ((TEXT, "-", "-"), "`-` reads a picture from stdin, and once"),
+        (("--lines", "-"), "`-` reads a picture from stdin, where --lines has its texts"),
+        (("--lines", "-t", TEXT, "0.png"), "takes no --text beside it"),
+        (("", "0.png"), "an empty text"),
+        ((TEXT, "0.png", "--truncate", "top"), "wants one of left, right"),
+        ((TEXT, "0.png", "--batch", 0), "--batch 0"),
+        ((TEXT, "0.png", "--device", "gpu"), "--device 'gpu'"),
+    ]:
+        done = run("score", *args)
+        assert (done.returncode, done.stdout) == (2, b""), (args, done.stderr)
+        assert message in done.stderr.decode(), (args, done.stderr)
+
+
+def test_models_that_are_no_clip(root, run):
+    for model, message in [
+        ("stories", "stories holds a gpt2, no CLIP that compares texts with pictures"),
+        ("./none", "no model './none'"),
+    ]:
+        done = run("score", TEXT, "0.png", "-m", model)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert message in done.stderr.decode()
+
+
+def test_a_terminal_and_stats():
+    code, screen, out, _ = on_terminal("score", TEXT, "0.png", "1.png", "-m", "clip", "--stats", stdout=False)
+    assert code == 0 and out.count(b"\n") == 2
+    assert "M parameters, float32" in screen.decode() and "2 pictures in" in screen.decode()
+
+
+def test_it_is_described_and_checked(run):
+    done = run("models", "show", "./clip", "--json")
+    shown = json.loads(done.stdout)
+    assert (shown["kind"], shown["family"], shown["problem"]) == ("score", "clip", None)
+    done = run("models", "check", "./clip")
+    assert done.returncode == 0, done.stderr
