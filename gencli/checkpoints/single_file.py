@@ -6,6 +6,7 @@ is read but the header until a part is opened, and nothing is copied then. No to
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,10 @@ from gencli.errors import GencliError
 
 if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
+    from gencli.tokens import Tokenizer
 
+BARE = ("vocab.json", "merges.txt")
+NAMING = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # where a padding token may be named
 MISSING = {"vae": "no autoencoder", "text_encoder": "no first text encoder"}  # what a file may lack and still be told
 
 
@@ -54,6 +58,34 @@ class SingleFile:
         """Part → its padding token: CLIP's own is the end of the text, OpenCLIP pads with id 0."""
         pads = {"sd1": ["<|endoftext|>"], "sd2": ["!"], "sdxl": ["<|endoftext|>", "!"]}[self.family]
         return dict(zip(("tokenizer", "tokenizer_2"), pads, strict=False))
+
+    def tokenizer_folder(self, part: str) -> Path | None:
+        """Where a tokenizer lies beside the file: in a folder called as the part is, or its two files bare."""
+        beside = self.header.path.parent
+        if (beside / part).is_dir():
+            return beside / part
+        return beside if all((beside / name).is_file() for name in BARE) else None
+
+    def tokenizer(self, part: str = "tokenizer") -> Tokenizer:
+        """The tokenizer beside the file, else CLIP's own. Raises GencliError for a broken one, or of another size."""
+        from gencli.tokens import load_clip_tokenizer, load_tokenizer
+
+        pad = self.tokenizers[part]
+        folder = self.tokenizer_folder(part)
+        if folder is None:
+            encoder = self.parts[part.replace("tokenizer", "text_encoder")]
+            found = load_clip_tokenizer(pad)
+            if encoder.config["vocab_size"] < found.vocab_size:
+                raise GencliError(
+                    f"{self.header.path}: its text encoder knows {encoder.config['vocab_size']} tokens, and CLIP's "
+                    f"vocabulary has {found.vocab_size}",
+                    f"its own tokenizer can lie beside it, in a folder called {part}",
+                )
+            return found
+        found = load_tokenizer(folder)
+        if any((folder / name).is_file() for name in NAMING):
+            return found
+        return dataclasses.replace(found, pad_id=found.backend.token_to_id(pad))
 
     def sources(self, part: str) -> set[str]:
         """Names in the file of the tensors that make up a part."""

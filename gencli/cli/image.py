@@ -73,6 +73,8 @@ def image(
     preview: o.Preview = False,
     no_metadata: o.NoMetadata = False,
     model: Annotated[str, options.model_option("GENCLI_IMAGE_MODEL", DEFAULT_MODEL)] = DEFAULT_MODEL,
+    prediction: o.Prediction = None,
+    betas: o.Betas = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gencli.cli import options
-from gencli.image.request import SIDES, SPACINGS
+from gencli.image.request import BETAS, PREDICTIONS, SIDES, SPACINGS
 from gencli.image.samplers import names
 
 FORMATS = ("png", "jpeg", "webp")
@@ -187,6 +187,26 @@ SaveSteps = Annotated[
 ]
 Preview = Annotated[
     bool, _option(options.OUTPUT, "--preview", help="Show the picture on the terminal while it is made.")
+]
+Prediction = Annotated[
+    str | None,
+    _option(
+        options.MODEL,
+        "--prediction",
+        metavar="NAME",
+        help="What the model predicts, where its file does not say it: epsilon, v_prediction or sample.",
+        autocompletion=_complete(PREDICTIONS),
+    ),
+]
+Betas = Annotated[
+    str | None,
+    _option(
+        options.MODEL,
+        "--betas",
+        metavar="NAME",
+        help=f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.",
+        autocompletion=_complete(BETAS),
+    ),
 ]
 VaeTiling = Annotated[
     bool,

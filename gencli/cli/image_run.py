@@ -55,7 +55,8 @@ class Run:
     def run(self, *, device: str, threads: int | None, allow_pickle: bool = False) -> None:
         """Raises GencliError for all that can go wrong on the way."""
         devices.set_threads(threads)
-        checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle)
+        said = {"prediction": self.request.prediction, "betas": self.request.betas}
+        checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle, **said)
         if self.prompts is not None and checkpoint.prompt == "none":
             raise UsageError(f"{checkpoint.name} draws without a prompt: --lines cannot be followed")
         request = self.request = resolve(self.request, checkpoint, None if self.init is None else self.init.size)

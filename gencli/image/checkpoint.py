@@ -6,6 +6,7 @@ at the root (google/ddpm-cifar10-32). What there must be is the table in `famili
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,9 @@ from gencli.files import read_json
 from gencli.image.families import FAMILIES, Family
 
 if TYPE_CHECKING:
+    from gencli.checkpoints.single_file import SingleFile
     from gencli.checkpoints.tensors import Tensors
+    from gencli.tokens import Tokenizer
 
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 # generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
@@ -37,6 +40,7 @@ class Checkpoint:
 
     parts: name → folder. configs: all parts but tokenizers → their JSON. defaults: values for `ImageRequest`.
     notes: what in the folder goes unused. allow_pickle: whether tensors may be read from pickles.
+    single: the file that all parts are in; `folder` and the models' places are then that file.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Checkpoint:
     defaults: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     allow_pickle: bool = False
+    single: SingleFile | None = None
 
     @property
     def prompt(self) -> str:
@@ -57,7 +62,15 @@ class Checkpoint:
         """A part's config and weights. Raises GencliError for weights that cannot be opened."""
         from gencli.checkpoints.tensors import open_tensors
 
+        if self.single is not None:
+            return self.single.open(part)
         return self.configs[part], open_tensors(self.parts[part], allow_pickle=self.allow_pickle)
+
+    def tokenizer(self, part: str = "tokenizer") -> Tokenizer:
+        """A part's tokenizer. Raises GencliError for one that is broken."""
+        from gencli.tokens import load_tokenizer
+
+        return load_tokenizer(self.parts[part]) if self.single is None else self.single.tokenizer(part)
 
     @cached_property
     def factor(self) -> int:
@@ -84,13 +97,43 @@ class Checkpoint:
         return width * self.factor, height * self.factor
 
 
-def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Checkpoint:
-    """Read the small files of a checkpoint. Raises GencliError for what is no picture checkpoint or not supported."""
-    folder = source.path
+def open_checkpoint(
+    source: Source, *, allow_pickle: bool = False, prediction: str | None = None, betas: str | None = None
+) -> Checkpoint:
+    """Read the small files of a checkpoint, or the header of one in a single file.
+
+    prediction, betas: its `prediction_type` and `beta_schedule`, over what it says itself.
+    Raises GencliError for what is no picture checkpoint or not supported.
+    """
     if source.kind == "file":
-        raise GencliError(
-            f"{folder}: single files are not supported for pictures", "give a folder with a model_index.json"
-        )
+        checkpoint = _of_file(source, prediction, betas)
+    else:
+        checkpoint = _of_folder(source, allow_pickle)
+        said = {"prediction_type": prediction, "beta_schedule": betas}
+        over = {key: value for key, value in said.items() if value is not None}
+        if over:
+            scheduler = {**checkpoint.configs["scheduler"], **over}
+            checkpoint = dataclasses.replace(checkpoint, configs={**checkpoint.configs, "scheduler": scheduler})
+    checkpoint.family.check(checkpoint)
+    return checkpoint
+
+
+def _of_file(source: Source, prediction: str | None, betas: str | None) -> Checkpoint:
+    """All parts in one file. Raises GencliError."""
+    from gencli.checkpoints.single_file import open_single_file
+
+    path = source.path
+    single = open_single_file(path, prediction=prediction, betas=betas)
+    family = FAMILIES.get(single.pipeline)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise GencliError(f"{path}: it is a {single.pipeline}, which is not supported", f"gencli knows {known}")
+    parts = dict.fromkeys([*single.configs, *single.tokenizers], path)
+    return Checkpoint(source.name, path, family, parts, single.configs, {}, single.notes, single=single)
+
+
+def _of_folder(source: Source, allow_pickle: bool) -> Checkpoint:
+    folder = source.path
     index = _index(folder)
     kind = str(index.get("_class_name"))
     family = FAMILIES.get(kind)
@@ -113,11 +156,9 @@ def open_checkpoint(source: Source, *, allow_pickle: bool = False) -> Checkpoint
             file = "scheduler_config.json" if name == "scheduler" else "config.json"
             configs[name] = read_json(parts[name] / file)
     _check_architectures(folder, family, configs)
-    checkpoint = Checkpoint(
+    return Checkpoint(
         source.name, folder, family, parts, configs, _defaults(folder), _notes(index), allow_pickle=allow_pickle
     )
-    family.check(checkpoint)
-    return checkpoint
 
 
 def _index(folder: Path) -> Mapping[str, Any]:

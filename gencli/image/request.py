@@ -16,6 +16,8 @@ from gencli.errors import UsageError
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
 SEED_LIMIT = 2**63  # above the largest seed
 # Where a field is not called as its option is.
 FLAGS = {"prompt": "the prompt", "guidance": "--cfg-scale", "image_guidance": "--image-cfg-scale"}
@@ -75,6 +77,7 @@ class ImageRequest:
     it is too long (None: that is an error). weighted: brackets in prompts are weights, and prompts may be of any length
     (`gencli.image.weighted`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how
     many pictures go through the model at once.
+    prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
 
@@ -111,6 +114,8 @@ class ImageRequest:
     embedding: tuple[str, ...] = _several(str, "Embeddings")
     vae_tiling: bool = _flag("VAE tiling")
     dtype: str | None = _choice(DTYPES, "Dtype")
+    prediction: str | None = _choice(PREDICTIONS, "Prediction")
+    betas: str | None = _choice(BETAS, "Betas")
     model: str = _text("emoji", "Model")
 
     def __post_init__(self) -> None:

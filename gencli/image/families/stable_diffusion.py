@@ -13,12 +13,12 @@ from gencli.image import weighted
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.families.base import Conditioning, Loader, frame
 from gencli.image.request import ImageRequest
-from gencli.tokens import Tokenizer, load_tokenizer
+from gencli.tokens import Tokenizer
 
 
 def load(checkpoint: Checkpoint, loader: Loader) -> ClipPrompts:
     """The text encoder with its tokenizer."""
-    return ClipPrompts(load_tokenizer(checkpoint.parts["tokenizer"]), loader("text_encoder"))
+    return ClipPrompts(checkpoint.tokenizer(), loader("text_encoder"))
 
 
 @dataclass(frozen=True)
