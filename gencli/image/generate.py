@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gencli.image import pictures, samplers
+from gencli.image import samplers, weighted
 from gencli.image.families.base import Conditioning
 from gencli.image.guidance import Denoiser, check_finite
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
-from gencli.image.schedule import Step, from_strength
 from gencli.image.settings import sampler_options
+from gencli.image.starting import Drawn, start
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,6 @@ class Noise:
         return torch.cat(drawn).to(self.device)
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a picture is made from instead of noise alone. mean, deviation: of its latents, (1, C, h, w); deviation is
-    None for a model in pixels. mask (1, 1, h, w): 1 where it is painted anew, None for everywhere."""
-
-    mean: Tensor
-    deviation: Tensor | None = None
-    mask: Tensor | None = None
-
-    def draw(self, noise: Noise) -> Tensor:
-        """Latents of the picture for each of the batch."""
-        if self.deviation is None:
-            return self.mean.expand(len(noise.generators), -1, -1, -1)
-        return self.mean + self.deviation * noise()
-
-
 def generate(
     pipeline: Pipeline,
     request: ImageRequest,
@@ -87,9 +70,10 @@ def generate(
     texts = [request.prompt] if prompts is None else (request.replace(prompt=prompt).prompt for prompt in prompts)
     each = itertools.chain.from_iterable(itertools.repeat(text, request.count) for text in texts)
     first = 0
-    while batch := list(itertools.islice(each, request.batch)):
-        yield from recipe.run(batch, first)
-        first += len(batch)
+    for _, alike in itertools.groupby(each, recipe.length):  # so that no prompt is told more for another's sake
+        while batch := list(itertools.islice(alike, request.batch)):
+            yield from recipe.run(batch, first)
+            first += len(batch)
 
 
 class _Recipe:
@@ -101,36 +85,23 @@ class _Recipe:
         self.sampler = samplers.get(request.sampler or "ddim")
         self.options = self.sampler.settings(pipeline.schedule, sampler_options(request))
         self.spacing = request.spacing or pipeline.schedule.timestep_spacing
-        self.steps = self.sampler.steps(pipeline.schedule, request.steps, self.spacing, **self.options)
+        strength = None if init is None else request.strength or 1.0
+        self.steps = self.sampler.steps(pipeline.schedule, request.steps, self.spacing, strength, **self.options)
         self.shape = pipeline.latent_shape(request.width, request.height)
         self.told: tuple[Sequence[str], Conditioning] | None = None  # the last prompts, and what was told
-        self.start: Start | None = None
-        if init is not None:
-            self.steps = from_strength(self.steps, request.strength or 1.0)
-            self.start = self._start(init, mask)
-
-    def _start(self, init: Image.Image, mask: Image.Image | None) -> Start:
-        size = (self.request.width or 0, self.request.height or 0)
-        picture = init if init.size == size else init.resize(size, Image.Resampling.LANCZOS)
-        mean, deviation = self.pipeline.encode_picture(picture)
-        white = None if mask is None else F.interpolate(pictures.from_mask(mask, *size), size=self.shape[1:])
-        return Start(mean, deviation, None if white is None else white.to(mean.device))
+        self.start = start(pipeline, request, init, mask)
 
     def run(self, prompts: Sequence[str], first: int) -> Iterator[Denoised | Picture]:
         """One batch: its steps, then its pictures."""
         request, pipeline = self.request, self.pipeline
         seeds = [(request.seed or 0) + first + i for i in range(len(prompts))]
         noise = Noise(seeds, self.shape, pipeline.device)
-        x0 = None if self.start is None else self.start.draw(noise)
-        eps = noise()
-        if self.start is not None and self.start.mask is not None and self.start.deviation is not None:
-            noise()  # diffusers samples the masked picture's latents too, for UNets that read them
-        x = self._begin(x0, eps)
-        denoiser = self._denoiser(prompts)
+        drawn = self.start.draw(noise, len(seeds))
+        x = self._begin(drawn)
+        denoiser = self._denoiser(prompts, drawn)
         for sample in self.sampler(denoiser, x, self.steps, noise=noise, **self.options):
             x = sample.x
-            if x0 is not None and self.start is not None and self.start.mask is not None:
-                _keep(x, x0, eps, self.start.mask, self.steps, sample.index)
+            self.start.keep(x, drawn, self.steps, sample.index)
             check_finite(x, sample.index)
             yield Denoised(sample.index, sample.total, first, sample.x0)
         for i, prompt in enumerate(prompts):
@@ -138,42 +109,53 @@ class _Recipe:
             made = request.item(first + i).replace(prompt=prompt, dtype=str(pipeline.dtype).removeprefix("torch."))
             yield Picture(first + i, image, made)
 
-    def _begin(self, x0: Tensor | None, eps: Tensor) -> Tensor:
+    def _begin(self, drawn: Drawn) -> Tensor:
         """x at the first step: noise alone, or the picture with as much noise as that step expects."""
-        masked = self.start is not None and self.start.mask is not None
-        if x0 is None or (masked and self.request.strength == 1):
-            return self.sampler.initial(eps, self.steps, self.spacing)
-        return self.steps[0].at.mix(x0, eps)
+        if drawn.x0 is None or (self.start.mask is not None and self.request.strength == 1):
+            return self.sampler.initial(drawn.eps, self.steps, self.spacing)
+        return self.steps[0].at.mix(drawn.x0, drawn.eps)
 
-    def _denoiser(self, prompts: Sequence[str]) -> Denoiser:
+    def _denoiser(self, prompts: Sequence[str], drawn: Drawn) -> Denoiser:
         request, pipeline = self.request, self.pipeline
         # Latents have no range to be clipped to, whatever the checkpoint's scheduler says.
         limits = self.sampler.limits - ({"clip"} if pipeline.vae is not None else set())
         if pipeline.conditioner is None:
             return Denoiser(pipeline.predict, pipeline.schedule, limits=limits)
         scale = request.guidance if request.guidance is not None else 1.0
+        guided = scale > 1 and not pipeline.reads_guidance
+        context, negative = self._context(prompts), self._negative if guided else None
+        if request.weighted and negative is not None:
+            context, negative = weighted.level(context, negative, self._empty)
+        context, negative, between = self.start.tell(drawn, context, negative)
         return Denoiser(
             pipeline.predict,
             pipeline.schedule,
-            context=self._context(prompts),
-            negative=self._negative if scale > 1 else None,
+            context=context,
+            negative=negative,
+            between=between,
             guidance_scale=scale,
             guidance_rescale=request.guidance_rescale or 0.0,
+            image_guidance_scale=1.0 if request.image_guidance is None else request.image_guidance,
             limits=limits,
         )
 
     def _context(self, prompts: Sequence[str]) -> Conditioning:
         """What the network is told of prompts, once for all batches of the same ones."""
         if self.told is None or self.told[0] != prompts:
-            self.told = prompts, self.pipeline.conditioner.encode(prompts, self.request)
+            told = self.pipeline.conditioner.encode(prompts, self.request)
+            if self.pipeline.reads_guidance:
+                told = {**told, "timestep_cond": self.pipeline.embed_guidance(self.request.guidance or 0.0)}
+            self.told = prompts, told
         return self.told[1]
 
     @cached_property
     def _negative(self) -> Conditioning:
         return self.pipeline.conditioner.negative(self.request)
 
+    @cached_property
+    def _empty(self) -> Conditioning:
+        return self.pipeline.conditioner.encode([""], self.request)
 
-def _keep(x: Tensor, x0: Tensor, eps: Tensor, mask: Tensor, steps: Sequence[Step], index: int) -> None:
-    """Outside the mask, put the picture back into x at its next noise level (in place: the sampler goes on from it)."""
-    original = x0 if index == len(steps) - 1 else steps[index].next.mix(x0, eps)
-    x.copy_(torch.where(mask > 0.5, x, original))
+    def length(self, prompt: str) -> int:
+        """Chunks of a prompt, which are as many for all of a batch."""
+        return weighted.length(self.pipeline.conditioner.towers, prompt) if self.request.weighted else 1

@@ -8,9 +8,10 @@ from gencli.errors import GencliError, UsageError
 from gencli.image import samplers
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
-from gencli.image.schedule import CHOICES, NoiseSchedule, from_strength
+from gencli.image.schedule import CHOICES, NoiseSchedule
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
+IMAGE_GUIDANCE = 1.5
 
 
 def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None = None) -> ImageRequest:
@@ -25,7 +26,10 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = checkpoint.configs["scheduler"].get("timestep_spacing")
     built_in["spacing"] = named or samplers.get(request.sampler or BUILT_IN["sampler"]).spacing
-    if request.init is not None:
+    _check_start(request, checkpoint)
+    if checkpoint.also_reads == "picture":
+        built_in["image_guidance"] = IMAGE_GUIDANCE
+    elif request.init is not None:
         built_in["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:
@@ -41,12 +45,31 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
 
 
 def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
+    given = {"--weighted": request.weighted, "--embedding": request.embedding}
+    if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
+        raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} cannot be followed")
     if checkpoint.prompt == "text":
         return
     given = {"a prompt": request.prompt, "--negative": request.negative, "--cfg-scale": request.guidance}
     given["--guidance-rescale"] = request.guidance_rescale
     if wrong := [name for name, value in given.items() if value not in (None, "")]:
         raise UsageError(f"{checkpoint.name} draws without a prompt: {' and '.join(wrong)} cannot be followed")
+
+
+def _check_start(request: ImageRequest, checkpoint: Checkpoint) -> None:
+    """Networks that read a picture are given one, and what they cannot follow is not asked of them."""
+    name, reads = checkpoint.name, checkpoint.also_reads
+    if reads == "mask" and (request.init is None or request.mask is None):
+        raise UsageError(f"{name} paints where a mask is white", "give it a picture and a mask: --init FILE --mask FILE")
+    if reads != "picture":
+        if request.image_guidance is not None:
+            raise UsageError(f"--image-cfg-scale is for models that edit a picture, and {name} is none")
+        return
+    if request.init is None:
+        raise UsageError(f"{name} edits a picture as the prompt says", "name the picture with -i/--init FILE")
+    given = {"--strength": request.strength, "--mask": request.mask}
+    if wrong := [flag for flag, value in given.items() if value is not None]:
+        raise UsageError(f"{name} edits the whole picture: {' and '.join(wrong)} cannot be followed")
 
 
 def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> ImageRequest:
@@ -58,9 +81,7 @@ def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> Ima
     changed = {name: value for name, value in settings.items() if value != sampler.options[name]}
     own = {name: changed.pop(name) if name in changed else settings.get(name) for name in ("eta", "karras")}
     resolved = request.replace(**own, sampler_options=changed)
-    steps = sampler.steps(schedule, resolved.steps or 1, resolved.spacing, **settings)
-    if resolved.strength is not None:
-        from_strength(steps, resolved.strength)
+    sampler.steps(schedule, resolved.steps or 1, resolved.spacing, resolved.strength, **settings)  # raises
     return resolved
 
 

@@ -8,6 +8,7 @@ A weight multiplies its token's state, then all states of the chunk are scaled s
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,15 +112,14 @@ def _split(text: str) -> Iterator[Piece]:
 
 def _merge(pieces: Sequence[Piece]) -> list[Piece]:
     """Neighbours of one weight as one, since words may go over from one to the other."""
-    merged: list[Piece] = []
-    for piece in pieces:
-        last = merged[-1] if merged else None
-        if last is not None and last.text is not None and piece.text is not None and last.weight == piece.weight:
-            last.text += piece.text
-        else:
-            merged.append(piece)
-    if any(not math.isfinite(piece.weight) for piece in merged):
+    if any(not math.isfinite(piece.weight) for piece in pieces):
         raise GencliError("the prompt's weights are too large")
+    merged = []
+    for (is_break, weight), same in itertools.groupby(pieces, lambda piece: (piece.text is None, piece.weight)):
+        if is_break:
+            merged += same
+        else:
+            merged.append(Piece("".join(piece.text or "" for piece in same), weight))
     return merged
 
 

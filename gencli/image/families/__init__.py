@@ -5,6 +5,7 @@ To add one: write `gencli/image/families/NAME.py` with `load` (see `base`), and 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Family:
     optional: frozenset[str] = frozenset()
     check: Callable[[Checkpoint], None] = checks.nothing
 
+    @property
+    def reads_clip(self) -> bool:
+        """Whether CLIP reads its prompts: weights in brackets, chunks and embeddings are for such."""
+        return any(kinds is not None and "clip_text_model" in kinds for kinds in self.parts.values())
+
     def load_module(self) -> ModuleType:
         """The family's code, which imports torch."""
         return importlib.import_module(f"gencli.image.families.{self.module}")
@@ -56,6 +62,8 @@ STABLE_DIFFUSION = Family(
     autoencoder="vae",
     check=checks.latents,
 )
+# Brooks et al. 2023: the UNet reads the latents of the picture to edit beside those that it denoises
+INSTRUCT = dataclasses.replace(STABLE_DIFFUSION, check=checks.edited_latents)
 # Rombach et al. 2022, before Stable Diffusion: unconditional (ldm-celebahq-256), and of a text (ldm-text2im-large-256)
 LATENT_DIFFUSION = Family(
     "latent_diffusion",
@@ -88,4 +96,5 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,
     "StableDiffusionInpaintPipeline": STABLE_DIFFUSION,
     "StableDiffusionInpaintPipelineLegacy": STABLE_DIFFUSION,
+    "StableDiffusionInstructPix2PixPipeline": INSTRUCT,
 }
