@@ -1,8 +1,7 @@
-"""The recipes, for seconds each: loss falls, a killed run goes on as if nothing had been, the result opens anywhere."""
+"""The picture recipe, for seconds: loss falls, a killed run goes on as if nothing had been, the result opens anywhere."""
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import zipfile
@@ -13,72 +12,12 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.train import image
 from gencli.train.autoencoder import AutoencoderRecipe
 from gencli.train.diffusion import DiffusionRecipe
 from gencli.train.optim import learning_rate_factor, orthogonalize
 from gencli.train.pictures import read_captions, read_pictures
-from gencli.train.text import TextRecipe
-from gencli.train.text import train as train_text
-
-STORY = "Once upon a time there was a {} who had a {}. One day the {} lost the {} and was sad. Then a friend came."
-WORDS = ("cat", "dog", "bird", "hat", "ball", "kite")
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> Path:
-    """36 little stories, gzipped JSON lines; every third is of another source."""
-    path = tmp_path / "texts.jsonl.gz"
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for number, (who, what) in enumerate(itertools.product(WORDS, WORDS)):
-            source = "books/a" if number % 3 == 0 else "tales:b"
-            file.write(json.dumps({"source": source, "text": STORY.format(who, what, who, what)}) + "\n")
-    return path
-
-
-def text_recipe(texts: Path, out: Path, steps: int) -> TextRecipe:
-    small = {"vocab_size": 300, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "batch": 4}
-    return TextRecipe(
-        str(texts),
-        str(texts),
-        str(out),
-        lead="tales:",
-        steps=steps,
-        warmup=2,
-        save_every=0.0,
-        evaluate_every=9,
-        **small,
-    )
-
-
-def test_text_recipe_learns_and_opens_in_transformers(texts: Path, tmp_path: Path) -> None:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    told = list(train_text(text_recipe(texts, tmp_path / "run", 40)))
-    assert [at.step for at in told] == list(range(1, 41))
-    assert told[-1].loss < 0.7 * told[0].loss
-    assert told[-1].validation is not None and set(told[-1].validation) == {"lead", "others"}
-    folder = tmp_path / "run" / "checkpoint"
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    ids = torch.tensor([tokenizer("Once upon a time there was a cat").input_ids])
-    expected = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)(ids).logits
-    torch.testing.assert_close(load(folder, dtype=torch.float32)(ids), expected, atol=1e-5, rtol=0)
-
-
-def test_text_recipe_resumed_equals_unbroken(texts: Path, tmp_path: Path) -> None:
-    list(train_text(text_recipe(texts, tmp_path / "whole", 6)))
-    broken = train_text(text_recipe(texts, tmp_path / "broken", 6))
-    for _ in range(3):
-        next(broken)
-    broken.close()  # as a kill would; the state of step 3 is on disk
-    assert [at.step for at in train_text(text_recipe(texts, tmp_path / "broken", 6))] == [4, 5, 6]
-    whole = load_file(tmp_path / "whole" / "checkpoint" / "model.safetensors")
-    resumed = load_file(tmp_path / "broken" / "checkpoint" / "model.safetensors")
-    for name in whole:
-        assert torch.equal(whole[name], resumed[name]), name
-
 
 @pytest.fixture
 def emoji(tmp_path: Path) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gencli import devices
-from gencli.cli import options
+from gencli.cli import options, train_text
 from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Command, Group
 from gencli.errors import GencliError, UsageError
@@ -36,54 +36,7 @@ def train(ctx: typer.Context) -> None:
         raise UsageError("no command", "see `gencli train --help`")
 
 
-@app.command("text", cls=Command, context_settings=SETTINGS)
-def text(
-    ctx: typer.Context,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help='JSON lines with a key "text" (.gz is fine).')],
-    out: Out,
-    validation: Annotated[
-        Path, typer.Option("--validation", metavar="FILE", help="The same, held out: scored as training goes.")
-    ],
-    lead: Annotated[
-        str,
-        typer.Option("--lead", metavar="PREFIX", help='Records whose "source" begins so lead.', rich_help_panel=RECIPE),
-    ] = "tinystories:",
-    lead_share: Annotated[
-        float, typer.Option("--lead-share", metavar="P", help="Share of the leading records.", rich_help_panel=RECIPE)
-    ] = 0.85,
-    init: Annotated[
-        str, typer.Option("--init", metavar="MODEL", help="Checkpoint to go on from, instead of from nothing.")
-    ] = "",
-    steps: Steps = None,
-    batch: Batch = None,
-    lr: Rate = None,
-    seed: RunSeed = 0,
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
-) -> None:
-    """Texts → BPE and a GPT-2 checkpoint in the hub's layout.
-
-    stdout gets a JSON line now and then: step, loss (nats a token), tokens a second, validation bits per byte.
-    """
-    _need(data, validation)
-    devices.check_names("cpu", "float32", threads)
-    devices.set_threads(threads)
-    from gencli.checkpoints.find import find
-    from gencli.train.text import TextRecipe
-    from gencli.train.text import train as run
-
-    given = {"steps": steps, "batch": batch, "lr": lr, "init": init and str(find(init).path)}
-    recipe = TextRecipe(
-        str(data), str(validation), str(out), lead=lead, lead_share=lead_share, seed=seed, **_said(given)
-    )
-    console: Console = ctx.obj
-    for at in run(recipe):
-        console.progress(f"loss {at.loss:.3f}", at.step, recipe.steps, f"{at.tokens_per_second:.0f} tokens/s")
-        if at.validation or at.step % 50 == 0:
-            row = {"step": at.step, "loss": round(at.loss, 4), "tokens_per_second": round(at.tokens_per_second)}
-            _write(console, row | ({"bits_per_byte": at.validation} if at.validation else {}))
+app.command("text", cls=Command, context_settings=SETTINGS)(train_text.text)
 
 
 @app.command("image", cls=Command, context_settings=SETTINGS)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+KINDS = ("muon", "adamw")
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose five-fold iteration pushes singular values towards 1
 
 
@@ -49,17 +50,28 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Muon for the inner matrices, AdamW for embeddings, heads, norms and biases, under one learning rate.
+    """AdamW for all that is trained, or Muon for its inner matrices, under one learning rate.
 
-    Weight decay falls on matrices only. `names_for_adam`: parts of parameter names that are kept out of Muon.
+    kind: "muon" leaves embeddings, heads, norms and biases to AdamW; "adamw" leaves it everything. Weight decay falls
+    on matrices only. `names_for_adam`: parts of parameter names that are kept out of Muon.
     """
 
-    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float, names_for_adam: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: str = "muon",
+        *,
+        lr: float,
+        weight_decay: float,
+        names_for_adam: tuple[str, ...] = (),
+    ):
         inner, outer, vectors = [], [], []
         for name, param in model.named_parameters():
+            if not param.requires_grad:
+                continue
             if param.ndim < 2:
                 vectors.append(param)
-            elif any(part in name for part in names_for_adam):
+            elif kind == "adamw" or any(part in name for part in names_for_adam):
                 outer.append(param)
             else:
                 inner.append(param)

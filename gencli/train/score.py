@@ -84,9 +84,10 @@ def small(pictures: Tensor) -> Tensor:
 
 
 def score_texts(model: str, data: Path, lead: str) -> dict[str, float]:
-    """Bits per byte of a GPT-2 checkpoint on JSON lines: those whose source begins with `lead`, and the others."""
+    """Bits per byte of a language model on texts: those whose source begins with `lead`, and the others."""
     from gencli.text.load import open_model
-    from gencli.train.text import evaluate, read_texts
+    from gencli.train.text import evaluate
+    from gencli.train.texts import read_texts
 
     opened = open_model(find(model), dtype="float32")
-    return evaluate(opened.module, opened.tokenizer.backend, read_texts(data), lead, None)
+    return evaluate(opened.module, opened.tokenizer, read_texts(data), lead, None)

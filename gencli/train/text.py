@@ -1,271 +1,216 @@
-"""The recipe behind `weights/stories`: texts → byte-level BPE → GPT-2, trained from nothing.
+"""The recipe behind `weights/stories`: texts → byte-level BPE → GPT-2 from nothing; or on from any decoder's weights.
 
 Every batch follows from (seed, step) alone, so a run that was killed and resumed sees what an unbroken one sees.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import os
-import random
-import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 
-from gencli.checkpoints.find import Source
-from gencli.errors import GencliError
-from gencli.models.gpt2 import GPT2, GPT2Config
-from gencli.text.load import open_model
+from gencli.models.gpt2 import GPT2Config
+from gencli.tokens import Tokenizer
+from gencli.train import state
+from gencli.train.curve import Curve
+from gencli.train.language import CONTEXT, Language, new_gpt2, open_language
+from gencli.train.lora import Adapters, LoraLinear, add_adapters, save_adapter
 from gencli.train.optim import Optimizers, learning_rate_factor
+from gencli.train.place import Place, pick_place
+from gencli.train.texts import Documents, Text, end_id, hold_out, own_tokenizer, read_texts
+from gencli.train.trainer import Progress, Trainer
 
-END = "<|endoftext|>"
+EVALUATED = 40  # texts of each kind that are scored on the way; at the end all are
+WINDOW = 2048  # tokens that are scored at once, at most
+EMBEDDINGS = ("wte", "wpe", "embed_tokens", "lm_head")  # AdamW's, whatever the optimizer of the others
+FREE = ("out", "device", "save_every", "evaluate_every", "data", "validation")  # what may differ when a run goes on
 
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """What makes a run; lengths in tokens. `lead`: the source prefix that gets `lead_share` of the documents seen."""
+    """What makes a run; lengths in tokens. `lead`: the source prefix that gets `lead_share` of the documents seen.
+
+    `init`: a checkpoint to go on from, whose tokenizer and sizes hold instead of those here; n_positions is then the
+    length of a row, by default 512 or what the model reads. lora: train adapters of `init` and nothing else.
+    """
 
     data: str
-    validation: str
-    out: str  # folder for state and the finished checkpoint
-    init: str = ""  # folder of a GPT-2 checkpoint to go on from; its tokenizer and sizes hold instead of these
+    validation: str  # empty: every 50th text of `data` is held out
+    out: str  # folder for state, curve and the finished checkpoint
+    init: str = ""
+    lora: Adapters | None = None
     vocab_size: int = 4096
-    n_positions: int = 512
+    n_positions: int | None = None  # 512
     n_embd: int = 256
     n_layer: int = 6
     n_head: int = 8
     batch: int = 8
     steps: int = 2000
     lr: float = 2e-3
+    optimizer: str = "muon"
     weight_decay: float = 0.05
+    dropout: float = 0.0
     warmup: int = 50
     cooldown: float = 0.5
     lead: str = "tinystories:"
     lead_share: float = 0.85
     seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
     save_every: float = 180.0  # seconds
     evaluate_every: int = 200  # steps
 
-
-@dataclass(frozen=True)
-class Progress:
-    """One step as told to whoever watches: loss in nats a token, or a validation result in bits a byte by group."""
-
-    step: int
-    loss: float
-    tokens_per_second: float
-    validation: dict[str, float] | None = None
-
-
-def read_texts(path: str | Path) -> list[tuple[str, str]]:
-    """(source, text) of each record of a JSONL file, gzipped or not. Raises GencliError for any other line."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    texts = []
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                texts.append((str(record.get("source", "")), str(record["text"])))
-            except (ValueError, KeyError, AttributeError):
-                raise GencliError(f"{path}, line {number}: no JSON object with a key 'text'") from None
-    return texts
+    def identity(self, texts: list[Text], held: list[Text], language: Language, place: Place) -> dict[str, Any]:
+        """What must be the same when a run goes on: see `state.check_recipe`."""
+        sizes = {"init": self.init, "optimizer": self.optimizer, "parameters": _count(language.module)}
+        loose = {name: value for name, value in asdict(self).items() if name not in (*FREE, *sizes, "lora")}
+        for name in ("vocab_size", "n_embd", "n_layer", "n_head"):
+            size = loose.pop(name)
+            sizes |= {} if self.init else {name: size}
+        if self.lora is not None:
+            sizes |= {"lora_rank": self.lora.rank, "lora_targets": " ".join(self.lora.targets)}
+            loose["lora_alpha"] = self.lora.alpha
+        loose |= {"dtype": str(place.dtype).removeprefix("torch."), "n_positions": language.context}
+        data = {"data": _digest(texts), "validation": _digest(held)}
+        return {**loose, **data, state.SIZES: sizes}
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE as GPT-2's, with an end-of-text token as id 0."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+def train(recipe: TextRecipe, *, changes: bool = False) -> Generator[Progress, None, None]:
+    """Train, or go on from `out`/state.pt; yields after every step.
+
+    The checkpoint ends up in `out`/checkpoint, adapters in `out`/adapter, the curve in `out`/loss.csv and loss.png.
+    changes: go on although the recipe differs from the one that the run was begun with.
+    """
+    out = Path(recipe.out)
+    out.mkdir(parents=True, exist_ok=True)
+    place = pick_place(recipe.device, recipe.dtype)
+    texts = read_texts(recipe.data)
+    texts, held = (texts, read_texts(recipe.validation)) if recipe.validation else hold_out(texts)
+    language = _language(recipe, texts, place)
+    model, tokenizer = language.module, language.tokenizer
+    documents = Documents(
+        texts,
+        tokenizer,
+        lead=recipe.lead,
+        lead_share=recipe.lead_share,
+        length=language.context + 1,
+        seed=recipe.seed,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    scores = _groups(held, recipe.lead)
+    trainer = Trainer(
+        stage="text",
+        state_file=out / "state.pt",
+        recipe=recipe.identity(texts, held, language, place),
+        model=model,
+        optimizers=Optimizers(
+            model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=EMBEDDINGS
+        ),
+        curve=Curve(out / "loss", "tokens", list(scores), "loss, nats a token", "bits a byte"),
+        seed=recipe.seed,
+        steps=recipe.steps,
+        factor=lambda step: learning_rate_factor(step, recipe.steps, recipe.warmup, recipe.cooldown),
+        save_every=recipe.save_every,
+        changes=changes,
+    )
 
+    def update(step: int) -> tuple[Tensor, int]:
+        ids = documents.batch(step, recipe.batch).to(place.device)
+        with place.autocast():
+            logits = model(ids[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()), ids[:, 1:].numel()
 
-class Documents:
-    """Tokenised documents in two piles; a row is a run of whole documents from a pile, cut at the context's length."""
+    def validate(done: int) -> dict[str, float] | None:
+        if done != recipe.steps and done % recipe.evaluate_every:
+            return None
+        most = None if done == recipe.steps else EVALUATED
+        with place.autocast():
+            return evaluate(model, tokenizer, held, recipe.lead, most, language.context)
 
-    def __init__(self, texts: list[tuple[str, str]], tokenizer: Tokenizer, recipe: TextRecipe, positions: int):
-        encoded = tokenizer.encode_batch([text for _, text in texts])
-        lead: list[Tensor] = []
-        rest: list[Tensor] = []
-        end = tokenizer.token_to_id(END)
-        for (source, _), item in zip(texts, encoded, strict=True):
-            pile = lead if source.startswith(recipe.lead) else rest
-            pile.append(torch.tensor([*item.ids, end], dtype=torch.int32))
-        self.piles = [lead, rest] if lead and rest else [lead or rest] * 2
-        self.recipe, self.positions = recipe, positions
-
-    def batch(self, step: int) -> Tensor:
-        """(batch, n_positions + 1) ids for a step."""
-        rng = random.Random(f"{self.recipe.seed}/{step}")
-        return torch.stack([self._row(rng) for _ in range(self.recipe.batch)]).long()
-
-    def _row(self, rng: random.Random) -> Tensor:
-        length = self.positions + 1
-        pile = self.piles[0 if rng.random() < self.recipe.lead_share else 1]
-        parts: list[Tensor] = []
-        total = 0
-        while total < length:
-            document = rng.choice(pile)
-            if not parts and len(document) > length:  # long chapters are entered anywhere, stories at their start
-                start = rng.randrange(0, len(document) - length)
-                document = document[start:]
-            parts.append(document)
-            total += len(document)
-        return torch.cat(parts)[:length]
-
-
-def initialise(model: GPT2, seed: int) -> None:
-    """GPT-2's initialisation: normal 0.02, residual projections divided by √(2·layers), zero biases."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, param in model.named_parameters():
-        if param.ndim < 2:
-            torch.nn.init.ones_(param) if ".ln_" in name and name.endswith("weight") else torch.nn.init.zeros_(param)
+    yield from trainer.run(update, validate)
+    with state.whole_folder(out / ("adapter" if recipe.lora else "checkpoint")) as folder:
+        if recipe.lora:
+            save_adapter(language, recipe.lora, folder)
         else:
-            deep = 1 / math.sqrt(2 * model.config.n_layer) if "c_proj" in name else 1.0
-            torch.nn.init.normal_(param, std=0.02 * deep, generator=generator)
+            language.save(folder)
+
+
+def _language(recipe: TextRecipe, texts: list[Text], place: Place) -> Language:
+    """What is trained: a checkpoint that goes on, its adapters, or a new model."""
+    if not recipe.init:
+        tokenizer = own_tokenizer(Path(recipe.out) / "tokenizer.json", texts, recipe.lead, recipe.vocab_size)
+        shape = (recipe.n_positions or CONTEXT, recipe.n_embd, recipe.n_layer, recipe.n_head)
+        language = new_gpt2(tokenizer, GPT2Config(tokenizer.vocab_size, *shape), recipe.seed, place)
+    else:
+        language = open_language(recipe.init, place, recipe.n_positions, frozen=recipe.lora is not None)
+    if recipe.lora is not None:
+        add_adapters(language.module, recipe.lora, recipe.seed)
+    elif recipe.dropout:
+        add_dropout(language.module, recipe.dropout)
+    return language
+
+
+def add_dropout(model: nn.Module, share: float) -> None:
+    """Drop this share of what every attention and feed-forward adds and of the embeddings, as GPT-2's recipe does."""
+
+    def drop(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, share, model.training)
+
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if last in ("attn", "self_attn", "mlp") or isinstance(module, nn.Embedding):
+            module.register_forward_hook(drop)
 
 
 @torch.no_grad()
-def bits_per_byte(model: GPT2, tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Mean negative log2-likelihood a byte of UTF-8; each text is read after an end-of-text token, in windows."""
-    end = tokenizer.token_to_id(END)
+def evaluate(
+    model: Any, tokenizer: Tokenizer, texts: list[Text], lead: str, most: int | None, window: int = WINDOW
+) -> dict[str, float]:
+    """Bits a byte of the texts of each kind (see `_groups`), of the first `most` of each."""
+    training = model.training
+    model.eval()
+    window = min(window, model.max_positions)
+    groups = _groups(texts, lead)
+    scores = {name: bits_per_byte(model, tokenizer, group[:most], window) for name, group in groups.items()}
+    model.train(training)
+    return scores
+
+
+def bits_per_byte(model: Any, tokenizer: Tokenizer, texts: list[str], window: int) -> float:
+    """Mean negative log2-likelihood a byte of UTF-8; each text is read after a token that begins texts, in windows."""
+    begin = tokenizer.bos_id if tokenizer.bos_id is not None else end_id(tokenizer)
+    device = next(model.parameters()).device
     bits, size = 0.0, 0
-    window = model.config.n_positions
     for text in texts:
-        ids = [end, *tokenizer.encode(text).ids]
+        ids = tokenizer.backend.encode(text).ids
+        ids = ids if ids[:1] == [begin] else [begin, *ids]
         for start in range(0, len(ids) - 1, window):
-            piece = torch.tensor([ids[start : start + window + 1]])
+            piece = torch.tensor([ids[start : start + window + 1]], device=device)
             logits = model(piece[:, :-1])
             bits += float(F.cross_entropy(logits[0].float(), piece[0, 1:], reduction="sum")) / math.log(2)
         size += len(text.encode())
-    return bits / size
+    return bits / max(size, 1)
 
 
-def train(recipe: TextRecipe) -> Iterator[Progress]:
-    """Train, or go on from `out`/state.pt; yields after every step. The checkpoint ends up in `out`/checkpoint."""
-    out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
-    texts = read_texts(recipe.data)
-    model, tokenizer = _begin(recipe, texts)
-    documents = Documents(texts, tokenizer, recipe, model.config.n_positions)
-    validation = read_texts(recipe.validation)
-    optimizers = Optimizers(model, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=("wte", "wpe"))
-    first = _resume(out / "state.pt", model, optimizers)
-    saved = begun = time.monotonic()
-    for step in range(first, recipe.steps):
-        ids = documents.batch(step)
-        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
-        optimizers.step(learning_rate_factor(step, recipe.steps, recipe.warmup, recipe.cooldown))
-        done = step + 1
-        scores = None
-        if done % recipe.evaluate_every == 0 or done == recipe.steps:
-            scores = evaluate(model, tokenizer, validation, recipe.lead, None if done == recipe.steps else 40)
-        if done == recipe.steps or time.monotonic() - saved > recipe.save_every:
-            _save_state(out / "state.pt", model, optimizers, done)
-            saved = time.monotonic()
-        rate = (done - first) * ids[:, 1:].numel() / (time.monotonic() - begun)
-        yield Progress(done, loss.item(), rate, scores)
-    save_checkpoint(model, tokenizer, out / "checkpoint")
+def _groups(texts: list[Text], lead: str) -> dict[str, list[str]]:
+    """Leading texts and others, where there are both; else all."""
+    leading = [text for source, text in texts if source.startswith(lead)]
+    others = [text for source, text in texts if not source.startswith(lead)]
+    return {"lead": leading, "others": others} if leading and others else {"all": leading or others}
 
 
-def _begin(recipe: TextRecipe, texts: list[tuple[str, str]]) -> tuple[GPT2, Tokenizer]:
-    """A model and tokenizer to start with: those of the checkpoint `init`, else new ones."""
-    if recipe.init:
-        opened = open_model(Source(recipe.init, Path(recipe.init), "folder"), dtype="float32")
-        if not isinstance(opened.module, GPT2):
-            raise GencliError(f"{recipe.init} is no GPT-2 checkpoint", "this recipe trains GPT-2's architecture")
-        return opened.module.train().requires_grad_(True), opened.tokenizer.backend
-    tokenizer = _tokenizer(Path(recipe.out) / "tokenizer.json", texts, recipe)
-    sizes = (recipe.n_positions, recipe.n_embd, recipe.n_layer, recipe.n_head)
-    model = GPT2(GPT2Config(tokenizer.get_vocab_size(), *sizes))
-    initialise(model, recipe.seed)
-    return model, tokenizer
+def _digest(texts: list[Text]) -> str:
+    return state.digest(part.encode() for text in texts for part in text)
 
 
-def evaluate(
-    model: GPT2, tokenizer: Tokenizer, texts: list[tuple[str, str]], lead: str, most: int | None
-) -> dict[str, float]:
-    """Bits per byte of the lead texts and of the others apart, over the first `most` of each."""
-    groups = {
-        "lead": [text for source, text in texts if source.startswith(lead)],
-        "others": [text for source, text in texts if not source.startswith(lead)],
-    }
-    return {name: bits_per_byte(model, tokenizer, group[:most]) for name, group in groups.items() if group}
-
-
-def save_checkpoint(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the hub's GPT-2 layout: config.json, model.safetensors (fp16), tokenizer files, generation_config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    end = tokenizer.token_to_id(END)
-    tensors = {
-        name.removeprefix("transformer."): param.detach().half().contiguous()
-        for name, param in model.named_parameters()
-        if name != "lm_head.weight"
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        **asdict(model.config),
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "torch_dtype": "float16",
-    }
-    _write_json(folder / "config.json", config)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
-    _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, **sampling})
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "GPT2Tokenizer",
-            "model_max_length": model.config.n_positions,
-            "bos_token": END,
-            "eos_token": END,
-            "unk_token": END,
-            "add_prefix_space": False,
-        },
-    )
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _tokenizer(path: Path, texts: list[tuple[str, str]], recipe: TextRecipe) -> Tokenizer:
-    if not path.exists():
-        lead = [text for source, text in texts if source.startswith(recipe.lead)]
-        rest = [text for source, text in texts if not source.startswith(recipe.lead)]
-        train_tokenizer([*lead, *rest[::4]], recipe.vocab_size).save(str(path))
-    return Tokenizer.from_file(str(path))
-
-
-def _save_state(path: Path, model: GPT2, optimizers: Optimizers, step: int) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save({"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": step}, partial)
-    os.replace(partial, path)
-
-
-def _resume(path: Path, model: GPT2, optimizers: Optimizers) -> int:
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizers.load_state_dict(state["optimizers"])
-    return int(state["step"])
+def _count(module: nn.Module) -> int:
+    """Trained numbers."""
+    parts = [part for part in module.modules() if isinstance(part, LoraLinear)]
+    if parts:
+        return sum(part.lora_A.numel() + part.lora_B.numel() for part in parts)
+    return sum(param.numel() for param in module.parameters())

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,16 @@ class Trainer:
     average: Average | None = None
     save_every: float = 180.0  # seconds
     changes: bool = False  # go on with another recipe than the run was begun with
+    done: int = field(default=0, init=False)  # steps
+    seen: int = field(default=0, init=False)  # items
+    seconds: float = field(default=0.0, init=False)
+    _between: bool = field(default=False, init=False)  # in the middle of a step's changes
 
     def run(
         self,
         update: Callable[[int], tuple[Tensor, int]],
         validate: Callable[[int], dict[str, float] | None] = lambda done: None,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         """Take the steps that are left; yields after each.
 
         update: step → its loss, with its graph, and how many items it is of. validate: steps done → scores, if it is

@@ -1,0 +1,163 @@
+"""The language models that the text recipe trains: a new GPT-2, or whatever decoder a checkpoint holds; and saving."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gencli.checkpoints import layout
+from gencli.checkpoints.build import architecture_name
+from gencli.checkpoints.find import find
+from gencli.checkpoints.tensors import Tensors, open_tensors
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.models import architecture
+from gencli.models.gpt2 import GPT2, GPT2Config
+from gencli.text.load import open_model
+from gencli.tokens import Tokenizer
+from gencli.train.place import Place
+from gencli.train.texts import END, end_id
+
+CONTEXT = 512  # tokens, where nothing else is said
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language model to train. `folder` is of the checkpoint it was opened from, if any, and `name` how it was
+    called. context: tokens a row has in training."""
+
+    module: Any
+    tokenizer: Tokenizer
+    context: int
+    folder: Path | None = None
+    name: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint: in the layout of that which it was opened from, or as the hub has GPT-2."""
+        if self.folder is None:
+            save_gpt2(self.module, self.tokenizer, folder)
+        else:
+            save_like(self.module, self.folder, folder)
+
+
+def new_gpt2(tokenizer: Tokenizer, config: GPT2Config, seed: int, place: Place) -> Language:
+    """A GPT-2 with initial weights that follow from `seed`. Raises GencliError for impossible sizes."""
+    config.check()
+    module = GPT2(config)
+    initialise(module, seed)
+    return Language(module.to(place.device), tokenizer, config.n_positions)
+
+
+def initialise(model: GPT2, seed: int) -> None:
+    """GPT-2's initialisation: normal 0.02, residual projections divided by √(2·layers), zero biases."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, param in model.named_parameters():
+        if param.ndim < 2:
+            nn.init.ones_(param) if ".ln_" in name and name.endswith("weight") else nn.init.zeros_(param)
+        else:
+            deep = 1 / math.sqrt(2 * model.config.n_layer) if "c_proj" in name else 1.0
+            nn.init.normal_(param, std=0.02 * deep, generator=generator)
+
+
+def open_language(name: str, place: Place, context: int | None, *, frozen: bool = False) -> Language:
+    """Open the checkpoint called `name` to train it; with `frozen` its weights stay as they are, for adapters.
+
+    Raises GencliError when `context` is longer than the model's, and when tokenizer and model do not fit.
+    """
+    source = find(name)
+    folder = source.path.parent if source.kind == "file" else source.path
+    if source.path.suffix == ".gguf" or (not (folder / "config.json").is_file() and any(folder.glob("*.gguf"))):
+        raise GencliError(f"--init {name}: a GGUF file cannot be trained", "take the checkpoint it was made from")
+    keep = frozen and place.dtype is torch.bfloat16  # what is not trained need not be held in float32
+    opened = open_model(source, device=str(place.device), dtype="bfloat16" if keep else "float32")
+    if opened.tokenizer.vocab_size > opened.vocab_size:
+        raise GencliError(
+            f"--init {name}: its tokenizer has {opened.tokenizer.vocab_size} tokens, its model {opened.vocab_size}"
+        )
+    if context is not None and context > opened.max_positions:
+        raise GencliError(f"--context {context}: {name} reads at most {opened.max_positions} tokens")
+    module = opened.module.train()
+    if not frozen:
+        own_memory(module)
+    return Language(module, opened.tokenizer, context or min(CONTEXT, opened.max_positions), folder, name)
+
+
+def own_memory(module: nn.Module) -> None:
+    """Let all weights be trained: as copies, for what was opened may be the file's own memory."""
+    for param in module.parameters():
+        param.data = param.data.clone()
+        param.requires_grad_(True)
+
+
+def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the hub's GPT-2 layout: config.json, model.safetensors (fp16), tokenizer files, generation_config.json."""
+    end = end_id(tokenizer)
+    tensors = {
+        name.removeprefix("transformer."): param.detach().half().cpu().contiguous()
+        for name, param in model.named_parameters()
+        if name != "lm_head.weight"
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **asdict(model.config),
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "torch_dtype": "float16",
+    }
+    write_json(folder / "config.json", config)
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, **SAMPLING})
+    names = {"bos_token": END, "eos_token": END, "unk_token": END}
+    more = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": model.config.n_positions, "add_prefix_space": False}
+    write_json(folder / "tokenizer_config.json", {**more, **names})
+
+
+def save_like(model: nn.Module, source: Path, folder: Path) -> None:
+    """Write the weights under the names and in the precisions of the checkpoint in `source`, beside its small files.
+
+    Of a checkpoint with a vision tower the text model alone is kept, as a checkpoint of its own.
+    """
+    raw = read_json(source / "config.json")
+    rows = architecture(architecture_name(raw, source)).LAYOUT
+    tensors: Tensors = open_tensors(source)
+    values = {name: param.detach() for name, param in model.named_parameters(remove_duplicate=False)}
+    state: dict[str, Tensor] = {}
+    for name in tensors:
+        renamed = rows.rename(name)
+        if renamed is None or renamed[0] not in values:
+            continue
+        stored = name if "text_config" not in raw else renamed[0]
+        state[stored] = values[renamed[0]].to("cpu", DTYPES[tensors.dtype(name)]).clone().contiguous()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    if "text_config" in raw:
+        text = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+        ends: dict[str, Any] = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
+        raw = {**ends, **raw["text_config"], **text}
+    write_json(folder / "config.json", raw)
+    copy_small_files(source, folder)
+
+
+def copy_small_files(source: Path, folder: Path) -> None:
+    """Tokenizer and settings of generation, as they are."""
+    wanted = ("generation_config.json", *layout.TOKENIZER, *(name for names in layout.SPLITTERS for name in names))
+    for file in sorted(source.iterdir()):
+        if any(fnmatch(file.name, pattern) for pattern in wanted):
+            shutil.copyfile(file, folder / file.name)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

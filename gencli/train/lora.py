@@ -1,0 +1,106 @@
+"""Training LoRA adapters (Hu et al. 2021, arXiv 2106.09685) on a frozen model, and writing them as PEFT does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.models.gpt2 import Conv1D
+from gencli.train.language import Language, write_json
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What adapters are: their rank, alpha (the update is alpha / rank times B A), the last names of the layers that
+    get one (none: all linear layers but the head), and dropout before A."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ()
+    dropout: float = 0.0
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer W with a trained update: x Wᵀ + scale · x Aᵀ Bᵀ. A is drawn, B begins at nought."""
+
+    def __init__(self, base: nn.Linear | Conv1D, adapters: Adapters, generator: torch.Generator):
+        super().__init__()
+        size_out, size_in = reversed(base.weight.shape) if isinstance(base, Conv1D) else base.weight.shape
+        self.base = base
+        self.scale, self.dropout = adapters.alpha / adapters.rank, adapters.dropout
+        self.lora_A = nn.Parameter(torch.empty(adapters.rank, size_in))
+        self.lora_B = nn.Parameter(torch.zeros(size_out, adapters.rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)  # as in the paper's code
+        self.to(base.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = F.linear(F.dropout(x, self.dropout, self.training).to(self.lora_A.dtype), self.lora_A)
+        return self.base(x) + self.scale * F.linear(small, self.lora_B)
+
+
+def add_adapters(model: nn.Module, adapters: Adapters, seed: int) -> None:
+    """Give the chosen layers of a frozen model their adapters, in place.
+
+    Raises GencliError for a target that no linear layer is called.
+    """
+    linear = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    for target in adapters.targets:
+        if not any(_is_called(name, target) for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise GencliError(f"--lora-targets {target}: no linear layer is called so", f"there are {known}")
+    generator = torch.Generator().manual_seed(seed)
+    for name, part in linear.items():
+        if any(_is_called(name, target) for target in adapters.targets or _all_but_head(linear)):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, LoraLinear(part, adapters, generator))
+
+
+def _is_called(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
+
+
+def _all_but_head(names: Sequence[str] | dict[str, Any]) -> list[str]:
+    return sorted({last for name in names if (last := name.rpartition(".")[2]) != "lm_head"})
+
+
+def save_adapter(language: Language, adapters: Adapters, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors as PEFT's save_pretrained does."""
+    assert language.folder is not None
+    # Checkpoints with a vision tower have their text model one floor lower in transformers.
+    towers = "text_config" in read_json(language.folder / "config.json")
+    tensors, names, turned = {}, set(), False
+    for name, part in language.module.named_modules():
+        if isinstance(part, LoraLinear):
+            path = name.replace("model.", "model.language_model.", 1) if towers else name
+            tensors[f"base_model.model.{path}.lora_A.weight"] = part.lora_A.detach().cpu().contiguous()
+            tensors[f"base_model.model.{path}.lora_B.weight"] = part.lora_B.detach().cpu().contiguous()
+            names.add(name.rpartition(".")[2])
+            turned = turned or isinstance(part.base, Conv1D)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    alpha = int(adapters.alpha) if float(adapters.alpha).is_integer() else adapters.alpha
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": language.name,
+        "r": adapters.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": adapters.dropout,
+        "target_modules": sorted(adapters.targets or names),
+        "fan_in_fan_out": turned,  # GPT-2's layers hold their weights (in, out)
+        "bias": "none",
+        "modules_to_save": None,
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    write_json(folder / "adapter_config.json", config)

@@ -1,0 +1,154 @@
+"""Texts as the text recipe reads them: JSON lines or plain text files → documents → rows of token ids."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer as BPE
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from gencli.errors import GencliError
+from gencli.tokens import Tokenizer
+
+END = "<|endoftext|>"
+KINDS = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
+HOLD_OUT = 50  # without a validation file every 50th text is held out
+
+Text = tuple[str, str]
+"""Where a text comes from (a record's "source", a file's name), and the text."""
+
+
+def read_texts(path: str | Path) -> list[Text]:
+    """The texts of a file, or of all files below a folder in the order of their names.
+
+    A file is JSON lines with a key "text", or plain text: one text, or several with lines `<|endoftext|>` between.
+    Either may be gzipped. Raises GencliError for anything else, and when there is no text.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(KINDS) and file.is_file())
+        texts = [text for file in files for text in _read(file, str(file.relative_to(path)))]
+    else:
+        texts = list(_read(path, path.name))
+    if not texts:
+        raise GencliError(f"{path} holds no texts", f"kinds of files: {', '.join(KINDS)}")
+    return texts
+
+
+def _read(path: Path, name: str) -> Iterator[Text]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            if re.search(r"\.txt(\.gz)?$", path.name):
+                parts = re.split(rf"^{re.escape(END)}$", file.read(), flags=re.MULTILINE)
+                yield from ((name, part.strip("\n")) for part in parts if part.strip())
+                return
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    text = record["text"]
+                    if not isinstance(text, str):
+                        raise TypeError
+                except (ValueError, KeyError, TypeError):
+                    raise GencliError(f"{path}, line {number}: no JSON object with a key 'text'") from None
+                yield str(record.get("source", "")), text
+    except UnicodeDecodeError as error:
+        raise GencliError(f"{path} is not UTF-8 at byte {error.start}") from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise GencliError(f"{path} is no whole gzip file: {error}") from None
+
+
+def hold_out(texts: list[Text]) -> tuple[list[Text], list[Text]]:
+    """Texts to train on, and every 50th to validate on. Raises GencliError when there are fewer than two."""
+    if len(texts) < 2:
+        raise GencliError("a single text leaves none to validate on", "--validation names a file for that")
+    step = min(HOLD_OUT, len(texts))
+    held = texts[step - 1 :: step]
+    return [text for index, text in enumerate(texts, 1) if index % step], held
+
+
+def own_tokenizer(path: Path, texts: list[Text], lead: str, vocab_size: int) -> Tokenizer:
+    """The run's tokenizer at `path`, trained first if need be: on all the leading texts and a quarter of the others."""
+    if not path.exists():
+        leading = [text for source, text in texts if source.startswith(lead)]
+        others = [text for source, text in texts if not source.startswith(lead)]
+        partial = path.with_suffix(".partial")
+        train_bpe([*leading, *(others[::4] if leading else others)], vocab_size).save(str(partial))
+        os.replace(partial, path)
+    backend = BPE.from_file(str(path))
+    end = backend.token_to_id(END)
+    if end is None:
+        raise GencliError(f"{path} has no {END}", "another -o begins anew")
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+    return Tokenizer(backend, path.parent, bos_id=end, eos_ids=(end,), names=names)
+
+
+def train_bpe(texts: list[str], vocab_size: int) -> BPE:
+    """A byte-level BPE as GPT-2's, with an end-of-text token as id 0."""
+    tokenizer = BPE(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def end_id(tokenizer: Tokenizer) -> int:
+    """The token that ends a document. Raises GencliError for a tokenizer that names none."""
+    if tokenizer.eos_ids:
+        return tokenizer.eos_ids[0]
+    if tokenizer.bos_id is not None:
+        return tokenizer.bos_id
+    raise GencliError(f"{tokenizer.folder}: no token ends a text", "training needs one between documents")
+
+
+class Documents:
+    """Tokenised documents in two piles; a row is a run of whole documents from a pile, cut at the context's length.
+
+    A row comes from the leading pile with probability `lead_share`. What a step sees follows from (seed, step).
+    """
+
+    def __init__(
+        self, texts: list[Text], tokenizer: Tokenizer, *, lead: str, lead_share: float, length: int, seed: int
+    ):
+        end = end_id(tokenizer)
+        leading: list[Tensor] = []
+        others: list[Tensor] = []
+        encoded = tokenizer.backend.encode_batch([text for _, text in texts])
+        for (source, _), item in zip(texts, encoded, strict=True):
+            ids = item.ids if item.ids and item.ids[-1] == end else [*item.ids, end]
+            (leading if source.startswith(lead) else others).append(torch.tensor(ids, dtype=torch.int32))
+        self.piles = [leading, others] if leading and others else [leading or others] * 2
+        self.lead_share, self.length, self.seed = lead_share, length, seed
+
+    def batch(self, step: int, rows: int) -> Tensor:
+        """Ids (rows, length) for a step."""
+        rng = random.Random(f"{self.seed}/{step}")
+        return torch.stack([self._row(rng) for _ in range(rows)]).long()
+
+    def _row(self, rng: random.Random) -> Tensor:
+        pile = self.piles[0 if rng.random() < self.lead_share else 1]
+        parts: list[Tensor] = []
+        total = 0
+        while total < self.length:
+            document = rng.choice(pile)
+            if not parts and len(document) > self.length:  # long chapters are entered anywhere, stories at their start
+                start = rng.randrange(0, len(document) - self.length)
+                document = document[start:]
+            parts.append(document)
+            total += len(document)
+        return torch.cat(parts)[: self.length]
