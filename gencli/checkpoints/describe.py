@@ -14,14 +14,14 @@ from gencli.checkpoints import cache, layout
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.files import read_json
-from gencli.models import ARCHITECTURES
+from gencli.models import ARCHITECTURES, PALETTES
 
 HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 CARD_LIMIT = 2**16  # bytes of a model card that are read
 # Masks and tables that older files hold beside the parameters.
 BUFFERS = re.compile(r"(.*\.)?(attn\.bias|masked_bias|position_ids|rotary_emb\.inv_freq)")
 PARTS_ALONE = {"clip_text_model"}  # `model_type`s that are a part of other models
-KINDS = {"clip": "score", "imagegpt": "image"}  # and those that are whole, but no language models
+KINDS = {"clip": "score", **dict.fromkeys(PALETTES, "image")}  # and those that are whole, but no language models
 
 
 @dataclass(frozen=True)

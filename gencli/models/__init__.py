@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, str] = {
     "gemma3": "gemma3",
     "clip_text_model": "clip_text",
     "clip": "clip",
+    "imagegpt": "imagegpt",
     "ldmbert": "ldmbert",
     "AutoencoderKL": "autoencoder_kl",
     "VQModel": "vq_model",
@@ -34,6 +35,9 @@ ARCHITECTURES: dict[str, str] = {
     "EncoderUNetModel": "guided_classifier",
     "ControlNetModel": "controlnet",
 }
+
+# Decoders whose tokens are the colours of a palette, and not text.
+PALETTES = frozenset({"imagegpt"})
 
 
 def architecture(name: str) -> ModuleType:

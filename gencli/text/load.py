@@ -17,7 +17,7 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.tensors import Tensors, open_tensors
 from gencli.errors import GencliError
 from gencli.files import read_json
-from gencli.models import architecture
+from gencli.models import PALETTES, architecture
 from gencli.models.base import Layout
 from gencli.tokens import Tokenizer, load_tokenizer
 
@@ -150,6 +150,7 @@ def _config(source: Source, folder: Path) -> dict[str, Any]:
     if (folder / "model_index.json").is_file():
         raise pictures
     raw = read_json(folder / "config.json")
-    if not hasattr(architecture(architecture_name(raw, folder)).Model, "new_cache"):
+    name = architecture_name(raw, folder)
+    if name in PALETTES or not hasattr(architecture(name).Model, "new_cache"):
         raise pictures
     return raw

@@ -1,0 +1,100 @@
+"""Samples that one decoder makes together: pick a token for each, read them, and again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gencli.text import sampling
+from gencli.text.memory import Memory
+from gencli.text.request import TextRequest
+
+
+class Decoder(Protocol):
+    """What is sampled from: a language model, or one whose tokens are colours. module: as in `TextModel`."""
+
+    @property
+    def module(self) -> Any: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+class Pick(NamedTuple):
+    """A token, and when asked for its log-probability and the likeliest tokens with theirs."""
+
+    token: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Batch:
+    """Samples of one prompt inside the model: key/value cache, ids so far (B, T), logits of the next token (B, V).
+
+    read: how many tokens of the prompt had to be read.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: Decoder,
+        request: TextRequest,
+        ids: list[int],
+        generators: list[torch.Generator],
+        max_tokens: int,
+        memory: Memory | None = None,
+    ):
+        self.module = model.module
+        self.generators = generators
+        self.prompt_length = len(ids)
+        self.logprobs = request.logprobs
+        names = ["logit_bias", "repeat_penalty", "presence_penalty", "frequency_penalty"]
+        names += ["temperature", "top_k", "top_p", "min_p", "typical_p"]
+        self.settings = {name: getattr(request, name) for name in names}
+        self.device = model.device
+        self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # picking needs float64
+        self.ids = torch.tensor([ids], device=self.picks_on)
+        self.memory = memory if len(generators) == 1 else None
+        if self.memory:
+            self.cache, known = self.memory.recall(self.module, ids, len(ids) + max_tokens)
+        else:
+            self.cache, known = self.module.new_cache(1, len(ids) + max_tokens), 0
+        self.read = len(ids) - known
+        self.logits = self._read(self.ids[:, known:])
+        if self.memory:
+            self.memory.ids = list(ids)
+        if len(generators) > 1:
+            self.cache.repeat(len(generators))
+            self.ids = self.ids.repeat(len(generators), 1)
+            self.logits = self.logits.repeat(len(generators), 1)
+
+    @torch.inference_mode()
+    def pick(self) -> list[Pick]:
+        """Pick a token for each row and add it to its ids."""
+        generated = self.ids[:, self.prompt_length :]
+        tokens = sampling.sample(self.logits, self.generators, context=self.ids, generated=generated, **self.settings)
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        if self.memory:
+            self.memory.ids += tokens.tolist()
+        if self.logprobs is None:
+            return [Pick(token) for token in tokens.tolist()]
+        found = sampling.logprobs(self.logits, tokens, self.logprobs)
+        tops = [tuple(zip(*pair, strict=True)) for pair in zip(found.top_ids.tolist(), found.top.tolist(), strict=True)]
+        return [Pick(*row) for row in zip(tokens.tolist(), found.chosen.tolist(), tops, strict=True)]
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Read the tokens that were picked last."""
+        self.logits = self._read(self.ids[:, -1:])
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Logits (B, V) after new ids (B, T)."""
+        return self.module(ids.to(self.device), self.cache, last_only=True)[:, -1].to(self.picks_on)
+
+    @torch.inference_mode()
+    def keep(self, rows: list[int]) -> None:
+        """Keep only these rows."""
+        self.ids = self.ids[rows]
+        self.cache.keep(torch.tensor(rows, device=self.device))
+        self.generators = [self.generators[i] for i in rows]
