@@ -28,6 +28,7 @@ SAMPLER_LABELS = {
     "euler": "Euler",
     "euler_a": "Euler a",
     "dpmpp_2m": "DPM++ 2M",
+    "lcm": "LCM",
 }
 ALIASES = {"Eta DDIM": "Eta"}
 INERT = {"Version", "Model hash", "VAE hash", "Size-1", "Size-2"}  # keys of others that say nothing about the pixels

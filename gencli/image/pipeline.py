@@ -17,6 +17,7 @@ from gencli.image.checkpoint import Checkpoint
 from gencli.image.families.base import Conditioning
 from gencli.image.pictures import from_picture, to_picture
 from gencli.image.schedule import NoiseSchedule
+from gencli.models.unet_blocks import timestep_embedding
 
 SKETCH = 24  # latents a side of a sketch
 
@@ -57,16 +58,32 @@ class Pipeline:
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output (B, C or 2C, h, w) in its own precision, for x (B, C, h, w) in any."""
-        return self.network(x.to(self.dtype), timesteps, **conditioning)
+        told = dict(conditioning)
+        if (further := told.pop("concat", None)) is not None:
+            x = torch.cat([x, further.expand(len(x), -1, -1, -1)], dim=1)
+        return self.network(x.to(self.dtype), timesteps, **told)
 
-    def encode_picture(self, picture: Image.Image) -> tuple[Tensor, Tensor | None]:
+    @property
+    def reads_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, as one more condition (Meng et al. 2023), and so is asked
+        once a step instead of twice: latent consistency models."""
+        return getattr(self.network.config, "time_cond_proj_dim", None) is not None
+
+    def embed_guidance(self, scale: float) -> Tensor:
+        """A guidance scale as such a network knows it, (1, G): waves of 1000 · (scale − 1)."""
+        width = self.network.config.time_cond_proj_dim  # type: ignore[union-attr]
+        w = torch.tensor([1000 * (scale - 1)], device=self.device)
+        return timestep_embedding(w, width, flip_sin_to_cos=False, freq_shift=1)  # type: ignore[arg-type]
+
+    def encode_picture(self, picture: Image.Image, hidden: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of a picture's latents (1, C, h, w), scaled as the UNet knows them.
 
-        None instead of the deviation where latents have none: a VQ autoencoder's, and where there is no autoencoder
-        the picture itself.
+        hidden (1, 1, H, W): where it is 1 the picture is grey instead. None instead of the deviation where latents have
+        none: a VQ autoencoder's, and where there is no autoencoder the picture itself.
         """
         config: Any = (self.network if self.vae is None else self.vae).config
-        x = from_picture(picture, config.in_channels).to(self.device)
+        x = from_picture(picture, config.in_channels)
+        x = (x if hidden is None else x * (hidden < 0.5)).to(self.device)
         if self.vae is None:
             return x, None
         encoded = self.vae.encode(x)
@@ -78,9 +95,13 @@ class Pipeline:
         """The picture of one (1, C, h, w). Raises GencliError when it holds values that are not numbers."""
         if self.vae is None:
             return to_picture(latents[0])
-        shift, scale = self._scaling
-        z = latents.float() / scale + shift
+        z = self.unscale(latents.float())
         return to_picture((self.vae.decode_tiled(z) if tiled else self.vae.decode(z))[0])
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """The network's latents as the autoencoder knows them."""
+        shift, scale = self._scaling
+        return latents / scale + shift
 
     @cached_property
     def _scaling(self) -> tuple[Tensor | float, Tensor | float]:

@@ -33,11 +33,13 @@ CHOICES = {
 # What a scheduler class takes for a field that the file leaves out, where that is not NoiseSchedule's own default.
 _SIGMA_SPACE: dict[str, Any] = {"timestep_spacing": "linspace", "clip_sample": False}
 _K_DIFFUSION: dict[str, Any] = {**_SIGMA_SPACE, "beta_start": 0.00085, "beta_end": 0.012}
+_LATENT: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {},
     "DDIMParallelScheduler": {},
     "DDPMScheduler": {},
     "DDPMParallelScheduler": {},
+    "LCMScheduler": {**_LATENT, "clip_sample": False},
     "PNDMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
     "EulerDiscreteScheduler": _SIGMA_SPACE,
     "EulerAncestralDiscreteScheduler": _SIGMA_SPACE,
@@ -54,6 +56,8 @@ TINY = 1e-12
 BOUNDS: dict[str, tuple[float, float]] = {  # whole numbers where the lower one is whole
     "num_train_timesteps": (2, 2**16),
     "steps_offset": (0, 2**16),
+    "original_inference_steps": (1, 2**16),
+    "timestep_scaling": (TINY, 1e9),
     "beta_start": (TINY, 1.0),
     "beta_end": (TINY, 1.0),
     "clip_sample_range": (TINY, math.inf),
@@ -137,6 +141,8 @@ class NoiseSchedule:
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+    original_inference_steps: int = 50  # these two: of latent consistency models
+    timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
         _check(self)

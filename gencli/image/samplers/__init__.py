@@ -5,7 +5,8 @@
 `predict(x, point)` is a `guidance.Denoiser`, x (B, C, H, W) what to begin from, `noise()` draws a tensor like x.
 Coordinates are variance-preserving, always: x = √ᾱ · x0 + √(1−ᾱ) · ε. Where its definition needs it, the file has too
 
-    steps(schedule, num, spacing=None, *, …options) -> list[Step]    its own grid (else the schedule's)
+    steps(schedule, num, spacing=None, *, …options) -> list[Step]    its own grid (else the schedule's); where it has a
+        parameter `strength` too, this is how it changes a picture (else it takes the last int(num · strength) steps)
     initial(noise, steps, spacing) -> Tensor                         x to begin from (else the noise itself)
     LIMITS                                                           limits on x0 it keeps (else "clip", "threshold")
     SPACING                                                          where a checkpoint names none (else "leading")
@@ -95,9 +96,26 @@ class Sampler:
             raise UsageError(f"sampler {self.name} has no option {', '.join(unknown)}", has)
         return {name: given.get(name, getattr(schedule, name, default)) for name, default in self.options.items()}
 
-    def steps(self, schedule: NoiseSchedule, num: int, spacing: str | None = None, **options: Any) -> list[Step]:
-        """The steps of this sampler; the checkpoint's spacing unless one is named. Options of `run` are let pass."""
-        return self.grid(schedule, num, spacing, **_taken(self.grid, options))
+    def steps(
+        self,
+        schedule: NoiseSchedule,
+        num: int,
+        spacing: str | None = None,
+        strength: float | None = None,
+        **options: Any,
+    ) -> list[Step]:
+        """The steps of this sampler; the checkpoint's spacing unless one is named. Options of `run` are let pass.
+
+        strength: those that change a picture by so much. Raises UsageError for one that leaves no step.
+        """
+        from gencli.image.schedule import from_strength
+
+        options = _taken(self.grid, options)
+        if strength is None:
+            return self.grid(schedule, num, spacing, **options)
+        if "strength" in inspect.signature(self.grid).parameters:
+            return self.grid(schedule, num, spacing, strength, **options)
+        return from_strength(self.grid(schedule, num, spacing, **options), strength)
 
     def __call__(
         self, predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor], **options: Any
