@@ -1,4 +1,4 @@
-"""The picture recipe, for seconds: loss falls, a killed run goes on as if nothing had been, the result opens anywhere."""
+"""The picture recipe for seconds: loss falls, a broken run ends as an unbroken one, the result opens anywhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from gencli.train.autoencoder import AutoencoderRecipe
 from gencli.train.diffusion import DiffusionRecipe
 from gencli.train.optim import learning_rate_factor, orthogonalize
 from gencli.train.pictures import read_captions, read_pictures
+
 
 @pytest.fixture
 def emoji(tmp_path: Path) -> tuple[Path, Path]:

@@ -232,7 +232,7 @@ def test_adapters_resumed_equal_unbroken(texts: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_gone_on_from(texts: Path, tmp_path: Path) -> None:
     folder = make_gpt2(tmp_path / "base")
-    with pytest.raises(GencliError, match="--context 129: .* reads at most 128 tokens"):
+    with pytest.raises(GencliError, match=r"--context 129: .* reads at most 128 tokens"):
         list(train(recipe(texts, tmp_path / "a", 2, init=str(folder), n_positions=129)))
     with pytest.raises(GencliError, match="--lora-targets q_proj: no linear layer is called so"):
         list(train(recipe(texts, tmp_path / "b", 2, init=str(folder), lora=Adapters(2, 4, ("q_proj",)))))
