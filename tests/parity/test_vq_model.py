@@ -1,0 +1,146 @@
+"""VQModel against diffusers' own, as a part of Latent Diffusion and as a model of its own."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gencli.checkpoints.build import load
+from gencli.checkpoints.check import check as check_checkpoint
+from gencli.checkpoints.describe import describe
+from gencli.checkpoints.find import Source
+from gencli.errors import GencliError
+from gencli.models.vq_model import VQModelConfig
+from tests.tiny_image import old_attention_names
+from tests.tiny_ldm import VQ, make_vqvae
+
+TOLERANCE = {"atol": 2e-5, "rtol": 0}
+
+
+def pictures(height=32, width=48):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+
+
+@torch.no_grad()
+def their_codes(reference, x):
+    latents = reference.encode(x).latents
+    return reference.quantize(latents)[2][2].view(len(x), *latents.shape[2:])
+
+
+@torch.no_grad()
+def check(reference, model, **size):
+    x = pictures(**size)
+    latents = reference.encode(x).latents
+    torch.testing.assert_close(model.encode(x), latents, **TOLERANCE)
+    expected = reference.decode(latents).sample
+    assert expected.std() > 0.1
+    torch.testing.assert_close(model.decode(latents), expected, **TOLERANCE)
+    torch.testing.assert_close(model(x), reference(x).sample, **TOLERANCE)
+    assert torch.equal(model.codes(x), their_codes(reference, x))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vq")
+    return folder, make_vqvae(folder, names=old_attention_names)
+
+
+def test_equals_diffusers(folder):
+    path, reference = folder
+    assert any(".proj_attn." in name for name in load_file(max(path.glob("*.safetensors"))))
+    model = load(path)
+    check(reference, model)
+    check(reference, model, height=41, width=50)
+    check(reference, model.to(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vq_embed_dim": 5},
+        {"latent_channels": 4, "scaling_factor": 0.3, "force_upcast": True, "norm_type": "group"},
+        {"mid_block_add_attention": False, "lookup_from_codebook": True, "num_vq_embeddings": 1},
+        {
+            "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+        },
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_configs(tmp_path, changes):
+    reference = make_vqvae(tmp_path, changes)
+    model = load(tmp_path)
+    check(reference, model)
+    assert model.config.scaling_factor == changes.get("scaling_factor", 1.0)
+
+
+@torch.no_grad()
+def test_pictures_to_codes_and_back(folder):
+    """The codes are whole numbers, and say of the picture all that the decoder is told."""
+    path, reference = folder
+    model, x = load(path), pictures()
+    codes = model.codes(x)
+    assert codes.dtype == torch.int64
+    assert codes.shape == (2, 8, 12)
+    assert len(codes.unique()) > 8
+    torch.testing.assert_close(model.decode_codes(codes), model(x), atol=0, rtol=0)
+    quantised = reference.quantize.get_codebook_entry(codes.flatten(), (2, 8, 12, 3))
+    expected = reference.decode(quantised, force_not_quantize=True).sample
+    torch.testing.assert_close(model.decode_codes(codes), expected, **TOLERANCE)
+    assert torch.equal(model.quantize.codes(model.quantize.entries(codes)), codes)
+
+
+@pytest.mark.parametrize("wrong", [-1, VQ["num_vq_embeddings"]])
+def test_codes_that_no_entry_has(folder, wrong):
+    with pytest.raises(ValueError, match="codes must be from 0 to 63"):
+        load(folder[0]).decode_codes(torch.tensor([[[wrong]]]))
+
+
+@torch.no_grad()
+def test_large_pictures_are_compared_in_parts(folder, monkeypatch):
+    model = load(folder[0])
+    whole = model.codes(pictures())
+    monkeypatch.setattr("gencli.models.vq_model.ROWS", 7)
+    assert torch.equal(model.codes(pictures()), whole)
+
+
+@torch.no_grad()
+def test_tiles(folder):
+    model = load(folder[0])
+    z = torch.randn(1, 3, 12, 9)
+    torch.testing.assert_close(model.decode_tiled(z), model.decode(z), atol=0, rtol=0)
+    assert model.decode_tiled(z, tile=8, overlap=2).shape == (1, 3, 48, 36)
+
+
+def test_models_show_and_check(folder):
+    source = Source("vq", folder[0], "folder")
+    described = describe(source)
+    assert (described.kind, described.family, described.problem) == ("part", "VQModel", None)
+    assert described.parameters == sum(p.numel() for p in folder[1].parameters())
+    assert check_checkpoint(source).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_type": "spatial"}, "norm_type = 'spatial'"),
+        ({"num_vq_embeddings": 2**40}, "num_vq_embeddings"),
+        ({"num_vq_embeddings": True}, "num_vq_embeddings"),
+        ({"vq_embed_dim": 0}, "vq_embed_dim"),
+        ({"scaling_factor": 0}, "scaling_factor"),
+        ({"lookup_from_codebook": "no"}, "lookup_from_codebook"),
+        ({"down_block_types": ["DownBlock2D"] * 3}, "DownBlock2D"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types has 1"),
+        ({"ema_decay": 0.9}, "ema_decay = 0.9"),
+    ],
+)
+def test_refused_by_name(changes, message):
+    with pytest.raises(GencliError, match=message):
+        VQModelConfig.from_dict({**VQ, **changes})
+
+
+def test_a_codebook_of_another_size(tmp_path):
+    make_vqvae(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"num_vq_embeddings": 64', '"num_vq_embeddings": 65'))
+    with pytest.raises(GencliError, match=r"quantize.embedding.weight is \[64, 3\], not \[65, 3\]"):
+        load(tmp_path)
