@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.files import read_json
+from gencli.image.classes import Classes, classes_of, read_names
 from gencli.image.families import FAMILIES, Family
 
 if TYPE_CHECKING:
+    from gencli.checkpoints.class_file import ClassFile
     from gencli.checkpoints.single_file import SingleFile
     from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
 
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
+KNOWN = {  # what else model_index.json may say
+    "id2label",
+    "requires_safety_checker",
+    "force_zeros_for_empty_prompt",
+    "requires_aesthetics_score",
+    "add_watermarker",
+}
 # generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
 DEFAULTS = {
     "num_inference_steps": "steps",
@@ -40,7 +49,8 @@ class Checkpoint:
 
     parts: name → folder. configs: all parts but tokenizers → their JSON. defaults: values for `ImageRequest`.
     notes: what in the folder goes unused. allow_pickle: whether tensors may be read from pickles.
-    single: the file that all parts are in; `folder` and the models' places are then that file.
+    single: the file that all parts are in; `folder` and the models' places are then that file. labels: names of
+    classes, by number. files: parts that are in a file of their own, not a folder. index: model_index.json.
     """
 
     name: str
@@ -52,17 +62,33 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     allow_pickle: bool = False
     single: SingleFile | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    files: Mapping[str, ClassFile] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
         """What pictures are asked for with: "text", "class" (a name or number) or "none"."""
-        return self.family.prompt
+        return "class" if self.family.prompt != "text" and self.classes is not None else self.family.prompt
+
+    @cached_property
+    def network_classes(self) -> Classes | None:
+        """The classes that the network is told of, if any."""
+        return classes_of(self.configs[self.family.network], self.labels)
+
+    @cached_property
+    def classes(self) -> Classes | None:
+        """Those, or the ones that a classifier beside it tells apart."""
+        classifier = self.configs.get("classifier")
+        return self.network_classes or (None if classifier is None else classes_of(classifier, self.labels))
 
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
         """A part's config and weights. Raises GencliError for weights that cannot be opened."""
         from gencli.checkpoints.tensors import open_tensors
 
-        if self.single is not None:
+        if part in self.files:
+            return self.files[part].open(part)
+        if self.single is not None and part in self.single.configs:
             return self.single.open(part)
         return self.configs[part], open_tensors(self.parts[part], allow_pickle=self.allow_pickle)
 
@@ -73,22 +99,36 @@ class Checkpoint:
         return load_tokenizer(self.parts[part]) if self.single is None else self.single.tokenizer(part)
 
     @cached_property
+    def also_reads(self) -> Literal["mask", "picture"] | None:
+        """What the network reads beside the latents, as further channels: a mask and what it leaves of a picture (to
+        paint there), a picture (to edit it), or nothing."""
+        if self.family.autoencoder != "vae":
+            return None
+        channels = self.configs["vae"].get("latent_channels", 4)
+        further = self.configs[self.family.network].get("in_channels", channels) - channels
+        return "mask" if further == channels + 1 else "picture" if further == channels else None
+
+    @cached_property
     def factor(self) -> int:
         """Pixels a side of one latent."""
         return 2 ** (len(_blocks(self, self.family.autoencoder)) - 1) if self.family.autoencoder else 1
 
     @cached_property
     def multiple(self) -> int:
-        """Width and height are whole multiples of this: a latent's side, and for a UNet2DModel, which cannot make a
-        level of an odd size, what all levels halve."""
+        """Width and height are whole multiples of this: a latent's side, for UNets which cannot make a level of an odd
+        size what all levels halve, and for a DiT the side of a patch."""
         network = self.family.network
-        halves = self.configs[network].get("_class_name") == "UNet2DModel"
-        return self.factor * (2 ** (len(_blocks(self, network)) - 1) if halves else 1)
+        config = self.configs[network]
+        if config.get("_class_name") == "UNetModel":
+            return self.factor * 2 ** (len(config["channel_mult"]) - 1)
+        halves = config.get("_class_name") == "UNet2DModel"
+        return self.factor * (2 ** (len(_blocks(self, network)) - 1) if halves else patch_size(config))
 
     @cached_property
     def size(self) -> tuple[int, int] | None:
         """Width and height in pixels that the model was made for, if it says so."""
-        sample = self.configs[self.family.network].get("sample_size")
+        config = self.configs[self.family.network]
+        sample = config.get("sample_size", config.get("image_size"))
         height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
         if width is None or height is None:
             return None
@@ -106,9 +146,10 @@ def open_checkpoint(
     Raises GencliError for what is no picture checkpoint or not supported.
     """
     if source.kind == "file":
-        checkpoint = _of_file(source, prediction, betas)
+        checkpoint = _of_class_file(source, allow_pickle) or _of_file(source, prediction, betas)
     else:
         checkpoint = _of_folder(source, allow_pickle)
+    if checkpoint.single is None:
         said = {"prediction_type": prediction, "beta_schedule": betas}
         over = {key: value for key, value in said.items() if value is not None}
         if over:
@@ -116,6 +157,21 @@ def open_checkpoint(
             checkpoint = dataclasses.replace(checkpoint, configs={**checkpoint.configs, "scheduler": scheduler})
     checkpoint.family.check(checkpoint)
     return checkpoint
+
+
+def _of_class_file(source: Source, allow_pickle: bool) -> Checkpoint | None:
+    """A DiT or a UNet of guided-diffusion in its own file; None for what is neither. Raises GencliError."""
+    from gencli.checkpoints.class_file import open_class_file
+
+    path = source.path
+    found = open_class_file(path, allow_pickle=allow_pickle)
+    if found is None:
+        return None
+    if not found.pipeline:
+        raise GencliError(f"{path} is a {found.title}, which draws nothing by itself", "--classifier guides by it")
+    files, parts = dict.fromkeys(found.parts, found), dict.fromkeys(found.configs, path)
+    labels, family = _labels(found.labels, path.with_suffix(".json")), FAMILIES[found.pipeline]
+    return Checkpoint(source.name, path, family, parts, found.configs, {}, found.notes, labels=labels, files=files)
 
 
 def _of_file(source: Source, prediction: str | None, betas: str | None) -> Checkpoint:
@@ -156,9 +212,10 @@ def _of_folder(source: Source, allow_pickle: bool) -> Checkpoint:
             file = "scheduler_config.json" if name == "scheduler" else "config.json"
             configs[name] = read_json(parts[name] / file)
     _check_architectures(folder, family, configs)
-    return Checkpoint(
-        source.name, folder, family, parts, configs, _defaults(folder), _notes(index), allow_pickle=allow_pickle
-    )
+    labels = _labels(index.get("id2label"), folder / "model_index.json")
+    notes = _notes(index)
+    more = {"allow_pickle": allow_pickle, "labels": labels, "index": index}
+    return Checkpoint(source.name, folder, family, parts, configs, _defaults(folder), notes, **more)
 
 
 def _index(folder: Path) -> Mapping[str, Any]:
@@ -184,9 +241,16 @@ def _parts(index: Mapping[str, Any]) -> list[str]:
 def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
     notes = ["its safety checker is not loaded"] if "safety_checker" in _parts(index) else []
     odd = [name for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)]
-    if odd := [name for name in odd if name != "requires_safety_checker"]:
+    if odd := [name for name in odd if name not in KNOWN]:
         notes.append(f"model_index.json: {', '.join(odd)[:80]} is not known and goes unused")
     return tuple(notes)
+
+
+def _labels(raw: Any, file: Path) -> dict[int, str]:
+    try:
+        return read_names(raw)
+    except GencliError as error:
+        raise GencliError(f"{file}: {error.message}") from None
 
 
 def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -206,6 +270,14 @@ def _blocks(checkpoint: Checkpoint, part: str) -> list[int]:
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 16:
         raise GencliError(f"{checkpoint.parts[part]}: block_out_channels = {blocks!r} is not supported")
     return blocks
+
+
+def patch_size(config: Mapping[str, Any]) -> int:
+    """Latents a side of a transformer's patch; 1 for other networks. Raises GencliError."""
+    size = config.get("patch_size", 2 if "Transformer2DModel" in str(config.get("_class_name")) else 1)
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 64:
+        raise GencliError(f"patch_size = {size!r:.80} is not supported")
+    return size
 
 
 def _defaults(folder: Path) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.image import samplers, weighted
+from gencli.image.classifier import ClassifierGuided, LogLikelihood
 from gencli.image.families.base import Conditioning
-from gencli.image.guidance import Denoiser, check_finite
+from gencli.image.guidance import Denoiser, Predict, check_finite
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 from gencli.image.settings import sampler_options
@@ -98,7 +99,7 @@ class _Recipe:
         noise = Noise(seeds, self.shape, pipeline.device)
         drawn = self.start.draw(noise, len(seeds))
         x = self._begin(drawn)
-        denoiser = self._denoiser(prompts, drawn)
+        denoiser = self._led(self._denoiser(prompts, drawn), prompts)
         for sample in self.sampler(denoiser, x, self.steps, noise=noise, **self.options):
             x = sample.x
             self.start.keep(x, drawn, self.steps, sample.index)
@@ -138,6 +139,15 @@ class _Recipe:
             image_guidance_scale=1.0 if request.image_guidance is None else request.image_guidance,
             limits=limits,
         )
+
+    def _led(self, denoiser: Denoiser, prompts: Sequence[str]) -> Predict:
+        """The denoiser led by the classifier, where there is one."""
+        pipeline, classes = self.pipeline, self.pipeline.checkpoint.classes
+        if pipeline.classifier is None or classes is None or not self.request.classifier_scale:
+            return denoiser
+        wanted = torch.tensor([classes.find(prompt) for prompt in prompts])
+        gradient = LogLikelihood(pipeline.classifier, wanted, self.request.classifier_scale)
+        return ClassifierGuided(denoiser, gradient, mean=self.sampler.shifts_mean)
 
     def _context(self, prompts: Sequence[str]) -> Conditioning:
         """What the network is told of prompts, once for all batches of the same ones."""

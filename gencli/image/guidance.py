@@ -23,11 +23,13 @@ Model = Callable[[Tensor, Tensor, Conditioning], Tensor]
 @dataclass(frozen=True)
 class Prediction:
     """x0: the picture expected, within the limits set on it. eps: the noise, as the model itself sees it (x0 before its
-    limits). variance: what a model with learned variance adds, nominally −1 to 1. All (B, C, H, W)."""
+    limits). variance: what a model with learned variance adds, nominally −1 to 1. gradient: of a classifier, by which a
+    sampler that asks for it shifts its mean (see `classifier`). All (B, C, H, W)."""
 
     x0: Tensor
     eps: Tensor
     variance: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 Predict = Callable[[Tensor, Point], Prediction]

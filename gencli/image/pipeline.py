@@ -31,6 +31,7 @@ class Pipeline:
     network: nn.Module
     vae: Any = None
     conditioner: Any = None  # a families.base.Conditioner
+    classifier: nn.Module | None = None  # of noisy pictures
 
     @cached_property
     def device(self) -> torch.device:
@@ -44,6 +45,7 @@ class Pipeline:
         """The model in one line: its size, precision, device and threads."""
         modules = [self.network, *([] if self.vae is None else [self.vae])]
         modules += [] if self.conditioner is None else self.conditioner.modules
+        modules += [] if self.classifier is None else [self.classifier]
         millions = sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
         dtype = str(self.dtype).removeprefix("torch.")
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
@@ -148,7 +150,8 @@ def load(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -
     network = _for_convolution(load_part(family.network), place)
     conditioner = family.load_module().load(checkpoint, load_part)
     vae = family.autoencoder and _for_convolution(load_part(family.autoencoder, torch.float32), place)
-    return Pipeline(checkpoint, schedule, network, vae or None, conditioner)
+    classifier = load_part("classifier", torch.float32) if "classifier" in checkpoint.parts else None
+    return Pipeline(checkpoint, schedule, network, vae or None, conditioner, classifier)
 
 
 def _for_convolution(module: nn.Module, device: torch.device) -> nn.Module:

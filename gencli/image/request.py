@@ -77,6 +77,8 @@ class ImageRequest:
     it is too long (None: that is an error). weighted: brackets in prompts are weights, and prompts may be of any length
     (`gencli.image.weighted`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how
     many pictures go through the model at once.
+    keep_rows, temperature, top_k, top_p: of models that draw pixel by pixel. best: how many of `count` to keep, by the
+    similarity to the prompt that `clip` finds.
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
@@ -99,13 +101,21 @@ class ImageRequest:
     init: str | None = _text(None, "Init image")
     mask: str | None = _text(None, "Mask image")
     strength: float | None = _number(0, 1, "Denoising strength")
+    keep_rows: int | None = _integer(1, 2**14, "Keep rows")
+    temperature: float | None = _number(0, 1000, "Temperature")
+    top_k: int | None = _integer(0, 2**22, "Top K")
+    top_p: float | None = _number(0, 1, "Top P")
     image_guidance: float | None = _number(0, 1000, "Image CFG scale")
+    classifier: str | None = _text(None, "Classifier")
+    classifier_scale: float | None = _number(0, 1000, "Classifier scale")
     control: tuple[str, ...] = _several(str, "ControlNet model")
     control_image: tuple[str, ...] = _several(str, "ControlNet image")
     control_scale: tuple[float, ...] = _several(float, "ControlNet scale", -100, 100)
     control_start: tuple[float, ...] = _several(float, "ControlNet start", 0, 1)
     control_end: tuple[float, ...] = _several(float, "ControlNet end", 0, 1)
     count: int = _integer(1, 1_000_000, "Count", default=1)
+    best: int | None = _integer(1, 1_000_000, None)
+    clip: str | None = _text(None)
     grid: bool = _flag("Grid")
     batch: int = _integer(1, 4096, "Batch", default=1)
     truncate: str | None = _choice(SIDES, "Truncate")
@@ -130,6 +140,10 @@ class ImageRequest:
         if self.init is None and (self.mask is not None or self.strength is not None):
             what = "mask" if self.mask is not None else "strength"
             raise UsageError(f"--{what} without a picture to start from", "name one with -i/--init FILE")
+        if self.init is None and self.keep_rows is not None:
+            raise UsageError("--keep-rows without a picture to keep them of", "name one with -i/--init FILE")
+        if self.best is not None and self.best > self.count:
+            raise UsageError(f"--best {self.best} of --count {self.count}: there are not that many", "raise --count")
         if self.strength == 0:
             raise UsageError("--strength 0: must be more than 0 and at most 1", "0 would leave the picture as it is")
 
@@ -173,7 +187,7 @@ class ImageRequest:
     def item(self, index: int) -> ImageRequest:
         """The request that makes picture `index` of `count` again, alone."""
         seed = None if self.seed is None else self.seed + index
-        return self.replace(seed=seed, count=1, grid=False, batch=1)
+        return self.replace(seed=seed, count=1, best=None, clip=None, grid=False, batch=1)
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:

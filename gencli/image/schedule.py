@@ -136,6 +136,7 @@ class NoiseSchedule:
     final_sigmas_type: str = "zero"
     use_karras_sigmas: bool = False
     variance_type: str = "fixed_small"
+    use_clipped_model_output: bool = False  # no key of diffusers': how guided-diffusion's models are sampled with DDIM
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     thresholding: bool = False

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gencli.errors import GencliError, UsageError
-from gencli.image import samplers
+from gencli.image import class_settings, defaults, samplers
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
+from gencli.image.request import ImageRequest
 from gencli.image.schedule import CHOICES, NoiseSchedule
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -22,10 +22,10 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     """
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
     _check_text(request, checkpoint)
-    built_in = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {})}
+    built_in = {**defaults.built_in(checkpoint, request.sampler), **class_settings.built_in(checkpoint)}
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = checkpoint.configs["scheduler"].get("timestep_spacing")
-    built_in["spacing"] = named or samplers.get(request.sampler or BUILT_IN["sampler"]).spacing
+    built_in["spacing"] = named or samplers.get(request.sampler or built_in["sampler"]).spacing
     _check_start(request, checkpoint)
     if checkpoint.also_reads == "picture":
         built_in["image_guidance"] = IMAGE_GUIDANCE
@@ -40,6 +40,7 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     values = {**built_in, **own}
     values = {name: value for name, value in values.items() if getattr(request, name) is None}
     values["width"], values["height"] = _size(request, checkpoint, init_size)
+    class_settings.check_classifier(request, checkpoint, values["width"], values["height"])
     resolved = request.replace(**values)
     return _with_sampler_options(resolved, schedule)
 
@@ -49,6 +50,9 @@ def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
         raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} cannot be followed")
     if checkpoint.prompt == "text":
+        return
+    if checkpoint.prompt == "class":
+        class_settings.check_class(request, checkpoint)
         return
     given = {"a prompt": request.prompt, "--negative": request.negative, "--cfg-scale": request.guidance}
     given["--guidance-rescale"] = request.guidance_rescale
@@ -60,7 +64,7 @@ def _check_start(request: ImageRequest, checkpoint: Checkpoint) -> None:
     """Networks that read a picture are given one, and what they cannot follow is not asked of them."""
     name, reads = checkpoint.name, checkpoint.also_reads
     if reads == "mask" and (request.init is None or request.mask is None):
-        raise UsageError(f"{name} paints where a mask is white", "give it a picture and a mask: --init FILE --mask FILE")
+        raise UsageError(f"{name} paints by a mask", "give it a picture and a mask: -i/--init FILE --mask FILE")
     if reads != "picture":
         if request.image_guidance is not None:
             raise UsageError(f"--image-cfg-scale is for models that edit a picture, and {name} is none")

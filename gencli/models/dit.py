@@ -182,7 +182,7 @@ class DiTTransformer2DModel(nn.Module):
         waves = timestep_embedding(
             timesteps.expand(len(x)), WAVES, flip_sin_to_cos=True, freq_shift=self.config.freq_shift
         ).to(x.dtype)
-        class_labels = class_labels.expand(len(x))
+        class_labels = class_labels.to(x.device).expand(len(x))
         patches = self.pos_embed(x)
         height, width = patches.shape[2:]
         tokens = patches.flatten(2).transpose(1, 2)  # (B, T, D)

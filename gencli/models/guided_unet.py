@@ -80,7 +80,7 @@ class GuidedUNetModel(GuidedEncoder):
         emb = self.embed(timesteps, x)
         if self.config.num_classes is not None:
             assert class_labels is not None
-            emb = emb + self.label_emb(class_labels.expand(len(x)))
+            emb = emb + self.label_emb(class_labels.to(x.device).expand(len(x)))
         skips = []
         for block in self.input_blocks:
             x = block(x, emb)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gencli.image.families import checks
 
@@ -26,6 +26,7 @@ class Family:
     names them (`_class_name` or `model_type`); None for tokenizers and schedulers. optional: parts that may be missing.
     prompt: what a picture is asked for with. network: the part that denoises; autoencoder: the one between pictures and
     latents, None where there are no latents. check: raises GencliError for configs that do not go together.
+    defaults: values for `ImageRequest` that are not the built-in ones.
     """
 
     module: str
@@ -35,6 +36,7 @@ class Family:
     autoencoder: str | None = None
     optional: frozenset[str] = frozenset()
     check: Callable[[Checkpoint], None] = checks.nothing
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def reads_clip(self) -> bool:
@@ -46,9 +48,7 @@ class Family:
         return importlib.import_module(f"gencli.image.families.{self.module}")
 
 
-UNCONDITIONAL = Family(
-    "unconditional", {"unet": frozenset({"UNet2DModel"}), "scheduler": None}, "none", check=checks.pixels
-)
+UNCONDITIONAL = Family("classes", {"unet": frozenset({"UNet2DModel"}), "scheduler": None}, "none", check=checks.pixels)
 STABLE_DIFFUSION = Family(
     "stable_diffusion",
     {
@@ -64,6 +64,21 @@ STABLE_DIFFUSION = Family(
 )
 # Brooks et al. 2023: the UNet reads the latents of the picture to edit beside those that it denoises
 INSTRUCT = dataclasses.replace(STABLE_DIFFUSION, check=checks.edited_latents)
+STABLE_DIFFUSION_XL = Family(
+    "stable_diffusion_xl",
+    {
+        **STABLE_DIFFUSION.parts,
+        "text_encoder_2": frozenset({"clip_text_model"}),
+        "tokenizer_2": None,
+    },
+    "text",
+    autoencoder="vae",
+    optional=frozenset({"text_encoder", "tokenizer"}),  # which the refiner lacks; `check` says so
+    check=checks.stable_diffusion_xl,
+    defaults={"guidance": 5.0, "negative": None},
+)
+LATENT_CONSISTENCY = dataclasses.replace(STABLE_DIFFUSION, defaults={"guidance": 8.5})
+
 # Rombach et al. 2022, before Stable Diffusion: unconditional (ldm-celebahq-256), and of a text (ldm-text2im-large-256)
 LATENT_DIFFUSION = Family(
     "latent_diffusion",
@@ -85,16 +100,40 @@ LATENT_DIFFUSION_TEXT = Family(
     check=checks.latent_diffusion,
 )
 
+# Peebles & Xie 2023 (facebook/DiT-XL-2-256)
+DIT = Family(
+    "classes",
+    {
+        "transformer": frozenset({"DiTTransformer2DModel", "Transformer2DModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKL"}),
+    },
+    "class",
+    network="transformer",
+    autoencoder="vae",
+    check=checks.transformer,
+    defaults={"negative": "", "guidance": 4.0, "guidance_rescale": 0.0},
+)
+# Dhariwal & Nichol 2021, in pixels; of a class where the UNet is told one
+GUIDED_DIFFUSION = Family("classes", {"unet": frozenset({"UNetModel"}), "scheduler": None}, "none", check=checks.pixels)
+
 # `_class_name` of model_index.json → family
 FAMILIES: dict[str, Family] = {
     "DDPMPipeline": UNCONDITIONAL,
     "DDIMPipeline": UNCONDITIONAL,
     "PNDMPipeline": UNCONDITIONAL,
+    "DiTPipeline": DIT,
+    "GuidedDiffusionPipeline": GUIDED_DIFFUSION,
     "LDMPipeline": LATENT_DIFFUSION,
     "LDMTextToImagePipeline": LATENT_DIFFUSION_TEXT,
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,
     "StableDiffusionInpaintPipeline": STABLE_DIFFUSION,
     "StableDiffusionInpaintPipelineLegacy": STABLE_DIFFUSION,
+    "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
+    "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL,
+    "StableDiffusionXLInpaintPipeline": STABLE_DIFFUSION_XL,
+    "LatentConsistencyModelPipeline": LATENT_CONSISTENCY,
+    "LatentConsistencyModelImg2ImgPipeline": LATENT_CONSISTENCY,
     "StableDiffusionInstructPix2PixPipeline": INSTRUCT,
 }

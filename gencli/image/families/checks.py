@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from gencli.image.checkpoint import Checkpoint
 
 
@@ -22,13 +25,41 @@ def pixels(checkpoint: Checkpoint) -> None:
 
 
 def latents(checkpoint: Checkpoint) -> None:
-    """Raises GencliError for a UNet that reads other channels than its latents have."""
-    unet, channels = checkpoint.configs["unet"], checkpoint.configs["vae"].get("latent_channels", 4)
-    if unet.get("in_channels", 4) != channels:
-        what = "an inpainting UNet that reads the mask" if unet.get("in_channels") == 9 else "a UNet"
+    """Raises GencliError for a UNet that reads other channels than latents, or latents, a mask and a picture's."""
+    _check_channels(checkpoint, lambda latent: (latent, 2 * latent + 1))
+
+
+def edited_latents(checkpoint: Checkpoint) -> None:
+    """Raises GencliError for a UNet that reads other channels than latents and those of a picture to edit."""
+    _check_channels(checkpoint, lambda latent: (2 * latent,))
+
+
+def _check_channels(checkpoint: Checkpoint, fitting: Callable[[int], tuple[int, ...]]) -> None:
+    unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
+    _check_texts(checkpoint)
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if not isinstance(latent, int):
+        raise GencliError(f"{checkpoint.folder}: vae: latent_channels = {latent!r:.80} is no number")
+    if channels not in fitting(latent):
         raise GencliError(
-            f"{checkpoint.folder}: {what} with in_channels = {unet.get('in_channels')} is not supported",
-            f"its autoencoder has {channels} channels; ordinary UNets paint by mask too",
+            f"{checkpoint.folder}: a UNet with in_channels = {channels!r:.80} is not supported",
+            f"with its autoencoder of {latent} channels, {' or '.join(map(str, fitting(latent)))} is known",
+        )
+
+
+def transformer(checkpoint: Checkpoint) -> None:
+    """Raises GencliError for a transformer that reads other channels than its latents have, and without latents."""
+    if "vae" not in checkpoint.configs:
+        raise GencliError(
+            f"{checkpoint.folder}: a DiT without its autoencoder, as its own files are",
+            "--vae ID|FILE names one: Stable Diffusion 1's, as in stabilityai/sd-vae-ft-ema",
+        )
+    channels = checkpoint.configs["vae"].get("latent_channels", 4)
+    if checkpoint.configs["transformer"].get("in_channels", 4) != channels:
+        raise GencliError(
+            f"{checkpoint.folder}: a transformer with in_channels = "
+            f"{checkpoint.configs['transformer'].get('in_channels')!r:.40} is not supported",
+            f"its autoencoder has {channels!r:.40} channels",
         )
 
 
@@ -51,3 +82,52 @@ def latent_diffusion(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.folder}: a UNet with cross_attention_dim = {reads!s:.40} and a text encoder with "
                 f"d_model = {told!s:.40} do not fit each other"
             )
+
+
+def stable_diffusion_xl(checkpoint: Checkpoint) -> None:
+    """Raises GencliError for the refiner, and for text encoders whose widths are not what the UNet reads."""
+    folder, configs = checkpoint.folder, checkpoint.configs
+    if "text_encoder" not in configs or checkpoint.index.get("requires_aesthetics_score"):
+        raise GencliError(
+            f"{folder}: SDXL's refiner (one text encoder, an aesthetic score) is not supported",
+            "the base model draws alone",
+        )
+    latents(checkpoint)
+    unet, second = configs["unet"], configs["text_encoder_2"]
+    if unet.get("addition_embed_type") != "text_time":
+        kind = unet.get("addition_embed_type")
+        raise GencliError(f"{folder}: SDXL with a UNet of addition_embed_type = {kind!r:.40} is not supported")
+    if second.get("architectures") != ["CLIPTextModelWithProjection"]:
+        raise GencliError(f"{folder}: text_encoder_2 has no projection (architectures = {second.get('architectures')})")
+    numbers = 6 * _number(unet, "addition_time_embed_dim", 0)
+    told = numbers + _number(second, "projection_dim", 512)
+    reads = unet.get("projection_class_embeddings_input_dim")
+    if reads != told:
+        raise GencliError(
+            f"{folder}: a UNet with projection_class_embeddings_input_dim = {reads!r:.40} is not supported",
+            f"six numbers and the pooled text make {told}",
+        )
+
+
+def _number(config: Mapping[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int):
+        raise GencliError(f"config.json: {key} = {value!r:.40} is no number")
+    return value
+
+
+def _check_texts(checkpoint: Checkpoint) -> None:
+    """Raises GencliError for a UNet that reads wider or narrower states than its text encoders give, or pooled texts
+    that nobody gives it."""
+    unet, configs = checkpoint.configs["unet"], checkpoint.configs
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
+    told = sum(_number(configs[name], "hidden_size", 512) for name in encoders)
+    reads = unet.get("cross_attention_dim", 1280)
+    if any(one != told for one in (reads if isinstance(reads, list) else [reads])):
+        raise GencliError(
+            f"{checkpoint.folder}: a UNet with cross_attention_dim = {reads!r:.40} and {' and '.join(encoders)} with "
+            f"hidden_size = {told} do not fit each other"
+        )
+    if unet.get("addition_embed_type") is not None and "text_encoder_2" not in configs:
+        kind = unet["addition_embed_type"]
+        raise GencliError(f"{checkpoint.folder}: addition_embed_type = {kind!r:.40} without text_encoder_2")

@@ -10,6 +10,7 @@ Coordinates are variance-preserving, always: x = √ᾱ · x0 + √(1−ᾱ) · 
     initial(noise, steps, spacing) -> Tensor                         x to begin from (else the noise itself)
     LIMITS                                                           limits on x0 it keeps (else "clip", "threshold")
     SPACING                                                          where a checkpoint names none (else "leading")
+    SHIFTS_MEAN                                                      whether a classifier's gradient is its own affair
 
 Keyword arguments are the sampler's options; the type of a default is the option's. Finding names needs no torch.
 """
@@ -67,6 +68,7 @@ def get(name: str) -> Sampler:
         initial=getattr(module, "initial", _initial),
         limits=getattr(module, "LIMITS", frozenset({"clip", "threshold"})),
         spacing=getattr(module, "SPACING", "leading"),
+        shifts_mean=getattr(module, "SHIFTS_MEAN", False),
     )
 
 
@@ -80,6 +82,7 @@ class Sampler:
     initial: Callable[[Tensor, list[Step], str], Tensor]
     limits: frozenset[str]
     spacing: str = "leading"
+    shifts_mean: bool = False
 
     @property
     def options(self) -> dict[str, Any]:

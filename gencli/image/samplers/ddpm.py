@@ -13,6 +13,8 @@ from gencli.image.guidance import Predict
 from gencli.image.samplers import Sample
 from gencli.image.schedule import NoiseSchedule, Step
 
+SHIFTS_MEAN = True
+
 
 def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
     """DDIM's timesteps, but always down to ᾱ = 1."""
@@ -31,8 +33,10 @@ def ddpm(
 
     variance_type: fixed_small is β̃ of equation 7, fixed_large is β; learned_range is between them, in the logarithm,
     as the model says (Nichol & Dhariwal 2021, eq. 15). The last step, to ᾱ = 1, draws no noise.
+    A classifier's gradient shifts the mean by so many variances (Dhariwal & Nichol 2021, algorithm 1).
     Raises GencliError where the variance should come from the model and does not.
     """
+    learned, before = variance_type == "learned_range", 0.0
     for step in steps:
         t, p = step.at, step.next
         prediction = predict(x, t)
@@ -40,8 +44,15 @@ def ddpm(
         beta = 1 - alpha
         noise_ratio = (1 - p.alpha_cumprod) / (1 - t.alpha_cumprod)
         x = p.signal * beta / (1 - t.alpha_cumprod) * prediction.x0 + math.sqrt(alpha) * noise_ratio * x
-        if p.alpha_cumprod < 1:
-            x = x + _deviation(variance_type, beta * noise_ratio, beta, prediction.variance) * noise()
+        small, last = beta * noise_ratio, p.alpha_cumprod == 1
+        if last and learned:  # where β̃ is 0, guided-diffusion's code shifts the mean by the one before
+            small = before
+        before = small
+        deviation = _deviation(variance_type, small, beta, prediction.variance) if small else 0.0
+        if prediction.gradient is not None:
+            x = x + deviation**2 * prediction.gradient
+        if not last:
+            x = x + deviation * noise()
         yield Sample(step.index, len(steps), x, prediction.x0)
 
 

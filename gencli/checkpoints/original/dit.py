@@ -1,0 +1,87 @@
+"""DiT's original file (facebookresearch/DiT, `DiT-XL-2-256x256.pt`) → diffusers' DiTTransformer2DModel.
+
+The file tells timesteps and classes once for all blocks, diffusers in each; q, k and v are thirds of one tensor. The
+number of heads stands in no tensor: the released widths have theirs, others are refused. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from gencli.checkpoints.original.rows import Part, Row, Shapes, numbered, rename, sizes
+from gencli.errors import GencliError
+
+KIND = r"(weight|bias)"
+HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # width of DiT-XL, L, B and S → attention heads
+SCHEDULER: dict[str, Any] = {  # Peebles & Xie 2023, section 4: that of guided-diffusion, in latents
+    "_class_name": "DDIMScheduler",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "variance_type": "learned_range",
+}
+ROWS = (
+    Row(rf"x_embedder\.proj\.{KIND}", r"pos_embed.proj.\1"),
+    Row(rf"final_layer\.adaLN_modulation\.1\.{KIND}", r"proj_out_1.\1"),
+    Row(rf"final_layer\.linear\.{KIND}", r"proj_out_2.\1"),
+    Row(rf"blocks\.(\d+)\.adaLN_modulation\.1\.{KIND}", r"transformer_blocks.\1.norm1.linear.\2"),
+    *(Row(rf"blocks\.(\d+)\.attn\.qkv\.{KIND}", rf"transformer_blocks.\1.attn1.to_{x}.\2", f"{x} of 3") for x in "qkv"),
+    Row(rf"blocks\.(\d+)\.attn\.proj\.{KIND}", r"transformer_blocks.\1.attn1.to_out.0.\2"),
+    Row(rf"blocks\.(\d+)\.mlp\.fc1\.{KIND}", r"transformer_blocks.\1.ff.net.0.proj.\2"),
+    Row(rf"blocks\.(\d+)\.mlp\.fc2\.{KIND}", r"transformer_blocks.\1.ff.net.2.\2"),
+    Row(r"pos_embed", r"pos_embed.pos_embed"),  # which the module makes anew
+)
+
+
+def is_dit(shapes: Shapes) -> bool:
+    """Whether the names are those of DiT's own code."""
+    wanted = {"x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.adaLN_modulation.1.weight"}
+    return wanted <= shapes.keys()
+
+
+def read_dit(shapes: Shapes) -> tuple[Part, list[str]]:
+    """Config and tensors of the transformer in `shapes`, and the names that are none of one.
+
+    Raises GencliError for tensors that are missing or misshapen, and for a width whose heads are not known.
+    """
+    layers = numbered(shapes, "blocks")
+    pieces, unknown = rename(shapes, (*ROWS, *_repeated(layers)))
+    return Part(_config(shapes, layers), pieces), unknown
+
+
+def _repeated(layers: int) -> Iterator[Row]:
+    """What the file has once, for each of the blocks."""
+    for block in range(layers):
+        emb = f"transformer_blocks.{block}.norm1.emb"
+        yield Row(rf"t_embedder\.mlp\.0\.{KIND}", rf"{emb}.timestep_embedder.linear_1.\1")
+        yield Row(rf"t_embedder\.mlp\.2\.{KIND}", rf"{emb}.timestep_embedder.linear_2.\1")
+        yield Row(r"y_embedder\.embedding_table\.weight", rf"{emb}.class_embedder.embedding_table.weight")
+
+
+def _config(shapes: Shapes, layers: int) -> dict[str, Any]:
+    width, channels, patch, _ = sizes(shapes, "x_embedder.proj.weight", 4)
+    if width not in HEADS:
+        known = ", ".join(str(one) for one in HEADS)
+        raise GencliError(f"a DiT {width} wide: its heads of attention are not known", f"gencli knows those of {known}")
+    places = math.isqrt(sizes(shapes, "pos_embed", 3)[1])
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "attention_head_dim": width // HEADS[width],
+        "freq_shift": 0,  # the original's timesteps; diffusers' class has 1
+        "in_channels": channels,
+        "norm_eps": 1e-06,
+        "norm_type": "ada_norm_zero",
+        "num_attention_heads": HEADS[width],
+        "num_embeds_ada_norm": sizes(shapes, "y_embedder.embedding_table.weight", 2)[0] - 1,
+        "num_layers": layers,
+        "out_channels": sizes(shapes, "final_layer.linear.weight", 2)[0] // max(patch * patch, 1),
+        "patch_size": patch,
+        "sample_size": places * patch,
+    }

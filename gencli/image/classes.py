@@ -1,0 +1,104 @@
+"""Classes as prompts: a number, or a name that the checkpoint gives it. No torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gencli.errors import GencliError, UsageError
+
+# `_class_name` of a network → the key of its config with the number of classes, and what the key is when absent
+COUNTS: dict[str, tuple[str, int | None]] = {
+    "DiTTransformer2DModel": ("num_embeds_ada_norm", 1000),
+    "Transformer2DModel": ("num_embeds_ada_norm", 1000),
+    "UNetModel": ("num_classes", None),
+    "UNet2DModel": ("num_class_embeds", None),
+    "EncoderUNetModel": ("out_channels", None),
+}
+WITH_NULL = {"DiTTransformer2DModel", "Transformer2DModel"}  # they have one class more, which stands for none
+NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What may be asked for. count: classes are numbered from 0. names: number → names with commas between them, where
+    the checkpoint has a list. null: the class that stands for none, which guidance leads away from."""
+
+    count: int
+    names: Mapping[int, str] = field(default_factory=dict)
+    null: int | None = None
+
+    def find(self, prompt: str) -> int:
+        """The class that a prompt names, by its number or by any of its names, whatever their case; an empty one is
+        the class for none. Raises UsageError for what is none, with the nearest names, and for a name of two."""
+        wanted = _plain(prompt)
+        if not wanted:
+            if self.null is None:
+                raise UsageError("no class is named, and this model draws none without", f"give {self._wanted()}")
+            return self.null
+        if wanted.isdecimal():
+            if len(wanted) > 9 or int(wanted) >= self.count:
+                raise UsageError(f"no class {wanted[:20]}", f"this model's are numbered 0 to {self.count - 1}")
+            return int(wanted)
+        if not self.names:
+            raise UsageError(
+                f"no class {prompt[:60]!r}: this checkpoint has no names of its classes",
+                f"give a number, 0 to {self.count - 1}",
+            )
+        known = self._by_name()
+        found = known.get(wanted, [])
+        if len(found) > 1:
+            raise UsageError(f"{prompt!r} is the name of several classes", f"say {' or '.join(map(str, found))}")
+        if not found:
+            raise UsageError(f"no class {prompt[:60]!r}", f"the nearest are {', '.join(_nearest(wanted, list(known)))}")
+        return found[0]
+
+    def _by_name(self) -> dict[str, list[int]]:
+        """Plain name → its classes; what stands between commas is a name, and all of it together too."""
+        known: dict[str, list[int]] = {}
+        for number, names in self.names.items():
+            for name in {_plain(one) for one in [*names.split(","), names]} - {""}:
+                known.setdefault(name, []).append(number)
+        return known
+
+    def _wanted(self) -> str:
+        return f"{'a class by its name, or ' if self.names else ''}a number from 0 to {self.count - 1}"
+
+
+def classes_of(config: Mapping[str, Any], names: Mapping[int, str]) -> Classes | None:
+    """The classes that the network of this config is told of, None for a network without. Raises GencliError."""
+    kind = str(config.get("_class_name"))
+    key, default = COUNTS.get(kind, ("", None))
+    count = config.get(key) or default
+    if count is None:
+        return None
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 2**20:
+        raise GencliError(f"{key} = {count!r:.80} is no number of classes")
+    if wrong := [number for number in names if number >= count]:
+        raise GencliError(f"id2label names a class {wrong[0]}, and there are {count}")
+    return Classes(count, names, count if kind in WITH_NULL else None)
+
+
+def read_names(raw: Any) -> dict[int, str]:
+    """`id2label` of a JSON file: names by number. Raises GencliError for one that is not."""
+    if raw is None:
+        return {}
+    right = isinstance(raw, dict) and all(
+        str(number).isdecimal() and len(str(number)) < 10 and isinstance(name, str) for number, name in raw.items()
+    )
+    if not right:
+        raise GencliError("id2label is no table of numbers and names")
+    return {int(number): name for number, name in raw.items()}
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def _nearest(wanted: str, known: list[str]) -> list[str]:
+    """Names that hold what was wanted, then those that are written most alike."""
+    holding = sorted((name for name in known if wanted in name), key=len)
+    alike = difflib.get_close_matches(wanted, known, n=NEAREST, cutoff=0.0)
+    return list(dict.fromkeys([*holding, *alike]))[:NEAREST]
