@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gencli.checkpoints import cache, layout
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.gguf import open_gguf
+from gencli.checkpoints.single_file import is_original, open_single_file
 from gencli.checkpoints.tensors import Tensors, open_tensors
 from gencli.errors import GencliError
 from gencli.files import read_json
@@ -39,39 +41,48 @@ def check(source: Source, opened: Callable[[str], None] = lambda name: None) -> 
     count = 0
     problems: list[str] = []
     try:
-        places = list(_places(source))
+        places = [*_models(source)]
     except GencliError as error:
         return Result(0, (error.message,))
-    for file, checksum in sorted({found for folder, _ in places for found in _hashed(folder)}):
+    for file, checksum in sorted({found for model in places for found in _hashed(model.path)}):
         opened(file.name)
         if cache.sha256(file) != checksum:
             problems.append(f"{file} is damaged: its checksum is not the hub's")
-    for path, config_folder in places:
+    for model in places:
         try:
-            config: dict[str, Any] | None = None
-            tensors: Tensors
-            if path.suffix == ".gguf" and path.is_file():
-                config, tensors, _ = open_gguf(path)
-            else:
-                tensors = open_tensors(path)
+            config, tensors = model.open()
             for name in tensors:
                 opened(name)
                 count += 1
                 if bad := _not_finite(tensors.get(name)):
-                    problems.append(f"{path}: {name} has {bad} values that are NaN or infinite")
-            if config is None and (config_folder / "config.json").is_file():
-                config = read_json(config_folder / "config.json")
+                    problems.append(f"{model.path}: {name} has {bad} values that are NaN or infinite")
             if config is not None:
-                load(path, config=config, tensors=tensors)
+                load(model.path, config=config, tensors=tensors)
         except GencliError as error:
             problems.append(error.message)
     return Result(count, tuple(problems))
 
 
-def _places(source: Source) -> Iterator[tuple[Path, Path]]:
-    """What to open for each model, and the folder of its config."""
+@dataclass(frozen=True)
+class _Model:
+    """A model of a checkpoint: where it lies, and what opens it: its config, if there is one, and its tensors."""
+
+    path: Path
+    open: Callable[[], tuple[Mapping[str, Any] | None, Tensors]]
+
+
+def _models(source: Source) -> Iterator[_Model]:
+    path = source.path
+    if source.kind == "file" and path.suffix == ".gguf":
+        yield _Model(path, lambda: open_gguf(path)[:2])
+        return
+    if source.kind == "file" and is_original(path):
+        single = open_single_file(path, prediction="epsilon")  # whatever it predicts, its parts are the same
+        for name in single.parts:
+            yield _Model(path, partial(single.open, name))
+        return
     if source.kind == "file":
-        yield source.path, source.path.parent
+        yield _Model(path, partial(_open, path, path.parent))
         return
     folder = source.path
     try:
@@ -80,7 +91,13 @@ def _places(source: Source) -> Iterator[tuple[Path, Path]]:
         raise GencliError(f"{folder}: {error.message}", error.hint) from None
     for part in parts:
         if part.kind == "model":
-            yield folder / part.prefix, folder / part.prefix
+            yield _Model(folder / part.prefix, partial(_open, folder / part.prefix, folder / part.prefix))
+
+
+def _open(path: Path, config_folder: Path) -> tuple[Mapping[str, Any] | None, Tensors]:
+    tensors = open_tensors(path)
+    config = config_folder / "config.json"
+    return read_json(config) if config.is_file() else None, tensors
 
 
 def _hashed(path: Path) -> Iterator[tuple[Path, str]]:

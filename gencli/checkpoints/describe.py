@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,11 +11,12 @@ from typing import Any
 
 from gencli.checkpoints import cache, layout
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.header import read_header
+from gencli.checkpoints.single_file import SingleFile, is_original, open_single_file
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.models import ARCHITECTURES, PALETTES
 
-HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 CARD_LIMIT = 2**16  # bytes of a model card that are read
 # Masks and tables that older files hold beside the parameters.
 BUFFERS = re.compile(r"(.*\.)?(attn\.bias|masked_bias|position_ids|rotary_emb\.inv_freq)")
@@ -100,9 +100,32 @@ def _describe_file(source: Source) -> Description:
         if source.path.suffix == ".gguf":
             return _describe_gguf(source, files)
         parameters, dtypes = _count(source.path)
+        if is_original(source.path):
+            return _describe_single(source, files, parameters, dtypes)
     except GencliError as error:
         return Description(source.name, "other", "", source.path, files, problem=error.message)
     return Description(source.name, "part", "", source.path, files, (Component("", "", parameters, dtypes),))
+
+
+def _describe_single(source: Source, files: Mapping[str, int], parameters: int, dtypes: tuple[str, ...]) -> Description:
+    """A model for pictures in the original layout, or what is wrong with it."""
+    whole = (Component("", "", parameters, dtypes),)
+    try:
+        single = open_single_file(source.path, prediction="epsilon")  # whatever it predicts, its parts are the same
+    except GencliError as error:
+        return Description(source.name, "image", "", source.path, files, whole, problem=error.message)
+    parts = tuple(_single_part(single, name) for name in single.parts)
+    licence = single.header.metadata.get("modelspec.license")
+    return Description(
+        source.name, "image", single.pipeline, source.path, files, parts, licence, config={"model": single.title}
+    )
+
+
+def _single_part(single: SingleFile, name: str) -> Component:
+    sources, config = single.sources(name), single.parts[name].config
+    dtypes = tuple(sorted({single.header.dtypes[source] for source in sources}))
+    family = str(config.get("_class_name") or config["model_type"])
+    return Component(name, family, single.header.count(sources), dtypes, config)
 
 
 def _describe_gguf(source: Source, files: Mapping[str, int]) -> Description:
@@ -159,21 +182,9 @@ def _component(folder: Path, files: Mapping[str, int], part: layout.Part) -> Com
 
 def _count(file: Path) -> tuple[int, tuple[str, ...]]:
     """Parameters of a safetensors file, and their dtypes as it writes them. Raises GencliError for a broken header."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(HEADER_LIMIT, file.stat().st_size - 8):
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(stream.read(length))
-        tensors = {name: value for name, value in header.items() if name != "__metadata__"}
-        kept = [value for name, value in tensors.items() if not BUFFERS.fullmatch(name)]
-        if not all(isinstance(size, int) for value in kept for size in value["shape"]):
-            raise ValueError("a shape that is none")
-        return sum(math.prod(value["shape"]) for value in kept), tuple({str(value["dtype"]) for value in kept})
-    except OSError as error:
-        raise GencliError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise GencliError(f"{file} is broken or no safetensors file: {error}") from None
+    header = read_header(file)
+    kept = {name for name in header.shapes if not BUFFERS.fullmatch(name)}
+    return header.count(kept), tuple({header.dtypes[name] for name in kept})
 
 
 def _licence(card: Path) -> str | None:

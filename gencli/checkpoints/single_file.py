@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints.header import Header, read_header
 from gencli.checkpoints.layout import PICKLE_HINT, find_pickles, some
-from gencli.checkpoints.original.families import FAMILIES, PIPELINES, Family, left_out, recognise
+from gencli.checkpoints.original.families import FAMILIES, PIPELINES, UNET, Family, left_out, recognise
 from gencli.checkpoints.original.rows import Part, Shapes
 from gencli.checkpoints.original.schedule import prediction_of, scheduler_config
 from gencli.checkpoints.original.text import read_clip, read_open_clip
@@ -100,6 +100,11 @@ class SingleFile:
         found = self.parts[part]
         prefix = FAMILIES[self.family].parts[part]
         return found.config, OriginalTensors(open_tensors(self.header.path), prefix, found.pieces)
+
+
+def is_original(path: Path) -> bool:
+    """Whether a file has a UNet in the original layout, whatever else is in it. Raises GencliError for a broken one."""
+    return path.suffix == ".safetensors" and any(name.startswith(UNET) for name in read_header(path).shapes)
 
 
 def open_single_file(path: Path, *, prediction: str | None = None, betas: str | None = None) -> SingleFile:
