@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gencli import devices
-from gencli.cli import options, train_text
+from gencli.cli import options, train_options, train_text
 from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Command, Group
 from gencli.errors import GencliError, UsageError
@@ -31,7 +31,7 @@ RunSeed = Annotated[int, typer.Option("-s", "--seed", metavar="N", help="Seed of
 
 @app.callback(invoke_without_command=True)
 def train(ctx: typer.Context) -> None:
-    """Train a small checkpoint from nothing. A run that was stopped goes on where it was; it runs on the CPU."""
+    """Train a small checkpoint from nothing, or go on from one. A run that was stopped goes on where it was."""
     if ctx.invoked_subcommand is None:
         raise UsageError("no command", "see `gencli train --help`")
 
@@ -80,6 +80,7 @@ def image(
     devices.check_names("cpu", "float32", threads)
     devices.set_threads(threads)
     from gencli.checkpoints.find import find
+    from gencli.train import trainer
     from gencli.train.autoencoder import AutoencoderRecipe
     from gencli.train.diffusion import DiffusionRecipe, Progress
     from gencli.train.image import train as run
@@ -89,13 +90,11 @@ def image(
     second = DiffusionRecipe(str(out), seed=seed, copies=copies, pairs=pairs, **_said(given))
     console: Console = ctx.obj
     for at in run(pictures, captions, first, second):
-        last = isinstance(at, Progress)
-        loss = at.loss if isinstance(at, Progress) else at.error
-        stage, total = ("diffusion", second.steps) if last else ("autoencoder", first.steps)
-        console.progress(f"{stage} {loss:.4f}", at.step, total, f"{at.pictures_per_second:.1f} pictures/s")
-        if at.step % 50 == 0 or at.step == total:
-            rate = round(at.pictures_per_second, 1)
-            _write(console, {"stage": stage, "step": at.step, "loss": round(loss, 5), "pictures_per_second": rate})
+        if isinstance(at, Progress):
+            rate, left = at.pictures_per_second, (second.steps - at.step) * second.batch / at.pictures_per_second
+            seen = at.step * second.batch
+            at = trainer.Progress("diffusion", at.step, second.steps, at.loss, second.lr, seen, 0.0, rate, left)
+        train_options.show(console, at, "pictures", "validation", stage=at.stage)
 
 
 @app.command("score-text", cls=Command, context_settings=SETTINGS)

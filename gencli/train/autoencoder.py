@@ -5,19 +5,22 @@ No adversary and no perceptual network: flat drawings ask for sharp edges, and a
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from gencli.train import state
+from gencli.train.curve import Curve
 from gencli.train.optim import Optimizers, learning_rate_factor
 from gencli.train.pictures import to_signal
+from gencli.train.place import pick_place
+from gencli.train.trainer import Progress, Trainer
 
 CONFIG = {
     "_class_name": "AutoencoderKL",
@@ -32,6 +35,7 @@ CONFIG = {
     "act_fn": "silu",
     "sample_size": 128,
 }
+FREE = ("out", "device", "save_every")  # what may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,12 @@ class AutoencoderRecipe:
     kl: float = 5e-4
     edges: float = 1.0
     color: float = 1.0
+    size: int = 128  # pixels a side
+    widths: tuple[int, ...] = (24, 48, 96, 128)  # channels, multiples of 8
     seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
     save_every: float = 180.0  # seconds
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step: mean absolute error on -1..1, divergence in nats a latent number, pictures seen a second."""
-
-    step: int
-    error: float
-    divergence: float
-    pictures_per_second: float
 
 
 def edge_error(made: Tensor, true: Tensor) -> Tensor:
@@ -74,39 +72,63 @@ def color_error(made: Tensor, true: Tensor) -> Tensor:
     return (F.avg_pool2d(made, 8) - F.avg_pool2d(true, 8)).abs().mean()
 
 
-def train(recipe: AutoencoderRecipe, pictures: Tensor) -> Iterator[Progress]:
-    """Train on uint8 pictures (N, 3, H, W), or go on from `out`/autoencoder.pt; yields after every step."""
+def config(recipe: AutoencoderRecipe) -> dict[str, Any]:
+    """config.json of what the recipe trains: a block for each of `widths`, which halve the picture but for the last."""
+    blocks = len(recipe.widths)
+    return {
+        **CONFIG,
+        "down_block_types": ["DownEncoderBlock2D"] * blocks,
+        "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        "block_out_channels": list(recipe.widths),
+        "sample_size": recipe.size,
+    }
+
+
+def train(recipe: AutoencoderRecipe, pictures: Tensor, *, changes: bool = False) -> Generator[Progress, None, None]:
+    """Train on uint8 pictures (N, 3, H, W), or go on from `out`/autoencoder.pt; yields after every step.
+
+    The loss is that of `AutoencoderRecipe`. changes: see `state.check_recipe`.
+    """
     torch.manual_seed(recipe.seed)
-    model = AutoencoderKL(AutoencoderKLConfig.from_dict(CONFIG)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = Optimizers(
-        model, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=("conv_in", "conv_out")
+    place = pick_place(recipe.device, recipe.dtype)
+    model = AutoencoderKL(AutoencoderKLConfig.from_dict(config(recipe)))
+    model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loose = {name: value for name, value in asdict(recipe).items() if name not in (*FREE, "widths", "size")}
+    sizes = {"widths": str(recipe.widths), "size": recipe.size}
+    data = {"data": state.digest([pictures.contiguous().numpy().tobytes()])}
+    trainer = Trainer(
+        stage="autoencoder",
+        state_file=Path(recipe.out) / "autoencoder.pt",
+        recipe={**loose, **data, "dtype": str(place.dtype).removeprefix("torch."), state.SIZES: sizes},
+        model=model,
+        optimizers=Optimizers(
+            model,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            names_for_adam=("conv_in", "conv_out"),
+            dtype=place.dtype,
+        ),
+        curve=Curve(Path(recipe.out) / "autoencoder", "pictures", [], "loss"),
+        seed=recipe.seed,
+        steps=recipe.steps,
+        factor=lambda step: learning_rate_factor(step, recipe.steps, recipe.warmup, recipe.cooldown),
+        save_every=recipe.save_every,
+        changes=changes,
     )
-    state_file = Path(recipe.out) / "autoencoder.pt"
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizers.load_state_dict(state["optimizers"])
-        first = state["step"]
-    saved = begun = time.monotonic()
-    for step in range(first, recipe.steps):
+
+    def update(step: int) -> tuple[Tensor, int]:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         picks = torch.randint(len(pictures), (recipe.batch,), generator=generator)
-        x = to_signal(pictures[picks]).contiguous(memory_format=torch.channels_last)
-        mean, logvar = model.encode(x)
-        logvar = logvar.clamp(-30, 20)
-        z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator)
-        made = model.decode(z)
-        error = (made - x).abs().mean()
+        x = to_signal(pictures[picks].to(place.device)).contiguous(memory_format=torch.channels_last)
+        with place.autocast():
+            mean, logvar = model.encode(x)
+        mean, logvar = mean.float(), logvar.float().clamp(-30, 20)
+        noise = torch.randn(mean.shape, generator=generator).to(place.device)
+        with place.autocast():
+            made = model.decode(mean + torch.exp(0.5 * logvar) * noise)
+        made = made.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = error + recipe.edges * edge_error(made, x) + recipe.color * color_error(made, x) + recipe.kl * divergence
-        loss.backward()
-        optimizers.step(learning_rate_factor(step, recipe.steps, recipe.warmup, recipe.cooldown))
-        done = step + 1
-        if done == recipe.steps or time.monotonic() - saved > recipe.save_every:
-            state = {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": done}
-            torch.save(state, state_file.with_suffix(".partial"))
-            os.replace(state_file.with_suffix(".partial"), state_file)
-            saved = time.monotonic()
-        rate = (done - first) * recipe.batch / (time.monotonic() - begun)
-        yield Progress(done, error.item(), divergence.item(), rate)
+        error = (made - x).abs().mean() + recipe.edges * edge_error(made, x) + recipe.color * color_error(made, x)
+        return error + recipe.kl * divergence, recipe.batch
+
+    yield from trainer.run(update)

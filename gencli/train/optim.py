@@ -12,16 +12,19 @@ KINDS = ("muon", "adamw")
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose five-fold iteration pushes singular values towards 1
 
 
-def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Roughly the nearest (semi-)orthogonal matrix to `matrix` (M, N), by Newton-Schulz iteration (Jordan 2024)."""
+def orthogonalize(matrix: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Roughly the nearest (semi-)orthogonal matrix to `matrix` (M, N), by Newton-Schulz iteration (Jordan 2024).
+
+    dtype: of the products; the iteration bears bfloat16.
+    """
     a, b, c = NEWTON_SCHULZ
-    x = matrix / (matrix.norm() + 1e-7)
+    x = (matrix / (matrix.norm() + 1e-7)).to(dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     for _ in range(iterations):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -31,8 +34,16 @@ class Muon(torch.optim.Optimizer):
     (0.2·√max(M, N), Liu et al. 2025, arXiv:2502.16982), so both take the same `lr` and decoupled `weight_decay`.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype  # of the products in here
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -44,7 +55,7 @@ class Muon(torch.optim.Optimizer):
                 buffer = state.setdefault("momentum", torch.zeros_like(param))
                 buffer.lerp_(param.grad, 1 - group["momentum"])
                 update = param.grad.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov
-                update = orthogonalize(update) * (0.2 * math.sqrt(max(update.shape)))
+                update = orthogonalize(update, dtype=self.dtype) * (0.2 * math.sqrt(max(update.shape)))
                 param.mul_(1 - group["lr"] * group["weight_decay"])
                 param.add_(update.view_as(param), alpha=-group["lr"])
 
@@ -53,7 +64,7 @@ class Optimizers:
     """AdamW for all that is trained, or Muon for its inner matrices, under one learning rate.
 
     kind: "muon" leaves embeddings, heads, norms and biases to AdamW; "adamw" leaves it everything. Weight decay falls
-    on matrices only. `names_for_adam`: parts of parameter names that are kept out of Muon.
+    on matrices only. `names_for_adam`: parts of parameter names that are kept out of Muon. dtype: of Muon's products.
     """
 
     def __init__(
@@ -64,6 +75,7 @@ class Optimizers:
         lr: float,
         weight_decay: float,
         names_for_adam: tuple[str, ...] = (),
+        dtype: torch.dtype = torch.float32,
     ):
         inner, outer, vectors = [], [], []
         for name, param in model.named_parameters():
@@ -79,7 +91,7 @@ class Optimizers:
         self.lr = lr
         self.all: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam_groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)]
         if inner:
-            self.all.append(Muon(inner, lr=lr, weight_decay=weight_decay))
+            self.all.append(Muon(inner, lr=lr, weight_decay=weight_decay, dtype=dtype))
         self.params = [*inner, *outer, *vectors]
 
     def step(self, factor: float, clip: float = 1.0) -> float:

@@ -109,7 +109,12 @@ def train(recipe: TextRecipe, *, changes: bool = False) -> Generator[Progress, N
         recipe=recipe.identity(texts, held, language, place),
         model=model,
         optimizers=Optimizers(
-            model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=EMBEDDINGS
+            model,
+            recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            names_for_adam=EMBEDDINGS,
+            dtype=place.dtype,
         ),
         curve=Curve(out / "loss", "tokens", list(scores), "loss, nats a token", "bits a byte"),
         seed=recipe.seed,

@@ -7,6 +7,7 @@ killed and resumed sees what an unbroken one sees, on every device; on a CPU it 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ class Trainer:
                     self.stage, self.done, self.steps, value, lr, self.seen, self.seconds, rate, left, scores
                 )
         except BaseException:  # Ctrl-C and an end by whoever reads lose nothing that is whole
-            if not self._between and self.done > first:
+            if not self._between and self.done > first and not sys.is_finalizing():
                 self._save()
                 self.curve.draw()
             raise
