@@ -11,6 +11,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_image import INDEX, keep_keys, make_stable_diffusion, randomise, save
 
@@ -58,13 +59,22 @@ def make_controlnet(folder: Path, changes: dict[str, Any] | None = None, seed: i
 def make_inpaint(folder: Path, kind: str = "sd15", **changes: Any) -> DiffusionPipeline:
     """runwayml/stable-diffusion-inpainting, small: a UNet of 9 channels."""
     pipe = make_stable_diffusion(folder, kind, unet={"in_channels": 9}, **changes)
+    _louder(folder, pipe)
     return _as(pipe, folder, kind, StableDiffusionInpaintPipeline)
 
 
 def make_instruct(folder: Path) -> DiffusionPipeline:
     """timbrooks/instruct-pix2pix, small: a UNet of 8 channels."""
     pipe = make_stable_diffusion(folder, "sd15", unet={"in_channels": 8})
+    _louder(folder, pipe)
     return _as(pipe, folder, "sd15", StableDiffusionInstructPix2PixPipeline)
+
+
+def _louder(folder: Path, pipe: DiffusionPipeline, times: float = 8.0) -> None:
+    """Let the further channels matter, as training makes them."""
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    pipe.unet.conv_in.weight.data[:, 4:] *= times
+    save_file(load_file(file) | {"conv_in.weight": pipe.unet.conv_in.weight.data.contiguous()}, file, {"format": "pt"})
 
 
 def _as(pipe: DiffusionPipeline, folder: Path, kind: str, cls: type[DiffusionPipeline]) -> DiffusionPipeline:

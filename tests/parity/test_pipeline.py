@@ -406,7 +406,7 @@ def test_size_of_the_picture_to_start_from(folders):
         ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2"),
         ("model_index.json", {"unet": [None, None]}, "without unet"),
         ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
-        ("unet/config.json", {"in_channels": 9}, "inpainting UNet"),
+        ("unet/config.json", {"in_channels": 5}, "in_channels = 5"),
         ("unet/config.json", {"_class_name": "UNet2DModel"}, "UNet2DModel"),
         ("unet/config.json", {"sample_size": "x"}, "sample_size"),
         ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
