@@ -1,6 +1,6 @@
 """The tensors of one part of an original file, lazily, under the names and in the shapes that diffusers' folders have.
 
-All that is done to them are views of the file's memory map: nothing is copied.
+All that is done to them are views of the file's memory map, but for one small matrix that has to be turned.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _linear(tensor: Tensor) -> Tensor:
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda tensor: tensor,
     "linear": _linear,
-    "transposed": lambda tensor: tensor.T if tensor.ndim == 2 else tensor,
+    "transposed": lambda tensor: tensor.T.contiguous() if tensor.ndim == 2 else tensor,
     "q of 3": _third(0),
     "k of 3": _third(1),
     "v of 3": _third(2),

@@ -1,0 +1,293 @@
+"""Stable Diffusion in one file: equal to the folder it was made from, to the last bit, and read by diffusers alike.
+
+The files are written by the tables in tests/tiny_single.py, which go the other way than gencli's; that they are true
+is shown by diffusers, whose own converter opens the same files.
+"""
+
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from gencli.checkpoints import build
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.single_file import open_single_file
+from gencli.image.checkpoint import open_checkpoint
+from gencli.image.generate import Picture, generate
+from gencli.image.pipeline import load
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
+from gencli.tokens import load_clip_tokenizer, load_tokenizer
+from gencli.tokens.clip import vocabulary
+from tests import tiny_single as tiny
+
+KINDS = ("sd1", "sd2", "sdxl")
+PREDICTION = {"sd1": None, "sd2": "v_prediction", "sdxl": None}
+SIZE = {"width": 96, "height": 64}
+PROMPT, NEGATIVE = "a red apple on the sun", "blue dog"
+# What the folders' files say that changes nothing, and what it is called in the file.
+SILENT = {
+    "_diffusers_version",
+    "torch_dtype",
+    "attention_dropout",
+    "dropout",
+    "initializer_factor",
+    "initializer_range",
+}
+OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Kind → its folder, and the file that is the same; tokenizers lie beside the file."""
+    root = tmp_path_factory.mktemp("single")
+    found = {}
+    for kind in KINDS:
+        folder = tiny.make_folder(root / kind, kind)
+        place = root / f"{kind}-file"
+        place.mkdir()
+        for tokenizer in folder.glob("tokenizer*"):
+            shutil.copytree(tokenizer, place / tokenizer.name)
+        found[kind] = folder, tiny.write_original(place / "model.safetensors", tiny.original(folder, kind))
+    return found
+
+
+def opened(path, **said):
+    return open_checkpoint(Source(path.name, path, "folder" if path.is_dir() else "file"), **said)
+
+
+def draw(path, sampler="ddim", **said):
+    """Our picture."""
+    pipeline = load(opened(path, **said), device="cpu")
+    request = ImageRequest(prompt=PROMPT, negative=NEGATIVE, seed=3, steps=3, sampler=sampler, guidance=5.0, **SIZE)
+    request = resolve(request, pipeline.checkpoint)
+    return next(np.asarray(event.image) for event in generate(pipeline, request) if isinstance(event, Picture))
+
+
+def in_new_names(tensors):
+    """A folder's tensors with today's names of attentions, without buffers."""
+    made = {}
+    for name, tensor in tensors.items():
+        words = [OLD.get(word, word) if "attentions" in name else word for word in name.split(".")]
+        made[".".join(words)] = tensor
+    made.pop("text_model.embeddings.position_ids", None)
+    return made
+
+
+# --- a file equals its folder ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_are_the_folders(made, kind):
+    folder, file = made[kind]
+    single = open_single_file(file, prediction=PREDICTION[kind])
+    assert set(single.parts) == {path.parent.name for path in folder.glob("*/*.safetensors")}
+    for part in single.parts:
+        _, tensors = single.open(part)
+        wanted = in_new_names(load_file(next((folder / part).glob("*.safetensors"))))
+        assert set(tensors) == set(wanted)
+        for name, tensor in wanted.items():
+            assert tensors.shape(name) == tuple(tensor.shape)
+            assert torch.equal(tensors.get(name), tensor), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_configs_are_the_folders(made, kind):
+    folder, file = made[kind]
+    single = open_single_file(file, prediction=PREDICTION[kind])
+    for part, config in single.configs.items():
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        raw = json.loads((folder / part / name).read_text())
+        told = {key: value for key, value in raw.items() if key not in SILENT and value is not None}
+        own = {key: value for key, value in config.items() if value is not None}
+        if part == "unet" and kind == "sd1":
+            assert own.pop("use_linear_projection") is False  # as is so when the key is absent
+        if part == "scheduler" and kind == "sd1":
+            assert own.pop("prediction_type") == "epsilon"
+        assert own == told
+    assert single.pipeline == json.loads((folder / "model_index.json").read_text())["_class_name"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_are_equal(made, kind):
+    """Not a value apart, with two samplers."""
+    folder, file = made[kind]
+    for sampler in ("ddim", "euler"):
+        ours = draw(file, sampler, prediction=PREDICTION[kind])
+        assert ours.std() > 10
+        assert np.array_equal(ours, draw(folder, sampler))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_against_diffusers(made, kind):
+    """diffusers opens the same file with its own converter and draws the same: at most 2/255 apart."""
+    folder, file = made[kind]
+    pipe = getattr(diffusers, tiny.CLASSES[kind]).from_single_file(str(file), config=str(folder), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    call = {"negative_prompt": NEGATIVE, "num_inference_steps": 3, "guidance_scale": 5.0, **SIZE}
+    theirs = np.asarray(pipe(PROMPT, generator=torch.Generator().manual_seed(3), **call).images[0]).astype(int)
+    ours = draw(file, prediction=PREDICTION[kind]).astype(int)
+    assert np.abs(ours - theirs).max() <= 2
+
+
+def test_predictions_and_betas_are_followed(made):
+    """Each changes the picture, of a file and of a folder alike."""
+    folder, file = made["sd1"]
+    plain = draw(file)
+    for said in ({"prediction": "v_prediction"}, {"betas": "linear"}):
+        ours = draw(file, **said)
+        assert not np.array_equal(ours, plain)
+        assert np.array_equal(ours, draw(folder, **said))
+
+
+def test_half_precision_is_kept_and_nothing_is_copied(made, tmp_path):
+    """A part's tensors are views of one memory map, the cut ones too; loaded in the file's precision they still are."""
+    folder, _ = made["sd2"]
+    tensors = {name: tensor.half() for name, tensor in tiny.original(folder, "sd2").items()}
+    file = tiny.write_original(tmp_path / "half.safetensors", tensors)
+    single = open_single_file(file, prediction="v_prediction")
+    config, opened = single.open("text_encoder")
+    assert {opened.dtype(name) for name in opened} == {"F16"}
+    q, k = (opened.get(f"text_model.encoder.layers.3.self_attn.{x}_proj.weight") for x in "qk")
+    assert q.untyped_storage().nbytes() == 3 * q.nbytes  # of the whole fused tensor
+    assert q.is_contiguous() and torch.equal(
+        k, tensors["cond_stage_model.model.transformer.resblocks.3.attn.in_proj_weight"][64:128]
+    )
+    model = build.load(single.header.path, config=config, tensors=opened)
+    assert next(model.parameters()).dtype == torch.float16
+    assert model.encoder.layers[3].self_attn.q_proj.weight.untyped_storage().nbytes() == 3 * q.nbytes
+
+
+# --- the true shapes -------------------------------------------------------------------------------------------------
+
+# config.json of runwayml/stable-diffusion-v1-5, stabilityai/stable-diffusion-2-1 and stable-diffusion-xl-base-1.0
+FACTS = {
+    "sd1": {"attention_head_dim": 8, "cross_attention_dim": 768, "sample_size": 64},
+    "sd2": {
+        "attention_head_dim": [5, 10, 20, 20],
+        "cross_attention_dim": 1024,
+        "sample_size": 96,
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        **tiny.UNETS["sdxl"],
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "projection_class_embeddings_input_dim": 2816,
+        "sample_size": 128,
+        "transformer_layers_per_block": [1, 2, 10],
+    },
+}
+TEXT_FACTS = {
+    ("sd1", "text_encoder"): (768, 3072, 12, 12, "quick_gelu"),
+    ("sd2", "text_encoder"): (1024, 4096, 16, 23, "gelu"),
+    ("sdxl", "text_encoder"): (768, 3072, 12, 12, "quick_gelu"),
+    ("sdxl", "text_encoder_2"): (1280, 5120, 20, 32, "gelu"),
+}
+PARAMETERS = {  # as their model cards and folders have them
+    "sd1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    "sd2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "sdxl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
+}
+
+
+def text_model(kind, part, **more):
+    width, hidden, heads, layers, act = TEXT_FACTS[kind, part]
+    sizes = {"hidden_size": width, "intermediate_size": hidden, "num_attention_heads": heads, "hidden_act": act}
+    config = CLIPTextConfig(**sizes, num_hidden_layers=layers, projection_dim=width, vocab_size=49408)
+    model = (CLIPTextModelWithProjection if part.endswith("2") else CLIPTextModel)(config).state_dict()
+    return {name if part.endswith("2") else f"text_model.{name}": tensor for name, tensor in model.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_true_shapes(tmp_path, kind):
+    """A file as large as the real one, of which nothing but the header is there: configs as published, every tensor's
+    shape as in diffusers and transformers, and as many parameters as are known."""
+    base = tiny.UNET_BASE | FACTS[kind]
+    with torch.device("meta"):
+        parts = {
+            "unet": diffusers.UNet2DConditionModel(**base).state_dict(),
+            "vae": diffusers.AutoencoderKL(**tiny.VAE_BASE).state_dict(),
+            **{part: text_model(kind, part) for of, part in TEXT_FACTS if of == kind},
+        }
+        tensors = tiny.original_parts(base, parts["unet"], parts["vae"])
+        for part, prefix in ((p, tiny.TEXT_PREFIXES[kind, p]) for p in parts if p.startswith("text")):
+            named = tiny.original_open_clip(parts[part]) if prefix.endswith("model.") else parts[part]
+            tensors |= {prefix + name: tensor for name, tensor in named.items()}
+    file = tiny.write_header(tmp_path / "whole.safetensors", {name: tensor.shape for name, tensor in tensors.items()})
+    single = open_single_file(file, prediction=PREDICTION[kind])
+    for part, wanted in parts.items():
+        config, opened = single.open(part)
+        assert {name: opened.shape(name) for name in opened} == {n: tuple(t.shape) for n, t in wanted.items()}
+        assert single.header.count(single.sources(part)) == PARAMETERS[kind][part]
+        if part.startswith("text"):
+            keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act")
+            assert tuple(config[key] for key in keys) == TEXT_FACTS[kind, part]
+    unet = {key: value for key, value in single.configs["unet"].items() if not key.startswith("_")}
+    if kind == "sd1":
+        assert unet.pop("use_linear_projection") is False
+    assert unet == base
+    vae = tiny.VAE_BASE | {"sample_size": 8 * base["sample_size"], "scaling_factor": tiny.SCALING[kind]}
+    assert {key: value for key, value in single.configs["vae"].items() if key != "_class_name"} == vae
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------------
+
+TEXTS = (
+    "a photo of an astronaut riding a horse on mars, 8k, Trending on ArtStation!!!",
+    "  two   spaces\tand\na line; it's 1984 & 50% off: naïve café, ÀÉÎ, straße — “quotes”…",
+    "日本の桜 🌸 привет мир <|endoftext|> émigré x̂",
+    "",
+)
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+def test_the_vocabulary_inside(tmp_path, pad):
+    """The merges that gencli carries make CLIP's 49408 tokens; ids are transformers', with either padding."""
+    vocab, merges = vocabulary()
+    assert len(vocab) == 49408 and len(merges) == 48894
+    known = {"!": 0, "a</w>": 320, "photo</w>": 1125, "astronaut</w>": 18376, "<|startoftext|>": 49406}
+    assert {token: vocab[token] for token in known} == known
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs, ours = CLIPTokenizer.from_pretrained(tmp_path), load_clip_tokenizer(pad)
+    assert (ours.pad_id, ours.max_length) == (theirs.pad_token_id, 77)
+    for text in TEXTS:
+        ids = theirs(text, padding="max_length", max_length=77, truncation=True)["input_ids"]
+        assert ours.encode_padded(text)[0] == ids
+        assert ours.encode(text) == load_tokenizer(tmp_path).encode(text)
+
+
+def test_tokenizers_beside_the_file(made, tmp_path):
+    """A folder of its own first, then its two files bare, and else CLIP's own; SD 2 and XL's second pad with "!"."""
+    folder, file = made["sd2"]
+    assert opened(file, prediction="epsilon").tokenizer().pad_id == 0
+    alone = tmp_path / file.name
+    shutil.copy(file, alone)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(folder / "tokenizer" / name, tmp_path / name)
+    bare = opened(alone, prediction="epsilon").tokenizer()
+    assert (bare.pad_id, bare.vocab_size) == (0, 544)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tiny.original(made["sdxl"][0], "sdxl").items()}
+    for name in ("conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+                 "conditioner.embedders.1.model.token_embedding.weight"):  # fmt: skip
+        shapes[name] = (49408, shapes[name][1])
+    place = tmp_path / "alone"
+    place.mkdir()
+    single = open_single_file(tiny.write_header(place / "xl.safetensors", without_schedule(shapes)))
+    assert [single.tokenizer(part).pad_id for part in single.tokenizers] == [49407, 0]
+
+
+def without_schedule(shapes):
+    """Zeros are no noise schedule."""
+    return {name: shape for name, shape in shapes.items() if name not in ("betas", "alphas_cumprod")}
