@@ -32,8 +32,8 @@ Out = Annotated[
     Path,
     typer.Option("-o", "--out", metavar="DIR", help="Folder for the state, the curve, and what is made at the end."),
 ]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Steps in all.", rich_help_panel=RECIPE)]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, metavar="N", help="Items a step.", rich_help_panel=RECIPE)]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps in all.", rich_help_panel=RECIPE)]
+Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items a step.", rich_help_panel=RECIPE)]
 Rate = Annotated[float | None, typer.Option("--lr", metavar="X", help="Highest learning rate.", rich_help_panel=RECIPE)]
 Decay = Annotated[
     float | None,
@@ -41,7 +41,7 @@ Decay = Annotated[
 ]
 Warmup = Annotated[
     int | None,
-    typer.Option("--warmup", min=0, metavar="N", help="Steps until the rate is highest.", rich_help_panel=RECIPE),
+    typer.Option("--warmup", metavar="N", help="Steps until the rate is highest.", rich_help_panel=RECIPE),
 ]
 Cooldown = Annotated[
     float | None,
@@ -54,9 +54,7 @@ Optimizer = Annotated[
 RunSeed = Annotated[int, typer.Option("-s", "--seed", metavar="N", help="Seed of the run.", rich_help_panel=RECIPE)]
 SaveEvery = Annotated[
     float,
-    typer.Option(
-        "--save-every", min=0, metavar="S", help="Seconds between two savings of the state.", rich_help_panel=RECIPE
-    ),
+    typer.Option("--save-every", metavar="S", help="Seconds between two savings of the state.", rich_help_panel=RECIPE),
 ]
 Changes = Annotated[
     bool,
@@ -87,6 +85,13 @@ def check_numbers(values: dict[str, float | None], low: float, high: float) -> N
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and low < value <= high):
             raise UsageError(f"{name} {value:g}: must be above {low:g} and at most {high:g}")
+
+
+def check_counts(values: dict[str, int | None], least: int) -> None:
+    """Raises UsageError for an option's value below `least`."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"{name} {value}: must be at least {least}")
 
 
 def need(*paths: Path | None) -> None:

@@ -20,7 +20,7 @@ LORA_RATE = 1e-3
 
 
 def size(name: str, text: str) -> typer.models.OptionInfo:
-    return typer.Option(f"--{name}", min=1, metavar="N", help=text, rich_help_panel=SIZES)
+    return typer.Option(f"--{name}", metavar="N", help=text, rich_help_panel=SIZES)
 
 
 def text(
@@ -45,7 +45,6 @@ def text(
         int | None,
         typer.Option(
             "--lora-rank",
-            min=1,
             metavar="R",
             help="Train LoRA adapters of this rank on --init, and nothing else.",
             rich_help_panel=START,
@@ -98,7 +97,7 @@ def text(
     cooldown: train_options.Cooldown = None,
     evaluate_every: Annotated[
         int,
-        typer.Option("--evaluate-every", min=1, metavar="N", help="Steps between two scores.", rich_help_panel=RECIPE),
+        typer.Option("--evaluate-every", metavar="N", help="Steps between two scores.", rich_help_panel=RECIPE),
     ] = 200,
     save_every: train_options.SaveEvery = 180.0,
     seed: train_options.RunSeed = 0,
@@ -122,6 +121,11 @@ def text(
     train_options.check_numbers({"--cooldown": cooldown}, 0, 1)
     train_options.check_numbers({"--weight-decay": weight_decay, "--lead-share": lead_share}, -1e-9, 1)
     train_options.check_numbers({"--dropout": dropout}, -1e-9, 0.99)
+    train_options.check_numbers({"--save-every": save_every}, -1e-9, 1e9)
+    counts = {"--steps": steps, "--batch": batch, "--evaluate-every": evaluate_every, "--lora-rank": lora_rank}
+    counts |= {"--layers": layers, "--width": width, "--heads": heads, "--context": context}
+    train_options.check_counts(counts, 1)
+    train_options.check_counts({"--warmup": warmup}, 0)
     sizes = {"--layers": layers, "--width": width, "--heads": heads, "--vocab": vocab}
     _check_start(init, sizes, {"--lora-rank": lora_rank, "--lora-alpha": lora_alpha, "--lora-targets": lora_targets})
     targets = tuple(sorted(name.strip() for name in (lora_targets or "").split(",") if name.strip()))

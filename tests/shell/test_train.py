@@ -1,0 +1,127 @@
+"""`gencli train` as a process: killed with SIGKILL at any moment, it ends as if nothing had been."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gencli.__main__ import main
+from tests.shell.process import LIMIT, gencli, on_terminal, start
+
+SMALL = ["--layers", 1, "--width", 16, "--heads", 2, "--context", 16, "--vocab", 260, "--batch", 2]
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for number, name in enumerate(("cat", "dog", "bird", "fish")):
+        (folder / f"{name}.txt").write_text(f"The {name} ran up the hill and saw {number} stars. Then it slept.\n" * 3)
+    return folder
+
+
+def text(data: Path, out: Path, *more: Any) -> list[Any]:
+    often = ["--save-every", 0, "--evaluate-every", 7]
+    return ["train", "text", data, "-o", out, *SMALL, "--steps", STEPS, *often, *more]
+
+
+def steps_told(out: Path, name: str = "loss.csv") -> int:
+    file = out / name
+    return max(0, len(file.read_bytes().splitlines()) - 1) if file.exists() else 0
+
+
+def wait_for(process: subprocess.Popen, out: Path, step: int, name: str = "loss.csv") -> None:
+    """Until the curve has `step` rows."""
+    deadline = time.monotonic() + LIMIT
+    while steps_told(out, name) < step:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+        time.sleep(0.002)
+
+
+def kill_at(arguments: list[Any], out: Path, step: int, name: str = "loss.csv") -> None:
+    """Run until the curve has `step` rows, and kill -9 wherever it then is."""
+    process = start(*arguments)
+    wait_for(process, out, step, name)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def rows(out: Path, name: str = "loss.csv") -> list[dict[str, str]]:
+    with (out / name).open() as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    files = sorted(file.relative_to(one) for file in one.rglob("*.safetensors"))
+    assert files and files == sorted(file.relative_to(other) for file in other.rglob("*.safetensors"))
+    for file in files:
+        ours, theirs = load_file(one / file), load_file(other / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), file
+
+
+def test_text_killed_and_interrupted_ends_as_unbroken(data: Path, tmp_path: Path) -> None:
+    """An unbroken run, seen on a terminal; beside it one that is killed, goes on, gets Ctrl-C and goes on."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, screen, told, _ = on_terminal(*text(data, whole), stdout=False)
+    assert code == 0
+    assert b"loss " in screen and b"/60 " in screen and b" tokens/s, " in screen and b" left" in screen
+    kill_at(text(data, killed), killed, 5)
+    process = start(*text(data, killed, "--save-every", 1000))
+    wait_for(process, killed, 31)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, b"")
+    done = torch.load(killed / "state.pt", weights_only=True)["step"]
+    assert steps_told(killed) == done > 30  # between two savings of the state: nothing is lost
+    assert not (killed / "checkpoint").exists()
+    again = gencli(*text(data, killed))
+    assert (again.returncode, again.stderr) == (0, b"")
+    assert_equal_weights(whole / "checkpoint", killed / "checkpoint")
+    assert rows(whole) == rows(killed) and len(rows(whole)) == STEPS
+    assert (killed / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert lines[-1] == {"made": str(whole / "checkpoint")}
+    first, last = lines[0], lines[-2]
+    assert last["step"] == STEPS and last["tokens"] == STEPS * 2 * 16 and last["lr"] < 1e-3
+    assert last["loss"] < first["loss"] and last["bits_per_byte"]["all"] < first["bits_per_byte"]["all"]
+    assert json.loads(again.stdout.splitlines()[0])["step"] > done  # it went on, and did not begin anew
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--lr", 0], 2, "--lr 0: must be above 0"),
+        (["--width", 30, "--heads", 4], 2, "--width 30 is no multiple of --heads 4"),
+        (["--vocab", 100], 2, "--vocab 100: 256 bytes"),
+        (["--lora-rank", 4], 2, "--lora-rank without --init"),
+        (["--lora-alpha", 4, "--init", "stories"], 2, "--lora-alpha without --lora-rank"),
+        (["--init", "stories", "--layers", 3], 2, "--layers with --init"),
+        (["--optimizer", "sgd"], 2, "'sgd' is not one of muon, adamw"),
+        (["--dtype", "float16"], 2, "--dtype float16: too narrow"),
+        (["--device", "tpu"], 2, "no such device"),
+        (["--dropout", 1], 2, "--dropout 1: must be"),
+        (["--steps", 0], 2, "--steps 0: must be at least 1"),
+        (["--validation", "nowhere"], 1, "no such file: nowhere"),
+        (["--init", "nowhere"], 1, "no model 'nowhere'"),
+    ],
+)
+def test_what_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list, code: int, says: str
+) -> None:
+    found = main(["train", "text", str(data), "-o", str(tmp_path / "run"), *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert (found, out) == (code, "")
+    assert err.startswith("error: ") and says in err
+    assert not (tmp_path / "run").exists()
