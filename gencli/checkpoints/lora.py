@@ -49,9 +49,9 @@ class Change:
         """The new value, computed in float32; `turned`: the weight is stored (in, out)."""
         new = old.float() if self.whole is None else self.whole[0].get(self.whole[1]).to(old.device, torch.float32)
         for tensors, pair, scale in self.added:
-            a, b = (tensors.get(name).to(old.device, torch.float32) for name in pair)  # (r, in), (out, r)
-            product = (b @ a).mul_(scale)
-            new = new + (product.T if turned else product)
+            a, b = (tensors.get(name).to(old.device, torch.float32) for name in pair)  # (r, in, …), (out, r, …)
+            product = (b.flatten(1) @ a.flatten(1)).mul_(scale)  # of a convolution: (r, in, h, w), (out, r, 1, 1)
+            new = new + (product.T if turned else product.view_as(new))
         return new.to(old.dtype).contiguous()
 
 
@@ -64,15 +64,20 @@ def merge(model: nn.Module, layout: Layout, adapters: Iterable[Adapter], *, allo
     changes: dict[str, Change] = defaultdict(Change)
     bases = []
     for adapter in adapters:
-        settings = _settings(adapter.path)
+        settings = read_settings(adapter.path)
         bases.append(str(settings.get("base_model_name_or_path") or ""))
-        _plan(model, layout, adapter, settings, _open(adapter.path, allow_pickle), changes)
+        _plan(model, layout, adapter, settings, open_adapter(adapter.path, allow_pickle=allow_pickle), changes)
+    apply(model, changes)
+    return bases
+
+
+def apply(model: nn.Module, changes: Mapping[str, Change]) -> None:
+    """Give the parameters named in `changes` their new values."""
     for name, change in changes.items():  # one at a time: float32 is needed of one weight only
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         new = change.apply(model.get_parameter(name), is_turned(module))
         setattr(module, attribute, nn.Parameter(new, requires_grad=False))
-    return bases
 
 
 def is_turned(module: nn.Module) -> bool:
@@ -80,12 +85,18 @@ def is_turned(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding | Conv1D)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises GencliError for any key that changes the numbers and is not supported."""
     file = folder / CONFIG
     if not file.is_file():
         raise GencliError(f"{folder} has no {CONFIG}", "--lora takes a folder that peft's save_pretrained wrote")
     raw = read_json(file)
+    check_settings(raw, file)
+    return raw
+
+
+def check_settings(raw: Mapping[str, Any], file: Path | str) -> None:
+    """Raises GencliError for any key of peft's that changes the numbers and is not supported."""
     if raw.get("peft_type") != "LORA":
         raise GencliError(f"{file}: peft_type = {raw.get('peft_type')!r:.60} is not supported", "gencli knows LORA")
     if raw.get("use_dora"):
@@ -106,10 +117,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     for key, kind in (("rank_pattern", dict), ("alpha_pattern", dict), ("modules_to_save", list)):
         if not isinstance(raw.get(key) or kind(), kind):
             raise GencliError(f"{file}: {key} = {raw[key]!r:.60} is no {'list' if kind is list else 'table'} of names")
-    return raw
 
 
-def _open(folder: Path, allow_pickle: bool) -> Tensors:
+def open_adapter(folder: Path, *, allow_pickle: bool) -> Tensors:
+    """The tensors of a PEFT folder. Raises GencliError when there are none, or none safe to open."""
     file = folder / f"{STEM}.safetensors"
     if not file.is_file() and (folder / f"{STEM}.bin").is_file():
         file = folder / f"{STEM}.bin"
@@ -147,7 +158,7 @@ def _plan(
             raise GencliError(f"{where}: {name!r} has no {other.rpartition('.lora_')[2]!r} beside it")
         if found[3] == "A":
             rank = _rank(where, tensors, (name, other), module, embedding=bool(found[2]))
-            scale = adapter.scale * _scale(where, settings, path, rank, name)
+            scale = adapter.scale * scale_of(where / CONFIG, settings, path, rank)
             changes[target].added.append((tensors, (name, other), scale))
 
 
@@ -165,14 +176,14 @@ def _rank(where: Path, tensors: Tensors, pair: tuple[str, str], module: nn.Modul
     return a[0]
 
 
-def _scale(where: Path, settings: Mapping[str, Any], path: str, rank: int, name: str) -> float:
-    """alpha / r, or alpha / √r. Raises GencliError when the tensor's rank is not the config's."""
+def scale_of(file: Path | str, settings: Mapping[str, Any], path: str, rank: int) -> float:
+    """alpha / r, or alpha / √r, of a module. Raises GencliError when its tensors' rank is not what the settings say."""
     r = _pattern(settings.get("rank_pattern"), path, settings.get("r", 8))
     alpha = _pattern(settings.get("alpha_pattern"), path, settings.get("lora_alpha", 8))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise GencliError(f"{where / CONFIG}: lora_alpha = {alpha!r:.60} is no number")
+        raise GencliError(f"{file}: lora_alpha = {alpha!r:.60} is no number")
     if r != rank or rank == 0:
-        raise GencliError(f"{where}: {name!r} has rank {rank}, but {CONFIG} says {r!r:.60}")
+        raise GencliError(f"{file}: the rank of {path} is {r!r:.60} here and {rank} in its tensors")
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 

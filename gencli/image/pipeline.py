@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gencli.checkpoints import build
+from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.lora_image import merge, open_loras
 from gencli.devices import pick_device, pick_dtype
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.families.base import Conditioning
@@ -128,12 +131,15 @@ class Pipeline:
         return self.decode(latents)
 
 
-def load(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> Pipeline:
+def load(
+    checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", loras: Sequence[Adapter] = ()
+) -> Pipeline:
     """Load a checkpoint's weights; device and dtype are names as `gencli.devices` knows them.
 
     dtype auto: float32 on a CPU, whose half precision is slower; elsewhere the file's own. The autoencoder runs in
     float32 always: in half precision some overflow and others show bands, and it runs but once a picture.
-    Raises GencliError for parts that are broken or not supported.
+    loras: files that are merged into the weights. Raises GencliError for parts that are broken or not supported, and
+    for files that do not fit them.
     """
     place = pick_device(device)
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
@@ -143,9 +149,13 @@ def load(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -
     if dtype == "auto" and place.type == "cpu":
         precision = torch.float32
 
+    changes = open_loras(loras, checkpoint.configs, checkpoint.name, allow_pickle=checkpoint.allow_pickle)
+
     def load_part(name: str, dtype: torch.dtype | None = precision) -> nn.Module:
         config, tensors = checkpoint.open(name)
-        return build.load(checkpoint.parts[name], device=place, dtype=dtype, config=config, tensors=tensors)
+        module = build.load(checkpoint.parts[name], device=place, dtype=dtype, config=config, tensors=tensors)
+        merge(changes, name, module)
+        return module
 
     network = _for_convolution(load_part(family.network), place)
     conditioner = family.load_module().load(checkpoint, load_part)

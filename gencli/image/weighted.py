@@ -114,7 +114,7 @@ def _merge(pieces: Sequence[Piece]) -> list[Piece]:
     """Neighbours of one weight as one, since words may go over from one to the other."""
     if any(not math.isfinite(piece.weight) for piece in pieces):
         raise GencliError("the prompt's weights are too large")
-    merged = []
+    merged: list[Piece] = []
     for (is_break, weight), same in itertools.groupby(pieces, lambda piece: (piece.text is None, piece.weight)):
         if is_break:
             merged += same

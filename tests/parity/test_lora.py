@@ -158,7 +158,7 @@ def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
         ({"trainable_token_indices": [1]}, "not supported: trainable_token_indices"),
         ({"alora_invocation_tokens": [1, 2]}, "not supported: alora_invocation_tokens"),
         ({"some_new_key": "x"}, "not supported: some_new_key = 'x'"),
-        ({"r": 3}, "has rank 4, but adapter_config.json says 3"),
+        ({"r": 3}, "is 3 here and 4 in its tensors"),
         ({"rank_pattern": {"(a+)+": 4}}, "no pattern of names"),
         ({"rank_pattern": {"(": 4}}, "no pattern of names"),
         ({"lora_alpha": "8"}, "lora_alpha = '8' is no number"),
