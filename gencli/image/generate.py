@@ -13,12 +13,14 @@ from torch import Tensor
 
 from gencli.image import samplers, weighted
 from gencli.image.classifier import ClassifierGuided, LogLikelihood
+from gencli.image.controls import Controlled, activate, mark
 from gencli.image.families.base import Conditioning
-from gencli.image.guidance import Denoiser, Predict, check_finite
+from gencli.image.guidance import Denoiser, Model, Predict, check_finite
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 from gencli.image.settings import sampler_options
 from gencli.image.starting import Drawn, start
+from gencli.models.controlnet import ControlNetModel
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,16 @@ def generate(
     *,
     init: Image.Image | None = None,
     mask: Image.Image | None = None,
+    controls: Sequence[tuple[ControlNetModel, Image.Image]] = (),
 ) -> Iterator[Denoised | Picture]:
     """Make `request.count` pictures of every prompt (default: the request's own), `request.batch` at a time.
 
     `request` is a resolved one. Picture i draws from `torch.Generator("cpu")` seeded with `request.seed + i`, in
     diffusers' order: with `init` first its latents, then the noise, with a mask one more that goes unused, the steps.
+    controls: the ControlNets of the request, each with its picture.
     Raises GencliError for a prompt that is too long and for NaN from the model.
     """
-    recipe = _Recipe(pipeline, request, init, mask)
+    recipe = _Recipe(pipeline, request, init, mask, controls)
     texts = [request.prompt] if prompts is None else (request.replace(prompt=prompt).prompt for prompt in prompts)
     each = itertools.chain.from_iterable(itertools.repeat(text, request.count) for text in texts)
     first = 0
@@ -80,7 +84,14 @@ def generate(
 class _Recipe:
     """What all batches of a request share."""
 
-    def __init__(self, pipeline: Pipeline, request: ImageRequest, init: Image.Image | None, mask: Image.Image | None):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        request: ImageRequest,
+        init: Image.Image | None,
+        mask: Image.Image | None,
+        controls: Sequence[tuple[ControlNetModel, Image.Image]],
+    ):
         assert request.width and request.height and request.steps  # it is resolved
         self.pipeline, self.request = pipeline, request
         self.sampler = samplers.get(request.sampler or "ddim")
@@ -91,6 +102,7 @@ class _Recipe:
         self.shape = pipeline.latent_shape(request.width, request.height)
         self.told: tuple[Sequence[str], Conditioning] | None = None  # the last prompts, and what was told
         self.start = start(pipeline, request, init, mask)
+        self.controls = activate(pipeline, request, self.steps, controls)
 
     def run(self, prompts: Sequence[str], first: int) -> Iterator[Denoised | Picture]:
         """One batch: its steps, then its pictures."""
@@ -128,8 +140,12 @@ class _Recipe:
         if request.weighted and negative is not None:
             context, negative = weighted.level(context, negative, self._empty)
         context, negative, between = self.start.tell(drawn, context, negative)
+        model: Model = pipeline.predict
+        if self.controls:
+            model = Controlled(model, self.controls)
+            context, negative, between = mark(context, negative, between)
         return Denoiser(
-            pipeline.predict,
+            model,
             pipeline.schedule,
             context=context,
             negative=negative,

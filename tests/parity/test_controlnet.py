@@ -1,13 +1,23 @@
 """ControlNets against diffusers' own: the model, and whole pictures drawn with it."""
 
+import json
+
 import pytest
 import torch
+from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
 
 from gencli.checkpoints.build import load
+from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
+from gencli.image.checkpoint import open_checkpoint
+from gencli.image.controls import open_control
+from gencli.image.generate import Picture, generate
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
 from gencli.models.controlnet import ControlNetConfig
-from tests.tiny_control import CONTROLNET, make_controlnet
-from tests.tiny_image import make_unet
+from tests.parity.test_pipeline import PROMPT, SIZE, assert_same, draw, generator, opened_once, picture, with_scheduler
+from tests.tiny_control import CONTROLNET, edges, make_controlnet
+from tests.tiny_image import make_ddpm, make_stable_diffusion, make_unet
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 
@@ -94,3 +104,137 @@ def test_half_precision_file(tmp_path):
 def test_refused_by_name(changes, message):
     with pytest.raises(GencliError, match=message):
         ControlNetConfig.from_dict({**CONTROLNET, **changes})
+
+
+# --- pictures
+
+PLAIN, OTHER, POOLED = "canny", "depth", "shuffle"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A checkpoint, three ControlNets, and all of them in diffusers."""
+    root = tmp_path_factory.mktemp("control")
+    nets = {
+        PLAIN: make_controlnet(root / PLAIN),
+        OTHER: make_controlnet(root / OTHER, seed=70),
+        POOLED: make_controlnet(root / POOLED, {"global_pool_conditions": True}, seed=80),
+    }
+    return root, make_stable_diffusion(root / "sd"), nets
+
+
+def with_controls(root, names, images, **values):
+    """Our finished pictures."""
+    pipeline = opened_once(root / "sd")
+    opens = [open_control(Source(name, root / name, "folder"), pipeline.checkpoint) for name in names]
+    controls = [(one.load(pipeline), image) for one, image in zip(opens, images, strict=True)]
+    files = {"control": tuple(names), "control_image": ("c.png",) * len(names)}
+    init = values.pop("init", None)
+    given = {"init": None if init is None else "init.png"}
+    request = ImageRequest(**{"seed": 3, "prompt": PROMPT, "steps": 5, **files, **given, **values})
+    request = resolve(request, pipeline.checkpoint, None if init is None else init.size)
+    events = generate(pipeline, request, init=init, controls=controls)
+    return [event.image for event in events if isinstance(event, Picture)]
+
+
+def theirs(pipe, nets, sampler="ddim", kind=StableDiffusionControlNetPipeline, **values):
+    made = kind(
+        **{name: part for name, part in pipe.components.items() if name != "image_encoder"},
+        controlnet=nets,
+        requires_safety_checker=False,
+    )
+    made.scheduler = with_scheduler(pipe, sampler).scheduler
+    made.set_progress_bar_config(disable=True)
+    return made(PROMPT, num_inference_steps=5, generator=generator(), **values).images[0]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance", "scale"), [("ddim", 7.5, 1.0), ("euler", 7.5, 0.5), ("dpmpp_2m", 1.0, 1.7)]
+)
+def test_pictures(parts, sampler, guidance, scale):
+    root, pipe, nets = parts
+    ours = with_controls(root, [PLAIN], [edges()], sampler=sampler, guidance=guidance, control_scale=(scale,), **SIZE)
+    values = {"guidance_scale": guidance, "controlnet_conditioning_scale": scale}
+    wanted = theirs(pipe, nets[PLAIN], sampler, image=edges(), **values, **SIZE)
+    assert_same(ours[0], wanted)
+    plain = draw(root / "sd", prompt=PROMPT, steps=5, sampler=sampler, guidance=guidance, **SIZE)[0].image
+    with pytest.raises(AssertionError):
+        assert_same(plain, wanted, tolerance=20)
+
+
+def test_pictures_of_other_sizes_and_several_at_once(parts):
+    root, pipe, nets = parts
+    odd = edges((131, 77)).convert("L")
+    ours = with_controls(root, [PLAIN], [odd], count=2, batch=2, seed=2, **SIZE)
+    assert_same(ours[1], theirs(pipe, nets[PLAIN], image=odd, **SIZE))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.2, 1.0), (0.0, 0.6), (0.4, 0.8), (0.05, 0.15)])
+def test_for_a_share_of_the_steps(parts, start, end):
+    root, pipe, nets = parts
+    ours = with_controls(root, [PLAIN], [edges()], control_start=(start,), control_end=(end,), **SIZE)
+    shares = {"control_guidance_start": start, "control_guidance_end": end}
+    assert_same(ours[0], theirs(pipe, nets[PLAIN], image=edges(), **shares, **SIZE))
+
+
+def test_two_at_once(parts):
+    root, pipe, nets = parts
+    images = [edges(), edges(seed=1)]
+    ours = with_controls(root, [PLAIN, OTHER], images, control_scale=(0.6, 1.2), control_end=(1.0, 0.5), **SIZE)
+    shares = {"control_guidance_start": [0.0, 0.0], "control_guidance_end": [1.0, 0.5]}
+    scales = {"controlnet_conditioning_scale": [0.6, 1.2]}
+    assert_same(ours[0], theirs(pipe, [nets[PLAIN], nets[OTHER]], image=images, **shares, **scales, **SIZE))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_one_that_speaks_of_the_whole_picture(parts, guidance):
+    """Nothing of it is said where guidance leads away from."""
+    root, pipe, nets = parts
+    ours = with_controls(root, [POOLED], [edges()], guidance=guidance, **SIZE)
+    assert_same(ours[0], theirs(pipe, nets[POOLED], image=edges(), guidance_scale=guidance, **SIZE))
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_from_a_picture(parts, strength):
+    root, pipe, nets = parts
+    ours = with_controls(root, [PLAIN], [edges()], init=picture(), strength=strength, control_end=(0.7,), eta=0.5)
+    wanted = theirs(
+        pipe,
+        nets[PLAIN],
+        kind=StableDiffusionControlNetImg2ImgPipeline,
+        image=picture(),
+        control_image=edges(),
+        strength=strength,
+        control_guidance_end=0.7,
+        controlnet_conditioning_scale=1.0,
+        eta=0.5,
+    )
+    assert_same(ours[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"cross_attention_dim": 32}, "does not fit sd: its cross_attention_dim is 32, not 24"),
+        ({"block_out_channels": [16, 32, 64, 128]}, "block_out_channels"),
+        ({"layers_per_block": 1}, "its layers_per_block is 1, not 2"),
+        ({"in_channels": 9}, "its in_channels is 9, not 4"),
+        ({"conditioning_embedding_out_channels": [16, 32]}, "its pixels a latent is 2, not 8"),
+        ({"conditioning_channels": 6}, "6 channels"),
+        ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel, no ControlNet"),
+        ({"strange": 1}, "strange = 1"),
+    ],
+)
+def test_one_that_does_not_fit_is_refused(parts, tmp_path, changes, match):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel", **CONTROLNET, **changes}))
+    with pytest.raises(GencliError, match=match):
+        open_control(Source("odd", tmp_path, "folder"), opened_once(parts[0] / "sd").checkpoint)
+
+
+def test_models_that_none_fits(parts, tmp_path):
+    make_ddpm(tmp_path / "ddpm")
+    checkpoint = open_checkpoint(Source("ddpm", tmp_path / "ddpm", "folder"))
+    with pytest.raises(GencliError, match="no UNet that a ControlNet could lead"):
+        open_control(Source(PLAIN, parts[0] / PLAIN, "folder"), checkpoint)
+    with pytest.raises(GencliError, match="single files"):
+        open_control(Source("a.safetensors", tmp_path / "a.safetensors", "file"), checkpoint)

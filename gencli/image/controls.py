@@ -1,0 +1,162 @@
+"""ControlNets beside a checkpoint's UNet: opened, held against it, loaded, and what they say at each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from gencli.checkpoints import build
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.tensors import open_tensors
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.image.checkpoint import Checkpoint
+from gencli.image.families.base import Conditioning
+from gencli.image.guidance import Model
+from gencli.image.pictures import from_picture
+from gencli.image.pipeline import Pipeline
+from gencli.image.request import ImageRequest
+from gencli.image.schedule import Step
+from gencli.models.controlnet import ControlNetConfig, ControlNetModel
+from gencli.models.unet_2d_condition import UNet2DConditionConfig
+
+TOLD = ("encoder_hidden_states", "text_embeds", "time_ids")  # of what the UNet is told, what a ControlNet is told too
+
+
+@dataclass(frozen=True)
+class OpenControl:
+    """A ControlNet that fits a checkpoint, before its weights are read."""
+
+    source: Source
+    raw: Mapping[str, Any]
+
+    def load(self, pipeline: Pipeline, *, allow_pickle: bool = False) -> ControlNetModel:
+        """With its weights, where and in the precision in which the UNet is. Raises GencliError for broken ones."""
+        folder = self.source.path
+        tensors = open_tensors(folder, allow_pickle=allow_pickle)
+        return build.load(folder, device=pipeline.device, dtype=pipeline.dtype, config=self.raw, tensors=tensors)  # type: ignore[return-value]
+
+
+def open_control(source: Source, checkpoint: Checkpoint) -> OpenControl:
+    """Read a ControlNet's config. Raises GencliError for what is none, and for one that does not fit the checkpoint."""
+    if source.kind == "file":
+        raise GencliError(f"{source.path}: single files are not supported for ControlNets", "give a folder or an id")
+    raw = read_json(source.path / "config.json")
+    if (kind := raw.get("_class_name") or raw.get("model_type")) != "ControlNetModel":
+        raise GencliError(f"{source.name} is a {kind!s:.40}, no ControlNet")
+    try:
+        config = ControlNetConfig.from_dict(raw)
+    except GencliError as error:
+        raise GencliError(f"{source.path}: {error.message}", error.hint) from None
+    _check_fit(source, config, checkpoint)
+    return OpenControl(source, raw)
+
+
+def _check_fit(source: Source, control: ControlNetConfig, checkpoint: Checkpoint) -> None:
+    unet = checkpoint.configs[checkpoint.family.network]
+    if unet.get("_class_name") != "UNet2DConditionModel" or "vae" not in checkpoint.configs:
+        raise GencliError(f"{checkpoint.name} has no UNet that a ControlNet could lead", "Stable Diffusion has")
+    config = UNet2DConditionConfig.from_dict(unet)
+    if control.conditioning_channels not in (1, 3):
+        raise GencliError(f"{source.name} reads pictures of {control.conditioning_channels} channels, not of 1 or 3")
+    pairs: dict[str, tuple[Any, Any]] = {
+        key: (control.levels(key), config.levels(key)) for key in ("layers_per_block", "cross_attention_dim")
+    }
+    for key in ("block_out_channels", "addition_embed_type", "projection_class_embeddings_input_dim"):
+        pairs[key] = getattr(control, key), getattr(config, key)
+    pairs["in_channels"] = control.in_channels, checkpoint.configs["vae"].get("latent_channels", 4)
+    pairs["pixels a latent"] = control.scale, checkpoint.factor
+    for key, (own, wanted) in pairs.items():
+        if own != wanted:
+            raise GencliError(
+                f"{source.name} does not fit {checkpoint.name}: its {key} is {_brief(own)}, not {_brief(wanted)}",
+                "a ControlNet goes with the models that it was trained for: SD 1, SD 2 or SDXL",
+            )
+
+
+def _brief(value: Any) -> Any:
+    """One number for a tuple of equal ones, as configs have it."""
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+
+
+@dataclass(frozen=True)
+class Active:
+    """A ControlNet with its hint (1, C, h, w), which counts by `scale` at timesteps between `low` and `high`."""
+
+    network: ControlNetModel
+    hint: Tensor
+    scale: float
+    low: float = -math.inf
+    high: float = math.inf
+
+    def holds(self, timesteps: Tensor) -> bool:
+        always = self.low == -math.inf and self.high == math.inf
+        return self.scale != 0 and (always or self.low < timesteps[0].item() < self.high)
+
+
+def activate(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    steps: Sequence[Step],
+    controls: Sequence[tuple[ControlNetModel, Image.Image]],
+) -> list[Active]:
+    """The ControlNets of a resolved request, each with its picture."""
+    size = (request.width or 0, request.height or 0)
+    active = []
+    for (network, picture), chosen in zip(controls, request.controls, strict=True):
+        fitting = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+        pixels = (from_picture(fitting, network.config.conditioning_channels) + 1) / 2  # 0..1
+        hint = network.embed(pixels.to(pipeline.device, pipeline.dtype))
+        active.append(Active(network, hint, chosen.scale, *_window(steps, chosen.start, chosen.end)))
+    return active
+
+
+def _window(steps: Sequence[Step], start: float, end: float) -> tuple[float, float]:
+    """The timesteps, both ends excluded, of the steps that lie whole between two shares of all."""
+    kept = [step for step in steps if step.index / len(steps) >= start and (step.index + 1) / len(steps) <= end]
+    if not kept:
+        return math.inf, -math.inf
+    first, last = kept[0].index, kept[-1].index
+    low = -math.inf if last == len(steps) - 1 else steps[last].next.t
+    return low, math.inf if first == 0 else steps[first - 1].at.t
+
+
+def mark(context: Conditioning, *away: Conditioning | None) -> list[Any]:
+    """Conditioning with `positive`, which `Controlled` reads: 1 for what is asked for, 0 for what guidance leaves."""
+    ones = next(iter(context.values())).new_ones(1)
+    parts = [(context, ones), *((part, 0 * ones) for part in away)]
+    return [None if part is None else {**part, "positive": share} for part, share in parts]
+
+
+class Controlled:
+    """A model with ControlNets: called as the model is, and what they say is added to the states of its UNet.
+
+    `positive` (B,) of the conditioning is theirs: 1 where a picture is asked for, 0 where guidance leads away from it,
+    of which ControlNets that speak of the picture as a whole say nothing.
+    """
+
+    def __init__(self, model: Model, controls: Sequence[Active]):
+        self.model, self.controls = model, controls
+
+    def __call__(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        told: dict[str, Any] = dict(conditioning)
+        positive = told.pop("positive", None)
+        shared = {name: told[name] for name in TOLD if name in told}
+        sums: list[Tensor] = []
+        for control in self.controls:
+            if not control.holds(timesteps):
+                continue
+            down, middle = control.network(x.to(control.hint.dtype), timesteps, hint=control.hint, **shared)
+            scale: Any = control.scale
+            if control.network.config.global_pool_conditions and positive is not None:
+                scale = scale * positive.to(middle.dtype)[:, None, None, None]
+            states = [state * scale for state in (*down, middle)]
+            sums = [a + b for a, b in zip(sums, states, strict=True)] if sums else states
+        if sums:
+            told |= {"down_residuals": sums[:-1], "mid_residual": sums[-1]}
+        return self.model(x, timesteps, told)
