@@ -230,6 +230,15 @@ def make_ddpm_256(folder: Path, *, root: bool = True) -> DDPMPipeline:
     return _finish(pipe, folder, INDEX["ddpm"])
 
 
+def make_grey(folder: Path) -> DDPMPipeline:
+    """A model of one level for 8×8 pictures in grey, whose thousand steps take a second."""
+    config = DDPM | {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "layers_per_block": 1}
+    config |= {"in_channels": 1, "out_channels": 1, "sample_size": 8, "up_block_types": ["UpBlock2D"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe = DDPMPipeline(unet=make_unet_2d(folder, config), scheduler=write_scheduler(folder, SMALL_VARIANCE))
+    return _finish(pipe, folder, INDEX["ddpm"])
+
+
 def to_pickles(folder: Path) -> None:
     """Every safetensors file of a checkpoint as the pickle that most of these have on the hub."""
     for file in folder.rglob("*.safetensors"):

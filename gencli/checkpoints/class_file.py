@@ -1,8 +1,8 @@
-"""DiT's and guided-diffusion's own files: one network in one file, in safetensors or in a pickle.
+"""DiT's, guided-diffusion's and DDPM's own files: one network in one file, in safetensors or in a pickle.
 
 They hold neither a noise schedule nor names of classes, nor (DiT) the autoencoder; a JSON file beside one, of the same
-name, may say what it does not (see `original.guided_diffusion`) and name the classes as `id2label`. No torch before a
-pickle is opened or a part read.
+name, may say what it does not (see `original.guided_diffusion`, `original.ddpm`) and name the classes as `id2label`.
+No torch before a pickle is opened or a part read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints.header import read_header
 from gencli.checkpoints.layout import find_pickles, some
-from gencli.checkpoints.original import dit, guided_diffusion
+from gencli.checkpoints.original import ddpm, dit, guided_diffusion
 from gencli.checkpoints.original.rows import Part, Piece, Shapes
 from gencli.errors import GencliError
 from gencli.files import read_json
@@ -73,19 +73,21 @@ def shapes_of(path: Path, *, allow_pickle: bool) -> tuple[Shapes, Tensors | None
 
 
 def open_class_file(path: Path, *, allow_pickle: bool = False) -> ClassFile | None:
-    """What a file of DiT or guided-diffusion holds; None when it is neither's.
+    """What a file of DiT, guided-diffusion or DDPM (ermongroup's) holds; None when it is of none of them.
 
     Raises GencliError, in one line, for a broken file, a pickle that may not be opened, tensors that are missing
     or not known, and for a file that does not say enough of itself.
     """
     shapes, tensors = shapes_of(path, allow_pickle=allow_pickle)
-    kinds = [kind for kind in (dit.is_dit, guided_diffusion.is_unet, guided_diffusion.is_classifier) if kind(shapes)]
-    if not kinds:
+    kinds = {"a DiT": dit.is_dit(shapes), "DDPM's UNet": ddpm.is_ddpm(shapes)}
+    kinds["one of guided-diffusion"] = guided_diffusion.is_unet(shapes) or guided_diffusion.is_classifier(shapes)
+    seen = [kind for kind, is_one in kinds.items() if is_one]
+    if not seen:
         return None
     try:
-        if len(kinds) > 1:
-            raise GencliError("its tensors are those of two networks, a DiT and one of guided-diffusion")
-        read = _dit if kinds[0] is dit.is_dit else _guided
+        if len(seen) > 1:
+            raise GencliError(f"its tensors are those of two networks, {' and '.join(seen)}")
+        read = {"a DiT": _dit, "DDPM's UNet": _ddpm}.get(seen[0], _guided)
         return read(path, shapes, tensors)
     except GencliError as error:
         raise GencliError(f"{path}: {error.message}", error.hint) from None
@@ -116,6 +118,19 @@ def _guided(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
     part = {"unet": Part(config, pieces)}
     pipeline = guided_diffusion.PIPELINE
     return ClassFile(path, "UNet of guided-diffusion", pipeline, part, scheduler, labels, opened=tensors)
+
+
+def _ddpm(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
+    beside = _beside(path) or {}
+    try:
+        ddpm.check_beside(beside)
+    except GencliError as error:
+        raise GencliError(f"{path.stem}.json: {error.message}", error.hint) from None
+    part, unknown = ddpm.read_ddpm(shapes, beside)
+    if unknown:
+        raise GencliError(f"it has tensors that DDPM's UNet has not: {some(sorted(unknown))}")
+    scheduler = ddpm.scheduler_config(part.config, beside)
+    return ClassFile(path, "UNet of DDPM", "DDPMPipeline", {"unet": part}, scheduler, opened=tensors)
 
 
 def _beside(path: Path) -> Mapping[str, Any] | None:

@@ -19,7 +19,7 @@ SAFETENSORS, BIN = ".safetensors", ".bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLE_HINT = (
     "pickles can run code when opened; convert them to safetensors, name a revision that has it, "
-    "or have `gencli text` read nothing but tensors from them with --allow-pickle"
+    "or have nothing but tensors read from them with --allow-pickle"
 )
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})  # components that gencli never opens
 CARD = "README.md"  # for its licence

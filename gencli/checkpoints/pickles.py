@@ -30,7 +30,7 @@ class PickledTensors(Tensors):
     """The tensors of `.bin` and `.pt` files, by name, memory-mapped where the file allows it."""
 
     def _open(self, file: Path) -> dict[str, Any]:
-        state = _unpickle(file)
+        state = _last_table(_unpickle(file))
         for key in WRAPPERS:
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]
@@ -51,6 +51,16 @@ class PickledTensors(Tensors):
 
     def get(self, name: str) -> torch.Tensor:
         return self._where[name].contiguous()
+
+
+def _last_table(state: Any) -> Any:
+    """Of a list, the last table of tensors: ermongroup/ddim saves [model, optimizer, epoch, step, averaged weights]."""
+    tables = [one for one in state if _is_table(one)] if isinstance(state, list) else []
+    return tables[-1] if tables else state
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def _unpickle(file: Path) -> Any:
