@@ -22,6 +22,7 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     """
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
     _check_text(request, checkpoint)
+    _check_pixels(request, checkpoint)
     built_in = {**defaults.built_in(checkpoint, request.sampler), **class_settings.built_in(checkpoint)}
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = checkpoint.configs["scheduler"].get("timestep_spacing")
@@ -43,6 +44,13 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     class_settings.check_classifier(request, checkpoint, values["width"], values["height"])
     resolved = request.replace(**values)
     return _with_sampler_options(resolved, schedule)
+
+
+def _check_pixels(request: ImageRequest, checkpoint: Checkpoint) -> None:
+    """Raises UsageError for what only a model that draws pixel by pixel can follow."""
+    names = ("keep_rows", "temperature", "top_k", "top_p")
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(request, name) is not None]:
+        raise UsageError(f"{checkpoint.name} denoises and does not draw pixel by pixel: {', '.join(given)} has no meaning")
 
 
 def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
@@ -77,12 +85,13 @@ def _check_start(request: ImageRequest, checkpoint: Checkpoint) -> None:
 
 
 def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> ImageRequest:
-    """Options of the sampler that are not at its defaults (given, or the checkpoint's) written out, and checked."""
+    """Options of the sampler that are not at its defaults, or not at the checkpoint's, written out, and checked."""
     sampler = samplers.get(request.sampler or "")
     settings = sampler.settings(schedule, sampler_options(request))
     for name, value in settings.items():
         _check_option(sampler.name, name, value, sampler.options[name])
-    changed = {name: value for name, value in settings.items() if value != sampler.options[name]}
+    usual = {name: {default, getattr(schedule, name, default)} for name, default in sampler.options.items()}
+    changed = {name: value for name, value in settings.items() if usual[name] != {value}}
     own = {name: changed.pop(name) if name in changed else settings.get(name) for name in ("eta", "karras")}
     resolved = request.replace(**own, sampler_options=changed)
     sampler.steps(schedule, resolved.steps or 1, resolved.spacing, resolved.strength, **settings)  # raises
