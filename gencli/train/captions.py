@@ -1,0 +1,105 @@
+"""Which pictures there are and what they show: from JSON lines, from metadata.jsonl, or from texts beside them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from gencli.errors import GencliError
+from gencli.train.pictures import Caption
+
+METADATA = "metadata.jsonl"  # of an image folder, as the datasets library lays it out
+KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+HINT = (
+    f"captions are JSON lines (--captions), a {METADATA} among the pictures, or a .txt beside each picture: "
+    "cat.png, cat.txt"
+)
+
+Captioned = tuple[str, Caption]
+"""A picture's name in its zip or folder, and its caption."""
+
+
+def find_captions(pictures: Path, captions: Path | None) -> list[Captioned]:
+    """The captioned pictures of a zip or folder, in the order of the file of captions, or else of their names.
+
+    captions: JSON lines {"file" or "file_name", "label" or "text", "tags", "group"}, of which the last two may be
+    missing; None: a metadata.jsonl of that kind among the pictures, or a .txt beside each. Raises GencliError for
+    lines that are none, for pictures without a caption, and for captions of no picture.
+    """
+    names, read = _contents(pictures)
+    if captions is not None:
+        found = parse(_text(captions.read_bytes(), str(captions)), str(captions))
+    elif file := next((name for name in names if PurePosixPath(name).name == METADATA), None):
+        folder = str(PurePosixPath(file).parent)
+        rows = parse(_text(read(file), f"{pictures}/{file}"), f"{pictures}/{file}")
+        found = [(name if folder == "." else f"{folder}/{name}", caption) for name, caption in rows]
+    else:
+        found = _beside(pictures, names, read)
+    if not found:
+        raise GencliError(f"{captions or pictures} holds no captions", HINT)
+    known = set(names)
+    if lost := [name for name, _ in found if name not in known]:
+        raise GencliError(f"{pictures} has no {lost[0]}" + (f" and {len(lost) - 1} more" if lost[1:] else ""))
+    return found
+
+
+def parse(text: str, where: str) -> list[Captioned]:
+    """The captions of JSON lines. Raises GencliError for a line that is none."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name = row["file"] if "file" in row else row["file_name"]
+            label = row["label"] if "label" in row else row["text"]
+            tags = row.get("tags") or ()
+            if not all(isinstance(value, str) for value in (name, label, *tags)) or isinstance(tags, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise GencliError(
+                f"{where}, line {number}: no JSON object with keys 'file' and 'label', or 'file_name' and 'text'"
+            ) from None
+        rows.append((name, Caption(label, tuple(tags), str(row.get("group") or ""))))
+    return rows
+
+
+def _beside(pictures: Path, names: list[str], read: Callable[[str], bytes]) -> list[Captioned]:
+    """Each picture's caption from the text file of its name."""
+    shown = [name for name in names if name.lower().endswith(KINDS)]
+    texts = {name: str(PurePosixPath(name).with_suffix(".txt")) for name in shown}
+    known = set(names)
+    if lost := [name for name in shown if texts[name] not in known]:
+        more = f" and {len(lost) - 1} more" if lost[1:] else ""
+        raise GencliError(f"{pictures}: no caption for {lost[0]}{more}", HINT)
+    return [
+        (name, Caption(" ".join(_text(read(file), f"{pictures}/{file}").split()), (), ""))
+        for name, file in texts.items()
+    ]
+
+
+def _contents(pictures: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """The names of all files in a zip or folder, sorted, and how one is read."""
+    if pictures.is_dir():
+        names = sorted(str(file.relative_to(pictures).as_posix()) for file in pictures.rglob("*") if file.is_file())
+        return names, lambda name: (pictures / name).read_bytes()
+    try:
+        with zipfile.ZipFile(pictures) as archive:
+            names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+    except zipfile.BadZipFile:
+        raise GencliError(f"{pictures} is no folder and no zip") from None
+
+    def read(name: str) -> bytes:
+        with zipfile.ZipFile(pictures) as archive:
+            return archive.read(name)
+
+    return names, read
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GencliError(f"{where} is not UTF-8 at byte {error.start}") from None
