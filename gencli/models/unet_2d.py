@@ -70,6 +70,7 @@ class UNet2DConfig:
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = "default"
     add_attention: bool = True
+    num_class_embeds: int | None = None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> UNet2DConfig:
@@ -85,7 +86,7 @@ class UNet2DConfig:
         check_ints(self, {"downsample_padding": 1}, least=0)
         numbers = {"norm_eps": (0.0, 1.0), "mid_block_scale_factor": (1e-6, 1e6), "dropout": (0.0, 1.0)}
         check_numbers(self, numbers | {"freq_shift": (0.0, 1.0)})
-        for key in ("time_embedding_dim", "attention_head_dim", "attn_norm_num_groups"):
+        for key in ("time_embedding_dim", "attention_head_dim", "attn_norm_num_groups", "num_class_embeds"):
             if getattr(self, key) is not None:
                 check_ints(self, {key: 2**16})
         check_sample_size(self)
@@ -133,6 +134,8 @@ class UNet2DModel(nn.Module):
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb_channels)
+        if config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 widths[max(level - 1, 0)],
@@ -170,8 +173,9 @@ class UNet2DModel(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """The prediction (B, C, H, W) for a noisy sample (B, C, H, W) at timesteps (B,), which may be fractions."""
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The prediction (B, C, H, W) for a noisy sample (B, C, H, W) at timesteps (B,), which may be fractions, of
+        classes (B,) where it is told such."""
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         waves = timestep_embedding(
@@ -181,6 +185,9 @@ class UNet2DModel(nn.Module):
             freq_shift=self.config.freq_shift,
         )
         temb = self.time_embedding(waves.to(sample.dtype))
+        if self.config.num_class_embeds is not None:
+            assert class_labels is not None
+            temb = temb + self.class_embedding(class_labels.to(sample.device).expand(len(sample)))
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:

@@ -28,8 +28,9 @@ def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, fr
     Sine first, or cosine first with `flip_sin_to_cos`; `freq_shift` 1 makes the last wavelength exactly 2π · 10000.
     """
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000) * exponent)[None]
+    # Rounded in this order, as everywhere: an angle may be 999, where the last digit is 6e-5.
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    angles = timesteps.float()[:, None] * torch.exp(exponent)[None]
     waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
     return F.pad(torch.cat(waves, dim=1), (0, dim % 2))
 

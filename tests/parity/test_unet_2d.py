@@ -95,7 +95,7 @@ def test_gradients_reach_every_weight():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_class_embeds": 10}, "num_class_embeds = 10"),
+        ({"num_class_embeds": 10**6}, "num_class_embeds = 1000000"),
         ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep'"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier'"),
         ({"time_embedding_type": "learned"}, "time_embedding_type = 'learned'"),

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from gencli.image.checkpoint import Checkpoint
+from gencli.image.families import classes
 from gencli.image.families.base import Conditioning, Loader, frame
 from gencli.image.request import ImageRequest
 from gencli.tokens import Tokenizer, load_tokenizer
 
 
-def load(checkpoint: Checkpoint, loader: Loader) -> BertPrompts | None:
-    """The text encoder with its tokenizer; None where nothing is asked for."""
-    if checkpoint.prompt == "none":
-        return None
+def load(checkpoint: Checkpoint, loader: Loader) -> BertPrompts | classes.ClassPrompts | None:
+    """The text encoder with its tokenizer; where there is none the classes of the UNet, if it is told any."""
+    if "bert" not in checkpoint.parts:
+        return classes.load(checkpoint, loader)
     return BertPrompts(load_tokenizer(checkpoint.parts["tokenizer"]), loader("bert"))
 
 
