@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gencli import devices, stopping
 from gencli.checkpoints.find import Source, find
+from gencli.cli import image_controls as c
 from gencli.cli import image_options as o
 from gencli.cli import image_sinks, options
 from gencli.cli.console import Console
@@ -52,6 +54,8 @@ def image(
     width: o.Width = None,
     height: o.Height = None,
     count: o.Count = 1,
+    best: o.Best = None,
+    clip: o.Clip = None,
     grid: o.Grid = False,
     batch: o.Batch = 1,
     steps: o.Steps = None,
@@ -65,6 +69,16 @@ def image(
     init: o.Init = None,
     strength: o.Strength = None,
     mask: o.Mask = None,
+    image_guidance: o.ImageGuidance = None,
+    control: c.Control = None,
+    control_image: c.ControlImage = None,
+    control_scale: c.ControlScale = None,
+    control_start: c.ControlStart = None,
+    control_end: c.ControlEnd = None,
+    keep_rows: o.KeepRows = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
     output: o.Output = None,
     format: o.Format = None,
     json: options.Json = False,
@@ -104,16 +118,22 @@ def image(
     request = ImageRequest(**values)
     if from_file is not None:
         request = _from_file(console, from_file, values, _given(ctx), keep_prompt=not arguments and not lines)
-    many = (request.count > 1 or lines) and not request.grid
+    _check_best(request, _given(ctx), prompted=bool(arguments or lines or request.prompt))
+    several = (request.best or request.count) > 1 or lines
+    many = several and not request.grid
     sink = image_sinks.plan(output, format, many=many, json=json, metadata=not no_metadata)
-    several = request.count > 1 or lines
     animation = image_sinks.animation(gif, many=several)
     _hints(console, negative)
+    find_it = partial(find, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
     if from_file is not None and "model" not in _given(ctx):
         source = _model_of_file(from_file, request.model)
     else:
-        source = find(request.model, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
+        source = find_it(request.model)
+    clip_source = _clip(request, from_file if request.clip != clip else None, find_it)
     pictures = _open(request.init), _open(request.mask)
+    foreign = from_file is not None and "control" not in _given(ctx)
+    of_file = partial(_model_of_file, from_file or "", option="--control")
+    controls = c.find_controls(request, of_file if foreign else find_it)
     if arguments:
         request = request.replace(prompt=read_prompt(arguments))
     if request.seed is None:
@@ -133,6 +153,8 @@ def image(
         save_steps=save_steps,
         preview=preview,
         stats=stats,
+        clip=clip_source,
+        controls=controls,
     ).run(device=device, threads=threads, allow_pickle=allow_pickle)
 
 
@@ -146,6 +168,26 @@ def _check_stdin(arguments: Sequence[str], *, lines: bool, init: str | None, mas
         raise UsageError("-i - reads the picture from stdin, so that no prompt can come from there")
     if arguments.count("-") > 1:
         raise UsageError("`-` stands for all of stdin and can be given once")
+
+
+def _check_best(request: ImageRequest, given: set[str], *, prompted: bool) -> None:
+    """Raises UsageError for --best without what it needs, and for --clip without --best."""
+    if request.best is None:
+        if "clip" in given:
+            raise UsageError("--clip is for --best", "as in --count 16 --best 4")
+        return
+    if request.clip is None:
+        hint = "name a CLIP, as in --clip openai/clip-vit-base-patch32, or set GENCLI_CLIP_MODEL"
+        raise UsageError("--best without --clip: there is nothing to find the best by", hint)
+    if not prompted:
+        raise UsageError("--best without a prompt: there is nothing to compare the pictures with")
+
+
+def _clip(request: ImageRequest, from_file: str | None, find_it: Callable[[str], Source]) -> Source | None:
+    """The CLIP of --best. from_file: the picture that names it, which fetches nothing. Raises GencliError."""
+    if request.best is None or request.clip is None:
+        return None
+    return find_it(request.clip) if from_file is None else _model_of_file(from_file, request.clip, "--clip")
 
 
 def _given(ctx: typer.Context) -> set[str]:
@@ -175,19 +217,20 @@ def _from_file(
     if not keep_prompt:
         merged["prompt"] = ""
     merged.setdefault("model", values["model"])
+    merged.setdefault("clip", values["clip"])
     if merged.get("init") == "-" and "init" not in given:
         raise UsageError(f"{path} was begun from a picture on stdin", "name that picture with -i/--init FILE")
     return ImageRequest(**merged)
 
 
-def _model_of_file(path: str, model: str) -> Source:
+def _model_of_file(path: str, model: str, option: str = "-m") -> Source:
     """The model that a picture names. A stranger's file fetches nothing: raises GencliError when it is not here."""
     try:
         return find(model, offline=True)
     except GencliError:
         raise GencliError(
             f"{path} was made with the model {model!r}, which is not on this machine",
-            "name another with -m, or fetch it with `gencli models pull` if you trust where it comes from",
+            f"name another with {option}, or fetch it with `gencli models pull` if you trust where it comes from",
         ) from None
 
 

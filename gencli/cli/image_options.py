@@ -13,6 +13,7 @@ from gencli.image.samplers import names
 
 FORMATS = ("png", "jpeg", "webp")
 INPUT, PICTURE, SAMPLING, START = "Prompt", "Picture", "Sampling", "Starting from a picture"
+PIXELS = "Models that draw pixel by pixel"
 
 
 def _complete(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -68,6 +69,25 @@ Height = Annotated[int | None, _option(PICTURE, "-H", "--height", metavar="N", h
 Count = Annotated[
     int,
     _option(PICTURE, "--count", metavar="N", help="Make N pictures, from the seeds seed, seed + 1, … (default: 1)."),
+]
+Best = Annotated[
+    int | None,
+    _option(
+        PICTURE,
+        "--best",
+        metavar="N",
+        help="Make --count pictures and keep the N that fit the prompt best, by the model of --clip.",
+    ),
+]
+Clip = Annotated[
+    str | None,
+    _option(
+        PICTURE,
+        "--clip",
+        metavar="NAME",
+        envvar="GENCLI_CLIP_MODEL",
+        help="A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none; environment: GENCLI_CLIP_MODEL).",
+    ),
 ]
 Grid = Annotated[bool, _option(PICTURE, "--grid/--no-grid", help="Put all pictures into one.")]
 Batch = Annotated[
@@ -152,6 +172,37 @@ Strength = Annotated[
 Mask = Annotated[
     str | None,
     _option(START, "--mask", metavar="FILE", help="Paint anew only where this picture is white."),
+]
+ImageGuidance = Annotated[
+    float | None,
+    _option(
+        START,
+        "--image-cfg-scale",
+        metavar="S",
+        help="How closely to keep to --init, for models that edit a picture (default: 1.5).",
+    ),
+]
+
+KeepRows = Annotated[
+    int | None,
+    _option(PIXELS, "--keep-rows", metavar="N", help="Rows of --init to keep, from the top (default: half)."),
+]
+Temperature = Annotated[
+    float | None,
+    _option(
+        PIXELS,
+        "--temperature",
+        "--temp",
+        metavar="T",
+        help="Lower is safer, higher is wilder, 0 always takes the likeliest colour (default: 1).",
+    ),
+]
+TopK = Annotated[
+    int | None, _option(PIXELS, "--top-k", metavar="K", help="Only the K likeliest colours; 0 is all (default: 0).")
+]
+TopP = Annotated[
+    float | None,
+    _option(PIXELS, "--top-p", metavar="P", help="Only the likeliest colours that together reach P (default: 1, off)."),
 ]
 
 Output = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -13,15 +13,22 @@ from gencli import devices
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
 from gencli.cli.files import check_folder, write_over
+from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.errors import UsageError
-from gencli.image import pictures
+from gencli.image import palette as palettes
+from gencli.image import pictures, pixels
 from gencli.image.checkpoint import open_checkpoint
+from gencli.image.controls import open_control
 from gencli.image.generate import Denoised, Picture, generate
+from gencli.image.palette import is_palette, open_palette
 from gencli.image.pipeline import Pipeline, load
+from gencli.image.pixels import PixelModel
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+
+Drawing = tuple[Pipeline | PixelModel, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
 
 
 class Run:
@@ -40,6 +47,8 @@ class Run:
         save_steps: str | None,
         preview: bool,
         stats: bool,
+        clip: Source | None = None,
+        controls: Sequence[tuple[Source, Image.Image]] = (),
     ):
         self.console, self.source, self.request, self.sink = console, source, request, sink
         self.init, self.mask = started_from
@@ -49,12 +58,44 @@ class Run:
         if self.preview is not None and not self.preview.works:
             console.note("no preview: stderr is no terminal that shows colours")
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
-        self.sheet: list[Picture] = []  # what the grid will hold
+        self.sheet: list[Made] = []  # what the grid will hold
+        self.clip, self.controls = clip, controls
+        self.best: Best | None = None
         self.clock = Clock()
 
     def run(self, *, device: str, threads: int | None, allow_pickle: bool = False) -> None:
         """Raises GencliError for all that can go wrong on the way."""
         devices.set_threads(threads)
+        drawing = self._pixels if is_palette(self.source) else self._denoising
+        model, events = drawing(device, allow_pickle)
+        if self.clip is not None:
+            self.best = open_best(self.console, self.clip, self.request, device=device, allow_pickle=allow_pickle)
+        self.clock.loaded()
+        try:
+            for event in events:
+                if isinstance(event, Denoised):
+                    self._step(model, event)
+                else:
+                    self._picture(event)
+            self._write_sheet()
+        finally:
+            self.console.clear()
+        if self.stats:
+            self.console.stats(f"{model.describe()}, seed {self.request.seed}")
+            self.console.stats(str(self.clock))
+
+    def _pixels(self, device: str, allow_pickle: bool) -> Drawing:
+        """A model that draws pixel by pixel, and what it will draw. Raises GencliError."""
+        palette = open_palette(self.source, allow_pickle=allow_pickle)
+        if self.prompts is not None:
+            raise UsageError(f"{palette.name} draws without a prompt: --lines cannot be followed")
+        self.request = palettes.resolve(self.request, palette)
+        self.console.progress(f"loading {palette.name}")
+        model = pixels.load(palette, device=device, dtype=self.request.dtype or "auto")
+        return model, pixels.generate(model, self.request, init=self.init)
+
+    def _denoising(self, device: str, allow_pickle: bool) -> Drawing:
+        """A model that denoises, and what it will draw. Raises GencliError."""
         said = {"prediction": self.request.prediction, "betas": self.request.betas}
         checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle, **said)
         if self.prompts is not None and checkpoint.prompt == "none":
@@ -62,23 +103,13 @@ class Run:
         request = self.request = resolve(self.request, checkpoint, None if self.init is None else self.init.size)
         if request.negative and (request.guidance or 0) <= 1:
             self.console.note(f"the negative prompt says nothing at --cfg-scale {request.guidance:g}")
+        opened = [(open_control(source, checkpoint), picture) for source, picture in self.controls]
         self.console.progress(f"loading {checkpoint.name}")
         pipeline = load(checkpoint, device=device, dtype=request.dtype or "auto")
-        self.clock.loaded()
-        try:
-            for event in generate(pipeline, request, self.prompts, init=self.init, mask=self.mask):
-                if isinstance(event, Denoised):
-                    self._step(pipeline, event)
-                else:
-                    self._picture(event)
-            self._write_sheet()
-        finally:
-            self.console.clear()
-        if self.stats:
-            self.console.stats(f"{pipeline.describe()}, seed {request.seed}")
-            self.console.stats(str(self.clock))
+        controls = [(control.load(pipeline, allow_pickle=allow_pickle), picture) for control, picture in opened]
+        return pipeline, generate(pipeline, request, self.prompts, init=self.init, mask=self.mask, controls=controls)
 
-    def _step(self, pipeline: Pipeline, step: Denoised) -> None:
+    def _step(self, pipeline: Pipeline | PixelModel, step: Denoised) -> None:
         """Show how far it is, and keep what the picture looks like where that was asked for."""
         self.clock.stepped()
         several = self.prompts is not None or self.request.count > 1
@@ -106,30 +137,37 @@ class Run:
             write_over(self.steps_folder / name, pictures.encode(image, "png"))
 
     def _picture(self, picture: Picture) -> None:
-        """Write a finished picture, or keep it for the grid."""
+        """Write a finished picture, or keep it for the grid; of several that are compared, those that are kept."""
         seconds = self.clock.finished()
         if self.preview is not None:
             self.preview.show(picture.image)
             self.preview.forget()
-        gif = None
+        made = Made(picture, [*self.frames.pop(picture.index, []), picture.image], seconds)
+        for one in [made] if self.best is None else self.best.add(made):
+            self._write(one)
+
+    def _write(self, made: Made) -> None:
+        picture, gif = made.picture, None
         if self.animation is not None:
-            frames = [*self.frames.pop(picture.index), picture.image]
-            gif = self.animation.write(pictures.gif(frames), picture.request, picture.index)
+            gif = self.animation.write(pictures.gif(made.frames), picture.request, picture.index)
         self.console.clear()
         if self.request.grid:
-            self.sheet.append(picture)
+            self.sheet.append(made)
         else:
-            self.sink.add(picture.image, picture.request, picture.index, gif, seconds)
+            score = {} if made.score is None else {"score": made.score}
+            self.sink.add(picture.image, picture.request, picture.index, gif, made.seconds, score)
 
     def _write_sheet(self) -> None:
         if not self.sheet:
             return
-        first = self.sheet[0].request
-        request = first.replace(count=self.request.count, grid=True, batch=self.request.batch)
+        whole = {name: getattr(self.request, name) for name in ("seed", "count", "best", "clip", "batch")}
+        request = self.sheet[0].picture.request.replace(**whole, grid=True)
         sink = self.sink
-        if self.prompts is not None and len({picture.request.prompt for picture in self.sheet}) > 1:
+        if self.prompts is not None and len({made.picture.request.prompt for made in self.sheet}) > 1:
             sink = sink.without_metadata()  # it has no place for several prompts
-        sink.add(pictures.grid([picture.image for picture in self.sheet]), request, 0, None, self.clock.total())
+        sheet = pictures.grid([made.picture.image for made in self.sheet])
+        scores = {} if self.best is None else {"scores": [made.score for made in self.sheet]}
+        sink.add(sheet, request, 0, None, self.clock.total(), scores)
 
 
 class Clock:

@@ -8,6 +8,7 @@ import re
 import string
 import sys
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,16 @@ class ImageSink:
     def without_metadata(self) -> ImageSink:
         return dataclasses.replace(self, metadata=False)
 
-    def add(self, image: Image.Image, request: ImageRequest, index: int, gif: Path | None, seconds: float) -> None:
-        """Write one picture and say where it is."""
+    def add(
+        self,
+        image: Image.Image,
+        request: ImageRequest,
+        index: int,
+        gif: Path | None,
+        seconds: float,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write one picture and say where it is; `more` goes into its JSON."""
         from gencli.image.metadata import to_dict
         from gencli.image.pictures import describe, encode
 
@@ -114,7 +123,8 @@ class ImageSink:
         path = self.template.write(data, request, index)
         if self.json:
             extra: dict[str, Any] = {} if gif is None else {"gif": _text(gif)}
-            write_json({"path": _text(path), **extra, "index": index, **to_dict(request), "seconds": round(seconds, 3)})
+            made = {"path": _text(path), **extra, "index": index, **to_dict(request), "seconds": round(seconds, 3)}
+            write_json({**made, **(more or {})})
         else:
             for saved in [path] if gif is None else [path, gif]:
                 print_path(saved)

@@ -11,16 +11,21 @@ from gencli.checkpoints.describe import Description, describe
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.files import read_json
+from gencli.models import PALETTES
 
 
-def judge(source: Source, what: Description) -> Description:
-    """The description, with what the picture recipe has against it. No torch."""
+def judge(source: Source, what: Description, prediction: str | None = None) -> Description:
+    """The description, with what the picture recipe has against it; `prediction` as its option. No torch."""
     if what.kind != "image" or what.problem:
         return what
     from gencli.image.checkpoint import open_checkpoint
+    from gencli.image.palette import open_palette
 
     try:
-        open_checkpoint(source)
+        if what.family in PALETTES:
+            open_palette(source)
+        else:
+            open_checkpoint(source, prediction=prediction)
     except GencliError as error:
         return dataclasses.replace(what, problem=error.message)
     return what
@@ -31,6 +36,8 @@ def default_settings(source: Source, what: Description) -> dict[str, Any]:
     if what.problem:
         return {}
     try:
+        if what.family in PALETTES:
+            return _of_palette(source)
         return _of_text(source.path) if what.kind == "text" else _of_image(source) if what.kind == "image" else {}
     except GencliError:
         return {}  # `check` says what is wrong
@@ -45,15 +52,23 @@ def _of_text(folder: Path) -> dict[str, Any]:
 
 def _of_image(source: Source) -> dict[str, Any]:
     from gencli.image.checkpoint import open_checkpoint
-    from gencli.image.request import BUILT_IN, BUILT_IN_TEXT
+    from gencli.image.defaults import built_in
 
     checkpoint = open_checkpoint(source)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     scheduler = {key: checkpoint.configs["scheduler"].get(key) for key in ("prediction_type", "timestep_spacing")}
     named = {"prediction": scheduler["prediction_type"], "spacing": scheduler["timestep_spacing"]}
     size = {} if checkpoint.size is None else dict(zip(("width", "height"), checkpoint.size, strict=True))
-    found = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {}), **own, **size}
+    found = {**built_in(checkpoint), **own, **size}
     return found | {name: value for name, value in named.items() if value is not None}
+
+
+def _of_palette(source: Source) -> dict[str, Any]:
+    from gencli.image.palette import BUILT_IN, open_palette
+
+    palette = open_palette(source)
+    width, height = palette.size
+    return {**BUILT_IN, **palette.defaults, "width": width, "height": height, "colours": len(palette.colours)}
 
 
 def _generation_config(folder: Path) -> Mapping[str, Any]:
@@ -63,7 +78,7 @@ def _generation_config(folder: Path) -> Mapping[str, Any]:
 
 def small_problems(source: Source, *, weights_are_fine: bool) -> Iterator[str]:
     """What is wrong beside the weights: config, tokenizer, scheduler, settings."""
-    what = judge(source, describe(source))
+    what = judge(source, describe(source), _any_prediction(source))
     if what.problem and weights_are_fine:  # else it has been said in other words
         yield what.problem
     try:
@@ -79,10 +94,15 @@ def small_problems(source: Source, *, weights_are_fine: bool) -> Iterator[str]:
 
             from_settings(read_settings(source.path), CLIP, str(source.path / FILE))
             load_tokenizer(source.path)
-        elif what.kind == "image" and not what.problem:
+        elif what.kind == "image" and what.family not in PALETTES and not what.problem:
             _open_image(source)
     except GencliError as error:
         yield error.message
+
+
+def _any_prediction(source: Source) -> str | None:
+    """For a file that need not say what it predicts: whole it is all the same."""
+    return "epsilon" if source.kind == "file" else None
 
 
 def _open_image(source: Source) -> None:
@@ -90,9 +110,9 @@ def _open_image(source: Source) -> None:
     from gencli.image.checkpoint import open_checkpoint
     from gencli.image.request import ImageRequest
     from gencli.image.settings import resolve
-    from gencli.tokens import load_tokenizer
 
-    checkpoint = open_checkpoint(source)
-    if "tokenizer" in checkpoint.parts:
-        load_tokenizer(checkpoint.parts["tokenizer"])
+    checkpoint = open_checkpoint(source, prediction=_any_prediction(source))
+    for part in checkpoint.parts:
+        if part.startswith("tokenizer"):
+            checkpoint.tokenizer(part)
     resolve(ImageRequest(width=checkpoint.multiple, height=checkpoint.multiple), checkpoint)

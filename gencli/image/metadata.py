@@ -165,7 +165,7 @@ def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | N
         several = field.metadata.get("several")
         value = json.loads(text) if kind is Mapping or several else value
         value = kind(text) if kind in (int, float) and not several else value
-        values: dict[str, Any] = {"init": "?"} if field.name in ("mask", "strength") else {}
+        values: dict[str, Any] = {"init": "?"} if field.name in ("mask", "strength", "keep_rows") else {}
         if field.name.startswith("control"):
             values = {name: ["?"] * len(value) for name in ("control", "control_image")}
         ImageRequest(**{**values, field.name: value})

@@ -50,7 +50,9 @@ def _check_pixels(request: ImageRequest, checkpoint: Checkpoint) -> None:
     """Raises UsageError for what only a model that draws pixel by pixel can follow."""
     names = ("keep_rows", "temperature", "top_k", "top_p")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(request, name) is not None]:
-        raise UsageError(f"{checkpoint.name} denoises and does not draw pixel by pixel: {', '.join(given)} has no meaning")
+        raise UsageError(
+            f"{checkpoint.name} denoises and does not draw pixel by pixel: {', '.join(given)} has no meaning"
+        )
 
 
 def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,75 @@
+"""`--best`: of the pictures of a prompt the few that fit it best, by a CLIP. Imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from gencli.checkpoints.find import Source
+from gencli.cli.console import Console
+from gencli.image.generate import Picture
+from gencli.image.request import ImageRequest
+from gencli.image.score import Scorer, open_scorer
+from gencli.image.weighted import parse
+
+TOLD = 8  # scores in one note
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished picture, what its animation shows, how long it took, and its score once it has one."""
+
+    picture: Picture
+    frames: list[Image.Image]
+    seconds: float
+    score: float | None = None
+
+
+class Best:
+    """Pictures come in, prompt by prompt, and the best of each prompt come out. No more of them are held than kept."""
+
+    def __init__(self, console: Console, scorer: Scorer, request: ImageRequest):
+        self.console, self.scorer, self.request = console, scorer, request
+        self.kept: list[Made] = []
+        self.seen = 0
+        self.told: tuple[str, object] | None = None  # the last prompt, and its vector
+
+    def vector(self, prompt: str):
+        """What pictures are compared with. Raises GencliError for a prompt that is too long."""
+        if self.told is None or self.told[0] != prompt:
+            text, truncate = prompt, self.request.truncate
+            if self.request.weighted:  # of any length, with brackets that CLIP knows nothing of
+                text, truncate = "".join(piece.text or " " for piece in parse(prompt)), truncate or "right"
+            self.told = prompt, self.scorer.texts([text], truncate)[0]
+        return self.told[1]
+
+    def add(self, made: Made) -> list[Made]:
+        """One more picture. When it is the last of its prompt: those to keep, the best first."""
+        vector = self.vector(made.picture.request.prompt)
+        seen = self.scorer.pictures([self.scorer.prepare(made.picture.image.convert("RGB"))])[0]
+        score = round(float(seen @ vector), 6)
+        self.kept.append(Made(made.picture, made.frames, made.seconds, score))
+        self.kept.sort(key=lambda one: -(one.score or 0.0))  # of equals the earlier seed
+        del self.kept[self.request.best or 1 :]
+        self.seen += 1
+        if self.seen % self.request.count:
+            return []
+        kept, self.kept = self.kept, []
+        self._tell(kept)
+        return kept
+
+    def _tell(self, kept: list[Made]) -> None:
+        scores = [f"{one.score:.4f} (seed {one.picture.request.seed})" for one in kept[:TOLD]]
+        more = f" and {len(kept) - TOLD} more" if len(kept) > TOLD else ""
+        count = self.request.count
+        self.console.note(f"the best {len(kept)} of {count} by {self.scorer.name}: {', '.join(scores)}{more}")
+
+
+def open_best(console: Console, clip: Source, request: ImageRequest, *, device: str, allow_pickle: bool) -> Best:
+    """Open the CLIP. Raises GencliError for one that is broken, and for a prompt that it cannot read."""
+    console.progress(f"loading {clip.name}")
+    best = Best(console, open_scorer(clip, device=device, allow_pickle=allow_pickle), request)
+    if request.prompt:
+        best.vector(request.prompt)  # fails now rather than after the work
+    return best

@@ -1,0 +1,155 @@
+"""Checkpoints that draw in the colours of a palette, pixel by pixel (iGPT): what their small files say. No torch.
+
+The palette is `clusters` in preprocessor_config.json, colours in -1..1; a token is a colour's place in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gencli.checkpoints.find import Source
+from gencli.errors import GencliError, UsageError
+from gencli.files import read_json
+from gencli.image.preprocess import FILE, Preprocessing, from_settings, read_settings
+from gencli.image.request import FLAGS, ImageRequest
+from gencli.models import PALETTES
+
+# Fields of a request that such a model can follow; all others are refused when they are given.
+FOLLOWED = frozenset(
+    """prompt seed width height temperature top_k top_p init keep_rows count grid batch best clip dtype
+    model""".split()  # noqa: SIM905
+)
+SAMPLING = ("temperature", "top_k", "top_p")
+# The model's own distribution, as its authors sampled.
+BUILT_IN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+# What transformers' ImageGPTImageProcessor does where the file says nothing.
+DEFAULTS: dict[str, Any] = {
+    "do_resize": True,
+    "size": 256,
+    "resample": Image.Resampling.BILINEAR,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": 0.5,
+    "image_std": 0.5,
+}
+COLOUR_LIMIT, PIXEL_LIMIT = 2**16, 2**16
+BLOCK = 2**22  # distances at once
+
+
+@dataclass(frozen=True)
+class Palette:
+    """What a folder says, before any weight is read. colours (K, 3) in -1..1; defaults: values for `ImageRequest`."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    colours: np.ndarray
+    preprocessing: Preprocessing
+    defaults: Mapping[str, Any]
+    allow_pickle: bool = False
+    prompt = "none"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of every picture."""
+        height, width = self.preprocessing.size or (0, 0)
+        return width, height
+
+    def encode(self, picture: Image.Image) -> list[int]:
+        """The nearest colour of each pixel, row by row, of a picture that is brought to the model's own size."""
+        pixels = self.preprocessing(picture).reshape(3, -1).T.astype(np.float64)
+        step = max(BLOCK // len(self.colours), 1)
+        ids = [_nearest(pixels[i : i + step], self.colours) for i in range(0, len(pixels), step)]
+        return np.concatenate(ids).tolist()
+
+    def decode(self, ids: Sequence[int]) -> Image.Image:
+        """A whole picture from its colours, row by row."""
+        width, height = self.size
+        values = np.rint(127.5 * (self.colours[np.asarray(ids)] + 1)).clip(0, 255)
+        return Image.fromarray(values.astype(np.uint8).reshape(height, width, 3))
+
+
+def _nearest(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    squares = (pixels**2).sum(1)[:, None] - 2 * pixels @ colours.T + (colours**2).sum(1)
+    return squares.argmin(1)
+
+
+def is_palette(source: Source) -> bool:
+    """Whether a checkpoint is of this kind, by its config.json. Raises GencliError for one that is broken."""
+    folder = source.path
+    file = folder / "config.json"
+    if source.kind == "file" or (folder / "model_index.json").is_file() or not file.is_file():
+        return False
+    return read_json(file).get("model_type") in PALETTES
+
+
+def open_palette(source: Source, *, allow_pickle: bool = False) -> Palette:
+    """Read the small files of such a checkpoint. Raises GencliError for what is broken or at odds."""
+    folder = source.path
+    config, where = read_json(folder / "config.json"), str(folder / FILE)
+    settings = read_settings(folder)
+    preprocessing = from_settings(settings, DEFAULTS, where, square=True)
+    if preprocessing.size is None:
+        raise GencliError(f"{where} does not say the size of a picture")
+    height, width = preprocessing.size
+    positions = config.get("n_positions", 1024)
+    if height * width != positions or height * width > PIXEL_LIMIT:
+        raise GencliError(f"{where}: size {width}x{height} does not fit n_positions = {positions!r:.40} in config.json")
+    colours = _colours(settings.get("clusters"), config.get("vocab_size", 513), where)
+    file = folder / "generation_config.json"
+    own = read_json(file) if file.is_file() else {}
+    defaults = {name: own[name] for name in SAMPLING if own.get(name) is not None}
+    return Palette(source.name, folder, config, colours, preprocessing, defaults, allow_pickle)
+
+
+def _colours(clusters: Any, vocab_size: Any, where: str) -> np.ndarray:
+    """The palette, (K, 3). Raises GencliError for one that is none, or of another size than the model's."""
+    if not isinstance(clusters, list) or not 1 <= len(clusters) <= COLOUR_LIMIT:
+        seen = f"{len(clusters)} entries" if isinstance(clusters, list) else f"{clusters!r:.40}"
+        raise GencliError(f"{where}: clusters ({seen}) is no palette of 1 to {COLOUR_LIMIT} colours")
+    for row in clusters:
+        right = isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)
+        if not right or not all(-1.01 <= value <= 1.01 for value in row):
+            raise GencliError(f"{where}: clusters has {row!r:.60}, which is no colour of three numbers in -1 to 1")
+    if vocab_size != len(clusters) + 1:  # one token begins the picture
+        raise GencliError(f"{where}: {len(clusters)} colours do not fit vocab_size = {vocab_size!r:.40} in config.json")
+    return np.array(clusters, np.float64)
+
+
+def resolve(request: ImageRequest, palette: Palette) -> ImageRequest:
+    """Fill in what `request` leaves open; only the seed and the precision stay as they are.
+
+    Raises UsageError for what such a model cannot follow, GencliError for settings of its own that make no sense.
+    """
+    given = [field for field in dataclasses.fields(request) if field.name not in FOLLOWED]
+    given = [field for field in given if getattr(request, field.name) not in (None, field.default, {}, ())]
+    names = [FLAGS.get(field.name) or f"--{field.name.replace('_', '-')}" for field in given]
+    if request.prompt:
+        raise UsageError(f"{palette.name} draws without a prompt: it cannot be followed")
+    if names:
+        raise UsageError(f"{palette.name} draws pixel by pixel and does not denoise: {', '.join(names)} has no meaning")
+    width, height = palette.size
+    for name, side, own in (("--width", request.width, width), ("--height", request.height, height)):
+        if side not in (None, own):
+            raise UsageError(f"{name} {side}: {palette.name} draws {width}x{height} pixels and no other size")
+    if request.keep_rows is not None and request.keep_rows >= height:
+        raise UsageError(f"--keep-rows {request.keep_rows}: of {height} rows at least one must be left to draw")
+    try:
+        request.replace(**palette.defaults)
+    except UsageError as error:
+        where = palette.folder / "generation_config.json"
+        raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None
+    values = {**BUILT_IN, **palette.defaults, "width": width, "height": height}
+    if request.init is not None:
+        values["keep_rows"] = height // 2
+        if height < 2:
+            raise UsageError(f"{palette.name} draws a single row: there is nothing to keep of a picture")
+    return request.replace(**{name: value for name, value in values.items() if getattr(request, name) is None})
