@@ -11,6 +11,7 @@ from pathlib import Path
 from gencli.errors import GencliError
 
 LIMIT = 100_000_000  # bytes; safetensors' own limit
+NAME_LIMIT = 500  # characters; errors name tensors
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def read_header(path: Path) -> Header:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             raw = json.loads(stream.read(length))
         metadata = {str(key): str(value) for key, value in (raw.pop("__metadata__", None) or {}).items()}
+        if odd := next((name for name in raw if not name.isprintable() or len(name) > NAME_LIMIT), None):
+            raise ValueError(f"a tensor is called {odd[:60]!r}")
         spans = {name: _span(value["data_offsets"], 8 + length, size) for name, value in raw.items()}
         shapes = {name: _shape(value["shape"]) for name, value in raw.items()}
         return Header(path, shapes, {name: str(value["dtype"]) for name, value in raw.items()}, spans, metadata)

@@ -4,6 +4,7 @@ The files are written by the tables in tests/tiny_single.py, which go the other 
 is shown by diffusers, whose own converter opens the same files.
 """
 
+import functools
 import json
 import shutil
 
@@ -11,9 +12,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from gencli.__main__ import main
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.single_file import open_single_file
@@ -61,9 +64,14 @@ def opened(path, **said):
     return open_checkpoint(Source(path.name, path, "folder" if path.is_dir() else "file"), **said)
 
 
+@functools.cache
+def pipeline_of(path, prediction=None, betas=None):
+    return load(opened(path, prediction=prediction, betas=betas), device="cpu")
+
+
 def draw(path, sampler="ddim", **said):
     """Our picture."""
-    pipeline = load(opened(path, **said), device="cpu")
+    pipeline = pipeline_of(path, **said)
     request = ImageRequest(prompt=PROMPT, negative=NEGATIVE, seed=3, steps=3, sampler=sampler, guidance=5.0, **SIZE)
     request = resolve(request, pipeline.checkpoint)
     return next(np.asarray(event.image) for event in generate(pipeline, request) if isinstance(event, Picture))
@@ -134,6 +142,19 @@ def test_pictures_against_diffusers(made, kind):
     theirs = np.asarray(pipe(PROMPT, generator=torch.Generator().manual_seed(3), **call).images[0]).astype(int)
     ours = draw(file, prediction=PREDICTION[kind]).astype(int)
     assert np.abs(ours - theirs).max() <= 2
+
+
+def test_the_command_line(made, tmp_path, monkeypatch, capsys):
+    """`gencli image` draws the same bytes from both, and `--from` remembers what was said of the file."""
+    monkeypatch.chdir(tmp_path)
+    (folder, file), call = made["sd2"], ["--steps", "2", "--size", "64x64", "--seed", "5", "--device", "cpu"]
+    said = ["--prediction", "v_prediction"]
+    assert main(["image", "-m", str(file), PROMPT, *call, *said, "-o", "file.png"]) == 0, capsys.readouterr().err
+    assert main(["image", "-m", str(folder), PROMPT, *call, "-o", "folder.png"]) == 0
+    assert main(["image", "--from", "file.png", "--device", "cpu", "-o", "again.png"]) == 0, capsys.readouterr().err
+    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("file", "folder", "again")]
+    assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
+    assert Image.open(tmp_path / "file.png").text["parameters"].count("Prediction: v_prediction") == 1
 
 
 def test_predictions_and_betas_are_followed(made):

@@ -123,24 +123,23 @@ def recognise(names: Collection[str]) -> str:
     if len(seen) > 1:
         both = " and ".join(f"{FAMILIES[key].title} ({name})" for key, name in seen.items())
         raise GencliError(f"it has keys of {both}: it cannot be both")
-    unet = next((name for name in names if name.startswith(UNET)), None)
     if refiner := _first(r"conditioner\.embedders\.0\.model\..*", names):
         raise GencliError(
             f"it is Stable Diffusion XL's refiner ({refiner}), which is not supported",
             "it finishes pictures of the base model, which draws alone as well",
         )
-    if unet and seen and _first(r"model\.diffusion_model\.input_blocks\..*", names):
-        return next(iter(seen))
-    for pattern, what, hint in OTHERS:
-        if name := _first(pattern, names, whole=True):
-            raise GencliError(f"it is {what} ({name[:80]})", hint)
-    if seen:
-        raise GencliError(f"it has the text encoder of {FAMILIES[next(iter(seen))].title}, and no UNet ({UNET}*)")
-    if unet:
+    if block := _first(r"model\.diffusion_model\.input_blocks\.", names):
+        if seen:
+            return next(iter(seen))
         raise GencliError(
-            f"it has a UNet ({unet[:80]}), and no text encoder in it",
+            f"it has a UNet ({block}), and no text encoder in it",
             "such a file is one part of a model; the whole one has cond_stage_model.* or conditioner.* too",
         )
+    for pattern, what, hint in OTHERS:
+        if name := _first(pattern, names, whole=True):
+            raise GencliError(f"it is {what} ({name})", hint)
+    if seen:
+        raise GencliError(f"it has the text encoder of {FAMILIES[next(iter(seen))].title}, and no UNet ({UNET}*)")
     first = ", ".join(name[:60] for name in sorted(names)[:3]) or "none at all"
     raise GencliError(
         f"its keys are of no model for pictures that gencli knows ({first}{', …' if len(names) > 3 else ''})",
