@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from gencli.checkpoints import layout
 from gencli.checkpoints.build import architecture_name
 from gencli.checkpoints.find import find
-from gencli.checkpoints.tensors import Tensors, open_tensors
+from gencli.checkpoints.tensors import open_tensors
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.models import architecture
@@ -26,11 +21,11 @@ from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.text.load import open_model
 from gencli.tokens import Tokenizer
 from gencli.train.place import Place
+from gencli.train.saving import copy_small_files, save_like, write_json
 from gencli.train.texts import END, end_id
 
 CONTEXT = 512  # tokens, where nothing else is said
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Language:
         if self.folder is None:
             save_gpt2(self.module, self.tokenizer, folder)
         else:
-            save_like(self.module, self.folder, folder)
+            save_text(self.module, self.folder, folder)
 
 
 def new_gpt2(tokenizer: Tokenizer, config: GPT2Config, seed: int, place: Place) -> Language:
@@ -126,38 +121,15 @@ def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", {**more, **names})
 
 
-def save_like(model: nn.Module, source: Path, folder: Path) -> None:
-    """Write the weights under the names and in the precisions of the checkpoint in `source`, beside its small files.
-
-    Of a checkpoint with a vision tower the text model alone is kept, as a checkpoint of its own.
-    """
+def save_text(model: nn.Module, source: Path, folder: Path) -> None:
+    """Write a checkpoint as that in `source` is; of one with a vision tower the text model alone, as one of its own."""
     raw = read_json(source / "config.json")
+    tower = "text_config" in raw
     rows = architecture(architecture_name(raw, source)).LAYOUT
-    tensors: Tensors = open_tensors(source)
-    values = {name: param.detach() for name, param in model.named_parameters(remove_duplicate=False)}
-    state: dict[str, Tensor] = {}
-    for name in tensors:
-        renamed = rows.rename(name)
-        if renamed is None or renamed[0] not in values:
-            continue
-        stored = name if "text_config" not in raw else renamed[0]
-        state[stored] = values[renamed[0]].to("cpu", DTYPES[tensors.dtype(name)]).clone().contiguous()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    if "text_config" in raw:
+    save_like(model, rows, open_tensors(source), folder / "model.safetensors", own_names=tower)
+    if tower:
         text = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
         ends: dict[str, Any] = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
         raw = {**ends, **raw["text_config"], **text}
     write_json(folder / "config.json", raw)
     copy_small_files(source, folder)
-
-
-def copy_small_files(source: Path, folder: Path) -> None:
-    """Tokenizer and settings of generation, as they are."""
-    wanted = ("generation_config.json", *layout.TOKENIZER, *(name for names in layout.SPLITTERS for name in names))
-    for file in sorted(source.iterdir()):
-        if any(fnmatch(file.name, pattern) for pattern in wanted):
-            shutil.copyfile(file, folder / file.name)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.models.gpt2 import Conv1D
-from gencli.train.language import Language, write_json
+from gencli.train.language import Language
+from gencli.train.saving import write_json
 
 
 @dataclass(frozen=True)

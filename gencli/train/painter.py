@@ -1,0 +1,160 @@
+"""The text-to-image models that the picture recipe trains: a new one, or that of a checkpoint; and saving.
+
+Either is a Stable Diffusion pipeline: a CLIP text encoder and a UNet learn together, on latents of an autoencoder that
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gencli.checkpoints import build, layout
+from gencli.checkpoints.find import find
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.image.checkpoint import Checkpoint, open_checkpoint
+from gencli.image.families.base import frame
+from gencli.image.schedule import NoiseSchedule
+from gencli.models import architecture, clip_text, unet_2d_condition
+from gencli.tokens import Tokenizer
+from gencli.train.language import own_memory
+from gencli.train.place import Place
+from gencli.train.saving import save_like, write_json
+
+TRAINED = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+}  # parts, and what their weights' files are called
+
+
+class TextToLatent(nn.Module):
+    """The parts that learn together: caption ids (B, L), noisy latents (B, 4, h, w), timesteps (B,) → (B, 4, h, w)."""
+
+    def __init__(self, text_encoder: nn.Module, unet: nn.Module):
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, ids: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return self.unet(noisy, timesteps, self.text_encoder(ids).last_hidden_state)
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A text-to-image model to train. size: pixels a side; checkpoint: what it was opened from, if anything."""
+
+    model: TextToLatent
+    tokenizer: Tokenizer
+    schedule: NoiseSchedule
+    size: int
+    checkpoint: Checkpoint | None = None
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a caption between begin and end, padded; a long one is cut, as only captions may be."""
+        config: Any = self.model.text_encoder.config
+        return frame(self.tokenizer, text, config.max_position_embeddings, config.vocab_size, "right")
+
+    def target(self, x0: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+        """What the UNet shall say of x0 and noise, (B, C, h, w); ᾱ is (B, 1, 1, 1)."""
+        kind = self.schedule.prediction_type
+        if kind == "v_prediction":  # Salimans & Ho 2022
+            return alphas_cumprod.sqrt() * eps - (1 - alphas_cumprod).sqrt() * x0
+        return eps if kind == "epsilon" else x0
+
+
+def new_painter(
+    tokenizer: Tokenizer, parts: Mapping[str, Mapping[str, Any]], size: int, seed: int, place: Place
+) -> Painter:
+    """A model with torch's initial weights, but small embeddings and a last convolution of zeros: its first guess is 0.
+
+    parts: configs of text_encoder (see `with_tokens`), unet and scheduler.
+    """
+    torch.manual_seed(seed)
+    encoder = clip_text.Model(clip_text.Config.from_dict(parts["text_encoder"]))
+    network = unet_2d_condition.Model(unet_2d_condition.Config.from_dict(parts["unet"]))
+    model = TextToLatent(encoder, network)
+    initialise(model, seed)
+    return Painter(model.to(place.device), tokenizer, NoiseSchedule.from_config(parts["scheduler"]), size)
+
+
+def with_tokens(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """A text encoder's config with vocabulary and special ids of a tokenizer."""
+    begin, end = tokenizer.bos_id, tokenizer.eos_ids[0]
+    ids = {"vocab_size": tokenizer.vocab_size, "bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
+    return {**config, **ids}
+
+
+def initialise(model: TextToLatent, seed: int) -> None:
+    """Small embeddings, and a last convolution of zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, param in model.text_encoder.named_parameters():
+        if "embedding" in name and param.ndim == 2:
+            nn.init.normal_(param, std=0.02, generator=generator)
+    out: Any = model.unet.conv_out
+    nn.init.zeros_(out.weight)
+    nn.init.zeros_(out.bias)
+
+
+def open_painter(name: str, place: Place, size: int | None, *, keep_text_encoder: bool = False) -> Painter:
+    """Open the checkpoint called `name` to train its UNet, and its text encoder unless that is to be kept.
+
+    size: pixels a side, by default what the checkpoint was trained with. Raises GencliError for a checkpoint that is no
+    folder in Stable Diffusion's layout, for one whose UNet reads more than text and latents, and for a wrong size.
+    """
+    checkpoint = open_checkpoint(find(name))
+    if checkpoint.family.module != "stable_diffusion" or checkpoint.single is not None:
+        raise GencliError(f"--init {name}: only a folder in Stable Diffusion's layout can be trained on from")
+    unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
+    if unet.get("in_channels", 4) != vae.get("latent_channels", 4) or unet.get("time_cond_proj_dim"):
+        raise GencliError(f"--init {name}: its UNet reads more than a text and latents")
+    size = size or int(unet.get("sample_size") or 64) * checkpoint.factor
+    if size % checkpoint.multiple:
+        raise GencliError(f"--size {size}: {name} draws sizes that are multiples of {checkpoint.multiple}")
+    model = TextToLatent(load_part(checkpoint, "text_encoder"), load_part(checkpoint, "unet"))
+    own_memory(model)
+    model.text_encoder.requires_grad_(not keep_text_encoder)
+    schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
+    return Painter(model.to(place.device).train(), checkpoint.tokenizer(), schedule, size, checkpoint)
+
+
+def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
+    """A part's module in float32, on the CPU."""
+    config, tensors = checkpoint.open(part)
+    return build.load(checkpoint.parts[part], dtype=torch.float32, config=config, tensors=tensors)
+
+
+def save_painter(model: TextToLatent, checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint as the one that was opened: what was trained under its names, the other parts as they are.
+
+    model: the trained one, or its average.
+    """
+    for part, path in checkpoint.parts.items():
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        if part in TRAINED:
+            config, tensors = checkpoint.open(part)
+            rows = architecture(build.architecture_name(config, path)).LAYOUT
+            save_like(model.get_submodule(part), rows, tensors, folder / part / f"{TRAINED[part]}.safetensors")
+            write_json(folder / part / "config.json", config)
+        else:
+            copy_part(path, folder / part, models=part in checkpoint.configs and part != "scheduler")
+    index = read_json(checkpoint.folder / "model_index.json")
+    kept = {name: [None, None] if isinstance(value, list) and name not in checkpoint.parts else value
+            for name, value in index.items()}  # fmt: skip
+    write_json(folder / "model_index.json", {**kept, "requires_safety_checker": False})
+    if (checkpoint.folder / "generation_config.json").is_file():
+        shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")
+
+
+def copy_part(source: Path, folder: Path, *, models: bool) -> None:
+    """Copy a part that was not trained: its small files, and the weights that are opened, in one variant."""
+    names = [file.name for file in source.iterdir() if file.is_file()]
+    weights = layout.weights(names, lambda name: read_json(source / name)) if models else []
+    for name in [*(name for name in names if name.endswith((".json", ".txt", ".model"))), *weights]:
+        shutil.copyfile(source / name, folder / name)
