@@ -13,6 +13,7 @@ import typer
 
 from gencli import devices, stopping
 from gencli.checkpoints.find import Source, find
+from gencli.cli import image_classifier as k
 from gencli.cli import image_controls as c
 from gencli.cli import image_options as o
 from gencli.cli import image_sinks, options
@@ -66,6 +67,8 @@ def image(
     spacing: o.Spacing = None,
     karras: o.Karras = None,
     sampler_option: o.SamplerOptions = None,
+    classifier: k.Classifier = None,
+    classifier_scale: k.ClassifierScale = None,
     init: o.Init = None,
     strength: o.Strength = None,
     mask: o.Mask = None,
@@ -115,7 +118,7 @@ def image(
     if size is not None:
         values |= _size(size, width, height)
     console: Console = ctx.obj
-    request = ImageRequest(**values)
+    request = ImageRequest(**(values if from_file is None else _completed(values)))
     if from_file is not None:
         request = _from_file(console, from_file, values, _given(ctx), keep_prompt=not arguments and not lines)
     _check_best(request, _given(ctx), prompted=bool(arguments or lines or request.prompt))
@@ -134,6 +137,9 @@ def image(
     foreign = from_file is not None and "control" not in _given(ctx)
     of_file = partial(_model_of_file, from_file or "", option="--control")
     controls = c.find_controls(request, of_file if foreign else find_it)
+    foreign = from_file is not None and "classifier" not in _given(ctx)
+    of_file = partial(_model_of_file, from_file or "", option="--classifier")
+    classifier_source = k.find_classifier(request, of_file if foreign else find_it)
     if arguments:
         request = request.replace(prompt=read_prompt(arguments))
     if request.seed is None:
@@ -155,6 +161,7 @@ def image(
         stats=stats,
         clip=clip_source,
         controls=controls,
+        classifier=classifier_source,
     ).run(device=device, threads=threads, allow_pickle=allow_pickle)
 
 
@@ -199,6 +206,14 @@ def _given(ctx: typer.Context) -> set[str]:
     if "sampler_option" in names:
         names.add("sampler_options")
     return names
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """Values beside --from, with something in the place of what goes with them and may come from there."""
+    controls = max(len(value or ()) for name, value in values.items() if name.startswith("control"))
+    given = {name: list(values[name] or ()) for name in ("control", "control_image")}
+    filled = {name: names + ["?"] * (controls - len(names)) for name, names in given.items()}
+    return {**values, "init": values["init"] or "?", **filled}
 
 
 def _from_file(

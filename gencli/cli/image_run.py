@@ -20,6 +20,7 @@ from gencli.errors import UsageError
 from gencli.image import palette as palettes
 from gencli.image import pictures, pixels
 from gencli.image.checkpoint import open_checkpoint
+from gencli.image.class_settings import check_asked
 from gencli.image.controls import open_control
 from gencli.image.generate import Denoised, Picture, generate
 from gencli.image.palette import is_palette, open_palette
@@ -27,6 +28,7 @@ from gencli.image.pipeline import Pipeline, load
 from gencli.image.pixels import PixelModel
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from gencli.image.with_classifier import with_classifier
 
 Drawing = tuple[Pipeline | PixelModel, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
 
@@ -49,6 +51,7 @@ class Run:
         stats: bool,
         clip: Source | None = None,
         controls: Sequence[tuple[Source, Image.Image]] = (),
+        classifier: Source | None = None,
     ):
         self.console, self.source, self.request, self.sink = console, source, request, sink
         self.init, self.mask = started_from
@@ -59,7 +62,7 @@ class Run:
             console.note("no preview: stderr is no terminal that shows colours")
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
         self.sheet: list[Made] = []  # what the grid will hold
-        self.clip, self.controls = clip, controls
+        self.clip, self.controls, self.classifier = clip, controls, classifier
         self.best: Best | None = None
         self.clock = Clock()
 
@@ -98,9 +101,13 @@ class Run:
         """A model that denoises, and what it will draw. Raises GencliError."""
         said = {"prediction": self.request.prediction, "betas": self.request.betas}
         checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle, **said)
+        if self.classifier is not None:
+            checkpoint = with_classifier(checkpoint, self.classifier, allow_pickle=allow_pickle)
         if self.prompts is not None and checkpoint.prompt == "none":
             raise UsageError(f"{checkpoint.name} draws without a prompt: --lines cannot be followed")
         request = self.request = resolve(self.request, checkpoint, None if self.init is None else self.init.size)
+        if self.prompts is None:
+            check_asked(request, checkpoint)
         if request.negative and (request.guidance or 0) <= 1:
             self.console.note(f"the negative prompt says nothing at --cfg-scale {request.guidance:g}")
         opened = [(open_control(source, checkpoint), picture) for source, picture in self.controls]

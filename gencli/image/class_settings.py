@@ -37,6 +37,12 @@ def check_class(request: ImageRequest, checkpoint: Checkpoint) -> None:
         )
 
 
+def check_asked(request: ImageRequest, checkpoint: Checkpoint) -> None:
+    """Raises UsageError where no class is named and there is none to draw without."""
+    if checkpoint.prompt == "class" and checkpoint.classes is not None:
+        checkpoint.classes.find(request.prompt)
+
+
 def check_classifier(request: ImageRequest, checkpoint: Checkpoint, width: int, height: int) -> None:
     """Raises UsageError for a scale of no classifier, and for a size of pictures that the classifier cannot judge."""
     config = checkpoint.configs.get("classifier")
