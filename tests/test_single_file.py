@@ -124,6 +124,21 @@ def test_a_pickle_is_not_opened(refusal, tmp_path):
     assert "model.ckpt is a pickle" in error
 
 
+def test_a_pickle_is_read_when_that_is_said(tmp_path, shapes):
+    """A .ckpt as training wrote it: the weights under `state_dict`, beside numbers that are none."""
+    tensors = {name: torch.full(shape, 0.5) for name, shape in shapes["sd1"].items()}
+    tensors["alphas_cumprod"] = torch.tensor(alphas_cumprod("scaled_linear"))
+    torch.save({"epoch": 1, "state_dict": tensors}, tmp_path / "model.ckpt")
+    single = open_single_file(tmp_path / "model.ckpt", allow_pickle=True)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert single.configs == open_single_file(tmp_path / "model.safetensors").configs
+    assert torch.equal(single.open("unet")[1].get("conv_out.bias"), tensors[f"{UNET}out.2.bias"])
+    tensors["alphas_cumprod"] **= 2
+    torch.save({"state_dict": tensors}, tmp_path / "model.ckpt")
+    with pytest.raises(GencliError, match="alphas_cumprod are not those"):
+        open_single_file(tmp_path / "model.ckpt", allow_pickle=True)
+
+
 # --- broken files ----------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from gencli.errors import GencliError
 
 LIMIT = 100_000_000  # bytes; safetensors' own limit
+LETTERS = {"F64": "d", "F32": "f", "F16": "e"}  # dtypes as `struct` writes them
 NAME_LIMIT = 500  # characters; errors name tensors
 
 
@@ -24,6 +26,19 @@ class Header:
     dtypes: Mapping[str, str]
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def numbers(self, name: str) -> tuple[float, ...] | None:
+        """A small tensor of floats; None for other kinds of numbers. Raises GencliError."""
+        letter = LETTERS.get(self.dtypes[name])
+        first, last = self.spans[name]
+        count = math.prod(self.shapes[name])
+        if letter is None:
+            return None
+        if last - first != count * struct.calcsize(f"<{letter}"):
+            raise GencliError(f"{name} is {list(self.shapes[name])} in {last - first} bytes")
+        with self.path.open("rb") as stream:
+            stream.seek(first)
+            return struct.unpack(f"<{count}{letter}", stream.read(last - first))
 
     def count(self, names: set[str] | None = None) -> int:
         """Numbers in all tensors, or in those named."""

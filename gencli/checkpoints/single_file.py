@@ -7,8 +7,8 @@ is read but the header until a part is opened, and nothing is copied then. No to
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from gencli.checkpoints.header import Header, read_header
 from gencli.checkpoints.layout import PICKLE_HINT, find_pickles, some
 from gencli.checkpoints.original.families import FAMILIES, PIPELINES, UNET, Family, left_out, recognise
 from gencli.checkpoints.original.rows import Part, Shapes
-from gencli.checkpoints.original.schedule import prediction_of, scheduler_config
+from gencli.checkpoints.original.schedule import SCHEDULES, prediction_of, scheduler_config
 from gencli.checkpoints.original.text import read_clip, read_open_clip
 from gencli.checkpoints.original.unet import read_unet
 from gencli.checkpoints.original.vae import read_vae
@@ -35,7 +35,8 @@ MISSING = {"vae": "no autoencoder", "text_encoder": "no first text encoder"}  # 
 @dataclass(frozen=True)
 class SingleFile:
     """What a file holds. family: a key of FAMILIES. pipeline: what model_index.json would name. parts: its models, by
-    the names of their folders. scheduler: scheduler_config.json. notes: what in the file goes unused."""
+    the names of their folders. scheduler: scheduler_config.json. notes: what in the file goes unused. opened: its
+    tensors, where telling what it is took opening it."""
 
     header: Header
     family: str
@@ -43,6 +44,7 @@ class SingleFile:
     parts: Mapping[str, Part]
     scheduler: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    opened: Tensors | None = field(default=None, repr=False)
 
     @property
     def title(self) -> str:
@@ -99,7 +101,8 @@ class SingleFile:
 
         found = self.parts[part]
         prefix = FAMILIES[self.family].parts[part]
-        return found.config, OriginalTensors(open_tensors(self.header.path), prefix, found.pieces)
+        tensors = open_tensors(self.header.path) if self.opened is None else self.opened
+        return found.config, OriginalTensors(tensors, prefix, found.pieces)
 
 
 def is_original(path: Path) -> bool:
@@ -107,22 +110,37 @@ def is_original(path: Path) -> bool:
     return path.suffix == ".safetensors" and any(name.startswith(UNET) for name in read_header(path).shapes)
 
 
-def open_single_file(path: Path, *, prediction: str | None = None, betas: str | None = None) -> SingleFile:
+def open_single_file(
+    path: Path, *, allow_pickle: bool = False, prediction: str | None = None, betas: str | None = None
+) -> SingleFile:
     """Read what a file is. prediction, betas: what the user says of it (`prediction_type`, `beta_schedule`).
+    allow_pickle: a `.ckpt` is opened for its tensors, and for nothing else.
 
     Raises GencliError, in one line, for a broken file, for one whose keys fit no family or two, for parts that are
     missing or do not fit each other, for tensors that no table knows, and for SD 2 without a `prediction`.
     """
-    if find_pickles([path.name]):
+    opened = None
+    if not find_pickles([path.name]):
+        header = read_header(path)
+    elif allow_pickle:
+        header, opened = _unpickled(path)
+    else:
         raise GencliError(f"{path} is a pickle, not a .safetensors file", PICKLE_HINT)
-    header = read_header(path)
     try:
-        return _read(header, prediction, betas)
+        return _read(header, opened, prediction, betas)
     except GencliError as error:
         raise GencliError(f"{path}: {error.message}", error.hint) from None
 
 
-def _read(header: Header, prediction: str | None, betas: str | None) -> SingleFile:
+def _unpickled(path: Path) -> tuple[Header, Tensors]:
+    from gencli.checkpoints.tensors import open_tensors
+
+    tensors = open_tensors(path, allow_pickle=True)
+    shapes = {name: tensors.shape(name) for name in tensors}
+    return Header(path, shapes, {name: tensors.dtype(name) for name in tensors}), tensors
+
+
+def _read(header: Header, opened: Tensors | None, prediction: str | None, betas: str | None) -> SingleFile:
     key = recognise(header.shapes)
     family = FAMILIES[key]
     split, unknown, notes = _split(header.shapes, family)
@@ -137,10 +155,18 @@ def _read(header: Header, prediction: str | None, betas: str | None) -> SingleFi
     if unknown:
         raise GencliError(f"it has tensors that a {family.title} has not: {some(sorted(unknown))}")
     _check(key, family, header.shapes, parts)
-    scheduler = scheduler_config(header, key, predicts, betas)
+    scheduler = scheduler_config(header, key, predicts, betas, _alphas_cumprod(header, opened))
     channels = parts["unet"].config["in_channels"]
     pipeline = family.pipeline + PIPELINES.get(channels, "Pipeline")
-    return SingleFile(header, key, pipeline, parts, scheduler, tuple(notes))
+    return SingleFile(header, key, pipeline, parts, scheduler, tuple(notes), opened)
+
+
+def _alphas_cumprod(header: Header, opened: Tensors | None) -> Sequence[float] | None:
+    """The file's own ᾱ, where it has any."""
+    name = next((name for name in SCHEDULES if name in header.shapes), None)
+    if name is None or len(header.shapes[name]) != 1 or header.shapes[name][0] > 2**16:
+        return None
+    return header.numbers(name) if opened is None else opened.get(name).double().tolist()
 
 
 def _split(shapes: Shapes, family: Family) -> tuple[dict[str, dict[str, tuple[int, ...]]], list[str], list[str]]:

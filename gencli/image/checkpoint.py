@@ -146,7 +146,7 @@ def open_checkpoint(
     Raises GencliError for what is no picture checkpoint or not supported.
     """
     if source.kind == "file":
-        checkpoint = _of_class_file(source, allow_pickle) or _of_file(source, prediction, betas)
+        checkpoint = _of_class_file(source, allow_pickle) or _of_file(source, allow_pickle, prediction, betas)
     else:
         checkpoint = _of_folder(source, allow_pickle)
     if checkpoint.single is None:
@@ -174,12 +174,12 @@ def _of_class_file(source: Source, allow_pickle: bool) -> Checkpoint | None:
     return Checkpoint(source.name, path, family, parts, found.configs, {}, found.notes, labels=labels, files=files)
 
 
-def _of_file(source: Source, prediction: str | None, betas: str | None) -> Checkpoint:
+def _of_file(source: Source, allow_pickle: bool, prediction: str | None, betas: str | None) -> Checkpoint:
     """All parts in one file. Raises GencliError."""
     from gencli.checkpoints.single_file import open_single_file
 
     path = source.path
-    single = open_single_file(path, prediction=prediction, betas=betas)
+    single = open_single_file(path, allow_pickle=allow_pickle, prediction=prediction, betas=betas)
     family = FAMILIES.get(single.pipeline)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
@@ -214,7 +214,7 @@ def _of_folder(source: Source, allow_pickle: bool) -> Checkpoint:
     _check_architectures(folder, family, configs)
     labels = _labels(index.get("id2label"), folder / "model_index.json")
     notes = _notes(index)
-    more = {"allow_pickle": allow_pickle, "labels": labels, "index": index}
+    more: dict[str, Any] = {"allow_pickle": allow_pickle, "labels": labels, "index": index}
     return Checkpoint(source.name, folder, family, parts, configs, _defaults(folder), notes, **more)
 
 

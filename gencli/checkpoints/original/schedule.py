@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import struct
+from collections.abc import Sequence
 from typing import Any
 
 from gencli.checkpoints.header import Header
@@ -13,6 +13,7 @@ BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # What is written in safetensors' metadata by the ModelSpec standard → its name in diffusers
 MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
+SCHEDULES = ("alphas_cumprod", "model.alphas_cumprod")  # where a file has its ᾱ
 MARK, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that trainers of SDXL put beside the weights
 STABLE = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000}
 COMMON = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
@@ -38,19 +39,21 @@ def prediction_of(header: Header, family: str, given: str | None) -> str:
     return said or "epsilon"
 
 
-def scheduler_config(header: Header, family: str, prediction: str, betas: str | None) -> dict[str, Any]:
-    """scheduler_config.json as the folder of this model has it.
+def scheduler_config(
+    header: Header, family: str, prediction: str, betas: str | None, own: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """scheduler_config.json as the folder of this model has it. own: the file's own ᾱ, if it has them.
 
     Raises GencliError for a file whose own ᾱ are others, unless `betas` names the schedule to go by.
     """
     names = {"sd1": "PNDMScheduler", "sd2": "DDIMScheduler", "sdxl": "EulerDiscreteScheduler"}
-    config = {"_class_name": names[family], **STABLE, **COMMON, **(XL if family == "sdxl" else {})}
+    config: dict[str, Any] = {"_class_name": names[family], **STABLE, **COMMON, **(XL if family == "sdxl" else {})}
     config |= {"prediction_type": prediction, "trained_betas": None}
     if ZERO_SNR in header.shapes:  # Lin et al. 2023: the first step is the noisiest there is
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if betas is not None:
         config["beta_schedule"] = betas
-    elif own := _own(header):
+    elif own is not None:
         wanted = alphas_cumprod(config["beta_schedule"], zero_snr=ZERO_SNR in header.shapes)
         if len(own) != len(wanted) or max(abs(a - b) for a, b in zip(own, wanted, strict=True)) > TOLERANCE:
             raise GencliError(
@@ -79,18 +82,3 @@ def alphas_cumprod(betas: str, *, zero_snr: bool = False, count: int = 1000) -> 
 
 def _cosine(t: float) -> float:
     return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-
-def _own(header: Header) -> tuple[float, ...] | None:
-    """The file's own ᾱ, where it has them in a form that can be read."""
-    name = next((name for name in ("alphas_cumprod", "model.alphas_cumprod") if name in header.shapes), None)
-    letter = {"F32": "f", "F16": "e", "F64": "d"}.get(header.dtypes[name]) if name else None
-    if name is None or letter is None or len(header.shapes[name]) != 1:
-        return None
-    first, last = header.spans[name]
-    count = header.shapes[name][0]
-    if count > 2**16 or last - first != count * struct.calcsize(f"<{letter}"):
-        raise GencliError(f"{name} is {list(header.shapes[name])} in {last - first} bytes")
-    with header.path.open("rb") as stream:
-        stream.seek(first)
-        return struct.unpack(f"<{count}{letter}", stream.read(last - first))
