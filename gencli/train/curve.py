@@ -114,7 +114,7 @@ def picture(rows: Sequence[Row], scores: Sequence[str], unit: str, score_unit: s
     image = Image.new("RGB", (WIDTH * SCALE, PANEL * SCALE * len(panels)), "white")
     for number, panel in enumerate(panels):
         panel.draw(ImageDraw.Draw(image), PANEL * number, steps)
-    return image.resize((WIDTH, PANEL * len(panels)), Image.Resampling.LANCZOS)
+    return image.reduce(SCALE)
 
 
 @dataclass
@@ -189,8 +189,8 @@ def _points(rows: Sequence[Row], name: str) -> list[Point]:
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
-    """The mean over about a fiftieth of the run around each point, over less at the ends, so that nothing lags."""
-    half = len(points) // 100
+    """The mean over about a fifteenth of the run around each point, over less at the ends, so that nothing lags."""
+    half = len(points) // 30
     sums = [0.0, *itertools.accumulate(y for _, y in points)]
     smooth = []
     for index, (x, _) in enumerate(points):
