@@ -10,8 +10,9 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,22 @@ class Remote:
     sha256: str | None
 
 
+Choose = Callable[[Collection[str], layout.Read], list[str]]
+"""Which files of a repository are wanted, of all their names; may read the JSON files among them."""
+
+
 def download(
-    wanted: HubId, *, variant: str | None = None, progress: Progress | None = None, allow_pickle: bool = False
+    wanted: HubId,
+    *,
+    variant: str | None = None,
+    progress: Progress | None = None,
+    allow_pickle: bool = False,
+    choose: Choose | None = None,
 ) -> Path:
     """Fetch what is missing of a checkpoint's newest commit at `wanted`'s revision; the folder of the snapshot.
 
     variant: which weights where there are several, such as fp16. allow_pickle: fetch pickles where there are no
-    safetensors. `progress` is called with the repository's name, the
+    safetensors. choose: which files, if not those of a checkpoint. `progress` is called with the repository's name, the
     bytes so far and the bytes in all.
     Raises GencliError when the hub cannot be reached, does not have it or does not give it, and when gencli cannot open
     what is there; what was fetched stays for the next try.
@@ -52,7 +62,9 @@ def download(
     if reason := cache.offline_by_environment():
         raise GencliError(f"cannot fetch {wanted}: {reason} keeps gencli off the network")
     with library(wanted):
-        return _Download(wanted, progress).run(variant, allow_pickle)
+        return _Download(wanted, progress).run(
+            choose or partial(layout.choose, variant=variant, allow_pickle=allow_pickle)
+        )
 
 
 class _Download:
@@ -66,9 +78,9 @@ class _Download:
         self.folder = wanted.folder / "snapshots" / commit
         self.done = self.total = 0
 
-    def run(self, variant: str | None, allow_pickle: bool) -> Path:
+    def run(self, choose: Choose) -> Path:
         try:
-            names = layout.choose(self.remotes, self._read, variant, allow_pickle=allow_pickle)
+            names = choose(self.remotes, self._read)
         except GencliError as error:
             raise GencliError(f"{self.wanted}: {error.message}", error.hint) from None
         missing = [name for name in names if not (self.folder / name).is_file()]

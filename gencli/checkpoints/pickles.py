@@ -30,7 +30,7 @@ class PickledTensors(Tensors):
     """The tensors of `.bin` and `.pt` files, by name, memory-mapped where the file allows it."""
 
     def _open(self, file: Path) -> dict[str, Any]:
-        state = _last_table(_unpickle(file))
+        state = _last_table(unpickle(file))
         for key in WRAPPERS:
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]
@@ -63,10 +63,21 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
-def _unpickle(file: Path) -> Any:
-    """What a pickle holds. Raises GencliError for one that asks for anything but tensors, and for a broken one."""
+class ParameterTable(dict[str, Any]):
+    """Stands in for a torch.nn.ParameterDict: the parameters in it, and nothing of its code."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state.get("_parameters") or {} if isinstance(state, dict) else {})
+
+
+def unpickle(file: Path, *, tables: bool = False) -> Any:
+    """What a pickle holds. tables: a torch.nn.ParameterDict too, as a `ParameterTable`.
+
+    Raises GencliError for one that asks for anything but tensors, and for a broken one.
+    """
+    names: Any = [(ParameterTable, "torch.nn.modules.container.ParameterDict")] if tables else []
     try:
-        with file.open("rb") as stream, warnings.catch_warnings():
+        with file.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(names):
             warnings.simplefilter("ignore")  # of protocols
             mapped = stream.read(4) == ZIP
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -106,7 +106,9 @@ def chat(
     console: Console = ctx.obj
     stdout_bytes()  # fails now rather than after the work
     conversation = new_conversation(system, examples)
-    source = find(model, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
+    fetching: dict[str, Any] = {"offline": offline, "progress": show_download(console), "allow_pickle": allow_pickle}
+    source = find(model, **fetching)
+    adapters = [adapter.find(**fetching) for adapter in adapters]
     message = None if is_terminal(sys.stdin) else read_stdin()
     if message is not None and not message.strip():
         raise GencliError("stdin holds no message", "at a terminal `gencli chat` is a conversation")

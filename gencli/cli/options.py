@@ -95,8 +95,9 @@ Lora = Annotated[
     list[str] | None,
     typer.Option(
         "--lora",
-        metavar="PATH[:SCALE]",
-        help="Merge a LoRA adapter, a folder that peft wrote, into the weights (repeatable; default scale: 1).",
+        metavar="NAME[:SCALE]",
+        help="Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
+        "default scale: 1).",
         rich_help_panel=MODEL,
     ),
 ]

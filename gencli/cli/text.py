@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -164,7 +164,9 @@ def text(
     if chat and (echo or truncate):
         raise UsageError(f"{'--echo' if echo else '--truncate'} is for raw prompts, and this is a conversation")
     before = new_conversation(system, examples) if chat else None
-    source = find(model, offline=offline, progress=show_download(ctx.obj), allow_pickle=allow_pickle)
+    fetching: dict[str, Any] = {"offline": offline, "progress": show_download(ctx.obj), "allow_pickle": allow_pickle}
+    source = find(model, **fetching)
+    adapters = [adapter.find(**fetching) for adapter in adapters]
     output: PlainOutput | JsonOutput = JsonOutput(source.name, echo=echo) if json else PlainOutput(echo=echo, null=null)
     prompts = read_lines() if lines else iter([read_prompt(prompt or [])])
 
