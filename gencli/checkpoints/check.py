@@ -14,6 +14,7 @@ import torch
 
 from gencli.checkpoints import cache, layout
 from gencli.checkpoints.build import load
+from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.gguf import open_gguf
 from gencli.checkpoints.single_file import is_original, open_single_file
@@ -33,15 +34,15 @@ class Result:
     problems: tuple[str, ...]
 
 
-def check(source: Source, opened: Callable[[str], None] = lambda name: None) -> Result:
+def check(source: Source, opened: Callable[[str], None] = lambda name: None, *, allow_pickle: bool = False) -> Result:
     """Check all models of a checkpoint: names and shapes against the config, all numbers finite, files undamaged.
 
-    `opened` is called with the name of each tensor before it is read.
+    `opened` is called with the name of each tensor before it is read. allow_pickle: read tensors from pickles too.
     """
     count = 0
     problems: list[str] = []
     try:
-        places = [*_models(source)]
+        places = [*_models(source, allow_pickle)]
     except GencliError as error:
         return Result(0, (error.message,))
     for file, checksum in sorted({found for model in places for found in _hashed(model.path)}):
@@ -71,7 +72,7 @@ class _Model:
     open: Callable[[], tuple[Mapping[str, Any] | None, Tensors]]
 
 
-def _models(source: Source) -> Iterator[_Model]:
+def _models(source: Source, allow_pickle: bool) -> Iterator[_Model]:
     path = source.path
     if source.kind == "file" and path.suffix == ".gguf":
         yield _Model(path, lambda: open_gguf(path)[:2])
@@ -82,7 +83,11 @@ def _models(source: Source) -> Iterator[_Model]:
             yield _Model(path, partial(single.open, name))
         return
     if source.kind == "file":
-        yield _Model(path, partial(_open, path, path.parent))
+        if network := open_class_file(path, allow_pickle=allow_pickle):
+            for name in network.parts:
+                yield _Model(path, partial(network.open, name))
+        else:
+            yield _Model(path, partial(_open, path, path.parent, allow_pickle))
         return
     folder = source.path
     try:
@@ -91,11 +96,12 @@ def _models(source: Source) -> Iterator[_Model]:
         raise GencliError(f"{folder}: {error.message}", error.hint) from None
     for part in parts:
         if part.kind == "model":
-            yield _Model(folder / part.prefix, partial(_open, folder / part.prefix, folder / part.prefix))
+            place = folder / part.prefix
+            yield _Model(place, partial(_open, place, place, allow_pickle))
 
 
-def _open(path: Path, config_folder: Path) -> tuple[Mapping[str, Any] | None, Tensors]:
-    tensors = open_tensors(path)
+def _open(path: Path, config_folder: Path, allow_pickle: bool) -> tuple[Mapping[str, Any] | None, Tensors]:
+    tensors = open_tensors(path, allow_pickle=allow_pickle)
     config = config_folder / "config.json"
     return read_json(config) if config.is_file() else None, tensors
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli.checkpoints import cache, layout
+from gencli.checkpoints.class_file import ClassFile, open_class_file, shapes_of
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.header import read_header
 from gencli.checkpoints.single_file import SingleFile, is_original, open_single_file
@@ -20,7 +21,7 @@ from gencli.models import ARCHITECTURES, PALETTES
 CARD_LIMIT = 2**16  # bytes of a model card that are read
 # Masks and tables that older files hold beside the parameters.
 BUFFERS = re.compile(r"(.*\.)?(attn\.bias|masked_bias|position_ids|rotary_emb\.inv_freq)")
-PARTS_ALONE = {"clip_text_model"}  # `model_type`s that are a part of other models
+PARTS_ALONE = {"clip_text_model", "ldmbert"}  # `model_type`s that are a part of other models
 KINDS = {"clip": "score", **dict.fromkeys(PALETTES, "image")}  # and those that are whole, but no language models
 
 
@@ -64,10 +65,13 @@ class Description:
         return sum(counts) if counts else None
 
 
-def describe(source: Source) -> Description:
-    """Read what a checkpoint says of itself. What is wrong with it is told in `problem`, not raised."""
+def describe(source: Source, *, allow_pickle: bool = False) -> Description:
+    """Read what a checkpoint says of itself. What is wrong with it is told in `problem`, not raised.
+
+    allow_pickle: also count what lies in pickles (with torch).
+    """
     if source.kind == "file":
-        return _describe_file(source)
+        return _describe_file(source, allow_pickle)
     folder = source.path
     files = cache.files(folder)
 
@@ -85,7 +89,7 @@ def describe(source: Source) -> Description:
         elif family not in ARCHITECTURES:
             problem = f"unknown architecture {family!r}"
         for part in layout.parts(files, read):
-            components.append(_component(folder, files, part))
+            components.append(_component(folder, files, part, allow_pickle))
     except GencliError as error:
         problem = problem or error.message
     card = _licence(folder / layout.CARD)
@@ -94,17 +98,36 @@ def describe(source: Source) -> Description:
     )
 
 
-def _describe_file(source: Source) -> Description:
+def _describe_file(source: Source, allow_pickle: bool) -> Description:
     files = {source.path.name: source.path.stat().st_size}
     try:
         if source.path.suffix == ".gguf":
             return _describe_gguf(source, files)
-        parameters, dtypes = _count(source.path)
+        parameters, dtypes = _count(source.path, allow_pickle)
         if is_original(source.path):
             return _describe_single(source, files, parameters, dtypes)
+        whole = (Component("", "", parameters, dtypes),)
+        try:
+            network = open_class_file(source.path, allow_pickle=allow_pickle)
+        except GencliError as error:
+            return Description(source.name, "image", "", source.path, files, whole, problem=error.message)
+        if network is not None:
+            return _describe_network(source, network, files, parameters, dtypes)
     except GencliError as error:
         return Description(source.name, "other", "", source.path, files, problem=error.message)
-    return Description(source.name, "part", "", source.path, files, (Component("", "", parameters, dtypes),))
+    return Description(source.name, "part", "", source.path, files, whole)
+
+
+def _describe_network(
+    source: Source, network: ClassFile, files: Mapping[str, int], parameters: int, dtypes: tuple[str, ...]
+) -> Description:
+    """One network in a file of its own code."""
+    kind = "image" if network.pipeline else "part"
+    family = network.pipeline or next(str(part.config["_class_name"]) for part in network.parts.values())
+    (name, part), *_ = network.parts.items()
+    found = Component(name, str(part.config["_class_name"]), parameters, dtypes, part.config)
+    config = {"model": network.title}
+    return Description(source.name, kind, family, source.path, files, (found,), config=config)
 
 
 def _describe_single(source: Source, files: Mapping[str, int], parameters: int, dtypes: tuple[str, ...]) -> Description:
@@ -161,7 +184,7 @@ def _kind(config: Mapping[str, Any], files: Mapping[str, int]) -> tuple[str, str
     return ("part" if family in PARTS_ALONE or "model_type" not in config else "text"), family
 
 
-def _component(folder: Path, files: Mapping[str, int], part: layout.Part) -> Component:
+def _component(folder: Path, files: Mapping[str, int], part: layout.Part, allow_pickle: bool) -> Component:
     def read(name: str) -> Mapping[str, Any]:
         return read_json(folder / name)
 
@@ -172,16 +195,19 @@ def _component(folder: Path, files: Mapping[str, int], part: layout.Part) -> Com
         config = read(f"{part.prefix}scheduler_config.json")
         return Component(part.name, str(config.get("_class_name") or ""), config=config)
     config = read(f"{part.prefix}config.json")
-    counts = [
-        _count(folder / file) for file in layout.weights(files, read, part.prefix) if file.endswith(".safetensors")
-    ]
+    weights = layout.weights(files, read, part.prefix, allow_pickle=allow_pickle)
+    counts = [_count(folder / file, allow_pickle) for file in weights if not file.endswith(".json")]
     dtypes = tuple(sorted({dtype for _, found in counts for dtype in found}))
     family = str(config.get("model_type") or config.get("_class_name") or "")
     return Component(part.name, family, sum(number for number, _ in counts), dtypes, config)
 
 
-def _count(file: Path) -> tuple[int, tuple[str, ...]]:
-    """Parameters of a safetensors file, and their dtypes as it writes them. Raises GencliError for a broken header."""
+def _count(file: Path, allow_pickle: bool) -> tuple[int, tuple[str, ...]]:
+    """Parameters of a file, and their dtypes as safetensors writes them. Raises GencliError for a broken one."""
+    if layout.find_pickles([file.name]):
+        shapes, tensors = shapes_of(file, allow_pickle=allow_pickle)
+        kept = {name for name in shapes if not BUFFERS.fullmatch(name)}
+        return sum(math.prod(shapes[name]) for name in kept), tuple({tensors.dtype(name) for name in kept if tensors})
     header = read_header(file)
     kept = {name for name in header.shapes if not BUFFERS.fullmatch(name)}
     return header.count(kept), tuple({header.dtypes[name] for name in kept})

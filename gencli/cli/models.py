@@ -93,6 +93,7 @@ def list_(
 def show(
     ctx: typer.Context,
     name: Name,
+    allow_pickle: options.AllowPickle = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     color: options.Color = options.When.auto,
@@ -102,8 +103,8 @@ def show(
     from gencli.checkpoints.describe import describe
 
     source = find(name, offline=True)
-    what = judge(source, describe(source))
-    defaults = default_settings(source, what)
+    what = judge(source, describe(source, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+    defaults = default_settings(source, what, allow_pickle=allow_pickle)
     if json:
         write_object(output.everything(source, what, defaults))
     else:
@@ -127,6 +128,7 @@ def pull(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    allow_pickle: options.AllowPickle = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     color: options.Color = options.When.auto,
@@ -144,13 +146,13 @@ def pull(
     if wanted is None or "/" not in wanted.repo:
         raise UsageError(f"{id!r} is no id of the hub", "one looks like openai-community/gpt2")
     folder = cache.snapshot(wanted)
-    if folder is not None and is_whole(folder) and not update and variant is None:
+    if folder is not None and is_whole(folder, allow_pickle=allow_pickle) and not update and variant is None:
         console.note(f"{wanted} is here already; --update looks for something newer")
     else:
         from gencli.checkpoints.hub import download
 
         console.progress(f"looking for {wanted}")
-        folder = download(wanted, variant=variant, progress=show_download(console))
+        folder = download(wanted, variant=variant, progress=show_download(console), allow_pickle=allow_pickle)
         console.clear()
     if json:
         files = cache.files(folder)
@@ -171,6 +173,7 @@ def pull(
 def check(
     ctx: typer.Context,
     name: Name,
+    allow_pickle: options.AllowPickle = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     color: options.Color = options.When.auto,
@@ -182,8 +185,10 @@ def check(
     console.progress(f"opening {source.name}")
     from gencli.checkpoints.check import check as check_weights
 
-    result = check_weights(source, opened=lambda tensor: console.progress(f"checking {tensor}"))
-    others = small_problems(source, weights_are_fine=not result.problems)
+    result = check_weights(
+        source, opened=lambda tensor: console.progress(f"checking {tensor}"), allow_pickle=allow_pickle
+    )
+    others = small_problems(source, weights_are_fine=not result.problems, allow_pickle=allow_pickle)
     problems = list(dict.fromkeys([*result.problems, *others]))
     console.clear()
     if json:

@@ -14,7 +14,9 @@ from gencli.files import read_json
 from gencli.models import PALETTES
 
 
-def judge(source: Source, what: Description, prediction: str | None = None) -> Description:
+def judge(
+    source: Source, what: Description, prediction: str | None = None, *, allow_pickle: bool = False
+) -> Description:
     """The description, with what the picture recipe has against it; `prediction` as its option. No torch."""
     if what.kind != "image" or what.problem:
         return what
@@ -25,20 +27,22 @@ def judge(source: Source, what: Description, prediction: str | None = None) -> D
         if what.family in PALETTES:
             open_palette(source)
         else:
-            open_checkpoint(source, prediction=prediction)
+            open_checkpoint(source, prediction=prediction, allow_pickle=allow_pickle)
     except GencliError as error:
         return dataclasses.replace(what, problem=error.message)
     return what
 
 
-def default_settings(source: Source, what: Description) -> dict[str, Any]:
+def default_settings(source: Source, what: Description, *, allow_pickle: bool = False) -> dict[str, Any]:
     """What holds for this checkpoint when the command line says nothing."""
     if what.problem:
         return {}
     try:
         if what.family in PALETTES:
             return _of_palette(source)
-        return _of_text(source.path) if what.kind == "text" else _of_image(source) if what.kind == "image" else {}
+        if what.kind == "image":
+            return _of_image(source, allow_pickle)
+        return _of_text(source.path) if what.kind == "text" else {}
     except GencliError:
         return {}  # `check` says what is wrong
 
@@ -50,11 +54,11 @@ def _of_text(folder: Path) -> dict[str, Any]:
     return {name: getattr(resolved, name) for name in BUILT_IN}
 
 
-def _of_image(source: Source) -> dict[str, Any]:
+def _of_image(source: Source, allow_pickle: bool) -> dict[str, Any]:
     from gencli.image.checkpoint import open_checkpoint
     from gencli.image.defaults import built_in
 
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     scheduler = {key: checkpoint.configs["scheduler"].get(key) for key in ("prediction_type", "timestep_spacing")}
     named = {"prediction": scheduler["prediction_type"], "spacing": scheduler["timestep_spacing"]}
@@ -76,9 +80,10 @@ def _generation_config(folder: Path) -> Mapping[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def small_problems(source: Source, *, weights_are_fine: bool) -> Iterator[str]:
+def small_problems(source: Source, *, weights_are_fine: bool, allow_pickle: bool = False) -> Iterator[str]:
     """What is wrong beside the weights: config, tokenizer, scheduler, settings."""
-    what = judge(source, describe(source), _any_prediction(source))
+    what = describe(source, allow_pickle=allow_pickle)
+    what = judge(source, what, _any_prediction(source), allow_pickle=allow_pickle)
     if what.problem and weights_are_fine:  # else it has been said in other words
         yield what.problem
     try:
@@ -95,7 +100,7 @@ def small_problems(source: Source, *, weights_are_fine: bool) -> Iterator[str]:
             from_settings(read_settings(source.path), CLIP, str(source.path / FILE))
             load_tokenizer(source.path)
         elif what.kind == "image" and what.family not in PALETTES and not what.problem:
-            _open_image(source)
+            _open_image(source, allow_pickle)
     except GencliError as error:
         yield error.message
 
@@ -105,13 +110,13 @@ def _any_prediction(source: Source) -> str | None:
     return "epsilon" if source.kind == "file" else None
 
 
-def _open_image(source: Source) -> None:
+def _open_image(source: Source, allow_pickle: bool) -> None:
     """Raises GencliError for what the picture recipe would stumble over before its weights."""
     from gencli.image.checkpoint import open_checkpoint
     from gencli.image.request import ImageRequest
     from gencli.image.settings import resolve
 
-    checkpoint = open_checkpoint(source, prediction=_any_prediction(source))
+    checkpoint = open_checkpoint(source, prediction=_any_prediction(source), allow_pickle=allow_pickle)
     for part in checkpoint.parts:
         if part.startswith("tokenizer"):
             checkpoint.tokenizer(part)
