@@ -5,16 +5,25 @@ The names are written here once more, the other way round and without gencli's t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gencli.checkpoints.find import Source
+from gencli.image.checkpoint import open_checkpoint
+from gencli.image.generate import Picture, generate
+from gencli.image.pipeline import load
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
 from tests.tiny_image import (
     SCHEDULER,
     UNET,
@@ -257,6 +266,40 @@ def write_original(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(whole, file, {"format": "pt", **(metadata or {})})
     return file
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Largest differences from diffusers, which opens the same file: of any weight, and of a picture (of 255)."""
+
+    component: float
+    picture: int
+
+
+def measure(folder: Path, file: Path, kind: str, prediction: str | None = None) -> Measured:
+    """Open a file here and with diffusers' own converter, and draw a picture of 96×64 in three steps with each.
+
+    folder: the same checkpoint in diffusers' layout, of which diffusers takes the configs.
+    """
+    pipe = getattr(diffusers, CLASSES[kind]).from_single_file(str(file), config=str(folder), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    call = {"negative_prompt": "blue dog", "num_inference_steps": 3, "guidance_scale": 5.0, "width": 96, "height": 64}
+    theirs = pipe("a red apple on the sun", generator=torch.Generator().manual_seed(3), **call).images[0]
+    checkpoint = open_checkpoint(Source(file.name, file, "file"), prediction=prediction)
+    largest = 0.0
+    for part in checkpoint.single.parts:
+        _, tensors = checkpoint.open(part)
+        for name, tensor in getattr(pipe, part).state_dict().items():
+            ours = tensors.get(name if name in tensors else f"text_model.{name}")
+            largest = max(largest, (ours - tensor).abs().max().item())
+    request = ImageRequest(
+        prompt="a red apple on the sun", negative="blue dog", seed=3, steps=3, guidance=5.0, width=96, height=64
+    )
+    events = generate(load(checkpoint, device="cpu"), resolve(request, checkpoint))
+    ours = next(event.image for event in events if isinstance(event, Picture))
+    apart = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int))
+    return Measured(largest, int(apart.max()))
 
 
 def write_header(
