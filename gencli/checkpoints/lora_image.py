@@ -79,7 +79,9 @@ class ImageLora:
 
     def plan(self, part: str, model: nn.Module, changes: dict[str, Change]) -> None:
         """Add to `changes` what this file does to a part. Raises GencliError for what does not fit it."""
-        modules, names = self.modules.get(part, {}), known_names(part, model)
+        if not (modules := self.modules.get(part)):
+            return
+        names = known_names(part, model)
         if lost := [module for module in modules if module not in names]:
             count = f"{len(lost)} of {len(modules)} modules" if len(modules) > 1 else "its module"
             raise GencliError(

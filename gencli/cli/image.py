@@ -13,6 +13,7 @@ import typer
 
 from gencli import devices, stopping
 from gencli.checkpoints.find import Source, find
+from gencli.cli import image_additions as a
 from gencli.cli import image_classifier as k
 from gencli.cli import image_controls as c
 from gencli.cli import image_options as o
@@ -51,6 +52,8 @@ def image(
     lines: o.Lines = False,
     from_file: o.From = None,
     truncate: o.Truncate = None,
+    weighted: a.Weighted = False,
+    embedding: a.Embedding = None,
     size: o.Size = None,
     width: o.Width = None,
     height: o.Height = None,
@@ -96,6 +99,7 @@ def image(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     offline: options.Offline = False,
+    lora: a.Lora = None,
     allow_pickle: options.AllowPickle = False,
     vae_tiling: o.VaeTiling = False,
     seed: options.Seed = None,
@@ -126,6 +130,7 @@ def image(
     many = several and not request.grid
     sink = image_sinks.plan(output, format, many=many, json=json, metadata=not no_metadata)
     animation = image_sinks.animation(gif, many=several)
+    additions = a.Additions.of(request)
     _hints(console, negative)
     find_it = partial(find, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
     if from_file is not None and "model" not in _given(ctx):
@@ -133,6 +138,8 @@ def image(
     else:
         source = find_it(request.model)
     clip_source = _clip(request, from_file if request.clip != clip else None, find_it)
+    fetching: dict[str, Any] = {"offline": offline, "progress": show_download(console), "allow_pickle": allow_pickle}
+    additions = additions.find(from_file, _given(ctx), **fetching)
     pictures = _open(request.init), _open(request.mask)
     foreign = from_file is not None and "control" not in _given(ctx)
     of_file = partial(_model_of_file, from_file or "", option="--control")
@@ -162,6 +169,7 @@ def image(
         clip=clip_source,
         controls=controls,
         classifier=classifier_source,
+        additions=additions,
     ).run(device=device, threads=threads, allow_pickle=allow_pickle)
 
 

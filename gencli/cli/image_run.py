@@ -10,9 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from gencli import devices
+from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
 from gencli.cli.files import check_folder, write_over
+from gencli.cli.image_additions import Additions, say_slips
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
@@ -52,6 +54,7 @@ class Run:
         clip: Source | None = None,
         controls: Sequence[tuple[Source, Image.Image]] = (),
         classifier: Source | None = None,
+        additions: Additions = Additions(),
     ):
         self.console, self.source, self.request, self.sink = console, source, request, sink
         self.init, self.mask = started_from
@@ -63,6 +66,7 @@ class Run:
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
         self.sheet: list[Made] = []  # what the grid will hold
         self.clip, self.controls, self.classifier = clip, controls, classifier
+        self.additions = additions
         self.best: Best | None = None
         self.clock = Clock()
 
@@ -112,7 +116,16 @@ class Run:
             self.console.note(f"the negative prompt says nothing at --cfg-scale {request.guidance:g}")
         opened = [(open_control(source, checkpoint), picture) for source, picture in self.controls]
         self.console.progress(f"loading {checkpoint.name}")
-        pipeline = load(checkpoint, device=device, dtype=request.dtype or "auto")
+        embeddings = [read_embedding(file, allow_pickle=allow_pickle) for file in self.additions.embeddings]
+        if self.prompts is None:
+            say_slips(request, [embedding.word for embedding in embeddings], self.console.note)
+        pipeline = load(
+            checkpoint,
+            device=device,
+            dtype=request.dtype or "auto",
+            loras=self.additions.loras,
+            embeddings=embeddings,
+        )
         controls = [(control.load(pipeline, allow_pickle=allow_pickle), picture) for control, picture in opened]
         return pipeline, generate(pipeline, request, self.prompts, init=self.init, mask=self.mask, controls=controls)
 
