@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
     "n_head": 4,
     "n_inner": None,
     "n_layer": 3,
-    "n_positions": 64,
+    "n_positions": 36,
     "reorder_and_upcast_attn": False,
     "resid_pdrop": 0.1,
     "scale_attn_by_inverse_layer_idx": False,
@@ -37,7 +37,7 @@ CONFIG: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 25,
 }
-COLOURS, SIDE = 24, 8
+COLOURS, SIDE = 24, 6
 
 
 def clusters() -> np.ndarray:
@@ -49,7 +49,7 @@ def clusters() -> np.ndarray:
 def make_imagegpt(
     folder: Path, *, old: bool = True, pickle: bool = False, **changes: Any
 ) -> tuple[ImageGPTForCausalImageModeling, ImageGPTImageProcessorPil]:
-    """An iGPT of 8×8 pictures in 24 colours; the reference model in float32, and its processor of pictures.
+    """An iGPT of 6×6 pictures in 24 colours; the reference model in float32, and its processor of pictures.
 
     old: with the masks and settings of the hub's file, else as transformers saves today. pickle: as a .bin alone.
     """
@@ -57,9 +57,9 @@ def make_imagegpt(
     torch.manual_seed(60)
     model = ImageGPTForCausalImageModeling(ImageGPTConfig(**config))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # its own start is so small that all colours are alike
-            parameter *= 8 if parameter.ndim > 1 and "lm_head" not in name else 1
-        model.lm_head.weight *= 10
+        for parameter in model.parameters():  # its own start is so small that all colours are alike
+            parameter *= 8 if parameter.ndim > 1 else 1
+        model.transformer.wpe.weight *= 4
     randomise(model, 61)
     model.save_pretrained(folder)
     file = folder / "model.safetensors"

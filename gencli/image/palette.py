@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "image_mean": 0.5,
     "image_std": 0.5,
 }
-COLOUR_LIMIT, PIXEL_LIMIT = 2**16, 2**16
+COLOUR_LIMIT, PIXEL_LIMIT = 2**14, 2**16
 BLOCK = 2**22  # distances at once
 
 

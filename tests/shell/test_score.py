@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gencli.__main__ import main
 from gencli.checkpoints.find import Source
 from gencli.image.score import open_scorer
 from tests.shell.process import gencli, on_terminal, shell
 from tests.tiny_clip import make_clip, make_pictures
+from tests.tiny_image import make_stable_diffusion
 
 TEXT = "red apple"
 
@@ -45,20 +44,6 @@ def cosines(root):
 @pytest.fixture(autouse=True)
 def inside(root, monkeypatch):
     monkeypatch.chdir(root)
-    monkeypatch.delenv("GENCLI_CLIP_MODEL", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture
-def run(capfdbinary):
-    """gencli in this process, where torch is there already, for what needs no process of its own."""
-
-    def run(*args):
-        code = main([str(arg) for arg in args])
-        out, err = capfdbinary.readouterr()
-        return subprocess.CompletedProcess(args, code, out, err)
-
-    return run
 
 
 def rows(done):
@@ -66,11 +51,11 @@ def rows(done):
     return [line.split("\t") for line in done.stdout.decode().splitlines()]
 
 
-def test_a_line_for_each_picture(cosines):
+def test_a_line_for_each_picture(cosines, run):
     done = gencli("score", TEXT, "0.png", "1.png", "2.png", "3.png", "-m", "clip", "--batch", 3)
     assert rows(done) == [[f"{value:.4f}", f"{i}.png"] for i, value in enumerate(cosines[:, 0])]
     assert done.stderr == b""
-    again = gencli("score", TEXT, "0.png", "1.png", "2.png", "3.png", "--sort", GENCLI_CLIP_MODEL="clip")
+    again = run("score", TEXT, "0.png", "1.png", "2.png", "3.png", "--sort", GENCLI_CLIP_MODEL="clip")
     best = cosines[:, 0].argsort(descending=True)
     assert rows(again) == [[f"{cosines[i, 0]:.4f}", f"{i}.png"] for i in best]
 
@@ -190,3 +175,98 @@ def test_it_is_described_and_checked(run):
     assert (shown["kind"], shown["family"], shown["problem"]) == ("score", "clip", None)
     done = run("models", "check", "./clip")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def drawn(root):
+    """Four small pictures of one prompt, made one by one: (scores, files), by their seeds from 5 on."""
+    make_stable_diffusion(root / "sd")
+    scorer = open_scorer(Source("clip", root / "clip", "folder"), device="cpu")
+    text = scorer.texts([TEXT])[0]
+    done = gencli("image", TEXT, "--count", 4, *DRAW, "-o", root / "each-{seed}.png", "-m", root / "sd")
+    assert done.returncode == 0, done.stderr
+    scores = {}
+    for seed in range(5, 9):
+        with Image.open(root / f"each-{seed}.png") as picture:
+            scores[seed] = float(scorer.pictures([scorer.prepare(picture)])[0] @ text)
+    return scores
+
+
+DRAW = ("--steps", 2, "--size", "64x64", "--seed", 5)
+BEST = ("image", TEXT, "-m", "sd", "--count", 4, *DRAW)
+
+
+def pixels(name):
+    with Image.open(name) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_best(drawn, run):
+    best = sorted(drawn, key=lambda seed: -drawn[seed])[:2]
+    done = run(*BEST, "--best", 2, "--clip", "clip", "-o", "best-{seed}.png", "--json", "--gif", "best-{seed}.gif")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["path"] for row in found] == [f"best-{seed}.png" for seed in best]
+    assert [row["index"] for row in found] == [seed - 5 for seed in best]
+    for row, seed in zip(found, best, strict=True):
+        assert row["score"] == pytest.approx(drawn[seed], abs=1e-4)
+        assert not {"best", "clip"} & set(row) and row["count"] == 1
+        np.testing.assert_array_equal(pixels(row["path"]), pixels(f"each-{seed}.png"))
+    told = ", ".join(f"{row['score']:.4f} (seed {row['seed']})" for row in found)
+    assert done.stderr.decode() == f"note: the best 2 of 4 by clip: {told}\n"
+    assert sorted(name for name in os.listdir() if name.startswith("best-")) == sorted(
+        f"best-{seed}.{kind}" for seed in best for kind in ("png", "gif")
+    )
+    again = run("image", "--from", found[0]["path"], "-o", "again.png")  # alone, and without a CLIP
+    assert again.returncode == 0, again.stderr
+    np.testing.assert_array_equal(pixels("again.png"), pixels(found[0]["path"]))
+
+
+def test_the_one_best_goes_into_a_pipe(drawn):
+    best = max(drawn, key=drawn.get)
+    done = gencli(*BEST, "--best", 1, "-q", "--batch", 2, GENCLI_CLIP_MODEL="clip")
+    assert done.returncode == 0 and done.stderr == b""
+    with open("one.png", "wb") as file:
+        file.write(done.stdout)
+    assert np.abs(pixels("one.png").astype(int) - pixels(f"each-{best}.png")).max() <= 1  # --batch may round otherwise
+
+
+def test_the_best_of_each_line(drawn):
+    """Of every prompt its own best; the second has other seeds."""
+    args = (*BEST[:1], *BEST[2:], "--lines", "--best", 1, "--clip", "clip", "-o", "line-{index}.png", "--json")
+    done = gencli(*args, stdin=b"red apple\nblue dog\n")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["prompt"] for row in found] == [TEXT, "blue dog"]
+    assert found[0]["seed"] == max(drawn, key=drawn.get) and 9 <= found[1]["seed"] <= 12
+    assert done.stderr.count(b"note: the best 1 of 4 by clip") == 2
+
+
+def test_a_grid_of_the_best_is_made_again_from_what_it_says(drawn, run):
+    best = sorted(drawn, key=lambda seed: -drawn[seed])[:2]
+    done = run(*BEST, "--best", 2, "--clip", "clip", "--grid", "-o", "grid.png", "--json")
+    row = json.loads(done.stdout)
+    assert (row["best"], row["count"], row["seed"], row["clip"]) == (2, 4, 5, "clip")
+    assert row["scores"] == [pytest.approx(drawn[seed], abs=1e-4) for seed in best]
+    sheet = pixels("grid.png")
+    for column, seed in enumerate(best):
+        np.testing.assert_array_equal(sheet[:, 64 * column : 64 * (column + 1)], pixels(f"each-{seed}.png"))
+    assert run("image", "--from", "grid.png", "-o", "grid2.png").returncode == 0
+    np.testing.assert_array_equal(pixels("grid2.png"), sheet)
+
+
+def test_best_needs_a_clip_a_prompt_and_enough_pictures(drawn, run):
+    for args, code, message in [
+        ((TEXT, "--count", 4, "--best", 2), 2, "--best without --clip: there is nothing to find the best by"),
+        ((TEXT, "--count", 4, "--best", 5, "--clip", "clip"), 2, "--best 5 of --count 4"),
+        ((TEXT, "--best", 0, "--clip", "clip"), 2, "--best 0"),
+        (("--count", 4, "--best", 2, "--clip", "clip"), 2, "--best without a prompt"),
+        ((TEXT, "--clip", "clip"), 2, "--clip is for --best"),
+        ((TEXT, "--count", 4, "--best", 2, "--clip", "./none"), 1, "no model './none'"),
+        ((TEXT, "--count", 4, "--best", 2, "--clip", "stories"), 1, "no CLIP that compares texts with pictures"),
+        (("apple " * 76, "--count", 2, "--best", 1, "--clip", "clip"), 1, "reads at most 75"),
+    ]:
+        done = run("image", *args, "-m", "sd", *DRAW, "-o", "error-{seed}.png")
+        assert (done.returncode, done.stdout) == (code, b""), (args, done.stderr)
+        assert message in done.stderr.decode(), (args, done.stderr)
+    assert not [name for name in os.listdir() if name.startswith("error")]
