@@ -42,6 +42,8 @@ FULL = ImageRequest(
     vae_tiling=True,
     dtype="float32",
     model="./models/tiny, one",
+    classifier="64x64_classifier.pt",
+    classifier_scale=2.5,
 )
 
 

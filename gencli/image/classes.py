@@ -47,21 +47,19 @@ class Classes:
                 f"no class {prompt[:60]!r}: this checkpoint has no names of its classes",
                 f"give a number, 0 to {self.count - 1}",
             )
-        known = self._by_name()
-        found = known.get(wanted, [])
+        found = sorted(number for number, names in self.names.items() if wanted in _plain_names(names))
         if len(found) > 1:
             raise UsageError(f"{prompt!r} is the name of several classes", f"say {' or '.join(map(str, found))}")
         if not found:
-            raise UsageError(f"no class {prompt[:60]!r}", f"the nearest are {', '.join(_nearest(wanted, list(known)))}")
+            raise UsageError(f"no class {prompt[:60]!r}", f"the nearest are {', '.join(self._nearest(wanted))}")
         return found[0]
 
-    def _by_name(self) -> dict[str, list[int]]:
-        """Plain name → its classes; what stands between commas is a name, and all of it together too."""
-        known: dict[str, list[int]] = {}
-        for number, names in self.names.items():
-            for name in {_plain(one) for one in [*names.split(","), names]} - {""}:
-                known.setdefault(name, []).append(number)
-        return known
+    def _nearest(self, wanted: str) -> list[str]:
+        """Names that hold what was wanted, then those that are written most alike."""
+        known = {_plain(name): name.strip() for names in self.names.values() for name in names.split(",")}
+        holding = sorted((name for name in known if wanted in name), key=len)
+        alike = difflib.get_close_matches(wanted, known, n=NEAREST, cutoff=0.0)
+        return [known[name] for name in dict.fromkeys([*holding, *alike])][:NEAREST]
 
     def _wanted(self) -> str:
         return f"{'a class by its name, or ' if self.names else ''}a number from 0 to {self.count - 1}"
@@ -97,8 +95,6 @@ def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-def _nearest(wanted: str, known: list[str]) -> list[str]:
-    """Names that hold what was wanted, then those that are written most alike."""
-    holding = sorted((name for name in known if wanted in name), key=len)
-    alike = difflib.get_close_matches(wanted, known, n=NEAREST, cutoff=0.0)
-    return list(dict.fromkeys([*holding, *alike]))[:NEAREST]
+def _plain_names(names: str) -> set[str]:
+    """What stands between commas is a name, and all of it together too."""
+    return {_plain(one) for one in [*names.split(","), names]}

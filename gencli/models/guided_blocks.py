@@ -58,6 +58,8 @@ class GuidedConfig:
         check_ints(self, {"image_size": 2**13, "model_channels": 2**12, "in_channels": 1024, "out_channels": 2**16})
         check_ints(self, {"num_res_blocks": 16, "num_heads": 2**10, "attention_resolutions": 2**12})
         check_numbers(self, {"dropout": (0.0, 1.0)})
+        if not isinstance(self.attention_resolutions, tuple):
+            raise GencliError(f"attention_resolutions = {self.attention_resolutions!r:.80} is no list")
         check_flags(self)
         if self.num_head_channels != -1:
             check_ints(self, {"num_head_channels": 2**12})

@@ -293,7 +293,7 @@ def test_names_of_classes_beside_the_file(tmp_path):
         (FLAGS | {"noise_schedule": "sqrt"}, {}, "noise_schedule = 'sqrt'"),
         (FLAGS | {"diffusion_steps": "many"}, {}, "diffusion_steps"),
         (FLAGS | {"num_head_channels": 24}, {}, "do not come out even"),
-        (FLAGS | {"image_size": "large"}, {}, "image_size"),
+        (FLAGS | {"image_size": "large"}, {}, "is no size of a picture"),
         (FLAGS, {"inputs": 6}, "an upsampler"),
         (FLAGS | {"id2label": {"7": "x"}}, {"classes": 5}, "names a class 7"),
     ],

@@ -70,7 +70,10 @@ def _config(shapes: Shapes, layers: int) -> dict[str, Any]:
     if width not in HEADS:
         known = ", ".join(str(one) for one in HEADS)
         raise GencliError(f"a DiT {width} wide: its heads of attention are not known", f"gencli knows those of {known}")
-    places = math.isqrt(sizes(shapes, "pos_embed", 3)[1])
+    count = sizes(shapes, "pos_embed", 3)[1]
+    places = math.isqrt(count)
+    if places**2 != count:
+        raise GencliError(f"it has positions of {count} patches, which are no square")
     return {
         "_class_name": "DiTTransformer2DModel",
         "attention_head_dim": width // HEADS[width],

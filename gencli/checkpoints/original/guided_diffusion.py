@@ -76,6 +76,9 @@ def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
         raise GencliError(f"{stem}.json: not supported: {', '.join(sorted(unknown))[:200]}")
     if "image_size" not in beside or not any(name in beside for name in HEADS[:2]):
         raise GencliError(f"{stem}.json must say image_size, and num_heads or num_head_channels")
+    size = beside["image_size"]
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 2**13:
+        raise GencliError(f"{stem}.json: image_size = {size!r:.80} is no size of a picture")
     return beside
 
 
@@ -135,6 +138,8 @@ def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dic
 def _encoder_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
     """What the UNet and the classifier have in common."""
     width = sizes(shapes, "time_embed.0.weight", 2)[1]
+    if not width:
+        raise GencliError("time_embed.0.weight is empty")
     levels = _levels(shapes, flags)
     attended = [1 << level for level, blocks in enumerate(levels) if f"{blocks[0]}.1.qkv.weight" in shapes]
     widths = [sizes(shapes, f"{blocks[0]}.0.out_layers.3.weight", 4)[0] for blocks in levels]
@@ -184,5 +189,5 @@ def _length(shapes: Shapes, flags: Mapping[str, Any], count: int) -> int:
     if "out.2.positional_embedding" not in shapes:
         raise GencliError("its classifier does not say its depth", "write classifier_depth into the JSON beside it")
     side = math.isqrt(max(sizes(shapes, "out.2.positional_embedding", 2)[1] - 1, 1))
-    levels = int(flags["image_size"] / side).bit_length()  # 2^(levels − 1) places a side of the picture for each here
+    levels = (flags["image_size"] // side).bit_length()  # 2^(levels − 1) places a side of the picture for each here
     return count // max(levels, 1)
