@@ -18,6 +18,7 @@ from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.image.classes import Classes, classes_of, read_names
 from gencli.image.families import FAMILIES, Family
+from gencli.models import stands_for
 
 if TYPE_CHECKING:
     from gencli.checkpoints.class_file import ClassFile
@@ -258,7 +259,7 @@ def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Map
     for name, known in family.parts.items():
         if known is not None and name in configs:
             found = configs[name].get("_class_name") or configs[name].get("model_type")
-            if found not in known:
+            if not stands_for(found, known):
                 raise GencliError(f"{folder}: {name} is a {found!r}", f"gencli knows {', '.join(sorted(known))}")
 
 

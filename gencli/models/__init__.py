@@ -1,11 +1,13 @@
 """One file an architecture, looked up by the name that checkpoints give it in their config.json.
 
-To add one: write `gencli/models/NAME.py` with its config, module and layout, and add its row here.
+To add one: write `gencli/models/NAME.py` with its config, module and layout, and add its row here. One that is called
+as another is, and may stand wherever that may, names it: `LIKE = "UNet2DModel"`.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from types import ModuleType
 
 # `model_type` (transformers) or `_class_name` (diffusers) → module of this package
@@ -38,6 +40,13 @@ ARCHITECTURES: dict[str, str] = {
 
 # Decoders whose tokens are the colours of a palette, and not text.
 PALETTES = frozenset({"imagegpt"})
+
+
+def stands_for(name: object, places: Collection[str]) -> bool:
+    """Whether an architecture is one of `places`, or like one of them."""
+    if isinstance(name, str) and name not in places and name in ARCHITECTURES:
+        return getattr(architecture(name), "LIKE", None) in places
+    return name in places
 
 
 def architecture(name: str) -> ModuleType:
