@@ -25,6 +25,7 @@ from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from gencli.models.ldmbert import LDMBertConfig
 from gencli.tokens import load_tokenizer
+from tests.ldm_parity import measure
 from tests.tiny_image import rewrite_json
 from tests.tiny_ldm import (
     BERT,
@@ -331,3 +332,9 @@ def test_folders_that_are_refused(folders, tmp_path, kind, file, change, match):
     rewrite_json(folder / file, lambda raw: raw | change)
     with pytest.raises(GencliError, match=match):
         open_checkpoint(Source("odd", folder, "folder"))
+
+
+def test_the_readmes_figures(tmp_path):
+    for measured in measure(tmp_path):
+        assert 0 <= measured.component <= 1e-4, measured
+        assert measured.picture <= 2, measured
