@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from gencli.checkpoints import build
 from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.embeddings import Embedding, install
 from gencli.checkpoints.lora_image import merge, open_loras
+from gencli.checkpoints.stored import bytes_as, compute_dtype, keep_stored
 from gencli.devices import pick_device, pick_dtype
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.families.base import Conditioning
@@ -23,6 +25,9 @@ from gencli.image.schedule import NoiseSchedule
 from gencli.models.unet_blocks import timestep_embedding
 
 SKETCH = 24  # latents a side of a sketch
+# Parts of half precision that would be larger in float32 stay as they lie in the file on a CPU. The network is run step
+# by step, and so is converted where that fits any machine; what is run once a prompt gains little by it.
+NETWORK_LIMIT, OTHERS_LIMIT = 4 << 30, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Pipeline:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
+        return compute_dtype(self.network)
 
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
@@ -132,14 +137,20 @@ class Pipeline:
 
 
 def load(
-    checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", loras: Sequence[Adapter] = ()
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    loras: Sequence[Adapter] = (),
+    embeddings: Sequence[Embedding] = (),
 ) -> Pipeline:
     """Load a checkpoint's weights; device and dtype are names as `gencli.devices` knows them.
 
     dtype auto: float32 on a CPU, whose half precision is slower; elsewhere the file's own. The autoencoder runs in
     float32 always: in half precision some overflow and others show bands, and it runs but once a picture.
-    loras: files that are merged into the weights. Raises GencliError for parts that are broken or not supported, and
-    for files that do not fit them.
+    On a CPU large weights of half precision stay in the file and are converted as they are used (`checkpoints.stored`).
+    loras: files that are merged into the weights. embeddings: words that the text encoders learn.
+    Raises GencliError for parts that are broken or not supported, and for files that do not fit them.
     """
     place = pick_device(device)
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
@@ -153,12 +164,17 @@ def load(
 
     def load_part(name: str, dtype: torch.dtype | None = precision) -> nn.Module:
         config, tensors = checkpoint.open(name)
+        limit = NETWORK_LIMIT if name == family.network else OTHERS_LIMIT
+        stored = place.type == "cpu" and dtype == torch.float32 and bytes_as(tensors, dtype) > limit
+        dtype = None if stored else dtype
         module = build.load(checkpoint.parts[name], device=place, dtype=dtype, config=config, tensors=tensors)
         merge(changes, name, module)
-        return module
+        return keep_stored(module, torch.float32) if stored else module
 
     network = _for_convolution(load_part(family.network), place)
     conditioner = family.load_module().load(checkpoint, load_part)
+    if embeddings:
+        install(embeddings, conditioner.towers, checkpoint.name)
     vae = family.autoencoder and _for_convolution(load_part(family.autoencoder, torch.float32), place)
     classifier = load_part("classifier", torch.float32) if "classifier" in checkpoint.parts else None
     return Pipeline(checkpoint, schedule, network, vae or None, conditioner, classifier)
