@@ -28,33 +28,30 @@ class OptimizerKind(str, Enum):
     adamw = "adamw"
 
 
+def recipe_option(name: str, metavar: str, text: str, panel: str = RECIPE) -> Any:
+    """An option of the recipe, with its place on the help page."""
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel)
+
+
 Out = Annotated[
     Path,
     typer.Option("-o", "--out", metavar="DIR", help="Folder for the state, the curve, and what is made at the end."),
-]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps in all.", rich_help_panel=RECIPE)]
-Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items a step.", rich_help_panel=RECIPE)]
-Rate = Annotated[float | None, typer.Option("--lr", metavar="X", help="Highest learning rate.", rich_help_panel=RECIPE)]
-Decay = Annotated[
-    float | None,
-    typer.Option("--weight-decay", metavar="X", help="Decoupled decay, of matrices only.", rich_help_panel=RECIPE),
-]
-Warmup = Annotated[
-    int | None,
-    typer.Option("--warmup", metavar="N", help="Steps until the rate is highest.", rich_help_panel=RECIPE),
-]
-Cooldown = Annotated[
-    float | None,
-    typer.Option("--cooldown", metavar="P", help="Last share of the steps, as the rate falls.", rich_help_panel=RECIPE),
 ]
 Optimizer = Annotated[
     OptimizerKind | None,
     typer.Option("--optimizer", metavar="KIND", help="muon or adamw (default: muon).", rich_help_panel=RECIPE),
 ]
-RunSeed = Annotated[int, typer.Option("-s", "--seed", metavar="N", help="Seed of the run.", rich_help_panel=RECIPE)]
+RunSeed = Annotated[
+    int, typer.Option("-s", "--seed", metavar="N", help="Seed of the run (default: 0).", rich_help_panel=RECIPE)
+]
 SaveEvery = Annotated[
     float,
-    typer.Option("--save-every", metavar="S", help="Seconds between two savings of the state.", rich_help_panel=RECIPE),
+    typer.Option(
+        "--save-every",
+        metavar="S",
+        help="Seconds between two savings of the state (default: 180).",
+        rich_help_panel=RECIPE,
+    ),
 ]
 Changes = Annotated[
     bool,
@@ -65,7 +62,8 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="NAME",
-        help="Precision of products: float32 or bfloat16 (default: auto, bfloat16 on CUDA, else float32).",
+        help="Precision of products: float32, or bfloat16, which is quicker on CPUs with AMX too (default: auto, "
+        "bfloat16 on CUDA, else float32).",
         rich_help_panel=options.MODEL,
     ),
 ]

@@ -11,16 +11,12 @@ import typer
 from gencli import devices, stopping
 from gencli.cli import options, train_options
 from gencli.cli.console import Console
-from gencli.cli.train_options import RECIPE, SIZES, START
+from gencli.cli.train_options import SIZES, START, recipe_option
 from gencli.errors import UsageError
 
 DATA = 'JSON lines with a key "text", or plain text; a file (.jsonl or .txt, also with .gz) or a folder of such.'
 Size = int | None
-LORA_RATE = 1e-3
-
-
-def size(name: str, text: str) -> typer.models.OptionInfo:
-    return typer.Option(f"--{name}", metavar="N", help=text, rich_help_panel=SIZES)
+INIT_RATE, LORA_RATE = 5e-4, 1e-3
 
 
 def text(
@@ -43,61 +39,59 @@ def text(
     ] = None,
     lora_rank: Annotated[
         int | None,
-        typer.Option(
-            "--lora-rank",
-            metavar="R",
-            help="Train LoRA adapters of this rank on --init, and nothing else.",
-            rich_help_panel=START,
-        ),
+        recipe_option("--lora-rank", "R", "Train LoRA adapters of this rank on --init, and nothing else.", START),
     ] = None,
     lora_alpha: Annotated[
         float | None,
-        typer.Option(
-            "--lora-alpha",
-            metavar="X",
-            help="Updates count alpha / rank times (default: twice the rank).",
-            rich_help_panel=START,
-        ),
+        recipe_option("--lora-alpha", "X", "Updates count alpha / rank times (default: twice the rank).", START),
     ] = None,
     lora_targets: Annotated[
         str | None,
-        typer.Option(
+        recipe_option(
             "--lora-targets",
-            metavar="NAMES",
-            help="Layers that get one, with commas between (default: all linear ones but the head).",
-            rich_help_panel=START,
+            "NAMES",
+            "Layers that get one, with commas between (default: all linear ones but the head).",
+            START,
         ),
     ] = None,
-    layers: Annotated[Size, size("layers", "Layers of a new model (default: 6).")] = None,
-    width: Annotated[Size, size("width", "Its numbers a token (default: 256).")] = None,
-    heads: Annotated[Size, size("heads", "Its attention heads (default: 8).")] = None,
+    layers: Annotated[Size, recipe_option("--layers", "N", "Layers of a new model (default: 6).", SIZES)] = None,
+    width: Annotated[Size, recipe_option("--width", "N", "Its numbers a token (default: 256).", SIZES)] = None,
+    heads: Annotated[Size, recipe_option("--heads", "N", "Its attention heads (default: 8).", SIZES)] = None,
     context: Annotated[
-        Size, size("context", "Its longest text, in tokens; with --init, of a row (default: 512).")
+        Size,
+        recipe_option("--context", "N", "Its longest text, in tokens; with --init, of a row (default: 512).", SIZES),
     ] = None,
-    vocab: Annotated[Size, size("vocab", "Its tokens (default: 4096).")] = None,
+    vocab: Annotated[Size, recipe_option("--vocab", "N", "Its tokens (default: 4096).", SIZES)] = None,
     lead: Annotated[
         str,
-        typer.Option(
-            "--lead", metavar="PREFIX", help='Texts whose "source" or file begins so lead.', rich_help_panel=RECIPE
-        ),
+        recipe_option("--lead", "PREFIX", 'Texts whose "source" or file begins so lead (default: tinystories:).'),
     ] = "tinystories:",
     lead_share: Annotated[
-        float, typer.Option("--lead-share", metavar="P", help="Share of the leading texts.", rich_help_panel=RECIPE)
+        float, recipe_option("--lead-share", "P", "Share of the leading texts (default: 0.85).")
     ] = 0.85,
-    steps: train_options.Steps = None,
-    batch: train_options.Batch = None,
-    lr: train_options.Rate = None,
+    steps: Annotated[int | None, recipe_option("--steps", "N", "Steps in all (default: 2000).")] = None,
+    batch: Annotated[int | None, recipe_option("--batch", "N", "Rows of texts a step (default: 8).")] = None,
+    lr: Annotated[
+        float | None,
+        recipe_option("--lr", "X", "Highest learning rate (default: 2e-3; with --init 5e-4, --lora-rank 1e-3)."),
+    ] = None,
     optimizer: train_options.Optimizer = None,
-    weight_decay: train_options.Decay = None,
+    weight_decay: Annotated[
+        float | None, recipe_option("--weight-decay", "X", "Decoupled decay, of matrices only (default: 0.05).")
+    ] = None,
     dropout: Annotated[
         float | None,
-        typer.Option("--dropout", metavar="P", help="Share that is dropped (default: 0).", rich_help_panel=RECIPE),
+        recipe_option("--dropout", "P", "Share that is dropped, against overfitting (default: 0)."),
     ] = None,
-    warmup: train_options.Warmup = None,
-    cooldown: train_options.Cooldown = None,
+    warmup: Annotated[
+        int | None, recipe_option("--warmup", "N", "Steps until the rate is highest (default: 50).")
+    ] = None,
+    cooldown: Annotated[
+        float | None,
+        recipe_option("--cooldown", "P", "Last share of the steps, in which the rate falls (default: 0.5)."),
+    ] = None,
     evaluate_every: Annotated[
-        int,
-        typer.Option("--evaluate-every", metavar="N", help="Steps between two scores.", rich_help_panel=RECIPE),
+        int, recipe_option("--evaluate-every", "N", "Steps between two scores (default: 200).")
     ] = 200,
     save_every: train_options.SaveEvery = 180.0,
     seed: train_options.RunSeed = 0,
@@ -141,13 +135,14 @@ def text(
     devices.set_threads(threads)
     given: dict[str, Any] = {
         "init": init, "vocab_size": vocab, "n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads,
-        "steps": steps, "batch": batch, "lr": lr, "optimizer": optimizer, "weight_decay": weight_decay,
-        "warmup": warmup, "cooldown": cooldown, "dropout": dropout,
+        "steps": steps, "batch": batch, "lr": INIT_RATE if init and lr is None else lr,
+        "optimizer": optimizer, "weight_decay": weight_decay, "warmup": warmup, "cooldown": cooldown,
+        "dropout": dropout,
     }  # fmt: skip
     if lora_rank is not None:
         alpha = 2.0 * lora_rank if lora_alpha is None else lora_alpha
         given["lora"] = Adapters(lora_rank, alpha, targets, dropout or 0.0)
-        given["lr"] = lr or LORA_RATE
+        given["lr"] = LORA_RATE if lr is None else lr
         given["optimizer"] = optimizer or "adamw"
     recipe = TextRecipe(
         str(data), str(validation or ""), str(out), lead=lead, lead_share=lead_share, seed=seed, device=device,
