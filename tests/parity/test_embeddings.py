@@ -1,0 +1,271 @@
+"""Textual inversion in every form of file: diffusers' states and pictures; refusals in one line."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import save_file
+
+from gencli.checkpoints.embeddings import read_embedding
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.named import NamedFile
+from gencli.errors import GencliError, UsageError
+from gencli.image.checkpoint import open_checkpoint
+from gencli.image.generate import Picture, generate
+from gencli.image.pipeline import load
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
+from tests.tiny_image import make_ddpm, make_stable_diffusion
+
+KINDS = ["sd15", "sd21"]
+WIDTH = {"sd15": 24, "sd21": 32}
+PROMPTS = ["a {0} apple", "{0}", "the sun, {0}, a red {0}.", "({0})", "PARTY {0}s dog", "no such word"]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bases")
+    return {kind: (root / kind, make_stable_diffusion(root / kind, kind)) for kind in KINDS}
+
+
+def vectors(count, width, seed=0):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def opened(folder, *files, allow_pickle=False, **more):
+    embeddings = [read_embedding(file, allow_pickle=allow_pickle) for file in files]
+    return load(open_checkpoint(Source(folder.name, folder, "folder")), device="cpu", embeddings=embeddings, **more)
+
+
+def told(pipeline, prompts, **values):
+    with torch.inference_mode():
+        return pipeline.conditioner.encode(prompts, ImageRequest(**values))["encoder_hidden_states"]
+
+
+def by_diffusers(pipe, *files, **kwargs):
+    made = copy.deepcopy(pipe)
+    for file in files:
+        made.load_textual_inversion(file, **kwargs)
+    return made
+
+
+def told_by(pipe, prompts):
+    with torch.inference_mode():
+        return torch.cat([pipe.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in prompts])
+
+
+def write(file, tensor, form):
+    """An embedding in one of the forms that are about."""
+    if form == "diffusers":
+        save_file({"<toy>": tensor}, file)
+    elif form == "diffusers, bin":
+        torch.save({"<toy>": tensor[0] if len(tensor) == 1 else tensor}, file)
+    elif form == "web ui, safetensors":
+        save_file({"emb_params": tensor}, file)
+    elif form == "web ui":
+        more = {"name": "toy", "step": 9, "sd_checkpoint": None, "sd_checkpoint_name": None}
+        table = {"*": tensor.requires_grad_()}
+        torch.save({"string_to_token": {"*": 265}, "string_to_param": table, **more}, file)
+    elif form == "the first":
+        table = torch.nn.ParameterDict({"*": torch.nn.Parameter(tensor)})
+        torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table}, file)
+    else:
+        torch.save(tensor, file)
+    return file
+
+
+FORMS = {
+    "diffusers": ("learned_embeds.safetensors", "<toy>"),
+    "diffusers, bin": ("learned_embeds.bin", "<toy>"),
+    "web ui, safetensors": ("toy.safetensors", "toy"),
+    "web ui": ("toy.pt", "toy"),
+    "the first": ("toy.pt", "toy"),
+    "a tensor alone": ("toy.pt", "toy"),
+}
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_states_are_those_of_diffusers(bases, tmp_path, form, count):
+    folder, pipe = bases["sd15"]
+    name, word = FORMS[form]
+    tensor = vectors(count, 24)
+    file = write(tmp_path / name, tensor, form)
+    ours = opened(folder, NamedFile(file), allow_pickle=not name.endswith(".safetensors"))
+    theirs = by_diffusers(pipe, {word: tensor.detach()})
+    # diffusers finds `toy` inside of words too: here a word is a whole one, as in the web UI.
+    prompts = [prompt.format(word) for prompt in PROMPTS if word == "<toy>" or "{0}s" not in prompt]
+    torch.testing.assert_close(told(ours, prompts), told_by(theirs, prompts), atol=1e-5, rtol=1e-5)
+    plain = told_by(pipe, prompts)
+    assert (told(ours, prompts) - plain).abs().amax((1, 2)).gt(0.1).tolist() == [word in prompt for prompt in prompts]
+
+
+def test_it_reads_diffusers_own_files(bases, tmp_path):
+    """The same file to both, in the forms that diffusers opens."""
+    folder, pipe = bases["sd21"]
+    file = write(tmp_path / "learned_embeds.safetensors", vectors(2, 32), "diffusers")
+    ours, theirs = opened(folder, NamedFile(file)), by_diffusers(pipe, file)
+    torch.testing.assert_close(told(ours, ["red <toy>"]), told_by(theirs, ["red <toy>"]), atol=1e-5, rtol=1e-5)
+    file = write(tmp_path / "toy.pt", vectors(2, 32), "web ui")
+    ours, theirs = opened(folder, NamedFile(file), allow_pickle=True), by_diffusers(pipe, file)
+    torch.testing.assert_close(told(ours, ["red toy"]), told_by(theirs, ["red toy"]), atol=1e-5, rtol=1e-5)
+
+
+def test_several_and_names_of_ones_own(bases, tmp_path):
+    folder, pipe = bases["sd15"]
+    first = write(tmp_path / "a.safetensors", vectors(3, 24), "diffusers")
+    second = write(tmp_path / "My-Style.safetensors", vectors(2, 24, 1), "web ui, safetensors")
+    ours = opened(folder, NamedFile(first, "<one>"), NamedFile(second))
+    theirs = by_diffusers(pipe, {"<one>": vectors(3, 24)}, {"my-style": vectors(2, 24, 1)})
+    theirs_prompts = ["<one> and my-style", "my-style, my-style"]
+    ours_prompts = ["<ONE> and My-Style", "MY-STYLE, my-style"]  # CLIP knows no case
+    torch.testing.assert_close(told(ours, ours_prompts), told_by(theirs, theirs_prompts), atol=1e-5, rtol=1e-5)
+
+
+def test_a_word_is_found_as_a_whole_one(bases, tmp_path):
+    folder, pipe = bases["sd15"]
+    ours = opened(folder, NamedFile(write(tmp_path / "art.safetensors", vectors(2, 24), "web ui, safetensors")))
+    prompts = ["party", "arts", "art_1x", "artful art"]
+    changed = (told(ours, prompts) - told_by(pipe, prompts)).abs().amax((1, 2)) > 0.1
+    assert changed.tolist() == [False, False, False, True]
+
+
+def test_pictures_are_diffusers(bases, tmp_path):
+    folder, pipe = bases["sd21"]
+    file = write(tmp_path / "a.safetensors", vectors(2, 32), "diffusers")
+    pipeline = opened(folder, NamedFile(file))
+    values = {"prompt": "a red <toy>", "negative": "<toy> dog", "steps": 3, "seed": 3, "width": 64, "height": 64}
+    request = resolve(ImageRequest(**values), pipeline.checkpoint)
+    [ours] = [event.image for event in generate(pipeline, request) if isinstance(event, Picture)]
+    theirs = by_diffusers(pipe, file)
+    theirs.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    theirs = theirs(
+        "a red <toy>",
+        negative_prompt="<toy> dog",
+        num_inference_steps=3,
+        width=64,
+        height=64,
+        generator=torch.Generator("cpu").manual_seed(3),
+    ).images[0]
+    ours, theirs = (np.asarray(image).astype(int) for image in (ours, theirs))
+    assert ours.std() > 10
+    assert np.abs(ours - theirs).max() <= 2
+
+
+def test_with_weights_and_at_the_end_of_a_chunk(bases, tmp_path):
+    """Its vectors stay together: those that do not fit into a chunk begin the next one, each with the word's weight."""
+    folder, _ = bases["sd15"]
+    file = write(tmp_path / "a.safetensors", vectors(5, 24), "diffusers")
+    tokenizer, encoder = opened(folder, NamedFile(file)).conditioner.towers[0]
+    from gencli.image import weighted
+
+    ids = [tokenizer.backend.token_to_id(word) for word in ("<toy>", "<toy>_1", "<toy>_2", "<toy>_3", "<toy>_4")]
+    for before in (69, 70, 71, 74, 75):
+        chunks = weighted.chunk(tokenizer, "red " * before + "(<toy>:1.5)", 77, encoder.config.vocab_size)
+        fits = before + 5 <= 75
+        assert len(chunks) == (1 if fits else 2)
+        start = 1 + before if fits else 1
+        assert chunks[-1].ids[start : start + 5] == ids
+        assert chunks[-1].weights[start - 1 : start + 6] == [1.0, *[1.5] * 5, 1.0]
+
+
+def test_the_end_of_a_text_is_not_the_new_word(bases, tmp_path):
+    """Old configs say eos_token_id 2, and the end is looked for as the largest id: new words have larger ones.
+
+    transformers then pools at the word (its issue 24773 says that such configs cannot take new tokens).
+    """
+    folder, pipe = bases["sd15"]
+    assert pipe.text_encoder.config.eos_token_id == 2
+    ours = opened(folder, NamedFile(write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")))
+    tokenizer, encoder = ours.conditioner.towers[0]
+    ids = torch.tensor([ours.conditioner.tokenize(prompt) for prompt in ("red <toy> dog", "red dog")])
+    with torch.inference_mode():
+        output = encoder(ids)
+    for i in range(2):
+        at = ids[i].tolist().index(tokenizer.eos_ids[0])
+        torch.testing.assert_close(output.pooled[i], output.last_hidden_state[i, at])
+
+
+def test_half_precision_and_files_that_stay_as_they_are(bases, tmp_path):
+    folder, _ = bases["sd15"]
+    file = tmp_path / "a.safetensors"
+    save_file({"<toy>": vectors(2, 24).bfloat16()}, file)
+    before = {path: path.read_bytes() for path in [file, *folder.rglob("*.safetensors")]}
+    tokenizer, encoder = opened(folder, NamedFile(file), dtype="float16").conditioner.towers[0]
+    row = encoder.embeddings.token_embedding.weight[tokenizer.backend.token_to_id("<toy>")]
+    torch.testing.assert_close(row, vectors(2, 24).bfloat16().half()[0], atol=0, rtol=0)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def refusal(folder, *files, **more):
+    with pytest.raises(GencliError) as caught:
+        opened(folder, *files, **more)
+    assert "\n" not in caught.value.message
+    return f"{caught.value.message} — {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"<toy>": torch.ones(1, 768)}, "its vectors are 768 wide, and the words of sd15 24 — it looks as if"),
+        ({"<toy>": torch.ones(1, 1024)}, "made for Stable Diffusion 2"),
+        ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 1280)}, "24 and 1280 wide, and the words of sd15 24"),
+        ({"a": torch.ones(1, 24), "b": torch.ones(1, 24)}, "holds a, b: not the vectors of one word"),
+        ({}, "holds nothing"),
+        ({"<toy>": torch.ones(1, 24, dtype=torch.int32)}, "[1, 24] of torch.int32 is no vectors"),
+        ({"<toy>": torch.ones(1, 1, 24)}, "[1, 1, 24]"),
+        ({"<toy>": torch.ones(0, 24)}, "[0, 24]"),
+        ({"<toy>": torch.ones(76, 24)}, "76 vectors are too many"),
+        ({"<toy>": torch.full((1, 24), float("inf"))}, "not numbers"),
+        ({"a": torch.ones(1, 24)}, "knows a token 'a' already — name another word with FILE:WORD"),
+        ({" ": torch.ones(1, 24)}, "' ' is no word"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(bases, tmp_path, tensors, says):
+    folder, _ = bases["sd15"]
+    save_file(tensors, tmp_path / "x.safetensors")
+    message = refusal(folder, NamedFile(tmp_path / "x.safetensors"))
+    assert says in message and str(tmp_path / "x.safetensors") in message
+
+
+def test_pickles_and_broken_files_are_refused(bases, tmp_path):
+    folder, _ = bases["sd15"]
+    file = write(tmp_path / "toy.pt", vectors(1, 24), "web ui")
+    assert "--allow-pickle" in refusal(folder, NamedFile(file))
+    torch.save({"string_to_param": {"*": vectors(1, 24), "+": vectors(1, 24)}}, file)
+    assert "holds" in refusal(folder, NamedFile(file), allow_pickle=True)
+    torch.save({"string_to_param": {"*": print}}, file)
+    assert "asks for" in refusal(folder, NamedFile(file), allow_pickle=True)
+    torch.save([1, 2], file)
+    assert "no embedding" in refusal(folder, NamedFile(file), allow_pickle=True)
+    file.write_bytes(b"PK\x03\x04 nothing")
+    assert "broken" in refusal(folder, NamedFile(file), allow_pickle=True)
+    safe = write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")
+    assert "are both called '<toy>'" in refusal(
+        folder, NamedFile(safe), NamedFile(write(tmp_path / "b.safetensors", vectors(1, 24), "diffusers"))
+    )
+    safe.write_bytes(safe.read_bytes()[:-7])
+    assert "broken" in refusal(folder, NamedFile(safe))
+
+
+def test_names_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert NamedFile.parse("a/b.pt") == NamedFile(tmp_path.__class__("a/b.pt"))
+    assert NamedFile.parse("a.pt:<x y>").label == "<x y>"
+    (tmp_path / "odd:name.pt").touch()
+    assert NamedFile.parse("odd:name.pt").label is None
+    assert NamedFile.parse("C:\\x.pt:word").label == "word"
+    for wrong in ("", ":x", "a.pt:"):
+        with pytest.raises(UsageError, match="FILE or FILE:WORD"):
+            NamedFile.parse(wrong)
+
+
+def test_models_that_read_no_prompt_refuse_it(tmp_path):
+    make_ddpm(tmp_path)
+    checkpoint = open_checkpoint(Source("ddpm", tmp_path, "folder"))
+    with pytest.raises(UsageError, match="no CLIP text encoder: --embedding"):
+        resolve(ImageRequest(embedding=["x.pt"]), checkpoint)
