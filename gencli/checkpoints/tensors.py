@@ -49,7 +49,7 @@ class Tensors:
         """A file's tensors: name → whatever `shape`, `dtype` and `get` read it from."""
         try:
             handle = safe_open(file, framework="pt")
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # torch's, when it is too large to map
             raise GencliError(f"{file} is broken or no safetensors file: {_one_line(error)}") from None
         return dict.fromkeys(handle.keys(), handle)
 
