@@ -206,11 +206,19 @@ def test_negative_prompt_and_size(folders, sampler, scheduler):
         assert_same(draw(folder, **values)[0], theirs)
 
 
+def test_defaults(folders):
+    request = resolve(ImageRequest(prompt=PROMPT), opened_once(folders["text"][0]).checkpoint)
+    assert (request.guidance, request.steps, request.negative, request.eta) == (6.0, 50, "", 0.0)
+
+
 def test_too_long_a_prompt(folders):
     folder, pipe = folders["text"]
     prompt = "red " * 74 + "apple dog"
-    with pytest.raises(GencliError, match=r"76 tokens.*at most 75"):
+    with pytest.raises(GencliError, match=r"76 tokens.*at most 75") as error:
         draw(folder, prompt=prompt, steps=1)
+    assert "--weighted" not in (error.value.hint or "")  # which is for CLIP's
+    with pytest.raises(UsageError, match="has no CLIP text encoder: --weighted"):
+        draw(folder, prompt=prompt, weighted=True)
     theirs = pipe(prompt, num_inference_steps=1, generator=generator()).images[0]
     assert_same(draw(folder, prompt=prompt, truncate="right", guidance=1.0, steps=1)[0], theirs)
 
@@ -313,6 +321,12 @@ def test_what_a_download_takes(folders):
     names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     chosen = layout.choose(names, lambda name: json.loads((folder / name).read_text()))
     assert set(chosen) == set(names)
+    bare = [name.replace("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin") for name in names]
+    bare = [name.replace("model.safetensors", "pytorch_model.bin") for name in bare]
+    with pytest.raises(GencliError, match="no weights in safetensors"):
+        layout.choose(bare, lambda name: json.loads((folder / name).read_text()))
+    chosen = layout.choose(bare, lambda name: json.loads((folder / name).read_text()), allow_pickle=True)
+    assert set(chosen) == set(bare)
 
 
 @pytest.mark.parametrize(

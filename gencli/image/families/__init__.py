@@ -98,6 +98,7 @@ LATENT_DIFFUSION_TEXT = Family(
     "text",
     autoencoder="vqvae",
     check=checks.latent_diffusion,
+    defaults={"guidance": 6.0},  # of its model card; diffusers' own default, 1, draws little of the text
 )
 
 # Peebles & Xie 2023 (facebook/DiT-XL-2-256)

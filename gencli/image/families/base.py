@@ -45,18 +45,21 @@ def join(parts: Sequence[Conditioning], batch: int) -> Conditioning:
     return {name: torch.cat([part[name].expand(batch, *part[name].shape[1:]) for part in parts]) for name in parts[-1]}
 
 
-def frame(tokenizer: Tokenizer, prompt: str, positions: int, vocab_size: int, truncate: str | None) -> list[int]:
+def frame(
+    tokenizer: Tokenizer, prompt: str, positions: int, vocab_size: int, truncate: str | None, *, chunks: bool = True
+) -> list[int]:
     """Token ids of a prompt between begin and end, padded to the length that the model was trained with.
 
-    positions, vocab_size: the text encoder's. truncate: the side that may be cut away. Raises GencliError with both
-    lengths when it is None and must be.
+    positions, vocab_size: the text encoder's. truncate: the side that may be cut away. chunks: whether --weighted reads
+    longer ones. Raises GencliError with both lengths when truncate is None and something must be cut.
     """
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     room = room_of(tokenizer, positions)
     if len(ids) > room and truncate is None:
         raise GencliError(
             f"the prompt has {len(ids)} tokens, and this model reads at most {room}: {prompt[:40]!r}…",
-            "--weighted reads all of it, in chunks; --truncate right leaves out its end, --truncate left its beginning",
+            f"{'--weighted reads all of it, in chunks; ' if chunks else ''}"
+            "--truncate right leaves out its end, --truncate left its beginning",
         )
     return enclose(tokenizer, ids[-room:] if truncate == "left" else ids[:room], room, vocab_size)
 

@@ -40,10 +40,8 @@ class BertPrompts:
         """Raises GencliError for a prompt that is too long."""
         device = next(self.bert.parameters()).device
         config = self.bert.config
-        framed = [
-            frame(self.tokenizer, prompt, config.max_position_embeddings, config.vocab_size, request.truncate)
-            for prompt in prompts
-        ]
+        fits = (config.max_position_embeddings, config.vocab_size, request.truncate)
+        framed = [frame(self.tokenizer, prompt, *fits, chunks=False) for prompt in prompts]
         return {"encoder_hidden_states": self.bert(torch.tensor(framed, device=device))}
 
     def negative(self, request: ImageRequest) -> Conditioning:
