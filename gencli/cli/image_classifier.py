@@ -9,6 +9,7 @@ import typer
 
 from gencli.checkpoints.find import Source
 from gencli.cli.image_options import SAMPLING
+from gencli.errors import UsageError
 from gencli.image.request import ImageRequest
 
 Classifier = Annotated[
@@ -33,5 +34,7 @@ ClassifierScale = Annotated[
 
 
 def find_classifier(request: ImageRequest, find_it: Callable[[str], Source]) -> Source | None:
-    """Raises GencliError for one that is not there."""
+    """Raises GencliError for one that is not there, UsageError for a scale of none."""
+    if request.classifier is None and request.classifier_scale is not None:
+        raise UsageError("--classifier-scale without a classifier", "name one with --classifier")
     return None if request.classifier is None else find_it(request.classifier)

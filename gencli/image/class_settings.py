@@ -33,7 +33,7 @@ def check_class(request: ImageRequest, checkpoint: Checkpoint) -> None:
     if wrong := [name for name, value in given.items() if value not in (None, "")]:
         raise UsageError(
             f"{checkpoint.name} knows no class for none: {' and '.join(wrong)} cannot be followed",
-            "--classifier ID|FILE leads such a model to its class",
+            "--classifier leads such a model to its class",
         )
 
 
@@ -48,7 +48,7 @@ def check_classifier(request: ImageRequest, checkpoint: Checkpoint, width: int, 
     config = checkpoint.configs.get("classifier")
     if config is None:
         if request.classifier_scale is not None:
-            raise UsageError("--classifier-scale without a classifier", "name one with --classifier ID|FILE")
+            raise UsageError("--classifier-scale without a classifier", "name one with --classifier")
         return
     side = config.get("image_size")
     if config.get("pool", "attention") == "attention" and side is not None and (width, height) != (side, side):
