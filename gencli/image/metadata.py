@@ -125,7 +125,7 @@ def from_infotext(text: str) -> Found:
         if key in INERT:
             continue
         known = _read_size(value) if key == "Size" else _read(fields.get(key), value)
-        if known and (ours or key not in ("Model", "Denoising strength")):
+        if known and (ours or key not in ("Model", "VAE", "Denoising strength")):
             values.update(known)
         else:
             left_out.append(key)
@@ -166,6 +166,8 @@ def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | N
         value = json.loads(text) if kind is Mapping or several else value
         value = kind(text) if kind in (int, float) and not several else value
         values: dict[str, Any] = {"init": "?"} if field.name in ("mask", "strength", "keep_rows") else {}
+        if field.name == "best":
+            values = {"count": value}
         if field.name.startswith("control"):
             values = {name: ["?"] * len(value) for name in ("control", "control_image")}
         ImageRequest(**{**values, field.name: value})

@@ -79,7 +79,8 @@ class ImageRequest:
     many pictures go through the model at once.
     keep_rows, temperature, top_k, top_p: of models that draw pixel by pixel. best: how many of `count` to keep, by the
     similarity to the prompt that `clip` finds.
-    prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself.
+    prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
+    of what holds another autoencoder for it.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
 
@@ -114,14 +115,15 @@ class ImageRequest:
     control_start: tuple[float, ...] = _several(float, "ControlNet start", 0, 1)
     control_end: tuple[float, ...] = _several(float, "ControlNet end", 0, 1)
     count: int = _integer(1, 1_000_000, "Count", default=1)
-    best: int | None = _integer(1, 1_000_000, None)
-    clip: str | None = _text(None)
+    best: int | None = _integer(1, 1_000_000, "Best")
+    clip: str | None = _text(None, "CLIP")
     grid: bool = _flag("Grid")
     batch: int = _integer(1, 4096, "Batch", default=1)
     truncate: str | None = _choice(SIDES, "Truncate")
     weighted: bool = _flag("Emphasis")
     lora: tuple[str, ...] = _several(str, "Lora")
     embedding: tuple[str, ...] = _several(str, "Embeddings")
+    vae: str | None = _text(None, "VAE")
     vae_tiling: bool = _flag("VAE tiling")
     dtype: str | None = _choice(DTYPES, "Dtype")
     prediction: str | None = _choice(PREDICTIONS, "Prediction")
