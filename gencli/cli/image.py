@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import sys
@@ -101,6 +102,7 @@ def image(
     offline: options.Offline = False,
     lora: a.Lora = None,
     allow_pickle: options.AllowPickle = False,
+    vae: o.Vae = None,
     vae_tiling: o.VaeTiling = False,
     seed: options.Seed = None,
     stats: options.Stats = False,
@@ -147,6 +149,10 @@ def image(
     foreign = from_file is not None and "classifier" not in _given(ctx)
     of_file = partial(_model_of_file, from_file or "", option="--classifier")
     classifier_source = k.find_classifier(request, of_file if foreign else find_it)
+    vae_source = None
+    if request.vae is not None:
+        foreign = from_file is not None and "vae" not in _given(ctx)
+        vae_source = _model_of_file(from_file or "", request.vae, "--vae") if foreign else find_it(request.vae)
     if arguments:
         request = request.replace(prompt=read_prompt(arguments))
     if request.seed is None:
@@ -170,6 +176,7 @@ def image(
         controls=controls,
         classifier=classifier_source,
         additions=additions,
+        vae=vae_source,
     ).run(device=device, threads=threads, allow_pickle=allow_pickle)
 
 
@@ -287,11 +294,9 @@ def _sampler_options(pairs: Sequence[str]) -> dict[str, bool | float | str]:
         if not equals or not name:
             raise UsageError(f"--sampler-option {pair!r}: wants NAME=VALUE")
         value: bool | float | str = {"true": True, "false": False}.get(text.lower(), text)
-        if value == text:
-            try:
-                value = float(text)
-            except ValueError:
-                value = text
+        for kind in (float, int):  # whole numbers stay whole
+            with contextlib.suppress(ValueError):
+                value = kind(text)
         found[name.replace("-", "_")] = value
     return found
 

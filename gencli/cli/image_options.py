@@ -100,7 +100,10 @@ Batch = Annotated[
     ),
 ]
 
-Steps = Annotated[int | None, _option(SAMPLING, "--steps", metavar="N", help="Denoising steps (default: 50).")]
+Steps = Annotated[
+    int | None,
+    _option(SAMPLING, "--steps", metavar="N", help="Denoising steps (default: 50; 4 for LCM and Turbo models)."),
+]
 Guidance = Annotated[
     float | None,
     _option(
@@ -108,7 +111,8 @@ Guidance = Annotated[
         "--cfg-scale",
         "--guidance",
         metavar="S",
-        help="How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5).",
+        help="How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, "
+        "LCM 8.5, Turbo 1).",
     ),
 ]
 GuidanceRescale = Annotated[
@@ -126,7 +130,7 @@ Sampler = Annotated[
         SAMPLING,
         "--sampler",
         metavar="NAME",
-        help=f"{', '.join(names())} (default: ddim).",
+        help=f"{', '.join(names())} (default: ddim; that of their own for LCM and Turbo models).",
         autocompletion=_complete(names()),
     ),
 ]
@@ -257,6 +261,15 @@ Betas = Annotated[
         metavar="NAME",
         help=f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.",
         autocompletion=_complete(BETAS),
+    ),
+]
+Vae = Annotated[
+    str | None,
+    _option(
+        options.RUN,
+        "--vae",
+        metavar="NAME",
+        help="An autoencoder in the place of the model's own: a folder, a .safetensors file or a Hugging Face id.",
     ),
 ]
 VaeTiling = Annotated[

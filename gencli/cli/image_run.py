@@ -19,8 +19,8 @@ from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.errors import UsageError
+from gencli.image import defaults, pictures, pixels
 from gencli.image import palette as palettes
-from gencli.image import pictures, pixels
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.class_settings import check_asked
 from gencli.image.controls import open_control
@@ -55,6 +55,7 @@ class Run:
         controls: Sequence[tuple[Source, Image.Image]] = (),
         classifier: Source | None = None,
         additions: Additions = Additions(),
+        vae: Source | None = None,
     ):
         self.console, self.source, self.request, self.sink = console, source, request, sink
         self.init, self.mask = started_from
@@ -66,7 +67,7 @@ class Run:
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
         self.sheet: list[Made] = []  # what the grid will hold
         self.clip, self.controls, self.classifier = clip, controls, classifier
-        self.additions = additions
+        self.additions, self.vae = additions, vae
         self.best: Best | None = None
         self.clock = Clock()
 
@@ -104,16 +105,17 @@ class Run:
     def _denoising(self, device: str, allow_pickle: bool) -> Drawing:
         """A model that denoises, and what it will draw. Raises GencliError."""
         said = {"prediction": self.request.prediction, "betas": self.request.betas}
-        checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle, **said)
+        checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle, vae=self.vae, **said)
         if self.classifier is not None:
             checkpoint = with_classifier(checkpoint, self.classifier, allow_pickle=allow_pickle)
         if self.prompts is not None and checkpoint.prompt == "none":
             raise UsageError(f"{checkpoint.name} draws without a prompt: --lines cannot be followed")
-        request = self.request = resolve(self.request, checkpoint, None if self.init is None else self.init.size)
+        asked = self.request
+        request = self.request = resolve(asked, checkpoint, None if self.init is None else self.init.size)
         if self.prompts is None:
             check_asked(request, checkpoint)
-        if request.negative and (request.guidance or 0) <= 1:
-            self.console.note(f"the negative prompt says nothing at --cfg-scale {request.guidance:g}")
+        for note in defaults.notes(asked, request, checkpoint):
+            self.console.note(note)
         opened = [(open_control(source, checkpoint), picture) for source, picture in self.controls]
         self.console.progress(f"loading {checkpoint.name}")
         embeddings = [read_embedding(file, allow_pickle=allow_pickle) for file in self.additions.embeddings]

@@ -18,10 +18,10 @@ from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.image.classes import Classes, classes_of, read_names
 from gencli.image.families import FAMILIES, Family
+from gencli.image.with_vae import Opens, with_vae
 from gencli.models import stands_for
 
 if TYPE_CHECKING:
-    from gencli.checkpoints.class_file import ClassFile
     from gencli.checkpoints.single_file import SingleFile
     from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
@@ -51,7 +51,7 @@ class Checkpoint:
     parts: name → folder. configs: all parts but tokenizers → their JSON. defaults: values for `ImageRequest`.
     notes: what in the folder goes unused. allow_pickle: whether tensors may be read from pickles.
     single: the file that all parts are in; `folder` and the models' places are then that file. labels: names of
-    classes, by number. files: parts that are in a file of their own, not a folder. index: model_index.json.
+    classes, by number. files: parts that are in a file of their own, or elsewhere. index: model_index.json.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Checkpoint:
     allow_pickle: bool = False
     single: SingleFile | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
-    files: Mapping[str, ClassFile] = field(default_factory=dict)
+    files: Mapping[str, Opens] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -139,11 +139,17 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: Source, *, allow_pickle: bool = False, prediction: str | None = None, betas: str | None = None
+    source: Source,
+    *,
+    allow_pickle: bool = False,
+    prediction: str | None = None,
+    betas: str | None = None,
+    vae: Source | None = None,
 ) -> Checkpoint:
     """Read the small files of a checkpoint, or the header of one in a single file.
 
-    prediction, betas: its `prediction_type` and `beta_schedule`, over what it says itself.
+    prediction, betas: its `prediction_type` and `beta_schedule`, over what it says itself. vae: what holds another
+    autoencoder for it.
     Raises GencliError for what is no picture checkpoint or not supported.
     """
     if source.kind == "file":
@@ -156,6 +162,8 @@ def open_checkpoint(
         if over:
             scheduler = {**checkpoint.configs["scheduler"], **over}
             checkpoint = dataclasses.replace(checkpoint, configs={**checkpoint.configs, "scheduler": scheduler})
+    if vae is not None:
+        checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
     checkpoint.family.check(checkpoint)
     return checkpoint
 
@@ -228,6 +236,7 @@ def _index(folder: Path) -> Mapping[str, Any]:
         return {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", ""]}
     if kind := config.get("model_type") or config.get("_class_name"):
         hint = "text models are for `gencli text`" if "model_type" in config else "it is one part of a checkpoint"
+        hint = "`gencli codes` turns pictures into its codes, and back" if kind == "VQModel" else hint
         raise GencliError(f"{folder} holds a {kind!s:.40}, no model for pictures", hint)
     raise GencliError(f"{folder} has no model_index.json", "is it the folder of a checkpoint for pictures?")
 

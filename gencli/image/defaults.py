@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.request import BUILT_IN, BUILT_IN_TEXT
+from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 
 FEW = {"steps": 4, "guidance": 1.0}  # of models distilled to few steps; at guidance 1 they are asked once a step
 DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tells that it is such a model
@@ -27,7 +28,7 @@ def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, An
         values["sampler"] = own
     if own is not None or sampler == "lcm":
         values["steps"] = FEW["steps"]
-        if "guidance" in values and checkpoint.configs[checkpoint.family.network].get("time_cond_proj_dim") is None:
+        if "guidance" in values and not _reads_guidance(checkpoint):
             values["guidance"] = FEW["guidance"]
     return values
 
@@ -43,3 +44,19 @@ def distilled_sampler(checkpoint: Checkpoint) -> str | None:
     trailing = scheduler.get("timestep_spacing") == "trailing"
     eps = scheduler.get("prediction_type", "epsilon") == "epsilon" and not scheduler.get("rescale_betas_zero_snr")
     return sampler if trailing and eps else None
+
+
+def notes(asked: ImageRequest, request: ImageRequest, checkpoint: Checkpoint) -> Iterator[str]:
+    """What a user should know of a request as it was asked and as it was resolved."""
+    own = distilled_sampler(checkpoint)
+    if own not in (None, "lcm") and None in (asked.steps, asked.guidance, asked.sampler):
+        values = f"{request.sampler}, {request.steps} steps, --cfg-scale {request.guidance:g}"
+        yield f"{checkpoint.name} looks made for few steps (its scheduler is Euler's, with trailing steps): {values}"
+    if request.negative and _reads_guidance(checkpoint):
+        yield f"the negative prompt says nothing to {checkpoint.name}, which is told --cfg-scale as a number"
+    elif request.negative and (request.guidance or 0) <= 1:
+        yield f"the negative prompt says nothing at --cfg-scale {request.guidance:g}"
+
+
+def _reads_guidance(checkpoint: Checkpoint) -> bool:
+    return checkpoint.configs[checkpoint.family.network].get("time_cond_proj_dim") is not None
