@@ -23,6 +23,7 @@ from gencli.image.schedule import NoiseSchedule
 from gencli.image.settings import resolve
 from gencli.models import guided_classifier, guided_unet
 from tests.guided_reference import Reference
+from tests.guided_sampling import alphas, picture, sample, sample_ddim
 from tests.tiny_classes import FLAGS, make_class_unet, make_guided, write
 
 NETWORKS = {
@@ -55,10 +56,6 @@ def assert_same(ours, theirs, tolerance=2):
     assert a.shape == b.shape
     assert a.std() > 10  # a picture, not a flat one
     assert np.abs(a - b).max() <= tolerance
-
-
-def picture(x):
-    return ((x[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -173,61 +170,6 @@ def test_published_files_have_the_sizes_of_the_paper(name, shape, millions):
     assert {**told, "_class_name": None} == {**config, "_class_name": None}
 
 
-def cosine(t):
-    return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
-
-
-def alphas(kind):
-    """ᾱ of Ho et al. 2020, and of Nichol & Dhariwal 2021 (equation 17), in numpy's float64."""
-    if kind == "linear":
-        return np.cumprod(1 - np.linspace(0.0001, 0.02, 1000))
-    return np.cumprod([1 - min(1 - cosine(t + 1) / cosine(t), 0.999) for t in range(1000)])
-
-
-@torch.no_grad()
-def sample(network, grid, kind, label=None, *, lead=None, learned=True, side=16):
-    """p_sample of guided-diffusion: x0 clipped, mean and variance of the posterior of the whole step (Nichol & Dhariwal
-    2021, equations 11 and 15), `lead(x, t)` a classifier's gradient (Dhariwal & Nichol 2021, algorithm 1)."""
-    abar = alphas(kind)
-    draws = torch.Generator("cpu").manual_seed(3)
-    x = torch.randn((1, 3, side, side), generator=draws)
-    y = None if label is None else torch.tensor([label])
-    levels = [abar[t] for t in grid]
-    small_before = None
-    for i, t in enumerate(grid):
-        a, b = levels[i], levels[i + 1] if i + 1 < len(grid) else 1.0
-        eps, v = network.unet(x, torch.tensor([float(t)]), y).split(3, 1)
-        x0 = ((x - math.sqrt(1 - a) * eps) / math.sqrt(a)).clamp(-1, 1)
-        beta = 1 - a / b
-        mean = math.sqrt(b) * beta / (1 - a) * x0 + math.sqrt(a / b) * (1 - b) / (1 - a) * x
-        small = beta * (1 - b) / (1 - a) if i + 1 < len(grid) else small_before
-        small_before = small
-        share = (v + 1) / 2
-        variance = torch.exp(share * math.log(beta) + (1 - share) * math.log(small))
-        if lead is not None:
-            mean = mean + variance * lead(x, float(t))
-        x = mean if i + 1 == len(grid) else mean + variance.sqrt() * torch.randn(x.shape, generator=draws)
-    return picture(x)
-
-
-@torch.no_grad()
-def sample_ddim(network, grid, kind, label=None, *, lead=None, side=16):
-    """ddim_sample of guided-diffusion: ε made anew from the clipped x0, then led (algorithm 2)."""
-    abar = alphas(kind)
-    x = torch.randn((1, 3, side, side), generator=torch.Generator("cpu").manual_seed(3))
-    y = None if label is None else torch.tensor([label])
-    for i, t in enumerate(grid):
-        a, b = abar[t], abar[grid[i + 1]] if i + 1 < len(grid) else 1.0
-        eps = network.unet(x, torch.tensor([float(t)]), y)[:, :3]
-        x0 = ((x - math.sqrt(1 - a) * eps) / math.sqrt(a)).clamp(-1, 1)
-        eps = (x - math.sqrt(a) * x0) / math.sqrt(1 - a)
-        if lead is not None:
-            eps = eps - math.sqrt(1 - a) * lead(x, float(t))
-            x0 = (x - math.sqrt(1 - a) * eps) / math.sqrt(a)
-        x = math.sqrt(b) * x0 + math.sqrt(1 - b) * eps
-    return picture(x)
-
-
 @pytest.mark.parametrize("betas", ["linear", "cosine"])
 def test_pictures(tmp_path, betas):
     """With and without a class; a JSON beside the file; safetensors and a pickle; ancestral steps and DDIM."""
@@ -260,12 +202,12 @@ def test_schedules_are_the_original_ones():
     for kind in ("linear", "cosine"):
         told = guided_diffusion.scheduler_config({"in_channels": 3, "out_channels": 6}, {"noise_schedule": kind})
         schedule = NoiseSchedule.from_config(told)
-        np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), alphas(kind), rtol=1e-9)
+        np.testing.assert_allclose(np.asarray(schedule.alphas_cumprod), alphas(kind), rtol=1e-9)
         assert schedule.variance_type == "learned_range"
     fixed = guided_diffusion.scheduler_config({"in_channels": 3, "out_channels": 3}, {"diffusion_steps": 4000})
     schedule = NoiseSchedule.from_config(fixed)
     assert schedule.variance_type == "fixed_large"
-    np.testing.assert_allclose(schedule.betas.numpy(), np.linspace(0.25 * 0.0001, 0.25 * 0.02, 4000))
+    np.testing.assert_allclose(np.asarray(schedule.betas), np.linspace(0.25 * 0.0001, 0.25 * 0.02, 4000))
 
 
 def test_names_of_classes_beside_the_file(tmp_path):
