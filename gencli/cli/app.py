@@ -26,6 +26,7 @@ class Commands(Group):
         "chat": ("gencli.cli.chat", "Talk with a language model."),
         "image": ("gencli.cli.image", "Draw a picture from a prompt."),
         "score": ("gencli.cli.score", "Say how well pictures fit a text."),
+        "codes": ("gencli.cli.codes", "Turn a picture into codes of a VQ autoencoder, and back."),
         "models": ("gencli.cli.models", "List, show, fetch, check and remove checkpoints."),
         "train": ("gencli.cli.train", "Train a small checkpoint from texts or captioned pictures."),
     }

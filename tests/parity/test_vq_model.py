@@ -1,5 +1,9 @@
 """VQModel against diffusers' own, as a part of Latent Diffusion and as a model of its own."""
 
+import json
+import shutil
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +13,8 @@ from gencli.checkpoints.check import check as check_checkpoint
 from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
+from gencli.image.codes import open_codec, parse, to_text
+from gencli.image.pictures import from_picture, to_picture
 from gencli.models.vq_model import VQModelConfig
 from tests.tiny_image import old_attention_names
 from tests.tiny_ldm import VQ, make_vqvae
@@ -87,6 +93,66 @@ def test_pictures_to_codes_and_back(folder):
     expected = reference.decode(quantised, force_not_quantize=True).sample
     torch.testing.assert_close(model.decode_codes(codes), expected, **TOLERANCE)
     assert torch.equal(model.quantize.codes(model.quantize.entries(codes)), codes)
+
+
+def test_a_codec(folder, tmp_path):
+    """`gencli codes`' own: of a model alone, and of the pipeline that has it."""
+    path, reference = folder
+    codec = open_codec(Source("vq", path, "folder"), device="cpu")
+    assert (codec.factor, codec.entries) == (4, 64)
+    image = to_picture(pictures(32, 48)[0])
+    codes = codec.read(image)
+    assert codes == their_codes(reference, from_picture(image))[0].tolist()
+    painted = np.asarray(codec.paint(codes)).astype(int)
+    with torch.no_grad():
+        theirs = np.asarray(to_picture(reference(from_picture(image)).sample[0])).astype(int)
+    assert np.abs(painted - theirs).max() <= 1
+    with pytest.raises(GencliError, match="it is 48x30, and vq reads multiples of 4") as error:
+        codec.read(image.crop((0, 0, 48, 30)))
+    assert "--size 48x32" in error.value.hint
+    with pytest.raises(GencliError, match="there is no code 64"):
+        codec.paint([[1, 64]])
+    (tmp_path / "pipeline").mkdir()
+    shutil.copytree(path, tmp_path / "pipeline/vqvae")
+    assert open_codec(Source("ldm", tmp_path / "pipeline", "folder"), device="cpu").read(image) == codes
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [(None, "holds no VQ autoencoder"), ('{"_class_name": "AutoencoderKL"}', "its AutoencoderKL is no VQ autoencoder")],
+)
+def test_what_has_no_codes(tmp_path, config, match):
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(GencliError, match=match):
+        open_codec(Source("x", tmp_path, "folder"))
+
+
+def test_codes_in_a_text():
+    rows = [[1, 22, 333], [4, 5, 6]]
+    assert parse(to_text(rows)) == rows
+    assert parse("1 22\t333\r\n\n 4 5 6") == rows
+    assert parse(json.dumps({"path": "x", "codes": rows})) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "no codes"),
+        ("{", "broken JSON"),
+        ('{"codes": 3}', "no codes"),
+        ('{"codes": [[]]}', "no codes"),
+        ('{"codes": [[true]]}', "'True' is no code"),
+        ("1 2\n3", "row 2 has 1 codes, and the first 2"),
+        ("1 -2", "'-2' is no code"),
+        ("1 2.5", "'2.5' is no code"),
+        ("1 99999999999999999999", "is no code"),
+        ("0 " * 3000, "3000x1 codes are too many"),
+    ],
+)
+def test_what_are_no_codes(text, match):
+    with pytest.raises(GencliError, match=match):
+        parse(text)
 
 
 @pytest.mark.parametrize("wrong", [-1, VQ["num_vq_embeddings"]])

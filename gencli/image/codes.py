@@ -1,0 +1,129 @@
+"""A picture as numbers of a VQ autoencoder's codebook, and back: the autoencoder as a model of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from gencli.checkpoints import build
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.tensors import open_tensors
+from gencli.devices import pick_device
+from gencli.errors import GencliError
+from gencli.files import read_json
+from gencli.image.pictures import from_picture, to_picture
+
+Codes = list[list[int]]
+"""h rows of w numbers, each the entry that stands for a square of the picture."""
+
+PART = "vqvae"  # of a pipeline's folder
+SIDE_LIMIT = 2048  # codes a side
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A VQ autoencoder with its weights."""
+
+    name: str
+    module: Any  # models.vq_model.VQModel
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of the square that one code stands for."""
+        return self.module.scale
+
+    @property
+    def entries(self) -> int:
+        """How many codes there are: they run from 0 to one less."""
+        return self.module.config.num_vq_embeddings
+
+    def read(self, picture: Image.Image) -> Codes:
+        """The codes of a picture. Raises GencliError for one whose sides are no whole number of squares."""
+        f = self.factor
+        if picture.width % f or picture.height % f or not picture.width or not picture.height:
+            near = "x".join(str(max(round(side / f), 1) * f) for side in picture.size)
+            raise GencliError(
+                f"it is {picture.width}x{picture.height}, and {self.name} reads multiples of {f}",
+                f"--size {near} makes it so",
+            )
+        x = from_picture(picture, self.module.config.in_channels).to(next(self.module.parameters()).device)
+        with torch.no_grad():
+            codes: Codes = self.module.codes(x)[0].tolist()
+        return codes
+
+    def paint(self, codes: Codes) -> Image.Image:
+        """The picture that codes stand for. Raises GencliError for a code that there is not."""
+        highest = max(max(row) for row in codes)
+        if highest >= self.entries:
+            raise GencliError(f"there is no code {highest}: those of {self.name} run from 0 to {self.entries - 1}")
+        with torch.no_grad():
+            grid = torch.tensor([codes], device=next(self.module.parameters()).device)
+            return to_picture(self.module.decode_codes(grid)[0])
+
+
+def open_codec(source: Source, *, device: str = "auto", allow_pickle: bool = False) -> Codec:
+    """Open a VQModel in a folder of its own, or the one of a latent diffusion's folder; in float32.
+
+    Raises GencliError for what has none, is broken or not supported.
+    """
+    folder = _place(source)
+    config = read_json(folder / "config.json")
+    kind = config.get("_class_name") or config.get("model_type")
+    if kind != "VQModel":
+        raise GencliError(f"{source.name}: its {kind!s:.40} is no VQ autoencoder", "CompVis/ldm-celebahq-256 has one")
+    tensors = open_tensors(folder, allow_pickle=allow_pickle)
+    place = pick_device(device)
+    return Codec(source.name, build.load(folder, device=place, dtype=torch.float32, config=config, tensors=tensors))
+
+
+def _place(source: Source) -> Path:
+    folder = source.path
+    if source.kind == "file":
+        raise GencliError(f"{folder} is a file: a VQ autoencoder is a folder", "with a config.json and its weights")
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / PART / "config.json").is_file():
+        return folder / PART
+    raise GencliError(f"{source.name} holds no VQ autoencoder", "CompVis/ldm-celebahq-256 has one")
+
+
+def to_text(codes: Codes) -> str:
+    """A line of numbers for each row."""
+    return "".join(" ".join(map(str, row)) + "\n" for row in codes)
+
+
+def parse(text: str) -> Codes:
+    """The codes in a text: rows of numbers, or one JSON object that has them as `codes`.
+
+    Raises GencliError for all else, and for rows of different lengths.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise GencliError(f"no codes: broken JSON ({' '.join(str(error).split())[:80]})") from None
+        rows = found.get("codes") if isinstance(found, Mapping) else None
+    else:
+        rows = [line.split() for line in text.splitlines() if line.strip()]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
+        raise GencliError("no codes: rows of whole numbers are wanted, or a JSON object that has them as `codes`")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]):
+            raise GencliError(f"row {number} has {len(row)} codes, and the first {len(rows[0])}")
+    if max(len(rows), len(rows[0])) > SIDE_LIMIT:
+        raise GencliError(f"{len(rows[0])}x{len(rows)} codes are too many (at most {SIDE_LIMIT} a side)")
+    return [[_code(one) for one in row] for row in rows]
+
+
+def _code(value: Any) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        return int(value)
+    if type(value) is int and 0 <= value < 10**9:
+        return value
+    raise GencliError(f"{str(value)[:40]!r} is no code: whole numbers from 0 are")
