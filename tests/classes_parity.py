@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gencli.checkpoints import build
@@ -25,6 +23,7 @@ from gencli.image.with_classifier import with_classifier
 from tests.guided_sampling import alphas, lead, picture, sample, sample_ddim
 from tests.ldm_parity import Measured
 from tests.tiny_classes import FLAGS, dit_network, make_classifier, make_dit, make_dit_file, make_guided
+from tests.tiny_image import make_vae
 
 STEPS, GRID = 4, [750, 500, 250, 0]
 
@@ -51,9 +50,9 @@ def _dit(folder: Path) -> Measured:
 
 
 def _dit_file(file: Path) -> Measured:
-    """Its network in a folder with an autoencoder, against its own code's formulas and DDIM's."""
+    """With an autoencoder beside it, against its own code's formulas and DDIM's."""
     state, folder = make_dit_file(file), file.with_suffix("")
-    vae = make_dit(folder).vae
+    vae = make_vae(folder)
     found = open_class_file(file)
     assert found is not None
     config, tensors = found.open("transformer")
@@ -61,10 +60,8 @@ def _dit_file(file: Path) -> Measured:
     x, t, y = _noise(3, 4, 8, 8), torch.tensor([0.0, 481.0, 999.0]), torch.tensor([207, 0, 1000])
     with torch.no_grad():
         component = _largest(ours(x, t, y), dit_network(state, x, t, y))
-    weights = next((folder / "transformer").glob("*.safetensors"))
-    save_file({name: tensor.contiguous().clone() for name, tensor in ours.state_dict().items()}, weights)
-    (folder / "transformer" / "config.json").write_text(json.dumps(config))
-    apart = _apart(_draw(_opened(folder), prompt="207"), _by_ddim(state, vae))
+    checkpoint = open_checkpoint(Source(file.name, file, "file"), vae=Source("vae", folder, "folder"))
+    apart = _apart(_draw(checkpoint, prompt="207"), _by_ddim(state, vae))
     return Measured("DiT, original file", "`DiT-XL-2-256x256.pt`", component, apart)
 
 
