@@ -124,7 +124,7 @@ def test_a_pickle_is_not_opened(refusal, tmp_path):
     assert "model.ckpt is a pickle" in error
 
 
-def test_a_pickle_is_read_when_that_is_said(tmp_path, shapes):
+def test_a_pickle_is_read_when_that_is_said(tmp_path, shapes, capsys):
     """A .ckpt as training wrote it: the weights under `state_dict`, beside numbers that are none."""
     tensors = {name: torch.full(shape, 0.5) for name, shape in shapes["sd1"].items()}
     tensors["alphas_cumprod"] = torch.tensor(alphas_cumprod("scaled_linear"))
@@ -133,6 +133,12 @@ def test_a_pickle_is_read_when_that_is_said(tmp_path, shapes):
     save_file(tensors, tmp_path / "model.safetensors")
     assert single.configs == open_single_file(tmp_path / "model.safetensors").configs
     assert torch.equal(single.open("unet")[1].get("conv_out.bias"), tensors[f"{UNET}out.2.bias"])
+    call = [str(tmp_path / "model.ckpt"), "--allow-pickle", "--json"]
+    assert main(["models", "show", *call]) == 0
+    assert json.loads(capsys.readouterr().out)["family"] == "StableDiffusionPipeline"
+    main(["models", "check", *call])
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "its text encoder knows 544 tokens" in problem  # no tokenizer lies beside it; nothing else is amiss
     tensors["alphas_cumprod"] **= 2
     torch.save({"state_dict": tensors}, tmp_path / "model.ckpt")
     with pytest.raises(GencliError, match="alphas_cumprod are not those"):

@@ -77,8 +77,9 @@ def _models(source: Source, allow_pickle: bool) -> Iterator[_Model]:
     if source.kind == "file" and path.suffix == ".gguf":
         yield _Model(path, lambda: open_gguf(path)[:2])
         return
-    if source.kind == "file" and is_original(path):
-        single = open_single_file(path, prediction="epsilon")  # whatever it predicts, its parts are the same
+    if source.kind == "file" and is_original(path, allow_pickle=allow_pickle):
+        # whatever it predicts, its parts are the same
+        single = open_single_file(path, allow_pickle=allow_pickle, prediction="epsilon")
         for name in single.parts:
             yield _Model(path, partial(single.open, name))
         return

@@ -104,9 +104,9 @@ def _describe_file(source: Source, allow_pickle: bool) -> Description:
         if source.path.suffix == ".gguf":
             return _describe_gguf(source, files)
         parameters, dtypes = _count(source.path, allow_pickle)
-        if is_original(source.path):
-            return _describe_single(source, files, parameters, dtypes)
         whole = (Component("", "", parameters, dtypes),)
+        if is_original(source.path, allow_pickle=allow_pickle):
+            return _describe_single(source, files, whole, allow_pickle)
         try:
             network = open_class_file(source.path, allow_pickle=allow_pickle)
         except GencliError as error:
@@ -130,11 +130,12 @@ def _describe_network(
     return Description(source.name, kind, family, source.path, files, (found,), config=config)
 
 
-def _describe_single(source: Source, files: Mapping[str, int], parameters: int, dtypes: tuple[str, ...]) -> Description:
+def _describe_single(
+    source: Source, files: Mapping[str, int], whole: tuple[Component, ...], allow_pickle: bool
+) -> Description:
     """A model for pictures in the original layout, or what is wrong with it."""
-    whole = (Component("", "", parameters, dtypes),)
-    try:
-        single = open_single_file(source.path, prediction="epsilon")  # whatever it predicts, its parts are the same
+    try:  # whatever it predicts, its parts are the same
+        single = open_single_file(source.path, allow_pickle=allow_pickle, prediction="epsilon")
     except GencliError as error:
         return Description(source.name, "image", "", source.path, files, whole, problem=error.message)
     parts = tuple(_single_part(single, name) for name in single.parts)

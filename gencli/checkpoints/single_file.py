@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints.header import Header, read_header
-from gencli.checkpoints.layout import PICKLE_HINT, find_pickles, some
+from gencli.checkpoints.layout import PICKLE_HINT, SAFETENSORS, find_pickles, some
 from gencli.checkpoints.original.families import FAMILIES, PIPELINES, UNET, Family, left_out, recognise
 from gencli.checkpoints.original.rows import Part, Shapes
 from gencli.checkpoints.original.schedule import SCHEDULES, prediction_of, scheduler_config
@@ -105,9 +105,11 @@ class SingleFile:
         return found.config, OriginalTensors(tensors, prefix, found.pieces)
 
 
-def is_original(path: Path) -> bool:
+def is_original(path: Path, *, allow_pickle: bool = False) -> bool:
     """Whether a file has a UNet in the original layout, whatever else is in it. Raises GencliError for a broken one."""
-    return path.suffix == ".safetensors" and any(name.startswith(UNET) for name in read_header(path).shapes)
+    if find_pickles([path.name]):
+        return allow_pickle and any(name.startswith(UNET) for name in _unpickled(path)[0].shapes)
+    return path.suffix == SAFETENSORS and any(name.startswith(UNET) for name in read_header(path).shapes)
 
 
 def open_single_file(
