@@ -2,6 +2,7 @@
 
 Coordinates are variance-preserving throughout: x_t = √ᾱ_t · x0 + √(1−ᾱ_t) · ε (Ho et al. 2020, eq. 4). T is the number
 of timesteps in training, S that of steps in sampling; t counts from 0, the least noise, to T − 1.
+No torch in here: what a request asks is held against it before torch is imported.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gencli.errors import GencliError, UsageError
 from gencli.models.base import read_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "scheduler_config.json"
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
@@ -166,25 +168,25 @@ class NoiseSchedule:
         return read_config(cls, {**CLASS_DEFAULTS[name], **given}, inert=INERT, only=ONLY, file=FILE)
 
     @cached_property
-    def betas(self) -> Tensor:
+    def betas(self) -> np.ndarray:
         """β_t before any rescaling to zero terminal SNR, float64 (T,)."""
         start, end, T = self.beta_start, self.beta_end, self.num_train_timesteps
         if self.trained_betas is not None:
-            return torch.tensor(self.trained_betas, dtype=torch.float64)
+            return np.array(self.trained_betas, dtype=np.float64)
         if self.beta_schedule == "linear":  # Ho et al. 2020
-            return torch.linspace(start, end, T, dtype=torch.float64)
+            return np.linspace(start, end, T)
         if self.beta_schedule == "scaled_linear":  # Rombach et al. 2022, who call it linear
-            return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
+            return np.linspace(start**0.5, end**0.5, T) ** 2
         # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17
-        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
-        return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+        f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
     @cached_property
-    def alphas_cumprod(self) -> Tensor:
+    def alphas_cumprod(self) -> np.ndarray:
         """ᾱ_t = Π (1 − β), float64 (T,), falling; its last is 0 with `rescale_betas_zero_snr`."""
         alphas_cumprod = (1 - self.betas).cumprod(0)
         if self.rescale_betas_zero_snr:  # Lin et al. 2023, algorithm 1
-            root = alphas_cumprod.sqrt()
+            root = np.sqrt(alphas_cumprod)
             alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         if not (alphas_cumprod[:-1] > 0).all():
             raise GencliError(f"{FILE}: these betas leave no signal long before the last timestep")
@@ -193,7 +195,7 @@ class NoiseSchedule:
     @property
     def final_alpha_cumprod(self) -> float:
         """ᾱ after the last step of DDIM: 1, or that of t = 0 where the checkpoint says so."""
-        return 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0].item()
+        return 1.0 if self.set_alpha_to_one else float(self.alphas_cumprod[0])
 
     @property
     def karras(self) -> bool:
@@ -239,7 +241,7 @@ class NoiseSchedule:
     @cached_property
     def sigmas(self) -> np.ndarray:
         """√((1−ᾱ)/ᾱ), float64 (T,), rising. Zero terminal SNR counts as ᾱ = 2⁻²⁴ here, so that σ stays finite."""
-        alphas_cumprod = self.alphas_cumprod.numpy().copy()
+        alphas_cumprod = self.alphas_cumprod.copy()
         if alphas_cumprod[-1] == 0:
             alphas_cumprod[-1] = min(2.0**-24, alphas_cumprod[-2] / 2)
         return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)

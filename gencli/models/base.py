@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gencli.errors import GencliError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 C = TypeVar("C")
 

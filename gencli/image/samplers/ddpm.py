@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
-from gencli.image.guidance import Predict
 from gencli.image.samplers import Sample
 from gencli.image.schedule import NoiseSchedule, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gencli.image.guidance import Predict
 
 SHIFTS_MEAN = True
 
@@ -62,5 +64,5 @@ def _deviation(variance_type: str, small: float, large: float, learned: Tensor |
         if learned is None:
             raise GencliError("this checkpoint's scheduler expects a variance from the model, which gives none")
         share = (learned + 1) / 2
-        return torch.exp(0.5 * (share * math.log(large) + (1 - share) * math.log(small)))
+        return (0.5 * (share * math.log(large) + (1 - share) * math.log(small))).exp()
     return math.sqrt(large if variance_type.startswith("fixed_large") else small)

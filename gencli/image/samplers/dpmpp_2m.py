@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from gencli.image.guidance import Predict
 from gencli.image.samplers import Sample
 from gencli.image.schedule import NoiseSchedule, Point, Step, chain, karras_sigmas
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gencli.image.guidance import Predict
 
 LIMITS = frozenset({"threshold"})
 SPACING = "linspace"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from gencli.image.guidance import Predict
 from gencli.image.samplers import Sample
 from gencli.image.schedule import NoiseSchedule, Step, chain, karras_sigmas
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gencli.image.guidance import Predict
 
 LIMITS: frozenset[str] = frozenset()
 SPACING = "linspace"

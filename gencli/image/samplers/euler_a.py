@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from gencli.image.guidance import Predict
 from gencli.image.samplers import Sample
 from gencli.image.samplers.euler import LIMITS as LIMITS
 from gencli.image.samplers.euler import SPACING as SPACING
 from gencli.image.samplers.euler import initial as initial
 from gencli.image.samplers.euler import steps as euler_steps
 from gencli.image.schedule import NoiseSchedule, Step, chain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gencli.image.guidance import Predict
 
 
 def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
