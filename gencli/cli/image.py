@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -159,11 +160,16 @@ def image(
         request = request.replace(seed=random.SystemRandom().getrandbits(32))
 
     with stopping.heeded():
+        from gencli.cli.image_ready import ready
+    more: dict[str, Any] = {"vae": vae_source, "classifier": classifier_source, "allow_pickle": allow_pickle}
+    opened, request = ready(source, request, init=pictures[0], lines=lines, note=console.note, **more)
+
+    with stopping.heeded():
         from gencli.cli.image_run import Run
 
     Run(
         console,
-        source,
+        opened,
         request,
         sink,
         pictures,
@@ -174,9 +180,7 @@ def image(
         stats=stats,
         clip=clip_source,
         controls=controls,
-        classifier=classifier_source,
         additions=additions,
-        vae=vae_source,
     ).run(device=device, threads=threads, allow_pickle=allow_pickle)
 
 
@@ -250,7 +254,13 @@ def _from_file(
     merged.setdefault("clip", values["clip"])
     if merged.get("init") == "-" and "init" not in given:
         raise UsageError(f"{path} was begun from a picture on stdin", "name that picture with -i/--init FILE")
-    return ImageRequest(**merged)
+    request = ImageRequest(**merged)
+    for name in {"init", "mask", "control_image"} - given:  # a stranger's file opens no device or pipe
+        one = getattr(request, name)
+        if lost := [file for file in (one if isinstance(one, tuple) else (one,)) if file and not os.path.isfile(file)]:
+            option = name.replace("_", "-")
+            raise GencliError(f"{path} was made with {lost[0]}, which is no file here", f"name it with --{option} FILE")
+    return request
 
 
 def _model_of_file(path: str, model: str, option: str = "-m") -> Source:

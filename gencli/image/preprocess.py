@@ -17,6 +17,7 @@ from gencli.files import read_json
 FILE = "preprocessor_config.json"
 NEW_FILE = "processor_config.json"  # transformers 5 writes it, with the other's content under IMAGE
 IMAGE = "image_processor"
+FILE_LIMIT = 2**22  # bytes; a palette of 512 colours takes 32,000
 SIDE_LIMIT = 4096  # pixels a side of what a model looks at
 PIXEL_LIMIT = 2**26  # of a picture on the way there
 # Says nothing about the pixels, or what gencli does in any case.
@@ -98,11 +99,15 @@ def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings for pictures in a checkpoint's folder. Raises GencliError when there are none."""
-    if not (folder / FILE).is_file() and (folder / NEW_FILE).is_file():
-        raw = read_json(folder / NEW_FILE).get(IMAGE)
-        if isinstance(raw, dict):
-            return raw
-    return read_json(folder / FILE)
+    new = not (folder / FILE).is_file() and (folder / NEW_FILE).is_file()
+    file = folder / (NEW_FILE if new else FILE)
+    if file.is_file() and file.stat().st_size > FILE_LIMIT:
+        raise GencliError(f"{file}: {file.stat().st_size} bytes is too large for settings")
+    raw = read_json(file)
+    settings = raw.get(IMAGE) if new else raw
+    if not isinstance(settings, dict):
+        raise GencliError(f"{file} has no settings for pictures ({IMAGE})")
+    return settings
 
 
 def from_settings(
