@@ -92,6 +92,8 @@ def unet_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
             "gencli draws with guided-diffusion's other models",
         )
     config["out_channels"] = sizes(shapes, "out.2.weight", 4)[0]
+    if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
+        raise GencliError(f"its UNet makes {config['out_channels']} channels of {config['in_channels']}")
     config["num_classes"] = sizes(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None
     if "num_heads_upsample" in flags:
         config["num_heads_upsample"] = flags["num_heads_upsample"]
@@ -118,7 +120,7 @@ def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dic
     Raises GencliError for a schedule that is not known.
     """
     named, steps = flags.get("noise_schedule", "linear"), flags.get("diffusion_steps", 1000)
-    if named not in SCHEDULES:
+    if not isinstance(named, str) or named not in SCHEDULES:
         raise GencliError(f"noise_schedule = {named!r:.80} is not supported", f"gencli knows {', '.join(SCHEDULES)}")
     if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= 2**16:
         raise GencliError(f"diffusion_steps = {steps!r:.80} is no number of steps")

@@ -54,13 +54,14 @@ def transformer(checkpoint: Checkpoint) -> None:
             f"{checkpoint.folder}: a DiT without its autoencoder, as its own files are",
             "--vae ID|FILE names one: Stable Diffusion 1's, as in stabilityai/sd-vae-ft-ema",
         )
-    channels = checkpoint.configs["vae"].get("latent_channels", 4)
-    if checkpoint.configs["transformer"].get("in_channels", 4) != channels:
-        raise GencliError(
-            f"{checkpoint.folder}: a transformer with in_channels = "
-            f"{checkpoint.configs['transformer'].get('in_channels')!r:.40} is not supported",
-            f"its autoencoder has {channels!r:.40} channels",
-        )
+    network, channels = checkpoint.configs["transformer"], checkpoint.configs["vae"].get("latent_channels", 4)
+    reads, makes = network.get("in_channels", 4), network.get("out_channels")
+    for key, value, known in (("in_channels", reads, [channels]), ("out_channels", makes, [None, reads, 2 * reads])):
+        if value not in known:
+            raise GencliError(
+                f"{checkpoint.folder}: a transformer with {key} = {value!r:.40} is not supported",
+                f"its autoencoder has {channels!r:.40} channels",
+            )
 
 
 def latent_diffusion(checkpoint: Checkpoint) -> None:
