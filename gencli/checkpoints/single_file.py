@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 BARE = ("vocab.json", "merges.txt")
 NAMING = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # where a padding token may be named
-MISSING = {"vae": "no autoencoder", "text_encoder": "no first text encoder"}  # what a file may lack and still be told
+# What a file may lack and still be told, and what helps
+MISSING = {
+    "vae": ("no autoencoder", "--vae ID|FILE names one"),
+    "text_encoder": ("no first text encoder", None),
+}
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,16 @@ def is_original(path: Path, *, allow_pickle: bool = False) -> bool:
 
 
 def open_single_file(
-    path: Path, *, allow_pickle: bool = False, prediction: str | None = None, betas: str | None = None
+    path: Path,
+    *,
+    allow_pickle: bool = False,
+    prediction: str | None = None,
+    betas: str | None = None,
+    other_vae: bool = False,
 ) -> SingleFile:
     """Read what a file is. prediction, betas: what the user says of it (`prediction_type`, `beta_schedule`).
-    allow_pickle: a `.ckpt` is opened for its tensors, and for nothing else.
+    allow_pickle: a `.ckpt` is opened for its tensors, and for nothing else. other_vae: another autoencoder will take the
+    place of its own, which need not be there; of one that is not, `parts` has the config alone.
 
     Raises GencliError, in one line, for a broken file, for one whose keys fit no family or two, for parts that are
     missing or do not fit each other, for tensors that no table knows, and for SD 2 without a `prediction`.
@@ -129,7 +139,7 @@ def open_single_file(
     else:
         raise GencliError(f"{path} is a pickle, not a .safetensors file", PICKLE_HINT)
     try:
-        return _read(header, opened, prediction, betas)
+        return _read(header, opened, prediction, betas, other_vae)
     except GencliError as error:
         raise GencliError(f"{path}: {error.message}", error.hint) from None
 
@@ -142,16 +152,22 @@ def _unpickled(path: Path) -> tuple[Header, Tensors]:
     return Header(path, shapes, {name: tensors.dtype(name) for name in tensors}), tensors
 
 
-def _read(header: Header, opened: Tensors | None, prediction: str | None, betas: str | None) -> SingleFile:
+def _read(
+    header: Header, opened: Tensors | None, prediction: str | None, betas: str | None, other_vae: bool
+) -> SingleFile:
     key = recognise(header.shapes)
     family = FAMILIES[key]
     split, unknown, notes = _split(header.shapes, family)
-    if bare := next((name for name in family.parts if not split[name]), None):
-        what = MISSING.get(bare, f"no {bare}")
-        raise GencliError(f"it is a {family.title} with {what} in it ({family.parts[bare]}*)")
+    bare = [name for name in family.parts if not split[name] and not (name == "vae" and other_vae)]
+    if bare:
+        what, hint = MISSING.get(bare[0], (f"no {bare[0]}", None))
+        raise GencliError(f"it is a {family.title} with {what} in it ({family.parts[bare[0]]}*)", hint)
     predicts = prediction_of(header, key, prediction)
-    parts = {}
+    parts: dict[str, Part] = {}
     for name, read in _readers(key, family, predicts).items():
+        if not split[name]:
+            parts[name] = Part(_of_missing_vae(family, parts["unet"].config["out_channels"]))
+            continue
         parts[name], left = read(split[name])
         unknown += [family.parts[name] + one for one in left]
     if unknown:
@@ -161,6 +177,12 @@ def _read(header: Header, opened: Tensors | None, prediction: str | None, betas:
     channels = parts["unet"].config["in_channels"]
     pipeline = family.pipeline + PIPELINES.get(channels, "Pipeline")
     return SingleFile(header, key, pipeline, parts, scheduler, tuple(notes), opened)
+
+
+def _of_missing_vae(family: Family, channels: int) -> dict[str, Any]:
+    """What is known of an autoencoder that is not there."""
+    sizes = {"latent_channels": channels, "norm_num_groups": 32, "scaling_factor": family.scaling_factor}
+    return {"_class_name": "AutoencoderKL", **sizes}
 
 
 def _alphas_cumprod(header: Header, opened: Tensors | None) -> Sequence[float] | None:

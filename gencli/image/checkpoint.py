@@ -153,7 +153,9 @@ def open_checkpoint(
     Raises GencliError for what is no picture checkpoint or not supported.
     """
     if source.kind == "file":
-        checkpoint = _of_class_file(source, allow_pickle) or _of_file(source, allow_pickle, prediction, betas)
+        checkpoint = _of_class_file(source, allow_pickle) or _of_file(
+            source, allow_pickle=allow_pickle, prediction=prediction, betas=betas, other_vae=vae is not None
+        )
     else:
         checkpoint = _of_folder(source, allow_pickle)
     if checkpoint.single is None:
@@ -183,12 +185,12 @@ def _of_class_file(source: Source, allow_pickle: bool) -> Checkpoint | None:
     return Checkpoint(source.name, path, family, parts, found.configs, {}, found.notes, labels=labels, files=files)
 
 
-def _of_file(source: Source, allow_pickle: bool, prediction: str | None, betas: str | None) -> Checkpoint:
-    """All parts in one file. Raises GencliError."""
+def _of_file(source: Source, **said: Any) -> Checkpoint:
+    """All parts in one file; `said` as `open_single_file`'s. Raises GencliError."""
     from gencli.checkpoints.single_file import open_single_file
 
     path = source.path
-    single = open_single_file(path, allow_pickle=allow_pickle, prediction=prediction, betas=betas)
+    single = open_single_file(path, **said)
     family = FAMILIES.get(single.pipeline)
     if family is None:
         known = ", ".join(sorted(FAMILIES))

@@ -20,6 +20,7 @@ from gencli.__main__ import main
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.single_file import open_single_file
+from gencli.errors import GencliError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
@@ -71,7 +72,10 @@ def pipeline_of(path, prediction=None, betas=None):
 
 def draw(path, sampler="ddim", **said):
     """Our picture."""
-    pipeline = pipeline_of(path, **said)
+    return drawn(pipeline_of(path, **said), sampler)
+
+
+def drawn(pipeline, sampler="ddim"):
     request = ImageRequest(prompt=PROMPT, negative=NEGATIVE, seed=3, steps=3, sampler=sampler, guidance=5.0, **SIZE)
     request = resolve(request, pipeline.checkpoint)
     return next(np.asarray(event.image) for event in generate(pipeline, request) if isinstance(event, Picture))
@@ -160,6 +164,23 @@ def test_predictions_and_betas_are_followed(made):
         ours = draw(file, **said)
         assert not np.array_equal(ours, plain)
         assert np.array_equal(ours, draw(folder, **said))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_another_autoencoder(made, tmp_path, kind):
+    """--vae in the place of one that is missing: latents are scaled as the family scales them."""
+    folder, file = made[kind]
+    place = tmp_path / "place"
+    shutil.copytree(file.parent, place)
+    tensors = {n: t for n, t in tiny.original(folder, kind).items() if not n.startswith(tiny.PREFIXES["vae"])}
+    bare = tiny.write_original(place / file.name, tensors)
+    with pytest.raises(GencliError, match=r"with no autoencoder in it \(first_stage_model\.\*\)") as caught:
+        opened(bare)
+    assert "--vae" in caught.value.hint
+    for vae in (Source("vae", folder / "vae", "folder"), Source("file", file, "file")):
+        checkpoint = opened(bare, vae=vae)
+        assert checkpoint.configs["vae"]["scaling_factor"] == tiny.SCALING[kind]
+        assert np.array_equal(drawn(load(checkpoint, device="cpu")), draw(file))
 
 
 def test_half_precision_is_kept_and_nothing_is_copied(made, tmp_path):

@@ -84,14 +84,18 @@ OTHERS: tuple[tuple[str, str, str | None], ...] = (
     (
         r"lora_(unet|te\d?|prior)_.*|.*\.lora_(A|B|up|down|linear_layer)\..*|.*\.lora\.(up|down)\..*|.*\.(hada|lokr)_w.*",
         "a LoRA, which changes a model and is none",
-        "-m wants the model that it was trained on",
+        "-m wants the model that it was trained on, and --lora this file",
     ),
     (
         r"emb_params|clip_[gl]|string_to_param\..*|<[^>]*>",
         "a textual inversion embedding, which teaches a model a word and is none",
-        "-m wants the model that it was trained on",
+        "-m wants the model that it was trained on, and --embedding this file",
     ),
-    (r"(control_model|controlnet_cond_embedding|input_hint_block)\..*", "a ControlNet, which steers a model", None),
+    (
+        r"(control_model|controlnet_cond_embedding|input_hint_block)\..*",
+        "a ControlNet, which steers a model",
+        "-m wants the model that it was trained on, and --control a folder of the ControlNet",
+    ),
     (r"(model\.diffusion_model\.)?joint_blocks\..*", "a Stable Diffusion 3, which is not supported", None),
     (r"(model\.diffusion_model\.)?(double|single)_(stream_)?blocks\..*", "a FLUX, which is not supported", None),
     (r"model\.diffusion_model\.(transformer_blocks|blocks|layers)\..*", "a transformer, which is not supported", None),
@@ -104,7 +108,7 @@ OTHERS: tuple[tuple[str, str, str | None], ...] = (
     (
         r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\..*",
         "an autoencoder, one part of a model for pictures",
-        None,
+        "--vae gives it to a model in the place of its own",
     ),
     (
         r"(down_blocks|up_blocks|mid_block)\..*",
