@@ -125,8 +125,8 @@ def open_single_file(
     other_vae: bool = False,
 ) -> SingleFile:
     """Read what a file is. prediction, betas: what the user says of it (`prediction_type`, `beta_schedule`).
-    allow_pickle: a `.ckpt` is opened for its tensors, and for nothing else. other_vae: another autoencoder will take the
-    place of its own, which need not be there; of one that is not, `parts` has the config alone.
+    allow_pickle: a `.ckpt` is opened for its tensors, and for nothing else. other_vae: another autoencoder will take
+    the place of its own, which need not be there; of one that is not, `parts` has the config alone.
 
     Raises GencliError, in one line, for a broken file, for one whose keys fit no family or two, for parts that are
     missing or do not fit each other, for tensors that no table knows, and for SD 2 without a `prediction`.
