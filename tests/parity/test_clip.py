@@ -16,6 +16,7 @@ from transformers import CLIPConfig as ReferenceConfig
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from gencli.checkpoints import layout
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.image.preprocess import CLIP, Preprocessing, from_settings, read_settings
@@ -192,3 +193,33 @@ def test_processor_and_model_at_odds(cases, tmp_path):
     rewrite_json(tmp_path / "preprocessor_config.json", lambda raw: raw | {"do_center_crop": False})
     with pytest.raises(GencliError, match="makes pictures of any size"):
         opened(tmp_path)
+
+
+HUB = [
+    ".gitattributes",
+    "README.md",
+    "config.json",
+    "flax_model.msgpack",
+    "merges.txt",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "pytorch_model.bin",
+    "special_tokens_map.json",
+    "tf_model.h5",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+]
+
+
+def test_what_a_download_fetches():
+    """openai/clip-vit-large-patch14's files: the settings for pictures too, and no weights twice."""
+    chosen = layout.choose(HUB, lambda name: {"model_type": "clip"})
+    assert set(chosen) == {
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "special_tokens_map.json",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    only_pickle = [name for name in HUB if name != "model.safetensors"]  # as openai/clip-vit-base-patch32
+    with pytest.raises(GencliError, match=r"only pytorch_model\.bin"):
+        layout.choose(only_pickle, lambda name: {"model_type": "clip"})
+    assert "pytorch_model.bin" in layout.choose(only_pickle, lambda name: {"model_type": "clip"}, allow_pickle=True)

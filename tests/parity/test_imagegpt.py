@@ -22,6 +22,7 @@ from gencli.image.request import ImageRequest
 from tests.tiny_clip import make_pictures
 from tests.tiny_image import rewrite_json
 from tests.tiny_imagegpt import COLOURS, SIDE, clusters, make_imagegpt
+from tests.token_parity import measure
 
 BEGIN = COLOURS
 PIXELS = SIDE * SIDE
@@ -256,3 +257,11 @@ def test_what_is_told_as_one(tmp_path):
     assert is_palette(Source("tiny", tmp_path, "folder"))
     rewrite_json(tmp_path / "config.json", lambda raw: raw | {"model_type": "gpt2"})
     assert not is_palette(Source("tiny", tmp_path, "folder"))
+
+
+def test_the_readmes_figures(tmp_path):
+    """The rows of CLIP and iGPT in the table of families."""
+    rows = list(measure(tmp_path))
+    assert [row.family for row in rows] == ["CLIP", "iGPT"]
+    for row in rows:
+        assert 0 < row.component < 1e-4 and row.picture == 0, row
