@@ -333,3 +333,17 @@ def test_a_jpeg_that_cannot_hold_its_text():
     with pytest.raises(GencliError, match="too long for a JPEG"):
         pictures.encode(some_picture(), "jpg", pictures.describe(request))
     assert pictures.encode(some_picture(), "png", pictures.describe(request))
+
+
+def test_how_brackets_are_read_is_said_as_the_web_ui_says_it():
+    """Emphasis: Original is its way, None takes brackets for text; a prompt without any needs no word of it."""
+    for prompt, weighted, said in [("a (red) cat", False, "None"), ("[a]", True, "Original"), ("a cat", False, None)]:
+        text = metadata.to_infotext(ImageRequest(prompt=prompt, weighted=weighted))
+        assert (f"Emphasis: {said}" in text) if said else ("Emphasis" not in text)
+        found = metadata.from_infotext(text)
+        assert ImageRequest(**found.values).weighted == weighted and found.left_out == ()
+    foreign = FOREIGN.format(sampler="DDIM")
+    assert metadata.from_infotext(foreign).values["weighted"] is True
+    assert metadata.from_infotext(f"{foreign}, Emphasis: None").values["weighted"] is False
+    assert metadata.from_infotext(f"{foreign}, Emphasis: No norm").left_out[-1] == "Emphasis"
+    assert "weighted" not in metadata.from_infotext("a prompt alone").values

@@ -114,7 +114,7 @@ def from_infotext(text: str) -> Found:
     else:
         pairs = {}
     prompt, negative = _prompts(lines)
-    values: dict[str, Any] = {"prompt": prompt, "negative": negative}
+    values: dict[str, Any] = {"prompt": prompt} | ({} if negative is None else {"negative": negative})
     ours = pairs.get("Version", "").startswith("gencli ")
     if pairs and not ours:
         values["weighted"] = True  # the web UI's prompts are, unless it says so
@@ -134,10 +134,10 @@ def from_infotext(text: str) -> Found:
     return Found(values, tuple(left_out))
 
 
-def _prompts(lines: list[str]) -> tuple[str, str]:
-    """The lines before the parameters: the prompt, and what follows `Negative prompt:`."""
+def _prompts(lines: list[str]) -> tuple[str, str | None]:
+    """The lines before the parameters: the prompt, and what follows `Negative prompt:`, if that is there."""
     at = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
-    negative = "\n".join(lines[at:])[len(NEGATIVE) :].strip()
+    negative = "\n".join(lines[at:])[len(NEGATIVE) :].strip() if at < len(lines) else None
     return "\n".join(lines[:at]).strip(), negative
 
 
@@ -146,6 +146,8 @@ def _write(field: dataclasses.Field[Any], value: Any) -> str:
         return SAMPLER_LABELS.get(value, value)
     if field.name == "karras":
         return KARRAS if value else "Automatic"
+    if field.name == "weighted":
+        return WEIGHTED if value else PLAIN
     if isinstance(value, Mapping | tuple):
         return json.dumps(value)
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -159,6 +161,8 @@ def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | N
         return _read_sampler(text)
     if field.name == "karras":
         return {"karras": text == KARRAS} if text in (KARRAS, "Automatic") else None
+    if field.name == "weighted":
+        return {"weighted": text == WEIGHTED} if text in (WEIGHTED, PLAIN) else None
     kind = field.metadata["kind"]
     try:
         value: Any = {"True": True, "False": False}[text] if kind is bool else text
