@@ -18,19 +18,14 @@ from gencli.cli.image_additions import Additions, say_slips
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
-from gencli.errors import UsageError
-from gencli.image import defaults, pictures, pixels
-from gencli.image import palette as palettes
-from gencli.image.checkpoint import open_checkpoint
-from gencli.image.class_settings import check_asked
+from gencli.image import pictures, pixels
+from gencli.image.checkpoint import Checkpoint
 from gencli.image.controls import open_control
 from gencli.image.generate import Denoised, Picture, generate
-from gencli.image.palette import is_palette, open_palette
+from gencli.image.palette import Palette
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.pixels import PixelModel
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
-from gencli.image.with_classifier import with_classifier
 
 Drawing = tuple[Pipeline | PixelModel, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
 
@@ -41,7 +36,7 @@ class Run:
     def __init__(
         self,
         console: Console,
-        source: Source,
+        opened: Checkpoint | Palette,
         request: ImageRequest,
         sink: ImageSink,
         started_from: tuple[Image.Image | None, Image.Image | None],
@@ -53,11 +48,9 @@ class Run:
         stats: bool,
         clip: Source | None = None,
         controls: Sequence[tuple[Source, Image.Image]] = (),
-        classifier: Source | None = None,
         additions: Additions = Additions(),
-        vae: Source | None = None,
     ):
-        self.console, self.source, self.request, self.sink = console, source, request, sink
+        self.console, self.opened, self.request, self.sink = console, opened, request, sink
         self.init, self.mask = started_from
         self.prompts, self.animation, self.stats = prompts, animation, stats
         self.steps_folder = None if save_steps is None else _folder(save_steps)
@@ -66,16 +59,18 @@ class Run:
             console.note("no preview: stderr is no terminal that shows colours")
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
         self.sheet: list[Made] = []  # what the grid will hold
-        self.clip, self.controls, self.classifier = clip, controls, classifier
-        self.additions, self.vae = additions, vae
+        self.clip, self.controls = clip, controls
+        self.additions = additions
         self.best: Best | None = None
         self.clock = Clock()
 
     def run(self, *, device: str, threads: int | None, allow_pickle: bool = False) -> None:
         """Raises GencliError for all that can go wrong on the way."""
         devices.set_threads(threads)
-        drawing = self._pixels if is_palette(self.source) else self._denoising
-        model, events = drawing(device, allow_pickle)
+        if isinstance(self.opened, Palette):
+            model, events = self._pixels(self.opened, device)
+        else:
+            model, events = self._denoising(self.opened, device, allow_pickle)
         if self.clip is not None:
             self.best = open_best(self.console, self.clip, self.request, device=device, allow_pickle=allow_pickle)
         self.clock.loaded()
@@ -92,35 +87,18 @@ class Run:
             self.console.stats(f"{model.describe()}, seed {self.request.seed}")
             self.console.stats(str(self.clock))
 
-    def _pixels(self, device: str, allow_pickle: bool) -> Drawing:
+    def _pixels(self, palette: Palette, device: str) -> Drawing:
         """A model that draws pixel by pixel, and what it will draw. Raises GencliError."""
-        palette = open_palette(self.source, allow_pickle=allow_pickle)
-        if self.prompts is not None:
-            raise UsageError(f"{palette.name} draws without a prompt: --lines cannot be followed")
-        self.request = palettes.resolve(self.request, palette)
         self.console.progress(f"loading {palette.name}")
         model = pixels.load(palette, device=device, dtype=self.request.dtype or "auto")
         return model, pixels.generate(model, self.request, init=self.init)
 
-    def _denoising(self, device: str, allow_pickle: bool) -> Drawing:
+    def _denoising(self, checkpoint: Checkpoint, device: str, allow_pickle: bool) -> Drawing:
         """A model that denoises, and what it will draw. Raises GencliError."""
-        said = {"prediction": self.request.prediction, "betas": self.request.betas}
-        checkpoint = open_checkpoint(self.source, allow_pickle=allow_pickle, vae=self.vae, **said)
-        if self.classifier is not None:
-            checkpoint = with_classifier(checkpoint, self.classifier, allow_pickle=allow_pickle)
-        if self.prompts is not None and checkpoint.prompt == "none":
-            raise UsageError(f"{checkpoint.name} draws without a prompt: --lines cannot be followed")
-        asked = self.request
-        request = self.request = resolve(asked, checkpoint, None if self.init is None else self.init.size)
-        if self.prompts is None:
-            check_asked(request, checkpoint)
-        for note in defaults.notes(asked, request, checkpoint):
-            self.console.note(note)
+        request = self.request
         opened = [(open_control(source, checkpoint), picture) for source, picture in self.controls]
         self.console.progress(f"loading {checkpoint.name}")
         embeddings = [read_embedding(file, allow_pickle=allow_pickle) for file in self.additions.embeddings]
-        if self.prompts is None:
-            say_slips(request, [embedding.word for embedding in embeddings], self.console.note)
         pipeline = load(
             checkpoint,
             device=device,
@@ -128,6 +106,8 @@ class Run:
             loras=self.additions.loras,
             embeddings=embeddings,
         )
+        if self.prompts is None:
+            say_slips(request, [embedding.word for embedding in embeddings], self.console.note)
         controls = [(control.load(pipeline, allow_pickle=allow_pickle), picture) for control, picture in opened]
         return pipeline, generate(pipeline, request, self.prompts, init=self.init, mask=self.mask, controls=controls)
 

@@ -114,6 +114,38 @@ def test_wrong_usage_is_told_before_anything_is_opened(args, message):
     assert message in done.stderr.decode() and "Traceback" not in done.stderr.decode()
 
 
+UNFITTING = [
+    (("--sampler", "euler", "--eta", 1), "sampler euler has no option eta"),
+    (("--sampler-option", "foo=1"), "no option foo"),
+    (("--sampler-option", "use_clipped_model_output=2"), "wants true or false"),
+    (("--sampler", "ddpm", "--sampler-option", "variance_type=wide"), "wants one of fixed_small"),
+    (("--width", 100), "--width 100: must be a multiple of 8"),
+    (("--steps", 1001), "1001 steps: this model can take 1 to 1000"),
+    (("--sampler", "lcm", "--steps", 51), "can take 1 to 50"),
+    (("-i", "a.png", "--strength", 0.1, "--steps", 5), "leaves no step"),
+    (("--image-cfg-scale", 2), "--image-cfg-scale is for models that edit"),
+    (("--keep-rows", 2), "does not draw pixel by pixel"),
+]
+
+
+def test_what_does_not_fit_the_checkpoint_is_told_without_torch(sd, folder):
+    """All in one process that cannot import it."""
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    commands = [["image", "-m", str(sd), "a", "-o", "b.png", *map(str, args)] for args, _ in UNFITTING]
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from gencli.__main__ import main
+print([main(args) for args in {commands!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(), timeout=LIMIT)
+    assert done.stdout.decode() == f"{[2] * len(UNFITTING)}\n", done.stderr.decode()
+    said = [line for line in done.stderr.decode().splitlines() if line.startswith("error: ")]
+    assert len(said) == len(UNFITTING)
+    for line, (_, message) in zip(said, UNFITTING, strict=True):
+        assert message in line
+
+
 def test_help_needs_no_torch():
     code = "import sys; sys.modules['torch'] = None; from gencli.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "image", "--help"]

@@ -1,0 +1,55 @@
+"""A request held against the small files of its checkpoint: all that can be told before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+
+from gencli.checkpoints.find import Source
+from gencli.errors import UsageError
+from gencli.image import defaults
+from gencli.image import palette as palettes
+from gencli.image.checkpoint import Checkpoint, open_checkpoint
+from gencli.image.class_settings import check_asked
+from gencli.image.palette import Palette, is_palette, open_palette
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
+from gencli.image.with_classifier import with_classifier
+
+
+def ready(
+    source: Source,
+    request: ImageRequest,
+    *,
+    init: Image.Image | None,
+    lines: bool,
+    note: Callable[[str], None],
+    vae: Source | None = None,
+    classifier: Source | None = None,
+    allow_pickle: bool = False,
+) -> tuple[Checkpoint | Palette, ImageRequest]:
+    """The checkpoint, and the request with nothing left open. What is odd about the two goes to `note`.
+
+    Raises UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
+    """
+    opened: Checkpoint | Palette
+    if is_palette(source):
+        opened = open_palette(source, allow_pickle=allow_pickle)
+        prompted = False
+    else:
+        said = {"prediction": request.prediction, "betas": request.betas}
+        opened = open_checkpoint(source, allow_pickle=allow_pickle, vae=vae, **said)
+        if classifier is not None:
+            opened = with_classifier(opened, classifier, allow_pickle=allow_pickle)
+        prompted = opened.prompt != "none"
+    if lines and not prompted:
+        raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
+    if isinstance(opened, Palette):
+        return opened, palettes.resolve(request, opened)
+    resolved = resolve(request, opened, None if init is None else init.size)
+    if not lines:
+        check_asked(resolved, opened)
+    for remark in defaults.notes(request, resolved, opened):
+        note(remark)
+    return opened, resolved
