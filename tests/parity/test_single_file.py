@@ -29,6 +29,7 @@ from gencli.image.settings import resolve
 from gencli.tokens import load_clip_tokenizer, load_tokenizer
 from gencli.tokens.clip import vocabulary
 from tests import tiny_single as tiny
+from tests.tiny_image import rewrite_json
 
 KINDS = ("sd1", "sd2", "sdxl")
 PREDICTION = {"sd1": None, "sd2": "v_prediction", "sdxl": None}
@@ -164,6 +165,25 @@ def test_predictions_and_betas_are_followed(made):
         ours = draw(file, **said)
         assert not np.array_equal(ours, plain)
         assert np.array_equal(ours, draw(folder, **said))
+
+
+@pytest.mark.parametrize(("channels", "name"), [(9, "Inpaint"), (8, "InstructPix2Pix")])
+def test_variants_run_as_their_folders(tmp_path, monkeypatch, channels, name):
+    """UNets that also read a mask, or a picture to edit, told by the channels of their first convolution."""
+    monkeypatch.chdir(tmp_path)
+    folder = tiny.make_folder(tmp_path / "folder", "sd1", {"in_channels": channels})
+    rewrite_json(folder / "model_index.json", lambda raw: raw | {"_class_name": f"StableDiffusion{name}Pipeline"})
+    file = tiny.write_original(tmp_path / "model.safetensors", tiny.original(folder, "sd1"))
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save("init.png")
+    Image.fromarray(np.uint8(noise > 100) * 255).save("mask.png")
+    call = [PROMPT, "--steps", "2", "--seed", "1", "--size", "64x64", "-i", "init.png", "--device", "cpu"]
+    call += ["--mask", "mask.png"] if channels == 9 else []
+    assert main(["image", "-m", str(folder), *call, "-o", "a.png"]) == 0
+    assert main(["image", "-m", str(file), *call, "-o", "b.png"]) == 0
+    pictures = [np.asarray(Image.open(tmp_path / f"{one}.png")) for one in "ab"]
+    assert pictures[0].std() > 10 and np.array_equal(*pictures)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
