@@ -97,11 +97,17 @@ def make_unet_2d(folder: Path, config: dict[str, Any], *, names: Names | None = 
     return model
 
 
-def make_ldm(folder: Path, *, vq: dict[str, Any] | None = None, unet: dict[str, Any] | None = None) -> LDMPipeline:
-    """CompVis/ldm-celebahq-256, small: old attention names, 64×64 pictures from latents of 3×16×16."""
+def make_ldm(
+    folder: Path, *, vq: dict[str, Any] | None = None, unet: dict[str, Any] | None = None, kl: bool = False
+) -> LDMPipeline:
+    """CompVis/ldm-celebahq-256, small: old attention names, 64×64 pictures from latents of 3×16×16.
+
+    `kl`: with a KL autoencoder instead, as the paper has for churches; 128×128 from 4×16×16.
+    """
+    make_autoencoder = make_vae if kl else make_vqvae
     pipe = LDMPipeline(
         unet=make_unet_2d(folder / "unet", LDM_UNET | (unet or {}), names=old_attention_names),
-        vqvae=make_vqvae(folder / "vqvae", vq, names=old_attention_names),
+        vqvae=make_autoencoder(folder / "vqvae", vq, names=old_attention_names),
         scheduler=write_scheduler(folder / "scheduler", LDM_SCHEDULER),
     )
     index = {
@@ -109,7 +115,7 @@ def make_ldm(folder: Path, *, vq: dict[str, Any] | None = None, unet: dict[str, 
         "_diffusers_version": "0.1.3",
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
-        "vqvae": ["diffusers", "VQModel"],
+        "vqvae": ["diffusers", type(pipe.vqvae).__name__],
     }
     return _finish(pipe, folder, index)
 

@@ -300,6 +300,7 @@ def without(*parts):
         (lambda weights: weights | {"conv_in.weight": torch.zeros(16, 3, 3, 3)}, "conv_in 16"),
         (lambda weights: weights | {"down.0.block.1.conv1.weight": torch.zeros(1)}, "2, 1, 1 blocks"),
         (lambda weights: weights | {"conv_in.weight": torch.zeros(32)}, "wants 4 dimensions"),
+        (lambda weights: weights | {f"down.{i}.x": torch.zeros(1) for i in range(99)}, "99 levels: at most 8"),
     ],
 )  # fmt: skip
 def test_files_that_are_refused(tmp_path, change, match):

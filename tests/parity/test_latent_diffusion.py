@@ -60,6 +60,7 @@ def folders(tmp_path_factory):
     pipes = {"vq": make_ldm(root / "vq"), "text": make_ldm_text(root / "text")}
     pipes["scaled"] = make_ldm(root / "scaled", vq={"scaling_factor": 0.6, "vq_embed_dim": 5}, unet={
         "in_channels": 5, "out_channels": 5})  # fmt: skip
+    pipes["kl"] = make_ldm(root / "kl", unet={"in_channels": 4, "out_channels": 4}, kl=True)
     return {kind: (root / kind, pipe) for kind, pipe in pipes.items()}
 
 
@@ -94,8 +95,7 @@ def assert_same(ours, theirs, tolerance=2):
 # --- without a prompt
 
 
-@pytest.mark.parametrize("kind", ["vq", "scaled"])
-@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize(("kind", "eta"), [("vq", 0.0), ("vq", 0.7), ("scaled", 0.0), ("kl", 0.7)])
 def test_unconditional(folders, kind, eta):
     folder, pipe = folders[kind]
     torch.manual_seed(3)  # LDMPipeline hands no generator to the scheduler
@@ -105,7 +105,12 @@ def test_unconditional(folders, kind, eta):
 
 @pytest.mark.parametrize(
     ("sampler", "scheduler"),
-    [("euler", "EulerDiscreteScheduler"), ("dpmpp_2m", "DPMSolverMultistepScheduler"), ("ddpm", "DDPMScheduler")],
+    [
+        ("euler", "EulerDiscreteScheduler"),
+        ("euler_a", "EulerAncestralDiscreteScheduler"),
+        ("dpmpp_2m", "DPMSolverMultistepScheduler"),
+        ("ddpm", "DDPMScheduler"),
+    ],
 )
 def test_unconditional_by_other_samplers(folders, sampler, scheduler):
     folder, pipe = folders["vq"]
@@ -204,6 +209,34 @@ def test_negative_prompt_and_size(folders, sampler, scheduler):
     assert_same(draw(folder, negative=NEGATIVE, **values)[0], theirs)
     with pytest.raises(AssertionError):  # it counts
         assert_same(draw(folder, **values)[0], theirs)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        ("euler", "EulerDiscreteScheduler"),
+        ("euler_a", "EulerAncestralDiscreteScheduler"),
+        ("ddpm", "DDPMScheduler"),
+    ],
+)
+@torch.no_grad()
+def test_text_by_other_samplers(folders, sampler, scheduler):
+    """diffusers' pipeline neither scales the noise nor what the UNet is told, so its loop is written out."""
+    folder, pipe = folders["text"]
+    scheduler = with_scheduler(pipe, scheduler).scheduler
+    scheduler.set_timesteps(6)
+    noise = generator()
+    x = torch.randn(1, 4, 8, 8, generator=noise) * scheduler.init_noise_sigma
+    ids = pipe.tokenizer(["", PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    context = pipe.bert(ids)[0]
+    for t in scheduler.timesteps:
+        told = scheduler.scale_model_input(torch.cat([x, x]), t)
+        empty, text = pipe.unet(told, t, context).sample.chunk(2)
+        x = scheduler.step(empty + 5 * (text - empty), t, x, generator=noise).prev_sample
+    expected = pipe.vqvae.decode(x / 0.18215).sample / 2 + 0.5
+    theirs = pipe.numpy_to_pil(expected.clamp(0, 1).permute(0, 2, 3, 1).numpy())[0]
+    values = {"prompt": PROMPT, "guidance": 5.0, "steps": 6, "sampler": sampler, "width": 64, "height": 64}
+    assert_same(draw(folder, **values)[0], theirs)
 
 
 def test_defaults(folders):

@@ -16,6 +16,7 @@ from gencli.errors import GencliError
 KIND = r"(weight|bias)"
 PARALLEL = "module."  # what torch's DataParallel puts before every name
 ATTENDED = 16  # the side of the pictures that all published models attend over: tells the side of the first level
+LEVELS = 8  # more than any has
 FIXED: dict[str, Any] = {  # what no shape tells
     "_class_name": "UNet2DModel",
     "act_fn": "silu",
@@ -72,6 +73,8 @@ def read_ddpm(shapes: Shapes, beside: Mapping[str, Any]) -> tuple[Part, list[str
     prefix = PARALLEL if f"{PARALLEL}conv_in.weight" in shapes else ""
     bare = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
     levels = numbered(bare, "down")
+    if levels > LEVELS:
+        raise GencliError(f"it has {levels} levels: at most {LEVELS} are supported")
     config = _config(bare, levels, beside)
     pieces, unknown = rename(bare, (*ENDS, *_rows(levels)))
     pieces = {name: Piece(prefix + piece.source, piece.change) for name, piece in pieces.items()}

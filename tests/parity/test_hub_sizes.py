@@ -1,0 +1,73 @@
+"""Latent diffusion and DDPM in the sizes of the hub, without a number in them: every name and every shape.
+
+The configs are the hub's own; how many parameters they make stands in the papers.
+"""
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+from gencli.models import architecture
+from tests.tiny_image import DDPM, UNET, VAE
+from tests.tiny_ldm import BERT, DDPM_256, LDM_UNET, VQ
+
+CIFAR10 = DDPM | {"block_out_channels": [128, 256, 256, 256], "norm_num_groups": 32}
+LSUN = DDPM_256 | {"block_out_channels": [128, 128, 256, 256, 512, 512], "norm_num_groups": 32, "sample_size": 256}
+CELEBA_HQ = LDM_UNET | {
+    "attention_head_dim": 32,
+    "block_out_channels": [224, 448, 672, 896],
+    "down_block_types": ["DownBlock2D"] + ["AttnDownBlock2D"] * 3,
+    "norm_num_groups": 32,
+    "sample_size": 64,
+    "up_block_types": ["AttnUpBlock2D"] * 3 + ["UpBlock2D"],
+}
+CELEBA_HQ_VQ = VQ | {
+    "block_out_channels": [128, 256, 512],
+    "norm_num_groups": 32,
+    "num_vq_embeddings": 8192,
+    "sample_size": 256,
+}
+TEXT = UNET["sd15"] | {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 1280,
+    "norm_num_groups": 32,
+    "sample_size": 32,
+}
+TEXT_KL = VAE | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 256}
+TEXT_BERT = BERT | {
+    "d_model": 1280,
+    "encoder_attention_heads": 8,
+    "encoder_ffn_dim": 5120,
+    "encoder_layers": 32,
+    "head_dim": 64,
+    "num_hidden_layers": 32,
+    "vocab_size": 30522,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "millions"),
+    [
+        ("UNet2DModel", CIFAR10, 35.7),  # Ho et al. 2020, appendix B
+        ("UNet2DModel", LSUN, 114),
+        ("UNet2DModel", CELEBA_HQ, 274),  # Rombach et al. 2022, table 12
+        ("VQModel", CELEBA_HQ_VQ, 55.3),
+        ("UNet2DConditionModel", TEXT, 872),
+        ("AutoencoderKL", TEXT_KL, 83.7),
+        ("ldmbert", TEXT_BERT, None),
+    ],
+    ids=["cifar10", "lsun", "celeba-hq", "celeba-hq-vq", "text", "text-kl", "text-bert"],
+)
+def test_names_and_shapes(name, config, millions):
+    module = architecture(name)
+    with torch.device("meta"):
+        ours = module.Model(module.Config.from_dict(config)).state_dict()
+        if name == "ldmbert":
+            theirs = LDMBertModel(LDMBertConfig(**config)).state_dict()
+        else:
+            theirs = getattr(diffusers, name)(**config).state_dict()
+    theirs = {key: tensor.shape for key, tensor in theirs.items() if not key.startswith("to_logits.")}
+    assert {key: tensor.shape for key, tensor in ours.items()} == theirs
+    if millions is not None:
+        assert sum(tensor.numel() for tensor in ours.values()) / 1e6 == pytest.approx(millions, rel=0.005)
