@@ -58,7 +58,9 @@ class Run:
         if self.preview is not None and not self.preview.works:
             console.note("no preview: stderr is no terminal that shows colours")
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
+        self.step_files: dict[int, list[Path]] = {}
         self.sheet: list[Made] = []  # what the grid will hold
+        self.gifs: list[Path] = []  # of its pictures
         self.clip, self.controls = clip, controls
         self.additions = additions
         self.best: Best | None = None
@@ -135,8 +137,9 @@ class Run:
         if self.animation is not None:
             self.frames.setdefault(number, []).append(image)
         if self.steps_folder is not None:
-            name = f"{(self.request.seed or 0) + number}-{step.index + 1:04}.png"
-            write_over(self.steps_folder / name, pictures.encode(image, "png"))
+            path = self.steps_folder / f"{(self.request.seed or 0) + number}-{step.index + 1:04}.png"
+            write_over(path, pictures.encode(image, "png"))
+            self.step_files.setdefault(number, []).append(path)
 
     def _picture(self, picture: Picture) -> None:
         """Write a finished picture, or keep it for the grid; of several that are compared, those that are kept."""
@@ -149,15 +152,18 @@ class Run:
             self._write(one)
 
     def _write(self, made: Made) -> None:
-        picture, gif = made.picture, None
+        picture, beside = made.picture, dict[str, Path | Sequence[Path]]()
         if self.animation is not None:
-            gif = self.animation.write(pictures.gif(made.frames), picture.request, picture.index)
+            gif = beside["gif"] = self.animation.write(pictures.gif(made.frames), picture.request, picture.index)
+            self.gifs.append(gif)
+        if self.steps_folder is not None:
+            beside["step_files"] = self.step_files.get(picture.index, [])
         self.console.clear()
         if self.request.grid:
             self.sheet.append(made)
         else:
             score = {} if made.score is None else {"score": made.score}
-            self.sink.add(picture.image, picture.request, picture.index, gif, made.seconds, score)
+            self.sink.add(picture.image, picture.request, picture.index, made.seconds, beside, score)
 
     def _write_sheet(self) -> None:
         if not self.sheet:
@@ -166,10 +172,16 @@ class Run:
         request = self.sheet[0].picture.request.replace(**whole, grid=True)
         sink = self.sink
         if self.prompts is not None and len({made.picture.request.prompt for made in self.sheet}) > 1:
-            sink = sink.without_metadata()  # it has no place for several prompts
+            if sink.metadata:
+                self.console.note("the grid does not say how it was made: one request has no place for several prompts")
+            sink = sink.without_metadata()
         sheet = pictures.grid([made.picture.image for made in self.sheet])
         scores = {} if self.best is None else {"scores": [made.score for made in self.sheet]}
-        sink.add(sheet, request, 0, None, self.clock.total(), scores)
+        beside: dict[str, Sequence[Path]] = {"gifs": self.gifs} if self.gifs else {}
+        if self.steps_folder is not None:
+            shown = [made.picture.index for made in self.sheet]
+            beside["step_files"] = [path for index in shown for path in self.step_files.get(index, [])]
+        sink.add(sheet, request, 0, self.clock.total(), beside, scores)
 
 
 class Clock:

@@ -8,7 +8,7 @@ import re
 import string
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +108,11 @@ class ImageSink:
         image: Image.Image,
         request: ImageRequest,
         index: int,
-        gif: Path | None,
         seconds: float,
-        more: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Path | Sequence[Path]],
+        more: Mapping[str, Any],
     ) -> None:
-        """Write one picture and say where it is; `more` goes into its JSON."""
+        """Write one picture and say where it is, and where the files beside it are; `more` goes into its JSON too."""
         from gencli.image.metadata import to_dict
         from gencli.image.pictures import describe, encode
 
@@ -122,11 +122,13 @@ class ImageSink:
             return
         path = self.template.write(data, request, index)
         if self.json:
-            extra: dict[str, Any] = {} if gif is None else {"gif": _text(gif)}
-            made = {"path": _text(path), **extra, "index": index, **to_dict(request), "seconds": round(seconds, 3)}
-            write_json({**made, **(more or {})})
-        else:
-            for saved in [path] if gif is None else [path, gif]:
+            files = {name: _text(one) if isinstance(one, Path) else [*map(_text, one)] for name, one in beside.items()}
+            made = {"path": _text(path), **files, "index": index, **to_dict(request), "seconds": round(seconds, 3)}
+            write_json({**made, **more})
+            return
+        print_path(path)
+        for one in beside.values():
+            for saved in [one] if isinstance(one, Path) else one:
                 print_path(saved)
 
 
