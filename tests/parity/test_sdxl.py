@@ -25,6 +25,7 @@ from tests.parity.test_pipeline import (
 )
 from tests.tiny_image import rewrite_json
 from tests.tiny_sdxl import as_kind, make_lcm, make_sd_turbo, make_sdxl
+from tests.xl_parity import measure
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +253,12 @@ def test_a_single_text_encoder_and_a_unet_that_wants_two(folders, tmp_path):
         checkpoint(folder)
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_the_table_of_families(tmp_path):
+    """What the README's table says: components within 1e-4, pictures within 2 of 255."""
+    rows = list(measure(tmp_path))
+    assert len(rows) == 4
+    for row in rows:
+        assert row.component <= 1e-4, row
+        assert row.picture <= 2, row
