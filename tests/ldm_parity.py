@@ -24,7 +24,7 @@ from gencli.image.settings import resolve
 from tests import ermongroup
 from tests.tiny_ldm import make_ddpm_256, make_ldm, make_ldm_text
 
-PROMPT, STEPS = "a painting of a squirrel eating a burger", 6
+PROMPT, STEPS = "a painting of a squirrel eating a burger", 4
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,7 @@ def make_grey(folder: Path) -> DDPMPipeline:
     """A model of one level for 8×8 pictures in grey, whose thousand steps take a second."""
     config = DDPM | {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "layers_per_block": 1}
     config |= {"in_channels": 1, "out_channels": 1, "sample_size": 8, "up_block_types": ["UpBlock2D"]}
+    config |= {"mid_block_type": None}
     folder.mkdir(parents=True, exist_ok=True)
     pipe = DDPMPipeline(unet=make_unet_2d(folder, config), scheduler=write_scheduler(folder, SMALL_VARIANCE))
     return _finish(pipe, folder, INDEX["ddpm"])

@@ -76,14 +76,13 @@ def test_the_two_layouts(folders):
     assert open_checkpoint(Source("root", root, "folder")).multiple == 32
 
 
-@pytest.mark.parametrize("kind", ["root", "folders"])
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize(("kind", "variance"), [("root", "fixed_small"), ("folders", "fixed_large")])
 def test_ancestral_sampling(folders, kind, variance):
     folder, pipe = folders[kind]
     pipe = with_scheduler(pipe, "DDPMScheduler", variance_type=variance)
-    theirs = pipe(num_inference_steps=10, generator=generator()).images[0]
+    theirs = pipe(num_inference_steps=6, generator=generator()).images[0]
     options = {"sampler_options": {"variance_type": variance}} if variance != "fixed_small" else {}
-    assert_same(draw(folder, sampler="ddpm", steps=10, **options)[0], theirs)
+    assert_same(draw(folder, sampler="ddpm", steps=6, **options)[0], theirs)
 
 
 def test_all_thousand_steps(tmp_path):
@@ -98,8 +97,8 @@ def test_ddim(folders, eta):
     folder, pipe = folders["root"]
     pipe = DDIMPipeline(unet=pipe.unet, scheduler=pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(num_inference_steps=10, eta=eta, use_clipped_model_output=False, generator=generator()).images[0]
-    assert_same(draw(folder, steps=10, eta=eta)[0], theirs)
+    theirs = pipe(num_inference_steps=6, eta=eta, use_clipped_model_output=False, generator=generator()).images[0]
+    assert_same(draw(folder, steps=6, eta=eta)[0], theirs)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +113,14 @@ def test_other_samplers(folders, sampler, scheduler):
     """diffusers' DDPMPipeline neither scales the noise nor what the model is told, so its loop is written out."""
     folder, pipe = folders["root"]
     scheduler = with_scheduler(pipe, scheduler).scheduler
-    scheduler.set_timesteps(10)
+    scheduler.set_timesteps(6)
     noise = generator()
     x = torch.randn(1, 3, 64, 64, generator=noise) * scheduler.init_noise_sigma
     with torch.no_grad():
         for t in scheduler.timesteps:
             output = pipe.unet(scheduler.scale_model_input(x, t), t).sample
             x = scheduler.step(output, t, x, generator=noise).prev_sample
-    assert_same(draw(folder, sampler=sampler, steps=10)[0], to_picture(x[0]))
+    assert_same(draw(folder, sampler=sampler, steps=6)[0], to_picture(x[0]))
 
 
 def test_pickles(folders, tmp_path):
@@ -131,8 +130,8 @@ def test_pickles(folders, tmp_path):
     assert [file.name for file in path.glob("*.bin")] == ["diffusion_pytorch_model.bin"]
     with pytest.raises(GencliError, match="no weights in safetensors"):
         opened(path)
-    same = draw(folders["root"][0], steps=2)[0]
-    assert_same(draw(path, opened(path, allow_pickle=True), steps=2)[0], same, tolerance=0)
+    same = draw(folders["root"][0], steps=1)[0]
+    assert_same(draw(path, opened(path, allow_pickle=True), steps=1)[0], same, tolerance=0)
 
 
 # --- the originals
@@ -185,9 +184,9 @@ def test_ddim_from_the_original(original, tmp_path, clip):
     if not clip:
         object.__setattr__(pipeline.schedule, "clip_sample", False)
     x = torch.randn(1, 3, 32, 32, generator=generator())
-    timesteps = [*range(0, 1000, 100)][::-1]
+    timesteps = [*range(0, 1000, 250)][::-1]
     expected = ermongroup.ddim_steps(functools.partial(ermongroup.unet, weights), x, timesteps, clip=clip)
-    assert_same(draw(path, pipeline, steps=10)[0], to_picture(expected[0]))
+    assert_same(draw(path, pipeline, steps=4)[0], to_picture(expected[0]))
 
 
 @pytest.mark.parametrize("large", [True, False])
@@ -195,13 +194,13 @@ def test_ddpm_from_the_original(original, large):
     path, weights = original
     noise = generator()
     x = torch.randn(1, 3, 32, 32, generator=noise)
-    timesteps = [*range(0, 1000, 100)][::-1]
+    timesteps = [*range(0, 1000, 250)][::-1]
     model = functools.partial(ermongroup.unet, weights)
     expected = ermongroup.ddpm_steps(
         model, x, timesteps, lambda: torch.randn(1, 3, 32, 32, generator=noise), large=large
     )
     options = {} if large else {"sampler_options": {"variance_type": "fixed_small"}}
-    assert_same(draw(path, sampler="ddpm", steps=10, **options)[0], to_picture(expected[0]))
+    assert_same(draw(path, sampler="ddpm", steps=4, **options)[0], to_picture(expected[0]))
 
 
 def test_the_folder_it_becomes_gives_equal_pixels(original, tmp_path):
@@ -212,7 +211,7 @@ def test_the_folder_it_becomes_gives_equal_pixels(original, tmp_path):
     model.load_state_dict(opened_once(path).network.state_dict())
     model.save_pretrained(tmp_path)
     (tmp_path / "scheduler_config.json").write_text(json.dumps(checkpoint.configs["scheduler"]))
-    for values in ({"steps": 3}, {"steps": 3, "sampler": "ddpm"}):
+    for values in ({"steps": 2}, {"steps": 2, "sampler": "ddpm"}):
         assert_same(draw(tmp_path, **values)[0], draw(path, **values)[0], tolerance=0)
 
 
@@ -243,8 +242,9 @@ def test_pickles_of_the_originals(original, tmp_path, name):
     with pytest.raises(GencliError, match="is a pickle") as error:
         opened(tmp_path / name)
     assert "--allow-pickle" in (error.value.hint or "")
-    pipeline = opened(tmp_path / name, allow_pickle=True)
-    assert_same(draw(tmp_path / name, pipeline, steps=2)[0], draw(path, steps=2)[0], tolerance=0)
+    network, same = opened(tmp_path / name, allow_pickle=True).network, opened_once(path).network.state_dict()
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, same[key]), key
 
 
 def test_what_stands_beside_the_file(tmp_path):
@@ -313,7 +313,7 @@ def test_files_that_are_refused(tmp_path, change, match):
 def test_a_parameter_of_the_loss_goes_unused(original, tmp_path):
     path, weights = original
     save_file(weights | {"logvar": torch.zeros(1000)}, tmp_path / "model.safetensors")
-    assert_same(draw(tmp_path / "model.safetensors", steps=2)[0], draw(path, steps=2)[0], tolerance=0)
+    assert_same(draw(tmp_path / "model.safetensors", steps=1)[0], draw(path, steps=1)[0], tolerance=0)
 
 
 def test_schedulers_of_the_hub_are_read(folders):

@@ -99,8 +99,8 @@ def assert_same(ours, theirs, tolerance=2):
 def test_unconditional(folders, kind, eta):
     folder, pipe = folders[kind]
     torch.manual_seed(3)  # LDMPipeline hands no generator to the scheduler
-    theirs = pipe(num_inference_steps=8, eta=eta).images[0]
-    assert_same(draw(folder, steps=8, eta=eta)[0], theirs)
+    theirs = pipe(num_inference_steps=5, eta=eta).images[0]
+    assert_same(draw(folder, steps=5, eta=eta)[0], theirs)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_unconditional(folders, kind, eta):
 def test_unconditional_by_other_samplers(folders, sampler, scheduler):
     folder, pipe = folders["vq"]
     torch.manual_seed(3)
-    theirs = with_scheduler(pipe, scheduler)(num_inference_steps=8, eta=0.0).images[0]
-    assert_same(draw(folder, sampler=sampler, steps=8)[0], theirs)
+    theirs = with_scheduler(pipe, scheduler)(num_inference_steps=5, eta=0.0).images[0]
+    assert_same(draw(folder, sampler=sampler, steps=5)[0], theirs)
 
 
 def test_several_pictures(folders):
@@ -176,13 +176,12 @@ def test_previews(folders):
 # --- of a text
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
-@pytest.mark.parametrize("eta", [0.0, 0.3])
+@pytest.mark.parametrize(("guidance", "eta"), [(1.0, 0.3), (5.0, 0.0)])
 def test_text_to_image(folders, guidance, eta):
     folder, pipe = folders["text"]
-    ours = draw(folder, prompt=PROMPT, guidance=guidance, eta=eta, steps=6)[0]
+    ours = draw(folder, prompt=PROMPT, guidance=guidance, eta=eta, steps=4)[0]
     torch.manual_seed(3)
-    theirs = pipe(PROMPT, guidance_scale=guidance, eta=eta, num_inference_steps=6).images[0]
+    theirs = pipe(PROMPT, guidance_scale=guidance, eta=eta, num_inference_steps=4).images[0]
     assert_same(ours, theirs)
 
 
@@ -201,11 +200,11 @@ class Negative:
 )
 def test_negative_prompt_and_size(folders, sampler, scheduler):
     folder, pipe = folders["text"]
-    size = {"width": 96, "height": 64}
+    size = {"width": 96, "height": 56}
     pipe = with_scheduler(pipe, scheduler)
     pipe.tokenizer = Negative(pipe.tokenizer)
-    theirs = pipe(PROMPT, guidance_scale=5.0, num_inference_steps=6, generator=generator(), **size).images[0]
-    values = {"prompt": PROMPT, "guidance": 5.0, "steps": 6, "sampler": sampler, **size}
+    theirs = pipe(PROMPT, guidance_scale=5.0, num_inference_steps=4, generator=generator(), **size).images[0]
+    values = {"prompt": PROMPT, "guidance": 5.0, "steps": 4, "sampler": sampler, **size}
     assert_same(draw(folder, negative=NEGATIVE, **values)[0], theirs)
     with pytest.raises(AssertionError):  # it counts
         assert_same(draw(folder, **values)[0], theirs)
@@ -224,7 +223,7 @@ def test_text_by_other_samplers(folders, sampler, scheduler):
     """diffusers' pipeline neither scales the noise nor what the UNet is told, so its loop is written out."""
     folder, pipe = folders["text"]
     scheduler = with_scheduler(pipe, scheduler).scheduler
-    scheduler.set_timesteps(6)
+    scheduler.set_timesteps(4)
     noise = generator()
     x = torch.randn(1, 4, 8, 8, generator=noise) * scheduler.init_noise_sigma
     ids = pipe.tokenizer(["", PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
@@ -235,7 +234,7 @@ def test_text_by_other_samplers(folders, sampler, scheduler):
         x = scheduler.step(empty + 5 * (text - empty), t, x, generator=noise).prev_sample
     expected = pipe.vqvae.decode(x / 0.18215).sample / 2 + 0.5
     theirs = pipe.numpy_to_pil(expected.clamp(0, 1).permute(0, 2, 3, 1).numpy())[0]
-    values = {"prompt": PROMPT, "guidance": 5.0, "steps": 6, "sampler": sampler, "width": 64, "height": 64}
+    values = {"prompt": PROMPT, "guidance": 5.0, "steps": 4, "sampler": sampler, "width": 64, "height": 64}
     assert_same(draw(folder, **values)[0], theirs)
 
 
@@ -338,14 +337,14 @@ def test_an_odd_end_of_the_vocabulary(tmp_path):
 
 def test_pickles(folders, tmp_path):
     """What most of these have on the hub: opened when the user says so, and not otherwise."""
-    for kind, values in (("vq", {}), ("text", {"prompt": PROMPT, "guidance": 5.0})):
+    for kind, values in (("vq", {}), ("text", {"prompt": PROMPT, "width": 64, "height": 64})):
         folder = shutil.copytree(folders[kind][0], tmp_path / kind)
         to_pickles(folder)
         with pytest.raises(GencliError, match="no weights in safetensors"):
             opened(folder)
         pipeline = opened(folder, allow_pickle=True)
-        same = draw(folders[kind][0], steps=2, **values)[0]
-        assert_same(draw(folder, pipeline, steps=2, **values)[0], same, tolerance=0)
+        same = draw(folders[kind][0], steps=1, **values)[0]
+        assert_same(draw(folder, pipeline, steps=1, **values)[0], same, tolerance=0)
 
 
 def test_what_a_download_takes(folders):
