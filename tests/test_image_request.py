@@ -13,7 +13,8 @@ from gencli.cli import files, image_sinks
 from gencli.cli.image_sinks import Template, slug
 from gencli.cli.preview import half_blocks
 from gencli.errors import GencliError, UsageError
-from gencli.image.request import ImageRequest
+from gencli.image import metadata
+from gencli.image.request import Control, ImageRequest
 
 WRONG = [
     ({"steps": 0}, "--steps 0"),
@@ -43,6 +44,15 @@ WRONG = [
     ({"negative": "\udcff"}, "--negative is not UTF-8"),
     ({"dtype": "auto"}, "--dtype 'auto'"),
     ({"sampler_options": {"x": float("inf")}}, "--sampler-option x"),
+    ({"image_guidance": -1}, "--image-cfg-scale -1"),
+    ({"control": ["a"]}, "1 --control and 0 --control-image"),
+    ({"control_scale": [0.5]}, "1 --control-scale for 0 --control"),
+    ({"control": ["a"], "control_image": ["b"], "control_scale": [1, 2]}, "2 --control-scale for 1 --control"),
+    ({"control": ["a"], "control_image": ["b"], "control_end": [1.5]}, "--control-end 1.5"),
+    ({"control": ["a"], "control_image": ["b"], "control_start": [0.5], "control_end": [0.5]}, "is not before"),
+    ({"control": "a", "control_image": "b"}, "wants a list"),
+    ({"control": [1], "control_image": ["b"]}, "--control 1: wants a text"),
+    ({"control": ["a"] * 65, "control_image": ["b"] * 65}, "at most 64"),
 ]
 
 
@@ -57,6 +67,32 @@ def test_what_makes_no_sense_is_refused_when_it_is_made(values, message):
 def test_limits_themselves_are_allowed():
     ImageRequest(steps=1, guidance=0, guidance_rescale=1, eta=1, seed=2**63 - 1, width=1, height=2**14, batch=1)
     ImageRequest(init="a.png", mask="b.png", strength=1, seed=0, count=10, steps=10_000, eta=0, guidance=-1.5)
+
+
+def test_several_controls_share_what_is_said_once():
+    names = {"control": ["a", "b"], "control_image": ["a.png", "b.png"]}
+    request = ImageRequest(**names, control_scale=[0.5], control_start=[0, 0.2])
+    assert request.controls == [Control("a", "a.png", 0.5, 0, 1.0), Control("b", "b.png", 0.5, 0.2, 1.0)]
+    assert request == ImageRequest(
+        **{name: tuple(value) for name, value in names.items()}, control_scale=(0.5,), control_start=(0, 0.2)
+    )
+    assert ImageRequest(control=None).controls == []
+
+
+@pytest.mark.parametrize("form", ["json", "infotext"])
+def test_controls_in_a_picture(form):
+    request = ImageRequest(
+        prompt="a",
+        steps=3,
+        seed=1,
+        control=("a/b", 'say "hi", c: d'),
+        control_image=("a.png", "ä b.png"),
+        control_end=(0.5,),
+    )
+    write, read = getattr(metadata, f"to_{form}"), getattr(metadata, f"from_{form}")
+    found = read(write(request))
+    assert ImageRequest(**found.values).replace(negative=None) == request
+    assert not found.left_out
 
 
 def test_each_item_is_a_request_of_its_own():

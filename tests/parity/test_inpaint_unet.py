@@ -87,3 +87,7 @@ def test_a_unet_that_does_not_fit_its_autoencoder_is_refused(tmp_path):
     rewrite_json(tmp_path / "vae" / "config.json", lambda raw: raw | {"latent_channels": 8})
     with pytest.raises(GencliError, match="in_channels = 9 is not supported"):
         opened(tmp_path)
+    rewrite_json(tmp_path / "vae" / "config.json", lambda raw: raw | {"latent_channels": 4})
+    rewrite_json(tmp_path / "unet" / "config.json", lambda raw: raw | {"out_channels": 9})
+    with pytest.raises(GencliError, match="out_channels = 9 is not supported"):
+        opened(tmp_path)

@@ -45,6 +45,11 @@ def _check_channels(checkpoint: Checkpoint, fitting: Callable[[int], tuple[int, 
             f"{checkpoint.folder}: a UNet with in_channels = {channels!r:.80} is not supported",
             f"with its autoencoder of {latent} channels, {' or '.join(map(str, fitting(latent)))} is known",
         )
+    if unet.get("out_channels", 4) != latent:
+        raise GencliError(
+            f"{checkpoint.folder}: a UNet with out_channels = {unet.get('out_channels', 4)!r:.80} is not supported",
+            f"its autoencoder has {latent} channels",
+        )
 
 
 def transformer(checkpoint: Checkpoint) -> None:
