@@ -146,7 +146,7 @@ Spacing = Annotated[
         SAMPLING,
         "--spacing",
         metavar="NAME",
-        help=f"How steps lie on the noise schedule: {', '.join(SPACINGS)} (default: the checkpoint's).",
+        help=f"How steps lie on the schedule: {', '.join(SPACINGS)} (default: the checkpoint's; lcm has its own).",
         autocompletion=_complete(SPACINGS),
     ),
 ]

@@ -55,7 +55,9 @@ class Pipeline:
         modules += [] if self.conditioner is None else self.conditioner.modules
         modules += [] if self.classifier is None else [self.classifier]
         millions = sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
-        dtype = str(self.dtype).removeprefix("torch.")
+        stored = next(self.network.parameters()).dtype
+        dtype = f"{self.dtype}" + (f" from {stored} weights" if stored != self.dtype else "")
+        dtype = dtype.replace("torch.", "")
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         return f"{self.checkpoint.name} ({millions:.1f} M parameters, {dtype}, {self.device}{threads})"
 
