@@ -399,7 +399,8 @@ def refusal(folder: Path) -> str:
 
 
 def test_no_tokenizer(tmp_path):
-    assert "has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no vocab.txt" in refusal(tmp_path)
+    missing = "has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no vocab.txt"
+    assert missing in refusal(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
     assert "tokenizer.model is cut off or no SentencePiece model" in refusal(tmp_path)
 

@@ -15,14 +15,14 @@ from gencli.image.checkpoint import Checkpoint
 from gencli.image.families import classes
 from gencli.image.families.base import Conditioning, Loader, frame
 from gencli.image.request import ImageRequest
-from gencli.tokens import Tokenizer, load_tokenizer
+from gencli.tokens import Tokenizer
 
 
 def load(checkpoint: Checkpoint, loader: Loader) -> BertPrompts | classes.ClassPrompts | None:
     """The text encoder with its tokenizer; where there is none the classes of the UNet, if it is told any."""
     if "bert" not in checkpoint.parts:
         return classes.load(checkpoint, loader)
-    return BertPrompts(load_tokenizer(checkpoint.parts["tokenizer"]), loader("bert"))
+    return BertPrompts(checkpoint.tokenizer(), loader("bert"))
 
 
 @dataclass(frozen=True)
