@@ -19,7 +19,7 @@ from gencli.train import state
 from gencli.train.curve import Curve
 from gencli.train.optim import Optimizers, learning_rate_factor
 from gencli.train.pictures import to_signal
-from gencli.train.place import pick_place
+from gencli.train.place import Place, pick_place
 from gencli.train.trainer import Progress, Trainer
 
 CONFIG = {
@@ -81,25 +81,41 @@ def config(recipe: AutoencoderRecipe) -> dict[str, Any]:
         "up_block_types": ["UpDecoderBlock2D"] * blocks,
         "block_out_channels": list(recipe.widths),
         "sample_size": recipe.size,
+        "scaling_factor": 1.0,  # see `export.normalise_latents`
     }
 
 
-def train(recipe: AutoencoderRecipe, pictures: Tensor, *, changes: bool = False) -> Generator[Progress, None, None]:
+def scaling(vae: AutoencoderKL) -> tuple[Tensor | float, Tensor | float]:
+    """Shift and scale between the autoencoder's latents z and the UNet's, (z - shift) · scale."""
+    config = vae.config
+    if config.latents_mean is None or config.latents_std is None:
+        return config.shift_factor or 0.0, config.scaling_factor
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+    return mean, config.scaling_factor / std
+
+
+def identity(recipe: AutoencoderRecipe, data: str, place: Place) -> dict[str, Any]:
+    """What must be the same when a run goes on: see `state.check_recipe`."""
+    loose = {name: value for name, value in asdict(recipe).items() if name not in (*FREE, "widths", "size")}
+    sizes = {"widths": str(recipe.widths), "size": recipe.size}
+    return {**loose, "data": data, "dtype": str(place.dtype).removeprefix("torch."), state.SIZES: sizes}
+
+
+def train(
+    recipe: AutoencoderRecipe, pictures: Tensor, data: str, *, changes: bool = False
+) -> Generator[Progress, None, None]:
     """Train on uint8 pictures (N, 3, H, W), or go on from `out`/autoencoder.pt; yields after every step.
 
-    The loss is that of `AutoencoderRecipe`. changes: see `state.check_recipe`.
+    The loss is that of `AutoencoderRecipe`. data: a name for the pictures; changes: see `state.check_recipe`.
     """
     torch.manual_seed(recipe.seed)
     place = pick_place(recipe.device, recipe.dtype)
     model = AutoencoderKL(AutoencoderKLConfig.from_dict(config(recipe)))
     model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loose = {name: value for name, value in asdict(recipe).items() if name not in (*FREE, "widths", "size")}
-    sizes = {"widths": str(recipe.widths), "size": recipe.size}
-    data = {"data": state.digest([pictures.contiguous().numpy().tobytes()])}
     trainer = Trainer(
         stage="autoencoder",
         state_file=Path(recipe.out) / "autoencoder.pt",
-        recipe={**loose, **data, "dtype": str(place.dtype).removeprefix("torch."), state.SIZES: sizes},
+        recipe=identity(recipe, data, place),
         model=model,
         optimizers=Optimizers(
             model,

@@ -6,7 +6,7 @@ difference as blotches. The encoder stays as it is, so this stage needs nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from gencli.models.autoencoder_kl import AutoencoderKL
-from gencli.train.autoencoder import color_error, edge_error
+from gencli.train.autoencoder import color_error, edge_error, scaling
 from gencli.train.curve import Curve
 from gencli.train.optim import Optimizers, learning_rate_factor
 from gencli.train.pictures import to_signal
+from gencli.train.place import pick_place
+from gencli.train.saving import own_memory
 from gencli.train.trainer import Progress, Trainer
 
 
@@ -36,23 +38,39 @@ class DecoderRecipe:
     edges: float = 1.0
     color: float = 1.0
     seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
     save_every: float = 180.0  # seconds
 
 
 def train(
-    recipe: DecoderRecipe, vae: AutoencoderKL, pictures: Tensor, latents: tuple[Tensor, Tensor]
-) -> Iterator[Progress]:
+    recipe: DecoderRecipe,
+    vae: AutoencoderKL,
+    pictures: Tensor,
+    latents: tuple[Tensor, Tensor],
+    data: str = "",
+    *,
+    changes: bool = False,
+) -> Generator[Progress, None, None]:
     """Train the decoder of `vae` in place, or go on from `out`/decoder.pt; yields after every step.
 
-    pictures: uint8 (N, 3, H, W); latents: their means and standard deviations (N, C, h, w). The loss is the mean
-    absolute error on −1..1, of pixels, of picture gradients and of means over 8×8 pixels.
+    pictures: uint8 (N, 3, H, W); latents: means and standard deviations (N, C, h, w) as the UNet knows them. The loss
+    is the mean absolute error on −1..1, of pixels, of picture gradients and of means over 8×8 pixels. data: a name for
+    the pictures; changes: see `state.check_recipe`.
     """
-    vae.train().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place = pick_place(recipe.device, recipe.dtype)
+    vae.train().requires_grad_(False).to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in (vae.decoder, vae.post_quant_conv):
-        module.requires_grad_(True)
-    fixed = {name: value for name, value in asdict(recipe).items() if name not in ("out", "save_every")}
+        if module is not None:
+            own_memory(module)
+    fixed = {name: value for name, value in asdict(recipe).items() if name not in ("out", "save_every", "device")}
+    fixed |= {"data": data, "dtype": str(place.dtype).removeprefix("torch.")}
     optimizers = Optimizers(
-        vae, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=("conv_in", "conv_out", "encoder.", "quant")
+        vae,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        names_for_adam=("conv_in", "conv_out", "encoder.", "quant"),
+        dtype=place.dtype,
     )
     trainer = Trainer(
         stage="decoder",
@@ -65,19 +83,24 @@ def train(
         steps=recipe.steps,
         factor=lambda step: learning_rate_factor(step, recipe.steps, recipe.warmup, recipe.cooldown),
         save_every=recipe.save_every,
+        changes=changes,
     )
     mean, deviation = latents
+    shift, scale = scaling(vae)
 
     def update(step: int) -> tuple[Tensor, int]:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         picks = torch.randint(len(mean), (recipe.batch,), generator=generator)
-        x = to_signal(pictures[picks]).contiguous(memory_format=torch.channels_last)
+        x = to_signal(pictures[picks].to(place.device)).contiguous(memory_format=torch.channels_last)
         wrong = recipe.noise * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
         spread = (deviation[picks].square() + wrong.square()).sqrt()
         z = mean[picks] + spread * torch.randn(mean[picks].shape, generator=generator)
-        made = vae.decode(z.contiguous(memory_format=torch.channels_last))
+        z = (z / scale + shift).to(place.device)
+        with place.autocast():
+            made = vae.decode(z.contiguous(memory_format=torch.channels_last))
+        made = made.float()
         loss = (made - x).abs().mean() + recipe.edges * edge_error(made, x) + recipe.color * color_error(made, x)
         return loss, recipe.batch
 
     yield from trainer.run(update)
-    vae.eval().requires_grad_(False)
+    vae.eval().requires_grad_(False).cpu()

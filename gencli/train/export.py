@@ -13,6 +13,8 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 from torch import Tensor, nn
 
+from gencli.train.saving import write_json
+
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's pieces (Radford et al. 2021)
 
@@ -82,7 +84,3 @@ def write_part(folder: Path, module: nn.Module, config: Mapping[str, Any], stem:
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in module.state_dict().items()}
     save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", config)
-
-
-def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
-    path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,27 +1,33 @@
 """The recipe behind `weights/emoji`, end to end: captioned pictures → autoencoder → latents → text-conditioned UNet.
 
 The finished folder is a Stable Diffusion pipeline, small everywhere; every part opens in diffusers or transformers.
+Gone on from a checkpoint instead, it is that checkpoint's folder with another UNet and text encoder.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gencli.checkpoints import build
+from gencli.errors import GencliError
 from gencli.models import autoencoder_kl
 from gencli.tokens import load_tokenizer
-from gencli.train import autoencoder, diffusion
-from gencli.train.augment import Captioned, augment
-from gencli.train.export import normalise_latents, write_clip_tokenizer, write_json, write_part
-from gencli.train.pictures import Caption, read_captions, read_pictures
-
-VOCABULARY = 4096
+from gencli.train import autoencoder, decoder, diffusion, state
+from gencli.train.augment import augment
+from gencli.train.captions import find_captions
+from gencli.train.export import normalise_latents, write_clip_tokenizer, write_part
+from gencli.train.painter import Painter, load_part, new_painter, open_painter, save_painter, with_tokens
+from gencli.train.pictures import Caption, read_pictures, to_signal
+from gencli.train.place import Place, pick_place
+from gencli.train.saving import write_json
+from gencli.train.trainer import Progress
 
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -38,91 +44,150 @@ MODEL_INDEX = {
 
 # what gencli takes when nothing else is said, under the names of diffusers' call
 DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 3.0}
+CHUNK = 32 * 128 * 128  # pixels that are encoded at once
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """The stages: an autoencoder, unless the second goes on from a checkpoint; the diffusion model on its latents; and
+    what the decoder learns after that, if anything."""
+
+    autoencoder: autoencoder.AutoencoderRecipe
+    diffusion: diffusion.DiffusionRecipe
+    decoder: decoder.DecoderRecipe | None = None
 
 
 def train(
-    pictures: Path,
-    captions: Path,
-    autoencoder_recipe: autoencoder.AutoencoderRecipe,
-    diffusion_recipe: diffusion.DiffusionRecipe,
-) -> Iterator[autoencoder.Progress | diffusion.Progress]:
-    """Run both stages, each resumed from `out` when it was begun; the checkpoint then lies in `out`/checkpoint.
+    pictures: Path, captions: Path | None, recipe: ImageRecipe, *, changes: bool = False
+) -> Generator[Progress, None, None]:
+    """Run all stages, each resumed from `out` when it was begun; the checkpoint then lies in `out`/checkpoint.
 
-    `pictures` is a zip or folder, `captions` JSON lines (see `gencli.train.pictures`).
+    pictures: a zip or folder; captions: see `captions.find_captions`; changes: see `state.check_recipe`.
     """
-    out = Path(diffusion_recipe.out)
+    second = recipe.diffusion
+    out = Path(second.out)
     out.mkdir(parents=True, exist_ok=True)
-    rows = read_captions(captions)
-    pixels = read_pictures(pictures, [name for name, _ in rows], autoencoder.CONFIG["sample_size"])  # type: ignore[arg-type]
+    place = pick_place(second.device, second.dtype)
+    painter = None
+    if second.init:
+        painter = open_painter(second.init, place, second.size, keep_text_encoder=second.keep_text_encoder)
+    size = painter.size if painter else recipe.autoencoder.size
+    known, pixels, own, held = gather(pictures, captions, size, second)
+    data = state.digest([pixels.numpy().tobytes(), *(caption.label.encode() for caption in known)])
+    vae = yield from _latents(recipe, painter, pixels, own, data, place, changes)
+    saved = state.load(out / "latents.pt") or {}
+    if len(saved["mean"]) != len(known):  # a file of before it told its recipe
+        raise GencliError(f"{out / 'latents.pt'} is of other pictures", "another -o begins anew")
+    latents = diffusion.Pictures(known, saved["mean"], saved["deviation"], own, held)
+    if painter is None:
+        painter = _new(recipe, known[:own], latents.mean, place)
+    model = yield from diffusion.train(second, latents, painter, place, data, changes=changes)
+    taught = recipe.decoder is not None and recipe.decoder.steps > 0
+    if recipe.decoder is not None and taught:
+        seen = latents.mean[:own], latents.deviation[:own]
+        yield from decoder.train(recipe.decoder, vae, pixels[:own], seen, data, changes=changes)
+    with state.whole_folder(out / "checkpoint") as folder:
+        if painter.checkpoint is not None:
+            save_painter(model, painter.checkpoint, folder, vae if taught else None)
+        else:
+            save_new(recipe, model, vae, latents.mean, folder)
+
+
+def gather(
+    pictures: Path, captions: Path | None, size: int, recipe: diffusion.DiffusionRecipe
+) -> tuple[list[Caption], Tensor, int, int]:
+    """All captions and pictures (N, 3, size, size), uint8: the data's, those made from them, those held out; and how
+    many the first and the last are."""
+    rows = find_captions(pictures, captions)
+    pixels = read_pictures(pictures, [name for name, _ in rows], size)
     known = [caption for _, caption in rows]
-    recipe = diffusion_recipe
-    extra = augment(_captioned(known, pixels), copies=recipe.copies, pairs=recipe.pairs, seed=recipe.seed)
-    if not (out / "latents.pt").exists():
-        if recipe.init:
-            vae: nn.Module = build.load(Path(recipe.init) / "vae", dtype=torch.float32)
-        else:
-            yield from autoencoder.train(autoencoder_recipe, pixels)
-            vae = _autoencoder(torch.load(out / "autoencoder.pt", weights_only=True)["model"])
-            normalise_latents(vae, *diffusion.encode_pictures(vae, pixels))
-        encode(out, vae, torch.cat([pixels, *(_as_tensor(picture) for _, picture in extra)]))
-    vae, latents = encoded(out)
-    if not (out / "tokenizer" / "vocab.json").exists():
-        if recipe.init:
-            copy_files(Path(recipe.init) / "tokenizer", out / "tokenizer")
-        else:
-            write_clip_tokenizer(out / "tokenizer", _tokenizer_texts(known), VOCABULARY, diffusion.MAX_LENGTH)
-    tokenizer = load_tokenizer(out / "tokenizer")
-    captions_of_all = [*known, *(caption for caption, _ in extra)]
-    yield from diffusion.train(recipe, captions_of_all, len(known), latents, tokenizer)
-    save_checkpoint(out, vae)
-
-
-def _captioned(captions: list[Caption], pixels: Tensor) -> list[Captioned]:
-    return [(caption, picture.permute(1, 2, 0).numpy()) for caption, picture in zip(captions, pixels, strict=True)]
+    held = round(len(rows) * recipe.hold_out)
+    if held:  # evenly from all over the file, whatever its order
+        last = {(2 * i + 1) * len(rows) // (2 * held) for i in range(held)}
+        order = sorted(range(len(rows)), key=lambda index: index in last)
+        known, pixels = [known[i] for i in order], pixels[order]
+    own = len(rows) - held
+    pairs = [(caption, picture.permute(1, 2, 0).numpy()) for caption, picture in zip(known, pixels, strict=True)]
+    extra = augment(pairs[:own], copies=recipe.copies, pairs=recipe.pairs, seed=recipe.seed)
+    made = [_as_tensor(picture) for _, picture in extra]
+    known = [*known[:own], *(caption for caption, _ in extra), *known[own:]]
+    return known, torch.cat([pixels[:own], *made, pixels[own:]]), own, held
 
 
 def _as_tensor(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a folder that is no deeper."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
+def _latents(
+    recipe: ImageRecipe, painter: Painter | None, pixels: Tensor, own: int, data: str, place: Place, changes: bool
+) -> Generator[Progress, None, autoencoder_kl.AutoencoderKL]:
+    """Train the autoencoder, or take that of the checkpoint, and write `out`/latents.pt, unless it is there.
+
+    Returns the autoencoder on the CPU; a trained one's latents have mean 0 and deviation 1 in every channel.
+    """
+    first, out = recipe.autoencoder, Path(recipe.diffusion.out)
+    identity = {"data": data, state.SIZES: {"init": recipe.diffusion.init}}
+    if painter is None:
+        identity = autoencoder.identity(first, data, place)
+    saved = state.load(out / "latents.pt")
+    if saved is not None:
+        state.check_recipe(out, saved.get("recipe"), identity, changes=changes)
+    if painter is not None and painter.checkpoint is not None:
+        vae: Any = load_part(painter.checkpoint, "vae")
+    else:
+        vae = autoencoder_kl.Model(autoencoder_kl.Config.from_dict(autoencoder.config(first)))
+        if saved is None:
+            yield from autoencoder.train(first, pixels[:own], data, changes=changes)
+            vae.load_state_dict((state.load(out / "autoencoder.pt") or {})["model"])
+            latents = encode_pictures(vae.to(place.device), pixels[:own], place)
+            normalise_latents(vae.cpu(), *latents)
+        else:
+            vae.load_state_dict(saved["vae"])
+    vae.eval().requires_grad_(False)
+    if saved is None:
+        mean, deviation = encode_pictures(vae.to(place.device), pixels, place)
+        vae.cpu()
+        own_vae = {} if painter is not None else {"vae": vae.state_dict()}
+        state.save(out / "latents.pt", {**own_vae, "mean": mean, "deviation": deviation, "recipe": identity})
+    return vae
 
 
-def encode(out: Path, vae: nn.Module, pixels: Tensor) -> None:
-    """Write `out`/latents.pt: the autoencoder, and the latents of all pictures (N, 3, H, W), uint8."""
-    mean, deviation = diffusion.encode_pictures(vae, pixels)  # type: ignore[arg-type]
-    torch.save({"vae": vae.state_dict(), "mean": mean, "deviation": deviation}, out / "latents.partial")
-    os.replace(out / "latents.partial", out / "latents.pt")
+@torch.no_grad()
+def encode_pictures(vae: nn.Module, pictures: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of the latents of uint8 pictures (N, 3, H, W), as a UNet knows them: two tensors
+    (N, C, h, w) on the CPU."""
+    coder: Any = vae
+    chunk = max(1, CHUNK // (pictures.shape[-1] * pictures.shape[-2]))
+    parts = [coder.encode(to_signal(part.to(place.device))) for part in pictures.split(chunk)]
+    mean, logvar = (torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))
+    shift, scale = autoencoder.scaling(coder)
+    return (mean - shift) * scale, torch.exp(0.5 * logvar.clamp(-30, 20)) * scale
 
 
-def encoded(out: Path) -> tuple[autoencoder_kl.AutoencoderKL, tuple[Tensor, Tensor]]:
-    """The autoencoder and the latents' means and standard deviations that `encode` wrote."""
-    state = torch.load(out / "latents.pt", weights_only=True)
-    return _autoencoder(state["vae"]), (state["mean"], state["deviation"])
+def _new(recipe: ImageRecipe, captions: list[Caption], mean: Tensor, place: Place) -> Painter:
+    """A new model with a tokenizer of its own, which is kept in `out`/tokenizer."""
+    second = recipe.diffusion
+    folder = Path(second.out) / "tokenizer"
+    if not (folder / "vocab.json").exists():
+        with state.whole_folder(folder) as partial:
+            write_clip_tokenizer(partial, _tokenizer_texts(captions), second.vocabulary, second.max_length)
+    tokenizer = load_tokenizer(folder)
+    parts = diffusion.configs(second, mean.shape[-1], mean.shape[1])
+    parts["text_encoder"] = with_tokens(parts["text_encoder"], tokenizer)
+    return new_painter(tokenizer, parts, recipe.autoencoder.size, second.seed, place)
 
 
-def _autoencoder(state: dict[str, Tensor]) -> autoencoder_kl.AutoencoderKL:
-    vae = autoencoder_kl.Model(autoencoder_kl.Config.from_dict(autoencoder.CONFIG))
-    vae.load_state_dict(state)
-    return vae.eval()
-
-
-def save_checkpoint(out: Path, vae: nn.Module) -> None:
-    """Write `out`/checkpoint from the second stage's averaged weights and an autoencoder with normalised latents."""
-    folder = out / "checkpoint"
-    tokenizer = load_tokenizer(out / "tokenizer")
-    model = diffusion.TextToLatent(tokenizer)
-    model.load_state_dict(torch.load(out / "diffusion.pt", weights_only=True)["ema"])
-    write_part(folder / "text_encoder", model.text_encoder, model.text_config, "model")
-    write_part(folder / "unet", model.unet, diffusion.UNET, "diffusion_pytorch_model")
-    write_part(folder / "vae", vae, {**autoencoder.CONFIG, "scaling_factor": 1.0}, "diffusion_pytorch_model")
-    copy_files(out / "tokenizer", folder / "tokenizer")
-    (folder / "scheduler").mkdir(exist_ok=True)
-    write_json(folder / "scheduler" / "scheduler_config.json", diffusion.SCHEDULER)
+def save_new(recipe: ImageRecipe, model: nn.Module, vae: nn.Module, mean: Tensor, folder: Path) -> None:
+    """Write a checkpoint from a trained model and an autoencoder with normalised latents, in half precision."""
+    source = Path(recipe.diffusion.out) / "tokenizer"
+    parts = diffusion.configs(recipe.diffusion, mean.shape[-1], mean.shape[1])
+    text = with_tokens(parts["text_encoder"], load_tokenizer(source))
+    write_part(folder / "text_encoder", model.get_submodule("text_encoder"), text, "model")
+    write_part(folder / "unet", model.get_submodule("unet"), parts["unet"], "diffusion_pytorch_model")
+    write_part(folder / "vae", vae, autoencoder.config(recipe.autoencoder), "diffusion_pytorch_model")
+    shutil.copytree(source, folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", parts["scheduler"])
     write_json(folder / "model_index.json", MODEL_INDEX)
     write_json(folder / "generation_config.json", DEFAULTS)
 

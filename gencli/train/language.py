@@ -21,7 +21,7 @@ from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.text.load import open_model
 from gencli.tokens import Tokenizer
 from gencli.train.place import Place
-from gencli.train.saving import copy_small_files, save_like, write_json
+from gencli.train.saving import copy_small_files, own_memory, save_like, write_json
 from gencli.train.texts import END, end_id
 
 CONTEXT = 512  # tokens, where nothing else is said
@@ -87,13 +87,6 @@ def open_language(name: str, place: Place, context: int | None, *, frozen: bool 
     if not frozen:
         own_memory(module)
     return Language(module, opened.tokenizer, context or min(CONTEXT, opened.max_positions), folder, name)
-
-
-def own_memory(module: nn.Module) -> None:
-    """Let all weights be trained: as copies, for what was opened may be the file's own memory."""
-    for param in module.parameters():
-        param.data = param.data.clone()
-        param.requires_grad_(True)
 
 
 def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:

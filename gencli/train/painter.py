@@ -24,14 +24,14 @@ from gencli.image.families.base import frame
 from gencli.image.schedule import NoiseSchedule
 from gencli.models import architecture, clip_text, unet_2d_condition
 from gencli.tokens import Tokenizer
-from gencli.train.language import own_memory
 from gencli.train.place import Place
-from gencli.train.saving import save_like, write_json
+from gencli.train.saving import own_memory, save_like, write_json
 
-TRAINED = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-}  # parts, and what their weights' files are called
+FILES = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
 
 
 class TextToLatent(nn.Module):
@@ -130,23 +130,26 @@ def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
     return build.load(checkpoint.parts[part], dtype=torch.float32, config=config, tensors=tensors)
 
 
-def save_painter(model: TextToLatent, checkpoint: Checkpoint, folder: Path) -> None:
+def save_painter(model: TextToLatent, checkpoint: Checkpoint, folder: Path, vae: nn.Module | None = None) -> None:
     """Write a checkpoint as the one that was opened: what was trained under its names, the other parts as they are.
 
-    model: the trained one, or its average.
+    model: the trained one, or its average. vae: the autoencoder, if it was trained too.
     """
+    trained = {"text_encoder": model.text_encoder, "unet": model.unet, **({} if vae is None else {"vae": vae})}
     for part, path in checkpoint.parts.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
-        if part in TRAINED:
+        if part in trained:
             config, tensors = checkpoint.open(part)
             rows = architecture(build.architecture_name(config, path)).LAYOUT
-            save_like(model.get_submodule(part), rows, tensors, folder / part / f"{TRAINED[part]}.safetensors")
+            save_like(trained[part], rows, tensors, folder / part / FILES[part])
             write_json(folder / part / "config.json", config)
         else:
             copy_part(path, folder / part, models=part in checkpoint.configs and part != "scheduler")
     index = read_json(checkpoint.folder / "model_index.json")
-    kept = {name: [None, None] if isinstance(value, list) and name not in checkpoint.parts else value
-            for name, value in index.items()}  # fmt: skip
+    kept = {
+        name: [None, None] if isinstance(value, list) and name not in checkpoint.parts else value
+        for name, value in index.items()
+    }
     write_json(folder / "model_index.json", {**kept, "requires_safety_checker": False})
     if (checkpoint.folder / "generation_config.json").is_file():
         shutil.copyfile(checkpoint.folder / "generation_config.json", folder / "generation_config.json")

@@ -1,16 +1,15 @@
-"""Captioned pictures as the image recipe reads them: a zip or folder of pictures, and captions in JSON lines."""
+"""Pictures as the image recipe reads them, out of a zip or folder; their captions are found by `captions`."""
 
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from gencli.errors import GencliError
@@ -25,29 +24,28 @@ class Caption:
     group: str
 
 
-def read_captions(path: Path) -> list[tuple[str, Caption]]:
-    """(file name, caption) of each line `{"file", "label", "tags", "group"}`; only file and label must be there."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows.append((row["file"], Caption(row["label"], tuple(row.get("tags", ())), row.get("group", ""))))
-        except (ValueError, KeyError, TypeError):
-            raise GencliError(f"{path}, line {number}: no JSON object with keys 'file' and 'label'") from None
-    return rows
-
-
 def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
-    """The named pictures from a zip or folder, on white, as uint8 (N, 3, size, size)."""
+    """The named pictures from a zip or folder, on white, as uint8 (N, 3, size, size); others than squares are cut.
+
+    Raises GencliError for one that is missing or no picture.
+    """
     pictures = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
-    for index, data in enumerate(_files(source, names)):
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGBA")
+    for index, (name, data) in enumerate(zip(names, _files(source, names), strict=True)):
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                picture = opened.convert("RGBA")
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:  # Pillow's, for what is broken
+            raise GencliError(f"{source}: {name} is no picture: {error}") from None
         ground = Image.new("RGBA", picture.size, "white")
         ground.alpha_composite(picture)
         square = ground.convert("RGB")
         if square.size != (size, size):
-            square = square.resize((size, size), Image.Resampling.LANCZOS)
+            square = ImageOps.fit(square, (size, size), Image.Resampling.LANCZOS)
         pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
         pictures[index] = pixels.view(size, size, 3).permute(2, 0, 1)
     return pictures
@@ -60,7 +58,15 @@ def to_signal(pictures: Tensor) -> Tensor:
 
 def _files(source: Path, names: list[str]) -> Iterator[bytes]:
     if source.is_dir():
-        yield from ((source / name).read_bytes() for name in names)
+        for name in names:
+            try:
+                yield (source / name).read_bytes()
+            except FileNotFoundError:
+                raise GencliError(f"{source} has no {name}") from None
         return
     with zipfile.ZipFile(source) as archive:
-        yield from (archive.read(name) for name in names)
+        for name in names:
+            try:
+                yield archive.read(name)
+            except KeyError:
+                raise GencliError(f"{source} has no {name}") from None

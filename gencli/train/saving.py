@@ -1,4 +1,4 @@
-"""Writing a module that was trained on from a checkpoint as that checkpoint has it: names, precisions, small files."""
+"""Training on from a checkpoint: its weights as copies, and what becomes of them written as the checkpoint has it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from gencli.checkpoints import layout
 from gencli.checkpoints.tensors import Tensors
@@ -21,19 +21,26 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 SMALL = ("generation_config.json", *layout.TOKENIZER, *(name for names in layout.SPLITTERS for name in names))
 
 
+def own_memory(module: nn.Module) -> None:
+    """Let all weights be trained: as copies, for what was opened may be the file's own memory."""
+    for param in module.parameters():
+        param.data = param.data.clone()
+        param.requires_grad_(True)
+
+
 def save_like(module: nn.Module, rows: Layout, source: Tensors, file: Path, *, own_names: bool = False) -> None:
     """Write a module's weights to `file` under the names, and in the precisions, that they have in `source`.
 
-    rows: the architecture's table of names. own_names: under the module's own names; such get also those weights that
-    were changed as they were read.
+    rows: the architecture's table of names. own_names: under the module's own names, which is done too where weights
+    were changed as they were read: an old file becomes a new one.
     """
     values = {name: param.detach() for name, param in module.named_parameters(remove_duplicate=False)}
-    state: dict[str, Tensor] = {}
-    for name in source:
-        renamed = rows.rename(name)
-        if renamed is not None and renamed[0] in values:
-            stored = renamed[0] if own_names or renamed[1] is not None else name
-            state[stored] = values[renamed[0]].to("cpu", DTYPES[source.dtype(name)]).clone().contiguous()
+    found = [(name, renamed) for name in source if (renamed := rows.rename(name)) and renamed[0] in values]
+    own_names = own_names or any(transform is not None for _, (_, transform) in found)
+    state = {
+        target if own_names else name: values[target].to("cpu", DTYPES[source.dtype(name)]).clone().contiguous()
+        for name, (target, _) in found
+    }
     save_file(state, file, metadata={"format": "pt"})
 
 

@@ -18,7 +18,8 @@ from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from gencli.train.augment import COLORS, augment
-from gencli.train.pictures import read_captions, read_pictures
+from gencli.train.captions import find_captions
+from gencli.train.pictures import read_pictures
 
 SMALL = 32  # pixels a side at which pictures are compared
 
@@ -39,7 +40,7 @@ class Drawn:
 def score_pictures(
     model: str,
     pictures: Path,
-    captions: Path,
+    captions: Path | None,
     *,
     count: int,
     seed: int = 0,
@@ -54,7 +55,7 @@ def score_pictures(
     data nor a training run that repainted N copies of each (from seed 0) shows them, and the pictures to be told apart
     are the data's and all repainted ones.
     """
-    rows = read_captions(captions)
+    rows = find_captions(pictures, captions)
     pixels = read_pictures(pictures, [name for name, _ in rows], 4 * SMALL)
     labels = chosen_from = [caption.label for _, caption in rows]
     if unseen_colors is not None:

@@ -62,8 +62,8 @@ def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    return [f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in names]
+    names = sorted(name for name in before if before[name] != now.get(name))
+    return [f"{name} was {_short(before[name])}, is {_short(now.get(name))}" for name in names]
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from gencli.__main__ import main
 from tests.shell.process import LIMIT, gencli, on_terminal, start
+from tests.tiny_pictures import make_pictures
 
 SMALL = ["--layers", 1, "--width", 16, "--heads", 2, "--context", 16, "--vocab", 260, "--batch", 2]
 STEPS = 60
@@ -99,6 +100,34 @@ def test_text_killed_and_interrupted_ends_as_unbroken(data: Path, tmp_path: Path
     assert json.loads(again.stdout.splitlines()[0])["step"] > done  # it went on, and did not begin anew
 
 
+def image(pictures: Path, out: Path, *more: Any) -> list[Any]:
+    sizes = ["--size", 32, "--autoencoder-widths", "8,8,16", "--widths", "16,16", "--text-width", 16, "--vocab", 600]
+    steps = ["--autoencoder-steps", 8, "--steps", 12, "--decoder-steps", 3, "--batch", 4]
+    return ["train", "image", pictures, "-o", out, *sizes, *steps, "--evaluate-every", 5, "--save-every", 0, *more]
+
+
+def test_image_killed_twice_ends_as_unbroken(tmp_path: Path) -> None:
+    """Once in the first stage, once in the second."""
+    pictures = make_pictures(tmp_path)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = gencli(*image(pictures, whole))
+    assert (result.returncode, result.stderr) == (0, b"")
+    kill_at(image(pictures, killed), killed, 3, "autoencoder.csv")
+    assert not (killed / "latents.pt").exists()
+    kill_at(image(pictures, killed), killed, 5)
+    again = gencli(*image(pictures, killed))
+    assert (again.returncode, again.stderr) == (0, b"")
+    assert_equal_weights(whole / "checkpoint", killed / "checkpoint")
+    for name, count in (("autoencoder.csv", 8), ("loss.csv", 12), ("decoder.csv", 3)):
+        assert rows(whole, name) == rows(killed, name) and len(rows(whole, name)) == count
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row.get("stage"), row.get("step")) for row in told] == [
+        ("autoencoder", 8), ("diffusion", 5), ("diffusion", 10), ("diffusion", 12), ("decoder", 3), (None, None),
+    ]  # fmt: skip
+    assert told[2]["validation"]["seen"] > 0 and told[-1] == {"made": str(whole / "checkpoint")}
+    assert json.loads(again.stdout.splitlines()[0])["stage"] == "diffusion"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -121,6 +150,32 @@ def test_what_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list, code: int, says: str
 ) -> None:
     found = main(["train", "text", str(data), "-o", str(tmp_path / "run"), *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert (found, out) == (code, "")
+    assert err.startswith("error: ") and says in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--size", 30], 2, "--size 30: with these widths it must be a multiple of 32"),
+        (["--widths", "16,x"], 2, "--widths '16,x': numbers with commas"),
+        (["--widths", "16,24"], 2, "--widths: 24 is no multiple of 16"),
+        (["--autoencoder-widths", "4"], 2, "--autoencoder-widths: 4 is no multiple of 8"),
+        (["--text-width", 10], 2, "--text-width 10 is no multiple of 4"),
+        (["--vocab", 300], 2, "--vocab 300: 256 bytes"),
+        (["--hold-out", 1], 2, "--hold-out 1: must be"),
+        (["--keep-text-encoder"], 2, "--keep-text-encoder without --init"),
+        (["--init", "emoji", "--autoencoder-steps", 3], 2, "--autoencoder-steps with --init"),
+        (["--captions", "nowhere"], 1, "no such file: nowhere"),
+        (["--init", "nowhere"], 1, "no model 'nowhere'"),
+    ],
+)
+def test_what_is_refused_of_pictures(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list, code: int, says: str
+) -> None:
+    found = main(["train", "image", str(data), "-o", str(tmp_path / "run"), *map(str, arguments)])
     out, err = capsys.readouterr()
     assert (found, out) == (code, "")
     assert err.startswith("error: ") and says in err
