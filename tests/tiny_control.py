@@ -13,7 +13,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_image import INDEX, keep_keys, make_stable_diffusion, randomise, save
+from tests.tiny_image import INDEX, UNET, keep_keys, make_stable_diffusion, randomise, rewrite_json, save
+from tests.tiny_sdxl import as_kind, make_sdxl
 
 # config.json of lllyasviel/sd-controlnet-canny, small
 CONTROLNET: dict[str, Any] = {
@@ -42,6 +43,14 @@ CONTROLNET: dict[str, Any] = {
 }
 
 
+# diffusers/controlnet-canny-sdxl-1.0: as SDXL's UNet has them
+XL_KEYS = """addition_embed_type addition_embed_type_num_heads addition_time_embed_dim attention_head_dim
+    block_out_channels cross_attention_dim down_block_types num_attention_heads projection_class_embeddings_input_dim
+    transformer_layers_per_block use_linear_projection"""
+CONTROLNET_XL: dict[str, Any] = {key: UNET["sdxl"][key] for key in XL_KEYS.split()}
+CONTROLNET_XL |= {"conditioning_embedding_out_channels": [8, 8, 16, 24], "global_pool_conditions": False}
+
+
 def make_controlnet(folder: Path, changes: dict[str, Any] | None = None, seed: int = 60, **saving: Any) -> Any:
     """A ControlNetModel in `folder`, laid out as lllyasviel's; its zero convolutions are none."""
     config = CONTROLNET | (changes or {})
@@ -68,6 +77,14 @@ def make_instruct(folder: Path) -> DiffusionPipeline:
     pipe = make_stable_diffusion(folder, "sd15", unet={"in_channels": 8})
     _louder(folder, pipe)
     return _as(pipe, folder, "sd15", StableDiffusionInstructPix2PixPipeline)
+
+
+def make_xl(folder: Path, cls: type[DiffusionPipeline], channels: int) -> DiffusionPipeline:
+    """SDXL, small, with a UNet that reads further channels, as a repository of that pipeline."""
+    pipe = make_sdxl(folder, unet={"in_channels": channels})
+    _louder(folder, pipe)
+    rewrite_json(folder / "model_index.json", lambda raw: raw | {"_class_name": cls.__name__})
+    return as_kind(pipe, cls)
 
 
 def _louder(folder: Path, pipe: DiffusionPipeline, times: float = 8.0) -> None:

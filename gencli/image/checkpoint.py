@@ -33,6 +33,7 @@ KNOWN = {  # what else model_index.json may say
     "force_zeros_for_empty_prompt",
     "requires_aesthetics_score",
     "add_watermarker",
+    "is_cosxl_edit",
 }
 # generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
 DEFAULTS = {

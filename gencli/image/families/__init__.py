@@ -77,6 +77,7 @@ STABLE_DIFFUSION_XL = Family(
     check=checks.stable_diffusion_xl,
     defaults={"guidance": 5.0, "negative": None},
 )
+INSTRUCT_XL = dataclasses.replace(STABLE_DIFFUSION_XL, check=checks.edited_latents_xl)
 LATENT_CONSISTENCY = dataclasses.replace(STABLE_DIFFUSION, defaults={"guidance": 8.5})
 
 # Rombach et al. 2022, before Stable Diffusion: unconditional (ldm-celebahq-256), and of a text (ldm-text2im-large-256)
@@ -137,4 +138,5 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModelPipeline": LATENT_CONSISTENCY,
     "LatentConsistencyModelImg2ImgPipeline": LATENT_CONSISTENCY,
     "StableDiffusionInstructPix2PixPipeline": INSTRUCT,
+    "StableDiffusionXLInstructPix2PixPipeline": INSTRUCT_XL,
 }

@@ -90,7 +90,14 @@ def latent_diffusion(checkpoint: Checkpoint) -> None:
             )
 
 
-def stable_diffusion_xl(checkpoint: Checkpoint) -> None:
+def edited_latents_xl(checkpoint: Checkpoint) -> None:
+    """The same for SDXL, and refuses CosXL, whose picture is scaled and whose noise is another."""
+    if checkpoint.index.get("is_cosxl_edit"):
+        raise GencliError(f"{checkpoint.folder / 'model_index.json'}: is_cosxl_edit = true is not supported")
+    stable_diffusion_xl(checkpoint, edited_latents)
+
+
+def stable_diffusion_xl(checkpoint: Checkpoint, channels: Callable[[Checkpoint], None] = latents) -> None:
     """Raises GencliError for the refiner, and for text encoders whose widths are not what the UNet reads."""
     folder, configs = checkpoint.folder, checkpoint.configs
     if "text_encoder" not in configs or checkpoint.index.get("requires_aesthetics_score"):
@@ -98,7 +105,7 @@ def stable_diffusion_xl(checkpoint: Checkpoint) -> None:
             f"{folder}: SDXL's refiner (one text encoder, an aesthetic score) is not supported",
             "the base model draws alone",
         )
-    latents(checkpoint)
+    channels(checkpoint)
     unet, second = configs["unet"], configs["text_encoder_2"]
     if unet.get("addition_embed_type") != "text_time":
         kind = unet.get("addition_embed_type")
