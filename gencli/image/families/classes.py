@@ -1,8 +1,8 @@
 """Pictures of a class: DiT (Peebles & Xie 2023), guided-diffusion (Dhariwal & Nichol 2021), UNet2DModels with classes.
 
 Of these DiT alone knows a class for "none", and can be guided away from it: ε̂ = ε(∅) + s · (ε(y) − ε(∅)) in all four
-channels, as diffusers' DiTPipeline does. (DiT's own code guides three of the four, which its authors call a slip that
-they kept for the sake of their published figures.)
+channels, as diffusers' DiTPipeline does. (DiT's own code guides three of the four, so that its published figures come
+out again.)
 """
 
 from __future__ import annotations
