@@ -120,4 +120,6 @@ def _open_image(source: Source, allow_pickle: bool) -> None:
     for part in checkpoint.parts:
         if part.startswith("tokenizer"):
             checkpoint.tokenizer(part)
-    resolve(ImageRequest(width=checkpoint.multiple, height=checkpoint.multiple), checkpoint)
+    reads: dict[str, dict[str, Any]] = {"mask": {"init": "?", "mask": "?"}, "picture": {"init": "?"}}
+    given = reads.get(checkpoint.also_reads or "", {})
+    resolve(ImageRequest(width=checkpoint.multiple, height=checkpoint.multiple, **given), checkpoint)

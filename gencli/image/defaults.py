@@ -8,6 +8,7 @@ from typing import Any
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 
+IMAGE_GUIDANCE = 1.5  # of models that edit a picture
 FEW = {"steps": 4, "guidance": 1.0}  # of models distilled to few steps; at guidance 1 they are asked once a step
 DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tells that it is such a model
     "LCMScheduler": "lcm",
@@ -23,6 +24,8 @@ def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, An
     and for the sampler lcm; such models' guidance is the family's where the UNet is told it as a number.
     """
     values = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {}), **checkpoint.family.defaults}
+    if checkpoint.also_reads == "picture":
+        values["image_guidance"] = IMAGE_GUIDANCE
     own = distilled_sampler(checkpoint)
     if own is not None:
         values["sampler"] = own

@@ -11,7 +11,6 @@ from gencli.image.request import ImageRequest
 from gencli.image.schedule import CHOICES, NoiseSchedule
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
-IMAGE_GUIDANCE = 1.5
 
 
 def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None = None) -> ImageRequest:
@@ -28,9 +27,7 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     named = checkpoint.configs["scheduler"].get("timestep_spacing")
     built_in["spacing"] = named or samplers.get(request.sampler or built_in["sampler"]).spacing
     _check_start(request, checkpoint)
-    if checkpoint.also_reads == "picture":
-        built_in["image_guidance"] = IMAGE_GUIDANCE
-    elif request.init is not None:
+    if request.init is not None and checkpoint.also_reads != "picture":
         built_in["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:

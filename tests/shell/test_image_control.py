@@ -83,6 +83,14 @@ def test_a_mask_and_an_edit(gencli):
     np.testing.assert_array_equal(pixels("edited.png"), pixels("again.png"))
 
 
+def test_models_check_and_show_know_them(root, capfdbinary):
+    for name in ("inpaint", "instruct", "canny"):
+        assert main(["models", "check", name]) == 0, capfdbinary.readouterr().err
+    capfdbinary.readouterr()
+    assert main(["models", "show", "instruct", "--json"]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["defaults"]["image_guidance"] == 1.5
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
