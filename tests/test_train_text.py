@@ -46,8 +46,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(texts: Path, out: Path, steps: int, **changes: Any) -> TextRecipe:
     small = {"vocab_size": 300, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "batch": 4}
     if "init" in changes:
-        small = {"n_positions": 32, "batch": 4, "save_every": 1000.0}
-    often = {"warmup": 2, "save_every": 0.0, "evaluate_every": 9, "lead": "tales:", "device": "cpu"}
+        small = {"n_positions": 32, "batch": 4}
+    often = {"warmup": 2, "save_every": 1000.0, "evaluate_every": 9, "lead": "tales:", "device": "cpu"}
     return TextRecipe(str(texts), str(texts), str(out), steps=steps, **{**often, **small, **changes})
 
 
@@ -139,6 +139,15 @@ def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -
         list(train(recipe(texts, tmp_path / "run", 4)))
 
 
+def test_a_folder_is_one_runs(texts: Path, tmp_path: Path) -> None:
+    first = train(recipe(texts, tmp_path / "run", 3))
+    next(first)
+    with pytest.raises(GencliError, match="another run is at work in"):
+        next(train(recipe(texts, tmp_path / "run", 3)))
+    first.close()
+    assert [at.step for at in train(recipe(texts, tmp_path / "run", 3))] == [2, 3]
+
+
 def test_a_loss_that_is_no_number_ends_the_run(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(GencliError, match="the loss is nan at step 2") as caught:
         list(train(recipe(texts, tmp_path / "run", 3, lr=1e30, optimizer="adamw", warmup=0)))
@@ -214,7 +223,7 @@ def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
 def test_adapters_resumed_equal_unbroken(texts: Path, tmp_path: Path) -> None:
     folder = base(tmp_path / "base", "gpt2")
     targets = Adapters(rank=2, alpha=3, targets=("attn.c_proj", "c_attn"), dropout=0.2)
-    changes = {"init": str(folder), "lora": targets, "optimizer": "adamw", "save_every": 0.0}
+    changes = {"init": str(folder), "lora": targets, "optimizer": "adamw"}
     list(train(recipe(texts, tmp_path / "whole", 5, **changes)))
     broken = train(recipe(texts, tmp_path / "broken", 5, **changes))
     next(broken), next(broken)
@@ -246,6 +255,28 @@ def test_what_cannot_be_gone_on_from(texts: Path, tmp_path: Path) -> None:
         list(train(recipe(texts, tmp_path / "e", 2, init=str(tmp_path / "x.gguf"))))
     with pytest.raises(GencliError, match="is no language model"):
         list(train(recipe(texts, tmp_path / "f", 2, init="emoji")))
+
+
+def test_on_from_the_hubs_cache(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id; an adapter names it, so that `gencli text -m org/tiny --lora` says nothing of another base."""
+    repo = tmp_path / "hub" / "models--org--tiny"
+    make_gpt2(repo / "snapshots" / ("0" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    list(train(recipe(texts, tmp_path / "run", 1, init="org/tiny", lora=Adapters(2, 4))))
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/tiny"
+    adapter = Adapter(tmp_path / "run" / "adapter")
+    assert open_model(find("org/tiny"), device="cpu", adapters=[adapter]).notes == ()
+    list(train(recipe(texts, tmp_path / "whole", 1, init="org/tiny")))
+    names = {file.name for file in (tmp_path / "whole" / "checkpoint").iterdir()}
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == wanted
+    (tmp_path / "plain").touch()
+    modes = {file.stat().st_mode for file in (tmp_path / "whole" / "checkpoint").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}  # safetensors alone would write for the owner's eyes only
 
 
 def test_texts_from_files_and_folders(tmp_path: Path) -> None:

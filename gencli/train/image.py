@@ -64,9 +64,16 @@ def train(
 
     pictures: a zip or folder; captions: see `captions.find_captions`; changes: see `state.check_recipe`.
     """
-    second = recipe.diffusion
-    out = Path(second.out)
+    out = Path(recipe.diffusion.out)
     out.mkdir(parents=True, exist_ok=True)
+    with state.only_run(out):
+        yield from _train(pictures, captions, recipe, out, changes)
+
+
+def _train(
+    pictures: Path, captions: Path | None, recipe: ImageRecipe, out: Path, changes: bool
+) -> Generator[Progress, None, None]:
+    second = recipe.diffusion
     place = pick_place(second.device, second.dtype)
     painter = None
     if second.init:

@@ -87,10 +87,32 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    mode = partial.stat().st_mode & 0o666  # as the user's mask has it: safetensors writes for its owner alone
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
     if path.exists():
         shutil.rmtree(path)
     os.replace(partial, path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Keep a run's folder to one process; a killed one lets go. Raises GencliError when another is at work there."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (out / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GencliError(f"another run is at work in {out}", "another -o is for another run") from None
+        except OSError:  # a file system that knows no locks
+            pass
+        yield
 
 
 def sync_folder(path: Path) -> None:

@@ -87,8 +87,13 @@ def train(recipe: TextRecipe, *, changes: bool = False) -> Generator[Progress, N
     The checkpoint ends up in `out`/checkpoint, adapters in `out`/adapter, the curve in `out`/loss.csv and loss.png.
     changes: go on although the recipe differs from the one that the run was begun with.
     """
+    Path(recipe.out).mkdir(parents=True, exist_ok=True)
+    with state.only_run(Path(recipe.out)):
+        yield from _train(recipe, changes)
+
+
+def _train(recipe: TextRecipe, changes: bool) -> Generator[Progress, None, None]:
     out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
     place = pick_place(recipe.device, recipe.dtype)
     texts = read_texts(recipe.data)
     texts, held = (texts, read_texts(recipe.validation)) if recipe.validation else hold_out(texts)
