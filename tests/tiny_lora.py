@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -72,6 +74,14 @@ def write(file: Path, layers: list[Layer], name: Name, metadata: dict[str, str] 
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, metadata)
     return file
+
+
+def with_layers(pipe: Any, layers: list[Layer], scale: float) -> Any:
+    """A copy of a pipeline of diffusers with W + scale · (alpha / r) · up · down, written out."""
+    made = copy.deepcopy(pipe)
+    for layer in layers:
+        getattr(made, layer.part).get_submodule(layer.path).weight.data += scale * layer.delta
+    return made
 
 
 def with_text_model(part: str, path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import numpy as np
@@ -23,14 +24,13 @@ from tests.parity.test_image_lora import (
     PROJECTIONS,
     assert_same_weights,
     by_diffusers,
-    by_formula,
     changed_by,
     opened,
     parts_of,
     wanted,
 )
 from tests.test_weighted import expected_chunks
-from tests.tiny_lora import diffusers_name, draw_layers, kohya_xl_name, original_names, write
+from tests.tiny_lora import diffusers_name, draw_layers, kohya_xl_name, original_names, with_layers, write
 from tests.tiny_sdxl import make_sdxl
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
@@ -72,7 +72,7 @@ def test_lora_of_every_module_and_its_picture(sdxl, tmp_path):
         "lora_te2_text_projection.alpha",
         "lora_unet_output_blocks_1_2_conv.alpha",
     } < keys
-    pipeline, theirs = opened(folder, Adapter(file, 0.2)), by_formula(pipe, layers, 0.2)
+    pipeline, theirs = opened(folder, Adapter(file, 0.2)), with_layers(pipe, layers, 0.2)
     assert_same_weights(pipeline, theirs, pipe, changed_by(layers))
     assert_pictures(pipeline, theirs, prompt="a red apple", negative="dog")
 
@@ -105,8 +105,6 @@ def test_embeddings_of_both_text_encoders(sdxl, tmp_path):
     tensors = {"clip_l": embeddings.vectors(2, 24), "clip_g": embeddings.vectors(2, 32, 1)}
     save_file(tensors, tmp_path / "toy.safetensors")
     ours = embeddings.opened(folder, NamedFile(tmp_path / "toy.safetensors"))
-    import copy
-
     theirs = copy.deepcopy(pipe)
     theirs.load_textual_inversion(
         tensors["clip_l"], token="toy", text_encoder=theirs.text_encoder, tokenizer=theirs.tokenizer
