@@ -40,13 +40,17 @@ def locate(
     if wanted is None:
         raise GencliError(f"{option} {name}: no such file or folder")
     choose = partial(_choose, stems=stems, file=file, allow_pickle=allow_pickle)
-    folder = cache.snapshot(wanted)
+    folder, forbidden = cache.snapshot(wanted), "--offline is given" if offline else cache.offline_by_environment()
     if folder is not None:
         try:
-            return _path(folder, choose(_files(folder)))
+            names = choose(_files(folder))
         except GencliError:
-            pass
-    if forbidden := "--offline is given" if offline else cache.offline_by_environment():
+            names = []
+        # The only file that is here may be one of several: that the hub alone can tell.
+        sure = file is not None or (names and (names[0] == CONFIG or Path(names[0]).stem in stems))
+        if names and (sure or forbidden):
+            return _path(folder, names)
+    if forbidden:
         raise GencliError(
             f"{option} {name}: no such file or folder, and not in the Hugging Face cache ({cache.root()})",
             f"{forbidden}, so it was not looked for on the hub",
