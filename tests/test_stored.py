@@ -1,14 +1,20 @@
 """Weights that stay in the file: the same numbers as converted ones, in the memory of the file."""
 
+import json
+import subprocess
+import sys
+
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.stored import bytes_as, compute_dtype, keep_stored
 from gencli.checkpoints.tensors import open_tensors
 from gencli.image import pipeline as pipelines
+from gencli.models.clip_text import CLIPTextConfig, CLIPTextModel
 from tests.parity.test_pipeline import PROMPT, SIZE, draw, opened
-from tests.tiny_image import make_unet
+from tests.tiny_image import TEXT, make_unet
 from tests.tiny_sdxl import make_sdxl, make_text_encoder_2
 
 
@@ -68,3 +74,33 @@ def test_pictures_are_the_same(tmp_path, monkeypatch):
         made[limit] = draw(tmp_path, pipeline=pipeline, prompt=PROMPT, steps=2, **SIZE)[0]
         assert made[limit].request.dtype == "float32"
     assert made[0].image.tobytes() == made[1 << 40].image.tobytes()
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from gencli.checkpoints.build import load
+from gencli.checkpoints.stored import keep_stored
+from gencli.devices import peak_memory
+
+before = peak_memory()
+model = keep_stored(load(Path(sys.argv[1])), torch.float32)
+with torch.no_grad():
+    assert model(torch.tensor([[0, 5, 6, 7]])).pooled.isfinite().all()
+print(peak_memory() - before)
+"""
+
+
+def test_memory_is_that_of_the_file(tmp_path):
+    """A load and a run take the file's size in memory and little more; converted they would take three times as much,
+    the file's pages and weights of twice their size."""
+    config = TEXT["sd15"] | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        names = CLIPTextModel(CLIPTextConfig.from_dict(config)).state_dict()
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(tensor.shape, dtype=torch.float16) for name, tensor in names.items()}, file)
+    done = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, check=True)
+    grown = int(done.stdout) / file.stat().st_size
+    assert 0.9 < grown < 1.5

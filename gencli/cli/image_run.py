@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -218,20 +217,12 @@ class Clock:
 
     def __str__(self) -> str:
         rest = max(self.total() - self.steps_time, 0.0)
+        peak = devices.peak_memory()
+        memory = f"; peak {peak / 2**20:.0f} MiB" if peak else ""
         return (
             f"load {self.load:.2f} s; {self.steps} steps in {self.steps_time:.2f} s, {self.rate()}; "
-            f"{self.pictures} pictures, {rest:.2f} s for the rest{_peak_memory()}"
+            f"{self.pictures} pictures, {rest:.2f} s for the rest{memory}"
         )
-
-
-def _peak_memory() -> str:
-    """The most memory that this process has held so far, where the system counts it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"; peak {peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MiB"
 
 
 def _folder(path: str) -> Path:
