@@ -3,6 +3,8 @@
 A CPU computes in float32, in which a file of half precision is twice as large. Converted on use, its weights take the
 memory of the file, which the system may drop and read again, and a load takes no time. The numbers are the same, bit by
 bit. One buffer serves all layers: fresh memory for each would cost three times the time of filling it.
+A guided step of SDXL takes a tenth longer for it at 512×512 (27.4 s of processor time, 2.5 of them for this), and a few
+hundredths at 1024×1024, where four times as many places share each weight.
 """
 
 from __future__ import annotations
