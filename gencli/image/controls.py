@@ -117,13 +117,15 @@ def activate(
 
 
 def _window(steps: Sequence[Step], start: float, end: float) -> tuple[float, float]:
-    """The timesteps, both ends excluded, of the steps that lie whole between two shares of all."""
+    """The timesteps, both ends excluded, of the steps that lie whole between two shares of all: from half-way to the
+    step before to half-way to the one after, as the model is told timesteps in float32."""
     kept = [step for step in steps if step.index / len(steps) >= start and (step.index + 1) / len(steps) <= end]
     if not kept:
         return math.inf, -math.inf
     first, last = kept[0].index, kept[-1].index
-    low = -math.inf if last == len(steps) - 1 else steps[last].next.t
-    return low, math.inf if first == 0 else steps[first - 1].at.t
+    low = -math.inf if last == len(steps) - 1 else (steps[last].at.t + steps[last].next.t) / 2
+    high = math.inf if first == 0 else (steps[first - 1].at.t + steps[first].at.t) / 2
+    return low, high
 
 
 def mark(context: Conditioning, *away: Conditioning | None) -> list[Any]:

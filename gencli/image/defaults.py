@@ -59,6 +59,8 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: Checkpoint) ->
         yield f"the negative prompt says nothing to {checkpoint.name}, which is told --cfg-scale as a number"
     elif request.negative and (request.guidance or 0) <= 1:
         yield f"the negative prompt says nothing at --cfg-scale {request.guidance:g}"
+    if asked.image_guidance is not None and (request.guidance or 0) <= 1:
+        yield f"--image-cfg-scale says nothing at --cfg-scale {request.guidance:g}"
 
 
 def _reads_guidance(checkpoint: Checkpoint) -> bool:

@@ -1,22 +1,39 @@
 """ControlNets against diffusers' own: the model, and whole pictures drawn with it."""
 
+import itertools
 import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionControlNetPipeline
+from diffusers import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+)
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
+from gencli.image import samplers
 from gencli.image.checkpoint import open_checkpoint
-from gencli.image.controls import open_control
+from gencli.image.controls import Active, _window, open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
+from gencli.image.schedule import NoiseSchedule
 from gencli.image.settings import resolve
 from gencli.models.controlnet import ControlNetConfig
-from tests.parity.test_pipeline import PROMPT, SIZE, assert_same, draw, generator, opened_once, picture, with_scheduler
-from tests.tiny_control import CONTROLNET, edges, make_controlnet
+from tests.parity.test_pipeline import (
+    PROMPT,
+    SIZE,
+    assert_same,
+    draw,
+    generator,
+    half_mask,
+    opened_once,
+    picture,
+    with_scheduler,
+)
+from tests.tiny_control import CONTROLNET, edges, make_controlnet, make_inpaint
 from tests.tiny_image import make_ddpm, make_stable_diffusion, make_unet
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
@@ -175,6 +192,38 @@ def test_for_a_share_of_the_steps(parts, start, end):
     ours = with_controls(root, [PLAIN], [edges()], control_start=(start,), control_end=(end,), **SIZE)
     shares = {"control_guidance_start": start, "control_guidance_end": end}
     assert_same(ours[0], theirs(pipe, nets[PLAIN], image=edges(), **shares, **SIZE))
+
+
+@pytest.mark.parametrize("sampler", samplers.names())
+def test_every_step_is_led_or_not(sampler):
+    """diffusers' rule, at every step of every grid, for timesteps as the model sees them."""
+    karras = {"karras": True} if "karras" in samplers.options(sampler) else {}
+    for options, num in itertools.product([{}, karras], [1, 7, 30]):
+        steps = samplers.get(sampler).steps(NoiseSchedule(), num, **options)
+        for start, end in [(0.0, 1.0), (0.0, 0.5), (0.3, 1.0), (0.21, 0.68), (0.99, 1.0)]:
+            active = Active(None, None, 1.0, *_window(steps, start, end))
+            for i, step in enumerate(steps):
+                wanted = not (i / len(steps) < start or (i + 1) / len(steps) > end)
+                assert active.holds(torch.tensor([step.at.t], dtype=torch.float32)) == wanted, (num, start, end, i)
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_where_a_mask_is_white(parts, tmp_path, channels):
+    """Beside a UNet that reads the mask, the ControlNet reads the latents alone."""
+    root, pipe, nets = parts
+    folder = root / "sd" if channels == 4 else tmp_path / "inpaint"
+    pipe = pipe if channels == 4 else make_inpaint(folder)
+    pipeline = opened_once(folder)
+    control = open_control(Source(PLAIN, root / PLAIN, "folder"), pipeline.checkpoint).load(pipeline)
+    given = {"init": "i.png", "mask": "m.png", "control": (PLAIN,), "control_image": ("c.png",), "strength": 0.8}
+    request = resolve(ImageRequest(prompt=PROMPT, seed=3, steps=5, **given, **SIZE), pipeline.checkpoint, (96, 64))
+    events = generate(pipeline, request, init=picture(), mask=half_mask(), controls=[(control, edges())])
+    ours = next(event.image for event in events if isinstance(event, Picture))
+    images = {"image": picture(), "mask_image": half_mask(), "control_image": edges(), "strength": 0.8}
+    images |= {"controlnet_conditioning_scale": 1.0}  # its default is half
+    assert_same(
+        ours, theirs(pipe, nets[PLAIN], kind=StableDiffusionControlNetInpaintPipeline, **images, **more, **SIZE)
+    )
 
 
 def test_two_at_once(parts):

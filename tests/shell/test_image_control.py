@@ -79,7 +79,9 @@ def test_a_mask_and_an_edit(gencli):
     given = ("-i", "edges.png", *QUICK)
     assert gencli("-m", "inpaint", "red apple", *given, "--mask", "white.png", "-o", "painted.png")[0] == 0
     assert gencli("-m", "instruct", "make it red", *given, "--image-cfg-scale", "2", "-o", "edited.png")[0] == 0
-    assert gencli("--from", "edited.png", "-o", "again.png")[0] == 0
+    assert gencli("--from", "edited.png", "-o", "again.png") == (0, b"again.png\n", b"")
+    said = gencli("-m", "instruct", *given, "--image-cfg-scale", 2, "--cfg-scale", 1, "-o", "plain.png")[2]
+    assert b"--image-cfg-scale says nothing at --cfg-scale 1" in said
     np.testing.assert_array_equal(pixels("edited.png"), pixels("again.png"))
 
 
