@@ -16,7 +16,7 @@ import torch
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image import weighted
+from gencli.image import brackets, weighted
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
@@ -30,7 +30,7 @@ REQUEST = ImageRequest(weighted=True)
 
 def read(prompt):
     """[(text, weight)], a chunk's end as "BREAK"."""
-    return [("BREAK" if piece.text is None else (piece.text, piece.weight)) for piece in weighted.parse(prompt)]
+    return [("BREAK" if piece.text is None else (piece.text, piece.weight)) for piece in brackets.parse(prompt)]
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_brackets(prompt, pieces):
 )
 def test_what_cannot_be_followed_is_refused(prompt, match):
     with pytest.raises(GencliError, match=match):
-        weighted.parse(prompt)
+        brackets.parse(prompt)
 
 
 def test_long_prompts_of_nothing_but_signs_take_no_time():
     start = time.process_time()
     for sign in ("(", ")", "[", "]", "\\", ":", ":1)", " ", "BREAK ", "(a)", "(a:1.1)", "((a)", ":  "):
         try:
-            weighted.parse(sign * (40_000 // len(sign)))
+            brackets.parse(sign * (40_000 // len(sign)))
         except GencliError as error:
             assert "brackets" in error.message
     assert time.process_time() - start < 10
@@ -289,6 +289,13 @@ def test_without_weighted_brackets_are_text_and_long_prompts_an_error(pipelines)
     with pytest.raises(GencliError, match="at most 75") as caught:
         draw(pipeline, prompt="apple " * 76)
     assert "--weighted" in caught.value.hint
+
+
+def test_a_prompt_that_cannot_be_followed_is_told_before_the_load(pipelines):
+    checkpoint = pipelines["sd15"][0].checkpoint
+    for values in ({"prompt": "[a|b]"}, {"negative": "(a:1..2)"}):
+        with pytest.raises(GencliError, match="prompt"):
+            resolve(ImageRequest(weighted=True, **values), checkpoint)
 
 
 def test_models_that_read_no_prompt_refuse_it(tmp_path):
