@@ -7,7 +7,7 @@ import dataclasses
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from gencli.cli import image_sinks, options
 from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
+from gencli.cli.image_best import check_best, find_clip
 from gencli.cli.prompts import read_lines, read_prompt
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
@@ -128,7 +129,7 @@ def image(
     request = ImageRequest(**(values if from_file is None else _completed(values)))
     if from_file is not None:
         request = _from_file(console, from_file, values, _given(ctx), keep_prompt=not arguments and not lines)
-    _check_best(request, _given(ctx), prompted=bool(arguments or lines or request.prompt))
+    check_best(request, _given(ctx), prompted=bool(arguments or lines or request.prompt))
     several = (request.best or request.count) > 1 or lines
     many = several and not request.grid
     sink = image_sinks.plan(output, format, many=many, json=json, metadata=not no_metadata)
@@ -140,7 +141,8 @@ def image(
         source = _model_of_file(from_file, request.model)
     else:
         source = find_it(request.model)
-    clip_source = _clip(request, from_file if request.clip != clip else None, find_it)
+    of_file = partial(_model_of_file, from_file or "", option="--clip")
+    clip_source = find_clip(request, of_file if from_file is not None and request.clip != clip else find_it)
     fetching: dict[str, Any] = {"offline": offline, "progress": show_download(console), "allow_pickle": allow_pickle}
     additions = additions.find(from_file, _given(ctx), **fetching)
     pictures = _open(request.init), _open(request.mask)
@@ -196,26 +198,6 @@ def _check_stdin(arguments: Sequence[str], *, lines: bool, init: str | None, mas
         raise UsageError("`-` stands for all of stdin and can be given once")
 
 
-def _check_best(request: ImageRequest, given: set[str], *, prompted: bool) -> None:
-    """Raises UsageError for --best without what it needs, and for --clip without --best."""
-    if request.best is None:
-        if "clip" in given:
-            raise UsageError("--clip is for --best", "as in --count 16 --best 4")
-        return
-    if request.clip is None:
-        hint = "name a CLIP, as in --clip openai/clip-vit-base-patch32, or set GENCLI_CLIP_MODEL"
-        raise UsageError("--best without --clip: there is nothing to find the best by", hint)
-    if not prompted:
-        raise UsageError("--best without a prompt: there is nothing to compare the pictures with")
-
-
-def _clip(request: ImageRequest, from_file: str | None, find_it: Callable[[str], Source]) -> Source | None:
-    """The CLIP of --best. from_file: the picture that names it, which fetches nothing. Raises GencliError."""
-    if request.best is None or request.clip is None:
-        return None
-    return find_it(request.clip) if from_file is None else _model_of_file(from_file, request.clip, "--clip")
-
-
 def _given(ctx: typer.Context) -> set[str]:
     """Names of the parameters that stand on the command line, as against the environment and defaults."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
@@ -232,7 +214,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     controls = max(len(value or ()) for name, value in values.items() if name.startswith("control"))
     given = {name: list(values[name] or ()) for name in ("control", "control_image")}
     filled = {name: names + ["?"] * (controls - len(names)) for name, names in given.items()}
-    return {**values, "init": values["init"] or "?", **filled}
+    return {**values, "init": values["init"] or "?", "count": max(values["count"], values["best"] or 1), **filled}
 
 
 def _from_file(

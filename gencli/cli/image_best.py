@@ -1,19 +1,42 @@
-"""`--best`: of the pictures of a prompt the few that fit it best, by a CLIP. Imports torch."""
+"""`--best`: of the pictures of a prompt the few that fit it best, by a CLIP. Imports torch when it opens one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
-from gencli.image.generate import Picture
+from gencli.errors import UsageError
 from gencli.image.request import ImageRequest
-from gencli.image.score import Scorer, open_scorer
-from gencli.image.weighted import parse
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from gencli.image.generate import Picture
+    from gencli.image.score import Scorer
 
 TOLD = 8  # scores in one note
+
+
+def check_best(request: ImageRequest, given: set[str], *, prompted: bool) -> None:
+    """Raises UsageError for --best without what it needs, and for --clip without --best."""
+    if request.best is None:
+        if "clip" in given:
+            raise UsageError("--clip is for --best", "as in --count 16 --best 4")
+        return
+    if request.clip is None:
+        hint = "name a CLIP, as in --clip openai/clip-vit-base-patch32, or set GENCLI_CLIP_MODEL"
+        raise UsageError("--best without --clip: there is nothing to find the best by", hint)
+    if not prompted:
+        raise UsageError("--best without a prompt: there is nothing to compare the pictures with")
+
+
+def find_clip(request: ImageRequest, find_it: Callable[[str], Source]) -> Source | None:
+    """The CLIP of --best, if it is asked for. Raises GencliError."""
+    return None if request.best is None or request.clip is None else find_it(request.clip)
 
 
 @dataclass(frozen=True)
@@ -33,10 +56,12 @@ class Best:
         self.console, self.scorer, self.request = console, scorer, request
         self.kept: list[Made] = []
         self.seen = 0
-        self.told: tuple[str, object] | None = None  # the last prompt, and its vector
+        self.told: tuple[str, Tensor] | None = None  # the last prompt, and its vector
 
-    def vector(self, prompt: str):
-        """What pictures are compared with. Raises GencliError for a prompt that is too long."""
+    def vector(self, prompt: str) -> Tensor:
+        """What pictures are compared with, (E). Raises GencliError for a prompt that is too long."""
+        from gencli.image.weighted import parse
+
         if self.told is None or self.told[0] != prompt:
             text, truncate = prompt, self.request.truncate
             if self.request.weighted:  # of any length, with brackets that CLIP knows nothing of
@@ -68,6 +93,8 @@ class Best:
 
 def open_best(console: Console, clip: Source, request: ImageRequest, *, device: str, allow_pickle: bool) -> Best:
     """Open the CLIP. Raises GencliError for one that is broken, and for a prompt that it cannot read."""
+    from gencli.image.score import open_scorer
+
     console.progress(f"loading {clip.name}")
     best = Best(console, open_scorer(clip, device=device, allow_pickle=allow_pickle), request)
     if request.prompt:
