@@ -221,9 +221,7 @@ def test_where_a_mask_is_white(parts, tmp_path, channels):
     ours = next(event.image for event in events if isinstance(event, Picture))
     images = {"image": picture(), "mask_image": half_mask(), "control_image": edges(), "strength": 0.8}
     images |= {"controlnet_conditioning_scale": 1.0}  # its default is half
-    assert_same(
-        ours, theirs(pipe, nets[PLAIN], kind=StableDiffusionControlNetInpaintPipeline, **images, **more, **SIZE)
-    )
+    assert_same(ours, theirs(pipe, nets[PLAIN], kind=StableDiffusionControlNetInpaintPipeline, **images, **SIZE))
 
 
 def test_two_at_once(parts):
