@@ -129,7 +129,7 @@ def image(
     request = ImageRequest(**(values if from_file is None else _completed(values)))
     if from_file is not None:
         request = _from_file(console, from_file, values, _given(ctx), keep_prompt=not arguments and not lines)
-    check_best(request, _given(ctx), prompted=bool(arguments or lines or request.prompt))
+    request = check_best(request, _given(ctx), prompted=bool(arguments or lines or request.prompt))
     several = (request.best or request.count) > 1 or lines
     many = several and not request.grid
     sink = image_sinks.plan(output, format, many=many, json=json, metadata=not no_metadata)

@@ -21,17 +21,21 @@ if TYPE_CHECKING:
 TOLD = 8  # scores in one note
 
 
-def check_best(request: ImageRequest, given: set[str], *, prompted: bool) -> None:
-    """Raises UsageError for --best without what it needs, and for --clip without --best."""
+def check_best(request: ImageRequest, given: set[str], *, prompted: bool) -> ImageRequest:
+    """The request, without a CLIP that only the environment names and --best does not use.
+
+    Raises UsageError for --best without what it needs, and for --clip without --best.
+    """
     if request.best is None:
         if "clip" in given:
             raise UsageError("--clip is for --best", "as in --count 16 --best 4")
-        return
+        return request.replace(clip=None)
     if request.clip is None:
         hint = "name a CLIP, as in --clip openai/clip-vit-base-patch32, or set GENCLI_CLIP_MODEL"
         raise UsageError("--best without --clip: there is nothing to find the best by", hint)
     if not prompted:
         raise UsageError("--best without a prompt: there is nothing to compare the pictures with")
+    return request
 
 
 def find_clip(request: ImageRequest, find_it: Callable[[str], Source]) -> Source | None:
