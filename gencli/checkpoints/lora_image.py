@@ -104,7 +104,7 @@ class ImageLora:
         name = next(iter(tensors.values()))
         if lost := [side for side in ("down", "up") if side not in tensors]:
             raise GencliError(f"{self.path}: {name!r:.120} has no {' and no '.join(lost)} beside it")
-        for name in tensors.values():
+        for name in (tensors["down"], tensors["up"]):
             if self.tensors.dtype(name) not in FLOATS:
                 kind = self.tensors.dtype(name)
                 raise GencliError(f"{self.path}: {name} is stored as {kind}, not as one of {', '.join(FLOATS)}")

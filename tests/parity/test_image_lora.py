@@ -280,6 +280,17 @@ def test_half_precision_on_disk(bases, tmp_path):
         torch.testing.assert_close(ours.network.get_submodule(layer.path).weight, exact.half(), atol=1e-6, rtol=1e-3)
 
 
+def test_an_alpha_may_be_a_whole_number(bases, tmp_path):
+    """As older files of kohya's trainer have it where none was asked for."""
+    folder, pipe = bases["sd15"]
+    layers = draw_layers(parts_of(pipe, ["text_encoder"]), wanted(ATTENTION))
+    tensors = load_file(write(tmp_path / "a.safetensors", layers, kohya_name))
+    whole = {name: value.long() if name.endswith("alpha") else value for name, value in tensors.items()}
+    save_file(whole, tmp_path / "a.safetensors")
+    ours = opened(folder, Adapter(tmp_path / "a.safetensors", SCALE))
+    assert_same_weights(ours, with_layers(pipe, layers, SCALE), pipe, changed_by(layers))
+
+
 def error_of(folder, *adapters, **more):
     with pytest.raises(GencliError) as caught:
         opened(folder, *adapters, **more)
