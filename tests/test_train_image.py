@@ -22,6 +22,7 @@ from gencli.image import pipeline
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
+from gencli.image.schedule import NoiseSchedule
 from gencli.image.settings import resolve
 from gencli.train import image, state
 from gencli.train.autoencoder import AutoencoderRecipe
@@ -30,6 +31,7 @@ from gencli.train.decoder import DecoderRecipe
 from gencli.train.diffusion import DiffusionRecipe
 from gencli.train.image import ImageRecipe
 from gencli.train.optim import learning_rate_factor, orthogonalize
+from gencli.train.painter import Painter
 from gencli.train.pictures import read_pictures
 from gencli.train.trainer import Progress
 from tests.tiny_image import make_stable_diffusion
@@ -127,6 +129,21 @@ def test_learns(pictures: Path, tmp_path: Path) -> None:
     assert scores[-1] < 0.9 * scores[0]
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_the_error_of_x0(prediction: str) -> None:
+    """Whatever the model says: the same x0 and the same wrong one have, weighed, the same loss, min(SNR, 5) |Δx0|²."""
+    schedule = NoiseSchedule(prediction_type=prediction)
+    painter = Painter(None, None, schedule, 0)  # type: ignore[arg-type]
+    x0, wrong, eps = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    level = torch.tensor([0.9999, 0.9, 0.5, 0.1, 0.001], dtype=torch.float64).view(-1, 1, 1, 1)
+    noisy = level.sqrt() * x0 + (1 - level).sqrt() * eps
+    implied = (noisy - level.sqrt() * wrong) / (1 - level).sqrt()  # the noise that goes with the wrong x0
+    error = (painter.target(x0, eps, level) - painter.target(wrong, implied, level)).square().mean((1, 2, 3))
+    snr = (level / (1 - level)).flatten()
+    expected = snr.clamp(max=5) * (x0 - wrong).square().mean((1, 2, 3))
+    torch.testing.assert_close(painter.min_snr_weights(level.flatten(), 5) * error, expected)
+
+
 def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
     changes = {"hold_out": 0.34, "copies": 1, "pairs": 2}
     known, pixels, own, held = image.gather(pictures, None, 32, recipe(tmp_path, **changes).diffusion)
@@ -220,7 +237,7 @@ def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
 
 def test_the_text_encoder_may_be_kept(pictures: Path, tmp_path: Path) -> None:
     make_stable_diffusion(tmp_path / "source", "sd15")
-    changes = {"init": str(tmp_path / "source"), "size": 32, "keep_text_encoder": True}
+    changes = {"init": str(tmp_path / "source"), "size": 32, "keep_text_encoder": True, "min_snr": 5.0}
     run(pictures, recipe(tmp_path / "run", (0, 2, 0), **changes))
     before, after = weights(tmp_path / "source"), weights(tmp_path / "run" / "checkpoint")
     changed = {name.partition("/")[0] for name in after if not torch.equal(before[name], after[name])}

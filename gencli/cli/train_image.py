@@ -102,6 +102,10 @@ def image(
     drop: Annotated[
         float | None, recipe_option("--drop", "P", "Share of captions left out, for guidance (default: 0.1).")
     ] = None,
+    min_snr: Annotated[
+        float | None,
+        recipe_option("--min-snr", "X", "Let errors of x0 count min(SNR, X) times, often 5 (default: 0, all alike)."),
+    ] = None,
     copies: Annotated[int, recipe_option("--recolor", "N", "Repainted copies a picture (default: 0).")] = 0,
     pairs: Annotated[int, recipe_option("--pairs", "N", 'Pictures of "A and B" (default: 0).')] = 0,
     hold_out: Annotated[
@@ -133,7 +137,7 @@ def image(
     train_options.check_numbers({"--cooldown": cooldown}, 0, 1)
     train_options.check_numbers({"--weight-decay": weight_decay, "--drop": drop}, -1e-9, 1)
     train_options.check_numbers({"--ema": ema, "--hold-out": hold_out}, -1e-9, 0.99999)
-    train_options.check_numbers({"--save-every": save_every}, -1e-9, 1e9)
+    train_options.check_numbers({"--save-every": save_every, "--min-snr": min_snr}, -1e-9, 1e9)
     counts = {"--steps": steps, "--batch": batch, "--autoencoder-steps": autoencoder_steps, "--size": size}
     counts |= {"--evaluate-every": evaluate_every, "--text-width": text_width, "--vocab": vocab}
     train_options.check_counts(counts, 1)
@@ -165,6 +169,7 @@ def image(
         "init": init, "size": size, "widths": unet, "text_width": text_width, "vocabulary": vocab, "steps": steps,
         "batch": batch, "lr": INIT_RATE if init and lr is None else lr, "optimizer": optimizer, "ema": ema,
         "weight_decay": weight_decay, "warmup": warmup, "cooldown": cooldown, "drop": drop, "hold_out": hold_out,
+        "min_snr": min_snr,
     }  # fmt: skip
     kept: dict[str, Any] = {
         "keep_text_encoder": keep_text_encoder,

@@ -69,7 +69,8 @@ class DiffusionRecipe:
     `extra_share` of what is seen. `hold_out`: share of the pictures that is never trained on, only scored.
 
     `init`: a checkpoint to go on from, which keeps its autoencoder, tokenizer, sizes and noise schedule; with
-    `keep_text_encoder` also that. `widths`: the UNet's channels, a level each, multiples of 16.
+    `keep_text_encoder` also that. `min_snr`: γ of the loss's weights, 0 for none. `widths`: the UNet's channels, a
+    level each, multiples of 16.
     """
 
     out: str
@@ -94,6 +95,7 @@ class DiffusionRecipe:
     cooldown: float = 0.4
     ema: float = 0.999
     drop: float = 0.1
+    min_snr: float = 0.0
     tagged: float = 0.25
     tags_alone: float = 0.05
     seed: int = 0
@@ -209,14 +211,23 @@ def timesteps(painter: Painter, parts: Tensor) -> Tensor:
     return (parts * count).long().clamp(max=count - 1)
 
 
-def loss_of(model: TextToLatent, painter: Painter, alphas_cumprod: Tensor, batch: Batch, place: Place) -> Tensor:
-    """Mean squared error of what the model says of a batch that is noised to its timesteps. ᾱ: float32 (T,)."""
+def loss_of(
+    model: TextToLatent, painter: Painter, alphas_cumprod: Tensor, batch: Batch, place: Place, min_snr: float = 0.0
+) -> Tensor:
+    """Mean squared error of what the model says of a batch that is noised to its timesteps. ᾱ: float32 (T,).
+
+    min_snr: weigh it by noise levels (see `Painter.min_snr_weights`); 0: all alike.
+    """
     ids, x0, eps = (tensor.to(place.device) for tensor in (batch.ids, batch.x0, batch.eps))
     level = alphas_cumprod[batch.t].view(-1, 1, 1, 1).to(place.device)
     noisy = (level.sqrt() * x0 + (1 - level).sqrt() * eps).contiguous(memory_format=torch.channels_last)
     with place.autocast():
         said = model(ids, noisy, batch.t.to(place.device).float())
-    return F.mse_loss(said.float(), painter.target(x0, eps, level))
+    target = painter.target(x0, eps, level)
+    if not min_snr:
+        return F.mse_loss(said.float(), target)
+    errors = F.mse_loss(said.float(), target, reduction="none").mean((1, 2, 3))
+    return (painter.min_snr_weights(level.flatten(), min_snr) * errors).mean()
 
 
 def train(
@@ -250,7 +261,7 @@ def train(
 
     def update(step: int) -> tuple[Tensor, int]:
         batch = draw(painter, pictures, recipe, step)
-        return loss_of(model, painter, alphas_cumprod, batch, place), recipe.batch
+        return loss_of(model, painter, alphas_cumprod, batch, place, recipe.min_snr), recipe.batch
 
     @torch.no_grad()
     def validate(done: int) -> dict[str, float] | None:

@@ -68,6 +68,15 @@ class Painter:
             return alphas_cumprod.sqrt() * eps - (1 - alphas_cumprod).sqrt() * x0
         return eps if kind == "epsilon" else x0
 
+    def min_snr_weights(self, alphas_cumprod: Tensor, gamma: float) -> Tensor:
+        """Weights of the losses at ᾱ (B,), so that x0's error counts min(SNR, γ) times (Hang et al. 2023)."""
+        snr = alphas_cumprod / (1 - alphas_cumprod)
+        counted = snr.clamp(max=gamma)
+        kind = self.schedule.prediction_type
+        if kind == "v_prediction":
+            return counted / (snr + 1)
+        return counted / snr if kind == "epsilon" else counted
+
 
 def new_painter(
     tokenizer: Tokenizer, parts: Mapping[str, Mapping[str, Any]], size: int, seed: int, place: Place
