@@ -17,6 +17,8 @@ README = Path(__file__).parents[1] / "README.md"
 COMMANDS = ("text", "image")
 EXAMPLES = (
     'gencli text --echo "Once upon a time" --seed 1',
+    'gencli text --echo "Once upon a time" --seed 2',
+    'gencli text --echo "Once upon a time" --seed 3',
     'gencli text "The dog was sad because" --num-samples 3 -n 12 --seed 1',
     'gencli text "Hello" -n 4 --seed 1 --json',
 )
