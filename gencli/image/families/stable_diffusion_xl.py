@@ -18,10 +18,7 @@ from gencli.tokens import Tokenizer
 
 def load(checkpoint: Checkpoint, loader: Loader) -> XLPrompts:
     """Both text encoders with their tokenizers."""
-    towers = [
-        (checkpoint.tokenizer(f"tokenizer{suffix}"), loader(f"text_encoder{suffix}"))
-        for suffix in ("", "_2")
-    ]
+    towers = [(checkpoint.tokenizer(f"tokenizer{suffix}"), loader(f"text_encoder{suffix}")) for suffix in ("", "_2")]
     return XLPrompts(towers, zero_negative=checkpoint.index.get("force_zeros_for_empty_prompt", True) is not False)
 
 
