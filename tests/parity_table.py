@@ -1,17 +1,36 @@
-"""Print the table of decoder families for the README: `python -m tests.parity_table`.
+"""Print the tables of families for the README: `python -m tests.parity_table`.
 
-Every figure is measured anew, on tiny seeded checkpoints in the hub's layouts, against the installed transformers.
+Every figure is measured anew, on tiny seeded checkpoints in the hub's layouts, against the installed transformers,
+diffusers and peft, or against formulas where those have no counterpart.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from tests import (
+    additions_parity,
+    classes_parity,
+    control_parity,
+    ldm_parity,
+    tiny_single,
+    token_parity,
+    xl_parity,
+)
 from tests.decoder_cases import CASES
+from tests.ldm_parity import Measured as MeasuredPictures
 from tests.parity.test_decoders import Measured, measure
+
+PICTURES = (xl_parity, additions_parity, control_parity, ldm_parity, classes_parity, token_parity)
+SINGLE = (
+    ("sd1", None, "Stable Diffusion 1.x in one file"),
+    ("sd2", "v_prediction", "Stable Diffusion 2.x in one file"),
+    ("sdxl", None, "Stable Diffusion XL in one file"),
+)
 
 
 def rows() -> dict[tuple[str, str], list[Measured]]:
@@ -34,6 +53,28 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def picture_rows() -> Iterator[MeasuredPictures]:
+    """Measurements of picture models, a family at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        for module in PICTURES:
+            yield from module.measure(Path(folder) / module.__name__)
+        for kind, prediction, family in SINGLE:
+            made = tiny_single.make_folder(Path(folder) / kind, kind)
+            file = tiny_single.write_original(made / "original.safetensors", tiny_single.original(made, kind))
+            found = tiny_single.measure(made, file, kind, prediction)
+            yield MeasuredPictures(family, "`model.safetensors`", found.component, found.picture)
+
+
+def picture_table() -> str:
+    """The table of picture models in Markdown."""
+    lines = ["| family | for example | largest difference of a part | of a picture, of 255 |", "|---|---|---|---|"]
+    for row in picture_rows():
+        picture = "–" if row.picture is None else row.picture
+        lines.append(f"| {row.family} | {row.examples} | {row.component:.1e} | {picture} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the models are too small to share
     print(table())
+    print(picture_table())

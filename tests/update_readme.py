@@ -1,6 +1,6 @@
 """Write what is generated into README.md: `python -m tests.update_readme`. tests/test_readme.py checks the help pages.
 
-Between `<!-- NAME -->` and `<!-- /NAME -->` stand the help pages of the commands, the table of decoder families, and
+Between `<!-- NAME -->` and `<!-- /NAME -->` stand the help pages of the commands, the tables of families, and
 examples with the output that the embedded models gave on this machine.
 """
 
@@ -56,13 +56,14 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    from tests.parity_table import table
+    from tests.parity_table import picture_table, table
 
     text = README.read_text(encoding="utf-8")
     for command in COMMANDS:
         text = replaced(text, f"help:{command}", help_page(command))
     text = replaced(text, "example:text", "\n\n".join(map(example, EXAMPLES)))
-    README.write_text(replaced(text, "parity:text", table()), encoding="utf-8")
+    text = replaced(text, "parity:text", table())
+    README.write_text(replaced(text, "parity:image", picture_table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far SDXL and models distilled to few steps are from diffusers, for the README's table: `measure(folder)`."""
+"""How far Stable Diffusion, SDXL and few-step models are from diffusers, for the README's table: `measure(folder)`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from torch import Tensor
 
 from gencli.image.request import ImageRequest
 from tests.ldm_parity import Measured, draw, open_pipeline
+from tests.tiny_image import make_stable_diffusion
 from tests.tiny_sdxl import as_kind, make_lcm, make_sd_turbo, make_sdxl
 
 PROMPT, NEGATIVE = "a red apple on the sun", "blue dog"
 SIZE: dict[str, Any] = {"width": 96, "height": 64}
+STABLE_DIFFUSION = (
+    ("sd15", "Stable Diffusion 1.x", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    ("sd21", "Stable Diffusion 2.x", "stabilityai/stable-diffusion-2-1"),
+)
 
 
 def measure(root: Path) -> Iterator[Measured]:
     """Every family, its checkpoint made under `root`."""
     guided = {"guidance": 5.0, "negative": NEGATIVE, "steps": 4}
+    for kind, family, example in STABLE_DIFFUSION:
+        pipe = as_kind(made := make_stable_diffusion(root / kind, kind), type(made), scheduler=_ddim(made))
+        yield _row(family, example, root / kind, pipe, guided)
     pipe = make_sdxl(root / "sdxl")
-    pipe = as_kind(pipe, type(pipe), scheduler=DDIMScheduler.from_config(pipe.scheduler.config))
+    pipe = as_kind(pipe, type(pipe), scheduler=_ddim(pipe))
     yield _row("Stable Diffusion XL", "stabilityai/stable-diffusion-xl-base-1.0", root / "sdxl", pipe, guided)
     turbo = {"guidance": 0.0, "steps": 4}
     pipe = make_sdxl(root / "turbo", "sdxl-turbo")
@@ -58,6 +66,10 @@ def _row(family: str, example: str, folder: Path, pipe: Any, values: dict[str, A
     drawn = pipe(PROMPT, generator=torch.Generator().manual_seed(3), **call).images[0]
     apart = np.abs(np.asarray(draw(ours, prompt=PROMPT, **values, **SIZE)).astype(int) - np.asarray(drawn).astype(int))
     return Measured(family, f"`{example}`", component, int(apart.max()))
+
+
+def _ddim(pipe: Any) -> DDIMScheduler:
+    return DDIMScheduler.from_config(pipe.scheduler.config)
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
