@@ -130,7 +130,7 @@ def test_gradients_reach_every_weight():
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "UNetMidBlock2DSimpleCrossAttn"),
         ({"down_block_types": ["SimpleCrossAttnDownBlock2D"] * 4}, "SimpleCrossAttnDownBlock2D"),
         ({"reverse_transformer_layers_per_block": [1, 1, 1]}, "reverse_transformer_layers_per_block has 3 entries"),
-        ({"reverse_transformer_layers_per_block": [[1, 1], 1, 1, 1]}, "reverse_transformer_layers_per_block has .1, 1."),
+        ({"reverse_transformer_layers_per_block": [[1, 1], 1, 1, 1]}, "reverse_transformer_layers_per_block has .1"),
         ({"transformer_layers_per_block": [[1, 1], 1, 1, 1]}, "transformer_layers_per_block has .1, 1. for level 1"),
         ({"cross_attention_norm": "layer_norm"}, "cross_attention_norm"),
         ({"act_fn": "gelu"}, "act_fn = 'gelu'"),
