@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gencli.text.load import open_model
 from gencli.train.lora import Adapters
 from gencli.train.text import TextRecipe, train
 from gencli.train.texts import hold_out, read_texts
+from gencli.train.trainer import Held
 from tests.decoder_cases import CASES
 from tests.tiny_decoders import make_decoder
 from tests.tiny_text import END, byte_bpe, make_gpt2, make_tokenizer, write_json
@@ -341,3 +343,20 @@ def test_a_vision_towers_text_model_becomes_a_checkpoint(texts: Path, tmp_path: 
     assert all(f"{name.removeprefix('base_model.model.').partition('.lora_')[0]}.weight" in theirs for name in names)
     adapted = open_model(find(str(folder)), device="cpu", adapters=[Adapter(tmp_path / "lora" / "adapter")])
     assert not torch.equal(adapted.module(IDS), load(folder)(IDS))
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
+    """What comes while a step is half done raises once that is whole, and the handlers are put back."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        held = Held()
+        held.begin()
+        signal.raise_signal(signal.SIGINT)  # nothing yet
+        with pytest.raises(KeyboardInterrupt):
+            held.end()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        held.close()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,7 +7,9 @@ killed and resumed sees what an unbroken one sees, on every device; on a CPU it 
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -58,6 +60,43 @@ class Average:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
 
+class Held:
+    """Ctrl-C and SIGTERM wait while a step is half done (and validated), so that what is whole can be saved.
+
+    Signals come to the main thread's handlers whatever thread the system picks, so handlers hold them, not a mask.
+    """
+
+    def __init__(self) -> None:
+        self.holding, self.waiting = False, 0
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    self.before[number] = handler
+                    signal.signal(number, self._came)
+
+    def _came(self, number: int, frame: Any) -> None:
+        if self.holding:
+            self.waiting = number
+        else:
+            self.before[number](number, frame)
+
+    def begin(self) -> None:
+        self.holding = True
+
+    def end(self) -> None:
+        """Let come what came in between."""
+        self.holding = False
+        if self.waiting:
+            number, self.waiting = self.waiting, 0
+            self.before[number](number, None)
+
+    def close(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 @dataclass
 class Trainer:
     """One stage of a run. `state_file` and the curve lie in the run's folder; `recipe`: see `state.check_recipe`."""
@@ -93,6 +132,7 @@ class Trainer:
         first, before = self.done, self.seconds
         begun = saved = drawn = time.monotonic()
         at_first = self.seen
+        held = Held()
         try:
             for step in range(first, self.steps):
                 torch.manual_seed(self.seed * 1_000_003 + step)  # dropout
@@ -101,6 +141,7 @@ class Trainer:
                 value = loss.item()
                 if not math.isfinite(value):
                     raise GencliError(f"the loss is {value} at step {step + 1}", "a lower --lr learns more steadily")
+                held.begin()
                 self._between = True
                 self.optimizers.step(self.factor(step))
                 self.done, self.seen = step + 1, self.seen + items
@@ -113,6 +154,7 @@ class Trainer:
                 lr = self.optimizers.lr * self.factor(step)
                 self.curve.add(self.done, value, lr, self.seen, self.seconds, scores)
                 self._between = False
+                held.end()
                 last = self.done == self.steps
                 if last or now - saved >= self.save_every:
                     self._save()
@@ -130,6 +172,8 @@ class Trainer:
                 self._save()
                 self.curve.draw()
             raise
+        finally:
+            held.close()
 
     def _save(self) -> None:
         self.curve.sync()  # before the state: what it says was done is in the curve
