@@ -154,7 +154,7 @@ def test_a_conversation_that_outgrows_the_context(partner):
         prompt = session.prepare(message)
         list(session.answer(message, prompt, 0))
         dropped.append(session.left_out)
-        assert len(prompt.ids) <= partner.model.max_positions - GREEDY.max_tokens
+        assert len(prompt.ids) <= partner.model.max_length - GREEDY.max_tokens
         assert prompt.text.startswith(f"<system\nBe kind.{END}\n<user\nexample{END}\n<assistant\nanswer{END}\n<user\n")
         assert prompt.text.endswith(f"<user\n{message}{END}\n<assistant\n")
     assert not dropped[0] and any(dropped) and set(dropped) <= {0, 2, 4}

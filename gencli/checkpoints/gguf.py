@@ -44,7 +44,7 @@ LINEAR = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_con
 
 
 class GgufTensors(Tensors):
-    """A file's tensors under the names, shapes and turns that the checkpoint had."""
+    """A file's tensors under the names and in the shapes and orientation that the checkpoint had."""
 
     def __init__(self, file: GgufFile, architecture: str, heads: tuple[int, int]):
         self.files = [file.path]
@@ -55,7 +55,7 @@ class GgufTensors(Tensors):
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self.file.tensors[self._where[name]].shape
-        return shape[::-1] if self._is_turned(name) else shape
+        return shape[::-1] if self._transposed(name) else shape
 
     def dtype(self, name: str) -> str:
         kind = self.file.tensors[self._where[name]].kind
@@ -65,7 +65,7 @@ class GgufTensors(Tensors):
         tensor = self.file.read(self._where[name])
         if self.half:
             tensor = tensor.to(torch.bfloat16)
-        if self._is_turned(name):
+        if self._transposed(name):
             return tensor.T.contiguous()
         found = re.search(r"self_attn\.([qk])_proj\.", name)
         if self.architecture != "llama" or found is None:
@@ -76,7 +76,7 @@ class GgufTensors(Tensors):
             raise GencliError(f"{self.file.path}: {self._where[name]} has {tensor.shape[0]} rows for {heads} heads")
         return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
-    def _is_turned(self, name: str) -> bool:
+    def _transposed(self, name: str) -> bool:
         return self.architecture == "gpt2" and bool(re.search(r"\.c_(attn|proj|fc)\.weight$", name))
 
 

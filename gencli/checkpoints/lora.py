@@ -45,13 +45,13 @@ class Change:
     whole: tuple[Tensors, str] | None = None
     added: list[tuple[Tensors, tuple[str, str], float]] = field(default_factory=list)  # (A, B), scale
 
-    def apply(self, old: Tensor, turned: bool) -> Tensor:
-        """The new value, computed in float32; `turned`: the weight is stored (in, out)."""
+    def apply(self, old: Tensor, fan_in_fan_out: bool) -> Tensor:
+        """The new value, computed in float32; `fan_in_fan_out`: the weight is stored (in, out)."""
         new = old.float() if self.whole is None else self.whole[0].get(self.whole[1]).to(old.device, torch.float32)
         for tensors, pair, scale in self.added:
             a, b = (tensors.get(name).to(old.device, torch.float32) for name in pair)  # (r, in, …), (out, r, …)
             product = (b.flatten(1) @ a.flatten(1)).mul_(scale)  # of a convolution: (r, in, h, w), (out, r, 1, 1)
-            new = new + (product.T if turned else product.view_as(new))
+            new = new + (product.T if fan_in_fan_out else product.view_as(new))
         return new.to(old.dtype).contiguous()
 
 
@@ -76,11 +76,11 @@ def apply(model: nn.Module, changes: Mapping[str, Change]) -> None:
     for name, change in changes.items():  # one at a time: float32 is needed of one weight only
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
-        new = change.apply(model.get_parameter(name), is_turned(module))
+        new = change.apply(model.get_parameter(name), transposed(module))
         setattr(module, attribute, nn.Parameter(new, requires_grad=False))
 
 
-def is_turned(module: nn.Module) -> bool:
+def transposed(module: nn.Module) -> bool:
     """Whether a module's weight is stored (in, out)."""
     return isinstance(module, nn.Embedding | Conv1D)
 
@@ -168,7 +168,7 @@ def _rank(where: Path, tensors: Tensors, pair: tuple[str, str], module: nn.Modul
     if not isinstance(weight, Tensor) or weight.dim() != 2 or embedding != isinstance(module, nn.Embedding):
         raise GencliError(f"{where}: {pair[0]!r} fits no module of the model")
     a, b = (tensors.shape(name) for name in pair)
-    wanted = tuple(reversed(weight.shape)) if is_turned(module) else tuple(weight.shape)  # (out, in)
+    wanted = tuple(reversed(weight.shape)) if transposed(module) else tuple(weight.shape)  # (out, in)
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or (b[0], a[1]) != wanted:
         raise GencliError(
             f"{where}: {pair[0]!r} is {list(a)}, its B {list(b)}: no fit for a weight of {list(weight.shape)}"

@@ -38,7 +38,7 @@ class Talk:
         if count := self.session.left_out:
             model = self.session.partner.model
             self.console.note(
-                f"the conversation has outgrown the context of {model.max_positions} tokens: its oldest {count} "
+                f"the conversation has outgrown the context of {model.max_length} tokens: its oldest {count} "
                 "messages are left out from here on, the system prompt is not"
             )
         seed, self.seed = self.seed, self.seed + 1

@@ -50,7 +50,7 @@ class Scorer:
         if begin is None or end is None:
             raise GencliError(f"{self.tokenizer.folder}: the tokenizer names no begin and end token")
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        room = self.module.text_model.max_positions - 2
+        room = self.module.text_model.max_length - 2
         if len(ids) > room and truncate is None:
             raise GencliError(
                 f"the text has {len(ids)} tokens, and {self.name} reads at most {room}: {text[:40]!r}…",

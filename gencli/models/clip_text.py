@@ -199,12 +199,12 @@ class CLIPTextModel(nn.Module):
             self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     @property
-    def max_positions(self) -> int:
+    def max_length(self) -> int:
         """The longest text the model can read, in tokens."""
         return self.config.max_position_embeddings
 
     def forward(self, ids: Tensor) -> CLIPTextOutput:
-        """Read token ids (B, T), T at most `max_positions`. A token sees those before it; padding is not masked."""
+        """Read token ids (B, T), T at most `max_length`. A token sees those before it; padding is not masked."""
         hidden_states = self.encoder(self.embeddings(ids))
         x = self.final_layer_norm(hidden_states[-1])
         pooled = x[torch.arange(len(ids), device=ids.device), self._end(ids)]

@@ -19,7 +19,7 @@ from gencli.errors import GencliError
 from gencli.models.attention import attend
 from gencli.models.base import TRANSFORMERS_INERT, Layout, check_flags, check_ints, check_numbers
 from gencli.models.cache import KeyValueCache
-from gencli.models.rope import Rope, Rotary, Turn, check_pairs, rotate
+from gencli.models.rope import CosSin, Rope, Rotary, apply_rotary_emb, check_pairs
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -182,10 +182,10 @@ class AttentionCore(nn.Module):
         """x (B, T, C) → queries (B, T, H, D), keys and values (B, T, K, D)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
         q, k, v = self.project(x)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+        if cos_sin is not None:
+            q, k = apply_rotary_emb(q, cos_sin), apply_rotary_emb(k, cos_sin)
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -218,8 +218,8 @@ class PreNormLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, cache)
+    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos_sin, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -234,7 +234,7 @@ class Stack(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ids → embeddings → layers → norm → head. Families override `embed`, `turns` and `head` where theirs differ."""
+    """ids → embeddings → layers → norm → head. Families override `embed`, `cos_sin_per_layer` and `head`."""
 
     def __init__(self, config: DecoderConfig, layers: Sequence[nn.Module], norm: nn.Module):
         super().__init__()
@@ -246,9 +246,9 @@ class Decoder(nn.Module):
         self.rotary = Rotary(config.rope_parameters, config.head_size, config.max_position_embeddings)
 
     @property
-    def max_positions(self) -> int:
+    def max_length(self) -> int:
         """The longest sequence the model can read, in tokens."""
-        return self.config.rope_parameters.reach(self.config.max_position_embeddings)
+        return self.config.rope_parameters.max_length(self.config.max_position_embeddings)
 
     @property
     def vocab_size(self) -> int:
@@ -264,8 +264,8 @@ class Decoder(nn.Module):
         """Token ids (B, T) → (B, T, C)."""
         return self.model.embed_tokens(ids)
 
-    def turns(self, start: int, stop: int, like: Tensor) -> Sequence[Turn | None]:
-        """For each layer, how positions start … stop - 1 turn; None where they do not."""
+    def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
+        """Return, for each layer, the cos and sin of positions start … stop - 1; None for a layer without RoPE."""
         return [self.rotary(start, stop, like)] * len(self.model.layers)
 
     def head(self, x: Tensor) -> Tensor:
@@ -280,8 +280,8 @@ class Decoder(nn.Module):
         start = 0 if cache is None else cache.length
         stop = start + ids.shape[1]
         x = self.embed(ids)
-        for layer, turn in zip(self.model.layers, self.turns(start, stop, x), strict=True):
-            x = layer(x, turn, cache)
+        for layer, cos_sin in zip(self.model.layers, self.cos_sin_per_layer(start, stop, x), strict=True):
+            x = layer(x, cos_sin, cache)
         if cache is not None:
             cache.length = stop
         if last_only:

@@ -16,7 +16,7 @@ from gencli.models import decoder
 from gencli.models.base import check_numbers, read_config
 from gencli.models.cache import KeyValueCache
 from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, check_activation, check_layer_types
-from gencli.models.rope import COMMON_KINDS, Turn, with_rope
+from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,8 @@ class Layer(nn.Module):
         self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), turn, cache))
+    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), cos_sin, cache))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 

@@ -17,7 +17,7 @@ from gencli.models import decoder, gemma2
 from gencli.models.base import Layout, Rename, check_ints, read_config
 from gencli.models.decoder import Decoder, check_layer_types
 from gencli.models.gemma2 import RMSNorm
-from gencli.models.rope import COMMON_KINDS, Rope, Rotary, Turn, read_rope
+from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, read_rope
 
 # Keys of a config with a vision tower that say nothing about its text model.
 VISION_KEYS = {
@@ -87,7 +87,7 @@ def _with_ropes(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Attention(decoder.Attention):
-    """q and k are normed head by head, before they turn."""
+    """q and k are normed head by head, before RoPE."""
 
     def __init__(self, config: Gemma3Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
@@ -112,7 +112,7 @@ class Gemma3(Decoder):
         self.types = config.types
 
     @property
-    def max_positions(self) -> int:
+    def max_length(self) -> int:
         """The longest sequence the model can read, in tokens: here the config says it after stretching."""
         return self.config.max_position_embeddings
 
@@ -120,7 +120,7 @@ class Gemma3(Decoder):
         x = super().embed(ids)
         return x * gemma2.rounded(self.config.hidden_size**0.5, x.dtype)
 
-    def turns(self, start: int, stop: int, like: Tensor) -> Sequence[Turn | None]:
+    def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
         full, sliding = self.rotary(start, stop, like), self.sliding_rotary(start, stop, like)
         return [sliding if kind == "sliding_attention" else full for kind in self.types]
 

@@ -154,7 +154,7 @@ class GPT2(nn.Module):
             self.lm_head.weight = self.transformer.wte.weight
 
     @property
-    def max_positions(self) -> int:
+    def max_length(self) -> int:
         """The longest sequence the model can read, in tokens."""
         return self.config.n_positions
 

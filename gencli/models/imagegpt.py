@@ -89,7 +89,7 @@ class ImageGPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size - 1, bias=False)
 
     @property
-    def max_positions(self) -> int:
+    def max_length(self) -> int:
         """The longest sequence the model can read: all pixels but the last, behind the token that begins."""
         return self.config.n_positions
 

@@ -13,7 +13,7 @@ from gencli.models import decoder
 from gencli.models.base import read_config
 from gencli.models.cache import KeyValueCache
 from gencli.models.decoder import MLP, Decoder, DecoderConfig
-from gencli.models.rope import COMMON_KINDS, Turn, with_rope
+from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class RMSNorm(decoder.RMSNorm):
 
 
 class Attention(decoder.Attention):
-    """q and k are normed across all their heads, before they turn."""
+    """q and k are normed across all their heads, before RoPE."""
 
     def __init__(self, config: Olmo2Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
@@ -68,8 +68,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: Turn | None, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(x, turn, cache))
+    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(x, cos_sin, cache))
         return x + self.post_feedforward_layernorm(self.mlp(x))
 
 

@@ -33,7 +33,7 @@ class Qwen3Config(Qwen2Config):
 
 
 class Attention(decoder.Attention):
-    """q and k are normed head by head, before they turn."""
+    """q and k are normed head by head, before RoPE."""
 
     def __init__(self, config: Qwen3Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)

@@ -41,7 +41,7 @@ class Rope:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
 
-    def reach(self, max_position_embeddings: int) -> int:
+    def max_length(self, max_position_embeddings: int) -> int:
         """The longest text in tokens: linear and dynamic configs give the length before stretching, others after."""
         if self.rope_type in ("linear", "dynamic"):
             return int(max_position_embeddings * (self.factor or 1))
@@ -162,8 +162,8 @@ def _yarn(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
     original = rope.original_max_position_embeddings or limit
     factor = rope.factor or limit / original
 
-    def pair(turns: float) -> float:  # the index that turns so often within the original length
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+    def pair(rotations: float) -> float:  # the index that turns so often within the original length
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
     low, high = pair(rope.beta_fast or 32), pair(rope.beta_slow or 1)
     if rope.truncate:
@@ -191,8 +191,8 @@ def _llama3(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
     assert rope.factor is not None and rope.low_freq_factor is not None and rope.high_freq_factor is not None
     original = rope.original_max_position_embeddings or limit
     inv_freq = 1 / _powers(rope, dim)
-    turns = original * inv_freq / (2 * math.pi)  # within the original length
-    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    rotations = original * inv_freq / (2 * math.pi)  # within the original length
+    smooth = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     smooth = smooth.clamp(0, 1)
     return Frequencies((1 - smooth) * inv_freq / rope.factor + smooth * inv_freq)
 
@@ -224,7 +224,7 @@ KINDS = {
 }
 COMMON_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
-Turn = tuple[Tensor, Tensor]  # cos and signed sin of some positions, (T, 1, dim) each
+CosSin = tuple[Tensor, Tensor]  # cos and signed sin of some positions, (T, 1, dim) each
 
 
 class Rotary:
@@ -237,7 +237,7 @@ class Rotary:
         self.rope = rope
         self.dim = int(head_dim * rope.partial_rotary_factor)
         self.limit = max_position_embeddings
-        self._tables: dict[tuple[torch.device, torch.dtype, bool], Turn] = {}
+        self._tables: dict[tuple[torch.device, torch.dtype, bool], CosSin] = {}
 
     def is_long(self, length: int) -> bool:
         """Whether a text of `length` tokens turns otherwise than a short one."""
@@ -249,7 +249,7 @@ class Rotary:
         """Texts of two lengths turn alike where this is the same for both."""
         return length if self.rope.rope_type == "dynamic" and self.is_long(length) else int(self.is_long(length))
 
-    def __call__(self, start: int, stop: int, like: Tensor) -> Turn:
+    def __call__(self, start: int, stop: int, like: Tensor) -> CosSin:
         """For positions start … stop - 1 of a text of length `stop`: (T, 1, dim) each, device and dtype as `like`'s."""
         long = self.is_long(stop)
         if long and self.rope.rope_type == "dynamic":  # every length has its own angles: nothing to keep
@@ -263,7 +263,7 @@ class Rotary:
 
     @torch.inference_mode(False)  # kept tables must serve training as well
     @torch.no_grad()
-    def _compute(self, start: int, stop: int, length: int, like: Tensor) -> Turn:
+    def _compute(self, start: int, stop: int, length: int, like: Tensor) -> CosSin:
         inv_freq, scale = KINDS[self.rope.rope_type].frequencies(self.rope, self.dim, self.limit, length)
         angles = torch.arange(start, stop, dtype=torch.float32)[:, None] * inv_freq  # (T, dim / 2)
         cos, sin = angles.cos() * scale, angles.sin() * scale
@@ -271,11 +271,11 @@ class Rotary:
         return cos[:, None].to(like.device, like.dtype), sin[:, None].to(like.device, like.dtype)
 
 
-def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """Turn the first `dim` numbers of every head; x (B, T, H, D)."""
-    cos, sin = turn
+def apply_rotary_emb(x: Tensor, cos_sin: CosSin) -> Tensor:
+    """Rotate the first `dim` numbers of every head of x (B, T, H, D); `dim` is the width of cos and sin."""
+    cos, sin = cos_sin
     dim = cos.shape[-1]
     if dim < x.shape[-1]:
-        return torch.cat((rotate(x[..., :dim], turn), x[..., dim:]), dim=-1)
+        return torch.cat((apply_rotary_emb(x[..., :dim], cos_sin), x[..., dim:]), dim=-1)
     # (x1, x2) → (x1 cos - x2 sin, x2 cos + x1 sin); the minus is in the table
     return torch.addcmul(x * cos, x.roll(dim // 2, -1), sin)

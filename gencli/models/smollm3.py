@@ -1,4 +1,4 @@
-"""SmolLM3 (Bakouch et al. 2025): Llama whose every fourth layer does not turn q and k (NoPE, 2501.18795)."""
+"""SmolLM3 (Bakouch et al. 2025): Llama whose every fourth layer has no RoPE (NoPE, 2501.18795)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gencli.models.decoder import (
     RMSNorm,
     check_layer_types,
 )
-from gencli.models.rope import COMMON_KINDS, Turn, with_rope
+from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmolLM3Config(DecoderConfig):
     """config.json of a SmolLM3 checkpoint.
 
-    `no_rope_layers` has 1 for a layer that turns and 0 for one that does not; without it, every
-    `no_rope_layer_interval`th does not. With `use_sliding_window` the layers that do not turn have a window.
+    `no_rope_layers` has 1 for a layer with RoPE and 0 for one without; without it, every
+    `no_rope_layer_interval`th has none. With `use_sliding_window` the layers without RoPE have a window.
     """
 
     vocab_size: int = 128256
@@ -66,10 +66,10 @@ class SmolLM3Config(DecoderConfig):
         return self.sliding_window if self.use_sliding_window else None
 
     @property
-    def turning(self) -> tuple[bool, ...]:
-        """For each layer, whether its queries and keys turn with their position."""
+    def rope_layers(self) -> tuple[bool, ...]:
+        """For each layer, whether it applies RoPE."""
         if self.no_rope_layers is not None:
-            return tuple(bool(turns) for turns in self.no_rope_layers[: self.num_hidden_layers])
+            return tuple(bool(rope) for rope in self.no_rope_layers[: self.num_hidden_layers])
         return tuple((i + 1) % self.no_rope_layer_interval != 0 for i in range(self.num_hidden_layers))
 
     @property
@@ -78,7 +78,7 @@ class SmolLM3Config(DecoderConfig):
         if self.layer_types is not None:
             return self.layer_types
         windowed = self.used_window is not None
-        return tuple("sliding_attention" if windowed and not turns else "full_attention" for turns in self.turning)
+        return tuple("sliding_attention" if windowed and not rope else "full_attention" for rope in self.rope_layers)
 
     def window(self, layer: int) -> int | None:
         return self.used_window if self.types[layer] == "sliding_attention" else None
@@ -93,11 +93,11 @@ class SmolLM3(Decoder):
             attention = Attention(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
             layers.append(PreNormLayer(config, attention, MLP(config, bias=config.mlp_bias)))
         super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
-        self.turning = config.turning
+        self.rope_layers = config.rope_layers
 
-    def turns(self, start: int, stop: int, like: Tensor) -> Sequence[Turn | None]:
-        turn = self.rotary(start, stop, like)
-        return [turn if turns else None for turns in self.turning]
+    def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
+        cos_sin = self.rotary(start, stop, like)
+        return [cos_sin if rope else None for rope in self.rope_layers]
 
 
 LAYOUT = decoder.LAYOUT

@@ -40,7 +40,7 @@ def generate(
     if len(ids) < len(whole):
         yield Cut(len(whole), len(ids))
     assert request.max_tokens is not None
-    max_tokens = min(request.max_tokens, model.max_positions - len(ids))
+    max_tokens = min(request.max_tokens, model.max_length - len(ids))
     for first in range(0, request.num_samples, BATCH):
         indices = range(first, min(first + BATCH, request.num_samples))
         rows = [Row(model, request, index, len(ids), max_tokens) for index in indices]
@@ -69,7 +69,7 @@ def fit(model: TextModel, request: TextRequest, ids: list[int]) -> list[int]:
     Raises GencliError when it is too long, unless `truncate` allows to leave out its beginning: then room is made for
     max_tokens, or half of the context if that is less.
     """
-    context = model.max_positions
+    context = model.max_length
     if len(ids) < context:
         return ids
     if request.truncate is None:

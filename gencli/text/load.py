@@ -26,7 +26,7 @@ from gencli.tokens import Tokenizer, load_tokenizer
 class TextModel:
     """A language model, ready to run. `load_seconds` is how long opening took.
 
-    module: an nn.Module with `max_positions`, `vocab_size`, `new_cache(batch, positions)` and
+    module: an nn.Module with `max_length`, `vocab_size`, `new_cache(batch, positions)` and
     `forward(ids (B, T), cache, last_only=…) -> logits (B, T, V)`.
     """
 
@@ -38,9 +38,9 @@ class TextModel:
     notes: tuple[str, ...] = ()  # what the user should know of how it was opened
 
     @property
-    def max_positions(self) -> int:
+    def max_length(self) -> int:
         """The context: the longest sequence the model can read, in tokens."""
-        return self.module.max_positions
+        return self.module.max_length
 
     @property
     def vocab_size(self) -> int:

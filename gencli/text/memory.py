@@ -26,7 +26,7 @@ class Memory:
         regime = _regime(module, len(ids))
         if self.cache is None or not (self._regime == _regime(module, len(self.ids)) == regime):
             self.cache, known, self._regime = None, 0, regime
-        room = max(positions, min(positions + SPARE, module.max_positions))
+        room = max(positions, min(positions + SPARE, module.max_length))
         if self.cache is None:
             self.cache = module.new_cache(1, room)
         else:

@@ -50,7 +50,7 @@ class Session:
         """
         model, talk = self.partner.model, self.conversation
         before = talk.left_out
-        context = model.max_positions
+        context = model.max_length
         max_tokens = self.request.resolve(model.generation_config).max_tokens
         assert max_tokens is not None
         room = context - max(1, min(max_tokens, context // 4))

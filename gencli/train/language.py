@@ -81,12 +81,12 @@ def open_language(name: str, place: Place, context: int | None, *, frozen: bool 
         raise GencliError(
             f"--init {name}: its tokenizer has {opened.tokenizer.vocab_size} tokens, its model {opened.vocab_size}"
         )
-    if context is not None and context > opened.max_positions:
-        raise GencliError(f"--context {context}: {name} reads at most {opened.max_positions} tokens")
+    if context is not None and context > opened.max_length:
+        raise GencliError(f"--context {context}: {name} reads at most {opened.max_length} tokens")
     module = opened.module.train()
     if not frozen:
         own_memory(module)
-    return Language(module, opened.tokenizer, context or min(CONTEXT, opened.max_positions), folder, name)
+    return Language(module, opened.tokenizer, context or min(CONTEXT, opened.max_length), folder, name)
 
 
 def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:

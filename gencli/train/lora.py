@@ -79,14 +79,14 @@ def save_adapter(language: Language, adapters: Adapters, folder: Path) -> None:
     assert language.folder is not None
     # Checkpoints with a vision tower have their text model one floor lower in transformers.
     towers = "text_config" in read_json(language.folder / "config.json")
-    tensors, names, turned = {}, set(), False
+    tensors, names, fan_in_fan_out = {}, set(), False
     for name, part in language.module.named_modules():
         if isinstance(part, LoraLinear):
             path = name.replace("model.", "model.language_model.", 1) if towers else name
             tensors[f"base_model.model.{path}.lora_A.weight"] = part.lora_A.detach().cpu().contiguous()
             tensors[f"base_model.model.{path}.lora_B.weight"] = part.lora_B.detach().cpu().contiguous()
             names.add(name.rpartition(".")[2])
-            turned = turned or isinstance(part.base, Conv1D)
+            fan_in_fan_out = fan_in_fan_out or isinstance(part.base, Conv1D)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     alpha = int(adapters.alpha) if float(adapters.alpha).is_integer() else adapters.alpha
     config = {
@@ -97,7 +97,7 @@ def save_adapter(language: Language, adapters: Adapters, folder: Path) -> None:
         "lora_alpha": alpha,
         "lora_dropout": adapters.dropout,
         "target_modules": sorted(adapters.targets or names),
-        "fan_in_fan_out": turned,  # GPT-2's layers hold their weights (in, out)
+        "fan_in_fan_out": fan_in_fan_out,  # GPT-2's layers hold their weights (in, out)
         "bias": "none",
         "modules_to_save": None,
         "use_rslora": False,

@@ -184,7 +184,7 @@ def evaluate(
     """Bits a byte of the texts of each kind (see `_groups`), of the first `most` of each."""
     training = model.training
     model.eval()
-    window = min(window, model.max_positions)
+    window = min(window, model.max_length)
     groups = _groups(texts, lead)
     scores = {name: bits_per_byte(model, tokenizer, group[:most], window) for name, group in groups.items()}
     model.train(training)

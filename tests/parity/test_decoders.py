@@ -313,7 +313,7 @@ def test_unknown_model_type_is_refused_with_the_known_ones(tmp_path: Path) -> No
 )
 def test_max_positions(name: str, positions: int, tmp_path: Path) -> None:
     """How far a model reads, where the config gives the length before stretching, and where after."""
-    assert load(make_decoder(tmp_path, BY_NAME[name])).max_positions == positions
+    assert load(make_decoder(tmp_path, BY_NAME[name])).max_length == positions
 
 
 @pytest.mark.parametrize("layout", ["hub", "saved"])

@@ -130,7 +130,7 @@ def test_the_whole_context_can_be_used(tmp_path):
     model = load(folder)
     ids = some_ids(2, 16)
     torch.testing.assert_close(model(ids), reference(folder)(ids).logits, atol=1e-5, rtol=0)
-    assert model.max_positions == 16
+    assert model.max_length == 16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
