@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gencli.checkpoints import cache, layout
-from gencli.checkpoints.cache import HubId
+from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import Source, embedded_names, find
+from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.tensors import open_tensors
 from gencli.errors import GencliError
 from tests.hub_server import safetensors
@@ -27,16 +27,16 @@ COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "0123456fedcba987654
 
 
 @pytest.fixture(autouse=True)
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HF_HOME", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
-def put(hub_cache: Path, repo: str, commit: str, files: dict[str, bytes], *revisions: str) -> Path:
+def put(cache_root: Path, repo: str, commit: str, files: dict[str, bytes], *revisions: str) -> Path:
     """A snapshot as the hub's library lays it out: links into blobs."""
-    folder = hub_cache / f"models--{repo.replace('/', '--')}"
+    folder = cache_root / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     for name, data in files.items():
         blob = folder / "blobs" / f"{abs(hash((name, data))):040x}"
@@ -110,12 +110,12 @@ def test_the_cache_is_where_the_library_has_it(given: dict[str, str], monkeypatc
         monkeypatch.setenv(name, value)
     script = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
     theirs = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert str(cache.root()) == theirs.stdout.strip()
+    assert str(hub_cache.root()) == theirs.stdout.strip()
 
 
-def test_revisions_are_branches_tags_pull_requests_and_commits(hub_cache: Path) -> None:
-    old = put(hub_cache, "org/m", OTHER, tiny(), "v1", "refs/pr/1")
-    new = put(hub_cache, "org/m", COMMIT, tiny(), "main")
+def test_revisions_are_branches_tags_pull_requests_and_commits(cache_root: Path) -> None:
+    old = put(cache_root, "org/m", OTHER, tiny(), "v1", "refs/pr/1")
+    new = put(cache_root, "org/m", COMMIT, tiny(), "main")
     expected = {
         "org/m": new,
         "org/m@main": new,
@@ -133,29 +133,29 @@ def test_revisions_are_branches_tags_pull_requests_and_commits(hub_cache: Path) 
             find(name, offline=True)
 
 
-def test_every_snapshot_is_listed_under_a_name_that_finds_it(hub_cache: Path) -> None:
-    put(hub_cache, "org/m", COMMIT, tiny(), "main", "v1")
-    put(hub_cache, "org/m", OTHER, tiny())
-    put(hub_cache, "gpt2", COMMIT, tiny(), "main")
-    (hub_cache / "datasets--org--d" / "snapshots" / COMMIT).mkdir(parents=True)
-    (hub_cache / "models--org--x" / "snapshots" / "no commit").mkdir(parents=True)
-    (hub_cache / "version.txt").write_text("1")
-    found = {one.name: one.folder for one in cache.snapshots()}
+def test_every_snapshot_is_listed_under_a_name_that_finds_it(cache_root: Path) -> None:
+    put(cache_root, "org/m", COMMIT, tiny(), "main", "v1")
+    put(cache_root, "org/m", OTHER, tiny())
+    put(cache_root, "gpt2", COMMIT, tiny(), "main")
+    (cache_root / "datasets--org--d" / "snapshots" / COMMIT).mkdir(parents=True)
+    (cache_root / "models--org--x" / "snapshots" / "no commit").mkdir(parents=True)
+    (cache_root / "version.txt").write_text("1")
+    found = {one.name: one.folder for one in hub_cache.snapshots()}
     assert set(found) == {"gpt2", "org/m", "org/m@v1", f"org/m@{OTHER[:12]}"}
     assert {name: find(name, offline=True).path for name in found} == found
 
 
-def test_a_ref_that_is_no_commit_leads_nowhere(hub_cache: Path) -> None:
-    put(hub_cache, "org/m", COMMIT, tiny(), "main")
-    (hub_cache / "models--org--m" / "refs" / "main").write_text("../../../..")
+def test_a_ref_that_is_no_commit_leads_nowhere(cache_root: Path) -> None:
+    put(cache_root, "org/m", COMMIT, tiny(), "main")
+    (cache_root / "models--org--m" / "refs" / "main").write_text("../../../..")
     with pytest.raises(GencliError, match="not in the Hugging Face cache"):
         find("org/m", offline=True)
 
 
-def test_offline_says_why_and_what_would_help(monkeypatch: pytest.MonkeyPatch, hub_cache: Path) -> None:
+def test_offline_says_why_and_what_would_help(monkeypatch: pytest.MonkeyPatch, cache_root: Path) -> None:
     with pytest.raises(GencliError) as flag:
         find("org/m", offline=True)
-    assert str(hub_cache) in flag.value.message
+    assert str(cache_root) in flag.value.message
     assert flag.value.hint == (
         "--offline is given, so it was not looked for on the hub; `gencli models pull org/m` fetches it"
     )
@@ -165,10 +165,10 @@ def test_offline_says_why_and_what_would_help(monkeypatch: pytest.MonkeyPatch, h
     assert (environment.value.hint or "").startswith("HF_HUB_OFFLINE=1, so")
 
 
-def test_a_bare_word_is_never_looked_for_on_the_hub(hub_cache: Path) -> None:
+def test_a_bare_word_is_never_looked_for_on_the_hub(cache_root: Path) -> None:
     with pytest.raises(GencliError, match="no model 'storeis'"):
         find("storeis")
-    folder = put(hub_cache, "gpt2", COMMIT, tiny(), "main")
+    folder = put(cache_root, "gpt2", COMMIT, tiny(), "main")
     assert find("gpt2") == Source("gpt2", folder, "hub")
 
 
@@ -369,11 +369,11 @@ def test_repositories_that_hold_something_else(names: list[str], message: str, h
 # --- what is said of a checkpoint
 
 
-def described(hub_cache: Path, files: dict[str, bytes]):
-    return describe(Source("org/m", put(hub_cache, "org/m", COMMIT, files, "main"), "hub"))
+def described(cache_root: Path, files: dict[str, bytes]):
+    return describe(Source("org/m", put(cache_root, "org/m", COMMIT, files, "main"), "hub"))
 
 
-def test_parameters_are_counted_from_headers_without_masks(hub_cache: Path) -> None:
+def test_parameters_are_counted_from_headers_without_masks(cache_root: Path) -> None:
     tensors = {
         "wte.weight": ("F16", [10, 4]),
         "h.0.attn.bias": ("F32", [1, 1, 64, 64]),
@@ -383,7 +383,7 @@ def test_parameters_are_counted_from_headers_without_masks(hub_cache: Path) -> N
         "text_model.embeddings.position_ids": ("I64", [1, 77]),
         "scalar": ("BF16", []),
     }
-    what = described(hub_cache, tiny() | {"model.safetensors": safetensors(tensors)})
+    what = described(cache_root, tiny() | {"model.safetensors": safetensors(tensors)})
     assert (what.kind, what.family, what.problem) == ("text", "gpt2", None)
     assert what.parameters == 10 * 4 + 12 + 1
     assert what.components[0].dtypes == ("BF16", "F16")
@@ -407,11 +407,11 @@ def test_parameters_are_counted_from_headers_without_masks(hub_cache: Path) -> N
         ("", None),
     ],
 )
-def test_the_licence_is_the_model_cards(hub_cache: Path, card: str, licence: str | None) -> None:
-    assert described(hub_cache, tiny(**{"README.md": card.encode()})).licence == licence
+def test_the_licence_is_the_model_cards(cache_root: Path, card: str, licence: str | None) -> None:
+    assert described(cache_root, tiny(**{"README.md": card.encode()})).licence == licence
 
 
-def test_broken_checkpoints_are_described_with_their_problem(hub_cache: Path) -> None:
+def test_broken_checkpoints_are_described_with_their_problem(cache_root: Path) -> None:
     good = tiny()["model.safetensors"]
     header = json.dumps({"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}).encode()
     broken = {
@@ -425,16 +425,16 @@ def test_broken_checkpoints_are_described_with_their_problem(hub_cache: Path) ->
     }
     for number, (what, data) in enumerate(broken.items()):
         repo = f"org/broken{number}"
-        folder = put(hub_cache, repo, COMMIT, tiny() | {"model.safetensors": data}, "main")
+        folder = put(cache_root, repo, COMMIT, tiny() | {"model.safetensors": data}, "main")
         problem = describe(Source(repo, folder, "hub")).problem
         assert problem is not None, what
         assert "is broken or no safetensors file" in problem, what
-    assert described(hub_cache, tiny() | {"config.json": b'{"model_type": "nobody"}'}).problem == (
+    assert described(cache_root, tiny() | {"config.json": b'{"model_type": "nobody"}'}).problem == (
         "unknown architecture 'nobody'"
     )
 
 
-def test_a_link_to_nowhere_is_a_file_that_is_missing(hub_cache: Path) -> None:
-    folder = put(hub_cache, "org/m", COMMIT, tiny(), "main")
+def test_a_link_to_nowhere_is_a_file_that_is_missing(cache_root: Path) -> None:
+    folder = put(cache_root, "org/m", COMMIT, tiny(), "main")
     os.remove(folder.resolve() / os.readlink(folder / "model.safetensors"))
     assert "no weights in safetensors" in (describe(Source("org/m", folder, "hub")).problem or "")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from gencli.checkpoints.find import Progress
+from gencli.checkpoints.hub_cache import Progress
 from gencli.checkpoints.small import CONFIG, PEFT, locate
 from gencli.errors import UsageError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gencli.checkpoints import cache, layout
+from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.build import load
 from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
@@ -47,7 +47,7 @@ def check(source: Source, opened: Callable[[str], None] = lambda name: None, *, 
         return Result(0, (error.message,))
     for file, checksum in sorted({found for model in places for found in _hashed(model.path)}):
         opened(file.name)
-        if cache.sha256(file) != checksum:
+        if hub_cache.sha256(file) != checksum:
             problems.append(f"{file} is damaged: its checksum is not the hub's")
     for model in places:
         try:
@@ -92,7 +92,7 @@ def _models(source: Source, allow_pickle: bool) -> Iterator[_Model]:
         return
     folder = source.path
     try:
-        parts = layout.parts(cache.files(folder), lambda name: read_json(folder / name))
+        parts = layout.parts(hub_cache.files(folder), lambda name: read_json(folder / name))
     except GencliError as error:
         raise GencliError(f"{folder}: {error.message}", error.hint) from None
     for part in parts:

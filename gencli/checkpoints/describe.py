@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gencli.checkpoints import cache, layout
+from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.class_file import ClassFile, open_class_file, shapes_of
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.header import read_header
@@ -73,7 +73,7 @@ def describe(source: Source, *, allow_pickle: bool = False) -> Description:
     if source.kind == "file":
         return _describe_file(source, allow_pickle)
     folder = source.path
-    files = cache.files(folder)
+    files = hub_cache.files(folder)
 
     def read(name: str) -> Mapping[str, Any]:
         return read_json(folder / name)

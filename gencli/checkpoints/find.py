@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gencli.checkpoints import cache, layout
-from gencli.checkpoints.cache import HubId
+from gencli.checkpoints import hub_cache, layout
+from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError
 from gencli.files import read_json
-
-# name of what is fetched, bytes so far, bytes in all
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -51,17 +47,17 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         return source
     wanted = HubId.parse(name)
     if wanted is None or "/" not in wanted.repo:  # a bare word is rather a slip than one of the hub's oldest models
-        if wanted and (folder := cache.snapshot(wanted)):
+        if wanted and (folder := hub_cache.snapshot(wanted)):
             return Source(name, folder, "hub")
         names = ", ".join(embedded_names()) or "none"
         raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
-    folder = cache.snapshot(wanted)
-    forbidden = "--offline is given" if offline else cache.offline_by_environment()
+    folder = hub_cache.snapshot(wanted)
+    forbidden = "--offline is given" if offline else hub_cache.offline_by_environment()
     if folder and (forbidden or is_whole(folder, allow_pickle=allow_pickle)):
         return Source(name, folder, "hub")
     if forbidden:
         raise GencliError(
-            f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({cache.root()})",
+            f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({hub_cache.root()})",
             f"{forbidden}, so it was not looked for on the hub; `gencli models pull {name}` fetches it",
         )
     from gencli.checkpoints.hub import download
@@ -82,7 +78,7 @@ def find_local(name: str) -> Source | None:
 def is_whole(folder: Path, *, allow_pickle: bool = False) -> bool:
     """Whether a snapshot has all that opening it needs, as far as its own files tell: some programs fetch in parts."""
     try:
-        layout.choose(cache.files(folder), lambda name: read_json(folder / name), allow_pickle=allow_pickle)
+        layout.choose(hub_cache.files(folder), lambda name: read_json(folder / name), allow_pickle=allow_pickle)
     except GencliError:
         return False
     return True

@@ -10,23 +10,22 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gencli.checkpoints import cache, layout
-from gencli.checkpoints.cache import COMMIT, HubId
-from gencli.checkpoints.hub_library import is_network, library
+from gencli.checkpoints import hub_cache, layout
+from gencli.checkpoints.hub_cache import COMMIT, HubId, Progress
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.models import ARCHITECTURES
 
-if TYPE_CHECKING:
-    from gencli.checkpoints.find import Progress
-
 ETAG = re.compile(r"\w[\w.-]*")
+CHUNK = 2**18  # bytes; what a break loses at most
 SPARE = 2**26  # bytes that a disk keeps free
 
 
@@ -59,7 +58,7 @@ def download(
     Raises GencliError when the hub cannot be reached, does not have it or does not give it, and when gencli cannot open
     what is there; what was fetched stays for the next try.
     """
-    if reason := cache.offline_by_environment():
+    if reason := hub_cache.offline_by_environment():
         raise GencliError(f"cannot fetch {wanted}: {reason} keeps gencli off the network")
     with library(wanted):
         return _Download(wanted, progress).run(
@@ -138,13 +137,13 @@ class _Download:
         if not ETAG.fullmatch(etag):
             raise GencliError(f"{self.wanted}: the hub gives {name} the ETag {etag!r}, which is no plain word")
         blob = self.wanted.folder / "blobs" / etag
-        lock = cache.root() / ".locks" / self.wanted.folder.name / f"{etag}.lock"
+        lock = hub_cache.root() / ".locks" / self.wanted.folder.name / f"{etag}.lock"
         for folder in (blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             if not blob.exists():
                 self._fetch_blob(url, build_hf_headers(), blob, remote, told.size)
-        hub.hf_hub_download(self.wanted.repo, name, revision=self.commit, cache_dir=cache.root())
+        hub.hf_hub_download(self.wanted.repo, name, revision=self.commit, cache_dir=hub_cache.root())
 
     def _fetch_blob(self, url: str, headers: dict[str, str], blob: Path, remote: Remote, size: int | None) -> None:
         """A file's content, after what an earlier try left of it. Raises GencliError when it comes damaged."""
@@ -164,7 +163,7 @@ class _Download:
             except Exception as error:  # it broke off: go on as long as that gets further
                 if not is_network(error) or _size(partial) <= start:
                     raise
-        if remote.sha256 is not None and cache.sha256(partial) != remote.sha256:
+        if remote.sha256 is not None and hub_cache.sha256(partial) != remote.sha256:
             partial.unlink()
             raise GencliError(
                 f"{self.wanted}: {remote.name} came damaged: its checksum is not the hub's", "run it again"
@@ -223,18 +222,18 @@ def remove(wanted: HubId) -> int:
     A commit that another revision stands for too stays. Raises GencliError when it is not there.
     """
     folder = wanted.folder
-    commit = cache.commit(wanted)
+    commit = hub_cache.commit(wanted)
     if not folder.is_dir() or (wanted.revision and commit is None):
-        raise GencliError(f"{str(wanted)!r} is not in the Hugging Face cache ({cache.root()})")
-    before = cache.disk_usage(folder)
-    others = [name for name, target in cache.refs(folder).items() if target == commit and name != wanted.revision]
+        raise GencliError(f"{str(wanted)!r} is not in the Hugging Face cache ({hub_cache.root()})")
+    before = hub_cache.disk_usage(folder)
+    others = [name for name, target in hub_cache.refs(folder).items() if target == commit and name != wanted.revision]
     if wanted.revision and others and (folder / "refs" / wanted.revision).is_file():
         (folder / "refs" / wanted.revision).unlink()
         return 0
     with library(wanted):
         import huggingface_hub as hub
 
-        scan = hub.scan_cache_dir(cache.root())
+        scan = hub.scan_cache_dir(hub_cache.root())
         for repo in scan.repos:
             if repo.repo_path.name == folder.name:
                 commits = {revision.commit_hash for revision in repo.revisions}
@@ -242,9 +241,84 @@ def remove(wanted: HubId) -> int:
                 alone = dataclasses.replace(scan, repos=frozenset({repo}))  # copies of it share its commits' hashes
                 alone.delete_revisions(*unwanted).execute()
     if wanted.revision is None:  # with what broken downloads left
-        for place in (folder, cache.root() / ".locks" / folder.name):
+        for place in (folder, hub_cache.root() / ".locks" / folder.name):
             if place.is_dir():
                 shutil.rmtree(place)
     if commit and wanted.revision and (folder / "snapshots" / commit).exists():
         raise GencliError(f"cannot remove {folder / 'snapshots' / commit}", "is it yours to remove?")
-    return before - cache.disk_usage(folder)
+    return before - hub_cache.disk_usage(folder)
+
+
+@contextmanager
+def library(wanted: HubId) -> Iterator[None]:
+    """huggingface_hub as gencli uses it: it says nothing itself, and what it raises comes in gencli's words.
+
+    Import the library inside only. Raises GencliError for whatever kept it from getting `wanted`.
+    """
+    # Read when the library is imported: no requests and headers that only count users.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from huggingface_hub import constants
+        from huggingface_hub.utils import logging
+
+        logging.get_logger("huggingface_hub").setLevel("CRITICAL")
+        # Small steps lose little in a break; hf_transfer, in older versions, resumes nothing.
+        for name, value in {"DOWNLOAD_CHUNK_SIZE": CHUNK, "HF_HUB_ENABLE_HF_TRANSFER": False}.items():
+            setattr(constants, name, value)
+        try:
+            yield
+        except GencliError:
+            raise
+        except Exception as error:
+            if (known := _explain(wanted, error)) is None:
+                raise
+            raise known from error
+
+
+def _explain(wanted: HubId, error: Exception) -> GencliError | None:
+    """What an error of the library means; None for what is none of its own."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub import errors as hub
+
+    address = f"{constants.ENDPOINT}/{wanted.repo}"
+    token = get_token()
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    message = response.headers.get("X-Error-Message") if response is not None else None
+    if isinstance(error, hub.GatedRepoError):
+        hint = f"ask for access, or accept its terms, at {address}"
+        hint += ", signed in as the owner of your token" if token else "; then set HF_TOKEN to a token of yours"
+        return GencliError(f"{wanted} is gated: its owner decides who may fetch it", hint)
+    if isinstance(error, hub.RevisionNotFoundError):
+        return GencliError(f"{wanted.repo} has no revision {wanted.revision!r}", f"its branches and tags: {address}")
+    if status == 401 and token and "credentials" in (message or ""):
+        return GencliError(
+            f"{wanted}: the hub does not accept your token", "check HF_TOKEN, or the one of `hf auth login`"
+        )
+    if isinstance(error, hub.RepositoryNotFoundError) or status in (401, 404):
+        hint = "check the name" + ("" if token else "; for a private one set HF_TOKEN to a token of yours")
+        return GencliError(f"no model {str(wanted)!r}: not on this machine, and not at {constants.ENDPOINT}", hint)
+    if isinstance(error, hub.HFValidationError):
+        return GencliError(f"{str(wanted)!r} is no id of a model: {_one_line(error)}")
+    if status == 429:
+        return GencliError(f"{wanted}: the hub asks to slow down (429)", "try again in some minutes, or set HF_TOKEN")
+    if status is not None:
+        return GencliError(f"{wanted}: the hub answers {status}{': ' + message if message else ''}")
+    if is_network(error):
+        return GencliError(
+            f"cannot fetch {wanted} from {constants.ENDPOINT}: {_one_line(error)}",
+            "what has been fetched is kept; run it again and it goes on from there",
+        )
+    return None
+
+
+def is_network(error: Exception) -> bool:
+    """Whether a connection failed: with an error of the HTTP library, which is another one from version to version."""
+    module = type(error).__module__.partition(".")[0]
+    below = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub"}
+    return module in below or (isinstance(error, OSError) and error.errno is None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

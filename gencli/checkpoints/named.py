@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gencli.checkpoints.find import Progress
+from gencli.checkpoints.hub_cache import Progress
 from gencli.checkpoints.small import SUFFIXES, locate
 from gencli.errors import GencliError, UsageError
 

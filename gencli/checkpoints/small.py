@@ -8,9 +8,8 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from gencli.checkpoints import cache, layout
-from gencli.checkpoints.cache import HubId
-from gencli.checkpoints.find import Progress
+from gencli.checkpoints import hub_cache, layout
+from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.checkpoints.layout import BIN, PICKLE_HINT, PICKLES, SAFETENSORS, some
 from gencli.errors import GencliError
 
@@ -40,7 +39,10 @@ def locate(
     if wanted is None:
         raise GencliError(f"{option} {name}: no such file or folder")
     choose = partial(_choose, stems=stems, file=file, allow_pickle=allow_pickle)
-    folder, forbidden = cache.snapshot(wanted), "--offline is given" if offline else cache.offline_by_environment()
+    folder, forbidden = (
+        hub_cache.snapshot(wanted),
+        "--offline is given" if offline else hub_cache.offline_by_environment(),
+    )
     if folder is not None:
         try:
             names = choose(_files(folder))
@@ -52,7 +54,7 @@ def locate(
             return _path(folder, names)
     if forbidden:
         raise GencliError(
-            f"{option} {name}: no such file or folder, and not in the Hugging Face cache ({cache.root()})",
+            f"{option} {name}: no such file or folder, and not in the Hugging Face cache ({hub_cache.root()})",
             f"{forbidden}, so it was not looked for on the hub",
         )
     from gencli.checkpoints.hub import download

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gencli.checkpoints.find import Progress
+from gencli.checkpoints.hub_cache import Progress
 from gencli.cli.console import Console
 
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from gencli.checkpoints import cache
-from gencli.checkpoints.cache import HubId
+from gencli.checkpoints import hub_cache
 from gencli.checkpoints.find import Source, embedded_names, embedded_root, find, find_local, is_whole
+from gencli.checkpoints.hub_cache import HubId
 from gencli.cli import models_output as output
 from gencli.cli import options
 from gencli.cli.console import Console, is_terminal
@@ -145,7 +145,7 @@ def pull(
         raise GencliError(f"{id} is here already: {local.path}")
     if wanted is None or "/" not in wanted.repo:
         raise UsageError(f"{id!r} is no id of the hub", "one looks like openai-community/gpt2")
-    folder = cache.snapshot(wanted)
+    folder = hub_cache.snapshot(wanted)
     if folder is not None and is_whole(folder, allow_pickle=allow_pickle) and not update and variant is None:
         console.note(f"{wanted} is here already; --update looks for something newer")
     else:
@@ -155,7 +155,7 @@ def pull(
         folder = download(wanted, variant=variant, progress=show_download(console), allow_pickle=allow_pickle)
         console.clear()
     if json:
-        files = cache.files(folder)
+        files = hub_cache.files(folder)
         write_object(
             {
                 "name": str(wanted),
@@ -224,13 +224,13 @@ def rm(
     wanted = HubId.parse(name)
     if wanted is None:
         raise UsageError(f"{name!r} is no id of the hub", "`gencli models list` says what is here")
-    there = cache.commit(wanted) is not None if wanted.revision else wanted.folder.is_dir()
+    there = hub_cache.commit(wanted) is not None if wanted.revision else wanted.folder.is_dir()
     if not there:
-        raise GencliError(f"{name!r} is not in the Hugging Face cache ({cache.root()})")
+        raise GencliError(f"{name!r} is not in the Hugging Face cache ({hub_cache.root()})")
     console: Console = ctx.obj
     if not yes:
-        folder = cache.snapshot(wanted) if wanted.revision else None
-        size = cache.disk_usage(wanted.folder) if folder is None else sum(cache.files(folder).values())
+        folder = hub_cache.snapshot(wanted) if wanted.revision else None
+        size = hub_cache.disk_usage(wanted.folder) if folder is None else sum(hub_cache.files(folder).values())
         _ask(console, f"remove {wanted}, {in_words(size)} in {wanted.folder}?")
     from gencli.checkpoints.hub import remove
 
@@ -255,5 +255,5 @@ def _here() -> Iterator[Source]:
     """Everything that `list` lists."""
     for name in embedded_names():
         yield Source(name, embedded_root() / name, "embedded")
-    for found in cache.snapshots():
+    for found in hub_cache.snapshots():
         yield Source(found.name, found.folder, "hub")

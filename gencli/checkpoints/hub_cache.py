@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ HUB_ID = re.compile(r"(?P<repo>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>\w[\w./
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 TRUE = {"1", "ON", "YES", "TRUE"}
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of what is fetched, the bytes so far and the bytes in all."""
 
 
 @dataclass(frozen=True)
