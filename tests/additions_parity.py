@@ -12,10 +12,9 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.named import NamedFile
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest
@@ -35,14 +34,14 @@ def measure(root: Path) -> Iterator[Measured]:
 
     layers = draw_layers({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, lambda path: True, own=True)
     file = write(root / "lora.safetensors", layers, kohya_name)
-    ours = load(checkpoint, device="cpu", loras=[Adapter(file, 0.5)])
+    ours = load(checkpoint, device="cpu", loras=[LoraRef(file, 0.5)])
     yield _row(
         "LoRA, on any of the above", "`latent-consistency/lcm-lora-sdv1-5`", ours, with_layers(pipe, layers, 0.5)
     )
 
     vectors = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
     save_file({"<toy>": vectors}, root / "learned_embeds.safetensors")
-    words = [read_embedding(NamedFile(root / "learned_embeds.safetensors"))]
+    words = [read_embedding(EmbeddingRef(root / "learned_embeds.safetensors"))]
     theirs = copy.deepcopy(pipe)
     theirs.load_textual_inversion(root / "learned_embeds.safetensors")
     ours = load(checkpoint, device="cpu", embeddings=words)

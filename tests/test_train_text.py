@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
@@ -216,7 +216,7 @@ def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
         without = plain(IDS).logits
         theirs = peft.PeftModel.from_pretrained(plain, adapter).eval()(IDS).logits
         source = find(str(folder))
-        ours = open_model(source, device="cpu", dtype="float32", adapters=[Adapter(adapter)])
+        ours = open_model(source, device="cpu", dtype="float32", adapters=[LoraRef(adapter)])
         torch.testing.assert_close(ours.module(IDS), theirs, atol=1e-5, rtol=1e-5)
     assert (theirs - without).abs().max() > 0.05
     assert ours.notes == ()
@@ -270,7 +270,7 @@ def test_on_from_the_hubs_cache(texts: Path, tmp_path: Path, monkeypatch: pytest
     list(train(recipe(texts, tmp_path / "run", 1, init="org/tiny", lora=Adapters(2, 4))))
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
-    adapter = Adapter(tmp_path / "run" / "adapter")
+    adapter = LoraRef(tmp_path / "run" / "adapter")
     assert open_model(find("org/tiny"), device="cpu", adapters=[adapter]).notes == ()
     list(train(recipe(texts, tmp_path / "whole", 1, init="org/tiny")))
     names = {file.name for file in (tmp_path / "whole" / "checkpoint").iterdir()}
@@ -341,7 +341,7 @@ def test_a_vision_towers_text_model_becomes_a_checkpoint(texts: Path, tmp_path: 
     config = transformers.AutoConfig.from_pretrained(folder)
     theirs = transformers.Gemma3ForConditionalGeneration(config).state_dict()
     assert all(f"{name.removeprefix('base_model.model.').partition('.lora_')[0]}.weight" in theirs for name in names)
-    adapted = open_model(find(str(folder)), device="cpu", adapters=[Adapter(tmp_path / "lora" / "adapter")])
+    adapted = open_model(find(str(folder)), device="cpu", adapters=[LoraRef(tmp_path / "lora" / "adapter")])
     assert not torch.equal(adapted.module(IDS), load(folder)(IDS))
 
 

@@ -16,8 +16,8 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
+from gencli.checkpoints.assets import EmbeddingRef
 from gencli.checkpoints.layout import PICKLES, some
-from gencli.checkpoints.named import NamedFile
 from gencli.checkpoints.pickles import unpickle
 from gencli.checkpoints.tensors import open_tensors
 from gencli.errors import GencliError
@@ -39,7 +39,7 @@ class Embedding:
     path: Path
 
 
-def read_embedding(file: NamedFile, *, allow_pickle: bool = False) -> Embedding:
+def read_embedding(file: EmbeddingRef, *, allow_pickle: bool = False) -> Embedding:
     """Read one file. Raises GencliError for a file that is broken, of no known form, or a pickle unasked."""
     path = file.path
     if allow_pickle and f"*{path.suffix}" in PICKLES:
@@ -57,7 +57,7 @@ def read_embedding(file: NamedFile, *, allow_pickle: bool = False) -> Embedding:
             f"{path} holds {some(sorted(map(str, table))) or 'nothing'}: not the vectors of one word",
             "embeddings hold one tensor, or clip_l and clip_g",
         )
-    word = file.label or word
+    word = file.word or word
     if not word.strip() or len(word) > 200:
         raise GencliError(f"{path}: {word[:40]!r} is no word", "name one with FILE:WORD")
     return Embedding(word, tuple(_vectors(path, tensor) for tensor in found), path)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import FLOATS
 from gencli.checkpoints.tensors import Tensors, open_tensors
 from gencli.errors import GencliError
@@ -55,7 +55,7 @@ class Change:
         return new.to(old.dtype).contiguous()
 
 
-def merge(model: nn.Module, layout: Layout, adapters: Iterable[Adapter], *, allow_pickle: bool = False) -> list[str]:
+def merge(model: nn.Module, layout: Layout, adapters: Iterable[LoraRef], *, allow_pickle: bool = False) -> list[str]:
     """Add adapters to the weights of a model; returns the names of the models they were made for, as they say.
 
     A weight that two modules share (a tied head) becomes the touched module's own, as it acts in peft.
@@ -132,7 +132,7 @@ def open_adapter(folder: Path, *, allow_pickle: bool) -> Tensors:
 def _plan(
     model: nn.Module,
     layout: Layout,
-    adapter: Adapter,
+    adapter: LoraRef,
     settings: Mapping[str, Any],
     tensors: Tensors,
     changes: dict[str, Change],
@@ -202,7 +202,7 @@ def _pattern(table: Mapping[str, Any] | None, path: str, default: Any) -> Any:
 
 def _plan_whole(
     model: nn.Module,
-    adapter: Adapter,
+    adapter: LoraRef,
     settings: Mapping[str, Any],
     tensors: Tensors,
     name: str,

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import FLOATS
 from gencli.checkpoints.header import read_header
 from gencli.checkpoints.layout import find_pickles, some
@@ -37,7 +37,7 @@ class ImageLora:
     Raises GencliError for a file that is broken or of another kind, and for a name of no known form.
     """
 
-    def __init__(self, adapter: Adapter, *, allow_pickle: bool = False):
+    def __init__(self, adapter: LoraRef, *, allow_pickle: bool = False):
         self.scale = adapter.scale
         self.path, self.tensors, peft = _open(adapter.path, allow_pickle)
         self.metadata = read_header(self.path).metadata if self.path.suffix == ".safetensors" else {}
@@ -149,7 +149,7 @@ class ImageLora:
 
 
 def open_loras(
-    adapters: Iterable[Adapter], parts: Collection[str], model: str, *, allow_pickle: bool = False
+    adapters: Iterable[LoraRef], parts: Collection[str], model: str, *, allow_pickle: bool = False
 ) -> list[ImageLora]:
     """Open LoRA files for a checkpoint that has these parts. Raises GencliError for one that wants others."""
     loras = [ImageLora(adapter, allow_pickle=allow_pickle) for adapter in adapters]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gencli import devices, stopping
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import find
 from gencli.cli import options
 from gencli.cli import text_options as settings
@@ -87,7 +87,7 @@ def chat(
     The model is spoken to as its chat template says; one without a template gets a plain transcript.
     """
     devices.check_names(device, dtype, threads)
-    adapters = [Adapter.parse(one) for one in lora or ()]
+    adapters = [LoraRef.parse(one) for one in lora or ()]
     request = TextRequest(
         prompt="",
         seed=random.SystemRandom().getrandbits(32) if seed is None else seed,

@@ -9,14 +9,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from gencli.checkpoints.adapter import Adapter
-from gencli.checkpoints.named import NamedFile
+from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.cli import options
 from gencli.cli.image_options import INPUT
 from gencli.errors import GencliError
 from gencli.image.request import ImageRequest
 
-T = TypeVar("T", Adapter, NamedFile)
+T = TypeVar("T", LoraRef, EmbeddingRef)
 
 Weighted = Annotated[
     bool,
@@ -53,12 +52,12 @@ Lora = Annotated[
 class Additions:
     """What a request adds to its model. Raises UsageError for names that are none, before anything is looked for."""
 
-    loras: tuple[Adapter, ...] = ()
-    embeddings: tuple[NamedFile, ...] = ()
+    loras: tuple[LoraRef, ...] = ()
+    embeddings: tuple[EmbeddingRef, ...] = ()
 
     @classmethod
     def of(cls, request: ImageRequest) -> Additions:
-        return cls(tuple(map(Adapter.parse, request.lora)), tuple(map(NamedFile.parse, request.embedding)))
+        return cls(tuple(map(LoraRef.parse, request.lora)), tuple(map(EmbeddingRef.parse, request.embedding)))
 
     def find(self, from_file: str | None, given: Collection[str], **fetching: Any) -> Additions:
         """The same with paths that are here. from_file: the picture that names what is not given: of that, nothing is

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gencli import devices, stopping
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import find
 from gencli.cli import options
 from gencli.cli import text_options as settings
@@ -139,7 +139,7 @@ def text(
     A setting that is not given is the checkpoint's own (generation_config.json), else the default below.
     """
     devices.check_names(device, dtype, threads)
-    adapters = [Adapter.parse(one) for one in lora or ()]
+    adapters = [LoraRef.parse(one) for one in lora or ()]
     request = TextRequest(
         prompt="",
         seed=random.SystemRandom().getrandbits(32) if seed is None else seed,

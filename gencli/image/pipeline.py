@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gencli.checkpoints import build
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.embeddings import Embedding, install
 from gencli.checkpoints.lora_image import merge, open_loras
 from gencli.checkpoints.stored import bytes_as, compute_dtype, keep_stored
@@ -143,7 +143,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    loras: Sequence[Adapter] = (),
+    loras: Sequence[LoraRef] = (),
     embeddings: Sequence[Embedding] = (),
 ) -> Pipeline:
     """Load a checkpoint's weights; device and dtype are names as `gencli.devices` knows them.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gencli import devices
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import architecture_name, load
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.tensors import Tensors, open_tensors
@@ -65,7 +65,7 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
-    adapters: Sequence[Adapter] = (),
+    adapters: Sequence[LoraRef] = (),
     allow_pickle: bool = False,
 ) -> TextModel:
     """Open the language model at `source`; device and dtype are names as `gencli.devices` knows them.
@@ -95,7 +95,7 @@ def open_model(
 
 
 def _merge(
-    module: Any, layout: Layout, source: Source, adapters: Sequence[Adapter], allow_pickle: bool
+    module: Any, layout: Layout, source: Source, adapters: Sequence[LoraRef], allow_pickle: bool
 ) -> tuple[str, ...]:
     """Merge adapters; notes of those that say they were made for a model of another name."""
     from gencli.checkpoints.lora import merge

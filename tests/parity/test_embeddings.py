@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gencli.checkpoints.assets import EmbeddingRef
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.named import NamedFile
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
@@ -92,7 +92,7 @@ def test_states_are_those_of_diffusers(bases, tmp_path, form, count):
     name, word = FORMS[form]
     tensor = vectors(count, 24)
     file = write(tmp_path / name, tensor, form)
-    ours = opened(folder, NamedFile(file), allow_pickle=not name.endswith(".safetensors"))
+    ours = opened(folder, EmbeddingRef(file), allow_pickle=not name.endswith(".safetensors"))
     theirs = by_diffusers(pipe, {word: tensor.detach()})
     # diffusers finds `toy` inside of words too: here a word is a whole one, as in the web UI.
     prompts = [prompt.format(word) for prompt in PROMPTS if word == "<toy>" or "{0}s" not in prompt]
@@ -105,10 +105,10 @@ def test_it_reads_diffusers_own_files(bases, tmp_path):
     """The same file to both, in the forms that diffusers opens."""
     folder, pipe = bases["sd21"]
     file = write(tmp_path / "learned_embeds.safetensors", vectors(2, 32), "diffusers")
-    ours, theirs = opened(folder, NamedFile(file)), by_diffusers(pipe, file)
+    ours, theirs = opened(folder, EmbeddingRef(file)), by_diffusers(pipe, file)
     torch.testing.assert_close(told(ours, ["red <toy>"]), told_by(theirs, ["red <toy>"]), atol=1e-5, rtol=1e-5)
     file = write(tmp_path / "toy.pt", vectors(2, 32), "web ui")
-    ours, theirs = opened(folder, NamedFile(file), allow_pickle=True), by_diffusers(pipe, file)
+    ours, theirs = opened(folder, EmbeddingRef(file), allow_pickle=True), by_diffusers(pipe, file)
     torch.testing.assert_close(told(ours, ["red toy"]), told_by(theirs, ["red toy"]), atol=1e-5, rtol=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_several_and_names_of_ones_own(bases, tmp_path):
     folder, pipe = bases["sd15"]
     first = write(tmp_path / "a.safetensors", vectors(3, 24), "diffusers")
     second = write(tmp_path / "My-Style.safetensors", vectors(2, 24, 1), "web ui, safetensors")
-    ours = opened(folder, NamedFile(first, "<one>"), NamedFile(second))
+    ours = opened(folder, EmbeddingRef(first, "<one>"), EmbeddingRef(second))
     theirs = by_diffusers(pipe, {"<one>": vectors(3, 24)}, {"my-style": vectors(2, 24, 1)})
     theirs_prompts = ["<one> and my-style", "my-style, my-style"]
     ours_prompts = ["<ONE> and My-Style", "MY-STYLE, my-style"]  # CLIP knows no case
@@ -125,7 +125,7 @@ def test_several_and_names_of_ones_own(bases, tmp_path):
 
 def test_a_word_is_found_as_a_whole_one(bases, tmp_path):
     folder, pipe = bases["sd15"]
-    ours = opened(folder, NamedFile(write(tmp_path / "art.safetensors", vectors(2, 24), "web ui, safetensors")))
+    ours = opened(folder, EmbeddingRef(write(tmp_path / "art.safetensors", vectors(2, 24), "web ui, safetensors")))
     prompts = ["party", "arts", "art_1x", "artful art"]
     changed = (told(ours, prompts) - told_by(pipe, prompts)).abs().amax((1, 2)) > 0.1
     assert changed.tolist() == [False, False, False, True]
@@ -135,7 +135,7 @@ def test_with_weights_and_at_the_end_of_a_chunk(bases, tmp_path):
     """Its vectors stay together: those that do not fit into a chunk begin the next one, each with the word's weight."""
     folder, _ = bases["sd15"]
     file = write(tmp_path / "a.safetensors", vectors(5, 24), "diffusers")
-    tokenizer, encoder = opened(folder, NamedFile(file)).conditioner.towers[0]
+    tokenizer, encoder = opened(folder, EmbeddingRef(file)).conditioner.towers[0]
     from gencli.image import weighted
 
     ids = [tokenizer.backend.token_to_id(word) for word in ("<toy>", "<toy>_1", "<toy>_2", "<toy>_3", "<toy>_4")]
@@ -155,7 +155,7 @@ def test_the_end_of_a_text_is_not_the_new_word(bases, tmp_path):
     """
     folder, pipe = bases["sd15"]
     assert pipe.text_encoder.config.eos_token_id == 2
-    ours = opened(folder, NamedFile(write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")))
+    ours = opened(folder, EmbeddingRef(write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")))
     tokenizer, encoder = ours.conditioner.towers[0]
     ids = torch.tensor([ours.conditioner.tokenize(prompt) for prompt in ("red <toy> dog", "red dog")])
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def test_half_precision_and_files_that_stay_as_they_are(bases, tmp_path):
     file = tmp_path / "a.safetensors"
     save_file({"<toy>": vectors(2, 24).bfloat16()}, file)
     before = {path: path.read_bytes() for path in [file, *folder.rglob("*.safetensors")]}
-    tokenizer, encoder = opened(folder, NamedFile(file), dtype="float16").conditioner.towers[0]
+    tokenizer, encoder = opened(folder, EmbeddingRef(file), dtype="float16").conditioner.towers[0]
     row = encoder.embeddings.token_embedding.weight[tokenizer.backend.token_to_id("<toy>")]
     torch.testing.assert_close(row, vectors(2, 24).bfloat16().half()[0], atol=0, rtol=0)
     assert {path: path.read_bytes() for path in before} == before
@@ -203,40 +203,40 @@ def refusal(folder, *files, **more):
 def test_what_does_not_fit_is_refused_in_one_line(bases, tmp_path, tensors, says):
     folder, _ = bases["sd15"]
     save_file(tensors, tmp_path / "x.safetensors")
-    message = refusal(folder, NamedFile(tmp_path / "x.safetensors"))
+    message = refusal(folder, EmbeddingRef(tmp_path / "x.safetensors"))
     assert says in message and str(tmp_path / "x.safetensors") in message
 
 
 def test_pickles_and_broken_files_are_refused(bases, tmp_path):
     folder, _ = bases["sd15"]
     file = write(tmp_path / "toy.pt", vectors(1, 24), "web ui")
-    assert "--allow-pickle" in refusal(folder, NamedFile(file))
+    assert "--allow-pickle" in refusal(folder, EmbeddingRef(file))
     torch.save({"string_to_param": {"*": vectors(1, 24), "+": vectors(1, 24)}}, file)
-    assert "holds" in refusal(folder, NamedFile(file), allow_pickle=True)
+    assert "holds" in refusal(folder, EmbeddingRef(file), allow_pickle=True)
     torch.save({"string_to_param": {"*": print}}, file)
-    assert "asks for" in refusal(folder, NamedFile(file), allow_pickle=True)
+    assert "asks for" in refusal(folder, EmbeddingRef(file), allow_pickle=True)
     torch.save([1, 2], file)
-    assert "no embedding" in refusal(folder, NamedFile(file), allow_pickle=True)
+    assert "no embedding" in refusal(folder, EmbeddingRef(file), allow_pickle=True)
     file.write_bytes(b"PK\x03\x04 nothing")
-    assert "broken" in refusal(folder, NamedFile(file), allow_pickle=True)
+    assert "broken" in refusal(folder, EmbeddingRef(file), allow_pickle=True)
     safe = write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")
     assert "are both called '<toy>'" in refusal(
-        folder, NamedFile(safe), NamedFile(write(tmp_path / "b.safetensors", vectors(1, 24), "diffusers"))
+        folder, EmbeddingRef(safe), EmbeddingRef(write(tmp_path / "b.safetensors", vectors(1, 24), "diffusers"))
     )
     safe.write_bytes(safe.read_bytes()[:-7])
-    assert "broken" in refusal(folder, NamedFile(safe))
+    assert "broken" in refusal(folder, EmbeddingRef(safe))
 
 
 def test_names_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert NamedFile.parse("a/b.pt") == NamedFile(tmp_path.__class__("a/b.pt"))
-    assert NamedFile.parse("a.pt:<x y>").label == "<x y>"
+    assert EmbeddingRef.parse("a/b.pt") == EmbeddingRef(tmp_path.__class__("a/b.pt"))
+    assert EmbeddingRef.parse("a.pt:<x y>").word == "<x y>"
     (tmp_path / "odd:name.pt").touch()
-    assert NamedFile.parse("odd:name.pt").label is None
-    assert NamedFile.parse("C:\\x.pt:word").label == "word"
+    assert EmbeddingRef.parse("odd:name.pt").word is None
+    assert EmbeddingRef.parse("C:\\x.pt:word").word == "word"
     for wrong in ("", ":x", "a.pt:"):
         with pytest.raises(UsageError, match="FILE or FILE:WORD"):
-            NamedFile.parse(wrong)
+            EmbeddingRef.parse(wrong)
 
 
 def test_models_that_read_no_prompt_refuse_it(tmp_path):

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.image.checkpoint import open_checkpoint
@@ -139,7 +139,7 @@ def test_weights_are_those_that_diffusers_fuses(bases, tmp_path, form, kind):
         assert any(layer.path.endswith("proj_in") and layer.down.dim() == 2 for layer in layers)
     file = write(tmp_path / "lora.safetensors", layers, name)
     theirs = by_diffusers(pipe, file)
-    assert_same_weights(opened(folder, Adapter(file, SCALE)), theirs, pipe, changed_by(layers))
+    assert_same_weights(opened(folder, LoraRef(file, SCALE)), theirs, pipe, changed_by(layers))
 
 
 ALL = re.compile(r".*")
@@ -154,7 +154,7 @@ def test_every_linear_and_convolutional_module(bases, tmp_path, form):
     file = write(tmp_path / "lora.safetensors", layers, name)
     assert (form == "original") == ("lora_unet_input_blocks_2_0_op.alpha" in load_file(file))
     assert_same_weights(
-        opened(folder, Adapter(file, SCALE)), with_layers(pipe, layers, SCALE), pipe, changed_by(layers)
+        opened(folder, LoraRef(file, SCALE)), with_layers(pipe, layers, SCALE), pipe, changed_by(layers)
     )
 
 
@@ -163,7 +163,7 @@ def test_bare_names_of_the_first_files(bases, tmp_path):
     layers = draw_layers(parts_of(pipe, ["unet"]), wanted(ATTENTION), alpha=None)
     file = write(tmp_path / "pytorch_lora_weights.safetensors", layers, bare_processor_name)
     assert_same_weights(
-        opened(folder, Adapter(tmp_path, SCALE)), with_layers(pipe, layers, SCALE), pipe, changed_by(layers)
+        opened(folder, LoraRef(tmp_path, SCALE)), with_layers(pipe, layers, SCALE), pipe, changed_by(layers)
     )
     assert next(iter(load_file(file))).startswith(("down_blocks.", "mid_block.", "up_blocks."))
 
@@ -192,7 +192,7 @@ def test_a_folder_of_peft(bases, tmp_path, settings):
     adapted.save_pretrained(tmp_path)
     theirs = copy.deepcopy(pipe)
     theirs.unet = adapted.merge_and_unload()
-    ours = opened(folder, Adapter(tmp_path))
+    ours = opened(folder, LoraRef(tmp_path))
     changed = {
         ("unet", re.sub(r"^base_model\.model\.|\.lora_A\.weight$", "", name))
         for name in load_file(tmp_path / "adapter_model.safetensors")
@@ -231,7 +231,7 @@ def test_settings_in_the_header(bases, tmp_path):
         for name in renamed
         if "lora_A" in name
     }
-    assert_same_weights(opened(folder, Adapter(file)), theirs, pipe, changed)
+    assert_same_weights(opened(folder, LoraRef(file)), theirs, pipe, changed)
 
 
 def test_several_files_add_up(bases, tmp_path):
@@ -241,7 +241,7 @@ def test_several_files_add_up(bases, tmp_path):
         layers = draw_layers(parts_of(pipe), wanted(ATTENTION, even=True), seed=i)
         files.append(write(tmp_path / f"{i}.safetensors", layers, kohya_name))
     theirs = by_diffusers(pipe, *files, scales=scales)
-    ours = opened(folder, *map(Adapter, files, scales))
+    ours = opened(folder, *map(LoraRef, files, scales))
     assert_same_weights(ours, theirs, pipe, changed_by(layers))
 
 
@@ -258,7 +258,7 @@ def test_the_files_stay_as_they_are(bases, tmp_path):
     layers = draw_layers(parts_of(pipe), wanted(ATTENTION))
     file = write(tmp_path / "a.safetensors", layers, kohya_name)
     before = {path: path.read_bytes() for path in [file, *folder.rglob("*.safetensors")]}
-    changed = opened(folder, Adapter(file))
+    changed = opened(folder, LoraRef(file))
     untouched = opened(folder)
     assert {path: path.read_bytes() for path in before} == before
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
@@ -273,7 +273,7 @@ def test_half_precision_on_disk(bases, tmp_path):
         layer.down, layer.up = layer.down.bfloat16(), layer.up.half()
     file = write(tmp_path / "a.safetensors", layers, kohya_name)
     checkpoint = open_checkpoint(Source(folder.name, folder, "folder"))
-    ours = load(checkpoint, device="cpu", dtype="float16", loras=[Adapter(file)])
+    ours = load(checkpoint, device="cpu", dtype="float16", loras=[LoraRef(file)])
     for layer in layers:
         layer.down, layer.up = layer.down.float(), layer.up.float()
         exact = pipe.unet.get_submodule(layer.path).weight.half().float() + layer.delta
@@ -287,7 +287,7 @@ def test_an_alpha_may_be_a_whole_number(bases, tmp_path):
     tensors = load_file(write(tmp_path / "a.safetensors", layers, kohya_name))
     whole = {name: value.long() if name.endswith("alpha") else value for name, value in tensors.items()}
     save_file(whole, tmp_path / "a.safetensors")
-    ours = opened(folder, Adapter(tmp_path / "a.safetensors", SCALE))
+    ours = opened(folder, LoraRef(tmp_path / "a.safetensors", SCALE))
     assert_same_weights(ours, with_layers(pipe, layers, SCALE), pipe, changed_by(layers))
 
 
@@ -342,7 +342,7 @@ GOOD = {f"{Q}.lora_down.weight": torch.ones(2, 64), f"{Q}.lora_up.weight": torch
 def test_what_does_not_fit_is_refused_in_one_line(bases, tmp_path, tensors, says):
     folder, _ = bases["sd15"]
     file = simple_file(tmp_path / "a.safetensors", tensors)
-    message = error_of(folder, Adapter(file))
+    message = error_of(folder, LoraRef(file))
     assert says in message and str(file) in message
 
 
@@ -351,28 +351,28 @@ def test_a_file_for_another_model_says_for_which(bases, tmp_path):
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_{}_attn2_to_k"
     xl = {f"{key.format(i)}.lora_down.weight": torch.ones(2, 2048) for i in range(2)}
     xl |= {f"{key.format(i)}.lora_up.weight": torch.ones(64, 2) for i in range(2)}
-    assert "made for Stable Diffusion XL" in error_of(folder, Adapter(simple_file(tmp_path / "xl.safetensors", xl)))
+    assert "made for Stable Diffusion XL" in error_of(folder, LoraRef(simple_file(tmp_path / "xl.safetensors", xl)))
     one = {name: value for name, value in xl.items() if "blocks_0_attn2" in name}
-    message = error_of(folder, Adapter(simple_file(tmp_path / "wide.safetensors", one)))
+    message = error_of(folder, LoraRef(simple_file(tmp_path / "wide.safetensors", one)))
     assert "[2, 2048]" in message and "[64, 24]" in message and "Stable Diffusion XL" in message
     save_file(xl, tmp_path / "said.safetensors", {"ss_base_model_version": "sd_v2_v"})
-    assert "made for sd_v2_v" in error_of(folder, Adapter(tmp_path / "said.safetensors"))
+    assert "made for sd_v2_v" in error_of(folder, LoraRef(tmp_path / "said.safetensors"))
 
 
 def test_files_and_folders_that_are_none(bases, tmp_path):
     folder, _ = bases["sd15"]
-    assert "no such file or folder" in error_of(folder, Adapter(tmp_path / "none"))
+    assert "no such file or folder" in error_of(folder, LoraRef(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
-    assert "has no pytorch_lora_weights.safetensors" in error_of(folder, Adapter(tmp_path / "empty"))
+    assert "has no pytorch_lora_weights.safetensors" in error_of(folder, LoraRef(tmp_path / "empty"))
     for name in "ab":
         simple_file(tmp_path / f"{name}.safetensors", GOOD)
-    assert "2 files that may be the LoRA (a.safetensors, b.safetensors)" in error_of(folder, Adapter(tmp_path))
+    assert "2 files that may be the LoRA (a.safetensors, b.safetensors)" in error_of(folder, LoraRef(tmp_path))
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:-9])
-    assert "broken" in error_of(folder, Adapter(tmp_path / "a.safetensors"))
+    assert "broken" in error_of(folder, LoraRef(tmp_path / "a.safetensors"))
     save_file(GOOD, tmp_path / "b.safetensors", {"lora_adapter_metadata": "[1"})
-    assert "no table in JSON" in error_of(folder, Adapter(tmp_path / "b.safetensors"))
+    assert "no table in JSON" in error_of(folder, LoraRef(tmp_path / "b.safetensors"))
     save_file(GOOD, tmp_path / "b.safetensors", {"lora_adapter_metadata": json.dumps({"unet.use_dora": True})})
-    assert "use_dora" in error_of(folder, Adapter(tmp_path / "b.safetensors"))
+    assert "use_dora" in error_of(folder, LoraRef(tmp_path / "b.safetensors"))
 
 
 def test_pickles_are_opened_when_that_is_said(bases, tmp_path):
@@ -381,8 +381,8 @@ def test_pickles_are_opened_when_that_is_said(bases, tmp_path):
     tensors = load_file(write(tmp_path / "a.safetensors", layers, processor_name))
     (tmp_path / "a.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_lora_weights.bin")
-    assert "--allow-pickle" in error_of(folder, Adapter(tmp_path))
-    ours = opened(folder, Adapter(tmp_path), allow_pickle=True)
+    assert "--allow-pickle" in error_of(folder, LoraRef(tmp_path))
+    ours = opened(folder, LoraRef(tmp_path), allow_pickle=True)
     assert_same_weights(ours, with_layers(pipe, layers, 1.0), pipe, changed_by(layers))
 
 
@@ -402,5 +402,5 @@ def test_text_encoders_are_found_by_either_name(bases, tmp_path):
 
         file = write(tmp_path / "a.safetensors", layers, name)
         assert_same_weights(
-            opened(folder, Adapter(file, SCALE)), with_layers(pipe, layers, SCALE), pipe, changed_by(layers)
+            opened(folder, LoraRef(file, SCALE)), with_layers(pipe, layers, SCALE), pipe, changed_by(layers)
         )

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
-from gencli.checkpoints.adapter import Adapter
+from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
 from gencli.checkpoints.lora import CONFIG, merge
@@ -94,7 +94,7 @@ def by_peft(base: Path, folders: list[Path], scales: tuple[float, ...]):
     return model.eval()
 
 
-def merged(base: Path, *adapters: Adapter) -> torch.nn.Module:
+def merged(base: Path, *adapters: LoraRef) -> torch.nn.Module:
     model = load(base)
     family = json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"]
     merge(model, architecture(family).LAYOUT, adapters)
@@ -110,7 +110,7 @@ def test_logits_are_pefts(tmp_path, name):
         folders = [make_adapter(base, tmp_path / str(i), i, **one) for i, one in enumerate(settings)]
         scales = SCALES[: len(folders)] if len(folders) > 1 else (1.0,)
         theirs = by_peft(base, folders, scales)
-    ours = merged(base, *map(Adapter, folders, scales))
+    ours = merged(base, *map(LoraRef, folders, scales))
     ids = torch.randint(96, (3, 24), generator=torch.Generator().manual_seed(1))
     expected = theirs(ids).logits
     torch.testing.assert_close(ours(ids), expected, atol=1e-5, rtol=1e-5)
@@ -121,9 +121,9 @@ def test_a_scale_of_nought_is_the_base_and_halves_add_up(tmp_path):
     base = make_base(tmp_path / "base", "llama")
     folder = make_adapter(base, tmp_path / "a", target_modules=LLAMA_ALL)
     ids = torch.arange(20)[None]
-    torch.testing.assert_close(merged(base, Adapter(folder, 0.0))(ids), load(base)(ids), atol=0, rtol=0)
-    twice = merged(base, Adapter(folder, 0.5), Adapter(folder, 0.5))
-    torch.testing.assert_close(twice(ids), merged(base, Adapter(folder))(ids), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merged(base, LoraRef(folder, 0.0))(ids), load(base)(ids), atol=0, rtol=0)
+    twice = merged(base, LoraRef(folder, 0.5), LoraRef(folder, 0.5))
+    torch.testing.assert_close(twice(ids), merged(base, LoraRef(folder))(ids), atol=1e-5, rtol=1e-5)
 
 
 def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
@@ -133,7 +133,7 @@ def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
     folders = [make_adapter(base, tmp_path / str(i), i, target_modules=["q_proj"]) for i in range(2)]
     model = load(base)
     before = {name: (parameter, parameter.data_ptr()) for name, parameter in model.named_parameters()}
-    merge(model, architecture("llama").LAYOUT, [Adapter(folder) for folder in folders])
+    merge(model, architecture("llama").LAYOUT, [LoraRef(folder) for folder in folders])
     for name, parameter in model.named_parameters():
         assert parameter.dtype is torch.bfloat16 and not parameter.requires_grad
         assert (parameter.data_ptr() != before[name][1]) == ("q_proj" in name), name
@@ -172,7 +172,7 @@ def test_what_changes_the_numbers_is_refused(tmp_path, change, says):
     raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     write_json(folder / CONFIG, {**raw, **change})
     with pytest.raises(GencliError) as caught:
-        merged(base, Adapter(folder))
+        merged(base, LoraRef(folder))
     assert says in caught.value.message and "\n" not in caught.value.message
 
 
@@ -200,64 +200,64 @@ def test_a_tensor_that_fits_nothing_is_named(tmp_path, change, says):
     change(tensors)
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(GencliError) as caught:
-        merged(base, Adapter(folder))
+        merged(base, LoraRef(folder))
     assert says in caught.value.message and str(folder) in caught.value.message
 
 
 def test_folders_that_are_none(tmp_path):
     base = make_base(tmp_path / "base", "llama")
     with pytest.raises(GencliError, match=r"has no adapter_config\.json"):
-        merged(base, Adapter(tmp_path / "nothing"))
+        merged(base, LoraRef(tmp_path / "nothing"))
     folder = make_adapter(base, tmp_path / "a", target_modules=["q_proj"])
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(GencliError, match=r"has no adapter_model\.safetensors"):
-        merged(base, Adapter(folder))
+        merged(base, LoraRef(folder))
 
 
 def test_whole_modules_have_no_scale(tmp_path):
     base = make_base(tmp_path / "base", "gpt2")
     folder = make_adapter(base, tmp_path / "a", target_modules=["c_attn"], modules_to_save=["ln_f"])
     with pytest.raises(GencliError, match=r"replaces transformer\.ln_f, which a scale of 0\.5 cannot do"):
-        merged(base, Adapter(folder, 0.5))
+        merged(base, LoraRef(folder, 0.5))
     with pytest.raises(GencliError, match=r"replaces transformer\.ln_f, as another adapter does"):
-        merged(base, Adapter(folder), Adapter(folder))
+        merged(base, LoraRef(folder), LoraRef(folder))
 
 
 def test_path_and_scale_in_one_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd:2").mkdir()
-    assert Adapter.parse("a/b") == Adapter(Path("a/b"), 1.0)
-    assert Adapter.parse("a/b:0.5") == Adapter(Path("a/b"), 0.5)
-    assert Adapter.parse("a/b:-1e-1") == Adapter(Path("a/b"), -0.1)
-    assert Adapter.parse(r"C:\adapters\x") == Adapter(Path(r"C:\adapters\x"), 1.0)
-    assert Adapter.parse("odd:2") == Adapter(Path("odd:2"), 1.0)
-    assert Adapter.parse("odd:2:3") == Adapter(Path("odd:2"), 3.0)
+    assert LoraRef.parse("a/b") == LoraRef(Path("a/b"), 1.0)
+    assert LoraRef.parse("a/b:0.5") == LoraRef(Path("a/b"), 0.5)
+    assert LoraRef.parse("a/b:-1e-1") == LoraRef(Path("a/b"), -0.1)
+    assert LoraRef.parse(r"C:\adapters\x") == LoraRef(Path(r"C:\adapters\x"), 1.0)
+    assert LoraRef.parse("odd:2") == LoraRef(Path("odd:2"), 1.0)
+    assert LoraRef.parse("odd:2:3") == LoraRef(Path("odd:2"), 3.0)
     for wrong in ("", ":2", "a:nan", "a:inf"):
         with pytest.raises(UsageError, match="PATH:SCALE"):
-            Adapter.parse(wrong)
+            LoraRef.parse(wrong)
 
 
 def test_another_base_is_only_a_note(tmp_path):
     base = make_gpt2(tmp_path / "base")
     folder = make_adapter(base, tmp_path / "a", target_modules=["c_attn"])
-    assert open_model(find(str(base)), adapters=[Adapter(folder)]).notes == ()
+    assert open_model(find(str(base)), adapters=[LoraRef(folder)]).notes == ()
     raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     write_json(folder / CONFIG, {**raw, "base_model_name_or_path": "org/other"})
-    (note,) = open_model(find(str(base)), adapters=[Adapter(folder)]).notes
+    (note,) = open_model(find(str(base)), adapters=[LoraRef(folder)]).notes
     assert "was made for org/other" in note
 
 
 def test_a_pickled_adapter_only_when_allowed(tmp_path):
     base = make_base(tmp_path / "base", "llama")
     folder = make_adapter(base, tmp_path / "a", target_modules=["q_proj"])
-    expected = merged(base, Adapter(folder)).state_dict()
+    expected = merged(base, LoraRef(folder)).state_dict()
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(GencliError) as caught:
-        merged(base, Adapter(folder))
+        merged(base, LoraRef(folder))
     assert "--allow-pickle" in caught.value.hint
     model = load(base)
-    merge(model, architecture("llama").LAYOUT, [Adapter(folder)], allow_pickle=True)
+    merge(model, architecture("llama").LAYOUT, [LoraRef(folder)], allow_pickle=True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
@@ -285,7 +285,7 @@ def test_as_a_process(tmp_path):
 
     result = run("--lora", str(folders[0]), "--lora", f"{folders[1]}:0.5")
     assert (result.returncode, result.stderr) == (0, "")
-    model = open_model(find(str(base)), adapters=[Adapter(folders[0]), Adapter(folders[1], 0.5)])
+    model = open_model(find(str(base)), adapters=[LoraRef(folders[0]), LoraRef(folders[1], 0.5)])
     ids = model.tokenizer.encode("The dog")
     for _ in range(12):
         ids.append(int(model.module(torch.tensor([ids]))[0, -1].argmax()))

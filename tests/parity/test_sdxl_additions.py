@@ -11,8 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
-from gencli.checkpoints.adapter import Adapter
-from gencli.checkpoints.named import NamedFile
+from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.errors import GencliError
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
@@ -58,7 +57,7 @@ def test_lora_weights_are_those_that_diffusers_fuses(sdxl, tmp_path, form):
     file = write(tmp_path / "lora.safetensors", layers, name or original_names(pipe.unet))
     assert any("lora_unet_input_blocks" in key for key in load_file(file)) == (name is None)
     theirs = by_diffusers(pipe, file)
-    assert_same_weights(opened(folder, Adapter(file, 0.7)), theirs, pipe, changed_by(layers))
+    assert_same_weights(opened(folder, LoraRef(file, 0.7)), theirs, pipe, changed_by(layers))
 
 
 def test_lora_of_every_module_and_its_picture(sdxl, tmp_path):
@@ -72,7 +71,7 @@ def test_lora_of_every_module_and_its_picture(sdxl, tmp_path):
         "lora_te2_text_projection.alpha",
         "lora_unet_output_blocks_1_2_conv.alpha",
     } < keys
-    pipeline, theirs = opened(folder, Adapter(file, 0.2)), with_layers(pipe, layers, 0.2)
+    pipeline, theirs = opened(folder, LoraRef(file, 0.2)), with_layers(pipe, layers, 0.2)
     assert_same_weights(pipeline, theirs, pipe, changed_by(layers))
     assert_pictures(pipeline, theirs, prompt="a red apple", negative="dog")
 
@@ -104,7 +103,7 @@ def test_embeddings_of_both_text_encoders(sdxl, tmp_path):
     folder, pipe = sdxl
     tensors = {"clip_l": embeddings.vectors(2, 24), "clip_g": embeddings.vectors(2, 32, 1)}
     save_file(tensors, tmp_path / "toy.safetensors")
-    ours = embeddings.opened(folder, NamedFile(tmp_path / "toy.safetensors"))
+    ours = embeddings.opened(folder, EmbeddingRef(tmp_path / "toy.safetensors"))
     theirs = copy.deepcopy(pipe)
     theirs.load_textual_inversion(
         tensors["clip_l"], token="toy", text_encoder=theirs.text_encoder, tokenizer=theirs.tokenizer
@@ -137,7 +136,7 @@ def test_embeddings_of_both_text_encoders(sdxl, tmp_path):
 )
 def test_embeddings_that_do_not_fit(sdxl, tmp_path, tensors, says):
     save_file(tensors, tmp_path / "toy.safetensors")
-    assert says in embeddings.refusal(sdxl[0], NamedFile(tmp_path / "toy.safetensors"))
+    assert says in embeddings.refusal(sdxl[0], EmbeddingRef(tmp_path / "toy.safetensors"))
 
 
 def test_a_lora_of_stable_diffusion_1_says_so(sdxl, tmp_path):
@@ -145,7 +144,7 @@ def test_a_lora_of_stable_diffusion_1_says_so(sdxl, tmp_path):
     tensors = {f"{key}.lora_down.weight": torch.ones(2, 768), f"{key}.lora_up.weight": torch.ones(64, 2)}
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(GencliError, match="does not fit") as caught:
-        opened(sdxl[0], Adapter(tmp_path / "a.safetensors"))
+        opened(sdxl[0], LoraRef(tmp_path / "a.safetensors"))
     assert "made for Stable Diffusion 1" in caught.value.hint
 
 
