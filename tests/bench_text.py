@@ -83,7 +83,7 @@ def compare_decode(folder: Path, rounds: int) -> None:
     import transformers
 
     from gencli.checkpoints.find import Source
-    from gencli.text.events import Speed
+    from gencli.text.events import GenerationStats
     from gencli.text.generate import generate
     from gencli.text.load import open_model
     from gencli.text.request import TextRequest
@@ -95,10 +95,10 @@ def compare_decode(folder: Path, rounds: int) -> None:
 
     def ours(batch: int, **settings: float) -> float:
         request = TextRequest(PROMPT, max_tokens=TOKENS, num_samples=batch, logit_bias=never, **settings)
-        speed = Speed()
+        stats = GenerationStats()
         start = time.perf_counter()
-        list(generate(model, request, speed))
-        assert speed.generated == TOKENS * batch
+        list(generate(model, request, stats))
+        assert stats.generated == TOKENS * batch
         return TOKENS * batch / (time.perf_counter() - start)
 
     def theirs(batch: int, **settings: object) -> float:

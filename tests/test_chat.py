@@ -15,18 +15,16 @@ from gencli.checkpoints.find import Source
 from gencli.cli.chat_talk import Talk
 from gencli.cli.console import Console
 from gencli.errors import GencliError
-from gencli.text import template
-from gencli.text.chat_format import Templated, Transcript
+from gencli.text import chat_template
+from gencli.text.chat import ChatModel, ChatSession
+from gencli.text.chat_template import ChatTemplate, Templated, Transcript
 from gencli.text.conversation import Conversation, read_examples
-from gencli.text.events import Cut, Piece, Reasoning, Sample
+from gencli.text.events import Completion, Logprobs, PromptTruncated, ReasoningDelta, TextDelta
 from gencli.text.generate import generate
 from gencli.text.load import open_model
-from gencli.text.logprobs import Logprobs
-from gencli.text.memory import Memory
+from gencli.text.prompt_cache import PromptCache
 from gencli.text.reasoning import split_reasoning
 from gencli.text.request import TextRequest
-from gencli.text.session import Partner, Session
-from gencli.text.template import ChatTemplate
 from gencli.tokens import load_tokenizer
 from tests.chat_templates import FAMILIES, make_chat_tokenizer
 from tests.decoder_cases import CASES
@@ -58,46 +56,46 @@ def tuned(base):
 
 
 @pytest.fixture(scope="module")
-def partner(tuned):
-    made = Partner(tuned)
+def chat_model(tuned):
+    made = ChatModel(tuned)
     yield made
     made.close()
 
 
-def say(session: Session, message: str, seed: int = 0) -> tuple[list[int], Sample]:
+def say(session: ChatSession, message: str, seed: int = 0) -> tuple[list[int], Completion]:
     """One turn: the ids of its prompt, and the answer."""
     prompt = session.prepare(message)
     events = list(session.answer(message, prompt, seed))
-    assert isinstance(events[-1], Sample)
+    assert isinstance(events[-1], Completion)
     return prompt.ids, events[-1]
 
 
-def test_no_turn_is_read_twice(partner):
+def test_no_turn_is_read_twice(chat_model):
     """Each answer is that of a fresh prompt, and of the prompt only what is new has been read."""
-    session = Session(partner, GREEDY, Conversation(system="Be kind."))
+    session = ChatSession(chat_model, GREEDY, Conversation(system="Be kind."))
     known: list[int] = []
     asked = 0
     for message in ("Once upon a time", "and then?", "你好", "Tell more."):
-        before = session.speed.prompt_tokens
+        before = session.stats.prompt_tokens
         ids, answer = say(session, message)
-        fresh = list(generate(partner.model, GREEDY, ids=ids))[-1]
-        assert isinstance(fresh, Sample) and answer.text == fresh.text.lstrip()
+        fresh = list(generate(chat_model.model, GREEDY, ids=ids))[-1]
+        assert isinstance(fresh, Completion) and answer.text == fresh.text.lstrip()
         shared = next(
             (i for i, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids))
         )
-        assert session.speed.prompt_tokens - before == len(ids) - shared
+        assert session.stats.prompt_tokens - before == len(ids) - shared
         assert shared >= asked, "nothing of the prompt before is read again"
-        known, asked = session.memory.ids[: session.memory.cache.length], len(ids)
+        known, asked = session.prompt_cache.ids[: session.prompt_cache.cache.length], len(ids)
 
 
-def test_an_answer_is_not_read_again(partner):
+def test_an_answer_is_not_read_again(chat_model):
     """It ends as the tokenizer would write it: only its last token, which no one has read, and what follows."""
     always = dataclasses.replace(GREEDY, logit_bias=((byte_bpe().token_to_id("Q"), 1e4),))
-    session = Session(partner, always, Conversation())
+    session = ChatSession(chat_model, always, Conversation())
     ids, answer = say(session, "first")
-    assert (answer.text, session.speed.prompt_tokens) == ("Q" * 12, len(ids))
+    assert (answer.text, session.stats.prompt_tokens) == ("Q" * 12, len(ids))
     more, _ = say(session, "second")
-    assert session.speed.prompt_tokens == len(more) - 11
+    assert session.stats.prompt_tokens == len(more) - 11
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -105,14 +103,14 @@ def test_a_cache_that_is_taken_up_again_gives_a_fresh_prefill(tmp_path: Path, ca
     """Texts that share a beginning, cut back and grown, past sliding windows and stretched ranges."""
     folder = make_decoder(tmp_path, case)
     module = load(folder, device=torch.device("cpu"), dtype=torch.float32).eval()
-    memory = Memory()
+    prompt_cache = PromptCache()
     ids = torch.randint(3, 96, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     texts = [ids[:20], ids[:40], [*ids[:33], *ids[:10]], ids[:4], ids]
     with torch.inference_mode():
         for text in texts:
-            cache, known = memory.recall(module, text, len(text) + 1)
+            cache, known = prompt_cache.reuse(module, text, len(text) + 1)
             got = module(torch.tensor([text[known:]]), cache, last_only=True)
-            memory.ids = text
+            prompt_cache.ids = text
             assert known < len(text)
             torch.testing.assert_close(got, module(torch.tensor([text]), last_only=True), atol=2e-5, rtol=0)
 
@@ -131,30 +129,30 @@ def test_what_a_cache_can_be_cut_and_grown_to(base):
         cache.truncate(6)
 
 
-def test_an_interrupted_answer_is_kept_and_the_cache_with_it(partner):
-    session = Session(partner, GREEDY, Conversation())
+def test_an_interrupted_answer_is_kept_and_the_cache_with_it(chat_model):
+    session = ChatSession(chat_model, GREEDY, Conversation())
     prompt = session.prepare("Once")
     events = session.answer("Once", prompt, 0)
-    first = next(event for event in events if isinstance(event, Piece))
+    first = next(event for event in events if isinstance(event, TextDelta))
     events.close()
     assert [m["role"] for m in session.conversation.turns] == ["user", "assistant"]
     assert session.conversation.turns[1]["content"] == first.text
     ids, answer = say(session, "go on")
-    fresh = list(generate(partner.model, GREEDY, ids=ids))[-1]
-    assert isinstance(fresh, Sample) and answer.text == fresh.text.lstrip()
+    fresh = list(generate(chat_model.model, GREEDY, ids=ids))[-1]
+    assert isinstance(fresh, Completion) and answer.text == fresh.text.lstrip()
 
 
-def test_a_conversation_that_outgrows_the_context(partner):
+def test_a_conversation_that_outgrows_the_context(chat_model):
     """The oldest turns go, whole and for good; the system prompt and the examples stay."""
     examples = [{"role": "user", "content": "example"}, {"role": "assistant", "content": "answer"}]
-    session = Session(partner, GREEDY, Conversation(system="Be kind.", examples=examples))
+    session = ChatSession(chat_model, GREEDY, Conversation(system="Be kind.", examples=examples))
     dropped = []
     for number in range(12):
         message = f"message {number}"
         prompt = session.prepare(message)
         list(session.answer(message, prompt, 0))
         dropped.append(session.left_out)
-        assert len(prompt.ids) <= partner.model.max_length - GREEDY.max_tokens
+        assert len(prompt.ids) <= chat_model.model.max_length - GREEDY.max_tokens
         assert prompt.text.startswith(f"<system\nBe kind.{END}\n<user\nexample{END}\n<assistant\nanswer{END}\n<user\n")
         assert prompt.text.endswith(f"<user\n{message}{END}\n<assistant\n")
     assert not dropped[0] and any(dropped) and set(dropped) <= {0, 2, 4}
@@ -166,9 +164,9 @@ def test_a_conversation_that_outgrows_the_context(partner):
     assert (session.conversation.left_out, len(session.conversation.turns)) == (before, 24)
 
 
-def test_what_is_left_out_is_said(partner, capsysbinary):
+def test_what_is_left_out_is_said(chat_model, capsysbinary):
     stream = io.StringIO()
-    talk = Talk(Console(stream), Session(partner, GREEDY, Conversation()), seed=3)
+    talk = Talk(Console(stream), ChatSession(chat_model, GREEDY, Conversation()), seed=3)
     for _ in range(9):
         talk.answer("a message")
     assert "outgrown the context of 256 tokens: its oldest 2 messages are left out" in stream.getvalue()
@@ -178,10 +176,10 @@ def test_what_is_left_out_is_said(partner, capsysbinary):
 
 
 def test_a_base_model_gets_a_transcript(base):
-    partner = Partner(base)
-    assert isinstance(partner.format, Transcript)
+    chat_model = ChatModel(base)
+    assert isinstance(chat_model.format, Transcript)
     talk = Conversation("A talk.", [], [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho\n"}])
-    session = Session(partner, dataclasses.replace(GREEDY, stop=("stop",)), talk)
+    session = ChatSession(chat_model, dataclasses.replace(GREEDY, stop=("stop",)), talk)
     assert session.request.stop == ("stop", "\nUser:", "\nAssistant:")
     prompt = session.prepare(f"and {END}?")
     assert prompt.text == f"A talk.\n\nUser: hi\nAssistant: ho\nUser: and {END}?\nAssistant:"
@@ -192,15 +190,15 @@ def test_a_base_model_gets_a_transcript(base):
 def test_turns_end_where_the_template_says(tuned, base):
     """A config that names only another token: the one that the template writes ends an answer too."""
     plain = dataclasses.replace(tuned, tokenizer=dataclasses.replace(tuned.tokenizer, eos_ids=(5,)))
-    partner = Partner(plain)
-    assert partner.model.tokenizer.eos_ids == (5, byte_bpe().token_to_id(END))
-    partner.close()
-    assert Partner(base).model.tokenizer.eos_ids == base.tokenizer.eos_ids
+    chat_model = ChatModel(plain)
+    assert chat_model.model.tokenizer.eos_ids == (5, byte_bpe().token_to_id(END))
+    chat_model.close()
+    assert ChatModel(base).model.tokenizer.eos_ids == base.tokenizer.eos_ids
 
 
-def pieces(text: str, size: int) -> list[Piece | Sample]:
-    parts: list[Piece | Sample] = [Piece(0, text[i : i + size]) for i in range(0, len(text), size)]
-    return [Cut(9, 8), *parts, Sample(0, 1, text, "stop", 3, 4)]
+def pieces(text: str, size: int) -> list[TextDelta | Completion]:
+    parts: list[TextDelta | Completion] = [TextDelta(0, text[i : i + size]) for i in range(0, len(text), size)]
+    return [PromptTruncated(9, 8), *parts, Completion(0, 1, text, "stop", 3, 4)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
@@ -222,19 +220,19 @@ def pieces(text: str, size: int) -> list[Piece | Sample]:
 )
 def test_reasoning_is_told_from_the_answer(size: int, text: str, inside: bool, thought: str, answer: str):
     events = list(split_reasoning(pieces(text, size), inside))
-    assert isinstance(events[0], Cut)
-    assert "".join(e.text for e in events if isinstance(e, Reasoning)) == thought
-    assert "".join(e.text for e in events if isinstance(e, Piece)) == answer
-    assert isinstance(events[-1], Sample) and events[-1].text == answer
+    assert isinstance(events[0], PromptTruncated)
+    assert "".join(e.text for e in events if isinstance(e, ReasoningDelta)) == thought
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == answer
+    assert isinstance(events[-1], Completion) and events[-1].text == answer
 
 
 def test_log_probabilities_are_of_the_answer_alone():
     names = ["<think>", "hm", "</think>", "\n", "so", " it", " is"]
     offsets = [sum(map(len, names[:i])) for i in range(len(names))]
     report = Logprobs(names, [-1.0] * 7, [{}] * 7, offsets)
-    sample = Sample(0, 1, "".join(names), "stop", 3, 7, report)
-    [*_, last] = split_reasoning([Piece(0, sample.text), sample])
-    assert isinstance(last, Sample) and last.logprobs is not None
+    sample = Completion(0, 1, "".join(names), "stop", 3, 7, report)
+    [*_, last] = split_reasoning([TextDelta(0, sample.text), sample])
+    assert isinstance(last, Completion) and last.logprobs is not None
     assert (last.text, last.logprobs.tokens, last.logprobs.text_offset) == ("so it is", ["so", " it", " is"], [0, 2, 5])
     assert (len(last.logprobs.token_logprobs), len(last.logprobs.top_logprobs)) == (3, 3)
 
@@ -268,14 +266,14 @@ def read_examples_without_system(folder: Path, talk: Conversation) -> list[dict[
     return read_examples(file)
 
 
-def test_examples(tmp_path: Path, partner):
+def test_examples(tmp_path: Path, chat_model):
     file = tmp_path / "examples.jsonl"
     turns = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "B"}]
     rows = [json.dumps({"user": "a", "assistant": "A"}), "", json.dumps({"messages": turns})]
     file.write_text("\n".join(rows), encoding="utf-8")
     examples = read_examples(file)
     assert [message["content"] for message in examples] == ["a", "A", "b", "B"]
-    text = Session(partner, GREEDY, Conversation("S", examples)).prepare("c").text
+    text = ChatSession(chat_model, GREEDY, Conversation("S", examples)).prepare("c").text
     said = [("system", "S"), ("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", "B"), ("user", "c")]
     assert text == "".join(f"<{role}\n{content}{END}\n" for role, content in said) + "<assistant\n"
 
@@ -323,7 +321,7 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
     ids=lambda value: value[:24],
 )
 def test_a_template_that_does_wrong_is_one_clear_line(monkeypatch, source: str, problem: str):
-    monkeypatch.setattr(template, "SECONDS", 1)
+    monkeypatch.setattr(chat_template, "SECONDS", 1)
     made = ChatTemplate(source, "model")
     with pytest.raises(GencliError) as caught:
         made.render(messages=[])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.text.events import Cut, Piece, Sample, Speed, in_order
+from gencli.text.events import Completion, GenerationStats, PromptTruncated, TextDelta, in_order
 from gencli.text.generate import BATCH, generate
 from gencli.text.load import TextModel, open_model
 from gencli.text.request import TextRequest
@@ -27,15 +27,15 @@ def opened(folder: Path, **options) -> TextModel:
     return open_model(Source(folder.name, folder, "folder"), **options)
 
 
-def run(model: TextModel, prompt: str = PROMPT, **settings) -> list[Sample]:
+def run(model: TextModel, prompt: str = PROMPT, **settings) -> list[Completion]:
     """The whole samples, after checking that the pieces say the same."""
     texts: dict[int, str] = {}
     samples = []
     for event in generate(model, TextRequest(prompt, **settings)):
-        if isinstance(event, Piece):
+        if isinstance(event, TextDelta):
             assert event.text
             texts[event.index] = texts.get(event.index, "") + event.text
-        elif isinstance(event, Sample):
+        elif isinstance(event, Completion):
             assert texts.get(event.index, "") == event.text
             samples.append(event)
     return sorted(samples, key=lambda sample: sample.index)
@@ -118,16 +118,16 @@ def test_finished_samples_leave_the_batch(model: TextModel):
         [alone] = run(model, **{**settings, "seed": sample.seed})
         assert (alone.text, alone.finish_reason) == (sample.text, sample.finish_reason)
         assert not {"e", "o"} & set(sample.text)
-    speed = Speed()
-    list(generate(model, TextRequest(PROMPT, num_samples=8, **settings), speed))
-    assert speed.generated == sum(sample.completion_tokens for sample in samples)
+    stats = GenerationStats()
+    list(generate(model, TextRequest(PROMPT, num_samples=8, **settings), stats))
+    assert stats.generated == sum(sample.completion_tokens for sample in samples)
 
 
 def test_the_first_unfinished_sample_streams(model: TextModel):
     events = list(in_order(generate(model, TextRequest(PROMPT, num_samples=3, max_tokens=20, **LONG))))
     order = [event.index for event in events]
     assert order == sorted(order) and set(order) == {0, 1, 2}
-    assert sum(isinstance(event, Piece) and event.index == 0 for event in events) > 5
+    assert sum(isinstance(event, TextDelta) and event.index == 0 for event in events) > 5
 
 
 def test_stop_strings_are_found_across_tokens(model: TextModel):
@@ -176,7 +176,7 @@ def test_a_prompt_as_long_as_the_context(model: TextModel):
     if model.tokenizer.encode(kept) == model.tokenizer.encode(text)[-118:]:
         assert run(model, kept, max_tokens=10, **GREEDY)[0].text == sample.text
     cut = next(generate(model, TextRequest(text, truncate="left", max_tokens=10)))
-    assert cut == Cut(length, 118)
+    assert cut == PromptTruncated(length, 118)
     [half] = run(model, text, truncate="left", max_tokens=1000, **GREEDY)
     assert (half.prompt_tokens, half.completion_tokens) == (64, 64)
 

@@ -11,8 +11,7 @@ import sys
 import pytest
 
 from gencli.errors import GencliError, UsageError
-from gencli.text.events import Cut, Piece, Sample, in_order
-from gencli.text.logprobs import Logprobs
+from gencli.text.events import Completion, Logprobs, PromptTruncated, TextDelta, in_order
 from gencli.text.request import BUILT_IN, MAX_SEED, TextRequest, parse_logit_bias
 from gencli.text.stops import StopScanner
 from tests.shell.process import environment
@@ -131,13 +130,13 @@ def test_only_what_may_become_a_stop_is_held_back():
     assert StopScanner([]).push("anything") == ("anything", False)
 
 
-def sample(index: int) -> Sample:
-    return Sample(index, index, "", "stop", 1, 1)
+def sample(index: int) -> Completion:
+    return Completion(index, index, "", "stop", 1, 1)
 
 
 def test_samples_come_one_after_another():
     """Every interleaving of three samples gives the same order, and the one whose turn it is is never held up."""
-    tracks = [[Piece(i, "x"), Piece(i, "y"), sample(i)] for i in range(3)]
+    tracks = [[TextDelta(i, "x"), TextDelta(i, "y"), sample(i)] for i in range(3)]
     wanted = [event for track in tracks for event in track]
     orders = set(itertools.permutations([0, 0, 0, 1, 1, 1, 2, 2, 2]))
     assert len(orders) == 1680
@@ -145,8 +144,8 @@ def test_samples_come_one_after_another():
         left = [list(track) for track in tracks]
         events = [left[i].pop(0) for i in order]
         assert list(in_order(events)) == wanted
-    live = in_order(iter([Cut(9, 5), Piece(0, "x"), Piece(1, "x")]))
-    assert [next(live), next(live)] == [Cut(9, 5), Piece(0, "x")]
+    live = in_order(iter([PromptTruncated(9, 5), TextDelta(0, "x"), TextDelta(1, "x")]))
+    assert [next(live), next(live)] == [PromptTruncated(9, 5), TextDelta(0, "x")]
 
 
 def test_logprobs_keep_the_likelier_of_two_that_read_the_same():

@@ -115,8 +115,8 @@ def chat(
 
     console.progress(f"loading {source.name}")
     with stopping.heeded():
+        from gencli.text.chat import ChatModel, ChatSession
         from gencli.text.load import open_model
-        from gencli.text.session import Partner, Session
 
     loaded = open_model(
         source, device=device, dtype=dtype, threads=threads, adapters=adapters, allow_pickle=allow_pickle
@@ -124,7 +124,7 @@ def chat(
     console.clear()
     for note in loaded.notes:
         console.note(note)
-    session = Session(Partner(loaded), request, conversation)
+    session = ChatSession(ChatModel(loaded), request, conversation)
     talk = Talk(console, session, request.seed)
     try:
         if message is not None:
@@ -137,7 +137,7 @@ def chat(
     finally:
         if stats:
             console.stats(f"{loaded.describe()}, seed {request.seed}")
-            console.stats(f"load {loaded.load_seconds:.2f} s; {session.speed}")
+            console.stats(f"load {loaded.load_seconds:.2f} s; {session.stats}")
 
 
 class Terminal:

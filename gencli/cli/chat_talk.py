@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from gencli.cli.console import Console
 from gencli.cli.sinks import TextSink
-from gencli.text.events import Piece, Reasoning, Sample
+from gencli.text.events import Completion, ReasoningDelta, TextDelta
 
 if TYPE_CHECKING:
+    from gencli.text.chat import ChatSession
     from gencli.text.conversation import Conversation
-    from gencli.text.session import Session
 
 
 def new_conversation(system: str | None, examples: Path | None) -> Conversation:
@@ -24,7 +24,7 @@ def new_conversation(system: str | None, examples: Path | None) -> Conversation:
 class Talk:
     """Answers messages one after another. The first answer's seed is `seed`, and each one more than the one before."""
 
-    def __init__(self, console: Console, session: Session, seed: int):
+    def __init__(self, console: Console, session: ChatSession, seed: int):
         self.console = console
         self.session = session
         self.seed = seed
@@ -36,7 +36,7 @@ class Talk:
         """
         prompt = self.session.prepare(message)
         if count := self.session.left_out:
-            model = self.session.partner.model
+            model = self.session.chat_model.model
             self.console.note(
                 f"the conversation has outgrown the context of {model.max_length} tokens: its oldest {count} "
                 "messages are left out from here on, the system prompt is not"
@@ -46,12 +46,12 @@ class Talk:
         events = self.session.answer(message, prompt, seed)
         try:
             for event in events:
-                if isinstance(event, Reasoning):
+                if isinstance(event, ReasoningDelta):
                     self.console.aside(event.text)
-                elif isinstance(event, Piece):
+                elif isinstance(event, TextDelta):
                     self.console.end_aside()
                     sink.write(event.text)
-                elif isinstance(event, Sample):
+                elif isinstance(event, Completion):
                     self.console.end_aside()
                     sink.end()
                     self._note_end(event)
@@ -62,7 +62,7 @@ class Talk:
         finally:
             events.close()
 
-    def _note_end(self, sample: Sample) -> None:
+    def _note_end(self, sample: Completion) -> None:
         """Say what the text itself does not show."""
         if sample.finish_reason == "length":
             self.console.note(f"cut off after {sample.completion_tokens} tokens (see --max-tokens)")

@@ -23,7 +23,7 @@ from gencli.cli.help import SETTINGS, Command
 from gencli.cli.prompts import check_arguments, read_lines, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput
 from gencli.errors import GencliError, UsageError
-from gencli.text.events import Cut, Event, Reasoning, Speed, in_order
+from gencli.text.events import Event, GenerationStats, PromptTruncated, ReasoningDelta, in_order
 from gencli.text.request import TextRequest, parse_logit_bias
 
 if TYPE_CHECKING:
@@ -212,22 +212,22 @@ def _run(
 
     before: what stands before every prompt, if prompts are messages.
     """
-    speed = Speed()
-    continued = _continuer(model, before, speed)
+    totals = GenerationStats()
+    continued = _continuer(model, before, totals)
     try:
         for number, prompt in enumerate(prompts):
             seed = request.seed + number * request.num_samples
             one = dataclasses.replace(request, prompt=prompt, seed=seed)
             try:
                 for event in in_order(continued(one)):
-                    if isinstance(event, Cut):
+                    if isinstance(event, PromptTruncated):
                         console.note(f"of the prompt's {event.tokens} tokens only the last {event.kept} are used")
                         continue
-                    if isinstance(event, Reasoning):
+                    if isinstance(event, ReasoningDelta):
                         console.aside(event.text)
                         continue
                     console.end_aside()
-                    _show_progress(console, speed)
+                    _show_progress(console, totals)
                     output.show(event, prompt, first=number * request.num_samples)
             except GencliError as error:
                 error.message = f"line {number + 1}: {error.message}" if lines else error.message
@@ -240,30 +240,32 @@ def _run(
         console.clear()
         if stats:
             console.stats(f"{model.describe()}, seed {request.seed}")
-            console.stats(f"load {model.load_seconds:.2f} s; {speed}")
+            console.stats(f"load {model.load_seconds:.2f} s; {totals}")
 
 
-def _continuer(model: TextModel, before: Conversation | None, speed: Speed) -> Callable[[TextRequest], Iterator[Event]]:
+def _continuer(
+    model: TextModel, before: Conversation | None, stats: GenerationStats
+) -> Callable[[TextRequest], Iterator[Event]]:
     """What a request's prompt is given to: the model itself, or a new conversation with it each time."""
     from gencli.text.generate import generate
 
     if before is None:
-        return lambda request: generate(model, request, speed)
-    from gencli.text.session import Partner, Session
+        return lambda request: generate(model, request, stats)
+    from gencli.text.chat import ChatModel, ChatSession
 
-    partner = Partner(model)
+    chat_model = ChatModel(model)
 
     def answer(request: TextRequest) -> Iterator[Event]:
-        session = Session(partner, request, dataclasses.replace(before, turns=[]))
-        session.speed = speed
+        session = ChatSession(chat_model, request, dataclasses.replace(before, turns=[]))
+        session.stats = stats
         yield from session.answer(request.prompt, session.prepare(request.prompt), request.seed)
 
     return answer
 
 
-def _show_progress(console: Console, speed: Speed) -> None:
+def _show_progress(console: Console, stats: GenerationStats) -> None:
     """Tokens so far, where the text itself is not on the screen."""
     if is_terminal(sys.stdout):
         console.clear()
     else:
-        console.progress("generating:", rate=f"{speed.generated} tokens, {speed.rate:.1f} tokens/s")
+        console.progress("generating:", rate=f"{stats.generated} tokens, {stats.rate:.1f} tokens/s")

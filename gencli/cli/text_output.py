@@ -7,8 +7,7 @@ import math
 from typing import Any
 
 from gencli.cli.sinks import TextSink, stdout_bytes, write_json
-from gencli.text.events import Piece, Sample
-from gencli.text.logprobs import Logprobs
+from gencli.text.events import Completion, Logprobs, TextDelta
 
 
 class PlainOutput:
@@ -19,12 +18,12 @@ class PlainOutput:
         self.echo = echo
         self._begun = False
 
-    def show(self, event: Piece | Sample, prompt: str, *, first: int) -> None:
+    def show(self, event: TextDelta | Completion, prompt: str, *, first: int) -> None:
         """The next event of samples in order. `first`: how many samples other prompts had before."""
         if not self._begun:
             self._begun = True
             self.sink.write(prompt if self.echo else "")
-        if isinstance(event, Sample):
+        if isinstance(event, Completion):
             self.sink.end()
             self._begun = False
         else:
@@ -42,12 +41,12 @@ class JsonOutput:
         self.model = model
         self.echo = echo
 
-    def show(self, event: Piece | Sample, prompt: str, *, first: int) -> None:
+    def show(self, event: TextDelta | Completion, prompt: str, *, first: int) -> None:
         """As `PlainOutput.show`."""
-        if isinstance(event, Sample):
+        if isinstance(event, Completion):
             write_json(self.record(event, prompt if self.echo else "", first + event.index))
 
-    def record(self, sample: Sample, prompt: str, index: int) -> dict[str, Any]:
+    def record(self, sample: Completion, prompt: str, index: int) -> dict[str, Any]:
         """A sample as the completion API names its parts; `prompt` is put before the text."""
         return {
             "index": index,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gencli.text import sampling
-from gencli.text.memory import Memory
+from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import TextRequest
 
 
@@ -43,7 +43,7 @@ class Batch:
         ids: list[int],
         generators: list[torch.Generator],
         max_tokens: int,
-        memory: Memory | None = None,
+        prompt_cache: PromptCache | None = None,
     ):
         self.module = model.module
         self.generators = generators
@@ -55,15 +55,15 @@ class Batch:
         self.device = model.device
         self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # picking needs float64
         self.ids = torch.tensor([ids], device=self.picks_on)
-        self.memory = memory if len(generators) == 1 else None
-        if self.memory:
-            self.cache, known = self.memory.recall(self.module, ids, len(ids) + max_tokens)
+        self.prompt_cache = prompt_cache if len(generators) == 1 else None
+        if self.prompt_cache:
+            self.cache, known = self.prompt_cache.reuse(self.module, ids, len(ids) + max_tokens)
         else:
             self.cache, known = self.module.new_cache(1, len(ids) + max_tokens), 0
         self.read = len(ids) - known
         self.logits = self._read(self.ids[:, known:])
-        if self.memory:
-            self.memory.ids = list(ids)
+        if self.prompt_cache:
+            self.prompt_cache.ids = list(ids)
         if len(generators) > 1:
             self.cache.repeat(len(generators))
             self.ids = self.ids.repeat(len(generators), 1)
@@ -71,12 +71,12 @@ class Batch:
 
     @torch.inference_mode()
     def pick(self) -> list[Pick]:
-        """Pick a token for each row and add it to its ids."""
+        """Pick a token for each sequence and add it to its ids."""
         generated = self.ids[:, self.prompt_length :]
         tokens = sampling.sample(self.logits, self.generators, context=self.ids, generated=generated, **self.settings)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        if self.memory:
-            self.memory.ids += tokens.tolist()
+        if self.prompt_cache:
+            self.prompt_cache.ids += tokens.tolist()
         if self.logprobs is None:
             return [Pick(token) for token in tokens.tolist()]
         found = sampling.logprobs(self.logits, tokens, self.logprobs)

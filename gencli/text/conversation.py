@@ -10,7 +10,7 @@ from typing import Any
 
 from gencli.errors import GencliError
 from gencli.files import read_bytes
-from gencli.text.chat_format import Message
+from gencli.text.chat_template import Message
 
 ROLES = ("system", "user", "assistant")
 

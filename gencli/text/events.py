@@ -1,42 +1,71 @@
-"""What continuing a prompt yields: pieces of text as they are made, and each sample once it is whole. No torch."""
+"""The events of a text generation: text as it is made, and each completion once it is whole. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gencli.text.logprobs import Logprobs
+
+@dataclass
+class Logprobs:
+    """How likely the model found each token, in the shape of OpenAI's completion API: one entry per token of the text.
+
+    The numbers are natural logarithms of the model's own probabilities, before temperature and filters.
+    top_logprobs: the likeliest tokens and the chosen one, by their text (of two with the same text, the likelier).
+    text_offset: where the token's text begins in the sample's text, in characters.
+    """
+
+    tokens: list[str] = field(default_factory=list)
+    token_logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[str, float]] = field(default_factory=list)
+    text_offset: list[int] = field(default_factory=list)
+
+    def add(self, token: str, logprob: float, top: Iterable[tuple[str, float]], offset: int) -> None:
+        """Add the next token and the likeliest tokens in its place, best first."""
+        most: dict[str, float] = {}
+        for other, value in [*top, (token, logprob)]:
+            most.setdefault(other, value)
+        self.tokens.append(token)
+        self.token_logprobs.append(logprob)
+        self.top_logprobs.append(most)
+        self.text_offset.append(offset)
+
+    def cut(self, length: int) -> None:
+        """Remove the tokens that begin at or after character `length`, where a stop string has removed their text."""
+        keep = sum(offset < length for offset in self.text_offset)
+        for column in (self.tokens, self.token_logprobs, self.top_logprobs, self.text_offset):
+            del column[keep:]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The prompt had `tokens` tokens, of which the last `kept` are used. Comes first of all."""
+class PromptTruncated:
+    """The prompt had `tokens` tokens, of which the last `kept` are used. Always the first event."""
 
     tokens: int
     kept: int
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text of sample `index`, to be shown after what came before it."""
+class TextDelta:
+    """The next text of sample `index`."""
 
     index: int
     text: str
 
 
 @dataclass(frozen=True)
-class Reasoning:
-    """What sample `index` of a chat model says to itself before its answer: never a part of the answer."""
+class ReasoningDelta:
+    """The next reasoning of sample `index`, which a chat model writes before its answer and which is no part of it."""
 
     index: int
     text: str
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A whole sample. finish_reason: `stop` (end token or stop string) or `length` (tokens or context used up).
+class Completion:
+    """A whole sample. finish_reason: `stop` (end token or stop string) or `length` (token limit or context reached).
 
-    completion_tokens counts every token that was picked, an end token and those of a stop string included.
+    completion_tokens counts every token that was sampled, including an end token and those of a stop string.
     """
 
     index: int
@@ -49,8 +78,8 @@ class Sample:
 
 
 @dataclass
-class Speed:
-    """What a run has cost so far, in tokens and seconds. Each sample's first token comes from the prompt's pass."""
+class GenerationStats:
+    """Tokens and seconds of a run so far. The first token of each sample comes from the forward pass of the prompt."""
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
@@ -64,7 +93,7 @@ class Speed:
 
     @property
     def rate(self) -> float:
-        """Decoded tokens a second, of all samples together."""
+        """Decoded tokens per second, of all samples together."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
     def __str__(self) -> str:
@@ -75,21 +104,21 @@ class Speed:
         )
 
 
-Event = Cut | Piece | Reasoning | Sample
+Event = PromptTruncated | TextDelta | ReasoningDelta | Completion
 
 
 def in_order(events: Iterable[Event]) -> Iterator[Event]:
-    """Samples one after another: the first unfinished one live, the pieces of others wait for their turn."""
-    turn = 0
-    waiting: dict[int, list[Piece | Reasoning | Sample]] = {}
+    """Order events by sample: the first unfinished sample streams, events of later ones wait."""
+    current = 0
+    waiting: dict[int, list[TextDelta | ReasoningDelta | Completion]] = {}
     for event in events:
-        if isinstance(event, Cut):
+        if isinstance(event, PromptTruncated):
             yield event
             continue
         waiting.setdefault(event.index, []).append(event)
-        while turn in waiting:
-            ready = waiting.pop(turn)
+        while current in waiting:
+            ready = waiting.pop(current)
             yield from ready
-            if not isinstance(ready[-1], Sample):
+            if not isinstance(ready[-1], Completion):
                 break
-            turn += 1
+            current += 1

@@ -1,4 +1,4 @@
-"""The text recipe: encode → prefill → pick, decode, show, and again. Yields pieces of text as they are made."""
+"""The text recipe: encode → prefill → (sample, detokenize, check stops, decode) … Yields text as it is made."""
 
 from __future__ import annotations
 
@@ -9,48 +9,47 @@ import torch
 
 from gencli.errors import GencliError, UsageError
 from gencli.text.batch import Batch, Pick
-from gencli.text.events import Cut, Event, Piece, Sample, Speed
+from gencli.text.events import Completion, Event, GenerationStats, Logprobs, PromptTruncated, TextDelta
 from gencli.text.load import TextModel
-from gencli.text.logprobs import Logprobs
-from gencli.text.memory import Memory
+from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import TextRequest
 from gencli.text.stops import StopScanner
 
-BATCH = 16  # samples that go through the model at once: more take memory, and little time is left to win
+BATCH = 16  # samples per forward pass: more of them take memory and save little time
 
 
 def generate(
     model: TextModel,
     request: TextRequest,
-    speed: Speed | None = None,
+    stats: GenerationStats | None = None,
     *,
     ids: list[int] | None = None,
-    memory: Memory | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Iterator[Event]:
-    """Continue a prompt. Pieces of several samples come mixed; each sample's `Sample` comes after its last piece.
+    """Continue a prompt. Text of several samples is interleaved; a sample's `Completion` comes after all of its text.
 
-    `speed` is kept up to date while it runs. ids: the prompt's, where it is encoded already. memory: what the model
-    has read before, of which it reads only the rest; of use to a single sample.
+    `stats` is updated while it runs. ids: the ids of the prompt, if it is encoded already. prompt_cache: what the model
+    has read before, so that it reads only the rest; used for a single sample only.
     Raises GencliError when the prompt leaves no room in the context (unless `truncate` allows a cut) and when the
-    model gives NaN; UsageError for a biased token that the model does not have.
+    model returns NaN; UsageError for a `logit_bias` token that the model does not have.
     """
     request = request.resolve(model.generation_config)
     whole = prompt_ids(model, request, ids)
     ids = fit(model, request, whole)
     if len(ids) < len(whole):
-        yield Cut(len(whole), len(ids))
+        yield PromptTruncated(len(whole), len(ids))
     assert request.max_tokens is not None
     max_tokens = min(request.max_tokens, model.max_length - len(ids))
     for first in range(0, request.num_samples, BATCH):
         indices = range(first, min(first + BATCH, request.num_samples))
-        rows = [Row(model, request, index, len(ids), max_tokens) for index in indices]
-        yield from _together(model, request, ids, rows, max_tokens, speed or Speed(), memory)
+        sequences = [Sequence(model, request, index, len(ids), max_tokens) for index in indices]
+        yield from _together(model, request, ids, sequences, max_tokens, stats or GenerationStats(), prompt_cache)
 
 
 def prompt_ids(model: TextModel, request: TextRequest, ids: list[int] | None = None) -> list[int]:
-    """The prompt's token ids, one at least; `ids` where they are known already.
+    """Return the token ids of the prompt, at least one; `ids` if they are known already.
 
-    Raises GencliError or UsageError for tokens that the model lacks.
+    Raises GencliError or UsageError for tokens that the model does not have.
     """
     ids = (model.tokenizer.encode(request.prompt) if ids is None else ids) or _beginning(model)
     if max(ids) >= model.vocab_size:
@@ -64,10 +63,10 @@ def prompt_ids(model: TextModel, request: TextRequest, ids: list[int] | None = N
 
 
 def fit(model: TextModel, request: TextRequest, ids: list[int]) -> list[int]:
-    """The prompt as it fits the context with an answer. `request` has every setting filled in.
+    """Return the ids that fit the context together with an answer. `request` must be resolved.
 
-    Raises GencliError when it is too long, unless `truncate` allows to leave out its beginning: then room is made for
-    max_tokens, or half of the context if that is less.
+    Raises GencliError for a prompt that is too long, unless `truncate` allows to remove its beginning: then room is
+    made for max_tokens, or for half of the context if that is less.
     """
     context = model.max_length
     if len(ids) < context:
@@ -84,7 +83,7 @@ def fit(model: TextModel, request: TextRequest, ids: list[int]) -> list[int]:
 
 
 def _beginning(model: TextModel) -> list[int]:
-    """What an empty prompt stands for: the token that begins a text, or the one that ends the text before."""
+    """Return the ids of an empty prompt: the token that begins a text, or else one that ends the text before."""
     if model.tokenizer.bos_id is not None:
         return [model.tokenizer.bos_id]
     if model.tokenizer.eos_ids:
@@ -96,39 +95,39 @@ def _together(
     model: TextModel,
     request: TextRequest,
     ids: list[int],
-    rows: list[Row],
+    sequences: list[Sequence],
     max_tokens: int,
-    speed: Speed,
-    memory: Memory | None,
-) -> Iterator[Piece | Sample]:
-    """Samples of one prompt as one batch. Finished ones leave it."""
+    stats: GenerationStats,
+    prompt_cache: PromptCache | None,
+) -> Iterator[TextDelta | Completion]:
+    """Generate samples of one prompt as one batch. Finished ones leave it."""
     clock = time.perf_counter()
-    batch = Batch(model, request, ids, [row.generator for row in rows], max_tokens, memory)
+    batch = Batch(model, request, ids, [sequence.generator for sequence in sequences], max_tokens, prompt_cache)
     picks = batch.pick()
-    speed.prompt_tokens += batch.read
-    speed.first_tokens += len(rows)
-    speed.prompt_seconds += time.perf_counter() - clock
+    stats.prompt_tokens += batch.read
+    stats.first_tokens += len(sequences)
+    stats.prompt_seconds += time.perf_counter() - clock
     while True:
-        for row, pick in zip(rows, picks, strict=True):
-            if text := row.take(pick):
-                yield Piece(row.index, text)
-            if row.finish_reason:
-                yield row.sample()
-        going = [i for i, row in enumerate(rows) if not row.finish_reason]
+        for sequence, pick in zip(sequences, picks, strict=True):
+            if text := sequence.take(pick):
+                yield TextDelta(sequence.index, text)
+            if sequence.finish_reason:
+                yield sequence.completion()
+        going = [i for i, sequence in enumerate(sequences) if not sequence.finish_reason]
         if not going:
             return
         clock = time.perf_counter()
-        if len(going) < len(rows):
-            rows = [rows[i] for i in going]
+        if len(going) < len(sequences):
+            sequences = [sequences[i] for i in going]
             batch.keep(going)
         batch.advance()
         picks = batch.pick()
-        speed.decode_tokens += len(rows)
-        speed.decode_seconds += time.perf_counter() - clock
+        stats.decode_tokens += len(sequences)
+        stats.decode_seconds += time.perf_counter() - clock
 
 
-class Row:
-    """One sample: its generator, and its text as far as it has come."""
+class Sequence:
+    """One sample: its random generator, and its text so far."""
 
     def __init__(self, model: TextModel, request: TextRequest, index: int, prompt_tokens: int, max_tokens: int):
         self.index = index
@@ -141,17 +140,17 @@ class Row:
         self.count = 0
         self.decoder = model.tokenizer.decoder()
         self.scanner = StopScanner(request.stop)
-        self.decoded = 0  # characters that the decoder has given, shown or not
+        self.decoded = 0  # characters that the decoder has returned, shown or not
         self.parts: list[str] = []
         self.logprobs = None if request.logprobs is None else Logprobs()
 
     def take(self, pick: Pick) -> str:
-        """The next token → text that may be shown. Sets `finish_reason` when it is the last."""
+        """Take the next token; return the text that may be shown. Sets `finish_reason` when it is the last."""
         self.count += 1
         if pick.token in self.tokenizer.eos_ids:
             self.finish_reason = "stop"
             return self._show(self.decoder.finish(), last=True)
-        known = pick.token < self.tokenizer.vocab_size  # a padded vocabulary has tokens that stand for nothing
+        known = pick.token < self.tokenizer.vocab_size  # a padded vocabulary has tokens without text
         if self.logprobs is not None and known:
             name = self.tokenizer.id_to_piece
             top = [(name(i), value) for i, value in pick.top if i < self.tokenizer.vocab_size]
@@ -162,13 +161,13 @@ class Row:
         self.finish_reason = "length"
         return self._show(text + self.decoder.finish(), last=True)
 
-    def sample(self) -> Sample:
-        """The sample as a whole."""
-        text = "".join(self.parts)
-        return Sample(self.index, self.seed, text, self.finish_reason, self.prompt_tokens, self.count, self.logprobs)
+    def completion(self) -> Completion:
+        """Return the whole sample."""
+        text, reason = "".join(self.parts), self.finish_reason
+        return Completion(self.index, self.seed, text, reason, self.prompt_tokens, self.count, self.logprobs)
 
     def _show(self, text: str, *, last: bool = False) -> str:
-        """What of the decoded text may be shown, now that this much more of it is known."""
+        """Return what may be shown of the decoded text, now that `text` is added to it."""
         self.decoded += len(text)
         shown, stopped = self.scanner.push(text)
         if stopped:

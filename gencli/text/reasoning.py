@@ -6,8 +6,7 @@ import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from gencli.text.events import Cut, Event, Piece, Reasoning, Sample
-from gencli.text.logprobs import Logprobs
+from gencli.text.events import Completion, Event, Logprobs, PromptTruncated, ReasoningDelta, TextDelta
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -68,16 +67,16 @@ def split_reasoning(events: Iterable[Event], inside: bool = False) -> Iterator[E
     """The same events with reasoning apart: samples hold their answer alone, and log-probabilities of it alone."""
     splitters: dict[int, Splitter] = {}
     for event in events:
-        if isinstance(event, (Cut, Reasoning)):
+        if isinstance(event, (PromptTruncated, ReasoningDelta)):
             yield event
             continue
         splitter = splitters.setdefault(event.index, Splitter(inside))
-        thought, answer = splitter.finish() if isinstance(event, Sample) else splitter.push(event.text)
+        thought, answer = splitter.finish() if isinstance(event, Completion) else splitter.push(event.text)
         if thought:
-            yield Reasoning(event.index, thought)
+            yield ReasoningDelta(event.index, thought)
         if answer:
-            yield Piece(event.index, answer)
-        if isinstance(event, Sample):
+            yield TextDelta(event.index, answer)
+        if isinstance(event, Completion):
             start = len(event.text) if splitter.inside else splitter.skipped
             yield dataclasses.replace(event, text=event.text[start:], logprobs=_after(event.logprobs, start))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gencli.errors import GencliError
-from gencli.text.chat_format import Templated
+from gencli.text.chat_template import Templated
 from gencli.tokens import load_tokenizer
 from tests.chat_templates import FAMILIES, Family, make_chat_tokenizer
 from tests.tiny_text import SENTENCES

@@ -6,21 +6,21 @@ import dataclasses
 from collections.abc import Generator
 
 from gencli.errors import GencliError
-from gencli.text.chat_format import Prompt, Templated, Transcript, chat_format
+from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
-from gencli.text.events import Event, Piece, Speed, in_order
+from gencli.text.events import Event, GenerationStats, TextDelta, in_order
 from gencli.text.generate import generate
 from gencli.text.load import TextModel
-from gencli.text.memory import Memory
+from gencli.text.prompt_cache import PromptCache
 from gencli.text.reasoning import split_reasoning
 from gencli.text.request import TextRequest
 
 
-class Partner:
+class ChatModel:
     """A model and how it is spoken to. Shared by conversations; `close` ends the template's process."""
 
-    def __init__(self, model: TextModel, format: Templated | Transcript | None = None):
-        self.format = format or chat_format(model.tokenizer, model.name)
+    def __init__(self, model: TextModel, format: PromptFormat | None = None):
+        self.format = format or prompt_format(model.tokenizer, model.name)
         ends = tuple(i for i in self.format.end_ids() if i not in model.tokenizer.eos_ids)
         tokenizer = dataclasses.replace(model.tokenizer, eos_ids=(*model.tokenizer.eos_ids, *ends))
         self.model = dataclasses.replace(model, tokenizer=tokenizer)
@@ -29,35 +29,35 @@ class Partner:
         self.format.close()
 
 
-class Session:
+class ChatSession:
     """One conversation. request: the settings of every answer; its prompt is not looked at.
 
-    speed: what all answers have cost so far. left_out: messages that the last `prepare` had to leave out.
+    stats: what all answers have cost so far. left_out: messages that the last `prepare` had to leave out.
     """
 
-    def __init__(self, partner: Partner, request: TextRequest, conversation: Conversation):
-        self.partner = partner
+    def __init__(self, chat_model: ChatModel, request: TextRequest, conversation: Conversation):
+        self.chat_model = chat_model
         self.conversation = conversation
-        self.memory = Memory()
-        self.speed = Speed()
+        self.prompt_cache = PromptCache()
+        self.stats = GenerationStats()
         self.left_out = 0
-        self.request = dataclasses.replace(request, stop=(*request.stop, *partner.format.stops), prompt="")
+        self.request = dataclasses.replace(request, stop=(*request.stop, *chat_model.format.stops), prompt="")
 
     def prepare(self, message: str) -> Prompt:
         """The prompt for an answer to `message`. The oldest turns are left out for good until it fits the context.
 
         Raises GencliError when even alone it does not fit, or the template refuses it; the conversation then stays.
         """
-        model, talk = self.partner.model, self.conversation
-        before = talk.left_out
+        model, conversation = self.chat_model.model, self.conversation
+        before = conversation.left_out
         context = model.max_length
         max_tokens = self.request.resolve(model.generation_config).max_tokens
         assert max_tokens is not None
         room = context - max(1, min(max_tokens, context // 4))
         try:
             while True:
-                prompt = self.partner.format.prompt([*talk.messages(), {"role": "user", "content": message}])
-                if len(prompt.ids) <= room or not talk.leave_out():
+                prompt = self.chat_model.format.prompt([*conversation.messages(), {"role": "user", "content": message}])
+                if len(prompt.ids) <= room or not conversation.leave_out():
                     break
             if len(prompt.ids) >= context:
                 raise GencliError(
@@ -66,9 +66,9 @@ class Session:
                     "shorten it",
                 )
         except BaseException:
-            talk.left_out = before
+            conversation.left_out = before
             raise
-        self.left_out = talk.left_out - before
+        self.left_out = conversation.left_out - before
         return prompt
 
     def answer(self, message: str, prompt: Prompt, seed: int) -> Generator[Event, None, None]:
@@ -78,10 +78,10 @@ class Session:
         """
         request = dataclasses.replace(self.request, seed=seed)
         said: list[str] = []
-        events = generate(self.partner.model, request, self.speed, ids=prompt.ids, memory=self.memory)
+        events = generate(self.chat_model.model, request, self.stats, ids=prompt.ids, prompt_cache=self.prompt_cache)
         try:
             for event in in_order(split_reasoning(events, prompt.reasons)):
-                if isinstance(event, Piece) and event.index == 0:
+                if isinstance(event, TextDelta) and event.index == 0:
                     said.append(event.text)
                 yield event
         finally:

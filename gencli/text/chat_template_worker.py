@@ -1,6 +1,6 @@
-"""The other process of `gencli.text.template`: reads templates and values from stdin, writes texts to stdout.
+"""The process that renders chat templates (see `chat_template`): requests on stdin, texts on stdout.
 
-One JSON object a line each way. `{"template", "values", "seconds", "bytes"}` → `{"text"}`, or `{"error"}`: one line.
+One JSON object per line each way: `{"template", "values", "seconds", "bytes"}` → `{"text"}` or `{"error"}`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEMORY = 2**30  # bytes of address space; the interpreter with jinja2 takes a te
 
 
 class Generation(Extension):
-    """`{% generation %} … {% endgeneration %}`: marks answers for training, and prints as if it were not there."""
+    """`{% generation %} … {% endgeneration %}` marks answers for training; the block prints as if it were not there."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 
@@ -33,10 +33,10 @@ class Generation(Extension):
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """What transformers gives a chat template: blocks that leave no lines, two functions, and tojson without HTML."""
+    """Make the environment of transformers: trimmed blocks, two functions, and `tojson` without HTML escapes."""
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = to_json
-    made.globals["raise_exception"] = refuse
+    made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made
 
@@ -44,12 +44,12 @@ def environment() -> ImmutableSandboxedEnvironment:
 def to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """A value as JSON, where jinja2's own filter would also escape it for HTML."""
+    """Return a value as JSON; jinja2's own filter would also escape it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def refuse(message: Any) -> None:
-    """A template's own objection to a conversation."""
+def raise_exception(message: Any) -> None:
+    """Let a template refuse a conversation. Raises TemplateError."""
     raise jinja2.TemplateError(f"{message}")
 
 
@@ -59,7 +59,7 @@ def compiled(template: str) -> jinja2.Template:
 
 
 def render(request: dict[str, Any]) -> dict[str, str]:
-    """The answer to one request. Whatever a template can do wrong is an `error`."""
+    """Answer one request. Whatever goes wrong in the template becomes an `error`."""
     parts, size = [], 0
     try:
         for part in compiled(request["template"]).generate(**request["values"]):
@@ -72,13 +72,13 @@ def render(request: dict[str, Any]) -> dict[str, str]:
         return {"error": f"line {error.lineno}: {error.message}"}
     except MemoryError:
         return {"error": "it needs too much memory"}
-    except Exception as error:  # it is a program: it may fail in any way that a program can
+    except Exception as error:  # a template is a program: it can fail in any way
         return {"error": f"{error}" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"}
 
 
 def serve() -> None:
     """Answer requests until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the answer, not for this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the answer, not for this process
     limit_memory()
     for line in sys.stdin.buffer:
         request = json.loads(line)
@@ -88,7 +88,7 @@ def serve() -> None:
 
 
 def limit_memory() -> None:
-    """Where the system can: no more than MEMORY, and no file of what was in it after a death."""
+    """Limit the address space to MEMORY and write no core dumps, where the system supports it."""
     try:
         import resource
 
@@ -99,7 +99,7 @@ def limit_memory() -> None:
 
 
 def limit_time(seconds: int) -> None:
-    """Where the system can: it ends this process (SIGXCPU) after so many more seconds of computing."""
+    """Let the system end this process (SIGXCPU) after so many more seconds of processor time, where it can."""
     try:
         import resource
 

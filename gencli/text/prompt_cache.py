@@ -9,7 +9,7 @@ from gencli.models.cache import KeyValueCache
 SPARE = 256  # positions of room beyond what is asked, so that not every turn copies the cache
 
 
-class Memory:
+class PromptCache:
     """The cache of one growing text. `ids`: what was read, and perhaps a last token that was only picked."""
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class Memory:
         self.ids: list[int] = []
         self._regime = 0
 
-    def recall(self, module: Any, ids: list[int], positions: int) -> tuple[KeyValueCache, int]:
+    def reuse(self, module: Any, ids: list[int], positions: int) -> tuple[KeyValueCache, int]:
         """A cache with room for `positions`, and how many of the first `ids` are in it: never all of them.
 
         What the cache holds beyond their common beginning is forgotten.

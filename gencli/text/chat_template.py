@@ -1,0 +1,196 @@
+"""A conversation → the ids of a prompt: by the checkpoint's chat template (Jinja), or as a plain transcript. No torch.
+
+A template is a program by whoever made the checkpoint. jinja2's sandbox keeps it from files and from the interpreter,
+but does not stop an endless loop; only a process can be ended for certain. So templates are rendered in a process of
+their own, with limits on time, memory and output. It starts in some tenths of a second, while the weights are opened,
+and serves a whole conversation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from typing import Any, NamedTuple, Protocol
+
+from gencli.errors import GencliError
+from gencli.text.reasoning import OPEN
+from gencli.text.special_tokens import SpecialTokens
+from gencli.tokens import Tokenizer
+
+Message = dict[str, str]  # `role` (system, user or assistant) and `content`
+SPEAKERS = {"user": "User", "assistant": "Assistant"}
+
+SECONDS = 5  # of processor time; real templates take milliseconds
+PATIENCE = 60  # seconds of wall time, for a busy machine and for systems that cannot limit processor time
+CHARACTERS = 2**24
+# Isolated from the folder that it is started in, but with the module search path of this process.
+PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gencli.text.chat_template_worker import serve"
+
+
+class ChatTemplate:
+    """Jinja source and the process that renders it: started at once, ended by `close` or by garbage collection."""
+
+    def __init__(self, source: str, name: str):
+        """name: the checkpoint's name, for error messages."""
+        self.source = source
+        self.name = name
+        self._process = _start()
+        self._closer = weakref.finalize(self, _end, self._process)
+
+    def render(self, **values: Any) -> str:
+        """Render the template with these values, which must be JSON-serialisable.
+
+        Raises GencliError when the template refuses them, is broken, or exceeds a limit.
+        """
+        if self._process.poll() is not None:
+            self._closer()
+            self._process = _start()
+            self._closer = weakref.finalize(self, _end, self._process)
+        request = {"template": self.source, "values": values, "seconds": SECONDS, "bytes": CHARACTERS}
+        answer = self._ask(json.dumps(request).encode() + b"\n")
+        if "error" in answer:
+            message = " ".join(answer["error"].split())[:300]
+            raise GencliError(f"{self.name}: its chat template cannot take this conversation: {message}")
+        return answer["text"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._closer()
+
+    def _ask(self, request: bytes) -> dict[str, str]:
+        process = self._process
+        assert process.stdin and process.stdout
+        timer = threading.Timer(PATIENCE, process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(request)
+                process.stdin.flush()
+            line = process.stdout.readline()
+        except BaseException:  # Ctrl-C: the next answer in the pipe would be this request's
+            process.kill()
+            raise
+        finally:
+            timer.cancel()
+        if line.endswith(b"\n"):
+            return json.loads(line)
+        code = process.wait()
+        if code in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", signal.SIGKILL)):
+            raise GencliError(f"{self.name}: its chat template did not end within {SECONDS} seconds: does it loop?")
+        raise GencliError(f"{self.name}: its chat template cannot be run (exit code {code})")
+
+
+def _start() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-c", PROGRAM + "; serve()", json.dumps(sys.path)]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    # A session of its own: Ctrl-C at the terminal is not sent to it.
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if stream:
+                stream.close()
+
+
+class Prompt(NamedTuple):
+    """A rendered prompt and its ids. reasons: the template has opened a <think> block, in which the answer begins."""
+
+    text: str
+    ids: list[int]
+    reasons: bool = False
+
+
+class PromptFormat(Protocol):
+    """How messages become a prompt. stops: stop strings that end an answer besides the end tokens."""
+
+    @property
+    def stops(self) -> tuple[str, ...]: ...
+    def prompt(self, messages: list[Message]) -> Prompt: ...
+    def end_ids(self) -> tuple[int, ...]: ...
+    def close(self) -> None: ...
+
+
+class Templated:
+    """The checkpoint's own template."""
+
+    stops: tuple[str, ...] = ()
+
+    def __init__(self, tokenizer: Tokenizer, name: str):
+        assert tokenizer.chat_template is not None
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer.chat_template, name)
+        self.special_tokens = SpecialTokens(tokenizer, tokenizer.chat_template)
+
+    def prompt(self, messages: list[Message]) -> Prompt:
+        """Return the prompt up to where the answer begins.
+
+        Raises GencliError when the template refuses the conversation, loops, or is broken.
+        """
+        try:
+            text = self._render(self.special_tokens.escape_special_tokens(messages), add_generation_prompt=True)
+        except GencliError as error:
+            if messages[0]["role"] == "system":
+                error.hint = "some templates know no system prompt: write it into the message"
+            raise
+        shown = self.special_tokens.unescape(text)
+        return Prompt(shown, self.special_tokens.encode(text), shown.rstrip().endswith(OPEN))
+
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the special token that the template writes after an answer; some configs name only another one."""
+        mark = "\U000ffffd"
+        try:
+            text = self._render([{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}])
+        except GencliError:
+            return ()
+        added = self.tokenizer.backend.get_added_tokens_decoder()
+        after = text.partition(mark)[2].lstrip()
+        return tuple(
+            i for i, t in added.items() if i in self.tokenizer.special_ids and t.content and after.startswith(t.content)
+        )
+
+    def close(self) -> None:
+        self.template.close()
+
+    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        values = {**self.tokenizer.names, "tools": None, "documents": None}
+        return self.template.render(**values, messages=messages, add_generation_prompt=add_generation_prompt)
+
+
+class Transcript:
+    """For a base model: the speaker and the text of each message, line by line, up to the assistant's next line."""
+
+    stops = tuple(f"\n{speaker}:" for speaker in SPEAKERS.values())
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def prompt(self, messages: list[Message]) -> Prompt:
+        """Return the prompt up to where the answer begins. A system prompt stands at the top, then an empty line."""
+        lines = []
+        for message in messages:
+            content = message["content"].strip()
+            speaker = SPEAKERS.get(message["role"])
+            lines.append(f"{speaker}: {content}\n" if speaker else f"{content}\n\n")
+        text = "".join(lines) + f"{SPEAKERS['assistant']}:"
+        return Prompt(text, self.tokenizer.encode(text, special=False))
+
+    def end_ids(self) -> tuple[int, ...]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
+
+def prompt_format(tokenizer: Tokenizer, name: str) -> PromptFormat:
+    """Choose how messages become a prompt for this checkpoint. name: for error messages."""
+    return Transcript(tokenizer) if tokenizer.chat_template is None else Templated(tokenizer, name)
