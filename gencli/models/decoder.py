@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.attention import attend
 from gencli.models.base import TRANSFORMERS_INERT, Layout, check_flags, check_ints, check_numbers
-from gencli.models.cache import KeyValueCache
+from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import CosSin, Rope, Rotary, apply_rotary_emb, check_pairs
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

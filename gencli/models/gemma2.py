@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gencli.models import decoder
 from gencli.models.base import check_numbers, read_config
-from gencli.models.cache import KeyValueCache
 from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, check_activation, check_layer_types
+from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
 

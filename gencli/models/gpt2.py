@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, check_flags, check_ints, check_numbers, read_config
-from gencli.models.cache import KeyValueCache
+from gencli.models.kv_cache import KeyValueCache
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),

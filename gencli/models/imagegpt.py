@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, read_config
-from gencli.models.cache import KeyValueCache
 from gencli.models.gpt2 import MLP, Attention, GPT2Config
+from gencli.models.kv_cache import KeyValueCache
 
 
 @dataclass(frozen=True)

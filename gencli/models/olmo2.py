@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gencli.models import decoder
 from gencli.models.base import read_config
-from gencli.models.cache import KeyValueCache
 from gencli.models.decoder import MLP, Decoder, DecoderConfig
+from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
 

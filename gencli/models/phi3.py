@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from gencli.models import decoder
 from gencli.models.base import check_ints, read_config
-from gencli.models.cache import KeyValueCache
 from gencli.models.decoder import (
     ACTIVATIONS,
     AttentionCore,
@@ -21,6 +20,7 @@ from gencli.models.decoder import (
     PreNormLayer,
     RMSNorm,
 )
+from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import with_rope
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gencli.models.cache import KeyValueCache
+from gencli.models.kv_cache import KeyValueCache
 
 SPARE = 256  # positions of room beyond what is asked, so that not every turn copies the cache
 
