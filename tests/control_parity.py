@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.checkpoints.find import Source
-from gencli.image.controls import open_control
+from gencli.image.controlnet import open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gencli.checkpoints.find import Source
 from gencli.image.checkpoint import open_checkpoint
+from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Picture, generate
-from gencli.image.pictures import to_picture
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve

@@ -7,9 +7,17 @@ import torch
 from torch import Tensor
 
 from gencli.errors import GencliError
-from gencli.image.families.base import Conditioning
-from gencli.image.guidance import Denoiser, check_finite, dynamic_threshold, guide, rescale, to_output, to_x0_eps
-from gencli.image.schedule import NoiseSchedule, Point
+from gencli.image.conditioning import Conditioning
+from gencli.image.diffusion.guidance import (
+    Denoiser,
+    check_finite,
+    dynamic_threshold,
+    guide,
+    rescale,
+    to_output,
+    to_x0_eps,
+)
+from gencli.image.diffusion.schedule import NoiseSchedule, Point
 
 KINDS = ("epsilon", "v_prediction", "sample")
 PLAIN = NoiseSchedule(clip_sample=False)

@@ -102,7 +102,8 @@ def test_each_item_is_a_request_of_its_own():
 
 def test_requests_and_metadata_do_not_import_torch():
     code = (
-        "import sys; from gencli.image import metadata, pictures, request; from gencli.cli import image;"
+        "import sys; from gencli.image import metadata, request; from gencli.cli import image;"
+        "from gencli.image.files import pictures;"
         "print(metadata.to_json(request.ImageRequest(sampler='ddim', prompt='x'))[:2], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

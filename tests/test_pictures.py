@@ -11,7 +11,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from gencli.errors import GencliError
-from gencli.image import metadata, pictures
+from gencli.image import metadata
+from gencli.image.files import pictures
 from gencli.image.request import ImageRequest
 
 KINDS = sorted(pictures.FORMATS)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from gencli.errors import GencliError, UsageError
-from gencli.image import samplers
-from gencli.image.guidance import Denoiser, Prediction, to_output
-from gencli.image.samplers import Sample
-from gencli.image.schedule import NoiseSchedule, Point, Step
+from gencli.image.diffusion import samplers
+from gencli.image.diffusion.guidance import Denoiser, Prediction, to_output
+from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step
 
 MEAN, DEVIATION = 0.4, 0.7
 
@@ -301,5 +301,5 @@ def test_settings_come_from_the_caller_then_the_checkpoint() -> None:
 
 
 def test_names_need_no_torch() -> None:
-    code = "import sys; from gencli.image import samplers; samplers.names(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from gencli.image.diffusion import samplers; samplers.names(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

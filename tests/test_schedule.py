@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gencli.errors import GencliError, UsageError
-from gencli.image import samplers
-from gencli.image.schedule import (
+from gencli.image.diffusion import samplers
+from gencli.image.diffusion.schedule import (
     CLASS_DEFAULTS,
     SPACINGS,
     NoiseSchedule,

@@ -358,7 +358,7 @@ def test_a_schedule_of_its_own(tmp_path, shapes):
 
 @pytest.mark.parametrize(("betas", "zero_snr"), [("scaled_linear", False), ("linear", False), ("scaled_linear", True)])
 def test_alphas_are_the_schedules(betas, zero_snr):
-    from gencli.image.schedule import NoiseSchedule
+    from gencli.image.diffusion.schedule import NoiseSchedule
 
     raw = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": betas, "rescale_betas_zero_snr": zero_snr}
     wanted = torch.as_tensor(NoiseSchedule.from_config(raw).alphas_cumprod).double()

@@ -15,7 +15,7 @@ SAMPLER = '''
 """DDIM in other words: x moves by the change of its noise level, and a share of its x0 of the step before."""
 
 def toy(predict, x, steps, *, noise, memory: float = 0.0):
-    from gencli.image.samplers import Sample
+    from gencli.image.diffusion.samplers import Sample
 
     old = None
     for step in steps:
@@ -77,7 +77,7 @@ def pixels(file):
 
 
 def test_a_sampler_is_one_file(tmp_path, monkeypatch, gencli):
-    from gencli.image import samplers
+    from gencli.image.diffusion import samplers
 
     make_ddpm(tmp_path / "ddpm")
     common = ("image", "-m", "ddpm", "--steps", 4, "--seed", 1)

@@ -20,9 +20,9 @@ from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.image import pipeline
 from gencli.image.checkpoint import open_checkpoint
+from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
-from gencli.image.schedule import NoiseSchedule
 from gencli.image.settings import resolve
 from gencli.train import image, state
 from gencli.train.autoencoder import AutoencoderRecipe

@@ -16,10 +16,10 @@ import torch
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image import brackets, weighted
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
+from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from tests.tiny_image import make_ddpm, make_stable_diffusion
@@ -30,7 +30,7 @@ REQUEST = ImageRequest(weighted=True)
 
 def read(prompt):
     """[(text, weight)], a chunk's end as "BREAK"."""
-    return [("BREAK" if piece.text is None else (piece.text, piece.weight)) for piece in brackets.parse(prompt)]
+    return [("BREAK" if piece.text is None else (piece.text, piece.weight)) for piece in weighting.parse(prompt)]
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_brackets(prompt, pieces):
 )
 def test_what_cannot_be_followed_is_refused(prompt, match):
     with pytest.raises(GencliError, match=match):
-        brackets.parse(prompt)
+        weighting.parse(prompt)
 
 
 def test_long_prompts_of_nothing_but_signs_take_no_time():
     start = time.process_time()
     for sign in ("(", ")", "[", "]", "\\", ":", ":1)", " ", "BREAK ", "(a)", "(a:1.1)", "((a)", ":  "):
         try:
-            brackets.parse(sign * (40_000 // len(sign)))
+            weighting.parse(sign * (40_000 // len(sign)))
         except GencliError as error:
             assert "brackets" in error.message
     assert time.process_time() - start < 10
@@ -135,7 +135,7 @@ def expected_chunks(tokenizer, words, pad):
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_end_where_the_web_ui_ends_them(pipelines, kind):
     ours, theirs = pipelines[kind]
-    tokenizer, encoder = ours.conditioner.towers[0]
+    tokenizer, encoder = ours.conditioner.text_encoders[0]
     pad = theirs.tokenizer.pad_token_id
     assert (pad == theirs.tokenizer.eos_token_id) == (kind == "sd15")
     random.seed(0)
@@ -152,7 +152,7 @@ def test_chunks_end_where_the_web_ui_ends_them(pipelines, kind):
             if random.random() < 0.1:
                 parts.append(" BREAK ")
                 words.append(None)
-        chunks = weighted.chunk(tokenizer, " ".join(parts), 77, encoder.config.vocab_size)
+        chunks = weighting.split_into_chunks(tokenizer, " ".join(parts), 77, encoder.config.vocab_size)
         assert [(chunk.ids, chunk.weights) for chunk in chunks] == expected_chunks(theirs.tokenizer, words, pad)
         lengths.add(len(chunks))
     assert max(lengths) > 3
@@ -161,9 +161,9 @@ def test_chunks_end_where_the_web_ui_ends_them(pipelines, kind):
 @pytest.mark.parametrize(("before", "moved"), [(54, 0), (55, 19), (74, 0), (75, 0)])
 def test_a_comma_of_the_last_twenty_tokens_ends_a_chunk(pipelines, before, moved):
     """`before` words, a comma, then words: 75 tokens and one more."""
-    tokenizer, encoder = pipelines["sd15"][0].conditioner.towers[0]
+    tokenizer, encoder = pipelines["sd15"][0].conditioner.text_encoders[0]
     prompt = "red " * before + "," + " dog" * (76 - before - 1)
-    first, second = weighted.chunk(tokenizer, prompt, 77, encoder.config.vocab_size)
+    first, second = weighting.split_into_chunks(tokenizer, prompt, 77, encoder.config.vocab_size)
     end = tokenizer.eos_ids[0]
     assert first.ids.index(end) == 76 - moved
     assert second.ids.index(end) == 1 + moved + 1

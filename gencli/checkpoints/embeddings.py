@@ -90,7 +90,7 @@ def _vectors(path: Path, tensor: Any) -> Tensor:
     return vectors
 
 
-def install(embeddings: Sequence[Embedding], towers: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
+def install(embeddings: Sequence[Embedding], text_encoders: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
     """Teach words to text encoders, each with its tokenizer; what was loaded is copied, not changed.
 
     Several vectors of `word` become the tokens `word`, `word_1`, …, and the word stands for all of them.
@@ -98,12 +98,12 @@ def install(embeddings: Sequence[Embedding], towers: Sequence[tuple[Tokenizer, A
     """
     taken: dict[str, Path] = {}
     for embedding in embeddings:
-        _check(embedding, towers, model)
+        _check(embedding, text_encoders, model)
         if (other := taken.setdefault(embedding.word.lower(), embedding.path)) is not embedding.path:
             raise GencliError(
                 f"{other} and {embedding.path} are both called {embedding.word!r}", "name one anew with FILE:WORD"
             )
-    for i, (tokenizer, encoder) in enumerate(towers):
+    for i, (tokenizer, encoder) in enumerate(text_encoders):
         rows: dict[int, Tensor] = {}
         for embedding in embeddings:
             ids = _add_tokens(tokenizer, embedding)
@@ -111,8 +111,8 @@ def install(embeddings: Sequence[Embedding], towers: Sequence[tuple[Tokenizer, A
         _add_rows(tokenizer, encoder, rows)
 
 
-def _check(embedding: Embedding, towers: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
-    widths = [encoder.config.hidden_size for _, encoder in towers]
+def _check(embedding: Embedding, text_encoders: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
+    widths = [encoder.config.hidden_size for _, encoder in text_encoders]
     found = [vectors.shape[1] for vectors in embedding.vectors]
     if found != widths:
         made_for = WIDTHS.get(found[-1])

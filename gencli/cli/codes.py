@@ -148,7 +148,7 @@ def _read(codec: Codec, path: str, size: tuple[int, int] | None, *, json: bool) 
     from PIL import Image
 
     from gencli.image.codes import to_text
-    from gencli.image.pictures import FILE_LIMIT, open_flat
+    from gencli.image.files.pictures import FILE_LIMIT, open_flat
 
     picture = open_flat(_stdin(FILE_LIMIT) if path == "-" else path)
     if size is not None:
@@ -168,7 +168,7 @@ def _read(codec: Codec, path: str, size: tuple[int, int] | None, *, json: bool) 
 def _paint(codec: Codec, path: str, sink: ImageSink, *, json: bool) -> None:
     """Write the picture of codes, and say where it is."""
     from gencli.image.codes import parse
-    from gencli.image.pictures import encode
+    from gencli.image.files.pictures import encode
     from gencli.image.request import ImageRequest
 
     data = _stdin(CODES_LIMIT) if path == "-" else read_bytes(Path(path))

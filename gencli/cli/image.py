@@ -221,7 +221,7 @@ def _from_file(
     console: Console, path: str, values: dict[str, Any], given: set[str], *, keep_prompt: bool
 ) -> ImageRequest:
     """The request in a picture, with what the command line says instead. Raises GencliError and UsageError."""
-    from gencli.image.pictures import read_request
+    from gencli.image.files.pictures import read_request
 
     found = read_request(path)
     if found.left_out:
@@ -260,7 +260,7 @@ def _open(path: str | None) -> Image.Image | None:
     """The picture to start from, or a mask. Raises GencliError."""
     if path is None:
         return None
-    from gencli.image.pictures import FILE_LIMIT, open_flat
+    from gencli.image.files.pictures import FILE_LIMIT, open_flat
 
     if path != "-":
         return open_flat(path)

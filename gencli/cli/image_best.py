@@ -64,7 +64,7 @@ class Best:
 
     def vector(self, prompt: str) -> Tensor:
         """What pictures are compared with, (E). Raises GencliError for a prompt that is too long."""
-        from gencli.image.weighted import parse
+        from gencli.image.prompts.weighting import parse
 
         if self.told is None or self.told[0] != prompt:
             text, truncate = prompt, self.request.truncate

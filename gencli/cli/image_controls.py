@@ -56,7 +56,7 @@ def find_controls(request: ImageRequest, find_it: Callable[[str], Source]) -> li
     """The ControlNets of a request with their pictures. Raises GencliError for what is not there."""
     if not request.control:
         return []
-    from gencli.image.pictures import open_flat
+    from gencli.image.files.pictures import open_flat
 
     if "-" in request.control_image:
         raise UsageError("--control-image -: is read from a file only")

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gencli.cli import options
+from gencli.image.diffusion.samplers import names
 from gencli.image.request import BETAS, PREDICTIONS, SIDES, SPACINGS
-from gencli.image.samplers import names
 
 FORMATS = ("png", "jpeg", "webp")
 INPUT, PICTURE, SAMPLING, START = "Prompt", "Picture", "Sampling", "Starting from a picture"

@@ -17,9 +17,10 @@ from gencli.cli.image_additions import Additions, say_slips
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
-from gencli.image import pictures, pixels
+from gencli.image import pixels
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.controls import open_control
+from gencli.image.controlnet import open_control
+from gencli.image.files import pictures
 from gencli.image.generate import Denoised, Picture, generate
 from gencli.image.palette import Palette
 from gencli.image.pipeline import Pipeline, load

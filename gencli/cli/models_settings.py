@@ -94,7 +94,7 @@ def small_problems(source: Source, *, weights_are_fine: bool, allow_pickle: bool
             load_tokenizer(source.path)
             TextRequest(prompt="").resolve(_generation_config(source.path))
         elif what.kind == "score" and not what.problem:
-            from gencli.image.preprocess import CLIP, FILE, from_settings, read_settings
+            from gencli.image.files.preprocess import CLIP, FILE, from_settings, read_settings
             from gencli.tokens import load_tokenizer
 
             from_settings(read_settings(source.path), CLIP, str(source.path / FILE))

@@ -218,7 +218,7 @@ class Run:
 
     def _pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Each as the model looks at it. Those that cannot be read are told, and left out."""
-        from gencli.image.pictures import open_flat
+        from gencli.image.files.pictures import open_flat
 
         for number, path in enumerate(paths):
             self.console.progress("scoring", number, len(paths))
@@ -245,7 +245,7 @@ class Run:
 
 
 def _stdin() -> bytes:
-    from gencli.image.pictures import FILE_LIMIT
+    from gencli.image.files.pictures import FILE_LIMIT
 
     if sys.stdin is None:
         raise GencliError("stdin is closed, and `-` reads a picture from there")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.files import read_json
-from gencli.image.classes import Classes, classes_of, read_names
 from gencli.image.families import FAMILIES, Family
+from gencli.image.prompts.classes import Classes, classes_of, read_names
 from gencli.image.with_vae import Opens, with_vae
 from gencli.models import stands_for
 

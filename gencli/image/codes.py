@@ -17,7 +17,7 @@ from gencli.checkpoints.tensors import open_tensors
 from gencli.devices import pick_device
 from gencli.errors import GencliError
 from gencli.files import read_json
-from gencli.image.pictures import from_picture, to_picture
+from gencli.image.files.pictures import from_picture, to_picture
 
 Codes = list[list[int]]
 """h rows of w numbers, each the entry that stands for a square of the picture."""

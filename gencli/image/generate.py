@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gencli.image import samplers, weighted
-from gencli.image.classifier import ClassifierGuided, LogLikelihood
-from gencli.image.controls import Controlled, activate, mark
-from gencli.image.families.base import Conditioning
-from gencli.image.guidance import Denoiser, Model, Predict, check_finite
+from gencli.image.conditioning import Conditioning
+from gencli.image.controlnet import Controlled, activate, mark
+from gencli.image.diffusion import samplers
+from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
+from gencli.image.diffusion.guidance import Denoiser, Model, Predict, check_finite
+from gencli.image.latents import Drawn, start
 from gencli.image.pipeline import Pipeline
+from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
 from gencli.image.settings import sampler_options
-from gencli.image.starting import Drawn, start
 from gencli.models.controlnet import ControlNetModel
 
 
@@ -138,7 +139,7 @@ class _Recipe:
         guided = scale > 1 and not pipeline.reads_guidance
         context, negative = self._context(prompts), self._negative if guided else None
         if request.weighted and negative is not None:
-            context, negative = weighted.level(context, negative, self._empty)
+            context, negative = weighting.pad_to_same_length(context, negative, self._empty)
         context, negative, between = self.start.tell(drawn, context, negative)
         model: Model = pipeline.predict
         if self.controls:
@@ -184,4 +185,4 @@ class _Recipe:
 
     def length(self, prompt: str) -> int:
         """Chunks of a prompt, which are as many for all of a batch."""
-        return weighted.length(self.pipeline.conditioner.towers, prompt) if self.request.weighted else 1
+        return weighting.count_chunks(self.pipeline.conditioner.text_encoders, prompt) if self.request.weighted else 1

@@ -181,7 +181,7 @@ def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | N
 
 
 def _read_sampler(text: str) -> dict[str, Any] | None:
-    from gencli.image import samplers
+    from gencli.image.diffusion import samplers
 
     label = text.removesuffix(f" {KARRAS}")  # how the web UI wrote it before version 1.9
     name = next((name for name, known in SAMPLER_LABELS.items() if known == label), label)

@@ -17,7 +17,7 @@ from PIL import Image
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.files import read_json
-from gencli.image.preprocess import FILE, Preprocessing, from_settings, read_settings
+from gencli.image.files.preprocess import FILE, Preprocessing, from_settings, read_settings
 from gencli.image.request import FLAGS, ImageRequest
 from gencli.models import PALETTES
 

@@ -19,9 +19,9 @@ from gencli.checkpoints.lora_image import merge, open_loras
 from gencli.checkpoints.stored import bytes_as, compute_dtype, keep_stored
 from gencli.devices import pick_device, pick_dtype
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.families.base import Conditioning
-from gencli.image.pictures import from_picture, to_picture
-from gencli.image.schedule import NoiseSchedule
+from gencli.image.conditioning import Conditioning
+from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.image.files.pictures import from_picture, to_picture
 from gencli.models.unet_blocks import timestep_embedding
 
 SKETCH = 24  # latents a side of a sketch
@@ -38,7 +38,7 @@ class Pipeline:
     schedule: NoiseSchedule
     network: nn.Module
     vae: Any = None
-    conditioner: Any = None  # a families.base.Conditioner
+    conditioner: Any = None  # a prompts.base.Conditioner
     classifier: nn.Module | None = None  # of noisy pictures
 
     @cached_property
@@ -52,7 +52,7 @@ class Pipeline:
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
         modules = [self.network, *([] if self.vae is None else [self.vae])]
-        modules += [] if self.conditioner is None else self.conditioner.modules
+        modules += [] if self.conditioner is None else [encoder for _, encoder in self.conditioner.text_encoders]
         modules += [] if self.classifier is None else [self.classifier]
         millions = sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
         stored = next(self.network.parameters()).dtype
@@ -176,7 +176,7 @@ def load(
     network = _for_convolution(load_part(family.network), place)
     conditioner = family.load_module().load(checkpoint, load_part)
     if embeddings:
-        install(embeddings, conditioner.towers, checkpoint.name)
+        install(embeddings, conditioner.text_encoders, checkpoint.name)
     vae = family.autoencoder and _for_convolution(load_part(family.autoencoder, torch.float32), place)
     classifier = load_part("classifier", torch.float32) if "classifier" in checkpoint.parts else None
     return Pipeline(checkpoint, schedule, network, vae or None, conditioner, classifier)

@@ -17,9 +17,9 @@ from torch import Tensor
 from gencli.checkpoints import build
 from gencli.checkpoints.tensors import open_tensors
 from gencli.devices import pick_device, pick_dtype
+from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Denoised, Picture
 from gencli.image.palette import Palette
-from gencli.image.pictures import to_picture
 from gencli.image.request import ImageRequest
 from gencli.text.batch import Batch
 from gencli.text.request import TextRequest

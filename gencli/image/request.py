@@ -75,7 +75,7 @@ class ImageRequest:
 
     sampler_options: further keyword arguments of the sampler. truncate: the side of a prompt that may be cut away when
     it is too long (None: that is an error). weighted: brackets in prompts are weights, and prompts may be of any length
-    (`gencli.image.weighted`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how
+    (`prompts.weighting`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how
     many pictures go through the model at once.
     keep_rows, temperature, top_k, top_p: of models that draw pixel by pixel. best: how many of `count` to keep, by the
     similarity to the prompt that `clip` finds.
@@ -150,7 +150,7 @@ class ImageRequest:
             raise UsageError("--strength 0: must be more than 0 and at most 1", "0 would leave the picture as it is")
 
     def _check_sampler(self) -> None:
-        from gencli.image import samplers
+        from gencli.image.diffusion import samplers
 
         if self.sampler is not None and self.sampler not in samplers.names():
             raise UsageError(f"--sampler {self.sampler!r}: no such sampler", f"there are {', '.join(samplers.names())}")

@@ -17,7 +17,7 @@ from gencli.checkpoints.tensors import open_tensors
 from gencli.devices import pick_device, pick_dtype
 from gencli.errors import GencliError
 from gencli.files import read_json
-from gencli.image.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
+from gencli.image.files.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
 from gencli.tokens import Tokenizer, load_tokenizer
 
 

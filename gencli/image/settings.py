@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from gencli.errors import GencliError, UsageError
-from gencli.image import brackets, class_settings, defaults, samplers
+from gencli.image import class_settings, defaults
 from gencli.image.checkpoint import Checkpoint
+from gencli.image.diffusion import samplers
+from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule
+from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
-from gencli.image.schedule import CHOICES, NoiseSchedule
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 
@@ -57,7 +59,7 @@ def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
         raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} cannot be followed")
     for text in (request.prompt, request.negative or "") if request.weighted else ():
-        brackets.parse(text)
+        weighting.parse(text)
     if checkpoint.prompt == "text":
         return
     if checkpoint.prompt == "class":

@@ -11,7 +11,7 @@ from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.classes import classes_of, read_names
+from gencli.image.prompts.classes import classes_of, read_names
 
 KIND = "EncoderUNetModel"
 

@@ -20,8 +20,8 @@ from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
-from gencli.image.families.base import frame
-from gencli.image.schedule import NoiseSchedule
+from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.image.prompts.base import pad_prompt
 from gencli.models import architecture, clip_text, unet_2d_condition
 from gencli.tokens import Tokenizer
 from gencli.train.place import Place
@@ -59,7 +59,7 @@ class Painter:
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a caption between begin and end, padded; a long one is cut, as only captions may be."""
         config: Any = self.model.text_encoder.config
-        return frame(self.tokenizer, text, config.max_position_embeddings, config.vocab_size, "right")
+        return pad_prompt(self.tokenizer, text, config.max_position_embeddings, config.vocab_size, "right")
 
     def target(self, x0: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
         """What the UNet shall say of x0 and noise, (B, C, h, w); ᾱ is (B, 1, 1, 1)."""

@@ -13,13 +13,13 @@ from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
-from gencli.image.classifier import ClassifierGuided, LogLikelihood
+from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
+from gencli.image.diffusion.guidance import Prediction
+from gencli.image.diffusion.samplers.ddpm import ddpm
+from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.generate import Picture, generate
-from gencli.image.guidance import Prediction
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.samplers.ddpm import ddpm
-from gencli.image.schedule import Point, Step
 from gencli.image.settings import resolve
 from gencli.image.with_classifier import with_classifier
 from tests.classes_parity import measure

@@ -19,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from gencli.checkpoints import layout
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.preprocess import CLIP, Preprocessing, from_settings, read_settings
+from gencli.image.files.preprocess import CLIP, Preprocessing, from_settings, read_settings
 from gencli.image.score import Scorer, open_scorer
 from gencli.models.clip import CLIPConfig
 from tests.tiny_clip import KINDS, make_clip, make_pictures

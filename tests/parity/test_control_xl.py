@@ -6,7 +6,7 @@ import pytest
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.image.checkpoint import open_checkpoint
-from gencli.image.controls import open_control
+from gencli.image.controlnet import open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve

@@ -14,12 +14,12 @@ from diffusers import (
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image import samplers
 from gencli.image.checkpoint import open_checkpoint
-from gencli.image.controls import Active, _window, open_control
+from gencli.image.controlnet import Active, _window, open_control
+from gencli.image.diffusion import samplers
+from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
-from gencli.image.schedule import NoiseSchedule
 from gencli.image.settings import resolve
 from gencli.models.controlnet import ControlNetConfig
 from tests.parity.test_pipeline import (

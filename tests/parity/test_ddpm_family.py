@@ -17,8 +17,8 @@ from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
+from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Picture, generate
-from gencli.image.pictures import to_picture
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve

@@ -135,12 +135,12 @@ def test_with_weights_and_at_the_end_of_a_chunk(bases, tmp_path):
     """Its vectors stay together: those that do not fit into a chunk begin the next one, each with the word's weight."""
     folder, _ = bases["sd15"]
     file = write(tmp_path / "a.safetensors", vectors(5, 24), "diffusers")
-    tokenizer, encoder = opened(folder, EmbeddingRef(file)).conditioner.towers[0]
-    from gencli.image import weighted
+    tokenizer, encoder = opened(folder, EmbeddingRef(file)).conditioner.text_encoders[0]
+    from gencli.image.prompts import weighting
 
     ids = [tokenizer.backend.token_to_id(word) for word in ("<toy>", "<toy>_1", "<toy>_2", "<toy>_3", "<toy>_4")]
     for before in (69, 70, 71, 74, 75):
-        chunks = weighted.chunk(tokenizer, "red " * before + "(<toy>:1.5)", 77, encoder.config.vocab_size)
+        chunks = weighting.split_into_chunks(tokenizer, "red " * before + "(<toy>:1.5)", 77, encoder.config.vocab_size)
         fits = before + 5 <= 75
         assert len(chunks) == (1 if fits else 2)
         start = 1 + before if fits else 1
@@ -156,7 +156,7 @@ def test_the_end_of_a_text_is_not_the_new_word(bases, tmp_path):
     folder, pipe = bases["sd15"]
     assert pipe.text_encoder.config.eos_token_id == 2
     ours = opened(folder, EmbeddingRef(write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")))
-    tokenizer, encoder = ours.conditioner.towers[0]
+    tokenizer, encoder = ours.conditioner.text_encoders[0]
     ids = torch.tensor([ours.conditioner.tokenize(prompt) for prompt in ("red <toy> dog", "red dog")])
     with torch.inference_mode():
         output = encoder(ids)
@@ -170,7 +170,7 @@ def test_half_precision_and_files_that_stay_as_they_are(bases, tmp_path):
     file = tmp_path / "a.safetensors"
     save_file({"<toy>": vectors(2, 24).bfloat16()}, file)
     before = {path: path.read_bytes() for path in [file, *folder.rglob("*.safetensors")]}
-    tokenizer, encoder = opened(folder, EmbeddingRef(file), dtype="float16").conditioner.towers[0]
+    tokenizer, encoder = opened(folder, EmbeddingRef(file), dtype="float16").conditioner.text_encoders[0]
     row = encoder.embeddings.token_embedding.weight[tokenizer.backend.token_to_id("<toy>")]
     torch.testing.assert_close(row, vectors(2, 24).bfloat16().half()[0], atol=0, rtol=0)
     assert {path: path.read_bytes() for path in before} == before

@@ -16,10 +16,10 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.original import guided_diffusion
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
+from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.schedule import NoiseSchedule
 from gencli.image.settings import resolve
 from gencli.models import guided_classifier, guided_unet
 from tests.guided_reference import Reference

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gencli.errors import GencliError, UsageError
-from gencli.image.guidance import guide_edit
+from gencli.image.diffusion.guidance import guide_edit
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from tests.parity.test_pipeline import PROMPT, assert_same, draw, generator, opened, opened_once, picture

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gencli.image import samplers
-from gencli.image.guidance import Denoiser, dynamic_threshold
-from gencli.image.schedule import CLASS_DEFAULTS, NoiseSchedule, from_strength
+from gencli.image.diffusion import samplers
+from gencli.image.diffusion.guidance import Denoiser, dynamic_threshold
+from gencli.image.diffusion.schedule import CLASS_DEFAULTS, NoiseSchedule, from_strength
 
 T = 1000
 SPACINGS = ("leading", "trailing", "linspace")

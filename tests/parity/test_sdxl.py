@@ -179,7 +179,7 @@ def test_latent_consistency_from_a_picture(folders, strength):
 
 
 def opened_steps(folder, **values):
-    from gencli.image import samplers
+    from gencli.image.diffusion import samplers
 
     pipeline = opened(folder)
     return samplers.get("lcm").steps(pipeline.schedule, values["steps"], None, values["strength"])

@@ -14,7 +14,7 @@ from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.image.codes import open_codec, parse, to_text
-from gencli.image.pictures import from_picture, to_picture
+from gencli.image.files.pictures import from_picture, to_picture
 from gencli.models.vq_model import VQModelConfig
 from tests.tiny_image import old_attention_names
 from tests.tiny_ldm import VQ, make_vqvae

@@ -1,6 +1,6 @@
 """Families of picture checkpoints, by the pipeline that their model_index.json names. No torch in this file.
 
-To add one: write `gencli/image/families/NAME.py` with `load` (see `base`), and add its rows here.
+To add one: write `gencli/image/prompts/NAME.py` with `load` (see `prompts.base`), and add its rows here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Family:
     """What a checkpoint of this kind holds.
 
-    module: of this package. parts: name of a part's folder → the architectures that may stand there, as its config
-    names them (`_class_name` or `model_type`); None for tokenizers and schedulers. optional: parts that may be missing.
+    module: in `gencli.image.prompts`. parts: name of a part's folder → the architectures that may stand there, as its
+    config names them (`_class_name` or `model_type`); None for tokenizers and schedulers. optional: may be missing.
     prompt: what a picture is asked for with. network: the part that denoises; autoencoder: the one between pictures and
     latents, None where there are no latents. check: raises GencliError for configs that do not go together.
     defaults: values for `ImageRequest` that are not the built-in ones.
@@ -45,7 +45,7 @@ class Family:
 
     def load_module(self) -> ModuleType:
         """The family's code, which imports torch."""
-        return importlib.import_module(f"gencli.image.families.{self.module}")
+        return importlib.import_module(f"gencli.image.prompts.{self.module}")
 
 
 UNCONDITIONAL = Family("classes", {"unet": frozenset({"UNet2DModel"}), "scheduler": None}, "none", check=checks.pixels)

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.families import classes
-from gencli.image.families.base import Conditioning, Loader, frame
+from gencli.image.conditioning import Conditioning
+from gencli.image.prompts import classes
+from gencli.image.prompts.base import Loader, pad_prompt
 from gencli.image.request import ImageRequest
+from gencli.models.ldmbert import LDMBertModel
 from gencli.tokens import Tokenizer
 
 
 def load(checkpoint: Checkpoint, loader: Loader) -> BertPrompts | classes.ClassPrompts | None:
-    """The text encoder with its tokenizer; where there is none the classes of the UNet, if it is told any."""
+    """Load the text encoder and its tokenizer; without one, the classes of the UNet, if it takes any."""
     if "bert" not in checkpoint.parts:
         return classes.load(checkpoint, loader)
-    return BertPrompts(checkpoint.tokenizer(), loader("bert"))
+    return BertPrompts(checkpoint.tokenizer(), cast(LDMBertModel, loader("bert")))
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,19 @@ class BertPrompts:
     """Prompts → `encoder_hidden_states` (B, 77, C), the text encoder's last states."""
 
     tokenizer: Tokenizer
-    bert: Any
+    bert: LDMBertModel
 
     @property
-    def modules(self) -> list[Any]:
-        return [self.bert]
+    def text_encoders(self) -> list[tuple[Tokenizer, LDMBertModel]]:
+        return [(self.tokenizer, self.bert)]
 
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
         """Raises GencliError for a prompt that is too long."""
         device = next(self.bert.parameters()).device
         config = self.bert.config
         fits = (config.max_position_embeddings, config.vocab_size, request.truncate)
-        framed = [frame(self.tokenizer, prompt, *fits, chunks=False) for prompt in prompts]
-        return {"encoder_hidden_states": self.bert(torch.tensor(framed, device=device))}
+        padded = [pad_prompt(self.tokenizer, prompt, *fits, chunks=False) for prompt in prompts]
+        return {"encoder_hidden_states": self.bert(torch.tensor(padded, device=device))}
 
     def negative(self, request: ImageRequest) -> Conditioning:
         return self.encode([request.negative or ""], request)

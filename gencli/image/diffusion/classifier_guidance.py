@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.image.guidance import Predict, Prediction
-from gencli.image.schedule import Point
+from gencli.image.diffusion.guidance import Predict, Prediction
+from gencli.image.diffusion.schedule import Point
 
 Gradient = Callable[[Tensor, float], Tensor]
 """gradient(x (B, C, H, W), t) → s · ∇ log p(y | x_t), like x."""

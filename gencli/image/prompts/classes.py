@@ -1,13 +1,27 @@
-"""Classes as prompts: a number, or a name that the checkpoint gives it. No torch."""
+"""Classes as prompts: a number, or a name that the checkpoint gives it. Only encoding needs torch.
+
+Models that draw a class: DiT (Peebles & Xie 2023), guided-diffusion (Dhariwal & Nichol 2021), UNet2DModels.
+Of these only DiT has a null class and can be guided away from it: ε̂ = ε(∅) + s · (ε(y) − ε(∅)) in all four channels, as
+diffusers' DiTPipeline does. (DiT's own code guides three of the four, to reproduce its published figures.)
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gencli.errors import GencliError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gencli.image.checkpoint import Checkpoint
+    from gencli.image.conditioning import Conditioning
+    from gencli.image.prompts.base import Loader
+    from gencli.image.request import ImageRequest
+    from gencli.tokens import Tokenizer
 
 # `_class_name` of a network → the key of its config with the number of classes, and what the key is when absent
 COUNTS: dict[str, tuple[str, int | None]] = {
@@ -63,6 +77,33 @@ class Classes:
 
     def _wanted(self) -> str:
         return f"{'a class by its name, or ' if self.names else ''}a number from 0 to {self.count - 1}"
+
+
+def load(checkpoint: Checkpoint, loader: Loader) -> ClassPrompts | None:
+    """None for a network that takes no class."""
+    classes = checkpoint.network_classes
+    return None if classes is None else ClassPrompts(classes)
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """Names or numbers of classes → `class_labels` (B,)."""
+
+    classes: Classes
+
+    @property
+    def text_encoders(self) -> list[tuple[Tokenizer, nn.Module]]:
+        return []
+
+    def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
+        """Raises UsageError for an unknown class."""
+        import torch
+
+        return {"class_labels": torch.tensor([self.classes.find(prompt) for prompt in prompts])}
+
+    def negative(self, request: ImageRequest) -> Conditioning:
+        """The null class, unless another one is named."""
+        return self.encode([request.negative or ""], request)
 
 
 def classes_of(config: Mapping[str, Any], names: Mapping[int, str]) -> Classes | None:

@@ -16,12 +16,12 @@ from gencli.checkpoints.tensors import open_tensors
 from gencli.errors import GencliError
 from gencli.files import read_json
 from gencli.image.checkpoint import Checkpoint
-from gencli.image.families.base import Conditioning
-from gencli.image.guidance import Model
-from gencli.image.pictures import from_picture
+from gencli.image.conditioning import Conditioning
+from gencli.image.diffusion.guidance import Model
+from gencli.image.diffusion.schedule import Step
+from gencli.image.files.pictures import from_picture
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
-from gencli.image.schedule import Step
 from gencli.models.controlnet import ControlNetConfig, ControlNetModel
 from gencli.models.unet_2d_condition import UNet2DConditionConfig
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gencli.errors import GencliError
-from gencli.image.families.base import Conditioning, join
-from gencli.image.schedule import NoiseSchedule, Point
+from gencli.image.conditioning import Conditioning, join
+from gencli.image.diffusion.schedule import NoiseSchedule, Point
 
 Model = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """model(x (B, C, H, W), t (B,) float, conditioning) → (B, C, H, W), or (B, 2C, H, W) with a variance."""

@@ -6,17 +6,17 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from gencli.image.samplers import Sample
-from gencli.image.samplers.euler import LIMITS as LIMITS
-from gencli.image.samplers.euler import SPACING as SPACING
-from gencli.image.samplers.euler import initial as initial
-from gencli.image.samplers.euler import steps as euler_steps
-from gencli.image.schedule import NoiseSchedule, Step, chain
+from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers.euler import LIMITS as LIMITS
+from gencli.image.diffusion.samplers.euler import SPACING as SPACING
+from gencli.image.diffusion.samplers.euler import initial as initial
+from gencli.image.diffusion.samplers.euler import steps as euler_steps
+from gencli.image.diffusion.schedule import NoiseSchedule, Step, chain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gencli.image.guidance import Predict
+    from gencli.image.diffusion.guidance import Predict
 
 
 def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.errors import UsageError
-from gencli.image.samplers import Sample
-from gencli.image.schedule import Step
+from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.schedule import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gencli.image.guidance import Predict
+    from gencli.image.diffusion.guidance import Predict
 
 
 def ddim(

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gencli.image import pictures
+from gencli.image.files import pictures
 from gencli.image.request import ImageRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gencli.image.families.base import Conditioning
-    from gencli.image.schedule import Step
+    from gencli.image.conditioning import Conditioning
+    from gencli.image.diffusion.schedule import Step
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from gencli.image.samplers import Sample
-from gencli.image.schedule import NoiseSchedule, Point, Step, chain, karras_sigmas
+from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step, chain, karras_sigmas
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gencli.image.guidance import Predict
+    from gencli.image.diffusion.guidance import Predict
 
 LIMITS = frozenset({"threshold"})
 SPACING = "linspace"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gencli.image.samplers import Sample
-from gencli.image.schedule import NoiseSchedule, Step, chain, karras_sigmas
+from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.schedule import NoiseSchedule, Step, chain, karras_sigmas
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gencli.image.guidance import Predict
+    from gencli.image.diffusion.guidance import Predict
 
 LIMITS: frozenset[str] = frozenset()
 SPACING = "linspace"

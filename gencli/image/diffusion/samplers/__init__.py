@@ -29,8 +29,8 @@ from gencli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gencli.image.guidance import Predict
-    from gencli.image.schedule import NoiseSchedule, Step
+    from gencli.image.diffusion.guidance import Predict
+    from gencli.image.diffusion.schedule import NoiseSchedule, Step
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Sampler:
 
         strength: those that change a picture by so much. Raises UsageError for one that leaves no step.
         """
-        from gencli.image.schedule import from_strength
+        from gencli.image.diffusion.schedule import from_strength
 
         options = _taken(self.grid, options)
         if strength is None:

@@ -1,0 +1,70 @@
+"""What every family's module gives, and how prompts become the token ids of a text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import nn
+
+from gencli.errors import GencliError
+from gencli.image.conditioning import Conditioning
+from gencli.image.request import ImageRequest
+from gencli.tokens import Tokenizer
+
+Loader = Callable[[str], nn.Module]
+"""loader(part) → that part's module with its weights, on the device and in the precision of the checkpoint."""
+
+
+class Conditioner(Protocol):
+    """Turns prompts into the network's conditioning. A family's module makes one in `load(checkpoint, loader)`, or
+    None for a network that takes no prompt."""
+
+    @property
+    def text_encoders(self) -> Sequence[tuple[Tokenizer, nn.Module]]:
+        """Its text encoders, each with its tokenizer."""
+        ...
+
+    def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
+        """Encode B prompts. Raises GencliError for one that is too long."""
+        ...
+
+    def negative(self, request: ImageRequest) -> Conditioning:
+        """Encode the negative prompt, or none; every tensor is (1, …). Guidance leads away from it."""
+        ...
+
+
+def pad_prompt(
+    tokenizer: Tokenizer, prompt: str, positions: int, vocab_size: int, truncate: str | None, *, chunks: bool = True
+) -> list[int]:
+    """Token ids of a prompt between begin and end, padded to the length that the model was trained with.
+
+    positions, vocab_size: the text encoder's. truncate: the side that may be cut away. chunks: whether --weighted reads
+    longer prompts. Raises GencliError with both lengths when truncate is None and something must be cut.
+    """
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    limit = max_prompt_tokens(tokenizer, positions)
+    if len(ids) > limit and truncate is None:
+        raise GencliError(
+            f"the prompt has {len(ids)} tokens, and this model reads at most {limit}: {prompt[:40]!r}…",
+            f"{'--weighted reads all of it, in chunks; ' if chunks else ''}"
+            "--truncate right leaves out its end, --truncate left its beginning",
+        )
+    return add_special_tokens(tokenizer, ids[-limit:] if truncate == "left" else ids[:limit], limit, vocab_size)
+
+
+def max_prompt_tokens(tokenizer: Tokenizer, positions: int) -> int:
+    """The most tokens that fit between begin and end."""
+    return min(tokenizer.max_length or positions, positions) - 2
+
+
+def add_special_tokens(tokenizer: Tokenizer, ids: list[int], limit: int, vocab_size: int) -> list[int]:
+    """At most `limit` ids between begin and end, padded. Raises GencliError for a tokenizer that does not fit."""
+    begin, end = tokenizer.bos_id, next(iter(tokenizer.eos_ids), None)
+    if begin is None or end is None:
+        raise GencliError(f"{tokenizer.folder}: the tokenizer names no begin and end token")
+    pad = tokenizer.pad_id if tokenizer.pad_id is not None else end
+    padded = [begin, *ids, end, *[pad] * (limit - len(ids))]
+    if max(padded) >= vocab_size:
+        raise GencliError(f"{tokenizer.folder}: the tokenizer knows more tokens than the text encoder")
+    return padded

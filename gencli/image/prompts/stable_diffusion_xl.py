@@ -1,0 +1,72 @@
+"""Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): two CLIP text encoders, and sizes as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gencli.image.checkpoint import Checkpoint
+from gencli.image.conditioning import Conditioning
+from gencli.image.prompts import weighting
+from gencli.image.prompts.base import Loader
+from gencli.image.prompts.stable_diffusion import token_ids
+from gencli.image.request import ImageRequest
+from gencli.models.clip_text import CLIPTextModel
+from gencli.tokens import Tokenizer
+
+
+def load(checkpoint: Checkpoint, loader: Loader) -> XLPrompts:
+    """Load both text encoders and their tokenizers."""
+    text_encoders = [
+        (checkpoint.tokenizer(f"tokenizer{suffix}"), cast(CLIPTextModel, loader(f"text_encoder{suffix}")))
+        for suffix in ("", "_2")
+    ]
+    zero_negative = checkpoint.index.get("force_zeros_for_empty_prompt", True) is not False
+    return XLPrompts(text_encoders, zero_negative=zero_negative)
+
+
+@dataclass(frozen=True)
+class XLPrompts:
+    """Prompts → `encoder_hidden_states` (B, L, D1 + D2), `text_embeds` (B, P), `time_ids` (1, 6).
+
+    The states are those of each encoder's last layer but one, without the final norm; the pooled text is the second's,
+    projected. The numbers are height and width of the image before cropping, top and left of the crop, height and width
+    wanted: here the image's own size, uncropped. zero_negative: no negative prompt means zeros; an empty one does not.
+    """
+
+    text_encoders: Sequence[tuple[Tokenizer, CLIPTextModel]]
+    zero_negative: bool = True
+
+    def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
+        """Raises GencliError for a prompt that is too long. Weighted prompts may be of any length: L is 77 a chunk."""
+        states, pooled = [], None
+        for tokenizer, encoder in self.text_encoders:
+            if request.weighted:
+                penultimate, output = weighting.encode(tokenizer, encoder, prompts, _penultimate)
+            else:
+                output = encoder(token_ids(tokenizer, encoder, prompts, request.truncate))
+                penultimate = _penultimate(output)
+            states.append(penultimate)
+            pooled = output.text_embeds  # the last encoder's
+        assert pooled is not None
+        size = (float(request.height or 0), float(request.width or 0))
+        return {
+            "encoder_hidden_states": torch.cat(states, dim=-1),
+            "text_embeds": pooled,
+            "time_ids": torch.tensor([[*size, 0.0, 0.0, *size]], device=states[0].device),
+        }
+
+    def negative(self, request: ImageRequest) -> Conditioning:
+        negative = self.encode([request.negative or ""], request)
+        if request.negative is None and self.zero_negative:
+            zeros = {name: torch.zeros_like(negative[name]) for name in ("encoder_hidden_states", "text_embeds")}
+            return {**negative, **zeros}
+        return negative
+
+
+def _penultimate(output: Any) -> Tensor:
+    return output.hidden_states[-2]
