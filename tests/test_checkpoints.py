@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
-from gencli.checkpoints.tensors import open_tensors, read_json
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
+from gencli.json_files import read_json
 from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.text import sampling
 from tests.tiny_text import make_gpt2, write_json, write_weights

@@ -14,7 +14,7 @@ from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import Source, embedded_names, find
 from gencli.checkpoints.hub_cache import HubId
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from tests.hub_server import safetensors
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.text.load import open_model
 from tests.tiny_text import make_gpt2, write_json

@@ -10,7 +10,7 @@ from torch import nn
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.stored import bytes_as, compute_dtype, keep_stored
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.image import pipeline as pipelines
 from gencli.models.clip_text import CLIPTextConfig, CLIPTextModel
 from tests.parity.test_pipeline import PROMPT, SIZE, draw, opened

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gencli.checkpoints.tensors import Tensors, open_tensors, read_json
+from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
+from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
 from gencli.models.base import Layout
 

@@ -18,9 +18,10 @@ from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.gguf import open_gguf
 from gencli.checkpoints.single_file import is_original, open_single_file
-from gencli.checkpoints.tensors import Tensors, open_tensors
+from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what the hub's cache names large files by
 CHUNK = 2**24  # numbers looked at together

@@ -17,7 +17,7 @@ from gencli.checkpoints.layout import find_pickles, some
 from gencli.checkpoints.original import ddpm, dit, guided_diffusion
 from gencli.checkpoints.original.rows import Part, Piece, Shapes
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 
 if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
@@ -50,7 +50,7 @@ class ClassFile:
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
         """A part's config, and its tensors by the names of the module's. Raises GencliError."""
         from gencli.checkpoints.original.tensors import OriginalTensors
-        from gencli.checkpoints.tensors import open_tensors
+        from gencli.checkpoints.weights import open_tensors
 
         found = self.parts[part]
         tensors = open_tensors(self.path) if self.opened is None else self.opened
@@ -66,7 +66,7 @@ def shapes_of(path: Path, *, allow_pickle: bool) -> tuple[Shapes, Tensors | None
         return read_header(path).shapes, None
     if not allow_pickle:
         raise GencliError(f"{path} is a pickle, which may run code when it is opened", PICKLE_HINT)
-    from gencli.checkpoints.tensors import open_tensors
+    from gencli.checkpoints.weights import open_tensors
 
     tensors = open_tensors(path, allow_pickle=True)
     return {name: tensors.shape(name) for name in tensors}, tensors

@@ -15,7 +15,7 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.header import read_header
 from gencli.checkpoints.single_file import SingleFile, is_original, open_single_file
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, PALETTES
 
 CARD_LIMIT = 2**16  # bytes of a model card that are read

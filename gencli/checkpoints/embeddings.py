@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gencli.checkpoints.assets import EmbeddingRef
 from gencli.checkpoints.layout import PICKLES, some
 from gencli.checkpoints.pickles import unpickle
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.tokens import Tokenizer
 

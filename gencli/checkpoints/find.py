@@ -9,7 +9,7 @@ from typing import Literal
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 
 
 @dataclass(frozen=True)

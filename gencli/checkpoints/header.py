@@ -1,82 +1,56 @@
-"""The header of a safetensors file: names, dtypes, shapes and metadata of its tensors, and no tensor. No torch."""
+"""The header of a safetensors file: names, dtypes and shapes of its tensors, and metadata. No torch, no tensor read."""
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from gencli.errors import GencliError
 
-LIMIT = 100_000_000  # bytes; safetensors' own limit
-LETTERS = {"F64": "d", "F32": "f", "F16": "e"}  # dtypes as `struct` writes them
 NAME_LIMIT = 500  # characters; errors name tensors
+NUMPY_FLOATS = ("F64", "F32", "F16")
 
 
 @dataclass(frozen=True)
 class Header:
-    """shapes, dtypes (`F32`, `F16`, `BF16`, …) and spans (first byte and the one after the last, in the file) by name;
-    metadata: what the writer says of the file."""
+    """shapes and dtypes (`F32`, `F16`, `BF16`, …) by tensor name; metadata: what the writer says of the file."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
-    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def numbers(self, name: str) -> tuple[float, ...] | None:
-        """A small tensor of floats; None for other kinds of numbers. Raises GencliError."""
-        letter = LETTERS.get(self.dtypes[name])
-        first, last = self.spans[name]
-        count = math.prod(self.shapes[name])
-        if letter is None:
+    def numbers(self, name: str) -> list[float] | None:
+        """Return a small one-dimensional tensor of floats, or None for another dtype. Raise GencliError."""
+        if self.dtypes[name] not in NUMPY_FLOATS:
             return None
-        if last - first != count * struct.calcsize(f"<{letter}"):
-            raise GencliError(f"{name} is {list(self.shapes[name])} in {last - first} bytes")
-        with self.path.open("rb") as stream:
-            stream.seek(first)
-            return struct.unpack(f"<{count}{letter}", stream.read(last - first))
+        return open_safetensors(self.path, "np").get_tensor(name).tolist()
 
-    def count(self, names: set[str] | None = None) -> int:
-        """Numbers in all tensors, or in those named."""
+    def count(self, names: Collection[str] | None = None) -> int:
+        """Return the number of parameters in all tensors, or in those named."""
         return sum(math.prod(shape) for name, shape in self.shapes.items() if names is None or name in names)
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of one file. Raises GencliError for one that is truncated, too large, or no safetensors."""
+    """Read the header of one file. Raise GencliError as `open_safetensors`, and for a name that cannot be shown."""
+    handle = open_safetensors(path, "np")
+    names = handle.keys()
+    if bad := next((name for name in names if not name.isprintable() or len(name) > NAME_LIMIT), None):
+        raise GencliError(f"{path} is broken or no safetensors file: a tensor is called {bad[:60]!r}")
+    slices = {name: handle.get_slice(name) for name in names}
+    shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+    return Header(path, shapes, {name: one.get_dtype() for name, one in slices.items()}, handle.metadata() or {})
+
+
+def open_safetensors(path: Path, framework: str) -> Any:
+    """Open one file, memory-mapped; `framework` is `pt` or `np`. Raise GencliError for a truncated or broken file."""
     try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(LIMIT, size - 8):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            raw = json.loads(stream.read(length))
-        metadata = {str(key): str(value) for key, value in (raw.pop("__metadata__", None) or {}).items()}
-        if odd := next((name for name in raw if not name.isprintable() or len(name) > NAME_LIMIT), None):
-            raise ValueError(f"a tensor is called {odd[:60]!r}")
-        spans = {name: _span(value["data_offsets"], 8 + length, size) for name, value in raw.items()}
-        shapes = {name: _shape(value["shape"]) for name, value in raw.items()}
-        return Header(path, shapes, {name: str(value["dtype"]) for name, value in raw.items()}, spans, metadata)
-    except OSError as error:
-        raise GencliError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
+        return safe_open(path, framework=framework)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # torch's, when it is too large to map
+        reason = " ".join(str(error).split())
         raise GencliError(f"{path} is broken or no safetensors file: {reason}") from None
-
-
-def _shape(raw: list[int]) -> tuple[int, ...]:
-    if not all(type(side) is int and 0 <= side < 2**48 for side in raw) or len(raw) > 16:
-        raise ValueError("a shape that is none")
-    return tuple(raw)
-
-
-def _span(raw: list[int], start: int, size: int) -> tuple[int, int]:
-    first, last = raw
-    if type(first) is not int or type(last) is not int or not 0 <= first <= last:
-        raise ValueError("offsets that are none")
-    if start + last > size:
-        raise ValueError(f"it ends after {size} of {start + last} bytes or more: was it fetched whole?")
-    return start + first, start + last

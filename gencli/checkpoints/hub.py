@@ -21,7 +21,7 @@ from typing import Any
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.hub_cache import COMMIT, HubId, Progress
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES
 
 ETAG = re.compile(r"\w[\w.-]*")

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import FLOATS
-from gencli.checkpoints.tensors import Tensors, open_tensors
+from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models.base import Layout
 from gencli.models.gpt2 import Conv1D
 

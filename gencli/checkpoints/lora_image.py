@@ -21,7 +21,8 @@ from gencli.checkpoints.header import read_header
 from gencli.checkpoints.layout import find_pickles, some
 from gencli.checkpoints.lora import CONFIG, Change, apply, check_settings, open_adapter, read_settings, scale_of
 from gencli.checkpoints.lora_names import UNET, known_names, read_key
-from gencli.checkpoints.tensors import Tensors, open_tensors
+from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 
 STEM = "pytorch_lora_weights"

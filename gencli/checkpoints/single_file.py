@@ -101,7 +101,7 @@ class SingleFile:
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
         """A part's config, and its tensors by their names in a folder, memory-mapped. Raises GencliError."""
         from gencli.checkpoints.original.tensors import OriginalTensors
-        from gencli.checkpoints.tensors import open_tensors
+        from gencli.checkpoints.weights import open_tensors
 
         found = self.parts[part]
         prefix = FAMILIES[self.family].parts[part]
@@ -145,7 +145,7 @@ def open_single_file(
 
 
 def _unpickled(path: Path) -> tuple[Header, Tensors]:
-    from gencli.checkpoints.tensors import open_tensors
+    from gencli.checkpoints.weights import open_tensors
 
     tensors = open_tensors(path, allow_pickle=True)
     shapes = {name: tensors.shape(name) for name in tensors}

@@ -18,7 +18,7 @@ from gencli.cli.help import SETTINGS, Command
 from gencli.cli.image_sinks import ImageSink, plan, print_path
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import GencliError, UsageError
-from gencli.files import read_bytes
+from gencli.json_files import read_bytes
 
 if TYPE_CHECKING:
     from gencli.image.codes import Codec

@@ -10,7 +10,7 @@ from typing import Any
 from gencli.checkpoints.describe import Description, describe
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models import PALETTES
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.files import read_json
 from gencli.image.families import FAMILIES, Family
 from gencli.image.prompts.classes import Classes, classes_of, read_names
 from gencli.image.with_vae import Opens, with_vae
+from gencli.json_files import read_json
 from gencli.models import stands_for
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Checkpoint:
 
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
         """A part's config and weights. Raises GencliError for weights that cannot be opened."""
-        from gencli.checkpoints.tensors import open_tensors
+        from gencli.checkpoints.weights import open_tensors
 
         if part in self.files:
             return self.files[part].open(part)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.devices import pick_device
 from gencli.errors import GencliError
-from gencli.files import read_json
 from gencli.image.files.pictures import from_picture, to_picture
+from gencli.json_files import read_json
 
 Codes = list[list[int]]
 """h rows of w numbers, each the entry that stands for a square of the picture."""

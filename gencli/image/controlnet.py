@@ -12,9 +12,8 @@ from torch import Tensor
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
-from gencli.files import read_json
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.guidance import Model
@@ -22,6 +21,7 @@ from gencli.image.diffusion.schedule import Step
 from gencli.image.files.pictures import from_picture
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
+from gencli.json_files import read_json
 from gencli.models.controlnet import ControlNetConfig, ControlNetModel
 from gencli.models.unet_2d_condition import UNet2DConditionConfig
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.files import read_json
 from gencli.image.files.preprocess import FILE, Preprocessing, from_settings, read_settings
 from gencli.image.request import FLAGS, ImageRequest
+from gencli.json_files import read_json
 from gencli.models import PALETTES
 
 # Fields of a request that such a model can follow; all others are refused when they are given.

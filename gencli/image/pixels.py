@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.checkpoints import build
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.devices import pick_device, pick_dtype
 from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Denoised, Picture

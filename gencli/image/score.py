@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.devices import pick_device, pick_dtype
 from gencli.errors import GencliError
-from gencli.files import read_json
 from gencli.image.files.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
+from gencli.json_files import read_json
 from gencli.tokens import Tokenizer, load_tokenizer
 
 

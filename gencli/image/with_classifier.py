@@ -9,9 +9,9 @@ from typing import Any
 from gencli.checkpoints.class_file import ClassFile, open_class_file
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.files import read_json
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.prompts.classes import classes_of, read_names
+from gencli.json_files import read_json
 
 KIND = "EncoderUNetModel"
 

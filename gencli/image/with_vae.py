@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.files import read_json
+from gencli.json_files import read_json
 
 if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
@@ -35,7 +35,7 @@ class PartFolder:
 
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
         """Its config and tensors. Raises GencliError."""
-        from gencli.checkpoints.tensors import open_tensors
+        from gencli.checkpoints.weights import open_tensors
 
         return self.config, open_tensors(self.path, allow_pickle=self.allow_pickle)
 

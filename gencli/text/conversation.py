@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli.errors import GencliError
-from gencli.files import read_bytes
+from gencli.json_files import read_bytes
 from gencli.text.chat_template import Message
 
 ROLES = ("system", "user", "assistant")

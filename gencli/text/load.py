@@ -14,9 +14,10 @@ from gencli import devices
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import architecture_name, load
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.tensors import Tensors, open_tensors
+from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models import PALETTES, architecture
 from gencli.models.base import Layout
 from gencli.tokens import Tokenizer, load_tokenizer

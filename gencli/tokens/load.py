@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
-from gencli.files import read_bytes, read_json
+from gencli.json_files import read_bytes, read_json
 from gencli.tokens import clip, sentencepiece, wordpiece
 from gencli.tokens.templates import read_chat_template
 from gencli.tokens.tokenizer import Tokenizer

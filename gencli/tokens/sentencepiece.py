@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
-from gencli.files import read_bytes
+from gencli.json_files import read_bytes
 
 SPACE = "\u2581"  # ▁ stands for a space in pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli.errors import GencliError
-from gencli.files import read_bytes, read_json
+from gencli.json_files import read_bytes, read_json
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:

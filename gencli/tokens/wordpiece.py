@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gencli.errors import GencliError
-from gencli.files import read_bytes
+from gencli.json_files import read_bytes
 
 CLASSES = (None, "BertTokenizer")
 NAMES = {

@@ -13,9 +13,9 @@ from torch import nn
 
 from gencli.checkpoints.build import architecture_name
 from gencli.checkpoints.find import find
-from gencli.checkpoints.tensors import open_tensors
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models import architecture
 from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.text.load import open_model

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models.gpt2 import Conv1D
 from gencli.train.language import Language
 from gencli.train.saving import write_json

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from gencli.checkpoints import build, layout
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
-from gencli.files import read_json
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.prompts.base import pad_prompt
+from gencli.json_files import read_json
 from gencli.models import architecture, clip_text, unet_2d_condition
 from gencli.tokens import Tokenizer
 from gencli.train.place import Place

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
 from tests.decoder_cases import CASES, RANGE, WINDOW
 from tests.tiny_decoders import Case, Form, make_decoder

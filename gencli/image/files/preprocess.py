@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gencli.errors import GencliError
-from gencli.files import read_json
+from gencli.json_files import read_json
 
 FILE = "preprocessor_config.json"
 NEW_FILE = "processor_config.json"  # transformers 5 writes it, with the other's content under IMAGE
