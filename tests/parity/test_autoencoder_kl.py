@@ -10,7 +10,7 @@ from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.models.autoencoder_blocks import _fade, _spans
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from tests.tiny_image import make_vae, old_attention_names
+from tests.tiny.image import make_vae, old_attention_names
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 SHAPE = {

@@ -10,8 +10,8 @@ import pytest
 from gencli.errors import GencliError
 from gencli.text.chat_template import Templated
 from gencli.tokens import load_tokenizer
-from tests.chat_templates import FAMILIES, Family, make_chat_tokenizer
-from tests.tiny_text import SENTENCES
+from tests.tiny.chat_templates import FAMILIES, Family, make_chat_tokenizer
+from tests.tiny.text import SENTENCES
 
 SYSTEM = {"role": "system", "content": "You speak like a pirate.\nBriefly, and in rhyme. "}
 USER = {"role": "user", "content": "Who are you?"}

@@ -22,11 +22,11 @@ from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from gencli.image.with_classifier import with_classifier
-from tests.classes_parity import measure
-from tests.guided_reference import Reference
-from tests.guided_sampling import lead, sample, sample_ddim
+from tests.oracles.classes_parity import measure
+from tests.oracles.guided_reference import Reference
+from tests.oracles.guided_sampling import lead, sample, sample_ddim
 from tests.parity.test_guided_unet import assert_same
-from tests.tiny_classes import FLAGS, make_class_unet, make_classifier, make_dit, make_guided, write
+from tests.tiny.classes import FLAGS, make_class_unet, make_classifier, make_dit, make_guided, write
 
 CLASSES = 10
 DDPM_GRID, DDIM_GRID = [999, 666, 333, 0], [750, 500, 250, 0]

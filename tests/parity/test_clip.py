@@ -22,8 +22,8 @@ from gencli.errors import GencliError
 from gencli.image.files.preprocess import CLIP, Preprocessing, from_settings, read_settings
 from gencli.image.score import Scorer, open_scorer
 from gencli.models.clip import CLIPConfig
-from tests.tiny_clip import KINDS, make_clip, make_pictures
-from tests.tiny_image import rewrite_json
+from tests.tiny.clip import KINDS, make_clip, make_pictures
+from tests.tiny.image import rewrite_json
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 TEXTS = ["red apple", "a blue dog and the cat", "", "sun " * 30, "green star!"]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.models.clip_text import CLIPTextConfig, CLIPTextModel
-from tests.tiny_image import TEXT, make_text_encoder
+from tests.tiny.image import TEXT, make_text_encoder
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 BOS, EOS = 542, 543

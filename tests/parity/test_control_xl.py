@@ -22,9 +22,9 @@ from tests.parity.test_pipeline import (
     picture,
     with_scheduler,
 )
-from tests.tiny_control import CONTROLNET_XL, edges, make_controlnet, make_xl
-from tests.tiny_image import rewrite_json
-from tests.tiny_sdxl import as_kind, make_sdxl
+from tests.tiny.control import CONTROLNET_XL, edges, make_controlnet, make_xl
+from tests.tiny.image import rewrite_json
+from tests.tiny.sdxl import as_kind, make_sdxl
 
 
 def test_controlnet(tmp_path):

@@ -33,8 +33,8 @@ from tests.parity.test_pipeline import (
     picture,
     with_scheduler,
 )
-from tests.tiny_control import CONTROLNET, edges, make_controlnet, make_inpaint
-from tests.tiny_image import make_ddpm, make_stable_diffusion, make_unet
+from tests.tiny.control import CONTROLNET, edges, make_controlnet, make_inpaint
+from tests.tiny.image import make_ddpm, make_stable_diffusion, make_unet
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 

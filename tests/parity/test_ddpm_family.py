@@ -1,7 +1,7 @@
 """DDPM checkpoints: google/ddpm-* in both layouts against diffusers, and the originals against formulas written out.
 
 The originals are the files of pesser/pytorch_diffusion (Ho et al.'s weights) and of ermongroup/ddim: see
-`tests/ermongroup.py`.
+`tests/oracles/ermongroup.py`.
 """
 
 import functools
@@ -22,8 +22,8 @@ from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
-from tests import ermongroup
-from tests.tiny_ldm import SMALL_VARIANCE, make_ddpm_256, make_grey, to_pickles, with_scheduler
+from tests.oracles import ermongroup
+from tests.tiny.ldm import SMALL_VARIANCE, make_ddpm_256, make_grey, to_pickles, with_scheduler
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 LARGE = {"ch": 32, "mult": (1, 1, 2), "blocks": 2, "attends": (1,)}  # attends at 16: pictures of 32

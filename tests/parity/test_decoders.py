@@ -20,9 +20,9 @@ from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
-from tests.decoder_cases import CASES, RANGE, WINDOW
-from tests.tiny_decoders import Case, Form, make_decoder
-from tests.tiny_text import random_model, write_json
+from tests.tiny.decoder_cases import CASES, RANGE, WINDOW
+from tests.tiny.decoders import Case, Form, make_decoder
+from tests.tiny.text import random_model, write_json
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits of size 3 to 5
 PROMPT, NEW = 9, 26  # tokens: together more than four windows, twice the original RoPE range

@@ -17,8 +17,8 @@ from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
-from tests.tiny_classes import DIT_SCHEDULER, dit_network, make_dit, make_dit_file
-from tests.tiny_image import rewrite_json
+from tests.tiny.classes import DIT_SCHEDULER, dit_network, make_dit, make_dit_file
+from tests.tiny.image import rewrite_json
 
 
 @pytest.fixture(scope="module")

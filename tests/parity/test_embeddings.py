@@ -16,7 +16,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
-from tests.tiny_image import make_ddpm, make_stable_diffusion
+from tests.tiny.image import make_ddpm, make_stable_diffusion
 
 KINDS = ["sd15", "sd21"]
 WIDTH = {"sd15": 24, "sd21": 32}

@@ -26,11 +26,11 @@ from gencli.text.load import open_model
 from gencli.tokens import load_tokenizer
 from gencli.tokens.gguf import gguf_tokenizer
 from gencli.tokens.sentencepiece import read
-from tests.decoder_cases import CASES
 from tests.parity.test_sentencepiece import make as make_pieces
 from tests.parity.test_sentencepiece import some_texts
-from tests.tiny_decoders import make_decoder
-from tests.tiny_text import bpe_files, make_gpt2
+from tests.tiny.decoder_cases import CASES
+from tests.tiny.decoders import make_decoder
+from tests.tiny.text import bpe_files, make_gpt2
 
 CASE = {case.name: case for case in CASES}
 TYPES = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16, "Q8_0": Type.Q8_0}

@@ -14,7 +14,7 @@ from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.models.gpt2 import ACTIVATIONS, GPT2, GPT2Config
 from gencli.tokens import load_tokenizer
-from tests.tiny_text import TEXTS, make_gpt2
+from tests.tiny.text import TEXTS, make_gpt2
 
 # name → (layout and storage, config)
 CASES: dict[str, tuple[dict, dict]] = {

@@ -1,5 +1,7 @@
-"""guided-diffusion's UNet against its definition (`tests.guided_reference`) and diffusers' UNet2DModel; whole pictures
-against the formulas of its sampling: learned variance, cosine betas, clipped x0."""
+"""guided-diffusion's UNet against its definition (`tests.oracles.guided_reference`) and diffusers' UNet2DModel.
+
+Whole images are held against the formulas of its sampling: learned variance, cosine betas, clipped x0.
+"""
 
 import json
 import math
@@ -22,9 +24,9 @@ from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from gencli.models import guided_classifier, guided_unet
-from tests.guided_reference import Reference
-from tests.guided_sampling import alphas, picture, sample, sample_ddim
-from tests.tiny_classes import FLAGS, make_class_unet, make_guided, write
+from tests.oracles.guided_reference import Reference
+from tests.oracles.guided_sampling import alphas, picture, sample, sample_ddim
+from tests.tiny.classes import FLAGS, make_class_unet, make_guided, write
 
 NETWORKS = {
     "adm": {},

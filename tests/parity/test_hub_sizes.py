@@ -9,8 +9,8 @@ import torch
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
 from gencli.models import architecture
-from tests.tiny_image import DDPM, UNET, VAE
-from tests.tiny_ldm import BERT, DDPM_256, LDM_UNET, VQ
+from tests.tiny.image import DDPM, UNET, VAE
+from tests.tiny.ldm import BERT, DDPM_256, LDM_UNET, VQ
 
 CIFAR10 = DDPM | {"block_out_channels": [128, 256, 256, 256], "norm_num_groups": 32}
 LSUN = DDPM_256 | {"block_out_channels": [128, 128, 256, 256, 512, 512], "norm_num_groups": 32, "sample_size": 256}

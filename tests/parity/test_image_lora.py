@@ -17,9 +17,9 @@ from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
-from tests.additions_parity import measure
-from tests.tiny_image import make_stable_diffusion
-from tests.tiny_lora import (
+from tests.oracles.additions_parity import measure
+from tests.tiny.image import make_stable_diffusion
+from tests.tiny.lora import (
     bare_processor_name,
     diffusers_name,
     dotted_name,

@@ -19,10 +19,10 @@ from gencli.image.generate import Denoised, Picture
 from gencli.image.palette import is_palette, open_palette, resolve
 from gencli.image.pixels import PixelModel, generate, load
 from gencli.image.request import ImageRequest
-from tests.tiny_clip import make_pictures
-from tests.tiny_image import rewrite_json
-from tests.tiny_imagegpt import COLOURS, SIDE, clusters, make_imagegpt
-from tests.token_parity import measure
+from tests.oracles.token_parity import measure
+from tests.tiny.clip import make_pictures
+from tests.tiny.image import rewrite_json
+from tests.tiny.imagegpt import COLOURS, SIDE, clusters, make_imagegpt
 
 BEGIN = COLOURS
 PIXELS = SIDE * SIDE

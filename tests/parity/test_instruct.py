@@ -9,8 +9,8 @@ from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from tests.parity.test_pipeline import PROMPT, assert_same, draw, generator, opened, opened_once, picture
 from tests.parity.test_pipeline import with_scheduler as with_sampler
-from tests.tiny_control import make_instruct
-from tests.tiny_image import rewrite_json
+from tests.tiny.control import make_instruct
+from tests.tiny.image import rewrite_json
 
 
 @pytest.fixture(scope="module")

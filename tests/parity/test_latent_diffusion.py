@@ -25,9 +25,9 @@ from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from gencli.models.ldmbert import LDMBertConfig
 from gencli.tokens import load_tokenizer
-from tests.ldm_parity import measure
-from tests.tiny_image import rewrite_json
-from tests.tiny_ldm import (
+from tests.oracles.ldm_parity import measure
+from tests.tiny.image import rewrite_json
+from tests.tiny.ldm import (
     BERT,
     make_bert,
     make_ldm,

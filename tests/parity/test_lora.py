@@ -21,9 +21,9 @@ from gencli.checkpoints.lora import CONFIG, merge
 from gencli.errors import GencliError, UsageError
 from gencli.models import architecture
 from gencli.text.load import open_model
-from tests.decoder_cases import CASES
-from tests.tiny_decoders import make_decoder
-from tests.tiny_text import make_gpt2, write_json
+from tests.tiny.decoder_cases import CASES
+from tests.tiny.decoders import make_decoder
+from tests.tiny.text import make_gpt2, write_json
 
 LLAMA_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GPT2_ALL = ["c_attn", "c_proj", "c_fc"]

@@ -21,7 +21,7 @@ from gencli.image.generate import Denoised, Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
-from tests.tiny_image import SCHEDULER, make_ddpm, make_stable_diffusion, rewrite_json
+from tests.tiny.image import SCHEDULER, make_ddpm, make_stable_diffusion, rewrite_json
 
 SIZE = {"width": 96, "height": 64}
 PROMPT, NEGATIVE = "a red apple on the sun", "blue dog"

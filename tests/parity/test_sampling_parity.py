@@ -11,7 +11,7 @@ import transformers
 from transformers import generation
 
 from gencli.text import sampling
-from tests.tiny_text import make_gpt2
+from tests.tiny.text import make_gpt2
 
 GRID = {
     "repeat_penalty": [1.0, 1.3, 0.7],

@@ -11,6 +11,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.xl_parity import measure
 from tests.parity.test_pipeline import (
     NEGATIVE,
     PROMPT,
@@ -23,9 +24,8 @@ from tests.parity.test_pipeline import (
     picture,
     with_scheduler,
 )
-from tests.tiny_image import rewrite_json
-from tests.tiny_sdxl import as_kind, make_lcm, make_sd_turbo, make_sdxl
-from tests.xl_parity import measure
+from tests.tiny.image import rewrite_json
+from tests.tiny.sdxl import as_kind, make_lcm, make_sd_turbo, make_sdxl
 
 
 @pytest.fixture(scope="module")

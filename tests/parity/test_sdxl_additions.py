@@ -28,9 +28,9 @@ from tests.parity.test_image_lora import (
     parts_of,
     wanted,
 )
-from tests.test_weighted import expected_chunks
-from tests.tiny_lora import diffusers_name, draw_layers, kohya_xl_name, original_names, with_layers, write
-from tests.tiny_sdxl import make_sdxl
+from tests.tiny.lora import diffusers_name, draw_layers, kohya_xl_name, original_names, with_layers, write
+from tests.tiny.sdxl import make_sdxl
+from tests.unit.test_weighted import expected_chunks
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 RESNETS = re.compile(r".*(conv1|conv2|conv_shortcut)")

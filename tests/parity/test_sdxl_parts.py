@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from gencli.checkpoints.build import load
-from tests.tiny_image import UNET, make_unet, make_vae
-from tests.tiny_sdxl import POOLED, make_text_encoder_2
+from tests.tiny.image import UNET, make_unet, make_vae
+from tests.tiny.sdxl import POOLED, make_text_encoder_2
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 BOS, EOS = 542, 543

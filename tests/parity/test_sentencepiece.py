@@ -16,7 +16,7 @@ from transformers import LlamaTokenizer, Qwen2Tokenizer
 from gencli.errors import GencliError
 from gencli.tokens import Tokenizer, load_tokenizer
 from gencli.tokens.sentencepiece import merges, read
-from tests.tiny_text import SENTENCES, TEXTS, write_json
+from tests.tiny.text import SENTENCES, TEXTS, write_json
 
 # name → what the trainer is told; as the families have it
 MODELS: dict[str, dict] = {

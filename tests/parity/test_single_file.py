@@ -1,6 +1,6 @@
 """Stable Diffusion in one file: equal to the folder it was made from, to the last bit, and read by diffusers alike.
 
-The files are written by the tables in tests/tiny_single.py, which go the other way than gencli's; that they are true
+The files are written by the tables in tests/tiny/single.py, which go the other way than gencli's; that they are true
 is shown by diffusers, whose own converter opens the same files.
 """
 
@@ -28,8 +28,8 @@ from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from gencli.tokens import load_clip_tokenizer, load_tokenizer
 from gencli.tokens.clip import vocabulary
-from tests import tiny_single as tiny
-from tests.tiny_image import rewrite_json
+from tests.tiny import single as tiny
+from tests.tiny.image import rewrite_json
 
 KINDS = ("sd1", "sd2", "sdxl")
 PREDICTION = {"sd1": None, "sd2": "v_prediction", "sdxl": None}

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.models.unet_2d import UNet2DConfig, UNet2DModel
-from tests.tiny_image import DDPM, make_ddpm, make_unet_2d, old_attention_names
+from tests.tiny.image import DDPM, make_ddpm, make_unet_2d, old_attention_names
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 

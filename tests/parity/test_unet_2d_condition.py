@@ -6,7 +6,7 @@ import torch
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.models.unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
-from tests.tiny_image import UNET, make_unet
+from tests.tiny.image import UNET, make_unet
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 

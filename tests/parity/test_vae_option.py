@@ -11,8 +11,8 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
 from tests.parity.test_pipeline import PROMPT, SIZE, assert_same, draw, generator, picture, with_scheduler
-from tests.tiny_image import make_ddpm, make_stable_diffusion, make_text_encoder, make_vae
-from tests.tiny_single import original_vae
+from tests.tiny.image import make_ddpm, make_stable_diffusion, make_text_encoder, make_vae
+from tests.tiny.single import original_vae
 
 VALUES = {"prompt": PROMPT, "steps": 2, "strength": 0.6, **SIZE}
 

@@ -16,8 +16,8 @@ from gencli.errors import GencliError
 from gencli.image.codes import open_codec, parse, to_text
 from gencli.image.files.pictures import from_picture, to_picture
 from gencli.models.vq_model import VQModelConfig
-from tests.tiny_image import old_attention_names
-from tests.tiny_ldm import VQ, make_vqvae
+from tests.tiny.image import old_attention_names
+from tests.tiny.ldm import VQ, make_vqvae
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 

@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.shell.process import GENCLI, LIMIT, environment
-from tests.tiny_clip import make_clip, make_pictures
-from tests.tiny_image import make_ddpm, rewrite_json
-from tests.tiny_imagegpt import make_imagegpt
+from tests.tiny.clip import make_clip, make_pictures
+from tests.tiny.image import make_ddpm, rewrite_json
+from tests.tiny.imagegpt import make_imagegpt
 
 SECONDS = 20  # far more than any of them takes, and far less than what they ask for
 MEMORY = 220  # MiB at most, without torch; the pictures claim gigabytes

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal
-from tests.test_chat import BIAS, CHATML
-from tests.tiny_text import END, make_gpt2, write_json
+from tests.tiny.text import END, make_gpt2, write_json
+from tests.unit.test_chat import BIAS, CHATML
 
 SPOKEN = [part for token, _ in BIAS for part in ("--logit-bias", f"{token}=-inf")]
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.shell.process import gencli, shell
-from tests.tiny_ldm import make_vqvae
+from tests.tiny.ldm import make_vqvae
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from tests.shell.process import LIMIT, environment, gencli, on_terminal, shell, start
-from tests.tiny_image import make_ddpm, make_stable_diffusion
+from tests.tiny.image import make_ddpm, make_stable_diffusion
 
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.hub_server import Hub
+from tests.oracles.hub_server import Hub
 from tests.shell.process import environment, gencli
-from tests.tiny_image import make_stable_diffusion
-from tests.tiny_lora import draw_layers, kohya_name, write
+from tests.tiny.image import make_stable_diffusion
+from tests.tiny.lora import draw_layers, kohya_name, write
 
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 PROMPT = "a (red:1.3) toy, [sun]"

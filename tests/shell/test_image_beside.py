@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gencli.__main__ import main
-from tests.tiny_image import make_stable_diffusion
+from tests.tiny.image import make_stable_diffusion
 
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 

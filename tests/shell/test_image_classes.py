@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.shell.process import gencli
-from tests.tiny_classes import FLAGS, make_classifier, make_dit, make_guided
+from tests.tiny.classes import FLAGS, make_classifier, make_dit, make_guided
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from gencli.__main__ import main
-from tests.tiny_control import edges, make_controlnet, make_inpaint, make_instruct
-from tests.tiny_image import make_stable_diffusion
+from tests.tiny.control import edges, make_controlnet, make_inpaint, make_instruct
+from tests.tiny.image import make_stable_diffusion
 
 QUICK = ("--steps", 3, "--seed", 5)
 SMALL = (*QUICK, "--size", "64x64")

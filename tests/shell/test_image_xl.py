@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.shell.process import gencli
-from tests.tiny_image import make_ddpm, make_vae
-from tests.tiny_sdxl import make_lcm, make_sdxl
+from tests.tiny.image import make_ddpm, make_vae
+from tests.tiny.sdxl import make_lcm, make_sdxl
 
 SMALL = ("--size", "64x64", "--seed", 5)
 

@@ -14,8 +14,8 @@ from PIL import Image
 from gencli.checkpoints.find import Source
 from gencli.image.palette import open_palette
 from tests.shell.process import gencli, on_terminal
-from tests.tiny_clip import make_pictures
-from tests.tiny_imagegpt import SIDE, make_imagegpt
+from tests.tiny.clip import make_pictures
+from tests.tiny.imagegpt import SIDE, make_imagegpt
 
 
 @pytest.fixture(scope="module")

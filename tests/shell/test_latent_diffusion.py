@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import ermongroup
+from tests.oracles import ermongroup
 from tests.shell.process import gencli
-from tests.tiny_ldm import make_ldm_text, to_pickles
+from tests.tiny.ldm import make_ldm_text, to_pickles
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`gencli models` as a process: list, show, check, rm. (pull: tests/test_hub.py)"""
+"""`gencli models` as a process: list, show, check, rm. (pull: tests/unit/test_hub.py)"""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.check import Result, check
 from gencli.checkpoints.find import Source, embedded_names
-from tests.hub_server import safetensors, sha256
+from tests.oracles.hub_server import safetensors, sha256
 from tests.shell.process import environment, gencli, on_terminal
-from tests.test_find import COMMIT, OTHER, put, tiny
-from tests.tiny_text import make_gpt2
+from tests.tiny.text import make_gpt2
+from tests.unit.test_find import COMMIT, OTHER, put, tiny
 
 CARD = b"---\nlicense: apache-2.0\n---\n"
 
@@ -142,7 +142,7 @@ def test_show_tells_a_language_model(cached: Path) -> None:
 
 
 def test_show_tells_a_pipeline_and_what_is_not_loaded(tmp_path: Path) -> None:
-    from tests.tiny_image import make_stable_diffusion
+    from tests.tiny.image import make_stable_diffusion
 
     pipe = make_stable_diffusion(tmp_path / "sd")
     (said,) = objects(models("show", tmp_path / "sd", "--json", cache=tmp_path))
@@ -221,7 +221,7 @@ def test_check_compares_with_the_config(tmp_path: Path) -> None:
 
 
 def test_check_looks_at_every_part(tmp_path: Path) -> None:
-    from tests.tiny_image import make_stable_diffusion
+    from tests.tiny.image import make_stable_diffusion
 
     make_stable_diffusion(tmp_path / "sd")
     assert checked(tmp_path / "sd").problems == ()

@@ -13,8 +13,8 @@ from PIL import Image
 from gencli.checkpoints.find import Source
 from gencli.image.score import open_scorer
 from tests.shell.process import gencli, on_terminal, shell
-from tests.tiny_clip import make_clip, make_pictures
-from tests.tiny_image import make_stable_diffusion
+from tests.tiny.clip import make_clip, make_pictures
+from tests.tiny.image import make_stable_diffusion
 
 TEXT = "red apple"
 

@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal, shell, start
-from tests.tiny_text import END, byte_bpe, make_gpt2
+from tests.tiny.text import END, byte_bpe, make_gpt2
 
 NO_END = ("--logit-bias", "383=-inf")  # the tiny model would end at random
 ENDLESS = ("-n", 1_000_000, *NO_END)

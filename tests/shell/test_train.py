@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from gencli.__main__ import main
 from tests.shell.process import LIMIT, gencli, on_terminal, start
-from tests.tiny_pictures import make_pictures
+from tests.tiny.pictures import make_pictures
 
 SMALL = ["--layers", 1, "--width", 16, "--heads", 2, "--context", 16, "--vocab", 260, "--batch", 2]
 STEPS = 60

@@ -1,0 +1,205 @@
+"""The decoder checkpoints that tests write: each family's variants, their config in the hub's old form and the new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.tiny.decoders import (
+    Case,
+    Config,
+    gemma2_shapes,
+    gemma3_shapes,
+    llama_shapes,
+    mistral_shapes,
+    olmo2_shapes,
+    phi3_shapes,
+    qwen2_shapes,
+    qwen3_shapes,
+)
+
+WINDOW = 8  # of every case that has one
+RANGE = 16  # the original RoPE range of every stretched case: tests go past both
+
+
+def llama(name: str, keys: Config, old: Config | None = None, new: Config | None = None) -> Case:
+    keys = {"hidden_act": "silu", "pretraining_tp": 1, **keys}
+    rope = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+    old = old or {"rope_theta": 10000.0, "rope_scaling": None}
+    return Case("Llama 2 and 3, SmolLM2", name, "llama", "LlamaForCausalLM", llama_shapes, keys, old, new or rope)
+
+
+def rope(theta: float, **scaling: Any) -> tuple[Config, Config]:
+    """The same stretching in the old form and in the new."""
+    old = {"rope_theta": theta, "rope_scaling": scaling}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    rest = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
+    return old, {"rope_parameters": {**rest, "rope_theta": theta, "rope_type": kind}}
+
+
+def plain(theta: float, **more: Any) -> tuple[Config, Config]:
+    new = {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
+    return {"rope_theta": theta, "rope_scaling": None}, {**new, **more}
+
+
+LLAMA3 = {"factor": 4.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": RANGE}
+FULL, SLIDING = "full_attention", "sliding_attention"
+FACTORS = {"short_factor": [1.0, 1.05, 1.1, 1.2], "long_factor": [1.0, 2.0, 5.0, 9.0]}
+SMOLLM2 = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}
+
+
+def mistral(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "silu", **keys}
+    return Case("Mistral", name, "mistral", "MistralForCausalLM", mistral_shapes, keys, old, new)
+
+
+def qwen2(name: str, keys: Config, old: Config, new: Config) -> Case:
+    windows = {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21, "use_mrope": False}
+    keys = {"hidden_act": "silu", "num_hidden_layers": 4, **windows, **keys}
+    return Case("Qwen 2 and 2.5", name, "qwen2", "Qwen2ForCausalLM", qwen2_shapes, keys, old, new)
+
+
+def qwen3(name: str, keys: Config, old: Config, new: Config) -> Case:
+    windows = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 28}
+    keys = {"hidden_act": "silu", "head_dim": 16, "attention_bias": False, "num_hidden_layers": 3, **windows, **keys}
+    return Case("Qwen 3", name, "qwen3", "Qwen3ForCausalLM", qwen3_shapes, keys, old, new)
+
+
+def smollm3(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "silu", "num_hidden_layers": 4, "tie_word_embeddings": True, "mlp_bias": False, **keys}
+    keys = {"pretraining_tp": 2, "max_window_layers": 28, "attention_bias": False, **keys}
+    return Case("SmolLM3", name, "smollm3", "SmolLM3ForCausalLM", llama_shapes, keys, old, new)
+
+
+def phi3(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "silu", "embd_pdrop": 0.0, "resid_pdrop": 0.0, **keys}
+    old = {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "attention_bias": False, **old}
+    return Case("Phi 3, 3.5 and 4", name, "phi3", "Phi3ForCausalLM", phi3_shapes, keys, old, new)
+
+
+def gemma2(name: str, keys: Config, new: Config) -> Case:
+    base = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "num_hidden_layers": 4,
+    }
+    base |= {"sliding_window": WINDOW, "attention_bias": False, "attn_logit_softcapping": 3.0}
+    keys = {**base, "final_logit_softcapping": 5.0, "tie_word_embeddings": True, **keys}
+    old = {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid", "rope_theta": 10000.0}
+    rope = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+    return Case("Gemma 2", name, "gemma2", "Gemma2ForCausalLM", gemma2_shapes, keys, old, {**rope, **new})
+
+
+def gemma3(name: str, keys: Config, old: Config, new: Config) -> Case:
+    base = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "num_hidden_layers": 5,
+    }
+    base |= {"sliding_window": WINDOW, "attention_bias": False, "attn_logit_softcapping": None}
+    keys = {**base, "final_logit_softcapping": None, "tie_word_embeddings": True, **keys}
+    old = {"cache_implementation": "hybrid", "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, **old}
+    return Case("Gemma 3 (text)", name, "gemma3_text", "Gemma3ForCausalLM", gemma3_shapes, keys, old, new)
+
+
+def gemma3_ropes(**full: Any) -> Config:
+    local = {"rope_type": "default", "rope_theta": 10000.0}
+    return {"rope_parameters": {SLIDING: local, FULL: {"rope_theta": 1000000.0, "rope_type": "default", **full}}}
+
+
+CASES = [
+    llama("llama-2", {"num_key_value_heads": 4}),
+    llama("llama-3", {"head_dim": 16, "tie_word_embeddings": True}, *rope(500000.0, **LLAMA3, rope_type="llama3")),
+    llama("linear", {"max_position_embeddings": RANGE}, *rope(10000.0, type="linear", factor=3.0)),
+    llama("dynamic", {"max_position_embeddings": RANGE}, *rope(10000.0, type="dynamic", factor=3.0)),
+    llama(
+        "yarn",
+        {"max_position_embeddings": RANGE, "head_dim": 16},
+        *rope(100.0, type="yarn", factor=4.0, original_max_position_embeddings=RANGE, finetuned=True),
+    ),
+    llama(
+        "yarn-scaled",
+        {"head_dim": 16, "hidden_act": "gelu"},
+        *rope(
+            100.0,
+            rope_type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=RANGE,
+            beta_fast=4.0,
+            beta_slow=0.5,
+            mscale=0.7,
+            mscale_all_dim=0.4,
+            truncate=False,
+        ),
+    ),
+    llama("smollm2", {"tie_word_embeddings": True, **SMOLLM2}, *plain(100000.0)),
+    llama("biased", {"attention_bias": True, "mlp_bias": True, "hidden_act": "relu"}),
+    mistral("mistral-window", {"sliding_window": WINDOW}, *plain(10000.0)),
+    mistral("mistral-nemo", {"sliding_window": None, "head_dim": 12}, *plain(1000000.0)),
+    qwen2("qwen2", {"tie_word_embeddings": True}, *plain(1000000.0)),
+    qwen2(
+        "qwen2-window",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+        *plain(1000000.0, layer_types=[FULL, SLIDING, SLIDING, SLIDING]),
+    ),
+    qwen2("qwen2-yarn", {}, *rope(1000000.0, type="yarn", factor=4.0, original_max_position_embeddings=RANGE)),
+    qwen3("qwen3", {"tie_word_embeddings": True}, *plain(1000000.0, layer_types=[FULL] * 3)),
+    qwen3(
+        "qwen3-window",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "attention_bias": True},
+        *plain(1000000.0, layer_types=[FULL, FULL, SLIDING]),
+    ),
+    smollm3("smollm3", {"no_rope_layer_interval": 2}, *plain(5000000.0)),
+    smollm3(
+        "smollm3-window",
+        {"no_rope_layers": [1, 0, 1, 0], "use_sliding_window": True, "sliding_window": WINDOW, "attention_bias": True},
+        *plain(5000000.0, layer_types=[FULL, SLIDING, FULL, SLIDING]),
+    ),
+    Case("OLMo 2", "olmo2", "olmo2", "Olmo2ForCausalLM", olmo2_shapes, {"hidden_act": "silu"}, *plain(500000.0)),
+    phi3("phi3-window", {"sliding_window": WINDOW, "original_max_position_embeddings": 64}, *plain(10000.0)),
+    phi3(
+        "phi3-long",
+        {"sliding_window": 262144, "original_max_position_embeddings": RANGE},
+        *rope(10000.0, type="longrope", **FACTORS),
+    ),
+    phi3(
+        "phi4-mini",
+        {
+            "original_max_position_embeddings": RANGE,
+            "tie_word_embeddings": True,
+            "full_attn_mod": 1,
+            "interpolate_factor": 1,
+            "lm_head_bias": False,
+            "mlp_bias": False,
+            "hidden_size": 64,
+        },
+        {
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "rope_scaling": {"type": "longrope", **FACTORS},
+        },
+        {
+            "rope_parameters": {
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "rope_type": "longrope",
+                **FACTORS,
+            }
+        },
+    ),
+    gemma2("gemma2", {}, {"layer_types": [SLIDING, FULL, SLIDING, FULL]}),
+    gemma2("gemma2-uncapped", {"attn_logit_softcapping": None, "final_logit_softcapping": None}, {}),
+    gemma3(
+        "gemma3",
+        {},
+        {"sliding_window_pattern": 3},
+        {"layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING], **gemma3_ropes()},
+    ),
+    gemma3(
+        "gemma3-linear",
+        {"final_logit_softcapping": 5.0},
+        {"sliding_window_pattern": 2, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+        {"layer_types": [SLIDING, FULL, SLIDING, FULL, SLIDING], **gemma3_ropes(rope_type="linear", factor=8.0)},
+    ),
+]

@@ -1,0 +1,172 @@
+"""Tiny seeded decoder checkpoints in the hub's true layouts: config.json written out in the old form and the new,
+tensors by the names that real files have. The reference library must find every one of them and miss none."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tests.tiny.text import write_json, write_weights
+
+Config = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+Form = Literal["old", "new"]
+
+COMMON: Config = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "use_cache": True,
+}
+OLD: Config = {"torch_dtype": "float32", "transformers_version": "4.45.0"}
+NEW: Config = {"dtype": "float32", "transformers_version": "5.0.0"}
+
+
+def llama_shapes(c: Config) -> Shapes:
+    bias = c.get("attention_bias", False)
+    return stack(c, [*attention(c, bias, bias), *mlp(c, c.get("mlp_bias", False)), *norms(c, *PRE_NORMS)])
+
+
+def mistral_shapes(c: Config) -> Shapes:
+    return stack(c, [*attention(c), *mlp(c), *norms(c, *PRE_NORMS)])
+
+
+def qwen2_shapes(c: Config) -> Shapes:
+    return stack(c, [*attention(c, True), *mlp(c), *norms(c, *PRE_NORMS)])
+
+
+def qwen3_shapes(c: Config) -> Shapes:
+    bias, head = c.get("attention_bias", False), head_dim(c)
+    heads = [("self_attn.q_norm.weight", (head,)), ("self_attn.k_norm.weight", (head,))]
+    return stack(c, [*attention(c, bias, bias), *heads, *mlp(c), *norms(c, *PRE_NORMS)])
+
+
+def olmo2_shapes(c: Config) -> Shapes:
+    queries, keys = c["num_attention_heads"] * head_dim(c), c["num_key_value_heads"] * head_dim(c)
+    heads = [("self_attn.q_norm.weight", (queries,)), ("self_attn.k_norm.weight", (keys,))]
+    after = norms(c, "post_attention_layernorm", "post_feedforward_layernorm")
+    return stack(c, [*attention(c), *heads, *mlp(c), *after])
+
+
+def phi3_shapes(c: Config) -> Shapes:
+    hidden, inner = c["hidden_size"], c["intermediate_size"]
+    heads, kv, head = c["num_attention_heads"], c["num_key_value_heads"], head_dim(c)
+    fused = [
+        ("self_attn.qkv_proj.weight", ((heads + 2 * kv) * head, hidden)),
+        ("self_attn.o_proj.weight", (hidden, heads * head)),
+        ("mlp.gate_up_proj.weight", (2 * inner, hidden)),
+        ("mlp.down_proj.weight", (hidden, inner)),
+    ]
+    return stack(c, [*fused, *norms(c, *PRE_NORMS)])
+
+
+def gemma2_shapes(c: Config) -> Shapes:
+    return stack(c, [*attention(c), *mlp(c), *norms(c, *GEMMA_NORMS)])
+
+
+def gemma3_shapes(c: Config) -> Shapes:
+    heads = [("self_attn.q_norm.weight", (head_dim(c),)), ("self_attn.k_norm.weight", (head_dim(c),))]
+    return stack(c, [*attention(c), *heads, *mlp(c), *norms(c, *GEMMA_NORMS)])
+
+
+PRE_NORMS = ("input_layernorm", "post_attention_layernorm")
+GEMMA_NORMS = (*PRE_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+Rows = list[tuple[str, tuple[int, ...]]]
+
+
+def head_dim(c: Config) -> int:
+    return c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+
+
+def attention(c: Config, bias: bool = False, out_bias: bool = False) -> Rows:
+    hidden, head = c["hidden_size"], head_dim(c)
+    outs = {"q_proj": c["num_attention_heads"] * head, "k_proj": c["num_key_value_heads"] * head}
+    outs["v_proj"] = outs["k_proj"]
+    rows: Rows = [(f"self_attn.{name}.weight", (out, hidden)) for name, out in outs.items()]
+    rows += [(f"self_attn.{name}.bias", (out,)) for name, out in outs.items() if bias]
+    rows += [("self_attn.o_proj.weight", (hidden, outs["q_proj"]))]
+    return rows + ([("self_attn.o_proj.bias", (hidden,))] if out_bias else [])
+
+
+def mlp(c: Config, bias: bool = False) -> Rows:
+    hidden, inner = c["hidden_size"], c["intermediate_size"]
+    shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    rows: Rows = [(f"mlp.{name}.weight", shape) for name, shape in shapes.items()]
+    return rows + ([(f"mlp.{name}.bias", shape[:1]) for name, shape in shapes.items()] if bias else [])
+
+
+def norms(c: Config, *names: str) -> Rows:
+    return [(f"{name}.weight", (c["hidden_size"],)) for name in names]
+
+
+def stack(c: Config, layer: Rows) -> Shapes:
+    """All tensors of a file: embedding, every layer, last norm, and the head where it is not tied."""
+    shapes: Shapes = {"model.embed_tokens.weight": (c["vocab_size"], c["hidden_size"])}
+    for i in range(c["num_hidden_layers"]):
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer}
+    shapes["model.norm.weight"] = (c["hidden_size"],)
+    if not c["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (c["vocab_size"], c["hidden_size"])
+    return shapes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint. `keys` are in both forms of its config; `old` and `new` are what differs between them."""
+
+    family: str
+    name: str
+    model_type: str
+    architecture: str
+    shapes: Callable[[Config], Shapes]
+    keys: Config
+    old: Config = field(default_factory=dict)
+    new: Config = field(default_factory=dict)
+
+    def config(self, form: Form) -> Config:
+        changes = {**OLD, **self.old} if form == "old" else {**NEW, **self.new}
+        names = {"model_type": self.model_type, "architectures": [self.architecture]}
+        return {**COMMON, "tie_word_embeddings": False, **names, **self.keys, **changes}
+
+
+def random_tensors(shapes: Shapes, seed: str, *, zero_centred: bool = False) -> dict[str, torch.Tensor]:
+    """Seeded values: norms near one (or near zero, where the file stores the distance from one), the rest in scale."""
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    tensors = {}
+    for name, shape in shapes.items():
+        tensor = torch.randn(shape, generator=generator)
+        if "norm" in name:
+            tensor = 0.2 * tensor + (0 if zero_centred else 1)
+        else:
+            tensor *= 0.2 if len(shape) == 1 else 1 / math.sqrt(shape[-1])
+        tensors[name] = tensor
+    return tensors
+
+
+def make_decoder(
+    folder: Path, case: Case, form: Form = "old", *, dtype: torch.dtype = torch.float32, shards: int = 1, **changes: Any
+) -> Path:
+    """Write a case's checkpoint and return its folder. `changes` go into config.json; shapes follow them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**case.config(form), **changes}
+    config["torch_dtype" if form == "old" else "dtype"] = str(dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config)
+    tensors = random_tensors(case.shapes(config), case.name, zero_centred=case.model_type.startswith("gemma"))
+    write_weights(folder, {name: tensor.to(dtype) for name, tensor in tensors.items()}, "model", shards=shards)
+    return folder

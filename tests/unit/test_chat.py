@@ -1,0 +1,348 @@
+"""Conversations with tiny models: what is read again and what is not, what is left out, what is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gencli.checkpoints.build import load
+from gencli.checkpoints.find import Source
+from gencli.cli.chat_talk import Talk
+from gencli.cli.console import Console
+from gencli.errors import GencliError
+from gencli.text import chat_template
+from gencli.text.chat import ChatModel, ChatSession
+from gencli.text.chat_template import ChatTemplate, Templated, Transcript
+from gencli.text.conversation import Conversation, read_examples
+from gencli.text.events import Completion, Logprobs, PromptTruncated, ReasoningDelta, TextDelta
+from gencli.text.generate import generate
+from gencli.text.load import open_model
+from gencli.text.prompt_cache import PromptCache
+from gencli.text.reasoning import split_reasoning
+from gencli.text.request import TextRequest
+from gencli.tokens import load_tokenizer
+from tests.tiny.chat_templates import FAMILIES, make_chat_tokenizer
+from tests.tiny.decoder_cases import CASES
+from tests.tiny.decoders import make_decoder
+from tests.tiny.text import END, byte_bpe, make_gpt2, write_json
+
+CHATML = FAMILIES[0].template.replace("<|im_start|>", "<").replace("<|im_end|>", END)
+# Neither an end nor white space, so that random models say something.
+BANNED = [END, *(piece for piece in byte_bpe().get_vocab() if len(piece) == 1 and not (" " < piece < "\x7f"))]
+BIAS = tuple((byte_bpe().token_to_id(piece), -float("inf")) for piece in BANNED)
+GREEDY = TextRequest("", temperature=0.0, max_tokens=12, logit_bias=BIAS)
+
+
+def opened(folder: Path):
+    return open_model(Source(folder.name, folder, "folder"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model without a template."""
+    torch.set_num_threads(1)
+    return opened(make_gpt2(tmp_path_factory.mktemp("chat") / "base", n_positions=256))
+
+
+@pytest.fixture(scope="module")
+def tuned(base):
+    """The same model with a template."""
+    return dataclasses.replace(base, tokenizer=dataclasses.replace(base.tokenizer, chat_template=CHATML))
+
+
+@pytest.fixture(scope="module")
+def chat_model(tuned):
+    made = ChatModel(tuned)
+    yield made
+    made.close()
+
+
+def say(session: ChatSession, message: str, seed: int = 0) -> tuple[list[int], Completion]:
+    """One turn: the ids of its prompt, and the answer."""
+    prompt = session.prepare(message)
+    events = list(session.answer(message, prompt, seed))
+    assert isinstance(events[-1], Completion)
+    return prompt.ids, events[-1]
+
+
+def test_no_turn_is_read_twice(chat_model):
+    """Each answer is that of a fresh prompt, and of the prompt only what is new has been read."""
+    session = ChatSession(chat_model, GREEDY, Conversation(system="Be kind."))
+    known: list[int] = []
+    asked = 0
+    for message in ("Once upon a time", "and then?", "你好", "Tell more."):
+        before = session.stats.prompt_tokens
+        ids, answer = say(session, message)
+        fresh = list(generate(chat_model.model, GREEDY, ids=ids))[-1]
+        assert isinstance(fresh, Completion) and answer.text == fresh.text.lstrip()
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids))
+        )
+        assert session.stats.prompt_tokens - before == len(ids) - shared
+        assert shared >= asked, "nothing of the prompt before is read again"
+        known, asked = session.prompt_cache.ids[: session.prompt_cache.cache.length], len(ids)
+
+
+def test_an_answer_is_not_read_again(chat_model):
+    """It ends as the tokenizer would write it: only its last token, which no one has read, and what follows."""
+    always = dataclasses.replace(GREEDY, logit_bias=((byte_bpe().token_to_id("Q"), 1e4),))
+    session = ChatSession(chat_model, always, Conversation())
+    ids, answer = say(session, "first")
+    assert (answer.text, session.stats.prompt_tokens) == ("Q" * 12, len(ids))
+    more, _ = say(session, "second")
+    assert session.stats.prompt_tokens == len(more) - 11
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_cache_that_is_taken_up_again_gives_a_fresh_prefill(tmp_path: Path, case):
+    """Texts that share a beginning, cut back and grown, past sliding windows and stretched ranges."""
+    folder = make_decoder(tmp_path, case)
+    module = load(folder, device=torch.device("cpu"), dtype=torch.float32).eval()
+    prompt_cache = PromptCache()
+    ids = torch.randint(3, 96, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+    texts = [ids[:20], ids[:40], [*ids[:33], *ids[:10]], ids[:4], ids]
+    with torch.inference_mode():
+        for text in texts:
+            cache, known = prompt_cache.reuse(module, text, len(text) + 1)
+            got = module(torch.tensor([text[known:]]), cache, last_only=True)
+            prompt_cache.ids = text
+            assert known < len(text)
+            torch.testing.assert_close(got, module(torch.tensor([text]), last_only=True), atol=2e-5, rtol=0)
+
+
+def test_what_a_cache_can_be_cut_and_grown_to(base):
+    module = base.module
+    cache = module.new_cache(1, 8)
+    with torch.inference_mode():
+        module(torch.arange(8)[None], cache)
+        keys = cache.keys[1].clone()
+        cache.truncate(5)
+        cache.grow(20)
+    assert (cache.length, cache.positions) == (5, 20)
+    torch.testing.assert_close(cache.keys[1][:, :, :5], keys[:, :, :5], atol=0, rtol=0)
+    with pytest.raises(ValueError):
+        cache.truncate(6)
+
+
+def test_an_interrupted_answer_is_kept_and_the_cache_with_it(chat_model):
+    session = ChatSession(chat_model, GREEDY, Conversation())
+    prompt = session.prepare("Once")
+    events = session.answer("Once", prompt, 0)
+    first = next(event for event in events if isinstance(event, TextDelta))
+    events.close()
+    assert [m["role"] for m in session.conversation.turns] == ["user", "assistant"]
+    assert session.conversation.turns[1]["content"] == first.text
+    ids, answer = say(session, "go on")
+    fresh = list(generate(chat_model.model, GREEDY, ids=ids))[-1]
+    assert isinstance(fresh, Completion) and answer.text == fresh.text.lstrip()
+
+
+def test_a_conversation_that_outgrows_the_context(chat_model):
+    """The oldest turns go, whole and for good; the system prompt and the examples stay."""
+    examples = [{"role": "user", "content": "example"}, {"role": "assistant", "content": "answer"}]
+    session = ChatSession(chat_model, GREEDY, Conversation(system="Be kind.", examples=examples))
+    dropped = []
+    for number in range(12):
+        message = f"message {number}"
+        prompt = session.prepare(message)
+        list(session.answer(message, prompt, 0))
+        dropped.append(session.left_out)
+        assert len(prompt.ids) <= chat_model.model.max_length - GREEDY.max_tokens
+        assert prompt.text.startswith(f"<system\nBe kind.{END}\n<user\nexample{END}\n<assistant\nanswer{END}\n<user\n")
+        assert prompt.text.endswith(f"<user\n{message}{END}\n<assistant\n")
+    assert not dropped[0] and any(dropped) and set(dropped) <= {0, 2, 4}
+    assert sum(dropped) == session.conversation.left_out
+    assert len(session.conversation.turns) == 24, "what is left out is still saved"
+    before = session.conversation.left_out
+    with pytest.raises(GencliError, match="the context of base is 256"):
+        session.prepare("far too long " * 200)
+    assert (session.conversation.left_out, len(session.conversation.turns)) == (before, 24)
+
+
+def test_what_is_left_out_is_said(chat_model, capsysbinary):
+    stream = io.StringIO()
+    talk = Talk(Console(stream), ChatSession(chat_model, GREEDY, Conversation()), seed=3)
+    for _ in range(9):
+        talk.answer("a message")
+    assert "outgrown the context of 256 tokens: its oldest 2 messages are left out" in stream.getvalue()
+    assert talk.seed == 12
+    answers = [m["content"] for m in talk.session.conversation.turns[1::2]]
+    assert capsysbinary.readouterr().out.decode() == "".join(f"{answer}\n" for answer in answers)
+
+
+def test_a_base_model_gets_a_transcript(base):
+    chat_model = ChatModel(base)
+    assert isinstance(chat_model.format, Transcript)
+    talk = Conversation("A talk.", [], [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho\n"}])
+    session = ChatSession(chat_model, dataclasses.replace(GREEDY, stop=("stop",)), talk)
+    assert session.request.stop == ("stop", "\nUser:", "\nAssistant:")
+    prompt = session.prepare(f"and {END}?")
+    assert prompt.text == f"A talk.\n\nUser: hi\nAssistant: ho\nUser: and {END}?\nAssistant:"
+    assert base.tokenizer.decode(prompt.ids, skip_special=False) == prompt.text
+    assert not set(prompt.ids) & base.tokenizer.special_ids
+
+
+def test_turns_end_where_the_template_says(tuned, base):
+    """A config that names only another token: the one that the template writes ends an answer too."""
+    plain = dataclasses.replace(tuned, tokenizer=dataclasses.replace(tuned.tokenizer, eos_ids=(5,)))
+    chat_model = ChatModel(plain)
+    assert chat_model.model.tokenizer.eos_ids == (5, byte_bpe().token_to_id(END))
+    chat_model.close()
+    assert ChatModel(base).model.tokenizer.eos_ids == base.tokenizer.eos_ids
+
+
+def pieces(text: str, size: int) -> list[TextDelta | Completion]:
+    parts: list[TextDelta | Completion] = [TextDelta(0, text[i : i + size]) for i in range(0, len(text), size)]
+    return [PromptTruncated(9, 8), *parts, Completion(0, 1, text, "stop", 3, 4)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "text, inside, thought, answer",
+    [
+        ("hello", False, "", "hello"),
+        (" \n hello ", False, "", "hello "),
+        ("<think>\nhm </think>\n\nhello", False, "\nhm ", "hello"),
+        ("\n<think></think>hello <think>no</think>", False, "", "hello <think>no</think>"),
+        ("hm</think>\n hello</think>", True, "hm", "hello</think>"),
+        ("<think>never ends </thi", False, "never ends </thi", ""),
+        ("<thin", False, "", "<thin"),
+        ("<thinking", False, "", "<thinking"),
+        ("a <think>b</think>", False, "", "a <think>b</think>"),
+        ("", False, "", ""),
+        ("hm </think>", True, "hm ", ""),
+    ],
+)
+def test_reasoning_is_told_from_the_answer(size: int, text: str, inside: bool, thought: str, answer: str):
+    events = list(split_reasoning(pieces(text, size), inside))
+    assert isinstance(events[0], PromptTruncated)
+    assert "".join(e.text for e in events if isinstance(e, ReasoningDelta)) == thought
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == answer
+    assert isinstance(events[-1], Completion) and events[-1].text == answer
+
+
+def test_log_probabilities_are_of_the_answer_alone():
+    names = ["<think>", "hm", "</think>", "\n", "so", " it", " is"]
+    offsets = [sum(map(len, names[:i])) for i in range(len(names))]
+    report = Logprobs(names, [-1.0] * 7, [{}] * 7, offsets)
+    sample = Completion(0, 1, "".join(names), "stop", 3, 7, report)
+    [*_, last] = split_reasoning([TextDelta(0, sample.text), sample])
+    assert isinstance(last, Completion) and last.logprobs is not None
+    assert (last.text, last.logprobs.tokens, last.logprobs.text_offset) == ("so it is", ["so", " it", " is"], [0, 2, 5])
+    assert (len(last.logprobs.token_logprobs), len(last.logprobs.top_logprobs)) == (3, 3)
+
+
+def test_a_template_that_opens_the_reasoning_itself(base):
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
+    made = Templated(dataclasses.replace(base.tokenizer, chat_template=source), "r1")
+    assert made.prompt([{"role": "user", "content": "why?"}]).reasons
+    made.close()
+
+
+def test_conversations_are_saved_and_loaded(tmp_path: Path):
+    file = tmp_path / "talk.json"
+    talk = Conversation("Be naïve.", [{"role": "user", "content": "x"}])
+    talk.add("user", "a\nb")
+    talk.add("assistant", "é 🙂")
+    file.write_bytes(talk.dump())
+    other = Conversation("Something else.")
+    other.add("user", "forgotten")
+    other.load(file)
+    assert (other.system, other.turns, other.left_out) == ("Be naïve.", talk.turns, 0)
+    assert read_examples_without_system(tmp_path, other) == talk.turns
+    write_json(file, talk.turns)
+    other.load(file)
+    assert (other.system, other.turns) == ("Be naïve.", talk.turns)
+
+
+def read_examples_without_system(folder: Path, talk: Conversation) -> list[dict[str, str]]:
+    file = folder / "examples.jsonl"
+    file.write_bytes(Conversation(turns=talk.turns).dump())
+    return read_examples(file)
+
+
+def test_examples(tmp_path: Path, chat_model):
+    file = tmp_path / "examples.jsonl"
+    turns = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "B"}]
+    rows = [json.dumps({"user": "a", "assistant": "A"}), "", json.dumps({"messages": turns})]
+    file.write_text("\n".join(rows), encoding="utf-8")
+    examples = read_examples(file)
+    assert [message["content"] for message in examples] == ["a", "A", "b", "B"]
+    text = ChatSession(chat_model, GREEDY, Conversation("S", examples)).prepare("c").text
+    said = [("system", "S"), ("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", "B"), ("user", "c")]
+    assert text == "".join(f"<{role}\n{content}{END}\n" for role, content in said) + "<assistant\n"
+
+
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ("{", "line 2 is not valid JSON"),
+        ("[]", "line 2: wants an object with `user` and `assistant`"),
+        ('{"user": "a"}', "line 2: wants an object"),
+        ('{"user": "a", "assistant": 3}', "line 2: .* is no message"),
+        ('{"messages": [{"role": "robot", "content": "a"}]}', "line 2: .* is no message"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: an example ends with an answer"),
+        ('{"messages": [{"role": "system", "content": "a"}]}', "line 2: an example holds no system prompt"),
+        ('{"messages": 3}', "line 2 holds no list of messages"),
+    ],
+)
+def test_broken_examples(tmp_path: Path, line: str, problem: str):
+    file = tmp_path / "examples.jsonl"
+    file.write_text(json.dumps({"user": "a", "assistant": "b"}) + "\n" + line, encoding="utf-8")
+    with pytest.raises(GencliError, match=problem):
+        read_examples(file)
+    with pytest.raises(GencliError, match="no such file"):
+        read_examples(tmp_path / "none")
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source, problem",
+    [
+        (LOOPS, "its chat template did not end within 1 seconds: does it loop?"),
+        ("{% for a in range(99999) %}{{ 'abc' * 10000 }}{% endfor %}", "it writes more than 16777216 characters"),
+        ("{{ 'a' * 10**10 }}", "it needs too much memory"),
+        ("{% for a in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+        ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader for this environment"),
+        ("{{ nothing.at.all }}", "'nothing' is undefined"),
+        ("a\n{% for %}", "line 2: "),
+        ("{{ raise_exception('no\nsystem\tprompt') }}", ": no system prompt"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_a_template_that_does_wrong_is_one_clear_line(monkeypatch, source: str, problem: str):
+    monkeypatch.setattr(chat_template, "SECONDS", 1)
+    made = ChatTemplate(source, "model")
+    with pytest.raises(GencliError) as caught:
+        made.render(messages=[])
+    assert caught.value.message.startswith("model: ") and problem in caught.value.message
+    assert "\n" not in caught.value.message
+    made.source = "well: {{ messages }}"
+    assert made.render(messages=[]) == "well: []", "the next one is rendered all the same"
+    made.close()
+
+
+def test_where_a_template_lies(tmp_path: Path):
+    """A file of its own before the config's key; `default` of several; anything but text is refused."""
+    for family in FAMILIES:
+        if family.name in ("qwen2", "qwen3", "llama3.2"):
+            folder = make_chat_tokenizer(tmp_path / family.name, family)
+            assert load_tokenizer(folder).chat_template == family.template
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    rows = [{"name": "a", "template": "A"}, {"name": "b", "template": "B"}]
+    for value, problem in (({"a": "A"}, "chat_template is no text"), (rows, "none of the chat templates a, b is")):
+        write_json(folder / "tokenizer_config.json", {**config, "chat_template": value})
+        with pytest.raises(GencliError, match=problem):
+            load_tokenizer(folder)
+    write_json(folder / "tokenizer_config.json", {**config, "chat_template": None})
+    assert load_tokenizer(folder).chat_template is None

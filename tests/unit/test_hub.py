@@ -1,0 +1,397 @@
+"""Fetching, against a hub on loopback: gencli as a process, its cache as the hub's own library sees it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.oracles.hub_server import Hub, git_id, safetensors, sha256
+from tests.shell import process
+from tests.unit.test_find import SD15, SD15_INDEX
+
+BIG = 3 * 2**20  # bytes of the weights that connections break in
+CONFIG = json.dumps({"model_type": "gpt2", "n_positions": 64, "auto_map": {"AutoModel": "evil.Model"}}).encode()
+NEEDED = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+
+
+def tiny(**more: bytes) -> dict[str, bytes]:
+    """A repository of a language model, and what nobody needs beside it."""
+    return {
+        ".gitattributes": b"*.safetensors filter=lfs",
+        "README.md": b"---\nlicense: mit\n---\n",
+        "config.json": CONFIG,
+        "tokenizer.json": b"{}",
+        "model.safetensors": safetensors({"wte.weight": ("F32", [BIG // 4])}, filler=b"\x3f"),
+        "evil.py": b"raise SystemExit('run')",
+        "onnx/model.onnx": b"onnx",
+        "pytorch_model.bin": b"pickle",
+        "vocab.json": b"{}",
+        **more,
+    }
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def env(hub: Hub, tmp_path: Path) -> dict[str, str | None]:
+    """The environment of a gencli that knows only this hub."""
+    return {
+        "HF_HUB_OFFLINE": None,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": None,
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def pull(env: dict[str, str | None], *args: object) -> subprocess.CompletedProcess:
+    return process.gencli("models", "pull", *args, **env)
+
+
+def pulled(env: dict[str, str | None], *args: object) -> Path:
+    """A pull that works and says nothing but where; the snapshot's folder."""
+    done = pull(env, *args)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return Path(done.stdout.decode().removesuffix("\n"))
+
+
+def refused(env: dict[str, str | None], *args: object) -> str:
+    """What a pull that fails says on stderr."""
+    done = pull(env, *args)
+    assert (done.returncode, done.stdout) == (1, b"")
+    message = done.stderr.decode()
+    assert message.startswith("error: ")
+    assert message.count("\n") <= 2  # an error, and a hint
+    return message
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def library(env: dict[str, str | None], script: str) -> str:
+    """What the hub's own library says in a process of its own."""
+    script = f"import huggingface_hub as hub\n{script}"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=process.environment(**env), capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_only_what_is_needed_is_fetched_and_only_once(hub: Hub, env: dict[str, str | None]) -> None:
+    commit = hub.commit("org/tiny", tiny())
+    folder = pulled(env, "org/tiny")
+    assert folder.name == commit
+    assert content(folder) == {name: data for name, data in tiny().items() if name in NEEDED}
+    assert sorted(hub.fetched()) == sorted(NEEDED)
+    hub.requests.clear()
+    again = pull(env, "org/tiny")
+    assert (again.returncode, Path(again.stdout.decode().strip())) == (0, folder)
+    assert again.stderr == b"note: org/tiny is here already; --update looks for something newer\n"
+    assert hub.requests == []
+
+
+def test_a_model_that_is_run_is_fetched_once(hub: Hub, env: dict[str, str | None], tmp_path: Path) -> None:
+    from tests.tiny.text import make_gpt2
+
+    hub.commit("org/gpt2", make_gpt2(tmp_path / "gpt2", sharded=True))
+    run = ("text", "Once", "-n", "4", "--seed", "1", "-m", "org/gpt2")
+    first = process.gencli(*run, **env)
+    assert (first.returncode, first.stderr) == (0, b"")
+    assert len(hub.fetched()) == 8
+    hub.requests.clear()
+    second = process.gencli(*run, **env)
+    assert second.stdout == first.stdout != b""
+    assert hub.requests == []
+
+
+def test_the_library_and_gencli_share_one_cache(hub: Hub, env: dict[str, str | None], tmp_path: Path) -> None:
+    hub.commit("org/tiny", tiny())
+    folder = library(env, "print(hub.snapshot_download('org/tiny'))")
+    hub.requests.clear()
+    assert pull(env, "org/tiny").stdout.decode().strip() == folder
+    assert hub.requests == []
+
+    env["HF_HUB_CACHE"] = str(tmp_path / "other")
+    ours = pulled(env, "org/tiny")
+    hub.requests.clear()
+    theirs = "print(hub.snapshot_download('org/tiny', local_files_only=True))"
+    assert library(env, theirs) == str(ours)
+    found = "scan = hub.scan_cache_dir(); print(len(scan.warnings), *[r.repo_id for r in scan.repos])"
+    assert library(env, found) == "0 org/tiny"
+    names = {p.name for p in (ours.parents[1] / "blobs").iterdir()}
+    assert names == {(sha256 if n.endswith(".safetensors") else git_id)(tiny()[n]) for n in NEEDED}
+    assert hub.requests == []
+
+
+def test_what_another_program_left_out_is_added(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    library(env, "print(hub.hf_hub_download('org/tiny', 'config.json'))")
+    hub.requests.clear()
+    assert set(content(pulled(env, "org/tiny"))) == NEEDED
+    assert "config.json" not in hub.fetched()
+
+
+# --- breaks
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    hub.cut, hub.cut_after = 1, 2**20
+    folder = pulled(env, "org/tiny")
+    assert content(folder)["model.safetensors"] == tiny()["model.safetensors"]
+    assert [r.range for r in hub.requests if r.server == "cdn"] == [None, f"bytes={2**20}-"]
+
+
+def test_an_interrupted_download_goes_on_in_the_next_run(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    hub.stall, hub.cut_after = threading.Event(), 2**21
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [*process.GENCLI, "models", "pull", "org/tiny"]
+    started = subprocess.Popen(command, env=process.environment(**env), preexec_fn=process.obey_signals, **streams)
+    assert hub.stalled.wait(60)
+    partial = f"{sha256(tiny()['model.safetensors'])}.incomplete"
+    blobs = Path(str(env["HF_HUB_CACHE"])) / "models--org--tiny" / "blobs"
+    wait_until(lambda: (blobs / partial).exists() and (blobs / partial).stat().st_size > 0)
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert (started.returncode, out, err) == (130, b"", b"")
+    begun = (blobs / partial).stat().st_size
+    assert 0 < begun <= 2**21
+
+    offline = process.gencli("models", "show", "org/tiny", **env)  # half a model is none
+    assert offline.returncode == 1
+    hub.stall = None
+    hub.requests.clear()
+    assert content(pulled(env, "org/tiny"))["model.safetensors"] == tiny()["model.safetensors"]
+    assert [r.range for r in hub.requests if r.server == "cdn"] == [f"bytes={begun}-"]
+    assert not (blobs / partial).exists()
+    assert [name for name in hub.fetched() if name != "model.safetensors"] == []
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    done = threading.Event()
+    for _ in range(int(seconds * 100)):
+        if true():
+            return
+        done.wait(0.01)
+    raise AssertionError("it does not happen")
+
+
+def test_a_damaged_download_is_thrown_away(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    hub.damage = {"model.safetensors"}
+    assert "model.safetensors came damaged" in refused(env, "org/tiny")
+    blobs = Path(str(env["HF_HUB_CACHE"])) / "models--org--tiny" / "blobs"
+    hub.damage = set()
+    (blobs / f"{sha256(tiny()['model.safetensors'])}.incomplete").write_bytes(b"what an earlier run left, wrong")
+    assert "model.safetensors came damaged" in refused(env, "org/tiny")
+    assert set(content(pulled(env, "org/tiny"))) == NEEDED
+
+
+def test_a_hub_that_goes_away(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    hub.cut = 1000
+    hub.cut_after = 0  # six tries without a byte
+    message = refused(env, "org/tiny")
+    assert f"cannot fetch org/tiny from {hub.url}: " in message
+    assert "run it again and it goes on from there" in message
+
+
+def test_two_at_a_time_do_not_disturb_each_other(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    command = [*process.GENCLI, "models", "pull", "org/tiny"]
+    both = [subprocess.Popen(command, env=process.environment(**env), stdout=subprocess.PIPE) for _ in range(2)]
+    folders = {process.communicate(timeout=60)[0].decode().strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    (folder,) = folders
+    assert content(Path(folder))["model.safetensors"] == tiny()["model.safetensors"]
+    assert [r.path.startswith("/cdn/") for r in hub.requests if r.server == "cdn"] == [True]
+
+
+# --- who may, and what there is
+
+
+def test_offline_by_flag_and_by_environment(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    flag = process.gencli("text", "x", "-m", "org/tiny", "--offline", **env)
+    assert flag.returncode == 1
+    assert "error: no model 'org/tiny'" in flag.stderr.decode()
+    assert "hint: --offline is given" in flag.stderr.decode()
+    assert "HF_HUB_OFFLINE=1 keeps gencli off the network" in refused(env | {"HF_HUB_OFFLINE": "1"}, "org/tiny")
+    assert hub.requests == []
+    pulled(env, "org/tiny")
+    hub.requests.clear()
+    assert pull(env | {"HF_HUB_OFFLINE": "1"}, "org/tiny").returncode == 0
+    assert hub.requests == []
+
+
+def test_revisions(hub: Hub, env: dict[str, str | None]) -> None:
+    first = hub.commit("org/tiny", tiny(**{"README.md": b"first"}), "main", "v1")
+    second = hub.commit("org/tiny", tiny(**{"README.md": b"second"}), "refs/pr/1", "main")
+    assert pulled(env, "org/tiny@v1").name == first
+    assert pulled(env, "org/tiny@refs/pr/1").name == second
+    assert pulled(env, "org/tiny").name == second
+    assert pulled(env, f"org/tiny@{first[:9]}", "--update").name == first
+    third = hub.commit("org/tiny", tiny(**{"README.md": b"third"}))
+    hub.requests.clear()
+    assert pull(env, "org/tiny").stdout.decode().strip().endswith(second)
+    assert hub.requests == []
+    assert pulled(env, "org/tiny", "--update").name == third
+    assert hub.fetched() == ["README.md"]  # the weights are the same
+    message = refused(env, "org/tiny@v2")
+    assert "org/tiny has no revision 'v2'" in message
+
+
+def test_gated_repositories_and_tokens(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/gated", tiny(), gated=True)
+    hub.tokens = {"hf_reader": {"org/gated"}, "hf_stranger": set()}
+    message = refused(env, "org/gated")
+    assert "org/gated is gated" in message
+    assert f"at {hub.url}/org/gated; then set HF_TOKEN" in message
+    message = refused(env | {"HF_TOKEN": "hf_stranger"}, "org/gated")
+    assert "signed in as the owner of your token" in message
+    message = refused(env | {"HF_TOKEN": "hf_revoked"}, "org/gated")
+    assert "does not accept your token" in message
+    hub.requests.clear()
+    pulled(env | {"HF_TOKEN": "hf_reader"}, "org/gated")
+    tokens = {server: {r.token for r in hub.requests if r.server == server} for server in ("hub", "cdn")}
+    assert tokens == {"hub": {"hf_reader"}, "cdn": {None}}
+
+
+def test_private_moved_and_missing_repositories(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/secret", tiny(), private=True)
+    hub.tokens = {"hf_owner": {"org/secret"}, "hf_other": set()}
+    for name in ("org/secret", "org/nothing"):
+        message = refused(env, name)
+        assert f"no model '{name}': not on this machine, and not at {hub.url}" in message
+        assert "HF_TOKEN" in message
+        assert f"no model '{name}'" in refused(env | {"HF_TOKEN": "hf_other"}, name)
+    pulled(env | {"HF_TOKEN": "hf_owner"}, "org/secret")
+    hub.moved = {"org/old": "org/secret"}
+    assert set(content(pulled(env | {"HF_TOKEN": "hf_owner"}, "org/old"))) == NEEDED
+
+
+def test_no_network(env: dict[str, str | None]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        for address in (f"http://127.0.0.1:{nobody.getsockname()[1]}", "http://no.such.host.invalid", "nonsense"):
+            assert f"cannot fetch org/tiny from {address}: " in refused(env | {"HF_ENDPOINT": address}, "org/tiny")
+
+
+def test_usage(env: dict[str, str | None], hub: Hub, tmp_path: Path) -> None:
+    for name in ("gpt2x", "a/b/c", "org/.."):
+        done = pull(env, name)
+        assert done.returncode == 2, name
+        assert f"error: '{name}' is no id of the hub" in done.stderr.decode()
+    assert "is here already" in refused(env, tmp_path)
+    assert hub.requests == []
+
+
+# --- what is in a repository
+
+
+def pipeline() -> dict[str, bytes]:
+    """Stable Diffusion's repository as it is on the hub, with small contents."""
+    configs = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    files = {name: safetensors({"x": ("F16", [8])}, filler=name[:1].encode()) for name in SD15}
+    files |= {name: b"{}" for name in SD15 if name.endswith(".json")}
+    files |= {f"{part}/config.json": json.dumps({"_class_name": name}).encode() for part, name in configs.items()}
+    files["text_encoder/config.json"] = b'{"model_type": "clip_text_model"}'
+    files["model_index.json"] = json.dumps(SD15_INDEX).encode()
+    return files
+
+
+def test_a_pipeline_comes_in_one_variant_and_without_its_safety_checker(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/sd", pipeline())
+    half = content(pulled(env, "org/sd", "--variant", "fp16"))
+    assert len(half) == 13
+    assert sum(name.endswith(".fp16.safetensors") for name in half) == 3
+    unwanted = ("safety_checker", "feature_extractor", "v1-5", ".bin", "non_ema", ".ckpt")
+    assert not any(word in name for word in unwanted for name in hub.fetched())
+    hub.requests.clear()
+    assert pull(env, "org/sd").returncode == 0  # whole, in this variant
+    assert hub.requests == []
+    assert "no bf16 weights" in refused(env, "org/sd", "--variant", "bf16")
+
+
+def test_what_gencli_cannot_open_is_refused_before_its_weights(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/odd", tiny(**{"config.json": b'{"model_type": "mamba9"}'}))
+    for _ in range(2):  # the second time its config is here
+        assert "org/odd: config.json: unknown architecture 'mamba9'" in refused(env, "org/odd")
+    hub.commit("org/pickles", {name: data for name, data in tiny().items() if name != "model.safetensors"})
+    message = refused(env, "org/pickles")
+    assert "org/pickles: no weights in safetensors (only pytorch_model.bin)" in message
+    assert "pickles can run code" in message
+    hub.commit("org/empty", {"README.md": b""})
+    assert "org/empty: no model_index.json and no config.json" in refused(env, "org/empty")
+    assert not [r for r in hub.requests if r.server == "cdn"]
+
+
+def test_pickles_come_when_they_are_allowed_and_there_is_nothing_better(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/pickles", {name: data for name, data in tiny().items() if name != "model.safetensors"})
+    script = "from gencli.checkpoints.find import find; print(find('org/pickles', allow_pickle=True).path)"
+    folder = Path(library(env, script))
+    assert set(content(folder)) == NEEDED - {"model.safetensors"} | {"pytorch_model.bin"}
+    hub.requests.clear()
+    assert library(env, script) == str(folder)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["../out.safetensors", "/tmp/out.safetensors", "sub/out.safetensors"])
+def test_an_index_leads_nowhere_else(hub: Hub, env: dict[str, str | None], name: str, tmp_path: Path) -> None:
+    files = tiny(**{name: b"out", "model.safetensors.index.json": json.dumps({"weight_map": {"a": name}}).encode()})
+    del files["model.safetensors"]
+    hub.commit("org/evil", files)
+    message = refused(env, "org/evil")
+    assert f"model.safetensors.index.json: '{name}' is no plain name of a safetensors file" in message
+    assert not list(tmp_path.rglob("out.safetensors"))
+
+
+def test_names_and_etags_lead_nowhere_else(hub: Hub, env: dict[str, str | None], tmp_path: Path) -> None:
+    hub.commit("org/evil", tiny(**{"../../../../config.json": b"out", "/etc/tokenizer.json": b"out"}))
+    assert set(content(pulled(env, "org/evil"))) == NEEDED
+    hub.commit("org/etag", tiny())
+    hub.etags = {"model.safetensors": "../../../out"}
+    message = refused(env, "org/etag")
+    assert "the ETag '../../../out', which is no plain word" in message
+    assert not list(tmp_path.rglob("out"))
+
+
+# --- what is seen
+
+
+def test_nothing_of_the_library_reaches_the_streams(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    hub.cut = 1  # which it would log
+    loud = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "HF_HUB_VERBOSITY": "debug", "HF_HUB_ENABLE_HF_TRANSFER": "1"}
+    done = pull(env | loud | {"TQDM_POSITION": "-1"}, "org/tiny", "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    said = json.loads(done.stdout)
+    assert (said["name"], said["revision"]) == ("org/tiny", Path(said["path"]).name)
+    assert said["files"] == {name: len(tiny()[name]) for name in sorted(NEEDED)}
+    assert said["bytes"] == sum(said["files"].values())
+
+
+def test_a_terminal_gets_one_progress_line(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    code, screen, out, _ = process.on_terminal("models", "pull", "org/tiny", stdin=False, stdout=False, **env)
+    assert code == 0
+    assert b"fetching org/tiny " in screen
+    assert b"3145/3145 kB" in screen or b"3146/3146 kB" in screen
+    assert screen.endswith(b"\r\x1b[K")
+    assert b"\n" not in screen
+    assert out.count(b"\n") == 1

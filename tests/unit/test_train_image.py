@@ -1,0 +1,285 @@
+"""The picture recipe for seconds: loss falls, a broken run ends as an unbroken one, the result opens anywhere."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from gencli.checkpoints import build
+from gencli.checkpoints.find import find
+from gencli.errors import GencliError
+from gencli.image import pipeline
+from gencli.image.checkpoint import open_checkpoint
+from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.image.generate import Picture, generate
+from gencli.image.request import ImageRequest
+from gencli.image.settings import resolve
+from gencli.train import image, state
+from gencli.train.autoencoder import AutoencoderRecipe
+from gencli.train.autoencoder import config as autoencoder_config
+from gencli.train.decoder import DecoderRecipe
+from gencli.train.diffusion import DiffusionRecipe
+from gencli.train.image import ImageRecipe
+from gencli.train.optim import learning_rate_factor, orthogonalize
+from gencli.train.painter import Painter
+from gencli.train.pictures import read_pictures
+from gencli.train.trainer import Progress
+from tests.tiny.image import make_stable_diffusion
+from tests.tiny.pictures import COLORS, make_pictures
+
+STAGES = ("autoencoder", "diffusion", "decoder")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def recipe(out: Path, steps: tuple[int, int, int] = (4, 4, 0), **changes: Any) -> ImageRecipe:
+    common: dict[str, Any] = {"out": str(out), "batch": 4, "warmup": 2, "save_every": 1000.0}
+    small = {"widths": (16, 16), "text_width": 16, "text_layers": 1, "vocabulary": 600, "evaluate_every": 2}
+    here = {"device": "cpu"}
+    return ImageRecipe(
+        AutoencoderRecipe(**common, **here, steps=steps[0], size=32, widths=(8, 8, 16)),
+        DiffusionRecipe(**{**common, **here, **small, "steps": steps[1], **changes}),
+        DecoderRecipe(**common, **here, steps=steps[2]),
+    )
+
+
+def run(pictures: Path, recipe: ImageRecipe, stop: int | None = None, **more: Any) -> list[Progress]:
+    steps = image.train(pictures, None, recipe, **more)
+    told = list(itertools.islice(steps, stop))
+    steps.close()
+    return told
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{f.relative_to(folder)}/{name}": tensor for f in files for name, tensor in load_file(f).items()}
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as lines:
+        return [{**row, "seconds": ""} for row in csv.DictReader(lines)]
+
+
+def drawn(folder: Path, prompt: str, **settings: Any) -> np.ndarray:
+    checkpoint = open_checkpoint(find(str(folder)))
+    request = resolve(ImageRequest(prompt=prompt, seed=0, steps=3, **settings), checkpoint)
+    events = generate(pipeline.load(checkpoint, device="cpu"), request, [prompt])
+    return np.asarray(next(event.image for event in events if isinstance(event, Picture)).convert("RGB")).astype(int)
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Progress]]:
+    """An unbroken run through all three stages."""
+    out = tmp_path_factory.mktemp("run")
+    return out, run(pictures, recipe(out, (4, 4, 3)))
+
+
+def test_resumed_equals_unbroken(pictures: Path, whole: tuple[Path, list[Progress]], tmp_path: Path) -> None:
+    """Stopped in every stage."""
+    out, told = whole
+    assert [(at.stage, at.step) for at in told] == [
+        (stage, step) for stage, steps in zip(STAGES, (4, 4, 3), strict=True) for step in range(1, steps + 1)
+    ]
+    pieces = [run(pictures, recipe(tmp_path, (4, 4, 3)), stop) for stop in (2, 3, 4, None)]
+    assert [len(piece) for piece in pieces] == [2, 3, 4, 2]
+    assert_equal(weights(out / "checkpoint"), weights(tmp_path / "checkpoint"))
+    for name in ("loss.csv", "autoencoder.csv", "decoder.csv"):
+        assert rows(out / name) == rows(tmp_path / name)
+        assert (tmp_path / name).with_suffix(".png").exists()
+    scored = [row["step"] for row in rows(out / "loss.csv") if row["validation_seen"]]
+    assert scored == ["2", "4"] and [at.step for at in told if at.validation] == [2, 4]
+
+
+def test_opens_in_diffusers(whole: tuple[Path, list[Progress]]) -> None:
+    folder = whole[0] / "checkpoint"
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    assert theirs.unet.config.sample_size == 8 and theirs.tokenizer.model_max_length == 32
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = theirs("red circle", num_inference_steps=3, guidance_scale=3.0, latents=noise, output_type="np").images[
+        0
+    ]
+    assert np.abs(drawn(folder, "red circle") - (expected * 255).round()).max() <= 2
+
+
+def test_learns(pictures: Path, tmp_path: Path) -> None:
+    told = run(pictures, recipe(tmp_path, (40, 40, 0), evaluate_every=10, lr=5e-3))
+    first, second = ([at for at in told if at.stage == stage] for stage in STAGES[:2])
+    assert first[-1].loss < 0.7 * first[0].loss
+    scores = [at.validation["seen"] for at in second if at.validation]
+    assert scores[-1] < 0.9 * scores[0]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_the_error_of_x0(prediction: str) -> None:
+    """Whatever the model says: the same x0 and the same wrong one have, weighed, the same loss, min(SNR, 5) |Δx0|²."""
+    schedule = NoiseSchedule(prediction_type=prediction)
+    painter = Painter(None, None, schedule, 0)  # type: ignore[arg-type]
+    x0, wrong, eps = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    level = torch.tensor([0.9999, 0.9, 0.5, 0.1, 0.001], dtype=torch.float64).view(-1, 1, 1, 1)
+    noisy = level.sqrt() * x0 + (1 - level).sqrt() * eps
+    implied = (noisy - level.sqrt() * wrong) / (1 - level).sqrt()  # the noise that goes with the wrong x0
+    error = (painter.target(x0, eps, level) - painter.target(wrong, implied, level)).square().mean((1, 2, 3))
+    snr = (level / (1 - level)).flatten()
+    expected = snr.clamp(max=5) * (x0 - wrong).square().mean((1, 2, 3))
+    torch.testing.assert_close(painter.min_snr_weights(level.flatten(), 5) * error, expected)
+
+
+def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
+    changes = {"hold_out": 0.34, "copies": 1, "pairs": 2}
+    known, pixels, own, held = image.gather(pictures, None, 32, recipe(tmp_path, **changes).diffusion)
+    assert (own, held) == (4, 2) and len(known) == len(pixels) > 6
+    assert [caption.label for caption in known[-2:]] == ["green circle", "gray circle"]
+    captions = image.find_captions(pictures, None)
+    for (name, caption), one in itertools.product(captions, range(len(known))):
+        if known[one].label == caption.label:
+            assert torch.equal(pixels[one], read_pictures(pictures, [name], 32)[0])
+    told = run(pictures, recipe(tmp_path, (1, 2, 0), **changes))
+    assert set(told[-1].validation or {}) == {"held_out"}
+    # what is seen does not depend on what is held out
+    labels = {caption.label for caption in known[:-2]}
+    assert not {"green circle", "gray circle"} & labels
+
+
+def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, recipe(tmp_path, (2, 2, 0)))
+    with pytest.raises(GencliError, match=r"another recipe: lr was 0\.0015, is 0\.1"):
+        run(pictures, recipe(tmp_path, (2, 2, 0), lr=0.1))
+    with pytest.raises(GencliError, match=r"another recipe: steps was 2, is 3"):
+        run(pictures, recipe(tmp_path, (3, 2, 0)))
+    with pytest.raises(GencliError, match=r"other sizes: widths was \(16, 16\), is \(16, 32\)"):
+        run(pictures, recipe(tmp_path, (2, 2, 0), widths=(16, 32)), changes=True)
+    assert [at.step for at in run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4), changes=True)] == [3, 4]
+    with pytest.raises(GencliError, match="another recipe: data was"):
+        run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, copies=1))
+
+
+def test_latents_are_normalised_and_decode_alike(pictures: Path, whole: tuple[Path, list[Progress]]) -> None:
+    from gencli.models import autoencoder_kl
+
+    saved = state.load(whole[0] / "latents.pt") or {}
+    torch.testing.assert_close(saved["mean"].mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(saved["mean"].std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    parsed = autoencoder_kl.Config.from_dict(autoencoder_config(recipe(whole[0]).autoencoder))
+    raw, normal = autoencoder_kl.Model(parsed), autoencoder_kl.Model(parsed)
+    raw.load_state_dict((state.load(whole[0] / "autoencoder.pt") or {})["model"])
+    normal.load_state_dict(saved["vae"])
+    x = read_pictures(pictures, [f"{color}.png" for color in COLORS], 32).float() / 127.5 - 1
+    with torch.no_grad():
+        before, after = raw.decode(raw.encode(x)[0]), normal.decode(normal.encode(x)[0])
+    torch.testing.assert_close(before, after, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_on_from_a_checkpoint(pictures: Path, tmp_path: Path, prediction: str) -> None:
+    """Stable Diffusion, as the hub has it: names and precisions are the source's, and what is not trained."""
+    source = tmp_path / "source"
+    make_stable_diffusion(source, "sd15" if prediction == "epsilon" else "sd21")
+    before = weights(source)
+    changes = {"init": str(source), "size": 32, "evaluate_every": 2, "lr": 1e-3, "optimizer": "adamw"}
+    told = run(pictures, recipe(tmp_path / "whole", (0, 4, 0), **changes))
+    assert {at.stage for at in told} == {"diffusion"}
+    scores = [at.validation["seen"] for at in told if at.validation]
+    assert scores[1] < scores[0]
+    pieces = [run(pictures, recipe(tmp_path / "broken", (0, 4, 0), **changes), stop) for stop in (3, None)]
+    assert [len(piece) for piece in pieces] == [3, 1]
+    after = weights(tmp_path / "whole" / "checkpoint")
+    assert_equal(after, weights(tmp_path / "broken" / "checkpoint"))
+    assert_equal(before, weights(source))
+    kept = {name for name in before if not name.endswith("position_ids")}
+    assert {name.rpartition("/")[2] for name in after} == {name.rpartition("/")[2] for name in kept}
+    for name, tensor in after.items():
+        old = before[name]
+        assert (old.dtype, old.shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(old, tensor) == name.startswith("vae/"), name
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "whole" / "checkpoint", dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    assert theirs.safety_checker is None
+    assert drawn(tmp_path / "whole" / "checkpoint", "red circle", width=32, height=32).shape == (32, 32, 3)
+
+
+def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
+    """A third stage after --init: of the autoencoder, whose file is an old one, the decoder alone is another."""
+    make_stable_diffusion(tmp_path / "source", "sd15")
+    told = run(pictures, recipe(tmp_path / "run", (0, 1, 20), init=str(tmp_path / "source"), size=32))
+    assert told[-1].stage == "decoder" and told[-1].loss < told[1].loss
+    folder = tmp_path / "run" / "checkpoint" / "vae"
+    before, after = build.load(tmp_path / "source" / "vae"), build.load(folder)
+    old = before.state_dict()
+    changed = {
+        name.partition(".")[0] for name, tensor in after.state_dict().items() if not torch.equal(old[name], tensor)
+    }
+    assert changed == {"decoder", "post_quant_conv"}
+    z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = diffusers.AutoencoderKL.from_pretrained(folder).decode(z).sample
+        torch.testing.assert_close(after.decode(z), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_text_encoder_may_be_kept(pictures: Path, tmp_path: Path) -> None:
+    make_stable_diffusion(tmp_path / "source", "sd15")
+    changes = {"init": str(tmp_path / "source"), "size": 32, "keep_text_encoder": True, "min_snr": 5.0}
+    run(pictures, recipe(tmp_path / "run", (0, 2, 0), **changes))
+    before, after = weights(tmp_path / "source"), weights(tmp_path / "run" / "checkpoint")
+    changed = {name.partition("/")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"unet"}
+
+
+def test_what_cannot_be_gone_on_from(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(GencliError, match="stories holds a gpt2, no model for pictures"):
+        run(pictures, recipe(tmp_path / "a", init="stories"))
+    make_stable_diffusion(tmp_path / "source", "sd15")
+    with pytest.raises(GencliError, match=r"--size 30: .* draws sizes that are multiples of 8"):
+        run(pictures, recipe(tmp_path / "b", init=str(tmp_path / "source"), size=30))
+    file = tmp_path / "source" / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 9}))
+    with pytest.raises(GencliError, match="its UNet reads more than a text and latents"):
+        run(pictures, recipe(tmp_path / "c", init=str(tmp_path / "source")))
+
+
+def test_pictures_lie_on_white_and_are_cut_square(pictures: Path, tmp_path: Path) -> None:
+    pixels = read_pictures(pictures, ["red.png", "blue.png"], 64)
+    assert pixels.shape == (2, 3, 64, 64)
+    assert pixels[:, :, 0, 0].tolist() == [[255, 255, 255], [255, 255, 255]]
+    assert pixels[1, :, 32, 32].tolist() == [0, 0, 255]
+    wide = Image.new("RGB", (48, 16), "blue")
+    wide.paste("lime", (16, 0, 32, 16))
+    wide.save(tmp_path / "wide.png")
+    middle = read_pictures(tmp_path, ["wide.png"], 16)[0].permute(1, 2, 0)
+    assert (middle == torch.tensor([0, 255, 0])).all()
+    (tmp_path / "no.png").write_bytes(b"no")
+    with pytest.raises(GencliError, match=r"no\.png is no picture"):
+        read_pictures(tmp_path, ["no.png"], 8)
+
+
+def test_orthogonalize_brings_singular_values_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((16, 40), (40, 16), (8, 8)):
+        for dtype in (torch.float32, torch.bfloat16):
+            values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=generator), dtype=dtype))
+            assert values.min() > 0.3 and values.max() < 1.5, shape
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    factors = [learning_rate_factor(step, 100, 10, 0.4) for step in range(100)]
+    assert factors[0] == 0.1 and set(factors[10:60]) == {1.0} and factors[-1] < 0.05
+    assert factors[:11] == sorted(factors[:11]) and factors[60:] == sorted(factors[60:], reverse=True)
