@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -25,7 +25,7 @@ from gencli.json_files import read_json
 from gencli.models.controlnet import ControlNetConfig, ControlNetModel
 from gencli.models.unet_2d_condition import UNet2DConditionConfig
 
-TOLD = ("encoder_hidden_states", "text_embeds", "time_ids")  # of what the UNet is told, what a ControlNet is told too
+SHARED_INPUTS = ("encoder_hidden_states", "text_embeds", "time_ids")  # inputs of the UNet that a ControlNet reads too
 
 
 @dataclass(frozen=True)
@@ -128,37 +128,37 @@ def _window(steps: Sequence[Step], start: float, end: float) -> tuple[float, flo
     return low, high
 
 
-def mark(context: Conditioning, *away: Conditioning | None) -> list[Any]:
-    """Conditioning with `positive`, which `Controlled` reads: 1 for what is asked for, 0 for what guidance leaves."""
-    ones = next(iter(context.values())).new_ones(1)
-    parts = [(context, ones), *((part, 0 * ones) for part in away)]
-    return [None if part is None else {**part, "positive": share} for part, share in parts]
+Marked = tuple[Conditioning, Conditioning | None, Conditioning | None]
+
+
+def mark_cond(cond: Conditioning, uncond: Conditioning | None, image_uncond: Conditioning | None) -> Marked:
+    """The same with `is_cond`: 1 for `cond`, 0 for the others."""
+    ones = next(iter(cond.inputs.values())).new_ones(1)
+    others = [None if other is None else replace(other, is_cond=0 * ones) for other in (uncond, image_uncond)]
+    return replace(cond, is_cond=ones), others[0], others[1]
 
 
 class Controlled:
-    """A model with ControlNets: called as the model is, and what they say is added to the states of its UNet.
+    """A model with ControlNets. It is called as the model is, and adds their residuals to the states of its UNet.
 
-    `positive` (B,) of the conditioning is theirs: 1 where a picture is asked for, 0 where guidance leads away from it,
-    of which ControlNets that speak of the picture as a whole say nothing.
+    ControlNets with `global_pool_conditions` add nothing where `is_cond` of the conditioning is 0.
     """
 
     def __init__(self, model: Model, controls: Sequence[Active]):
         self.model, self.controls = model, controls
 
     def __call__(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        told: dict[str, Any] = dict(conditioning)
-        positive = told.pop("positive", None)
-        shared = {name: told[name] for name in TOLD if name in told}
+        shared = {name: conditioning[name] for name in SHARED_INPUTS if name in conditioning.inputs}
         sums: list[Tensor] = []
         for control in self.controls:
             if not control.holds(timesteps):
                 continue
             down, middle = control.network(x.to(control.hint.dtype), timesteps, hint=control.hint, **shared)
-            scale: Any = control.scale
-            if control.network.config.global_pool_conditions and positive is not None:
-                scale = scale * positive.to(middle.dtype)[:, None, None, None]
-            states = [state * scale for state in (*down, middle)]
-            sums = [a + b for a, b in zip(sums, states, strict=True)] if sums else states
+            scale: float | Tensor = control.scale
+            if control.network.config.global_pool_conditions and conditioning.is_cond is not None:
+                scale = scale * conditioning.is_cond.to(middle.dtype)[:, None, None, None]
+            residuals = [state * scale for state in (*down, middle)]
+            sums = [a + b for a, b in zip(sums, residuals, strict=True)] if sums else residuals
         if sums:
-            told |= {"down_residuals": sums[:-1], "mid_residual": sums[-1]}
-        return self.model(x, timesteps, told)
+            conditioning = replace(conditioning, down_residuals=sums[:-1], mid_residual=sums[-1])
+        return self.model(x, timesteps, conditioning)

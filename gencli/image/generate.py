@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.image.conditioning import Conditioning
-from gencli.image.controlnet import Controlled, activate, mark
+from gencli.image.controlnet import Controlled, activate, mark_cond
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
 from gencli.image.diffusion.guidance import Denoiser, Model, Predict, check_finite
-from gencli.image.latents import Drawn, start
+from gencli.image.latents import InitLatents, prepare_latents
 from gencli.image.pipeline import Pipeline
 from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
@@ -101,21 +101,21 @@ class _Recipe:
         strength = None if init is None else request.strength or 1.0
         self.steps = self.sampler.steps(pipeline.schedule, request.steps, self.spacing, strength, **self.options)
         self.shape = pipeline.latent_shape(request.width, request.height)
-        self.told: tuple[Sequence[str], Conditioning] | None = None  # the last prompts, and what was told
-        self.start = start(pipeline, request, init, mask)
+        self.encoded: tuple[Sequence[str], Conditioning] | None = None  # the last prompts, and their conditioning
+        self.start = prepare_latents(pipeline, request, init, mask)
         self.controls = activate(pipeline, request, self.steps, controls)
 
     def run(self, prompts: Sequence[str], first: int) -> Iterator[Denoised | Picture]:
         """One batch: its steps, then its pictures."""
         request, pipeline = self.request, self.pipeline
         seeds = [(request.seed or 0) + first + i for i in range(len(prompts))]
-        noise = Noise(seeds, self.shape, pipeline.device)
-        drawn = self.start.draw(noise, len(seeds))
-        x = self._begin(drawn)
-        denoiser = self._led(self._denoiser(prompts, drawn), prompts)
-        for sample in self.sampler(denoiser, x, self.steps, noise=noise, **self.options):
+        draw_noise = Noise(seeds, self.shape, pipeline.device)
+        init = self.start.draw(draw_noise, len(seeds))
+        x = self._first(init)
+        denoiser = self._guided(self._denoiser(prompts, init), prompts)
+        for sample in self.sampler(denoiser, x, self.steps, draw_noise=draw_noise, **self.options):
             x = sample.x
-            self.start.keep(x, drawn, self.steps, sample.index)
+            self.start.apply_mask(x, init, self.steps, sample.index)
             check_finite(x, sample.index)
             yield Denoised(sample.index, sample.total, first, sample.x0)
         for i, prompt in enumerate(prompts):
@@ -123,13 +123,13 @@ class _Recipe:
             made = request.item(first + i).replace(prompt=prompt, dtype=str(pipeline.dtype).removeprefix("torch."))
             yield Picture(first + i, image, made)
 
-    def _begin(self, drawn: Drawn) -> Tensor:
+    def _first(self, init: InitLatents) -> Tensor:
         """x at the first step: noise alone, or the picture with as much noise as that step expects."""
-        if drawn.x0 is None or (self.start.mask is not None and self.request.strength == 1):
-            return self.sampler.initial(drawn.eps, self.steps, self.spacing)
-        return self.steps[0].at.mix(drawn.x0, drawn.eps)
+        if init.x0 is None or (self.start.mask is not None and self.request.strength == 1):
+            return self.sampler.initial(init.eps, self.steps, self.spacing)
+        return self.steps[0].at.mix(init.x0, init.eps)
 
-    def _denoiser(self, prompts: Sequence[str], drawn: Drawn) -> Denoiser:
+    def _denoiser(self, prompts: Sequence[str], init: InitLatents) -> Denoiser:
         request, pipeline = self.request, self.pipeline
         # Latents have no range to be clipped to, whatever the checkpoint's scheduler says.
         limits = self.sampler.limits - ({"clip"} if pipeline.vae is not None else set())
@@ -137,28 +137,28 @@ class _Recipe:
             return Denoiser(pipeline.predict, pipeline.schedule, limits=limits)
         scale = request.guidance if request.guidance is not None else 1.0
         guided = scale > 1 and not pipeline.reads_guidance
-        context, negative = self._context(prompts), self._negative if guided else None
-        if request.weighted and negative is not None:
-            context, negative = weighting.pad_to_same_length(context, negative, self._empty)
-        context, negative, between = self.start.tell(drawn, context, negative)
+        cond, uncond = self._cond(prompts), self._uncond if guided else None
+        if request.weighted and uncond is not None:
+            cond, uncond = weighting.pad_to_same_length(cond, uncond, self._empty)
+        cond, uncond, image_uncond = self.start.add_conditioning(init, cond, uncond)
         model: Model = pipeline.predict
         if self.controls:
             model = Controlled(model, self.controls)
-            context, negative, between = mark(context, negative, between)
+            cond, uncond, image_uncond = mark_cond(cond, uncond, image_uncond)
         return Denoiser(
             model,
             pipeline.schedule,
-            context=context,
-            negative=negative,
-            between=between,
+            cond=cond,
+            uncond=uncond,
+            image_uncond=image_uncond,
             guidance_scale=scale,
             guidance_rescale=request.guidance_rescale or 0.0,
             image_guidance_scale=1.0 if request.image_guidance is None else request.image_guidance,
             limits=limits,
         )
 
-    def _led(self, denoiser: Denoiser, prompts: Sequence[str]) -> Predict:
-        """The denoiser led by the classifier, where there is one."""
+    def _guided(self, denoiser: Denoiser, prompts: Sequence[str]) -> Predict:
+        """The denoiser, guided by the classifier if there is one."""
         pipeline, classes = self.pipeline, self.pipeline.checkpoint.classes
         if pipeline.classifier is None or classes is None or not self.request.classifier_scale:
             return denoiser
@@ -166,17 +166,17 @@ class _Recipe:
         gradient = LogLikelihood(pipeline.classifier, wanted, self.request.classifier_scale)
         return ClassifierGuided(denoiser, gradient, mean=self.sampler.shifts_mean)
 
-    def _context(self, prompts: Sequence[str]) -> Conditioning:
-        """What the network is told of prompts, once for all batches of the same ones."""
-        if self.told is None or self.told[0] != prompts:
-            told = self.pipeline.conditioner.encode(prompts, self.request)
+    def _cond(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of prompts, encoded once for all batches of the same ones."""
+        if self.encoded is None or self.encoded[0] != prompts:
+            cond = self.pipeline.conditioner.encode(prompts, self.request)
             if self.pipeline.reads_guidance:
-                told = {**told, "timestep_cond": self.pipeline.embed_guidance(self.request.guidance or 0.0)}
-            self.told = prompts, told
-        return self.told[1]
+                cond = cond.with_inputs(timestep_cond=self.pipeline.embed_guidance(self.request.guidance or 0.0))
+            self.encoded = prompts, cond
+        return self.encoded[1]
 
     @cached_property
-    def _negative(self) -> Conditioning:
+    def _uncond(self) -> Conditioning:
         return self.pipeline.conditioner.negative(self.request)
 
     @cached_property

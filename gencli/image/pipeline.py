@@ -22,6 +22,7 @@ from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.files.pictures import from_picture, to_picture
+from gencli.image.latents import LatentDistribution
 from gencli.models.unet_blocks import timestep_embedding
 
 SKETCH = 24  # latents a side of a sketch
@@ -70,10 +71,9 @@ class Pipeline:
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output (B, C or 2C, h, w) in its own precision, for x (B, C, h, w) in any."""
-        told = dict(conditioning)
-        if (further := told.pop("concat", None)) is not None:
-            x = torch.cat([x, further.expand(len(x), -1, -1, -1)], dim=1)
-        return self.network(x.to(self.dtype), timesteps, **told)
+        if conditioning.concat is not None:
+            x = torch.cat([x, conditioning.concat.expand(len(x), -1, -1, -1)], dim=1)
+        return self.network(x.to(self.dtype), timesteps, **conditioning.keywords())
 
     @property
     def reads_guidance(self) -> bool:
@@ -87,21 +87,21 @@ class Pipeline:
         w = torch.tensor([1000 * (scale - 1)], device=self.device)
         return timestep_embedding(w, width, flip_sin_to_cos=False, freq_shift=1)  # type: ignore[arg-type]
 
-    def encode_picture(self, picture: Image.Image, hidden: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of a picture's latents (1, C, h, w), scaled as the UNet knows them.
+    def encode_picture(self, picture: Image.Image, hidden: Tensor | None = None) -> LatentDistribution:
+        """The latents of an image (1, C, h, w), scaled as the UNet knows them.
 
-        hidden (1, 1, H, W): where it is 1 the picture is grey instead. None instead of the deviation where latents have
-        none: a VQ autoencoder's, and where there is no autoencoder the picture itself.
+        hidden (1, 1, H, W): where it is 1 the image is grey instead. A VQ autoencoder's latents have no std; without an
+        autoencoder they are the image itself.
         """
         config: Any = (self.network if self.vae is None else self.vae).config
         x = from_picture(picture, config.in_channels)
         x = (x if hidden is None else x * (hidden < 0.5)).to(self.device)
         if self.vae is None:
-            return x, None
+            return LatentDistribution(x)
         encoded = self.vae.encode(x)
         mean, logvar = encoded if isinstance(encoded, tuple) else (encoded, None)
         shift, scale = self._scaling
-        return (mean - shift) * scale, logvar if logvar is None else (logvar / 2).exp() * scale
+        return LatentDistribution((mean - shift) * scale, None if logvar is None else (logvar / 2).exp() * scale)
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
         """The picture of one (1, C, h, w). Raises GencliError when it holds values that are not numbers."""

@@ -47,7 +47,7 @@ def _row(family: str, example: str, folder: Path, pipe: Any, values: dict[str, A
     request = ImageRequest(prompt=PROMPT, guidance=values["guidance"], **SIZE)
     with torch.no_grad():
         told = ours.conditioner.encode([PROMPT], request)
-        xl = "text_embeds" in told
+        xl = "text_embeds" in told.inputs
         encoded = pipe.encode_prompt(PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
         component = _apart(told["encoder_hidden_states"], encoded[0])
         more: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def _row(family: str, example: str, folder: Path, pipe: Any, values: dict[str, A
             component = max(component, _apart(told["text_embeds"], encoded[2]))
             more = {"added_cond_kwargs": {"text_embeds": told["text_embeds"], "time_ids": told["time_ids"]}}
         if ours.reads_guidance:
-            told = {**told, "timestep_cond": ours.embed_guidance(values["guidance"])}
+            told = told.with_inputs(timestep_cond=ours.embed_guidance(values["guidance"]))
             w = torch.tensor([values["guidance"] - 1])
             more["timestep_cond"] = pipe.get_guidance_scale_embedding(w, embedding_dim=told["timestep_cond"].shape[1])
         x, t = torch.randn((1, 4, 8, 12), generator=torch.Generator().manual_seed(1)), torch.tensor([759.0])

@@ -129,7 +129,7 @@ def test_the_mean_of_every_step_is_shifted_by_its_variance():
     def predict(x, at):
         return Prediction(x, x, gradient=torch.ones_like(x))
 
-    first, last = ddpm(predict, x, steps, noise=lambda: torch.zeros_like(x), variance_type="fixed_large")
+    first, last = ddpm(predict, x, steps, draw_noise=lambda: torch.zeros_like(x), variance_type="fixed_large")
     torch.testing.assert_close(first.x, torch.full_like(x, 1 - 0.5 / 0.9))
     torch.testing.assert_close(last.x, first.x)  # x0 = x: nothing but the mean
 
@@ -138,10 +138,10 @@ def test_score_is_shifted_so_that_x0_and_eps_still_make_x():
     x = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     point = Point(5.0, 0.3)
     eps = torch.randn_like(x)
-    x0 = (x - point.noise * eps) / point.signal
+    x0 = (x - point.sqrt_one_minus_alpha_cumprod * eps) / point.sqrt_alpha_cumprod
     guided = ClassifierGuided(lambda x, at: Prediction(x0, eps), lambda x, t: torch.full_like(x, 0.5), mean=False)
     got = guided(x, point)
-    torch.testing.assert_close(got.eps, eps - point.noise * 0.5)
+    torch.testing.assert_close(got.eps, eps - point.sqrt_one_minus_alpha_cumprod * 0.5)
     torch.testing.assert_close(point.mix(got.x0, got.eps), x)
     assert guided(x, Point(5.0, 0.0)).x0 is x0  # zero SNR: nothing to judge
 

@@ -197,7 +197,7 @@ def test_for_a_share_of_the_steps(parts, start, end):
 @pytest.mark.parametrize("sampler", samplers.names())
 def test_every_step_is_led_or_not(sampler):
     """diffusers' rule, at every step of every grid, for timesteps as the model sees them."""
-    karras = {"karras": True} if "karras" in samplers.options(sampler) else {}
+    karras = {"karras": True} if "karras" in samplers.get(sampler).options else {}
     for options, num in itertools.product([{}, karras], [1, 7, 30]):
         steps = samplers.get(sampler).steps(NoiseSchedule(), num, **options)
         for start, end in [(0.0, 1.0), (0.0, 0.5), (0.3, 1.0), (0.21, 0.68), (0.99, 1.0)]:

@@ -14,6 +14,7 @@ from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
+from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from tests.tiny.image import make_ddpm, make_stable_diffusion
@@ -157,7 +158,7 @@ def test_the_end_of_a_text_is_not_the_new_word(bases, tmp_path):
     assert pipe.text_encoder.config.eos_token_id == 2
     ours = opened(folder, EmbeddingRef(write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")))
     tokenizer, encoder = ours.conditioner.text_encoders[0]
-    ids = torch.tensor([ours.conditioner.tokenize(prompt) for prompt in ("red <toy> dog", "red dog")])
+    ids = token_ids(tokenizer, encoder, ["red <toy> dog", "red dog"], None)
     with torch.inference_mode():
         output = encoder(ids)
     for i in range(2):

@@ -90,7 +90,9 @@ def by_diffusers(pipe, *files, scales=(SCALE,)):
 def ours_of(pipeline):
     """Our modules by part."""
     conditioner = pipeline.conditioner
-    encoders = dict(zip(("text_encoder", "text_encoder_2"), conditioner.modules, strict=False))
+    encoders = dict(
+        zip(("text_encoder", "text_encoder_2"), (encoder for _, encoder in conditioner.text_encoders), strict=False)
+    )
     return {"unet": pipeline.network, **encoders}
 
 

@@ -142,11 +142,11 @@ def test_from_a_picture(folders):
     folder, pipe = folders["scaled"]
     small = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
-    mean, deviation = opened_once(folder).encode_picture(picture)
+    encoded = opened_once(folder).encode_picture(picture)
     x = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
     latents = pipe.vqvae.encode(x).latents * 0.6
-    assert deviation is None
-    torch.testing.assert_close(mean, latents, **TOLERANCE)
+    assert encoded.std is None
+    torch.testing.assert_close(encoded.mean, latents, **TOLERANCE)
     scheduler = pipe.scheduler
     scheduler.set_timesteps(8)
     noise = torch.randn(1, 5, 16, 16, generator=generator())

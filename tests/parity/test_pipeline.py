@@ -19,6 +19,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Denoised, Picture, generate
 from gencli.image.pipeline import load
+from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from tests.tiny.image import SCHEDULER, make_ddpm, make_stable_diffusion, rewrite_json
@@ -333,10 +334,11 @@ def test_too_long_a_prompt_is_never_cut_silently(folders):
         draw(folder, prompt=prompt, steps=1)
     with pytest.raises(GencliError, match="76 tokens"):
         draw(folder, prompt="a", negative=prompt, steps=1)
-    pipeline = opened_once(folder)
+    tokenizer, encoder = opened_once(folder).conditioner.text_encoders[0]
     theirs = pipe.tokenizer(prompt, padding="max_length", truncation=True).input_ids
-    assert pipeline.conditioner.tokenize(prompt, "right") == theirs
-    assert pipeline.conditioner.tokenize(prompt, "left")[1:-1] == pipeline.conditioner.tokenizer.encode(prompt)[2:-1]
+    right, left = (token_ids(tokenizer, encoder, [prompt], side)[0].tolist() for side in ("right", "left"))
+    assert right == theirs
+    assert left[1:-1] == tokenizer.encode(prompt)[2:-1]
 
 
 def test_nan_is_an_error_and_no_picture(folders):

@@ -88,7 +88,7 @@ def by_gencli(
     steps = from_strength(sampler.steps(schedule, num, **options), strength)
     x = sampler.initial(noise(), steps, schedule.timestep_spacing) if x0 is None else steps[0].at.mix(x0, noise())
     predict = Denoiser(model(schedule.prediction_type), schedule, limits=sampler.limits)
-    for sample in sampler(predict, x, steps, noise=lambda: torch.randn(x.shape, generator=generator), **options):
+    for sample in sampler(predict, x, steps, draw_noise=lambda: torch.randn(x.shape, generator=generator), **options):
         last = sample.x
     return last
 
@@ -307,7 +307,7 @@ def test_learned_range() -> None:
         Denoiser(two, schedule),
         noise(),
         sampler.steps(schedule, 12),
-        noise=lambda: torch.randn(1, 3, 4, 4, generator=generator),
+        draw_noise=lambda: torch.randn(1, 3, 4, 4, generator=generator),
         **sampler.settings(schedule, {}),
     )
     assert_same(last.x, expected)

@@ -14,10 +14,10 @@ from gencli.image.diffusion.guidance import (
     dynamic_threshold,
     guide,
     rescale,
-    to_output,
     to_x0_eps,
 )
 from gencli.image.diffusion.schedule import NoiseSchedule, Point
+from tests.oracles.prediction_types import to_output
 
 KINDS = ("epsilon", "v_prediction", "sample")
 PLAIN = NoiseSchedule(clip_sample=False)
@@ -28,6 +28,10 @@ def x() -> Tensor:
     return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+def told(text: Tensor) -> Conditioning:
+    return Conditioning({"text": text})
+
+
 class Recorder:
     """A model that adds the mean of the text it is told, and remembers what it was asked."""
 
@@ -36,7 +40,7 @@ class Recorder:
         self.variance = variance
 
     def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        context = conditioning.get("text")
+        context = conditioning.inputs.get("text")
         self.calls.append((x, t, context))
         bias = 0.0 if context is None else context.mean((1, 2)).view(-1, 1, 1, 1)
         output = torch.sin(x + bias)
@@ -68,7 +72,13 @@ def test_zero_snr(x: Tensor) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -3.0])
 def test_no_unconditional_pass_at_scale_1_or_less(scale: float, x: Tensor) -> None:
     model, context = Recorder(), torch.ones(2, 5, 6, dtype=torch.float64)
-    predict = Denoiser(model, PLAIN, context={"text": context}, negative={"text": 0 * context}, guidance_scale=scale)
+    predict = Denoiser(
+        model,
+        PLAIN,
+        cond=told(context),
+        uncond=told(0 * context),
+        guidance_scale=scale,
+    )
     prediction = predict(x, Point(7.0, 0.5))
     ((seen, t, given),) = model.calls
     assert seen is x
@@ -82,7 +92,7 @@ def test_no_unconditional_pass_at_scale_1_or_less(scale: float, x: Tensor) -> No
 def test_guidance_is_one_batch(shared: bool, x: Tensor) -> None:
     model, context = Recorder(), torch.ones(2, 5, 6, dtype=torch.float64)
     negative = -2 * context[:1] if shared else -2 * context
-    predict = Denoiser(model, PLAIN, context={"text": context}, negative={"text": negative}, guidance_scale=7.5)
+    predict = Denoiser(model, PLAIN, cond=told(context), uncond=told(negative), guidance_scale=7.5)
     prediction = predict(x, Point(7.5, 0.5))
     ((seen, t, given),) = model.calls
     assert seen.shape == (4, 3, 4, 4)
@@ -120,8 +130,8 @@ def test_learned_variance_is_split_off(x: Tensor) -> None:
         predict = Denoiser(
             Recorder(variance=True),
             PLAIN,
-            context={"text": context},
-            negative={"text": 0 * context},
+            cond=told(context),
+            uncond=told(0 * context),
             guidance_scale=scale,
         )
         prediction = predict(x, Point(1.0, 0.5))
@@ -137,7 +147,9 @@ def test_limits_hold_for_x0_and_leave_eps(x: Tensor) -> None:
     def x0(limits: tuple[str, ...], **fields: object) -> Tensor:
         schedule = NoiseSchedule(prediction_type="sample", **fields)  # type: ignore[arg-type]
         prediction = Denoiser(lambda x, t, context: 3 * x, schedule, limits=limits)(x, point)
-        torch.testing.assert_close(prediction.eps, (x - point.signal * 3 * x) / point.noise)
+        torch.testing.assert_close(
+            prediction.eps, (x - point.sqrt_alpha_cumprod * 3 * x) / point.sqrt_one_minus_alpha_cumprod
+        )
         return prediction.x0
 
     both = ("clip", "threshold")

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion import samplers
-from gencli.image.diffusion.guidance import Denoiser, Prediction, to_output
+from gencli.image.diffusion.guidance import Denoiser, Prediction
 from gencli.image.diffusion.samplers import Sample
 from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step
+from tests.oracles.prediction_types import to_output
 
 MEAN, DEVIATION = 0.4, 0.7
 
@@ -25,25 +26,25 @@ MEAN, DEVIATION = 0.4, 0.7
 def exact(x: Tensor, point: Point) -> Prediction:
     """E[x0 | x] and E[ε | x]."""
     spread = point.alpha_cumprod * DEVIATION**2 + 1 - point.alpha_cumprod  # of x
-    eps = point.noise * (x - point.signal * MEAN) / spread
-    x0 = MEAN + point.signal * DEVIATION**2 * (x - point.signal * MEAN) / spread
+    eps = point.sqrt_one_minus_alpha_cumprod * (x - point.sqrt_alpha_cumprod * MEAN) / spread
+    x0 = MEAN + point.sqrt_alpha_cumprod * DEVIATION**2 * (x - point.sqrt_alpha_cumprod * MEAN) / spread
     return Prediction(x0, eps)
 
 
 def ode_solution(x: Tensor, start: Point) -> Tensor:
     """Where the probability flow takes x: the same number of standard deviations from the mean, at ᾱ = 1."""
     spread = start.alpha_cumprod * DEVIATION**2 + 1 - start.alpha_cumprod
-    return MEAN + DEVIATION * (x - start.signal * MEAN) / math.sqrt(spread)
+    return MEAN + DEVIATION * (x - start.sqrt_alpha_cumprod * MEAN) / math.sqrt(spread)
 
 
 def run(
     name: str, x: Tensor, steps: list[Step], noise: Callable[[], Tensor] | None = None, **options: object
 ) -> Tensor:
-    *_, last = samplers.get(name)(exact, x, steps, noise=noise or (lambda: torch.randn_like(x)), **options)
+    *_, last = samplers.get(name)(exact, x, steps, draw_noise=noise or (lambda: torch.randn_like(x)), **options)
     return last.x
 
 
-def errors(name: str, numbers: list[int], **options: object) -> list[float]:
+def errors(name: str, numbers: list[int], **options: bool) -> list[float]:
     schedule, sampler = NoiseSchedule(), samplers.get(name)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     found = []
@@ -82,9 +83,9 @@ def test_euler_is_the_ode_step_of_ddim() -> None:
     sampler = samplers.get("euler")
     for spacing in ("linspace", "leading"):
         steps = sampler.steps(schedule, 12, spacing)
-        scaled = x / steps[0].at.signal
+        scaled = x / steps[0].at.sqrt_alpha_cumprod
         for step in steps:
-            derivative = exact(step.at.signal * scaled, step.at).eps
+            derivative = exact(step.at.sqrt_alpha_cumprod * scaled, step.at).eps
             scaled = scaled + (step.next.sigma - step.at.sigma) * derivative
         torch.testing.assert_close(run("euler", x, steps), scaled, atol=1e-9, rtol=0)
 
@@ -100,7 +101,7 @@ def moments(steps: list[Step], eta: float) -> tuple[float, float]:
         for x in (origin, one):
             prediction = exact(x, step.at)
             rest = math.sqrt(max(0.0, 1 - step.next.alpha_cumprod - sigma**2))
-            ends.append((step.next.signal * prediction.x0 + rest * prediction.eps).item())
+            ends.append((step.next.sqrt_alpha_cumprod * prediction.x0 + rest * prediction.eps).item())
         slope = ends[1] - ends[0]
         mean, variance = slope * mean + ends[0], slope**2 * variance + sigma**2
     return mean, variance
@@ -142,7 +143,7 @@ def test_ddpm_fixed_large_keeps_more_noise() -> None:
         def draw(generator: torch.Generator = generator) -> Tensor:
             return torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
-        first, *_ = samplers.get("ddpm")(exact, x, steps, noise=draw, variance_type=kind)
+        first, *_ = samplers.get("ddpm")(exact, x, steps, draw_noise=draw, variance_type=kind)
         z = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
         seen.append((first.x, z))
     t, p = steps[0].at.alpha_cumprod, steps[0].next.alpha_cumprod
@@ -172,7 +173,7 @@ def test_every_sampler_ends_at_x0(name: str, spacing: str) -> None:
     x = torch.randn(2, 3, 4, 4)
     for num in (1, 2, 3, 17):
         steps = sampler.steps(schedule, num, spacing)
-        samples = list(sampler(exact, x, steps, noise=lambda: torch.randn_like(x)))
+        samples = list(sampler(exact, x, steps, draw_noise=lambda: torch.randn_like(x)))
         assert [(s.index, s.total) for s in samples] == [(i, len(steps)) for i in range(len(steps))]
         assert all(isinstance(s, Sample) and s.x.shape == s.x0.shape == x.shape for s in samples)
         assert samples[-1].x.dtype == torch.float32
@@ -191,7 +192,7 @@ def test_samplers_are_lazy_and_leave_their_input_alone(name: str) -> None:
     before = x.clone()
     sampler = samplers.get(name)
     steps = sampler.steps(NoiseSchedule(), 5)
-    walk = sampler(predict, x, steps, noise=lambda: torch.randn_like(x))
+    walk = sampler(predict, x, steps, draw_noise=lambda: torch.randn_like(x))
     assert calls == []
     next(walk)
     assert calls == [steps[0].at]
@@ -210,7 +211,7 @@ def test_samplers_go_on_from_a_changed_x(name: str) -> None:
 
     sampler = samplers.get(name)
     steps = sampler.steps(NoiseSchedule(), 3)
-    for sample in sampler(predict, torch.randn(1, 1, 2, 2), steps, noise=lambda: torch.zeros(1, 1, 2, 2)):
+    for sample in sampler(predict, torch.randn(1, 1, 2, 2), steps, draw_noise=lambda: torch.zeros(1, 1, 2, 2)):
         before = sample.x0.clone()
         sample.x.fill_(0.25)
         torch.testing.assert_close(sample.x0, before)
@@ -222,7 +223,7 @@ def test_zero_terminal_snr(name: str) -> None:
     schedule = NoiseSchedule(rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=False)
     sampler = samplers.get(name)
 
-    def model(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def model(x: Tensor, t: Tensor, context: object) -> Tensor:
         level = schedule.alphas_cumprod[int(t[0])].item()
         point = Point(float(t[0]), level)
         prediction = exact(x, point)
@@ -232,7 +233,9 @@ def test_zero_terminal_snr(name: str) -> None:
     x = torch.randn(1, 1, 50, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     predict = Denoiser(model, schedule, limits=sampler.limits)
-    *_, last = sampler(predict, x, steps, noise=lambda: torch.randn(x.shape, dtype=torch.float64, generator=generator))
+    *_, last = sampler(
+        predict, x, steps, draw_noise=lambda: torch.randn(x.shape, dtype=torch.float64, generator=generator)
+    )
     assert last.x.mean().item() == pytest.approx(MEAN, abs=0.1)
     assert last.x.std().item() == pytest.approx(DEVIATION, rel=0.1)
 
@@ -242,10 +245,10 @@ def test_epsilon_at_zero_terminal_snr() -> None:
     x = torch.randn(1, 1, 2, 2)
     predict = Denoiser(lambda x, t, context: 0.5 * x, schedule)
     with pytest.raises(GencliError, match="zero terminal SNR"):
-        list(samplers.get("ddim")(predict, x, schedule.steps(4, "trailing"), noise=lambda: x))
+        list(samplers.get("ddim")(predict, x, schedule.steps(4, "trailing"), draw_noise=lambda: x))
     for name, spacing in [("ddim", "leading"), ("euler", "trailing")]:
         sampler = samplers.get(name)
-        *_, last = sampler(predict, x, sampler.steps(schedule, 4, spacing), noise=lambda: x)
+        *_, last = sampler(predict, x, sampler.steps(schedule, 4, spacing), draw_noise=lambda: x)
         assert last.x.isfinite().all()
 
 
@@ -255,12 +258,12 @@ def test_ddim_without_eta_draws_no_noise() -> None:
 
     x, steps = torch.randn(1, 1, 2, 2), NoiseSchedule().steps(3)
     for name in ("ddim", "euler", "dpmpp_2m"):
-        assert len(list(samplers.get(name)(exact, x, steps, noise=never))) == 3
+        assert len(list(samplers.get(name)(exact, x, steps, draw_noise=never))) == 3
     with pytest.raises(AssertionError, match="noise was drawn"):
-        list(samplers.get("ddim")(exact, x, steps, noise=never, eta=0.1))
+        list(samplers.get("ddim")(exact, x, steps, draw_noise=never, eta=0.1))
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(UsageError, match="eta"):
-            list(samplers.get("ddim")(exact, x, steps, noise=never, eta=eta))
+            list(samplers.get("ddim")(exact, x, steps, draw_noise=never, eta=eta))
 
 
 def test_learned_range_lies_between_the_fixed_variances() -> None:
@@ -271,7 +274,7 @@ def test_learned_range_lies_between_the_fixed_variances() -> None:
         return lambda x, point: Prediction(exact(x, point).x0, exact(x, point).eps, torch.full_like(x, share))
 
     def first(predict: Callable[[Tensor, Point], Prediction], kind: str) -> Tensor:
-        return next(samplers.get("ddpm")(predict, x, steps, noise=lambda: z, variance_type=kind)).x
+        return next(samplers.get("ddpm")(predict, x, steps, draw_noise=lambda: z, variance_type=kind)).x
 
     torch.testing.assert_close(first(learned(-1), "learned_range"), first(exact, "fixed_small"))
     torch.testing.assert_close(first(learned(1), "learned_range"), first(exact, "fixed_large"))
@@ -282,10 +285,10 @@ def test_learned_range_lies_between_the_fixed_variances() -> None:
 
 def test_registry() -> None:
     assert samplers.names() == ["ddim", "ddpm", "dpmpp_2m", "euler", "euler_a", "lcm"]
-    assert samplers.options("ddim") == {"eta": 0.0, "use_clipped_model_output": False}
-    assert samplers.options("ddpm") == {"variance_type": "fixed_small"}
-    assert samplers.options("euler") == samplers.options("dpmpp_2m") == {"karras": False}
-    assert samplers.options("euler_a") == {}
+    assert samplers.get("ddim").options == {"eta": 0.0, "use_clipped_model_output": False}
+    assert samplers.get("ddpm").options == {"variance_type": "fixed_small"}
+    assert samplers.get("euler").options == samplers.get("dpmpp_2m").options == {"karras": False}
+    assert samplers.get("euler_a").options == {}
     with pytest.raises(UsageError, match="heun"):
         samplers.get("heun")
 

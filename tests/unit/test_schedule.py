@@ -136,7 +136,7 @@ def test_strength_counts_as_diffusers_does() -> None:
 
 def test_points() -> None:
     point = Point(5.0, 0.2)
-    assert point.signal**2 + point.noise**2 == pytest.approx(1)
+    assert point.sqrt_alpha_cumprod**2 + point.sqrt_one_minus_alpha_cumprod**2 == pytest.approx(1)
     assert point.sigma == pytest.approx(2)
     assert Point(999.0, 0.0).sigma == math.inf
     x0, eps = torch.randn(2, 3, dtype=torch.float64)

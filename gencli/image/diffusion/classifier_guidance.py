@@ -1,6 +1,6 @@
 """Classifier guidance (Dhariwal & Nichol 2021, section 4): ∇ log p(y | x_t) leads each step to the class y.
 
-Works beside a model that is told the class and one that is not, and beside classifier-free guidance.
+Works with class-conditional models and others, and together with classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Gradient = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """The gradient of a classifier's log-likelihood. classifier(x, t) gives logits (B, K); classes (B,) are those
-    wanted; scale is the paper's s."""
+    """The gradient of a classifier's log-likelihood. classifier(x, t) gives logits (B, K); classes (B,) are the wanted
+    ones; scale is the paper's s."""
 
     classifier: nn.Module
     classes: Tensor
     scale: float
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """s · ∇ₓ log p(y | x_t). Raises GencliError where the classifier knows no better than NaN."""
+        """s · ∇ₓ log p(y | x_t). Raises GencliError where the classifier gives NaN or infinity."""
         dtype = next(self.classifier.parameters()).dtype
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_(True)
@@ -45,11 +45,11 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class ClassifierGuided:
-    """A denoiser whose predictions are led by a classifier.
+    """A denoiser guided by a classifier.
 
     mean: the sampler shifts the mean of its steps by their variance times the gradient (algorithm 1, for samplers that
-    draw noise by the posterior); else ε̂ = ε − √(1−ᾱ) · ∇ log p, and x0 goes with it (algorithm 2, for all that solve by
-    the score). As in guided-diffusion, x0 is not limited again after that.
+    draw noise from the posterior); else ε̂ = ε − √(1−ᾱ) · ∇ log p, and x0 follows (algorithm 2, for samplers that solve
+    by the score). As in guided-diffusion, x0 is not limited again after that.
     """
 
     denoiser: Predict
@@ -58,10 +58,11 @@ class ClassifierGuided:
 
     def __call__(self, x: Tensor, point: Point) -> Prediction:
         prediction = self.denoiser(x, point)
-        if point.signal == 0:  # nothing is in x yet that a classifier could judge
+        a, s = point.sqrt_alpha_cumprod, point.sqrt_one_minus_alpha_cumprod
+        if a == 0:  # x holds nothing yet that a classifier could judge
             return prediction
         gradient = self.gradient(x, point.t)
         if self.mean:
             return replace(prediction, gradient=gradient)
-        x0 = prediction.x0 + point.noise**2 / point.signal * gradient
-        return replace(prediction, x0=x0, eps=prediction.eps - point.noise * gradient)
+        x0 = prediction.x0 + s**2 / a * gradient
+        return replace(prediction, x0=x0, eps=prediction.eps - s * gradient)

@@ -93,23 +93,23 @@ class Point:
     alpha_cumprod: float
 
     @property
-    def signal(self) -> float:
-        """√ᾱ, the share of x0 in x."""
+    def sqrt_alpha_cumprod(self) -> float:
+        """√ᾱ, the factor of x0 in x."""
         return math.sqrt(self.alpha_cumprod)
 
     @property
-    def noise(self) -> float:
-        """√(1−ᾱ), the share of ε in x."""
+    def sqrt_one_minus_alpha_cumprod(self) -> float:
+        """√(1−ᾱ), the factor of ε in x."""
         return math.sqrt(1 - self.alpha_cumprod)
 
     @property
     def sigma(self) -> float:
         """√((1−ᾱ)/ᾱ), the noise per signal, as Karras et al. 2022 count it; infinite at zero SNR."""
-        return self.noise / self.signal if self.alpha_cumprod else math.inf
+        return self.sqrt_one_minus_alpha_cumprod / self.sqrt_alpha_cumprod if self.alpha_cumprod else math.inf
 
     def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
         """x at this noise level: √ᾱ · x0 + √(1−ᾱ) · ε."""
-        return self.signal * x0 + self.noise * eps
+        return self.sqrt_alpha_cumprod * x0 + self.sqrt_one_minus_alpha_cumprod * eps
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ class ClassPrompts:
         """Raises UsageError for an unknown class."""
         import torch
 
-        return {"class_labels": torch.tensor([self.classes.find(prompt) for prompt in prompts])}
+        from gencli.image.conditioning import Conditioning
+
+        return Conditioning({"class_labels": torch.tensor([self.classes.find(prompt) for prompt in prompts])})
 
     def negative(self, request: ImageRequest) -> Conditioning:
         """The null class, unless another one is named."""

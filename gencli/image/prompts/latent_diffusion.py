@@ -44,7 +44,7 @@ class BertPrompts:
         config = self.bert.config
         fits = (config.max_position_embeddings, config.vocab_size, request.truncate)
         padded = [pad_prompt(self.tokenizer, prompt, *fits, chunks=False) for prompt in prompts]
-        return {"encoder_hidden_states": self.bert(torch.tensor(padded, device=device))}
+        return Conditioning({"encoder_hidden_states": self.bert(torch.tensor(padded, device=device))})
 
     def negative(self, request: ImageRequest) -> Conditioning:
         return self.encode([request.negative or ""], request)

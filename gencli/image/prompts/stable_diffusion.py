@@ -38,9 +38,9 @@ class ClipPrompts:
         """Raises GencliError for a prompt that is too long. Weighted prompts may be of any length: L is 77 a chunk."""
         if request.weighted:
             joined, _ = weighting.encode(self.tokenizer, self.text_encoder, prompts, lambda out: out.last_hidden_state)
-            return {"encoder_hidden_states": joined}
+            return Conditioning({"encoder_hidden_states": joined})
         ids = token_ids(self.tokenizer, self.text_encoder, prompts, request.truncate)
-        return {"encoder_hidden_states": self.text_encoder(ids).last_hidden_state}
+        return Conditioning({"encoder_hidden_states": self.text_encoder(ids).last_hidden_state})
 
     def negative(self, request: ImageRequest) -> Conditioning:
         return self.encode([request.negative or ""], request)

@@ -54,17 +54,19 @@ class XLPrompts:
             pooled = output.text_embeds  # the last encoder's
         assert pooled is not None
         size = (float(request.height or 0), float(request.width or 0))
-        return {
-            "encoder_hidden_states": torch.cat(states, dim=-1),
-            "text_embeds": pooled,
-            "time_ids": torch.tensor([[*size, 0.0, 0.0, *size]], device=states[0].device),
-        }
+        return Conditioning(
+            {
+                "encoder_hidden_states": torch.cat(states, dim=-1),
+                "text_embeds": pooled,
+                "time_ids": torch.tensor([[*size, 0.0, 0.0, *size]], device=states[0].device),
+            }
+        )
 
     def negative(self, request: ImageRequest) -> Conditioning:
         negative = self.encode([request.negative or ""], request)
         if request.negative is None and self.zero_negative:
             zeros = {name: torch.zeros_like(negative[name]) for name in ("encoder_hidden_states", "text_embeds")}
-            return {**negative, **zeros}
+            return negative.with_inputs(**zeros)
         return negative
 
 

@@ -252,7 +252,8 @@ def _pad(conditioning: Conditioning, length: int, empty: Tensor) -> Conditioning
 
     states = conditioning[STATES]
     count = (length - states.shape[1]) // empty.shape[1]
-    return {**conditioning, STATES: torch.cat([states, *[empty.expand(len(states), -1, -1)] * count], dim=1)}
+    padded = torch.cat([states, *[empty.expand(len(states), -1, -1)] * count], dim=1)
+    return conditioning.with_inputs(**{STATES: padded})
 
 
 def _sizes(encoder: Any) -> tuple[int, int]:

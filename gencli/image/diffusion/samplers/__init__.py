@@ -1,18 +1,11 @@
 """Samplers, one file each. A new one is a new file NAME.py with a generator function of the same name,
 
-    def NAME(predict, x, steps, *, noise, …options) -> Iterator[Sample]
+    def NAME(predict, x, steps, *, draw_noise, …options) -> Iterator[Sample]
 
-`predict(x, point)` is a `guidance.Denoiser`, x (B, C, H, W) what to begin from, `noise()` draws a tensor like x.
-Coordinates are variance-preserving, always: x = √ᾱ · x0 + √(1−ᾱ) · ε. Where its definition needs it, the file has too
-
-    steps(schedule, num, spacing=None, *, …options) -> list[Step]    its own grid (else the schedule's); where it has a
-        parameter `strength` too, this is how it changes a picture (else it takes the last int(num · strength) steps)
-    initial(noise, steps, spacing) -> Tensor                         x to begin from (else the noise itself)
-    LIMITS                                                           limits on x0 it keeps (else "clip", "threshold")
-    SPACING                                                          where a checkpoint names none (else "leading")
-    SHIFTS_MEAN                                                      whether a classifier's gradient is its own affair
-
-Keyword arguments are the sampler's options; the type of a default is the option's. Finding names needs no torch.
+and a last line `SAMPLER = Sampler(run=NAME, …)`. `predict(x, point)` is a `guidance.Denoiser`, x (B, C, H, W) the first
+latents, `draw_noise()` draws a tensor like x. Coordinates are always variance-preserving: x = √ᾱ · x0 + √(1−ᾱ) · ε.
+The keyword arguments of `run` and of `grid` are the sampler's options; the type of a default is the option's.
+Finding names needs no torch.
 """
 
 from __future__ import annotations
@@ -37,7 +30,7 @@ if TYPE_CHECKING:
 class Sample:
     """After step `index` (from 0) of `total`: x at the next noise level, and the x0 that the model expected.
 
-    The sampler goes on from this very x, so that a caller may change it in place (inpainting does).
+    The sampler continues from this very x, so that a caller may change it in place (inpainting does).
     """
 
     index: int
@@ -47,57 +40,66 @@ class Sample:
 
 
 def names() -> list[str]:
-    """The samplers there are, by their files."""
+    """The names of all samplers, which are those of their files."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
-
-
-def options(name: str) -> dict[str, Any]:
-    """The options of a sampler and their defaults."""
-    return get(name).options
 
 
 def get(name: str) -> Sampler:
     """The sampler of that name. Raises UsageError for an unknown one."""
     if name not in names():
         raise UsageError(f"no sampler {name!r}", f"gencli has {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    return Sampler(
-        name,
-        run=getattr(module, name),
-        grid=getattr(module, "steps", _steps),
-        initial=getattr(module, "initial", _initial),
-        limits=getattr(module, "LIMITS", frozenset({"clip", "threshold"})),
-        spacing=getattr(module, "SPACING", "leading"),
-        shifts_mean=getattr(module, "SHIFTS_MEAN", False),
-    )
+    sampler: Sampler = importlib.import_module(f"{__name__}.{name}").SAMPLER
+    return sampler
 
 
-@dataclass(frozen=True)
+def ddim_grid(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
+    """The schedule's own steps."""
+    return schedule.steps(num, spacing)
+
+
+def unscaled(noise: Tensor, steps: list[Step], spacing: str) -> Tensor:
+    """The noise itself."""
+    return noise
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """One file of this package: its generator function, grid, beginning, limits and spacing (see above)."""
+    """One file of this package.
 
-    name: str
+    run: the generator function. grid(schedule, num, spacing, *, …options): its steps; with `grid_has_strength` also
+    `strength`, how it changes an image (else it takes the last int(num · strength) steps). initial(noise, steps,
+    spacing): the first x. limits: those on x0 that it keeps. spacing: for checkpoints that name none. in_sigma: whether
+    it solves in σ space, x / √ᾱ. shifts_mean: whether it applies a classifier's gradient itself.
+    """
+
     run: Callable[..., Iterator[Sample]]
-    grid: Callable[..., list[Step]]
-    initial: Callable[[Tensor, list[Step], str], Tensor]
-    limits: frozenset[str]
+    grid: Callable[..., list[Step]] = ddim_grid
+    grid_has_strength: bool = False
+    initial: Callable[[Tensor, list[Step], str], Tensor] = unscaled
+    limits: frozenset[str] = frozenset({"clip", "threshold"})
     spacing: str = "leading"
+    in_sigma: bool = False
     shifts_mean: bool = False
 
     @property
+    def name(self) -> str:
+        return self.run.__name__
+
+    @property
     def options(self) -> dict[str, Any]:
-        """Every option and its default: the keyword arguments of the generator function and of the grid."""
-        return {**_keywords(self.run), **_keywords(self.grid)}
+        """Every option and its default."""
+        return {**_options_of(self.run), **_options_of(self.grid)}
 
     def settings(self, schedule: NoiseSchedule, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options: as given, else as the checkpoint has them (a field of that name), else their defaults.
+        """All options: as given, else the checkpoint's field of that name, else the default.
 
         Raises UsageError for an option that this sampler does not have.
         """
-        if unknown := [name for name in given if name not in self.options]:
-            has = f"it has {', '.join(self.options)}" if self.options else "it has none"
+        options = self.options
+        if unknown := [name for name in given if name not in options]:
+            has = f"it has {', '.join(options)}" if options else "it has none"
             raise UsageError(f"sampler {self.name} has no option {', '.join(unknown)}", has)
-        return {name: given.get(name, getattr(schedule, name, default)) for name, default in self.options.items()}
+        return {name: given.get(name, getattr(schedule, name, default)) for name, default in options.items()}
 
     def steps(
         self,
@@ -107,38 +109,27 @@ class Sampler:
         strength: float | None = None,
         **options: Any,
     ) -> list[Step]:
-        """The steps of this sampler; the checkpoint's spacing unless one is named. Options of `run` are let pass.
+        """The steps of this sampler, in the checkpoint's spacing unless one is named. Ignores options of `run`.
 
-        strength: those that change a picture by so much. Raises UsageError for one that leaves no step.
+        strength: how much an image is changed. Raises UsageError if that leaves no step.
         """
         from gencli.image.diffusion.schedule import from_strength
 
-        options = _taken(self.grid, options)
-        if strength is None:
-            return self.grid(schedule, num, spacing, **options)
-        if "strength" in inspect.signature(self.grid).parameters:
+        options = {name: options[name] for name in _options_of(self.grid) if name in options}
+        if strength is not None and self.grid_has_strength:
             return self.grid(schedule, num, spacing, strength, **options)
-        return from_strength(self.grid(schedule, num, spacing, **options), strength)
+        steps = self.grid(schedule, num, spacing, **options)
+        return steps if strength is None else from_strength(steps, strength)
 
     def __call__(
-        self, predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor], **options: Any
+        self, predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor], **options: Any
     ) -> Iterator[Sample]:
-        """Walk the steps, yielding after each. Options of `steps` are let pass."""
-        return self.run(predict, x, steps, noise=noise, **_taken(self.run, options))
+        """Walk the steps and yield after each. Ignores options of `grid`."""
+        options = {name: options[name] for name in _options_of(self.run) if name in options}
+        return self.run(predict, x, steps, draw_noise=draw_noise, **options)
 
 
-def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+def _options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only arguments of a sampler's function, and their defaults."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "noise"}
-
-
-def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in _keywords(function)}
-
-
-def _steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
-    return schedule.steps(num, spacing)
-
-
-def _initial(noise: Tensor, steps: list[Step], spacing: str) -> Tensor:
-    return noise
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "draw_noise"}

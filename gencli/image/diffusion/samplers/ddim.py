@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.errors import UsageError
-from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers import Sample, Sampler
 from gencli.image.diffusion.schedule import Step
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def ddim(
     x: Tensor,
     steps: list[Step],
     *,
-    noise: Callable[[], Tensor],
+    draw_noise: Callable[[], Tensor],
     eta: float = 0.0,
     use_clipped_model_output: bool = False,
 ) -> Iterator[Sample]:
@@ -37,10 +37,13 @@ def ddim(
         prediction = predict(x, t)
         x0, eps = prediction.x0, prediction.eps
         if use_clipped_model_output:
-            eps = (x - t.signal * x0) / t.noise
+            eps = (x - t.sqrt_alpha_cumprod * x0) / t.sqrt_one_minus_alpha_cumprod
         variance = (1 - p.alpha_cumprod) / (1 - t.alpha_cumprod) * (1 - t.alpha_cumprod / p.alpha_cumprod)
         sigma = eta * math.sqrt(variance)
-        x = p.signal * x0 + math.sqrt(max(0.0, 1 - p.alpha_cumprod - sigma**2)) * eps
+        x = p.sqrt_alpha_cumprod * x0 + math.sqrt(max(0.0, 1 - p.alpha_cumprod - sigma**2)) * eps
         if sigma > 0:
-            x = x + sigma * noise()
+            x = x + sigma * draw_noise()
         yield Sample(step.index, len(steps), x, x0)
+
+
+SAMPLER = Sampler(run=ddim)

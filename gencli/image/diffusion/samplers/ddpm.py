@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
-from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers import Sample, Sampler
 from gencli.image.diffusion.schedule import NoiseSchedule, Step
 
 if TYPE_CHECKING:
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
     from gencli.image.diffusion.guidance import Predict
 
-SHIFTS_MEAN = True
 
-
-def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
+def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
     """DDIM's timesteps, but always down to ᾱ = 1."""
     return schedule.steps(num, spacing, final=1.0)
 
@@ -28,7 +26,7 @@ def ddpm(
     x: Tensor,
     steps: list[Step],
     *,
-    noise: Callable[[], Tensor],
+    draw_noise: Callable[[], Tensor],
     variance_type: str = "fixed_small",
 ) -> Iterator[Sample]:
     """Algorithm 2, with the mean of equation 7; α and β are those of the whole step, ᾱ_t / ᾱ_p and 1 − α.
@@ -45,24 +43,27 @@ def ddpm(
         alpha = t.alpha_cumprod / p.alpha_cumprod
         beta = 1 - alpha
         noise_ratio = (1 - p.alpha_cumprod) / (1 - t.alpha_cumprod)
-        x = p.signal * beta / (1 - t.alpha_cumprod) * prediction.x0 + math.sqrt(alpha) * noise_ratio * x
+        x = p.sqrt_alpha_cumprod * beta / (1 - t.alpha_cumprod) * prediction.x0 + math.sqrt(alpha) * noise_ratio * x
         small, last = beta * noise_ratio, p.alpha_cumprod == 1
         if last and learned:  # where β̃ is 0, guided-diffusion's code shifts the mean by the one before
             small = before
         before = small
-        deviation = _deviation(variance_type, small, beta, prediction.variance) if small else 0.0
+        std = _std(variance_type, small, beta, prediction.variance) if small else 0.0
         if prediction.gradient is not None:
-            x = x + deviation**2 * prediction.gradient
+            x = x + std**2 * prediction.gradient
         if not last:
-            x = x + deviation * noise()
+            x = x + std * draw_noise()
         yield Sample(step.index, len(steps), x, prediction.x0)
 
 
-def _deviation(variance_type: str, small: float, large: float, learned: Tensor | None) -> float | Tensor:
+def _std(variance_type: str, small: float, large: float, learned: Tensor | None) -> float | Tensor:
     """σ of the noise of one step."""
     if variance_type == "learned_range":
         if learned is None:
             raise GencliError("this checkpoint's scheduler expects a variance from the model, which gives none")
-        share = (learned + 1) / 2
-        return (0.5 * (share * math.log(large) + (1 - share) * math.log(small))).exp()
+        fraction = (learned + 1) / 2
+        return (0.5 * (fraction * math.log(large) + (1 - fraction) * math.log(small))).exp()
     return math.sqrt(large if variance_type.startswith("fixed_large") else small)
+
+
+SAMPLER = Sampler(run=ddpm, grid=grid, shifts_mean=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers import Sample, Sampler
 from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step, chain, karras_sigmas
 
 if TYPE_CHECKING:
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 
     from gencli.image.diffusion.guidance import Predict
 
-LIMITS = frozenset({"threshold"})
-SPACING = "linspace"
 
-
-def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
+def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
     """As diffusers places them: the timesteps of S + 1 steps without the last (leading and linspace), so that the step
     to σ = 0 does not begin at t = 0. All T timesteps where S = T.
 
@@ -36,7 +33,7 @@ def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karr
     return chain(points, 1 / (1 + schedule.final_sigma**2))
 
 
-def dpmpp_2m(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor]) -> Iterator[Sample]:
+def dpmpp_2m(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor]) -> Iterator[Sample]:
     """x' = (s'/s) · x + a' · (1 − e^−h) · D, with a = √ᾱ, s = √(1−ᾱ), λ = log(a/s) and h = λ' − λ.
 
     D = x0 + (h / 2h₋₁) (x0 − x0₋₁) extrapolates x0 to the middle of the step from the step before; the first step has
@@ -52,5 +49,9 @@ def dpmpp_2m(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[
             if h_before:
                 D = x0 + h / (2 * h_before) * (x0 - x0_before)
             x0_before, h_before = x0, h
-        x = step.next.noise / step.at.noise * x + step.next.signal * (1 - decay) * D
+        ratio = step.next.sqrt_one_minus_alpha_cumprod / step.at.sqrt_one_minus_alpha_cumprod
+        x = ratio * x + step.next.sqrt_alpha_cumprod * (1 - decay) * D
         yield Sample(step.index, len(steps), x, x0)
+
+
+SAMPLER = Sampler(run=dpmpp_2m, grid=grid, limits=frozenset({"threshold"}), spacing="linspace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers import Sample, Sampler
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, chain, karras_sigmas
 
 if TYPE_CHECKING:
@@ -13,11 +13,8 @@ if TYPE_CHECKING:
 
     from gencli.image.diffusion.guidance import Predict
 
-LIMITS: frozenset[str] = frozenset()
-SPACING = "linspace"
 
-
-def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
+def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karras: bool = False) -> list[Step]:
     """The schedule's timesteps, linspace not rounded; with `karras`, σ even in its 7th root between their ends."""
     spacing = spacing or schedule.timestep_spacing
     timesteps: Sequence[float] = schedule.timesteps(num, spacing)
@@ -35,10 +32,10 @@ def initial(noise: Tensor, steps: list[Step], spacing: str) -> Tensor:
 
     In our coordinates that is √(1−ᾱ) · noise; for other spacings the noise itself.
     """
-    return steps[0].at.noise * noise if spacing in ("linspace", "trailing") else noise
+    return steps[0].at.sqrt_one_minus_alpha_cumprod * noise if spacing in ("linspace", "trailing") else noise
 
 
-def euler(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor]) -> Iterator[Sample]:
+def euler(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor]) -> Iterator[Sample]:
     """x/√ᾱ moves along its derivative by σ, which is ε: from x0 + σ·ε to x0 + σ'·ε.
 
     That is the step of DDIM with eta 0; what differs is the grid, the beginning and that x0 is never clipped.
@@ -47,3 +44,6 @@ def euler(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[],
         prediction = predict(x, step.at)
         x = step.next.mix(prediction.x0, prediction.eps)
         yield Sample(step.index, len(steps), x, prediction.x0)
+
+
+SAMPLER = Sampler(run=euler, grid=grid, initial=initial, limits=frozenset(), spacing="linspace", in_sigma=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.image.diffusion.samplers import Sample
-from gencli.image.diffusion.samplers.euler import LIMITS as LIMITS
-from gencli.image.diffusion.samplers.euler import SPACING as SPACING
-from gencli.image.diffusion.samplers.euler import initial as initial
-from gencli.image.diffusion.samplers.euler import steps as euler_steps
+from gencli.image.diffusion.samplers.euler import SAMPLER as EULER
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, chain
 
 if TYPE_CHECKING:
@@ -19,18 +17,21 @@ if TYPE_CHECKING:
     from gencli.image.diffusion.guidance import Predict
 
 
-def steps(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
+def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[Step]:
     """Euler's grid, always down to σ = 0."""
-    return chain([step.at for step in euler_steps(schedule, num, spacing)], 1.0)
+    return chain([step.at for step in EULER.grid(schedule, num, spacing)], 1.0)
 
 
-def euler_a(predict: Predict, x: Tensor, steps: list[Step], *, noise: Callable[[], Tensor]) -> Iterator[Sample]:
+def euler_a(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor]) -> Iterator[Sample]:
     """Each step goes down to σ_down = σ'²/σ, and noise brings it up to σ' again: σ_down² + σ_up² = σ'²."""
     for step in steps:
         prediction = predict(x, step.at)
         at, to = step.at.sigma, step.next.sigma
         down, up = to**2 / at, to * math.sqrt(1 - (to / at) ** 2)
-        x = step.next.signal * (prediction.x0 + down * prediction.eps)
+        x = step.next.sqrt_alpha_cumprod * (prediction.x0 + down * prediction.eps)
         if up > 0:
-            x = x + step.next.signal * up * noise()
+            x = x + step.next.sqrt_alpha_cumprod * up * draw_noise()
         yield Sample(step.index, len(steps), x, prediction.x0)
+
+
+SAMPLER = dataclasses.replace(EULER, run=euler_a, grid=grid)

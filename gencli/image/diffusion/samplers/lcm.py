@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.errors import UsageError
-from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers import Sample, Sampler
 from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step, chain
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from gencli.image.diffusion.guidance import Predict
 
-SIGMA_DATA = 0.5  # deviation that the boundary condition takes data to have
+SIGMA_DATA = 0.5  # std that the boundary condition takes data to have
 
 
-def steps(
+def grid(
     schedule: NoiseSchedule,
     num: int,
     spacing: str | None = None,
@@ -28,7 +28,7 @@ def steps(
 ) -> list[Step]:
     """`num` of the O timesteps k·T/O − 1 that the model learned, evenly from the end; `spacing` has no say.
 
-    O: `original_inference_steps`. strength: only the lower share of those is drawn from, and all `num` are made.
+    O: `original_inference_steps`. strength: only the lower fraction of those is drawn from, and all `num` are made.
     Raises UsageError for more steps than there are.
     """
     T, O = schedule.num_train_timesteps, original_inference_steps  # noqa: E741
@@ -38,8 +38,8 @@ def steps(
         raise UsageError(f"strength must be above 0 and at most 1, not {strength}")
     count = int(O * strength)
     if not 1 <= num <= count:
-        share = "" if strength == 1 else f" at strength {strength}"
-        raise UsageError(f"{num} steps: sampler lcm can take 1 to {count}{share}", f"the model learned {O} timesteps")
+        limit = "" if strength == 1 else f" at strength {strength}"
+        raise UsageError(f"{num} steps: sampler lcm can take 1 to {count}{limit}", f"the model learned {O} timesteps")
     timesteps = [(count - i * count // num) * (T // O) - 1 for i in range(num)]
     levels = schedule.alphas_cumprod[timesteps].tolist()
     return chain([Point(float(t), level) for t, level in zip(timesteps, levels, strict=True)], 1.0)
@@ -50,7 +50,7 @@ def lcm(
     x: Tensor,
     steps: list[Step],
     *,
-    noise: Callable[[], Tensor],
+    draw_noise: Callable[[], Tensor],
     timestep_scaling: float = 10.0,
 ) -> Iterator[Sample]:
     """Algorithm 3: f = c_skip·x + c_out·x0 is the picture expected, and fresh noise takes it to the next level.
@@ -63,5 +63,8 @@ def lcm(
         tau = timestep_scaling * step.at.t
         squared = tau**2 + SIGMA_DATA**2
         denoised = SIGMA_DATA**2 / squared * x + tau / math.sqrt(squared) * x0
-        x = denoised.clone() if step.next.alpha_cumprod == 1 else step.next.mix(denoised, noise())
+        x = denoised.clone() if step.next.alpha_cumprod == 1 else step.next.mix(denoised, draw_noise())
         yield Sample(step.index, len(steps), x, denoised)
+
+
+SAMPLER = Sampler(run=lcm, grid=grid, grid_has_strength=True)
