@@ -8,19 +8,17 @@ No torch before a pickle is opened or a part read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gencli.checkpoints.header import read_header
 from gencli.checkpoints.layout import find_pickles, some
 from gencli.checkpoints.original import ddpm, dit, guided_diffusion
-from gencli.checkpoints.original.rows import Part, Piece, Shapes
+from gencli.checkpoints.original.rows import Part, Shapes
+from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
+from gencli.checkpoints.weights import open_file
 from gencli.errors import GencliError
 from gencli.json_files import read_json
-
-if TYPE_CHECKING:
-    from gencli.checkpoints.tensors import Tensors
 
 PICKLE_HINT = (
     "--allow-pickle reads its tensors and nothing else; a safetensors file with the same names is read without it"
@@ -31,16 +29,15 @@ PICKLE_HINT = (
 class ClassFile:
     """What a file holds. title: in words. pipeline: a key of `image.families.FAMILIES`, "" for a classifier. parts: its
     network, by the name of its part. scheduler: as scheduler_config.json. labels: `id2label`, where there is one.
-    notes: what is to be told of it. opened: its tensors, where telling what it is took opening it."""
+    notes: what is to be told of it. file: the open file."""
 
-    path: Path
+    file: TensorFile
     title: str
     pipeline: str
     parts: Mapping[str, Part]
     scheduler: Mapping[str, Any]
     labels: Any = None
     notes: tuple[str, ...] = ()
-    opened: Tensors | None = field(default=None, repr=False)
 
     @property
     def configs(self) -> dict[str, Mapping[str, Any]]:
@@ -49,27 +46,15 @@ class ClassFile:
 
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
         """A part's config, and its tensors by the names of the module's. Raises GencliError."""
-        from gencli.checkpoints.original.tensors import OriginalTensors
-        from gencli.checkpoints.weights import open_tensors
-
         found = self.parts[part]
-        tensors = open_tensors(self.path) if self.opened is None else self.opened
-        return found.config, OriginalTensors(tensors, "", found.pieces)
+        return found.config, RenamedTensors(self.file, found.pieces)
 
 
-def shapes_of(path: Path, *, allow_pickle: bool) -> tuple[Shapes, Tensors | None]:
-    """Names and shapes in a file, and its tensors where they had to be opened for that: a pickle's.
-
-    Raises GencliError for a broken file, and for a pickle that may not be opened.
-    """
-    if not find_pickles([path.name]):
-        return read_header(path).shapes, None
-    if not allow_pickle:
+def open_named(path: Path, *, allow_pickle: bool) -> TensorFile:
+    """Open a file of tensors. Raises GencliError for a broken one, and for a pickle that may not be opened."""
+    if find_pickles([path.name]) and not allow_pickle:
         raise GencliError(f"{path} is a pickle, which may run code when it is opened", PICKLE_HINT)
-    from gencli.checkpoints.weights import open_tensors
-
-    tensors = open_tensors(path, allow_pickle=True)
-    return {name: tensors.shape(name) for name in tensors}, tensors
+    return open_file(path)
 
 
 def open_class_file(path: Path, *, allow_pickle: bool = False) -> ClassFile | None:
@@ -78,7 +63,8 @@ def open_class_file(path: Path, *, allow_pickle: bool = False) -> ClassFile | No
     Raises GencliError, in one line, for a broken file, a pickle that may not be opened, tensors that are missing
     or not known, and for a file that does not say enough of itself.
     """
-    shapes, tensors = shapes_of(path, allow_pickle=allow_pickle)
+    file = open_named(path, allow_pickle=allow_pickle)
+    shapes = file.shapes
     kinds = {"a DiT": dit.is_dit(shapes), "DDPM's UNet": ddpm.is_ddpm(shapes)}
     kinds["one of guided-diffusion"] = guided_diffusion.is_unet(shapes) or guided_diffusion.is_classifier(shapes)
     seen = [kind for kind, is_one in kinds.items() if is_one]
@@ -88,12 +74,12 @@ def open_class_file(path: Path, *, allow_pickle: bool = False) -> ClassFile | No
         if len(seen) > 1:
             raise GencliError(f"its tensors are those of two networks, {' and '.join(seen)}")
         read = {"a DiT": _dit, "DDPM's UNet": _ddpm}.get(seen[0], _guided)
-        return read(path, shapes, tensors)
+        return read(path, shapes, file)
     except GencliError as error:
         raise GencliError(f"{path}: {error.message}", error.hint) from None
 
 
-def _dit(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
+def _dit(path: Path, shapes: Shapes, file: TensorFile) -> ClassFile:
     part, unknown = dit.read_dit(shapes)
     if unknown:
         raise GencliError(f"it has tensors that a DiT has not: {some(sorted(unknown))}")
@@ -101,10 +87,10 @@ def _dit(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
     if wrong := sorted(key for key in beside if key != "id2label"):
         raise GencliError(f"{path.stem}.json: not supported: {', '.join(wrong)[:200]}")
     parts = {"transformer": part}
-    return ClassFile(path, "DiT", "DiTPipeline", parts, dit.SCHEDULER, beside.get("id2label"), opened=tensors)
+    return ClassFile(file, "DiT", "DiTPipeline", parts, dit.SCHEDULER, beside.get("id2label"))
 
 
-def _guided(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
+def _guided(path: Path, shapes: Shapes, file: TensorFile) -> ClassFile:
     """A UNet, or a classifier. Tensors that its config does not explain are refused when it is loaded."""
     flags = guided_diffusion.flags(path.stem, _beside(path))
     pieces = {name: Piece(name) for name in shapes}
@@ -112,15 +98,15 @@ def _guided(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
     if guided_diffusion.is_classifier(shapes):
         config = guided_diffusion.classifier_config(shapes, flags)
         part = {"classifier": Part(config, pieces)}
-        return ClassFile(path, "classifier of guided-diffusion", "", part, {}, labels, opened=tensors)
+        return ClassFile(file, "classifier of guided-diffusion", "", part, {}, labels)
     config = guided_diffusion.unet_config(shapes, flags)
     scheduler = guided_diffusion.scheduler_config(config, flags)
     part = {"unet": Part(config, pieces)}
     pipeline = guided_diffusion.PIPELINE
-    return ClassFile(path, "UNet of guided-diffusion", pipeline, part, scheduler, labels, opened=tensors)
+    return ClassFile(file, "UNet of guided-diffusion", pipeline, part, scheduler, labels)
 
 
-def _ddpm(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
+def _ddpm(path: Path, shapes: Shapes, file: TensorFile) -> ClassFile:
     beside = _beside(path) or {}
     try:
         ddpm.check_beside(beside)
@@ -130,9 +116,9 @@ def _ddpm(path: Path, shapes: Shapes, tensors: Tensors | None) -> ClassFile:
     if unknown:
         raise GencliError(f"it has tensors that DDPM's UNet has not: {some(sorted(unknown))}")
     scheduler = ddpm.scheduler_config(part.config, beside)
-    return ClassFile(path, "UNet of DDPM", "DDPMPipeline", {"unet": part}, scheduler, opened=tensors)
+    return ClassFile(file, "UNet of DDPM", "DDPMPipeline", {"unet": part}, scheduler)
 
 
 def _beside(path: Path) -> Mapping[str, Any] | None:
-    file = path.with_suffix(".json")
-    return read_json(file) if file.is_file() else None
+    beside = path.with_suffix(".json")
+    return read_json(beside) if beside.is_file() else None

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gencli.checkpoints import hub_cache, layout
-from gencli.checkpoints.class_file import ClassFile, open_class_file, shapes_of
+from gencli.checkpoints.class_file import ClassFile, open_class_file, open_named
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.header import read_header
 from gencli.checkpoints.single_file import SingleFile, is_original, open_single_file
 from gencli.errors import GencliError
 from gencli.json_files import read_json
@@ -139,7 +138,7 @@ def _describe_single(
     except GencliError as error:
         return Description(source.name, "image", "", source.path, files, whole, problem=error.message)
     parts = tuple(_single_part(single, name) for name in single.parts)
-    licence = single.header.metadata.get("modelspec.license")
+    licence = single.file.metadata.get("modelspec.license")
     return Description(
         source.name, "image", single.pipeline, source.path, files, parts, licence, config={"model": single.title}
     )
@@ -147,9 +146,9 @@ def _describe_single(
 
 def _single_part(single: SingleFile, name: str) -> Component:
     sources, config = single.sources(name), single.parts[name].config
-    dtypes = tuple(sorted({single.header.dtypes[source] for source in sources}))
+    dtypes = tuple(sorted({single.file.dtypes[source] for source in sources}))
     family = str(config.get("_class_name") or config["model_type"])
-    return Component(name, family, single.header.count(sources), dtypes, config)
+    return Component(name, family, sum(math.prod(single.file.shapes[source]) for source in sources), dtypes, config)
 
 
 def _describe_gguf(source: Source, files: Mapping[str, int]) -> Description:
@@ -205,13 +204,9 @@ def _component(folder: Path, files: Mapping[str, int], part: layout.Part, allow_
 
 def _count(file: Path, allow_pickle: bool) -> tuple[int, tuple[str, ...]]:
     """Parameters of a file, and their dtypes as safetensors writes them. Raises GencliError for a broken one."""
-    if layout.find_pickles([file.name]):
-        shapes, tensors = shapes_of(file, allow_pickle=allow_pickle)
-        kept = {name for name in shapes if not BUFFERS.fullmatch(name)}
-        return sum(math.prod(shapes[name]) for name in kept), tuple({tensors.dtype(name) for name in kept if tensors})
-    header = read_header(file)
-    kept = {name for name in header.shapes if not BUFFERS.fullmatch(name)}
-    return header.count(kept), tuple({header.dtypes[name] for name in kept})
+    opened = open_named(file, allow_pickle=allow_pickle)
+    kept = {name for name in opened.shapes if not BUFFERS.fullmatch(name)}
+    return sum(math.prod(opened.shapes[name]) for name in kept), tuple({opened.dtypes[name] for name in kept})
 
 
 def _licence(card: Path) -> str | None:

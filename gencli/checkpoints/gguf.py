@@ -49,20 +49,21 @@ class GgufTensors(Tensors):
     def __init__(self, file: GgufFile, architecture: str, heads: tuple[int, int]):
         self.files = [file.path]
         self.file, self.architecture, self.heads = file, architecture, heads
-        self._where = {_name(file, architecture, name): name for name in file.tensors if name != "rope_freqs.weight"}
+        self._sources = {_name(file, architecture, name): name for name in file.tensors if name != "rope_freqs.weight"}
+        self._where = dict.fromkeys(self._sources, file)  # type: ignore[arg-type]
         kinds = {stored.kind for stored in file.tensors.values() if len(stored.shape) > 1}
         self.half = kinds == {"BF16"}  # llama.cpp keeps the norms of such files in float32
 
     def shape(self, name: str) -> tuple[int, ...]:
-        shape = self.file.tensors[self._where[name]].shape
+        shape = self.file.tensors[self._sources[name]].shape
         return shape[::-1] if self._transposed(name) else shape
 
     def dtype(self, name: str) -> str:
-        kind = self.file.tensors[self._where[name]].kind
+        kind = self.file.tensors[self._sources[name]].kind
         return "BF16" if self.half else "F32" if kind == "Q8_0" else kind
 
     def get(self, name: str) -> torch.Tensor:
-        tensor = self.file.read(self._where[name])
+        tensor = self.file.read(self._sources[name])
         if self.half:
             tensor = tensor.to(torch.bfloat16)
         if self._transposed(name):
@@ -73,7 +74,7 @@ class GgufTensors(Tensors):
         # llama.cpp turns pairs of neighbours, the checkpoint pairs of halves: (heads, D/2, 2) → (heads, 2, D/2)
         heads = self.heads[found[1] == "k"]
         if tensor.shape[0] % (2 * heads):
-            raise GencliError(f"{self.file.path}: {self._where[name]} has {tensor.shape[0]} rows for {heads} heads")
+            raise GencliError(f"{self.file.path}: {self._sources[name]} has {tensor.shape[0]} rows for {heads} heads")
         return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
     def _transposed(self, name: str) -> bool:

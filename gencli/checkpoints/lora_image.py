@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import FLOATS
-from gencli.checkpoints.header import read_header
 from gencli.checkpoints.layout import find_pickles, some
 from gencli.checkpoints.lora import CONFIG, Change, apply, check_settings, open_adapter, read_settings, scale_of
 from gencli.checkpoints.lora_names import UNET, known_names, read_key
@@ -41,7 +40,7 @@ class ImageLora:
     def __init__(self, adapter: LoraRef, *, allow_pickle: bool = False):
         self.scale = adapter.scale
         self.path, self.tensors, peft = _open(adapter.path, allow_pickle)
-        self.metadata = read_header(self.path).metadata if self.path.suffix == ".safetensors" else {}
+        self.metadata = self.tensors.metadata
         self.modules: dict[str, dict[str, dict[str, str]]] = {}
         unknown = []
         for name in self.tensors:

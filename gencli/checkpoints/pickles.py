@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from gencli.checkpoints.tensors import Tensors
 from gencli.errors import GencliError
 
 ZIP = b"PK\x03\x04"  # what torch writes since 1.6, and what can be mapped into memory
@@ -26,31 +25,34 @@ FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")  # in the unpickler's message: what i
 REASON = re.compile(r"WeightsUnpickler error: (.{1,120}?)(?: Check the|$)")
 
 
-class PickledTensors(Tensors):
-    """The tensors of `.bin` and `.pt` files, by name, memory-mapped where the file allows it."""
+class PickledFile:
+    """The tensors of a `.bin`, `.pt` or `.ckpt` file, by name, memory-mapped where the file allows it."""
 
-    def _open(self, file: Path) -> dict[str, Any]:
-        state = _last_table(unpickle(file))
+    def __init__(self, path: Path):
+        """Raises GencliError for a file that asks for anything but tensors, and for a broken one."""
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        state = _last_table(unpickle(path))
         for key in WRAPPERS:
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]
         if not isinstance(state, dict):
-            raise GencliError(f"{file} holds no table of tensors")
+            raise GencliError(f"{path} holds no table of tensors")
         for name, value in state.items():
             plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
             if not isinstance(name, str) or not plain or value.is_quantized:
-                raise GencliError(f"{file}: {str(name)[:60]!r} is no plain tensor")
-        return {name: value.detach() for name, value in state.items()}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._where[name].shape)
-
-    def dtype(self, name: str) -> str:
-        dtype = self._where[name].dtype
-        return DTYPES.get(dtype, str(dtype))
+                raise GencliError(f"{path}: {str(name)[:60]!r} is no plain tensor")
+        self._tensors = {name: value.detach() for name, value in state.items()}
+        self.shapes = {name: tuple(value.shape) for name, value in state.items()}
+        self.dtypes = {name: DTYPES.get(value.dtype, str(value.dtype)) for name, value in state.items()}
 
     def get(self, name: str) -> torch.Tensor:
-        return self._where[name].contiguous()
+        """Return a tensor on the CPU."""
+        return self._tensors[name].contiguous()
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return a small tensor's numbers."""
+        return tuple(self.get(name).double().tolist())
 
 
 def _last_table(state: Any) -> Any:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gencli.checkpoints.header import Header, read_header
 from gencli.checkpoints.layout import PICKLE_HINT, SAFETENSORS, find_pickles, some
 from gencli.checkpoints.original.families import FAMILIES, PIPELINES, UNET, Family, left_out, recognise
 from gencli.checkpoints.original.rows import Part, Shapes
@@ -21,10 +20,11 @@ from gencli.checkpoints.original.schedule import SCHEDULES, prediction_of, sched
 from gencli.checkpoints.original.text import read_clip, read_open_clip
 from gencli.checkpoints.original.unet import read_unet
 from gencli.checkpoints.original.vae import read_vae
+from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
+from gencli.checkpoints.weights import open_file
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
-    from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
 
 BARE = ("vocab.json", "merges.txt")
@@ -39,16 +39,14 @@ MISSING = {
 @dataclass(frozen=True)
 class SingleFile:
     """What a file holds. family: a key of FAMILIES. pipeline: what model_index.json would name. parts: its models, by
-    the names of their folders. scheduler: scheduler_config.json. notes: what in the file goes unused. opened: its
-    tensors, where telling what it is took opening it."""
+    the names of their folders. scheduler: scheduler_config.json. notes: what in the file goes unused."""
 
-    header: Header
+    file: TensorFile
     family: str
     pipeline: str
     parts: Mapping[str, Part]
     scheduler: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    opened: Tensors | None = field(default=None, repr=False)
 
     @property
     def title(self) -> str:
@@ -67,7 +65,7 @@ class SingleFile:
 
     def tokenizer_folder(self, part: str) -> Path | None:
         """Where a tokenizer lies beside the file: in a folder called as the part is, or its two files bare."""
-        beside = self.header.path.parent
+        beside = self.file.path.parent
         if (beside / part).is_dir():
             return beside / part
         return beside if all((beside / name).is_file() for name in BARE) else None
@@ -83,7 +81,7 @@ class SingleFile:
             found = load_clip_tokenizer(pad)
             if encoder.config["vocab_size"] < found.vocab_size:
                 raise GencliError(
-                    f"{self.header.path}: its text encoder knows {encoder.config['vocab_size']} tokens, and CLIP's "
+                    f"{self.file.path}: its text encoder knows {encoder.config['vocab_size']} tokens, and CLIP's "
                     f"vocabulary has {found.vocab_size}",
                     f"its own tokenizer can lie beside it, in a folder called {part}",
                 )
@@ -100,20 +98,17 @@ class SingleFile:
 
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
         """A part's config, and its tensors by their names in a folder, memory-mapped. Raises GencliError."""
-        from gencli.checkpoints.original.tensors import OriginalTensors
-        from gencli.checkpoints.weights import open_tensors
-
         found = self.parts[part]
         prefix = FAMILIES[self.family].parts[part]
-        tensors = open_tensors(self.header.path) if self.opened is None else self.opened
-        return found.config, OriginalTensors(tensors, prefix, found.pieces)
+        pieces = {name: Piece(prefix + piece.source, piece.transform) for name, piece in found.pieces.items()}
+        return found.config, RenamedTensors(self.file, pieces)
 
 
 def is_original(path: Path, *, allow_pickle: bool = False) -> bool:
     """Whether a file has a UNet in the original layout, whatever else is in it. Raises GencliError for a broken one."""
     if find_pickles([path.name]):
-        return allow_pickle and any(name.startswith(UNET) for name in _unpickled(path)[0].shapes)
-    return path.suffix == SAFETENSORS and any(name.startswith(UNET) for name in read_header(path).shapes)
+        return allow_pickle and any(name.startswith(UNET) for name in open_file(path).shapes)
+    return path.suffix == SAFETENSORS and any(name.startswith(UNET) for name in open_file(path).shapes)
 
 
 def open_single_file(
@@ -131,38 +126,24 @@ def open_single_file(
     Raises GencliError, in one line, for a broken file, for one whose keys fit no family or two, for parts that are
     missing or do not fit each other, for tensors that no table knows, and for SD 2 without a `prediction`.
     """
-    opened = None
-    if not find_pickles([path.name]):
-        header = read_header(path)
-    elif allow_pickle:
-        header, opened = _unpickled(path)
-    else:
+    if find_pickles([path.name]) and not allow_pickle:
         raise GencliError(f"{path} is a pickle, not a .safetensors file", PICKLE_HINT)
+    file = open_file(path)
     try:
-        return _read(header, opened, prediction, betas, other_vae)
+        return _read(file, prediction, betas, other_vae)
     except GencliError as error:
         raise GencliError(f"{path}: {error.message}", error.hint) from None
 
 
-def _unpickled(path: Path) -> tuple[Header, Tensors]:
-    from gencli.checkpoints.weights import open_tensors
-
-    tensors = open_tensors(path, allow_pickle=True)
-    shapes = {name: tensors.shape(name) for name in tensors}
-    return Header(path, shapes, {name: tensors.dtype(name) for name in tensors}), tensors
-
-
-def _read(
-    header: Header, opened: Tensors | None, prediction: str | None, betas: str | None, other_vae: bool
-) -> SingleFile:
-    key = recognise(header.shapes)
+def _read(file: TensorFile, prediction: str | None, betas: str | None, other_vae: bool) -> SingleFile:
+    key = recognise(file.shapes)
     family = FAMILIES[key]
-    split, unknown, notes = _split(header.shapes, family)
+    split, unknown, notes = _split(file.shapes, family)
     bare = [name for name in family.parts if not split[name] and not (name == "vae" and other_vae)]
     if bare:
         what, hint = MISSING.get(bare[0], (f"no {bare[0]}", None))
         raise GencliError(f"it is a {family.title} with {what} in it ({family.parts[bare[0]]}*)", hint)
-    predicts = prediction_of(header, key, prediction)
+    predicts = prediction_of(file, key, prediction)
     parts: dict[str, Part] = {}
     for name, read in _readers(key, family, predicts).items():
         if not split[name]:
@@ -172,11 +153,11 @@ def _read(
         unknown += [family.parts[name] + one for one in left]
     if unknown:
         raise GencliError(f"it has tensors that a {family.title} has not: {some(sorted(unknown))}")
-    _check(key, family, header.shapes, parts)
-    scheduler = scheduler_config(header, key, predicts, betas, _alphas_cumprod(header, opened))
+    _check(key, family, file.shapes, parts)
+    scheduler = scheduler_config(file, key, predicts, betas, _alphas_cumprod(file))
     channels = parts["unet"].config["in_channels"]
     pipeline = family.pipeline + PIPELINES.get(channels, "Pipeline")
-    return SingleFile(header, key, pipeline, parts, scheduler, tuple(notes), opened)
+    return SingleFile(file, key, pipeline, parts, scheduler, tuple(notes))
 
 
 def _of_missing_vae(family: Family, channels: int) -> dict[str, Any]:
@@ -185,12 +166,12 @@ def _of_missing_vae(family: Family, channels: int) -> dict[str, Any]:
     return {"_class_name": "AutoencoderKL", **sizes}
 
 
-def _alphas_cumprod(header: Header, opened: Tensors | None) -> Sequence[float] | None:
+def _alphas_cumprod(file: TensorFile) -> Sequence[float] | None:
     """The file's own ᾱ, where it has any."""
-    name = next((name for name in SCHEDULES if name in header.shapes), None)
-    if name is None or len(header.shapes[name]) != 1 or header.shapes[name][0] > 2**16:
+    name = next((name for name in SCHEDULES if name in file.shapes), None)
+    if name is None or len(file.shapes[name]) != 1 or file.shapes[name][0] > 2**16:
         return None
-    return header.numbers(name) if opened is None else opened.get(name).double().tolist()
+    return file.numbers(name)
 
 
 def _split(shapes: Shapes, family: Family) -> tuple[dict[str, dict[str, tuple[int, ...]]], list[str], list[str]]:

@@ -1,43 +1,67 @@
-"""The tensors of safetensors files, memory-mapped: nothing is read before it is used, nothing is trusted."""
+"""The tensors of a module by name, in one file or several: nothing is read before it is used, nothing is trusted.
+
+No torch before a tensor is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
-from safetensors import SafetensorError
-
-from gencli.checkpoints.header import open_safetensors
 from gencli.checkpoints.layout import some
 from gencli.errors import GencliError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TensorFile(Protocol):
+    """An open file of tensors, by name. shapes and dtypes (as safetensors writes them: `F32`, …) are known at once."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, str]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the writer says of the file."""
+        ...
+
+    def get(self, name: str) -> Tensor:
+        """Return a tensor on the CPU, in the file's own memory where it can be. Raises GencliError."""
+        ...
+
+    def numbers(self, name: str) -> Sequence[float] | None:
+        """Return the numbers of a small tensor of floats; None for other kinds."""
+        ...
+
 
 class Tensors:
-    """The tensors of one module, by name, in one file or several. Opening reads headers only."""
+    """The tensors of one module, by name, in one file or several."""
 
-    def __init__(self, files: list[Path], index: dict[str, str] | None = None):
-        """index: name → file name, from `*.index.json`; each file must then hold exactly its names.
+    def __init__(self, files: Sequence[TensorFile], index: Mapping[str, str] | None = None):
+        """`index`: name → file name, from `*.index.json`; the files must then hold exactly those names there.
 
-        Raise GencliError for a file that is truncated, overlapping or not safetensors, and for a wrong index.
+        Raises GencliError for a name that is in two files, and for a wrong index.
         """
-        self.files = files
-        self._where: dict[str, Any] = {}
+        self.files = [file.path for file in files]
+        self.metadata: Mapping[str, Any] = files[0].metadata if files else {}
+        self._where: dict[str, TensorFile] = {}
         for file in files:
-            for name, handle in self._open(file).items():
+            for name in file.shapes:
                 if name in self._where:
-                    raise GencliError(f"{file}: tensor {name!r} is in another shard too")
-                if index is not None and index.get(name) != file.name:
-                    raise GencliError(f"{file}: tensor {name!r} is not where the index says ({index.get(name)})")
-                self._where[name] = handle
+                    raise GencliError(f"{file.path}: tensor {name!r} is in another shard too")
+                if index is not None and index.get(name) != file.path.name:
+                    raise GencliError(f"{file.path}: tensor {name!r} is not where the index says ({index.get(name)})")
+                self._where[name] = file
         if index is not None and (lost := [name for name in index if name not in self._where]):
-            raise GencliError(f"{files[0].parent}: the index names tensors that no shard holds: {some(lost)}")
-
-    def _open(self, file: Path) -> dict[str, Any]:
-        """Return name → an object that `shape`, `dtype` and `get` read the tensor from."""
-        handle = open_safetensors(file, "pt")
-        return dict.fromkeys(handle.keys(), handle)
+            raise GencliError(f"{self.files[0].parent}: the index names tensors that no shard holds: {some(lost)}")
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -49,17 +73,56 @@ class Tensors:
         return len(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape, from the header."""
-        return tuple(self._where[name].get_slice(name).get_shape())
+        """Return a tensor's shape, without reading it."""
+        return tuple(self._where[name].shapes[name])
 
     def dtype(self, name: str) -> str:
-        """Return a tensor's dtype as safetensors writes it (`F32`, `F16`, `BF16`, …), from the header."""
-        return self._where[name].get_slice(name).get_dtype()
+        """Return a tensor's dtype as safetensors writes it (`F32`, `F16`, `BF16`, …), without reading it."""
+        return self._where[name].dtypes[name]
 
-    def get(self, name: str) -> torch.Tensor:
+    def get(self, name: str) -> Tensor:
         """Return a tensor on the CPU that shares the file's memory map: its pages are read when they are used."""
+        return self._where[name].get(name)
+
+
+class Piece(NamedTuple):
+    """Where a tensor comes from: its name in the file, and what changes it on the way (None: nothing does)."""
+
+    source: str
+    transform: Callable[[Tensor], Tensor] | None = None
+
+
+class RenamedTensors(Tensors):
+    """Tensors of one file under other names, and in other shapes where their pieces have a `transform`.
+
+    Transforms are views of the file's memory, but for small matrices that are transposed.
+    """
+
+    def __init__(self, file: TensorFile, pieces: Mapping[str, Piece]):
+        self.files, self.metadata = [file.path], file.metadata
+        self._file, self._pieces = file, pieces
+        self._where = dict.fromkeys(pieces, file)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape after its transform, without reading it."""
+        piece = self._pieces[name]
+        if piece.transform is None:
+            return self._file.shapes[piece.source]
+        import torch
+
+        return tuple(self._changed(piece, torch.empty(self._file.shapes[piece.source], device="meta")).shape)
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's dtype as safetensors writes it, without reading it."""
+        return self._file.dtypes[self._pieces[name].source]
+
+    def get(self, name: str) -> Tensor:
+        """Return a tensor on the CPU. Raises GencliError for one that its transform does not fit."""
+        piece = self._pieces[name]
+        return self._changed(piece, self._file.get(piece.source))
+
+    def _changed(self, piece: Piece, tensor: Tensor) -> Tensor:
         try:
-            return self._where[name].get_tensor(name)
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise GencliError(f"{self.files[0]}: cannot read tensor {name!r}: {reason}") from None
+            return tensor if piece.transform is None else piece.transform(tensor)
+        except GencliError as error:
+            raise GencliError(f"{self.files[0]}: {piece.source}: {error.message}") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gencli.checkpoints.layout import (
     BIN,
@@ -14,48 +16,60 @@ from gencli.checkpoints.layout import (
     some,
     weight_file,
 )
-from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.safetensors_file import SafetensorsFile
+from gencli.checkpoints.tensors import TensorFile, Tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 
 
-def open_tensors(path: Path, variant: str | None = None, *, allow_pickle: bool = False) -> Tensors:
-    """Open the weights in a folder, or in one .safetensors file.
+def open_file(path: Path) -> TensorFile:
+    """Open a safetensors file, or a pickle's tensors and nothing else (see `pickles`). Raises GencliError."""
+    if f"*{path.suffix}" not in PICKLES:
+        return SafetensorsFile(path)
+    from gencli.checkpoints.pickles import PickledFile
 
-    variant: a name as the hub has it (`fp16` in model.fp16.safetensors); without it the plain files are taken, else
-    fp16, else bf16. Files of two variants are never mixed. allow_pickle: open pickles where there are no safetensors,
-    for their tensors alone (see `pickles`). Raise GencliError when there is nothing safe to open.
+    return PickledFile(path)
+
+
+def open_tensors(
+    path: Path,
+    variant: str | None = None,
+    *,
+    allow_pickle: bool = False,
+    open_file: Callable[[Path], TensorFile] = open_file,
+    read_json: Callable[[Path], Mapping[str, Any]] = read_json,
+) -> Tensors:
+    """Open the weights in a folder (or one .safetensors file).
+
+    `variant` names one as the hub does (`fp16` in model.fp16.safetensors); without it the plain files are taken, else
+    fp16, else bf16; files of two variants are never mixed. With `allow_pickle` pickles are opened where
+    there are no safetensors, tensors alone (see `pickles`). open_file, read_json: of a caller who remembers what was
+    read. Raises GencliError when there is nothing safe to open.
     """
     if path.is_file():
-        if allow_pickle and f"*{path.suffix}" in PICKLES:
-            return _pickled([path])
-        if path.suffix != ".safetensors":
+        if path.suffix != SAFETENSORS and not (allow_pickle and f"*{path.suffix}" in PICKLES):
             raise GencliError(f"{path} is no .safetensors file", PICKLE_HINT if find_pickles([path.name]) else None)
-        return Tensors([path])
+        return Tensors([open_file(path)])
     names = [file.name for file in path.iterdir() if file.is_file()] if path.is_dir() else []
-    if file := weight_file(names, variant):
-        return _sharded(path / file) if file.endswith(".json") else Tensors([path / file])
-    if allow_pickle and (file := weight_file(names, variant, BIN)):
-        return _sharded(path / file, BIN) if file.endswith(".json") else _pickled([path / file])
+    for suffix in (SAFETENSORS, BIN) if allow_pickle else (SAFETENSORS,):
+        if file := weight_file(names, variant, suffix):
+            if not file.endswith(".json"):
+                return Tensors([open_file(path / file)])
+            shards, index = _shards(path / file, suffix, read_json)
+            return Tensors([open_file(shard) for shard in shards], index)
     pickles = find_pickles(names)
     seen = f" (only {some(pickles)})" if pickles else ""
     what = f"{variant} weights" if variant else "weights"
     raise GencliError(f"{path} has no {what} in safetensors{seen}", PICKLE_HINT if pickles else None)
 
 
-def _sharded(index: Path, suffix: str = SAFETENSORS) -> Tensors:
-    weight_map = read_json(index)
-    names = shard_names(weight_map, str(index), suffix)
-    for name in names:  # the file may be a broken link: snapshots in the hub cache consist of links
+def _shards(
+    index: Path, suffix: str, read_json: Callable[[Path], Mapping[str, Any]]
+) -> tuple[list[Path], Mapping[str, str]]:
+    """The files that an index names, and its weight_map. Raises GencliError for those that are not there."""
+    raw = read_json(index)
+    names = shard_names(raw, str(index), suffix)
+    for name in names:  # what lies there may be a link: the hub's cache is made of them
         if not (index.parent / name).is_file():
             raise GencliError(f"{index} names {name}, which is not there", "the download may be incomplete")
-    files = [index.parent / name for name in names]
-    if suffix == BIN:
-        return _pickled(files, weight_map["weight_map"])
-    return Tensors(files, weight_map["weight_map"])
-
-
-def _pickled(files: list[Path], index: dict[str, str] | None = None) -> Tensors:
-    from gencli.checkpoints.pickles import PickledTensors
-
-    return PickledTensors(files, index)
+    return [index.parent / name for name in names], raw["weight_map"]

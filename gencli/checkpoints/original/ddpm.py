@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gencli.checkpoints.original.rows import Part, Piece, Row, Shapes, numbered, rename, sizes
+from gencli.checkpoints.original.rows import Part, Shapes, linear, numbered, rename, sizes
+from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
+from gencli.models.base import Rename
 
 KIND = r"(weight|bias)"
 PARALLEL = "module."  # what torch's DataParallel puts before every name
@@ -31,11 +33,11 @@ FIXED: dict[str, Any] = {  # what no shape tells
     "time_embedding_type": "positional",
 }
 ENDS = (
-    Row(rf"temb\.dense\.0\.{KIND}", r"time_embedding.linear_1.\1"),
-    Row(rf"temb\.dense\.1\.{KIND}", r"time_embedding.linear_2.\1"),
-    Row(rf"conv_in\.{KIND}", r"conv_in.\1"),
-    Row(rf"norm_out\.{KIND}", r"conv_norm_out.\1"),
-    Row(rf"conv_out\.{KIND}", r"conv_out.\1"),
+    Rename(rf"temb\.dense\.0\.{KIND}", r"time_embedding.linear_1.\1"),
+    Rename(rf"temb\.dense\.1\.{KIND}", r"time_embedding.linear_2.\1"),
+    Rename(rf"conv_in\.{KIND}", r"conv_in.\1"),
+    Rename(rf"norm_out\.{KIND}", r"conv_norm_out.\1"),
+    Rename(rf"conv_out\.{KIND}", r"conv_out.\1"),
 )
 RESNET = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}  # and norm1, conv1, norm2, conv2
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -77,7 +79,7 @@ def read_ddpm(shapes: Shapes, beside: Mapping[str, Any]) -> tuple[Part, list[str
         raise GencliError(f"it has {levels} levels: at most {LEVELS} are supported")
     config = _config(bare, levels, beside)
     pieces, unknown = rename(bare, (*ENDS, *_rows(levels)))
-    pieces = {name: Piece(prefix + piece.source, piece.change) for name, piece in pieces.items()}
+    pieces = {name: Piece(prefix + piece.source, piece.transform) for name, piece in pieces.items()}
     return Part(config, pieces), [prefix + name for name in unknown if name not in UNUSED]
 
 
@@ -114,7 +116,7 @@ def check_beside(beside: Mapping[str, Any]) -> None:
             raise GencliError(f"{key} = {value!r:.60} is not supported")
 
 
-def _rows(levels: int) -> Iterator[Row]:
+def _rows(levels: int) -> Iterator[Rename]:
     """Names of everything between the ends. Levels count from the largest pictures; diffusers' way up from the last."""
     blocks = [("mid.block_1", "mid_block.resnets.0"), ("mid.block_2", "mid_block.resnets.1")]
     attentions = [("mid.attn_1", "mid_block.attentions.0")]
@@ -125,16 +127,16 @@ def _rows(levels: int) -> Iterator[Row]:
         ):
             blocks.append((rf"{here}.block.(\d+)", rf"{there}.resnets.\1"))
             attentions.append((rf"{here}.attn.(\d+)", rf"{there}.attentions.\1"))
-        yield Row(rf"down\.{level}\.downsample\.conv\.{KIND}", rf"down_blocks.{level}.downsamplers.0.conv.\1")
-        yield Row(rf"up\.{level}\.upsample\.conv\.{KIND}", rf"up_blocks.{levels - 1 - level}.upsamplers.0.conv.\1")
+        yield Rename(rf"down\.{level}\.downsample\.conv\.{KIND}", rf"down_blocks.{level}.downsamplers.0.conv.\1")
+        yield Rename(rf"up\.{level}\.upsample\.conv\.{KIND}", rf"up_blocks.{levels - 1 - level}.upsamplers.0.conv.\1")
     for here, there in blocks:
         for name in ("norm1", "conv1", "norm2", "conv2", *RESNET):
-            yield Row(
+            yield Rename(
                 rf"{_escaped(here)}\.{name}\.(?P<kind>weight|bias)", rf"{there}.{RESNET.get(name, name)}.\g<kind>"
             )
     for here, there in attentions:  # whose projections are 1×1 convolutions
         for name, new in ATTENTION.items():
-            yield Row(rf"{_escaped(here)}\.{name}\.(?P<kind>weight|bias)", rf"{there}.{new}.\g<kind>", "linear")
+            yield Rename(rf"{_escaped(here)}\.{name}\.(?P<kind>weight|bias)", rf"{there}.{new}.\g<kind>", linear)
 
 
 def _escaped(name: str) -> str:

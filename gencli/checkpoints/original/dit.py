@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from gencli.checkpoints.original.rows import Part, Row, Shapes, numbered, rename, sizes
+from gencli.checkpoints.original.rows import THIRDS, Part, Shapes, numbered, rename, sizes
 from gencli.errors import GencliError
+from gencli.models.base import Rename
 
 KIND = r"(weight|bias)"
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # width of DiT-XL, L, B and S → attention heads
@@ -28,15 +29,18 @@ SCHEDULER: dict[str, Any] = {  # Peebles & Xie 2023, section 4: that of guided-d
     "variance_type": "learned_range",
 }
 ROWS = (
-    Row(rf"x_embedder\.proj\.{KIND}", r"pos_embed.proj.\1"),
-    Row(rf"final_layer\.adaLN_modulation\.1\.{KIND}", r"proj_out_1.\1"),
-    Row(rf"final_layer\.linear\.{KIND}", r"proj_out_2.\1"),
-    Row(rf"blocks\.(\d+)\.adaLN_modulation\.1\.{KIND}", r"transformer_blocks.\1.norm1.linear.\2"),
-    *(Row(rf"blocks\.(\d+)\.attn\.qkv\.{KIND}", rf"transformer_blocks.\1.attn1.to_{x}.\2", f"{x} of 3") for x in "qkv"),
-    Row(rf"blocks\.(\d+)\.attn\.proj\.{KIND}", r"transformer_blocks.\1.attn1.to_out.0.\2"),
-    Row(rf"blocks\.(\d+)\.mlp\.fc1\.{KIND}", r"transformer_blocks.\1.ff.net.0.proj.\2"),
-    Row(rf"blocks\.(\d+)\.mlp\.fc2\.{KIND}", r"transformer_blocks.\1.ff.net.2.\2"),
-    Row(r"pos_embed", r"pos_embed.pos_embed"),  # which the module makes anew
+    Rename(rf"x_embedder\.proj\.{KIND}", r"pos_embed.proj.\1"),
+    Rename(rf"final_layer\.adaLN_modulation\.1\.{KIND}", r"proj_out_1.\1"),
+    Rename(rf"final_layer\.linear\.{KIND}", r"proj_out_2.\1"),
+    Rename(rf"blocks\.(\d+)\.adaLN_modulation\.1\.{KIND}", r"transformer_blocks.\1.norm1.linear.\2"),
+    *(
+        Rename(rf"blocks\.(\d+)\.attn\.qkv\.{KIND}", rf"transformer_blocks.\1.attn1.to_{x}.\2", THIRDS[x])
+        for x in "qkv"
+    ),
+    Rename(rf"blocks\.(\d+)\.attn\.proj\.{KIND}", r"transformer_blocks.\1.attn1.to_out.0.\2"),
+    Rename(rf"blocks\.(\d+)\.mlp\.fc1\.{KIND}", r"transformer_blocks.\1.ff.net.0.proj.\2"),
+    Rename(rf"blocks\.(\d+)\.mlp\.fc2\.{KIND}", r"transformer_blocks.\1.ff.net.2.\2"),
+    Rename(r"pos_embed", r"pos_embed.pos_embed"),  # which the module makes anew
 )
 
 
@@ -56,13 +60,13 @@ def read_dit(shapes: Shapes) -> tuple[Part, list[str]]:
     return Part(_config(shapes, layers), pieces), unknown
 
 
-def _repeated(layers: int) -> Iterator[Row]:
+def _repeated(layers: int) -> Iterator[Rename]:
     """What the file has once, for each of the blocks."""
     for block in range(layers):
         emb = f"transformer_blocks.{block}.norm1.emb"
-        yield Row(rf"t_embedder\.mlp\.0\.{KIND}", rf"{emb}.timestep_embedder.linear_1.\1")
-        yield Row(rf"t_embedder\.mlp\.2\.{KIND}", rf"{emb}.timestep_embedder.linear_2.\1")
-        yield Row(r"y_embedder\.embedding_table\.weight", rf"{emb}.class_embedder.embedding_table.weight")
+        yield Rename(rf"t_embedder\.mlp\.0\.{KIND}", rf"{emb}.timestep_embedder.linear_1.\1")
+        yield Rename(rf"t_embedder\.mlp\.2\.{KIND}", rf"{emb}.timestep_embedder.linear_2.\1")
+        yield Rename(r"y_embedder\.embedding_table\.weight", rf"{emb}.class_embedder.embedding_table.weight")
 
 
 def _config(shapes: Shapes, layers: int) -> dict[str, Any]:

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
+from gencli.models.base import Rename
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]  # names as in the file, without the part's prefix
-
-
-class Row(NamedTuple):
-    """Tensors whose whole name matches `pattern` become `replacement`; every row that matches makes one.
-
-    change: what becomes of the tensor on the way, a name in `tensors.CHANGES`.
-    """
-
-    pattern: str
-    replacement: str
-    change: str = ""
-
-
-class Piece(NamedTuple):
-    """Where a tensor comes from: a name in the file, and the change on the way."""
-
-    source: str
-    change: str = ""
 
 
 @dataclass
@@ -44,14 +31,17 @@ class Part:
         self.pieces[target] = piece
 
 
-def rename(shapes: Shapes, rows: Iterable[Row]) -> tuple[dict[str, Piece], list[str]]:
-    """Tensors by their new names, and the names that no row knows. Raises GencliError for two of one new name."""
+def rename(shapes: Shapes, rows: Iterable[Rename]) -> tuple[dict[str, Piece], list[str]]:
+    """Return tensors by their new names, and the names that no row knows; every row that matches a name makes one.
+
+    Raises GencliError for two of one new name.
+    """
     compiled = [(re.compile(row.pattern), row) for row in rows]
     part, unknown = Part(), []
     for name in shapes:
         found = [(match, row) for pattern, row in compiled if (match := pattern.fullmatch(name))]
         for match, row in found:
-            part.take(match.expand(row.replacement), Piece(name, row.change))
+            part.take(match.expand(row.replacement), Piece(name, row.transform))
         if not found:
             unknown.append(name)
     return part.pieces, unknown
@@ -75,3 +65,28 @@ def numbered(shapes: Shapes, prefix: str) -> int:
         lost = next(i for i in range(len(numbers) + 1) if i not in numbers)
         raise GencliError(f"{prefix}.{lost} is missing")
     return len(numbers)
+
+
+def linear(tensor: Tensor) -> Tensor:
+    """A 1×1 convolution's weight (out, in, 1, 1) as a linear layer's (out, in); that itself stays as it is."""
+    return tensor.flatten(1) if tensor.shape[2:] == (1, 1) else tensor
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """(in, out) → (out, in)."""
+    return tensor.T.contiguous() if tensor.ndim == 2 else tensor
+
+
+def _third(index: int) -> Callable[[Tensor], Tensor]:
+    """Rows of q, k or v in (3 C, …) → (C, …)."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        rows = tensor.shape[0] // 3 if tensor.ndim else 0
+        if not rows or tensor.shape[0] % 3:
+            raise GencliError(f"{list(tensor.shape)} does not split into q, k and v")
+        return tensor[index * rows : (index + 1) * rows]
+
+    return cut
+
+
+THIRDS = {name: _third(index) for index, name in enumerate("qkv")}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gencli.checkpoints.header import Header
+from gencli.checkpoints.tensors import TensorFile
 from gencli.errors import GencliError
 
 BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
@@ -21,16 +21,16 @@ XL = {"interpolation_type": "linear", "sample_max_value": 1.0, "timestep_spacing
 TOLERANCE = 0.01  # of ᾱ, which files in half precision round
 
 
-def prediction_of(header: Header, family: str, given: str | None) -> str:
+def prediction_of(file: TensorFile, family: str, given: str | None) -> str:
     """What the UNet predicts: as given, else as the file says, else what all files of SD 1 and XL do without a word.
 
     Raises GencliError for SD 2, of which there are both and whose keys do not differ.
     """
     if given is not None:
         return given
-    if MARK in header.shapes:
+    if MARK in file.shapes:
         return "v_prediction"
-    said = MODELSPEC.get(header.metadata.get("modelspec.prediction_type", ""))
+    said = MODELSPEC.get(file.metadata.get("modelspec.prediction_type", ""))
     if said is None and family == "sd2":
         raise GencliError(
             "its keys do not say what a Stable Diffusion 2 predicts: --prediction is needed",
@@ -40,7 +40,7 @@ def prediction_of(header: Header, family: str, given: str | None) -> str:
 
 
 def scheduler_config(
-    header: Header, family: str, prediction: str, betas: str | None, own: Sequence[float] | None = None
+    file: TensorFile, family: str, prediction: str, betas: str | None, own: Sequence[float] | None = None
 ) -> dict[str, Any]:
     """scheduler_config.json as the folder of this model has it. own: the file's own ᾱ, if it has them.
 
@@ -49,12 +49,12 @@ def scheduler_config(
     names = {"sd1": "PNDMScheduler", "sd2": "DDIMScheduler", "sdxl": "EulerDiscreteScheduler"}
     config: dict[str, Any] = {"_class_name": names[family], **STABLE, **COMMON, **(XL if family == "sdxl" else {})}
     config |= {"prediction_type": prediction, "trained_betas": None}
-    if ZERO_SNR in header.shapes:  # Lin et al. 2023: the first step is the noisiest there is
+    if ZERO_SNR in file.shapes:  # Lin et al. 2023: the first step is the noisiest there is
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if betas is not None:
         config["beta_schedule"] = betas
     elif own is not None:
-        wanted = alphas_cumprod(config["beta_schedule"], zero_snr=ZERO_SNR in header.shapes)
+        wanted = alphas_cumprod(config["beta_schedule"], zero_snr=ZERO_SNR in file.shapes)
         if len(own) != len(wanted) or max(abs(a - b) for a, b in zip(own, wanted, strict=True)) > TOLERANCE:
             raise GencliError(
                 "its alphas_cumprod are not those of Stable Diffusion's noise schedule",

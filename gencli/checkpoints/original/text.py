@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from gencli.checkpoints.original.rows import Part, Row, Shapes, numbered, rename, sizes
+from gencli.checkpoints.original.rows import THIRDS, Part, Shapes, numbered, rename, sizes, transposed
 from gencli.errors import GencliError
+from gencli.models.base import Rename
 
 HEAD = 64  # wide, in every CLIP there is
 KIND = r"(weight|bias)"
 TABLES = r"embeddings\.(token_embedding|position_embedding)\.weight"
 LAYER = r"encoder\.layers\.(\d+)\.(self_attn\.[qkv]_proj|self_attn\.out_proj|layer_norm[12]|mlp\.fc[12])"
 CLIP_ROWS = (
-    Row(rf"(?:text_model\.)?{TABLES}", r"text_model.embeddings.\1.weight"),
-    Row(rf"(?:text_model\.)?{LAYER}\.{KIND}", r"text_model.encoder.layers.\1.\2.\3"),
-    Row(rf"(?:text_model\.)?final_layer_norm\.{KIND}", r"text_model.final_layer_norm.\1"),
+    Rename(rf"(?:text_model\.)?{TABLES}", r"text_model.embeddings.\1.weight"),
+    Rename(rf"(?:text_model\.)?{LAYER}\.{KIND}", r"text_model.encoder.layers.\1.\2.\3"),
+    Rename(rf"(?:text_model\.)?final_layer_norm\.{KIND}", r"text_model.final_layer_norm.\1"),
 )
 # q, k and v are the thirds of one tensor in torch's own attention.
 BLOCK = r"transformer\.resblocks\.(\d+)"
 IN_PROJ = rf"{BLOCK}\.attn\.in_proj_(weight|bias)"
 OPEN_CLIP_ROWS = (
-    Row(r"token_embedding\.weight", r"text_model.embeddings.token_embedding.weight"),
-    Row(r"positional_embedding", r"text_model.embeddings.position_embedding.weight"),
-    Row(rf"{BLOCK}\.ln_([12])\.{KIND}", r"text_model.encoder.layers.\1.layer_norm\2.\3"),
-    *(Row(IN_PROJ, rf"text_model.encoder.layers.\1.self_attn.{x}_proj.\2", f"{x} of 3") for x in "qkv"),
-    Row(rf"{BLOCK}\.attn\.out_proj\.{KIND}", r"text_model.encoder.layers.\1.self_attn.out_proj.\2"),
-    Row(rf"{BLOCK}\.mlp\.c_fc\.{KIND}", r"text_model.encoder.layers.\1.mlp.fc1.\2"),
-    Row(rf"{BLOCK}\.mlp\.c_proj\.{KIND}", r"text_model.encoder.layers.\1.mlp.fc2.\2"),
-    Row(rf"ln_final\.{KIND}", r"text_model.final_layer_norm.\1"),
+    Rename(r"token_embedding\.weight", r"text_model.embeddings.token_embedding.weight"),
+    Rename(r"positional_embedding", r"text_model.embeddings.position_embedding.weight"),
+    Rename(rf"{BLOCK}\.ln_([12])\.{KIND}", r"text_model.encoder.layers.\1.layer_norm\2.\3"),
+    *(Rename(IN_PROJ, rf"text_model.encoder.layers.\1.self_attn.{x}_proj.\2", THIRDS[x]) for x in "qkv"),
+    Rename(rf"{BLOCK}\.attn\.out_proj\.{KIND}", r"text_model.encoder.layers.\1.self_attn.out_proj.\2"),
+    Rename(rf"{BLOCK}\.mlp\.c_fc\.{KIND}", r"text_model.encoder.layers.\1.mlp.fc1.\2"),
+    Rename(rf"{BLOCK}\.mlp\.c_proj\.{KIND}", r"text_model.encoder.layers.\1.mlp.fc2.\2"),
+    Rename(rf"ln_final\.{KIND}", r"text_model.final_layer_norm.\1"),
 )
-PROJECTION = Row(r"text_projection", r"text_projection.weight", "transposed")
+PROJECTION = Rename(r"text_projection", r"text_projection.weight", transposed)
 # In SD 2 the encoder ends at the last layer but one of OpenCLIP's ViT-H: diffusers' folders have 23, some files too.
 SD2_LAYERS, SD2_FILE_LAYERS = 23, (23, 24)
 

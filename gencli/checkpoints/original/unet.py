@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gencli.checkpoints.original.rows import Part, Piece, Shapes, numbered, sizes
+from gencli.checkpoints.original.rows import Part, Shapes, numbered, sizes
+from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
 
 PREFIX = "model.diffusion_model."

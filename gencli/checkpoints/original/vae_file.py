@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gencli.checkpoints.class_file import ClassFile, shapes_of
+from gencli.checkpoints.class_file import ClassFile, open_named
 from gencli.checkpoints.layout import some
-from gencli.checkpoints.original.rows import Part, Piece, Shapes, numbered, sizes
+from gencli.checkpoints.original.rows import Part, Shapes, numbered, sizes
 from gencli.checkpoints.original.vae import PREFIX, read_vae
+from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
 
 DIFFUSERS, ORIGINAL = "encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down.0.block.0.conv1.weight"
@@ -22,7 +23,8 @@ def open_vae_file(path: Path, known: Mapping[str, Any], *, allow_pickle: bool = 
 
     Raises GencliError, in one line, for a broken file and for one that holds no autoencoder, or another thing too.
     """
-    shapes, tensors = shapes_of(path, allow_pickle=allow_pickle)
+    file = open_named(path, allow_pickle=allow_pickle)
+    shapes = file.shapes
     prefix = PREFIX if f"{PREFIX}{ORIGINAL}" in shapes else ""
     own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     own = {name: shape for name, shape in own.items() if not name.startswith(TRAINING)}
@@ -40,8 +42,8 @@ def open_vae_file(path: Path, known: Mapping[str, Any], *, allow_pickle: bool = 
         raise GencliError(f"{path}: {error.message}", error.hint) from None
     scaling = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "sample_size")
     config = {**part.config, **{key: known[key] for key in scaling if known.get(key) is not None}}
-    pieces = {name: Piece(prefix + piece.source, piece.change) for name, piece in part.pieces.items()}
-    return ClassFile(path, "autoencoder", "", {"vae": Part(config, pieces)}, {}, opened=tensors)
+    pieces = {name: Piece(prefix + piece.source, piece.transform) for name, piece in part.pieces.items()}
+    return ClassFile(file, "autoencoder", "", {"vae": Part(config, pieces)}, {})
 
 
 def _config(shapes: Shapes) -> dict[str, Any]:
