@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gencli.atomic import write_over
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.hub_cache import COMMIT, HubId, Progress
 from gencli.errors import GencliError
@@ -207,9 +208,7 @@ def _write_ref(wanted: HubId, commit: str) -> None:
         return
     ref = wanted.folder / "refs" / revision
     ref.parent.mkdir(parents=True, exist_ok=True)
-    new = ref.with_name(f".{ref.name}.{os.getpid()}")
-    new.write_text(commit)
-    new.replace(ref)
+    write_over(ref, commit.encode())
 
 
 def _size(path: Path) -> int:

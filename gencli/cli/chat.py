@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gencli import devices, stopping
+from gencli.atomic import write_over
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import find
 from gencli.cli import options
@@ -20,7 +21,6 @@ from gencli.cli.chat_input import read_message, use_line_editing
 from gencli.cli.chat_talk import Talk, new_conversation
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import show_download
-from gencli.cli.files import write_over
 from gencli.cli.help import SETTINGS, Command
 from gencli.cli.prompts import read_stdin
 from gencli.cli.sinks import stdout_bytes

@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 from gencli import devices
+from gencli.atomic import check_folder, write_over
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
-from gencli.cli.files import check_folder, write_over
 from gencli.cli.image_additions import Additions, say_slips
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_sinks import ImageSink, Template

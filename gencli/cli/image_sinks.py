@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gencli.atomic import check_folder, write_new, write_over
 from gencli.cli.console import is_terminal
-from gencli.cli.files import check_folder, write_new, write_over
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import UsageError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gencli.train.state import sync_folder
+from gencli.atomic import replace_file
 
 Row = dict[str, float | None]
 Point = tuple[float, float]
@@ -47,14 +47,8 @@ class Curve:
         """Open the CSV with its rows up to step `done`, if there are any; later ones are of steps that were lost."""
         self.rows = [row for row in self._read() if (row["step"] or 0) <= done]
         file = self.path.with_suffix(".csv")
-        partial = file.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as out:
-            out.write(",".join(self.columns) + "\n")
-            out.writelines(self._line(row) for row in self.rows)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, file)
-        sync_folder(file.parent)
+        with replace_file(file) as partial:
+            partial.write_text("".join([",".join(self.columns) + "\n", *map(self._line, self.rows)]), encoding="utf-8")
         self._file = file.open("a", encoding="utf-8")
 
     def add(
@@ -73,9 +67,8 @@ class Curve:
 
     def draw(self) -> None:
         """Write the PNG anew, in place of the old one."""
-        file = self.path.with_suffix(".png")
-        picture(self.rows, self.scores, self.unit, self.score_unit).save(file.with_suffix(".partial"), format="PNG")
-        os.replace(file.with_suffix(".partial"), file)
+        with replace_file(self.path.with_suffix(".png")) as partial:
+            picture(self.rows, self.scores, self.unit, self.score_unit).save(partial, format="PNG")
 
     def _line(self, row: Row) -> str:
         return ",".join(_written(name, row.get(name)) for name in self.columns) + "\n"

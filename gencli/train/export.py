@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 from torch import Tensor, nn
 
-from gencli.train.saving import write_json
+from gencli.checkpoints.save import write_json
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's pieces (Radford et al. 2021)
@@ -76,11 +74,3 @@ def normalise_latents(vae: nn.Module, mean: Tensor, deviation: Tensor) -> tuple[
     post.weight *= sigma.view(1, -1, 1, 1)
     mu, sigma = mu.view(1, -1, 1, 1), sigma.view(1, -1, 1, 1)
     return (mean - mu) / sigma, deviation / sigma
-
-
-def write_part(folder: Path, module: nn.Module, config: Mapping[str, Any], stem: str) -> None:
-    """One module's config.json and weights in half precision."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().half().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", config)

@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gencli.atomic import replace_folder
+from gencli.checkpoints.save import save_part, write_json
 from gencli.errors import GencliError
 from gencli.models import autoencoder_kl
 from gencli.tokens import load_tokenizer
 from gencli.train import autoencoder, decoder, diffusion, state
 from gencli.train.augment import augment
 from gencli.train.captions import find_captions
-from gencli.train.export import normalise_latents, write_clip_tokenizer, write_part
+from gencli.train.export import normalise_latents, write_clip_tokenizer
 from gencli.train.painter import Painter, load_part, new_painter, open_painter, save_painter, with_tokens
 from gencli.train.pictures import Caption, read_pictures, to_signal
 from gencli.train.place import Place, pick_place
-from gencli.train.saving import write_json
 from gencli.train.trainer import Progress
 
 MODEL_INDEX = {
@@ -93,7 +94,7 @@ def _train(
     if recipe.decoder is not None and taught:
         seen = latents.mean[:own], latents.deviation[:own]
         yield from decoder.train(recipe.decoder, vae, pixels[:own], seen, data, changes=changes)
-    with state.whole_folder(out / "checkpoint") as folder:
+    with replace_folder(out / "checkpoint") as folder:
         if painter.checkpoint is not None:
             save_painter(model, painter.checkpoint, folder, vae if taught else None)
         else:
@@ -176,7 +177,7 @@ def _new(recipe: ImageRecipe, captions: list[Caption], mean: Tensor, place: Plac
     second = recipe.diffusion
     folder = Path(second.out) / "tokenizer"
     if not (folder / "vocab.json").exists():
-        with state.whole_folder(folder) as partial:
+        with replace_folder(folder) as partial:
             write_clip_tokenizer(partial, _tokenizer_texts(captions), second.vocabulary, second.max_length)
     tokenizer = load_tokenizer(folder)
     parts = diffusion.configs(second, mean.shape[-1], mean.shape[1])
@@ -189,9 +190,9 @@ def save_new(recipe: ImageRecipe, model: nn.Module, vae: nn.Module, mean: Tensor
     source = Path(recipe.diffusion.out) / "tokenizer"
     parts = diffusion.configs(recipe.diffusion, mean.shape[-1], mean.shape[1])
     text = with_tokens(parts["text_encoder"], load_tokenizer(source))
-    write_part(folder / "text_encoder", model.get_submodule("text_encoder"), text, "model")
-    write_part(folder / "unet", model.get_submodule("unet"), parts["unet"], "diffusion_pytorch_model")
-    write_part(folder / "vae", vae, autoencoder.config(recipe.autoencoder), "diffusion_pytorch_model")
+    save_part(model.get_submodule("text_encoder"), text, folder / "text_encoder", "model")
+    save_part(model.get_submodule("unet"), parts["unet"], folder / "unet", "diffusion_pytorch_model")
+    save_part(vae, autoencoder.config(recipe.autoencoder), folder / "vae", "diffusion_pytorch_model")
     shutil.copytree(source, folder / "tokenizer")
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", parts["scheduler"])

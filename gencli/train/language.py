@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from gencli.checkpoints.build import architecture_name
 from gencli.checkpoints.find import find
+from gencli.checkpoints.save import copy_files, save_like, save_tensors, write_json
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
@@ -21,7 +21,7 @@ from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.text.load import open_model
 from gencli.tokens import Tokenizer
 from gencli.train.place import Place
-from gencli.train.saving import copy_small_files, own_memory, save_like, write_json
+from gencli.train.saving import own_memory
 from gencli.train.texts import END, end_id
 
 CONTEXT = 512  # tokens, where nothing else is said
@@ -93,11 +93,9 @@ def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the hub's GPT-2 layout: config.json, model.safetensors (fp16), tokenizer files, generation_config.json."""
     end = end_id(tokenizer)
     tensors = {
-        name.removeprefix("transformer."): param.detach().half().cpu().contiguous()
-        for name, param in model.named_parameters()
-        if name != "lm_head.weight"
+        name.removeprefix("transformer."): param for name, param in model.named_parameters() if name != "lm_head.weight"
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors", torch.float16)
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -125,4 +123,4 @@ def save_text(model: nn.Module, source: Path, folder: Path) -> None:
         ends: dict[str, Any] = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
         raw = {**ends, **raw["text_config"], **text}
     write_json(folder / "config.json", raw)
-    copy_small_files(source, folder)
+    copy_files(source, folder)

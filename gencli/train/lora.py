@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gencli.checkpoints.save import save_tensors, write_json
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models.gpt2 import Conv1D
 from gencli.train.language import Language
-from gencli.train.saving import write_json
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,11 @@ def save_adapter(language: Language, adapters: Adapters, folder: Path) -> None:
     for name, part in language.module.named_modules():
         if isinstance(part, LoraLinear):
             path = name.replace("model.", "model.language_model.", 1) if towers else name
-            tensors[f"base_model.model.{path}.lora_A.weight"] = part.lora_A.detach().cpu().contiguous()
-            tensors[f"base_model.model.{path}.lora_B.weight"] = part.lora_B.detach().cpu().contiguous()
+            tensors[f"base_model.model.{path}.lora_A.weight"] = part.lora_A
+            tensors[f"base_model.model.{path}.lora_B.weight"] = part.lora_B
             names.add(name.rpartition(".")[2])
             fan_in_fan_out = fan_in_fan_out or isinstance(part.base, Conv1D)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "adapter_model.safetensors")
     alpha = int(adapters.alpha) if float(adapters.alpha).is_integer() else adapters.alpha
     config = {
         "peft_type": "LORA",

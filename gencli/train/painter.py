@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gencli.checkpoints import build, layout
 from gencli.checkpoints.find import find
+from gencli.checkpoints.save import save_like, write_json
 from gencli.errors import GencliError
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
 from gencli.image.diffusion.schedule import NoiseSchedule
@@ -25,7 +26,7 @@ from gencli.json_files import read_json
 from gencli.models import architecture, clip_text, unet_2d_condition
 from gencli.tokens import Tokenizer
 from gencli.train.place import Place
-from gencli.train.saving import own_memory, save_like, write_json
+from gencli.train.saving import own_memory
 
 FILES = {
     "text_encoder": "model.safetensors",

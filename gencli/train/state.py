@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gencli.atomic import replace_file
 from gencli.errors import GencliError
 
 SIZES = "sizes"  # key of a recipe's part that no flag can change
@@ -19,13 +18,8 @@ SIZES = "sizes"  # key of a recipe's part that no flag can change
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state in place of an older one. After a kill or a power cut, `path` holds the one or the other."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replace_file(path) as partial, partial.open("wb") as file:
         torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -81,23 +75,6 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `path` at the end; a kill before leaves `path` as it was."""
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    mode = partial.stat().st_mode & 0o666  # as the user's mask has it: safetensors writes for its owner alone
-    for file in partial.rglob("*"):
-        if file.is_file():
-            file.chmod(mode)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-@contextlib.contextmanager
 def only_run(out: Path) -> Iterator[None]:
     """Keep a run's folder to one process; a killed one lets go. Raises GencliError when another is at work there."""
     try:
@@ -113,13 +90,3 @@ def only_run(out: Path) -> Iterator[None]:
         except OSError:  # a file system that knows no locks
             pass
         yield
-
-
-def sync_folder(path: Path) -> None:
-    """Make a rename in a folder last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):  # not on Windows
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

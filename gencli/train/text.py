@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.atomic import replace_folder
 from gencli.models.gpt2 import GPT2Config
 from gencli.tokens import Tokenizer
 from gencli.train import state
@@ -143,7 +144,7 @@ def _train(recipe: TextRecipe, changes: bool) -> Generator[Progress, None, None]
             return evaluate(model, tokenizer, held, recipe.lead, most, language.context)
 
     yield from trainer.run(update, validate)
-    with state.whole_folder(out / ("adapter" if recipe.lora else "checkpoint")) as folder:
+    with replace_folder(out / ("adapter" if recipe.lora else "checkpoint")) as folder:
         if recipe.lora:
             save_adapter(language, recipe.lora, folder)
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from gencli.atomic import replace_file
 from gencli.errors import GencliError
 from gencli.tokens import Tokenizer
 
@@ -81,9 +81,8 @@ def own_tokenizer(path: Path, texts: list[Text], lead: str, vocab_size: int) -> 
     if not path.exists():
         leading = [text for source, text in texts if source.startswith(lead)]
         others = [text for source, text in texts if not source.startswith(lead)]
-        partial = path.with_suffix(".partial")
-        train_bpe([*leading, *(others[::4] if leading else others)], vocab_size).save(str(partial))
-        os.replace(partial, path)
+        with replace_file(path) as partial:
+            train_bpe([*leading, *(others[::4] if leading else others)], vocab_size).save(str(partial))
     backend = BPE.from_file(str(path))
     end = backend.token_to_id(END)
     if end is None:

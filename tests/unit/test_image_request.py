@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gencli.cli import files, image_sinks
+from gencli import atomic
+from gencli.cli import image_sinks
 from gencli.cli.image_sinks import Template, slug
 from gencli.cli.preview import half_blocks
 from gencli.errors import GencliError, UsageError
@@ -187,7 +188,7 @@ def test_written_over_in_one_move(tmp_path):
     """Whoever opens the name sees the old file or the new one, never a part."""
     target = tmp_path / "a.png"
     old, new = b"old" * 100_000, b"new" * 100_000
-    files.write_over(target, old)
+    atomic.write_over(target, old)
     seen, stop = set(), threading.Event()
 
     def look():
@@ -197,8 +198,8 @@ def test_written_over_in_one_move(tmp_path):
     thread = threading.Thread(target=look)
     thread.start()
     for _ in range(50):
-        files.write_over(target, new)
-        files.write_over(target, old)
+        atomic.write_over(target, new)
+        atomic.write_over(target, old)
     stop.set()
     thread.join()
     assert seen <= {old, new}
@@ -209,29 +210,29 @@ def test_modes_links_and_devices(tmp_path):
     target, link = tmp_path / "a.png", tmp_path / "link.png"
     old_mask = os.umask(0o027)
     try:
-        files.write_over(target, b"x")
+        atomic.write_over(target, b"x")
         assert stat.S_IMODE(target.stat().st_mode) == 0o640
-        assert stat.S_IMODE(files.write_new(tmp_path / "b.png", b"x").stat().st_mode) == 0o640
+        assert stat.S_IMODE(atomic.write_new(tmp_path / "b.png", b"x").stat().st_mode) == 0o640
     finally:
         os.umask(old_mask)
     target.chmod(0o600)
     link.symlink_to(target)
-    files.write_over(link, b"y")
+    atomic.write_over(link, b"y")
     assert link.is_symlink() and target.read_bytes() == b"y"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    files.write_over(Path("/dev/null"), b"x")
+    atomic.write_over(Path("/dev/null"), b"x")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = subprocess.Popen(["cat", str(fifo)], stdout=subprocess.PIPE)
-    files.write_over(fifo, b"through")
+    atomic.write_over(fifo, b"through")
     assert reader.communicate(timeout=20)[0] == b"through"
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
 def test_new_files_take_the_next_free_name(tmp_path):
     target = tmp_path / "gencli-5.png"
-    names = [files.write_new(target, b"%d" % i).name for i in range(3)]
+    names = [atomic.write_new(target, b"%d" % i).name for i in range(3)]
     assert names == ["gencli-5.png", "gencli-5-1.png", "gencli-5-2.png"]
     assert target.read_bytes() == b"0"
     assert sorted(os.listdir(tmp_path)) == sorted(names)
@@ -251,7 +252,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_finished(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        files.write_over(tmp_path / "a.png", b"x")
+        atomic.write_over(tmp_path / "a.png", b"x")
     assert os.listdir(tmp_path) == []
 
 
