@@ -94,7 +94,7 @@ def compare_decode(folder: Path, rounds: int) -> None:
     never = ((model.vocab_size - 1, -float("inf")),)  # the end token
 
     def ours(batch: int, **settings: float) -> float:
-        request = TextRequest(PROMPT, max_tokens=TOKENS, num_samples=batch, logit_bias=never, **settings)
+        request = TextRequest.of(PROMPT, max_tokens=TOKENS, num_samples=batch, logit_bias=never, **settings)
         stats = GenerationStats()
         start = time.perf_counter()
         list(generate(model, request, stats))

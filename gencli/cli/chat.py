@@ -2,83 +2,75 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from gencli import devices, stopping
+from gencli import stopping
 from gencli.atomic import write_over
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import find
-from gencli.cli import options
-from gencli.cli import text_options as settings
-from gencli.cli.chat_input import read_message, use_line_editing
-from gencli.cli.chat_talk import Talk, new_conversation
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import show_download
-from gencli.cli.help import SETTINGS, Command
+from gencli.cli.options import Fetching, Reporting, command
 from gencli.cli.prompts import read_stdin
-from gencli.cli.sinks import stdout_bytes
-from gencli.cli.text import DEFAULT_MODEL
+from gencli.cli.sinks import TextSink, stdout_bytes
+from gencli.cli.text import ConversationStart
 from gencli.errors import GencliError, UsageError
-from gencli.text.request import MAX_SEED, TextRequest, parse_logit_bias
+from gencli.options import Bounds, integer
+from gencli.spec import TextSpec
+from gencli.text.events import Completion, ReasoningDelta, TextDelta
+from gencli.text.request import LENGTH, MAX_SEED, TextRequest
+
+if TYPE_CHECKING:
+    from gencli.text.chat import ChatSession
 
 MAX_TOKENS = 1024
+BLOCK = '"""'
+PROMPT, MORE = "> ", ". "
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(
-    cls=Command,
-    context_settings=SETTINGS,
+@dataclass(frozen=True)
+class ChatRequest(TextRequest):
+    """A request for an answer, which may be longer than a text is by default."""
+
+    max_tokens: int | None = integer(
+        MAX_TOKENS,
+        "-n",
+        "--max-tokens",
+        "--max-new-tokens",
+        metavar="N",
+        help=f"Tokens of an answer at most (default: {MAX_TOKENS}).",
+        panel=LENGTH,
+        bounds=Bounds(1),
+    )
+
+
+@command(
+    app,
     epilog="""Examples:
     gencli chat
     gencli chat -m ~/checkpoints/SmolLM2-360M-Instruct --system "Answer briefly."
     git diff | gencli chat --system "Write a commit message for this change."
     """,
+    without={"chat", "truncate", "num_samples", "logprobs"},
 )
 def chat(
     ctx: typer.Context,
-    system: settings.System = None,
-    examples: settings.Examples = None,
-    temperature: settings.Temperature = None,
-    top_k: settings.TopK = None,
-    top_p: settings.TopP = None,
-    min_p: settings.MinP = None,
-    typical_p: settings.TypicalP = None,
-    repeat_penalty: settings.RepeatPenalty = None,
-    presence_penalty: settings.PresencePenalty = None,
-    frequency_penalty: settings.FrequencyPenalty = None,
-    logit_bias: settings.LogitBias = None,
-    max_tokens: Annotated[
-        int,
-        settings.number(
-            "-n",
-            "--max-tokens",
-            "--max-new-tokens",
-            metavar="N",
-            help=f"Tokens of an answer at most (default: {MAX_TOKENS})",
-            panel=settings.LENGTH,
-        ),
-    ] = MAX_TOKENS,
-    stop: settings.Stop = None,
-    model: Annotated[str, options.model_option("GENCLI_TEXT_MODEL", DEFAULT_MODEL)] = DEFAULT_MODEL,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    lora: options.Lora = None,
-    allow_pickle: options.AllowPickle = False,
-    seed: options.Seed = None,
-    stats: options.Stats = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    start: ConversationStart,
+    request: ChatRequest,
+    spec: TextSpec,
+    fetching: Fetching,
+    reporting: Reporting,
 ) -> None:
     """Talk with a language model. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest.
 
@@ -86,73 +78,66 @@ def chat(
 
     The model is spoken to as its chat template says; one without a template gets a plain transcript.
     """
-    devices.check_names(device, dtype, threads)
-    adapters = [LoraRef.parse(one) for one in lora or ()]
-    request = TextRequest(
-        prompt="",
-        seed=random.SystemRandom().getrandbits(32) if seed is None else seed,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repeat_penalty=repeat_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=tuple(parse_logit_bias(pair) for pair in logit_bias or ()),
-        stop=tuple(stop or ()),
-    )
+    adapters = [LoraRef.parse(one) for one in spec.lora]
     console: Console = ctx.obj
     stdout_bytes()  # fails now rather than after the work
-    conversation = new_conversation(system, examples)
-    fetching: dict[str, Any] = {"offline": offline, "progress": show_download(console), "allow_pickle": allow_pickle}
-    source = find(model, **fetching)
-    adapters = [adapter.find(**fetching) for adapter in adapters]
+    conversation = start.conversation()
+    find_it = partial(find, offline=fetching.offline, progress=show_download(console), allow_pickle=spec.allow_pickle)
+    checkpoint = find_it(spec.model)
+    adapters = [adapter.find(**find_it.keywords) for adapter in adapters]
     message = None if is_terminal(sys.stdin) else read_stdin()
     if message is not None and not message.strip():
         raise GencliError("stdin holds no message", "at a terminal `gencli chat` is a conversation")
 
-    console.progress(f"loading {source.name}")
+    console.progress(f"loading {checkpoint.name}")
     with stopping.heeded():
         from gencli.text.chat import ChatModel, ChatSession
         from gencli.text.load import open_model
 
-    loaded = open_model(
-        source, device=device, dtype=dtype, threads=threads, adapters=adapters, allow_pickle=allow_pickle
+    model = open_model(
+        checkpoint,
+        device=spec.device,
+        dtype=spec.dtype,
+        threads=spec.threads,
+        adapters=adapters,
+        allow_pickle=spec.allow_pickle,
     )
     console.clear()
-    for note in loaded.notes:
+    for note in model.notes:
         console.note(note)
-    session = ChatSession(ChatModel(loaded), request, conversation)
-    talk = Talk(console, session, request.seed)
+    session = ChatSession(ChatModel(model), request, conversation)
+    repl = Repl(console, session, request.seed)
     try:
         if message is not None:
-            talk.answer(message)
+            repl.answer(message)
         else:
-            if loaded.tokenizer.chat_template is None:
-                console.note(f"{loaded.name} has no chat template: it gets a plain transcript")
-            console.note(f"talking with {loaded.name}; /help tells what can be typed, Ctrl-D leaves")
-            Terminal(talk).run()
+            if model.tokenizer.chat_template is None:
+                console.note(f"{model.name} has no chat template: it gets a plain transcript")
+            console.note(f"talking with {model.name}; /help tells what can be typed, Ctrl-D leaves")
+            repl.run()
     finally:
-        if stats:
-            console.stats(f"{loaded.describe()}, seed {request.seed}")
-            console.stats(f"load {loaded.load_seconds:.2f} s; {session.stats}")
+        if reporting.stats:
+            console.stats(f"{model.describe()}, seed {request.seed}")
+            console.stats(f"load {model.load_seconds:.2f} s; {session.stats}")
 
 
-class Terminal:
-    """The conversation at a terminal: messages, and commands that begin with a slash."""
+class Repl:
+    """A conversation: messages, which are answered on stdout, and commands that begin with a slash.
 
-    def __init__(self, talk: Talk):
-        self.talk = talk
-        self.console = talk.console
-        self.conversation = talk.session.conversation
+    The seed of the first answer is `seed`; each answer has one more than the one before.
+    """
+
+    def __init__(self, console: Console, session: ChatSession, seed: int):
+        self.console = console
+        self.session = session
+        self.seed = seed
+        self.conversation = session.conversation
         self.commands: dict[str, Callable[[str], None]] = {
-            "/system": self.system,
+            "/system": self.set_system,
             "/reset": self.reset,
             "/save": self.save,
             "/load": self.load,
-            "/seed": self.seed,
+            "/seed": self.set_seed,
             "/help": self.help,
         }
 
@@ -177,16 +162,56 @@ class Terminal:
     def take(self, message: str) -> None:
         """A message or a command."""
         if message.startswith("//"):
-            self.talk.answer(message[1:])
+            self.answer(message[1:])
         elif message.startswith("/"):
             name, _, rest = message.partition(" ")
             if name not in self.commands:
                 raise UsageError(f"no such command: {name}", "/help lists them; // begins a message with a slash")
             self.commands[name](rest.strip())
         elif message.strip():
-            self.talk.answer(message)
+            self.answer(message)
 
-    def system(self, text: str) -> None:
+    def answer(self, message: str) -> None:
+        """Stream the answer to stdout; it is then a part of the conversation, as far as it came.
+
+        Raises GencliError when there is none; on KeyboardInterrupt the line that was begun is ended.
+        """
+        prompt = self.session.prepare(message)
+        if count := self.session.left_out:
+            model = self.session.chat_model.model
+            self.console.note(
+                f"the conversation has outgrown the context of {model.max_length} tokens: its oldest {count} "
+                "messages are left out from here on, the system prompt is not"
+            )
+        seed, self.seed = self.seed, self.seed + 1
+        sink = TextSink()
+        events = self.session.answer(message, prompt, seed)
+        try:
+            for event in events:
+                if isinstance(event, ReasoningDelta):
+                    self.console.aside(event.text)
+                elif isinstance(event, TextDelta):
+                    self.console.end_aside()
+                    sink.write(event.text)
+                elif isinstance(event, Completion):
+                    self.console.end_aside()
+                    sink.end()
+                    self._note_end(event)
+        except KeyboardInterrupt:
+            self.console.end_aside()
+            sink.interrupted()
+            raise
+        finally:
+            events.close()
+
+    def _note_end(self, sample: Completion) -> None:
+        """Say what the text itself does not show."""
+        if sample.finish_reason == "length":
+            self.console.note(f"cut off after {sample.completion_tokens} tokens (see --max-tokens)")
+        elif not sample.text:
+            self.console.note("the model had nothing to say")
+
+    def set_system(self, text: str) -> None:
         """`/system [TEXT]`: show or change the system prompt; `""` takes it away."""
         if text:
             self.conversation.system = None if text in ('""', "''") else text
@@ -211,13 +236,13 @@ class Terminal:
         self.conversation.load(path := _path(name, "/load"))
         self.console.say(f"{len(self.conversation.turns)} messages loaded from {path}")
 
-    def seed(self, number: str) -> None:
+    def set_seed(self, number: str) -> None:
         """`/seed [N]`: show or set the seed of the next answer; each one after it has one more."""
         if number:
             if not number.isdecimal() or int(number) > MAX_SEED:
                 raise UsageError(f"/seed {number}: wants a whole number from 0 to {MAX_SEED}")
-            self.talk.seed = int(number)
-        self.console.say(f"seed {self.talk.seed}")
+            self.seed = int(number)
+        self.console.say(f"seed {self.seed}")
 
     def help(self, rest: str) -> None:
         """`/help`: this list."""
@@ -231,6 +256,44 @@ class Terminal:
             ("Ctrl-C", "stop an answer; what was said of it stays."),
         ]
         self.console.say("\n".join(f"{left:18}{text}" for left, text in rows))
+
+
+def read_message() -> str:
+    """The next message: a line, lines that end in a backslash but for the last, or a block between triple quotes.
+
+    Raises EOFError when the terminal is closed (Ctrl-D), GencliError for bytes that are no text.
+    """
+    line = _read_line(PROMPT)
+    if line.lstrip().startswith(BLOCK):
+        block = line.lstrip()[len(BLOCK) :]
+        while not block.rstrip().endswith(BLOCK):
+            block += "\n" + _read_line(MORE)
+        return block.rstrip()[: -len(BLOCK)].strip("\n")
+    while line.endswith("\\"):
+        line = line[:-1] + "\n" + _read_line(MORE)
+    return line
+
+
+def use_line_editing() -> None:
+    """Arrow keys and recall of what was typed, where the system has them."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (its import is what changes `input`)
+
+
+def _read_line(prompt: str) -> str:
+    """One line. The prompt is on the terminal: on stderr when stdout is something else."""
+    try:
+        if is_terminal(sys.stdout):
+            return input(prompt)
+        if sys.stderr is not None:
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+    except UnicodeDecodeError:
+        raise GencliError("that line is not valid UTF-8") from None
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
 
 
 def _path(name: str, command: str) -> Path:

@@ -48,10 +48,9 @@ def default_settings(source: Source, what: Description, *, allow_pickle: bool = 
 
 
 def _of_text(folder: Path) -> dict[str, Any]:
-    from gencli.text.request import BUILT_IN, TextRequest
+    from gencli.text.request import TextRequest
 
-    resolved = TextRequest(prompt="").resolve(_generation_config(folder))
-    return {name: getattr(resolved, name) for name in BUILT_IN}
+    return TextRequest().resolve(_generation_config(folder)).completed()
 
 
 def _of_image(source: Source, allow_pickle: bool) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def small_problems(source: Source, *, weights_are_fine: bool, allow_pickle: bool
             from gencli.tokens import load_tokenizer
 
             load_tokenizer(source.path)
-            TextRequest(prompt="").resolve(_generation_config(source.path))
+            TextRequest().resolve(_generation_config(source.path))
         elif what.kind == "score" and not what.problem:
             from gencli.image.files.preprocess import CLIP, FILE, from_settings, read_settings
             from gencli.tokens import load_tokenizer

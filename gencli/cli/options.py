@@ -1,43 +1,177 @@
-"""Options that every command shares: `model: Model = None` in a command's signature is all it takes.
+"""Rows → commands: a command's parameters on the command line are the rows of the records that its function takes.
 
---quiet, --color and --debug set the console (`ctx.obj`) themselves.
+    @command(app, epilog="Examples: …")
+    def text(ctx: typer.Context, output: TextOutput, request: TextRequest, model: TextSpec, …) -> None:
+
+Every row of these records (`gencli.options`) becomes an option of `gencli text`, in the order of the records and their
+fields, and the function gets the records filled in. A parameter that is `Asked[Record]` gets what was said of the
+record, for a command that knows better how to make one. The records that several commands share are here too.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from gencli.cli.console import Console
-from gencli.devices import DEVICES, DTYPES
+from gencli.cli.help import SETTINGS, Command
+from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row
+from gencli.spec import ModelSpec, complete_model, named_model
+from gencli.text.request import TextRequest
 
-MODEL, OUTPUT, RUN = "Model", "Output", "Running"  # headings on the help pages
+COMMON = (OUTPUT, MODEL, RUN)
+F = TypeVar("F", bound=Callable[..., None])
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asked(Generic[T]):
+    """What the command line says of a record: values by field, and the names of all parameters that stand on it (as
+    against those from the environment and defaults)."""
+
+    record: type[T]
+    values: Mapping[str, Any]
+    given: frozenset[str]
+
+    def make(self, **changes: Any) -> T:
+        """The record, with `changes` in the place of what was said. Raises UsageError."""
+        return self.record(**{**self.values, **changes})
+
+
+def command(
+    app: typer.Typer,
+    *,
+    name: str | None = None,
+    epilog: str | None = None,
+    panels: Collection[str] = (),
+    without: Collection[str] = (),
+) -> Callable[[F], F]:
+    """Make a function a command of `app`, with the rows of the records that it takes but for those in `without`.
+
+    panels: the headings of its help page in their order; others follow as they come, and at the end those that all
+    commands have. Parameters that are no records are typer's own, and come first; one of them is `ctx: typer.Context`.
+    """
+
+    def decorate(function: F) -> F:
+        hints = get_type_hints(function, include_extras=True)
+        records = {name: hint for name, hint in hints.items() if _record(hint) is not None}
+        table = {name: row for record in records.values() for name, row in _rows(_record(record)).items()}
+        table = {name: row for name, row in table.items() if name not in without}
+        own = [
+            parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.name not in records
+        ]
+        parameters = [*own, *(_parameter(name, *table[name]) for name in _ordered(table, panels))]
+
+        def run(**words: Any) -> None:
+            rest = {name: value for name, value in words.items() if name not in table}
+            said = {name: words[name] for name in table}
+            function(**rest, **{name: _fill(record, said, words["ctx"]) for name, record in records.items()})
+
+        run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command(name, cls=Command, context_settings=SETTINGS, epilog=epilog)(run)
+        return function
+
+    return decorate
+
+
+def _record(annotation: Any) -> Any:
+    """The dataclass that a parameter wants, whole or as `Asked`; None for a parameter of another kind."""
+    found = get_args(annotation)[0] if get_origin(annotation) is Asked else annotation
+    return found if dataclasses.is_dataclass(found) else None
+
+
+def _rows(record: Any) -> dict[str, tuple[Option, Any]]:
+    """Row and default, by name, of everything that the command line can say of a record and of those inside it."""
+    found: dict[str, tuple[Option, Any]] = {}
+    for field in dataclasses.fields(record):
+        option = row(field)
+        if option is None and dataclasses.is_dataclass(field.default):
+            found |= _rows(type(field.default))
+        elif option is not None and (option.flags or option.argument):
+            found[field.name] = option, field.default
+    return found
+
+
+def _ordered(table: Mapping[str, tuple[Option, Any]], panels: Collection[str]) -> list[str]:
+    """The names of rows in the order of the help page: by panels, and each behind the one that it is to follow."""
+    there = [option.panel for option, _ in table.values() if option.panel not in COMMON]
+    place = {panel: number for number, panel in enumerate(dict.fromkeys([*panels, *there, *COMMON]))}
+    names = sorted(table, key=lambda name: place[table[name][0].panel])
+    for name in [name for name in names if table[name][0].after in table]:
+        names.remove(name)
+        names.insert(names.index(str(table[name][0].after)) + 1, name)
+    return names
+
+
+def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
+    """A row as a parameter that typer understands."""
+    kind: Any = option.word or option.kind
+    if option.several or option.argument:
+        kind, default = list[kind], None
+    if option.read is not None:
+        default = None
+    kind = kind | None if default is None else kind
+    annotation: Any = Annotated[kind, declare(option)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def declare(option: Option) -> Any:
+    """A row in typer's words."""
+    shown: dict[str, Any] = {"metavar": option.metavar, "help": option.description, "rich_help_panel": option.panel}
+    if option.argument:
+        return typer.Argument(**shown, **option.extra)
+    known = option.complete
+    complete = known if callable(known) else _completion(known) if known else None
+    more: dict[str, Any] = {**shown, **option.extra}
+    return typer.Option(*option.flags, **more, envvar=option.env, autocompletion=complete)
+
+
+def _completion(known: Collection[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in known if name.startswith(incomplete)]
+
+
+def _fill(annotation: Any, words: Mapping[str, Any], ctx: typer.Context) -> Any:
+    """The record, or what was said of it, from the parameters of the command."""
+    record = _record(annotation)
+    values = _values(record, words)
+    if record is annotation:
+        return record(**values)
+    sources = {name: ctx.get_parameter_source(name) for name in words}
+    given = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return Asked(record, values, given)
+
+
+def _values(record: Any, words: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        option = row(field)
+        if option is None and dataclasses.is_dataclass(field.default):
+            inner: Any = type(field.default)
+            values[field.name] = inner(**_values(inner, words))
+        elif option is not None and field.name in words:
+            word = words[field.name]
+            word = tuple(word or ()) if option.several and option.read is None else word
+            values[field.name] = word if option.read is None else option.read(word)
+    return values
+
+
+# What several commands share.
 
 
 class When(str, Enum):
     auto = "auto"
     always = "always"
     never = "never"
-
-
-def complete_model(incomplete: str) -> list[str]:
-    """Embedded names, for the shell."""
-    from gencli.checkpoints.find import embedded_names
-
-    return [name for name in embedded_names() if name.startswith(incomplete)]
-
-
-def model_option(env: str, default: str) -> Any:
-    """-m/--model, whose environment variable and default depend on the command."""
-    text = (
-        "Embedded name, local folder or file, or Hugging Face id such as openai-community/gpt2 "
-        f"(default: {default}; environment: {env})."
-    )
-    return typer.Option(
-        "-m", "--model", metavar="NAME", envvar=env, help=text, rich_help_panel=MODEL, autocompletion=complete_model
-    )
 
 
 def _set_quiet(ctx: typer.Context, value: bool) -> bool:
@@ -59,93 +193,72 @@ def _set_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="NAME",
-        envvar="GENCLI_DEVICE",
-        help="auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu; environment: GENCLI_DEVICE).",
-        rich_help_panel=MODEL,
-        autocompletion=lambda: list(DEVICES),
-    ),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        envvar="GENCLI_DTYPE",
-        help="auto, float32, bfloat16 or float16 (default: auto, the file's own, but float32 for a float16 file on a "
-        "CPU; environment: GENCLI_DTYPE).",
-        rich_help_panel=MODEL,
-        autocompletion=lambda: list(DTYPES),
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", metavar="N", help="CPU threads (default: torch's choice, one a core).", rich_help_panel=MODEL
-    ),
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Never use the network (as HF_HUB_OFFLINE=1 does).", rich_help_panel=MODEL)
-]
-Lora = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="NAME[:SCALE]",
-        help="Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
-        "default scale: 1).",
-        rich_help_panel=MODEL,
-    ),
-]
-AllowPickle = Annotated[
+JSON = Option(bool, ("--json",), help="Print JSON, one object a line.", panel=OUTPUT)
+OFFLINE = Option(
     bool,
-    typer.Option(
-        "--allow-pickle",
-        help="Also open .bin and .pt files, for nothing but tensors (default: only safetensors).",
-        rich_help_panel=MODEL,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "-s",
-        "--seed",
-        metavar="N",
-        help="The same seed makes the same again; item i of several uses N + i (default: drawn, and reported).",
-        rich_help_panel=RUN,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.", rich_help_panel=OUTPUT)]
-Stats = Annotated[bool, typer.Option("--stats", help="Say seed, times and speed on stderr.", rich_help_panel=RUN)]
-Quiet = Annotated[
+    ("--offline",),
+    help="Never use the network (as HF_HUB_OFFLINE=1 does).",
+    panel=MODEL,
+    after="threads",
+)
+QUIET = Option(
     bool,
-    typer.Option(
-        "-q",
-        "--quiet",
-        help="No progress, no notes on stderr.",
-        rich_help_panel=RUN,
-        callback=_set_quiet,
-        is_eager=True,
-    ),
-]
-Color = Annotated[
+    ("-q", "--quiet"),
+    help="No progress, no notes on stderr.",
+    panel=RUN,
+    extra={"callback": _set_quiet, "is_eager": True},
+)
+COLOR = Option(
     When,
-    typer.Option(
-        "--color",
-        metavar="WHEN",
-        help="Colours: auto, always or never (default: auto, on a terminal unless NO_COLOR is set or TERM=dumb).",
-        rich_help_panel=RUN,
-        callback=_set_color,
-        is_eager=True,
-    ),
-]
-Debug = Annotated[
+    ("--color",),
+    metavar="WHEN",
+    help="Colours: auto, always or never (default: auto, on a terminal unless NO_COLOR is set or TERM=dumb).",
+    panel=RUN,
+    extra={"callback": _set_color, "is_eager": True},
+)
+DEBUG = Option(
     bool,
-    typer.Option(
-        "--debug", help="Show the traceback of an error.", rich_help_panel=RUN, callback=_set_debug, is_eager=True
-    ),
-]
+    ("--debug",),
+    help="Show the traceback of an error.",
+    panel=RUN,
+    extra={"callback": _set_debug, "is_eager": True},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetching:
+    """What may be fetched."""
+
+    offline: bool = OFFLINE.field(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What is said on stderr. --quiet, --color and --debug set the console (`ctx.obj`) by themselves."""
+
+    stats: bool = flag(False, "--stats", help="Say seed, times and speed on stderr.", panel=RUN)
+    quiet: bool = QUIET.field(False)
+    color: When = COLOR.field(When.auto)  # noqa: RUF009
+    debug: bool = DEBUG.field(False)
+
+
+# The same as types of a command's own parameters.
+Device = Annotated[str, declare(row(ModelSpec.__dataclass_fields__["device"]))]
+Dtype = Annotated[str, declare(row(ModelSpec.__dataclass_fields__["dtype"]))]
+Threads = Annotated[int | None, declare(row(ModelSpec.__dataclass_fields__["threads"]))]
+AllowPickle = Annotated[bool, declare(row(ModelSpec.__dataclass_fields__["allow_pickle"]))]
+Offline = Annotated[bool, declare(OFFLINE)]
+Json = Annotated[bool, declare(JSON)]
+Seed = Annotated[int | None, declare(row(TextRequest.__dataclass_fields__["seed"]))]
+Stats = Annotated[bool, declare(row(Reporting.__dataclass_fields__["stats"]))]
+Quiet = Annotated[bool, declare(QUIET)]
+Color = Annotated[When, declare(COLOR)]
+Debug = Annotated[bool, declare(DEBUG)]
+
+
+def model_option(env: str, default: str) -> Any:
+    """-m/--model, whose environment variable and default depend on the command."""
+    return declare(named_model(env, default))
+
+
+__all__ = ["Asked", "Fetching", "Reporting", "command", "complete_model", "declare", "model_option"]

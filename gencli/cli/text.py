@@ -3,46 +3,91 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from gencli import devices, stopping
+from gencli import stopping
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import find
-from gencli.cli import options
-from gencli.cli import text_options as settings
-from gencli.cli.chat_talk import new_conversation
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import show_download
-from gencli.cli.help import SETTINGS, Command
+from gencli.cli.options import JSON, Fetching, Reporting, command
 from gencli.cli.prompts import check_arguments, read_lines, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput
 from gencli.errors import GencliError, UsageError
+from gencli.options import OUTPUT, Option, flag, text
+from gencli.spec import TextSpec
 from gencli.text.events import Event, GenerationStats, PromptTruncated, ReasoningDelta, in_order
-from gencli.text.request import TextRequest, parse_logit_bias
+from gencli.text.request import CONVERSATION, INPUT, TextRequest
 
 if TYPE_CHECKING:
     from gencli.text.conversation import Conversation
     from gencli.text.load import TextModel
 
-DEFAULT_MODEL = "stories"
-INPUT = "Prompt"
-
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-class Side(str, Enum):
-    left = "left"
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Where prompts come from."""
+
+    prompt: tuple[str, ...] = Option(
+        str,
+        argument=True,
+        several=True,
+        metavar="PROMPT",
+        help="Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
+        "stdin is the prompt. `--` before one that begins with a dash.",
+        panel=INPUT,
+    ).field(())
+    lines: bool = flag(False, "--lines", help="Every line of stdin is a prompt of its own.", panel=INPUT)
 
 
-@app.command(
-    cls=Command,
-    context_settings=SETTINGS,
+@dataclass(frozen=True, kw_only=True)
+class ConversationStart:
+    """What comes before the first message of a conversation."""
+
+    chat: bool = flag(
+        False,
+        "--chat",
+        help="The prompt is a message, given to the model as its chat template says; the text is the answer.",
+        panel=CONVERSATION,
+    )
+    system: str | None = text(
+        None, "--system", metavar="TEXT", help="The system prompt; implies a conversation.", panel=CONVERSATION
+    )
+    examples: Path | None = Option(  # noqa: RUF009
+        Path,
+        ("--examples",),
+        metavar="FILE",
+        help="Turns that stand before the first message: JSON lines with `user` and `assistant`, or with `messages`.",
+        panel=CONVERSATION,
+    ).field(None)
+
+    def conversation(self) -> Conversation:
+        """Return a conversation that begins so. Raise GencliError for a broken file of examples."""
+        from gencli.text.conversation import Conversation, read_examples
+
+        return Conversation(self.system, [] if self.examples is None else read_examples(self.examples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What stdout gets."""
+
+    echo: bool = flag(False, "--echo", help="Print the prompt before the text.", panel=OUTPUT)
+    null: bool = flag(False, "-0", "--null", help="End each sample with a NUL byte, not a newline.", panel=OUTPUT)
+    json: bool = JSON.field(False)
+
+
+@command(
+    app,
     epilog="""Examples:
     gencli text Once upon a time
     cat notes.txt | gencli text "Summarise:" - "Summary:"
@@ -52,148 +97,64 @@ class Side(str, Enum):
     gencli text --system "Answer in one word." --lines < questions.txt
     """,
 )
-def text(
+def text_(
     ctx: typer.Context,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="PROMPT",
-            help="Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
-            "stdin is the prompt. `--` before one that begins with a dash.",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Every line of stdin is a prompt of its own.", rich_help_panel=INPUT)
-    ] = False,
-    truncate: Annotated[
-        Side | None,
-        typer.Option(
-            "--truncate",
-            metavar="left",
-            help="Cut a prompt that is longer than the context at its beginning (otherwise it is an error).",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat",
-            help="The prompt is a message, given to the model as its chat template says; the text is the answer.",
-            rich_help_panel=settings.CONVERSATION,
-        ),
-    ] = False,
-    system: settings.System = None,
-    examples: settings.Examples = None,
-    temperature: settings.Temperature = None,
-    top_k: settings.TopK = None,
-    top_p: settings.TopP = None,
-    min_p: settings.MinP = None,
-    typical_p: settings.TypicalP = None,
-    repeat_penalty: settings.RepeatPenalty = None,
-    presence_penalty: settings.PresencePenalty = None,
-    frequency_penalty: settings.FrequencyPenalty = None,
-    logit_bias: settings.LogitBias = None,
-    max_tokens: settings.MaxTokens = None,
-    stop: settings.Stop = None,
-    num_samples: Annotated[
-        int,
-        settings.number(
-            "--num-samples", metavar="N", help="Continue the prompt N times (default: 1)", panel=settings.LENGTH
-        ),
-    ] = 1,
-    echo: Annotated[
-        bool, typer.Option("--echo", help="Print the prompt before the text.", rich_help_panel=options.OUTPUT)
-    ] = False,
-    null: Annotated[
-        bool,
-        typer.Option(
-            "-0", "--null", help="End each sample with a NUL byte, not a newline.", rich_help_panel=options.OUTPUT
-        ),
-    ] = False,
-    json: options.Json = False,
-    logprobs: Annotated[
-        int | None,
-        settings.number(
-            "--logprobs",
-            metavar="N",
-            help="With --json: each token's log-probability, and the N likeliest tokens beside it",
-            panel=options.OUTPUT,
-        ),
-    ] = None,
-    model: Annotated[str, options.model_option("GENCLI_TEXT_MODEL", DEFAULT_MODEL)] = DEFAULT_MODEL,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    lora: options.Lora = None,
-    allow_pickle: options.AllowPickle = False,
-    seed: options.Seed = None,
-    stats: options.Stats = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    source: Prompts,
+    start: ConversationStart,
+    shown: Shown,
+    request: TextRequest,
+    spec: TextSpec,
+    fetching: Fetching,
+    reporting: Reporting,
 ) -> None:
     """Continue a prompt with a language model. The text streams to stdout as it is made, and nothing else does.
 
     A setting that is not given is the checkpoint's own (generation_config.json), else the default below.
     """
-    devices.check_names(device, dtype, threads)
-    adapters = [LoraRef.parse(one) for one in lora or ()]
-    request = TextRequest(
-        prompt="",
-        seed=random.SystemRandom().getrandbits(32) if seed is None else seed,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repeat_penalty=repeat_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=tuple(parse_logit_bias(pair) for pair in logit_bias or ()),
-        stop=tuple(stop or ()),
-        num_samples=num_samples,
-        logprobs=logprobs,
-        truncate=None if truncate is None else "left",
-    )
-    check_arguments(prompt or [], stdin_by_default=not lines)
-    _check_combinations(prompt or [], lines=lines, json=json, null=null, logprobs=logprobs)
-    chat = chat or system is not None or examples is not None
-    if chat and (echo or truncate):
-        raise UsageError(f"{'--echo' if echo else '--truncate'} is for raw prompts, and this is a conversation")
-    before = new_conversation(system, examples) if chat else None
-    fetching: dict[str, Any] = {"offline": offline, "progress": show_download(ctx.obj), "allow_pickle": allow_pickle}
-    source = find(model, **fetching)
-    adapters = [adapter.find(**fetching) for adapter in adapters]
-    output: PlainOutput | JsonOutput = JsonOutput(source.name, echo=echo) if json else PlainOutput(echo=echo, null=null)
-    prompts = read_lines() if lines else iter([read_prompt(prompt or [])])
-
+    adapters = [LoraRef.parse(one) for one in spec.lora]
+    check_arguments(source.prompt, stdin_by_default=not source.lines)
+    _check_combinations(source, shown, request)
+    chats = start.chat or start.system is not None or start.examples is not None
+    if chats and (shown.echo or request.truncate):
+        raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
+    conversation = start.conversation() if chats else None
     console: Console = ctx.obj
-    console.progress(f"loading {source.name}")
+    find_it = partial(find, offline=fetching.offline, progress=show_download(console), allow_pickle=spec.allow_pickle)
+    checkpoint = find_it(spec.model)
+    adapters = [adapter.find(**find_it.keywords) for adapter in adapters]
+    output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
+    if shown.json:
+        output = JsonOutput(checkpoint.name, echo=shown.echo)
+    prompts = read_lines() if source.lines else iter([read_prompt(source.prompt)])
+
+    console.progress(f"loading {checkpoint.name}")
     with stopping.heeded():
         from gencli.text.load import open_model
 
-    loaded = open_model(
-        source, device=device, dtype=dtype, threads=threads, adapters=adapters, allow_pickle=allow_pickle
+    model = open_model(
+        checkpoint,
+        device=spec.device,
+        dtype=spec.dtype,
+        threads=spec.threads,
+        adapters=adapters,
+        allow_pickle=spec.allow_pickle,
     )
-    for note in loaded.notes:
+    for note in model.notes:
         console.note(note)
-    if before is None and loaded.tokenizer.chat_template is not None:
+    if conversation is None and model.tokenizer.chat_template is not None:
         console.note(
-            f"{loaded.name} is tuned for conversation and gets a raw prompt; --chat speaks to it in its own form"
+            f"{model.name} is tuned for conversation and gets a raw prompt; --chat speaks to it in its own form"
         )
-    _run(console, loaded, request, prompts, output, before, lines=lines, stats=stats)
+    _run(console, model, request, prompts, output, conversation, lines=source.lines, stats=reporting.stats)
 
 
-def _check_combinations(arguments: Sequence[str], *, lines: bool, json: bool, null: bool, logprobs: int | None) -> None:
-    """Raises UsageError for options that exclude each other."""
-    if lines and arguments:
+def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> None:
+    """Raise UsageError for options that exclude each other."""
+    if source.lines and source.prompt:
         raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
-    if json and null:
+    if shown.json and shown.null:
         raise UsageError("--json ends its objects with newlines and does not go with --null")
-    if logprobs is not None and not json:
+    if request.logprobs is not None and not shown.json:
         raise UsageError("--logprobs is a part of --json's output", "add --json")
 
 

@@ -90,7 +90,7 @@ def _together(
     """Pictures that go through the model as one batch."""
     width, height = model.palette.size
     generators = [torch.Generator("cpu").manual_seed((request.seed or 0) + number) for number in numbers]
-    asked = TextRequest(prompt="", temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
+    asked = TextRequest.of(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
     left = width * height - len(kept)
     batch = Batch(model, asked.resolve({}), [model.module.begin, *kept], generators, left)
     rows = left // width

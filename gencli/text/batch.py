@@ -49,9 +49,7 @@ class Batch:
         self.generators = generators
         self.prompt_length = len(ids)
         self.logprobs = request.logprobs
-        names = ["logit_bias", "repeat_penalty", "presence_penalty", "frequency_penalty"]
-        names += ["temperature", "top_k", "top_p", "min_p", "typical_p"]
-        self.settings = {name: getattr(request, name) for name in names}
+        self.params = request.sampling
         self.device = model.device
         self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # picking needs float64
         self.ids = torch.tensor([ids], device=self.picks_on)
@@ -73,7 +71,7 @@ class Batch:
     def pick(self) -> list[Pick]:
         """Pick a token for each sequence and add it to its ids."""
         generated = self.ids[:, self.prompt_length :]
-        tokens = sampling.sample(self.logits, self.generators, context=self.ids, generated=generated, **self.settings)
+        tokens = sampling.sample(self.logits, self.generators, self.params, self.ids, generated)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
         if self.prompt_cache:
             self.prompt_cache.ids += tokens.tolist()

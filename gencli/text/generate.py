@@ -56,7 +56,7 @@ def prompt_ids(model: TextModel, request: TextRequest, ids: list[int] | None = N
         raise GencliError(
             f"{model.name}: token {max(ids)} of the tokenizer is not among the model's {model.vocab_size}"
         )
-    for token, _ in request.logit_bias:
+    for token, _ in request.sampling.logit_bias:
         if token >= model.vocab_size:
             raise UsageError(f"--logit-bias {token}: the tokens of {model.name} go from 0 to {model.vocab_size - 1}")
     return ids

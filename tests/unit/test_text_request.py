@@ -12,7 +12,7 @@ import pytest
 
 from gencli.errors import GencliError, UsageError
 from gencli.text.events import Completion, Logprobs, PromptTruncated, TextDelta, in_order
-from gencli.text.request import BUILT_IN, MAX_SEED, TextRequest, parse_logit_bias
+from gencli.text.request import MAX_SEED, TextRequest, parse_logit_bias, usual_values
 from gencli.text.stops import StopScanner
 from tests.shell.process import environment
 
@@ -41,10 +41,11 @@ INF, NAN = float("inf"), float("nan")
 )
 def test_ranges(field: str, good: list, bad: list):
     for value in good:
-        assert getattr(TextRequest("", **{field: value}), field) == value
+        request = TextRequest.of(**{field: value})
+        assert getattr(request if hasattr(request, field) else request.sampling, field) == value
     for value in bad:
         with pytest.raises(UsageError, match="--" + field.replace("_", "-")):
-            TextRequest("", **{field: value})
+            TextRequest.of(**{field: value})
 
 
 def test_the_last_sample_has_a_seed_too():
@@ -68,15 +69,16 @@ def test_a_request_cannot_change():
 
 def test_settings_come_from_the_request_then_the_checkpoint_then_the_defaults():
     checkpoint = {"temperature": 0.3, "top_k": 7, "repetition_penalty": 1.2, "max_new_tokens": 9, "do_sample": True}
-    resolved = TextRequest("", top_k=5).resolve(checkpoint)
-    assert (resolved.top_k, resolved.temperature, resolved.repeat_penalty, resolved.max_tokens) == (5, 0.3, 1.2, 9)
-    assert resolved.top_p == BUILT_IN["top_p"]
-    assert all(getattr(TextRequest("").resolve({}), name) == value for name, value in BUILT_IN.items())
+    resolved = TextRequest.of(top_k=5).resolve(checkpoint)
+    params = resolved.sampling
+    assert (params.top_k, params.temperature, params.repeat_penalty, resolved.max_tokens) == (5, 0.3, 1.2, 9)
+    assert params.top_p == usual_values()["top_p"] == 0.95
+    assert TextRequest("").resolve({}).completed() == usual_values()
 
 
 def test_a_checkpoint_may_ask_for_greedy():
-    assert TextRequest("").resolve({"do_sample": False, "temperature": 0.7}).temperature == 0
-    assert TextRequest("", temperature=1.0).resolve({"do_sample": False}).temperature == 1.0
+    assert TextRequest("").resolve({"do_sample": False, "temperature": 0.7}).sampling.temperature == 0
+    assert TextRequest.of(temperature=1.0).resolve({"do_sample": False}).sampling.temperature == 1.0
 
 
 def test_a_checkpoint_may_be_wrong():
@@ -84,7 +86,7 @@ def test_a_checkpoint_may_be_wrong():
         TextRequest("").resolve({"top_p": 3})
     with pytest.raises(GencliError, match=r"generation_config.json: temperature hot"):
         TextRequest("").resolve({"temperature": "hot"})
-    assert TextRequest("", top_p=0.5).resolve({"top_p": 3}).top_p == 0.5
+    assert TextRequest.of(top_p=0.5).resolve({"top_p": 3}).sampling.top_p == 0.5
 
 
 def test_logit_bias():

@@ -1,0 +1,210 @@
+"""Options as rows: what there is to say about a value is said once, beside the field that it fills.
+
+A field of a request is made by `integer`, `number`, `text`, `choice` or `flag`, and its row (`Option`) holds the words
+on the command line, the help text, the range, the key in a checkpoint's generation_config.json and the key in a
+picture. `gencli.cli.options` builds commands from rows; requests check themselves and are completed and written by
+them. No torch and no typer in here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gencli.errors import UsageError
+
+MODEL, OUTPUT, RUN = "Model", "Output", "Running"  # headings on the help pages of several commands
+SEVERAL_LIMIT = 64  # values of an option that may be repeated
+TEXT_LIMIT = 2**20  # characters of a text; a tokenizer would take minutes over more
+KINDS: dict[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Mapping: "names and values",
+}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Limits of a number, inclusive unless `open_low`. An infinite `high` is no limit; NaN and infinity are refused."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises UsageError for a value outside, or one that is no number."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and math.isfinite(value) and self.low <= value <= self.high and not self._is_open_end(value):
+            return
+        least = f"more than {self.low}" if self.open_low else f"at least {self.low}"
+        most = f" and at most {self.high}" if self.high < math.inf else ""
+        raise UsageError(f"{name} {value}: must be {least}{most}")
+
+    def _is_open_end(self, value: float) -> bool:
+        return self.open_low and value == self.low
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row.
+
+    kind: the type of the value, or of each of `several`. flags: what it is called on the command line; none for a field
+    that the command line does not fill, and for an `argument`. help: a text without a full stop is followed by the
+    usual value. panel: its heading on the help page. after: the field that it follows there, if that is another than
+    the one above. env: the environment variable that holds when the option is not given. extra: more for typer.
+
+    word: the type on the command line, if that is not `kind`. read: what the command line gave → the value; it gets
+    None where nothing was given. called: its name in messages (default: its first long flag).
+    low, high: inclusive limits, of each of `several`. bounds: the same for numbers that may be of either kind. valid:
+    a check of its own, given the option's name and the value, in place of all others.
+
+    usual: what holds when neither the request nor the checkpoint says otherwise. config_key: the key in a checkpoint's
+    generation_config.json. off: the value that changes nothing.
+    infotext: the key in a picture's text, if any. beside: values of other fields that make this one valid alone.
+    reload: whether another value needs the model to be loaded again. foreign: what a picture that names it is allowed
+    (see `gencli.image.metadata`).
+    """
+
+    kind: Any
+    flags: tuple[str, ...] = ()
+    help: str = ""
+    metavar: str | None = None
+    panel: str = "Options"
+    after: str | None = None
+    argument: bool = False
+    several: bool = False
+    env: str | None = None
+    complete: Sequence[str] | Callable[..., list[str]] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    word: Any = None
+    read: Callable[[Any], Any] | None = None
+    called: str | None = None
+    low: float | None = None
+    high: float | None = None
+    bounds: Bounds | None = None
+    valid: Callable[[str, Any], None] | None = None
+    choices: tuple[str, ...] = ()
+    usual: Any = None
+    config_key: str | None = None
+    off: Any = None
+    infotext: str | None = None
+    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reload: bool = False
+    foreign: str | None = None
+
+    def field(self, default: Any, **more: Any) -> Any:
+        """A dataclass field with this row."""
+        return dataclasses.field(default=default, metadata={"option": self}, **more)
+
+    def name(self, field: str) -> str:
+        """What messages call it; `field` is the field that it fills."""
+        long = next((flag for flag in self.flags if flag.startswith("--")), f"--{field.replace('_', '-')}")
+        return self.called or long.partition("/")[0]
+
+    @property
+    def description(self) -> str:
+        """The help text as the page shows it."""
+        if self.help.endswith("."):
+            return self.help
+        return f"{self.help} (default: {self.usual:g})." if self.usual is not None else f"{self.help}."
+
+    def check(self, field: str, value: Any, default: Any = None) -> None:
+        """Raises UsageError for a value of a field that is not of the row's kind, limits or choices. A value that is
+        None is left open, where `default` is too."""
+        name = self.name(field)
+        if value is None and default is None:
+            return
+        if self.valid is not None:
+            self.valid(name, value)
+            return
+        if not self.several:
+            self._check_one(name, value)
+            return
+        if not isinstance(value, tuple) or len(value) > SEVERAL_LIMIT:
+            raise UsageError(f"{name} {value!r:.80}: wants a list of at most {SEVERAL_LIMIT}")
+        for one in value:
+            self._check_one(name, one)
+
+    def _check_one(self, name: str, value: Any) -> None:
+        if self.bounds is not None:
+            self.bounds.check(name, value)
+            return
+        right = isinstance(value, (int, float)) if self.kind is float else isinstance(value, self.kind)
+        if not right or (isinstance(value, bool) and self.kind is not bool):
+            raise UsageError(f"{name} {value!r}: wants {KINDS[self.kind]}")
+        if self.kind is str:
+            _check_text(name, value)
+        if self.choices and value not in self.choices:
+            raise UsageError(f"{name} {value!r}: wants one of {', '.join(self.choices)}")
+        if self.low is not None and self.high is not None and not self.low <= value <= self.high:  # NaN too
+            raise UsageError(f"{name} {value}: must be from {self.low} to {self.high}")
+
+
+def row(field: dataclasses.Field[Any]) -> Option | None:
+    """The row of a dataclass field, if it has one."""
+    return field.metadata.get("option")
+
+
+def rows(record: Any) -> Iterator[tuple[str, Option]]:
+    """The names and rows of a dataclass (or an instance of one), in the order of its fields."""
+    for field in dataclasses.fields(record):
+        if (found := row(field)) is not None:
+            yield field.name, found
+
+
+def check(record: Any) -> None:
+    """Check every field of an instance that has a row. Lists become tuples. Raises UsageError."""
+    for field in dataclasses.fields(record):
+        option, value = row(field), getattr(record, field.name)
+        if option is None:
+            continue
+        if option.several and isinstance(value, list | None):  # as JSON and the command line have them
+            value = tuple(value or ())
+            object.__setattr__(record, field.name, value)
+        option.check(field.name, value, field.default)
+
+
+def integer(default: int | None, *flags: str, **row: Any) -> Any:
+    """A field for a whole number. For `row` see `Option`, here and below."""
+    return Option(int, flags, **row).field(default)
+
+
+def number(default: float | None, *flags: str, **row: Any) -> Any:
+    """A field for a number."""
+    return Option(float, flags, **row).field(default)
+
+
+def text(default: str | None, *flags: str, **row: Any) -> Any:
+    """A field for a text."""
+    return Option(str, flags, **row).field(default)
+
+
+def choice(choices: tuple[str, ...], *flags: str, **row: Any) -> Any:
+    """A field for one of several names, which the shell completes."""
+    return Option(str, flags, choices=choices, **{"complete": choices, **row}).field(None)
+
+
+def flag(default: bool | None, *flags: str, **row: Any) -> Any:
+    """A field that is true or false."""
+    return Option(bool, flags, **row).field(default)
+
+
+def several(kind: type, *flags: str, **row: Any) -> Any:
+    """A field for a tuple of values of one kind, from an option that may be repeated."""
+    return Option(kind, flags, several=True, **row).field(())
+
+
+def _check_text(name: str, value: str) -> None:
+    if len(value) > TEXT_LIMIT:
+        raise UsageError(f"{name}: {len(value)} characters are too many (at most {TEXT_LIMIT})")
+    if "\0" in value:
+        raise UsageError(f"{name} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # what an argument that is not UTF-8 comes as
+        raise UsageError(f"{name} is not UTF-8 text") from None

@@ -1,0 +1,91 @@
+"""What a loaded model depends on, apart from what one text or picture needs. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gencli.devices import DEVICES, DTYPES, check_names
+from gencli.options import MODEL, Option, flag, several, text
+
+DTYPE = Option(
+    str,
+    ("--dtype",),
+    metavar="NAME",
+    env="GENCLI_DTYPE",
+    help="auto, float32, bfloat16 or float16 (default: auto, the file's own, but float32 for a float16 file on a "
+    "CPU; environment: GENCLI_DTYPE).",
+    panel=MODEL,
+    after="device",
+    complete=lambda: list(DTYPES),
+)
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Embedded names, for the shell."""
+    from gencli.checkpoints.find import embedded_names
+
+    return [name for name in embedded_names() if name.startswith(incomplete)]
+
+
+def named_model(env: str, default: str | None, what: str = "", example: str = "openai-community/gpt2") -> Option:
+    """The row of -m/--model. `what`: the kind of model, where none of that kind is embedded."""
+    begin = f"{what}: local folder, or" if what else "Embedded name, local folder or file, or"
+    help = f"{begin} Hugging Face id such as {example} (default: {default or 'none'}; environment: {env})."
+    complete = () if what else complete_model
+    return Option(str, ("-m", "--model"), metavar="NAME", env=env, help=help, panel=MODEL, complete=complete)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model as it is to be loaded: another value of any field needs another load. Hashable: a key of warm models.
+
+    lora: PATH[:SCALE], each. threads: CPU threads, which are the process's and make no other model.
+    Raises UsageError for a device, a precision or a number of threads that can be meant nowhere.
+    """
+
+    model: str | None = text(None)
+    device: str = text(
+        "auto",
+        "--device",
+        metavar="NAME",
+        env="GENCLI_DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu; environment: GENCLI_DEVICE).",
+        panel=MODEL,
+        complete=lambda: list(DEVICES),
+    )
+    dtype: str = DTYPE.field("auto")
+    threads: int | None = Option(
+        int,
+        ("--threads",),
+        metavar="N",
+        help="CPU threads (default: torch's choice, one a core).",
+        panel=MODEL,
+    ).field(None, compare=False)
+    lora: tuple[str, ...] = several(
+        str,
+        "--lora",
+        metavar="NAME[:SCALE]",
+        help="Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
+        "default scale: 1).",
+        panel=MODEL,
+    )
+    allow_pickle: bool = flag(
+        False,
+        "--allow-pickle",
+        help="Also open .bin and .pt files, for nothing but tensors (default: only safetensors).",
+        panel=MODEL,
+    )
+
+    def __post_init__(self) -> None:
+        check_names(self.device, self.dtype, self.threads)
+        object.__setattr__(self, "lora", tuple(self.lora))
+
+
+TEXT_MODEL = "stories"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec(ModelSpec):
+    """A language model."""
+
+    model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL).field(TEXT_MODEL)
