@@ -163,9 +163,8 @@ def compare_step(folder: Path, rounds: int) -> None:
 def compare_stored(folder: Path, rounds: int) -> None:
     """One guided step of SDXL at 512×512 with weights that stay in the file, and with converted ones (10 GB)."""
     from gencli.checkpoints.build import load
-    from gencli.checkpoints.stored import keep_stored
 
-    stored = keep_stored(load(folder / "unet"), torch.float32)
+    stored = load(folder / "unet", dtype=torch.float32, layerwise_casting=True)
     converted = load(folder / "unet", dtype=torch.float32)
     x, t = torch.randn(2, 4, 64, 64), torch.full((2,), 500.0)
     told = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.full((2, 6), 512.0)}

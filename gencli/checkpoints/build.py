@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
 from gencli.models.base import Layout
+from gencli.models.linear import apply_policy
+from gencli.models.module import BaseModel
 
 FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors writes them; others are quantised or no numbers at all
 
@@ -25,28 +28,39 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    variant: str | None = None,
+    layerwise_casting: bool = False,
     config: Mapping[str, Any] | None = None,
     tensors: Tensors | None = None,
-) -> nn.Module:
-    """Load the module in a folder that has config.json and safetensors, in eval mode without gradients.
+) -> BaseModel:
+    """Load the model in a folder that has config.json and safetensors, in eval mode without gradients.
 
     config and tensors take the place of the folder's own, where the caller has opened them.
-    dtype None keeps the file's own dtypes; on the CPU tensors that need no conversion stay memory-mapped.
+    dtype: what the model computes in (its `compute_dtype`), and so what its weights are converted to; None: the file's
+    own. With `layerwise_casting` large weights stay as the file stores them, and each is cast when its layer computes
+    (`models.linear`). On a CPU tensors that need no conversion stay memory-mapped.
     Raises GencliError for an unknown architecture, an unsupported config, and weights that do not fit it exactly.
     """
     raw = read_json(folder / "config.json") if config is None else config
     name = architecture_name(raw, folder)
     module = architecture(name)
-    tensors = open_tensors(folder, variant) if tensors is None else tensors
+    tensors = open_tensors(folder) if tensors is None else tensors
     try:
         parsed = module.Config.from_dict(raw)
     except GencliError as error:
         raise GencliError(f"{folder}: {error.message}", error.hint) from None
     with torch.device("meta"), _NoInit():
         model = module.Model(parsed)
-    assign(model, tensors, module.LAYOUT, device=device, dtype=dtype, where=folder)
+    stored = None if layerwise_casting else dtype
+    assign(model, tensors, module.LAYOUT, device=device, dtype=stored, where=folder)
+    model.compute_dtype = dtype or next(model.parameters()).dtype
+    apply_policy(model, model.compute_dtype)
     return model
+
+
+def bytes_as(tensors: Tensors, dtype: torch.dtype) -> int:
+    """Return how many bytes the half-precision tensors of a file take in `dtype`."""
+    halves = (name for name in tensors if tensors.dtype(name) in ("F16", "BF16"))
+    return dtype.itemsize * sum(math.prod(tensors.shape(name)) for name in halves)
 
 
 class _NoInit(TorchFunctionMode):

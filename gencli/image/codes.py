@@ -52,7 +52,7 @@ class Codec:
                 f"it is {picture.width}x{picture.height}, and {self.name} reads multiples of {f}",
                 f"--size {near} makes it so",
             )
-        x = from_picture(picture, self.module.config.in_channels).to(next(self.module.parameters()).device)
+        x = from_picture(picture, self.module.config.in_channels).to(self.module.device)
         with torch.no_grad():
             codes: Codes = self.module.codes(x)[0].tolist()
         return codes
@@ -63,7 +63,7 @@ class Codec:
         if highest >= self.entries:
             raise GencliError(f"there is no code {highest}: those of {self.name} run from 0 to {self.entries - 1}")
         with torch.no_grad():
-            grid = torch.tensor([codes], device=next(self.module.parameters()).device)
+            grid = torch.tensor([codes], device=self.module.device)
             return to_picture(self.module.decode_codes(grid)[0])
 
 

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.embeddings import Embedding, install
 from gencli.checkpoints.lora_image import merge, open_loras
-from gencli.checkpoints.stored import bytes_as, compute_dtype, keep_stored
 from gencli.devices import pick_device, pick_dtype
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.files.pictures import from_picture, to_picture
 from gencli.image.latents import LatentDistribution
+from gencli.models.module import BaseModel, describe
 from gencli.models.unet_blocks import timestep_embedding
 
 SKETCH = 24  # latents a side of a sketch
@@ -37,30 +37,25 @@ class Pipeline:
 
     checkpoint: Checkpoint
     schedule: NoiseSchedule
-    network: nn.Module
+    network: BaseModel
     vae: Any = None
     conditioner: Any = None  # a prompts.base.Conditioner
-    classifier: nn.Module | None = None  # of noisy pictures
+    classifier: BaseModel | None = None  # of noisy pictures
 
     @cached_property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        return self.network.device
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        return compute_dtype(self.network)
+        return self.network.compute_dtype
 
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
         modules = [self.network, *([] if self.vae is None else [self.vae])]
         modules += [] if self.conditioner is None else [encoder for _, encoder in self.conditioner.text_encoders]
         modules += [] if self.classifier is None else [self.classifier]
-        millions = sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
-        stored = next(self.network.parameters()).dtype
-        dtype = f"{self.dtype}" + (f" from {stored} weights" if stored != self.dtype else "")
-        dtype = dtype.replace("torch.", "")
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{self.checkpoint.name} ({millions:.1f} M parameters, {dtype}, {self.device}{threads})"
+        return describe(self.checkpoint.name, modules)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latents; of the picture itself where there is no autoencoder."""
@@ -150,7 +145,7 @@ def load(
 
     dtype auto: float32 on a CPU, whose half precision is slower; elsewhere the file's own. The autoencoder runs in
     float32 always: in half precision some overflow and others show bands, and it runs but once a picture.
-    On a CPU large weights of half precision stay in the file and are converted as they are used (`checkpoints.stored`).
+    On a CPU large weights of half precision stay in the file and are converted as they are used (`models.linear`).
     loras: files that are merged into the weights. embeddings: words that the text encoders learn.
     Raises GencliError for parts that are broken or not supported, and for files that do not fit them.
     """
@@ -164,14 +159,14 @@ def load(
 
     changes = open_loras(loras, checkpoint.configs, checkpoint.name, allow_pickle=checkpoint.allow_pickle)
 
-    def load_part(name: str, dtype: torch.dtype | None = precision) -> nn.Module:
+    def load_part(name: str, dtype: torch.dtype | None = precision) -> BaseModel:
         config, tensors = checkpoint.open(name)
         limit = NETWORK_LIMIT if name == family.network else OTHERS_LIMIT
-        stored = place.type == "cpu" and dtype == torch.float32 and bytes_as(tensors, dtype) > limit
-        dtype = None if stored else dtype
-        module = build.load(checkpoint.parts[name], device=place, dtype=dtype, config=config, tensors=tensors)
+        casting = place.type == "cpu" and dtype == torch.float32 and build.bytes_as(tensors, dtype) > limit
+        given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
+        module = build.load(checkpoint.parts[name], device=place, dtype=dtype, **given)
         merge(changes, name, module)
-        return keep_stored(module, torch.float32) if stored else module
+        return module
 
     network = _for_convolution(load_part(family.network), place)
     conditioner = family.load_module().load(checkpoint, load_part)
@@ -182,7 +177,7 @@ def load(
     return Pipeline(checkpoint, schedule, network, vae or None, conditioner, classifier)
 
 
-def _for_convolution(module: nn.Module, device: torch.device) -> nn.Module:
+def _for_convolution(module: BaseModel, device: torch.device) -> BaseModel:
     """On CUDA, weights laid out as its convolutions like them (channels last).
 
     On a CPU that gained 5 % for small UNets and lost 8 % for Stable Diffusion's, and it copies what is memory-mapped.

@@ -21,6 +21,7 @@ from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Denoised, Picture
 from gencli.image.palette import Palette
 from gencli.image.request import ImageRequest
+from gencli.models.module import describe
 from gencli.text.batch import Batch
 from gencli.text.request import TextRequest
 
@@ -34,18 +35,15 @@ class PixelModel:
 
     @property
     def device(self) -> torch.device:
-        return self.module.lm_head.weight.device
+        return self.module.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.module.lm_head.weight.dtype
+        return self.module.compute_dtype
 
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
-        millions = sum(parameter.numel() for parameter in self.module.parameters()) / 1e6
-        dtype = str(self.dtype).removeprefix("torch.")
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{self.palette.name} ({millions:.1f} M parameters, {dtype}, {self.device}{threads})"
+        return describe(self.palette.name, [self.module])
 
     def decode(self, x0: Tensor, *, tiled: bool = False) -> Image.Image:
         """The picture of one (1, 3, h, w), as far as it is drawn."""

@@ -18,6 +18,7 @@ from gencli.devices import pick_device, pick_dtype
 from gencli.errors import GencliError
 from gencli.image.files.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
 from gencli.json_files import read_json
+from gencli.models.module import describe
 from gencli.tokens import Tokenizer, load_tokenizer
 
 
@@ -32,14 +33,11 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        return self.module.logit_scale.device
+        return self.module.device
 
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
-        millions = sum(parameter.numel() for parameter in self.module.parameters()) / 1e6
-        dtype = str(self.module.visual_projection.weight.dtype).removeprefix("torch.")
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{self.name} ({millions:.1f} M parameters, {dtype}, {self.device}{threads})"
+        return describe(self.name, [self.module])
 
     def tokenize(self, text: str, truncate: str | None = None) -> list[int]:
         """Token ids of a text between begin and end. truncate: the side that may be cut away.
@@ -77,7 +75,7 @@ class Scorer:
     @torch.inference_mode()
     def pictures(self, prepared: Sequence[Tensor]) -> Tensor:
         """Vectors of pictures that went through `prepare`, (N, E) float32. Raises GencliError for NaN."""
-        pixels = torch.cat(list(prepared)).to(self.device, self.module.visual_projection.weight.dtype)
+        pixels = torch.cat(list(prepared)).to(self.device, self.module.compute_dtype)
         return _checked(self.module.encode_pictures(pixels))
 
     def probabilities(self, cosines: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models.attention_blocks import AttentionBlock
+from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import Downsample2D, MidBlock, ResnetBlock2D, Upsample2D
 
 EPS = 1e-6  # of every norm here; no config key changes it
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(BaseModel):
     """What callers ask of any autoencoder, beside `encode` and `decode`."""
 
     config: Any

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.base import TRANSFORMERS_INERT, Layout, check_ints, read_config
 from gencli.models.clip_text import CLIPEncoder, CLIPTextConfig, CLIPTextModel, check_tower
+from gencli.models.module import BaseModel
 
 # transformers 4 wrote its settings for any model into the config of each tower; these change nothing in a CLIP.
 LEGACY = [("add_cross_attention", False), ("tie_encoder_decoder", False), ("tie_word_embeddings", True)]
@@ -124,7 +125,7 @@ class CLIPVisionModel(nn.Module):
         return self.post_layernorm(self.encoder(x)[-1][:, 0])
 
 
-class CLIPModel(nn.Module):
+class CLIPModel(BaseModel):
     """Both towers with their projections. `logit_scale`: the log of what cosines are multiplied by to be logits."""
 
     def __init__(self, config: CLIPConfig):

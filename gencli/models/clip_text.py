@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
+from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.base import (
     TRANSFORMERS_INERT,
     Layout,
@@ -22,11 +23,7 @@ from gencli.models.base import (
     check_numbers,
     read_config,
 )
-
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's models
-    "gelu": F.gelu,  # OpenCLIP's, as in Stable Diffusion 2
-}
+from gencli.models.module import BaseModel
 
 
 class TowerConfig(Protocol):
@@ -56,11 +53,7 @@ def check_tower(config: TowerConfig) -> None:
             f"config.json: hidden_size = {config.hidden_size} is no multiple of "
             f"num_attention_heads = {config.num_attention_heads}"
         )
-    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACTIVATIONS:
-        raise GencliError(
-            f"config.json: hidden_act = {config.hidden_act!r:.80} is not supported",
-            f"gencli knows {', '.join(ACTIVATIONS)}",
-        )
+    check_activation("hidden_act", config.hidden_act)
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,7 @@ class CLIPEncoder(nn.Module):
         return states
 
 
-class CLIPTextModel(nn.Module):
+class CLIPTextModel(BaseModel):
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
         self.config = config

@@ -7,7 +7,7 @@ heads, D: size of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,22 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
+from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.attention import attend
 from gencli.models.base import TRANSFORMERS_INERT, Layout, check_flags, check_ints, check_numbers
 from gencli.models.kv_cache import KeyValueCache
+from gencli.models.module import BaseModel
 from gencli.models.rope import CosSin, Rope, Rotary, apply_rotary_emb, check_pairs
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "tanh": torch.tanh,
-}
 
 # Keys beside TRANSFORMERS_INERT that decoders' configs carry and that change nothing in a forward pass.
 # `pretraining_tp` cuts products into slices; code named by `auto_map` is never run: model_type says what a file is.
@@ -101,14 +91,6 @@ class DecoderConfig:
         check_activation("hidden_act", self.hidden_act)
 
 
-def check_activation(key: str, value: Any) -> None:
-    """Raises GencliError unless a config's value names an activation."""
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise GencliError(
-            f"config.json: {key} = {value!r:.80} is not supported", f"gencli knows {', '.join(ACTIVATIONS)}"
-        )
-
-
 def check_layer_types(types: Any, layers: int, window: int | None) -> None:
     """Raises GencliError unless `layer_types` names every layer's attention, and sliding ones have a window."""
     known = ("full_attention", "sliding_attention")
@@ -119,9 +101,6 @@ def check_layer_types(types: Any, layers: int, window: int | None) -> None:
         )
     if "sliding_attention" in types and window is None:
         raise GencliError("config.json: layer_types has sliding_attention, but there is no sliding window")
-
-
-FAST_MV = torch.__version__ >= "2.7"  # before that the kernel may be a plain loop
 
 
 class RMSNorm(nn.Module):
@@ -138,27 +117,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight  # rounded before it is weighed
 
 
-class Linear(nn.Linear):
-    """A linear layer that on a CPU reads bfloat16 weights faster when there is one position, as in every decode step.
-
-    torch's matrix-times-vector kernel keeps its sums in float32 too, and needs three quarters of the product's time.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        one = x.dtype is torch.bfloat16 and x.numel() == self.in_features
-        if one and FAST_MV and x.is_cpu and self.bias is None:  # a bias added afterwards would round twice
-            return torch.mv(self.weight, x.reshape(-1)).view(*x.shape[:-1], -1)
-        return F.linear(x, self.weight, self.bias)
-
-
 class MLP(nn.Module):
     """The gated feed-forward (Shazeer 2020, "GLU variants improve transformer")."""
 
     def __init__(self, config: DecoderConfig, *, bias: bool = False):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=bias)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,7 +134,7 @@ class MLP(nn.Module):
 class AttentionCore(nn.Module):
     """Causal attention with rotary positions and a cache; `project` and `o_proj` come from the class that uses it."""
 
-    o_proj: Linear
+    o_proj: nn.Linear
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -198,10 +164,10 @@ class Attention(AttentionCore):
     def __init__(self, config: DecoderConfig, layer: int, *, bias: bool = False, out_bias: bool = False):
         super().__init__(config, layer)
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = Linear(config.hidden_size, queries, bias=bias)
-        self.k_proj = Linear(config.hidden_size, keys, bias=bias)
-        self.v_proj = Linear(config.hidden_size, keys, bias=bias)
-        self.o_proj = Linear(queries, config.hidden_size, bias=out_bias)
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=out_bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (*x.shape[:2], -1, self.head_dim)
@@ -233,14 +199,14 @@ class Stack(nn.Module):
         self.norm = norm
 
 
-class Decoder(nn.Module):
+class Decoder(BaseModel):
     """ids → embeddings → layers → norm → head. Families override `embed`, `cos_sin_per_layer` and `head`."""
 
     def __init__(self, config: DecoderConfig, layers: Sequence[nn.Module], norm: nn.Module):
         super().__init__()
         self.config = config
         self.model = Stack(config, layers, norm)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rotary = Rotary(config.rope_parameters, config.head_size, config.max_position_embeddings)
@@ -256,9 +222,9 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
         """A cache for `batch` sequences of at most `positions` tokens."""
-        config, weight = self.config, self.lm_head.weight
+        config = self.config
         shape = (config.num_hidden_layers, batch, config.kv_heads, positions, config.head_size)
-        return KeyValueCache(*shape, device=weight.device, dtype=weight.dtype)
+        return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (B, T) → (B, T, C)."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.attention_blocks import Attention
 from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import TimestepEmbedding, timestep_embedding
 
 WAVES = 256  # of the timestep
@@ -165,7 +166,7 @@ class DiTBlock(nn.Module):
         return x + gate_ff * self.ff(norm(x, self.eps) * (1 + scale_ff) + shift_ff)
 
 
-class DiTTransformer2DModel(nn.Module):
+class DiTTransformer2DModel(BaseModel):
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.config = config

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models import decoder
+from gencli.models.activations import check_activation
 from gencli.models.base import check_numbers, read_config
-from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, check_activation, check_layer_types
+from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, check_layer_types
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 

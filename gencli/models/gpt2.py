@@ -6,7 +6,7 @@ Attributes are named as the checkpoint names them. B: batch, T: new positions, S
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
+from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, check_flags, check_ints, check_numbers, read_config
 from gencli.models.kv_cache import KeyValueCache
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "gelu_python": F.gelu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
-}
+from gencli.models.module import BaseModel
 
 
 @dataclass(frozen=True)
@@ -68,11 +57,7 @@ class GPT2Config:
         check_flags(self)
         if self.n_embd % self.n_head:
             raise GencliError(f"config.json: n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
-        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
-            raise GencliError(
-                f"config.json: activation_function = {self.activation_function!r:.80} is not supported",
-                f"gencli knows {', '.join(ACTIVATIONS)}",
-            )
+        check_activation("activation_function", self.activation_function)
 
 
 class Conv1D(nn.Module):
@@ -142,7 +127,7 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
 
-class GPT2(nn.Module):
+class GPT2(BaseModel):
     """The decoder with its language-model head."""
 
     def __init__(self, config: GPT2Config):
@@ -164,10 +149,10 @@ class GPT2(nn.Module):
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
         """A cache for `batch` sequences of at most `positions` tokens."""
-        config, weight = self.config, self.lm_head.weight
+        config = self.config
         head_dim = config.n_embd // config.n_head
         return KeyValueCache(
-            config.n_layer, batch, config.n_head, positions, head_dim, device=weight.device, dtype=weight.dtype
+            config.n_layer, batch, config.n_head, positions, head_dim, device=self.device, dtype=self.compute_dtype
         )
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:

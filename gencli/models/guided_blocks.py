@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.base import check_flags, check_ints, check_numbers
+from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import timestep_embedding
 
 GROUPS = 32  # of every norm, whatever the width
@@ -188,7 +189,7 @@ class Layers(nn.Sequential):
         return x
 
 
-class GuidedEncoder(nn.Module):
+class GuidedEncoder(BaseModel):
     """The time embedding, the way down and the middle. `skip_channels`: widths of the states on the way down."""
 
     def __init__(self, config: GuidedConfig):

@@ -17,6 +17,7 @@ from gencli.errors import GencliError
 from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, read_config
 from gencli.models.gpt2 import MLP, Attention, GPT2Config
 from gencli.models.kv_cache import KeyValueCache
+from gencli.models.module import BaseModel
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Transformer(nn.Module):
         self.ln_f = ImageGPTLayerNorm(config)
 
 
-class ImageGPT(nn.Module):
+class ImageGPT(BaseModel):
     """The decoder with its head: the same interface as a language model's."""
 
     def __init__(self, config: ImageGPTConfig):
@@ -105,10 +106,10 @@ class ImageGPT(nn.Module):
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
         """A cache for `batch` pictures of at most `positions` tokens."""
-        config, weight = self.config, self.lm_head.weight
+        config = self.config
         head_dim = config.n_embd // config.n_head
         return KeyValueCache(
-            config.n_layer, batch, config.n_head, positions, head_dim, device=weight.device, dtype=weight.dtype
+            config.n_layer, batch, config.n_head, positions, head_dim, device=self.device, dtype=self.compute_dtype
         )
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:

@@ -6,22 +6,17 @@ B: batch, T: tokens, C: d_model, H: heads, D: head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.errors import GencliError
+from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.base import TRANSFORMERS_INERT, Layout, check_ints, read_config
+from gencli.models.module import BaseModel
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
 # Of training, or of other uses; diffusers' class reads scale_embedding, and then does not scale.
 INERT = TRANSFORMERS_INERT | {
     "activation_dropout", "classifier_dropout", "encoder_layerdrop", "init_std", "num_hidden_layers",
@@ -53,11 +48,7 @@ class LDMBertConfig:
         """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         check_ints(self, {"vocab_size": 2**22, "d_model": 2**14, "encoder_ffn_dim": 2**16, "encoder_layers": 128})
         check_ints(self, {"encoder_attention_heads": 1024, "head_dim": 2**12, "max_position_embeddings": 2**16})
-        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
-            raise GencliError(
-                f"config.json: activation_function = {self.activation_function!r:.80} is not supported",
-                f"gencli knows {', '.join(ACTIVATIONS)}",
-            )
+        check_activation("activation_function", self.activation_function)
 
 
 class LDMBertAttention(nn.Module):
@@ -112,7 +103,7 @@ class LDMBertEncoder(nn.Module):
         return self.layer_norm(x)
 
 
-class LDMBertModel(nn.Module):
+class LDMBertModel(BaseModel):
     def __init__(self, config: LDMBertConfig):
         super().__init__()
         self.config = config

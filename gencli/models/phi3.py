@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gencli.models import decoder
+from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import check_ints, read_config
 from gencli.models.decoder import (
-    ACTIVATIONS,
     AttentionCore,
     Decoder,
     DecoderConfig,
-    Linear,
     PreNormLayer,
     RMSNorm,
 )
@@ -71,8 +70,8 @@ class Attention(AttentionCore):
 
     def __init__(self, config: Phi3Config, layer: int):
         super().__init__(config, layer)
-        self.qkv_proj = Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
-        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv_proj(x).view(*x.shape[:2], -1, self.head_dim)
@@ -85,8 +84,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: Phi3Config):
         super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,9 +122,9 @@ class Phi3(Decoder):
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
         """A cache for `batch` sequences of at most `positions` tokens."""
-        config, weight = self.config, self.lm_head.weight
+        config = self.config
         shape = (config.num_hidden_layers, batch, config.kv_heads, positions, config.head_size)
-        return Cache(*shape, device=weight.device, dtype=weight.dtype)
+        return Cache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """As every decoder's; the step at which a text becomes a long one reads the whole text again."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES, AttentionBlock
 from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import (
     DownBlock,
     MidBlock,
@@ -110,7 +111,7 @@ class UNet2DConfig:
                 )
 
 
-class UNet2DModel(nn.Module):
+class UNet2DModel(BaseModel):
     def __init__(self, config: UNet2DConfig):
         super().__init__()
         self.config = config

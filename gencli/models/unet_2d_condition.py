@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.attention_blocks import Transformer2DModel
 from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import (
     AttentionFactory,
     DownBlock,
@@ -176,7 +177,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-class DownPath(nn.Module):
+class DownPath(BaseModel):
     """The way down and the middle of a UNet, which its ControlNets have too."""
 
     def __init__(self, config: UNet2DConditionConfig):

@@ -20,6 +20,7 @@ from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import PALETTES, architecture
 from gencli.models.base import Layout
+from gencli.models.module import describe
 from gencli.tokens import Tokenizer, load_tokenizer
 
 
@@ -49,15 +50,11 @@ class TextModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return self.module.device
 
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
-        parameters = {p.data_ptr(): p.numel() for p in self.module.parameters()}  # tied ones count once
-        dtype = str(next(self.module.parameters()).dtype).removeprefix("torch.")
-        count = torch.get_num_threads()
-        threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
-        return f"{self.name} ({sum(parameters.values()) / 1e6:.1f} M parameters, {dtype}, {self.device}{threads})"
+        return describe(self.name, [self.module])
 
 
 def open_model(

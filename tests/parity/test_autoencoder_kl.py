@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.models.autoencoder_blocks import _fade, _spans
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -107,7 +108,7 @@ def test_half_precision_variant(tmp_path):
     reference = make_vae(tmp_path, SHAPE, variant="fp16", names=old_attention_names)
     assert [file.name for file in tmp_path.glob("*.safetensors")] == ["diffusion_pytorch_model.fp16.safetensors"]
     check(reference, load(tmp_path, dtype=torch.float32))
-    assert load(tmp_path, variant="fp16").decoder.conv_in.weight.dtype == torch.float16
+    assert load(tmp_path, tensors=open_tensors(tmp_path, "fp16")).decoder.conv_in.weight.dtype == torch.float16
 
 
 def test_channels_last(tmp_path):

@@ -87,7 +87,7 @@ def test_gradients_reach_every_weight():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"hidden_act": "relu6"}, "hidden_act = 'relu6'"),
         ({"use_attention_mask": True}, "use_attention_mask = True"),
         ({"architectures": ["CLIPTextModelWithProjection"], "projection_dim": None}, "projection_dim"),
         ({"hidden_size": 25}, "hidden_size = 25"),

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
-from gencli.models.gpt2 import ACTIVATIONS, GPT2, GPT2Config
+from gencli.models.activations import ACTIVATIONS
+from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.tokens import load_tokenizer
 from tests.tiny.text import TEXTS, make_gpt2
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.image.diffusion.guidance import Predict, Prediction
 from gencli.image.diffusion.schedule import Point
+from gencli.models.module import BaseModel
 
 Gradient = Callable[[Tensor, float], Tensor]
 """gradient(x (B, C, H, W), t) → s · ∇ log p(y | x_t), like x."""
@@ -24,13 +25,13 @@ class LogLikelihood:
     """The gradient of a classifier's log-likelihood. classifier(x, t) gives logits (B, K); classes (B,) are the wanted
     ones; scale is the paper's s."""
 
-    classifier: nn.Module
+    classifier: BaseModel
     classes: Tensor
     scale: float
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """s · ∇ₓ log p(y | x_t). Raises GencliError where the classifier gives NaN or infinity."""
-        dtype = next(self.classifier.parameters()).dtype
+        dtype = self.classifier.compute_dtype
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_(True)
             logits = self.classifier(leaf.to(dtype), torch.full((len(x),), t, device=x.device))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import nn
-
 from gencli.errors import GencliError
 from gencli.image.conditioning import Conditioning
 from gencli.image.request import ImageRequest
+from gencli.models.module import BaseModel
 from gencli.tokens import Tokenizer
 
-Loader = Callable[[str], nn.Module]
+Loader = Callable[[str], BaseModel]
 """loader(part) → that part's module with its weights, on the device and in the precision of the checkpoint."""
 
 
@@ -21,7 +20,7 @@ class Conditioner(Protocol):
     None for a network that takes no prompt."""
 
     @property
-    def text_encoders(self) -> Sequence[tuple[Tokenizer, nn.Module]]:
+    def text_encoders(self) -> Sequence[tuple[Tokenizer, BaseModel]]:
         """Its text encoders, each with its tokenizer."""
         ...
 

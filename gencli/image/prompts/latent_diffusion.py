@@ -40,7 +40,7 @@ class BertPrompts:
 
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
         """Raises GencliError for a prompt that is too long."""
-        device = next(self.bert.parameters()).device
+        device = self.bert.device
         config = self.bert.config
         fits = (config.max_position_embeddings, config.vocab_size, request.truncate)
         padded = [pad_prompt(self.tokenizer, prompt, *fits, chunks=False) for prompt in prompts]

@@ -50,4 +50,4 @@ def token_ids(tokenizer: Tokenizer, encoder: CLIPTextModel, prompts: Sequence[st
     """Token ids (B, L) of prompts, padded (see `pad_prompt`), on the encoder's device."""
     positions, words = encoder.config.max_position_embeddings, encoder.config.vocab_size
     ids = [pad_prompt(tokenizer, prompt, positions, words, truncate) for prompt in prompts]
-    return torch.tensor(ids, device=next(encoder.parameters()).device)
+    return torch.tensor(ids, device=encoder.device)

@@ -224,7 +224,7 @@ def encode(
 
     lists = [split_into_chunks(tokenizer, prompt, *_sizes(encoder)) for prompt in prompts]
     [empty] = split_into_chunks(tokenizer, "", *_sizes(encoder))
-    device = next(encoder.parameters()).device
+    device = encoder.device
     weighted, first = [], None
     for i in range(max(map(len, lists))):
         row = [chunks[i] if i < len(chunks) else empty for chunks in lists]

@@ -1,4 +1,4 @@
-"""Weights that stay in the file: the same numbers as converted ones, in the memory of the file."""
+"""The policy of linear layers. Layerwise casting: the same numbers as converted weights, in the memory of the file."""
 
 import json
 import subprocess
@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gencli.checkpoints.build import load
-from gencli.checkpoints.stored import bytes_as, compute_dtype, keep_stored
+from gencli.checkpoints.build import bytes_as, load
 from gencli.checkpoints.weights import open_tensors
 from gencli.image import pipeline as pipelines
+from gencli.models import linear
 from gencli.models.clip_text import CLIPTextConfig, CLIPTextModel
 from tests.parity.test_pipeline import PROMPT, SIZE, draw, opened
 from tests.tiny.image import TEXT, make_unet
@@ -19,7 +19,7 @@ from tests.tiny.sdxl import make_sdxl, make_text_encoder_2
 
 
 def both(folder):
-    return load(folder, dtype=torch.float32), keep_stored(load(folder), torch.float32)
+    return load(folder, dtype=torch.float32), load(folder, dtype=torch.float32, layerwise_casting=True)
 
 
 @torch.no_grad()
@@ -39,15 +39,49 @@ def test_same_numbers(tmp_path):
 def test_what_stays_and_what_is_converted(tmp_path):
     make_unet(tmp_path, "sd15", variant="fp16")
     _, stored = both(tmp_path)
-    assert compute_dtype(stored) == torch.float32
+    assert stored.compute_dtype == torch.float32
     kinds = {name: parameter.dtype for name, parameter in stored.named_parameters()}
     large = {name for name, module in stored.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     assert {name for name, dtype in kinds.items() if dtype == torch.float16} == {f"{name}.weight" for name in large}
     assert set(kinds.values()) == {torch.float16, torch.float32}
-    scratches = {id(module.scratch) for module in stored.modules() if hasattr(module, "scratch")}
-    assert len(scratches) == 1  # one buffer for all
+    buffers = {id(module.buffer) for module in stored.modules() if hasattr(module, "buffer")}
+    assert len(buffers) == 1  # one for all
     count = sum(parameter.numel() for parameter in stored.parameters())
     assert bytes_as(open_tensors(tmp_path), torch.float32) == 4 * count
+
+
+def test_a_kind_of_weight_is_one_row(tmp_path, monkeypatch):
+    """A toy: int8 weights with one scale. They stay as they are, and the model computes as with float32 weights."""
+
+    class Int8Linear(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+    row = linear.Row(nn.Linear, Int8Linear, lambda layer, dtype: layer.weight.dtype is torch.int8)
+    monkeypatch.setattr(linear, "LAYERS", (row, *linear.LAYERS))
+    make_unet(tmp_path, "sd15")
+    plain, packed = load(tmp_path), load(tmp_path)
+    for one, other in zip(plain.modules(), packed.modules(), strict=True):
+        if type(one) is nn.Linear:
+            other.scale = one.weight.abs().max() / 127
+            whole = (one.weight / other.scale).round()
+            one.weight = nn.Parameter(whole * other.scale, requires_grad=False)
+            other.weight = nn.Parameter(whole.to(torch.int8), requires_grad=False)
+    linear.apply_policy(packed, packed.compute_dtype)
+    assert {module.weight.dtype for module in packed.modules() if isinstance(module, Int8Linear)} == {torch.int8}
+    told = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.ones(1, 5, 24)
+    assert torch.equal(packed(*told), plain(*told))
+
+
+def test_single_positions_in_bfloat16(tmp_path):
+    """The vector kernel gives what the matrix product gives, and only layers without a bias have it."""
+    make_unet(tmp_path, "sd15")
+    model = load(tmp_path, dtype=torch.bfloat16)
+    layers = [module for module in model.modules() if isinstance(module, linear.VectorLinear)]
+    assert layers and all(layer.bias is None for layer in layers)
+    for layer in layers:
+        x = torch.randn(1, 1, layer.in_features).bfloat16()
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight), rtol=1e-2, atol=1e-3)
 
 
 def test_gradients_are_not_lost(tmp_path):
@@ -70,7 +104,7 @@ def test_pictures_are_the_same(tmp_path, monkeypatch):
         monkeypatch.setattr(pipelines, "OTHERS_LIMIT", limit)
         pipeline = opened(tmp_path)
         assert (next(pipeline.network.parameters()).dtype == torch.float16) is (limit == 0)
-        assert pipeline.dtype == compute_dtype(pipeline.vae) == torch.float32
+        assert pipeline.dtype == pipeline.vae.compute_dtype == torch.float32
         made[limit] = draw(tmp_path, pipeline=pipeline, prompt=PROMPT, steps=2, **SIZE)[0]
         assert made[limit].request.dtype == "float32"
     assert made[0].image.tobytes() == made[1 << 40].image.tobytes()
@@ -81,11 +115,10 @@ import sys
 from pathlib import Path
 import torch
 from gencli.checkpoints.build import load
-from gencli.checkpoints.stored import keep_stored
 from gencli.devices import peak_memory
 
 before = peak_memory()
-model = keep_stored(load(Path(sys.argv[1])), torch.float32)
+model = load(Path(sys.argv[1]), dtype=torch.float32, layerwise_casting=True)
 with torch.no_grad():
     assert model(torch.tensor([[0, 5, 6, 7]])).pooled.isfinite().all()
 print(peak_memory() - before)

@@ -1,0 +1,34 @@
+"""What every architecture's module has beside its weights: a compute dtype, a device, and a line that describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class BaseModel(nn.Module):
+    """Base class of the architectures.
+
+    compute_dtype: the dtype that the model computes in, which need not be that of its weights (see `linear`). A model
+    made from a config has float32 weights; `checkpoints.build.load` sets the dtype of a loaded one. This is the only
+    place to ask for it.
+    """
+
+    compute_dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def describe(name: str, models: Sequence[BaseModel]) -> str:
+    """Describe models in one line: size of all, precision, device and threads of the first."""
+    first = models[0]
+    millions = sum(parameter.numel() for model in models for parameter in model.parameters()) / 1e6
+    stored = next(first.parameters()).dtype
+    dtype = f"{first.compute_dtype}" + (f" from {stored} weights" if stored != first.compute_dtype else "")
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if first.device.type == "cpu" else ""
+    return f"{name} ({millions:.1f} M parameters, {dtype.replace('torch.', '')}, {first.device}{threads})"
