@@ -84,6 +84,7 @@ def test_gradient(files):
     """Against central differences of log p in float64, in directions of a picture."""
     pipeline = led(files)
     classifier = pipeline.classifier.double()
+    classifier.compute_dtype = torch.float64
     generator = torch.Generator().manual_seed(4)
     x, direction = torch.randn(2, 2, 3, 16, 16, generator=generator, dtype=torch.float64)
     classes = torch.tensor([7, 2])
