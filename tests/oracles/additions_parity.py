@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
@@ -19,6 +18,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest
 from tests.oracles.ldm_parity import Measured, draw
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.lora import draw_layers, kohya_name, with_layers, write
 
@@ -29,7 +29,7 @@ SIZE = {"width": 96, "height": 64}
 def measure(root: Path) -> Iterator[Measured]:
     """Each of them, on a checkpoint made under `root`."""
     pipe = make_stable_diffusion(root / "sd15")
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     checkpoint = open_checkpoint(Source("sd15", root / "sd15", "folder"))
 
     layers = draw_layers({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, lambda path: True, own=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from tests.oracles.ldm_parity import Measured, open_pipeline
+from tests.oracles.libraries import diffusers
 from tests.tiny.control import edges, make_controlnet, make_inpaint, make_instruct
 from tests.tiny.image import make_stable_diffusion
 
@@ -44,7 +44,7 @@ def _controlnet(root: Path) -> Measured:
     pairs = zip([*down, middle], [*expected.down_block_res_samples, expected.mid_block_res_sample], strict=True)
     largest = max((own - other).abs().max().item() for own, other in pairs)
     parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
-    led = StableDiffusionControlNetPipeline(**parts, controlnet=reference, requires_safety_checker=False)
+    led = diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=reference, requires_safety_checker=False)
     theirs = _theirs(led, image=edges(), width=WIDTH, height=HEIGHT)
     named: dict[str, Any] = {"control": ("canny",), "control_image": ("edges.png",), "width": WIDTH, "height": HEIGHT}
     apart = _apart(_draw(ours, controls=[(control, edges())], **named), theirs)
@@ -78,7 +78,7 @@ def _unet(pipe: Any, ours: Pipeline, channels: int) -> float:
 
 def _theirs(pipe: Any, **values: Any) -> Image.Image:
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     return pipe(PROMPT, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(3), **values).images[0]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import CLIPModel, CLIPTokenizer
 
 from gencli.checkpoints.find import Source
 from gencli.image.generate import Picture
@@ -16,6 +15,7 @@ from gencli.image.pixels import generate, load
 from gencli.image.request import ImageRequest
 from gencli.image.score import open_scorer
 from tests.oracles.ldm_parity import Measured
+from tests.oracles.libraries import transformers
 from tests.tiny.clip import KINDS, make_clip, make_pictures
 from tests.tiny.imagegpt import COLOURS, SIDE, clusters, make_imagegpt
 
@@ -34,12 +34,12 @@ def _clip(root: Path) -> Measured:
     for kind in KINDS:
         folder = root / kind
         _, processor = make_clip(folder, kind)
-        theirs = CLIPModel.from_pretrained(folder).eval()
+        theirs = transformers.CLIPModel.from_pretrained(folder).eval()
         ours = open_scorer(Source(kind, folder, "folder"), device="cpu")
         pixels = processor(make_pictures(), return_tensors="pt")["pixel_values"]
         prepared = [ours.prepare(picture) for picture in make_pictures()]
         with torch.no_grad():
-            ids = CLIPTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+            ids = transformers.CLIPTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
             wanted = theirs(pixel_values=pixels, **ids)
         texts, seen = ours.texts(TEXTS), ours.pictures(prepared)
         cosines = wanted.logits_per_image / theirs.logit_scale.detach().exp()

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from gencli.image.request import ImageRequest
 from tests.oracles.ldm_parity import Measured, draw, open_pipeline
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.sdxl import as_kind, make_lcm, make_sd_turbo, make_sdxl
 
@@ -68,8 +68,8 @@ def _row(family: str, example: str, folder: Path, pipe: Any, values: dict[str, A
     return Measured(family, f"`{example}`", component, int(apart.max()))
 
 
-def _ddim(pipe: Any) -> DDIMScheduler:
-    return DDIMScheduler.from_config(pipe.scheduler.config)
+def _ddim(pipe: Any) -> diffusers.DDIMScheduler:
+    return diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:

@@ -12,9 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import CLIPConfig as ReferenceConfig
-from transformers import CLIPModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from gencli.checkpoints import layout
 from gencli.checkpoints.find import Source
@@ -22,6 +19,7 @@ from gencli.errors import GencliError
 from gencli.image.files.preprocess import CLIP, Preprocessing, from_settings, read_settings
 from gencli.image.score import Scorer, open_scorer
 from gencli.models.clip import CLIPConfig
+from tests.oracles.libraries import transformers
 from tests.tiny.clip import KINDS, make_clip, make_pictures
 from tests.tiny.image import rewrite_json
 
@@ -32,8 +30,8 @@ TEXTS = ["red apple", "a blue dog and the cat", "", "sun " * 30, "green star!"]
 class Case(NamedTuple):
     folder: Path
     scorer: Scorer
-    model: CLIPModel
-    processor: CLIPImageProcessorPil
+    model: transformers.CLIPModel
+    processor: transformers.CLIPImageProcessorPil
 
 
 def opened(folder: Path) -> Scorer:
@@ -52,9 +50,11 @@ def cases(tmp_path_factory) -> dict[str, Case]:
 
 def reference(case: Case, pictures: list[Image.Image]) -> Any:
     """What transformers' processor and model make of texts and pictures."""
-    ids = CLIPTokenizer.from_pretrained(case.folder)(TEXTS, padding=True, return_tensors="pt")
+    ids = transformers.CLIPTokenizer.from_pretrained(case.folder)(TEXTS, padding=True, return_tensors="pt")
     pixels = case.processor(pictures, return_tensors="pt")["pixel_values"]
-    model = CLIPModel.from_pretrained(case.folder).eval()  # as the files say: an old file may say it in two ways
+    model = transformers.CLIPModel.from_pretrained(
+        case.folder
+    ).eval()  # as the files say: an old file may say it in two ways
     with torch.no_grad():
         return pixels, model(pixel_values=pixels, **ids)
 
@@ -98,7 +98,7 @@ def test_preprocessing_is_transformers_to_the_bit(settings):
     """Shapes that are cut, that get a border, that round oddly."""
     random = np.random.default_rng(0)
     ours = from_settings(settings, CLIP)
-    theirs = CLIPImageProcessorPil(**settings)
+    theirs = transformers.CLIPImageProcessorPil(**settings)
     for width, height in [(17, 40), (40, 17), (33, 33), (20, 20), (3, 5), (1, 9), (50, 49)]:
         picture = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
         np.testing.assert_array_equal(ours(picture), theirs(picture, return_tensors="np")["pixel_values"][0])
@@ -157,7 +157,7 @@ def test_config_that_a_file_says_twice():
         "vision_config": {"patch_size": 16, "num_hidden_layers": 3},
         "vision_config_dict": None,
     }
-    ours, theirs = CLIPConfig.from_dict(raw), ReferenceConfig.from_dict(raw)
+    ours, theirs = CLIPConfig.from_dict(raw), transformers.CLIPConfig.from_dict(raw)
     for part in ("text_config", "vision_config"):
         for name, value in dataclasses.asdict(getattr(ours, part)).items():
             assert name == "architectures" or getattr(getattr(theirs, part), name) == value, (part, name)

@@ -1,6 +1,5 @@
 """ControlNets, inpainting UNets and editing of SDXL against diffusers' pipelines."""
 
-import diffusers
 import pytest
 
 from gencli.checkpoints.find import Source
@@ -10,6 +9,7 @@ from gencli.image.controlnet import open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.libraries import diffusers
 from tests.parity.test_pipeline import (
     NEGATIVE,
     PROMPT,

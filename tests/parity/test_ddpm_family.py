@@ -10,7 +10,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.class_file import open_class_file
@@ -23,6 +22,7 @@ from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from tests.oracles import ermongroup
+from tests.oracles.libraries import diffusers
 from tests.tiny.ldm import SMALL_VARIANCE, make_ddpm_256, make_grey, to_pickles, with_scheduler
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
@@ -95,7 +95,7 @@ def test_all_thousand_steps(tmp_path):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim(folders, eta):
     folder, pipe = folders["root"]
-    pipe = DDIMPipeline(unet=pipe.unet, scheduler=pipe.scheduler)
+    pipe = diffusers.DDIMPipeline(unet=pipe.unet, scheduler=pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(num_inference_steps=6, eta=eta, use_clipped_model_output=False, generator=generator()).images[0]
     assert_same(draw(folder, steps=6, eta=eta)[0], theirs)
@@ -161,7 +161,7 @@ def test_the_network(tmp_path, shape):
         torch.testing.assert_close(model(x, t.float()), expected, **TOLERANCE)
         config = dict(open_class_file(tmp_path / "model.safetensors").parts["unet"].config)
         config.pop("_class_name")
-        reference = UNet2DModel(**config)
+        reference = diffusers.UNet2DModel(**config)
         reference.load_state_dict(model.state_dict())
         torch.testing.assert_close(reference.eval()(x, t).sample, expected, **TOLERANCE)
 
@@ -207,7 +207,7 @@ def test_the_folder_it_becomes_gives_equal_pixels(original, tmp_path):
     path, _ = original
     checkpoint = open_checkpoint(Source("file", path, "file"))
     config = dict(checkpoint.configs["unet"])
-    model = UNet2DModel(**{key: value for key, value in config.items() if key != "_class_name"})
+    model = diffusers.UNet2DModel(**{key: value for key, value in config.items() if key != "_class_name"})
     model.load_state_dict(opened_once(path).network.state_dict())
     model.save_pretrained(tmp_path)
     (tmp_path / "scheduler_config.json").write_text(json.dumps(checkpoint.configs["scheduler"]))

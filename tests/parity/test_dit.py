@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.libraries import diffusers
 from tests.tiny.classes import DIT_SCHEDULER, dit_network, make_dit, make_dit_file
 from tests.tiny.image import rewrite_json
 

@@ -12,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file
 
@@ -26,6 +25,7 @@ from gencli.text.load import open_model
 from gencli.tokens import load_tokenizer
 from gencli.tokens.gguf import gguf_tokenizer
 from gencli.tokens.sentencepiece import read
+from tests.oracles.libraries import transformers
 from tests.parity.test_sentencepiece import make as make_pieces
 from tests.parity.test_sentencepiece import some_texts
 from tests.tiny.decoder_cases import CASES

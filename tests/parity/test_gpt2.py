@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
@@ -15,6 +14,7 @@ from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.tokens import load_tokenizer
+from tests.oracles.libraries import transformers
 from tests.tiny.text import TEXTS, make_gpt2
 
 # name → (layout and storage, config)

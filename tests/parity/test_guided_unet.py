@@ -6,7 +6,6 @@ Whole images are held against the formulas of its sampling: learned variance, co
 import json
 import math
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -26,6 +25,7 @@ from gencli.image.settings import resolve
 from gencli.models import guided_classifier, guided_unet
 from tests.oracles.guided_reference import Reference
 from tests.oracles.guided_sampling import alphas, picture, sample, sample_ddim
+from tests.oracles.libraries import diffusers
 from tests.tiny.classes import FLAGS, make_class_unet, make_guided, write
 
 NETWORKS = {

@@ -3,12 +3,11 @@
 The configs are the hub's own; how many parameters they make stands in the papers.
 """
 
-import diffusers
 import pytest
 import torch
-from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
 from gencli.models import architecture
+from tests.oracles.libraries import diffusers, ldm_bert
 from tests.tiny.image import DDPM, UNET, VAE
 from tests.tiny.ldm import BERT, DDPM_256, LDM_UNET, VQ
 
@@ -64,7 +63,7 @@ def test_names_and_shapes(name, config, millions):
     with torch.device("meta"):
         ours = module.Model(module.Config.from_dict(config)).state_dict()
         if name == "ldmbert":
-            theirs = LDMBertModel(LDMBertConfig(**config)).state_dict()
+            theirs = ldm_bert.LDMBertModel(ldm_bert.LDMBertConfig(**config)).state_dict()
         else:
             theirs = getattr(diffusers, name)(**config).state_dict()
     theirs = {key: tensor.shape for key, tensor in theirs.items() if not key.startswith("to_logits.")}

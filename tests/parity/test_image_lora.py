@@ -8,8 +8,6 @@ import re
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.assets import LoraRef
@@ -18,6 +16,7 @@ from gencli.errors import GencliError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
 from tests.oracles.additions_parity import measure
+from tests.oracles.libraries import diffusers, peft
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.lora import (
     bare_processor_name,
@@ -172,7 +171,7 @@ def test_bare_names_of_the_first_files(bases, tmp_path):
 
 def adapt(model, seed=0, **settings):
     """A copy of a model with an adapter of peft's, its values drawn."""
-    made = get_peft_model(copy.deepcopy(model), LoraConfig(**{"r": 4, "lora_alpha": 6, **settings}))
+    made = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **settings}))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in made.named_parameters():
         if "lora_" in name:
@@ -208,10 +207,10 @@ def test_settings_in_the_header(bases, tmp_path):
     unet = adapt(pipe.unet, **PATTERNS)
     text = adapt(pipe.text_encoder, target_modules=["q_proj", "fc1"], use_rslora=True, lora_alpha=3)
     configs = {part: model.peft_config["default"].to_dict() for part, model in (("unet", unet), ("text_encoder", text))}
-    StableDiffusionPipeline.save_lora_weights(
+    diffusers.StableDiffusionPipeline.save_lora_weights(
         tmp_path,
-        unet_lora_layers=get_peft_model_state_dict(unet),
-        text_encoder_lora_layers=get_peft_model_state_dict(text),
+        unet_lora_layers=peft.get_peft_model_state_dict(unet),
+        text_encoder_lora_layers=peft.get_peft_model_state_dict(text),
         unet_lora_adapter_metadata=configs["unet"],
         text_encoder_lora_adapter_metadata=configs["text_encoder"],
     )

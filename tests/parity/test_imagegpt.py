@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import ImageGPTForCausalImageModeling
-from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
@@ -19,6 +17,7 @@ from gencli.image.generate import Denoised, Picture
 from gencli.image.palette import is_palette, open_palette, resolve
 from gencli.image.pixels import PixelModel, generate, load
 from gencli.image.request import ImageRequest
+from tests.oracles.libraries import transformers
 from tests.oracles.token_parity import measure
 from tests.tiny.clip import make_pictures
 from tests.tiny.image import rewrite_json
@@ -31,8 +30,8 @@ PIXELS = SIDE * SIDE
 class Case(NamedTuple):
     folder: Path
     model: PixelModel
-    reference: ImageGPTForCausalImageModeling
-    processor: ImageGPTImageProcessorPil
+    reference: transformers.ImageGPTForCausalImageModeling
+    processor: transformers.ImageGPTImageProcessorPil
 
 
 def opened(folder: Path, **how: Any) -> PixelModel:

@@ -1,11 +1,11 @@
 """Inpainting UNets, which read the mask and what it leaves of the picture, against diffusers' pipeline."""
 
-import diffusers
 import pytest
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.libraries import diffusers
 from tests.parity.test_pipeline import PROMPT, SIZE, assert_same, draw, generator, half_mask, opened, picture
 from tests.parity.test_pipeline import with_scheduler as with_sampler
 from tests.tiny.control import make_inpaint

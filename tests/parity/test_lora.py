@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.assets import LoraRef
@@ -21,6 +18,7 @@ from gencli.checkpoints.lora import CONFIG, merge
 from gencli.errors import GencliError, UsageError
 from gencli.models import architecture
 from gencli.text.load import open_model
+from tests.oracles.libraries import peft, transformers
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2, write_json
@@ -73,7 +71,9 @@ def reference(folder: Path):
 
 def make_adapter(base: Path, folder: Path, seed: int = 0, **settings) -> Path:
     """An adapter as peft saves it, with every value drawn."""
-    model = get_peft_model(reference(base), LoraConfig(**{"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, **settings}))
+    model = peft.get_peft_model(
+        reference(base), peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, **settings})
+    )
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_" in name or "modules_to_save" in name:
@@ -83,13 +83,13 @@ def make_adapter(base: Path, folder: Path, seed: int = 0, **settings) -> Path:
 
 
 def by_peft(base: Path, folders: list[Path], scales: tuple[float, ...]):
-    model = PeftModel.from_pretrained(reference(base), folders[0], adapter_name="0")
+    model = peft.PeftModel.from_pretrained(reference(base), folders[0], adapter_name="0")
     for i, folder in enumerate(folders[1:], 1):
         model.load_adapter(folder, adapter_name=str(i))
     model.base_model.set_adapter([str(i) for i in range(len(folders))])
     for module in model.modules():
         for i, scale in enumerate(scales):
-            if isinstance(module, BaseTunerLayer) and str(i) in module.scaling:
+            if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) and str(i) in module.scaling:
                 module.scaling[str(i)] *= scale
     return model.eval()
 

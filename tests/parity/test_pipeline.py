@@ -8,7 +8,6 @@ import functools
 import json
 import shutil
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,7 @@ from gencli.image.pipeline import load
 from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import SCHEDULER, make_ddpm, make_stable_diffusion, rewrite_json
 
 SIZE = {"width": 96, "height": 64}

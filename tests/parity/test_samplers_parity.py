@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.guidance import Denoiser, dynamic_threshold
 from gencli.image.diffusion.schedule import CLASS_DEFAULTS, NoiseSchedule, from_strength
+from tests.oracles.libraries import diffusers
 
 T = 1000
 SPACINGS = ("leading", "trailing", "linspace")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import scipy.stats
 import torch
-import transformers
-from transformers import generation
 
+from tests.oracles.libraries import scipy_stats, transformers
 from tests.oracles.sampled import process, sample
 from tests.tiny.text import make_gpt2
 
@@ -28,20 +26,22 @@ def by_transformers(logits: torch.Tensor, context: torch.Tensor, settings: dict,
     """What transformers' `generate` does to logits, in its order."""
     rows: list = []
     if bias:
-        rows.append(generation.SequenceBiasLogitsProcessor({(token,): value for token, value in bias.items()}))
+        rows.append(
+            transformers.generation.SequenceBiasLogitsProcessor({(token,): value for token, value in bias.items()})
+        )
     if settings.get("repeat_penalty", 1.0) != 1:
-        rows.append(generation.RepetitionPenaltyLogitsProcessor(settings["repeat_penalty"]))
+        rows.append(transformers.generation.RepetitionPenaltyLogitsProcessor(settings["repeat_penalty"]))
     if settings.get("temperature", 1.0) != 1:
-        rows.append(generation.TemperatureLogitsWarper(settings["temperature"]))
+        rows.append(transformers.generation.TemperatureLogitsWarper(settings["temperature"]))
     if settings.get("top_k"):
-        rows.append(generation.TopKLogitsWarper(settings["top_k"]))
+        rows.append(transformers.generation.TopKLogitsWarper(settings["top_k"]))
     if settings.get("top_p", 1.0) < 1:
-        rows.append(generation.TopPLogitsWarper(settings["top_p"]))
+        rows.append(transformers.generation.TopPLogitsWarper(settings["top_p"]))
     if settings.get("min_p"):
-        rows.append(generation.MinPLogitsWarper(settings["min_p"]))
+        rows.append(transformers.generation.MinPLogitsWarper(settings["min_p"]))
     if settings.get("typical_p", 1.0) < 1:
-        rows.append(generation.TypicalLogitsWarper(settings["typical_p"]))
-    return generation.LogitsProcessorList(rows)(context, logits)
+        rows.append(transformers.generation.TypicalLogitsWarper(settings["typical_p"]))
+    return transformers.generation.LogitsProcessorList(rows)(context, logits)
 
 
 def some(seed: int, rows: int, size: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,4 +147,4 @@ def test_frequencies_of_20000_draws(seed, settings):
     common = expected >= 5  # the chi-square test wants no smaller cells: the others are counted as one
     cells = [torch.cat([x[common], x[~common].sum()[None]]) for x in (seen, expected / expected.sum() * 20_000)]
     cells = [x if expected[~common].sum() > 0 else x[:-1] for x in cells]
-    assert scipy.stats.chisquare(*cells).pvalue > 0.001
+    assert scipy_stats.chisquare(*cells).pvalue > 0.001

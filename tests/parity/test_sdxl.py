@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import diffusers
 import pytest
 
 from gencli.checkpoints.find import Source
@@ -11,6 +10,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.libraries import diffusers
 from tests.oracles.xl_parity import measure
 from tests.parity.test_pipeline import (
     NEGATIVE,

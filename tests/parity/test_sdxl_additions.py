@@ -8,7 +8,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
@@ -16,6 +15,7 @@ from gencli.errors import GencliError
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.libraries import diffusers
 from tests.parity import test_embeddings as embeddings
 from tests.parity.test_image_lora import (
     ALL,
@@ -81,7 +81,7 @@ def assert_pictures(pipeline, pipe, prompt, negative):
     values = {"prompt": prompt, "negative": negative, "guidance": 5.0, "steps": 3, "seed": 3, "width": 64, "height": 64}
     request = resolve(ImageRequest(**values), pipeline.checkpoint)
     [ours] = [event.image for event in generate(pipeline, request) if isinstance(event, Picture)]
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         prompt,

@@ -8,14 +8,13 @@ import random
 from pathlib import Path
 
 import pytest
-import sentencepiece
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
-from transformers import LlamaTokenizer, Qwen2Tokenizer
 
 from gencli.errors import GencliError
 from gencli.tokens import Tokenizer, load_tokenizer
 from gencli.tokens.sentencepiece import merges, read
+from tests.oracles.libraries import sentencepiece, transformers
 from tests.tiny.text import SENTENCES, TEXTS, write_json
 
 # name → what the trainer is told; as the families have it
@@ -137,7 +136,7 @@ def test_the_space_after_a_special_token(tmp_path):
     ours, _ = make(tmp_path, "llama", legacy=False)
     pieces = read(tmp_path / "tokenizer.model")
     vocab = {piece: i for i, piece in enumerate(pieces.texts)}
-    theirs = LlamaTokenizer(vocab=vocab, merges=merges(pieces), legacy=False)
+    theirs = transformers.LlamaTokenizer(vocab=vocab, merges=merges(pieces), legacy=False)
     assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
     after = {}
     for legacy in (True, False):
@@ -221,7 +220,7 @@ def test_qwen2s_vocabulary_and_merges(tmp_path):
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"})
     write_json(tmp_path / "added_tokens.json", {"<|endoftext|>": 400, "<|im_end|>": 401})
     ours = load_tokenizer(tmp_path)
-    theirs = Qwen2Tokenizer.from_pretrained(tmp_path)
+    theirs = transformers.Qwen2Tokenizer.from_pretrained(tmp_path)
     for text in some_texts():
         assert ours.encode(text) == theirs.encode(text), text
     assert ours.eos_ids == (401,) and ours.bos_id is None

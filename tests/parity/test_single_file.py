@@ -8,13 +8,11 @@ import functools
 import json
 import shutil
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from gencli.__main__ import main
 from gencli.checkpoints import build
@@ -28,6 +26,7 @@ from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
 from gencli.tokens import load_clip_tokenizer, load_tokenizer
 from gencli.tokens.clip import vocabulary
+from tests.oracles.libraries import diffusers, transformers
 from tests.tiny import single as tiny
 from tests.tiny.image import rewrite_json
 
@@ -259,8 +258,10 @@ PARAMETERS = {  # as their model cards and folders have them
 def text_model(kind, part, **more):
     width, hidden, heads, layers, act = TEXT_FACTS[kind, part]
     sizes = {"hidden_size": width, "intermediate_size": hidden, "num_attention_heads": heads, "hidden_act": act}
-    config = CLIPTextConfig(**sizes, num_hidden_layers=layers, projection_dim=width, vocab_size=49408)
-    model = (CLIPTextModelWithProjection if part.endswith("2") else CLIPTextModel)(config).state_dict()
+    config = transformers.CLIPTextConfig(**sizes, num_hidden_layers=layers, projection_dim=width, vocab_size=49408)
+    model = (transformers.CLIPTextModelWithProjection if part.endswith("2") else transformers.CLIPTextModel)(
+        config
+    ).state_dict()
     return {name if part.endswith("2") else f"text_model.{name}": tensor for name, tensor in model.items()}
 
 
@@ -317,7 +318,7 @@ def test_the_vocabulary_inside(tmp_path, pad):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    theirs, ours = CLIPTokenizer.from_pretrained(tmp_path), load_clip_tokenizer(pad)
+    theirs, ours = transformers.CLIPTokenizer.from_pretrained(tmp_path), load_clip_tokenizer(pad)
     assert (ours.pad_id, ours.max_length) == (theirs.pad_token_id, 77)
     for text in TEXTS:
         ids = theirs(text, padding="max_length", max_length=77, truncation=True)["input_ids"]

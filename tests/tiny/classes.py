@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMPipeline, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.oracles.guided_reference import Reference
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import DDPM, INDEX, SCHEDULER, keep_keys, make_vae, randomise, save, write_scheduler
 
 # --- DiT
@@ -71,12 +71,12 @@ DIT_INDEX: dict[str, Any] = {
 }
 
 
-def make_dit(folder: Path, *, old_class: bool = True, scheduler: dict[str, Any] | None = None) -> DiTPipeline:
+def make_dit(folder: Path, *, old_class: bool = True, scheduler: dict[str, Any] | None = None) -> diffusers.DiTPipeline:
     """facebook/DiT-XL-2-256, small: 64×64 pictures of 1000 classes. old_class: the name that the hub's file has for the
     transformer, with positions in the weights as some versions saved them."""
     config = {key: DIT[key] for key in DIT_KEYS.split()} | {"num_embeds_ada_norm": 1000}
     torch.manual_seed(60)
-    transformer = DiTTransformer2DModel(**config)
+    transformer = diffusers.DiTTransformer2DModel(**config)
     for parameter in transformer.parameters():
         parameter.data *= 2 if parameter.ndim > 1 else 1
     save(randomise(transformer, 61), folder / "transformer")
@@ -85,7 +85,7 @@ def make_dit(folder: Path, *, old_class: bool = True, scheduler: dict[str, Any] 
     vae = make_vae(folder / "vae")
     parts = {"scheduler": write_scheduler(folder / "scheduler", DIT_SCHEDULER | (scheduler or {}))}
     (folder / "model_index.json").write_text(json.dumps(DIT_INDEX))
-    pipe = DiTPipeline(transformer=transformer, vae=vae, id2label=ID2LABEL, **parts)
+    pipe = diffusers.DiTPipeline(transformer=transformer, vae=vae, id2label=ID2LABEL, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -183,13 +183,13 @@ def write(file: Path, state: dict[str, Tensor]) -> None:
 # --- UNet2DModel with classes
 
 
-def make_class_unet(folder: Path) -> UNet2DModel:
+def make_class_unet(folder: Path) -> diffusers.UNet2DModel:
     """google/ddpm-cifar10-32, small, and told one of 10 classes, as diffusers' training scripts leave such."""
     config = DDPM | {"num_class_embeds": 10}
     torch.manual_seed(70)
-    unet = save(randomise(UNet2DModel(**config), 71), folder)
+    unet = save(randomise(diffusers.UNet2DModel(**config), 71), folder)
     keep_keys(folder / "config.json", " ".join(config))
     index = INDEX["ddpm"] | {"id2label": {str(i): name for i, name in enumerate("abcdefghij")}}
     (folder / "model_index.json").write_text(json.dumps(index))
-    DDPMPipeline(unet=unet, scheduler=write_scheduler(folder, SCHEDULER["ddpm"]))
+    diffusers.DDPMPipeline(unet=unet, scheduler=write_scheduler(folder, SCHEDULER["ddpm"]))
     return unet

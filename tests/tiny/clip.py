@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from tests.oracles.libraries import transformers
 from tests.tiny.image import make_tokenizer, randomise, rewrite_json
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -50,13 +49,13 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_clip(folder: Path, kind: str = "patch32") -> tuple[CLIPModel, CLIPImageProcessorPil]:
+def make_clip(folder: Path, kind: str = "patch32") -> tuple[transformers.CLIPModel, transformers.CLIPImageProcessorPil]:
     """A whole CLIP in `folder`; the reference model in float32, and its processor of pictures."""
     how = KINDS[kind]
     text = TEXT | {"hidden_act": how["act"], "eos_token_id": how["eos_token_id"]}
     vision = VISION | {key: how[key] for key in ("image_size", "patch_size") if key in how} | {"hidden_act": how["act"]}
     torch.manual_seed(50)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     with torch.no_grad():
         for parameter in model.parameters():  # CLIP's own start is so small that all pictures look alike
             parameter *= 4 if parameter.ndim > 1 else 1
@@ -75,8 +74,8 @@ def make_clip(folder: Path, kind: str = "patch32") -> tuple[CLIPModel, CLIPImage
         rewrite_json(folder / "preprocessor_config.json", lambda _: settings)
     else:
         sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-        CLIPImageProcessorPil(**sizes).save_pretrained(folder)
-    return model, CLIPImageProcessorPil.from_pretrained(folder)
+        transformers.CLIPImageProcessorPil(**sizes).save_pretrained(folder)
+    return model, transformers.CLIPImageProcessorPil.from_pretrained(folder)
 
 
 def _make_old(folder: Path, kind: str, text: dict[str, Any], vision: dict[str, Any]) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import INDEX, UNET, keep_keys, make_stable_diffusion, randomise, rewrite_json, save
 from tests.tiny.sdxl import as_kind, make_sdxl
 
@@ -55,7 +54,7 @@ def make_controlnet(folder: Path, changes: dict[str, Any] | None = None, seed: i
     """A ControlNetModel in `folder`, laid out as lllyasviel's; its zero convolutions are none."""
     config = CONTROLNET | (changes or {})
     torch.manual_seed(seed)
-    model = ControlNetModel(**config)
+    model = diffusers.ControlNetModel(**config)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
         if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
@@ -65,21 +64,21 @@ def make_controlnet(folder: Path, changes: dict[str, Any] | None = None, seed: i
     return model
 
 
-def make_inpaint(folder: Path, kind: str = "sd15", **changes: Any) -> DiffusionPipeline:
+def make_inpaint(folder: Path, kind: str = "sd15", **changes: Any) -> diffusers.DiffusionPipeline:
     """runwayml/stable-diffusion-inpainting, small: a UNet of 9 channels."""
     pipe = make_stable_diffusion(folder, kind, unet={"in_channels": 9}, **changes)
     _louder(folder, pipe)
-    return _as(pipe, folder, kind, StableDiffusionInpaintPipeline)
+    return _as(pipe, folder, kind, diffusers.StableDiffusionInpaintPipeline)
 
 
-def make_instruct(folder: Path) -> DiffusionPipeline:
+def make_instruct(folder: Path) -> diffusers.DiffusionPipeline:
     """timbrooks/instruct-pix2pix, small: a UNet of 8 channels."""
     pipe = make_stable_diffusion(folder, "sd15", unet={"in_channels": 8})
     _louder(folder, pipe)
-    return _as(pipe, folder, "sd15", StableDiffusionInstructPix2PixPipeline)
+    return _as(pipe, folder, "sd15", diffusers.StableDiffusionInstructPix2PixPipeline)
 
 
-def make_xl(folder: Path, cls: type[DiffusionPipeline], channels: int) -> DiffusionPipeline:
+def make_xl(folder: Path, cls: type[diffusers.DiffusionPipeline], channels: int) -> diffusers.DiffusionPipeline:
     """SDXL, small, with a UNet that reads further channels, as a repository of that pipeline."""
     pipe = make_sdxl(folder, unet={"in_channels": channels})
     _louder(folder, pipe)
@@ -87,14 +86,16 @@ def make_xl(folder: Path, cls: type[DiffusionPipeline], channels: int) -> Diffus
     return as_kind(pipe, cls)
 
 
-def _louder(folder: Path, pipe: DiffusionPipeline, times: float = 8.0) -> None:
+def _louder(folder: Path, pipe: diffusers.DiffusionPipeline, times: float = 8.0) -> None:
     """Let the further channels matter, as training makes them."""
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     pipe.unet.conv_in.weight.data[:, 4:] *= times
     save_file(load_file(file) | {"conv_in.weight": pipe.unet.conv_in.weight.data.contiguous()}, file, {"format": "pt"})
 
 
-def _as(pipe: DiffusionPipeline, folder: Path, kind: str, cls: type[DiffusionPipeline]) -> DiffusionPipeline:
+def _as(
+    pipe: diffusers.DiffusionPipeline, folder: Path, kind: str, cls: type[diffusers.DiffusionPipeline]
+) -> diffusers.DiffusionPipeline:
     index = INDEX[kind] | {"_class_name": cls.__name__}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}

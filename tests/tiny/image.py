@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tests.oracles.libraries import diffusers, transformers
 
 Names = Callable[[str, Tensor], tuple[str, Tensor]]
 
@@ -90,7 +89,7 @@ def make_unet(folder: Path, kind: str = "sd15", changes: dict[str, Any] | None =
     """A UNet2DConditionModel in `folder`, its config.json with the keys of the hub's file alone."""
     config = UNET[kind] | (changes or {})
     torch.manual_seed(10)
-    model = save(randomise(UNet2DConditionModel(**config), 11), folder, **saving)
+    model = save(randomise(diffusers.UNet2DConditionModel(**config), 11), folder, **saving)
     # an older version makes diffusers take a sample_size below 64 for a mistake, and set 64
     keep_keys(folder / "config.json", " ".join(config), _diffusers_version="0.15.0")
     return model
@@ -133,7 +132,7 @@ def make_text_encoder(
     """A CLIPTextModel in `folder`; `hub_names`: with the prefix and the positions that the hub's files have."""
     config = TEXT[kind] | (changes or {})
     torch.manual_seed(20)
-    model = CLIPTextModel(CLIPTextConfig(**config))
+    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
     for parameter in model.parameters():  # CLIP's own start is so small that every text looks alike
         parameter.data *= 4 if parameter.ndim > 1 else 1
     save(randomise(model, 21), folder, names=hub_text_names if hub_names else None, **saving)
@@ -174,7 +173,7 @@ def make_vae(folder: Path, changes: dict[str, Any] | None = None, *, names: Name
     """An AutoencoderKL in `folder`; `names` renames its tensors, with `old_attention_names` for one."""
     config = VAE | (changes or {})
     torch.manual_seed(30)
-    model = save(randomise(AutoencoderKL(**config), 31), folder, names=names, **saving)
+    model = save(randomise(diffusers.AutoencoderKL(**config), 31), folder, names=names, **saving)
     keep_keys(folder / "config.json", " ".join(config))
     return model
 
@@ -193,7 +192,7 @@ def characters() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(rest))]
 
 
-def make_tokenizer(folder: Path, kind: str = "sd15") -> CLIPTokenizer:
+def make_tokenizer(folder: Path, kind: str = "sd15") -> transformers.CLIPTokenizer:
     """A CLIP tokenizer of 544 tokens as the hub has it: vocab.json, merges.txt and two configs, no tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
     bytes_ = characters()
@@ -216,7 +215,7 @@ def make_tokenizer(folder: Path, kind: str = "sd15") -> CLIPTokenizer:
         "tokenizer_class": "CLIPTokenizer",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config | typed, indent=2))
-    return CLIPTokenizer.from_pretrained(folder)
+    return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
 # --- whole pipelines
@@ -284,7 +283,7 @@ def make_stable_diffusion(
     hub_names: bool = True,
     unet: dict[str, Any] | None = None,
     scheduler: dict[str, Any] | None = None,
-) -> DiffusionPipeline:
+) -> diffusers.DiffusionPipeline:
     """A whole Stable Diffusion repository, `kind` sd15 or sd21 (v-prediction); the same in diffusers, in float32.
 
     Pictures are 128×128 by default, latents 16×16, texts 77 tokens. `hub_names`: old attention names in the VAE, prefix
@@ -305,7 +304,9 @@ def make_stable_diffusion(
         for part, name in (("safety_checker", "config.json"), ("feature_extractor", "preprocessor_config.json")):
             (folder / part).mkdir(exist_ok=True)
             (folder / part / name).write_text("{}")
-    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe = diffusers.StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -344,16 +345,18 @@ def make_unet_2d(folder: Path, changes: dict[str, Any] | None = None, *, names: 
     """A UNet2DModel in `folder`, shaped as google/ddpm-cifar10-32 is."""
     config = DDPM | (changes or {})
     torch.manual_seed(40)
-    model = save(randomise(UNet2DModel(**config), 41), folder, names=names, **saving)
+    model = save(randomise(diffusers.UNet2DModel(**config), 41), folder, names=names, **saving)
     keep_keys(folder / "config.json", " ".join(config), _diffusers_version="0.0.4")
     return model
 
 
-def make_ddpm(folder: Path, *, old_names: bool = True, scheduler: dict[str, Any] | None = None) -> DiffusionPipeline:
+def make_ddpm(
+    folder: Path, *, old_names: bool = True, scheduler: dict[str, Any] | None = None
+) -> diffusers.DiffusionPipeline:
     """google/ddpm-cifar10-32, small: its parts lie at the root, attention has its old names. 32×32 pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     unet = make_unet_2d(folder, names=old_attention_names if old_names else None)
     (folder / "model_index.json").write_text(json.dumps(INDEX["ddpm"], indent=2))
-    pipe = DDPMPipeline(unet=unet, scheduler=write_scheduler(folder, SCHEDULER["ddpm"] | (scheduler or {})))
+    pipe = diffusers.DDPMPipeline(unet=unet, scheduler=write_scheduler(folder, SCHEDULER["ddpm"] | (scheduler or {})))
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
-from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
+from tests.oracles.libraries import transformers
 from tests.tiny.image import randomise
 
 CONFIG: dict[str, Any] = {
@@ -48,14 +47,14 @@ def clusters() -> np.ndarray:
 
 def make_imagegpt(
     folder: Path, *, old: bool = True, pickle: bool = False, **changes: Any
-) -> tuple[ImageGPTForCausalImageModeling, ImageGPTImageProcessorPil]:
+) -> tuple[transformers.ImageGPTForCausalImageModeling, transformers.ImageGPTImageProcessorPil]:
     """An iGPT of 6×6 pictures in 24 colours; the reference model in float32, and its processor of pictures.
 
     old: with the masks and settings of the hub's file, else as transformers saves today. pickle: as a .bin alone.
     """
     config = CONFIG | changes
     torch.manual_seed(60)
-    model = ImageGPTForCausalImageModeling(ImageGPTConfig(**config))
+    model = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**config))
     with torch.no_grad():
         for parameter in model.parameters():  # its own start is so small that all colours are alike
             parameter *= 8 if parameter.ndim > 1 else 1
@@ -65,8 +64,8 @@ def make_imagegpt(
     file = folder / "model.safetensors"
     if not old:
         sizes = {"size": {"height": SIDE, "width": SIDE}}
-        ImageGPTImageProcessorPil(clusters=clusters(), **sizes).save_pretrained(folder)
-        return model, ImageGPTImageProcessorPil.from_pretrained(folder)
+        transformers.ImageGPTImageProcessorPil(clusters=clusters(), **sizes).save_pretrained(folder)
+        return model, transformers.ImageGPTImageProcessorPil.from_pretrained(folder)
     tensors = load_file(file)
     for layer in range(config["n_layer"]):
         mask = torch.ones(config["n_positions"], config["n_positions"], dtype=torch.uint8).tril()[None, None]
@@ -83,4 +82,4 @@ def make_imagegpt(
         "feature_extractor_type": "ImageGPTFeatureExtractor", "resample": 2, "size": SIDE,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    return model, ImageGPTImageProcessorPil.from_pretrained(folder)
+    return model, transformers.ImageGPTImageProcessorPil.from_pretrained(folder)

@@ -10,14 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DDPMPipeline, LDMPipeline, LDMTextToImagePipeline, UNet2DModel, VQModel
-from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import load_file
-from transformers import BertTokenizer
 
+from tests.oracles.libraries import diffusers, ldm_bert, transformers
 from tests.tiny.image import (
     DDPM,
     INDEX,
@@ -56,7 +52,7 @@ def make_vqvae(folder: Path, changes: dict[str, Any] | None = None, *, names: Na
     """
     config = VQ | (changes or {})
     torch.manual_seed(50)
-    model = VQModel(**{"scaling_factor": 1.0, **config})
+    model = diffusers.VQModel(**{"scaling_factor": 1.0, **config})
     torch.nn.init.normal_(model.quantize.embedding.weight)  # else all entries lie at 0, and so do all latents
     model.quant_conv.weight.data *= 4
     save(randomise(model, 51), folder, names=names, **saving)
@@ -90,22 +86,22 @@ LDM_SCHEDULER: dict[str, Any] = {
 }
 
 
-def make_unet_2d(folder: Path, config: dict[str, Any], *, names: Names | None = None) -> UNet2DModel:
+def make_unet_2d(folder: Path, config: dict[str, Any], *, names: Names | None = None) -> diffusers.UNet2DModel:
     torch.manual_seed(60)
-    model = save(randomise(UNet2DModel(**config), 61), folder, names=names)
+    model = save(randomise(diffusers.UNet2DModel(**config), 61), folder, names=names)
     keep_keys(folder / "config.json", " ".join(config), _diffusers_version="0.1.3")
     return model
 
 
 def make_ldm(
     folder: Path, *, vq: dict[str, Any] | None = None, unet: dict[str, Any] | None = None, kl: bool = False
-) -> LDMPipeline:
+) -> diffusers.LDMPipeline:
     """CompVis/ldm-celebahq-256, small: old attention names, 64×64 pictures from latents of 3×16×16.
 
     `kl`: with a KL autoencoder instead, as the paper has for churches; 128×128 from 4×16×16.
     """
     make_autoencoder = make_vae if kl else make_vqvae
-    pipe = LDMPipeline(
+    pipe = diffusers.LDMPipeline(
         unet=make_unet_2d(folder / "unet", LDM_UNET | (unet or {}), names=old_attention_names),
         vqvae=make_autoencoder(folder / "vqvae", vq, names=old_attention_names),
         scheduler=write_scheduler(folder / "scheduler", LDM_SCHEDULER),
@@ -120,7 +116,7 @@ def make_ldm(
     return _finish(pipe, folder, index)
 
 
-def _finish(pipe: DiffusionPipeline, folder: Path, index: dict[str, Any]) -> Any:
+def _finish(pipe: diffusers.DiffusionPipeline, folder: Path, index: dict[str, Any]) -> Any:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -156,7 +152,7 @@ BERT: dict[str, Any] = {
 LDM_TEXT_SCHEDULER = LDM_SCHEDULER | {"beta_start": 0.00085, "beta_end": 0.012}
 
 
-def make_wordpiece(folder: Path, **changes: Any) -> BertTokenizer:
+def make_wordpiece(folder: Path, **changes: Any) -> transformers.BertTokenizer:
     """A BERT tokenizer as the hub had them: vocab.txt and two configs, no tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
@@ -173,14 +169,14 @@ def make_wordpiece(folder: Path, **changes: Any) -> BertTokenizer:
         "tokenizer_class": "BertTokenizer",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config | special | changes))
-    return BertTokenizer.from_pretrained(folder)
+    return transformers.BertTokenizer.from_pretrained(folder)
 
 
-def make_bert(folder: Path, changes: dict[str, Any] | None = None) -> LDMBertModel:
+def make_bert(folder: Path, changes: dict[str, Any] | None = None) -> ldm_bert.LDMBertModel:
     """An LDMBertModel in `folder`, with the head that the hub's file has."""
     config = BERT | (changes or {})
     torch.manual_seed(70)
-    model = LDMBertModel(LDMBertConfig(**config))
+    model = ldm_bert.LDMBertModel(ldm_bert.LDMBertConfig(**config))
     for name, parameter in model.named_parameters():  # its own start is so small that every text looks alike
         parameter.data *= 40 if "embed_tokens" in name else 16 if parameter.ndim > 1 else 1
     model.model.layer_norm.weight.data *= 4
@@ -190,9 +186,9 @@ def make_bert(folder: Path, changes: dict[str, Any] | None = None) -> LDMBertMod
     return model
 
 
-def make_ldm_text(folder: Path) -> LDMTextToImagePipeline:
+def make_ldm_text(folder: Path) -> diffusers.LDMTextToImagePipeline:
     """CompVis/ldm-text2im-large-256, small: 128×128 pictures from latents of 4×16×16."""
-    pipe = LDMTextToImagePipeline(
+    pipe = diffusers.LDMTextToImagePipeline(
         vqvae=make_vae(folder / "vqvae", names=old_attention_names),
         bert=make_bert(folder / "bert"),
         tokenizer=make_wordpiece(folder / "tokenizer"),
@@ -222,27 +218,27 @@ DDPM_256: dict[str, Any] = DDPM | {
 SMALL_VARIANCE = SCHEDULER["ddpm"] | {"timestep_values": None, "variance_type": "fixed_small"}
 
 
-def make_ddpm_256(folder: Path, *, root: bool = True) -> DDPMPipeline:
+def make_ddpm_256(folder: Path, *, root: bool = True) -> diffusers.DDPMPipeline:
     """google/ddpm-celebahq-256, -bedroom-256, -church-256 and -cat-256, small: 64×64 pictures, six levels.
 
     `root`: as on the hub, with old names of attention; else in folders with the names of today.
     """
     unet, scheduler = (folder, folder) if root else (folder / "unet", folder / "scheduler")
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = DDPMPipeline(
+    pipe = diffusers.DDPMPipeline(
         unet=make_unet_2d(unet, DDPM_256, names=old_attention_names if root else None),
         scheduler=write_scheduler(scheduler, SMALL_VARIANCE),
     )
     return _finish(pipe, folder, INDEX["ddpm"])
 
 
-def make_grey(folder: Path) -> DDPMPipeline:
+def make_grey(folder: Path) -> diffusers.DDPMPipeline:
     """A model of one level for 8×8 pictures in grey, whose thousand steps take a second."""
     config = DDPM | {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "layers_per_block": 1}
     config |= {"in_channels": 1, "out_channels": 1, "sample_size": 8, "up_block_types": ["UpBlock2D"]}
     config |= {"mid_block_type": None}
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = DDPMPipeline(unet=make_unet_2d(folder, config), scheduler=write_scheduler(folder, SMALL_VARIANCE))
+    pipe = diffusers.DDPMPipeline(unet=make_unet_2d(folder, config), scheduler=write_scheduler(folder, SMALL_VARIANCE))
     return _finish(pipe, folder, INDEX["ddpm"])
 
 
@@ -254,7 +250,7 @@ def to_pickles(folder: Path) -> None:
         file.unlink()
 
 
-def with_scheduler(pipe: DiffusionPipeline, name: str, **changes: Any) -> Any:
+def with_scheduler(pipe: diffusers.DiffusionPipeline, name: str, **changes: Any) -> Any:
     """The pipeline with another of diffusers' schedulers, on the checkpoint's own betas."""
     scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **changes)
     made = type(pipe)(**{**pipe.components, "scheduler": scheduler})

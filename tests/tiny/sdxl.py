@@ -9,12 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from tests.oracles.libraries import diffusers, transformers
 from tests.tiny.image import (
     INDEX,
     SCHEDULER,
@@ -126,7 +124,7 @@ def make_text_encoder_2(folder: Path, changes: dict[str, Any] | None = None, *, 
     """A CLIPTextModelWithProjection in `folder`; the projection lies beside the prefix that the hub's files have."""
     config = TEXT["sd21"] | {"projection_dim": POOLED} | (changes or {})
     torch.manual_seed(22)
-    model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+    model = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
     for parameter in model.parameters():
         parameter.data *= 4 if parameter.ndim > 1 else 1
     save(randomise(model, 23), folder, **saving)
@@ -152,7 +150,7 @@ def make_sdxl(
     unet: dict[str, Any] | None = None,
     vae: dict[str, Any] | None = None,
     scheduler: dict[str, Any] | None = None,
-) -> DiffusionPipeline:
+) -> diffusers.DiffusionPipeline:
     """A whole SDXL repository, `kind` sdxl, sdxl-turbo or ssd1b; the same in diffusers, in float32.
 
     Pictures are 128×128 by default. `unet`, `vae`, `scheduler`: changes of config.
@@ -173,12 +171,12 @@ def make_sdxl(
     return quiet(diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False))
 
 
-def make_sd_turbo(folder: Path) -> DiffusionPipeline:
+def make_sd_turbo(folder: Path) -> diffusers.DiffusionPipeline:
     """stabilityai/sd-turbo, small: Stable Diffusion 2.1's shape with an Euler scheduler that begins at the end."""
     return make_stable_diffusion(folder, "sd21", scheduler=without_none(SCHEDULER["sd-turbo"]))
 
 
-def make_lcm(folder: Path, *, original_inference_steps: int = 50) -> DiffusionPipeline:
+def make_lcm(folder: Path, *, original_inference_steps: int = 50) -> diffusers.DiffusionPipeline:
     """SimianLuo/LCM_Dreamshaper_v7, small: Stable Diffusion 1.5's shape, with its guidance told to the UNet."""
     schedule = SCHEDULER["lcm"] | {"original_inference_steps": original_inference_steps}
     pipe = make_stable_diffusion(folder, "sd15", unet={"time_cond_proj_dim": 24}, scheduler=schedule)
@@ -190,7 +188,9 @@ def without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def as_kind(pipe: DiffusionPipeline, kind: type[DiffusionPipeline], **changes: Any) -> DiffusionPipeline:
+def as_kind(
+    pipe: diffusers.DiffusionPipeline, kind: type[diffusers.DiffusionPipeline], **changes: Any
+) -> diffusers.DiffusionPipeline:
     """The same parts, some of them others, in another of diffusers' pipelines."""
     more = {"add_watermarker": False} if "XL" in kind.__name__ else {"requires_safety_checker": False}
     known = [name for name in pipe.components if name not in ("image_encoder", "feature_extractor", "safety_checker")]
@@ -200,7 +200,7 @@ def as_kind(pipe: DiffusionPipeline, kind: type[DiffusionPipeline], **changes: A
     return quiet(kind(**parts, **more))
 
 
-def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
+def quiet(pipe: diffusers.DiffusionPipeline) -> diffusers.DiffusionPipeline:
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

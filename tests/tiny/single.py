@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.settings import resolve
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import (
     SCHEDULER,
     UNET,

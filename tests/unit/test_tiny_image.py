@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, StableDiffusionPipeline
 
 from gencli.checkpoints.build import load
 from gencli.tokens import load_tokenizer
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
 
@@ -15,7 +15,7 @@ from tests.tiny.image import make_ddpm, make_stable_diffusion
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_stable_diffusion(tmp_path, kind, variant):
     pipe = make_stable_diffusion(tmp_path, kind, variant=variant)
-    opened = StableDiffusionPipeline.from_pretrained(
+    opened = diffusers.StableDiffusionPipeline.from_pretrained(
         tmp_path, variant=variant, safety_checker=None, requires_safety_checker=False, feature_extractor=None
     ).to(torch.float32)
     opened.set_progress_bar_config(disable=True)
@@ -47,7 +47,7 @@ def test_tokenizer_is_one_that_gencli_reads_alike(tmp_path):
 
 def test_ddpm(tmp_path):
     pipe = make_ddpm(tmp_path)
-    opened = DDPMPipeline.from_pretrained(tmp_path)
+    opened = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(opened.unet(x, 5).sample, pipe.unet(x, 5).sample)

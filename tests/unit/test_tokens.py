@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from gencli.errors import GencliError
 from gencli.tokens import IncrementalDecoder, Tokenizer, load_tokenizer
 from gencli.tokens.decode import BYTE_OF, byte_level_bytes, make_steps
+from tests.oracles.libraries import transformers
 from tests.tiny.text import END, START, TEXTS, bpe_files, make_clip_tokenizer, make_tokenizer, write_json
 
 LAYOUTS = ["json", "vocab", "clip", "clip pad !", "clip saved", "clip pad ! saved"]

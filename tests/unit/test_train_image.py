@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -34,6 +33,7 @@ from gencli.train.optim import learning_rate_factor, orthogonalize
 from gencli.train.painter import Painter
 from gencli.train.pictures import read_pictures
 from gencli.train.trainer import Progress
+from tests.oracles.libraries import diffusers
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.pictures import COLORS, make_pictures
 

@@ -10,10 +10,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from gencli.checkpoints.assets import LoraRef
@@ -25,6 +23,7 @@ from gencli.train.lora import Adapters
 from gencli.train.text import TextRecipe, train
 from gencli.train.texts import hold_out, read_texts
 from gencli.train.trainer import Held
+from tests.oracles.libraries import peft, transformers
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import END, byte_bpe, make_gpt2, make_tokenizer, write_json
