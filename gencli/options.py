@@ -67,7 +67,7 @@ class Option:
     generation_config.json. off: the value that changes nothing.
     infotext: the key in a picture's text, if any. beside: values of other fields that make this one valid alone.
     reload: whether another value needs the model to be loaded again. foreign: what a picture that names it is allowed
-    (see `gencli.image.metadata`).
+    (see `gencli.image.files.metadata`).
     """
 
     kind: Any

@@ -8,13 +8,11 @@ from PIL import Image
 
 from gencli.checkpoints.find import Source
 from gencli.errors import UsageError
-from gencli.image import defaults
 from gencli.image import palette as palettes
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
-from gencli.image.class_settings import check_asked
 from gencli.image.palette import Palette, is_palette, open_palette
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import check_asked, notes, resolve
 from gencli.image.with_classifier import with_classifier
 
 
@@ -50,6 +48,6 @@ def ready(
     resolved = resolve(request, opened, None if init is None else init.size)
     if not lines:
         check_asked(resolved, opened)
-    for remark in defaults.notes(request, resolved, opened):
+    for remark in notes(request, resolved, opened):
         note(remark)
     return opened, resolved

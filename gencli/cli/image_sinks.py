@@ -113,8 +113,8 @@ class ImageSink:
         more: Mapping[str, Any],
     ) -> None:
         """Write one picture and say where it is, and where the files beside it are; `more` goes into its JSON too."""
+        from gencli.image.files.metadata import to_dict
         from gencli.image.files.pictures import describe, encode
-        from gencli.image.metadata import to_dict
 
         data = encode(image, self.kind, describe(request) if self.metadata else None)
         if self.template is None:

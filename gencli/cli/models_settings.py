@@ -55,7 +55,7 @@ def _of_text(folder: Path) -> dict[str, Any]:
 
 def _of_image(source: Source, allow_pickle: bool) -> dict[str, Any]:
     from gencli.image.checkpoint import open_checkpoint
-    from gencli.image.defaults import built_in
+    from gencli.image.resolve import built_in
 
     checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
@@ -113,7 +113,7 @@ def _open_image(source: Source, allow_pickle: bool) -> None:
     """Raises GencliError for what the picture recipe would stumble over before its weights."""
     from gencli.image.checkpoint import open_checkpoint
     from gencli.image.request import ImageRequest
-    from gencli.image.settings import resolve
+    from gencli.image.resolve import resolve
 
     checkpoint = open_checkpoint(source, prediction=_any_prediction(source), allow_pickle=allow_pickle)
     for part in checkpoint.parts:

@@ -20,7 +20,7 @@ from gencli.image.latents import InitLatents, prepare_latents
 from gencli.image.pipeline import Pipeline
 from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
-from gencli.image.settings import sampler_options
+from gencli.image.resolve import sampler_options
 from gencli.models.controlnet import ControlNetModel
 
 

@@ -70,7 +70,7 @@ class Control:
 class ImageRequest:
     """One picture, or `count` of them from the seeds `seed`, `seed + 1`, …
 
-    None leaves a value to the checkpoint and then to the built-in default; `settings.resolve` fills it in.
+    None leaves a value to the checkpoint and then to the built-in default; `resolve.resolve` fills it in.
     Raises UsageError for a value out of range and for values that exclude each other.
 
     sampler_options: further keyword arguments of the sampler. truncate: the side of a prompt that may be cut away when

@@ -16,7 +16,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.train.augment import COLORS, augment
 from gencli.train.captions import find_captions
 from gencli.train.pictures import read_pictures

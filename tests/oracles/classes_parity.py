@@ -18,7 +18,7 @@ from gencli.image.checkpoint import Checkpoint, open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.image.with_classifier import with_classifier
 from tests.oracles.guided_sampling import alphas, lead, picture, sample, sample_ddim
 from tests.oracles.ldm_parity import Measured

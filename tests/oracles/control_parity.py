@@ -16,7 +16,7 @@ from gencli.image.controlnet import open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.oracles.ldm_parity import Measured, open_pipeline
 from tests.oracles.libraries import diffusers
 from tests.tiny.control import edges, make_controlnet, make_inpaint, make_instruct

@@ -20,7 +20,7 @@ from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.oracles import ermongroup
 from tests.tiny.ldm import make_ddpm_256, make_ldm, make_ldm_text
 

@@ -20,7 +20,7 @@ from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.image.with_classifier import with_classifier
 from tests.oracles.classes_parity import measure
 from tests.oracles.guided_reference import Reference

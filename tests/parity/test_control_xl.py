@@ -8,7 +8,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.controlnet import open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
 from tests.parity.test_pipeline import (
     NEGATIVE,

@@ -15,7 +15,7 @@ from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.models.controlnet import ControlNetConfig
 from tests.oracles.libraries import diffusers
 from tests.parity.test_pipeline import (

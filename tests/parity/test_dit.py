@@ -15,7 +15,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
 from tests.tiny.classes import DIT_SCHEDULER, dit_network, make_dit, make_dit_file
 from tests.tiny.image import rewrite_json

@@ -14,7 +14,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.tokens import load_tokenizer
 
 STORIES, EMOJI = embedded_root() / "stories", embedded_root() / "emoji"

@@ -16,7 +16,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
 KINDS = ["sd15", "sd21"]

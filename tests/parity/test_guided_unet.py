@@ -21,7 +21,7 @@ from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.models import guided_classifier, guided_unet
 from tests.oracles.guided_reference import Reference
 from tests.oracles.guided_sampling import alphas, picture, sample, sample_ddim

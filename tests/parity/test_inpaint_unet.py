@@ -4,7 +4,7 @@ import pytest
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
 from tests.parity.test_pipeline import PROMPT, SIZE, assert_same, draw, generator, half_mask, opened, picture
 from tests.parity.test_pipeline import with_scheduler as with_sampler

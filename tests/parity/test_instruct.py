@@ -6,7 +6,7 @@ import torch
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.guidance import guide_edit
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.parity.test_pipeline import PROMPT, assert_same, draw, generator, opened, opened_once, picture
 from tests.parity.test_pipeline import with_scheduler as with_sampler
 from tests.tiny.control import make_instruct

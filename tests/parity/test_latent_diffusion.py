@@ -22,7 +22,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.models.ldmbert import LDMBertConfig
 from gencli.tokens import load_tokenizer
 from tests.oracles.ldm_parity import measure

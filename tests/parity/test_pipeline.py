@@ -20,7 +20,7 @@ from gencli.image.generate import Denoised, Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
 from tests.tiny.image import SCHEDULER, make_ddpm, make_stable_diffusion, rewrite_json
 

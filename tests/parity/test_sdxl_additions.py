@@ -14,7 +14,7 @@ from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.errors import GencliError
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
 from tests.parity import test_embeddings as embeddings
 from tests.parity.test_image_lora import (

@@ -14,7 +14,7 @@ from gencli.cli import image_sinks
 from gencli.cli.image_sinks import Template, slug
 from gencli.cli.preview import half_blocks
 from gencli.errors import GencliError, UsageError
-from gencli.image import metadata
+from gencli.image.files import metadata
 from gencli.image.request import Control, ImageRequest
 
 WRONG = [
@@ -103,8 +103,8 @@ def test_each_item_is_a_request_of_its_own():
 
 def test_requests_and_metadata_do_not_import_torch():
     code = (
-        "import sys; from gencli.image import metadata, request; from gencli.cli import image;"
-        "from gencli.image.files import pictures;"
+        "import sys; from gencli.cli import image; from gencli.image import request;"
+        "from gencli.image.files import metadata, pictures;"
         "print(metadata.to_json(request.ImageRequest(sampler='ddim', prompt='x'))[:2], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

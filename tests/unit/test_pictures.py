@@ -11,8 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from gencli.errors import GencliError
-from gencli.image import metadata
-from gencli.image.files import pictures
+from gencli.image.files import metadata, pictures
 from gencli.image.request import ImageRequest
 
 KINDS = sorted(pictures.FORMATS)

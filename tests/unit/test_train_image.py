@@ -22,7 +22,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from gencli.train import image, state
 from gencli.train.autoencoder import AutoencoderRecipe
 from gencli.train.autoencoder import config as autoencoder_config

@@ -21,7 +21,7 @@ from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
-from gencli.image.settings import resolve
+from gencli.image.resolve import resolve
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
 KINDS = ["sd15", "sd21"]

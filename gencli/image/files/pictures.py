@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from gencli.errors import GencliError
-from gencli.image import metadata
+from gencli.image.files import metadata
 from gencli.image.request import ImageRequest
 
 if TYPE_CHECKING:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from gencli.errors import GencliError, UsageError
-from gencli.image import class_settings, defaults
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule
 from gencli.image.prompts import weighting
-from gencli.image.request import ImageRequest
+from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
+CLASSIFIER_SCALE = 1.0
+IMAGE_GUIDANCE = 1.5  # of models that edit a picture
+FEW = {"steps": 4, "guidance": 1.0}  # of models distilled to few steps; at guidance 1 they are asked once a step
+DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tells that it is such a model
+    "LCMScheduler": "lcm",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_a",
+}
 
 
 def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None = None) -> ImageRequest:
@@ -24,25 +32,77 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
     _check_text(request, checkpoint)
     _check_pixels(request, checkpoint)
-    built_in = {**defaults.built_in(checkpoint, request.sampler), **class_settings.built_in(checkpoint)}
+    defaults = built_in(checkpoint, request.sampler)
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = checkpoint.configs["scheduler"].get("timestep_spacing")
-    built_in["spacing"] = named or samplers.get(request.sampler or built_in["sampler"]).spacing
+    defaults["spacing"] = named or samplers.get(request.sampler or defaults["sampler"]).spacing
     _check_start(request, checkpoint)
     if request.init is not None and checkpoint.also_reads != "picture":
-        built_in["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
+        defaults["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:
         request.replace(**own)
     except UsageError as error:
         where = checkpoint.folder / "generation_config.json"
         raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None
-    values = {**built_in, **own}
+    values = {**defaults, **own}
     values = {name: value for name, value in values.items() if getattr(request, name) is None}
     values["width"], values["height"] = _size(request, checkpoint, init_size)
-    class_settings.check_classifier(request, checkpoint, values["width"], values["height"])
+    _check_classifier(request, checkpoint, values["width"], values["height"])
     resolved = request.replace(**values)
     return _with_sampler_options(resolved, schedule)
+
+
+def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, Any]:
+    """Values for `ImageRequest` by name; `sampler`: the request's, if it names one.
+
+    The family's own, which are those of diffusers' pipeline; 4 steps and no guidance for models distilled to few steps,
+    and for the sampler lcm; such models' guidance is the family's where the UNet is told it as a number.
+    """
+    values = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {}), **checkpoint.family.defaults}
+    if checkpoint.also_reads == "picture":
+        values["image_guidance"] = IMAGE_GUIDANCE
+    if "classifier" in checkpoint.configs:
+        values["classifier_scale"] = CLASSIFIER_SCALE
+    own = distilled_sampler(checkpoint)
+    if own is not None:
+        values["sampler"] = own
+    if own is not None or sampler == "lcm":
+        values["steps"] = FEW["steps"]
+        if "guidance" in values and not _reads_guidance(checkpoint):
+            values["guidance"] = FEW["guidance"]
+    return values
+
+
+def distilled_sampler(checkpoint: Checkpoint) -> str | None:
+    """The sampler of a model distilled to few steps, as its scheduler_config.json tells: a latent consistency model's
+    class, or, as SD Turbo and SDXL Turbo have it, Euler steps from the last timestep on (trailing) for ε."""
+    scheduler = checkpoint.configs["scheduler"]
+    kind = str(scheduler.get("_class_name"))
+    sampler = DISTILLED.get(kind)
+    if sampler in (None, "lcm") or checkpoint.prompt != "text":
+        return sampler if checkpoint.prompt == "text" else None
+    trailing = scheduler.get("timestep_spacing") == "trailing"
+    eps = scheduler.get("prediction_type", "epsilon") == "epsilon" and not scheduler.get("rescale_betas_zero_snr")
+    return sampler if trailing and eps else None
+
+
+def notes(asked: ImageRequest, request: ImageRequest, checkpoint: Checkpoint) -> Iterator[str]:
+    """What a user should know of a request as it was asked and as it was resolved."""
+    own = distilled_sampler(checkpoint)
+    if own not in (None, "lcm") and None in (asked.steps, asked.guidance, asked.sampler):
+        values = f"{request.sampler}, {request.steps} steps, --cfg-scale {request.guidance:g}"
+        yield f"{checkpoint.name} looks made for few steps (its scheduler is Euler's, with trailing steps): {values}"
+    if request.negative and _reads_guidance(checkpoint):
+        yield f"the negative prompt says nothing to {checkpoint.name}, which is told --cfg-scale as a number"
+    elif request.negative and (request.guidance or 0) <= 1:
+        yield f"the negative prompt says nothing at --cfg-scale {request.guidance:g}"
+    if asked.image_guidance is not None and (request.guidance or 0) <= 1:
+        yield f"--image-cfg-scale says nothing at --cfg-scale {request.guidance:g}"
+
+
+def _reads_guidance(checkpoint: Checkpoint) -> bool:
+    return checkpoint.configs[checkpoint.family.network].get("time_cond_proj_dim") is not None
 
 
 def _check_pixels(request: ImageRequest, checkpoint: Checkpoint) -> None:
@@ -63,7 +123,7 @@ def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
     if checkpoint.prompt == "text":
         return
     if checkpoint.prompt == "class":
-        class_settings.check_class(request, checkpoint)
+        _check_class(request, checkpoint)
         return
     given = {"a prompt": request.prompt, "--negative": request.negative, "--cfg-scale": request.guidance}
     given["--guidance-rescale"] = request.guidance_rescale
@@ -85,6 +145,45 @@ def _check_start(request: ImageRequest, checkpoint: Checkpoint) -> None:
     given = {"--strength": request.strength, "--mask": request.mask}
     if wrong := [flag for flag, value in given.items() if value is not None]:
         raise UsageError(f"{name} edits the whole picture: {' and '.join(wrong)} cannot be followed")
+
+
+def _check_class(request: ImageRequest, checkpoint: Checkpoint) -> None:
+    """The prompt names a class (an empty one may still be told by lines), and guidance has a class for none to lead
+    away from. Raises UsageError."""
+    classes = checkpoint.classes
+    assert classes is not None
+    if request.prompt.strip():
+        classes.find(request.prompt)
+    if classes.null is not None:
+        classes.find(request.negative or "")
+        return
+    given = {"--negative": request.negative, "--cfg-scale": request.guidance}
+    given["--guidance-rescale"] = request.guidance_rescale
+    if wrong := [name for name, value in given.items() if value not in (None, "")]:
+        raise UsageError(
+            f"{checkpoint.name} knows no class for none: {' and '.join(wrong)} cannot be followed",
+            "--classifier leads such a model to its class",
+        )
+
+
+def check_asked(request: ImageRequest, checkpoint: Checkpoint) -> None:
+    """Raises UsageError where no class is named and there is none to draw without."""
+    if checkpoint.prompt == "class" and checkpoint.classes is not None:
+        checkpoint.classes.find(request.prompt)
+
+
+def _check_classifier(request: ImageRequest, checkpoint: Checkpoint, width: int, height: int) -> None:
+    """Raises UsageError for a scale of no classifier, and for a size of pictures that the classifier cannot judge."""
+    config = checkpoint.configs.get("classifier")
+    if config is None:
+        if request.classifier_scale is not None:
+            raise UsageError("--classifier-scale without a classifier", "name one with --classifier")
+        return
+    side = config.get("image_size")
+    if config.get("pool", "attention") == "attention" and side is not None and (width, height) != (side, side):
+        raise UsageError(
+            f"--classifier judges pictures of {side}x{side} pixels, not of {width}x{height}", f"--size {side}x{side}"
+        )
 
 
 def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> ImageRequest:
