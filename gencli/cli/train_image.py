@@ -20,12 +20,16 @@ CAPTIONS = (
     "among the pictures, or a .txt beside each)."
 )
 
+WORDS = "Given again: further labels and tags for the same pictures."
+
 
 def image(
     ctx: typer.Context,
     pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Zip or folder of pictures.")],
     out: train_options.Out,
-    captions: Annotated[Path | None, typer.Option("--captions", metavar="FILE", help=CAPTIONS)] = None,
+    captions: Annotated[
+        list[Path] | None, typer.Option("--captions", metavar="FILE", help=f"{CAPTIONS} {WORDS}")
+    ] = None,
     init: Annotated[
         str | None,
         typer.Option(
@@ -106,6 +110,9 @@ def image(
         float | None,
         recipe_option("--min-snr", "X", "Let errors of x0 count min(SNR, X) times, often 5 (default: 0, all alike)."),
     ] = None,
+    variants: Annotated[
+        int, recipe_option("--variants", "N", "Copies a picture, turned, moved and tinted a little (default: 0).")
+    ] = 0,
     copies: Annotated[int, recipe_option("--recolor", "N", "Repainted copies a picture (default: 0).")] = 0,
     pairs: Annotated[int, recipe_option("--pairs", "N", 'Pictures of "A and B" (default: 0).')] = 0,
     hold_out: Annotated[
@@ -131,7 +138,8 @@ def image(
     stdout gets a JSON line now and then: stage, step, loss, speed, and under "validation" the loss of the averaged
     weights on pictures and noise that stay the same.
     """
-    train_options.need(pictures, captions)
+    first, *words = captions or [None]
+    train_options.need(pictures, first, *words)
     train_options.check_running(device, dtype, threads)
     train_options.check_numbers({"--lr": lr}, 0, 1e6)
     train_options.check_numbers({"--cooldown": cooldown}, 0, 1)
@@ -142,7 +150,7 @@ def image(
     counts |= {"--evaluate-every": evaluate_every, "--text-width": text_width, "--vocab": vocab}
     train_options.check_counts(counts, 1)
     train_options.check_counts(
-        {"--warmup": warmup, "--recolor": copies, "--pairs": pairs, "--decoder-steps": decoder_steps}, 0
+        {"--warmup": warmup, "--variants": variants, "--recolor": copies, "--pairs": pairs, "--decoder-steps": decoder_steps}, 0
     )
     coder, unet = _widths("--autoencoder-widths", autoencoder_widths), _widths("--widths", widths)
     new = {"--autoencoder-widths": coder, "--widths": unet, "--text-width": text_width, "--vocab": vocab}
@@ -173,6 +181,7 @@ def image(
     }  # fmt: skip
     kept: dict[str, Any] = {
         "keep_text_encoder": keep_text_encoder,
+        "variants": variants,
         "copies": copies,
         "pairs": pairs,
         "evaluate_every": evaluate_every,
@@ -183,7 +192,7 @@ def image(
         DecoderRecipe(**computed, steps=decoder_steps or 0),
     )
     console.progress("reading pictures")
-    with closing(train(pictures, captions, recipe, changes=changes)) as run:
+    with closing(train(pictures, first, recipe, words=words, changes=changes)) as run:
         for at in run:
             train_options.show(console, at, "pictures", "validation", stage=at.stage)
     train_options.write(console, {"made": str(out / "checkpoint")})

@@ -1,7 +1,8 @@
-"""More captioned pictures from those there are, whose captions stay true: other colours, two things side by side."""
+"""More captioned pictures from those there are, whose captions stay true: turned a little, repainted, in pairs."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,6 +34,31 @@ SATURATED = 0.25
 VIVID = 0.7  # mean saturation to which a dull picture is lifted before it is repainted
 SHORT = 2  # words of a name that may stand in a pair
 OWN_SHARE = 0.6  # of what is drawn, for a picture to be "a red one"
+
+
+ANGLE, SCALE, SHIFT = 6.0, 0.07, 0.02  # at most: degrees, share of the size, share of the side
+HUE, GAMMA = 8.0, 0.35  # at most: degrees, octaves of the exponent on brightness
+
+
+def varied(picture: np.ndarray, rng: random.Random) -> np.ndarray:
+    """A picture (H, W, 3) uint8 turned, scaled and moved a little on white, in slightly other hues and lightness.
+
+    So little that a clock's time, an arrow's direction and the name of a colour hold. Nothing is mirrored.
+    """
+    height, width = picture.shape[:2]
+    angle, scale = math.radians(rng.uniform(-ANGLE, ANGLE)), 1 + rng.uniform(-SCALE, SCALE)
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    x, y = width / 2, height / 2
+    to_x, to_y = x + rng.uniform(-SHIFT, SHIFT) * width, y + rng.uniform(-SHIFT, SHIFT) * height
+    matrix = (cos, sin, x - cos * to_x - sin * to_y, -sin, cos, y + sin * to_x - cos * to_y)
+    moved = Image.fromarray(picture).transform(
+        (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor="white"
+    )
+    hsv = np.asarray(moved.convert("HSV"), dtype=np.float32)
+    hue = (hsv[..., 0] + rng.uniform(-HUE, HUE) * 256 / 360) % 256
+    value = 255 * (hsv[..., 2] / 255) ** 2 ** rng.uniform(-GAMMA, GAMMA)
+    painted = np.stack([hue, hsv[..., 1], value], -1).astype(np.uint8)
+    return np.asarray(Image.fromarray(painted, "HSV").convert("RGB"))
 
 
 def recolored(caption: Caption, picture: np.ndarray, rng: random.Random, count: int) -> Iterator[Captioned]:
@@ -75,7 +101,8 @@ def _is(name: str, hue: float, own: float, there: set[str]) -> bool:
 def _named(caption: Caption, color: str) -> Caption:
     words = [color if word in COLORS else word for word in caption.label.split()]
     label = " ".join(words) if color in words else f"{color} {caption.label}"
-    return replace(caption, label=label, tags=tuple(tag for tag in caption.tags if tag not in COLORS))
+    names = tuple(f"{color} {name}" for name in caption.names if not {*name.split()} & {*COLORS})
+    return replace(caption, label=label, tags=(), names=names)
 
 
 def pair(first: Captioned, second: Captioned) -> Captioned:
@@ -85,7 +112,10 @@ def pair(first: Captioned, second: Captioned) -> Captioned:
     for index, (_, picture) in enumerate((first, second)):
         half = Image.fromarray(picture).resize((width // 2, height // 2), Image.Resampling.LANCZOS)
         sheet.paste(half, (index * width // 2, height // 4))
-    return Caption(f"{first[0].label} and {second[0].label}", (), first[0].group), np.asarray(sheet)
+    a, b = first[0].label, second[0].label
+    c, d = (min((caption.label, *caption.names), key=len) for caption, _ in (first, second))
+    names = (f"a {a} and a {b}", f"{c} and {d}", f"a {c} and a {d}")
+    return Caption(f"{a} and {b}", (), first[0].group, names), np.asarray(sheet)
 
 
 def augment(known: list[Captioned], *, copies: int, pairs: int, seed: int) -> list[Captioned]:

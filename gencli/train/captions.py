@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gencli.errors import GencliError
@@ -21,12 +22,13 @@ Captioned = tuple[str, Caption]
 """A picture's name in its zip or folder, and its caption."""
 
 
-def find_captions(pictures: Path, captions: Path | None) -> list[Captioned]:
+def find_captions(pictures: Path, captions: Path | None, words: Sequence[Path] = ()) -> list[Captioned]:
     """The captioned pictures of a zip or folder, in the order of the file of captions, or else of their names.
 
     captions: JSON lines {"file" or "file_name", "label" or "text", "tags", "group"}, of which the last two may be
-    missing; None: a metadata.jsonl of that kind among the pictures, or a .txt beside each. Raises GencliError for
-    lines that are none, for pictures without a caption, and for captions of no picture.
+    missing; None: a metadata.jsonl of that kind among the pictures, or a .txt beside each. words: JSON lines that add
+    names (their labels) and tags to captions. Raises GencliError for lines that are none, for pictures without a
+    caption, and for captions of no picture.
     """
     names, read = _contents(pictures)
     if captions is not None:
@@ -42,7 +44,25 @@ def find_captions(pictures: Path, captions: Path | None) -> list[Captioned]:
     known = set(names)
     if lost := [name for name, _ in found if name not in known]:
         raise GencliError(f"{pictures} has no {lost[0]}" + (f" and {len(lost) - 1} more" if lost[1:] else ""))
+    for file in words:
+        found = _with_words(found, parse(_text(file.read_bytes(), str(file)), str(file)), str(file))
     return found
+
+
+def _with_words(captions: list[Captioned], words: list[Captioned], where: str) -> list[Captioned]:
+    """Captions with the labels of `words` as further names, and with its tags. Raises GencliError for no picture."""
+    known = {name for name, _ in captions}
+    names: dict[str, list[str]] = {name: [] for name in known}
+    tags: dict[str, list[str]] = {name: [] for name in known}
+    for name, caption in words:
+        if name not in known:
+            raise GencliError(f"{where} tells of {name}, which has no caption")
+        names[name].append(caption.label)
+        tags[name] += caption.tags
+    return [
+        (name, replace(caption, tags=(*caption.tags, *tags[name]), names=(*caption.names, *names[name])))
+        for name, caption in captions
+    ]
 
 
 def parse(text: str, where: str) -> list[Captioned]:

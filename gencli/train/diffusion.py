@@ -11,6 +11,7 @@ import copy
 import random
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from gencli.train import state
 from gencli.train.curve import Curve
 from gencli.train.optim import Optimizers, learning_rate_factor
+from gencli.train.phrases import Phrases
 from gencli.train.painter import Painter, TextToLatent
 from gencli.train.pictures import Caption
 from gencli.train.place import Place
@@ -64,9 +66,8 @@ FIXED = 64  # pictures, each at a noise level of its own, by which a run is scor
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
-    """`drop`: share of captions left out; `tagged`: share that gets words from the picture's tags beside its label;
-    `tags_alone`: share that gets such words and no label. `copies`, `pairs`: see `augment`; what that makes is
-    `extra_share` of what is seen. `hold_out`: share of the pictures that is never trained on, only scored.
+    """`drop`: share of captions left out. `variants`: see `augment.varied`, of each picture. `copies`, `pairs`: see
+    `augment`; what that makes is `extra_share` of what is seen. `hold_out`: share of the pictures that is never trained on, only scored.
 
     `init`: a checkpoint to go on from, which keeps its autoencoder, tokenizer, sizes and noise schedule; with
     `keep_text_encoder` also that. `min_snr`: γ of the loss's weights, 0 for none. `widths`: the UNet's channels, a
@@ -82,6 +83,7 @@ class DiffusionRecipe:
     text_layers: int = 2
     max_length: int = 32  # tokens a caption is padded to
     vocabulary: int = 4096
+    variants: int = 0
     copies: int = 0
     pairs: int = 0
     extra_share: float = 0.3
@@ -96,8 +98,6 @@ class DiffusionRecipe:
     ema: float = 0.999
     drop: float = 0.1
     min_snr: float = 0.0
-    tagged: float = 0.25
-    tags_alone: float = 0.05
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -109,7 +109,8 @@ class DiffusionRecipe:
 class Pictures:
     """Latents to learn from: means and standard deviations (N, C, h, w), with their captions.
 
-    Of N, the first `own` are the data's, then come those that were made from them, and last those that are held out.
+    Of N, the first `own` are the data's, then come `variants` times as many that show the same, in the same order,
+    then others that were made from them, and last those that are held out.
     """
 
     captions: list[Caption]
@@ -117,14 +118,20 @@ class Pictures:
     deviation: Tensor
     own: int
     held: int = 0
+    variants: int = 0
+
+    @cached_property
+    def phrases(self) -> Phrases:
+        """What the captions have in common."""
+        return Phrases(self.captions[: self.own])
 
     def pick(self, recipe: DiffusionRecipe, generator: torch.Generator) -> Tensor:
         """Which a batch has: of the data's, but for a share of those that were made from them."""
-        picks = torch.randint(self.own, (recipe.batch,), generator=generator)
-        last = len(self.captions) - self.held
-        if last == self.own:
+        first, last = self.own * (1 + self.variants), len(self.captions) - self.held
+        picks = torch.randint(first, (recipe.batch,), generator=generator)
+        if last == first:
             return picks
-        extra = torch.randint(self.own, last, (recipe.batch,), generator=generator)
+        extra = torch.randint(first, last, (recipe.batch,), generator=generator)
         return torch.where(torch.rand(recipe.batch, generator=generator) < recipe.extra_share, extra, picks)
 
     def sample(self, picks: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,21 +162,6 @@ def configs(recipe: DiffusionRecipe, latent: int, channels: int) -> dict[str, di
     return {"unet": {**UNET, **unet}, "text_encoder": {**TEXT_ENCODER, **text}, "scheduler": SCHEDULER}
 
 
-def caption_text(caption: Caption, recipe: DiffusionRecipe, rng: random.Random) -> str:
-    """What the model is told of a picture this time: nothing, its label, its label among some of its tags, or those."""
-    if rng.random() < recipe.drop:
-        return ""
-    text = caption.label
-    if caption.tags and rng.random() < recipe.tags_alone:
-        return " ".join(rng.sample(caption.tags, min(len(caption.tags), rng.randint(1, 3))))
-    if rng.random() < 0.1:
-        text = f"{rng.choice(['a', 'an', 'the'])} {text}"
-    if caption.tags and rng.random() < recipe.tagged:
-        tags = rng.sample(caption.tags, min(len(caption.tags), rng.randint(1, 3)))
-        text = " ".join([*tags, text] if rng.random() < 0.3 else [text, *tags])
-    return text
-
-
 @dataclass(frozen=True)
 class Batch:
     """Caption ids (B, L), latents x0 and noise (B, C, h, w), and timesteps (B,)."""
@@ -185,7 +177,7 @@ def draw(painter: Painter, pictures: Pictures, recipe: DiffusionRecipe, step: in
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     rng = random.Random(f"{recipe.seed}/{step}")
     picks = pictures.pick(recipe, generator)
-    texts = [caption_text(pictures.captions[i], recipe, rng) for i in picks.tolist()]
+    texts = [pictures.phrases.draw(pictures.captions[i], recipe.drop, rng) for i in picks.tolist()]
     ids = torch.tensor([painter.encode_prompt(text) for text in texts])
     x0 = pictures.sample(picks, generator)
     # one timestep from each of B equal parts of the range: the same law, less variance

@@ -6,8 +6,9 @@ Gone on from a checkpoint instead, it is that checkpoint's folder with another U
 
 from __future__ import annotations
 
+import random
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from gencli.errors import GencliError
 from gencli.models import autoencoder_kl
 from gencli.tokens import load_tokenizer
 from gencli.train import autoencoder, decoder, diffusion, state
-from gencli.train.augment import augment
+from gencli.train.augment import augment, varied
 from gencli.train.captions import find_captions
 from gencli.train.export import normalise_latents, write_clip_tokenizer
 from gencli.train.painter import Painter, load_part, new_painter, open_painter, save_painter, with_tokens
@@ -59,7 +60,7 @@ class ImageRecipe:
 
 
 def train(
-    pictures: Path, captions: Path | None, recipe: ImageRecipe, *, changes: bool = False
+    pictures: Path, captions: Path | None, recipe: ImageRecipe, *, words: Sequence[Path] = (), changes: bool = False
 ) -> Generator[Progress, None, None]:
     """Run all stages, each resumed from `out` when it was begun; the checkpoint then lies in `out`/checkpoint.
 
@@ -68,11 +69,11 @@ def train(
     out = Path(recipe.diffusion.out)
     out.mkdir(parents=True, exist_ok=True)
     with state.only_run(out):
-        yield from _train(pictures, captions, recipe, out, changes)
+        yield from _train(pictures, captions, words, recipe, out, changes)
 
 
 def _train(
-    pictures: Path, captions: Path | None, recipe: ImageRecipe, out: Path, changes: bool
+    pictures: Path, captions: Path | None, words: Sequence[Path], recipe: ImageRecipe, out: Path, changes: bool
 ) -> Generator[Progress, None, None]:
     second = recipe.diffusion
     place = pick_place(second.device, second.dtype)
@@ -80,13 +81,13 @@ def _train(
     if second.init:
         painter = open_painter(second.init, place, second.size, keep_text_encoder=second.keep_text_encoder)
     size = painter.size if painter else recipe.autoencoder.size
-    known, pixels, own, held = gather(pictures, captions, size, second)
+    known, pixels, own, held = gather(pictures, captions, words, size, second)
     data = state.digest([pixels.numpy().tobytes(), *(caption.label.encode() for caption in known)])
     vae = yield from _latents(recipe, painter, pixels, own, data, place, changes)
     saved = state.load(out / "latents.pt") or {}
     if len(saved["mean"]) != len(known):  # a file of before it told its recipe
         raise GencliError(f"{out / 'latents.pt'} is of other pictures", "another -o begins anew")
-    latents = diffusion.Pictures(known, saved["mean"], saved["deviation"], own, held)
+    latents = diffusion.Pictures(known, saved["mean"], saved["deviation"], own, held, second.variants)
     if painter is None:
         painter = _new(recipe, known[:own], latents.mean, place)
     model = yield from diffusion.train(second, latents, painter, place, data, changes=changes)
@@ -102,11 +103,11 @@ def _train(
 
 
 def gather(
-    pictures: Path, captions: Path | None, size: int, recipe: diffusion.DiffusionRecipe
+    pictures: Path, captions: Path | None, words: Sequence[Path], size: int, recipe: diffusion.DiffusionRecipe
 ) -> tuple[list[Caption], Tensor, int, int]:
-    """All captions and pictures (N, 3, size, size), uint8: the data's, those made from them, those held out; and how
-    many the first and the last are."""
-    rows = find_captions(pictures, captions)
+    """All captions and pictures (N, 3, size, size), uint8: the data's, variants of them, those made from them, those
+    held out; and how many the first and the last are."""
+    rows = find_captions(pictures, captions, words)
     pixels = read_pictures(pictures, [name for name, _ in rows], size)
     known = [caption for _, caption in rows]
     held = round(len(rows) * recipe.hold_out)
@@ -117,6 +118,11 @@ def gather(
     own = len(rows) - held
     pairs = [(caption, picture.permute(1, 2, 0).numpy()) for caption, picture in zip(known, pixels, strict=True)]
     extra = augment(pairs[:own], copies=recipe.copies, pairs=recipe.pairs, seed=recipe.seed)
+    rng = random.Random(f"{recipe.seed}/variants")
+    if recipe.variants:
+        extra = [(caption, varied(picture, rng)) for caption, picture in extra]
+        shown = [(caption, varied(picture, rng)) for _ in range(recipe.variants) for caption, picture in pairs[:own]]
+        extra = [*shown, *extra]
     made = [_as_tensor(picture) for _, picture in extra]
     known = [*known[:own], *(caption for caption, _ in extra), *known[own:]]
     return known, torch.cat([pixels[:own], *made, pixels[own:]]), own, held

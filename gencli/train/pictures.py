@@ -17,11 +17,12 @@ from gencli.errors import GencliError
 
 @dataclass(frozen=True)
 class Caption:
-    """What is known of one picture: its label, and single words that also fit it."""
+    """What is known of one picture: its label, words that also fit it, its group, and what else it is called."""
 
     label: str
     tags: tuple[str, ...]
     group: str
+    names: tuple[str, ...] = ()
 
 
 def read_pictures(source: Path, names: list[str], size: int) -> Tensor:

@@ -1,0 +1,55 @@
+"""What a text-to-image model is told of a picture: its label, what else people call it, and the words around that."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+
+from gencli.train.pictures import Caption
+
+TEMPLATES = (
+    "a {}", "an {}", "the {}", "one {}", "my {}", "some {}", "a photo of {}", "a photo of a {}", "a picture of a {}",
+    "a drawing of a {}", "an image of a {}", "an emoji of a {}", "{} emoji", "a cute {}", "a nice {}", "a small {}",
+    "a big {}", "a beautiful {}", "draw a {}", "draw me a {}", "draw me {}", "show me a {}", "i want a {}",
+    "please draw a {}", "{} please", "{}.", "{}!",
+)  # fmt: skip
+LABEL, NAME, TAG, TAGS, BOTH = range(5)  # what is said of a picture
+WEIGHTS = {LABEL: 0.45, NAME: 0.15, TAG: 0.25, TAGS: 0.05, BOTH: 0.1}
+COMMON = 12  # a tag of more pictures than these says too little to stand alone
+
+
+class Phrases:
+    """Captions as people speak, for pictures with tags of which some are shared by many.
+
+    A tag stands alone the more often, the fewer pictures share it: its weight is 1 / uses².
+    """
+
+    def __init__(self, captions: Iterable[Caption]):
+        self.uses = Counter(tag for caption in captions for tag in {*caption.tags})
+
+    def draw(self, caption: Caption, drop: float, rng: random.Random) -> str:
+        """Return one text for a picture: nothing in `drop` of all cases, a bare name, or a name in a sentence."""
+        if rng.random() < drop:
+            return ""
+        text = self.name(caption, rng)
+        if rng.random() < 0.05 and text[-1:].isalpha() and text[-1] != "s":
+            text += "s"
+        return rng.choice(TEMPLATES).format(text) if rng.random() < 0.45 else text
+
+    def name(self, caption: Caption, rng: random.Random) -> str:
+        """Return the label, another name, a tag that says enough, some tags, or the label among tags."""
+        special = [tag for tag in caption.tags if self.uses[tag] <= COMMON]
+        possible = {LABEL: True, NAME: caption.names, TAG: special, TAGS: caption.tags, BOTH: caption.tags}
+        kinds = [kind for kind, holds in possible.items() if holds]
+        kind = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
+        if kind == LABEL:
+            return caption.label
+        if kind == NAME:
+            return rng.choice(caption.names)
+        if kind == TAG:
+            return rng.choices(special, [self.uses[tag] ** -2 for tag in special])[0]
+        some = rng.sample(caption.tags, min(len(caption.tags), rng.randint(1, 3)))
+        if kind == TAGS:
+            return " ".join(some)
+        return " ".join([*some, caption.label] if rng.random() < 0.3 else [caption.label, *some])
