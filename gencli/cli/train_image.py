@@ -150,7 +150,14 @@ def image(
     counts |= {"--evaluate-every": evaluate_every, "--text-width": text_width, "--vocab": vocab}
     train_options.check_counts(counts, 1)
     train_options.check_counts(
-        {"--warmup": warmup, "--variants": variants, "--recolor": copies, "--pairs": pairs, "--decoder-steps": decoder_steps}, 0
+        {
+            "--warmup": warmup,
+            "--variants": variants,
+            "--recolor": copies,
+            "--pairs": pairs,
+            "--decoder-steps": decoder_steps,
+        },
+        0,
     )
     coder, unet = _widths("--autoencoder-widths", autoencoder_widths), _widths("--widths", widths)
     new = {"--autoencoder-widths": coder, "--widths": unet, "--text-width": text_width, "--vocab": vocab}

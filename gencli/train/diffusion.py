@@ -22,8 +22,8 @@ from torch import Tensor
 from gencli.train import state
 from gencli.train.curve import Curve
 from gencli.train.optim import Optimizers, learning_rate_factor
-from gencli.train.phrases import Phrases
 from gencli.train.painter import Painter, TextToLatent
+from gencli.train.phrases import Phrases
 from gencli.train.pictures import Caption
 from gencli.train.place import Place
 from gencli.train.trainer import Average, Progress, Trainer
@@ -67,7 +67,8 @@ FIXED = 64  # pictures, each at a noise level of its own, by which a run is scor
 @dataclass(frozen=True)
 class DiffusionRecipe:
     """`drop`: share of captions left out. `variants`: see `augment.varied`, of each picture. `copies`, `pairs`: see
-    `augment`; what that makes is `extra_share` of what is seen. `hold_out`: share of the pictures that is never trained on, only scored.
+    `augment`; what that makes is `extra_share` of what is seen. `hold_out`: share of the pictures that is never trained
+    on, only scored.
 
     `init`: a checkpoint to go on from, which keeps its autoencoder, tokenizer, sizes and noise schedule; with
     `keep_text_encoder` also that. `min_snr`: γ of the loss's weights, 0 for none. `widths`: the UNet's channels, a

@@ -1,12 +1,13 @@
 """Pictures made from pictures: their captions must stay true."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from gencli.train.augment import COLORS, augment, pair, recolored
+from gencli.train.augment import COLORS, augment, pair, recolored, varied
 from gencli.train.pictures import Caption
 
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 115, "blue": 212, "purple": 280, "pink": 338}
@@ -47,6 +48,23 @@ def test_a_color_in_the_name_gives_way() -> None:
     assert not any("red" in made.label.split() or "red" in made.tags for made in labels)
 
 
+def test_other_names_take_the_color_too() -> None:
+    caption = Caption("automobile", ("vehicle",), "travel & places", ("car", "red car"))
+    made = {made.label: made for made, _ in recolored(caption, disc("red"), random.Random(0), 99)}
+    assert made["blue automobile"] == Caption("blue automobile", (), "travel & places", ("blue car",))
+
+
+def test_variants_differ_and_still_show_the_thing() -> None:
+    first = disc("green")
+    made = [varied(first, random.Random(seed)) for seed in range(20)]
+    spread = [np.abs(a.astype(int) - b).mean() for a, b in itertools.pairwise(made)]
+    assert min(spread) > 2 and varied(first, random.Random(3)).tobytes() == made[3].tobytes()
+    for picture in made:
+        assert tuple(picture[0, 0]) == (255, 255, 255)  # the ground stays
+        assert hue_at(picture)[0] == pytest.approx(120, abs=10)
+        assert 0.8 < (picture.min(-1) < 128).mean() / (first.min(-1) < 128).mean() < 1.2
+
+
 @pytest.mark.parametrize(
     ("caption", "picture"),
     [
@@ -61,8 +79,10 @@ def test_what_has_no_color_of_its_own_is_left_alone(caption: Caption, picture: n
 
 
 def test_a_pair_shows_both_side_by_side() -> None:
-    both, picture = pair((Caption("sun", ("hot",), "a"), disc("yellow")), (Caption("moon", (), "b"), disc("blue")))
-    assert both == Caption("sun and moon", (), "a")
+    star, moon = Caption("bright sun", ("hot",), "a", ("sun", "daystar")), Caption("moon", (), "b")
+    both, picture = pair((star, disc("yellow")), (moon, disc("blue")))
+    names = ("a bright sun and a moon", "sun and moon", "a sun and a moon")
+    assert both == Caption("bright sun and moon", (), "a", names)
     assert picture.shape == (64, 64, 3)
     assert hue_at(picture, 16, 22)[0] == pytest.approx(60, abs=6)
     assert hue_at(picture, 48, 22)[0] == pytest.approx(240, abs=6)

@@ -44,6 +44,23 @@ def test_json_lines_in_either_words(tmp_path: Path) -> None:
         assert find_captions(source, tmp_path / "captions.jsonl") == wanted
 
 
+def test_a_second_file_adds_names_and_tags(tmp_path: Path) -> None:
+    folder = files(tmp_path / "pictures", a_png="", b_png="")
+    files(
+        tmp_path,
+        captions_jsonl='{"file": "a.png", "label": "hot beverage", "tags": ["drink"]}\n{"file": "b.png", "label": "b"}',
+        words_jsonl='{"file": "a.png", "label": "coffee", "tags": ["tea"]}\n{"file": "a.png", "label": "cup"}',
+        wrong_jsonl='{"file": "c.png", "label": "coffee"}',
+    )
+    first, words, wrong = (tmp_path / f"{name}.jsonl" for name in ("captions", "words", "wrong"))
+    assert find_captions(folder, first, [words]) == [
+        ("a.png", Caption("hot beverage", ("drink", "tea"), "", ("coffee", "cup"))),
+        ("b.png", Caption("b", (), "")),
+    ]
+    with pytest.raises(GencliError, match=r"tells of c\.png, which has no caption"):
+        find_captions(folder, first, [wrong])
+
+
 def test_metadata_among_the_pictures(tmp_path: Path) -> None:
     """As in `datasets`: names in it are seen from its own folder."""
     rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "deep/b.png", "text": "two"}]

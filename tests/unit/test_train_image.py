@@ -27,7 +27,7 @@ from gencli.train import image, state
 from gencli.train.autoencoder import AutoencoderRecipe
 from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.decoder import DecoderRecipe
-from gencli.train.diffusion import DiffusionRecipe
+from gencli.train.diffusion import DiffusionRecipe, Pictures
 from gencli.train.image import ImageRecipe
 from gencli.train.optim import learning_rate_factor, orthogonalize
 from gencli.train.painter import Painter
@@ -146,7 +146,7 @@ def test_min_snr_weighs_the_error_of_x0(prediction: str) -> None:
 
 def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
     changes = {"hold_out": 0.34, "copies": 1, "pairs": 2}
-    known, pixels, own, held = image.gather(pictures, None, 32, recipe(tmp_path, **changes).diffusion)
+    known, pixels, own, held = image.gather(pictures, None, [], 32, recipe(tmp_path, **changes).diffusion)
     assert (own, held) == (4, 2) and len(known) == len(pixels) > 6
     assert [caption.label for caption in known[-2:]] == ["green circle", "gray circle"]
     captions = image.find_captions(pictures, None)
@@ -158,6 +158,19 @@ def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
     # what is seen does not depend on what is held out
     labels = {caption.label for caption in known[:-2]}
     assert not {"green circle", "gray circle"} & labels
+
+
+def test_variants_are_seen_in_place_of_the_pictures(pictures: Path, tmp_path: Path) -> None:
+    made = recipe(tmp_path, (1, 2, 0), variants=2, copies=1, pairs=2)
+    known, pixels, own, held = image.gather(pictures, None, [], 32, made.diffusion)
+    assert (own, held) == (6, 0) and len(known) == len(pixels) > 18
+    assert known[6:18] == [*known[:6], *known[:6]]
+    assert not torch.equal(pixels[6:12], pixels[:6]) and not torch.equal(pixels[6:12], pixels[12:18])
+    latents = Pictures(known, torch.zeros(len(known), 4, 4, 4), torch.zeros(len(known), 4, 4, 4), own, held, 2)
+    picks = torch.cat([latents.pick(made.diffusion, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    assert set(picks.tolist()) == set(range(len(known)))
+    assert (picks >= 18).float().mean().item() == pytest.approx(made.diffusion.extra_share, abs=0.1)
+    assert {at.step for at in run(pictures, made) if at.stage == "diffusion"} == {1, 2}
 
 
 def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path) -> None:

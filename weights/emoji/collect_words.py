@@ -1,4 +1,4 @@
-"""Write what else people call the emoji, as captions for `gencli train image --captions captions.jsonl --captions FILE`.
+"""Write what else people call the emoji, for `gencli train image --captions captions.jsonl --captions words.jsonl`.
 
 The words are CLDR's keywords (npm package cldr-annotations-full, Unicode licence) and the short names of chat programs
 (npm package emojibase-data, MIT), both unpacked:
@@ -23,5 +23,6 @@ for line in captions.read_text("utf-8").splitlines():
     spoken = {name.replace("_", " ").replace("-", " ").strip() for name in names} - {row["label"].lower()}
     tags = {word.lower() for word in keywords.get(emoji, {}).get("default", [])} - {*row["tags"], row["label"].lower()}
     for name in sorted(name for name in spoken if len(name) > 2):
-        print(json.dumps({"file": row["file"], "label": name, "tags": sorted(tags)}, ensure_ascii=False))
+        found = {"file": row["file"], "label": name, "tags": sorted(tags)}
+        sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
         tags = set()
