@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,18 +27,9 @@ ALIGNMENT = 32
 KNOWN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's names
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor's place in the file. shape: as torch has it, so the reverse of what the file says."""
-
-    shape: tuple[int, ...]
-    kind: str
-    start: int
-    size: int
-
-
 class GgufFile:
-    """An open GGUF file: `metadata` (key → value), `tensors` (name → Stored), and `read`."""
+    """An open GGUF file: `metadata` by key, and `shapes` (as torch has them, the reverse of what the file says) and
+    `dtypes` (GGUF's own names) of its tensors."""
 
     def __init__(self, path: Path):
         """Raises GencliError for a file that is cut off, hostile or of another version, and for unknown types."""
@@ -48,13 +38,18 @@ class GgufFile:
             self._map = np.memmap(path, mode="c")  # changes, if any, stay in memory
             header = _Header(self._map[:HEADER_LIMIT].tobytes() if len(self._map) < HEADER_LIMIT else _head(path))
             self.metadata, infos, data = header.parse()
-            self.tensors = {name: self._place(name, data, *info) for name, info in infos.items()}
+            self.shapes = {name: shape for name, (shape, _, _) in infos.items()}
+            self.dtypes: dict[str, str] = {}
+            self._spans: dict[str, tuple[int, int]] = {}  # first byte, and how many
+            for name, (_, type_id, offset) in infos.items():
+                self._place(name, type_id, data + offset)
         except OSError as error:
             raise GencliError(f"cannot read {path}: {error.strerror or error}") from None
         except (ValueError, struct.error, OverflowError, MemoryError) as error:
             raise GencliError(f"{path} is broken or no GGUF file: {error}") from None
 
-    def _place(self, name: str, data: int, shape: tuple[int, ...], type_id: int, offset: int) -> Stored:
+    def _place(self, name: str, type_id: int, start: int) -> None:
+        shape = self.shapes[name]
         constants = package(self.path).constants
         try:
             kind = constants.GGMLQuantizationType(type_id)
@@ -69,26 +64,27 @@ class GgufFile:
         count = math.prod(shape)
         if shape[-1] % block:
             raise ValueError(f"tensor {name[:60]!r} has rows of {shape[-1]} values in blocks of {block}")
-        stored = Stored(shape, kind.name, data + offset, count // block * size)
-        if stored.start + stored.size > len(self._map):
-            raise ValueError(f"tensor {name[:60]!r} ends at byte {stored.start + stored.size} of {len(self._map)}")
-        return stored
+        self.dtypes[name], self._spans[name] = kind.name, (start, count // block * size)
+        if (end := start + count // block * size) > len(self._map):
+            raise ValueError(f"tensor {name[:60]!r} ends at byte {end} of {len(self._map)}")
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU: the file's own memory where it holds floats, and float32 where it is Q8_0."""
+    def numbers(self, name: str) -> None:
+        """GGUF files are asked for no numbers without torch."""
+
+    def get(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU: the file's own memory where it holds floats, and float32 where it is Q8_0."""
         import torch
 
-        stored = self.tensors[name]
-        if stored.kind == "Q8_0":
+        shape, kind, (start, size) = self.shapes[name], self.dtypes[name], self._spans[name]
+        if kind == "Q8_0":
             quants = package(self.path).quants
-            raw = np.asarray(self._map[stored.start : stored.start + stored.size])
-            kind = package(self.path).constants.GGMLQuantizationType.Q8_0
-            rows = raw.reshape(math.prod(stored.shape[:-1]), -1)
-            return torch.from_numpy(quants.dequantize(rows, kind)).reshape(stored.shape)
-        dtype, count = getattr(torch, KNOWN[stored.kind]), math.prod(stored.shape)
+            rows = np.asarray(self._map[start : start + size]).reshape(math.prod(shape[:-1]), -1)
+            q8_0 = package(self.path).constants.GGMLQuantizationType.Q8_0
+            return torch.from_numpy(quants.dequantize(rows, q8_0)).reshape(shape)
+        dtype, count = getattr(torch, KNOWN[kind]), math.prod(shape)
         if not count:
-            return torch.empty(stored.shape, dtype=dtype)
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=stored.start).reshape(stored.shape)
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start).reshape(shape)
 
 
 def _head(path: Path) -> bytes:

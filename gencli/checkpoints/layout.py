@@ -78,6 +78,11 @@ def unused(read: Read) -> list[str]:
     return [name for name, value in read("model_index.json").items() if name in UNUSED and _is_pair(value)]
 
 
+def named_parts(index: Mapping[str, Any]) -> list[str]:
+    """Names of the parts that model_index.json has: entries that are pairs, and not [null, null]."""
+    return [name for name, value in index.items() if _is_pair(value)]
+
+
 def _is_component(name: str, value: Any) -> bool:
     return _is_pair(value) and name not in UNUSED and is_plain(name) and "/" not in name
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from gencli.checkpoints.original.unet import ENDS, INSIDE
+from gencli.checkpoints.formats.stable_diffusion_unet import ENDS, INSIDE
 from gencli.errors import GencliError
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"

@@ -72,6 +72,10 @@ class Tensors:
     def __len__(self) -> int:
         return len(self._where)
 
+    def stored(self) -> dict[str, TensorFile]:
+        """Return the tensors that lie in files: their names there, and the file."""
+        return dict(self._where)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, without reading it."""
         return tuple(self._where[name].shapes[name])
@@ -102,6 +106,10 @@ class RenamedTensors(Tensors):
         self.files, self.metadata = [file.path], file.metadata
         self._file, self._pieces = file, pieces
         self._where = dict.fromkeys(pieces, file)
+
+    def stored(self) -> dict[str, TensorFile]:
+        """Return the tensors that lie in the file: their names there, and the file."""
+        return {piece.source: self._file for piece in self._pieces.values()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape after its transform, without reading it."""

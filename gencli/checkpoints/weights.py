@@ -23,12 +23,22 @@ from gencli.json_files import read_json
 
 
 def open_file(path: Path) -> TensorFile:
-    """Open a safetensors file, or a pickle's tensors and nothing else (see `pickles`). Raises GencliError."""
+    """Open a file of tensors: safetensors, GGUF, or a pickle's tensors and nothing else. Raise GencliError."""
+    if path.suffix == ".gguf":
+        from gencli.checkpoints.gguf_file import GgufFile  # and with it numpy
+
+        return GgufFile(path)
     if f"*{path.suffix}" not in PICKLES:
         return SafetensorsFile(path)
     from gencli.checkpoints.pickles import PickledFile
 
     return PickledFile(path)
+
+
+def check_suffix(path: Path, *, allow_pickle: bool) -> None:
+    """Raise GencliError for a file that is no .safetensors file, nor a pickle that may be opened."""
+    if path.suffix != SAFETENSORS and not (allow_pickle and f"*{path.suffix}" in PICKLES):
+        raise GencliError(f"{path} is no .safetensors file", PICKLE_HINT if find_pickles([path.name]) else None)
 
 
 def open_tensors(
@@ -47,8 +57,7 @@ def open_tensors(
     read. Raises GencliError when there is nothing safe to open.
     """
     if path.is_file():
-        if path.suffix != SAFETENSORS and not (allow_pickle and f"*{path.suffix}" in PICKLES):
-            raise GencliError(f"{path} is no .safetensors file", PICKLE_HINT if find_pickles([path.name]) else None)
+        check_suffix(path, allow_pickle=allow_pickle)
         return Tensors([open_file(path)])
     names = [file.name for file in path.iterdir() if file.is_file()] if path.is_dir() else []
     for suffix in (SAFETENSORS, BIN) if allow_pickle else (SAFETENSORS,):

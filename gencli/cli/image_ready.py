@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from PIL import Image
 
+from gencli.checkpoints import open as door
+from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.find import Source
 from gencli.errors import UsageError
 from gencli.image import palette as palettes
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
 from gencli.image.palette import Palette, is_palette, open_palette
+from gencli.image.replace import with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, notes, resolve
-from gencli.image.with_classifier import with_classifier
 
 
 def ready(
@@ -32,12 +34,14 @@ def ready(
     Raises UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
     opened: Checkpoint | Palette
-    if is_palette(source):
-        opened = open_palette(source, allow_pickle=allow_pickle)
+    hints = Hints(request.prediction, request.betas, other_vae=vae is not None)
+    found = door.open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)
+    if is_palette(found):
+        opened = open_palette(found)
         prompted = False
     else:
         said = {"prediction": request.prediction, "betas": request.betas}
-        opened = open_checkpoint(source, allow_pickle=allow_pickle, vae=vae, **said)
+        opened = open_checkpoint(found, allow_pickle=allow_pickle, vae=vae, **said)
         if classifier is not None:
             opened = with_classifier(opened, classifier, allow_pickle=allow_pickle)
         prompted = opened.prompt != "none"

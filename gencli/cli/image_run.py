@@ -98,7 +98,8 @@ class Run:
     def _denoising(self, checkpoint: Checkpoint, device: str, allow_pickle: bool) -> Drawing:
         """A model that denoises, and what it will draw. Raises GencliError."""
         request = self.request
-        opened = [(open_control(source, checkpoint), picture) for source, picture in self.controls]
+        allow = {"allow_pickle": allow_pickle}
+        opened = [(open_control(source, checkpoint, **allow), picture) for source, picture in self.controls]
         self.console.progress(f"loading {checkpoint.name}")
         embeddings = [read_embedding(file, allow_pickle=allow_pickle) for file in self.additions.embeddings]
         pipeline = load(
@@ -110,7 +111,7 @@ class Run:
         )
         if self.prompts is None:
             say_slips(request, [embedding.word for embedding in embeddings], self.console.note)
-        controls = [(control.load(pipeline, allow_pickle=allow_pickle), picture) for control, picture in opened]
+        controls = [(control.load(pipeline), picture) for control, picture in opened]
         return pipeline, generate(pipeline, request, self.prompts, init=self.init, mask=self.mask, controls=controls)
 
     def _step(self, pipeline: Pipeline | PixelModel, step: Denoised) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gencli.checkpoints import hub_cache
+from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source, embedded_names, embedded_root, find, find_local, is_whole
 from gencli.checkpoints.hub_cache import HubId
 from gencli.cli import models_output as output
@@ -71,10 +72,11 @@ def list_(
     debug: options.Debug = False,
 ) -> None:
     """List the checkpoints that are here, with kind, family, parameters, size and licence."""
-    from gencli.checkpoints.describe import describe
+    from gencli.checkpoints.report import describe
 
     console: Console = ctx.obj
-    found = [(source, judge(source, describe(source))) for source in _here()]
+    opened = [(source, Contents(source)) for source in _here()]
+    found = [(source, judge(contents, describe(contents))) for source, contents in opened]
     shown = [(source, what) for source, what in found if all_ or not what.problem]
     if json:
         for source, what in shown:
@@ -100,11 +102,12 @@ def show(
     debug: options.Debug = False,
 ) -> None:
     """Show what a checkpoint is: config, components, what is not loaded, default settings, files."""
-    from gencli.checkpoints.describe import describe
+    from gencli.checkpoints.report import describe
 
     source = find(name, offline=True)
-    what = judge(source, describe(source, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
-    defaults = default_settings(source, what, allow_pickle=allow_pickle)
+    contents = Contents(source, allow_pickle=allow_pickle)
+    what = judge(contents, describe(contents))
+    defaults = default_settings(contents, what)
     if json:
         write_object(output.everything(source, what, defaults))
     else:
@@ -183,12 +186,11 @@ def check(
     source = find(name, offline=True)
     console: Console = ctx.obj
     console.progress(f"opening {source.name}")
-    from gencli.checkpoints.check import check as check_weights
+    from gencli.checkpoints.report import check as check_weights
 
-    result = check_weights(
-        source, opened=lambda tensor: console.progress(f"checking {tensor}"), allow_pickle=allow_pickle
-    )
-    others = small_problems(source, weights_are_fine=not result.problems, allow_pickle=allow_pickle)
+    contents = Contents(source, allow_pickle=allow_pickle)
+    result = check_weights(contents, opened=lambda tensor: console.progress(f"checking {tensor}"))
+    others = small_problems(contents, weights_are_fine=not result.problems)
     problems = list(dict.fromkeys([*result.problems, *others]))
     console.clear()
     if json:

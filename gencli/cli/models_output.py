@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gencli.checkpoints.describe import Description
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.report import Description
 from gencli.cli.download import in_words
 from gencli.cli.sinks import TextSink, write_json
 

@@ -1,7 +1,6 @@
-"""What a folder in diffusers' layout says of itself, before any weight is read.
+"""What an image checkpoint says of itself, before any weight is read: the family's facts over `checkpoints.open`.
 
-A model_index.json names the pipeline and its parts, each in a folder of its own; a pipeline of one network may have it
-at the root (google/ddpm-cifar10-32). What there must be is the table in `families`.
+What there must be is the table in `families`.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gencli.checkpoints import layout
+from gencli.checkpoints import open as door
+from gencli.checkpoints.checkpoint import Contents, Hints, Part, folder_part
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats import stable_diffusion_keys
 from gencli.errors import GencliError
 from gencli.image.families import FAMILIES, Family
 from gencli.image.prompts.classes import Classes, classes_of, read_names
-from gencli.image.with_vae import Opens, with_vae
-from gencli.json_files import read_json
 from gencli.models import stands_for
 
 if TYPE_CHECKING:
-    from gencli.checkpoints.single_file import SingleFile
     from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
 
-UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 KNOWN = {  # what else model_index.json may say
     "id2label",
     "requires_safety_checker",
@@ -43,30 +42,48 @@ DEFAULTS = {
     "negative_prompt": "negative",
     "eta": "eta",
 }
+SINGLE = "stable diffusion"  # the format whose scheduler is told by what the user says
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder says, before any weight is read.
+    """A checkpoint of a family. opened: what lies there. configs: all parts but tokenizers → their JSON, where a user's
+    word holds over the file's. defaults: its own values for `ImageRequest`. notes: what goes unused. labels: names of
+    classes, by number. index: model_index.json."""
 
-    parts: name → folder. configs: all parts but tokenizers → their JSON. defaults: values for `ImageRequest`.
-    notes: what in the folder goes unused. allow_pickle: whether tensors may be read from pickles.
-    single: the file that all parts are in; `folder` and the models' places are then that file. labels: names of
-    classes, by number. files: parts that are in a file of their own, or elsewhere. index: model_index.json.
-    """
-
-    name: str
-    folder: Path
+    opened: door.Checkpoint
     family: Family
-    parts: Mapping[str, Path]
     configs: Mapping[str, Mapping[str, Any]]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    allow_pickle: bool = False
-    single: SingleFile | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
-    files: Mapping[str, Opens] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.opened.name
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, or its one file."""
+        return self.opened.path
+
+    @property
+    def allow_pickle(self) -> bool:
+        """Whether tensors may be read from pickles."""
+        return self.opened.contents.allow_pickle
+
+    @property
+    def in_one_file(self) -> bool:
+        """Whether all of its own parts are in one file."""
+        return self.opened.contents.is_file
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """Part → where it lies."""
+        tokenizers = self.opened.tokenizers if self.in_one_file else ()
+        return {name: part.path for name, part in self.opened.parts.items()} | dict.fromkeys(tokenizers, self.folder)
 
     @property
     def prompt(self) -> str:
@@ -85,20 +102,17 @@ class Checkpoint:
         return self.network_classes or (None if classifier is None else classes_of(classifier, self.labels))
 
     def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
-        """A part's config and weights. Raises GencliError for weights that cannot be opened."""
-        from gencli.checkpoints.weights import open_tensors
-
-        if part in self.files:
-            return self.files[part].open(part)
-        if self.single is not None and part in self.single.configs:
-            return self.single.open(part)
-        return self.configs[part], open_tensors(self.parts[part], allow_pickle=self.allow_pickle)
+        """Return a part's config and weights. Raise GencliError for weights that cannot be opened."""
+        return self.configs[part], self.opened.parts[part].tensors()
 
     def tokenizer(self, part: str = "tokenizer") -> Tokenizer:
-        """A part's tokenizer. Raises GencliError for one that is broken."""
-        from gencli.tokens import load_tokenizer
+        """Return a tokenizer. Raise GencliError for one that is broken."""
+        return self.opened.tokenizer(part)
 
-        return load_tokenizer(self.parts[part]) if self.single is None else self.single.tokenizer(part)
+    def with_part(self, name: str, part: Part, config: Mapping[str, Any]) -> Checkpoint:
+        """Return the checkpoint with another part in the place of its own, or beside its own."""
+        opened = door.replace_part(self.opened, name, part)
+        return dataclasses.replace(self, opened=opened, configs={**self.configs, name: config})
 
     @cached_property
     def also_reads(self) -> Literal["mask", "picture"] | None:
@@ -140,7 +154,7 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: Source,
+    source: Source | Contents | door.Checkpoint,
     *,
     allow_pickle: bool = False,
     prediction: str | None = None,
@@ -153,63 +167,55 @@ def open_checkpoint(
     autoencoder for it.
     Raises GencliError for what is no picture checkpoint or not supported.
     """
-    if source.kind == "file":
-        checkpoint = _of_class_file(source, allow_pickle) or _of_file(
-            source, allow_pickle=allow_pickle, prediction=prediction, betas=betas, other_vae=vae is not None
-        )
-    else:
-        checkpoint = _of_folder(source, allow_pickle)
-    if checkpoint.single is None:
-        said = {"prediction_type": prediction, "beta_schedule": betas}
-        over = {key: value for key, value in said.items() if value is not None}
-        if over:
-            scheduler = {**checkpoint.configs["scheduler"], **over}
-            checkpoint = dataclasses.replace(checkpoint, configs={**checkpoint.configs, "scheduler": scheduler})
+    from gencli.image.replace import with_vae
+
+    hints = Hints(prediction, betas, other_vae=vae is not None)
+    opened = source if isinstance(source, door.Checkpoint) else None
+    opened = opened or door.open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)  # type: ignore[arg-type]
+    checkpoint = _of_file(opened) if opened.contents.is_file else _of_folder(opened)
+    said = {"prediction_type": prediction, "beta_schedule": betas}
+    if (over := {key: value for key, value in said.items() if value is not None}) and opened.format != SINGLE:
+        configs = {**checkpoint.configs, "scheduler": {**checkpoint.configs["scheduler"], **over}}
+        checkpoint = dataclasses.replace(checkpoint, configs=configs)
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
     checkpoint.family.check(checkpoint)
     return checkpoint
 
 
-def _of_class_file(source: Source, allow_pickle: bool) -> Checkpoint | None:
-    """A DiT or a UNet of guided-diffusion in its own file; None for what is neither. Raises GencliError."""
-    from gencli.checkpoints.class_file import open_class_file
-
-    path = source.path
-    found = open_class_file(path, allow_pickle=allow_pickle)
-    if found is None:
-        return None
-    if not found.pipeline:
-        raise GencliError(f"{path} is a {found.title}, which draws nothing by itself", "--classifier guides by it")
-    files, parts = dict.fromkeys(found.parts, found), dict.fromkeys(found.configs, path)
-    labels, family = _labels(found.labels, path.with_suffix(".json")), FAMILIES[found.pipeline]
-    return Checkpoint(source.name, path, family, parts, found.configs, {}, found.notes, labels=labels, files=files)
-
-
-def _of_file(source: Source, **said: Any) -> Checkpoint:
-    """All parts in one file; `said` as `open_single_file`'s. Raises GencliError."""
-    from gencli.checkpoints.single_file import open_single_file
-
-    path = source.path
-    single = open_single_file(path, **said)
-    family = FAMILIES.get(single.pipeline)
+def _of_file(opened: door.Checkpoint) -> Checkpoint:
+    """All parts in one file. Raises GencliError for a file that draws nothing."""
+    path = opened.path
+    if opened.problem is not None:
+        raise opened.problem
+    if opened.kind == "text":
+        raise _no_image_model(path, opened.family, text=True)
+    if opened.kind != "image":
+        if opened.parts.keys() == {"classifier"}:
+            raise GencliError(f"{path} is a {opened.title}, which draws nothing by itself", "--classifier guides by it")
+        try:
+            stable_diffusion_keys.recognise(opened.contents.shapes)  # says what else it is
+        except GencliError as error:
+            raise GencliError(f"{path}: {error.message}", error.hint) from None
+    family = FAMILIES.get(opened.family)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
-        raise GencliError(f"{path}: it is a {single.pipeline}, which is not supported", f"gencli knows {known}")
-    parts = dict.fromkeys([*single.configs, *single.tokenizers], path)
-    return Checkpoint(source.name, path, family, parts, single.configs, {}, single.notes, single=single)
+        raise GencliError(f"{path}: it is a {opened.family}, which is not supported", f"gencli knows {known}")
+    configs = {name: part.config for name, part in opened.parts.items()}
+    labels = _labels(opened.labels, opened.labels_file)
+    return Checkpoint(opened, family, configs, notes=opened.notes, labels=labels)
 
 
-def _of_folder(source: Source, allow_pickle: bool) -> Checkpoint:
-    folder = source.path
-    index = _index(folder)
+def _of_folder(opened: door.Checkpoint) -> Checkpoint:
+    folder = opened.path
+    index = _index(opened)
     kind = str(index.get("_class_name"))
     family = FAMILIES.get(kind)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise GencliError(f"{folder / 'model_index.json'}: pipeline {kind!r} is not supported", f"gencli knows {known}")
-    here = _parts(index)
-    if unknown := [name for name in here if name not in [*family.parts, *UNUSED]]:
+    here = layout.named_parts(index)
+    if unknown := [name for name in here if name not in [*family.parts, *layout.UNUSED]]:
         raise GencliError(f"{folder / 'model_index.json'}: {kind} with {', '.join(unknown)} is not supported")
     parts, configs = {}, {}
     for name in family.parts:
@@ -217,42 +223,43 @@ def _of_folder(source: Source, allow_pickle: bool) -> Checkpoint:
             if name in family.optional:
                 continue
             raise GencliError(f"{folder / 'model_index.json'}: {kind} without {name}")
+        part = opened.parts.get(name) or opened.parts[""]
         # Only a pipeline of one network can keep it at the root: two would clash over config.json.
-        alone = set(family.parts) == {family.network, "scheduler"}
-        parts[name] = folder if alone and not (folder / name).is_dir() else folder / name
+        if part.path == folder and set(family.parts) != {family.network, "scheduler"}:
+            part = folder_part(opened.contents, name, folder / name, part.kind)
+        parts[name] = part
         if not name.startswith("tokenizer"):
-            file = "scheduler_config.json" if name == "scheduler" else "config.json"
-            configs[name] = read_json(parts[name] / file)
+            configs[name] = part.config
     _check_architectures(folder, family, configs)
     labels = _labels(index.get("id2label"), folder / "model_index.json")
-    notes = _notes(index)
-    more: dict[str, Any] = {"allow_pickle": allow_pickle, "labels": labels, "index": index}
-    return Checkpoint(source.name, folder, family, parts, configs, _defaults(folder), notes, **more)
+    opened = dataclasses.replace(opened, parts=parts)
+    raw = opened.defaults  # keys that are none of DEFAULTS are for other programs
+    defaults = {DEFAULTS[key]: value for key, value in raw.items() if key in DEFAULTS and value is not None}
+    return Checkpoint(opened, family, configs, defaults, _notes(index), labels, opened.index)
 
 
-def _index(folder: Path) -> Mapping[str, Any]:
+def _index(opened: door.Checkpoint) -> Mapping[str, Any]:
     """model_index.json, or what stands for it: a UNet alone with its scheduler."""
-    if (folder / "model_index.json").is_file():
-        return read_json(folder / "model_index.json")
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if config.get("_class_name") == "UNet2DModel" and (folder / "scheduler_config.json").is_file():
+    folder, config = opened.path, opened.parts[""].config if "" in opened.parts else {}
+    if opened.contents.has("model_index.json"):
+        if opened.problem is not None:
+            raise opened.problem
+        return opened.index
+    if config.get("_class_name") == "UNet2DModel" and "scheduler" in opened.parts:
         return {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", ""]}
     if kind := config.get("model_type") or config.get("_class_name"):
-        hint = "text models are for `gencli text`" if "model_type" in config else "it is one part of a checkpoint"
-        hint = "`gencli codes` turns pictures into its codes, and back" if kind == "VQModel" else hint
-        raise GencliError(f"{folder} holds a {kind!s:.40}, no model for pictures", hint)
+        raise _no_image_model(folder, kind, text="model_type" in config)
     raise GencliError(f"{folder} has no model_index.json", "is it the folder of a checkpoint for pictures?")
 
 
-def _parts(index: Mapping[str, Any]) -> list[str]:
-    """Names of the parts that are there: entries that are pairs, and not [null, null]."""
-    return [
-        name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1] is not None
-    ]
+def _no_image_model(path: Path, kind: Any, *, text: bool) -> GencliError:
+    hint = "text models are for `gencli text`" if text else "it is one part of a checkpoint"
+    hint = "`gencli codes` turns pictures into its codes, and back" if kind == "VQModel" else hint
+    return GencliError(f"{path} holds a {kind!s:.40}, no model for pictures", hint)
 
 
 def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
-    notes = ["its safety checker is not loaded"] if "safety_checker" in _parts(index) else []
+    notes = ["its safety checker is not loaded"] if "safety_checker" in layout.named_parts(index) else []
     odd = [name for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)]
     if odd := [name for name in odd if name not in KNOWN]:
         notes.append(f"model_index.json: {', '.join(odd)[:80]} is not known and goes unused")
@@ -291,10 +298,3 @@ def patch_size(config: Mapping[str, Any]) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 64:
         raise GencliError(f"patch_size = {size!r:.80} is not supported")
     return size
-
-
-def _defaults(folder: Path) -> dict[str, Any]:
-    """The checkpoint's own settings for a request; keys that are none of DEFAULTS are for other programs."""
-    file = folder / "generation_config.json"
-    raw = read_json(file) if file.is_file() else {}
-    return {DEFAULTS[key]: value for key, value in raw.items() if key in DEFAULTS and value is not None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +12,10 @@ from PIL import Image
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.weights import open_tensors
+from gencli.checkpoints.open import open_checkpoint
 from gencli.devices import pick_device
 from gencli.errors import GencliError
 from gencli.image.files.pictures import from_picture, to_picture
-from gencli.json_files import read_json
 
 Codes = list[list[int]]
 """h rows of w numbers, each the entry that stands for a square of the picture."""
@@ -72,25 +70,21 @@ def open_codec(source: Source, *, device: str = "auto", allow_pickle: bool = Fal
 
     Raises GencliError for what has none, is broken or not supported.
     """
-    folder = _place(source)
-    config = read_json(folder / "config.json")
+    checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
+    if checkpoint.contents.is_file:
+        raise GencliError(
+            f"{source.path} is a file: a VQ autoencoder is a folder", "with a config.json and its weights"
+        )
+    part = checkpoint.find_part("", PART)
+    if part is None:
+        raise GencliError(f"{source.name} holds no VQ autoencoder", "CompVis/ldm-celebahq-256 has one")
+    config = part.config
     kind = config.get("_class_name") or config.get("model_type")
     if kind != "VQModel":
         raise GencliError(f"{source.name}: its {kind!s:.40} is no VQ autoencoder", "CompVis/ldm-celebahq-256 has one")
-    tensors = open_tensors(folder, allow_pickle=allow_pickle)
+    tensors = part.tensors()
     place = pick_device(device)
-    return Codec(source.name, build.load(folder, device=place, dtype=torch.float32, config=config, tensors=tensors))
-
-
-def _place(source: Source) -> Path:
-    folder = source.path
-    if source.kind == "file":
-        raise GencliError(f"{folder} is a file: a VQ autoencoder is a folder", "with a config.json and its weights")
-    if (folder / "config.json").is_file():
-        return folder
-    if (folder / PART / "config.json").is_file():
-        return folder / PART
-    raise GencliError(f"{source.name} holds no VQ autoencoder", "CompVis/ldm-celebahq-256 has one")
+    return Codec(source.name, build.load(part.path, device=place, dtype=torch.float32, config=config, tensors=tensors))
 
 
 def to_text(codes: Codes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.checkpoints import build
+from gencli.checkpoints.checkpoint import Part
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.weights import open_tensors
+from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
@@ -21,7 +22,6 @@ from gencli.image.diffusion.schedule import Step
 from gencli.image.files.pictures import from_picture
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
-from gencli.json_files import read_json
 from gencli.models.controlnet import ControlNetConfig, ControlNetModel
 from gencli.models.unet_2d_condition import UNet2DConditionConfig
 
@@ -32,21 +32,23 @@ SHARED_INPUTS = ("encoder_hidden_states", "text_embeds", "time_ids")  # inputs o
 class OpenControl:
     """A ControlNet that fits a checkpoint, before its weights are read."""
 
-    source: Source
-    raw: Mapping[str, Any]
+    part: Part
 
-    def load(self, pipeline: Pipeline, *, allow_pickle: bool = False) -> ControlNetModel:
+    def load(self, pipeline: Pipeline) -> ControlNetModel:
         """With its weights, where and in the precision in which the UNet is. Raises GencliError for broken ones."""
-        folder = self.source.path
-        tensors = open_tensors(folder, allow_pickle=allow_pickle)
-        return build.load(folder, device=pipeline.device, dtype=pipeline.dtype, config=self.raw, tensors=tensors)  # type: ignore[return-value]
+        part, precision = self.part, pipeline.dtype
+        return build.load(
+            part.path, device=pipeline.device, dtype=precision, config=part.config, tensors=part.tensors()
+        )  # type: ignore[return-value]
 
 
-def open_control(source: Source, checkpoint: Checkpoint) -> OpenControl:
+def open_control(source: Source, checkpoint: Checkpoint, *, allow_pickle: bool = False) -> OpenControl:
     """Read a ControlNet's config. Raises GencliError for what is none, and for one that does not fit the checkpoint."""
-    if source.kind == "file":
+    opened = open_checkpoint(source, allow_pickle=allow_pickle)
+    if opened.contents.is_file:
         raise GencliError(f"{source.path}: single files are not supported for ControlNets", "give a folder or an id")
-    raw = read_json(source.path / "config.json")
+    part = opened.only_part("a ControlNet")
+    raw = part.config
     if (kind := raw.get("_class_name") or raw.get("model_type")) != "ControlNetModel":
         raise GencliError(f"{source.name} is a {kind!s:.40}, no ControlNet")
     try:
@@ -54,7 +56,7 @@ def open_control(source: Source, checkpoint: Checkpoint) -> OpenControl:
     except GencliError as error:
         raise GencliError(f"{source.path}: {error.message}", error.hint) from None
     _check_fit(source, config, checkpoint)
-    return OpenControl(source, raw)
+    return OpenControl(part)
 
 
 def _check_fit(source: Source, control: ControlNetConfig, checkpoint: Checkpoint) -> None:

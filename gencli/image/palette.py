@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gencli.checkpoints.checkpoint import Checkpoint, Part
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError, UsageError
 from gencli.image.files.preprocess import FILE, Preprocessing, from_settings, read_settings
 from gencli.image.request import FLAGS, ImageRequest
-from gencli.json_files import read_json
 from gencli.models import PALETTES
 
 # Fields of a request that such a model can follow; all others are refused when they are given.
@@ -49,13 +50,16 @@ class Palette:
     """What a folder says, before any weight is read. colours (K, 3) in -1..1; defaults: values for `ImageRequest`."""
 
     name: str
-    folder: Path
-    config: Mapping[str, Any]
+    part: Part
     colours: np.ndarray
     preprocessing: Preprocessing
     defaults: Mapping[str, Any]
-    allow_pickle: bool = False
     prompt = "none"
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.part.path
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,19 +86,16 @@ def _nearest(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return squares.argmin(1)
 
 
-def is_palette(source: Source) -> bool:
-    """Whether a checkpoint is of this kind, by its config.json. Raises GencliError for one that is broken."""
-    folder = source.path
-    file = folder / "config.json"
-    if source.kind == "file" or (folder / "model_index.json").is_file() or not file.is_file():
-        return False
-    return read_json(file).get("model_type") in PALETTES
+def is_palette(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint is of this kind."""
+    return checkpoint.family in PALETTES and not checkpoint.contents.is_file
 
 
-def open_palette(source: Source, *, allow_pickle: bool = False) -> Palette:
-    """Read the small files of such a checkpoint. Raises GencliError for what is broken or at odds."""
-    folder = source.path
-    config, where = read_json(folder / "config.json"), str(folder / FILE)
+def open_palette(source: Source | Checkpoint, *, allow_pickle: bool = False) -> Palette:
+    """Read the small files of such a checkpoint. Raise GencliError for what is broken or at odds."""
+    opened = source if isinstance(source, Checkpoint) else open_checkpoint(source, allow_pickle=allow_pickle)
+    folder, part = opened.path, opened.only_part("iGPT")
+    config, where = part.config, str(folder / FILE)
     settings = read_settings(folder)
     preprocessing = from_settings(settings, DEFAULTS, where, square=True)
     if preprocessing.size is None:
@@ -104,10 +105,9 @@ def open_palette(source: Source, *, allow_pickle: bool = False) -> Palette:
     if height * width != positions or height * width > PIXEL_LIMIT:
         raise GencliError(f"{where}: size {width}x{height} does not fit n_positions = {positions!r:.40} in config.json")
     colours = _colours(settings.get("clusters"), config.get("vocab_size", 513), where)
-    file = folder / "generation_config.json"
-    own = read_json(file) if file.is_file() else {}
+    own = opened.defaults
     defaults = {name: own[name] for name in SAMPLING if own.get(name) is not None}
-    return Palette(source.name, folder, config, colours, preprocessing, defaults, allow_pickle)
+    return Palette(opened.name, part, colours, preprocessing, defaults)
 
 
 def _colours(clusters: Any, vocab_size: Any, where: str) -> np.ndarray:

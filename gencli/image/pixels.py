@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.checkpoints import build
-from gencli.checkpoints.weights import open_tensors
 from gencli.devices import pick_device, pick_dtype
 from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Denoised, Picture
@@ -60,9 +59,9 @@ def load(palette: Palette, *, device: str = "auto", dtype: str = "auto") -> Pixe
     Raises GencliError for weights that are broken or do not fit.
     """
     place = pick_device(device)
-    tensors = open_tensors(palette.folder, allow_pickle=palette.allow_pickle)
+    config, tensors = palette.part.config, palette.part.tensors()
     precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
-    module = build.load(palette.folder, device=place, dtype=precision, config=palette.config, tensors=tensors)
+    module = build.load(palette.folder, device=place, dtype=precision, config=config, tensors=tensors)
     return PixelModel(palette, module)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.weights import open_tensors
+from gencli.checkpoints.open import open_checkpoint
 from gencli.devices import pick_device, pick_dtype
 from gencli.errors import GencliError
 from gencli.image.files.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
-from gencli.json_files import read_json
 from gencli.models.module import describe
-from gencli.tokens import Tokenizer, load_tokenizer
+from gencli.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,12 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
 
     Raises GencliError for what is no CLIP, is broken or not supported.
     """
-    folder, weights = _places(source)
-    raw = read_json(folder / "config.json")
+    checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
+    folder = checkpoint.contents.folder
+    if source.kind != "file" and checkpoint.contents.has("model_index.json"):
+        raise GencliError(f"{source.name} draws pictures, and compares none with texts", "-m names a CLIP")
+    part = checkpoint.only_part("a CLIP")
+    raw = part.config
     kind = raw.get("model_type") or raw.get("_class_name")
     if kind != "clip":
         raise GencliError(
@@ -105,7 +107,7 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
         )
     place = pick_device(device)
     preprocessing = from_settings(read_settings(folder), CLIP, str(folder / FILE))
-    tensors = open_tensors(weights, allow_pickle=allow_pickle)
+    tensors = part.tensors()
     # Buffers of whole numbers are no reason for a precision.
     precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
     module: Any = build.load(folder, device=place, dtype=precision, config=raw, tensors=tensors)
@@ -114,15 +116,4 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
     if given != (size, size):
         said = f"{given[1]}x{given[0]}" if given else "any size"
         raise GencliError(f"{folder}: its {FILE} makes pictures of {said}, and its config.json wants {size}x{size}")
-    return Scorer(source.name, module, load_tokenizer(folder), preprocessing)
-
-
-def _places(source: Source) -> tuple[Path, Path]:
-    """The folder of the small files, and where the weights are."""
-    if source.kind != "file":
-        if (source.path / "model_index.json").is_file():
-            raise GencliError(f"{source.name} draws pictures, and compares none with texts", "-m names a CLIP")
-        return source.path, source.path
-    if not (source.path.parent / "config.json").is_file():
-        raise GencliError(f"{source.path}: a CLIP is a folder; there is no config.json beside this file")
-    return source.path.parent, source.path
+    return Scorer(source.name, module, checkpoint.tokenizer(), preprocessing)

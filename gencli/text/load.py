@@ -13,15 +13,15 @@ import torch
 from gencli import devices
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import architecture_name, load
+from gencli.checkpoints.checkpoint import Checkpoint, Part
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.tensors import Tensors
-from gencli.checkpoints.weights import open_tensors
+from gencli.checkpoints.formats.folders import kind_of
+from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError
-from gencli.json_files import read_json
-from gencli.models import PALETTES, architecture
+from gencli.models import architecture
 from gencli.models.base import Layout
 from gencli.models.module import describe
-from gencli.tokens import Tokenizer, load_tokenizer
+from gencli.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,16 @@ def open_model(
     start = time.perf_counter()
     devices.set_threads(threads)
     place = devices.pick_device(device)
-    folder, weights = _folder_and_weights(source)
-    gguf = None
-    if weights.suffix == ".gguf":
-        raw, tensors, gguf = _open_gguf(weights)
-    else:
-        raw = _config(source, folder)
-        tensors = open_tensors(weights, allow_pickle=allow_pickle)
-    layout = architecture(architecture_name(raw, folder)).LAYOUT
+    checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
+    part, raw = language_model(checkpoint)
+    tensors = part.tensors()
+    layout = architecture(raw["model_type"]).LAYOUT
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
     precision = devices.pick_dtype(dtype, place, stored)
-    tokenizer = load_tokenizer(folder) if gguf is None else _gguf_tokenizer(weights, gguf)
-    module = load(weights, device=place, dtype=precision, config=raw, tensors=tensors)
+    tokenizer = checkpoint.tokenizer()
+    module = load(part.path, device=place, dtype=precision, config=raw, tensors=tensors)
     notes = _merge(module, layout, source, adapters, allow_pickle) if adapters else ()
-    file = folder / "generation_config.json"
-    generation_config = read_json(file) if file.is_file() and gguf is None else {}
-    return TextModel(source.name, module, tokenizer, generation_config, time.perf_counter() - start, notes)
+    return TextModel(source.name, module, tokenizer, checkpoint.defaults, time.perf_counter() - start, notes)
 
 
 def _merge(
@@ -107,48 +101,20 @@ def _merge(
     )
 
 
-def _open_gguf(path: Path) -> tuple[dict[str, Any], Tensors, Mapping[str, Any]]:
-    """Config, tensors and metadata of a GGUF file."""
-    from gencli.checkpoints.gguf import open_gguf
+def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
+    """Return the language model that a checkpoint is, and its config.
 
-    config, tensors, file = open_gguf(path)
-    return config, tensors, file.metadata
-
-
-def _gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    from gencli.tokens.gguf import gguf_tokenizer
-
-    return gguf_tokenizer(path, metadata)
-
-
-def _folder_and_weights(source: Source) -> tuple[Path, Path]:
-    """The folder of the small files, and what to open for tensors: the folder, or the one file that was named.
-
-    A .gguf file has all in itself; a folder may hold one and no config.json.
+    Raise GencliError for a checkpoint that is none, is broken, or is of an unknown architecture.
     """
-    if source.kind != "file":
-        if not (source.path / "config.json").is_file() and not (source.path / "model_index.json").is_file():
-            single = sorted(source.path.glob("*.gguf"))
-            if len(single) > 1:
-                some = ", ".join(file.name for file in single[:5])
-                raise GencliError(f"{source.path} has {len(single)} GGUF files ({some})", "name the one that you want")
-            if single:
-                return source.path, single[0]
-        return source.path, source.path
-    if source.path.suffix == ".gguf":
-        return source.path.parent, source.path
-    if not (source.path.parent / "config.json").is_file():
-        raise GencliError(f"{source.path}: a language model is a folder; there is no config.json beside this file")
-    return source.path.parent, source.path
-
-
-def _config(source: Source, folder: Path) -> dict[str, Any]:
-    """config.json. Raises GencliError for a checkpoint that is no language model."""
-    pictures = GencliError(f"{source.name} is no language model", "pictures are made by `gencli image`")
-    if (folder / "model_index.json").is_file():
-        raise pictures
-    raw = read_json(folder / "config.json")
-    name = architecture_name(raw, folder)
-    if name in PALETTES or not hasattr(architecture(name).Model, "new_cache"):
-        raise pictures
-    return raw
+    if checkpoint.format == "gguf" and checkpoint.problem is not None:
+        raise checkpoint.problem
+    if checkpoint.kind == "text" or checkpoint.format == "gguf":
+        return checkpoint.parts[""], checkpoint.parts[""].config
+    images = GencliError(f"{checkpoint.name} is no language model", "pictures are made by `gencli image`")
+    part = checkpoint.only_part("a language model")
+    if checkpoint.contents.has("model_index.json"):
+        raise images
+    architecture_name(part.config, checkpoint.contents.folder)
+    if kind_of(part.config) != "text":
+        raise images
+    return part, part.config

@@ -7,7 +7,7 @@ byte-level BPE, Qwen 2's, or CLIP's, whose words end in `</w>`; `vocab.txt` is B
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,17 @@ PIECE_CLASSES = {
 UNLIMITED = 2**31  # transformers writes 1e30 as model_max_length when it knows none
 
 
-def load_tokenizer(folder: Path | str) -> Tokenizer:
+Read = Callable[[Path], Mapping[str, Any]]
+
+
+def load_tokenizer(folder: Path | str, read_json: Read = read_json) -> Tokenizer:
     """Load the tokenizer in a checkpoint's folder.
 
     bos and eos come from generation_config.json, else config.json, else the tokenizer's own files.
     Raises GencliError, in one line that names the file, for files that are missing, broken or contradict each other.
     """
     folder = Path(folder)
-    config = _optional(folder / "tokenizer_config.json")
+    config = _optional(folder / "tokenizer_config.json", read_json)
     adds, defaults, kind = {"bos_token": False, "eos_token": False}, None, ""
     if (folder / "tokenizer.json").is_file():
         backend, kind = _from_json(folder / "tokenizer.json", config)
@@ -78,7 +81,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         raise GencliError(
             f"{folder} has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no vocab.txt"
         )
-    return _finish(backend, folder, config, kind, adds, DEFAULTS.get(kind, {}) if defaults is None else defaults)
+    named = DEFAULTS.get(kind, {}) if defaults is None else defaults
+    return _finish(backend, folder, config, kind, adds, named, read_json)
 
 
 def load_clip_tokenizer(pad: str = END_OF_TEXT) -> Tokenizer:
@@ -98,6 +102,7 @@ def _finish(
     kind: str,
     adds: Mapping[str, bool],
     defaults: Mapping[str, str],
+    read_json: Read = read_json,
 ) -> Tokenizer:
     """The tokenizer of what splits words: special tokens made known, and put around every text where `adds` says."""
     backend.no_truncation()  # a tokenizer.json may carry a training run's: nothing is cut or filled unasked
@@ -113,7 +118,7 @@ def _finish(
         ids |= {name: ids[own] for name, own in (("bos_token", "cls_token"), ("eos_token", "sep_token")) if own in ids}
     # Old CLIP configs name an end token that is none (2), so CLIP's own files alone are asked, and BERT's.
     others = [] if kind in ("clip", "bert") else [folder / "generation_config.json", folder / "config.json"]
-    bos_id, eos_ids = _ends(others, ids)
+    bos_id, eos_ids = _ends(others, ids, read_json)
     return Tokenizer(
         backend,
         folder,
@@ -309,12 +314,12 @@ def _frame(backend: Backend, bos: str | None, eos: str | None) -> None:
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
 
 
-def _ends(files: list[Path], ids: Mapping[str, int]) -> tuple[int | None, tuple[int, ...]]:
+def _ends(files: list[Path], ids: Mapping[str, int], read_json: Read) -> tuple[int | None, tuple[int, ...]]:
     """The ids that begin and end a text: from the first file that names each, else the tokenizer's own."""
     found: dict[str, tuple[int, ...]]
     found = {key: (ids[key],) if key in ids else () for key in ("bos_token", "eos_token")}
     for file in reversed(files):
-        raw = _optional(file)
+        raw = _optional(file, read_json)
         for key in found:
             value = raw.get(f"{key}_id")
             if value is not None:
@@ -347,7 +352,7 @@ def _class_name(config: Mapping[str, Any]) -> str | None:
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def _optional(path: Path, read_json: Read = read_json) -> Mapping[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 

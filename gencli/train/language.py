@@ -12,6 +12,7 @@ from torch import nn
 
 from gencli.checkpoints.build import architecture_name
 from gencli.checkpoints.find import find
+from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.save import copy_files, save_like, save_tensors, write_json
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
@@ -73,7 +74,7 @@ def open_language(name: str, place: Place, context: int | None, *, frozen: bool 
     """
     source = find(name)
     folder = source.path.parent if source.kind == "file" else source.path
-    if source.path.suffix == ".gguf" or (not (folder / "config.json").is_file() and any(folder.glob("*.gguf"))):
+    if open_checkpoint(source).format == "gguf":
         raise GencliError(f"--init {name}: a GGUF file cannot be trained", "take the checkpoint it was made from")
     keep = frozen and place.dtype is torch.bfloat16  # what is not trained need not be held in float32
     opened = open_model(source, device=str(place.device), dtype="bfloat16" if keep else "float32")

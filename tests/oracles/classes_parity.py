@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from gencli.checkpoints import build
-from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
+from gencli.image.replace import with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from gencli.image.with_classifier import with_classifier
+from tests.opening import open_part
 from tests.oracles.guided_sampling import alphas, lead, picture, sample, sample_ddim
 from tests.oracles.ldm_parity import Measured
 from tests.tiny.classes import FLAGS, dit_network, make_classifier, make_dit, make_dit_file, make_guided
@@ -53,9 +53,7 @@ def _dit_file(file: Path) -> Measured:
     """With an autoencoder beside it, against its own code's formulas and DDIM's."""
     state, folder = make_dit_file(file), file.with_suffix("")
     vae = make_vae(folder)
-    found = open_class_file(file)
-    assert found is not None
-    config, tensors = found.open("transformer")
+    config, tensors = open_part(file, "transformer")
     ours = build.load(file, config=config, tensors=tensors)
     x, t, y = _noise(3, 4, 8, 8), torch.tensor([0.0, 481.0, 999.0]), torch.tensor([207, 0, 1000])
     with torch.no_grad():

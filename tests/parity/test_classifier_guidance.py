@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from gencli.checkpoints import build
-from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
@@ -19,9 +18,10 @@ from gencli.image.diffusion.samplers.ddpm import ddpm
 from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
+from gencli.image.replace import with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from gencli.image.with_classifier import with_classifier
+from tests.opening import open_file, open_part
 from tests.oracles.classes_parity import measure
 from tests.oracles.guided_reference import Reference
 from tests.oracles.guided_sampling import lead, sample, sample_ddim
@@ -70,14 +70,14 @@ def test_classifier(tmp_path, pool, updown):
     write(tmp_path / "classifier.safetensors", network.state)
     depth = {"classifier_depth": 2} if pool != "attention" and updown else {}
     (tmp_path / "classifier.json").write_text(json.dumps(FLAGS | depth))
-    config, tensors = open_class_file(tmp_path / "classifier.safetensors").open("classifier")
+    config, tensors = open_part(tmp_path / "classifier.safetensors", "classifier")
     ours = build.load(tmp_path, config=config, tensors=tensors)
     torch.testing.assert_close(ours(x, t), expected, atol=1e-4, rtol=1e-5)
     assert config["pool"] == pool
     if depth:
         (tmp_path / "classifier.json").write_text(json.dumps(FLAGS))
         with pytest.raises(GencliError, match="does not say its depth"):
-            open_class_file(tmp_path / "classifier.safetensors")
+            open_file(tmp_path / "classifier.safetensors")
 
 
 def test_gradient(files):
@@ -158,7 +158,7 @@ def test_each_of_several_in_every_batch(files):
 
 def test_classifier_in_a_folder(files, tmp_path):
     """config.json with the settings and the names of classes, and safetensors."""
-    config, _ = open_class_file(files["classifier"][0]).open("classifier")
+    config, _ = open_part(files["classifier"][0], "classifier")
     labels = {"id2label": {str(i): f"kind {i}" for i in range(CLASSES)}}
     (tmp_path / "config.json").write_text(json.dumps({**config, **labels}))
     save_file(files["classifier"][1].state, tmp_path / "model.safetensors")

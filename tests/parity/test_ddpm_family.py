@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
@@ -21,6 +20,7 @@ from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
+from tests.opening import open_file
 from tests.oracles import ermongroup
 from tests.oracles.libraries import diffusers
 from tests.tiny.ldm import SMALL_VARIANCE, make_ddpm_256, make_grey, to_pickles, with_scheduler
@@ -159,7 +159,7 @@ def test_the_network(tmp_path, shape):
     assert expected.std() > 0.1
     with torch.no_grad():
         torch.testing.assert_close(model(x, t.float()), expected, **TOLERANCE)
-        config = dict(open_class_file(tmp_path / "model.safetensors").parts["unet"].config)
+        config = dict(open_file(tmp_path / "model.safetensors").parts["unet"].config)
         config.pop("_class_name")
         reference = diffusers.UNet2DModel(**config)
         reference.load_state_dict(model.state_dict())

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from gencli.checkpoints import build
-from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
@@ -16,6 +15,7 @@ from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
+from tests.opening import open_file, open_part
 from tests.oracles.libraries import diffusers
 from tests.tiny.classes import DIT_SCHEDULER, dit_network, make_dit, make_dit_file
 from tests.tiny.image import rewrite_json
@@ -199,8 +199,8 @@ def test_original_file(original, tmp_path, suffix):
     if suffix == "pt":
         file = tmp_path / "DiT-S-2-64x64.pt"
         torch.save(state, file)
-    found = open_class_file(file, allow_pickle=suffix == "pt")
-    config, tensors = found.open("transformer")
+    part = open_file(file, allow_pickle=suffix == "pt").parts["transformer"]
+    config, tensors = part.config, part.tensors()
     ours = build.load(file, config=config, tensors=tensors)
     x, t, y = inputs()
     torch.testing.assert_close(ours(x, t, y), dit_network(dict(state), x, t, y), atol=1e-4, rtol=1e-5)
@@ -213,7 +213,7 @@ def test_original_file_and_converted_folder_draw_alike(original, dit, tmp_path):
     from safetensors.torch import save_file
 
     file, _ = original
-    config, tensors = open_class_file(file).open("transformer")
+    config, tensors = open_part(file, "transformer")
     folder = shutil.copytree(dit[0], tmp_path / "converted")
     named = {name: tensors.get(name).contiguous().clone() for name in tensors}
     save_file(named, next((folder / "transformer").glob("*.safetensors")))
@@ -239,7 +239,7 @@ def test_files_that_are_refused(original, tmp_path):
     pickle = tmp_path / "DiT.pt"
     torch.save(state, pickle)
     with pytest.raises(GencliError, match="is a pickle") as error:
-        open_class_file(pickle)
+        open_file(pickle)
     assert "--allow-pickle" in error.value.hint
     for change, match in [
         ({"extra.weight": torch.zeros(1)}, "has tensors that a DiT has not: extra.weight"),
@@ -251,10 +251,10 @@ def test_files_that_are_refused(original, tmp_path):
         broken = tmp_path / "broken.safetensors"
         save_file({**state, **change}, broken)
         with pytest.raises(GencliError, match=match):
-            open_class_file(broken)
+            open_file(broken)
     lacking = {name: tensor for name, tensor in state.items() if name != "final_layer.linear.bias"}
     save_file(lacking, tmp_path / "lacking.safetensors")
-    config, tensors = open_class_file(tmp_path / "lacking.safetensors").open("transformer")
+    config, tensors = open_part(tmp_path / "lacking.safetensors", "transformer")
     with pytest.raises(GencliError, match=r"lacks tensors: proj_out_2\.bias"):
         build.load(tmp_path, config=config, tensors=tensors)
 
@@ -281,7 +281,7 @@ def test_folders_that_are_refused_by_name(dit, tmp_path, file, change, match):
 
 
 def test_the_schedule_of_the_original_is_the_hubs(original):
-    scheduler = open_class_file(original[0]).scheduler
+    scheduler = open_file(original[0]).parts["scheduler"].config
     assert {key: scheduler[key] for key in scheduler if key in DIT_SCHEDULER} == {
         key: value for key, value in DIT_SCHEDULER.items() if key in scheduler
     }

@@ -16,15 +16,15 @@ from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file
 
 from gencli.checkpoints.build import load
-from gencli.checkpoints.check import check
-from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import find
-from gencli.checkpoints.gguf import open_gguf
+from gencli.checkpoints.gguf_file import GgufFile
+from gencli.checkpoints.report import check, describe
 from gencli.errors import GencliError
 from gencli.text.load import open_model
 from gencli.tokens import load_tokenizer
 from gencli.tokens.gguf import gguf_tokenizer
 from gencli.tokens.sentencepiece import read
+from tests.opening import open_part
 from tests.oracles.libraries import transformers
 from tests.parity.test_sentencepiece import make as make_pieces
 from tests.parity.test_sentencepiece import some_texts
@@ -148,7 +148,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "Q
 
 
 def opened(file: Path) -> torch.nn.Module:
-    config, tensors, _ = open_gguf(file)
+    config, tensors = open_part(file)
     return load(file, config=config, tensors=tensors)
 
 
@@ -216,7 +216,7 @@ def test_it_is_described_and_checked(tmp_path):
     )
     assert check(find(str(file))).problems == () and check(find(str(file))).tensors == 28
     content = bytearray(file.read_bytes())
-    start = open_gguf(file)[2].tensors["output_norm.bias"].start
+    start = GgufFile(file)._spans["output_norm.bias"][0]
     content[start : start + 4] = struct.pack("<f", float("nan"))
     file.write_bytes(content)
     (problem,) = check(find(str(file))).problems
@@ -279,7 +279,7 @@ def test_other_splitters(tmp_path, pre):
     if pre == "qwen2":
         theirs.normalizer = normalizers.NFC()
     file = write_gguf(make_gpt2(tmp_path / "model"), tmp_path / "m.gguf", "F32", fill_bpe(pre))
-    ours = gguf_tokenizer(file, open_gguf(file)[2].metadata)
+    ours = gguf_tokenizer(file, GgufFile(file).metadata)
     for text in some_texts():
         assert ours.encode(text.replace("<|endoftext|>", "")) == theirs.encode(text.replace("<|endoftext|>", "")).ids
 
@@ -300,7 +300,7 @@ def test_pieces(tmp_path):
         writer.add_unk_token_id(0)
 
     file = write_gguf(make_gpt2(tmp_path / "model"), tmp_path / "m.gguf", "F32", fill)
-    found = gguf_tokenizer(file, open_gguf(file)[2].metadata)
+    found = gguf_tokenizer(file, GgufFile(file).metadata)
     for text in some_texts():
         assert found.encode(text, special=False) == [1, *theirs.encode(text)]
         assert found.encode(text) == ours.encode(text)
@@ -322,7 +322,7 @@ def test_pieces(tmp_path):
 )
 def test_tokenizers_that_are_refused(tmp_path, change, says):
     file = write_gguf(make_gpt2(tmp_path / "model"), tmp_path / "m.gguf", "F32", fill_bpe("gpt-2"))
-    metadata = open_gguf(file)[2].metadata
+    metadata = GgufFile(file).metadata
     metadata.update({f"tokenizer.ggml.{key}": value for key, value in change.items()})
     with pytest.raises(GencliError) as caught:
         gguf_tokenizer(file, metadata)
@@ -430,7 +430,7 @@ def test_without_the_package(tmp_path, monkeypatch):
     file = write_gguf(make_gpt2(tmp_path / "model", tokenizer=None), tmp_path / "m.gguf", "F32")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(GencliError, match="GGUF needs the package gguf") as caught:
-        open_gguf(file)
+        open_part(file)
     assert caught.value.hint == "pip install gguf"
 
 

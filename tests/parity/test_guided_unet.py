@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from gencli.checkpoints import build
-from gencli.checkpoints.class_file import open_class_file
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.original import guided_diffusion
+from gencli.checkpoints.formats import guided_diffusion
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.diffusion.schedule import NoiseSchedule
@@ -23,6 +22,7 @@ from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.models import guided_classifier, guided_unet
+from tests.opening import open_part
 from tests.oracles.guided_reference import Reference
 from tests.oracles.guided_sampling import alphas, picture, sample, sample_ddim
 from tests.oracles.libraries import diffusers
@@ -71,7 +71,7 @@ def test_network_and_what_its_tensors_tell(tmp_path, kind):
     expected = network.unet(x, t, y)
     write(tmp_path / "unet.safetensors", network.state)
     (tmp_path / "unet.json").write_text(json.dumps(flags_of(network)))
-    config, tensors = open_class_file(tmp_path / "unet.safetensors").open("unet")
+    config, tensors = open_part(tmp_path / "unet.safetensors", "unet")
     ours = build.load(tmp_path, config=config, tensors=tensors)
     torch.testing.assert_close(ours(x, t, y), expected, atol=1e-4, rtol=1e-5)
     assert config["num_res_blocks"] == network.depth
@@ -86,7 +86,7 @@ def test_network_and_what_its_tensors_tell(tmp_path, kind):
 def test_what_no_tensor_tells_makes_a_difference(tmp_path, wrong):
     """The order of heads and their width leave no trace in names and shapes: hence the rule that they are told."""
     network = make_guided(tmp_path / "unet.safetensors", FLAGS | wrong)
-    config, tensors = open_class_file(tmp_path / "unet.safetensors").open("unet")
+    config, tensors = open_part(tmp_path / "unet.safetensors", "unet")
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(4))
     ours = build.load(tmp_path, config=config, tensors=tensors)(x, torch.tensor([7.0]))
     assert (ours - network.unet(x, torch.tensor([7.0]))).abs().max() > 1e-3
@@ -118,7 +118,7 @@ def diffusers_name(name):
 def test_diffusers_unet_of_the_same_shape(tmp_path):
     """As diffusers runs OpenAI's consistency models, which are this network (new order of q, k and v)."""
     network = make_guided(tmp_path / "unet.safetensors", FLAGS | {"use_new_attention_order": True}, classes=5)
-    config, tensors = open_class_file(tmp_path / "unet.safetensors").open("unet")
+    config, tensors = open_part(tmp_path / "unet.safetensors", "unet")
     ours = build.load(tmp_path, config=config, tensors=tensors)
     theirs = diffusers.UNet2DModel(
         sample_size=16, out_channels=6, layers_per_block=1, num_class_embeds=5, block_out_channels=(32, 64),

@@ -12,6 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError, UsageError
 from gencli.image.generate import Denoised, Picture
 from gencli.image.palette import is_palette, open_palette, resolve
@@ -253,9 +254,9 @@ def test_folders_at_odds_with_themselves(tmp_path, file, change, message):
 
 def test_what_is_told_as_one(tmp_path):
     make_imagegpt(tmp_path)
-    assert is_palette(Source("tiny", tmp_path, "folder"))
+    assert is_palette(open_checkpoint(Source("tiny", tmp_path, "folder")))
     rewrite_json(tmp_path / "config.json", lambda raw: raw | {"model_type": "gpt2"})
-    assert not is_palette(Source("tiny", tmp_path, "folder"))
+    assert not is_palette(open_checkpoint(Source("tiny", tmp_path, "folder")))
 
 
 def test_the_readmes_figures(tmp_path):

@@ -11,13 +11,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from gencli.checkpoints.single_file import open_single_file
 from PIL import Image
 from safetensors.torch import load_file
 
 from gencli.__main__ import main
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.single_file import open_single_file
 from gencli.errors import GencliError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate

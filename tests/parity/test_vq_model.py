@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from gencli.checkpoints.build import load
-from gencli.checkpoints.check import check as check_checkpoint
-from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.report import check as check_checkpoint
+from gencli.checkpoints.report import describe
 from gencli.errors import GencliError
 from gencli.image.codes import open_codec, parse, to_text
 from gencli.image.files.pictures import from_picture, to_picture

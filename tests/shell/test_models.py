@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gencli.checkpoints.check import Result, check
 from gencli.checkpoints.find import Source, embedded_names
+from gencli.checkpoints.report import Result, check
 from tests.oracles.hub_server import safetensors, sha256
 from tests.shell.process import environment, gencli, on_terminal
 from tests.tiny.text import make_gpt2

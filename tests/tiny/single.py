@@ -288,7 +288,7 @@ def measure(folder: Path, file: Path, kind: str, prediction: str | None = None) 
     theirs = pipe("a red apple on the sun", generator=torch.Generator().manual_seed(3), **call).images[0]
     checkpoint = open_checkpoint(Source(file.name, file, "file"), prediction=prediction)
     largest = 0.0
-    for part in checkpoint.single.parts:
+    for part in checkpoint.opened.models:
         _, tensors = checkpoint.open(part)
         for name, tensor in getattr(pipe, part).state_dict().items():
             ours = tensors.get(name if name in tensors else f"text_model.{name}")

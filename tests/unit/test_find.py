@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gencli.checkpoints import hub_cache, layout
-from gencli.checkpoints.describe import describe
 from gencli.checkpoints.find import Source, embedded_names, find
 from gencli.checkpoints.hub_cache import HubId
+from gencli.checkpoints.report import describe
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from tests.oracles.hub_server import safetensors

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from gencli.__main__ import main
-from gencli.checkpoints.original.families import FAMILIES
-from gencli.checkpoints.original.schedule import alphas_cumprod
+from gencli.checkpoints.formats.stable_diffusion_keys import FAMILIES
+from gencli.checkpoints.formats.stable_diffusion_schedule import alphas_cumprod
 from gencli.checkpoints.safetensors_file import SafetensorsFile
-from gencli.checkpoints.single_file import open_single_file
 from gencli.errors import GencliError
+from tests.opening import configs, open_file
 from tests.tiny import single as tiny
 
 UNET, VAE = tiny.PREFIXES["unet"], tiny.PREFIXES["vae"]
@@ -119,7 +119,7 @@ def test_parts_that_are_missing(refusal, tmp_path, shapes, start):
     assert ("no text encoder in it" in error) == (start == "cond_stage_model.")
 
 
-def test_a_pickle_is_not_opened(refusal, tmp_path):
+def test_a_pickle_is_not_open_file(refusal, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "model.ckpt")
     error, _ = refusal(name="model.ckpt")
     assert "model.ckpt is a pickle" in error
@@ -130,10 +130,10 @@ def test_a_pickle_is_read_when_that_is_said(tmp_path, shapes, capsys):
     tensors = {name: torch.full(shape, 0.5) for name, shape in shapes["sd1"].items()}
     tensors["alphas_cumprod"] = torch.tensor(alphas_cumprod("scaled_linear"))
     torch.save({"epoch": 1, "state_dict": tensors}, tmp_path / "model.ckpt")
-    single = open_single_file(tmp_path / "model.ckpt", allow_pickle=True)
+    single = open_file(tmp_path / "model.ckpt", allow_pickle=True)
     save_file(tensors, tmp_path / "model.safetensors")
-    assert single.configs == open_single_file(tmp_path / "model.safetensors").configs
-    assert torch.equal(single.open("unet")[1].get("conv_out.bias"), tensors[f"{UNET}out.2.bias"])
+    assert configs(tmp_path / "model.ckpt", allow_pickle=True) == configs(tmp_path / "model.safetensors")
+    assert torch.equal(single.parts["unet"].tensors().get("conv_out.bias"), tensors[f"{UNET}out.2.bias"])
     call = [str(tmp_path / "model.ckpt"), "--allow-pickle", "--json"]
     assert main(["models", "show", *call]) == 0
     assert json.loads(capsys.readouterr().out)["family"] == "StableDiffusionPipeline"
@@ -143,7 +143,7 @@ def test_a_pickle_is_read_when_that_is_said(tmp_path, shapes, capsys):
     tensors["alphas_cumprod"] **= 2
     torch.save({"state_dict": tensors}, tmp_path / "model.ckpt")
     with pytest.raises(GencliError, match="alphas_cumprod are not those"):
-        open_single_file(tmp_path / "model.ckpt", allow_pickle=True)
+        open_file(tmp_path / "model.ckpt", allow_pickle=True)
 
 
 # --- broken files ----------------------------------------------------------------------------------------------------
@@ -328,15 +328,15 @@ def test_what_a_file_says_of_its_prediction(tmp_path, shapes, what):
     """Marks and metadata are believed, and the user more."""
     kind, more, metadata, predicts, size = SAYING[what]
     file = tiny.write_header(tmp_path / "a.safetensors", changed(shapes, kind, **more), metadata=metadata)
-    single = open_single_file(file)
-    assert single.scheduler["prediction_type"] == predicts
-    assert single.configs["unet"]["sample_size"] == size
-    assert open_single_file(file, prediction="sample").scheduler["prediction_type"] == "sample"
+    single = open_file(file)
+    assert single.parts["scheduler"].config["prediction_type"] == predicts
+    assert single.parts["unet"].config["sample_size"] == size
+    assert open_file(file, prediction="sample").parts["scheduler"].config["prediction_type"] == "sample"
 
 
 def test_the_mark_of_zero_snr(tmp_path, shapes):
     file = tiny.write_header(tmp_path / "a.safetensors", changed(shapes, "sdxl", v_pred=(0,), ztsnr=(0,)))
-    scheduler = open_single_file(file).scheduler
+    scheduler = open_file(file).parts["scheduler"].config
     assert scheduler["rescale_betas_zero_snr"] is True and scheduler["timestep_spacing"] == "trailing"
 
 
@@ -348,13 +348,13 @@ def test_a_schedule_of_its_own(tmp_path, shapes):
     file = tmp_path / "model.safetensors"
     for own in (usual, usual.half(), usual.double()):
         save_file({**names, "alphas_cumprod": own}, file)
-        assert open_single_file(file).scheduler["beta_schedule"] == "scaled_linear"
+        assert open_file(file).parts["scheduler"].config["beta_schedule"] == "scaled_linear"
     for own in (linear, usual[:500], torch.zeros(1000)):
         save_file({**names, "alphas_cumprod": own}, file)
         with pytest.raises(GencliError, match="its alphas_cumprod are not those of Stable Diffusion's") as caught:
-            open_single_file(file)
+            open_file(file)
         assert "--betas scaled_linear|linear" in caught.value.hint
-        assert open_single_file(file, betas="linear").scheduler["beta_schedule"] == "linear"
+        assert open_file(file, betas="linear").parts["scheduler"].config["beta_schedule"] == "linear"
 
 
 @pytest.mark.parametrize(("betas", "zero_snr"), [("scaled_linear", False), ("linear", False), ("scaled_linear", True)])
@@ -380,17 +380,17 @@ PIPELINES = {
 def test_variants_are_told_by_their_channels(tmp_path, shapes, kind, channels):
     width = shapes[kind][f"{UNET}input_blocks.0.0.weight"][0]
     names = changed(shapes, kind, **{f"{UNET}input_blocks.0.0.weight": (width, channels, 3, 3)})
-    single = open_single_file(tiny.write_header(tmp_path / "a.safetensors", names), prediction="epsilon")
-    assert single.pipeline == PIPELINES[kind, channels]
-    assert single.configs["unet"]["in_channels"] == channels
+    single = open_file(tiny.write_header(tmp_path / "a.safetensors", names), prediction="epsilon")
+    assert single.family == PIPELINES[kind, channels]
+    assert single.parts["unet"].config["in_channels"] == channels
 
 
 def test_what_goes_unused_is_told(tmp_path, shapes):
     file = tiny.write_header(tmp_path / "a.safetensors", shapes["sd1"])
-    assert open_single_file(file).notes == ("its EMA weights go unused",)
+    assert open_file(file).notes == ("its EMA weights go unused",)
     shapes = SafetensorsFile(file).shapes
-    assert not any(name.startswith("model_ema") for name in open_single_file(file).sources("unet"))
-    counted = {name for part in ("unet", "vae") for name in open_single_file(file).sources(part)}
+    assert not any(name.startswith("model_ema") for name in open_file(file).parts["unet"].tensors().stored())
+    counted = {name for part in ("unet", "vae") for name in open_file(file).parts[part].tensors().stored()}
     assert sum(map(math.prod, shapes.values())) > sum(math.prod(shapes[name]) for name in counted)
 
 

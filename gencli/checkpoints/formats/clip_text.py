@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gencli.checkpoints.original.rows import THIRDS, Part, Shapes, numbered, rename, sizes, transposed
+from gencli.checkpoints.checkpoint import Shapes
+from gencli.checkpoints.formats.renaming import THIRDS, Renamed, numbered, rename, sizes, transposed
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
@@ -35,7 +36,7 @@ PROJECTION = Rename(r"text_projection", r"text_projection.weight", transposed)
 SD2_LAYERS, SD2_FILE_LAYERS = 23, (23, 24)
 
 
-def read_clip(shapes: Shapes) -> tuple[Part, list[str]]:
+def read_clip(shapes: Shapes) -> tuple[Renamed, list[str]]:
     """Config and tensors of a CLIP text encoder named as transformers names it, and the names that are none of one.
 
     Raises GencliError for tensors that are missing or misshapen.
@@ -47,10 +48,10 @@ def read_clip(shapes: Shapes) -> tuple[Part, list[str]]:
     layers = numbered(shapes, f"{inner}encoder.layers")
     config = _config(vocab_size, width, positions, fc1[0], layers, "quick_gelu", projection_dim=width)
     pieces, unknown = rename(shapes, CLIP_ROWS)
-    return Part(config, pieces), unknown
+    return Renamed(config, pieces), unknown
 
 
-def read_open_clip(shapes: Shapes, *, sd2: bool) -> tuple[Part, list[str]]:
+def read_open_clip(shapes: Shapes, *, sd2: bool) -> tuple[Renamed, list[str]]:
     """The same of an OpenCLIP text encoder: SD 2's, which is not used to its end, or SDXL's with its projection.
 
     Raises GencliError for tensors that are missing or misshapen, and for another number of layers than SD 2's.
@@ -66,12 +67,12 @@ def read_open_clip(shapes: Shapes, *, sd2: bool) -> tuple[Part, list[str]]:
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(last)}
         config = _config(vocab_size, width, positions, fc1[0], SD2_LAYERS, "gelu", projection_dim=512)
         pieces, unknown = rename(shapes, OPEN_CLIP_ROWS)
-        return Part(config, pieces), [name for name in unknown if name != "text_projection"]  # made for pictures
+        return Renamed(config, pieces), [name for name in unknown if name != "text_projection"]  # made for pictures
     projected = sizes(shapes, "text_projection", 2)[1]
     config = _config(vocab_size, width, positions, fc1[0], layers, "gelu", projection_dim=projected)
     config["architectures"] = ["CLIPTextModelWithProjection"]
     pieces, unknown = rename(shapes, (*OPEN_CLIP_ROWS, PROJECTION))
-    return Part(config, pieces), unknown
+    return Renamed(config, pieces), unknown
 
 
 def _config(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from gencli.checkpoints.gguf_file import GgufFile, metadata_get
-from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
+from gencli.checkpoints.formats.renaming import rename, transposed
+from gencli.checkpoints.gguf_file import metadata_get
+from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile
 from gencli.errors import GencliError
+from gencli.models import ARCHITECTURES
+from gencli.models.base import Rename
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gencli.tokens import Tokenizer
 
 # general.architecture → what of it differs; Mistral, SmolLM 2 and TinyLlama are written as llama.
 LLAMA_NAMES = {
@@ -37,77 +44,111 @@ GPT2_KEYS = {
     "feed_forward_length": "n_inner", "attention.head_count": "n_head",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }  # fmt: skip
+TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's layers hold (in, out)
 LAYERS = {"llama": "model.layers", "qwen2": "model.layers", "qwen3": "model.layers", "gpt2": "transformer.h"}
 SEEN = {"vocab_size", "rope.dimension_count", "attention.value_length", "tensor_data_layout"}  # told by other keys
 NOTHING = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}  # accepted at these values
 LINEAR = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned")
 
 
-class GgufTensors(Tensors):
-    """A file's tensors under the names and in the shapes and orientation that the checkpoint had."""
+class GgufTensors(RenamedTensors):
+    """A file's tensors under the names, in the shapes and in the order of rows that the checkpoint had."""
 
-    def __init__(self, file: GgufFile, architecture: str, heads: tuple[int, int]):
-        self.files = [file.path]
-        self.file, self.architecture, self.heads = file, architecture, heads
-        self._sources = {_name(file, architecture, name): name for name in file.tensors if name != "rope_freqs.weight"}
-        self._where = dict.fromkeys(self._sources, file)  # type: ignore[arg-type]
-        kinds = {stored.kind for stored in file.tensors.values() if len(stored.shape) > 1}
+    def __init__(self, file: TensorFile, pieces: Mapping[str, Piece]):
+        super().__init__(file, pieces)
+        kinds = {file.dtypes[name] for name, shape in file.shapes.items() if len(shape) > 1}
         self.half = kinds == {"BF16"}  # llama.cpp keeps the norms of such files in float32
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        shape = self.file.tensors[self._sources[name]].shape
-        return shape[::-1] if self._transposed(name) else shape
+    def stored(self) -> dict[str, TensorFile]:
+        """Return all tensors of the file, with the frequencies that became config."""
+        return dict.fromkeys(self._file.shapes, self._file)
 
     def dtype(self, name: str) -> str:
-        kind = self.file.tensors[self._sources[name]].kind
+        """Return the dtype in which `get` gives a tensor, as safetensors writes it."""
+        kind = super().dtype(name)
         return "BF16" if self.half else "F32" if kind == "Q8_0" else kind
 
-    def get(self, name: str) -> torch.Tensor:
-        tensor = self.file.read(self._sources[name])
-        if self.half:
-            tensor = tensor.to(torch.bfloat16)
-        if self._transposed(name):
-            return tensor.T.contiguous()
-        found = re.search(r"self_attn\.([qk])_proj\.", name)
-        if self.architecture != "llama" or found is None:
-            return tensor
-        # llama.cpp turns pairs of neighbours, the checkpoint pairs of halves: (heads, D/2, 2) → (heads, 2, D/2)
-        heads = self.heads[found[1] == "k"]
-        if tensor.shape[0] % (2 * heads):
-            raise GencliError(f"{self.file.path}: {self._sources[name]} has {tensor.shape[0]} rows for {heads} heads")
-        return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-
-    def _transposed(self, name: str) -> bool:
-        return self.architecture == "gpt2" and bool(re.search(r"\.c_(attn|proj|fc)\.weight$", name))
+    def get(self, name: str) -> Tensor:
+        """Return a tensor on the CPU: the file's own memory where it holds floats as they are wanted."""
+        tensor = super().get(name)
+        return tensor.bfloat16() if self.half else tensor
 
 
-def _name(file: GgufFile, architecture: str, name: str) -> str:
-    names = GPT2_NAMES if architecture == "gpt2" else LLAMA_NAMES
-    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if found is None or found[2] not in names:
-        raise GencliError(f"{file.path}: tensor {name[:80]!r} is not one of a {architecture} that gencli knows")
-    layer = f"{LAYERS[architecture]}.{found[1]}." if found[1] else ""
-    return f"{layer}{names[found[2]]}.{found[3]}"
+def is_gguf(contents: Contents) -> bool:
+    """Return whether this is a GGUF file, or a folder with one and no config.json."""
+    return contents.path.suffix == ".gguf" if contents.is_file else any(contents.folder.glob("*.gguf"))
 
 
-def open_gguf(path: Path) -> tuple[dict[str, Any], GgufTensors, GgufFile]:
-    """A GGUF language model as config.json would have it, its tensors, and the file for its tokenizer.
-
-    Raises GencliError for a broken file, another architecture or quantisation, and keys that change the numbers.
-    """
-    file = GgufFile(path)
+def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
+    """Read a language model as config.json would have it. What is broken or not supported is told by the problem, or
+    by its part: another architecture or quantisation, and keys that change the numbers."""
     try:
-        config = _config(file)
-        heads = config.get("num_attention_heads", 1)
-        kv = config.get("num_key_value_heads", heads)
-        return config, GgufTensors(file, config["model_type"], (heads, kv)), file
+        path = contents.path if contents.is_file else _only_file(contents.folder)
+        file = contents.open_file(path)
     except GencliError as error:
-        if error.message.startswith(str(path)):
+        return Checkpoint(contents, "other", problem=error)
+    family, licence = str(file.metadata.get("general.architecture")), file.metadata.get("general.license")
+    part = Part("", "model", path, lambda: _read_config(file), lambda: GgufTensors(file, _pieces(file, part.config)))
+    return Checkpoint(
+        contents,
+        "text" if family in ARCHITECTURES else "other",
+        family,
+        {"": part},
+        {"tokenizer": partial(_tokenizer, file)},
+        licence=licence if isinstance(licence, str) else None,
+    )
+
+
+def _only_file(folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        some = ", ".join(file.name for file in files[:5])
+        raise GencliError(f"{folder} has {len(files)} GGUF files ({some})", "name the one that you want")
+    return files[0]
+
+
+def _tokenizer(file: TensorFile) -> Tokenizer:
+    from gencli.tokens.gguf import gguf_tokenizer
+
+    return gguf_tokenizer(file.path, file.metadata)
+
+
+def _pieces(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Piece]:
+    """Tensors by the checkpoint's names. Raises GencliError for one that no row knows, and for rows that do not fit."""
+    architecture, heads = config["model_type"], config.get("num_attention_heads", 1)
+    counts = {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)} if architecture == "llama" else {}
+    rows = list[Rename]()
+    for old, new in (GPT2_NAMES if architecture == "gpt2" else LLAMA_NAMES).items():
+        transform = transposed if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
+        rows.append(Rename(rf"{old}\.(weight|bias)", rf"{new}.\1", transform))
+        rows.append(Rename(rf"blk\.(\d+)\.{old}\.(weight|bias)", rf"{LAYERS[architecture]}.\1.{new}.\2", transform))
+    shapes = {name: shape for name, shape in file.shapes.items() if name != "rope_freqs.weight"}
+    pieces, unknown = rename(shapes, rows)
+    if unknown:
+        what = f"is not one of a {architecture} that gencli knows"
+        raise GencliError(f"{file.path}: tensor {unknown[0][:80]!r} {what}")
+    for name, shape in shapes.items():
+        count = next((count for old, count in counts.items() if f".{old}." in name), None)
+        if count is not None and shape[0] % (2 * count):
+            raise GencliError(f"{file.path}: {name} has {shape[0]} rows for {count} heads")
+    return pieces
+
+
+def _halves(heads: int) -> Callable[[Tensor], Tensor]:
+    """llama.cpp rotates pairs of neighbours, the checkpoint pairs of halves: (heads, D/2, 2) → (heads, 2, D/2)."""
+    return lambda tensor: tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _read_config(file: TensorFile) -> dict[str, Any]:
+    try:
+        return _config(file)
+    except GencliError as error:
+        if error.message.startswith(str(file.path)):
             raise
-        raise GencliError(f"{path}: {error.message}", error.hint) from None
+        raise GencliError(f"{file.path}: {error.message}", error.hint) from None
 
 
-def _config(file: GgufFile) -> dict[str, Any]:
+def _config(file: TensorFile) -> dict[str, Any]:
     architecture = file.metadata.get("general.architecture")
     if architecture not in LAYERS:
         known = ", ".join(LAYERS)
@@ -131,16 +172,16 @@ def _config(file: GgufFile) -> dict[str, Any]:
         )
     if lost := [key for key in ("embedding_length", "block_count", "attention.head_count") if key not in given]:
         raise GencliError(f"the metadata lacks {', '.join(start + key for key in lost)}")
-    if "token_embd.weight" not in file.tensors:
+    if "token_embd.weight" not in file.shapes:
         raise GencliError("it has no token_embd.weight")
-    config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors
+    config["vocab_size"] = file.shapes["token_embd.weight"][0]
+    config["tie_word_embeddings"] = "output.weight" not in file.shapes
     if architecture != "gpt2":
         _complete(file, architecture, given, config)
     return config
 
 
-def _complete(file: GgufFile, architecture: str, given: Mapping[str, Any], config: dict[str, Any]) -> None:
+def _complete(file: TensorFile, architecture: str, given: Mapping[str, Any], config: dict[str, Any]) -> None:
     """What a file of the Llama line says by its shapes, its tensors' names and its rope keys."""
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -149,23 +190,25 @@ def _complete(file: GgufFile, architecture: str, given: Mapping[str, Any], confi
         if key in given and given[key] != size:
             raise GencliError(f"{architecture}.{key} = {given[key]!r:.40} with heads of {size} is not supported")
     if architecture == "llama":
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
+        config["mlp_bias"] = "blk.0.ffn_up.bias" in file.shapes
     scaling = given.get("rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
         raise GencliError(f"{architecture}.rope.scaling.type = {scaling!r:.40} is not supported")
     if scaling == "linear":
         factor = metadata_get(given, "rope.scaling.factor", (int, float), 1.0)
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-    if "rope_freqs.weight" in file.tensors:
+    if "rope_freqs.weight" in file.shapes:
         if scaling != "none":
             raise GencliError("rope_freqs.weight beside another rope scaling is not supported")
         config["rope_scaling"] = _llama3(file, float(config.get("rope_theta", 10000.0)))
 
 
-def _llama3(file: GgufFile, theta: float) -> dict[str, Any]:
+def _llama3(file: TensorFile, theta: float) -> dict[str, Any]:
     """Llama 3's stretched frequencies, which the file holds as a divisor of each: recognised, or refused."""
-    divisors = file.read("rope_freqs.weight").double().reshape(-1)
+    import torch
+
+    divisors = file.get("rope_freqs.weight").double().reshape(-1)
     count, factor = len(divisors), float(divisors.max()) if len(divisors) else 0.0
     rope = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     turns = 8192 / (2 * torch.pi * theta ** (torch.arange(count, dtype=torch.float64) / count))  # in 8192 positions

@@ -10,7 +10,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from gencli.checkpoints.original.rows import THIRDS, Part, Shapes, numbered, rename, sizes
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Shapes
+from gencli.checkpoints.formats.renaming import THIRDS, Renamed, numbered, one_network, read_beside, rename, sizes
+from gencli.checkpoints.layout import some
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
@@ -44,20 +46,28 @@ ROWS = (
 )
 
 
-def is_dit(shapes: Shapes) -> bool:
-    """Whether the names are those of DiT's own code."""
+def is_dit(contents: Contents) -> bool:
+    """Return whether the names are those of DiT's own code."""
     wanted = {"x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.adaLN_modulation.1.weight"}
-    return wanted <= shapes.keys()
+    return wanted <= contents.shapes.keys()
 
 
-def read_dit(shapes: Shapes) -> tuple[Part, list[str]]:
-    """Config and tensors of the transformer in `shapes`, and the names that are none of one.
+def read_dit(contents: Contents, hints: Hints) -> Checkpoint:
+    """Read a transformer without its autoencoder. A JSON file beside it may name the classes as `id2label`.
 
-    Raises GencliError for tensors that are missing or misshapen, and for a width whose heads are not known.
+    Raise GencliError for tensors that are missing, misshapen or not known, and for a width whose heads are not known.
     """
+    shapes = contents.shapes
     layers = numbered(shapes, "blocks")
     pieces, unknown = rename(shapes, (*ROWS, *_repeated(layers)))
-    return Part(_config(shapes, layers), pieces), unknown
+    network = Renamed(_config(shapes, layers), pieces)
+    if unknown:
+        raise GencliError(f"it has tensors that a DiT has not: {some(sorted(unknown))}")
+    beside = read_beside(contents) or {}
+    if wrong := sorted(key for key in beside if key != "id2label"):
+        raise GencliError(f"{contents.path.stem}.json: not supported: {', '.join(wrong)[:200]}")
+    parts = {"transformer": network.part(contents, "transformer")}
+    return one_network(contents, "DiT", "DiTPipeline", parts, SCHEDULER, beside.get("id2label"))
 
 
 def _repeated(layers: int) -> Iterator[Rename]:

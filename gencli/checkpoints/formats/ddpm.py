@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gencli.checkpoints.original.rows import Part, Shapes, linear, numbered, rename, sizes
-from gencli.checkpoints.tensors import Piece
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Shapes
+from gencli.checkpoints.formats.renaming import Renamed, linear, numbered, one_network, read_beside, rename, sizes
+from gencli.checkpoints.layout import some
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
@@ -55,23 +56,25 @@ VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
 BETAS = {"linear": "linear", "quad": "scaled_linear"}
 
 
-def is_ddpm(shapes: Shapes) -> bool:
-    """Whether the names are those of this UNet."""
+def is_ddpm(contents: Contents) -> bool:
+    """Return whether the names are those of this UNet."""
     wanted = {
         "temb.dense.0.weight",
         "down.0.block.0.conv1.weight",
         "mid.block_1.conv1.weight",
         "up.0.block.0.conv1.weight",
     }
-    return any({prefix + name for name in wanted} <= shapes.keys() for prefix in ("", PARALLEL))
+    return any({prefix + name for name in wanted} <= contents.shapes.keys() for prefix in ("", PARALLEL))
 
 
-def read_ddpm(shapes: Shapes, beside: Mapping[str, Any]) -> tuple[Part, list[str]]:
-    """Config and tensors of the UNet in `shapes`, and the names that are none of one.
-
-    beside: the JSON beside the file. Raises GencliError for tensors that are missing or misshapen, and for a UNet that
-    no config describes.
-    """
+def read_ddpm(contents: Contents, hints: Hints) -> Checkpoint:
+    """Read a UNet. Raise GencliError for tensors that are missing, misshapen or not known, for a UNet that no config
+    describes, and for a JSON file beside it that says what is not known."""
+    shapes, beside = contents.shapes, read_beside(contents) or {}
+    try:
+        _check_beside(beside)
+    except GencliError as error:
+        raise GencliError(f"{contents.path.stem}.json: {error.message}", error.hint) from None
     prefix = PARALLEL if f"{PARALLEL}conv_in.weight" in shapes else ""
     bare = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
     levels = numbered(bare, "down")
@@ -79,8 +82,10 @@ def read_ddpm(shapes: Shapes, beside: Mapping[str, Any]) -> tuple[Part, list[str
         raise GencliError(f"it has {levels} levels: at most {LEVELS} are supported")
     config = _config(bare, levels, beside)
     pieces, unknown = rename(bare, (*ENDS, *_rows(levels)))
-    pieces = {name: Piece(prefix + piece.source, piece.transform) for name, piece in pieces.items()}
-    return Part(config, pieces), [prefix + name for name in unknown if name not in UNUSED]
+    if unknown := sorted(prefix + name for name in unknown if name not in UNUSED):
+        raise GencliError(f"it has tensors that DDPM's UNet has not: {some(unknown)}")
+    parts = {"unet": Renamed(config, pieces).part(contents, "unet", prefix)}
+    return one_network(contents, "UNet of DDPM", "DDPMPipeline", parts, scheduler_config(config, beside))
 
 
 def scheduler_config(config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def scheduler_config(config: Mapping[str, Any], beside: Mapping[str, Any]) -> di
     }
 
 
-def check_beside(beside: Mapping[str, Any]) -> None:
+def _check_beside(beside: Mapping[str, Any]) -> None:
     """Raises GencliError for keys of the JSON beside a file that are not known, and for values of a wrong kind."""
     for key, value in beside.items():
         if key not in BESIDE:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gencli.checkpoints.original.rows import Part, Shapes, numbered, sizes
+from gencli.checkpoints.checkpoint import Shapes
+from gencli.checkpoints.formats.renaming import Renamed, numbered, sizes
 from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
 
@@ -53,7 +54,7 @@ class Level:
     depth: int
 
 
-def read_unet(shapes: Shapes, config: dict[str, Any], *, head: int | None) -> tuple[Part, list[str]]:
+def read_unet(shapes: Shapes, config: dict[str, Any], *, head: int | None) -> tuple[Renamed, list[str]]:
     """Config and tensors of the UNet in `shapes`, and the names that are none of one.
 
     config: what no shape tells of the family. head: width of an attention head; None where there are always 8 heads.
@@ -64,7 +65,7 @@ def read_unet(shapes: Shapes, config: dict[str, Any], *, head: int | None) -> tu
     if wrong := [level.layers for level in levels if level.layers != layers]:
         raise GencliError(f"its UNet has {layers} resnets in one level and {wrong[0]} in another")
     places = {**ENDS, **dict(_places_down(levels)), **dict(_places_up(shapes, levels))}
-    part, unknown = Part(_config(shapes, levels, config, head)), []
+    part, unknown = Renamed(_config(shapes, levels, config, head)), []
     for name in shapes:
         match = NAME.fullmatch(name)
         if match is None or match[1] not in places:

@@ -1,4 +1,4 @@
-"""Rows of a table of names, and the tensors of one part of a file under the names that diffusers' folders have."""
+"""Original files → the names that diffusers' folders have: tables of names, and what shapes tell. No torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gencli.checkpoints.tensors import Piece
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Kind, Part, Shapes
+from gencli.checkpoints.tensors import Piece, RenamedTensors
+from gencli.checkpoints.weights import check_suffix
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shapes = Mapping[str, tuple[int, ...]]  # names as in the file, without the part's prefix
-
 
 @dataclass
-class Part:
-    """One part of a checkpoint: its config as the folder has it, its tensors by their names there."""
+class Renamed:
+    """A model of an original file: its config as a folder has it, and its tensors by their names there."""
 
     config: dict[str, Any] = field(default_factory=dict)
     pieces: dict[str, Piece] = field(default_factory=dict)
@@ -30,6 +30,40 @@ class Part:
             raise GencliError(f"two tensors want to be {target!r}: {self.pieces[target].source!r} and {piece.source!r}")
         self.pieces[target] = piece
 
+    def part(self, contents: Contents, name: str, prefix: str = "") -> Part:
+        """Return it as a part of the checkpoint in a file; `prefix` stands before all names of its tensors there."""
+        pieces = {new: Piece(prefix + piece.source, piece.transform) for new, piece in self.pieces.items()}
+        return Part(name, "model", contents.path, lambda: self.config, lambda: _open(contents, pieces))
+
+
+def _open(contents: Contents, pieces: Mapping[str, Piece]) -> RenamedTensors:
+    """Raises GencliError for a file of another kind than .safetensors or a pickle."""
+    check_suffix(contents.path, allow_pickle=contents.allow_pickle)
+    return RenamedTensors(contents.tensor_file, pieces)
+
+
+def read_beside(contents: Contents) -> dict[str, Any] | None:
+    """Return the JSON file beside a file of one network, of the same name, which may say what the file does not."""
+    beside = contents.path.with_suffix(".json")
+    return contents.read_json(beside) if beside.is_file() else None
+
+
+def one_network(
+    contents: Contents,
+    title: str,
+    pipeline: str,
+    parts: dict[str, Part],
+    scheduler: Mapping[str, Any],
+    labels: Any = None,
+) -> Checkpoint:
+    """Return a checkpoint of one network. pipeline: a key of `image.families.FAMILIES`, "" for what draws nothing."""
+    path, family = contents.path, pipeline or next(str(part.config["_class_name"]) for part in parts.values())
+    if pipeline:
+        parts["scheduler"] = Part("scheduler", "scheduler", path, lambda: scheduler)
+    labels_file = path.with_suffix(".json")
+    kind: Kind = "image" if pipeline else "part"
+    return Checkpoint(contents, kind, family, parts, title=title, labels=labels, labels_file=labels_file)
+
 
 def rename(shapes: Shapes, rows: Iterable[Rename]) -> tuple[dict[str, Piece], list[str]]:
     """Return tensors by their new names, and the names that no row knows; every row that matches a name makes one.
@@ -37,14 +71,14 @@ def rename(shapes: Shapes, rows: Iterable[Rename]) -> tuple[dict[str, Piece], li
     Raises GencliError for two of one new name.
     """
     compiled = [(re.compile(row.pattern), row) for row in rows]
-    part, unknown = Part(), []
+    renamed, unknown = Renamed(), []
     for name in shapes:
         found = [(match, row) for pattern, row in compiled if (match := pattern.fullmatch(name))]
         for match, row in found:
-            part.take(match.expand(row.replacement), Piece(name, row.transform))
+            renamed.take(match.expand(row.replacement), Piece(name, row.transform))
         if not found:
             unknown.append(name)
-    return part.pieces, unknown
+    return renamed.pieces, unknown
 
 
 def sizes(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gencli.checkpoints.original.rows import Shapes, numbered, sizes
+from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Shapes
+from gencli.checkpoints.formats.renaming import Renamed, numbered, one_network, read_beside, sizes
+from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
 
 ADM: dict[str, Any] = {"num_head_channels": 64, "noise_schedule": "linear"}
@@ -43,18 +45,42 @@ INERT = frozenset(
 )
 
 
-def is_unet(shapes: Shapes) -> bool:
+def _is_unet(shapes: Shapes) -> bool:
     """Whether the names are those of a UNet of guided-diffusion (Latent Diffusion's have a prefix)."""
     return {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= shapes.keys() and any(
         name.startswith("output_blocks.") for name in shapes
     )
 
 
-def is_classifier(shapes: Shapes) -> bool:
+def _is_classifier(shapes: Shapes) -> bool:
     """Whether the names are those of its classifier, which has no way up."""
     return {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight"} <= shapes.keys() and not any(
         name.startswith("output_blocks.") for name in shapes
     )
+
+
+def is_guided_diffusion(contents: Contents) -> bool:
+    """Return whether the names are those of a UNet or a classifier of guided-diffusion."""
+    return _is_unet(contents.shapes) or _is_classifier(contents.shapes)
+
+
+def read_guided_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
+    """Read a UNet or a classifier; tensors that its config does not explain are refused when it is loaded.
+
+    Raise GencliError for tensors that are missing or misshapen, and for a file that does not say enough of itself.
+    """
+    shapes = contents.shapes
+    said = flags(contents.path.stem, read_beside(contents))
+    pieces = {name: Piece(name) for name in shapes}
+    labels = said.get("id2label")
+    if _is_classifier(shapes):
+        network = Renamed(classifier_config(shapes, said), pieces)
+        parts = {"classifier": network.part(contents, "classifier")}
+        return one_network(contents, "classifier of guided-diffusion", "", parts, NO_CONFIG, labels)
+    config = unet_config(shapes, said)
+    parts = {"unet": Renamed(config, pieces).part(contents, "unet")}
+    scheduler = scheduler_config(config, said)
+    return one_network(contents, "UNet of guided-diffusion", PIPELINE, parts, scheduler, labels)
 
 
 def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:

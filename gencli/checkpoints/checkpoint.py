@@ -1,0 +1,218 @@
+"""A checkpoint as every command takes it: parts that are opened when they are used, and at most once. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from gencli.checkpoints import hub_cache
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.layout import find_pickles
+from gencli.checkpoints.tensors import TensorFile, Tensors
+from gencli.checkpoints.weights import open_file, open_tensors
+from gencli.errors import GencliError
+from gencli.json_files import read_json
+
+if TYPE_CHECKING:
+    from gencli.tokens import Tokenizer
+
+PICKLE_HINT = (
+    "--allow-pickle reads its tensors and nothing else; a safetensors file with the same names is read without it"
+)
+CONFIGS = {"model": "config.json", "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+NO_CONFIG: Mapping[str, Any] = MappingProxyType({})  # of weights without a config.json
+
+Kind = Literal["text", "image", "score", "part", "other"]
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
+
+
+class Contents:
+    """The files at a checkpoint's path. Each is opened and parsed at most once, and only when it is asked for."""
+
+    def __init__(self, source: Source, *, allow_pickle: bool = False):
+        self.source, self.path, self.allow_pickle = source, source.path, allow_pickle
+        self.is_file = source.kind == "file"
+        self.folder = source.path.parent if self.is_file else source.path
+        self._json: dict[Path, dict[str, Any]] = {}
+        self._files: dict[Path, TensorFile | GencliError] = {}
+
+    @cached_property
+    def files(self) -> Mapping[str, int]:
+        """Names of the files → bytes: those of the folder and the folders in it, or the one file."""
+        return {self.path.name: self.path.stat().st_size} if self.is_file else hub_cache.files(self.path)
+
+    def has(self, name: str) -> bool:
+        """Return whether a file of this name lies in the folder, or beside the one file."""
+        return (self.folder / name).is_file()
+
+    def read_json(self, file: str | Path) -> dict[str, Any]:
+        """Return the JSON object in a file, at a path or of a name in the folder. Raise GencliError as
+        `json_files.read_json`."""
+        path = file if isinstance(file, Path) else self.folder / file
+        if path not in self._json:
+            self._json[path] = read_json(path)
+        return dict(self._json[path])
+
+    def open_file(self, path: Path) -> TensorFile:
+        """Return an open file of tensors. Raise GencliError for a broken one."""
+        if path not in self._files:
+            try:
+                self._files[path] = open_file(path)
+            except GencliError as error:
+                self._files[path] = error
+        found = self._files[path]
+        if isinstance(found, GencliError):
+            raise found
+        return found
+
+    def open_tensors(self, path: Path) -> Tensors:
+        """Return the weights in a folder or file. Raise GencliError when there is nothing safe to open."""
+        allow = self.allow_pickle
+        return open_tensors(path, allow_pickle=allow, open_file=self.open_file, read_json=self.read_json)
+
+    @property
+    def tensor_file(self) -> TensorFile:
+        """The one file, open. Raises GencliError for a broken one, and for a pickle that may not be opened."""
+        if find_pickles([self.path.name]) and not self.allow_pickle:
+            raise GencliError(f"{self.path} is a pickle, which may run code when it is opened", PICKLE_HINT)
+        return self.open_file(self.path)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Shapes of the tensors in the one file; none for a folder, and for a file that cannot be opened."""
+        try:
+            return self.tensor_file.shapes if self.is_file else {}
+        except GencliError:
+            return {}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a checkpoint: a model, a tokenizer or a scheduler.
+
+    name: "" for what is all there is. path: where it lies, for messages. read_config, open_tensors: called once.
+    """
+
+    name: str
+    kind: Literal["model", "tokenizer", "scheduler"]
+    path: Path
+    read_config: Callable[[], Mapping[str, Any]] = field(repr=False, default=lambda: NO_CONFIG)
+    open_tensors: Callable[[], Tensors] = field(repr=False, default=lambda: Tensors([]))
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Its JSON; NO_CONFIG for weights without one. Raises GencliError for a file that is missing or broken."""
+        return self.read_config()
+
+    @cached_property
+    def _tensors(self) -> Tensors:
+        return self.open_tensors()
+
+    def tensors(self) -> Tensors:
+        """Return a model's tensors, of which none has been read. Raise GencliError for weights that are broken."""
+        return self._tensors
+
+
+def folder_part(
+    contents: Contents, name: str, folder: Path, kind: Literal["model", "tokenizer", "scheduler"] = "model"
+) -> Part:
+    """Return a part that lies in a folder of its own, as transformers and diffusers lay it out."""
+    config = partial(contents.read_json, folder / CONFIGS[kind])
+    return Part(name, kind, folder, config, partial(contents.open_tensors, folder))
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a user says of a checkpoint that its files need not say.
+
+    prediction, betas: `prediction_type` and `beta_schedule` of its scheduler. other_vae: another autoencoder takes the
+    place of its own, which need not be there.
+    """
+
+    prediction: str | None = None
+    betas: str | None = None
+    other_vae: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What lies at a path, before any weight is read.
+
+    format: the row of `formats.FORMATS` that read it. kind: what it is for; part (of others), other (nothing that
+    gencli opens). family: its architecture, or its pipeline. title: what a file is, in words. tokenizers: what loads
+    each. own_folder: whether the small files in `contents.folder` are this checkpoint's. index: model_index.json.
+    labels: `id2label` as `labels_file` has it. notes: what goes unused. problem: what keeps it from being used.
+    """
+
+    contents: Contents
+    kind: Kind
+    family: str = ""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    tokenizers: Mapping[str, Callable[[], Tokenizer]] = field(default_factory=dict)
+    format: str = ""
+    title: str = ""
+    own_folder: bool = False
+    index: Mapping[str, Any] = field(default_factory=dict)
+    labels: Any = None
+    labels_file: Path = Path()
+    notes: tuple[str, ...] = ()
+    licence: str | None = None
+    problem: GencliError | None = None
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.contents.source.name
+
+    @property
+    def path(self) -> Path:
+        """The folder or the file."""
+        return self.contents.path
+
+    @property
+    def models(self) -> dict[str, Part]:
+        """The parts that have weights."""
+        return {name: part for name, part in self.parts.items() if part.kind == "model"}
+
+    @property
+    def schedulers(self) -> dict[str, Mapping[str, Any]]:
+        """Configs of the noise schedules. Raises GencliError for a broken one."""
+        return {name: part.config for name, part in self.parts.items() if part.kind == "scheduler"}
+
+    @cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        """generation_config.json, where there is one. Raises GencliError for a broken one."""
+        there = self.own_folder and self.contents.has("generation_config.json")
+        return self.contents.read_json("generation_config.json") if there else {}
+
+    def tokenizer(self, name: str = "tokenizer") -> Tokenizer:
+        """Return a tokenizer. Raise GencliError for one that is broken."""
+        if name in self.tokenizers:
+            return self.tokenizers[name]()
+        from gencli.tokens import load_tokenizer
+
+        return load_tokenizer(self.contents.folder)
+
+    def find_part(self, *names: str) -> Part | None:
+        """Return the first part of these names that is there, named in the index or not: its folder has a config."""
+        for name in names:
+            folder = self.path / name
+            if (folder / CONFIGS["model"]).is_file():
+                return folder_part(self.contents, name, folder)
+        return None
+
+    def only_part(self, what: str) -> Part:
+        """Return the model that is all there is. what: what is wanted, for the message.
+
+        Raise GencliError for a file without the config.json of a folder beside it.
+        """
+        if self.contents.is_file and not self.contents.has("config.json"):
+            raise GencliError(f"{self.path}: {what} is a folder; there is no config.json beside this file")
+        if (part := self.parts.get("")) is not None:
+            return part
+        config = partial(self.contents.read_json, CONFIGS["model"])
+        return Part("", "model", self.path, config, partial(self.contents.open_tensors, self.path))

@@ -1,0 +1,132 @@
+"""Autoencoders in a file: alone, under original names or diffusers', or in a whole Stable Diffusion's. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Part, Shapes
+from gencli.checkpoints.formats.renaming import Renamed, linear, numbered, rename, sizes
+from gencli.checkpoints.layout import some
+from gencli.checkpoints.tensors import Piece
+from gencli.errors import GencliError
+from gencli.models.base import Rename
+
+PREFIX = "first_stage_model."
+DIFFUSERS, ORIGINAL = "encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down.0.block.0.conv1.weight"
+TRAINING = ("loss.", "model_ema.")  # what was needed to train one
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "sample_size")
+KIND = r"(weight|bias)"
+HALF = r"(encoder|decoder)"
+ROWS = (
+    Rename(rf"(quant_conv|post_quant_conv)\.{KIND}", r"\1.\2"),
+    Rename(rf"{HALF}\.(conv_in|conv_out)\.{KIND}", r"\1.\2.\3"),
+    Rename(rf"{HALF}\.norm_out\.{KIND}", r"\1.conv_norm_out.\2"),
+    Rename(rf"{HALF}\.mid\.block_1\.(norm1|conv1|norm2|conv2)\.{KIND}", r"\1.mid_block.resnets.0.\2.\3"),
+    Rename(rf"{HALF}\.mid\.block_2\.(norm1|conv1|norm2|conv2)\.{KIND}", r"\1.mid_block.resnets.1.\2.\3"),
+    Rename(rf"{HALF}\.mid\.attn_1\.norm\.{KIND}", r"\1.mid_block.attentions.0.group_norm.\2"),
+    Rename(rf"{HALF}\.mid\.attn_1\.(q|k|v)\.weight", r"\1.mid_block.attentions.0.to_\2.weight", linear),
+    Rename(rf"{HALF}\.mid\.attn_1\.(q|k|v)\.bias", r"\1.mid_block.attentions.0.to_\2.bias"),
+    Rename(rf"{HALF}\.mid\.attn_1\.proj_out\.weight", r"\1.mid_block.attentions.0.to_out.0.weight", linear),
+    Rename(rf"{HALF}\.mid\.attn_1\.proj_out\.bias", r"\1.mid_block.attentions.0.to_out.0.bias"),
+)
+
+
+def _level_rows(levels: int) -> Iterator[Rename]:
+    """Rows of each level; the decoder's are counted from the picture in the file, from the latents in diffusers."""
+    for here, there, half, turn, new in (
+        *((i, i, "encoder.down", "downsample", "encoder.down_blocks") for i in range(levels)),
+        *((i, levels - 1 - i, "decoder.up", "upsample", "decoder.up_blocks") for i in range(levels)),
+    ):
+        old = rf"{half}\.{here}".replace("r.", r"r\.")
+        yield Rename(rf"{old}\.block\.(\d+)\.(norm1|conv1|norm2|conv2)\.{KIND}", rf"{new}.{there}.resnets.\1.\2.\3")
+        yield Rename(rf"{old}\.block\.(\d+)\.nin_shortcut\.{KIND}", rf"{new}.{there}.resnets.\1.conv_shortcut.\2")
+        yield Rename(rf"{old}\.{turn}\.conv\.{KIND}", rf"{new}.{there}.{turn}rs.0.conv.\1")
+
+
+def read_vae(shapes: Shapes, *, size: int, scaling_factor: float) -> tuple[Renamed, list[str]]:
+    """Config and tensors of the autoencoder in `shapes`, and the names that are none of an autoencoder.
+
+    size: of the pictures it was made for, in pixels. Raises GencliError for tensors that are missing or misshapen.
+    """
+    levels = numbered(shapes, "encoder.down")
+    layers = {numbered(shapes, f"encoder.down.{level}.block") for level in range(levels)}
+    widths = [sizes(shapes, f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)]
+    config = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": sizes(shapes, "encoder.conv_in.weight", 4)[1],
+        "latent_channels": sizes(shapes, "decoder.conv_in.weight", 4)[1],
+        "layers_per_block": max(layers, default=0),  # where levels differ, the weights will not fit
+        "norm_num_groups": 32,
+        "out_channels": sizes(shapes, "decoder.conv_out.weight", 4)[0],
+        "sample_size": size,
+        "scaling_factor": scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    pieces, unknown = rename(shapes, (*ROWS, *_level_rows(levels)))
+    return Renamed(config, pieces), unknown
+
+
+def is_autoencoder(contents: Contents) -> bool:
+    """Return whether a file holds an autoencoder, whole and alone."""
+    try:
+        return bool(contents.shapes) and bool(read_alone(contents))
+    except GencliError:
+        return False
+
+
+def read_autoencoder(contents: Contents, hints: Hints) -> Checkpoint:
+    """Read an autoencoder alone."""
+    parts = {"vae": read_alone(contents)}
+    return Checkpoint(contents, "part", parts["vae"].config["_class_name"], parts, title="autoencoder")
+
+
+def read_alone(contents: Contents, known: Mapping[str, Any] = NO_CONFIG) -> Part:
+    """Return the autoencoder in a file, of whatever format. known: the config of the one whose place it takes, which
+    says what a file cannot: how latents are scaled, and how many groups its norms have.
+
+    Raise GencliError, in one line, for a broken file and for one that holds no autoencoder, or another thing too.
+    """
+    shapes = contents.tensor_file.shapes
+    prefix = PREFIX if f"{PREFIX}{ORIGINAL}" in shapes else ""
+    own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    own = {name: shape for name, shape in own.items() if not name.startswith(TRAINING)}
+    unknown: list[str] = []
+    try:
+        if DIFFUSERS in own:
+            found = Renamed(_config(own), {name: Piece(name) for name in own})
+        elif ORIGINAL in own:
+            found, unknown = read_vae(own, size=512, scaling_factor=0.18215)
+        else:
+            raise GencliError("it holds no autoencoder that gencli knows")
+        if unknown:
+            raise GencliError(f"it has tensors that an autoencoder has not: {some(sorted(unknown))}")
+    except GencliError as error:
+        raise GencliError(f"{contents.path}: {error.message}", error.hint) from None
+    found.config |= {key: known[key] for key in SCALING if known.get(key) is not None}
+    return found.part(contents, "vae", prefix)
+
+
+def _config(shapes: Shapes) -> dict[str, Any]:
+    """The config.json that goes with diffusers' names. Raises GencliError for tensors that are missing or misshapen."""
+    levels = numbered(shapes, "encoder.down_blocks")
+    layers = {numbered(shapes, f"encoder.down_blocks.{level}.resnets") for level in range(levels)}
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [
+            sizes(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 4)[0] for level in range(levels)
+        ],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": sizes(shapes, "encoder.conv_in.weight", 4)[1],
+        "latent_channels": sizes(shapes, "decoder.conv_in.weight", 4)[1],
+        "layers_per_block": max(layers, default=0),  # where levels differ, the weights will not fit
+        "norm_num_groups": 32,
+        "out_channels": sizes(shapes, "decoder.conv_out.weight", 4)[0],
+        "scaling_factor": 0.18215,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+    }
