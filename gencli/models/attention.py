@@ -1,4 +1,5 @@
-"""Causal attention as decoders need it: grouped queries, a cache before the new positions, windows, soft-capping.
+"""Attention: of encoders and pictures over all positions, and causal as decoders need it (grouped queries, a cache
+before the new positions, windows, soft-capping).
 
 B: batch, T: new positions, S: all positions, H: query heads, K: key/value heads, D: size of a head.
 """
@@ -9,20 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 512  # queries at once where a mask is needed: bounds the memory of long prompts
+BLOCK = 512  # queries per product if a mask is needed: bounds the memory of long prompts
+
+
+def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
+    """Attention of q (B, T, H * D) to k and v (B, S, H * D) → (B, T, H * D). Softmax is in float32 for any dtype."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Each of the last T of S positions attends to those up to itself (at most `window` of them, itself included).
+    """Causal attention: each of the last T of S positions attends to those up to itself.
 
     q (B, T, H, D), k and v (B, K, S, D) with H a multiple of K → (B, T, H * D).
-    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
+    window: how many positions a query attends to at most, its own included. softcap: scores become
+    softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
     """
     B, T, H, D = q.shape
     K, S = k.shape[1], k.shape[2]
-    if T == 1:  # one position sees everything: the heads of a group stand as rows, and no key is copied for them
+    if T == 1:  # no mask: the query heads of a group become rows, so that no key is copied for them
         if window is not None and window < S:
             k, v = k[:, :, S - window :], v[:, :, S - window :]
         y = _scores(q.view(B, K, H // K, D), k, v, None, scale, softcap)
@@ -43,7 +51,7 @@ def attend(
 
 
 def _scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Attention of q (B, H, T, D) to all of k and v (B, K, S, D) that `mask` (T, S) lets through."""
+    """Attention of q (B, H, T, D) to k and v (B, K, S, D) where `mask` (T, S) is true, or everywhere."""
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=k.shape[1] < q.shape[1])
     groups = (*k.shape[:2], -1, *q.shape[2:])  # (B, K, H / K, T, D)

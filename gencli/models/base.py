@@ -1,9 +1,9 @@
-"""What every architecture file shares: reading a config, and the table of names between file and module.
+"""What every architecture file shares: how a config is read, and the table of names between file and module. No torch.
 
 An architecture is one file with
-  * a frozen dataclass `…Config`, whose fields are the checkpoint's own config keys,
-  * an `nn.Module` whose attributes are named as the checkpoint names them,
-  * a `LAYOUT` that says what still differs: prefixes, renames, buffers to drop, tied names.
+  * a frozen dataclass, a `BaseConfig` whose fields are the checkpoint's own config keys,
+  * a `BaseModel` (see `module`) whose attributes are named as the checkpoint names them,
+  * a `LAYOUT` with what still differs: prefixes, renames, buffers to drop, tied names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gencli.errors import GencliError
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 C = TypeVar("C")
+Config = TypeVar("Config", bound="BaseConfig")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rename:
-    """Tensor names that match `pattern` (whole name) become `replacement`; `transform` changes the tensor with it."""
+    """Tensor names that match `pattern` as a whole become `replacement`; `transform`, if any, changes the tensor."""
 
     pattern: str
     replacement: str
@@ -34,8 +35,8 @@ class Rename:
 class Layout:
     """How the tensors of a file differ from the module's own names.
 
-    renames: tried in order, the first match wins. drops: patterns of buffers that are no parameters.
-    tied: module name → module name it shares its tensor with when the file has only the latter.
+    renames: tried in order, the first match wins. drops: patterns of buffers that are not parameters.
+    tied: name of a parameter → name of the parameter that it shares its tensor with, if the file has only one of them.
     """
 
     renames: tuple[Rename, ...] = ()
@@ -43,7 +44,7 @@ class Layout:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def rename(self, name: str) -> tuple[str, Callable[[Tensor], Tensor] | None] | None:
-        """The module's name of a file's tensor and how to transform it, or None for a tensor to drop."""
+        """Return the module's name for a file's tensor and its transform; None for a tensor to drop."""
         if any(re.fullmatch(pattern, name) for pattern in self.drops):
             return None
         for row in self.renames:
@@ -60,12 +61,12 @@ def read_config(
     only: Mapping[str, tuple[Any, ...]] | None = None,
     file: str = "config.json",
 ) -> C:
-    """Make the dataclass `cls` from a checkpoint's config.json (or another `file`, named so in errors).
+    """Make the dataclass `cls` from the values of a checkpoint's config.json (or another `file`, for error messages).
 
-    Fields take the file's value, or the dataclass default when the key is absent. Keys in `inert` do not change the
-    mathematics and are ignored, as are keys that start with "_" and keys whose value is null. A key in `only` is
-    accepted at the values named there alone.
-    Raises GencliError naming any other key: a config key that is not understood may change the numbers.
+    Fields take the file's value, or the dataclass default if the key is absent. Keys in `inert` do not change the
+    mathematics and are ignored, like keys that start with "_" and keys whose value is null. A key in `only` is accepted
+    with the values listed there and no others.
+    Raises GencliError for any other key: a config key that is not understood may change the numbers.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     only = only or {}
@@ -99,8 +100,37 @@ def read_config(
     return cls(**known)
 
 
+class BaseConfig:
+    """Base class of configs: frozen dataclasses whose fields are keys of config.json.
+
+    INERT, ONLY: see `read_config`.
+    """
+
+    INERT: ClassVar[frozenset[str]] = frozenset()
+    ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def from_dict(cls: type[Config], raw: Mapping[str, Any]) -> Config:
+        """Read the values of a config.json.
+
+        Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes.
+        """
+        config = read_config(cls, cls.prepare(raw), inert=cls.INERT, only=cls.ONLY)
+        config.check()
+        return config
+
+    @classmethod
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values with the keys of other versions in today's form. Raises GencliError."""
+        return raw
+
+    def check(self) -> None:
+        """Check bounds that any real model keeps, so that a hostile config allocates nothing. Raises GencliError."""
+        raise NotImplementedError
+
+
 def check_ints(config: Any, bounds: Mapping[str, int], least: int = 1) -> None:
-    """Bounds that any real model keeps, so that a hostile config allocates nothing; all values of a tuple."""
+    """Raise GencliError unless these fields, and all values of tuples, are integers from `least` to their bound."""
     types = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for key, top in bounds.items():
         value = getattr(config, key)
@@ -110,7 +140,7 @@ def check_ints(config: Any, bounds: Mapping[str, int], least: int = 1) -> None:
 
 
 def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> None:
-    """The same for real numbers: `low <= value <= high`, and finite."""
+    """Raise GencliError unless these fields are real numbers with low <= value <= high."""
     for key, (low, high) in bounds.items():
         value = getattr(config, key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -118,7 +148,7 @@ def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> Non
 
 
 def check_flags(config: Any) -> None:
-    """Every field declared `bool` holds one."""
+    """Raise GencliError unless every field declared `bool` holds one."""
     for field in dataclasses.fields(config):
         if field.type == "bool" and not isinstance(getattr(config, field.name), bool):
             raise GencliError(

@@ -1,13 +1,13 @@
-"""What the decoders of the Llama line share: norm, feed-forward, grouped-query attention, and the walk through them.
+"""What the decoders of the Llama line share: norm, feed-forward, grouped-query attention, and the forward pass.
 
-Each family has a file of its own that puts these together and holds what only it does. Attributes are named as the
+Each family has a file of its own that combines these and holds what only it does. Attributes are named as the
 checkpoints name them. B: batch, T: new positions, S: all positions, C: hidden_size, H: query heads, K: key/value
 heads, D: size of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.attention import attend
-from gencli.models.base import TRANSFORMERS_INERT, Layout, check_flags, check_ints, check_numbers
+from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, check_flags, check_ints, check_numbers
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.module import BaseModel
-from gencli.models.rope import CosSin, Rope, Rotary, apply_rotary_emb, check_pairs
+from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, apply_rotary_emb, check_pairs, with_rope
 
-# Keys beside TRANSFORMERS_INERT that decoders' configs carry and that change nothing in a forward pass.
-# `pretraining_tp` cuts products into slices; code named by `auto_map` is never run: model_type says what a file is.
+# Keys beside TRANSFORMERS_INERT that configs of decoders have and that change nothing in a forward pass.
+# `pretraining_tp` slices products; code named by `auto_map` is never run, as model_type says what a file is.
 DECODER_INERT = TRANSFORMERS_INERT | {
     "pretraining_tp", "auto_map", "cache_implementation", "attn_implementation", "max_sequence_length",
     "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
@@ -37,8 +37,10 @@ LAYOUT = Layout(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """The keys that all families have, under the names of config.json. Families add theirs, and their defaults."""
+class DecoderConfig(BaseConfig):
+    """The keys that all families have, under their names in config.json. Families add theirs, and their defaults."""
+
+    INERT = DECODER_INERT
 
     vocab_size: int
     hidden_size: int
@@ -61,12 +63,15 @@ class DecoderConfig:
     def head_size(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    @classmethod
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_rope(raw, COMMON_KINDS)
+
     def window(self, layer: int) -> int | None:
-        """How many positions up to its own a token sees in a layer; None for all."""
+        """Return how many positions, its own included, a token of a layer attends to; None for all."""
         return None
 
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing. Raises GencliError."""
         bounds = {
             "vocab_size": 2**22, "hidden_size": 2**16, "intermediate_size": 2**20, "num_hidden_layers": 1024,
             "num_attention_heads": 1024, "num_key_value_heads": 1024, "head_dim": 2**12,
@@ -91,20 +96,45 @@ class DecoderConfig:
         check_activation("hidden_act", self.hidden_act)
 
 
-def check_layer_types(types: Any, layers: int, window: int | None) -> None:
-    """Raises GencliError unless `layer_types` names every layer's attention, and sliding ones have a window."""
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(types, tuple) or len(types) != layers or any(kind not in known for kind in types):
-        raise GencliError(
-            f"config.json: layer_types = {types!r:.80} does not fit",
-            f"it names {' or '.join(known)} for each of {layers} layers",
-        )
-    if "sliding_attention" in types and window is None:
-        raise GencliError("config.json: layer_types has sliding_attention, but there is no sliding window")
+@dataclass(frozen=True, kw_only=True)
+class WindowedConfig(DecoderConfig):
+    """A config in which some layers attend to a sliding window, and `layer_types` may say which."""
+
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] | None = None
+
+    def check(self) -> None:
+        super().check()
+        known, types, layers = ("full_attention", "sliding_attention"), self.types, self.num_hidden_layers
+        if not isinstance(types, tuple) or len(types) != layers or any(kind not in known for kind in types):
+            raise GencliError(
+                f"config.json: layer_types = {types!r:.80} does not fit",
+                f"it names {' or '.join(known)} for each of {layers} layers",
+            )
+        if "sliding_attention" in types and self.used_window is None:
+            raise GencliError("config.json: layer_types has sliding_attention, but there is no sliding window")
+
+    @property
+    def used_window(self) -> int | None:
+        return self.sliding_window
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The kind of attention of each layer."""
+        if self.layer_types is not None:
+            return self.layer_types
+        return tuple("sliding_attention" if self.slides(i) else "full_attention" for i in range(self.num_hidden_layers))
+
+    def slides(self, layer: int) -> bool:
+        """Return whether a layer has the window if `layer_types` does not say it."""
+        raise NotImplementedError
+
+    def window(self, layer: int) -> int | None:
+        return self.used_window if self.types[layer] == "sliding_attention" else None
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), the quotient in float32 whatever x is."""
+    """x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019, arXiv 1910.07467); the quotient is in float32."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -114,11 +144,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype is torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight  # rounded before it is weighed
+        return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight  # rounded before the product
 
 
 class MLP(nn.Module):
-    """The gated feed-forward (Shazeer 2020, "GLU variants improve transformer")."""
+    """The gated feed-forward network (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
 
     def __init__(self, config: DecoderConfig, *, bias: bool = False):
         super().__init__()
@@ -132,7 +162,7 @@ class MLP(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """Causal attention with rotary positions and a cache; `project` and `o_proj` come from the class that uses it."""
+    """Causal attention with rotary positions and a cache. Subclasses define `project` and `o_proj`."""
 
     o_proj: nn.Linear
 
@@ -145,7 +175,7 @@ class AttentionCore(nn.Module):
         self.softcap: float | None = None
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) → queries (B, T, H, D), keys and values (B, T, K, D)."""
+        """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
@@ -159,7 +189,7 @@ class AttentionCore(nn.Module):
 
 
 class Attention(AttentionCore):
-    """Attention with its four projections. `bias` is of q, k and v; `out_bias` of the output."""
+    """Attention with four projections. bias: of q, k and v. out_bias: of the output."""
 
     def __init__(self, config: DecoderConfig, layer: int, *, bias: bool = False, out_bias: bool = False):
         super().__init__(config, layer)
@@ -175,7 +205,7 @@ class Attention(AttentionCore):
 
 
 class PreNormLayer(nn.Module):
-    """Norm before attention, norm before the feed-forward."""
+    """A layer with a norm before the attention and one before the feed-forward network."""
 
     def __init__(self, config: DecoderConfig, self_attn: nn.Module, mlp: nn.Module):
         super().__init__()
@@ -190,7 +220,7 @@ class PreNormLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """What checkpoints call `model`: everything but the head."""
+    """What checkpoints call `model`: everything except the head."""
 
     def __init__(self, config: DecoderConfig, layers: Sequence[nn.Module], norm: nn.Module):
         super().__init__()
@@ -202,10 +232,17 @@ class Stack(nn.Module):
 class Decoder(BaseModel):
     """ids → embeddings → layers → norm → head. Families override `embed`, `cos_sin_per_layer` and `head`."""
 
-    def __init__(self, config: DecoderConfig, layers: Sequence[nn.Module], norm: nn.Module):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        make_layer: Callable[[int], nn.Module],
+        norm: Callable[[int, float], nn.Module] = RMSNorm,
+    ):
+        """make_layer: number of a layer → the layer. norm: (size, eps) → the norm before the head."""
         super().__init__()
         self.config = config
-        self.model = Stack(config, layers, norm)
+        layers = [make_layer(layer) for layer in range(config.num_hidden_layers)]
+        self.model = Stack(config, layers, norm(config.hidden_size, config.rms_norm_eps))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -213,7 +250,7 @@ class Decoder(BaseModel):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence the model can read, in tokens."""
+        """The longest sequence that the model can read, in tokens."""
         return self.config.rope_parameters.max_length(self.config.max_position_embeddings)
 
     @property
@@ -221,13 +258,13 @@ class Decoder(BaseModel):
         return self.config.vocab_size
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
-        """A cache for `batch` sequences of at most `positions` tokens."""
+        """Make a cache for `batch` sequences of at most `positions` tokens."""
         config = self.config
         shape = (config.num_hidden_layers, batch, config.kv_heads, positions, config.head_size)
         return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (B, T) → (B, T, C)."""
+        """Return embeddings (B, T, C) of token ids (B, T)."""
         return self.model.embed_tokens(ids)
 
     def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
@@ -235,13 +272,13 @@ class Decoder(BaseModel):
         return [self.rotary(start, stop, like)] * len(self.model.layers)
 
     def head(self, x: Tensor) -> Tensor:
-        """Hidden states after the last norm (B, T, C) → logits (B, T, V)."""
+        """Return logits (B, T, V) of hidden states (B, T, C) after the last norm."""
         return self.lm_head(x)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
-        """Logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), for the last position.
+        """Return logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), those of the last position.
 
-        With a cache the ids continue what is in it, and are added to it.
+        With a cache the ids continue the sequences in it, and are added to it.
         """
         start = 0 if cache is None else cache.length
         stop = start + ids.shape[1]

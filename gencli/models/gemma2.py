@@ -1,28 +1,31 @@
-"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): norms around every step, soft-capped scores and logits, windows in
-every other layer, embeddings scaled by sqrt(C)."""
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): norms around every block, soft-capped scores and logits,
+windows in every other layer, embeddings scaled by sqrt(C)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.errors import GencliError
 from gencli.models import decoder
 from gencli.models.activations import check_activation
-from gencli.models.base import check_numbers, read_config
-from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, check_layer_types
+from gencli.models.base import check_numbers
+from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, WindowedConfig
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma2Config(DecoderConfig):
+class Gemma2Config(WindowedConfig):
     """config.json of a Gemma 2 checkpoint. Without `layer_types` the even layers have the window."""
+
+    ONLY: ClassVar = {"use_bidirectional_attention": (None, False)}
 
     vocab_size: int = 256000
     hidden_size: int = 2304
@@ -37,19 +40,19 @@ class Gemma2Config(DecoderConfig):
     attention_bias: bool = False
     query_pre_attn_scalar: float = 256
     sliding_window: int | None = 4096
-    layer_types: tuple[str, ...] | None = None
     attn_logit_softcapping: float | None = 50.0
     final_logit_softcapping: float | None = 30.0
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Gemma2Config:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        raw = with_rope(with_activation(raw), COMMON_KINDS)
-        only = {"use_bidirectional_attention": (None, False), "sliding_window_size": (raw.get("sliding_window"),)}
-        config = read_config(cls, raw, inert=decoder.DECODER_INERT, only=only)
-        config.check()
-        check_layer_types(config.types, config.num_hidden_layers, config.sliding_window)
-        return config
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        size, window = raw.get("sliding_window_size"), raw.get("sliding_window")
+        if size not in (None, window):
+            raise GencliError(
+                f"config.json: sliding_window_size = {size!r:.80} is not supported",
+                f"gencli knows sliding_window_size = {window!r}",
+            )
+        raw = {key: value for key, value in raw.items() if key != "sliding_window_size"}
+        return with_rope(with_activation(raw), COMMON_KINDS)
 
     def check(self) -> None:
         super().check()
@@ -57,19 +60,12 @@ class Gemma2Config(DecoderConfig):
         caps = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if getattr(self, key) is not None]
         check_numbers(self, dict.fromkeys(caps, (1e-6, 1e6)))
 
-    @property
-    def types(self) -> tuple[str, ...]:
-        """Each layer's kind of attention."""
-        if self.layer_types is not None:
-            return self.layer_types
-        return tuple("full_attention" if i % 2 else "sliding_attention" for i in range(self.num_hidden_layers))
-
-    def window(self, layer: int) -> int | None:
-        return self.sliding_window if self.types[layer] == "sliding_attention" else None
+    def slides(self, layer: int) -> bool:
+        return layer % 2 == 0
 
 
 def with_activation(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Gemma's key is `hidden_activation`; a `hidden_act` beside it is a left-over of the first files."""
+    """Return the values with Gemma's `hidden_activation` as `hidden_act`, which in the first files is a left-over."""
     rest = {key: value for key, value in raw.items() if key not in ("hidden_act", "hidden_activation")}
     activation = raw.get("hidden_activation") or "gelu_pytorch_tanh"
     check_activation("hidden_activation", activation)
@@ -77,14 +73,14 @@ def with_activation(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RMSNorm(decoder.RMSNorm):
-    """The weight is stored as its distance from one, and applied before rounding to a half precision."""
+    """The weight is stored as its difference from one, and applied before rounding to a half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
 
 
 class Layer(nn.Module):
-    """Norms before and after attention and feed-forward, within the residual."""
+    """Norms before and after attention and feed-forward, inside the residual branches."""
 
     def __init__(self, config: DecoderConfig, self_attn: nn.Module):
         super().__init__()
@@ -102,12 +98,12 @@ class Layer(nn.Module):
 
 @functools.cache
 def rounded(value: float, dtype: torch.dtype) -> float:
-    """A number as it is in a precision: sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
+    """Round a number to a dtype: sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
     return torch.tensor(value, device="cpu").to(dtype).item()
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """cap * tanh(x / cap): keeps the order, and every value within ± cap."""
+    """Return cap * tanh(x / cap), which keeps the order and every value within ± cap; x itself without a cap."""
     return x if cap is None else torch.tanh(x / cap) * cap
 
 
@@ -117,13 +113,13 @@ class Gemma2(Decoder):
     config: Gemma2Config
 
     def __init__(self, config: Gemma2Config):
-        layers = []
-        for layer in range(config.num_hidden_layers):
+        def make_layer(layer: int) -> Layer:
             attention = Attention(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
             attention.scale = config.query_pre_attn_scalar**-0.5
             attention.softcap = config.attn_logit_softcapping
-            layers.append(Layer(config, attention))
-        super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+            return Layer(config, attention)
+
+        super().__init__(config, make_layer, RMSNorm)
 
     def embed(self, ids: Tensor) -> Tensor:
         x = super().embed(ids)

@@ -1,7 +1,7 @@
 """Gemma 3 (Gemma Team 2025, arXiv 2503.19786), the text model: Gemma 2's layers with a norm over each head of q and k
-in place of soft-capped scores, five windowed layers to each full one, and a rotary base of its own for either kind.
+instead of soft-capped scores, five windowed layers per full one, and a rotary base for each kind.
 
-Files that hold a vision tower as well (`model_type` gemma3) are read for their text model alone.
+Of files with a vision tower (`model_type` gemma3) only the text model is read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.models import decoder, gemma2
-from gencli.models.base import Layout, Rename, check_ints, read_config
-from gencli.models.decoder import Decoder, check_layer_types
+from gencli.models.base import Layout, Rename, check_ints
+from gencli.models.decoder import Decoder
 from gencli.models.gemma2 import RMSNorm
 from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, read_rope
 
-# Keys of a config with a vision tower that say nothing about its text model.
+# Keys of a config with a vision tower that do not concern its text model.
 VISION_KEYS = {
     "text_config", "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index",
     "boi_token_id", "eoi_token_id", "image_token_id",
@@ -30,7 +30,7 @@ VISION_KEYS = {
 class Gemma3Config(gemma2.Gemma2Config):
     """config.json of a Gemma 3 checkpoint. Without `layer_types` every `sliding_window_pattern`th layer is full.
 
-    `rope_parameters` are the full layers', `sliding_rope` the windowed ones'.
+    rope_parameters: of the full layers. sliding_rope: of the windowed layers.
     """
 
     vocab_size: int = 262208
@@ -41,32 +41,24 @@ class Gemma3Config(gemma2.Gemma2Config):
     sliding_rope: Rope
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Gemma3Config:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(text := raw.get("text_config"), dict):
             raw = {**{key: value for key, value in raw.items() if key not in VISION_KEYS}, **text}
         raw = _with_ropes(gemma2.with_activation(raw))
-        only = {"use_bidirectional_attention": (None, False)}
         if (cap := raw.get("attn_logit_softcapping")) is not None:  # the reference reads the key and does not apply it
             raise GencliError(f"config.json: attn_logit_softcapping = {cap!r} is not supported")
-        config = read_config(cls, raw, inert=decoder.DECODER_INERT, only=only)
-        config.check()
-        check_ints(config, {"sliding_window_pattern": 2**20})
-        check_layer_types(config.types, config.num_hidden_layers, config.sliding_window)
-        return config
+        return raw
 
-    @property
-    def types(self) -> tuple[str, ...]:
-        """Each layer's kind of attention."""
-        if self.layer_types is not None:
-            return self.layer_types
-        pattern = self.sliding_window_pattern
-        count = self.num_hidden_layers
-        return tuple("sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(count))
+    def check(self) -> None:
+        check_ints(self, {"sliding_window_pattern": 2**20})
+        super().check()
+
+    def slides(self, layer: int) -> bool:
+        return (layer + 1) % self.sliding_window_pattern != 0
 
 
 def _with_ropes(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with its rope keys, in the old form or the new, as `rope_parameters` and `sliding_rope`."""
+    """Return the values with the rope keys, of the old form or the new, as `rope_parameters` and `sliding_rope`."""
     old = ("rope_theta", "rope_local_base_freq", "rope_scaling")
     rest = {key: value for key, value in raw.items() if key not in (*old, "rope_parameters", "sliding_rope")}
     parameters = raw.get("rope_parameters") or {}
@@ -77,7 +69,7 @@ def _with_ropes(raw: Mapping[str, Any]) -> dict[str, Any]:
     full, sliding = (parameters.get(kind) or {} for kind in kinds)
     if not isinstance(full, dict) or not isinstance(sliding, dict):
         raise GencliError(f"config.json: rope_parameters = {str(parameters)[:60]} are no objects")
-    full = {"rope_theta": raw.get("rope_theta"), **full, **scaling}  # only full layers are stretched
+    full = {"rope_theta": raw.get("rope_theta"), **full, **scaling}  # scaling is for full layers only
     sliding = {"rope_theta": raw.get("rope_local_base_freq"), **sliding}
     return {
         **rest,
@@ -106,14 +98,13 @@ class Gemma3(Decoder):
     config: Gemma3Config
 
     def __init__(self, config: Gemma3Config):
-        layers = [gemma2.Layer(config, Attention(config, layer)) for layer in range(config.num_hidden_layers)]
-        super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+        super().__init__(config, lambda layer: gemma2.Layer(config, Attention(config, layer)), RMSNorm)
         self.sliding_rotary = Rotary(config.sliding_rope, config.head_size, config.max_position_embeddings)
         self.types = config.types
 
     @property
     def max_length(self) -> int:
-        """The longest sequence the model can read, in tokens: here the config says it after stretching."""
+        """The longest sequence that the model can read, in tokens: here the config says it after scaling."""
         return self.config.max_position_embeddings
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -129,7 +120,7 @@ class Gemma3(Decoder):
 
 
 LAYOUT = Layout(
-    # Of files with a vision tower: as the hub has them, and as transformers saved them for a while.
+    # Files with a vision tower: the first form is the hub's, the second was saved by transformers for a while.
     renames=(
         Rename(r"language_model\.(model\..*|lm_head\..*)", r"\1"),
         Rename(r"model\.language_model\.(.*)", r"model.\1"),

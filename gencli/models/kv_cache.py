@@ -1,4 +1,4 @@
-"""The key/value cache of a decoder: what every layer has seen, so that each new token costs one step."""
+"""The key/value cache of a decoder: keys and values of all positions so far, so that a new token costs one step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 class KeyValueCache:
     """Keys and values of every layer, allocated once: (B, K, S, D) each. `length` positions are filled.
 
-    B: batch, K: key/value heads, S: positions, D: size of a head.
+    B: batch, K: key/value heads, S: positions, D: size of a head. dtype: that of the cache, whatever the weights are
+    stored as.
     """
 
     def __init__(
@@ -29,35 +30,38 @@ class KeyValueCache:
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new positions of one layer after `length`; views of all positions so far, (B, K, S, D)."""
+        """Write T new positions (B, K, T, D) of a layer; return views of all its positions, (B, K, length + T, D)."""
         end = self.length + key.shape[2]
         self.keys[layer][:, :, self.length : end] = key
         self.values[layer][:, :, self.length : end] = value
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def repeat(self, batch: int) -> None:
-        """Make a batch of `batch` from a prefill of one: every row continues the same prompt."""
+        """Make a batch of `batch` sequences from a prefill of one."""
         self.keys = [tensor.repeat(batch, 1, 1, 1) for tensor in self.keys]
         self.values = [tensor.repeat(batch, 1, 1, 1) for tensor in self.values]
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch: finished samples leave."""
+        """Keep only these rows of the batch."""
         self.keys = [tensor[rows] for tensor in self.keys]
         self.values = [tensor[rows] for tensor in self.values]
 
     @property
     def positions(self) -> int:
-        """How many positions there is room for."""
+        """The number of positions that there is room for."""
         return self.keys[0].shape[2]
 
     def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on. Nothing is lost before it: windows are cut when reading, not here."""
+        """Forget all positions from `length` on. Raises ValueError for a length that the cache does not have.
+
+        Nothing before it was lost: sliding windows are cut by the attention, not here.
+        """
         if not 0 <= length <= self.length:
             raise ValueError(f"length {length} of {self.length}")
         self.length = length
 
     def grow(self, positions: int) -> None:
-        """Make room for `positions`, keeping what is filled."""
+        """Make room for `positions` in all, and keep what is filled."""
         if positions <= self.positions:
             return
         for tensors in (self.keys, self.values):

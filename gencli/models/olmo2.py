@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models import decoder
-from gencli.models.base import read_config
 from gencli.models.decoder import MLP, Decoder, DecoderConfig
 from gencli.models.kv_cache import KeyValueCache
-from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
+from gencli.models.rope import CosSin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +26,16 @@ class Olmo2Config(DecoderConfig):
     rms_norm_eps: float = 1e-5
     attention_bias: bool = False
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Olmo2Config:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, with_rope(raw, COMMON_KINDS), inert=decoder.DECODER_INERT)
-        config.check()
-        return config
-
 
 class RMSNorm(decoder.RMSNorm):
-    """Weighs before it rounds to a half precision, not after."""
+    """The product with the weight comes before rounding to a half precision, not after it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 class Attention(decoder.Attention):
-    """q and k are normed across all their heads, before RoPE."""
+    """q and k are normed over all their heads, before RoPE."""
 
     def __init__(self, config: Olmo2Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
@@ -59,7 +49,7 @@ class Attention(decoder.Attention):
 
 
 class Layer(nn.Module):
-    """What attention and feed-forward give is normed before it is added."""
+    """The outputs of attention and feed-forward are normed before they are added."""
 
     def __init__(self, config: Olmo2Config, layer: int):
         super().__init__()
@@ -77,8 +67,7 @@ class Olmo2(Decoder):
     """The decoder with its language-model head."""
 
     def __init__(self, config: Olmo2Config):
-        layers = [Layer(config, layer) for layer in range(config.num_hidden_layers)]
-        super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+        super().__init__(config, lambda layer: Layer(config, layer), RMSNorm)
 
 
 LAYOUT = decoder.LAYOUT

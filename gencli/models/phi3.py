@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gencli.models import decoder
 from gencli.models.activations import ACTIVATIONS
-from gencli.models.base import check_ints, read_config
+from gencli.models.base import check_ints
 from gencli.models.decoder import (
     AttentionCore,
     Decoder,
     DecoderConfig,
     PreNormLayer,
-    RMSNorm,
 )
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import with_rope
@@ -26,6 +25,11 @@ from gencli.models.rope import with_rope
 @dataclass(frozen=True, kw_only=True)
 class Phi3Config(DecoderConfig):
     """config.json of a Phi 3 checkpoint (Phi 3.5, Phi 4 and Phi 4 mini name the same architecture)."""
+
+    ONLY: ClassVar = {
+        "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,),
+        "full_attn_mod": (1,), "interpolate_factor": (1,),
+    }  # fmt: skip
 
     vocab_size: int = 32064
     hidden_size: int = 3072
@@ -38,25 +42,20 @@ class Phi3Config(DecoderConfig):
     sliding_window: int | None = None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Phi3Config:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         original = raw.get("original_max_position_embeddings") or cls.original_max_position_embeddings
-        raw = with_rope(_named_longrope(raw, original), ("default", "longrope"), partial=True)
-        only = {
-            "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,),
-            "full_attn_mod": (1,), "interpolate_factor": (1,),
-        }  # fmt: skip
-        config = read_config(cls, raw, inert=decoder.DECODER_INERT, only=only)
-        config.check()
-        check_ints(config, {"original_max_position_embeddings": 2**26})
-        return config
+        return with_rope(_named_longrope(raw, original), ("default", "longrope"), partial=True)
+
+    def check(self) -> None:
+        super().check()
+        check_ints(self, {"original_max_position_embeddings": 2**26})
 
     def window(self, layer: int) -> int | None:
         return self.sliding_window
 
 
 def _named_longrope(raw: Mapping[str, Any], original: Any) -> dict[str, Any]:
-    """The config with `su` and `yarn`, as early files call LongRoPE, under its name, and with its original length."""
+    """Return the values with LongRoPE, `su` or `yarn` in early files, under its name and with its original length."""
     parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("rope_type", parameters.get("type", "default")) == "default":
         return dict(raw)
@@ -66,7 +65,7 @@ def _named_longrope(raw: Mapping[str, Any], original: Any) -> dict[str, Any]:
 
 
 class Attention(AttentionCore):
-    """One projection gives q, k and v."""
+    """One projection makes q, k and v."""
 
     def __init__(self, config: Phi3Config, layer: int):
         super().__init__(config, layer)
@@ -80,7 +79,7 @@ class Attention(AttentionCore):
 
 
 class MLP(nn.Module):
-    """One projection gives gate and values."""
+    """One projection makes the gate and the values."""
 
     def __init__(self, config: Phi3Config):
         super().__init__()
@@ -94,13 +93,13 @@ class MLP(nn.Module):
 
 
 class Cache(KeyValueCache):
-    """Remembers the ids as well: LongRoPE turns everything anew when a text outgrows its original length."""
+    """Keeps the ids as well: LongRoPE rotates all keys anew when a text outgrows its original length."""
 
     def __init__(self, *shape: int, device: torch.device, dtype: torch.dtype):
         super().__init__(*shape, device=device, dtype=dtype)
         _, batch, _, positions, _ = shape
         self.ids = torch.empty((batch, positions), device=device, dtype=torch.long)
-        self.long = False  # whether what is in it was turned as in a long text
+        self.long = False  # whether its keys were rotated as in a long text
 
     def repeat(self, batch: int) -> None:
         super().repeat(batch)
@@ -115,19 +114,16 @@ class Phi3(Decoder):
     """The decoder with its language-model head."""
 
     def __init__(self, config: Phi3Config):
-        layers = [
-            PreNormLayer(config, Attention(config, layer), MLP(config)) for layer in range(config.num_hidden_layers)
-        ]
-        super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+        super().__init__(config, lambda layer: PreNormLayer(config, Attention(config, layer), MLP(config)))
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
-        """A cache for `batch` sequences of at most `positions` tokens."""
+        """Make a cache for `batch` sequences of at most `positions` tokens."""
         config = self.config
         shape = (config.num_hidden_layers, batch, config.kv_heads, positions, config.head_size)
         return Cache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
-        """As every decoder's; the step at which a text becomes a long one reads the whole text again."""
+        """As of every decoder; the step at which a text becomes a long one reads the whole text again."""
         new = ids.shape[1]
         if isinstance(cache, Cache):
             start, stop = cache.length, cache.length + new

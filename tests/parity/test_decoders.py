@@ -360,19 +360,11 @@ TOY = '''
 """A family of its own: Llama whose residual grows by halves."""
 from dataclasses import dataclass
 from gencli.models import decoder
-from gencli.models.base import read_config
-from gencli.models.decoder import MLP, Attention, Decoder, PreNormLayer, RMSNorm
-from gencli.models.rope import COMMON_KINDS, with_rope
+from gencli.models.decoder import MLP, Attention, Decoder, PreNormLayer
 
 @dataclass(frozen=True, kw_only=True)
 class Config(decoder.DecoderConfig):
     residual: float = 1.0
-
-    @classmethod
-    def from_dict(cls, raw):
-        config = read_config(cls, with_rope(raw, COMMON_KINDS), inert=decoder.DECODER_INERT)
-        config.check()
-        return config
 
 class Layer(PreNormLayer):
     def __init__(self, config, layer):
@@ -385,8 +377,7 @@ class Layer(PreNormLayer):
 
 class Model(Decoder):
     def __init__(self, config):
-        layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
-        super().__init__(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+        super().__init__(config, lambda layer: Layer(config, layer))
 
 LAYOUT = decoder.LAYOUT
 '''
