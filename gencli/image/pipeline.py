@@ -15,7 +15,7 @@ from torch import Tensor
 from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.embeddings import Embedding, install
-from gencli.checkpoints.lora_image import merge, open_loras
+from gencli.checkpoints.image_lora import merge, open_loras
 from gencli.devices import pick_device, pick_dtype
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gencli.checkpoints.assets import LoraRef
+from gencli.checkpoints.assets import PEFT_CONFIG, LoraRef
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
-from gencli.checkpoints.lora import CONFIG, merge
+from gencli.checkpoints.lora import merge
 from gencli.errors import GencliError, UsageError
 from gencli.models import architecture
 from gencli.text.load import open_model
@@ -169,8 +169,8 @@ def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
 def test_what_changes_the_numbers_is_refused(tmp_path, change, says):
     base = make_base(tmp_path / "base", "llama")
     folder = make_adapter(base, tmp_path / "a", target_modules=["q_proj"])
-    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    write_json(folder / CONFIG, {**raw, **change})
+    raw = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    write_json(folder / PEFT_CONFIG, {**raw, **change})
     with pytest.raises(GencliError) as caught:
         merged(base, LoraRef(folder))
     assert says in caught.value.message and "\n" not in caught.value.message
@@ -241,8 +241,8 @@ def test_another_base_is_only_a_note(tmp_path):
     base = make_gpt2(tmp_path / "base")
     folder = make_adapter(base, tmp_path / "a", target_modules=["c_attn"])
     assert open_model(find(str(base)), adapters=[LoraRef(folder)]).notes == ()
-    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    write_json(folder / CONFIG, {**raw, "base_model_name_or_path": "org/other"})
+    raw = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    write_json(folder / PEFT_CONFIG, {**raw, "base_model_name_or_path": "org/other"})
     (note,) = open_model(find(str(base)), adapters=[LoraRef(folder)]).notes
     assert "was made for org/other" in note
 
