@@ -1,92 +1,111 @@
-"""Hub → local cache, through huggingface_hub and into its layout: just what gencli opens, resumed where it broke off.
+"""Downloading from the hub into the local cache, in huggingface_hub's layout: only what gencli opens, with resumption.
 
-The library resumes no download of an earlier run, so its files come here into `blobs/ETAG.incomplete` first, and are
-handed to it whole. Nothing in a repository is run, no `.py` file is ever fetched, and no pickle unasked.
+The names of all files in the cache are decided here: from the repository's listing, parsed once into checked records,
+or made up. No other word of a server (a header, a redirect) becomes part of a path. Nothing in a repository is run, no
+`.py` file is ever fetched, and no pickle unless allowed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
+import json
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gencli.atomic import write_over
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.hub_cache import COMMIT, HubId, Progress
+from gencli.checkpoints.hub_http import fetch, library
 from gencli.errors import GencliError
-from gencli.json_files import read_json
+from gencli.json_files import SIZE_LIMIT, read_json
 from gencli.models import ARCHITECTURES
 
-ETAG = re.compile(r"\w[\w.-]*")
-CHUNK = 2**18  # bytes; what a break loses at most
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SPARE = 2**26  # bytes that a disk keeps free
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a repository: size in bytes and sha256, where the hub tells them."""
+    """A file of a repository: size in bytes, sha256 and git's id, if the hub gives them."""
 
     name: str
     size: int | None
     sha256: str | None
+    git_id: str | None
+
+    @classmethod
+    def parse(cls, raw: Any) -> Remote:
+        """Read one entry of a listing. Raise ValueError for a value of another type than the hub's."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("rfilename"), str):
+            raise ValueError(f"a file without a name: {raw!r:.80}")
+        lfs = raw.get("lfs") or {}
+        if not isinstance(lfs, dict):
+            raise ValueError(f"{raw['rfilename']!r:.80} with lfs = {lfs!r:.40}")
+        remote = cls(raw["rfilename"], raw.get("size"), lfs.get("sha256"), raw.get("blobId"))
+        if remote.size is not None and (type(remote.size) is not int or not 0 <= remote.size < 2**60):
+            raise ValueError(f"{remote.name!r:.80} with a size of {remote.size!r:.40}")
+        for id, pattern in ((remote.sha256, SHA256), (remote.git_id, COMMIT)):
+            if id is not None and not (isinstance(id, str) and pattern.fullmatch(id)):
+                raise ValueError(f"{remote.name!r:.80} with the id {id!r:.40}")
+        return remote
 
 
 Choose = Callable[[Collection[str], layout.Read], list[str]]
-"""Which files of a repository are wanted, of all their names; may read the JSON files among them."""
+"""Returns the files to fetch, of all the names in a repository; may read the JSON files among them."""
 
 
 def download(
-    wanted: HubId,
+    hub_id: HubId,
     *,
     variant: str | None = None,
     progress: Progress | None = None,
     allow_pickle: bool = False,
     choose: Choose | None = None,
 ) -> Path:
-    """Fetch what is missing of a checkpoint's newest commit at `wanted`'s revision; the folder of the snapshot.
+    """Fetch the missing files of a checkpoint's newest commit at a revision. Return the folder of the snapshot.
 
     variant: which weights where there are several, such as fp16. allow_pickle: fetch pickles where there are no
-    safetensors. choose: which files, if not those of a checkpoint. `progress` is called with the repository's name, the
-    bytes so far and the bytes in all.
-    Raises GencliError when the hub cannot be reached, does not have it or does not give it, and when gencli cannot open
-    what is there; what was fetched stays for the next try.
+    safetensors. choose: selects the files, if not those of a checkpoint. `progress` is called with the repository's
+    name, the bytes so far and the bytes in all.
+    Raise GencliError when the hub cannot be reached, lacks or refuses the repository, and when gencli cannot open what
+    is in it. What was fetched stays for the next try.
     """
     if reason := hub_cache.offline_by_environment():
-        raise GencliError(f"cannot fetch {wanted}: {reason} keeps gencli off the network")
-    with library(wanted):
-        return _Download(wanted, progress).run(
+        raise GencliError(f"cannot fetch {hub_id}: {reason} keeps gencli off the network")
+    with library():
+        return _Download(hub_id, progress).run(
             choose or partial(layout.choose, variant=variant, allow_pickle=allow_pickle)
         )
 
 
 class _Download:
-    """One repository at one commit."""
+    """The download of one repository at one commit."""
 
-    def __init__(self, wanted: HubId, progress: Progress | None):
-        self.wanted, self.progress = wanted, progress
-        commit, remotes = _listing(wanted)
-        self.commit = commit
+    def __init__(self, hub_id: HubId, progress: Progress | None):
+        self.hub_id, self.progress = hub_id, progress
+        self.commit, remotes = _list_files(hub_id)
         self.remotes = {remote.name: remote for remote in remotes if layout.is_plain(remote.name)}
-        self.folder = wanted.folder / "snapshots" / commit
+        self.folder = hub_id.folder / "snapshots" / self.commit
         self.done = self.total = 0
 
     def run(self, choose: Choose) -> Path:
         try:
             names = choose(self.remotes, self._read)
         except GencliError as error:
-            raise GencliError(f"{self.wanted}: {error.message}", error.hint) from None
+            raise GencliError(f"{self.hub_id}: {error.message}", error.hint) from None
         missing = [name for name in names if not (self.folder / name).is_file()]
-        wanted = [self.remotes[name] for name in missing]
-        self.total = sum(remote.size or 0 for remote in wanted if not self._blob(remote, "").exists())
-        self._check_room(self.total - sum(_size(self._blob(remote, ".incomplete")) for remote in wanted))
+        blobs = {self._blob(self.remotes[name]): self.remotes[name].size or 0 for name in missing}
+        self.total = sum(size for blob, size in blobs.items() if not blob.exists())
+        self._check_room(self.total - sum(_size(_incomplete(blob)) for blob in blobs))
         weights = [name for name in missing if name.endswith((layout.SAFETENSORS, layout.BIN))]
         for name in [name for name in missing if name not in weights]:
             self._fetch(name)
@@ -95,229 +114,158 @@ class _Download:
                 self._check_architecture(name)
         for name in weights:
             self._fetch(name)
-        _write_ref(self.wanted, self.commit)
+        if (revision := self.hub_id.revision or "main") != self.commit:
+            ref = self.hub_id.folder / "refs" / revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_over(ref, self.commit.encode())
         return self.folder
 
     def _read(self, name: str) -> Mapping[str, Any]:
-        """A JSON file of the repository, fetched to learn from it which others are wanted."""
+        """Read a JSON file of the repository, fetched to learn from it which others are needed."""
         if not (self.folder / name).is_file():
             self._fetch(name)
         return read_json(self.folder / name)
 
     def _check_architecture(self, name: str) -> None:
-        """Refuse what gencli does not know before its weights are fetched."""
+        """Refuse an unknown architecture before its weights are fetched."""
         raw = read_json(self.folder / name)
-        found = raw.get("model_type") or raw.get("_class_name")
-        if not isinstance(found, str) or found not in ARCHITECTURES:
+        family = raw.get("model_type") or raw.get("_class_name")
+        if not isinstance(family, str) or family not in ARCHITECTURES:
             raise GencliError(
-                f"{self.wanted}: {name}: unknown architecture {found!r}", f"gencli knows {', '.join(ARCHITECTURES)}"
+                f"{self.hub_id}: {name}: unknown architecture {family!r}", f"gencli knows {', '.join(ARCHITECTURES)}"
             )
 
-    def _blob(self, remote: Remote, suffix: str) -> Path:
-        """Where a large file's content lies in the cache; small ones have other names there, and do not count."""
-        return self.wanted.folder / "blobs" / f"{remote.sha256}{suffix}"
+    def _blob(self, remote: Remote) -> Path:
+        """Return where the cache keeps a file's content: under its sha256 or git's id, as huggingface_hub has it."""
+        made_up = hashlib.sha256(f"{self.commit}/{remote.name}".encode()).hexdigest()
+        return self.hub_id.folder / "blobs" / (remote.sha256 or remote.git_id or made_up)
+
+    def _free(self) -> tuple[int, Path]:
+        """Return the free bytes of the cache's disk, and a folder on it."""
+        folder = next(path for path in [self.folder, *self.folder.parents] if path.exists())
+        return shutil.disk_usage(folder).free, folder
 
     def _check_room(self, needed: int) -> None:
-        folder = next(path for path in [self.folder, *self.folder.parents] if path.exists())
-        free = shutil.disk_usage(folder).free
+        free, folder = self._free()
         if needed + SPARE > free:
             raise GencliError(
-                f"{self.wanted} needs {needed / 1e9:.2f} GB more; {free / 1e9:.2f} GB are free in {folder}",
+                f"{self.hub_id} needs {needed / 1e9:.2f} GB more; {free / 1e9:.2f} GB are free in {folder}",
                 "`gencli models rm` makes room; HF_HUB_CACHE names another place",
             )
 
     def _fetch(self, name: str) -> None:
-        """One file into the snapshot."""
+        """Fetch one file into the snapshot."""
         import huggingface_hub as hub
-        from huggingface_hub.utils import WeakFileLock, build_hf_headers
+        from huggingface_hub.utils import WeakFileLock
 
-        remote = self.remotes[name]
-        url = hub.hf_hub_url(self.wanted.repo, name, revision=self.commit)
-        told = hub.get_hf_file_metadata(url)
-        etag = told.etag or ""
-        if not ETAG.fullmatch(etag):
-            raise GencliError(f"{self.wanted}: the hub gives {name} the ETag {etag!r}, which is no plain word")
-        blob = self.wanted.folder / "blobs" / etag
-        lock = hub_cache.root() / ".locks" / self.wanted.folder.name / f"{etag}.lock"
-        for folder in (blob.parent, lock.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        blob, link = self._blob(self.remotes[name]), self.folder / name
+        lock = hub_cache.root() / ".locks" / self.hub_id.folder.name / f"{blob.name}.lock"
+        for path in (blob, lock, link):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             if not blob.exists():
-                self._fetch_blob(url, build_hf_headers(), blob, remote, told.size)
-        hub.hf_hub_download(self.wanted.repo, name, revision=self.commit, cache_dir=hub_cache.root())
+                url = hub.hf_hub_url(self.hub_id.repo, name, revision=self.commit)
+                self._fetch_blob(url, blob, self.remotes[name])
+            if not link.is_file():
+                link.unlink(missing_ok=True)  # a link to nowhere
+                try:
+                    link.symlink_to(os.path.relpath(blob, link.parent))
+                except (OSError, NotImplementedError):  # a system without links
+                    blob.replace(link)
 
-    def _fetch_blob(self, url: str, headers: dict[str, str], blob: Path, remote: Remote, size: int | None) -> None:
-        """A file's content, after what an earlier try left of it. Raises GencliError when it comes damaged."""
-        from huggingface_hub.file_download import http_get
-
-        partial = blob.with_name(f"{blob.name}.incomplete")
-        bar: Any = _Bar(self._count)
-        if size is None or _size(partial) > size:
-            partial.unlink(missing_ok=True)
-        self._count(_size(partial))
-        while True:
-            start = _size(partial)
-            try:
-                with partial.open("ab") as file:
-                    http_get(url, file, resume_size=start, headers=headers, expected_size=size, _tqdm_bar=bar)
-                break
-            except Exception as error:  # it broke off: go on as long as that gets further
-                if not is_network(error) or _size(partial) <= start:
-                    raise
-        if remote.sha256 is not None and hub_cache.sha256(partial) != remote.sha256:
-            partial.unlink()
+    def _fetch_blob(self, url: str, blob: Path, remote: Remote) -> None:
+        """Fetch a file's content, after what an earlier try left of it. Raise GencliError if it comes damaged."""
+        incomplete = _incomplete(blob)
+        limit = self._free()[0] - SPARE if remote.size is None else remote.size
+        if remote.sha256 is None or _size(incomplete) > limit:  # what cannot be checked is fetched anew
+            incomplete.unlink(missing_ok=True)
+        self._count(_size(incomplete))
+        with incomplete.open("ab") as file:
+            size, update, wait = remote.size, self._count, self._show_wait
+            fetch(self.hub_id, remote.name, url, file, size=size, limit=limit, update=update, wait=wait)
+        if remote.sha256 is not None and hub_cache.sha256(incomplete) != remote.sha256:
+            incomplete.unlink()
             raise GencliError(
-                f"{self.wanted}: {remote.name} came damaged: its checksum is not the hub's", "run it again"
+                f"{self.hub_id}: {remote.name} came damaged: its checksum is not the hub's", "run it again"
             )
-        partial.replace(blob)
+        incomplete.replace(blob)
 
     def _count(self, number: int) -> None:
-        if not self.total:  # the first small files, which tell what there is to fetch
-            return
-        self.done += number
+        if self.total:  # not for the first small files, which tell what there is to fetch
+            self.done += number
+            self._show(str(self.hub_id))
+
+    def _show_wait(self, seconds: int) -> None:
+        self._show(f"{self.hub_id} (the hub asks to wait {seconds} s)")
+
+    def _show(self, name: str) -> None:
         if self.progress is not None:
-            self.progress(str(self.wanted), self.done, self.total)
+            self.progress(name, self.done, self.total or 1)
 
 
-class _Bar:
-    """What the library takes for a progress bar."""
-
-    def __init__(self, update: Any):
-        self.update = update
-
-
-def _listing(wanted: HubId) -> tuple[str, list[Remote]]:
-    """The commit that the hub has for a revision now, and its files."""
-    import huggingface_hub as hub
+def _list_files(hub_id: HubId) -> tuple[str, list[Remote]]:
+    """Return the commit that the hub has for a revision now, and its files. Raise GencliError for a broken listing."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    info = hub.HfApi().model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=timeout)
-    if not COMMIT.fullmatch(info.sha or ""):
-        raise GencliError(f"{wanted}: the hub gives it the commit {info.sha!r}, which is none")
-    remotes = []
-    for sibling in info.siblings or []:
-        remotes.append(Remote(sibling.rfilename, sibling.size, sibling.lfs.sha256 if sibling.lfs else None))
-    return str(info.sha), remotes
+    try:
+        validate_repo_id(hub_id.repo)
+    except HFValidationError as error:
+        raise GencliError(f"{str(hub_id)!r} is no id of a model: {' '.join(str(error).split())}") from None
+    at = "" if hub_id.revision is None else f"/revision/{quote(hub_id.revision, safe='')}"
+    file = io.BytesIO()
+    url = f"{constants.ENDPOINT}/api/models/{hub_id.repo}{at}?blobs=True"
+    fetch(hub_id, "its list of files", url, file, size=None, limit=SIZE_LIMIT, tries=1)
+    try:
+        raw = json.loads(file.getvalue())
+        if not isinstance(raw, dict) or not isinstance(raw.get("siblings") or [], list):
+            raise ValueError("no table with a list of files")
+        remotes = [Remote.parse(sibling) for sibling in raw.get("siblings") or []]
+    except (ValueError, RecursionError) as error:
+        raise GencliError(f"{hub_id}: the hub's list of files is broken: {error}") from None
+    commit = raw.get("sha")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise GencliError(f"{hub_id}: the hub gives it the commit {commit!r:.80}, which is none")
+    return commit, remotes
 
 
-def _write_ref(wanted: HubId, commit: str) -> None:
-    """Say that the revision stands for this commit, now that all of it is here."""
-    revision = wanted.revision or "main"
-    if revision == commit:
-        return
-    ref = wanted.folder / "refs" / revision
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    write_over(ref, commit.encode())
+def _incomplete(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def remove(wanted: HubId) -> int:
-    """Delete a repository from the local cache, or one revision of it; how many bytes that gives back.
+def remove(hub_id: HubId) -> int:
+    """Delete a repository from the local cache, or one revision of it. Return the bytes that were freed.
 
-    A commit that another revision stands for too stays. Raises GencliError when it is not there.
+    A commit that another revision points to stays. Raise GencliError when it is not in the cache.
     """
-    folder = wanted.folder
-    commit = hub_cache.commit(wanted)
-    if not folder.is_dir() or (wanted.revision and commit is None):
-        raise GencliError(f"{str(wanted)!r} is not in the Hugging Face cache ({hub_cache.root()})")
+    folder = hub_id.folder
+    commit = hub_cache.commit(hub_id)
+    if not folder.is_dir() or (hub_id.revision and commit is None):
+        raise GencliError(f"{str(hub_id)!r} is not in the Hugging Face cache ({hub_cache.root()})")
     before = hub_cache.disk_usage(folder)
-    others = [name for name, target in hub_cache.refs(folder).items() if target == commit and name != wanted.revision]
-    if wanted.revision and others and (folder / "refs" / wanted.revision).is_file():
-        (folder / "refs" / wanted.revision).unlink()
+    others = [name for name, target in hub_cache.refs(folder).items() if target == commit and name != hub_id.revision]
+    if hub_id.revision and others and (folder / "refs" / hub_id.revision).is_file():
+        (folder / "refs" / hub_id.revision).unlink()
         return 0
-    with library(wanted):
+    with library():
         import huggingface_hub as hub
 
         scan = hub.scan_cache_dir(hub_cache.root())
         for repo in scan.repos:
             if repo.repo_path.name == folder.name:
                 commits = {revision.commit_hash for revision in repo.revisions}
-                unwanted = commits & {commit or ""} if wanted.revision else commits
-                alone = dataclasses.replace(scan, repos=frozenset({repo}))  # copies of it share its commits' hashes
+                unwanted = commits & {commit or ""} if hub_id.revision else commits
+                alone = dataclasses.replace(scan, repos=frozenset({repo}))  # a copy elsewhere has the same hashes
                 alone.delete_revisions(*unwanted).execute()
-    if wanted.revision is None:  # with what broken downloads left
+    if hub_id.revision is None:  # and what broken downloads left
         for place in (folder, hub_cache.root() / ".locks" / folder.name):
             if place.is_dir():
                 shutil.rmtree(place)
-    if commit and wanted.revision and (folder / "snapshots" / commit).exists():
+    if commit and hub_id.revision and (folder / "snapshots" / commit).exists():
         raise GencliError(f"cannot remove {folder / 'snapshots' / commit}", "is it yours to remove?")
     return before - hub_cache.disk_usage(folder)
-
-
-@contextmanager
-def library(wanted: HubId) -> Iterator[None]:
-    """huggingface_hub as gencli uses it: it says nothing itself, and what it raises comes in gencli's words.
-
-    Import the library inside only. Raises GencliError for whatever kept it from getting `wanted`.
-    """
-    # Read when the library is imported: no requests and headers that only count users.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from huggingface_hub import constants
-        from huggingface_hub.utils import logging
-
-        logging.get_logger("huggingface_hub").setLevel("CRITICAL")
-        # Small steps lose little in a break; hf_transfer, in older versions, resumes nothing.
-        for name, value in {"DOWNLOAD_CHUNK_SIZE": CHUNK, "HF_HUB_ENABLE_HF_TRANSFER": False}.items():
-            setattr(constants, name, value)
-        try:
-            yield
-        except GencliError:
-            raise
-        except Exception as error:
-            if (known := _explain(wanted, error)) is None:
-                raise
-            raise known from error
-
-
-def _explain(wanted: HubId, error: Exception) -> GencliError | None:
-    """What an error of the library means; None for what is none of its own."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub import errors as hub
-
-    address = f"{constants.ENDPOINT}/{wanted.repo}"
-    token = get_token()
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    message = response.headers.get("X-Error-Message") if response is not None else None
-    if isinstance(error, hub.GatedRepoError):
-        hint = f"ask for access, or accept its terms, at {address}"
-        hint += ", signed in as the owner of your token" if token else "; then set HF_TOKEN to a token of yours"
-        return GencliError(f"{wanted} is gated: its owner decides who may fetch it", hint)
-    if isinstance(error, hub.RevisionNotFoundError):
-        return GencliError(f"{wanted.repo} has no revision {wanted.revision!r}", f"its branches and tags: {address}")
-    if status == 401 and token and "credentials" in (message or ""):
-        return GencliError(
-            f"{wanted}: the hub does not accept your token", "check HF_TOKEN, or the one of `hf auth login`"
-        )
-    if isinstance(error, hub.RepositoryNotFoundError) or status in (401, 404):
-        hint = "check the name" + ("" if token else "; for a private one set HF_TOKEN to a token of yours")
-        return GencliError(f"no model {str(wanted)!r}: not on this machine, and not at {constants.ENDPOINT}", hint)
-    if isinstance(error, hub.HFValidationError):
-        return GencliError(f"{str(wanted)!r} is no id of a model: {_one_line(error)}")
-    if status == 429:
-        return GencliError(f"{wanted}: the hub asks to slow down (429)", "try again in some minutes, or set HF_TOKEN")
-    if status is not None:
-        return GencliError(f"{wanted}: the hub answers {status}{': ' + message if message else ''}")
-    if is_network(error):
-        return GencliError(
-            f"cannot fetch {wanted} from {constants.ENDPOINT}: {_one_line(error)}",
-            "what has been fetched is kept; run it again and it goes on from there",
-        )
-    return None
-
-
-def is_network(error: Exception) -> bool:
-    """Whether a connection failed: with an error of the HTTP library, which is another one from version to version."""
-    module = type(error).__module__.partition(".")[0]
-    below = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "huggingface_hub"}
-    return module in below or (isinstance(error, OSError) and error.errno is None)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -50,7 +50,8 @@ class Part:
 def is_plain(name: str) -> bool:
     """Whether a repository's file name stays inside: no absolute path, no `..`, nothing that a system takes amiss."""
     parts = name.split("/")
-    return not any(part in ("", ".", "..") for part in parts) and not any(c in name for c in "\\:\0")
+    odd = any(part in ("", ".", "..") or len(part) > 200 for part in parts) or any(c in name for c in "\\:")
+    return not odd and name.isprintable() and len(name) <= 1000
 
 
 def parts(names: Collection[str], read: Read) -> list[Part]:

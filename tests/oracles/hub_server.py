@@ -16,6 +16,8 @@ import json
 import math
 import re
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +34,9 @@ class Request:
     token: str | None
     range: str | None
     server: str  # "hub" or "cdn"
+
+
+Lie = Callable[[str, int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]]
 
 
 @dataclass
@@ -55,7 +60,8 @@ class Hub:
     tokens: those that exist → the gated and private repositories each may read.
     cut: connections to the CDN that end after `cut_after` bytes; each takes one off. stall: they wait there instead,
     until it is set.
-    lies: file names that the listing has beside the real ones, or other ETags: file → ETag.
+    etags: other ETags: file → ETag. lie: what becomes of any answer's status, headers and body on its way.
+    slow: seconds between the bytes of the CDN.
     """
 
     def __init__(self) -> None:
@@ -68,6 +74,8 @@ class Hub:
         self.stall: threading.Event | None = None
         self.stalled = threading.Event()
         self.etags: dict[str, str] = {}
+        self.lie: Lie = lambda path, status, headers, body: (status, headers, body)
+        self.slow = 0.0
         self.damage: set[str] = set()
         self.blobs: dict[str, bytes] = {}
         self._servers = [self._serve(_HubHandler), self._serve(_CdnHandler)]
@@ -156,9 +164,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(request)
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        status, sent, body = self.hub.lie(self.path, status, sent, body)
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
+        for name, value in {"Content-Length": str(len(body)), **sent}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -270,6 +280,13 @@ class _CdnHandler(_Handler):
                 return self.answer(416, Content_Range=f"bytes */{size}")
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         data = data[start:]
+        if hub.slow:
+            self.send_response(200)
+            self.send_header("Content-Length", str(size))
+            self.end_headers()
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(hub.slow)
         if self.command == "HEAD" or not (hub.cut or hub.stall) or len(data) <= hub.cut_after:
             return self.answer(status, data, **headers)
         self.send_response(status)

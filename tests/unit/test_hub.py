@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -369,6 +371,224 @@ def test_names_and_etags_lead_nowhere_else(hub: Hub, env: dict[str, str | None],
     message = refused(env, "org/etag")
     assert "the ETag '../../../out', which is no plain word" in message
     assert not list(tmp_path.rglob("out"))
+
+
+# --- a hub that lies
+
+LIES = {
+    "up": "../../../../lie",
+    "home": "../../../../user/.profile",
+    "absolute": "/tmp/gencli-lie",
+    "quoted": "%2e%2e%2f%2e%2e%2flie",
+    "long": "a" * 5000,
+    "empty": "",
+    "a control character": "\x01lie",
+    "no word": "lie lie",
+}
+REQUESTS = {  # the requests of a pull → what the answer is known by in the server
+    "listing": "/api/models/",
+    "a small file": "/resolve/.*/config.json",
+    "a large file": "/resolve/.*/model.safetensors",
+    "the CDN": "/cdn/",
+}
+DOWNLOADS = """
+import sys
+from gencli.checkpoints.hub import download
+from gencli.checkpoints.hub_cache import HubId
+from gencli.errors import GencliError
+for name in sys.argv[1:]:
+    try:
+        download(HubId(name))
+        print("done")
+    except GencliError as error:
+        print("one" if len(error.message.splitlines()) == 1 and len(error.message) < 2000 else "several", error.message)
+"""
+
+
+def everything(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_no_word_of_a_server_leads_out_of_the_cache(
+    hub: Hub, env: dict[str, str | None], tmp_path: Path, request_: str
+) -> None:
+    """Names, ids and headers of one answer are lies; the other answers are true."""
+    repos = {f"org/case{number}": lie for number, lie in enumerate(LIES.values())}
+    for repo in repos:
+        hub.commit(repo, tiny())
+        hub.blobs |= {sha256(tiny()["model.safetensors"]): tiny()["model.safetensors"]}
+    asked: list[str] = []
+
+    def lies(path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        asked.extend(repo for repo in repos if path.startswith((f"/{repo}/", f"/api/models/{repo}")))
+        lie = repos[asked[-1]]
+        if not re.search(REQUESTS[request_], path):
+            return status, headers, body
+        if request_ == "listing":
+            listing = json.loads(body)
+            names = [{**one, "rfilename": lie} for one in listing["siblings"]]
+            ids = [{**one, "blobId": lie, "lfs": {"sha256": lie, "size": 1}} for one in listing["siblings"]]
+            return status, headers, json.dumps({**listing, "siblings": names + ids}).encode()
+        lie = "".join(character for character in lie if character >= " ")  # or the server's own library refuses it
+        words = {"ETag": lie, "X-Linked-ETag": lie, "X-Repo-Commit": lie, "Content-Disposition": f'filename="{lie}"'}
+        return status, {**headers, **words}, body
+
+    hub.lie = lies
+    (tmp_path / "user").mkdir()
+    env |= {"HOME": str(tmp_path / "user")}
+    before = everything(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", DOWNLOADS, *repos], env=process.environment(**env), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = done.stdout.splitlines()
+    assert len(answers) == len(repos)
+    assert all(answer.startswith("one ") for answer in answers), answers
+    new = everything(tmp_path) - before
+    repository = r"(/models--org--case\d(/(blobs|snapshots)(/[0-9a-f]{40,64}.*)?)?)?"
+    place = re.compile(rf"home|cache{repository}|cache/\.locks(/models--org--case\d(/[0-9a-f]+\.lock)?)?")
+    assert all(place.fullmatch(name) for name in new), new
+    assert not Path("/tmp/gencli-lie").exists()
+
+
+@pytest.mark.parametrize("lie", ["up", "home", "absolute"])
+def test_a_lie_is_one_line_and_exit_code_1(hub: Hub, env: dict[str, str | None], tmp_path: Path, lie: str) -> None:
+    hub.commit("org/evil", tiny())
+    user = tmp_path / "user"
+    user.mkdir()
+    hub.lie = lambda path, status, headers, body: (status, {**headers, "X-Repo-Commit": LIES[lie]}, body)
+    message = refused(env | {"HOME": str(user)}, "org/evil")
+    assert f"the commit '{LIES[lie]}', which is none" in message
+    assert list(user.iterdir()) == []
+    commit = hub.repos["org/evil"].refs["main"]
+
+    def another_commit(path: str, status: int, headers: dict[str, str], body: bytes):
+        return status, headers, body.replace(commit.encode(), LIES[lie].encode())
+
+    hub.lie = another_commit
+    assert f"the commit '{LIES[lie]}', which is none" in refused(env | {"HOME": str(user)}, "org/evil")
+    assert list(user.iterdir()) == []
+
+
+LISTINGS: dict[str, Any] = {
+    "no object": [],
+    "a number": 7,
+    "no list": {"siblings": {"a": 1}},
+    "a number in it": {"siblings": [1]},
+    "a text in it": {"siblings": ["config.json"]},
+    "nothing in it": {"siblings": [None]},
+    "a list in it": {"siblings": [["rfilename", "config.json"]]},
+    "no name": {"siblings": [{"size": 1}]},
+    "an empty name": {"siblings": [{"rfilename": ""}]},
+    "null as a name": {"siblings": [{"rfilename": None}]},
+    "a number as a name": {"siblings": [{"rfilename": 7}]},
+    "half a character as a name": {"siblings": [{"rfilename": "\ud800.json"}]},
+    "a size in words": {"siblings": [{"rfilename": "config.json", "size": "12"}]},
+    "a size below nought": {"siblings": [{"rfilename": "config.json", "size": -1}]},
+    "a size beyond all": {"siblings": [{"rfilename": "config.json", "size": 10**400}]},
+    "half a byte": {"siblings": [{"rfilename": "config.json", "size": 0.5}]},
+    "a truth as size": {"siblings": [{"rfilename": "config.json", "size": True}]},
+    "lfs as a text": {"siblings": [{"rfilename": "config.json", "size": 1, "lfs": "yes"}]},
+    "a number as sum": {"siblings": [{"rfilename": "config.json", "size": 1, "lfs": {"sha256": 7}}]},
+    "a number as id": {"siblings": [{"rfilename": "config.json", "size": 1, "blobId": 7}]},
+    "no commit": {"sha": None},
+    "a number as commit": {"sha": 7},
+    "a list as commit": {"sha": ["0" * 40]},
+    "no files": {"siblings": None},
+    "deep": "[" * 100_000,
+    "long": '"' + "x" * (65 * 2**20) + '"',
+    "no JSON": "<html>",
+    "no UTF-8": b"\xff\xfe{}",
+    "a number of 5000 digits": "9" * 5000,
+}
+
+
+def test_listings_of_other_kinds_are_one_line(hub: Hub, env: dict[str, str | None]) -> None:
+    repos = {f"org/case{number}": listing for number, listing in enumerate(LISTINGS.values())}
+    for repo in repos:
+        hub.commit(repo, tiny())
+
+    def lies(path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        for repo, listing in repos.items():
+            if path.startswith(f"/api/models/{repo}?"):
+                whole = {**json.loads(body), **listing} if isinstance(listing, dict) else listing
+                text = whole if isinstance(whole, str | bytes) else json.dumps(whole)
+                return status, headers, text.encode() if isinstance(text, str) else text
+        return status, headers, body
+
+    hub.lie = lies
+    done = subprocess.run(
+        [sys.executable, "-c", DOWNLOADS, *repos], env=process.environment(**env), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for what, answer in zip(LISTINGS, done.stdout.splitlines(), strict=True):
+        assert answer.startswith("one org/case"), (what, answer)
+        assert "list of files" in answer or "commit" in answer or "no config.json" in answer, (what, answer)
+
+
+def test_a_hub_that_asks_to_wait(hub: Hub, env: dict[str, str | None], tmp_path: Path) -> None:
+    hub.commit("org/tiny", tiny())
+    seconds = ["86400"]
+    refusals: list[str] = []
+
+    def lies(path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        if path.endswith("config.json") and len(refusals) < 2:
+            refusals.append(path)
+            return 429, {"Retry-After": seconds[0]}, b""
+        return status, headers, body
+
+    hub.lie = lies
+    message = refused(env, "org/tiny")
+    assert "org/tiny: the hub asks to slow down (429)" in message
+    assert "it asks to wait 86400 seconds" in message
+    seconds[0] = "1"
+    refusals.clear()
+    assert set(content(pulled(env, "org/tiny"))) == NEEDED  # it is waited for
+    assert len(refusals) == 2
+    refusals.clear()
+    env["HF_HUB_CACHE"] = str(tmp_path / "other")
+    code, screen, *_ = process.on_terminal("models", "pull", "org/tiny", stdin=False, stdout=False, **env)
+    assert code == 0
+    assert b"fetching org/tiny (the hub asks to wait 1 s) " in screen
+
+
+def test_a_hub_that_sends_a_byte_now_and_then(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+    hub.slow = 0.1
+    patience = "import gencli.checkpoints.hub_http as http; http.STALL_SECONDS = 2"
+    script = f"{patience}; import sys; from gencli.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "models", "pull", "org/tiny"]
+    done = subprocess.run(command, env=process.environment(**env), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(r"error: cannot fetch org/tiny from .*: it sent \d+ bytes in 2 seconds\n", done.stderr)
+
+
+def test_a_hub_that_sends_more_than_it_said(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+
+    def more(path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        return status, headers, body + b" " * 10**6 if path.endswith("config.json") else body
+
+    hub.lie = more
+    assert f"the hub sends more of config.json than the {len(CONFIG)} bytes expected" in refused(env, "org/tiny")
+    blobs = Path(str(env["HF_HUB_CACHE"])) / "models--org--tiny" / "blobs"
+    assert all(path.stat().st_size <= len(CONFIG) for path in blobs.iterdir() if "incomplete" in path.name)
+
+
+def test_sizes_and_ids_may_be_left_out(hub: Hub, env: dict[str, str | None]) -> None:
+    hub.commit("org/tiny", tiny())
+
+    def bare(path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        if not path.startswith("/api/"):
+            return status, headers, body
+        listing = json.loads(body)
+        names = [{"rfilename": one["rfilename"]} for one in listing["siblings"]]
+        return status, headers, json.dumps({"sha": listing["sha"], "siblings": names}).encode()
+
+    hub.lie = bare
+    folder = pulled(env, "org/tiny")
+    assert content(folder) == {name: data for name, data in tiny().items() if name in NEEDED}
 
 
 # --- what is seen
