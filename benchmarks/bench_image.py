@@ -155,7 +155,7 @@ def compare_step(folder: Path, rounds: int) -> None:
         "guided step at 512x512, diffusers / gencli (s)",
         rounds,
         lambda: reference(x, 500, encoder_hidden_states=context).sample,
-        lambda: pipeline.predict(x, t, {"encoder_hidden_states": context}),
+        lambda: pipeline.main.predict(x, t, {"encoder_hidden_states": context}),
     )
 
 

@@ -73,6 +73,8 @@ def image(
     spacing: o.Spacing = None,
     karras: o.Karras = None,
     sampler_option: o.SamplerOptions = None,
+    refiner_start: o.RefinerStart = None,
+    stage: o.Stage = None,
     classifier: k.Classifier = None,
     classifier_scale: k.ClassifierScale = None,
     init: o.Init = None,
@@ -104,6 +106,7 @@ def image(
     offline: options.Offline = False,
     lora: a.Lora = None,
     allow_pickle: options.AllowPickle = False,
+    refiner: o.Refiner = None,
     vae: o.Vae = None,
     vae_tiling: o.VaeTiling = False,
     seed: options.Seed = None,
@@ -152,10 +155,12 @@ def image(
     foreign = from_file is not None and "classifier" not in _given(ctx)
     of_file = partial(_model_of_file, from_file or "", option="--classifier")
     classifier_source = k.find_classifier(request, of_file if foreign else find_it)
-    vae_source = None
-    if request.vae is not None:
-        foreign = from_file is not None and "vae" not in _given(ctx)
-        vae_source = _model_of_file(from_file or "", request.vae, "--vae") if foreign else find_it(request.vae)
+    others: dict[str, Source | None] = {}
+    for option in ("vae", "refiner"):
+        name = getattr(request, option)
+        foreign = from_file is not None and option not in _given(ctx)
+        of_file = partial(_model_of_file, from_file or "", option=f"--{option}")
+        others[option] = None if name is None else of_file(name) if foreign else find_it(name)
     if arguments:
         request = request.replace(prompt=read_prompt(arguments))
     if request.seed is None:
@@ -163,7 +168,7 @@ def image(
 
     with stopping.heeded():
         from gencli.cli.image_ready import ready
-    more: dict[str, Any] = {"vae": vae_source, "classifier": classifier_source, "allow_pickle": allow_pickle}
+    more: dict[str, Any] = {**others, "classifier": classifier_source, "allow_pickle": allow_pickle}
     opened, request = ready(source, request, init=pictures[0], lines=lines, note=console.note, **more)
 
     with stopping.heeded():
@@ -214,7 +219,13 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     controls = max(len(value or ()) for name, value in values.items() if name.startswith("control"))
     given = {name: list(values[name] or ()) for name in ("control", "control_image")}
     filled = {name: names + ["?"] * (controls - len(names)) for name, names in given.items()}
-    return {**values, "init": values["init"] or "?", "count": max(values["count"], values["best"] or 1), **filled}
+    return {
+        **values,
+        "init": values["init"] or "?",
+        "refiner": values["refiner"] or "?",
+        "count": max(values["count"], values["best"] or 1),
+        **filled,
+    }
 
 
 def _from_file(

@@ -9,7 +9,7 @@ import typer
 
 from gencli.cli import options
 from gencli.image.diffusion.samplers import names
-from gencli.image.request import BETAS, PREDICTIONS, SIDES, SPACINGS
+from gencli.image.request import BETAS, PREDICTIONS, SIDES, SPACINGS, STAGE_KEYS
 
 FORMATS = ("png", "jpeg", "webp")
 INPUT, PICTURE, SAMPLING, START = "Prompt", "Picture", "Sampling", "Starting from a picture"
@@ -278,5 +278,34 @@ VaeTiling = Annotated[
         options.RUN,
         "--vae-tiling/--no-vae-tiling",
         help="Decode in tiles: less memory for large pictures, slightly other pixels.",
+    ),
+]
+Refiner = Annotated[
+    str | None,
+    _option(
+        options.MODEL,
+        "--refiner",
+        metavar="NAME",
+        help="A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
+        "Hugging Face id.",
+    ),
+]
+RefinerStart = Annotated[
+    float | None,
+    _option(
+        SAMPLING,
+        "--refiner-start",
+        metavar="F",
+        help="The fraction of the denoising from which on the refiner works, 0 to 1 (default: 0.8).",
+    ),
+]
+Stage = Annotated[
+    list[str] | None,
+    _option(
+        SAMPLING,
+        "--stage",
+        metavar="NAME:KEY=VALUE",
+        help="A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
+        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}.",
     ),
 ]

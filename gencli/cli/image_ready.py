@@ -11,6 +11,7 @@ from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.find import Source
 from gencli.errors import UsageError
 from gencli.image import palette as palettes
+from gencli.image import stages
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
 from gencli.image.palette import Palette, is_palette, open_palette
 from gencli.image.replace import with_classifier
@@ -27,6 +28,7 @@ def ready(
     note: Callable[[str], None],
     vae: Source | None = None,
     classifier: Source | None = None,
+    refiner: Source | None = None,
     allow_pickle: bool = False,
 ) -> tuple[Checkpoint | Palette, ImageRequest]:
     """The checkpoint, and the request with nothing left open. What is odd about the two goes to `note`.
@@ -44,12 +46,16 @@ def ready(
         opened = open_checkpoint(found, allow_pickle=allow_pickle, vae=vae, **said)
         if classifier is not None:
             opened = with_classifier(opened, classifier, allow_pickle=allow_pickle)
+        if refiner is not None:
+            further = open_checkpoint(refiner, allow_pickle=allow_pickle)
+            opened = stages.add_refiner(opened, further)
         prompted = opened.prompt != "none"
     if lines and not prompted:
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
     if isinstance(opened, Palette):
         return opened, palettes.resolve(request, opened)
     resolved = resolve(request, opened, None if init is None else init.size)
+    stages.plan(resolved, opened, has_init=init is not None)  # raises for what a stage cannot follow
     if not lines:
         check_asked(resolved, opened)
     for remark in notes(request, resolved, opened):

@@ -121,24 +121,27 @@ class Run:
         numbers = range(step.first, step.first + len(step.x0))
         label = f"picture {numbers[0] + 1}{f'-{numbers[-1] + 1}' if len(numbers) > 1 else ''}" if several else "drawing"
         total = "" if self.prompts is not None or not several else f" of {self.request.count}"
+        label += total + (f", {step.stage}" if step.stage.count > 1 else "")
         done = step.index + 1
-        self.console.progress(label + total, done, step.total, self.clock.rate())
-        if self.animation is not None or self.steps_folder is not None:
+        self.console.progress(label, done, step.total, self.clock.rate())
+        if step.stage.shows and (self.animation is not None or self.steps_folder is not None):
             for i, number in enumerate(numbers):
                 self._keep(pipeline.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step)
-        if self.preview is not None and self.preview.wanted() and done < step.total:
+        last = done == step.total and step.stage.number == step.stage.count
+        if step.stage.shows and self.preview is not None and self.preview.wanted() and not last:
             with self.preview.timed():
                 sketches = [pipeline.sketch(x0[None]) for x0 in step.x0]
                 self.preview.show(pictures.grid(sketches))
-            self.console.progress(label + total, done, step.total, self.clock.rate())
-        if done == step.total:
+            self.console.progress(label, done, step.total, self.clock.rate())
+        if last:
             self.console.progress("decoding")
 
     def _keep(self, image: Image.Image, number: int, step: Denoised) -> None:
         if self.animation is not None:
             self.frames.setdefault(number, []).append(image)
         if self.steps_folder is not None:
-            path = self.steps_folder / f"{(self.request.seed or 0) + number}-{step.index + 1:04}.png"
+            stage = f"{step.stage.name}-" if step.stage.count > 1 else ""
+            path = self.steps_folder / f"{(self.request.seed or 0) + number}-{stage}{step.index + 1:04}.png"
             write_over(path, pictures.encode(image, "png"))
             self.step_files.setdefault(number, []).append(path)
 

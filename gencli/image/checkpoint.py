@@ -18,7 +18,7 @@ from gencli.checkpoints.checkpoint import Contents, Hints, Part, folder_part
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats import stable_diffusion_keys
 from gencli.errors import GencliError
-from gencli.image.families import FAMILIES, Family
+from gencli.image.families import FAMILIES, Family, Stage, find_family
 from gencli.image.prompts.classes import Classes, classes_of, read_names
 from gencli.models import stands_for
 
@@ -49,7 +49,7 @@ SINGLE = "stable diffusion"  # the format whose scheduler is told by what the us
 class Checkpoint:
     """A checkpoint of a family. opened: what lies there. configs: all parts but tokenizers → their JSON, where a user's
     word holds over the file's. defaults: its own values for `ImageRequest`. notes: what goes unused. labels: names of
-    classes, by number. index: model_index.json."""
+    classes, by number. index: model_index.json. further: checkpoints whose stages follow this one's."""
 
     opened: door.Checkpoint
     family: Family
@@ -58,6 +58,17 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     labels: Mapping[int, str] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
+    further: tuple[Checkpoint, ...] = ()
+
+    @property
+    def stages(self) -> list[tuple[Stage, Checkpoint]]:
+        """All stages in order, each with the checkpoint that holds its parts."""
+        return [(stage, one) for one in (self, *self.further) for stage in one.family.stages]
+
+    @property
+    def main(self) -> Stage:
+        """The stage that the request's own settings are for."""
+        return self.family.stages[self.family.main]
 
     @property
     def name(self) -> str:
@@ -197,7 +208,7 @@ def _of_file(opened: door.Checkpoint) -> Checkpoint:
             stable_diffusion_keys.recognise(opened.contents.shapes)  # says what else it is
         except GencliError as error:
             raise GencliError(f"{path}: {error.message}", error.hint) from None
-    family = FAMILIES.get(opened.family)
+    family = find_family(opened.family, opened.parts)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise GencliError(f"{path}: it is a {opened.family}, which is not supported", f"gencli knows {known}")
@@ -210,11 +221,11 @@ def _of_folder(opened: door.Checkpoint) -> Checkpoint:
     folder = opened.path
     index = _index(opened)
     kind = str(index.get("_class_name"))
-    family = FAMILIES.get(kind)
+    here = layout.named_parts(index)
+    family = find_family(kind, here)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise GencliError(f"{folder / 'model_index.json'}: pipeline {kind!r} is not supported", f"gencli knows {known}")
-    here = layout.named_parts(index)
     if unknown := [name for name in here if name not in [*family.parts, *layout.UNUSED]]:
         raise GencliError(f"{folder / 'model_index.json'}: {kind} with {', '.join(unknown)} is not supported")
     parts, configs = {}, {}

@@ -20,7 +20,7 @@ from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.guidance import Model
 from gencli.image.diffusion.schedule import Step
 from gencli.image.files.pictures import from_picture
-from gencli.image.pipeline import Pipeline
+from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.request import ImageRequest
 from gencli.models.controlnet import ControlNetConfig, ControlNetModel
 from gencli.models.unet_2d_condition import UNet2DConditionConfig
@@ -102,18 +102,20 @@ class Active:
 
 
 def activate(
-    pipeline: Pipeline,
+    stage: LoadedStage,
     request: ImageRequest,
     steps: Sequence[Step],
     controls: Sequence[tuple[ControlNetModel, Image.Image]],
 ) -> list[Active]:
-    """The ControlNets of a resolved request, each with its picture."""
+    """The ControlNets of a resolved request, each with its image."""
     size = (request.width or 0, request.height or 0)
-    active = []
+    active: list[Active] = []
+    if not controls:
+        return active
     for (network, picture), chosen in zip(controls, request.controls, strict=True):
         fitting = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
         pixels = (from_picture(fitting, network.config.conditioning_channels) + 1) / 2  # 0..1
-        hint = network.embed(pixels.to(pipeline.device, pipeline.dtype))
+        hint = network.embed(pixels.to(stage.device, stage.dtype))
         active.append(Active(network, hint, chosen.scale, *_window(steps, chosen.start, chosen.end)))
     return active
 

@@ -1,42 +1,57 @@
-"""The picture recipe: load → encode the prompt → denoise → decode. Yields every step, then the pictures."""
+"""The image recipe: for each stage encode the prompt and denoise, then decode. Yields every step, then the images."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from gencli.image import stages
 from gencli.image.conditioning import Conditioning
 from gencli.image.controlnet import Controlled, activate, mark_cond
-from gencli.image.diffusion import samplers
 from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
 from gencli.image.diffusion.guidance import Denoiser, Model, Predict, check_finite
-from gencli.image.latents import InitLatents, prepare_latents
-from gencli.image.pipeline import Pipeline
+from gencli.image.families import import_name
+from gencli.image.latents import InitLatents, StageOutput, Start
+from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.prompts import weighting
+from gencli.image.prompts.base import Conditioner
 from gencli.image.request import ImageRequest
-from gencli.image.resolve import sampler_options
 from gencli.models.controlnet import ControlNetModel
 
 
 @dataclass(frozen=True)
+class StageInfo:
+    """A stage's name, and its number (from 1) among all of a model. shows: whether its x0 can be decoded."""
+
+    name: str = "base"
+    number: int = 1
+    count: int = 1
+    shows: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name} (stage {self.number} of {self.count})"
+
+
+@dataclass(frozen=True)
 class Denoised:
-    """One step is done for pictures `first` … `first + B - 1`; x0 (B, C, h, w) is what they look like so far."""
+    """One step of a stage is done for images `first` … `first + B - 1`; x0 (B, C, h, w) is what they are so far."""
 
     index: int
     total: int
     first: int
     x0: Tensor
+    stage: StageInfo = StageInfo()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture, the `index`-th from 0, and the request that makes it again alone."""
+    """A finished image, the `index`-th from 0, and the request that makes it again alone."""
 
     index: int
     image: Image.Image
@@ -44,16 +59,15 @@ class Picture:
 
 
 class Noise:
-    """Normal noise for a batch of pictures, each from a generator of its own: the same on every device and for every
-    batch. Each call draws (1, C, h, w) in float32 for every picture."""
+    """Normal noise for a batch of images, each from a generator of its own: the same on every device and for every
+    batch. Each call draws (1, *shape) in float32 for every image."""
 
-    def __init__(self, seeds: Iterable[int], shape: tuple[int, int, int], device: torch.device):
+    def __init__(self, seeds: Iterable[int], device: torch.device):
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        self.shape, self.device = shape, device
+        self.device = device
 
-    def __call__(self) -> Tensor:
-        drawn = [torch.randn((1, *self.shape), generator=generator) for generator in self.generators]
-        return torch.cat(drawn).to(self.device)
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.cat([torch.randn((1, *shape), generator=one) for one in self.generators]).to(self.device)
 
 
 def generate(
@@ -65,89 +79,114 @@ def generate(
     mask: Image.Image | None = None,
     controls: Sequence[tuple[ControlNetModel, Image.Image]] = (),
 ) -> Iterator[Denoised | Picture]:
-    """Make `request.count` pictures of every prompt (default: the request's own), `request.batch` at a time.
+    """Make `request.count` images of every prompt (default: the request's own), `request.batch` at a time.
 
-    `request` is a resolved one. Picture i draws from `torch.Generator("cpu")` seeded with `request.seed + i`, in
-    diffusers' order: with `init` first its latents, then the noise, with a mask one more that goes unused, the steps.
-    controls: the ControlNets of the request, each with its picture.
+    `request` is a resolved one. Image i draws from `torch.Generator("cpu")` seeded with `request.seed + i`, in
+    diffusers' order: with `init` first its latents, then the noise, with a mask one more that goes unused, the steps;
+    then the same for the next stage. controls: the ControlNets of the request, each with its image.
     Raises GencliError for a prompt that is too long and for NaN from the model.
     """
-    recipe = _Recipe(pipeline, request, init, mask, controls)
+    runs = _prepare(pipeline, request, init, mask, controls)
     texts = [request.prompt] if prompts is None else (request.replace(prompt=prompt).prompt for prompt in prompts)
     each = itertools.chain.from_iterable(itertools.repeat(text, request.count) for text in texts)
     first = 0
-    for _, alike in itertools.groupby(each, recipe.length):  # so that no prompt is told more for another's sake
+    # Prompts of as many chunks go together, so that no prompt is padded for another's sake.
+    for _, alike in itertools.groupby(each, lambda text: [run.count_chunks(text) for run in runs]):
         while batch := list(itertools.islice(alike, request.batch)):
-            yield from recipe.run(batch, first)
+            noise = Noise(((request.seed or 0) + first + i for i in range(len(batch))), pipeline.device)
+            output: StageOutput | None = None
+            for run in runs:
+                output = yield from run(batch, first, noise, output)
+            assert output is not None
+            for i, prompt in enumerate(batch):
+                image = pipeline.decode(output.x[i : i + 1], tiled=request.vae_tiling)
+                dtype = str(pipeline.dtype).removeprefix("torch.")
+                yield Picture(first + i, image, request.item(first + i).replace(prompt=prompt, dtype=dtype))
             first += len(batch)
 
 
-class _Recipe:
-    """What all batches of a request share."""
+def _prepare(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    init: Image.Image | None,
+    mask: Image.Image | None,
+    controls: Sequence[tuple[ControlNetModel, Image.Image]],
+) -> list[_StageRun]:
+    """All stages of a request, ready to run."""
+    runs: list[_StageRun] = []
+    plans = stages.plan(request, pipeline.checkpoint, has_init=init is not None)
+    for loaded, plan in zip(pipeline.stages, plans, strict=True):
+        before = runs[-1].start if runs else None
+        start: Start = import_name(loaded.stage.start)(pipeline, plan.request, init, mask, before)
+        runs.append(_StageRun(pipeline, loaded, plan, start, controls if loaded is pipeline.main else ()))
+    return runs
+
+
+class _StageRun:
+    """One stage of a request: what all of its batches share."""
 
     def __init__(
         self,
         pipeline: Pipeline,
-        request: ImageRequest,
-        init: Image.Image | None,
-        mask: Image.Image | None,
+        loaded: LoadedStage,
+        plan: stages.StagePlan,
+        start: Start,
         controls: Sequence[tuple[ControlNetModel, Image.Image]],
     ):
-        assert request.width and request.height and request.steps  # it is resolved
-        self.pipeline, self.request = pipeline, request
-        self.sampler = samplers.get(request.sampler or "ddim")
-        self.options = self.sampler.settings(pipeline.schedule, sampler_options(request))
-        self.spacing = request.spacing or pipeline.schedule.timestep_spacing
-        strength = None if init is None else request.strength or 1.0
-        self.steps = self.sampler.steps(pipeline.schedule, request.steps, self.spacing, strength, **self.options)
-        self.shape = pipeline.latent_shape(request.width, request.height)
+        self.pipeline, self.loaded, self.plan, self.start = pipeline, loaded, plan, start
+        self.request, self.sampler = plan.request, plan.sampler
+        self.info = StageInfo(
+            plan.stage.name, pipeline.stages.index(loaded) + 1, len(pipeline.stages), plan.stage.shows
+        )
         self.encoded: tuple[Sequence[str], Conditioning] | None = None  # the last prompts, and their conditioning
-        self.start = prepare_latents(pipeline, request, init, mask)
-        self.controls = activate(pipeline, request, self.steps, controls)
+        self.controls = activate(loaded, self.request, plan.steps, controls)
 
-    def run(self, prompts: Sequence[str], first: int) -> Iterator[Denoised | Picture]:
-        """One batch: its steps, then its pictures."""
-        request, pipeline = self.request, self.pipeline
-        seeds = [(request.seed or 0) + first + i for i in range(len(prompts))]
-        draw_noise = Noise(seeds, self.shape, pipeline.device)
-        init = self.start.draw(draw_noise, len(seeds))
-        x = self._first(init)
-        denoiser = self._guided(self._denoiser(prompts, init), prompts)
-        for sample in self.sampler(denoiser, x, self.steps, draw_noise=draw_noise, **self.options):
+    def __call__(
+        self, prompts: Sequence[str], first: int, noise: Noise, before: StageOutput | None
+    ) -> Generator[Denoised, None, StageOutput]:
+        """Denoise one batch: yield its steps, return its output. first: the index of its first image. before: the
+        output of the stage before."""
+        steps, draw_noise = self.plan.steps, partial(noise, self.start.shape)
+        init = self.start.draw(draw_noise, len(prompts), before)
+        x = self._first(init, before)
+        predict = self._guided(self._denoiser(prompts, init), prompts)
+        for sample in self.sampler(predict, x, steps, draw_noise=draw_noise, **self.plan.options):
             x = sample.x
-            self.start.apply_mask(x, init, self.steps, sample.index)
+            self.start.apply_mask(x, init, steps, sample.index)
             check_finite(x, sample.index)
-            yield Denoised(sample.index, sample.total, first, sample.x0)
-        for i, prompt in enumerate(prompts):
-            image = pipeline.decode(x[i : i + 1], tiled=request.vae_tiling)
-            made = request.item(first + i).replace(prompt=prompt, dtype=str(pipeline.dtype).removeprefix("torch."))
-            yield Picture(first + i, image, made)
+            yield Denoised(sample.index, sample.total, first, sample.x0, self.info)
+        return StageOutput(x, steps[-1].next, init)
 
-    def _first(self, init: InitLatents) -> Tensor:
-        """x at the first step: noise alone, or the picture with as much noise as that step expects."""
+    def _first(self, init: InitLatents, before: StageOutput | None) -> Tensor:
+        """x at the first step: noise alone, or the image with as much noise as that step expects."""
+        at = self.plan.steps[0].at
+        if init.x is not None and before is not None:
+            same = before.point.alpha_cumprod == at.alpha_cumprod or not self.sampler.in_sigma
+            return init.x if same else init.x * (at.sqrt_alpha_cumprod / before.point.sqrt_alpha_cumprod)
         if init.x0 is None or (self.start.mask is not None and self.request.strength == 1):
-            return self.sampler.initial(init.eps, self.steps, self.spacing)
-        return self.steps[0].at.mix(init.x0, init.eps)
+            return self.sampler.initial(init.eps, self.plan.steps, self.plan.spacing)
+        return at.mix(init.x0, init.eps)
 
     def _denoiser(self, prompts: Sequence[str], init: InitLatents) -> Denoiser:
-        request, pipeline = self.request, self.pipeline
+        request, loaded, conditioner = self.request, self.loaded, self.loaded.conditioner
         # Latents have no range to be clipped to, whatever the checkpoint's scheduler says.
-        limits = self.sampler.limits - ({"clip"} if pipeline.vae is not None else set())
-        if pipeline.conditioner is None:
-            return Denoiser(pipeline.predict, pipeline.schedule, limits=limits)
+        limits = self.sampler.limits - ({"clip"} if self.pipeline.vae is not None else set())
+        if conditioner is None:
+            cond, _, _ = self.start.add_conditioning(init, Conditioning(), None)
+            return Denoiser(loaded.predict, loaded.schedule, cond=cond, limits=limits)
         scale = request.guidance if request.guidance is not None else 1.0
-        guided = scale > 1 and not pipeline.reads_guidance
-        cond, uncond = self._cond(prompts), self._uncond if guided else None
+        guided = scale > 1 and not loaded.reads_guidance
+        cond, uncond = self._cond(conditioner, prompts), self._uncond if guided else None
         if request.weighted and uncond is not None:
             cond, uncond = weighting.pad_to_same_length(cond, uncond, self._empty)
         cond, uncond, image_uncond = self.start.add_conditioning(init, cond, uncond)
-        model: Model = pipeline.predict
+        model: Model = loaded.predict
         if self.controls:
             model = Controlled(model, self.controls)
             cond, uncond, image_uncond = mark_cond(cond, uncond, image_uncond)
         return Denoiser(
             model,
-            pipeline.schedule,
+            loaded.schedule,
             cond=cond,
             uncond=uncond,
             image_uncond=image_uncond,
@@ -159,30 +198,34 @@ class _Recipe:
 
     def _guided(self, denoiser: Denoiser, prompts: Sequence[str]) -> Predict:
         """The denoiser, guided by the classifier if there is one."""
-        pipeline, classes = self.pipeline, self.pipeline.checkpoint.classes
-        if pipeline.classifier is None or classes is None or not self.request.classifier_scale:
+        classifier, classes = self.pipeline.classifier, self.pipeline.checkpoint.classes
+        if classifier is None or classes is None or not self.request.classifier_scale:
             return denoiser
         wanted = torch.tensor([classes.find(prompt) for prompt in prompts])
-        gradient = LogLikelihood(pipeline.classifier, wanted, self.request.classifier_scale)
+        gradient = LogLikelihood(classifier, wanted, self.request.classifier_scale)
         return ClassifierGuided(denoiser, gradient, mean=self.sampler.shifts_mean)
 
-    def _cond(self, prompts: Sequence[str]) -> Conditioning:
+    def _cond(self, conditioner: Conditioner, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of prompts, encoded once for all batches of the same ones."""
         if self.encoded is None or self.encoded[0] != prompts:
-            cond = self.pipeline.conditioner.encode(prompts, self.request)
-            if self.pipeline.reads_guidance:
-                cond = cond.with_inputs(timestep_cond=self.pipeline.embed_guidance(self.request.guidance or 0.0))
+            cond = conditioner.encode(prompts, self.request)
+            if self.loaded.reads_guidance:
+                cond = cond.with_inputs(timestep_cond=self.loaded.embed_guidance(self.request.guidance or 0.0))
             self.encoded = prompts, cond
         return self.encoded[1]
 
     @cached_property
     def _uncond(self) -> Conditioning:
-        return self.pipeline.conditioner.negative(self.request)
+        assert self.loaded.conditioner is not None
+        return self.loaded.conditioner.negative(self.request)
 
     @cached_property
     def _empty(self) -> Conditioning:
-        return self.pipeline.conditioner.encode([""], self.request)
+        assert self.loaded.conditioner is not None
+        return self.loaded.conditioner.encode([""], self.request)
 
-    def length(self, prompt: str) -> int:
+    def count_chunks(self, prompt: str) -> int:
         """Chunks of a prompt, which are as many for all of a batch."""
-        return weighting.count_chunks(self.pipeline.conditioner.text_encoders, prompt) if self.request.weighted else 1
+        if not self.request.weighted or self.loaded.conditioner is None:
+            return 1
+        return weighting.count_chunks(self.loaded.conditioner.text_encoders, prompt)

@@ -16,7 +16,7 @@ from gencli.image.files import pictures
 from gencli.image.request import ImageRequest
 
 if TYPE_CHECKING:
-    from gencli.image.diffusion.schedule import Step
+    from gencli.image.diffusion.schedule import Point, Step
     from gencli.image.pipeline import Pipeline
 
 
@@ -36,27 +36,38 @@ class LatentDistribution:
 
 @dataclass(frozen=True)
 class InitLatents:
-    """What one batch begins with: noise, the latents of the image to change (None: noise alone), and what the network
-    reads beside x. All (B or 1, …, h, w)."""
+    """What one batch begins with: noise, the latents of the image to change (None: noise alone), what the network reads
+    beside x, and x itself where the stage before gives it. All (B or 1, …, h, w)."""
 
     eps: Tensor
     x0: Tensor | None = None
     concat: Tensor | None = None
+    x: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage hands to the next one: x (B, C, h, w) at a noise level, and what it began with itself."""
+
+    x: Tensor
+    point: Point
+    init: InitLatents
 
 
 @dataclass(frozen=True)
 class Start:
-    """What all batches of a request begin from. image: to be changed. mask (1, 1, h, w): 1 where it is painted anew,
-    None for everywhere. masked: the image without what the mask covers, and edited (1, C, h, w): the image to edit, for
-    networks that read those beside x."""
+    """What all batches of a stage begin from. shape: (C, h, w) of x. image: to be changed. mask (1, 1, h, w): 1 where
+    it is painted anew, None for everywhere. masked: the image without what the mask covers, and edited (1, C, h, w):
+    the image to edit, for networks that read those beside x."""
 
+    shape: tuple[int, ...]
     image: LatentDistribution | None = None
     mask: Tensor | None = None
     masked: LatentDistribution | None = None
     edited: Tensor | None = None
 
-    def draw(self, draw_noise: Callable[[], Tensor], batch: int) -> InitLatents:
-        """Draw for a batch, in diffusers' order."""
+    def draw(self, draw_noise: Callable[[], Tensor], batch: int, before: StageOutput | None) -> InitLatents:
+        """Draw for a batch, in diffusers' order. before: the output of the stage before."""
         x0 = None if self.image is None else self.image.sample(draw_noise, batch)
         eps = draw_noise()
         if self.mask is None:
@@ -87,26 +98,52 @@ class Start:
         continues from it. Networks that read the mask do without."""
         if self.mask is None or self.masked is not None or init.x0 is None:
             return
-        original = init.x0 if index == len(steps) - 1 else steps[index].next.mix(init.x0, init.eps)
+        last = index == len(steps) - 1 and steps[index].next.t < 0
+        original = init.x0 if last else steps[index].next.mix(init.x0, init.eps)
         x.copy_(torch.where(self.mask > 0.5, x, original))
 
 
+class Continued(Start):
+    """A stage that continues to denoise the latents of the stage before."""
+
+    def draw(self, draw_noise: Callable[[], Tensor], batch: int, before: StageOutput | None) -> InitLatents:
+        assert before is not None
+        return replace(before.init, x=before.x, concat=None)
+
+
 def prepare_latents(
-    pipeline: Pipeline, request: ImageRequest, init: Image.Image | None = None, mask: Image.Image | None = None
+    pipeline: Pipeline,
+    request: ImageRequest,
+    init: Image.Image | None = None,
+    mask: Image.Image | None = None,
+    before: Start | None = None,
 ) -> Start:
     """Encode the images that a resolved request begins from."""
-    if init is None:
-        return Start()
     size = (request.width or 0, request.height or 0)
+    shape = pipeline.latent_shape(*size)
+    if init is None:
+        return Start(shape)
     image = init if init.size == size else init.resize(size, Image.Resampling.LANCZOS)
     if pipeline.checkpoint.also_reads == "picture":
-        return Start(edited=pipeline.unscale(pipeline.encode_picture(image).mean))
+        return Start(shape, edited=pipeline.unscale(pipeline.encode_picture(image).mean))
     if mask is None:
-        return Start(pipeline.encode_picture(image))
+        return Start(shape, pipeline.encode_picture(image))
     white = pictures.from_mask(mask, *size)
-    latent_mask = F.interpolate(white, size=pipeline.latent_shape(*size)[1:]).to(pipeline.device)
+    latent_mask = F.interpolate(white, size=shape[1:]).to(pipeline.device)
     if pipeline.checkpoint.also_reads != "mask":
-        return Start(pipeline.encode_picture(image), latent_mask)
+        return Start(shape, pipeline.encode_picture(image), latent_mask)
     masked = pipeline.encode_picture(image, hidden=white)
     from_noise = request.strength == 1  # then the image itself is not looked at
-    return Start(None if from_noise else pipeline.encode_picture(image), latent_mask, masked)
+    return Start(shape, None if from_noise else pipeline.encode_picture(image), latent_mask, masked)
+
+
+def continue_latents(
+    pipeline: Pipeline,
+    request: ImageRequest,
+    init: Image.Image | None = None,
+    mask: Image.Image | None = None,
+    before: Start | None = None,
+) -> Start:
+    """Continue with the latents of the stage before; what its mask covers stays covered, unless its network did it."""
+    assert before is not None
+    return Continued(before.shape, mask=before.mask if before.masked is None else None)

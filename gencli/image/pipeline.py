@@ -1,11 +1,11 @@
-"""The parts of a checkpoint with their weights: prompts → what the network is told, pictures ↔ latents."""
+"""The parts of a checkpoint with their weights: each stage's network and conditioner, and the autoencoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,14 @@ from gencli.devices import pick_device, pick_dtype
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.image.families import Stage, import_name
 from gencli.image.files.pictures import from_picture, to_picture
 from gencli.image.latents import LatentDistribution
+from gencli.image.prompts.base import Conditioner
+from gencli.models.autoencoder_kl import AutoencoderKL
 from gencli.models.module import BaseModel, describe
 from gencli.models.unet_blocks import timestep_embedding
+from gencli.models.vq_model import VQModel
 
 SKETCH = 24  # latents a side of a sketch
 # Parts of half precision that would be larger in float32 stay as they lie in the file on a CPU. The network is run step
@@ -32,37 +36,23 @@ NETWORK_LIMIT, OTHERS_LIMIT = 4 << 30, 1 << 30
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """The parts with their weights, on one device; vae and conditioner are None where there is none."""
+class LoadedStage:
+    """A stage's parts with their weights, on one device. checkpoint: the one that holds them. conditioner: None for a
+    network without a prompt."""
 
+    stage: Stage
     checkpoint: Checkpoint
     schedule: NoiseSchedule
     network: BaseModel
-    vae: Any = None
-    conditioner: Any = None  # a prompts.base.Conditioner
-    classifier: BaseModel | None = None  # of noisy pictures
+    conditioner: Conditioner | None = None
 
     @cached_property
     def device(self) -> torch.device:
         return self.network.device
 
-    @cached_property
+    @property
     def dtype(self) -> torch.dtype:
         return self.network.compute_dtype
-
-    def describe(self) -> str:
-        """The model in one line: its size, precision, device and threads."""
-        modules = [self.network, *([] if self.vae is None else [self.vae])]
-        modules += [] if self.conditioner is None else [encoder for _, encoder in self.conditioner.text_encoders]
-        modules += [] if self.classifier is None else [self.classifier]
-        return describe(self.checkpoint.name, modules)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of a picture's latents; of the picture itself where there is no autoencoder."""
-        factor = self.checkpoint.factor
-        config: Any = self.network.config
-        channels = config.in_channels if self.vae is None else self.vae.latent_channels
-        return channels, height // factor, width // factor
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output (B, C or 2C, h, w) in its own precision, for x (B, C, h, w) in any."""
@@ -72,15 +62,55 @@ class Pipeline:
 
     @property
     def reads_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, as one more condition (Meng et al. 2023), and so is asked
-        once a step instead of twice: latent consistency models."""
+        """Whether the guidance scale is one more condition of the network (Meng et al. 2023), which is then run once a
+        step instead of twice: latent consistency models."""
         return getattr(self.network.config, "time_cond_proj_dim", None) is not None
 
     def embed_guidance(self, scale: float) -> Tensor:
-        """A guidance scale as such a network knows it, (1, G): waves of 1000 · (scale − 1)."""
+        """A guidance scale as such a network reads it, (1, G): the sinusoidal embedding of 1000 · (scale − 1)."""
         width = self.network.config.time_cond_proj_dim  # type: ignore[union-attr]
         w = torch.tensor([1000 * (scale - 1)], device=self.device)
         return timestep_embedding(w, width, flip_sin_to_cos=False, freq_shift=1)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All stages, and what turns the last one's latents into images; vae is None for networks in pixels.
+
+    classifier: of noisy images, for classifier guidance.
+    """
+
+    checkpoint: Checkpoint
+    stages: tuple[LoadedStage, ...]
+    vae: AutoencoderKL | VQModel | None = None
+    classifier: BaseModel | None = None
+
+    @property
+    def main(self) -> LoadedStage:
+        """The stage that the request's own settings are for."""
+        return next(one for one in self.stages if one.stage is self.checkpoint.main)
+
+    @property
+    def device(self) -> torch.device:
+        return self.main.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.main.dtype
+
+    def describe(self) -> str:
+        """The model in one line: its size, precision, device and threads."""
+        modules = [self.main.network, *(one.network for one in self.stages if one is not self.main)]
+        modules += [one for one in (self.vae, self.classifier) if one is not None]
+        modules += [encoder for one in self.stages if one.conditioner for _, encoder in one.conditioner.text_encoders]
+        return describe(self.checkpoint.name, modules)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latents, or of the image itself if there is no autoencoder."""
+        factor = self.checkpoint.factor
+        config: Any = self.main.network.config
+        channels = config.in_channels if self.vae is None else self.vae.latent_channels
+        return channels, height // factor, width // factor
 
     def encode_picture(self, picture: Image.Image, hidden: Tensor | None = None) -> LatentDistribution:
         """The latents of an image (1, C, h, w), scaled as the UNet knows them.
@@ -88,7 +118,7 @@ class Pipeline:
         hidden (1, 1, H, W): where it is 1 the image is grey instead. A VQ autoencoder's latents have no std; without an
         autoencoder they are the image itself.
         """
-        config: Any = (self.network if self.vae is None else self.vae).config
+        config: Any = (self.main.network if self.vae is None else self.vae).config
         x = from_picture(picture, config.in_channels)
         x = (x if hidden is None else x * (hidden < 0.5)).to(self.device)
         if self.vae is None:
@@ -113,7 +143,8 @@ class Pipeline:
     @cached_property
     def _scaling(self) -> tuple[Tensor | float, Tensor | float]:
         """Shift and scale between the autoencoder's latents z and the network's, (z - shift) · scale."""
-        config = self.vae.config
+        assert self.vae is not None
+        config: Any = self.vae.config
         if getattr(config, "latents_mean", None) is None:
             return config.shift_factor or 0.0, config.scaling_factor
         mean, std = (
@@ -141,40 +172,44 @@ def load(
     loras: Sequence[LoraRef] = (),
     embeddings: Sequence[Embedding] = (),
 ) -> Pipeline:
-    """Load a checkpoint's weights; device and dtype are names as `gencli.devices` knows them.
+    """Load the weights of all stages; device and dtype are names as `gencli.devices` knows them.
 
-    dtype auto: float32 on a CPU, whose half precision is slower; elsewhere the file's own. The autoencoder runs in
-    float32 always: in half precision some overflow and others show bands, and it runs but once a picture.
+    dtype auto: float32 on a CPU, whose half precision is slower; elsewhere the file's own. The autoencoder always runs
+    in float32: in half precision some overflow and others show bands, and it runs only once per image.
     On a CPU large weights of half precision stay in the file and are converted as they are used (`models.linear`).
-    loras: files that are merged into the weights. embeddings: words that the text encoders learn.
+    loras: files that are merged into the main stage's weights. embeddings: words that its text encoders learn.
     Raises GencliError for parts that are broken or not supported, and for files that do not fit them.
     """
     place = pick_device(device)
-    schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
-    family = checkpoint.family
-    _, tensors = checkpoint.open(family.network)
-    precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
-    if dtype == "auto" and place.type == "cpu":
-        precision = torch.float32
-
     changes = open_loras(loras, checkpoint.configs, checkpoint.name, allow_pickle=checkpoint.allow_pickle)
 
-    def load_part(name: str, dtype: torch.dtype | None = precision) -> BaseModel:
-        config, tensors = checkpoint.open(name)
-        limit = NETWORK_LIMIT if name == family.network else OTHERS_LIMIT
+    def load_part(owner: Checkpoint, name: str, dtype: torch.dtype | None, limit: int = OTHERS_LIMIT) -> BaseModel:
+        config, tensors = owner.open(name)
         casting = place.type == "cpu" and dtype == torch.float32 and build.bytes_as(tensors, dtype) > limit
         given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
-        module = build.load(checkpoint.parts[name], device=place, dtype=dtype, **given)
-        merge(changes, name, module)
+        module = build.load(owner.parts[name], device=place, dtype=dtype, **given)
+        merge(changes if owner is checkpoint else [], name, module)
         return module
 
-    network = _for_convolution(load_part(family.network), place)
-    conditioner = family.load_module().load(checkpoint, load_part)
-    if embeddings:
-        install(embeddings, conditioner.text_encoders, checkpoint.name)
-    vae = family.autoencoder and _for_convolution(load_part(family.autoencoder, torch.float32), place)
-    classifier = load_part("classifier", torch.float32) if "classifier" in checkpoint.parts else None
-    return Pipeline(checkpoint, schedule, network, vae or None, conditioner, classifier)
+    def load_stage(stage: Stage, owner: Checkpoint) -> LoadedStage:
+        schedule = NoiseSchedule.from_config(owner.configs[stage.scheduler])
+        _, tensors = owner.open(stage.network)
+        precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
+        if dtype == "auto" and place.type == "cpu":
+            precision = torch.float32
+        network = _for_convolution(load_part(owner, stage.network, precision, NETWORK_LIMIT), place)
+        conditioner = import_name(stage.conditioner)(owner, lambda name: load_part(owner, name, precision))
+        return LoadedStage(stage, owner, schedule, network, conditioner)
+
+    pipeline = Pipeline(checkpoint, tuple(load_stage(stage, owner) for stage, owner in checkpoint.stages))
+    if embeddings and pipeline.main.conditioner is not None:
+        install(embeddings, pipeline.main.conditioner.text_encoders, checkpoint.name)
+    if autoencoder := checkpoint.family.autoencoder:
+        vae = _for_convolution(load_part(checkpoint, autoencoder, torch.float32), place)
+        pipeline = replace(pipeline, vae=cast(AutoencoderKL | VQModel, vae))
+    if "classifier" in checkpoint.parts:
+        pipeline = replace(pipeline, classifier=load_part(checkpoint, "classifier", torch.float32))
+    return pipeline
 
 
 def _for_convolution(module: BaseModel, device: torch.device) -> BaseModel:

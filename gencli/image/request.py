@@ -24,6 +24,16 @@ FLAGS = {"prompt": "the prompt", "guidance": "--cfg-scale", "image_guidance": "-
 # What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
 BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
 BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
+# What --stage NAME:KEY=VALUE may set: key → field
+STAGE_KEYS = {
+    "steps": "steps",
+    "cfg-scale": "guidance",
+    "guidance-rescale": "guidance_rescale",
+    "sampler": "sampler",
+    "eta": "eta",
+    "spacing": "spacing",
+    "karras": "karras",
+}
 SEVERAL_LIMIT = 64  # values of an option that may be repeated
 TEXT_LIMIT = 2**20  # characters of a prompt; a tokenizer would take minutes over more
 
@@ -81,6 +91,8 @@ class ImageRequest:
     similarity to the prompt that `clip` finds.
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
     of what holds another autoencoder for it.
+    refiner: the name of what continues the denoising from the fraction refiner_start on. stage: settings of stages
+    other than the main one, NAME:KEY=VALUE.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
 
@@ -124,6 +136,9 @@ class ImageRequest:
     lora: tuple[str, ...] = _several(str, "Lora")
     embedding: tuple[str, ...] = _several(str, "Embeddings")
     vae: str | None = _text(None, "VAE")
+    refiner: str | None = _text(None, "Refiner")
+    refiner_start: float | None = _number(0, 1, "Refiner switch at")
+    stage: tuple[str, ...] = _several(str, "Stages")
     vae_tiling: bool = _flag("VAE tiling")
     dtype: str | None = _choice(DTYPES, "Dtype")
     prediction: str | None = _choice(PREDICTIONS, "Prediction")
@@ -137,6 +152,7 @@ class ImageRequest:
             _check(field, getattr(self, field.name))
         self._check_sampler()
         self._check_controls()
+        self._check_stages()
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:
             raise UsageError(f"--seed {self.seed} with --count {self.count}: the last seed is above {SEED_LIMIT - 1}")
         if self.init is None and (self.mask is not None or self.strength is not None):
@@ -157,6 +173,27 @@ class ImageRequest:
         for name, value in self.sampler_options.items():
             if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
                 raise UsageError(f"--sampler-option {name}={value!r}: wants NAME=VALUE")
+
+    def _check_stages(self) -> None:
+        _ = self.stages
+        if self.refiner_start is not None and self.refiner is None:
+            raise UsageError("--refiner-start without a refiner", "name one with --refiner")
+        if self.refiner_start in (0, 1):
+            raise UsageError(f"--refiner-start {self.refiner_start:g}: must be more than 0 and less than 1")
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What --stage says: name of a stage → fields of this class → values. Raises UsageError."""
+        settings: dict[str, dict[str, Any]] = {}
+        for text in self.stage:
+            name, _, assignment = text.partition(":")
+            key, equals, value = assignment.partition("=")
+            if not (name and key and equals):
+                raise UsageError(f"--stage {text!r:.80}: wants NAME:KEY=VALUE", "as in refiner:steps=20")
+            if key not in STAGE_KEYS:
+                raise UsageError(f"--stage {text!r:.80}: no key {key!r:.40}", f"there are {', '.join(STAGE_KEYS)}")
+            settings.setdefault(name, {})[STAGE_KEYS[key]] = _stage_value(STAGE_KEYS[key], text, value)
+        return settings
 
     def _check_controls(self) -> None:
         count = len(self.control)
@@ -190,6 +227,22 @@ class ImageRequest:
         """The request that makes picture `index` of `count` again, alone."""
         seed = None if self.seed is None else self.seed + index
         return self.replace(seed=seed, count=1, best=None, clip=None, grid=False, batch=1)
+
+
+def _stage_value(name: str, text: str, value: str) -> Any:
+    """A field's value from the text of --stage, checked. Raises UsageError."""
+    [field] = [one for one in dataclasses.fields(ImageRequest) if one.name == name]
+    kind = field.metadata["kind"]
+    try:
+        parsed = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise UsageError(f"--stage {text!r:.80}: wants {_WORDS[kind]}") from None
+    values: dict[str, Any] = {name: parsed}
+    try:
+        ImageRequest(**values)
+    except UsageError as error:
+        raise UsageError(f"--stage {text!r:.80}: {error.message}", error.hint) from None
+    return parsed
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:

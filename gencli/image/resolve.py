@@ -13,6 +13,7 @@ from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
+REFINER_START = 0.8  # as in diffusers' examples
 CLASSIFIER_SCALE = 1.0
 IMAGE_GUIDANCE = 1.5  # of models that edit a picture
 FEW = {"steps": 4, "guidance": 1.0}  # of models distilled to few steps; at guidance 1 they are asked once a step
@@ -50,7 +51,7 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     values["width"], values["height"] = _size(request, checkpoint, init_size)
     _check_classifier(request, checkpoint, values["width"], values["height"])
     resolved = request.replace(**values)
-    return _with_sampler_options(resolved, schedule)
+    return with_sampler_options(resolved, schedule)
 
 
 def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, An
     and for the sampler lcm; such models' guidance is the family's where the UNet is told it as a number.
     """
     values = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {}), **checkpoint.family.defaults}
+    if checkpoint.further:
+        values["refiner_start"] = REFINER_START
     if checkpoint.also_reads == "picture":
         values["image_guidance"] = IMAGE_GUIDANCE
     if "classifier" in checkpoint.configs:
@@ -136,6 +139,9 @@ def _check_start(request: ImageRequest, checkpoint: Checkpoint) -> None:
     name, reads = checkpoint.name, checkpoint.also_reads
     if reads == "mask" and (request.init is None or request.mask is None):
         raise UsageError(f"{name} paints by a mask", "give it a picture and a mask: -i/--init FILE --mask FILE")
+    if checkpoint.family.needs_init and request.init is None:
+        hint = "give it one with -i/--init FILE, or name it with --refiner beside SDXL's base model"
+        raise UsageError(f"{name} refines a picture and draws none from noise", hint)
     if reads != "picture":
         if request.image_guidance is not None:
             raise UsageError(f"--image-cfg-scale is for models that edit a picture, and {name} is none")
@@ -186,7 +192,7 @@ def _check_classifier(request: ImageRequest, checkpoint: Checkpoint, width: int,
         )
 
 
-def _with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> ImageRequest:
+def with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> ImageRequest:
     """Options of the sampler that are not at its defaults, or not at the checkpoint's, written out, and checked."""
     sampler = samplers.get(request.sampler or "")
     settings = sampler.settings(schedule, sampler_options(request))

@@ -119,7 +119,7 @@ def open_painter(name: str, place: Place, size: int | None, *, keep_text_encoder
     folder in Stable Diffusion's layout, for one whose UNet reads more than text and latents, and for a wrong size.
     """
     checkpoint = open_checkpoint(find(name))
-    if checkpoint.family.module != "stable_diffusion" or checkpoint.in_one_file:
+    if checkpoint.main.conditioner != "stable_diffusion:load" or checkpoint.in_one_file:
         raise GencliError(f"--init {name}: only a folder in Stable Diffusion's layout can be trained on from")
     unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4) or unet.get("time_cond_proj_dim"):

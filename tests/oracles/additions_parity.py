@@ -54,10 +54,10 @@ def _row(family: str, example: str, ours: Pipeline, pipe: Any, **asked: Any) -> 
     """What the text encoder says, the UNet's output, and a picture."""
     request = ImageRequest(prompt=PROMPT, negative=NEGATIVE, **SIZE)
     with torch.no_grad():
-        told = ours.conditioner.encode([PROMPT], request)
+        told = ours.main.conditioner.encode([PROMPT], request)
         states = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0]
         x, t = torch.randn((1, 4, 8, 12), generator=torch.Generator().manual_seed(1)), torch.tensor([759.0])
-        outputs = ours.predict(x, t, told), pipe.unet(x, t, encoder_hidden_states=states).sample
+        outputs = ours.main.predict(x, t, told), pipe.unet(x, t, encoder_hidden_states=states).sample
     component = max(_apart(told["encoder_hidden_states"], states), _apart(*outputs))
     picture = draw(ours, prompt=PROMPT, negative=NEGATIVE, guidance=7.5, **SIZE)
     return Measured(family, example, component, _apart_pictures(picture, pipe, prompt=PROMPT, negative_prompt=NEGATIVE))
@@ -79,7 +79,7 @@ def _weighted(ours: Pipeline, pipe: Any) -> Measured:
         comma = [pipe.tokenizer.bos_token_id, *pipe.tokenizer(",", add_special_tokens=False)["input_ids"]]
         comma += [pipe.tokenizer.eos_token_id] * (77 - len(comma))
         states[:, 77:] = pipe.text_encoder(torch.tensor([comma])).last_hidden_state
-        told = ours.conditioner.encode([prompt], ImageRequest(weighted=True))["encoder_hidden_states"]
+        told = ours.main.conditioner.encode([prompt], ImageRequest(weighted=True))["encoder_hidden_states"]
     made = draw(ours, prompt=prompt, weighted=True, guidance=7.5, **SIZE)
     embeds = {"prompt_embeds": states, "negative_prompt_embeds": torch.cat([empty, empty], dim=1)}
     apart = _apart_pictures(made, pipe, **embeds)

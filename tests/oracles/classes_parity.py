@@ -80,7 +80,7 @@ def _guided(file: Path) -> Measured:
     pipeline = load(checkpoint, device="cpu")
     x, t, y = _noise(2, 3, 16, 16), torch.tensor([3.0, 721.5]), torch.tensor([0, 4])
     with torch.no_grad():
-        component = _largest(pipeline.network(x, t, class_labels=y), network.unet(x, t, y))
+        component = _largest(pipeline.main.network(x, t, class_labels=y), network.unet(x, t, y))
     apart = _apart(_draw(checkpoint, prompt="7", sampler="ddpm"), sample(network, GRID, "linear", 7))
     return Measured("guided-diffusion, learned variance", "`256x256_diffusion.pt`", component, apart)
 

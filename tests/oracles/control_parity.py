@@ -73,7 +73,7 @@ def _instruct(folder: Path) -> Measured:
 def _unet(pipe: Any, ours: Pipeline, channels: int) -> float:
     x, t, context = _noise(2, channels, 16, 16), torch.tensor([981.0, 20.0]), _noise(2, 77, 24)
     expected = pipe.unet(x, t, encoder_hidden_states=context).sample
-    return (ours.network(x, t, context) - expected).abs().max().item()
+    return (ours.main.network(x, t, context) - expected).abs().max().item()
 
 
 def _theirs(pipe: Any, **values: Any) -> Image.Image:

@@ -58,7 +58,7 @@ def _latent_diffusion(folder: Path) -> Measured:
     theirs, ours = make_ldm(folder), open_pipeline(folder)
     x, t = _noise(2, 3, 16, 16), torch.tensor([981.0, 20.0])
     pairs: list[tuple[Callable[[], Tensor], Callable[[], Tensor]]] = [
-        (lambda: ours.network(x, t), lambda: theirs.unet(x, t).sample),
+        (lambda: ours.main.network(x, t), lambda: theirs.unet(x, t).sample),
         (lambda: ours.vae.encode(_noise(1, 3, 64, 64)), lambda: theirs.vqvae.encode(_noise(1, 3, 64, 64)).latents),
         (lambda: ours.vae.decode(x), lambda: theirs.vqvae.decode(x).sample),
     ]
@@ -74,8 +74,8 @@ def _latent_diffusion_of_a_text(folder: Path) -> Measured:
     ids = theirs.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
     context = theirs.bert(ids)[0]
     pairs: list[tuple[Callable[[], Tensor], Callable[[], Tensor]]] = [
-        (lambda: ours.conditioner.encode(texts, ImageRequest())["encoder_hidden_states"], lambda: context),
-        (lambda: ours.network(x, t, context), lambda: theirs.unet(x, t, context).sample),
+        (lambda: ours.main.conditioner.encode(texts, ImageRequest())["encoder_hidden_states"], lambda: context),
+        (lambda: ours.main.network(x, t, context), lambda: theirs.unet(x, t, context).sample),
         (lambda: ours.vae.decode(x), lambda: theirs.vqvae.decode(x).sample),
     ]
     torch.manual_seed(3)
@@ -87,7 +87,7 @@ def _latent_diffusion_of_a_text(folder: Path) -> Measured:
 def _ddpm(folder: Path) -> Measured:
     theirs, ours = make_ddpm_256(folder), open_pipeline(folder)
     x, t = _noise(2, 3, 64, 64), torch.tensor([981.0, 20.0])
-    largest = _largest([(lambda: ours.network(x, t), lambda: theirs.unet(x, t).sample)])
+    largest = _largest([(lambda: ours.main.network(x, t), lambda: theirs.unet(x, t).sample)])
     picture = theirs(num_inference_steps=STEPS, generator=torch.Generator().manual_seed(3)).images[0]
     return Measured("DDPM", "`google/ddpm-*`", largest, _apart(draw(ours, sampler="ddpm"), picture))
 
@@ -97,7 +97,7 @@ def _original(file: Path) -> Measured:
     save_file(weights, file)
     ours, theirs = open_pipeline(file), functools.partial(ermongroup.unet, weights)
     x, t = _noise(2, 3, 32, 32), torch.tensor([981.0, 20.0])
-    largest = _largest([(lambda: ours.network(x, t), lambda: theirs(x, t))])
+    largest = _largest([(lambda: ours.main.network(x, t), lambda: theirs(x, t))])
     timesteps = [*range(0, 1000, 1000 // STEPS)][:STEPS][::-1]
     picture = to_picture(ermongroup.ddim_steps(theirs, _noise(1, 3, 32, 32), timesteps, clip=True)[0])
     return Measured("DDPM, original file", "ermongroup/ddim, Ho et al.", largest, _apart(draw(ours), picture))

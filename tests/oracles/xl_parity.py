@@ -46,7 +46,7 @@ def _row(family: str, example: str, folder: Path, pipe: Any, values: dict[str, A
     ours = open_pipeline(folder)
     request = ImageRequest(prompt=PROMPT, guidance=values["guidance"], **SIZE)
     with torch.no_grad():
-        told = ours.conditioner.encode([PROMPT], request)
+        told = ours.main.conditioner.encode([PROMPT], request)
         xl = "text_embeds" in told.inputs
         encoded = pipe.encode_prompt(PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
         component = _apart(told["encoder_hidden_states"], encoded[0])
@@ -54,13 +54,13 @@ def _row(family: str, example: str, folder: Path, pipe: Any, values: dict[str, A
         if xl:
             component = max(component, _apart(told["text_embeds"], encoded[2]))
             more = {"added_cond_kwargs": {"text_embeds": told["text_embeds"], "time_ids": told["time_ids"]}}
-        if ours.reads_guidance:
-            told = told.with_inputs(timestep_cond=ours.embed_guidance(values["guidance"]))
+        if ours.main.reads_guidance:
+            told = told.with_inputs(timestep_cond=ours.main.embed_guidance(values["guidance"]))
             w = torch.tensor([values["guidance"] - 1])
             more["timestep_cond"] = pipe.get_guidance_scale_embedding(w, embedding_dim=told["timestep_cond"].shape[1])
         x, t = torch.randn((1, 4, 8, 12), generator=torch.Generator().manual_seed(1)), torch.tensor([759.0])
         theirs = pipe.unet(x, t, encoder_hidden_states=told["encoder_hidden_states"], **more).sample
-        component = max(component, _apart(ours.predict(x, t, told), theirs))
+        component = max(component, _apart(ours.main.predict(x, t, told), theirs))
     call = {"num_inference_steps": values["steps"], "guidance_scale": values["guidance"], **SIZE}
     call |= {"negative_prompt": values["negative"]} if "negative" in values else {}
     drawn = pipe(PROMPT, generator=torch.Generator().manual_seed(3), **call).images[0]

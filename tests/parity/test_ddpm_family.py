@@ -153,7 +153,7 @@ SHAPES = [LARGE, {"ch": 64, "mult": (1, 2), "blocks": 1, "attends": ()}, {"mult"
 def test_the_network(tmp_path, shape):
     weights = ermongroup.weights(**shape)
     save_file(weights, tmp_path / "model.safetensors")
-    model = opened(tmp_path / "model.safetensors").network
+    model = opened(tmp_path / "model.safetensors").main.network
     x, t = torch.randn(2, 3, 16, 24, generator=generator()), torch.tensor([981, 20])
     expected = ermongroup.unet(weights, x, t)
     assert expected.std() > 0.1
@@ -182,7 +182,7 @@ def test_ddim_from_the_original(original, tmp_path, clip):
     path, weights = original
     pipeline = opened(path)
     if not clip:
-        object.__setattr__(pipeline.schedule, "clip_sample", False)
+        object.__setattr__(pipeline.main.schedule, "clip_sample", False)
     x = torch.randn(1, 3, 32, 32, generator=generator())
     timesteps = [*range(0, 1000, 250)][::-1]
     expected = ermongroup.ddim_steps(functools.partial(ermongroup.unet, weights), x, timesteps, clip=clip)
@@ -208,7 +208,7 @@ def test_the_folder_it_becomes_gives_equal_pixels(original, tmp_path):
     checkpoint = open_checkpoint(Source("file", path, "file"))
     config = dict(checkpoint.configs["unet"])
     model = diffusers.UNet2DModel(**{key: value for key, value in config.items() if key != "_class_name"})
-    model.load_state_dict(opened_once(path).network.state_dict())
+    model.load_state_dict(opened_once(path).main.network.state_dict())
     model.save_pretrained(tmp_path)
     (tmp_path / "scheduler_config.json").write_text(json.dumps(checkpoint.configs["scheduler"]))
     for values in ({"steps": 2}, {"steps": 2, "sampler": "ddpm"}):
@@ -242,7 +242,7 @@ def test_pickles_of_the_originals(original, tmp_path, name):
     with pytest.raises(GencliError, match="is a pickle") as error:
         opened(tmp_path / name)
     assert "--allow-pickle" in (error.value.hint or "")
-    network, same = opened(tmp_path / name, allow_pickle=True).network, opened_once(path).network.state_dict()
+    network, same = opened(tmp_path / name, allow_pickle=True).main.network, opened_once(path).main.network.state_dict()
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, same[key]), key
 
@@ -319,4 +319,4 @@ def test_a_parameter_of_the_loss_goes_unused(original, tmp_path):
 def test_schedulers_of_the_hub_are_read(folders):
     raw = json.loads((folders["root"][0] / "scheduler_config.json").read_text())
     assert raw == SMALL_VARIANCE
-    assert opened_once(folders["root"][0]).schedule.variance_type == "fixed_small"
+    assert opened_once(folders["root"][0]).main.schedule.variance_type == "fixed_small"

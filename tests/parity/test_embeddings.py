@@ -41,7 +41,7 @@ def opened(folder, *files, allow_pickle=False, **more):
 
 def told(pipeline, prompts, **values):
     with torch.inference_mode():
-        return pipeline.conditioner.encode(prompts, ImageRequest(**values))["encoder_hidden_states"]
+        return pipeline.main.conditioner.encode(prompts, ImageRequest(**values))["encoder_hidden_states"]
 
 
 def by_diffusers(pipe, *files, **kwargs):
@@ -136,7 +136,7 @@ def test_with_weights_and_at_the_end_of_a_chunk(bases, tmp_path):
     """Its vectors stay together: those that do not fit into a chunk begin the next one, each with the word's weight."""
     folder, _ = bases["sd15"]
     file = write(tmp_path / "a.safetensors", vectors(5, 24), "diffusers")
-    tokenizer, encoder = opened(folder, EmbeddingRef(file)).conditioner.text_encoders[0]
+    tokenizer, encoder = opened(folder, EmbeddingRef(file)).main.conditioner.text_encoders[0]
     from gencli.image.prompts import weighting
 
     ids = [tokenizer.backend.token_to_id(word) for word in ("<toy>", "<toy>_1", "<toy>_2", "<toy>_3", "<toy>_4")]
@@ -157,7 +157,7 @@ def test_the_end_of_a_text_is_not_the_new_word(bases, tmp_path):
     folder, pipe = bases["sd15"]
     assert pipe.text_encoder.config.eos_token_id == 2
     ours = opened(folder, EmbeddingRef(write(tmp_path / "a.safetensors", vectors(1, 24), "diffusers")))
-    tokenizer, encoder = ours.conditioner.text_encoders[0]
+    tokenizer, encoder = ours.main.conditioner.text_encoders[0]
     ids = token_ids(tokenizer, encoder, ["red <toy> dog", "red dog"], None)
     with torch.inference_mode():
         output = encoder(ids)
@@ -171,7 +171,7 @@ def test_half_precision_and_files_that_stay_as_they_are(bases, tmp_path):
     file = tmp_path / "a.safetensors"
     save_file({"<toy>": vectors(2, 24).bfloat16()}, file)
     before = {path: path.read_bytes() for path in [file, *folder.rglob("*.safetensors")]}
-    tokenizer, encoder = opened(folder, EmbeddingRef(file), dtype="float16").conditioner.text_encoders[0]
+    tokenizer, encoder = opened(folder, EmbeddingRef(file), dtype="float16").main.conditioner.text_encoders[0]
     row = encoder.embeddings.token_embedding.weight[tokenizer.backend.token_to_id("<toy>")]
     torch.testing.assert_close(row, vectors(2, 24).bfloat16().half()[0], atol=0, rtol=0)
     assert {path: path.read_bytes() for path in before} == before

@@ -279,7 +279,7 @@ def test_unet_2d_with_classes(tmp_path):
     t, y = torch.tensor([3, 721]), torch.tensor([0, 9])
     with torch.no_grad():
         expected = unet(x, t, class_labels=y).sample
-        torch.testing.assert_close(pipeline.network(x, t, class_labels=y), expected, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(pipeline.main.network(x, t, class_labels=y), expected, atol=1e-4, rtol=1e-5)
         ours = draw(pipeline, prompt="j", steps=2)[0]
         x = torch.randn((1, 3, 32, 32), generator=torch.Generator("cpu").manual_seed(3))
         scheduler = diffusers.DDIMScheduler.from_config(json.loads((tmp_path / "scheduler_config.json").read_text()))

@@ -88,11 +88,11 @@ def by_diffusers(pipe, *files, scales=(SCALE,)):
 
 def ours_of(pipeline):
     """Our modules by part."""
-    conditioner = pipeline.conditioner
+    conditioner = pipeline.main.conditioner
     encoders = dict(
         zip(("text_encoder", "text_encoder_2"), (encoder for _, encoder in conditioner.text_encoders), strict=False)
     )
-    return {"unet": pipeline.network, **encoders}
+    return {"unet": pipeline.main.network, **encoders}
 
 
 def assert_same_weights(pipeline, pipe, base, changed):
@@ -278,7 +278,9 @@ def test_half_precision_on_disk(bases, tmp_path):
     for layer in layers:
         layer.down, layer.up = layer.down.float(), layer.up.float()
         exact = pipe.unet.get_submodule(layer.path).weight.half().float() + layer.delta
-        torch.testing.assert_close(ours.network.get_submodule(layer.path).weight, exact.half(), atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(
+            ours.main.network.get_submodule(layer.path).weight, exact.half(), atol=1e-6, rtol=1e-3
+        )
 
 
 def test_an_alpha_may_be_a_whole_number(bases, tmp_path):

@@ -334,7 +334,7 @@ def test_too_long_a_prompt_is_never_cut_silently(folders):
         draw(folder, prompt=prompt, steps=1)
     with pytest.raises(GencliError, match="76 tokens"):
         draw(folder, prompt="a", negative=prompt, steps=1)
-    tokenizer, encoder = opened_once(folder).conditioner.text_encoders[0]
+    tokenizer, encoder = opened_once(folder).main.conditioner.text_encoders[0]
     theirs = pipe.tokenizer(prompt, padding="max_length", truncation=True).input_ids
     right, left = (token_ids(tokenizer, encoder, [prompt], side)[0].tolist() for side in ("right", "left"))
     assert right == theirs
@@ -345,7 +345,7 @@ def test_nan_is_an_error_and_no_picture(folders):
     folder, _ = folders["sd15"]
     pipeline = opened(folder)
     with torch.no_grad():
-        pipeline.network.conv_out.bias.copy_(torch.full((4,), float("nan")))
+        pipeline.main.network.conv_out.bias.copy_(torch.full((4,), float("nan")))
     with pytest.raises(GencliError, match="NaN"):
         draw(folder, pipeline=pipeline, prompt="a", steps=2, **SIZE)
     pipeline = opened(folder)

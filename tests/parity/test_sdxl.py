@@ -182,7 +182,7 @@ def opened_steps(folder, **values):
     from gencli.image.diffusion import samplers
 
     pipeline = opened(folder)
-    return samplers.get("lcm").steps(pipeline.schedule, values["steps"], None, values["strength"])
+    return samplers.get("lcm").steps(pipeline.main.schedule, values["steps"], None, values["strength"])
 
 
 def test_defaults_of_latent_consistency(folders, tmp_path):
@@ -227,8 +227,12 @@ def test_lcm_reads_its_options_from_the_scheduler(tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "match"),
     [
-        ("model_index.json", {"text_encoder": [None, None], "tokenizer": [None, None]}, "refiner"),
-        ("model_index.json", {"requires_aesthetics_score": True}, "refiner"),
+        (
+            "model_index.json",
+            {"text_encoder": [None, None], "tokenizer": [None, None]},
+            "hidden_size = 32 do not",
+        ),
+        ("model_index.json", {"requires_aesthetics_score": True}, "projection_class_embeddings_input_dim = 68"),
         ("model_index.json", {"text_encoder_2": [None, None]}, "without text_encoder_2"),
         ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type = None"),
         ("unet/config.json", {"addition_time_embed_dim": 7}, "projection_class_embeddings_input_dim = 68"),

@@ -119,7 +119,7 @@ def test_embeddings_of_both_text_encoders(sdxl, tmp_path):
                 module.eos_token_id = end
     prompt = "a red toy, the sun"
     with torch.inference_mode():
-        told = ours.conditioner.encode([prompt], ImageRequest(width=64, height=64))
+        told = ours.main.conditioner.encode([prompt], ImageRequest(width=64, height=64))
         states, _, pooled, _ = theirs.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
     torch.testing.assert_close(told["encoder_hidden_states"], states, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(told["text_embeds"], pooled, atol=1e-5, rtol=1e-5)
@@ -154,7 +154,7 @@ def test_weighted_states_and_the_first_chunk_pooled(sdxl):
     folder, pipe = sdxl
     words = [("red apple", 1.0), ("the sun,", 1.5), ("blue dog", 0.5)] * 12
     prompt = " ".join(text if weight == 1 else f"({text}:{weight})" for text, weight in words)
-    told = opened(folder).conditioner.encode([prompt], ImageRequest(weighted=True, width=64, height=64))
+    told = opened(folder).main.conditioner.encode([prompt], ImageRequest(weighted=True, width=64, height=64))
     joined = []
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         tokens = [

@@ -6,6 +6,7 @@ Every maker gives back the reference in float32, ready to be compared with.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ SCHEDULER["lcm"] = {
     "trained_betas": None,
 }
 
+# The refiner reads one text encoder, and five numbers: an aesthetic score in the place of the size wanted.
+UNET["refiner"] = UNET["sdxl"] | {
+    "attention_head_dim": [1, 2, 2],
+    "cross_attention_dim": TEXT["sd21"]["hidden_size"],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "projection_class_embeddings_input_dim": POOLED + 5 * WAVES,
+    "transformer_layers_per_block": 2,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+
 INDEX["sdxl"] = {
     "_class_name": "StableDiffusionXLPipeline",
     "_diffusers_version": "0.19.0.dev0",
@@ -171,6 +182,21 @@ def make_sdxl(
     return quiet(diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False))
 
 
+def make_refiner(folder: Path, base: Path, pipe: diffusers.DiffusionPipeline) -> diffusers.DiffusionPipeline:
+    """stabilityai/stable-diffusion-xl-refiner-1.0, small, with the autoencoder and text encoder of a tiny SDXL."""
+    for part in ("vae", "text_encoder_2", "tokenizer_2"):
+        shutil.copytree(base / part, folder / part)
+    unet = make_unet(folder / "unet", "refiner")
+    scheduler = write_scheduler(folder / "scheduler", SCHEDULER["sdxl"])
+    said = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    index = INDEX["sdxl"] | said | {"text_encoder": [None, None], "tokenizer": [None, None]}
+    index |= {"_class_name": "StableDiffusionXLImg2ImgPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    parts = {name: pipe.components[name] for name in ("vae", "text_encoder_2", "tokenizer_2")}
+    parts |= {"text_encoder": None, "tokenizer": None, "unet": unet, "scheduler": scheduler}
+    return quiet(diffusers.StableDiffusionXLImg2ImgPipeline(**parts, **said, add_watermarker=False))
+
+
 def make_sd_turbo(folder: Path) -> diffusers.DiffusionPipeline:
     """stabilityai/sd-turbo, small: Stable Diffusion 2.1's shape with an Euler scheduler that begins at the end."""
     return make_stable_diffusion(folder, "sd21", scheduler=without_none(SCHEDULER["sd-turbo"]))
@@ -205,4 +231,4 @@ def quiet(pipe: diffusers.DiffusionPipeline) -> diffusers.DiffusionPipeline:
     return pipe
 
 
-__all__ = ["VAE", "make_lcm", "make_sd_turbo", "make_sdxl", "make_text_encoder_2"]
+__all__ = ["VAE", "make_lcm", "make_refiner", "make_sd_turbo", "make_sdxl", "make_text_encoder_2"]

@@ -103,7 +103,7 @@ def test_pictures_are_the_same(tmp_path, monkeypatch):
         monkeypatch.setattr(pipelines, "NETWORK_LIMIT", limit)
         monkeypatch.setattr(pipelines, "OTHERS_LIMIT", limit)
         pipeline = opened(tmp_path)
-        assert (next(pipeline.network.parameters()).dtype == torch.float16) is (limit == 0)
+        assert (next(pipeline.main.network.parameters()).dtype == torch.float16) is (limit == 0)
         assert pipeline.dtype == pipeline.vae.compute_dtype == torch.float32
         made[limit] = draw(tmp_path, pipeline=pipeline, prompt=PROMPT, steps=2, **SIZE)[0]
         assert made[limit].request.dtype == "float32"

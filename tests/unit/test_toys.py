@@ -14,9 +14,10 @@ from tests.tiny.image import SCHEDULER, make_ddpm
 SAMPLER = '''
 """DDIM in other words: x moves by the change of its noise level, and a share of its x0 of the step before."""
 
-def toy(predict, x, steps, *, noise, memory: float = 0.0):
-    from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers import Sample, Sampler
 
+
+def toy(predict, x, steps, *, draw_noise, memory: float = 0.0):
     old = None
     for step in steps:
         said = predict(x, step.at)
@@ -24,6 +25,9 @@ def toy(predict, x, steps, *, noise, memory: float = 0.0):
         x = step.next.mix(x0, said.eps)
         old = said.x0
         yield Sample(step.index, len(steps), x, x0)
+
+
+SAMPLER = Sampler(run=toy)
 '''
 
 ARCHITECTURE = '''

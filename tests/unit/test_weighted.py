@@ -135,7 +135,7 @@ def expected_chunks(tokenizer, words, pad):
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_end_where_the_web_ui_ends_them(pipelines, kind):
     ours, theirs = pipelines[kind]
-    tokenizer, encoder = ours.conditioner.text_encoders[0]
+    tokenizer, encoder = ours.main.conditioner.text_encoders[0]
     pad = theirs.tokenizer.pad_token_id
     assert (pad == theirs.tokenizer.eos_token_id) == (kind == "sd15")
     random.seed(0)
@@ -161,7 +161,7 @@ def test_chunks_end_where_the_web_ui_ends_them(pipelines, kind):
 @pytest.mark.parametrize(("before", "moved"), [(54, 0), (55, 19), (74, 0), (75, 0)])
 def test_a_comma_of_the_last_twenty_tokens_ends_a_chunk(pipelines, before, moved):
     """`before` words, a comma, then words: 75 tokens and one more."""
-    tokenizer, encoder = pipelines["sd15"][0].conditioner.text_encoders[0]
+    tokenizer, encoder = pipelines["sd15"][0].main.conditioner.text_encoders[0]
     prompt = "red " * before + "," + " dog" * (76 - before - 1)
     first, second = weighting.split_into_chunks(tokenizer, prompt, 77, encoder.config.vocab_size)
     end = tokenizer.eos_ids[0]
@@ -192,7 +192,7 @@ def test_states_are_those_of_the_formula(pipelines, kind):
     ]
     chunks = expected_chunks(theirs.tokenizer, tokens, theirs.tokenizer.pad_token_id)
     expected = by_formula(theirs, chunks)
-    found = ours.conditioner.encode([prompt], REQUEST)["encoder_hidden_states"]
+    found = ours.main.conditioner.encode([prompt], REQUEST)["encoder_hidden_states"]
     assert found.shape[1] == 77 * len(chunks) > 77
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     plain = by_formula(theirs, [(ids, [1.0] * 77) for ids, _ in chunks])
@@ -201,7 +201,7 @@ def test_states_are_those_of_the_formula(pipelines, kind):
 
 @torch.inference_mode()
 def test_prompts_of_one_batch_do_not_touch_each_other(pipelines):
-    conditioner = pipelines["sd15"][0].conditioner
+    conditioner = pipelines["sd15"][0].main.conditioner
     prompts = ["a (red:1.5) apple", "blue dog", "sun " * 100]
     together = conditioner.encode(prompts, REQUEST)["encoder_hidden_states"]
     [empty] = conditioner.encode([""], REQUEST)["encoder_hidden_states"]

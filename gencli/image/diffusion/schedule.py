@@ -291,6 +291,17 @@ def from_strength(steps: Sequence[Step], strength: float) -> list[Step]:
     return [dataclasses.replace(step, index=index) for index, step in enumerate(rest)]
 
 
+def window(steps: Sequence[Step], num_train_timesteps: int, start: float = 0.0, end: float = 1.0) -> list[Step]:
+    """The steps between two fractions of denoising, as diffusers' `denoising_start` and `denoising_end` choose them (by
+    their timesteps), counted anew from 0. Raises UsageError if there is none."""
+    T = num_train_timesteps
+    high, low = (round(T - fraction * T) for fraction in (start, end))
+    chosen = [step for step in steps if (start == 0 or step.at.t < high) and (end == 1 or step.at.t >= low)]
+    if not chosen:
+        raise UsageError(f"none of {len(steps)} steps lies between {start:g} and {end:g} of the denoising")
+    return [dataclasses.replace(step, index=index) for index, step in enumerate(chosen)]
+
+
 def _check(schedule: NoiseSchedule) -> None:
     """Raises GencliError for a value that no schedule can have, naming its field."""
     for field in dataclasses.fields(schedule):

@@ -1,15 +1,14 @@
-"""Families of picture checkpoints, by the pipeline that their model_index.json names. No torch in this file.
+"""Families of image checkpoints, by the pipeline that their model_index.json names. No torch in this file.
 
-To add one: write `gencli/image/prompts/NAME.py` with `load` (see `prompts.base`), and add its rows here.
+To add one: write `gencli/image/prompts/NAME.py` with a `load` (see `prompts.base`), and add its rows here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from gencli.image.families import checks
@@ -17,40 +16,70 @@ from gencli.image.families import checks
 if TYPE_CHECKING:
     from gencli.image.checkpoint import Checkpoint
 
+NOISE, PREVIOUS = "gencli.image.latents:prepare_latents", "gencli.image.latents:continue_latents"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network with its noise schedule. Stages run in order, and the last hands to the autoencoder, if any.
+
+    conditioner: "module:load" of what turns prompts into conditioning (a `prompts.base.Conditioner`), in
+    `gencli.image.prompts` unless a package is named. network, scheduler: names of parts. name: as in `--stage NAME:…`.
+    start: "module:function", what the stage begins from and what it reads of the stage before (see `latents`).
+    shows: whether its x0 can be decoded to an image. defaults: values for `ImageRequest` that are not the main stage's.
+    """
+
+    conditioner: str
+    network: str = "unet"
+    scheduler: str = "scheduler"
+    name: str = "base"
+    start: str = NOISE
+    shows: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def import_name(name: str) -> Any:
+    """The object that "module:name" names. Its module may import torch."""
+    return pkgutil.resolve_name(name if name.split(":")[0].count(".") else f"gencli.image.prompts.{name}")
+
 
 @dataclass(frozen=True)
 class Family:
     """What a checkpoint of this kind holds.
 
-    module: in `gencli.image.prompts`. parts: name of a part's folder → the architectures that may stand there, as its
-    config names them (`_class_name` or `model_type`); None for tokenizers and schedulers. optional: may be missing.
-    prompt: what a picture is asked for with. network: the part that denoises; autoencoder: the one between pictures and
-    latents, None where there are no latents. check: raises GencliError for configs that do not go together.
-    defaults: values for `ImageRequest` that are not the built-in ones.
+    stages: see `Stage`; `main` is the index of the one that the request's own settings are for. parts: name of a part's
+    folder → the architectures that may stand there, as its config names them (`_class_name` or `model_type`); None for
+    tokenizers and schedulers. optional: parts that may be missing. prompt: what an image is asked for with.
+    autoencoder: the part between images and latents, None where there are no latents. check: raises GencliError for
+    configs that do not go together. defaults: values for `ImageRequest` that are not the built-in ones. needs_init:
+    whether it only changes images.
     """
 
-    module: str
+    stages: tuple[Stage, ...]
     parts: Mapping[str, frozenset[str] | None]
     prompt: Literal["text", "class", "none"]
-    network: str = "unet"
     autoencoder: str | None = None
     optional: frozenset[str] = frozenset()
     check: Callable[[Checkpoint], None] = checks.nothing
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs_init: bool = False
+    main: int = 0
+
+    @property
+    def network(self) -> str:
+        """The part that is the main stage's network."""
+        return self.stages[self.main].network
 
     @property
     def reads_clip(self) -> bool:
         """Whether CLIP reads its prompts: weights in brackets, chunks and embeddings are for such."""
         return any(kinds is not None and "clip_text_model" in kinds for kinds in self.parts.values())
 
-    def load_module(self) -> ModuleType:
-        """The family's code, which imports torch."""
-        return importlib.import_module(f"gencli.image.prompts.{self.module}")
 
-
-UNCONDITIONAL = Family("classes", {"unet": frozenset({"UNet2DModel"}), "scheduler": None}, "none", check=checks.pixels)
+CLASSES = (Stage("classes:load"),)
+UNCONDITIONAL = Family(CLASSES, {"unet": frozenset({"UNet2DModel"}), "scheduler": None}, "none", check=checks.pixels)
 STABLE_DIFFUSION = Family(
-    "stable_diffusion",
+    (Stage("stable_diffusion:load"),),
     {
         "unet": frozenset({"UNet2DConditionModel"}),
         "scheduler": None,
@@ -62,10 +91,10 @@ STABLE_DIFFUSION = Family(
     autoencoder="vae",
     check=checks.latents,
 )
-# Brooks et al. 2023: the UNet reads the latents of the picture to edit beside those that it denoises
+# Brooks et al. 2023: the UNet reads the latents of the image to edit beside those that it denoises
 INSTRUCT = dataclasses.replace(STABLE_DIFFUSION, check=checks.edited_latents)
 STABLE_DIFFUSION_XL = Family(
-    "stable_diffusion_xl",
+    (Stage("stable_diffusion_xl:load"),),
     {
         **STABLE_DIFFUSION.parts,
         "text_encoder_2": frozenset({"clip_text_model"}),
@@ -73,23 +102,24 @@ STABLE_DIFFUSION_XL = Family(
     },
     "text",
     autoencoder="vae",
-    optional=frozenset({"text_encoder", "tokenizer"}),  # which the refiner lacks; `check` says so
+    optional=frozenset({"text_encoder", "tokenizer"}),  # which the refiner lacks
     check=checks.stable_diffusion_xl,
     defaults={"guidance": 5.0, "negative": None},
 )
+REFINER = dataclasses.replace(STABLE_DIFFUSION_XL, needs_init=True)
 INSTRUCT_XL = dataclasses.replace(STABLE_DIFFUSION_XL, check=checks.edited_latents_xl)
 LATENT_CONSISTENCY = dataclasses.replace(STABLE_DIFFUSION, defaults={"guidance": 8.5})
 
 # Rombach et al. 2022, before Stable Diffusion: unconditional (ldm-celebahq-256), and of a text (ldm-text2im-large-256)
 LATENT_DIFFUSION = Family(
-    "latent_diffusion",
+    (Stage("latent_diffusion:load"),),
     {"unet": frozenset({"UNet2DModel"}), "scheduler": None, "vqvae": frozenset({"VQModel", "AutoencoderKL"})},
     "none",
     autoencoder="vqvae",
     check=checks.latent_diffusion,
 )
 LATENT_DIFFUSION_TEXT = Family(
-    "latent_diffusion",
+    (Stage("latent_diffusion:load"),),
     {
         **LATENT_DIFFUSION.parts,
         "unet": frozenset({"UNet2DConditionModel"}),
@@ -104,20 +134,19 @@ LATENT_DIFFUSION_TEXT = Family(
 
 # Peebles & Xie 2023 (facebook/DiT-XL-2-256)
 DIT = Family(
-    "classes",
+    (Stage("classes:load", network="transformer"),),
     {
         "transformer": frozenset({"DiTTransformer2DModel", "Transformer2DModel"}),
         "scheduler": None,
         "vae": frozenset({"AutoencoderKL"}),
     },
     "class",
-    network="transformer",
     autoencoder="vae",
     check=checks.transformer,
     defaults={"negative": "", "guidance": 4.0, "guidance_rescale": 0.0},
 )
 # Dhariwal & Nichol 2021, in pixels; of a class where the UNet is told one
-GUIDED_DIFFUSION = Family("classes", {"unet": frozenset({"UNetModel"}), "scheduler": None}, "none", check=checks.pixels)
+GUIDED_DIFFUSION = Family(CLASSES, {"unet": frozenset({"UNetModel"}), "scheduler": None}, "none", check=checks.pixels)
 
 # `_class_name` of model_index.json → family
 FAMILIES: dict[str, Family] = {
@@ -140,3 +169,15 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionInstructPix2PixPipeline": INSTRUCT,
     "StableDiffusionXLInstructPix2PixPipeline": INSTRUCT_XL,
 }
+
+
+def find_family(pipeline: str, parts: Collection[str]) -> Family | None:
+    """The family of a pipeline that has these parts. SDXL without its first text encoder is the refiner."""
+    family = FAMILIES.get(pipeline)
+    return REFINER if family is STABLE_DIFFUSION_XL and "text_encoder" not in parts else family
+
+
+def as_refiner(family: Family) -> Family:
+    """SDXL, base or refiner, as a stage that continues where another stops."""
+    [stage] = family.stages
+    return dataclasses.replace(family, stages=(dataclasses.replace(stage, name="refiner", start=PREVIOUS),))

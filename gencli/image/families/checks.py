@@ -98,13 +98,8 @@ def edited_latents_xl(checkpoint: Checkpoint) -> None:
 
 
 def stable_diffusion_xl(checkpoint: Checkpoint, channels: Callable[[Checkpoint], None] = latents) -> None:
-    """Raises GencliError for the refiner, and for text encoders whose widths are not what the UNet reads."""
+    """Raises GencliError for text encoders whose widths are not what the UNet reads."""
     folder, configs = checkpoint.folder, checkpoint.configs
-    if "text_encoder" not in configs or checkpoint.index.get("requires_aesthetics_score"):
-        raise GencliError(
-            f"{folder}: SDXL's refiner (one text encoder, an aesthetic score) is not supported",
-            "the base model draws alone",
-        )
     channels(checkpoint)
     unet, second = configs["unet"], configs["text_encoder_2"]
     if unet.get("addition_embed_type") != "text_time":
@@ -112,13 +107,13 @@ def stable_diffusion_xl(checkpoint: Checkpoint, channels: Callable[[Checkpoint],
         raise GencliError(f"{folder}: SDXL with a UNet of addition_embed_type = {kind!r:.40} is not supported")
     if second.get("architectures") != ["CLIPTextModelWithProjection"]:
         raise GencliError(f"{folder}: text_encoder_2 has no projection (architectures = {second.get('architectures')})")
-    numbers = 6 * _number(unet, "addition_time_embed_dim", 0)
-    told = numbers + _number(second, "projection_dim", 512)
+    word, numbers = ("five", 5) if checkpoint.index.get("requires_aesthetics_score") else ("six", 6)
+    told = numbers * _number(unet, "addition_time_embed_dim", 0) + _number(second, "projection_dim", 512)
     reads = unet.get("projection_class_embeddings_input_dim")
     if reads != told:
         raise GencliError(
             f"{folder}: a UNet with projection_class_embeddings_input_dim = {reads!r:.40} is not supported",
-            f"six numbers and the pooled text make {told}",
+            f"{word} numbers and the pooled text make {told}",
         )
 
 

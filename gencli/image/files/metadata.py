@@ -31,6 +31,8 @@ SAMPLER_LABELS = {
     "lcm": "LCM",
 }
 ALIASES = {"Eta DDIM": "Eta"}
+# Keys that another tool's picture does not lead anywhere with: names of models, and what goes with a file of its own.
+FOREIGN = {"Model", "VAE", "Denoising strength", "Refiner", "Refiner switch at"}
 INERT = {"Version", "Model hash", "VAE hash", "Size-1", "Size-2"}  # keys of others that say nothing about the pixels
 
 
@@ -125,7 +127,7 @@ def from_infotext(text: str) -> Found:
         if key in INERT:
             continue
         known = _read_size(value) if key == "Size" else _read(fields.get(key), value)
-        if known and (ours or key not in ("Model", "VAE", "Denoising strength")):
+        if known and (ours or key not in FOREIGN):
             values.update(known)
         else:
             left_out.append(key)
@@ -170,6 +172,8 @@ def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | N
         value = json.loads(text) if kind is Mapping or several else value
         value = kind(text) if kind in (int, float) and not several else value
         values: dict[str, Any] = {"init": "?"} if field.name in ("mask", "strength", "keep_rows") else {}
+        if field.name == "refiner_start":
+            values = {"refiner": "?"}
         if field.name == "best":
             values = {"count": value}
         if field.name.startswith("control"):

@@ -164,10 +164,15 @@ def grid(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def gif(frames: Sequence[Image.Image], *, milliseconds: int = 80, last: int = 1500) -> bytes:
-    """An animation that loops and rests on its last frame."""
+    """An animation that loops and rests on its last frame. Smaller frames are enlarged to the last one's size."""
     out = io.BytesIO()
     durations = [milliseconds] * (len(frames) - 1) + [last]
-    first, *rest = [frame.convert("RGB").quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    first, *rest = [
+        (frame if frame.size == frames[-1].size else frame.resize(frames[-1].size, Image.Resampling.NEAREST))
+        .convert("RGB")
+        .quantize(256, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
     first.save(out, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, disposal=1)
     return out.getvalue()
 

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from gencli.errors import GencliError, UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gencli.image.checkpoint import Checkpoint
     from gencli.image.conditioning import Conditioning
     from gencli.image.prompts.base import Loader
     from gencli.image.request import ImageRequest
+    from gencli.models.module import BaseModel
     from gencli.tokens import Tokenizer
 
 # `_class_name` of a network → the key of its config with the number of classes, and what the key is when absent
@@ -92,7 +91,7 @@ class ClassPrompts:
     classes: Classes
 
     @property
-    def text_encoders(self) -> list[tuple[Tokenizer, nn.Module]]:
+    def text_encoders(self) -> list[tuple[Tokenizer, BaseModel]]:
         return []
 
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:

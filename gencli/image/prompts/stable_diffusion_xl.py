@@ -18,30 +18,34 @@ from gencli.image.request import ImageRequest
 from gencli.models.clip_text import CLIPTextModel
 from gencli.tokens import Tokenizer
 
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5  # diffusers' defaults
+
 
 def load(checkpoint: Checkpoint, loader: Loader) -> XLPrompts:
-    """Load both text encoders and their tokenizers."""
-    text_encoders = [
-        (checkpoint.tokenizer(f"tokenizer{suffix}"), cast(CLIPTextModel, loader(f"text_encoder{suffix}")))
-        for suffix in ("", "_2")
-    ]
-    zero_negative = checkpoint.index.get("force_zeros_for_empty_prompt", True) is not False
-    return XLPrompts(text_encoders, zero_negative=zero_negative)
+    """Load the text encoders and their tokenizers: two, or the refiner's one."""
+    suffixes = [suffix for suffix in ("", "_2") if f"text_encoder{suffix}" in checkpoint.parts]
+    return XLPrompts(
+        [(checkpoint.tokenizer(f"tokenizer{s}"), cast(CLIPTextModel, loader(f"text_encoder{s}"))) for s in suffixes],
+        zero_negative=checkpoint.index.get("force_zeros_for_empty_prompt", True) is not False,
+        reads_score=bool(checkpoint.index.get("requires_aesthetics_score")),
+    )
 
 
 @dataclass(frozen=True)
 class XLPrompts:
-    """Prompts → `encoder_hidden_states` (B, L, D1 + D2), `text_embeds` (B, P), `time_ids` (1, 6).
+    """Prompts → `encoder_hidden_states` (B, L, ΣD), `text_embeds` (B, P), `time_ids` (1, 6 or 5).
 
-    The states are those of each encoder's last layer but one, without the final norm; the pooled text is the second's,
+    The states are those of each encoder's last layer but one, without the final norm; the pooled text is the last's,
     projected. The numbers are height and width of the image before cropping, top and left of the crop, height and width
     wanted: here the image's own size, uncropped. zero_negative: no negative prompt means zeros; an empty one does not.
+    reads_score: an aesthetic score stands in place of the size wanted.
     """
 
     text_encoders: Sequence[tuple[Tokenizer, CLIPTextModel]]
     zero_negative: bool = True
+    reads_score: bool = False
 
-    def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
+    def encode(self, prompts: Sequence[str], request: ImageRequest, score: float = AESTHETIC_SCORE) -> Conditioning:
         """Raises GencliError for a prompt that is too long. Weighted prompts may be of any length: L is 77 a chunk."""
         states, pooled = [], None
         for tokenizer, encoder in self.text_encoders:
@@ -54,16 +58,17 @@ class XLPrompts:
             pooled = output.text_embeds  # the last encoder's
         assert pooled is not None
         size = (float(request.height or 0), float(request.width or 0))
+        numbers = [*size, 0.0, 0.0, *((score,) if self.reads_score else size)]
         return Conditioning(
             {
                 "encoder_hidden_states": torch.cat(states, dim=-1),
                 "text_embeds": pooled,
-                "time_ids": torch.tensor([[*size, 0.0, 0.0, *size]], device=states[0].device),
+                "time_ids": torch.tensor([numbers], device=states[0].device),
             }
         )
 
     def negative(self, request: ImageRequest) -> Conditioning:
-        negative = self.encode([request.negative or ""], request)
+        negative = self.encode([request.negative or ""], request, NEGATIVE_AESTHETIC_SCORE)
         if request.negative is None and self.zero_negative:
             zeros = {name: torch.zeros_like(negative[name]) for name in ("encoder_hidden_states", "text_embeds")}
             return negative.with_inputs(**zeros)
