@@ -48,7 +48,7 @@ class LoadedStage:
 
     @cached_property
     def device(self) -> torch.device:
-        return self.network.device
+        return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
