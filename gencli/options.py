@@ -1,9 +1,9 @@
 """Options as rows: what there is to say about a value is said once, beside the field that it fills.
 
-A field of a request is made by `integer`, `number`, `text`, `choice` or `flag`, and its row (`Option`) holds the words
-on the command line, the help text, the range, the key in a checkpoint's generation_config.json and the key in a
-picture. `gencli.cli.options` builds commands from rows; requests check themselves and are completed and written by
-them. No torch and no typer in here.
+A field of a request is made by `integer`, `number`, `string`, `choice`, `flag` or `several`. Its row (`Option`) holds
+the flags on the command line, the help text, the limits, the key in a checkpoint's generation_config.json and the key
+in an image. `gencli.cli.options` builds commands from rows; requests are checked, completed and written by them.
+No torch and no typer in here.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Option:
     config_key: str | None = None
     off: Any = None
     infotext: str | None = None
-    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    labels: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     reload: bool = False
-    foreign: str | None = None
+    names: str | None = None
 
     def field(self, default: Any, **more: Any) -> Any:
         """A dataclass field with this row."""
@@ -123,26 +123,32 @@ class Option:
             self.valid(name, value)
             return
         if not self.several:
-            self._check_one(name, value)
+            self.check_one(name, value)
             return
         if not isinstance(value, tuple) or len(value) > SEVERAL_LIMIT:
             raise UsageError(f"{name} {value!r:.80}: wants a list of at most {SEVERAL_LIMIT}")
         for one in value:
-            self._check_one(name, one)
+            self.check_one(name, one)
 
-    def _check_one(self, name: str, value: Any) -> None:
+    def check_one(self, name: str, value: Any) -> None:
+        """Raise UsageError for a single value that is not of the row's kind, limits or choices."""
         if self.bounds is not None:
             self.bounds.check(name, value)
             return
-        right = isinstance(value, (int, float)) if self.kind is float else isinstance(value, self.kind)
-        if not right or (isinstance(value, bool) and self.kind is not bool):
-            raise UsageError(f"{name} {value!r}: wants {KINDS[self.kind]}")
+        check_kind(name, value, self.kind, self.low, self.high)
         if self.kind is str:
             _check_text(name, value)
         if self.choices and value not in self.choices:
             raise UsageError(f"{name} {value!r}: wants one of {', '.join(self.choices)}")
-        if self.low is not None and self.high is not None and not self.low <= value <= self.high:  # NaN too
-            raise UsageError(f"{name} {value}: must be from {self.low} to {self.high}")
+
+
+def check_kind(name: str, value: Any, kind: Any, low: float | None = None, high: float | None = None) -> None:
+    """Raise UsageError for a value of another kind, and for a number that is not from `low` to `high`."""
+    right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+    if not right or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"{name} {value!r}: wants {KINDS[kind]}")
+    if low is not None and high is not None and not low <= value <= high:  # NaN too
+        raise UsageError(f"{name} {value}: must be from {low} to {high}")
 
 
 def row(field: dataclasses.Field[Any]) -> Option | None:
@@ -169,6 +175,13 @@ def check(record: Any) -> None:
         option.check(field.name, value, field.default)
 
 
+def check_values(record: Any, values: Mapping[str, Any]) -> None:
+    """Check values for fields of a dataclass, each by itself. Raise UsageError."""
+    for name, option in rows(record):
+        if name in values:
+            option.check(name, values[name])
+
+
 def integer(default: int | None, *flags: str, **row: Any) -> Any:
     """A field for a whole number. For `row` see `Option`, here and below."""
     return Option(int, flags, **row).field(default)
@@ -179,7 +192,7 @@ def number(default: float | None, *flags: str, **row: Any) -> Any:
     return Option(float, flags, **row).field(default)
 
 
-def text(default: str | None, *flags: str, **row: Any) -> Any:
+def string(default: str | None, *flags: str, **row: Any) -> Any:
     """A field for a text."""
     return Option(str, flags, **row).field(default)
 
@@ -208,3 +221,13 @@ def _check_text(name: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError:  # what an argument that is not UTF-8 comes as
         raise UsageError(f"{name} is not UTF-8 text") from None
+
+
+SEED = Option(
+    int,
+    ("-s", "--seed"),
+    help="The same seed makes the same again; item i of several uses N + i (default: drawn, and reported).",
+    metavar="N",
+    panel=RUN,
+    after="vae_tiling",
+)

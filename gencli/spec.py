@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gencli.devices import DEVICES, DTYPES, check_names
-from gencli.options import MODEL, Option, flag, several, text
+from gencli.options import MODEL, Option, flag, several, string
 
 DTYPE = Option(
     str,
@@ -43,8 +43,8 @@ class ModelSpec:
     Raises UsageError for a device, a precision or a number of threads that can be meant nowhere.
     """
 
-    model: str | None = text(None)
-    device: str = text(
+    model: str | None = string(None)
+    device: str = string(
         "auto",
         "--device",
         metavar="NAME",

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,7 @@ import typer
 from gencli import stopping
 from gencli.atomic import write_over
 from gencli.checkpoints.assets import LoraRef
-from gencli.checkpoints.find import find
 from gencli.cli.console import Console, is_terminal
-from gencli.cli.download import show_download
 from gencli.cli.options import Fetching, Reporting, command
 from gencli.cli.prompts import read_stdin
 from gencli.cli.sinks import TextSink, stdout_bytes
@@ -82,9 +79,9 @@ def chat(
     console: Console = ctx.obj
     stdout_bytes()  # fails now rather than after the work
     conversation = start.conversation()
-    find_it = partial(find, offline=fetching.offline, progress=show_download(console), allow_pickle=spec.allow_pickle)
-    checkpoint = find_it(spec.model)
-    adapters = [adapter.find(**find_it.keywords) for adapter in adapters]
+    fetch = fetching.finder(console, spec)
+    checkpoint = fetch(spec.model)
+    adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     message = None if is_terminal(sys.stdin) else read_stdin()
     if message is not None and not message.strip():
         raise GencliError("stdin holds no message", "at a terminal `gencli chat` is a conversation")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from gencli import devices, stopping
-from gencli.checkpoints.find import find
-from gencli.cli import options
 from gencli.cli.console import Console
-from gencli.cli.download import show_download
-from gencli.cli.help import SETTINGS, Command
 from gencli.cli.image_sinks import ImageSink, plan, print_path
+from gencli.cli.options import JSON, Fetching, Reporting, command
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import GencliError, UsageError
 from gencli.json_files import read_bytes
+from gencli.options import OUTPUT, Option, flag, string
+from gencli.spec import ModelSpec, named_model
 
 if TYPE_CHECKING:
     from gencli.image.codes import Codec
@@ -29,106 +29,93 @@ CODES_LIMIT = 2**26  # bytes of a text with codes
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(
-    cls=Command,
-    context_settings=SETTINGS,
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """What is turned into what."""
+
+    files: tuple[str, ...] = Option(
+        str,
+        argument=True,
+        several=True,
+        metavar="FILE",
+        help="Pictures; with --paint one file of codes. `-`: stdin.",
+        panel=INPUT,
+    ).field(())
+    paint: bool = flag(False, "--paint", help="Turn codes into a picture.", panel=INPUT)
+    size: str | None = string(
+        None, "--size", metavar="WxH", help="Scale pictures to this size first (default: as they are).", panel=INPUT
+    )
+    output: str | None = string(
+        None,
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout when it is no "
+        "terminal, else a new file).",
+        panel=OUTPUT,
+    )
+    json: bool = JSON.field(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQSpec(ModelSpec):
+    """A VQ autoencoder."""
+
+    model: str | None = named_model(
+        ENVIRONMENT, None, "A VQ autoencoder, or a latent diffusion that has one", "CompVis/ldm-celebahq-256"
+    ).field(None)
+
+
+@command(
+    app,
     epilog="""Examples:
     gencli codes face.png -m CompVis/ldm-celebahq-256 > face.txt
     gencli codes --paint face.txt -m CompVis/ldm-celebahq-256 -o back.png
     gencli codes *.png --size 256x256 --json -m ./vq | jq -c .codes
     gencli codes face.png -m ./vq | gencli codes --paint - -m ./vq > back.png
     """,
+    without={"dtype", "lora", "stats"},
 )
-def codes(
-    ctx: typer.Context,
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE", help="Pictures; with --paint one file of codes. `-`: stdin.", rich_help_panel=INPUT
-        ),
-    ] = None,
-    paint: Annotated[bool, typer.Option("--paint", help="Turn codes into a picture.", rich_help_panel=INPUT)] = False,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            metavar="WxH",
-            help="Scale pictures to this size first (default: as they are).",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="PATH",
-            help="With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout when it is no "
-            "terminal, else a new file).",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    json: options.Json = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m",
-            "--model",
-            metavar="NAME",
-            envvar=ENVIRONMENT,
-            help="A VQ autoencoder, or a latent diffusion that has one: local folder, or Hugging Face id such as "
-            f"CompVis/ldm-celebahq-256 (default: none; environment: {ENVIRONMENT}).",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    allow_pickle: options.AllowPickle = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
-) -> None:
+def codes(ctx: typer.Context, turned: Turned, spec: VQSpec, fetching: Fetching, reporting: Reporting) -> None:
     """Turn a picture into codes, and codes into a picture, by a VQ autoencoder.
 
     A code is the number of an entry in the model's codebook, and stands for a small square (4x4 pixels in
     CompVis/ldm-celebahq-256). stdout gets a line of codes for each row of squares; with --json one object a picture.
     """
-    devices.check_names(device, "auto", threads)
-    paths = files or []
-    _check(paths, paint=paint, size=size, output=output, json=json)
-    scaled = None if size is None else _size(size)
-    sink = plan(output, None, many=False, json=json, metadata=False) if paint else None
+    _check(turned)
+    size = None if turned.size is None else _size(turned.size)
+    sink = plan(turned.output, None, many=False, json=turned.json, metadata=False) if turned.paint else None
     stdout_bytes()  # fails now rather than after the work
-    if model is None:
+    if spec.model is None:
         hint = f"name one, as in -m CompVis/ldm-celebahq-256, or set {ENVIRONMENT}"
         raise UsageError("no model: no VQ autoencoder is embedded", hint)
     console: Console = ctx.obj
-    source = find(model, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
+    source = fetching.finder(console, spec)(spec.model)
     console.progress(f"loading {source.name}")
     with stopping.heeded():
         from gencli.image.codes import open_codec
 
-    devices.set_threads(threads)
-    codec = open_codec(source, device=device, allow_pickle=allow_pickle)
+    devices.set_threads(spec.threads)
+    codec = open_codec(source, device=spec.device, allow_pickle=spec.allow_pickle)
     console.clear()
     if sink is not None:
-        _paint(codec, paths[0], sink, json=json)
+        _paint(codec, turned.files[0], sink, json=turned.json)
         return
-    for path in paths:
-        _read(codec, path, scaled, json=json)
+    for path in turned.files:
+        _read(codec, path, size, json=turned.json)
 
 
-def _check(paths: list[str], *, paint: bool, size: str | None, output: str | None, json: bool) -> None:
-    """Raises UsageError for what cannot be meant."""
+def _check(turned: Turned) -> None:
+    """Raise UsageError for what cannot be meant."""
+    paths, paint = turned.files, turned.paint
     if not paths:
         what = "codes to paint" if paint else "picture"
         raise UsageError(f"no {what}", "name a file, or `-` for stdin")
-    if paint and (len(paths) > 1 or size is not None):
+    if paint and (len(paths) > 1 or turned.size is not None):
         raise UsageError("--paint takes one file of codes, and no --size: the codes have theirs")
-    if not paint and output is not None:
+    if not paint and turned.output is not None:
         raise UsageError("-o is for --paint: codes are printed on stdout", "write them into a file with > FILE")
-    if not paint and len(paths) > 1 and not json:
+    if not paint and len(paths) > 1 and not turned.json:
         raise UsageError(
             "several pictures: their codes would run into each other", "--json prints one object a picture"
         )

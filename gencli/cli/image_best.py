@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
-from gencli.errors import UsageError
-from gencli.image.request import ImageRequest
+from gencli.image.request import ImageRequest, ImageSpec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,28 +17,6 @@ if TYPE_CHECKING:
     from gencli.image.score import Scorer
 
 TOLD = 8  # scores in one note
-
-
-def check_best(request: ImageRequest, given: set[str], *, prompted: bool) -> ImageRequest:
-    """The request, without a CLIP that only the environment names and --best does not use.
-
-    Raises UsageError for --best without what it needs, and for --clip without --best.
-    """
-    if request.best is None:
-        if "clip" in given:
-            raise UsageError("--clip is for --best", "as in --count 16 --best 4")
-        return request.replace(clip=None)
-    if request.clip is None:
-        hint = "name a CLIP, as in --clip openai/clip-vit-base-patch32, or set GENCLI_CLIP_MODEL"
-        raise UsageError("--best without --clip: there is nothing to find the best by", hint)
-    if not prompted:
-        raise UsageError("--best without a prompt: there is nothing to compare the pictures with")
-    return request
-
-
-def find_clip(request: ImageRequest, find_it: Callable[[str], Source]) -> Source | None:
-    """The CLIP of --best, if it is asked for. Raises GencliError."""
-    return None if request.best is None or request.clip is None else find_it(request.clip)
 
 
 @dataclass(frozen=True)
@@ -95,12 +71,12 @@ class Best:
         self.console.note(f"the best {len(kept)} of {count} by {self.scorer.name}: {', '.join(scores)}{more}")
 
 
-def open_best(console: Console, clip: Source, request: ImageRequest, *, device: str, allow_pickle: bool) -> Best:
+def open_best(console: Console, clip: Source, request: ImageRequest, spec: ImageSpec) -> Best:
     """Open the CLIP. Raises GencliError for one that is broken, and for a prompt that it cannot read."""
     from gencli.image.score import open_scorer
 
     console.progress(f"loading {clip.name}")
-    best = Best(console, open_scorer(clip, device=device, allow_pickle=allow_pickle), request)
+    best = Best(console, open_scorer(clip, device=spec.device, allow_pickle=spec.allow_pickle), request)
     if request.prompt:
         best.vector(request.prompt)  # fails now rather than after the work
     return best

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PIL import Image
-
 from gencli.checkpoints import open as door
 from gencli.checkpoints.checkpoint import Hints
-from gencli.checkpoints.find import Source
+from gencli.cli.image_inputs import Inputs
 from gencli.errors import UsageError
 from gencli.image import palette as palettes
 from gencli.image import stages
@@ -20,42 +18,38 @@ from gencli.image.resolve import check_asked, notes, resolve
 
 
 def ready(
-    source: Source,
+    inputs: Inputs,
     request: ImageRequest,
     *,
-    init: Image.Image | None,
     lines: bool,
     note: Callable[[str], None],
-    vae: Source | None = None,
-    classifier: Source | None = None,
-    refiner: Source | None = None,
     allow_pickle: bool = False,
 ) -> tuple[Checkpoint | Palette, ImageRequest]:
-    """The checkpoint, and the request with nothing left open. What is odd about the two goes to `note`.
+    """Return the checkpoint, and the request with nothing left open. What is odd about the two goes to `note`.
 
-    Raises UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
+    Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
     opened: Checkpoint | Palette
-    hints = Hints(request.prediction, request.betas, other_vae=vae is not None)
-    found = door.open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)
+    hints = Hints(request.prediction, request.betas, other_vae=inputs.vae is not None)
+    found = door.open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
     if is_palette(found):
         opened = open_palette(found)
         prompted = False
     else:
         said = {"prediction": request.prediction, "betas": request.betas}
-        opened = open_checkpoint(found, allow_pickle=allow_pickle, vae=vae, **said)
-        if classifier is not None:
-            opened = with_classifier(opened, classifier, allow_pickle=allow_pickle)
-        if refiner is not None:
-            further = open_checkpoint(refiner, allow_pickle=allow_pickle)
+        opened = open_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
+        if inputs.classifier is not None:
+            opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)
+        if inputs.refiner is not None:
+            further = open_checkpoint(inputs.refiner, allow_pickle=allow_pickle)
             opened = stages.add_refiner(opened, further)
         prompted = opened.prompt != "none"
     if lines and not prompted:
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
     if isinstance(opened, Palette):
         return opened, palettes.resolve(request, opened)
-    resolved = resolve(request, opened, None if init is None else init.size)
-    stages.plan(resolved, opened, has_init=init is not None)  # raises for what a stage cannot follow
+    resolved = resolve(request, opened, None if inputs.init is None else inputs.init.size)
+    stages.plan(resolved, opened, has_init=inputs.init is not None)  # raises for what a stage cannot follow
     if not lines:
         check_asked(resolved, opened)
     for remark in notes(request, resolved, opened):

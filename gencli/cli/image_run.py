@@ -11,10 +11,9 @@ from PIL import Image
 from gencli import devices
 from gencli.atomic import check_folder, write_over
 from gencli.checkpoints.embeddings import read_embedding
-from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
-from gencli.cli.image_additions import Additions, say_slips
 from gencli.cli.image_best import Best, Made, open_best
+from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.image import pixels
@@ -25,7 +24,7 @@ from gencli.image.generate import Denoised, Picture, generate
 from gencli.image.palette import Palette
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.pixels import PixelModel
-from gencli.image.request import ImageRequest
+from gencli.image.request import ImageRequest, ImageSpec
 
 Drawing = tuple[Pipeline | PixelModel, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
 
@@ -38,43 +37,36 @@ class Run:
         console: Console,
         opened: Checkpoint | Palette,
         request: ImageRequest,
+        inputs: Inputs,
         sink: ImageSink,
-        started_from: tuple[Image.Image | None, Image.Image | None],
         *,
         prompts: Iterable[str] | None,
         animation: Template | None,
         save_steps: str | None,
         preview: bool,
-        stats: bool,
-        clip: Source | None = None,
-        controls: Sequence[tuple[Source, Image.Image]] = (),
-        additions: Additions = Additions(),
     ):
-        self.console, self.opened, self.request, self.sink = console, opened, request, sink
-        self.init, self.mask = started_from
-        self.prompts, self.animation, self.stats = prompts, animation, stats
+        self.console, self.opened, self.request, self.inputs, self.sink = console, opened, request, inputs, sink
+        self.prompts, self.animation = prompts, animation
         self.steps_folder = None if save_steps is None else _folder(save_steps)
         self.preview = Preview(console) if preview else None
         if self.preview is not None and not self.preview.works:
             console.note("no preview: stderr is no terminal that shows colours")
-        self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by picture
+        self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by image
         self.step_files: dict[int, list[Path]] = {}
         self.sheet: list[Made] = []  # what the grid will hold
-        self.gifs: list[Path] = []  # of its pictures
-        self.clip, self.controls = clip, controls
-        self.additions = additions
+        self.gifs: list[Path] = []  # of its images
         self.best: Best | None = None
         self.clock = Clock()
 
-    def run(self, *, device: str, threads: int | None, allow_pickle: bool = False) -> None:
-        """Raises GencliError for all that can go wrong on the way."""
-        devices.set_threads(threads)
+    def run(self, spec: ImageSpec, *, stats: bool) -> None:
+        """Draw with the model that `spec` names. Raise GencliError for all that can go wrong on the way."""
+        devices.set_threads(spec.threads)
         if isinstance(self.opened, Palette):
-            model, events = self._pixels(self.opened, device)
+            model, events = self._draw_pixels(self.opened, spec)
         else:
-            model, events = self._denoising(self.opened, device, allow_pickle)
-        if self.clip is not None:
-            self.best = open_best(self.console, self.clip, self.request, device=device, allow_pickle=allow_pickle)
+            model, events = self._denoise(self.opened, spec)
+        if (clip := self.inputs.clip) is not None:
+            self.best = open_best(self.console, clip, self.request, spec)
         self.clock.loaded()
         try:
             for event in events:
@@ -85,34 +77,28 @@ class Run:
             self._write_sheet()
         finally:
             self.console.clear()
-        if self.stats:
+        if stats:
             self.console.stats(f"{model.describe()}, seed {self.request.seed}")
             self.console.stats(str(self.clock))
 
-    def _pixels(self, palette: Palette, device: str) -> Drawing:
-        """A model that draws pixel by pixel, and what it will draw. Raises GencliError."""
+    def _draw_pixels(self, palette: Palette, spec: ImageSpec) -> Drawing:
+        """A model that draws pixel by pixel, and what it will draw. Raise GencliError."""
         self.console.progress(f"loading {palette.name}")
-        model = pixels.load(palette, device=device, dtype=self.request.dtype or "auto")
-        return model, pixels.generate(model, self.request, init=self.init)
+        model = pixels.load(palette, device=spec.device, dtype=spec.dtype)
+        return model, pixels.generate(model, self.request, init=self.inputs.init)
 
-    def _denoising(self, checkpoint: Checkpoint, device: str, allow_pickle: bool) -> Drawing:
-        """A model that denoises, and what it will draw. Raises GencliError."""
-        request = self.request
-        allow = {"allow_pickle": allow_pickle}
-        opened = [(open_control(source, checkpoint, **allow), picture) for source, picture in self.controls]
+    def _denoise(self, checkpoint: Checkpoint, spec: ImageSpec) -> Drawing:
+        """A model that denoises, and what it will draw. Raise GencliError."""
+        inputs, allow = self.inputs, {"allow_pickle": spec.allow_pickle}
+        opened = [(open_control(source, checkpoint, **allow), image) for source, image in inputs.controls]
         self.console.progress(f"loading {checkpoint.name}")
-        embeddings = [read_embedding(file, allow_pickle=allow_pickle) for file in self.additions.embeddings]
-        pipeline = load(
-            checkpoint,
-            device=device,
-            dtype=request.dtype or "auto",
-            loras=self.additions.loras,
-            embeddings=embeddings,
-        )
+        embeddings = [read_embedding(file, **allow) for file in inputs.embeddings]
+        pipeline = load(checkpoint, device=spec.device, dtype=spec.dtype, loras=inputs.loras, embeddings=embeddings)
         if self.prompts is None:
-            say_slips(request, [embedding.word for embedding in embeddings], self.console.note)
-        controls = [(control.load(pipeline), picture) for control, picture in opened]
-        return pipeline, generate(pipeline, request, self.prompts, init=self.init, mask=self.mask, controls=controls)
+            note_slips(self.request, [embedding.word for embedding in embeddings], self.console.note)
+        controls = [(control.load(pipeline), image) for control, image in opened]
+        images = {"init": inputs.init, "mask": inputs.mask}
+        return pipeline, generate(pipeline, self.request, self.prompts, controls=controls, **images)
 
     def _step(self, pipeline: Pipeline | PixelModel, step: Denoised) -> None:
         """Show how far it is, and keep what the picture looks like where that was asked for."""

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from gencli.checkpoints.find import Source, find
 from gencli.cli.console import Console
+from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row
 from gencli.spec import ModelSpec, complete_model, named_model
@@ -61,8 +64,9 @@ def command(
     def decorate(function: F) -> F:
         hints = get_type_hints(function, include_extras=True)
         records = {name: hint for name, hint in hints.items() if _record(hint) is not None}
-        table = {name: row for record in records.values() for name, row in _rows(_record(record)).items()}
-        table = {name: row for name, row in table.items() if name not in without}
+        table: dict[str, tuple[Option, Any]] = {}
+        for record in records.values():  # a name that several have is the first one's
+            table |= {name: row for name, row in _rows(_record(record)).items() if name not in {*table, *without}}
         own = [
             parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY)
             for parameter in inspect.signature(function).parameters.values()
@@ -107,10 +111,14 @@ def _ordered(table: Mapping[str, tuple[Option, Any]], panels: Collection[str]) -
     there = [option.panel for option, _ in table.values() if option.panel not in COMMON]
     place = {panel: number for number, panel in enumerate(dict.fromkeys([*panels, *there, *COMMON]))}
     names = sorted(table, key=lambda name: place[table[name][0].panel])
-    for name in [name for name in names if table[name][0].after in table]:
-        names.remove(name)
-        names.insert(names.index(str(table[name][0].after)) + 1, name)
-    return names
+    followers = {name: [other for other in names if table[other][0].after == name] for name in names}
+
+    def chain(name: str) -> Iterator[str]:
+        yield name
+        for follower in followers[name]:
+            yield from chain(follower)
+
+    return [one for name in names if table[name][0].after not in table for one in chain(name)]
 
 
 def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
@@ -158,10 +166,14 @@ def _values(record: Any, words: Mapping[str, Any]) -> dict[str, Any]:
         if option is None and dataclasses.is_dataclass(field.default):
             inner: Any = type(field.default)
             values[field.name] = inner(**_values(inner, words))
-        elif option is not None and field.name in words:
+        elif option is not None and (option.flags or option.argument) and field.name in words:
             word = words[field.name]
-            word = tuple(word or ()) if option.several and option.read is None else word
-            values[field.name] = word if option.read is None else option.read(word)
+            if option.read is not None:
+                values[field.name] = option.read(word)
+            elif option.several:
+                values[field.name] = tuple(word or ())
+            elif word is not None:  # else its default holds
+                values[field.name] = word
     return values
 
 
@@ -193,6 +205,7 @@ def _set_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
+LINES = Option(bool, ("--lines",), help="Every line of stdin is a prompt of its own.", panel="Prompt", after="negative")
 JSON = Option(bool, ("--json",), help="Print JSON, one object a line.", panel=OUTPUT)
 OFFLINE = Option(
     bool,
@@ -230,6 +243,11 @@ class Fetching:
     """What may be fetched."""
 
     offline: bool = OFFLINE.field(False)
+
+    def finder(self, console: Console, spec: ModelSpec) -> partial[Source]:
+        """Return `find` with what may be fetched for a model; a download is shown on the console."""
+        progress = show_download(console)
+        return partial(find, offline=self.offline, progress=progress, allow_pickle=spec.allow_pickle)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,21 +6,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gencli import devices, stopping
-from gencli.checkpoints.find import find
-from gencli.cli import options
 from gencli.cli.console import Console, escape_controls, is_terminal
-from gencli.cli.download import show_download
-from gencli.cli.help import SETTINGS, Command
+from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
 from gencli.cli.prompts import read_lines
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import SIDES
+from gencli.options import OUTPUT, RUN, Option, check_values, choice, flag, integer, several
+from gencli.spec import ModelSpec, named_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +32,53 @@ ENVIRONMENT = "GENCLI_CLIP_MODEL"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(
-    cls=Command,
-    context_settings=SETTINGS,
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What is compared, and how."""
+
+    arguments: tuple[str, ...] = Option(
+        str,
+        argument=True,
+        several=True,
+        metavar="TEXT PICTURE",
+        help="The text, then the files to compare with it (`-`: one from stdin); with --text or --lines, files alone.",
+        panel=INPUT,
+    ).field(())
+    text: tuple[str, ...] = several(str, "-t", "--text", metavar="TEXT", help="A text (repeatable).", panel=INPUT)
+    lines: bool = replace(LINES, help="Every line of stdin is a text.", panel=INPUT).field(False)
+    truncate: str | None = choice(
+        SIDES,
+        "--truncate",
+        metavar="SIDE",
+        help="Leave out the left or right end of a text that is too long (otherwise it is an error).",
+        panel=INPUT,
+        complete=lambda: list(SIDES),
+    )
+    sort: bool = flag(False, "--sort", help="The best first, when all are known (default: as given).", panel=OUTPUT)
+    json: bool = JSON.field(False)
+    batch: int = integer(
+        8,
+        "--batch",
+        metavar="N",
+        help="Send N pictures through the model at once (default: 8).",
+        panel=RUN,
+        low=1,
+        high=4096,
+    )
+
+    def __post_init__(self) -> None:
+        check_values(Compared, {"truncate": self.truncate, "batch": self.batch})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec(ModelSpec):
+    """A CLIP."""
+
+    model: str | None = named_model(ENVIRONMENT, None, "A CLIP", "openai/clip-vit-base-patch32").field(None)
+
+
+@command(
+    app,
     epilog="""Examples:
     gencli score "a red apple" apple.png pear.png -m openai/clip-vit-base-patch32
     gencli score "a red apple" *.png --sort | head -n 1 | cut -f 2
@@ -42,86 +86,17 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
     gencli image "red apple" --seed 1 | gencli score "red apple" -
     gencli score --lines photo.jpg < captions.txt
     """,
+    without={"lora"},
 )
-def score(
-    ctx: typer.Context,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TEXT PICTURE",
-            help="The text, then the files to compare with it (`-`: one from stdin); with --text or --lines, files "
-            "alone.",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option("-t", "--text", metavar="TEXT", help="A text (repeatable).", rich_help_panel=INPUT),
-    ] = None,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Every line of stdin is a text.", rich_help_panel=INPUT)
-    ] = False,
-    truncate: Annotated[
-        str | None,
-        typer.Option(
-            "--truncate",
-            metavar="SIDE",
-            help="Leave out the left or right end of a text that is too long (otherwise it is an error).",
-            rich_help_panel=INPUT,
-            autocompletion=lambda: list(SIDES),
-        ),
-    ] = None,
-    sort: Annotated[
-        bool,
-        typer.Option(
-            "--sort", help="The best first, when all are known (default: as given).", rich_help_panel=options.OUTPUT
-        ),
-    ] = False,
-    json: options.Json = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m",
-            "--model",
-            metavar="NAME",
-            envvar=ENVIRONMENT,
-            help="A CLIP: local folder, or Hugging Face id such as openai/clip-vit-base-patch32 (default: none; "
-            f"environment: {ENVIRONMENT}).",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    allow_pickle: options.AllowPickle = False,
-    batch: Annotated[
-        int,
-        typer.Option(
-            "--batch",
-            metavar="N",
-            help="Send N pictures through the model at once (default: 8).",
-            rich_help_panel=options.RUN,
-        ),
-    ] = 8,
-    stats: options.Stats = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
-) -> None:
+def score(ctx: typer.Context, compared: Compared, spec: ClipSpec, fetching: Fetching, reporting: Reporting) -> None:
     """Say how well pictures fit a text: the cosine between their vectors, from -1 to 1, by a CLIP.
 
     stdout gets a line for each picture: the score, a tab, the path. With several texts it is one for each picture and
     text, and the text stands behind another tab. What fits gets about 0.3 from OpenAI's models, what does not about
     0.2. A file that cannot be read is told on stderr, and the others are scored; the exit code is then 1.
     """
-    devices.check_names(device, dtype, threads)
-    if truncate not in (None, *SIDES):
-        raise UsageError(f"--truncate {truncate!r}: wants one of {', '.join(SIDES)}")
-    if not 1 <= batch <= 4096:
-        raise UsageError(f"--batch {batch}: must be from 1 to 4096")
-    texts, paths = _split(arguments or [], text or [], lines=lines)
-    if model is None:
+    texts, paths = _split([*compared.arguments], [*compared.text], lines=compared.lines)
+    if spec.model is None:
         hint = f"name one, as in -m openai/clip-vit-base-patch32, or set {ENVIRONMENT}"
         raise UsageError("no model: none that compares texts with pictures is embedded", hint)
     stdout_bytes()  # fails now rather than after the work
@@ -129,8 +104,8 @@ def score(
     paths, failed = _present(console, paths)
     if not paths:
         raise typer.Exit(1)
-    source = find(model, offline=offline, progress=show_download(console), allow_pickle=allow_pickle)
-    texts = [line for line in read_lines() if line] if lines else texts
+    source = fetching.finder(console, spec)(spec.model)
+    texts = [line for line in read_lines() if line] if compared.lines else texts
     if not texts:
         raise GencliError("stdin has no text to compare with")
 
@@ -139,15 +114,15 @@ def score(
     with stopping.heeded():
         from gencli.image.score import open_scorer
 
-    devices.set_threads(threads)
-    scorer = open_scorer(source, device=device, dtype=dtype, allow_pickle=allow_pickle)
-    run = Run(console, scorer, texts, scorer.texts(texts, truncate), json=json)
+    devices.set_threads(spec.threads)
+    scorer = open_scorer(source, device=spec.device, dtype=spec.dtype, allow_pickle=spec.allow_pickle)
+    run = Run(console, scorer, texts, scorer.texts(texts, compared.truncate), json=compared.json)
     loaded = time.perf_counter()
     try:
-        run.score(paths, batch=batch, sort=sort)
+        run.score(paths, batch=compared.batch, sort=compared.sort)
     finally:
         console.clear()
-        if stats:
+        if reporting.stats:
             seconds = time.perf_counter() - loaded
             console.stats(scorer.describe())
             console.stats(f"load {loaded - began:.2f} s; {run.count} pictures in {seconds:.2f} s")

@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +13,12 @@ import typer
 
 from gencli import stopping
 from gencli.checkpoints.assets import LoraRef
-from gencli.checkpoints.find import find
 from gencli.cli.console import Console, is_terminal
-from gencli.cli.download import show_download
-from gencli.cli.options import JSON, Fetching, Reporting, command
+from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
 from gencli.cli.prompts import check_arguments, read_lines, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput
 from gencli.errors import GencliError, UsageError
-from gencli.options import OUTPUT, Option, flag, text
+from gencli.options import OUTPUT, Option, flag, string
 from gencli.spec import TextSpec
 from gencli.text.events import Event, GenerationStats, PromptTruncated, ReasoningDelta, in_order
 from gencli.text.request import CONVERSATION, INPUT, TextRequest
@@ -46,7 +43,7 @@ class Prompts:
         "stdin is the prompt. `--` before one that begins with a dash.",
         panel=INPUT,
     ).field(())
-    lines: bool = flag(False, "--lines", help="Every line of stdin is a prompt of its own.", panel=INPUT)
+    lines: bool = LINES.field(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,7 @@ class ConversationStart:
         help="The prompt is a message, given to the model as its chat template says; the text is the answer.",
         panel=CONVERSATION,
     )
-    system: str | None = text(
+    system: str | None = string(
         None, "--system", metavar="TEXT", help="The system prompt; implies a conversation.", panel=CONVERSATION
     )
     examples: Path | None = Option(  # noqa: RUF009
@@ -97,7 +94,7 @@ class Shown:
     gencli text --system "Answer in one word." --lines < questions.txt
     """,
 )
-def text_(
+def text(
     ctx: typer.Context,
     source: Prompts,
     start: ConversationStart,
@@ -119,9 +116,9 @@ def text_(
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
     conversation = start.conversation() if chats else None
     console: Console = ctx.obj
-    find_it = partial(find, offline=fetching.offline, progress=show_download(console), allow_pickle=spec.allow_pickle)
-    checkpoint = find_it(spec.model)
-    adapters = [adapter.find(**find_it.keywords) for adapter in adapters]
+    fetch = fetching.finder(console, spec)
+    checkpoint = fetch(spec.model)
+    adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
     if shown.json:
         output = JsonOutput(checkpoint.name, echo=shown.echo)

@@ -101,7 +101,7 @@ def generate(
             for i, prompt in enumerate(batch):
                 image = pipeline.decode(output.x[i : i + 1], tiled=request.vae_tiling)
                 dtype = str(pipeline.dtype).removeprefix("torch.")
-                yield Picture(first + i, image, request.item(first + i).replace(prompt=prompt, dtype=dtype))
+                yield Picture(first + i, image, request.item(first + i, prompt=prompt, dtype=dtype))
             first += len(batch)
 
 

@@ -19,8 +19,10 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError, UsageError
 from gencli.image.files.preprocess import FILE, Preprocessing, from_settings, read_settings
-from gencli.image.request import FLAGS, ImageRequest
+from gencli.image.request import ImageRequest
 from gencli.models import PALETTES
+from gencli.options import check_values
+from gencli.options import row as option_of
 
 # Fields of a request that such a model can follow; all others are refused when they are given.
 FOLLOWED = frozenset(
@@ -131,7 +133,7 @@ def resolve(request: ImageRequest, palette: Palette) -> ImageRequest:
     """
     given = [field for field in dataclasses.fields(request) if field.name not in FOLLOWED]
     given = [field for field in given if getattr(request, field.name) not in (None, field.default, {}, ())]
-    names = [FLAGS.get(field.name) or f"--{field.name.replace('_', '-')}" for field in given]
+    names = [option.name(field.name) for field in given if (option := option_of(field)) is not None]
     if request.prompt:
         raise UsageError(f"{palette.name} draws without a prompt: it cannot be followed")
     if names:
@@ -143,7 +145,7 @@ def resolve(request: ImageRequest, palette: Palette) -> ImageRequest:
     if request.keep_rows is not None and request.keep_rows >= height:
         raise UsageError(f"--keep-rows {request.keep_rows}: of {height} rows at least one must be left to draw")
     try:
-        request.replace(**palette.defaults)
+        check_values(ImageRequest, palette.defaults)
     except UsageError as error:
         where = palette.folder / "generation_config.json"
         raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None

@@ -98,7 +98,7 @@ def _together(
             batch.pick()
         yield Denoised(row, rows, numbers[0], _so_far(model.palette, batch.ids[:, 1:].cpu().numpy()))
     for number, ids in zip(numbers, batch.ids[:, 1:].tolist(), strict=True):
-        made = request.item(number).replace(dtype=str(model.dtype).removeprefix("torch."))
+        made = request.item(number, dtype=str(model.dtype).removeprefix("torch."))
         yield Picture(number, model.palette.decode(ids), made)
 
 

@@ -1,31 +1,43 @@
-"""What picture is wanted, as plain values: checked when it is made, and written into the picture it leads to.
+"""What image is wanted, as plain values: checked when it is made, and written into the image it leads to.
 
-The fields of `ImageRequest` are the one schema: their ranges, their names in JSON, and their keys in the text that
-AUTOMATIC1111's web UI writes into its pictures ("infotext"). No torch in here.
+The fields of `ImageRequest` are the one schema: their options, their limits, their names in JSON, and their keys in the
+text that AUTOMATIC1111's web UI writes into its images ("infotext"). No torch in here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gencli.errors import UsageError
+from gencli.image.diffusion import samplers
+from gencli.options import (
+    KINDS,
+    MODEL,
+    RUN,
+    SEED,
+    Option,
+    check,
+    check_kind,
+    choice,
+    flag,
+    integer,
+    number,
+    rows,
+    several,
+    string,
+)
+from gencli.spec import DTYPE, ModelSpec, named_model
 
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
-SEED_LIMIT = 2**63  # above the largest seed
-# Where a field is not called as its option is.
-FLAGS = {"prompt": "the prompt", "guidance": "--cfg-scale", "image_guidance": "--image-cfg-scale"}
-# What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
-BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
-BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
-# What --stage NAME:KEY=VALUE may set: key → field
-STAGE_KEYS = {
+STAGE_KEYS = {  # what --stage NAME:KEY=VALUE may set: key → field
     "steps": "steps",
     "cfg-scale": "guidance",
     "guidance-rescale": "guidance_rescale",
@@ -34,40 +46,99 @@ STAGE_KEYS = {
     "spacing": "spacing",
     "karras": "karras",
 }
-SEVERAL_LIMIT = 64  # values of an option that may be repeated
-TEXT_LIMIT = 2**20  # characters of a prompt; a tokenizer would take minutes over more
+SEED_LIMIT = 2**63  # above the largest seed
+DEFAULT_MODEL = "emoji"
+# What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
+BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
+BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
+# Headings on the help page.
+INPUT, PICTURE, SAMPLING, START = "Prompt", "Picture", "Sampling", "Starting from a picture"
+CONTROL, PIXELS = "ControlNets", "Models that draw pixel by pixel"
+# How the web UI calls values; a sampler that it lacks goes by its own name.
+SAMPLER_LABELS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "dpmpp_2m": "DPM++ 2M",
+    "lcm": "LCM",
+}
+SCHEDULE_LABELS = {True: "Karras", False: "Automatic"}
+EMPHASIS_LABELS = {True: "Original", False: "None"}  # its ways to read brackets in prompts
 
 
-def _text(default: str | None, key: str | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": str, "infotext": key})
+def parse_sampler_options(pairs: Sequence[str] | None) -> dict[str, bool | float | str]:
+    """Parse `NAME=VALUE`, each. Raise UsageError for anything else."""
+    options: dict[str, bool | float | str] = {}
+    for pair in pairs or ():
+        name, equals, word = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--sampler-option {pair!r}: wants NAME=VALUE")
+        value: bool | float | str = {"true": True, "false": False}.get(word.lower(), word)
+        for kind in (float, int):  # whole numbers stay whole
+            with contextlib.suppress(ValueError):
+                value = kind(word)
+        options[name.replace("-", "_")] = value
+    return options
 
 
-def _choice(choices: tuple[str, ...], key: str) -> Any:
-    return dataclasses.field(default=None, metadata={"kind": str, "choices": choices, "infotext": key})
+def _check_sampler(name: str, value: Any) -> None:
+    Option(str).check_one(name, value)
+    if value not in samplers.names():
+        raise UsageError(f"{name} {value!r}: no such sampler", f"there are {', '.join(samplers.names())}")
 
 
-def _integer(low: int, high: int, key: str | None, default: int | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": int, "range": (low, high), "infotext": key})
+def _check_sampler_options(name: str, values: Any) -> None:
+    check_kind(name, values, Mapping)
+    for key, value in values.items():
+        if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
+            raise UsageError(f"--sampler-option {key}={value!r}: wants NAME=VALUE")
 
 
-def _number(low: float, high: float, key: str) -> Any:
-    return dataclasses.field(default=None, metadata={"kind": float, "range": (low, high), "infotext": key})
+def _check_stages(name: str, values: Any) -> None:
+    Option(str, several=True).check(name, values)
+    parse_stages(values)
 
 
-def _several(kind: type, key: str, low: float | None = None, high: float | None = None) -> Any:
-    """A tuple of values of one kind, for an option that may be repeated."""
-    bounds = {} if low is None else {"range": (low, high)}
-    return dataclasses.field(default=(), metadata={"kind": kind, "several": True, "infotext": key, **bounds})
+def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Parse NAME:KEY=VALUE, each. Return name of a stage → fields of `ImageRequest` → values. Raise UsageError."""
+    stages: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, _, assignment = text.partition(":")
+        key, equals, word = assignment.partition("=")
+        if not (name and key and equals):
+            raise UsageError(f"--stage {text!r:.80}: wants NAME:KEY=VALUE", "as in refiner:steps=20")
+        if key not in STAGE_KEYS:
+            raise UsageError(f"--stage {text!r:.80}: no key {key!r:.40}", f"there are {', '.join(STAGE_KEYS)}")
+        field = STAGE_KEYS[key]
+        option = dict(rows(ImageRequest))[field]
+        try:
+            value = {"true": True, "false": False}[word.lower()] if option.kind is bool else option.kind(word)
+        except (KeyError, ValueError):
+            raise UsageError(f"--stage {text!r:.80}: wants {KINDS[option.kind]}") from None
+        try:
+            option.check(field, value)
+        except UsageError as error:
+            raise UsageError(f"--stage {text!r:.80}: {error.message}", error.hint) from None
+        stages.setdefault(name, {})[field] = value
+    return stages
 
 
-def _flag(key: str, default: bool | None = False) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": bool, "infotext": key})
+def _check_refiner_start(name: str, value: Any) -> None:
+    check_kind(name, value, float, 0, 1)
+    if value in (0, 1):
+        raise UsageError(f"{name} {value:g}: must be more than 0 and less than 1")
+
+
+def _check_strength(name: str, value: Any) -> None:
+    check_kind(name, value, float, 0, 1)
+    if value == 0:
+        raise UsageError(f"{name} 0: must be more than 0 and at most 1", "0 would leave the picture as it is")
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One ControlNet of a request: its name, its picture's file, how much it counts, and from and to which share of the
-    steps."""
+    """One ControlNet of a request: its name, its image's file, its scale, and between which fractions of the steps."""
 
     model: str
     image: str
@@ -77,82 +148,448 @@ class Control:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSpec(ModelSpec):
+    """An image model as it is to be loaded, with what goes with it; see the fields of `ImageRequest`."""
+
+    classifier: str | None = None
+    control: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
+    vae: str | None = None
+    refiner: str | None = None
+    prediction: str | None = None
+    betas: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """One picture, or `count` of them from the seeds `seed`, `seed + 1`, …
+    """One image, or `count` of them from the seeds `seed`, `seed + 1`, …
 
     None leaves a value to the checkpoint and then to the built-in default; `resolve.resolve` fills it in.
-    Raises UsageError for a value out of range and for values that exclude each other.
+    Raise UsageError for a value out of range and for values that exclude each other.
 
     sampler_options: further keyword arguments of the sampler. truncate: the side of a prompt that may be cut away when
     it is too long (None: that is an error). weighted: brackets in prompts are weights, and prompts may be of any length
-    (`prompts.weighting`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how
-    many pictures go through the model at once.
-    keep_rows, temperature, top_k, top_p: of models that draw pixel by pixel. best: how many of `count` to keep, by the
-    similarity to the prompt that `clip` finds.
+    (`prompts.weighting`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how many
+    images go through the model at once. keep_rows, temperature, top_k, top_p: of models that draw pixel by pixel. best:
+    how many of `count` to keep, by the similarity to the prompt that `clip` finds.
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
-    of what holds another autoencoder for it.
-    refiner: the name of what continues the denoising from the fraction refiner_start on. stage: settings of stages
-    other than the main one, NAME:KEY=VALUE.
+    of what holds another autoencoder for it. refiner: the name of what continues the denoising from the fraction
+    refiner_start on. stage: settings of stages other than the main one, NAME:KEY=VALUE.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
 
-    prompt: str = _text("")
-    negative: str | None = _text(None)
-    steps: int | None = _integer(1, 10_000, "Steps")
-    sampler: str | None = _text(None, "Sampler")
-    karras: bool | None = _flag("Schedule type", default=None)
-    guidance: float | None = _number(-1000, 1000, "CFG scale")
-    guidance_rescale: float | None = _number(0, 1, "CFG rescale")
-    seed: int | None = _integer(0, SEED_LIMIT - 1, "Seed")
-    width: int | None = _integer(1, 2**14, None)
-    height: int | None = _integer(1, 2**14, None)
-    eta: float | None = _number(0, 1, "Eta")
-    spacing: str | None = _choice(SPACINGS, "Timestep spacing")
-    sampler_options: Mapping[str, bool | float | str] = dataclasses.field(
-        default_factory=dict, metadata={"kind": Mapping, "infotext": "Sampler options"}
+    prompt: str = string("", called="the prompt")
+    negative: str | None = string(
+        None, "-n", "--negative", metavar="TEXT", help="What not to draw.", panel=INPUT, after="prompt"
     )
-    init: str | None = _text(None, "Init image")
-    mask: str | None = _text(None, "Mask image")
-    strength: float | None = _number(0, 1, "Denoising strength")
-    keep_rows: int | None = _integer(1, 2**14, "Keep rows")
-    temperature: float | None = _number(0, 1000, "Temperature")
-    top_k: int | None = _integer(0, 2**22, "Top K")
-    top_p: float | None = _number(0, 1, "Top P")
-    image_guidance: float | None = _number(0, 1000, "Image CFG scale")
-    classifier: str | None = _text(None, "Classifier")
-    classifier_scale: float | None = _number(0, 1000, "Classifier scale")
-    control: tuple[str, ...] = _several(str, "ControlNet model")
-    control_image: tuple[str, ...] = _several(str, "ControlNet image")
-    control_scale: tuple[float, ...] = _several(float, "ControlNet scale", -100, 100)
-    control_start: tuple[float, ...] = _several(float, "ControlNet start", 0, 1)
-    control_end: tuple[float, ...] = _several(float, "ControlNet end", 0, 1)
-    count: int = _integer(1, 1_000_000, "Count", default=1)
-    best: int | None = _integer(1, 1_000_000, "Best")
-    clip: str | None = _text(None, "CLIP")
-    grid: bool = _flag("Grid")
-    batch: int = _integer(1, 4096, "Batch", default=1)
-    truncate: str | None = _choice(SIDES, "Truncate")
-    weighted: bool = _flag("Emphasis")
-    lora: tuple[str, ...] = _several(str, "Lora")
-    embedding: tuple[str, ...] = _several(str, "Embeddings")
-    vae: str | None = _text(None, "VAE")
-    refiner: str | None = _text(None, "Refiner")
-    refiner_start: float | None = _number(0, 1, "Refiner switch at")
-    stage: tuple[str, ...] = _several(str, "Stages")
-    vae_tiling: bool = _flag("VAE tiling")
-    dtype: str | None = _choice(DTYPES, "Dtype")
-    prediction: str | None = _choice(PREDICTIONS, "Prediction")
-    betas: str | None = _choice(BETAS, "Betas")
-    model: str = _text("emoji", "Model")
+    steps: int | None = integer(
+        None,
+        "--steps",
+        metavar="N",
+        help="Denoising steps (default: 50; 4 for LCM and Turbo models).",
+        panel=SAMPLING,
+        low=1,
+        high=10_000,
+        infotext="Steps",
+    )
+    sampler: str | None = string(
+        None,
+        "--sampler",
+        metavar="NAME",
+        help=f"{', '.join(samplers.names())} (default: ddim; that of their own for LCM and Turbo models).",
+        panel=SAMPLING,
+        after="guidance_rescale",
+        complete=samplers.names(),
+        valid=_check_sampler,
+        infotext="Sampler",
+        labels=SAMPLER_LABELS,
+    )
+    karras: bool | None = flag(
+        None,
+        "--karras/--no-karras",
+        help="Karras noise levels, for euler and dpmpp_2m.",
+        panel=SAMPLING,
+        after="spacing",
+        infotext="Schedule type",
+        labels=SCHEDULE_LABELS,
+    )
+    guidance: float | None = number(
+        None,
+        "--cfg-scale",
+        "--guidance",
+        metavar="S",
+        help="How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, "
+        "LCM 8.5, Turbo 1).",
+        panel=SAMPLING,
+        low=-1000,
+        high=1000,
+        infotext="CFG scale",
+    )
+    guidance_rescale: float | None = number(
+        None,
+        "--guidance-rescale",
+        metavar="R",
+        help="Against overexposure by guidance, 0 to 1 (default: 0, off).",
+        panel=SAMPLING,
+        low=0,
+        high=1,
+        infotext="CFG rescale",
+    )
+    seed: int | None = dataclasses.replace(SEED, low=0, high=SEED_LIMIT - 1, infotext="Seed").field(None)
+    width: int | None = integer(
+        None, "-W", "--width", metavar="N", help="Width alone.", panel=PICTURE, low=1, high=2**14
+    )
+    height: int | None = integer(
+        None, "-H", "--height", metavar="N", help="Height alone.", panel=PICTURE, low=1, high=2**14
+    )
+    eta: float | None = number(
+        None,
+        "--eta",
+        metavar="E",
+        help="Fresh noise in ddim's steps: 0 none, 1 as much as DDPM (default: 0).",
+        panel=SAMPLING,
+        low=0,
+        high=1,
+        infotext="Eta",
+    )
+    spacing: str | None = choice(
+        SPACINGS,
+        "--spacing",
+        metavar="NAME",
+        help=f"How steps lie on the schedule: {', '.join(SPACINGS)} (default: the checkpoint's; lcm has its own).",
+        panel=SAMPLING,
+        infotext="Timestep spacing",
+    )
+    sampler_options: Mapping[str, bool | float | str] = Option(
+        Mapping,
+        ("--sampler-option",),
+        metavar="NAME=VALUE",
+        help="Any other option that the sampler has (repeatable).",
+        panel=SAMPLING,
+        called="--sampler-options",
+        word=list[str],
+        read=parse_sampler_options,
+        valid=_check_sampler_options,
+        infotext="Sampler options",
+    ).field(dataclasses.MISSING, default_factory=dict)
+    init: str | None = string(
+        None,
+        "-i",
+        "--init",
+        metavar="FILE",
+        help="Begin from this picture (`-`: from stdin).",
+        panel=START,
+        infotext="Init image",
+        names="file",
+    )
+    mask: str | None = string(
+        None,
+        "--mask",
+        metavar="FILE",
+        help="Paint anew only where this picture is white.",
+        panel=START,
+        after="strength",
+        infotext="Mask image",
+        names="file",
+    )
+    strength: float | None = number(
+        None,
+        "--strength",
+        metavar="S",
+        help="How much of it to give up, above 0 and at most 1 (default: 0.8; with --mask 1).",
+        panel=START,
+        valid=_check_strength,
+        infotext="Denoising strength",
+    )
+    keep_rows: int | None = integer(
+        None,
+        "--keep-rows",
+        metavar="N",
+        help="Rows of --init to keep, from the top (default: half).",
+        panel=PIXELS,
+        low=1,
+        high=2**14,
+        infotext="Keep rows",
+    )
+    temperature: float | None = number(
+        None,
+        "--temperature",
+        "--temp",
+        metavar="T",
+        help="Lower is safer, higher is wilder, 0 always takes the likeliest colour (default: 1).",
+        panel=PIXELS,
+        low=0,
+        high=1000,
+        infotext="Temperature",
+    )
+    top_k: int | None = integer(
+        None,
+        "--top-k",
+        metavar="K",
+        help="Only the K likeliest colours; 0 is all (default: 0).",
+        panel=PIXELS,
+        low=0,
+        high=2**22,
+        infotext="Top K",
+    )
+    top_p: float | None = number(
+        None,
+        "--top-p",
+        metavar="P",
+        help="Only the likeliest colours that together reach P (default: 1, off).",
+        panel=PIXELS,
+        low=0,
+        high=1,
+        infotext="Top P",
+    )
+    image_guidance: float | None = number(
+        None,
+        "--image-cfg-scale",
+        metavar="S",
+        help="How closely to keep to --init, for models that edit a picture (default: 1.5).",
+        panel=START,
+        low=0,
+        high=1000,
+        infotext="Image CFG scale",
+    )
+    classifier: str | None = string(
+        None,
+        "--classifier",
+        metavar="NAME",
+        help="A classifier of noisy pictures that leads them to the class of the prompt: guidance for models in pixels "
+        "such as guided-diffusion's.",
+        panel=SAMPLING,
+        infotext="Classifier",
+        names="model",
+        reload=True,
+    )
+    classifier_scale: float | None = number(
+        None,
+        "--classifier-scale",
+        metavar="S",
+        help="How much the classifier counts (default: 1; models that are not told the class want about 10).",
+        panel=SAMPLING,
+        low=0,
+        high=1000,
+        infotext="Classifier scale",
+    )
+    control: tuple[str, ...] = several(
+        str,
+        "--control",
+        metavar="NAME",
+        help="A ControlNet to lead the picture, such as lllyasviel/sd-controlnet-canny (repeatable, each with its "
+        "--control-image).",
+        panel=CONTROL,
+        infotext="ControlNet model",
+        names="model",
+        reload=True,
+    )
+    control_image: tuple[str, ...] = several(
+        str,
+        "--control-image",
+        metavar="FILE",
+        help="What the ControlNet reads, as it is: edges, depth or a pose, made by another program (repeatable).",
+        panel=CONTROL,
+        infotext="ControlNet image",
+        names="file",
+    )
+    control_scale: tuple[float, ...] = several(
+        float,
+        "--control-scale",
+        metavar="S",
+        help="How much the ControlNet counts; one for all, or one each (default: 1).",
+        panel=CONTROL,
+        low=-100,
+        high=100,
+        infotext="ControlNet scale",
+    )
+    control_start: tuple[float, ...] = several(
+        float,
+        "--control-start",
+        metavar="F",
+        help="Share of the steps after which it counts, 0 to 1 (default: 0).",
+        panel=CONTROL,
+        low=0,
+        high=1,
+        infotext="ControlNet start",
+    )
+    control_end: tuple[float, ...] = several(
+        float,
+        "--control-end",
+        metavar="F",
+        help="Share of the steps up to which it counts, 0 to 1 (default: 1).",
+        panel=CONTROL,
+        low=0,
+        high=1,
+        infotext="ControlNet end",
+    )
+    count: int = integer(
+        1,
+        "--count",
+        metavar="N",
+        help="Make N pictures, from the seeds seed, seed + 1, … (default: 1).",
+        panel=PICTURE,
+        low=1,
+        high=1_000_000,
+        infotext="Count",
+    )
+    best: int | None = integer(
+        None,
+        "--best",
+        metavar="N",
+        help="Make --count pictures and keep the N that fit the prompt best, by the model of --clip.",
+        panel=PICTURE,
+        low=1,
+        high=1_000_000,
+        infotext="Best",
+    )
+    clip: str | None = string(
+        None,
+        "--clip",
+        metavar="NAME",
+        env="GENCLI_CLIP_MODEL",
+        help="A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none; environment: GENCLI_CLIP_MODEL).",
+        panel=PICTURE,
+        infotext="CLIP",
+        names="model",
+    )
+    grid: bool = flag(False, "--grid/--no-grid", help="Put all pictures into one.", panel=PICTURE, infotext="Grid")
+    batch: int = integer(
+        1,
+        "--batch",
+        metavar="N",
+        help="Send N pictures through the model at once (default: 1). Noise is the same, rounding may differ.",
+        panel=PICTURE,
+        low=1,
+        high=4096,
+        infotext="Batch",
+    )
+    truncate: str | None = choice(
+        SIDES,
+        "--truncate",
+        metavar="SIDE",
+        help="Leave out the left or right end of a prompt that is too long (otherwise it is an error).",
+        panel=INPUT,
+        infotext="Truncate",
+    )
+    weighted: bool = flag(
+        False,
+        "--weighted/--no-weighted",
+        help="Read prompts as the web UI does: (word), ((word)), [word] and (word:1.2) are weights, \\( is a bracket, "
+        "BREAK ends a chunk, and prompts may be of any length (default: brackets are text).",
+        panel=INPUT,
+        infotext="Emphasis",
+        labels=EMPHASIS_LABELS,
+    )
+    lora: tuple[str, ...] = several(
+        str,
+        "--lora",
+        metavar="NAME[:SCALE]",
+        help="Merge a LoRA into the weights: a file or folder as diffusers, kohya's trainer or peft writes it, or a "
+        "Hugging Face id, with /FILE where there are several (repeatable; default scale: 1).",
+        panel=MODEL,
+        after="offline",
+        infotext="Lora",
+        names="asset",
+        reload=True,
+    )
+    embedding: tuple[str, ...] = several(
+        str,
+        "--embedding",
+        metavar="FILE[:WORD]",
+        help="Teach the model a word by textual inversion, to be used in prompts: the one that the file names, else "
+        "the file's own name, or WORD (repeatable).",
+        panel=INPUT,
+        infotext="Embeddings",
+        names="asset",
+        reload=True,
+    )
+    vae: str | None = string(
+        None,
+        "--vae",
+        metavar="NAME",
+        help="An autoencoder in the place of the model's own: a folder, a .safetensors file or a Hugging Face id.",
+        panel=RUN,
+        infotext="VAE",
+        names="model",
+        reload=True,
+    )
+    refiner: str | None = string(
+        None,
+        "--refiner",
+        metavar="NAME",
+        help="A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
+        "Hugging Face id.",
+        panel=MODEL,
+        after="allow_pickle",
+        infotext="Refiner",
+        names="model",
+        reload=True,
+    )
+    refiner_start: float | None = number(
+        None,
+        "--refiner-start",
+        metavar="F",
+        help="The fraction of the denoising from which on the refiner works, 0 to 1 (default: 0.8).",
+        panel=SAMPLING,
+        after="sampler_options",
+        valid=_check_refiner_start,
+        infotext="Refiner switch at",
+    )
+    stage: tuple[str, ...] = several(
+        str,
+        "--stage",
+        metavar="NAME:KEY=VALUE",
+        help="A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
+        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}.",
+        panel=SAMPLING,
+        after="refiner_start",
+        valid=_check_stages,
+        infotext="Stages",
+    )
+    vae_tiling: bool = flag(
+        False,
+        "--vae-tiling/--no-vae-tiling",
+        help="Decode in tiles: less memory for large pictures, slightly other pixels.",
+        panel=RUN,
+        infotext="VAE tiling",
+    )
+    dtype: str | None = dataclasses.replace(
+        DTYPE,
+        choices=DTYPES,
+        read=lambda word: None if word == "auto" else word,
+        infotext="Dtype",
+        reload=True,
+    ).field(None)
+    prediction: str | None = choice(
+        PREDICTIONS,
+        "--prediction",
+        metavar="NAME",
+        help="What the model predicts, where its file does not say it: epsilon, v_prediction or sample.",
+        panel=MODEL,
+        after="model",
+        infotext="Prediction",
+        reload=True,
+    )
+    betas: str | None = choice(
+        BETAS,
+        "--betas",
+        metavar="NAME",
+        help=f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.",
+        panel=MODEL,
+        after="prediction",
+        infotext="Betas",
+        reload=True,
+    )
+    model: str = dataclasses.replace(
+        named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL), infotext="Model", names="model", reload=True
+    ).field(DEFAULT_MODEL)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.metadata.get("several") and isinstance(value := getattr(self, field.name), list | None):
-                object.__setattr__(self, field.name, tuple(value or ()))  # as JSON and the command line have them
-            _check(field, getattr(self, field.name))
-        self._check_sampler()
+        check(self)
         self._check_controls()
-        self._check_stages()
+        if self.refiner_start is not None and self.refiner is None:
+            raise UsageError("--refiner-start without a refiner", "name one with --refiner")
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:
             raise UsageError(f"--seed {self.seed} with --count {self.count}: the last seed is above {SEED_LIMIT - 1}")
         if self.init is None and (self.mask is not None or self.strength is not None):
@@ -162,38 +599,11 @@ class ImageRequest:
             raise UsageError("--keep-rows without a picture to keep them of", "name one with -i/--init FILE")
         if self.best is not None and self.best > self.count:
             raise UsageError(f"--best {self.best} of --count {self.count}: there are not that many", "raise --count")
-        if self.strength == 0:
-            raise UsageError("--strength 0: must be more than 0 and at most 1", "0 would leave the picture as it is")
-
-    def _check_sampler(self) -> None:
-        from gencli.image.diffusion import samplers
-
-        if self.sampler is not None and self.sampler not in samplers.names():
-            raise UsageError(f"--sampler {self.sampler!r}: no such sampler", f"there are {', '.join(samplers.names())}")
-        for name, value in self.sampler_options.items():
-            if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
-                raise UsageError(f"--sampler-option {name}={value!r}: wants NAME=VALUE")
-
-    def _check_stages(self) -> None:
-        _ = self.stages
-        if self.refiner_start is not None and self.refiner is None:
-            raise UsageError("--refiner-start without a refiner", "name one with --refiner")
-        if self.refiner_start in (0, 1):
-            raise UsageError(f"--refiner-start {self.refiner_start:g}: must be more than 0 and less than 1")
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """What --stage says: name of a stage → fields of this class → values. Raises UsageError."""
-        settings: dict[str, dict[str, Any]] = {}
-        for text in self.stage:
-            name, _, assignment = text.partition(":")
-            key, equals, value = assignment.partition("=")
-            if not (name and key and equals):
-                raise UsageError(f"--stage {text!r:.80}: wants NAME:KEY=VALUE", "as in refiner:steps=20")
-            if key not in STAGE_KEYS:
-                raise UsageError(f"--stage {text!r:.80}: no key {key!r:.40}", f"there are {', '.join(STAGE_KEYS)}")
-            settings.setdefault(name, {})[STAGE_KEYS[key]] = _stage_value(STAGE_KEYS[key], text, value)
-        return settings
+        """What --stage says: name of a stage → fields of this class → values."""
+        return parse_stages(self.stage)
 
     def _check_controls(self) -> None:
         count = len(self.control)
@@ -223,65 +633,13 @@ class ImageRequest:
         """A copy with other values, checked again."""
         return dataclasses.replace(self, **changes)
 
-    def item(self, index: int) -> ImageRequest:
-        """The request that makes picture `index` of `count` again, alone."""
+    def item(self, index: int, **changes: Any) -> ImageRequest:
+        """Return the request that makes image `index` of `count` again, alone, with other values if need be."""
         seed = None if self.seed is None else self.seed + index
-        return self.replace(seed=seed, count=1, best=None, clip=None, grid=False, batch=1)
+        alone: dict[str, Any] = {"seed": seed, "count": 1, "best": None, "clip": None, "grid": False, "batch": 1}
+        return self.replace(**{**alone, **changes})
 
-
-def _stage_value(name: str, text: str, value: str) -> Any:
-    """A field's value from the text of --stage, checked. Raises UsageError."""
-    [field] = [one for one in dataclasses.fields(ImageRequest) if one.name == name]
-    kind = field.metadata["kind"]
-    try:
-        parsed = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        raise UsageError(f"--stage {text!r:.80}: wants {_WORDS[kind]}") from None
-    values: dict[str, Any] = {name: parsed}
-    try:
-        ImageRequest(**values)
-    except UsageError as error:
-        raise UsageError(f"--stage {text!r:.80}: {error.message}", error.hint) from None
-    return parsed
-
-
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    """One field against the schema. Raises UsageError."""
-    kind, name = field.metadata["kind"], FLAGS.get(field.name) or f"--{field.name.replace('_', '-')}"
-    if value is None and field.default is None:
-        return
-    if not field.metadata.get("several"):
-        _check_value(field, kind, name, value)
-        return
-    if not isinstance(value, tuple) or len(value) > SEVERAL_LIMIT:
-        raise UsageError(f"{name} {value!r:.80}: wants a list of at most {SEVERAL_LIMIT}")
-    for one in value:
-        _check_value(field, kind, name, one)
-
-
-def _check_value(field: dataclasses.Field[Any], kind: Any, name: str, value: Any) -> None:
-    right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-    if not right or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"{name} {value!r}: wants {_WORDS[kind]}")
-    if kind is str:
-        _check_text(name, value)
-    if "choices" in field.metadata and value not in field.metadata["choices"]:
-        raise UsageError(f"{name} {value!r}: wants one of {', '.join(field.metadata['choices'])}")
-    if "range" in field.metadata:
-        low, high = field.metadata["range"]
-        if not low <= value <= high:  # NaN too
-            raise UsageError(f"{name} {value}: must be from {low} to {high}")
-
-
-_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "names and values"}
-
-
-def _check_text(name: str, value: str) -> None:
-    if len(value) > TEXT_LIMIT:
-        raise UsageError(f"{name}: {len(value)} characters are too many (at most {TEXT_LIMIT})")
-    if "\0" in value:
-        raise UsageError(f"{name} holds a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # what an argument that is not UTF-8 comes as
-        raise UsageError(f"{name} is not UTF-8 text") from None
+    def spec(self, where: ModelSpec) -> ImageSpec:
+        """Return what has to be loaded for this request, on the device and with the threads of `where`."""
+        own = {name: getattr(self, name) for name, option in rows(self) if option.reload}
+        return ImageSpec(**{**vars(where), **own, "dtype": self.dtype or "auto"})

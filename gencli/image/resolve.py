@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gencli.errors import GencliError, UsageError
@@ -11,6 +11,7 @@ from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule
 from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
+from gencli.options import check_values
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 REFINER_START = 0.8  # as in diffusers' examples
@@ -42,7 +43,7 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
         defaults["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:
-        request.replace(**own)
+        check_values(ImageRequest, own)
     except UsageError as error:
         where = checkpoint.folder / "generation_config.json"
         raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None
@@ -50,8 +51,8 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     values = {name: value for name, value in values.items() if getattr(request, name) is None}
     values["width"], values["height"] = _size(request, checkpoint, init_size)
     _check_classifier(request, checkpoint, values["width"], values["height"])
-    resolved = request.replace(**values)
-    return with_sampler_options(resolved, schedule)
+    values = {**values, **_sampler_values({**vars(request), **values}, schedule)}
+    return request.replace(**values)
 
 
 def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, Any]:
@@ -193,17 +194,24 @@ def _check_classifier(request: ImageRequest, checkpoint: Checkpoint, width: int,
 
 
 def with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> ImageRequest:
-    """Options of the sampler that are not at its defaults, or not at the checkpoint's, written out, and checked."""
-    sampler = samplers.get(request.sampler or "")
-    settings = sampler.settings(schedule, sampler_options(request))
-    for name, value in settings.items():
+    """Return a request with the options of its sampler written out, as `_sampler_values` has them."""
+    return request.replace(**_sampler_values(vars(request), schedule))
+
+
+def _sampler_values(values: Mapping[str, Any], schedule: NoiseSchedule) -> dict[str, Any]:
+    """Return the sampler's options that are not at its defaults, or not at the checkpoint's, written out, and checked.
+
+    values: all of a request but these. Raise UsageError for options that the sampler cannot follow.
+    """
+    sampler = samplers.get(values["sampler"] or "")
+    options = sampler.settings(schedule, _named_options(values))
+    for name, value in options.items():
         _check_option(sampler.name, name, value, sampler.options[name])
     usual = {name: {default, getattr(schedule, name, default)} for name, default in sampler.options.items()}
-    changed = {name: value for name, value in settings.items() if usual[name] != {value}}
-    own = {name: changed.pop(name) if name in changed else settings.get(name) for name in ("eta", "karras")}
-    resolved = request.replace(**own, sampler_options=changed)
-    sampler.steps(schedule, resolved.steps or 1, resolved.spacing, resolved.strength, **settings)  # raises
-    return resolved
+    changed = {name: value for name, value in options.items() if usual[name] != {value}}
+    own = {name: changed.pop(name) if name in changed else options.get(name) for name in ("eta", "karras")}
+    sampler.steps(schedule, values["steps"] or 1, values["spacing"], values["strength"], **options)  # raises
+    return {**own, "sampler_options": changed}
 
 
 def _check_option(sampler: str, name: str, value: Any, default: Any) -> None:
@@ -219,9 +227,13 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def sampler_options(request: ImageRequest) -> dict[str, Any]:
-    """The sampler's options that a request names."""
-    own = {"eta": request.eta, "karras": request.karras}
-    return {**request.sampler_options, **{name: value for name, value in own.items() if value is not None}}
+    """Return the sampler's options that a request names."""
+    return _named_options(vars(request))
+
+
+def _named_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: values[name] for name in ("eta", "karras") if values[name] is not None}
+    return {**values["sampler_options"], **own}
 
 
 def _size(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None) -> tuple[int, int]:

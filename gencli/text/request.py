@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from gencli.errors import GencliError, UsageError
-from gencli.options import OUTPUT, RUN, Bounds, Option, check, integer, number, rows, several
+from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, number, rows, several
 
 MAX_SEED = 2**63 - 1
 INPUT, CONVERSATION, SAMPLING, LENGTH = "Prompt", "Conversation", "Sampling", "Length"  # headings on the help pages
@@ -185,15 +185,7 @@ class TextRequest:
     """
 
     prompt: str = ""
-    seed: int = integer(
-        0,
-        "-s",
-        "--seed",
-        metavar="N",
-        help="The same seed makes the same again; item i of several uses N + i (default: drawn, and reported).",
-        panel=RUN,
-        read=draw_seed,
-    )
+    seed: int = dataclasses.replace(SEED, read=draw_seed).field(0)
     truncate: Literal["left"] | None = Option(
         str,
         ("--truncate",),

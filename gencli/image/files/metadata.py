@@ -15,25 +15,20 @@ from typing import Any
 from gencli import __version__
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
+from gencli.options import Option, rows
 
 INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
 LIMIT = 2**20  # characters of either; a claim of more is refused
 NEGATIVE = "Negative prompt:"
-KARRAS = "Karras"
-WEIGHTED, PLAIN = "Original", "None"  # what the web UI calls its ways to read brackets in prompts
-# Names as the web UI shows them; a sampler that it lacks goes by its own name.
-SAMPLER_LABELS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-    "lcm": "LCM",
-}
+KARRAS_SUFFIX = " Karras"  # of a sampler, as the web UI wrote it before version 1.9
 ALIASES = {"Eta DDIM": "Eta"}
 # Keys that another tool's picture does not lead anywhere with: names of models, and what goes with a file of its own.
 FOREIGN = {"Model", "VAE", "Denoising strength", "Refiner", "Refiner switch at"}
 INERT = {"Version", "Model hash", "VAE hash", "Size-1", "Size-2"}  # keys of others that say nothing about the pixels
+
+
+ROWS = dict(rows(ImageRequest))
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(ImageRequest)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +39,9 @@ class Found:
     left_out: tuple[str, ...] = ()
 
 
-def _fields() -> Iterator[dataclasses.Field[Any]]:
-    return iter(dataclasses.fields(ImageRequest))
-
-
 def to_dict(request: ImageRequest) -> dict[str, Any]:
     """A request as JSON's types, without the values that are not set."""
-    values = {field.name: getattr(request, field.name) for field in _fields()}
+    values = {name: getattr(request, name) for name in ROWS}
     values["sampler_options"] = dict(request.sampler_options) or None
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
@@ -69,7 +60,7 @@ def from_json(text: str) -> Found:
     if not isinstance(raw, dict):
         raise GencliError(f"its {JSON!r} text holds no JSON object")
     version = raw.pop("version", "?")
-    if unknown := sorted(set(raw) - {field.name for field in _fields()}):
+    if unknown := sorted(set(raw) - set(ROWS)):
         raise GencliError(
             f"its {JSON!r} text (version {version!s:.20}) has {', '.join(unknown)[:80]}, unknown to {__version__}",
             "a later gencli may know it",
@@ -88,13 +79,13 @@ def to_infotext(request: ImageRequest) -> str:
         lines.append(f"{NEGATIVE} {request.negative}")
     values = to_dict(request)
     pairs = []
-    for field in _fields():
-        key, value = field.metadata["infotext"], values.get(field.name)
-        if key and value is not None and value != field.default:
-            pairs.append((key, _write(field, value)))
-        if field.name == "weighted" and not value and any(bracket in lines[0] + lines[-1] for bracket in "([\\"):
-            pairs.append((key, PLAIN))  # else the web UI would take them for weights
-        if field.name == "height" and request.width and request.height:
+    for name, option in ROWS.items():
+        value = values.get(name)
+        if option.infotext and value is not None and value != DEFAULTS[name]:
+            pairs.append((option.infotext, _write(option, value)))
+        if name == "weighted" and not value and any(bracket in lines[0] + lines[-1] for bracket in "([\\"):
+            pairs.append((str(option.infotext), option.labels[False]))  # else the web UI would take them for weights
+        if name == "height" and request.width and request.height:
             pairs.append(("Size", f"{request.width}x{request.height}"))
     if not any(key == "Model" for key, _ in pairs):
         pairs.append(("Model", request.model))
@@ -121,7 +112,7 @@ def from_infotext(text: str) -> Found:
     if pairs and not ours:
         values["weighted"] = True  # the web UI's prompts are, unless it says so
     left_out = []
-    fields = {field.metadata["infotext"]: field for field in _fields()}
+    fields = {option.infotext: name for name, option in ROWS.items() if option.infotext}
     for key, value in pairs.items():
         key = ALIASES.get(key, key)
         if key in INERT:
@@ -143,62 +134,45 @@ def _prompts(lines: list[str]) -> tuple[str, str | None]:
     return "\n".join(lines[:at]).strip(), negative
 
 
-def _write(field: dataclasses.Field[Any], value: Any) -> str:
-    if field.name == "sampler":
-        return SAMPLER_LABELS.get(value, value)
-    if field.name == "karras":
-        return KARRAS if value else "Automatic"
-    if field.name == "weighted":
-        return WEIGHTED if value else PLAIN
+def _write(option: Option, value: Any) -> str:
     if isinstance(value, Mapping | tuple):
         return json.dumps(value)
+    if value in option.labels:
+        return option.labels[value]
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def _read(field: dataclasses.Field[Any] | None, text: str) -> dict[str, Any] | None:
+def _read(field: str | None, text: str) -> dict[str, Any] | None:
     """The values that one parameter stands for; None when it is not understood."""
     if field is None:
         return None
-    if field.name == "sampler":
-        return _read_sampler(text)
-    if field.name == "karras":
-        return {"karras": text == KARRAS} if text in (KARRAS, "Automatic") else None
-    if field.name == "weighted":
-        return {"weighted": text == WEIGHTED} if text in (WEIGHTED, PLAIN) else None
-    kind = field.metadata["kind"]
+    option, more = ROWS[field], dict[str, Any]()
+    if field == "sampler" and text.endswith(KARRAS_SUFFIX):
+        text, more = text.removesuffix(KARRAS_SUFFIX), {"karras": True}
     try:
-        value: Any = {"True": True, "False": False}[text] if kind is bool else text
-        several = field.metadata.get("several")
-        value = json.loads(text) if kind is Mapping or several else value
-        value = kind(text) if kind in (int, float) and not several else value
-        values: dict[str, Any] = {"init": "?"} if field.name in ("mask", "strength", "keep_rows") else {}
-        if field.name == "refiner_start":
-            values = {"refiner": "?"}
-        if field.name == "best":
-            values = {"count": value}
-        if field.name.startswith("control"):
-            values = {name: ["?"] * len(value) for name in ("control", "control_image")}
-        ImageRequest(**{**values, field.name: value})
+        value = _parse(option, text)
+        option.check(field, tuple(value) if option.several and isinstance(value, list) else value)
     except (KeyError, TypeError, ValueError, RecursionError, UsageError):
         return None
-    return {field.name: value}
+    return {field: value, **more}
 
 
-def _read_sampler(text: str) -> dict[str, Any] | None:
-    from gencli.image.diffusion import samplers
-
-    label = text.removesuffix(f" {KARRAS}")  # how the web UI wrote it before version 1.9
-    name = next((name for name, known in SAMPLER_LABELS.items() if known == label), label)
-    if name not in samplers.names():
-        return None
-    return {"sampler": name, "karras": True} if label != text else {"sampler": name}
+def _parse(option: Option, text: str) -> Any:
+    """A value of the row's kind. Raise KeyError or ValueError for a text that is none."""
+    labels = {label: value for value, label in option.labels.items()}
+    if option.kind is bool:
+        return (labels or {"True": True, "False": False})[text]
+    if option.several or option.kind is Mapping:
+        return json.loads(text)
+    return option.kind(text) if option.kind in (int, float) else labels.get(text, text)
 
 
 def _read_size(text: str) -> dict[str, Any] | None:
     width, _, height = text.partition("x")
     try:
         size = {"width": int(width), "height": int(height)}
-        ImageRequest(**size)  # type: ignore[arg-type]
+        for name, value in size.items():
+            ROWS[name].check(name, value)
     except (ValueError, UsageError):
         return None
     return size

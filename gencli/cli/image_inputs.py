@@ -1,0 +1,167 @@
+"""What a request for images names, found: models, the files that go with them, and images. No torch.
+
+One rule for all of it: what the command line or the environment names is found wherever it is; what only the image of
+--from names comes from a stranger, and is opened if it is on this machine, and never fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gencli.checkpoints.assets import EmbeddingRef, LoraRef
+from gencli.checkpoints.find import Source, find
+from gencli.cli.options import Asked
+from gencli.errors import GencliError, UsageError
+from gencli.image.request import ImageRequest
+from gencli.options import rows
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+T = TypeVar("T", LoraRef, EmbeddingRef)
+ROWS = dict(rows(ImageRequest))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a request names. controls: the ControlNets, each with its image."""
+
+    model: Source
+    clip: Source | None
+    classifier: Source | None
+    vae: Source | None
+    refiner: Source | None
+    loras: tuple[LoraRef, ...]
+    embeddings: tuple[EmbeddingRef, ...]
+    controls: tuple[tuple[Source, Image.Image], ...]
+    init: Image.Image | None
+    mask: Image.Image | None
+
+
+class Finder:
+    """Finds what `request` names. asked: what the command line said. from_file: the image of --from, if any. fetch:
+    `find`, with what it may fetch.
+
+    Raise UsageError for names that are none, before anything is looked for.
+    """
+
+    def __init__(
+        self, request: ImageRequest, asked: Asked[ImageRequest], from_file: str | None, fetch: partial[Source]
+    ):
+        self.request, self.asked, self.from_file, self.fetch = request, asked, from_file, fetch
+        self.loras = tuple(map(LoraRef.parse, request.lora))
+        self.embeddings = tuple(map(EmbeddingRef.parse, request.embedding))
+
+    def find(self) -> Inputs:
+        """Find everything. Raise GencliError for what is not there."""
+        request = self.request
+        (model,) = self._models("model")
+        clip = self._models("clip") if request.best is not None else []
+        loras = tuple(self._asset("lora", one) for one in self.loras)
+        embeddings = tuple(self._asset("embedding", one) for one in self.embeddings)
+        init, mask = _open(request.init), _open(request.mask)
+        controls = self._controls()
+        if request.classifier is None and request.classifier_scale is not None:
+            raise UsageError("--classifier-scale without a classifier", "name one with --classifier")
+        classifier, vae, refiner = (self._models(field) for field in ("classifier", "vae", "refiner"))
+        return Inputs(
+            model=model,
+            clip=next(iter(clip), None),
+            classifier=next(iter(classifier), None),
+            vae=next(iter(vae), None),
+            refiner=next(iter(refiner), None),
+            loras=loras,
+            embeddings=embeddings,
+            controls=controls,
+            init=init,
+            mask=mask,
+        )
+
+    def check_files(self) -> None:
+        """Raise GencliError for a stranger's file that is none here: it opens no device and no pipe."""
+        for field, option in ROWS.items():
+            if option.names != "file" or not self._is_foreign(field):
+                continue
+            for file in _names(getattr(self.request, field)):
+                if not os.path.isfile(file):
+                    raise GencliError(
+                        f"{self.from_file} was made with {file}, which is no file here",
+                        f"name it with {option.name(field)} FILE",
+                    )
+
+    def _is_foreign(self, field: str) -> bool:
+        """Whether only the image of --from says what this field says."""
+        said = self.asked.values.get(field, ImageRequest.__dataclass_fields__[field].default)
+        return self.from_file is not None and getattr(self.request, field) != said
+
+    def _models(self, field: str) -> list[Source]:
+        """The models that a field names."""
+        names = _names(getattr(self.request, field))
+        if not self._is_foreign(field):
+            return [self.fetch(name) for name in names]
+        found = []
+        for name in names:
+            try:
+                found.append(find(name, offline=True))
+            except GencliError:
+                raise GencliError(
+                    f"{self.from_file} was made with the model {name!r}, which is not on this machine",
+                    f"name another with {ROWS[field].flags[0]}, or fetch it with `gencli models pull` if you trust "
+                    "where it comes from",
+                ) from None
+        return found
+
+    def _asset(self, field: str, asset: T) -> T:
+        fetching: dict[str, Any] = self.fetch.keywords
+        if not self._is_foreign(field):
+            return asset.find(**fetching)
+        try:
+            return asset.find(**{**fetching, "offline": True})
+        except GencliError:
+            raise GencliError(
+                f"{self.from_file} was made with --{field} {asset.path}, which is not on this machine",
+                f"name another with --{field}, or get it if you trust where it comes from",
+            ) from None
+
+    def _controls(self) -> tuple[tuple[Source, Image.Image], ...]:
+        if not self.request.control:
+            return ()
+        from gencli.image.files.pictures import open_flat
+
+        if "-" in self.request.control_image:
+            raise UsageError("--control-image -: is read from a file only")
+        images = [open_flat(path) for path in self.request.control_image]
+        return tuple(zip(self._models("control"), images, strict=True))
+
+
+def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """What a field names: nothing, one thing, or several."""
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def _open(path: str | None) -> Image.Image | None:
+    """Open the image to start from, or a mask. Raise GencliError."""
+    if path is None:
+        return None
+    from gencli.image.files.pictures import FILE_LIMIT, open_flat
+
+    if path != "-":
+        return open_flat(path)
+    if sys.stdin is None:
+        raise GencliError("stdin is closed, and -i - reads the picture from there")
+    return open_flat(sys.stdin.buffer.read(FILE_LIMIT))
+
+
+def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[str], None]) -> None:
+    """Note the words of embeddings that are in no prompt, and LoRA files named in one."""
+    texts = f"{request.prompt}\n{request.negative or ''}".lower()
+    for word in words:
+        if word.lower() not in texts:
+            note(f"no prompt has the word {word!r}, which stands for its embedding")
+    if "<lora:" in texts and not request.weighted:
+        note("<lora:…> in a prompt is text; --lora FILE:SCALE loads one")
