@@ -1,0 +1,145 @@
+"""The one door: each file of a checkpoint is read once by a command, and a new format is one file and one row."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gencli.__main__ import main
+from gencli.checkpoints import open as door
+from gencli.checkpoints import pickles
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats import FORMATS, Format
+from gencli.tokens import load_tokenizer
+from tests.tiny import single
+from tests.tiny.sdxl import make_sdxl
+from tests.tiny.text import make_gpt2
+
+Opens = Callable[..., Counter[str]]
+DRAW = ("a red apple", "--steps", "1", "--size", "64x64", "--seed", "1", "-o", "out.png")
+
+recording: list[str] | None = None
+
+
+def record(event: str, args: tuple[object, ...]) -> None:
+    """Python's own account of every file that is opened."""
+    if recording is not None and event == "open" and isinstance(args[0], (str, os.PathLike)):
+        recording.append(os.path.abspath(args[0]))
+
+
+sys.addaudithook(record)
+
+
+@pytest.fixture
+def opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opens:
+    """Run a command; how often it opened each file, by path."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: object) -> Counter[str]:
+        global recording
+        recording = []
+        try:
+            assert main([str(arg) for arg in argv]) == 0
+            return Counter(recording)
+        finally:
+            recording = None
+
+    return run
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A Stable Diffusion 1 in one file, with its tokenizer beside it; and the same as a pickle."""
+    folder = single.make_folder(tmp_path / "folder", "sd1")
+    tensors = single.original(folder, "sd1")
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    torch.save({"state_dict": tensors}, tmp_path / "whole.ckpt")
+    return single.write_original(tmp_path / "whole.safetensors", tensors)
+
+
+@pytest.mark.parametrize("command", ["check", "show", "image"])
+def test_a_single_file_is_opened_once(opens: Opens, whole: Path, command: str) -> None:
+    """Its header is parsed from that one opening, and its tensors are views of that one map."""
+    argv = ("image", "-m", whole, *DRAW) if command == "image" else ("models", command, whole)
+    counted = opens(*argv)
+    assert counted[str(whole)] == 1
+    assert all(times == 1 for name, times in counted.items() if name.endswith(".json")), counted
+
+
+@pytest.mark.parametrize("command", ["check", "image"])
+def test_a_pickle_is_unpickled_once(opens: Opens, whole: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpickled, unpickle = [], pickles.unpickle
+    monkeypatch.setattr(pickles, "unpickle", lambda file, **how: unpickled.append(file) or unpickle(file, **how))
+    file = whole.with_suffix(".ckpt")
+    opens(*(("image", "-m", file, *DRAW) if command == "image" else ("models", "check", file)), "--allow-pickle")
+    assert unpickled == [file]
+
+
+@pytest.mark.parametrize("command", ["check", "show", "image"])
+def test_each_file_of_an_sdxl_folder_is_read_once(opens: Opens, tmp_path: Path, command: str) -> None:
+    make_sdxl(tmp_path / "xl")
+    files = [str(path) for path in (tmp_path / "xl").rglob("*") if path.suffix in (".json", ".safetensors")]
+    counted = opens(*(("image", "-m", "xl", *DRAW) if command == "image" else ("models", command, "xl")))
+    assert counted[str(tmp_path / "xl" / "model_index.json")] == 1
+    assert [file for file in files if counted[file] > 1] == []
+    assert sum(counted[file] for file in files) > 10
+
+
+# --- a new format: this much code, and one row
+
+
+def is_toy(contents: Contents) -> bool:
+    return contents.path.suffix == ".toy"
+
+
+def read_toy(contents: Contents, hints: Hints) -> Checkpoint:
+    """A text file: a config, and the name of the file that has the weights."""
+    raw = contents.read_json(contents.path)
+    weights = contents.folder / raw["weights"]
+    part = Part("", "model", contents.path, lambda: raw["config"], lambda: contents.open_tensors(weights))
+    tokenizers = {"tokenizer": lambda: load_tokenizer(weights.parent)}
+    return Checkpoint(contents, "text", raw["config"]["model_type"], {"": part}, tokenizers)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make_gpt2(tmp_path / "gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    file = tmp_path / "model.toy"
+    file.write_text(json.dumps({"weights": "gpt2/model.safetensors", "config": config}))
+    monkeypatch.setattr(door, "FORMATS", (Format("toy", is_toy, read_toy), *FORMATS))
+    return file
+
+
+def test_a_new_format_is_one_row(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "show", str(toy), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["kind"], shown["family"], shown["problem"]) == ("text", "gpt2", None)
+    assert shown["parameters"] > 1000 and shown["defaults"]["top_k"] == 40
+    assert main(["models", "check", str(toy)]) == 0
+    assert "all well" in capsys.readouterr().out
+    said = []
+    for model in (toy, toy.parent / "gpt2"):
+        assert main(["text", "-m", str(model), "hello", "--temperature", "0", "--max-tokens", "8"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
+
+
+def test_what_is_asked_twice_is_read_once(tmp_path: Path) -> None:
+    """A config that a caller changes stays as it was for the next one; a broken file is broken for all."""
+    folder = make_gpt2(tmp_path / "gpt2")
+    contents = Contents(Source("gpt2", folder, "folder"))
+    contents.read_json("config.json").clear()
+    assert contents.read_json("config.json")["model_type"] == "gpt2"
+    part = door.open_checkpoint(contents).parts[""]
+    assert part.tensors() is part.tensors()
+    assert door.open_checkpoint(contents).parts[""].tensors().stored().keys() == part.tensors().stored().keys()
