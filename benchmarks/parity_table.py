@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from tests.oracles import additions_parity, classes_parity, control_parity, ldm_parity, token_parity, xl_parity
+from tests.oracles.decoders import Measured, measure
 from tests.oracles.ldm_parity import Measured as MeasuredPictures
-from tests.parity.test_decoders import Measured, measure
 from tests.tiny import single
 from tests.tiny.decoder_cases import CASES
 

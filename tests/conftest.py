@@ -1,8 +1,12 @@
-"""For all tests, set before torch is imported: one thread each.
+"""Before torch and the reference libraries are imported: one thread a process, and no network.
 
 The models are too small to share among threads, and pytest-xdist runs a process per core.
 """
 
 import os
 
+import pytest
+
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+pytest.register_assert_rewrite("tests.oracles", "tests.tiny")

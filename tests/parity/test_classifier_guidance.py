@@ -25,7 +25,7 @@ from tests.opening import open_file, open_part
 from tests.oracles.classes_parity import measure
 from tests.oracles.guided_reference import Reference
 from tests.oracles.guided_sampling import lead, sample, sample_ddim
-from tests.parity.test_guided_unet import assert_same
+from tests.oracles.pipelines import assert_same
 from tests.tiny.classes import FLAGS, make_class_unet, make_classifier, make_dit, make_guided, write
 
 CLASSES = 10

@@ -10,7 +10,7 @@ from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
-from tests.parity.test_pipeline import (
+from tests.oracles.pipelines import (
     NEGATIVE,
     PROMPT,
     SIZE,

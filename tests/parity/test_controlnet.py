@@ -18,7 +18,7 @@ from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.models.controlnet import ControlNetConfig
 from tests.oracles.libraries import diffusers
-from tests.parity.test_pipeline import (
+from tests.oracles.pipelines import (
     PROMPT,
     SIZE,
     assert_same,

@@ -7,7 +7,6 @@ The originals are the files of pesser/pytorch_diffusion (Ho et al.'s weights) an
 import functools
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +22,7 @@ from gencli.image.resolve import resolve
 from tests.opening import open_file
 from tests.oracles import ermongroup
 from tests.oracles.libraries import diffusers
+from tests.oracles.pipelines import assert_same, generator
 from tests.tiny.ldm import SMALL_VARIANCE, make_ddpm_256, make_grey, to_pickles, with_scheduler
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
@@ -44,17 +44,6 @@ def draw(path, pipeline=None, **values):
     pipeline = pipeline or opened_once(path)
     request = resolve(ImageRequest(**{"seed": 3, **values}), pipeline.checkpoint)
     return [event.image for event in generate(pipeline, request) if isinstance(event, Picture)]
-
-
-def generator(seed=3):
-    return torch.Generator("cpu").manual_seed(seed)
-
-
-def assert_same(ours, theirs, tolerance=2):
-    a, b = (np.asarray(image).astype(int) for image in (ours, theirs))
-    assert a.shape == b.shape
-    assert a.std() > 10  # a picture, not a flat one
-    assert np.abs(a - b).max() <= tolerance
 
 
 # --- google/ddpm-*

@@ -4,90 +4,29 @@ sliding window and past the original RoPE range. `measure` is also what the READ
 from __future__ import annotations
 
 import contextlib
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencli.checkpoints.build import load
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
+from tests.oracles.decoders import NEW, PROMPT, continue_greedily, measure, reference, token_ids
 from tests.tiny.decoder_cases import CASES, RANGE, WINDOW
 from tests.tiny.decoders import Case, Form, make_decoder
 from tests.tiny.text import random_model, write_json
 
 TOLERANCE = 1e-4  # absolute, on fp32 logits of size 3 to 5
-PROMPT, NEW = 9, 26  # tokens: together more than four windows, twice the original RoPE range
 FORMS: tuple[Form, ...] = ("old", "new")
 BY_NAME = {case.name: case for case in CASES}
 assert PROMPT < RANGE < 2 * RANGE < PROMPT + NEW and PROMPT > WINDOW
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How far a checkpoint's logits are from the reference's, and how many greedy tokens are the same."""
-
-    difference: float
-    tokens: int
-    equal: int
-
-
-def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The checkpoint in transformers, which must use every tensor of the file and miss none."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    # eager: the only attention of transformers that caps scores (Gemma 2)
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype=dtype, output_loading_info=True
-    )
-    assert not any(info.values()), info
-    model.generation_config.eos_token_id = None  # never stops early
-    return model
-
-
-def token_ids(batch: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(3, 96, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def continue_greedily(model: nn.Module, ids: Tensor, new: int, *, cached: bool) -> Tensor:
-    """ids (B, T) → (B, T + new), by the argmax of our logits."""
-    cache: Any = model.new_cache(len(ids), ids.shape[1] + new) if cached else None  # type: ignore[operator]
-    seen = 0
-    for _ in range(new):
-        logits = model(ids[:, seen:], cache, last_only=True)[:, -1]
-        seen = ids.shape[1] if cached else 0
-        ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
-    return ids
-
-
-@torch.inference_mode()
-def measure(case: Case, folder: Path, form: Form = "old") -> Measured:
-    """Compare a case's checkpoint: logits of 3 x 40 tokens, greedy text of 3 and of 1 sample, cached and not."""
-    make_decoder(folder, case, form)
-    ours, theirs = load(folder), reference(folder)
-    ids = token_ids(3, 40)
-    difference = (ours(ids) - theirs(ids, use_cache=False).logits).abs().max().item()
-    tokens = equal = 0
-    for batch, cached in ((3, True), (3, False), (1, True)):
-        prompt = token_ids(batch, PROMPT, seed=batch)
-        settings = {"max_new_tokens": NEW, "do_sample": False, "use_cache": cached}
-        wanted = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
-        got = continue_greedily(ours, prompt, NEW, cached=cached)
-        tokens += batch * NEW
-        equal += int((got == wanted)[:, PROMPT:].sum())
-    return Measured(difference, tokens, equal)
 
 
 @cases

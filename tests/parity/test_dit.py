@@ -17,6 +17,7 @@ from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.opening import open_file, open_part
 from tests.oracles.libraries import diffusers
+from tests.oracles.pipelines import assert_same
 from tests.tiny.classes import DIT_SCHEDULER, dit_network, make_dit, make_dit_file
 from tests.tiny.image import rewrite_json
 
@@ -45,13 +46,6 @@ def pipeline(dit):
 def draw(pipeline, prompts=None, **values):
     request = resolve(ImageRequest(**{"seed": 3, **values}), pipeline.checkpoint)
     return [event.image for event in generate(pipeline, request, prompts) if isinstance(event, Picture)]
-
-
-def assert_same(ours, theirs, tolerance=2):
-    a, b = (np.asarray(image).astype(int) for image in (ours, theirs))
-    assert a.shape == b.shape
-    assert a.std() > 10  # a picture, not a flat one
-    assert np.abs(a - b).max() <= tolerance
 
 
 def inputs(batch=3, side=8):

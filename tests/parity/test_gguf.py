@@ -26,10 +26,10 @@ from gencli.tokens.gguf import gguf_tokenizer
 from gencli.tokens.sentencepiece import read
 from tests.opening import open_part
 from tests.oracles.libraries import transformers
-from tests.parity.test_sentencepiece import make as make_pieces
-from tests.parity.test_sentencepiece import some_texts
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
+from tests.tiny.sentencepiece import make as make_pieces
+from tests.tiny.sentencepiece import some_texts
 from tests.tiny.text import bpe_files, make_gpt2
 
 CASE = {case.name: case for case in CASES}

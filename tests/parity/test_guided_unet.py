@@ -26,6 +26,7 @@ from tests.opening import open_part
 from tests.oracles.guided_reference import Reference
 from tests.oracles.guided_sampling import alphas, picture, sample, sample_ddim
 from tests.oracles.libraries import diffusers
+from tests.oracles.pipelines import assert_same
 from tests.tiny.classes import FLAGS, make_class_unet, make_guided, write
 
 NETWORKS = {
@@ -51,13 +52,6 @@ def opened(file, *, allow_pickle=False):
 def draw(pipeline, prompts=None, **values):
     request = resolve(ImageRequest(**{"seed": 3, **values}), pipeline.checkpoint)
     return [event.image for event in generate(pipeline, request, prompts) if isinstance(event, Picture)]
-
-
-def assert_same(ours, theirs, tolerance=2):
-    a, b = (np.asarray(image).astype(int) for image in (ours, theirs))
-    assert a.shape == b.shape
-    assert a.std() > 10  # a picture, not a flat one
-    assert np.abs(a - b).max() <= tolerance
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

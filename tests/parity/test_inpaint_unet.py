@@ -6,8 +6,8 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
-from tests.parity.test_pipeline import PROMPT, SIZE, assert_same, draw, generator, half_mask, opened, picture
-from tests.parity.test_pipeline import with_scheduler as with_sampler
+from tests.oracles.pipelines import PROMPT, SIZE, assert_same, draw, generator, half_mask, opened, picture
+from tests.oracles.pipelines import with_scheduler as with_sampler
 from tests.tiny.control import make_inpaint
 from tests.tiny.image import rewrite_json
 

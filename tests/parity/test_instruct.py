@@ -7,8 +7,8 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.guidance import guide_edit
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from tests.parity.test_pipeline import PROMPT, assert_same, draw, generator, opened, opened_once, picture
-from tests.parity.test_pipeline import with_scheduler as with_sampler
+from tests.oracles.pipelines import PROMPT, assert_same, draw, generator, opened, opened_once, picture
+from tests.oracles.pipelines import with_scheduler as with_sampler
 from tests.tiny.control import make_instruct
 from tests.tiny.image import rewrite_json
 

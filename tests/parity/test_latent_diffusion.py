@@ -26,6 +26,7 @@ from gencli.image.resolve import resolve
 from gencli.models.ldmbert import LDMBertConfig
 from gencli.tokens import load_tokenizer
 from tests.oracles.ldm_parity import measure
+from tests.oracles.pipelines import assert_same, generator
 from tests.tiny.image import rewrite_json
 from tests.tiny.ldm import (
     BERT,
@@ -79,17 +80,6 @@ def draw(folder, pipeline=None, init=None, **values):
     request = ImageRequest(**{"seed": 3, "init": None if init is None else "init.png", **values})
     request = resolve(request, pipeline.checkpoint, None if init is None else init.size)
     return [event.image for event in generate(pipeline, request, init=init) if isinstance(event, Picture)]
-
-
-def generator(seed=3):
-    return torch.Generator("cpu").manual_seed(seed)
-
-
-def assert_same(ours, theirs, tolerance=2):
-    a, b = (np.asarray(image).astype(int) for image in (ours, theirs))
-    assert a.shape == b.shape
-    assert a.std() > 10  # a picture, not a flat one
-    assert np.abs(a - b).max() <= tolerance
 
 
 # --- without a prompt

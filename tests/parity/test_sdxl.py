@@ -11,8 +11,7 @@ from gencli.image.checkpoint import open_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
-from tests.oracles.xl_parity import measure
-from tests.parity.test_pipeline import (
+from tests.oracles.pipelines import (
     NEGATIVE,
     PROMPT,
     SIZE,
@@ -24,6 +23,7 @@ from tests.parity.test_pipeline import (
     picture,
     with_scheduler,
 )
+from tests.oracles.xl_parity import measure
 from tests.tiny.image import rewrite_json
 from tests.tiny.sdxl import as_kind, make_lcm, make_sd_turbo, make_sdxl
 

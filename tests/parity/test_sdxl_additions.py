@@ -15,9 +15,8 @@ from gencli.errors import GencliError
 from gencli.image.generate import Picture, generate
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from tests.oracles.libraries import diffusers
-from tests.parity import test_embeddings as embeddings
-from tests.parity.test_image_lora import (
+from tests.oracles import embeddings
+from tests.oracles.image_lora import (
     ALL,
     ATTENTION,
     PROJECTIONS,
@@ -28,9 +27,10 @@ from tests.parity.test_image_lora import (
     parts_of,
     wanted,
 )
+from tests.oracles.libraries import diffusers
+from tests.oracles.weighted_prompts import expected_chunks
 from tests.tiny.lora import diffusers_name, draw_layers, kohya_xl_name, original_names, with_layers, write
 from tests.tiny.sdxl import make_sdxl
-from tests.unit.test_weighted import expected_chunks
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 RESNETS = re.compile(r".*(conv1|conv2|conv_shortcut)")

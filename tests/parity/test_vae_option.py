@@ -10,7 +10,7 @@ from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import open_checkpoint
 from gencli.image.pipeline import load
-from tests.parity.test_pipeline import PROMPT, SIZE, assert_same, draw, generator, picture, with_scheduler
+from tests.oracles.pipelines import PROMPT, SIZE, assert_same, draw, generator, picture, with_scheduler
 from tests.tiny.image import make_ddpm, make_stable_diffusion, make_text_encoder, make_vae
 from tests.tiny.single import original_vae
 

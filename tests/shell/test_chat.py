@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal
+from tests.tiny.chat_templates import BIAS, PLAIN_CHATML
 from tests.tiny.text import END, make_gpt2, write_json
-from tests.unit.test_chat import BIAS, CHATML
 
 SPOKEN = [part for token, _ in BIAS for part in ("--logit-bias", f"{token}=-inf")]
 
@@ -31,7 +31,7 @@ def templated(folder: Path, template: str, **shape: int) -> Path:
 def tuned(tmp_path_factory) -> Path:
     """A context that no answer in here fills."""
     return templated(
-        tmp_path_factory.mktemp("models") / "tuned", CHATML, n_positions=40_000, n_embd=8, n_head=1, n_layer=1
+        tmp_path_factory.mktemp("models") / "tuned", PLAIN_CHATML, n_positions=40_000, n_embd=8, n_head=1, n_layer=1
     )
 
 
@@ -152,8 +152,8 @@ def test_lines_are_conversations_of_their_own(tuned: Path):
 def test_reasoning_is_not_in_the_pipe(tmp_path: Path):
     """A template that opens the block, a model that never closes it: nothing of it reaches stdout or a redirected
     stderr."""
-    source = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
-    assert source != CHATML
+    source = PLAIN_CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    assert source != PLAIN_CHATML
     model = templated(tmp_path / "thinker", source)
     done = gencli("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", b"")

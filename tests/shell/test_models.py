@@ -17,8 +17,8 @@ from gencli.checkpoints.find import Source, embedded_names
 from gencli.checkpoints.report import Result, check
 from tests.oracles.hub_server import safetensors, sha256
 from tests.shell.process import environment, gencli, on_terminal
+from tests.tiny.hub_cache import COMMIT, OTHER, put, tiny
 from tests.tiny.text import make_gpt2
-from tests.unit.test_find import COMMIT, OTHER, put, tiny
 
 CARD = b"---\nlicense: apache-2.0\n---\n"
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tests.tiny.text import SENTENCES, byte_bpe, write_json
+from tests.tiny.text import END, SENTENCES, byte_bpe, write_json
 
 ALTERNATE = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -341,3 +341,9 @@ def make_chat_tokenizer(folder: Path, family: Family) -> Path:
         config["chat_template"] = family.template
     write_json(folder / "tokenizer_config.json", config)
     return folder
+
+
+PLAIN_CHATML = FAMILIES[0].template.replace("<|im_start|>", "<").replace("<|im_end|>", END)
+# Neither an end nor white space, so that random models say something.
+BANNED = [END, *(piece for piece in byte_bpe().get_vocab() if len(piece) == 1 and not (" " < piece < "\x7f"))]
+BIAS = tuple((byte_bpe().token_to_id(piece), -float("inf")) for piece in BANNED)

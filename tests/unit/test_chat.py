@@ -26,15 +26,11 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.reasoning import split_reasoning
 from gencli.text.request import TextRequest
 from gencli.tokens import load_tokenizer
-from tests.tiny.chat_templates import FAMILIES, make_chat_tokenizer
+from tests.tiny.chat_templates import BIAS, FAMILIES, PLAIN_CHATML, make_chat_tokenizer
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import END, byte_bpe, make_gpt2, write_json
 
-CHATML = FAMILIES[0].template.replace("<|im_start|>", "<").replace("<|im_end|>", END)
-# Neither an end nor white space, so that random models say something.
-BANNED = [END, *(piece for piece in byte_bpe().get_vocab() if len(piece) == 1 and not (" " < piece < "\x7f"))]
-BIAS = tuple((byte_bpe().token_to_id(piece), -float("inf")) for piece in BANNED)
 GREEDY = TextRequest.of(temperature=0.0, max_tokens=12, logit_bias=BIAS)
 
 
@@ -52,7 +48,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(base):
     """The same model with a template."""
-    return dataclasses.replace(base, tokenizer=dataclasses.replace(base.tokenizer, chat_template=CHATML))
+    return dataclasses.replace(base, tokenizer=dataclasses.replace(base.tokenizer, chat_template=PLAIN_CHATML))
 
 
 @pytest.fixture(scope="module")

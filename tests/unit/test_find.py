@@ -17,13 +17,7 @@ from gencli.checkpoints.report import describe
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from tests.oracles.hub_server import safetensors
-
-
-def words(text: str) -> list[str]:
-    return text.split()
-
-
-COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "0123456fedcba98765432100123456789abcdef0"
+from tests.tiny.hub_cache import COMMIT, OTHER, SD15, SD15_INDEX, put, tiny, words
 
 
 @pytest.fixture(autouse=True)
@@ -32,34 +26,6 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
-
-
-def put(cache_root: Path, repo: str, commit: str, files: dict[str, bytes], *revisions: str) -> Path:
-    """A snapshot as the hub's library lays it out: links into blobs."""
-    folder = cache_root / f"models--{repo.replace('/', '--')}"
-    snapshot = folder / "snapshots" / commit
-    for name, data in files.items():
-        blob = folder / "blobs" / f"{abs(hash((name, data))):040x}"
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        blob.write_bytes(data)
-        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
-    for revision in revisions:
-        ref = folder / "refs" / revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(commit)
-    return snapshot
-
-
-def tiny(**more: bytes) -> dict[str, bytes]:
-    """The files of a language model that opens, as far as names and headers go."""
-    config = {"model_type": "gpt2", "n_positions": 64, "n_embd": 4}
-    return {
-        "config.json": json.dumps(config).encode(),
-        "tokenizer.json": b"{}",
-        "model.safetensors": safetensors({"wte.weight": ("F32", [10, 4])}),
-        **more,
-    }
 
 
 # --- ids
@@ -186,29 +152,6 @@ def test_paths_and_embedded_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 # --- what is fetched of a listing
 
-SD15 = words(""".gitattributes README.md feature_extractor/preprocessor_config.json model_index.json
-safety_checker/config.json safety_checker/model.fp16.safetensors safety_checker/model.safetensors
-safety_checker/pytorch_model.bin safety_checker/pytorch_model.fp16.bin scheduler/scheduler_config.json
-text_encoder/config.json text_encoder/model.fp16.safetensors text_encoder/model.safetensors
-text_encoder/pytorch_model.bin tokenizer/merges.txt tokenizer/special_tokens_map.json tokenizer/tokenizer_config.json
-tokenizer/vocab.json unet/config.json unet/diffusion_pytorch_model.bin unet/diffusion_pytorch_model.fp16.safetensors
-unet/diffusion_pytorch_model.non_ema.safetensors unet/diffusion_pytorch_model.safetensors v1-5-pruned.ckpt
-v1-5-pruned-emaonly.safetensors v1-5-pruned.safetensors v1-inference.yaml vae/config.json
-vae/diffusion_pytorch_model.bin vae/diffusion_pytorch_model.fp16.safetensors
-vae/diffusion_pytorch_model.safetensors""")
-SD15_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "_diffusers_version": "0.6.0",
-    "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-    "image_encoder": [None, None],
-    "requires_safety_checker": True,
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 GPT2 = words(""".gitattributes 64-8bits.tflite 64.tflite README.md config.json flax_model.msgpack generation_config.json
 generation_config_for_text_generation.json merges.txt model.safetensors onnx/config.json onnx/decoder_model.onnx
 onnx/tokenizer.json pytorch_model.bin rust_model.ot tf_model.h5 tokenizer.json tokenizer_config.json vocab.json""")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.oracles.hub_server import Hub, git_id, safetensors, sha256
 from tests.shell import process
-from tests.unit.test_find import SD15, SD15_INDEX
+from tests.tiny.hub_cache import SD15, SD15_INDEX
 
 BIG = 3 * 2**20  # bytes of the weights that connections break in
 CONFIG = json.dumps({"model_type": "gpt2", "n_positions": 64, "auto_map": {"AutoModel": "evil.Model"}}).encode()

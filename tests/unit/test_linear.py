@@ -13,7 +13,7 @@ from gencli.checkpoints.weights import open_tensors
 from gencli.image import pipeline as pipelines
 from gencli.models import linear
 from gencli.models.clip_text import CLIPTextConfig, CLIPTextModel
-from tests.parity.test_pipeline import PROMPT, SIZE, draw, opened
+from tests.oracles.pipelines import PROMPT, SIZE, draw, opened
 from tests.tiny.image import TEXT, make_unet
 from tests.tiny.sdxl import make_sdxl, make_text_encoder_2
 

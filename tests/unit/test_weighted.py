@@ -22,6 +22,7 @@ from gencli.image.pipeline import load
 from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
+from tests.oracles.weighted_prompts import expected_chunks
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
 KINDS = ["sd15", "sd21"]
@@ -106,30 +107,6 @@ def pipelines(tmp_path_factory):
     theirs = {kind: make_stable_diffusion(root / kind, kind) for kind in KINDS}
     sources = {kind: Source(kind, root / kind, "folder") for kind in KINDS}
     return {kind: (load(open_checkpoint(sources[kind]), device="cpu"), theirs[kind]) for kind in KINDS}
-
-
-def expected_chunks(tokenizer, words, pad):
-    """The web UI's chunks of [(token, weight)] with None where a chunk ends: token by token, as its users know them."""
-    comma = tokenizer.convert_tokens_to_ids(",</w>")
-    done, chunk = [], []
-    for word in words:
-        if word is None:
-            done, chunk = [*done, chunk], []
-            continue
-        if len(chunk) == 75:
-            commas = [i for i, (token, _) in enumerate(chunk) if token == comma]
-            if word[0] != comma and commas and 75 - commas[-1] <= 20:
-                done, chunk = [*done, chunk[: commas[-1] + 1]], chunk[commas[-1] + 1 :]
-            else:
-                done, chunk = [*done, chunk], []
-        chunk.append(word)
-    done += [chunk] if chunk or not done else []
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    framed = []
-    for one in done:
-        ids = [start, *(token for token, _ in one), end]
-        framed.append((ids + [pad] * (77 - len(ids)), [1.0, *(w for _, w in one), *[1.0] * (76 - len(one))]))
-    return framed
 
 
 @pytest.mark.parametrize("kind", KINDS)
