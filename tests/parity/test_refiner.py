@@ -11,7 +11,7 @@ from gencli.image.generate import Denoised, Noise, Picture, _prepare, generate
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from tests.parity.test_pipeline import (
+from tests.oracles.pipelines import (
     NEGATIVE,
     PROMPT,
     SCHEDULERS,
