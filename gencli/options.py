@@ -53,15 +53,16 @@ class Bounds:
 class Option:
     """One row.
 
-    kind: the type of the value, or of each of `several`. flags: what it is called on the command line; none for a field
-    that the command line does not fill, and for an `argument`. help: a text without a full stop is followed by the
-    usual value. panel: its heading on the help page. after: the field that it follows there, if that is another than
-    the one above. env: the environment variable that holds when the option is not given. extra: more for typer.
+    kind: the type of the value, or of each of `several`. usage: the option as the help page shows it, as in
+    "-k, --top-k K"; without a flag it is an argument, and "" is a field that the command line does not fill. help: a
+    text without a full stop is followed by the usual value. panel: the heading on the help page. after: the field that
+    it follows there, if that is not the one above. env: the environment variable that holds when the option is not
+    given. extra: more for typer.
 
     word: the type on the command line, if that is not `kind`. read: what the command line gave → the value; it gets
-    None where nothing was given. called: its name in messages (default: its first long flag).
-    low, high: inclusive limits, of each of `several`. bounds: the same for numbers that may be of either kind. valid:
-    a check of its own, given the option's name and the value, in place of all others.
+    None where nothing was given. called: the name in messages (default: the first long flag).
+    within: inclusive limits, of each of `several`. bounds: the same for numbers of either kind. valid: a check of the
+    option's name and value in place of all others.
 
     usual: what holds when neither the request nor the checkpoint says otherwise. config_key: the key in a checkpoint's
     generation_config.json. off: the value that changes nothing.
@@ -71,12 +72,10 @@ class Option:
     """
 
     kind: Any
-    flags: tuple[str, ...] = ()
+    usage: str = ""
     help: str = ""
-    metavar: str | None = None
     panel: str = "Options"
     after: str | None = None
-    argument: bool = False
     several: bool = False
     env: str | None = None
     complete: Sequence[str] | Callable[..., list[str]] = ()
@@ -84,8 +83,7 @@ class Option:
     word: Any = None
     read: Callable[[Any], Any] | None = None
     called: str | None = None
-    low: float | None = None
-    high: float | None = None
+    within: tuple[float, float] | None = None
     bounds: Bounds | None = None
     valid: Callable[[str, Any], None] | None = None
     choices: tuple[str, ...] = ()
@@ -100,6 +98,16 @@ class Option:
     def field(self, default: Any, **more: Any) -> Any:
         """A dataclass field with this row."""
         return dataclasses.field(default=default, metadata={"option": self}, **more)
+
+    @property
+    def flags(self) -> list[str]:
+        return [word for word in self.usage.replace(",", " ").split() if word.startswith("-")]
+
+    @property
+    def metavar(self) -> str | None:
+        """What stands for the value."""
+        words = [word for word in self.usage.replace(",", " ").split() if not word.startswith("-")]
+        return " ".join(words) or None
 
     def name(self, field: str) -> str:
         """What messages call it; `field` is the field that it fills."""
@@ -135,20 +143,20 @@ class Option:
         if self.bounds is not None:
             self.bounds.check(name, value)
             return
-        check_kind(name, value, self.kind, self.low, self.high)
+        check_kind(name, value, self.kind, self.within)
         if self.kind is str:
             _check_text(name, value)
         if self.choices and value not in self.choices:
             raise UsageError(f"{name} {value!r}: wants one of {', '.join(self.choices)}")
 
 
-def check_kind(name: str, value: Any, kind: Any, low: float | None = None, high: float | None = None) -> None:
-    """Raise UsageError for a value of another kind, and for a number that is not from `low` to `high`."""
+def check_kind(name: str, value: Any, kind: Any, within: tuple[float, float] | None = None) -> None:
+    """Raise UsageError for a value of another kind, and for a number outside of inclusive limits."""
     right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
     if not right or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{name} {value!r}: wants {KINDS[kind]}")
-    if low is not None and high is not None and not low <= value <= high:  # NaN too
-        raise UsageError(f"{name} {value}: must be from {low} to {high}")
+    if within is not None and not within[0] <= value <= within[1]:  # NaN too
+        raise UsageError(f"{name} {value}: must be from {within[0]} to {within[1]}")
 
 
 def row(field: dataclasses.Field[Any]) -> Option | None:
@@ -182,34 +190,34 @@ def check_values(record: Any, values: Mapping[str, Any]) -> None:
             option.check(name, values[name])
 
 
-def integer(default: int | None, *flags: str, **row: Any) -> Any:
-    """A field for a whole number. For `row` see `Option`, here and below."""
-    return Option(int, flags, **row).field(default)
+def integer(default: int | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
+    """A field for a whole number. For its row, here and below, see `Option`."""
+    return Option(int, usage, help, panel, **row).field(default)
 
 
-def number(default: float | None, *flags: str, **row: Any) -> Any:
+def number(default: float | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
     """A field for a number."""
-    return Option(float, flags, **row).field(default)
+    return Option(float, usage, help, panel, **row).field(default)
 
 
-def string(default: str | None, *flags: str, **row: Any) -> Any:
+def string(default: str | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
     """A field for a text."""
-    return Option(str, flags, **row).field(default)
+    return Option(str, usage, help, panel, **row).field(default)
 
 
-def choice(choices: tuple[str, ...], *flags: str, **row: Any) -> Any:
+def choice(choices: tuple[str, ...], usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
     """A field for one of several names, which the shell completes."""
-    return Option(str, flags, choices=choices, **{"complete": choices, **row}).field(None)
+    return Option(str, usage, help, panel, choices=choices, **{"complete": choices, **row}).field(None)
 
 
-def flag(default: bool | None, *flags: str, **row: Any) -> Any:
+def flag(default: bool | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
     """A field that is true or false."""
-    return Option(bool, flags, **row).field(default)
+    return Option(bool, usage, help, panel, **row).field(default)
 
 
-def several(kind: type, *flags: str, **row: Any) -> Any:
+def several(kind: type, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
     """A field for a tuple of values of one kind, from an option that may be repeated."""
-    return Option(kind, flags, several=True, **row).field(())
+    return Option(kind, usage, help, panel, several=True, **row).field(())
 
 
 def _check_text(name: str, value: str) -> None:
@@ -225,9 +233,8 @@ def _check_text(name: str, value: str) -> None:
 
 SEED = Option(
     int,
-    ("-s", "--seed"),
-    help="The same seed makes the same again; item i of several uses N + i (default: drawn, and reported).",
-    metavar="N",
-    panel=RUN,
+    "-s, --seed N",
+    "The same seed makes the same again; item i of several uses N + i (default: drawn, and reported).",
+    RUN,
     after="vae_tiling",
 )

@@ -9,12 +9,13 @@ from gencli.options import MODEL, Option, flag, several, string
 
 DTYPE = Option(
     str,
-    ("--dtype",),
-    metavar="NAME",
+    "--dtype NAME",
+    (
+        "auto, float32, bfloat16 or float16 (default: auto, the file's own, but float32 for a float16 file on a "
+        "CPU; environment: GENCLI_DTYPE)."
+    ),
+    MODEL,
     env="GENCLI_DTYPE",
-    help="auto, float32, bfloat16 or float16 (default: auto, the file's own, but float32 for a float16 file on a "
-    "CPU; environment: GENCLI_DTYPE).",
-    panel=MODEL,
     after="device",
     complete=lambda: list(DTYPES),
 )
@@ -32,7 +33,7 @@ def named_model(env: str, default: str | None, what: str = "", example: str = "o
     begin = f"{what}: local folder, or" if what else "Embedded name, local folder or file, or"
     help = f"{begin} Hugging Face id such as {example} (default: {default or 'none'}; environment: {env})."
     complete = () if what else complete_model
-    return Option(str, ("-m", "--model"), metavar="NAME", env=env, help=help, panel=MODEL, complete=complete)
+    return Option(str, "-m, --model NAME", help, MODEL, env=env, complete=complete)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +47,30 @@ class ModelSpec:
     model: str | None = string(None)
     device: str = string(
         "auto",
-        "--device",
-        metavar="NAME",
+        "--device NAME",
+        "auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu; environment: GENCLI_DEVICE).",
+        MODEL,
         env="GENCLI_DEVICE",
-        help="auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu; environment: GENCLI_DEVICE).",
-        panel=MODEL,
         complete=lambda: list(DEVICES),
     )
     dtype: str = DTYPE.field("auto")
-    threads: int | None = Option(
-        int,
-        ("--threads",),
-        metavar="N",
-        help="CPU threads (default: torch's choice, one a core).",
-        panel=MODEL,
-    ).field(None, compare=False)
+    threads: int | None = Option(int, "--threads N", "CPU threads (default: torch's choice, one a core).", MODEL).field(
+        None, compare=False
+    )
     lora: tuple[str, ...] = several(
         str,
-        "--lora",
-        metavar="NAME[:SCALE]",
-        help="Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
-        "default scale: 1).",
-        panel=MODEL,
+        "--lora NAME[:SCALE]",
+        (
+            "Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
+            "default scale: 1)."
+        ),
+        MODEL,
     )
     allow_pickle: bool = flag(
         False,
         "--allow-pickle",
-        help="Also open .bin and .pt files, for nothing but tensors (default: only safetensors).",
-        panel=MODEL,
+        "Also open .bin and .pt files, for nothing but tensors (default: only safetensors).",
+        MODEL,
     )
 
     def __post_init__(self) -> None:

@@ -42,12 +42,9 @@ class ChatRequest(TextRequest):
 
     max_tokens: int | None = integer(
         MAX_TOKENS,
-        "-n",
-        "--max-tokens",
-        "--max-new-tokens",
-        metavar="N",
-        help=f"Tokens of an answer at most (default: {MAX_TOKENS}).",
-        panel=LENGTH,
+        "-n, --max-tokens, --max-new-tokens N",
+        f"Tokens of an answer at most (default: {MAX_TOKENS}).",
+        LENGTH,
         bounds=Bounds(1),
     )
 

@@ -34,25 +34,18 @@ class Turned:
     """What is turned into what."""
 
     files: tuple[str, ...] = Option(
-        str,
-        argument=True,
-        several=True,
-        metavar="FILE",
-        help="Pictures; with --paint one file of codes. `-`: stdin.",
-        panel=INPUT,
+        str, "FILE", "Pictures; with --paint one file of codes. `-`: stdin.", INPUT, several=True
     ).field(())
-    paint: bool = flag(False, "--paint", help="Turn codes into a picture.", panel=INPUT)
-    size: str | None = string(
-        None, "--size", metavar="WxH", help="Scale pictures to this size first (default: as they are).", panel=INPUT
-    )
+    paint: bool = flag(False, "--paint", "Turn codes into a picture.", INPUT)
+    size: str | None = string(None, "--size WxH", "Scale pictures to this size first (default: as they are).", INPUT)
     output: str | None = string(
         None,
-        "-o",
-        "--output",
-        metavar="PATH",
-        help="With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout when it is no "
-        "terminal, else a new file).",
-        panel=OUTPUT,
+        "-o, --output PATH",
+        (
+            "With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout when it is no "
+            "terminal, else a new file)."
+        ),
+        OUTPUT,
     )
     json: bool = JSON.field(False)
 

@@ -33,28 +33,27 @@ class Sources:
 
     prompt: tuple[str, ...] = Option(
         str,
-        argument=True,
+        "PROMPT",
+        (
+            "What to draw, words joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, an "
+            "unprompted sample is drawn. `--` before one that begins with a dash."
+        ),
+        INPUT,
         several=True,
-        metavar="PROMPT",
-        help="What to draw, words joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, an "
-        "unprompted sample is drawn. `--` before one that begins with a dash.",
-        panel=INPUT,
     ).field(())
     lines: bool = LINES.field(False)
     from_file: str | None = string(
         None,
-        "--from",
-        metavar="FILE",
-        help="Make the picture in FILE again from what is written in it; what is given beside it overrides.",
-        panel=INPUT,
+        "--from FILE",
+        "Make the picture in FILE again from what is written in it; what is given beside it overrides.",
+        INPUT,
         after="lines",
     )
     size: str | None = string(
         None,
-        "--size",
-        metavar="WxH",
-        help="Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init).",
-        panel=PICTURE,
+        "--size WxH",
+        "Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init).",
+        PICTURE,
     )
 
 
@@ -64,31 +63,23 @@ class Output:
 
     output: str | None = string(
         None,
-        "-o",
-        "--output",
-        metavar="PATH",
-        help="File to write, .png, .jpg or .webp; {seed}, {index} and {prompt} in it stand for the picture's own; `-` "
-        "is stdout (default: stdout when it is no terminal, else a new gencli-SEED.png).",
-        panel=OUTPUT,
+        "-o, --output PATH",
+        (
+            "File to write, .png, .jpg or .webp; {seed}, {index} and {prompt} in it stand for the picture's own; `-` "
+            "is stdout (default: stdout when it is no terminal, else a new gencli-SEED.png)."
+        ),
+        OUTPUT,
     )
     format: str | None = choice(
-        FORMATS,
-        "--format",
-        metavar="NAME",
-        help="png, jpeg or webp (default: as PATH ends, else png).",
-        panel=OUTPUT,
+        FORMATS, "--format NAME", "png, jpeg or webp (default: as PATH ends, else png).", OUTPUT
     )
     json: bool = JSON.field(False)
-    gif: str | None = string(
-        None, "--gif", metavar="FILE", help="Write the denoising as an animation too.", panel=OUTPUT
-    )
+    gif: str | None = string(None, "--gif FILE", "Write the denoising as an animation too.", OUTPUT)
     save_steps: str | None = string(
-        None, "--save-steps", metavar="DIR", help="Save what the picture looks like after each step.", panel=OUTPUT
+        None, "--save-steps DIR", "Save what the picture looks like after each step.", OUTPUT
     )
-    preview: bool = flag(False, "--preview", help="Show the picture on the terminal while it is made.", panel=OUTPUT)
-    no_metadata: bool = flag(
-        False, "--no-metadata", help="Do not write into the picture how it was made.", panel=OUTPUT
-    )
+    preview: bool = flag(False, "--preview", "Show the picture on the terminal while it is made.", OUTPUT)
+    no_metadata: bool = flag(False, "--no-metadata", "Do not write into the picture how it was made.", OUTPUT)
 
 
 @command(

@@ -101,7 +101,7 @@ def _rows(record: Any) -> dict[str, tuple[Option, Any]]:
         option = row(field)
         if option is None and dataclasses.is_dataclass(field.default):
             found |= _rows(type(field.default))
-        elif option is not None and (option.flags or option.argument):
+        elif option is not None and option.usage:
             found[field.name] = option, field.default
     return found
 
@@ -124,11 +124,12 @@ def _ordered(table: Mapping[str, tuple[Option, Any]], panels: Collection[str]) -
 def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
     """A row as a parameter that typer understands."""
     kind: Any = option.word or option.kind
-    if option.several or option.argument:
+    if option.several:
         kind, default = list[kind], None
     if option.read is not None:
         default = None
     kind = kind | None if default is None else kind
+    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
     annotation: Any = Annotated[kind, declare(option)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -136,7 +137,7 @@ def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
 def declare(option: Option) -> Any:
     """A row in typer's words."""
     shown: dict[str, Any] = {"metavar": option.metavar, "help": option.description, "rich_help_panel": option.panel}
-    if option.argument:
+    if not option.flags:
         return typer.Argument(**shown, **option.extra)
     known = option.complete
     complete = known if callable(known) else _completion(known) if known else None
@@ -166,7 +167,7 @@ def _values(record: Any, words: Mapping[str, Any]) -> dict[str, Any]:
         if option is None and dataclasses.is_dataclass(field.default):
             inner: Any = type(field.default)
             values[field.name] = inner(**_values(inner, words))
-        elif option is not None and (option.flags or option.argument) and field.name in words:
+        elif option is not None and option.usage and field.name in words:
             word = words[field.name]
             if option.read is not None:
                 values[field.name] = option.read(word)
@@ -205,36 +206,21 @@ def _set_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
-LINES = Option(bool, ("--lines",), help="Every line of stdin is a prompt of its own.", panel="Prompt", after="negative")
-JSON = Option(bool, ("--json",), help="Print JSON, one object a line.", panel=OUTPUT)
-OFFLINE = Option(
-    bool,
-    ("--offline",),
-    help="Never use the network (as HF_HUB_OFFLINE=1 does).",
-    panel=MODEL,
-    after="threads",
-)
+LINES = Option(bool, "--lines", "Every line of stdin is a prompt of its own.", "Prompt", after="negative")
+JSON = Option(bool, "--json", "Print JSON, one object a line.", OUTPUT)
+OFFLINE = Option(bool, "--offline", "Never use the network (as HF_HUB_OFFLINE=1 does).", MODEL, after="threads")
 QUIET = Option(
-    bool,
-    ("-q", "--quiet"),
-    help="No progress, no notes on stderr.",
-    panel=RUN,
-    extra={"callback": _set_quiet, "is_eager": True},
+    bool, "-q, --quiet", "No progress, no notes on stderr.", RUN, extra={"callback": _set_quiet, "is_eager": True}
 )
 COLOR = Option(
     When,
-    ("--color",),
-    metavar="WHEN",
-    help="Colours: auto, always or never (default: auto, on a terminal unless NO_COLOR is set or TERM=dumb).",
-    panel=RUN,
+    "--color WHEN",
+    "Colours: auto, always or never (default: auto, on a terminal unless NO_COLOR is set or TERM=dumb).",
+    RUN,
     extra={"callback": _set_color, "is_eager": True},
 )
 DEBUG = Option(
-    bool,
-    ("--debug",),
-    help="Show the traceback of an error.",
-    panel=RUN,
-    extra={"callback": _set_debug, "is_eager": True},
+    bool, "--debug", "Show the traceback of an error.", RUN, extra={"callback": _set_debug, "is_eager": True}
 )
 
 
@@ -254,7 +240,7 @@ class Fetching:
 class Reporting:
     """What is said on stderr. --quiet, --color and --debug set the console (`ctx.obj`) by themselves."""
 
-    stats: bool = flag(False, "--stats", help="Say seed, times and speed on stderr.", panel=RUN)
+    stats: bool = flag(False, "--stats", "Say seed, times and speed on stderr.", RUN)
     quiet: bool = QUIET.field(False)
     color: When = COLOR.field(When.auto)  # noqa: RUF009
     debug: bool = DEBUG.field(False)

@@ -38,32 +38,24 @@ class Compared:
 
     arguments: tuple[str, ...] = Option(
         str,
-        argument=True,
+        "TEXT PICTURE",
+        "The text, then the files to compare with it (`-`: one from stdin); with --text or --lines, files alone.",
+        INPUT,
         several=True,
-        metavar="TEXT PICTURE",
-        help="The text, then the files to compare with it (`-`: one from stdin); with --text or --lines, files alone.",
-        panel=INPUT,
     ).field(())
-    text: tuple[str, ...] = several(str, "-t", "--text", metavar="TEXT", help="A text (repeatable).", panel=INPUT)
+    text: tuple[str, ...] = several(str, "-t, --text TEXT", "A text (repeatable).", INPUT)
     lines: bool = replace(LINES, help="Every line of stdin is a text.", panel=INPUT).field(False)
     truncate: str | None = choice(
         SIDES,
-        "--truncate",
-        metavar="SIDE",
-        help="Leave out the left or right end of a text that is too long (otherwise it is an error).",
-        panel=INPUT,
+        "--truncate SIDE",
+        "Leave out the left or right end of a text that is too long (otherwise it is an error).",
+        INPUT,
         complete=lambda: list(SIDES),
     )
-    sort: bool = flag(False, "--sort", help="The best first, when all are known (default: as given).", panel=OUTPUT)
+    sort: bool = flag(False, "--sort", "The best first, when all are known (default: as given).", OUTPUT)
     json: bool = JSON.field(False)
     batch: int = integer(
-        8,
-        "--batch",
-        metavar="N",
-        help="Send N pictures through the model at once (default: 8).",
-        panel=RUN,
-        low=1,
-        high=4096,
+        8, "--batch N", "Send N pictures through the model at once (default: 8).", RUN, within=(1, 4096)
     )
 
     def __post_init__(self) -> None:

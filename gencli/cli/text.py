@@ -36,12 +36,13 @@ class Prompts:
 
     prompt: tuple[str, ...] = Option(
         str,
-        argument=True,
+        "PROMPT",
+        (
+            "Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
+            "stdin is the prompt. `--` before one that begins with a dash."
+        ),
+        INPUT,
         several=True,
-        metavar="PROMPT",
-        help="Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
-        "stdin is the prompt. `--` before one that begins with a dash.",
-        panel=INPUT,
     ).field(())
     lines: bool = LINES.field(False)
 
@@ -53,18 +54,15 @@ class ConversationStart:
     chat: bool = flag(
         False,
         "--chat",
-        help="The prompt is a message, given to the model as its chat template says; the text is the answer.",
-        panel=CONVERSATION,
+        "The prompt is a message, given to the model as its chat template says; the text is the answer.",
+        CONVERSATION,
     )
-    system: str | None = string(
-        None, "--system", metavar="TEXT", help="The system prompt; implies a conversation.", panel=CONVERSATION
-    )
+    system: str | None = string(None, "--system TEXT", "The system prompt; implies a conversation.", CONVERSATION)
     examples: Path | None = Option(  # noqa: RUF009
         Path,
-        ("--examples",),
-        metavar="FILE",
-        help="Turns that stand before the first message: JSON lines with `user` and `assistant`, or with `messages`.",
-        panel=CONVERSATION,
+        "--examples FILE",
+        "Turns that stand before the first message: JSON lines with `user` and `assistant`, or with `messages`.",
+        CONVERSATION,
     ).field(None)
 
     def conversation(self) -> Conversation:
@@ -78,8 +76,8 @@ class ConversationStart:
 class Shown:
     """What stdout gets."""
 
-    echo: bool = flag(False, "--echo", help="Print the prompt before the text.", panel=OUTPUT)
-    null: bool = flag(False, "-0", "--null", help="End each sample with a NUL byte, not a newline.", panel=OUTPUT)
+    echo: bool = flag(False, "--echo", "Print the prompt before the text.", OUTPUT)
+    null: bool = flag(False, "-0, --null", "End each sample with a NUL byte, not a newline.", OUTPUT)
     json: bool = JSON.field(False)
 
 

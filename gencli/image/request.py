@@ -125,13 +125,13 @@ def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _check_refiner_start(name: str, value: Any) -> None:
-    check_kind(name, value, float, 0, 1)
+    check_kind(name, value, float, (0, 1))
     if value in (0, 1):
         raise UsageError(f"{name} {value:g}: must be more than 0 and less than 1")
 
 
 def _check_strength(name: str, value: Any) -> None:
-    check_kind(name, value, float, 0, 1)
+    check_kind(name, value, float, (0, 1))
     if value == 0:
         raise UsageError(f"{name} 0: must be more than 0 and at most 1", "0 would leave the picture as it is")
 
@@ -179,25 +179,20 @@ class ImageRequest:
     """
 
     prompt: str = string("", called="the prompt")
-    negative: str | None = string(
-        None, "-n", "--negative", metavar="TEXT", help="What not to draw.", panel=INPUT, after="prompt"
-    )
+    negative: str | None = string(None, "-n, --negative TEXT", "What not to draw.", INPUT, after="prompt")
     steps: int | None = integer(
         None,
-        "--steps",
-        metavar="N",
-        help="Denoising steps (default: 50; 4 for LCM and Turbo models).",
-        panel=SAMPLING,
-        low=1,
-        high=10_000,
+        "--steps N",
+        "Denoising steps (default: 50; 4 for LCM and Turbo models).",
+        SAMPLING,
         infotext="Steps",
+        within=(1, 10_000),
     )
     sampler: str | None = string(
         None,
-        "--sampler",
-        metavar="NAME",
-        help=f"{', '.join(samplers.names())} (default: ddim; that of their own for LCM and Turbo models).",
-        panel=SAMPLING,
+        "--sampler NAME",
+        f"{', '.join(samplers.names())} (default: ddim; that of their own for LCM and Turbo models).",
+        SAMPLING,
         after="guidance_rescale",
         complete=samplers.names(),
         valid=_check_sampler,
@@ -207,65 +202,54 @@ class ImageRequest:
     karras: bool | None = flag(
         None,
         "--karras/--no-karras",
-        help="Karras noise levels, for euler and dpmpp_2m.",
-        panel=SAMPLING,
+        "Karras noise levels, for euler and dpmpp_2m.",
+        SAMPLING,
         after="spacing",
         infotext="Schedule type",
         labels=SCHEDULE_LABELS,
     )
     guidance: float | None = number(
         None,
-        "--cfg-scale",
-        "--guidance",
-        metavar="S",
-        help="How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, "
-        "LCM 8.5, Turbo 1).",
-        panel=SAMPLING,
-        low=-1000,
-        high=1000,
+        "--cfg-scale, --guidance S",
+        (
+            "How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, "
+            "LCM 8.5, Turbo 1)."
+        ),
+        SAMPLING,
         infotext="CFG scale",
+        within=(-1000, 1000),
     )
     guidance_rescale: float | None = number(
         None,
-        "--guidance-rescale",
-        metavar="R",
-        help="Against overexposure by guidance, 0 to 1 (default: 0, off).",
-        panel=SAMPLING,
-        low=0,
-        high=1,
+        "--guidance-rescale R",
+        "Against overexposure by guidance, 0 to 1 (default: 0, off).",
+        SAMPLING,
         infotext="CFG rescale",
+        within=(0, 1),
     )
-    seed: int | None = dataclasses.replace(SEED, low=0, high=SEED_LIMIT - 1, infotext="Seed").field(None)
-    width: int | None = integer(
-        None, "-W", "--width", metavar="N", help="Width alone.", panel=PICTURE, low=1, high=2**14
-    )
-    height: int | None = integer(
-        None, "-H", "--height", metavar="N", help="Height alone.", panel=PICTURE, low=1, high=2**14
-    )
+    seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed").field(None)
+    width: int | None = integer(None, "-W, --width N", "Width alone.", PICTURE, within=(1, 2**14))
+    height: int | None = integer(None, "-H, --height N", "Height alone.", PICTURE, within=(1, 2**14))
     eta: float | None = number(
         None,
-        "--eta",
-        metavar="E",
-        help="Fresh noise in ddim's steps: 0 none, 1 as much as DDPM (default: 0).",
-        panel=SAMPLING,
-        low=0,
-        high=1,
+        "--eta E",
+        "Fresh noise in ddim's steps: 0 none, 1 as much as DDPM (default: 0).",
+        SAMPLING,
         infotext="Eta",
+        within=(0, 1),
     )
     spacing: str | None = choice(
         SPACINGS,
-        "--spacing",
-        metavar="NAME",
-        help=f"How steps lie on the schedule: {', '.join(SPACINGS)} (default: the checkpoint's; lcm has its own).",
-        panel=SAMPLING,
+        "--spacing NAME",
+        f"How steps lie on the schedule: {', '.join(SPACINGS)} (default: the checkpoint's; lcm has its own).",
+        SAMPLING,
         infotext="Timestep spacing",
     )
     sampler_options: Mapping[str, bool | float | str] = Option(
         Mapping,
-        ("--sampler-option",),
-        metavar="NAME=VALUE",
-        help="Any other option that the sampler has (repeatable).",
-        panel=SAMPLING,
+        "--sampler-option NAME=VALUE",
+        "Any other option that the sampler has (repeatable).",
+        SAMPLING,
         called="--sampler-options",
         word=list[str],
         read=parse_sampler_options,
@@ -274,220 +258,193 @@ class ImageRequest:
     ).field(dataclasses.MISSING, default_factory=dict)
     init: str | None = string(
         None,
-        "-i",
-        "--init",
-        metavar="FILE",
-        help="Begin from this picture (`-`: from stdin).",
-        panel=START,
+        "-i, --init FILE",
+        "Begin from this picture (`-`: from stdin).",
+        START,
         infotext="Init image",
         names="file",
     )
     mask: str | None = string(
         None,
-        "--mask",
-        metavar="FILE",
-        help="Paint anew only where this picture is white.",
-        panel=START,
+        "--mask FILE",
+        "Paint anew only where this picture is white.",
+        START,
         after="strength",
         infotext="Mask image",
         names="file",
     )
     strength: float | None = number(
         None,
-        "--strength",
-        metavar="S",
-        help="How much of it to give up, above 0 and at most 1 (default: 0.8; with --mask 1).",
-        panel=START,
+        "--strength S",
+        "How much of it to give up, above 0 and at most 1 (default: 0.8; with --mask 1).",
+        START,
         valid=_check_strength,
         infotext="Denoising strength",
     )
     keep_rows: int | None = integer(
         None,
-        "--keep-rows",
-        metavar="N",
-        help="Rows of --init to keep, from the top (default: half).",
-        panel=PIXELS,
-        low=1,
-        high=2**14,
+        "--keep-rows N",
+        "Rows of --init to keep, from the top (default: half).",
+        PIXELS,
         infotext="Keep rows",
+        within=(1, 2**14),
     )
     temperature: float | None = number(
         None,
-        "--temperature",
-        "--temp",
-        metavar="T",
-        help="Lower is safer, higher is wilder, 0 always takes the likeliest colour (default: 1).",
-        panel=PIXELS,
-        low=0,
-        high=1000,
+        "--temperature, --temp T",
+        "Lower is safer, higher is wilder, 0 always takes the likeliest colour (default: 1).",
+        PIXELS,
         infotext="Temperature",
+        within=(0, 1000),
     )
     top_k: int | None = integer(
         None,
-        "--top-k",
-        metavar="K",
-        help="Only the K likeliest colours; 0 is all (default: 0).",
-        panel=PIXELS,
-        low=0,
-        high=2**22,
+        "--top-k K",
+        "Only the K likeliest colours; 0 is all (default: 0).",
+        PIXELS,
         infotext="Top K",
+        within=(0, 2**22),
     )
     top_p: float | None = number(
         None,
-        "--top-p",
-        metavar="P",
-        help="Only the likeliest colours that together reach P (default: 1, off).",
-        panel=PIXELS,
-        low=0,
-        high=1,
+        "--top-p P",
+        "Only the likeliest colours that together reach P (default: 1, off).",
+        PIXELS,
         infotext="Top P",
+        within=(0, 1),
     )
     image_guidance: float | None = number(
         None,
-        "--image-cfg-scale",
-        metavar="S",
-        help="How closely to keep to --init, for models that edit a picture (default: 1.5).",
-        panel=START,
-        low=0,
-        high=1000,
+        "--image-cfg-scale S",
+        "How closely to keep to --init, for models that edit a picture (default: 1.5).",
+        START,
         infotext="Image CFG scale",
+        within=(0, 1000),
     )
     classifier: str | None = string(
         None,
-        "--classifier",
-        metavar="NAME",
-        help="A classifier of noisy pictures that leads them to the class of the prompt: guidance for models in pixels "
-        "such as guided-diffusion's.",
-        panel=SAMPLING,
+        "--classifier NAME",
+        (
+            "A classifier of noisy pictures that leads them to the class of the prompt: guidance for models in pixels "
+            "such as guided-diffusion's."
+        ),
+        SAMPLING,
         infotext="Classifier",
         names="model",
         reload=True,
     )
     classifier_scale: float | None = number(
         None,
-        "--classifier-scale",
-        metavar="S",
-        help="How much the classifier counts (default: 1; models that are not told the class want about 10).",
-        panel=SAMPLING,
-        low=0,
-        high=1000,
+        "--classifier-scale S",
+        "How much the classifier counts (default: 1; models that are not told the class want about 10).",
+        SAMPLING,
         infotext="Classifier scale",
+        within=(0, 1000),
     )
     control: tuple[str, ...] = several(
         str,
-        "--control",
-        metavar="NAME",
-        help="A ControlNet to lead the picture, such as lllyasviel/sd-controlnet-canny (repeatable, each with its "
-        "--control-image).",
-        panel=CONTROL,
+        "--control NAME",
+        (
+            "A ControlNet to lead the picture, such as lllyasviel/sd-controlnet-canny (repeatable, each with its "
+            "--control-image)."
+        ),
+        CONTROL,
         infotext="ControlNet model",
         names="model",
         reload=True,
     )
     control_image: tuple[str, ...] = several(
         str,
-        "--control-image",
-        metavar="FILE",
-        help="What the ControlNet reads, as it is: edges, depth or a pose, made by another program (repeatable).",
-        panel=CONTROL,
+        "--control-image FILE",
+        "What the ControlNet reads, as it is: edges, depth or a pose, made by another program (repeatable).",
+        CONTROL,
         infotext="ControlNet image",
         names="file",
     )
     control_scale: tuple[float, ...] = several(
         float,
-        "--control-scale",
-        metavar="S",
-        help="How much the ControlNet counts; one for all, or one each (default: 1).",
-        panel=CONTROL,
-        low=-100,
-        high=100,
+        "--control-scale S",
+        "How much the ControlNet counts; one for all, or one each (default: 1).",
+        CONTROL,
         infotext="ControlNet scale",
+        within=(-100, 100),
     )
     control_start: tuple[float, ...] = several(
         float,
-        "--control-start",
-        metavar="F",
-        help="Share of the steps after which it counts, 0 to 1 (default: 0).",
-        panel=CONTROL,
-        low=0,
-        high=1,
+        "--control-start F",
+        "Share of the steps after which it counts, 0 to 1 (default: 0).",
+        CONTROL,
         infotext="ControlNet start",
+        within=(0, 1),
     )
     control_end: tuple[float, ...] = several(
         float,
-        "--control-end",
-        metavar="F",
-        help="Share of the steps up to which it counts, 0 to 1 (default: 1).",
-        panel=CONTROL,
-        low=0,
-        high=1,
+        "--control-end F",
+        "Share of the steps up to which it counts, 0 to 1 (default: 1).",
+        CONTROL,
         infotext="ControlNet end",
+        within=(0, 1),
     )
     count: int = integer(
         1,
-        "--count",
-        metavar="N",
-        help="Make N pictures, from the seeds seed, seed + 1, … (default: 1).",
-        panel=PICTURE,
-        low=1,
-        high=1_000_000,
+        "--count N",
+        "Make N pictures, from the seeds seed, seed + 1, … (default: 1).",
+        PICTURE,
         infotext="Count",
+        within=(1, 1_000_000),
     )
     best: int | None = integer(
         None,
-        "--best",
-        metavar="N",
-        help="Make --count pictures and keep the N that fit the prompt best, by the model of --clip.",
-        panel=PICTURE,
-        low=1,
-        high=1_000_000,
+        "--best N",
+        "Make --count pictures and keep the N that fit the prompt best, by the model of --clip.",
+        PICTURE,
         infotext="Best",
+        within=(1, 1_000_000),
     )
     clip: str | None = string(
         None,
-        "--clip",
-        metavar="NAME",
+        "--clip NAME",
+        "A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none; environment: GENCLI_CLIP_MODEL).",
+        PICTURE,
         env="GENCLI_CLIP_MODEL",
-        help="A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none; environment: GENCLI_CLIP_MODEL).",
-        panel=PICTURE,
         infotext="CLIP",
         names="model",
     )
-    grid: bool = flag(False, "--grid/--no-grid", help="Put all pictures into one.", panel=PICTURE, infotext="Grid")
+    grid: bool = flag(False, "--grid/--no-grid", "Put all pictures into one.", PICTURE, infotext="Grid")
     batch: int = integer(
         1,
-        "--batch",
-        metavar="N",
-        help="Send N pictures through the model at once (default: 1). Noise is the same, rounding may differ.",
-        panel=PICTURE,
-        low=1,
-        high=4096,
+        "--batch N",
+        "Send N pictures through the model at once (default: 1). Noise is the same, rounding may differ.",
+        PICTURE,
         infotext="Batch",
+        within=(1, 4096),
     )
     truncate: str | None = choice(
         SIDES,
-        "--truncate",
-        metavar="SIDE",
-        help="Leave out the left or right end of a prompt that is too long (otherwise it is an error).",
-        panel=INPUT,
+        "--truncate SIDE",
+        "Leave out the left or right end of a prompt that is too long (otherwise it is an error).",
+        INPUT,
         infotext="Truncate",
     )
     weighted: bool = flag(
         False,
         "--weighted/--no-weighted",
-        help="Read prompts as the web UI does: (word), ((word)), [word] and (word:1.2) are weights, \\( is a bracket, "
-        "BREAK ends a chunk, and prompts may be of any length (default: brackets are text).",
-        panel=INPUT,
+        (
+            "Read prompts as the web UI does: (word), ((word)), [word] and (word:1.2) are weights, \\( is a bracket, "
+            "BREAK ends a chunk, and prompts may be of any length (default: brackets are text)."
+        ),
+        INPUT,
         infotext="Emphasis",
         labels=EMPHASIS_LABELS,
     )
     lora: tuple[str, ...] = several(
         str,
-        "--lora",
-        metavar="NAME[:SCALE]",
-        help="Merge a LoRA into the weights: a file or folder as diffusers, kohya's trainer or peft writes it, or a "
-        "Hugging Face id, with /FILE where there are several (repeatable; default scale: 1).",
-        panel=MODEL,
+        "--lora NAME[:SCALE]",
+        (
+            "Merge a LoRA into the weights: a file or folder as diffusers, kohya's trainer or peft writes it, or a "
+            "Hugging Face id, with /FILE where there are several (repeatable; default scale: 1)."
+        ),
+        MODEL,
         after="offline",
         infotext="Lora",
         names="asset",
@@ -495,32 +452,33 @@ class ImageRequest:
     )
     embedding: tuple[str, ...] = several(
         str,
-        "--embedding",
-        metavar="FILE[:WORD]",
-        help="Teach the model a word by textual inversion, to be used in prompts: the one that the file names, else "
-        "the file's own name, or WORD (repeatable).",
-        panel=INPUT,
+        "--embedding FILE[:WORD]",
+        (
+            "Teach the model a word by textual inversion, to be used in prompts: the one that the file names, else "
+            "the file's own name, or WORD (repeatable)."
+        ),
+        INPUT,
         infotext="Embeddings",
         names="asset",
         reload=True,
     )
     vae: str | None = string(
         None,
-        "--vae",
-        metavar="NAME",
-        help="An autoencoder in the place of the model's own: a folder, a .safetensors file or a Hugging Face id.",
-        panel=RUN,
+        "--vae NAME",
+        "An autoencoder in the place of the model's own: a folder, a .safetensors file or a Hugging Face id.",
+        RUN,
         infotext="VAE",
         names="model",
         reload=True,
     )
     refiner: str | None = string(
         None,
-        "--refiner",
-        metavar="NAME",
-        help="A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
-        "Hugging Face id.",
-        panel=MODEL,
+        "--refiner NAME",
+        (
+            "A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
+            "Hugging Face id."
+        ),
+        MODEL,
         after="allow_pickle",
         infotext="Refiner",
         names="model",
@@ -528,21 +486,21 @@ class ImageRequest:
     )
     refiner_start: float | None = number(
         None,
-        "--refiner-start",
-        metavar="F",
-        help="The fraction of the denoising from which on the refiner works, 0 to 1 (default: 0.8).",
-        panel=SAMPLING,
+        "--refiner-start F",
+        "The fraction of the denoising from which on the refiner works, 0 to 1 (default: 0.8).",
+        SAMPLING,
         after="sampler_options",
         valid=_check_refiner_start,
         infotext="Refiner switch at",
     )
     stage: tuple[str, ...] = several(
         str,
-        "--stage",
-        metavar="NAME:KEY=VALUE",
-        help="A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
-        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}.",
-        panel=SAMPLING,
+        "--stage NAME:KEY=VALUE",
+        (
+            "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
+            f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}."
+        ),
+        SAMPLING,
         after="refiner_start",
         valid=_check_stages,
         infotext="Stages",
@@ -550,8 +508,8 @@ class ImageRequest:
     vae_tiling: bool = flag(
         False,
         "--vae-tiling/--no-vae-tiling",
-        help="Decode in tiles: less memory for large pictures, slightly other pixels.",
-        panel=RUN,
+        "Decode in tiles: less memory for large pictures, slightly other pixels.",
+        RUN,
         infotext="VAE tiling",
     )
     dtype: str | None = dataclasses.replace(
@@ -563,20 +521,18 @@ class ImageRequest:
     ).field(None)
     prediction: str | None = choice(
         PREDICTIONS,
-        "--prediction",
-        metavar="NAME",
-        help="What the model predicts, where its file does not say it: epsilon, v_prediction or sample.",
-        panel=MODEL,
+        "--prediction NAME",
+        "What the model predicts, where its file does not say it: epsilon, v_prediction or sample.",
+        MODEL,
         after="model",
         infotext="Prediction",
         reload=True,
     )
     betas: str | None = choice(
         BETAS,
-        "--betas",
-        metavar="NAME",
-        help=f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.",
-        panel=MODEL,
+        "--betas NAME",
+        f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.",
+        MODEL,
         after="prediction",
         infotext="Betas",
         reload=True,

@@ -72,23 +72,19 @@ class SamplingParams:
 
     temperature: float | None = number(
         None,
-        "--temperature",
-        "--temp",
-        metavar="T",
-        help="Lower is safer, higher is wilder, 0 always takes the likeliest token",
-        panel=SAMPLING,
+        "--temperature, --temp T",
+        "Lower is safer, higher is wilder, 0 always takes the likeliest token",
+        SAMPLING,
         bounds=Bounds(0),
-        usual=0.8,  # llama.cpp's, as top-k's and top-p's
+        usual=0.8,
         off=1.0,
         config_key="temperature",
     )
     top_k: int | None = integer(
         None,
-        "-k",
-        "--top-k",
-        metavar="K",
-        help="Only the K likeliest tokens; 0 is all of them",
-        panel=SAMPLING,
+        "-k, --top-k K",
+        "Only the K likeliest tokens; 0 is all of them",
+        SAMPLING,
         bounds=Bounds(0),
         usual=40,
         off=0,
@@ -96,10 +92,9 @@ class SamplingParams:
     )
     top_p: float | None = number(
         None,
-        "--top-p",
-        metavar="P",
-        help="Only the likeliest tokens that together reach P; 1 is off",
-        panel=SAMPLING,
+        "--top-p P",
+        "Only the likeliest tokens that together reach P; 1 is off",
+        SAMPLING,
         bounds=Bounds(0, 1),
         usual=0.95,
         off=1.0,
@@ -107,10 +102,9 @@ class SamplingParams:
     )
     min_p: float | None = number(
         None,
-        "--min-p",
-        metavar="P",
-        help="Only tokens at least P times as likely as the likeliest; 0 is off",
-        panel=SAMPLING,
+        "--min-p P",
+        "Only tokens at least P times as likely as the likeliest; 0 is off",
+        SAMPLING,
         bounds=Bounds(0, 1),
         usual=0.0,
         off=0.0,
@@ -118,10 +112,9 @@ class SamplingParams:
     )
     typical_p: float | None = number(
         None,
-        "--typical-p",
-        metavar="P",
-        help="Locally typical sampling; 1 is off",
-        panel=SAMPLING,
+        "--typical-p P",
+        "Locally typical sampling; 1 is off",
+        SAMPLING,
         bounds=Bounds(0, 1, open_low=True),
         usual=1.0,
         off=1.0,
@@ -129,10 +122,9 @@ class SamplingParams:
     )
     repeat_penalty: float | None = number(
         None,
-        "--repeat-penalty",
-        metavar="R",
-        help="Divide down tokens of prompt and text; 1 is off",
-        panel=SAMPLING,
+        "--repeat-penalty R",
+        "Divide down tokens of prompt and text; 1 is off",
+        SAMPLING,
         bounds=Bounds(0, open_low=True),
         usual=1.0,
         off=1.0,
@@ -140,31 +132,28 @@ class SamplingParams:
     )
     presence_penalty: float | None = number(
         None,
-        "--presence-penalty",
-        metavar="A",
-        help="Subtract A once from tokens that were generated, -2 to 2",
-        panel=SAMPLING,
+        "--presence-penalty A",
+        "Subtract A once from tokens that were generated, -2 to 2",
+        SAMPLING,
         bounds=Bounds(-2, 2),
         usual=0.0,
         off=0.0,
     )
     frequency_penalty: float | None = number(
         None,
-        "--frequency-penalty",
-        metavar="A",
-        help="Subtract A for each time a token was generated, -2 to 2",
-        panel=SAMPLING,
+        "--frequency-penalty A",
+        "Subtract A for each time a token was generated, -2 to 2",
+        SAMPLING,
         bounds=Bounds(-2, 2),
         usual=0.0,
         off=0.0,
     )
     logit_bias: tuple[tuple[int, float], ...] = Option(
         tuple,
-        ("--logit-bias",),
+        "--logit-bias ID=BIAS",
+        "Add to a token's logit (repeatable).",
+        SAMPLING,
         several=True,
-        metavar="ID=BIAS",
-        help="Add to a token's logit (repeatable).",
-        panel=SAMPLING,
         word=str,
         read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())),
         valid=_check_bias,
@@ -188,10 +177,9 @@ class TextRequest:
     seed: int = dataclasses.replace(SEED, read=draw_seed).field(0)
     truncate: Literal["left"] | None = Option(
         str,
-        ("--truncate",),
-        metavar="left",
-        help="Cut a prompt that is longer than the context at its beginning (otherwise it is an error).",
-        panel=INPUT,
+        "--truncate left",
+        "Cut a prompt that is longer than the context at its beginning (otherwise it is an error).",
+        INPUT,
         word=Side,
         read=lambda side: None if side is None else "left",
         valid=_check_side,
@@ -199,38 +187,24 @@ class TextRequest:
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = integer(
         None,
-        "-n",
-        "--max-tokens",
-        "--max-new-tokens",
-        metavar="N",
-        help="Tokens to generate at most, as far as the context goes",
-        panel=LENGTH,
+        "-n, --max-tokens, --max-new-tokens N",
+        "Tokens to generate at most, as far as the context goes",
+        LENGTH,
         bounds=Bounds(1),
         usual=256,
         config_key="max_new_tokens",
     )
     stop: tuple[str, ...] = several(
-        str,
-        "--stop",
-        metavar="TEXT",
-        help="End before this text (repeatable); never printed.",
-        panel=LENGTH,
-        valid=_check_stops,
+        str, "--stop TEXT", "End before this text (repeatable); never printed.", LENGTH, valid=_check_stops
     )
     num_samples: int = integer(
-        1,
-        "--num-samples",
-        metavar="N",
-        help="Continue the prompt N times (default: 1).",
-        panel=LENGTH,
-        bounds=Bounds(1),
+        1, "--num-samples N", "Continue the prompt N times (default: 1).", LENGTH, bounds=Bounds(1)
     )
     logprobs: int | None = integer(
         None,
-        "--logprobs",
-        metavar="N",
-        help="With --json: each token's log-probability, and the N likeliest tokens beside it.",
-        panel=OUTPUT,
+        "--logprobs N",
+        "With --json: each token's log-probability, and the N likeliest tokens beside it.",
+        OUTPUT,
         bounds=Bounds(0),
     )
 
