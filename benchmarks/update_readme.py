@@ -1,7 +1,7 @@
-"""Write what is generated into README.md: `python -m benchmarks.update_readme`. test_readme.py checks the help pages.
+"""Write what is generated into README.md: `python -m benchmarks.update_readme`, or `… help` for the help pages alone.
 
 Between `<!-- NAME -->` and `<!-- /NAME -->` stand the help pages of the commands, the tables of families, and
-examples with the output that the embedded models gave on this machine.
+examples with the output that the embedded models gave on this machine. tests/unit/test_readme.py checks the help pages.
 """
 
 from __future__ import annotations
@@ -55,16 +55,18 @@ def replaced(text: str, name: str, content: str) -> str:
     return re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _: new, text, flags=re.DOTALL)
 
 
-def main() -> None:
-    from benchmarks.parity_table import picture_table, table
-
+def main(what: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
     for command in COMMANDS:
         text = replaced(text, f"help:{command}", help_page(command))
-    text = replaced(text, "example:text", "\n\n".join(map(example, EXAMPLES)))
-    text = replaced(text, "parity:text", table())
-    README.write_text(replaced(text, "parity:image", picture_table()), encoding="utf-8")
+    if what != ["help"]:
+        from benchmarks.parity_table import picture_table, table
+
+        text = replaced(text, "example:text", "\n\n".join(map(example, EXAMPLES)))
+        text = replaced(text, "parity:text", table())
+        text = replaced(text, "parity:image", picture_table())
+    README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
