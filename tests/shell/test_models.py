@@ -1,4 +1,4 @@
-"""`gencli models` as a process: list, show, check, rm. (pull: tests/unit/test_hub.py)"""
+"""`gencli models` as a process: list, show, check, rm. (pull: test_hub.py)"""
 
 from __future__ import annotations
 

@@ -299,6 +299,7 @@ def test_broken_examples(tmp_path: Path, line: str, problem: str):
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source, problem",
     [

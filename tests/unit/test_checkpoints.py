@@ -393,6 +393,7 @@ for folder in sys.argv[2:]:
 
 if sys.platform == "linux":  # it reads /proc
 
+    @pytest.mark.slow
     def test_opening_takes_no_memory(plain, tmp_path):
         """200 MB of fp32 weights are mapped, neither read nor copied, until the first forward pass."""
         sizes = {"vocab_size": 25_000, "n_positions": 64, "n_embd": 1024, "n_layer": 2, "n_head": 16}

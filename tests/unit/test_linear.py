@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -22,6 +23,7 @@ def both(folder):
     return load(folder, dtype=torch.float32), load(folder, dtype=torch.float32, layerwise_casting=True)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_same_numbers(tmp_path):
     make_unet(tmp_path / "unet", "sd15", variant="fp16")
@@ -95,6 +97,7 @@ def test_gradients_are_not_lost(tmp_path):
     assert torch.equal(*results)
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same(tmp_path, monkeypatch):
     """On a CPU large parts stay stored, which the request does not tell: it says float32 either way."""
     make_sdxl(tmp_path, variant="fp16")
@@ -125,6 +128,7 @@ print(peak_memory() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_file(tmp_path):
     """A load and a run take the file's size in memory and little more; converted they would take three times as much,
     the file's pages and weights of twice their size."""

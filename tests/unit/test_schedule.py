@@ -45,6 +45,7 @@ def check_chain(steps: list[Step], final: float) -> None:
         assert step.at.alpha_cumprod <= step.next.alpha_cumprod
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(("offset", "to_one"), [(0, True), (1, False)])
 def test_every_number_of_steps(spacing: str, offset: int, to_one: bool) -> None:
@@ -70,6 +71,7 @@ def test_other_lengths_of_training(T: int, spacing: str) -> None:
         assert steps[0].at.t < T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("karras", [False, True])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", ["euler", "euler_a", "dpmpp_2m"])

@@ -125,6 +125,7 @@ def test_a_pickle_is_not_open_file(refusal, tmp_path):
     assert "model.ckpt is a pickle" in error
 
 
+@pytest.mark.slow
 def test_a_pickle_is_read_when_that_is_said(tmp_path, shapes, capsys):
     """A .ckpt as training wrote it: the weights under `state_dict`, beside numbers that are none."""
     tensors = {name: torch.full(shape, 0.5) for name, shape in shapes["sd1"].items()}
@@ -408,6 +409,7 @@ def test_models_show(tmp_path, shapes, capsys):
     assert shown["parameters"] == sum(part["parameters"] for part in parts.values())
 
 
+@pytest.mark.slow
 def test_models_check(tmp_path, shapes, capsys):
     """A whole file is well, whatever it predicts; a tensor that is wrong, or not finite, is named."""
     names = changed(shapes, "sd2", **{"cond_stage_model.model.token_embedding.weight": (49408, 64)})

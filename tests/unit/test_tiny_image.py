@@ -10,6 +10,8 @@ from gencli.tokens import load_tokenizer
 from tests.oracles.libraries import diffusers
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21"])
 @pytest.mark.parametrize("variant", [None, "fp16"])

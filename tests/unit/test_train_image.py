@@ -37,6 +37,8 @@ from tests.oracles.libraries import diffusers
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.pictures import COLORS, make_pictures
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("autoencoder", "diffusion", "decoder")
 
 

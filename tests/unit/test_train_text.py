@@ -181,6 +181,7 @@ def reference(folder: Path) -> Any:
     ).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", *FAMILIES])
 def test_on_from_a_checkpoint(texts: Path, tmp_path: Path, family: str) -> None:
     """Every decoder: loss falls, the source is as it was, names and precisions are the source's, both open it."""
@@ -201,6 +202,7 @@ def test_on_from_a_checkpoint(texts: Path, tmp_path: Path, family: str) -> None:
     assert ours.tokenizer.encode("a cat") == byte_bpe().encode("a cat").ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", *FAMILIES])
 def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
     folder = base(tmp_path / "base", family)
@@ -314,6 +316,7 @@ def test_files_that_are_no_texts(tmp_path: Path, name: str, content: bytes, says
         read_texts(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_a_vision_towers_text_model_becomes_a_checkpoint(texts: Path, tmp_path: Path) -> None:
     """Gemma 3 with a tower: adapters are named as transformers has its text model, and the tower is left out."""
     from tests.tiny.text import write_weights

@@ -19,6 +19,8 @@ from tests.oracles.hub_server import Hub, git_id, safetensors, sha256
 from tests.shell import process
 from tests.tiny.hub_cache import SD15, SD15_INDEX
 
+pytestmark = pytest.mark.slow
+
 BIG = 3 * 2**20  # bytes of the weights that connections break in
 CONFIG = json.dumps({"model_type": "gpt2", "n_positions": 64, "auto_map": {"AutoModel": "evil.Model"}}).encode()
 NEEDED = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
