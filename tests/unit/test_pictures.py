@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -281,6 +282,41 @@ def test_hostile_files_end_in_one_line(tmp_path, name):
             raise GencliError(f"{file} opened")  # a text chunk too many does not keep the pixels from being read
         assert str(file) in caught.value.message
         assert "\n" not in caught.value.message and len(caught.value.message) < 300
+
+
+HOSTILE_INFOTEXTS = {  # each repeated up to the limit of the text
+    "no quote ends": 'a:"\\,',
+    "tabs in quotes": 'a:"\tx",',
+    "quotes that are never closed": 'a:"x,',
+    "escapes": '\\"a:"\\\\',
+    "colons": ":",
+    "commas": "a:b,",
+    "blanks": "a:" + " " * 1000 + ",",
+    "brackets": 'a:"[[[{{{',
+    "lines": "a:b\nNegative prompt:\n",
+    "many keys": None,
+    "digits": "Steps: " + "9" * 5000 + ", ",
+    "nested lists": "LoRA: " + json.dumps("[" * 5000) + ", ",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_INFOTEXTS)
+def test_hostile_infotext_takes_little_time(what):
+    unit = HOSTILE_INFOTEXTS[what]
+    text = ", ".join(f"k{i}: {i}" for i in range(75_000)) if unit is None else unit * (2**20 // len(unit) - 2)
+    began = time.process_time()
+    try:
+        found = metadata.from_infotext(f"a prompt\n{text}")
+        assert "prompt" in found.values
+    except GencliError as error:
+        assert len(error.message) < 2000
+    assert time.process_time() - began < 2
+
+
+def test_values_in_quotes_are_read_as_json_reads_them():
+    line = 'Steps: 20, A: "x, y: \\"z\\" \\u00e9", B: "not\tclosed, C: "\\q", D: "a" b, E: ""'
+    expected = [("Steps", "20"), ("A", 'x, y: "z" é'), ("B", '"not\tclosed'), ("C", '"\\q"'), ("D", "a"), ("E", "")]
+    assert list(metadata._pairs(line)) == expected
 
 
 def test_missing_files_and_folders(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
 LIMIT = 2**20  # characters of either; a claim of more is refused
 NEGATIVE = "Negative prompt:"
 KARRAS_SUFFIX = " Karras"  # of a sampler, as the web UI wrote it before version 1.9
+QUOTED = re.compile(  # a string of JSON
+    r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"'
+)
 ALIASES = {"Eta DDIM": "Eta"}
 # Keys that another tool's picture does not lead anywhere with: names of models, and what goes with a file of its own.
 FOREIGN = {"Model", "VAE", "Denoising strength", "Refiner", "Refiner switch at"}
@@ -184,22 +188,21 @@ def _quote(text: str) -> str:
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
-    """`key: value` pairs of the parameter line, in one pass; values may be JSON strings."""
+    """Yield the `key: value` pairs of the parameter line; values may be JSON strings.
+
+    In one pass: a JSON string ends at the next quote without a backslash, where no other value can have begun before.
+    """
     at = 0
     while (colon := line.find(":", at)) >= 0:
         key = line[at:colon].rpartition(",")[2].strip()
         start = colon + 1
         while start < len(line) and line[start] == " ":
             start += 1
-        value, end = "", start
-        if line[start : start + 1] == '"':
-            try:
-                value, end = json.JSONDecoder().raw_decode(line, start)
-            except ValueError:
-                end = start
-        comma = line.find(",", end)
-        at = len(line) if comma < 0 else comma + 1
-        yield key, value if end > start else line[start : len(line) if comma < 0 else comma].strip()
+        quoted = QUOTED.match(line, start)
+        comma = line.find(",", quoted.end() if quoted else start)
+        comma = len(line) if comma < 0 else comma
+        yield key, json.loads(quoted[0]) if quoted else line[start:comma].strip()
+        at = comma + 1
 
 
 def _limited(text: str) -> str:
