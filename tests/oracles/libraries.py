@@ -7,12 +7,14 @@ from typing import Any
 
 
 class Library:
-    """A module that is imported when one of its attributes is first read."""
+    """A module that is imported when one of its public attributes is first read: pytest looks for private ones."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):
+            raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)
 
 
