@@ -67,7 +67,7 @@ def parts(names: Collection[str], read: Read) -> list[Part]:
     components = [name for name, value in index.items() if _is_component(name, value)]
     found = []
     for name in components:
-        kind = "tokenizer" if name.startswith("tokenizer") else "scheduler" if name == "scheduler" else "model"
+        kind = "tokenizer" if name.startswith("tokenizer") else "scheduler" if name.endswith("scheduler") else "model"
         inside = any(file.startswith(f"{name}/") for file in names)
         # Pipelines of one network may have it at the root (google/ddpm-cifar10-32).
         found.append(Part(name, f"{name}/" if inside else "", kind))  # type: ignore[arg-type]

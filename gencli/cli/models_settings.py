@@ -110,5 +110,5 @@ def _open_image(contents: Contents) -> None:
         if part.startswith("tokenizer"):
             checkpoint.tokenizer(part)
     reads: dict[str, dict[str, Any]] = {"mask": {"init": "?", "mask": "?"}, "picture": {"init": "?"}}
-    given = reads.get(checkpoint.also_reads or "", {})
+    given = reads.get(checkpoint.also_reads or "", {"init": "?"} if checkpoint.family.needs_init else {})
     resolve(ImageRequest(width=checkpoint.multiple, height=checkpoint.multiple, **given), checkpoint)

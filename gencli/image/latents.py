@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,26 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.image.conditioning import Conditioning
+from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.files import pictures
+from gencli.image.pipeline import LatentDistribution, Pipeline
 from gencli.image.request import ImageRequest
-
-if TYPE_CHECKING:
-    from gencli.image.diffusion.schedule import Point, Step
-    from gencli.image.pipeline import Pipeline
-
-
-@dataclass(frozen=True)
-class LatentDistribution:
-    """The latents of an image: mean and std, (1, C, h, w); std None where they are certain."""
-
-    mean: Tensor
-    std: Tensor | None = None
-
-    def sample(self, draw_noise: Callable[[], Tensor], batch: int) -> Tensor:
-        """(B, C, h, w). Draws noise only if there is a std."""
-        if self.std is None:
-            return self.mean.expand(batch, -1, -1, -1)
-        return self.mean + self.std * draw_noise()
 
 
 @dataclass(frozen=True)

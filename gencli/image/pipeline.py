@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -22,7 +22,6 @@ from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.families import Stage, import_name
 from gencli.image.files.pictures import from_picture, to_picture
-from gencli.image.latents import LatentDistribution
 from gencli.image.prompts.base import Conditioner
 from gencli.models.autoencoder_kl import AutoencoderKL
 from gencli.models.module import BaseModel, describe
@@ -33,6 +32,20 @@ SKETCH = 24  # latents a side of a sketch
 # Parts of half precision that would be larger in float32 stay as they lie in the file on a CPU. The network is run step
 # by step, and so is converted where that fits any machine; what is run once a prompt gains little by it.
 NETWORK_LIMIT, OTHERS_LIMIT = 4 << 30, 1 << 30
+
+
+@dataclass(frozen=True)
+class LatentDistribution:
+    """The latents of an image: mean and std, (1, C, h, w); std None where they are certain."""
+
+    mean: Tensor
+    std: Tensor | None = None
+
+    def sample(self, draw_noise: Callable[[], Tensor], batch: int) -> Tensor:
+        """(B, C, h, w). Draws noise only if there is a std."""
+        if self.std is None:
+            return self.mean.expand(batch, -1, -1, -1)
+        return self.mean + self.std * draw_noise()
 
 
 @dataclass(frozen=True)

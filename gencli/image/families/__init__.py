@@ -9,12 +9,9 @@ import dataclasses
 import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from gencli.image.families import checks
-
-if TYPE_CHECKING:
-    from gencli.image.checkpoint import Checkpoint
 
 NOISE, PREVIOUS = "gencli.image.latents:prepare_latents", "gencli.image.latents:continue_latents"
 
@@ -60,7 +57,7 @@ class Family:
     prompt: Literal["text", "class", "none"]
     autoencoder: str | None = None
     optional: frozenset[str] = frozenset()
-    check: Callable[[Checkpoint], None] = checks.nothing
+    check: Callable[[checks.Described], None] = checks.nothing
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs_init: bool = False
     main: int = 0

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 from gencli.errors import GencliError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
 
-    from gencli.image.checkpoint import Checkpoint
+class Described(Protocol):
+    """What the small files of a checkpoint say. configs: of each part. index: model_index.json."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def index(self) -> Mapping[str, Any]: ...
+    @property
+    def prompt(self) -> str: ...
 
 
-def nothing(checkpoint: Checkpoint) -> None:
+def nothing(checkpoint: Described) -> None:
     """All goes together."""
 
 
-def pixels(checkpoint: Checkpoint) -> None:
+def pixels(checkpoint: Described) -> None:
     """Raises GencliError for a UNet that reads other channels than a picture has."""
     channels = checkpoint.configs["unet"].get("in_channels", 3)
     if channels not in (1, 3):
         raise GencliError(f"{checkpoint.folder}: a UNet with in_channels = {channels} is not supported")
 
 
-def latents(checkpoint: Checkpoint) -> None:
+def latents(checkpoint: Described) -> None:
     """Raises GencliError for a UNet that reads other channels than latents, or latents, a mask and a picture's."""
     _check_channels(checkpoint, lambda latent: (latent, 2 * latent + 1))
 
 
-def edited_latents(checkpoint: Checkpoint) -> None:
+def edited_latents(checkpoint: Described) -> None:
     """Raises GencliError for a UNet that reads other channels than latents and those of a picture to edit."""
     _check_channels(checkpoint, lambda latent: (2 * latent,))
 
 
-def _check_channels(checkpoint: Checkpoint, fitting: Callable[[int], tuple[int, ...]]) -> None:
+def _check_channels(checkpoint: Described, fitting: Callable[[int], tuple[int, ...]]) -> None:
     unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
     _check_texts(checkpoint)
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
@@ -52,7 +61,7 @@ def _check_channels(checkpoint: Checkpoint, fitting: Callable[[int], tuple[int, 
         )
 
 
-def transformer(checkpoint: Checkpoint) -> None:
+def transformer(checkpoint: Described) -> None:
     """Raises GencliError for a transformer that reads other channels than its latents have, and without latents."""
     if "vae" not in checkpoint.configs:
         raise GencliError(
@@ -69,7 +78,7 @@ def transformer(checkpoint: Checkpoint) -> None:
             )
 
 
-def latent_diffusion(checkpoint: Checkpoint) -> None:
+def latent_diffusion(checkpoint: Described) -> None:
     """Raises GencliError for a UNet that reads other channels than its latents have, or other texts than it is told."""
     unet, vqvae = checkpoint.configs["unet"], checkpoint.configs["vqvae"]
     if vqvae["_class_name"] == "VQModel":
@@ -90,14 +99,14 @@ def latent_diffusion(checkpoint: Checkpoint) -> None:
             )
 
 
-def edited_latents_xl(checkpoint: Checkpoint) -> None:
+def edited_latents_xl(checkpoint: Described) -> None:
     """The same for SDXL, and refuses CosXL, whose picture is scaled and whose noise is another."""
     if checkpoint.index.get("is_cosxl_edit"):
         raise GencliError(f"{checkpoint.folder / 'model_index.json'}: is_cosxl_edit = true is not supported")
     stable_diffusion_xl(checkpoint, edited_latents)
 
 
-def stable_diffusion_xl(checkpoint: Checkpoint, channels: Callable[[Checkpoint], None] = latents) -> None:
+def stable_diffusion_xl(checkpoint: Described, channels: Callable[[Described], None] = latents) -> None:
     """Raises GencliError for text encoders whose widths are not what the UNet reads."""
     folder, configs = checkpoint.folder, checkpoint.configs
     channels(checkpoint)
@@ -124,7 +133,7 @@ def _number(config: Mapping[str, Any], key: str, default: int) -> int:
     return value
 
 
-def _check_texts(checkpoint: Checkpoint) -> None:
+def _check_texts(checkpoint: Described) -> None:
     """Raises GencliError for a UNet that reads wider or narrower states than its text encoders give, or pooled texts
     that nobody gives it."""
     unet, configs = checkpoint.configs["unet"], checkpoint.configs

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from gencli.errors import GencliError
 from gencli.image.conditioning import Conditioning
+from gencli.image.prompts.classes import HasClasses
 from gencli.image.request import ImageRequest
 from gencli.models.module import BaseModel
 from gencli.tokens import Tokenizer
 
 Loader = Callable[[str], BaseModel]
 """loader(part) → that part's module with its weights, on the device and in the precision of the checkpoint."""
+
+
+class PromptParts(HasClasses, Protocol):
+    """What a checkpoint says of its conditioner. parts: those that it has. index: model_index.json."""
+
+    @property
+    def parts(self) -> Mapping[str, object]: ...
+    @property
+    def index(self) -> Mapping[str, Any]: ...
+    def tokenizer(self, part: str = "tokenizer") -> Tokenizer: ...
 
 
 class Conditioner(Protocol):

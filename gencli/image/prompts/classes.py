@@ -10,14 +10,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gencli.errors import GencliError, UsageError
 
 if TYPE_CHECKING:
-    from gencli.image.checkpoint import Checkpoint
     from gencli.image.conditioning import Conditioning
-    from gencli.image.prompts.base import Loader
     from gencli.image.request import ImageRequest
     from gencli.models.module import BaseModel
     from gencli.tokens import Tokenizer
@@ -78,7 +76,12 @@ class Classes:
         return f"{'a class by its name, or ' if self.names else ''}a number from 0 to {self.count - 1}"
 
 
-def load(checkpoint: Checkpoint, loader: Loader) -> ClassPrompts | None:
+class HasClasses(Protocol):
+    @property
+    def network_classes(self) -> Classes | None: ...
+
+
+def load(checkpoint: HasClasses, loader: object) -> ClassPrompts | None:
     """None for a network that takes no class."""
     classes = checkpoint.network_classes
     return None if classes is None else ClassPrompts(classes)

@@ -11,16 +11,15 @@ from typing import cast
 
 import torch
 
-from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.prompts import classes
-from gencli.image.prompts.base import Loader, pad_prompt
+from gencli.image.prompts.base import Loader, PromptParts, pad_prompt
 from gencli.image.request import ImageRequest
 from gencli.models.ldmbert import LDMBertModel
 from gencli.tokens import Tokenizer
 
 
-def load(checkpoint: Checkpoint, loader: Loader) -> BertPrompts | classes.ClassPrompts | None:
+def load(checkpoint: PromptParts, loader: Loader) -> BertPrompts | classes.ClassPrompts | None:
     """Load the text encoder and its tokenizer; without one, the classes of the UNet, if it takes any."""
     if "bert" not in checkpoint.parts:
         return classes.load(checkpoint, loader)

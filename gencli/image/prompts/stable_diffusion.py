@@ -9,16 +9,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.prompts import weighting
-from gencli.image.prompts.base import Loader, pad_prompt
+from gencli.image.prompts.base import Loader, PromptParts, pad_prompt
 from gencli.image.request import ImageRequest
 from gencli.models.clip_text import CLIPTextModel
 from gencli.tokens import Tokenizer
 
 
-def load(checkpoint: Checkpoint, loader: Loader) -> ClipPrompts:
+def load(checkpoint: PromptParts, loader: Loader) -> ClipPrompts:
     """Load the text encoder and its tokenizer."""
     return ClipPrompts(checkpoint.tokenizer(), cast(CLIPTextModel, loader("text_encoder")))
 

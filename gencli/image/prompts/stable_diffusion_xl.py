@@ -9,10 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gencli.image.checkpoint import Checkpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.prompts import weighting
-from gencli.image.prompts.base import Loader
+from gencli.image.prompts.base import Loader, PromptParts
 from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
 from gencli.models.clip_text import CLIPTextModel
@@ -21,7 +20,7 @@ from gencli.tokens import Tokenizer
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5  # diffusers' defaults
 
 
-def load(checkpoint: Checkpoint, loader: Loader) -> XLPrompts:
+def load(checkpoint: PromptParts, loader: Loader) -> XLPrompts:
     """Load the text encoders and their tokenizers: two, or the refiner's one."""
     suffixes = [suffix for suffix in ("", "_2") if f"text_encoder{suffix}" in checkpoint.parts]
     return XLPrompts(

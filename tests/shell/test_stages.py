@@ -1,0 +1,197 @@
+"""Models of several stages, as a process: a toy family of two, and SDXL with its refiner."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.shell import process
+from tests.shell.process import environment, gencli, on_terminal
+from tests.tiny.image import DDPM, SCHEDULER, make_unet_2d, write_scheduler
+from tests.tiny.sdxl import make_refiner, make_sdxl
+
+TOY = '''
+"""A cascade in pixels: half the size, then the whole, which reads the half enlarged beside its own x."""
+
+import torch.nn.functional as F
+
+from gencli.image.latents import InitLatents, Start
+
+
+def half(pipeline, request, init=None, mask=None, before=None):
+    return Start((3, request.height // 2, request.width // 2))
+
+
+def whole(pipeline, request, init=None, mask=None, before=None):
+    return Enlarged((3, request.height, request.width))
+
+
+class Enlarged(Start):
+    def draw(self, draw_noise, batch, before):
+        return InitLatents(draw_noise(), concat=F.interpolate(before.x, size=self.shape[1:]))
+'''
+ROW = """
+import sys
+
+from gencli.__main__ import main
+from gencli.image import families, prompts
+from gencli.image.families import Family, Stage
+
+prompts.__path__.append({folder!r})
+unet = frozenset({{"UNet2DModel"}})
+families.FAMILIES["ToyCascadePipeline"] = Family(
+    (
+        Stage("classes:load", start="toy_cascade:half", name="small"),
+        Stage("classes:load", "upscaler", "upscaler_scheduler", "large", "toy_cascade:whole", defaults={{"steps": 3}}),
+    ),
+    {{"unet": unet, "scheduler": None, "upscaler": unet, "upscaler_scheduler": None}},
+    "none",
+)
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A checkpoint of the toy family, and the command that knows it."""
+    root = tmp_path_factory.mktemp("toy")
+    folder = root / "cascade"
+    make_unet_2d(folder / "unet")
+    make_unet_2d(folder / "upscaler", {"in_channels": 6})
+    write_scheduler(folder / "scheduler", SCHEDULER["ddpm"])
+    write_scheduler(folder / "upscaler_scheduler", SCHEDULER["ddpm"] | {"beta_schedule": "squaredcos_cap_v2"})
+    parts = {name: ["diffusers", "UNet2DModel"] for name in ("unet", "upscaler")}
+    parts |= {name: ["diffusers", "DDPMScheduler"] for name in ("scheduler", "upscaler_scheduler")}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyCascadePipeline", **parts}))
+    (root / "toy_cascade.py").write_text(TOY)
+    (root / "toy_main.py").write_text(ROW.format(folder=str(root)))
+    return folder, [sys.executable, str(root / "toy_main.py")]
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    root = tmp_path_factory.mktemp("xl")
+    make_refiner(root / "refiner", root / "sdxl", make_sdxl(root / "sdxl"))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command, *args):
+    done = subprocess.run([*command, *map(str, args)], capture_output=True, env=environment(), timeout=process.LIMIT)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def pixels(file):
+    with Image.open(file) as opened:
+        return np.asarray(opened).astype(int)
+
+
+def said(file):
+    with Image.open(file) as opened:
+        return json.loads(opened.text["gencli"]), opened.text["parameters"]
+
+
+def test_a_family_of_two_stages_is_one_file_and_one_row(toy):
+    model, command = toy
+    common = ("image", "-m", model, "--steps", 2, "--seed", 5)
+    assert gencli(*common, "-o", "no.png").returncode == 1  # not yet
+    made = run(command, *common, "--count", 3, "--batch", 2, "-o", "{seed}.png", "--stats")
+    assert made[0] == 0 and made[1] == "5.png\n6.png\n7.png\n"
+    assert "; 10 steps in" in made[2]  # two batches of 2 and 3 steps
+    size = DDPM["sample_size"]
+    assert pixels("5.png").shape == (size, size, 3)
+    for seed in (5, 6, 7):  # each alone, and by what it says itself
+        assert run(command, *common[:-1], seed, "-o", "alone.png")[0] == 0
+        assert np.abs(pixels("alone.png") - pixels(f"{seed}.png")).max() <= 1
+        assert run(command, "image", "--from", f"{seed}.png", "-o", "again.png") == (0, "again.png\n", "")
+        np.testing.assert_array_equal(pixels("again.png"), pixels("alone.png"))
+    request, infotext = said("5.png")
+    assert "stage" not in request and "Stages" not in infotext
+
+
+def test_settings_of_a_further_stage(toy):
+    model, command = toy
+    common = ("image", "-m", model, "--steps", 2, "--seed", 5)
+    stage = ("--stage", "large:steps=4", "--stage", "large:sampler=ddpm")
+    assert run(command, *common, "-o", "plain.png")[0] == 0
+    code, out, _ = run(command, *common, *stage, "-o", "more.png", "--json", "--save-steps", "steps", "--gif", "a.gif")
+    assert code == 0 and np.abs(pixels("more.png") - pixels("plain.png")).max() > 10
+    made = json.loads(out)
+    assert made["stage"] == ["large:steps=4", "large:sampler=ddpm"] and (made["steps"], made["sampler"]) == (2, "ddim")
+    names = [*(f"5-small-{i:04}.png" for i in (1, 2)), *(f"5-large-{i:04}.png" for i in (1, 2, 3, 4))]
+    assert [file.split("/")[-1] for file in made["step_files"]] == names
+    assert pixels(f"steps/{names[0]}").shape[0] * 2 == pixels(f"steps/{names[-1]}").shape[0]
+    with Image.open("a.gif") as animation:
+        assert animation.size == Image.open("more.png").size
+    request, infotext = said("more.png")
+    assert request["stage"] == made["stage"] and 'Stages: "[\\"large:steps=4\\", \\"large:sampler=ddpm\\"]"' in infotext
+    assert run(command, "image", "--from", "more.png", "-o", "again.png") == (0, "again.png\n", "")
+    np.testing.assert_array_equal(pixels("again.png"), pixels("more.png"))
+    assert run(command, "image", "--from", "more.png", "--stage", "large:steps=3", "-o", "other.png")[0] == 0
+    np.testing.assert_array_equal(pixels("other.png"), pixels("plain.png"))
+
+
+def test_progress_says_which_stage(toy, monkeypatch):
+    model, command = toy
+    monkeypatch.setattr(process, "GENCLI", command)
+    code, terminal, _, _ = on_terminal("image", "-m", model, "--steps", 2, "--preview", "-o", "a.png")
+    assert code == 0
+    for line in ("small (stage 1 of 2)", "large (stage 2 of 2)", "decoding"):
+        assert line in terminal.decode()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--stage", "refiner"), "--stage 'refiner': wants NAME:KEY=VALUE"),
+        (("--stage", "refiner:stride=3"), "--stage 'refiner:stride=3': no key 'stride'"),
+        (("--stage", "refiner:steps=many"), "--stage 'refiner:steps=many': wants a whole number"),
+        (("--stage", "refiner:steps=0"), "--stage 'refiner:steps=0': --steps 0: must be from 1 to 10000"),
+        (("--stage", "refiner:sampler=heun"), "no such sampler"),
+        (("--stage", "refiner:karras=so"), "wants true or false"),
+        (("--stage", "refiner:steps=3"), "--stage refiner: emoji has no such stage"),
+        (("--refiner-start", 0.5), "--refiner-start without a refiner"),
+        (("--refiner", "x", "--refiner-start", 1), "--refiner-start 1: must be more than 0 and less than 1"),
+    ],
+)
+def test_usage(args, message):
+    done = gencli("image", "apple", *args, "-o", "a.png")
+    assert done.returncode == 2 and message in done.stderr.decode()
+
+
+def test_sdxl_and_its_refiner(xl):
+    common = ("image", "red apple", "-m", xl / "sdxl", "--size", "64x64", "--steps", 5, "--seed", 3)
+    refiner = ("--refiner", xl / "refiner", "--refiner-start", 0.5)
+    assert gencli(*common, "-o", "base.png").returncode == 0
+    assert gencli(*common, *refiner, "-o", "both.png").returncode == 0
+    assert np.abs(pixels("both.png") - pixels("base.png")).max() > 2
+    request, infotext = said("both.png")
+    assert request["refiner"] == str(xl / "refiner") and request["refiner_start"] == 0.5
+    assert f"Refiner: {xl / 'refiner'}, Refiner switch at: 0.5" in infotext
+    assert gencli("image", "--from", "both.png", "-o", "again.png").stderr == b""
+    np.testing.assert_array_equal(pixels("again.png"), pixels("both.png"))
+    done = gencli(*common, *refiner, "--stage", "refiner:steps=20", "-o", "more.png", "--stats")
+    assert b"; 12 steps in" in done.stderr  # 2 of 5, and 10 of 20
+    shutil.copy("both.png", "lost.png")
+    done = gencli("image", "--from", "lost.png", "--refiner", "nowhere", "-o", "a.png")
+    assert done.returncode == 1 and b"nowhere" in done.stderr
+
+
+def test_the_refiner_alone_changes_a_picture(xl):
+    Image.new("RGB", (64, 64), "red").save("red.png")
+    done = gencli("image", "an apple", "-m", xl / "refiner", "--steps", 4, "-o", "a.png")
+    assert done.returncode == 2 and b"refines a picture and draws none from noise" in done.stderr
+    done = gencli("image", "an apple", "-m", xl / "refiner", "--steps", 4, "-i", "red.png", "-o", "a.png")
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = gencli("models", "show", xl / "refiner")
+    assert done.returncode == 0
+    assert gencli("models", "check", xl / "refiner").returncode == 0
