@@ -214,7 +214,7 @@ def _of_file(opened: door.Checkpoint) -> Checkpoint:
         raise GencliError(f"{path}: it is a {opened.family}, which is not supported", f"gencli knows {known}")
     configs = {name: part.config for name, part in opened.parts.items()}
     labels = _labels(opened.labels, opened.labels_file)
-    return Checkpoint(opened, family, configs, notes=opened.notes, labels=labels)
+    return Checkpoint(opened, family, configs, notes=opened.notes, labels=labels, index=opened.index)
 
 
 def _of_folder(opened: door.Checkpoint) -> Checkpoint:

@@ -60,6 +60,19 @@ UNETS: dict[str, dict[str, Any]] = {
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "use_linear_projection": True,
     },
+    "refiner": {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 32,
+        "attention_head_dim": [1, 2, 2],
+        "block_out_channels": [64, 128, 128],
+        "cross_attention_dim": 128,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "norm_num_groups": 32,
+        "projection_class_embeddings_input_dim": 224,
+        "transformer_layers_per_block": [1, 2, 2],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    },
 }
 TEXTS: dict[str, dict[str, Any]] = {
     "sd1": {"hidden_size": 64, "num_attention_heads": 1, "projection_dim": 64},
@@ -74,17 +87,18 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 SECOND = {"hidden_act": "gelu", "hidden_size": 128, "num_attention_heads": 2, "projection_dim": 64}
 VAE = {"block_out_channels": [32, 32, 32, 64], "norm_num_groups": 32}
-SCALING = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
+SCALING = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "refiner": 0.13025}
 # What shapes do not tell, and what they do of the real ones.
 UNET_BASE = UNET["sd15"] | {"block_out_channels": [320, 640, 1280, 1280], "norm_num_groups": 32}
 VAE_BASE = TINY_VAE | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
-SIZES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # in latents
+SIZES = {"sd1": 64, "sd2": 96, "sdxl": 128, "refiner": 128}  # in latents
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 TEXT_PREFIXES = {
     ("sd1", "text_encoder"): "cond_stage_model.transformer.",
     ("sd2", "text_encoder"): "cond_stage_model.model.",
     ("sdxl", "text_encoder"): "conditioner.embedders.0.transformer.",
     ("sdxl", "text_encoder_2"): "conditioner.embedders.1.model.",
+    ("refiner", "text_encoder_2"): "conditioner.embedders.0.model.",
 }
 XL_SCHEDULER = SCHEDULER["sd15"] | {
     "_class_name": "EulerDiscreteScheduler",
@@ -93,28 +107,37 @@ XL_SCHEDULER = SCHEDULER["sd15"] | {
     "sample_max_value": 1.0,
     "timestep_spacing": "leading",
 }
-SCHEDULERS = {"sd1": SCHEDULER["sd15"], "sd2": SCHEDULER["sd21"], "sdxl": XL_SCHEDULER}
-CLASSES = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+SCHEDULERS = {"sd1": SCHEDULER["sd15"], "sd2": SCHEDULER["sd21"], "sdxl": XL_SCHEDULER, "refiner": XL_SCHEDULER}
+CLASSES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
+}
 
 
 def make_folder(folder: Path, kind: str, unet: dict[str, Any] | None = None) -> Path:
-    """A checkpoint of `kind` sd1, sd2 (v-prediction) or sdxl in diffusers' layout. `unet`: changes of its config."""
+    """A checkpoint of `kind` sd1, sd2 (v-prediction), sdxl or refiner in diffusers' layout. `unet`: changes of its
+    config."""
     base = "sd21" if kind == "sd2" else "sd15"
     make_unet(folder / "unet", "sd15", UNETS[kind] | {"sample_size": SIZES[kind]} | (unet or {}))
     sizes = {"sample_size": 8 * SIZES[kind], "scaling_factor": SCALING[kind]}
     make_vae(folder / "vae", VAE | sizes, names=old_attention_names)
-    make_text_encoder(folder / "text_encoder", "sd15", TEXTS[kind])
-    make_tokenizer(folder / "tokenizer", base)
     write_scheduler(folder / "scheduler", SCHEDULERS[kind])
     parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-    parts |= {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
-    if kind == "sdxl":
+    if kind != "refiner":
+        make_text_encoder(folder / "text_encoder", "sd15", TEXTS[kind])
+        make_tokenizer(folder / "tokenizer", base)
+        parts |= {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+    if kind in ("sdxl", "refiner"):
         make_second_text_encoder(folder / "text_encoder_2")
         make_tokenizer(folder / "tokenizer_2", "sd21")
         parts |= {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
     parts |= {"scheduler": SCHEDULERS[kind]["_class_name"]}
     pairs = {name: ["transformers" if cls.startswith("CLIP") else "diffusers", cls] for name, cls in parts.items()}
     index = {"_class_name": CLASSES[kind], **pairs}
+    if kind == "refiner":
+        index |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 

@@ -17,7 +17,7 @@ from tests.opening import configs, open_file
 from tests.tiny import single as tiny
 
 UNET, VAE = tiny.PREFIXES["unet"], tiny.PREFIXES["vae"]
-KINDS = ("sd1", "sd2", "sdxl")
+KINDS = ("sd1", "sd2", "sdxl", "refiner")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ OTHERS = {
     "first_stage_model.decoder.conv_in.weight": "it is an autoencoder, one part",
     "decoder.mid_block.resnets.0.conv1.weight": "it is an autoencoder, one part",
     "down_blocks.0.resnets.0.conv1.weight": "it is one part of a checkpoint in diffusers' layout",
-    "conditioner.embedders.0.model.ln_final.weight": "it is Stable Diffusion XL's refiner",
+    "conditioner.embedders.0.model.ln_final.weight": "it has the text encoder of Stable Diffusion XL's refiner",
     "something.else": "its keys are of no model for pictures that gencli knows (something.else)",
 }
 
@@ -86,15 +86,15 @@ def test_other_files_are_called_by_their_name(refusal, tmp_path, name):
     assert OTHERS[name] in error and name in error
 
 
-def test_the_refiner_is_refused_by_name(refusal, tmp_path, shapes):
-    """Its one text encoder is SDXL's second, in the place of the first."""
+def test_a_unet_of_two_text_encoders_in_a_refiners_place(refusal, tmp_path, shapes):
+    """The refiner's one text encoder is SDXL's second, in the place of the first."""
     names = {n.replace("embedders.1", "embedders.0"): s for n, s in shapes["sdxl"].items() if "embedders.0" not in n}
     tiny.write_header(tmp_path / "model.safetensors", names)
-    error, hint = refusal()
-    assert "it is Stable Diffusion XL's refiner (conditioner.embedders.0.model." in error and "base model" in hint
+    error, _ = refusal()
+    assert "its UNet reads texts that are 192 wide, and its text encoder makes 128" in error
 
 
-@pytest.mark.parametrize(("first", "second"), [("sd1", "sd2"), ("sd1", "sdxl"), ("sd2", "sdxl")])
+@pytest.mark.parametrize(("first", "second"), [("sd1", "sd2"), ("sd1", "sdxl"), ("sd2", "sdxl"), ("sdxl", "refiner")])
 def test_keys_of_two_families(refusal, tmp_path, shapes, first, second):
     tiny.write_header(tmp_path / "model.safetensors", {**shapes[first], **shapes[second]})
     error, _ = refusal()

@@ -29,7 +29,14 @@ BARE = ("vocab.json", "merges.txt")
 NAMING = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # where a padding token may be named
 END, FIRST = "<|endoftext|>", "!"
 # Family → the padding tokens of its tokenizers: CLIP's own is the end of the text, OpenCLIP pads with id 0.
-PADS = {"sd1": [END], "sd2": [FIRST], "sdxl": [END, FIRST]}
+PADS = {
+    "sd1": {"tokenizer": END},
+    "sd2": {"tokenizer": FIRST},
+    "sdxl": {"tokenizer": END, "tokenizer_2": FIRST},
+    "refiner": {"tokenizer_2": FIRST},
+}
+# Numbers that SDXL reads beside the pooled text: size, crop and target size; the refiner a score instead of the last.
+NUMBERS = {"sdxl": 6, "refiner": 5}
 # What a file may lack and still be told, and what helps
 MISSING = {
     "vae": ("no autoencoder", "--vae ID|FILE names one"),
@@ -74,12 +81,11 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
     pipeline = family.pipeline + PIPELINES.get(found["unet"].config["in_channels"], "Pipeline")
     tokenizers = {
         name: partial(_tokenizer, contents, name, pad, parts[name.replace("tokenizer", "text_encoder")])
-        for name, pad in zip(("tokenizer", "tokenizer_2"), PADS[key], strict=False)
+        for name, pad in PADS[key].items()
     }
     licence = file.metadata.get("modelspec.license")
-    return Checkpoint(
-        contents, "image", pipeline, parts, tokenizers, title=family.title, notes=tuple(notes), licence=licence
-    )
+    more: dict[str, Any] = {"title": family.title, "notes": tuple(notes), "licence": licence, "index": family.index}
+    return Checkpoint(contents, "image", pipeline, parts, tokenizers, **more)
 
 
 def _tokenizer(contents: Contents, name: str, pad: str, encoder: Part) -> Tokenizer:
@@ -141,14 +147,15 @@ def _readers(key: str, family: Family, prediction: str) -> dict[str, Callable[[S
     """Part → what reads it from its shapes."""
     size = family.size.get(prediction, family.size["epsilon"])
     told: dict[str, Any] = {"sample_size": size}
-    if key == "sdxl":
+    if key in NUMBERS:
         told |= {"addition_embed_type": "text_time"}
     vae = partial(read_vae, size=8 * size, scaling_factor=family.scaling_factor)
     readers = {"unet": partial(read_unet, config=told, head=family.head), "vae": vae}
     if key == "sd2":
         return readers | {"text_encoder": partial(read_open_clip, sd2=True)}
-    readers["text_encoder"] = read_clip
-    return readers | ({"text_encoder_2": partial(read_open_clip, sd2=False)} if key == "sdxl" else {})
+    if key != "refiner":
+        readers["text_encoder"] = read_clip
+    return readers | ({"text_encoder_2": partial(read_open_clip, sd2=False)} if key in NUMBERS else {})
 
 
 def _check(key: str, family: Family, shapes: Shapes, parts: Mapping[str, Renamed]) -> None:
@@ -161,15 +168,15 @@ def _check(key: str, family: Family, shapes: Shapes, parts: Mapping[str, Renamed
             f"and its text encoder{'s make' if len(widths) > 1 else ' makes'} {' + '.join(map(str, widths))}"
         )
     label = next((name for name in shapes if name.startswith(f"{family.parts['unet']}label_emb.")), None)
-    if (label is not None) != (key == "sdxl"):
+    if (label is not None) != (key in NUMBERS):
         seen = f"label_emb ({label}), which the UNet of a {family.title} has not" if label else "no label_emb"
         raise GencliError(f"it has {seen}", "a model that was made from one for another purpose is not supported")
-    if key != "sdxl":
+    if key not in NUMBERS:
         return
     told = shapes.get(f"{family.parts['unet']}label_emb.0.0.weight", ())
     pooled = parts["text_encoder_2"].config["projection_dim"]
-    # Six numbers (size, crop, target size) as waves, after the pooled text.
-    if len(told) != 2 or told[1] <= pooled or (told[1] - pooled) % 6:
+    # The numbers follow the pooled text, as waves.
+    if len(told) != 2 or told[1] <= pooled or (told[1] - pooled) % NUMBERS[key]:
         raise GencliError(f"its label_emb.0.0.weight is {list(told)}, which does not fit a text of {pooled} numbers")
-    unet["addition_time_embed_dim"] = (told[1] - pooled) // 6
+    unet["addition_time_embed_dim"] = (told[1] - pooled) // NUMBERS[key]
     unet["projection_class_embeddings_input_dim"] = told[1]

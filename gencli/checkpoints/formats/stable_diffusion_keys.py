@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gencli.errors import GencliError
 
@@ -25,6 +25,7 @@ class Family:
     size: Mapping[str, int]
     scaling_factor: float
     head: int | None  # width of an attention head in the UNet; None: 8 heads everywhere
+    index: Mapping[str, bool] = field(default_factory=dict)  # what its folder's model_index.json says
 
 
 FAMILIES: dict[str, Family] = {
@@ -59,6 +60,16 @@ FAMILIES: dict[str, Family] = {
         {"epsilon": 128, "v_prediction": 128},
         0.13025,
         64,
+    ),
+    "refiner": Family(
+        "Stable Diffusion XL's refiner",
+        "StableDiffusionXLImg2Img",
+        r"conditioner\.embedders\.0\.model\.",
+        {"unet": UNET, "vae": VAE, "text_encoder_2": "conditioner.embedders.0.model."},
+        {"epsilon": 128, "v_prediction": 128},
+        0.13025,
+        64,
+        {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
     ),
 }
 # in_channels → what diffusers calls the pipeline of such a UNet
@@ -127,11 +138,6 @@ def recognise(names: Collection[str]) -> str:
     if len(seen) > 1:
         both = " and ".join(f"{FAMILIES[key].title} ({name})" for key, name in seen.items())
         raise GencliError(f"it has keys of {both}: it cannot be both")
-    if refiner := _first(r"conditioner\.embedders\.0\.model\..*", names):
-        raise GencliError(
-            f"it is Stable Diffusion XL's refiner ({refiner}), which is not supported",
-            "it finishes pictures of the base model, which draws alone as well",
-        )
     if block := _first(r"model\.diffusion_model\.input_blocks\.", names):
         if seen:
             return next(iter(seen))

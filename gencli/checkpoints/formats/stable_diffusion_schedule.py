@@ -47,7 +47,8 @@ def scheduler_config(
     Raises GencliError for a file whose own ᾱ are others, unless `betas` names the schedule to go by.
     """
     names = {"sd1": "PNDMScheduler", "sd2": "DDIMScheduler", "sdxl": "EulerDiscreteScheduler"}
-    config: dict[str, Any] = {"_class_name": names[family], **STABLE, **COMMON, **(XL if family == "sdxl" else {})}
+    xl = family in ("sdxl", "refiner")
+    config: dict[str, Any] = {"_class_name": names["sdxl" if xl else family], **STABLE, **COMMON, **(XL if xl else {})}
     config |= {"prediction_type": prediction, "trained_betas": None}
     if ZERO_SNR in file.shapes:  # Lin et al. 2023: the first step is the noisiest there is
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
