@@ -27,7 +27,7 @@ from gencli.image.resolve import resolve
 from gencli.tokens import load_clip_tokenizer, load_tokenizer
 from gencli.tokens.clip import vocabulary
 from tests.oracles.libraries import diffusers, transformers
-from tests.parity.test_pipeline import picture
+from tests.oracles.pipelines import picture
 from tests.tiny import single as tiny
 from tests.tiny.image import rewrite_json
 

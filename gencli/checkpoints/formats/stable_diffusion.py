@@ -37,6 +37,7 @@ PADS = {
 }
 # Numbers that SDXL reads beside the pooled text: size, crop and target size; the refiner a score instead of the last.
 NUMBERS = {"sdxl": 6, "refiner": 5}
+Reader = Callable[[Shapes], tuple[Renamed, list[str]]]
 # What a file may lack and still be told, and what helps
 MISSING = {
     "vae": ("no autoencoder", "--vae ID|FILE names one"),
@@ -143,19 +144,21 @@ def _split(shapes: Shapes, family: Family) -> tuple[dict[str, dict[str, tuple[in
     return split, unknown, notes
 
 
-def _readers(key: str, family: Family, prediction: str) -> dict[str, Callable[[Shapes], tuple[Renamed, list[str]]]]:
+def _readers(key: str, family: Family, prediction: str) -> dict[str, Reader]:
     """Part → what reads it from its shapes."""
     size = family.size.get(prediction, family.size["epsilon"])
     told: dict[str, Any] = {"sample_size": size}
     if key in NUMBERS:
         told |= {"addition_embed_type": "text_time"}
     vae = partial(read_vae, size=8 * size, scaling_factor=family.scaling_factor)
-    readers = {"unet": partial(read_unet, config=told, head=family.head), "vae": vae}
+    readers: dict[str, Reader] = {"unet": partial(read_unet, config=told, head=family.head), "vae": vae}
     if key == "sd2":
         return readers | {"text_encoder": partial(read_open_clip, sd2=True)}
     if key != "refiner":
         readers["text_encoder"] = read_clip
-    return readers | ({"text_encoder_2": partial(read_open_clip, sd2=False)} if key in NUMBERS else {})
+    if key in NUMBERS:
+        readers["text_encoder_2"] = partial(read_open_clip, sd2=False)
+    return readers
 
 
 def _check(key: str, family: Family, shapes: Shapes, parts: Mapping[str, Renamed]) -> None:
