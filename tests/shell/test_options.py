@@ -1,0 +1,152 @@
+"""Options are rows: one more is one row, and for sampling one function, in a copy of gencli as a process."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import gencli.cli
+from tests.shell.process import ROOT, environment
+
+MOST_PARAMETERS = 12
+TEXT_ROW = """\
+    toy_last: int | None = integer(
+        None, "--toy-last N", "Only the N candidates of the highest ids; 0 is all", SAMPLING, env="GENCLI_TOY_LAST",
+        bounds=Bounds(0), usual=0, off=0, config_key="toy_last",
+    )
+"""
+TEXT_FUNCTION = """
+
+@logits_processor("toy_last")
+def keep_last(logits: Tensor, n: int) -> Tensor:
+    places = torch.arange(logits.shape[-1], device=logits.device)
+    return logits.masked_fill(places < logits.shape[-1] - n, -torch.inf)
+"""
+IMAGE_ROW = """\
+    toy: int | None = integer(
+        None, "--toy N", "A toy.", PICTURE, env="GENCLI_TOY", within=(0, 9), infotext="Toy", after="width"
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A source tree of gencli with one more option for text and one for images."""
+    folder = tmp_path_factory.mktemp("toy")
+    shutil.copytree(ROOT / "gencli", folder / "gencli", ignore=shutil.ignore_patterns("__pycache__", "_weights"))
+    (folder / "weights").symlink_to(ROOT / "weights")
+    insert(folder / "gencli/text/request.py", "    repeat_penalty: float | None = ", TEXT_ROW)
+    insert(folder / "gencli/image/request.py", "    model: str = ", IMAGE_ROW)
+    with (folder / "gencli/text/sampling.py").open("a") as file:
+        file.write(TEXT_FUNCTION)
+    return folder
+
+
+def insert(file: Path, before: str, row: str) -> None:
+    source = file.read_text()
+    assert source.count(before) == 1
+    file.write_text(source.replace(before, row + before))
+
+
+def toy(copy: Path, *args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "gencli", *map(str, args)]
+    done = subprocess.run(
+        command, cwd=copy, capture_output=True, env=environment(PYTHONPATH=str(copy), **env), timeout=120
+    )
+    assert done.returncode == code, done.stderr.decode()
+    return done
+
+
+def write(copy: Path, *args: object, **env: str) -> str:
+    done = toy(
+        copy, "text", "Once", "-n", 6, "--temperature", 3, "--top-k", 50, "--top-p", 1, "-q", "--json", *args, **env
+    )
+    text: str = json.loads(done.stdout)["text"]
+    return text
+
+
+def test_one_more_sampling_parameter(copy):
+    """With one candidate left, whatever the seed, the text is the same."""
+    only = write(copy, "--toy-last", 1, "--seed", 1)
+    assert only == write(copy, "--toy-last", 1, "--seed", 2)
+    assert only != write(copy, "--seed", 1) != write(copy, "--seed", 2)
+    assert only == write(copy, "--seed", 3, GENCLI_TOY_LAST="1")
+    assert only != write(copy, "--seed", 1, "--toy-last", 0, GENCLI_TOY_LAST="1")
+    page = toy(copy, "text", "--help", COLUMNS="200").stdout.decode()
+    line = "      --toy-last N            Only the N candidates of the highest ids; 0 is all (default: 0)."
+    lines = page.splitlines()
+    assert lines[lines.index(line) - 1].split()[0] == "--typical-p"
+    assert toy(copy, "chat", "--help", COLUMNS="200").stdout.decode().count(line) == 1
+    done = toy(copy, "text", "a", "--toy-last", -1, code=2)
+    assert done.stderr == b"error: --toy-last -1: must be at least 0\n"
+    done = toy(copy, "text", "a", "--toy-last", "one", code=2)
+    assert b"'one' is no whole number" in done.stderr
+
+
+def test_a_checkpoint_may_set_it(copy, tmp_path):
+    folder = shutil.copytree(ROOT / "weights" / "stories", tmp_path / "own")
+    file = folder / "generation_config.json"
+    assert json.loads(toy(copy, "models", "show", folder, "--json").stdout)["defaults"]["toy_last"] == 0
+    file.write_text(json.dumps({**json.loads(file.read_text()), "toy_last": 1}))
+    assert json.loads(toy(copy, "models", "show", folder, "--json").stdout)["defaults"]["toy_last"] == 1
+    assert write(copy, "-m", folder, "--seed", 1) == write(copy, "--toy-last", 1)
+
+
+def test_one_more_image_parameter(copy, tmp_path):
+    first, second, third = (tmp_path / name for name in ("first.png", "second.png", "third.webp"))
+    draw = ["image", "red apple", "--steps", 1, "--seed", 1, "--json", "-o"]
+    assert json.loads(toy(copy, *draw, first, "--toy", 3).stdout)["toy"] == 3
+    info = Image.open(first).info
+    assert json.loads(info["gencli"])["toy"] == 3
+    assert "Toy: 3" in info["parameters"]
+    again = ["image", "--json", "--from"]
+    assert json.loads(toy(copy, *again, first, "-o", second).stdout)["toy"] == 3
+    assert first.read_bytes() == second.read_bytes()
+    assert json.loads(toy(copy, *again, first, "--toy", 4, "-o", third).stdout)["toy"] == 4
+    assert json.loads(toy(copy, *draw, second, GENCLI_TOY="5").stdout)["toy"] == 5
+    assert "toy" not in json.loads(toy(copy, *draw, second).stdout)
+    assert toy(copy, *draw, second, "--toy", 10, code=2).stderr == b"error: --toy 10: must be from 0 to 9\n"
+    page = toy(copy, "image", "--help", COLUMNS="100").stdout.decode().splitlines()
+    at = page.index("      --toy N                 A toy.")
+    assert page[at - 1].split()[:2] == ["-W,", "--width"]
+
+
+def test_a_request_is_built_once_completed_once_and_once_per_image(tmp_path):
+    script = """
+import sys
+from gencli.__main__ import main
+from gencli.image.request import ImageRequest
+built = 0
+check = ImageRequest.__post_init__
+def count(self):
+    global built
+    built += 1
+    check(self)
+ImageRequest.__post_init__ = count
+assert main(sys.argv[1:]) == 0
+print(built)
+"""
+    for images in (1, 3):
+        args = ["image", "red apple", "--steps", "1", "--count", images, "-q", "-o", tmp_path / "{index}.png"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, args)], capture_output=True, env=environment(), timeout=120
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert int(done.stdout.split()[-1]) == 2 + images
+
+
+def test_no_function_of_the_command_line_has_more_than_a_screen_of_parameters():
+    for module in pkgutil.iter_modules(gencli.cli.__path__, "gencli.cli."):
+        for _, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
+            if function.__module__ == module.name:
+                count = len(inspect.signature(function).parameters)
+                assert count <= MOST_PARAMETERS, (module.name, function.__name__, count)
