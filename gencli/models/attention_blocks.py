@@ -1,6 +1,6 @@
-"""Attention over pictures, named as diffusers' checkpoints name it: alone, or in a small transformer with a context.
+"""Attention over images, named as the checkpoints of diffusers name it: alone, or in a small transformer.
 
-B: batch, T: tokens (H · W of a picture), C: channels, L, D: tokens of the context and their width.
+B: batch, T: tokens (H · W of an image), C: channels, L, D: tokens of the context and their width.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.models.activations import gelu_tanh
+from gencli.models.attention import multi_head_attention
 from gencli.models.base import Rename
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, H W, C) in one piece; a view when x is channels-last."""
+    """Return (B, H W, C), contiguous, of (B, C, H, W); a view if x is channels-last."""
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
-def to_picture(tokens: Tensor, like: Tensor) -> Tensor:
-    """(B, H W, C) → (B, C, H, W) with the size and memory layout of `like`: mixed layouts cost time in what follows."""
-    picture = tokens.transpose(1, 2).unflatten(2, like.shape[2:])
-    return picture if like.is_contiguous(memory_format=torch.channels_last) else picture.contiguous()
+def to_image(tokens: Tensor, like: Tensor) -> Tensor:
+    """Return (B, C, H, W) of (B, H W, C), in the size and memory layout of `like`: mixed layouts cost time later."""
+    image = tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    return image if like.is_contiguous(memory_format=torch.channels_last) else image.contiguous()
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, T, C) over itself or over a context (B, L, D)."""
+    """Multi-head attention of x (B, T, C) to itself or to a context (B, L, D)."""
 
     def __init__(self, channels: int, heads: int, *, context_channels: int | None = None, bias: bool = False):
         super().__init__()
@@ -36,17 +38,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        y = F.scaled_dot_product_attention(q, k, v)  # scores are made in float32 whatever the dtype
-        return self.to_out[0](y.transpose(1, 2).reshape(x.shape))
-
-    def _split(self, y: Tensor) -> Tensor:
-        """(B, T, C) → (B, heads, T, C / heads)."""
-        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.to_out[0](multi_head_attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
 
 class AttentionBlock(Attention):
-    """Self-attention over the places of a picture, normed before and added after: (B, C, H, W) → the same."""
+    """Self-attention over the positions of an image (B, C, H, W), normed before and added to it."""
 
     def __init__(
         self, channels: int, heads: int, *, groups: int | None, eps: float, rescale_output_factor: float = 1.0
@@ -56,13 +52,13 @@ class AttentionBlock(Attention):
         self.rescale_output_factor = rescale_output_factor
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The context is not read: it is there because every attention of a UNet is called alike."""
-        y = x + to_picture(super().forward(to_tokens(self.group_norm(x))), like=x)
+        """`context` is not read; it is there because all attentions of a UNet are called alike."""
+        y = x + to_image(super().forward(to_tokens(self.group_norm(x))), like=x)
         return y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
 
 
 class GEGLU(nn.Module):
-    """Shazeer 2020, "GLU Variants Improve Transformer"."""
+    """A gated linear unit (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -73,18 +69,29 @@ class GEGLU(nn.Module):
         return x * F.gelu(gate)
 
 
+class GELU(nn.Module):
+    """A linear layer and its activation, one module in diffusers."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(channels, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu_tanh(self.proj(x))
+
+
 class FeedForward(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, activation: type[GEGLU | GELU] = GEGLU):
         super().__init__()
         # the checkpoints count a dropout between the two
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(activation(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention over the context, feed-forward: each normed before and added after."""
+    """Self-attention, attention to the context, feed-forward: each normed before and added."""
 
     def __init__(self, channels: int, heads: int, context_channels: int):
         super().__init__()
@@ -102,7 +109,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """Transformer blocks over the places of a picture (B, C, H, W) that read a context (B, L, D).
+    """Transformer blocks over the positions of an image (B, C, H, W) that attend to a context (B, L, D).
 
     The projections around them are 1×1 convolutions (Stable Diffusion 1) or linear layers (2): the same mathematics,
     but another shape in the file.
@@ -123,17 +130,17 @@ class Transformer2DModel(nn.Module):
         h = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, context)
-        h = to_picture(self.proj_out(h), like=x) if self.linear else self.proj_out(to_picture(h, like=x))
+        h = to_image(self.proj_out(h), like=x) if self.linear else self.proj_out(to_image(h, like=x))
         return x + h
 
 
 def squeeze_conv(weight: Tensor) -> Tensor:
-    """A 1×1 convolution's weight (out, in, 1, 1) as a linear layer's (out, in); that itself stays as it is."""
+    """Return the weight (out, in, 1, 1) of a 1×1 convolution as that of a linear layer; other shapes stay."""
     return weight.flatten(1) if weight.shape[2:] == (1, 1) else weight
 
 
-# Files from before diffusers 0.15 call the projections of an AttentionBlock otherwise, and some that were made from
-# Latent Diffusion's own checkpoints hold them as 1×1 convolutions.
+# Files from before diffusers 0.15 have other names for the projections of an AttentionBlock, and some of those that
+# were converted from Latent Diffusion store them as 1×1 convolutions.
 OLD_ATTENTION_NAMES = tuple(
     Rename(rf"(.*attentions\.\d+)\.{names}\.{kind}", rf"\1.{new}.{kind}", squeeze_conv if kind == "weight" else None)
     for names, new in (

@@ -1,12 +1,12 @@
 """Encoder and decoder that the autoencoders of latent diffusion share (Rombach et al. 2022).
 
-Attributes are named as diffusers' checkpoints name them.
-B: batch, H, W: height and width of a picture, h, w: of its latents, C: latent channels.
+Attributes are named as the checkpoints of diffusers name them.
+B: batch, H, W: height and width of an image, h, w: of its latents, C: latent channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
 
-class Levels(Protocol):
+class AutoencoderConfig(Protocol):
     """What encoder and decoder read of a config."""
 
     @property
@@ -50,11 +50,18 @@ def _attention(channels: int, groups: int) -> AttentionBlock:
     return AttentionBlock(channels, heads=1, groups=groups, eps=EPS)
 
 
-class DownEncoderBlock2D(nn.Module):
-    """DownEncoderBlock2D and AttnDownEncoderBlock2D: residual blocks, each with an attention behind it or not."""
+class Level(nn.Module):
+    """DownEncoderBlock2D and UpDecoderBlock2D, or with Attn: residual blocks, each with an attention or none."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, layers: int, *, groups: int, attention: bool, downsample: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        *,
+        groups: int,
+        attention: bool,
+        resample: Downsample2D | Upsample2D | None,
     ):
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
@@ -62,38 +69,39 @@ class DownEncoderBlock2D(nn.Module):
             ResnetBlock2D(widths[i], widths[i + 1], groups=groups, eps=EPS) for i in range(layers)
         )
         self.attentions = nn.ModuleList(_attention(out_channels, groups) for _ in range(layers if attention else 0))
-        self.downsamplers = nn.ModuleList([Downsample2D(out_channels, padding=0)] if downsample else [])
+        self.downsamplers = nn.ModuleList([resample] if isinstance(resample, Downsample2D) else [])
+        self.upsamplers = nn.ModuleList([resample] if isinstance(resample, Upsample2D) else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _level(x, self.resnets, self.attentions, self.downsamplers)
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            x = self.attentions[i](x) if self.attentions else x
+        for resample in (*self.downsamplers, *self.upsamplers):
+            x = resample(x)
+        return x
 
 
-class UpDecoderBlock2D(nn.Module):
-    """UpDecoderBlock2D and AttnUpDecoderBlock2D: the same on the way up."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, layers: int, *, groups: int, attention: bool, upsample: bool
-    ):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(widths[i], widths[i + 1], groups=groups, eps=EPS) for i in range(layers)
+def _levels(
+    widths: Sequence[int],
+    layers: int,
+    groups: int,
+    attended: Sequence[bool],
+    resample: Callable[[int], Downsample2D | Upsample2D],
+) -> nn.ModuleList:
+    return nn.ModuleList(
+        Level(
+            widths[max(i - 1, 0)],
+            width,
+            layers,
+            groups=groups,
+            attention=attended[i],
+            resample=resample(width) if i < len(widths) - 1 else None,
         )
-        self.attentions = nn.ModuleList(_attention(out_channels, groups) for _ in range(layers if attention else 0))
-        self.upsamplers = nn.ModuleList([Upsample2D(out_channels)] if upsample else [])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _level(x, self.resnets, self.attentions, self.upsamplers)
+        for i, width in enumerate(widths)
+    )
 
 
-def _level(x: Tensor, resnets: nn.ModuleList, attentions: nn.ModuleList, resampler: nn.ModuleList) -> Tensor:
-    for i, resnet in enumerate(resnets):
-        x = resnet(x)
-        x = attentions[i](x) if attentions else x
-    return resampler[0](x) if resampler else x
-
-
-def _mid_block(config: Levels, channels: int) -> MidBlock:
+def _mid_block(config: AutoencoderConfig, channels: int) -> MidBlock:
     groups = config.norm_num_groups
     return MidBlock(
         channels,
@@ -103,22 +111,13 @@ def _mid_block(config: Levels, channels: int) -> MidBlock:
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: Levels, out_channels: int):
+    def __init__(self, config: AutoencoderConfig, out_channels: int):
         super().__init__()
         widths = config.block_out_channels
         groups, layers = config.norm_num_groups, config.layers_per_block
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            DownEncoderBlock2D(
-                before,
-                width,
-                layers,
-                groups=groups,
-                attention=config.down_block_types[level] == DOWN[1],
-                downsample=level < len(widths) - 1,
-            )
-            for level, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
-        )
+        attended = [kind == DOWN[1] for kind in config.down_block_types]
+        self.down_blocks = _levels(widths, layers, groups, attended, partial(Downsample2D, padding=0))
         self.mid_block = _mid_block(config, widths[-1])
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -131,23 +130,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: Levels):
+    def __init__(self, config: AutoencoderConfig):
         super().__init__()
         widths = config.block_out_channels[::-1]
         groups, layers = config.norm_num_groups, config.layers_per_block + 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = _mid_block(config, widths[0])
-        self.up_blocks = nn.ModuleList(
-            UpDecoderBlock2D(
-                before,
-                width,
-                layers,
-                groups=groups,
-                attention=config.up_block_types[level] == UP[1],
-                upsample=level < len(widths) - 1,
-            )
-            for level, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
-        )
+        attended = [kind == UP[1] for kind in config.up_block_types]
+        self.up_blocks = _levels(widths, layers, groups, attended, Upsample2D)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
@@ -159,24 +149,24 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(BaseModel):
-    """What callers ask of any autoencoder, beside `encode` and `decode`."""
+    """Base class of autoencoders: what callers need besides `encode` and `decode`."""
 
     config: Any
 
     @property
     def scale(self) -> int:
-        """Pixels a latent place, along each side."""
+        """Pixels per latent, along each side."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, h, w), unscaled → pictures (B, 3, H, W), about -1..1."""
+        """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w), unscaled."""
         raise NotImplementedError
 
     def decode_tiled(self, z: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
-        """`decode` in square tiles of `tile` latent places that share `overlap` of them, faded into each other.
+        """Decode in square tiles of `tile` latents a side that overlap by `overlap` and are blended there.
 
-        Memory is the picture's and one tile's. Latents no larger than a tile give exactly `decode`'s picture; larger
-        ones nearly: the norms and the attention see one tile at a time.
+        Takes the memory of the image and one tile. Latents no larger than a tile give exactly the image of `decode`;
+        larger ones nearly, as the norms and the attention see one tile at a time.
         Raises ValueError unless 0 <= overlap <= tile / 2.
         """
         if not 0 <= 2 * overlap <= tile or tile < 1:
@@ -194,13 +184,13 @@ class Autoencoder(BaseModel):
 
 
 def _spans(size: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the tiles along a side: all but the last are whole, neighbours share `overlap`."""
+    """Yield (start, end) of the tiles along a side: all but the last are whole, neighbours share `overlap`."""
     for start in range(0, max(size - overlap, 1), tile - overlap):
         yield start, min(start + tile, size)
 
 
 def _fade(start: int, end: int, size: int, overlap: int, scale: int) -> Tensor:
-    """Weights of a tile's pixels along a side, float32: straight ramps where it shares some; all tiles' sum to 1."""
+    """Return float32 weights of a tile's pixels along a side: linear ramps where tiles overlap, which sum to 1."""
     weights = torch.ones((end - start) * scale)
     ramp = torch.arange(overlap * scale) / max(overlap * scale, 1)
     if start > 0:

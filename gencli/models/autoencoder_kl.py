@@ -1,12 +1,11 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022): pictures to latents and back.
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752): images to latents and back.
 
-Attributes are named as diffusers' checkpoints name them.
-B: batch, H, W: height and width of a picture, h, w: of its latents, C: latent channels.
+Attributes are named as the checkpoints of diffusers name them.
+B: batch, H, W: height and width of an image, h, w: of its latents, C: latent channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +14,17 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES
 from gencli.models.autoencoder_blocks import DOWN, UP, Autoencoder, Decoder, Encoder
-from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
 from gencli.models.unet_blocks import check_levels, check_sample_size
 
 
 @dataclass(frozen=True)
-class AutoencoderKLConfig:
-    """config.json of an autoencoder; defaults are those of diffusers' class.
+class AutoencoderKLConfig(BaseConfig):
+    """config.json of an autoencoder; defaults are those of the class in diffusers.
 
-    `scaling_factor` and `shift_factor` are for the caller: the UNet's latents are (z - shift_factor) · scaling_factor,
-    or (z - latents_mean) / latents_std · scaling_factor with one number a channel.
-    `force_upcast` asks for float32 where half precision overflows.
+    scaling_factor, shift_factor: for the caller; the latents of the UNet are (z - shift_factor) · scaling_factor, or
+    (z - latents_mean) / latents_std · scaling_factor with one number per channel.
+    force_upcast: asks for float32 where half precision overflows.
     """
 
     in_channels: int = 3
@@ -47,15 +46,7 @@ class AutoencoderKLConfig:
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> AutoencoderKLConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, raw)
-        config.check()
-        return config
-
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         check_levels(self, DOWN, UP)
         check_ints(self, {"in_channels": 256, "out_channels": 256, "latent_channels": 1024, "layers_per_block": 16})
         check_numbers(self, {"scaling_factor": (1e-6, 1e6)})
@@ -66,7 +57,7 @@ class AutoencoderKLConfig:
         check_flags(self)
 
     def _check_statistics(self) -> None:
-        """Mean and deviation of latents: both or neither, a number a channel, and no other shift beside them."""
+        """Check mean and std of latents: both or none, one number per channel, no shift_factor beside them."""
         given = {"latents_mean": self.latents_mean, "latents_std": self.latents_std}
         if all(value is None for value in given.values()):
             return
@@ -91,20 +82,20 @@ class AutoencoderKL(Autoencoder):
 
     @property
     def latent_channels(self) -> int:
-        """C of its latents."""
+        """The C of its latents."""
         return self.config.latent_channels
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) in -1..1 → mean and log variance of their latents, (B, C, h, w) each, unscaled."""
+        """Return mean and log variance (B, C, h, w), unscaled, of the latents of images (B, 3, H, W) in -1..1."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, h, w), unscaled → pictures (B, 3, H, W), about -1..1."""
+        """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w), unscaled."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures through the mean of their latents and back."""
+        """Encode images to the means of their latents and decode those."""
         return self.decode(self.encode(x)[0])
 
 

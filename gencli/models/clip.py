@@ -1,6 +1,6 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020): texts and pictures as vectors of one space, near where they fit.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): texts and images as vectors of one space.
 
-Attributes are named as the checkpoint names them. B: batch, C: hidden_size of a tower, E: projection_dim, P: patches.
+Attributes are named as the checkpoint names them. B: batch, C: an encoder's hidden_size, E: projection_dim, P: patches.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.base import TRANSFORMERS_INERT, Layout, check_ints, read_config
-from gencli.models.clip_text import CLIPEncoder, CLIPTextConfig, CLIPTextModel, check_tower
+from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, check_ints
+from gencli.models.clip_text import CLIPEncoder, CLIPTextConfig, CLIPTextModel, check_encoder
 from gencli.models.module import BaseModel
 
-# transformers 4 wrote its settings for any model into the config of each tower; these change nothing in a CLIP.
+# transformers 4 wrote general keys into the config of each encoder; these change nothing in a CLIP.
 LEGACY = [("add_cross_attention", False), ("tie_encoder_decoder", False), ("tie_word_embeddings", True)]
 
 
 @dataclass(frozen=True)
-class CLIPVisionConfig:
-    """`vision_config` of a CLIP's config.json; defaults are those of transformers' class."""
+class CLIPVisionConfig(BaseConfig):
+    """`vision_config` of a CLIP's config.json; defaults are those of the class in transformers."""
+
+    INERT = TRANSFORMERS_INERT | {"projection_dim"}
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -37,21 +39,17 @@ class CLIPVisionConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> CLIPVisionConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, raw, inert=TRANSFORMERS_INERT | {"projection_dim"})
-        check_tower(config)
-        check_ints(config, {"image_size": 4096, "patch_size": 4096})
-        if config.num_channels != 3:
-            raise GencliError(f"config.json: num_channels = {config.num_channels!r:.80} is not supported, only 3")
-        if config.patch_size > config.image_size:
+    def check(self) -> None:
+        check_encoder(self)
+        check_ints(self, {"image_size": 4096, "patch_size": 4096})
+        if self.num_channels != 3:
+            raise GencliError(f"config.json: num_channels = {self.num_channels!r:.80} is not supported, only 3")
+        if self.patch_size > self.image_size:
             raise GencliError(
-                f"config.json: patch_size = {config.patch_size} is more than image_size = {config.image_size}"
+                f"config.json: patch_size = {self.patch_size} is more than image_size = {self.image_size}"
             )
-        if config.patches > 2**16:
-            raise GencliError(f"config.json: {config.patches} patches of a picture are too many")
-        return config
+        if self.patches > 2**16:
+            raise GencliError(f"config.json: {self.patches} patches of a picture are too many")
 
     @property
     def patches(self) -> int:
@@ -59,27 +57,27 @@ class CLIPVisionConfig:
 
 
 @dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(BaseConfig):
     """config.json of a whole CLIP."""
+
+    INERT = TRANSFORMERS_INERT | {"logit_scale_init_value", "text_config_dict", "vision_config_dict"}
 
     text_config: CLIPTextConfig
     vision_config: CLIPVisionConfig
     projection_dim: int = 512
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> CLIPConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        towers: dict[str, Any] = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
-        parsed = {name: _tower(raw, name, cls_) for name, cls_ in towers.items()}
-        inert = TRANSFORMERS_INERT | {"logit_scale_init_value", *(f"{name}_dict" for name in towers)}
-        config = read_config(cls, {**raw, **parsed}, inert=inert)
-        check_ints(config, {"projection_dim": 2**14})
-        return config
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        encoders: dict[str, Any] = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+        return {**raw, **{name: _encoder(raw, name, config) for name, config in encoders.items()}}
+
+    def check(self) -> None:
+        check_ints(self, {"projection_dim": 2**14})
 
 
-def _tower(raw: Mapping[str, Any], name: str, cls: Any) -> Any:
-    """The config of a tower. As in transformers, a `…_config_dict` of files of the first years wins over `…_config`,
-    and fills up what it leaves out with the class's defaults."""
+def _encoder(raw: Mapping[str, Any], name: str, cls: Any) -> Any:
+    """Read the config of one encoder. As in transformers, the `…_config_dict` of early files wins over `…_config`, and
+    the defaults of the class stand for what it leaves out."""
     found, old = raw.get(name), raw.get(f"{name}_dict")
     for value in (found, old):
         if value is not None and not isinstance(value, dict):
@@ -102,31 +100,31 @@ class CLIPVisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.patches + 1, config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, 1 + P, C): the class's place, then the patches row by row."""
+        """Return (B, 1 + P, C) for images (B, 3, H, W): the class token, then the patches row by row."""
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(len(pixels), 1, -1)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
 
 
 class CLIPVisionModel(nn.Module):
-    """The tower for pictures, a Vision Transformer (Dosovitskiy et al. 2020)."""
+    """The image encoder, a Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929)."""
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
         self.config = config
         self.embeddings = CLIPVisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # the checkpoint's spelling
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # as the checkpoint spells it
         self.encoder = CLIPEncoder(config, causal=False)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, image_size, image_size) → what the class's place has gathered, (B, C)."""
+        """Return the state of the class token (B, C) for images (B, 3, image_size, image_size)."""
         x = self.pre_layrnorm(self.embeddings(pixels))
         return self.post_layernorm(self.encoder(x)[-1][:, 0])
 
 
 class CLIPModel(BaseModel):
-    """Both towers with their projections. `logit_scale`: the log of what cosines are multiplied by to be logits."""
+    """Both encoders with their projections. logit_scale: log of the factor that makes logits of cosines."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -138,11 +136,11 @@ class CLIPModel(BaseModel):
         self.logit_scale = nn.Parameter(torch.empty(()))
 
     def encode_texts(self, ids: Tensor) -> Tensor:
-        """Token ids (B, T), each text ended by its end token → vectors (B, E) of length 1."""
+        """Return vectors (B, E) of length 1 for token ids (B, T), in which each text ends with an end token."""
         return F.normalize(self.text_projection(self.text_model(ids).pooled), dim=-1)
 
     def encode_pictures(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, image_size, image_size) → vectors (B, E) of length 1."""
+        """Return vectors (B, E) of length 1 for normalised pixels (B, 3, image_size, image_size)."""
         return F.normalize(self.visual_projection(self.vision_model(pixels)), dim=-1)
 
 

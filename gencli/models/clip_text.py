@@ -1,33 +1,25 @@
 """The text encoder of CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language …").
 
-Attributes are named as transformers' own files of today name them. B: batch, T: tokens, C: hidden_size, H: heads.
+Attributes are named as the files of today's transformers name them. B: batch, T: tokens, C: hidden_size, H: heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS, check_activation
-from gencli.models.base import (
-    TRANSFORMERS_INERT,
-    Layout,
-    Rename,
-    check_ints,
-    check_numbers,
-    read_config,
-)
+from gencli.models.attention import multi_head_attention
+from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, Rename, check_ints, check_numbers
 from gencli.models.module import BaseModel
 
 
-class TowerConfig(Protocol):
-    """What the layers of a tower need to know, of texts or of pictures."""
+class EncoderConfig(Protocol):
+    """What the layers of an encoder read of its config, of texts or of images."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -43,8 +35,8 @@ class TowerConfig(Protocol):
     def layer_norm_eps(self) -> float: ...
 
 
-def check_tower(config: TowerConfig) -> None:
-    """Bounds that any real tower keeps, so that a hostile config allocates nothing. Raises GencliError."""
+def check_encoder(config: EncoderConfig) -> None:
+    """Check bounds that any real encoder keeps, so that a hostile config allocates nothing. Raises GencliError."""
     bounds = {"hidden_size": 2**14, "intermediate_size": 2**16, "num_hidden_layers": 128, "num_attention_heads": 1024}
     check_ints(config, bounds)
     check_numbers(config, {"layer_norm_eps": (0.0, 1.0)})
@@ -57,11 +49,13 @@ def check_tower(config: TowerConfig) -> None:
 
 
 @dataclass(frozen=True)
-class CLIPTextConfig:
-    """config.json of a text encoder; defaults are those of transformers' class.
+class CLIPTextConfig(BaseConfig):
+    """config.json of a text encoder; defaults are those of the class in transformers.
 
-    `architectures` says whether there is a projection behind it, to `projection_dim` numbers.
+    `architectures` says whether a projection to `projection_dim` follows.
     """
+
+    INERT = TRANSFORMERS_INERT
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -75,16 +69,8 @@ class CLIPTextConfig:
     projection_dim: int = 512
     architectures: tuple[str, ...] | None = None
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> CLIPTextConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, raw, inert=TRANSFORMERS_INERT)
-        config.check()
-        return config
-
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
-        check_tower(self)
+        check_encoder(self)
         check_ints(self, {"vocab_size": 2**22, "max_position_embeddings": 2**16})
         check_ints(self, {"eos_token_id": 2**22}, least=0)
         if self.projects:
@@ -92,17 +78,17 @@ class CLIPTextConfig:
 
     @property
     def projects(self) -> bool:
-        """Whether the pooled vector is projected, as for comparing it with pictures."""
+        """Whether the pooled vector is projected, as for a comparison with images."""
         return self.architectures == ("CLIPTextModelWithProjection",)
 
 
 @dataclass(frozen=True)
 class CLIPTextOutput:
-    """`last_hidden_state` (B, T, C), normed; `pooled` (B, C), its vector at the end of the text; `text_embeds` (B, P),
-    that vector projected, where the model has a projection.
+    """last_hidden_state (B, T, C): normed. pooled (B, C): its vector at the end of the text. text_embeds (B, P): that
+    vector projected, if the model has a projection.
 
-    `hidden_states`: what goes into the first layer and what comes out of each, (B, T, C) and not normed: the
-    penultimate layer is `model.final_layer_norm(hidden_states[-2])`.
+    hidden_states: the input of the first layer and the output of each, (B, T, C) and not normed. The penultimate layer
+    is `model.final_layer_norm(hidden_states[-2])`.
     """
 
     last_hidden_state: Tensor
@@ -122,7 +108,7 @@ class CLIPTextEmbeddings(nn.Module):
 
 
 class CLIPAttention(nn.Module):
-    def __init__(self, config: TowerConfig, *, causal: bool):
+    def __init__(self, config: EncoderConfig, *, causal: bool):
         super().__init__()
         self.causal = causal
         self.heads = config.num_attention_heads
@@ -132,17 +118,12 @@ class CLIPAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(y.transpose(1, 2).reshape(x.shape))
-
-    def _split(self, y: Tensor) -> Tensor:
-        """(B, T, C) → (B, H, T, C / H)."""
-        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k, v = (projection(x) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(multi_head_attention(q, k, v, self.heads, causal=self.causal))
 
 
 class CLIPMLP(nn.Module):
-    def __init__(self, config: TowerConfig):
+    def __init__(self, config: EncoderConfig):
         super().__init__()
         self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -153,7 +134,7 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    def __init__(self, config: TowerConfig, *, causal: bool):
+    def __init__(self, config: EncoderConfig, *, causal: bool):
         super().__init__()
         self.self_attn = CLIPAttention(config, causal=causal)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -166,15 +147,15 @@ class CLIPEncoderLayer(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-    """The layers of a tower. causal: a position sees those before it alone, as in texts; else it sees all."""
+    """The layers of an encoder. causal: a position sees only those before it, as in texts; otherwise all."""
 
-    def __init__(self, config: TowerConfig, *, causal: bool = True):
+    def __init__(self, config: EncoderConfig, *, causal: bool = True):
         super().__init__()
         layers = range(config.num_hidden_layers)
         self.layers = nn.ModuleList(CLIPEncoderLayer(config, causal=causal) for _ in layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """What goes into the first layer and what comes out of each."""
+        """Return the input of the first layer and the output of each."""
         states = [x]
         for layer in self.layers:
             states.append(layer(states[-1]))
@@ -193,21 +174,21 @@ class CLIPTextModel(BaseModel):
 
     @property
     def max_length(self) -> int:
-        """The longest text the model can read, in tokens."""
+        """The longest text that the model can read, in tokens."""
         return self.config.max_position_embeddings
 
     def forward(self, ids: Tensor) -> CLIPTextOutput:
-        """Read token ids (B, T), T at most `max_length`. A token sees those before it; padding is not masked."""
+        """Encode token ids (B, T), T at most `max_length`. A token sees those before it; padding is not masked."""
         hidden_states = self.encoder(self.embeddings(ids))
         x = self.final_layer_norm(hidden_states[-1])
         pooled = x[torch.arange(len(ids), device=ids.device), self._end(ids)]
         return CLIPTextOutput(x, hidden_states, pooled, self.text_projection(pooled) if self.config.projects else None)
 
     def _end(self, ids: Tensor) -> Tensor:
-        """Position of the end of each text, (B,).
+        """Return the position of the end of each text, (B,).
 
-        Configs of the first years say `eos_token_id` 2, which is wrong: there the end is the largest id of all
-        (transformers issue 24773). Else it is the first end token: padding may repeat it.
+        Early configs have a wrong `eos_token_id` of 2; their end token is the largest id (transformers issue 24773).
+        Otherwise it is the first end token, as padding may repeat it.
         """
         if self.config.eos_token_id == 2:
             return ids.argmax(dim=-1)
@@ -215,7 +196,7 @@ class CLIPTextModel(BaseModel):
 
 
 LAYOUT = Layout(
-    # Most files on the hub have the prefix; what transformers 5 saves does not.
+    # Most files on the hub have the prefix; those that transformers 5 saves do not.
     renames=(Rename(r"text_model\.(.*)", r"\1"),),
     drops=(r"(text_model\.)?embeddings\.position_ids",),  # 0, 1, 2, …
 )

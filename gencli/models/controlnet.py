@@ -1,8 +1,9 @@
-"""ControlNet (Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models"), as diffusers' class.
+"""ControlNet (Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models"), arXiv
+2302.05543), as the class in diffusers.
 
-A copy of a UNet's way down reads the noisy sample and a picture of edges, depth or poses; what it says is added to the
-states that the UNet's way up reads. Attributes are named as the checkpoint names them. B: batch, C, H, W: a latent's
-channels, height and width, L, D: the text's tokens and their width.
+A copy of a UNet's down blocks reads the noisy sample and an image of edges, depth or poses; its outputs are added to
+the skip connections of the UNet. Attributes are named as the checkpoint names them. B: batch, C, H, W: channels, height
+and width of the latents, L, D: tokens of the text and their width.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.base import Layout, check_ints, read_config
-from gencli.models.unet_2d_condition import INERT, ONLY, DownPath, UNet2DConditionConfig
+from gencli.models.base import Layout, check_ints
+from gencli.models.unet_2d_condition import DownPath, UNet2DConditionConfig
 from gencli.models.unet_blocks import refuse
 
-# Fields of the UNet's config that a ControlNet's cannot have.
+# Fields of the config of a UNet that a ControlNet cannot have.
 UNET_ONLY = (
     "out_channels", "up_block_types", "center_input_sample", "dropout", "time_embedding_dim", "time_cond_proj_dim",
     "reverse_transformer_layers_per_block",
@@ -29,11 +30,11 @@ UNET_ONLY = (
 
 @dataclass(frozen=True)
 class ControlNetConfig(UNet2DConditionConfig):
-    """config.json of a ControlNet; what it shares with the UNet's means the same, and defaults are diffusers'.
+    """config.json of a ControlNet; keys of a UNet mean the same, and defaults are those of the class in diffusers.
 
-    conditioning_embedding_out_channels: widths of the small network that brings the picture down to the latents' size;
-    each after the first halves it. global_pool_conditions: what it says is averaged over all places (and, which is the
-    caller's part, kept from the unconditional half of guidance).
+    conditioning_embedding_out_channels: widths of the small network that brings the image to the size of the latents;
+    each after the first halves it. global_pool_conditions: outputs are averaged over all positions (and the caller
+    keeps them from the unconditional half of guidance).
     """
 
     conditioning_channels: int = 3
@@ -42,15 +43,12 @@ class ControlNetConfig(UNet2DConditionConfig):
     global_pool_conditions: bool = False
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> ControlNetConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         if odd := [key for key in UNET_ONLY if raw.get(key) is not None]:
             raise refuse(odd[0], raw[odd[0]], "a ControlNet has no such part")
         down = raw.get("down_block_types", cls.down_block_types)
-        up = ["UpBlock2D"] * len(down) if isinstance(down, list | tuple) else None  # for the check: there is no way up
-        config = read_config(cls, {**raw, "up_block_types": up}, inert=INERT, only=ONLY)
-        config.check()
-        return config
+        up = ["UpBlock2D"] * len(down) if isinstance(down, list | tuple) else None  # for `check`: it has no up blocks
+        return super().prepare({**raw, "up_block_types": up})
 
     def check(self) -> None:
         super().check()
@@ -66,12 +64,12 @@ class ControlNetConfig(UNet2DConditionConfig):
 
     @property
     def scale(self) -> int:
-        """Pixels of the picture that stand for one place of the latents, along each side."""
+        """Pixels of the image per latent, along each side."""
         return 2 ** (len(self.conditioning_embedding_out_channels) - 1)
 
     @property
     def skip_channels(self) -> list[int]:
-        """Widths of the states that it adds to, from first to last; a UNet that it fits has the same."""
+        """Widths of the states that it adds to, first to last; a UNet that it fits has the same."""
         widths, layers = self.block_out_channels, self.levels("layers_per_block")
         last = len(widths) - 1
         levels = [[width] * (layers[i] + (i < last)) for i, width in enumerate(widths)]
@@ -79,7 +77,7 @@ class ControlNetConfig(UNet2DConditionConfig):
 
 
 class ControlNetConditioningEmbedding(nn.Module):
-    """Pictures (B, 3, s·H, s·W) in 0..1 → (B, channels, H, W)."""
+    """Images (B, 3, s·H, s·W) in 0..1 → (B, channels, H, W)."""
 
     def __init__(self, in_channels: int, channels: int, widths: tuple[int, ...]):
         super().__init__()
@@ -105,15 +103,15 @@ class ControlNetModel(DownPath):
         self.controlnet_cond_embedding = ControlNetConditioningEmbedding(
             config.conditioning_channels, widths[0], config.conditioning_embedding_out_channels
         )
-        # convolutions that training begins at zero: at first a ControlNet says nothing
+        # training starts these convolutions from zero, so that a new ControlNet adds nothing
         self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in config.skip_channels)
         self.controlnet_mid_block = nn.Conv2d(widths[-1], widths[-1], 1)
 
-    def embed(self, picture: Tensor) -> Tensor:
-        """A picture (B, 3, s·H, s·W) in 0..1 → the `hint` (B, C', H, W), which is the same at every step."""
+    def embed(self, image: Tensor) -> Tensor:
+        """Return the `hint` (B, C', H, W), the same at every step, of an image (B, 3, s·H, s·W) in 0..1."""
         if self.config.controlnet_conditioning_channel_order == "bgr":
-            picture = picture.flip(1)
-        return self.controlnet_cond_embedding(picture)
+            image = image.flip(1)
+        return self.controlnet_cond_embedding(image)
 
     def forward(
         self,
@@ -125,9 +123,11 @@ class ControlNetModel(DownPath):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """What to add to a UNet's states on the way down, and to its middle, for a noisy sample (B, C, H, W) at
-        timesteps (B,) given a text (B, L, D) and a hint (B or 1, C', H, W) from `embed`; SDXL's are told the pooled
-        text (B, P) and six numbers (B, 6) too."""
+        """Return what to add to the skip connections of a UNet, and to the output of its mid block.
+
+        sample (B, C, H, W): noisy latents. timestep (B,). encoder_hidden_states (B, L, D): the text. hint (B or 1, C',
+        H, W): from `embed`. text_embeds (B, P), time_ids (B, 6): pooled text and sizes for SDXL.
+        """
         temb = self.embed_time(timestep, sample)
         if text_embeds is not None and time_ids is not None:
             temb = temb + self.embed_added(text_embeds, time_ids, sample)

@@ -1,52 +1,49 @@
-"""The diffusion transformer (Peebles & Xie 2023, "Scalable Diffusion Models with Transformers"), as diffusers'
-DiTTransformer2DModel; older files call it Transformer2DModel.
+"""The diffusion transformer (Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748), as
+DiTTransformer2DModel of diffusers; older files call it Transformer2DModel.
 
-B: batch, C, H, W: a latent's channels, height and width, T: patches of it, D: width of the transformer.
+B: batch, C, H, W: channels, height and width of the latents, T: their patches, D: width of the transformer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.attention_blocks import Attention
-from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.attention_blocks import GELU, Attention, FeedForward
+from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
 from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import TimestepEmbedding, timestep_embedding
 
-WAVES = 256  # of the timestep
-ONLY: dict[str, tuple[Any, ...]] = {
-    "norm_type": ("ada_norm_zero",),
-    "activation_fn": ("gelu-approximate",),
-    "norm_elementwise_affine": (False,),
-    "attention_type": ("default",),
-    "double_self_attention": (False,),
-    "only_cross_attention": (False,),
-    "use_linear_projection": (False,),
-    "use_additional_conditions": (None, False),
-    "interpolation_scale": (None, 1, 1.0),
-}
-INERT = {
-    "norm_num_groups",  # there is no GroupNorm
-    "upcast_attention",  # scores are always made in float32
-    "dropout",
-}
+WAVES = 256  # sinusoids of the timestep
 
 
 @dataclass(frozen=True)
-class DiTConfig:
-    """config.json of a DiT; defaults are those of diffusers' class. `num_embeds_ada_norm` is the number of classes,
-    beside which there is one more, of that number, for "none".
+class DiTConfig(BaseConfig):
+    """config.json of a DiT; defaults are those of the class in diffusers. num_embeds_ada_norm: the number of classes;
+    one more class, of that number, means "none".
 
-    freq_shift is no key of diffusers' files. Its class tells timesteps with 1, the original code, with which the
-    released weights were trained, with 0: a file in the original's own form is run with that.
+    freq_shift is no key of diffusers' files. Its class embeds timesteps with 1; the original code, with which the
+    released weights were trained, with 0, which is used for files of the original form.
     """
+
+    ONLY: ClassVar = {
+        "norm_type": ("ada_norm_zero",),
+        "activation_fn": ("gelu-approximate",),
+        "norm_elementwise_affine": (False,),
+        "attention_type": ("default",),
+        "double_self_attention": (False,),
+        "only_cross_attention": (False,),
+        "use_linear_projection": (False,),
+        "use_additional_conditions": (None, False),
+        "interpolation_scale": (None, 1, 1.0),
+    }
+    # There is no GroupNorm; softmax is always in float32.
+    INERT = frozenset({"norm_num_groups", "upcast_attention", "dropout"})
 
     num_attention_heads: int = 16
     attention_head_dim: int = 72
@@ -60,15 +57,7 @@ class DiTConfig:
     norm_eps: float = 1e-5
     freq_shift: float = 1
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> DiTConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, raw, inert=INERT, only=ONLY)
-        config.check()
-        return config
-
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         check_ints(self, {"num_attention_heads": 2**8, "attention_head_dim": 2**10, "in_channels": 1024})
         check_ints(self, {"num_layers": 256, "sample_size": 2**12, "patch_size": 64, "num_embeds_ada_norm": 2**20})
         if self.out_channels is not None:
@@ -98,7 +87,7 @@ class PatchEmbed(nn.Module):
 class LabelEmbedding(nn.Module):
     def __init__(self, classes: int, width: int):
         super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, width)  # the last stands for no class
+        self.embedding_table = nn.Embedding(classes + 1, width)  # the last one means no class
 
     def forward(self, class_labels: Tensor) -> Tensor:
         return self.embedding_table(class_labels)
@@ -115,9 +104,9 @@ class TimestepLabelEmbedding(nn.Module):
 
 
 class AdaLayerNormZero(nn.Module):
-    """Says from the timestep and the class how a block shifts, scales and gates (section 3.2, adaLN-Zero).
+    """Shifts, scales and gates of a block, from the timestep and the class (section 3.2, adaLN-Zero).
 
-    diffusers gives each block embeddings of its own; in released files all blocks hold the same.
+    In diffusers each block has embeddings of its own; in released files they are all the same.
     """
 
     def __init__(self, config: DiTConfig):
@@ -126,29 +115,8 @@ class AdaLayerNormZero(nn.Module):
         self.linear = nn.Linear(config.width, 6 * config.width)
 
     def forward(self, waves: Tensor, class_labels: Tensor) -> Tensor:
-        """(B, 256) and (B,) → (B, 6, 1, D): shift, scale and gate of attention, then of the feed-forward."""
+        """Return (B, 6, 1, D) for sinusoids (B, 256) and classes (B,): shift, scale, gate of attention, of `ff`."""
         return self.linear(F.silu(self.emb(waves, class_labels))).unflatten(1, (6, 1, -1))
-
-
-class Projection(nn.Module):
-    """diffusers' GELU, a layer with its activation."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.proj = nn.Linear(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        # the checkpoints count a dropout between the two
-        self.net = nn.Sequential(Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
 
 
 class DiTBlock(nn.Module):
@@ -157,12 +125,12 @@ class DiTBlock(nn.Module):
         self.eps = config.norm_eps
         self.norm1 = AdaLayerNormZero(config)
         self.attn1 = Attention(config.width, config.num_attention_heads, bias=config.attention_bias)
-        self.ff = FeedForward(config.width)
+        self.ff = FeedForward(config.width, GELU)
 
     def forward(self, x: Tensor, waves: Tensor, class_labels: Tensor) -> Tensor:
-        """x (B, T, D) → the same."""
+        """Return the next states (B, T, D) of x (B, T, D), for sinusoids (B, 256) and classes (B,)."""
         shift, scale, gate, shift_ff, scale_ff, gate_ff = self.norm1(waves, class_labels).unbind(1)
-        x = x + gate * self.attn1(norm(x, 1e-6) * (1 + scale) + shift)  # diffusers: norm_eps is of the second alone
+        x = x + gate * self.attn1(norm(x, 1e-6) * (1 + scale) + shift)  # in diffusers norm_eps is of the second only
         return x + gate_ff * self.ff(norm(x, self.eps) * (1 + scale_ff) + shift_ff)
 
 
@@ -175,11 +143,14 @@ class DiTTransformer2DModel(BaseModel):
         self.transformer_blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.proj_out_1 = nn.Linear(config.width, 2 * config.width)
         self.proj_out_2 = nn.Linear(config.width, config.patch_size**2 * self.out_channels)
-        self.positions: dict[tuple[int, int], Tensor] = {}  # made when a size is first seen
+        self.positions: dict[tuple[int, int], Tensor] = {}  # of the last size
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
-        """The prediction (B, out_channels, H, W) for latents (B, C, H, W) at timesteps (B,), fractions too, of classes
-        (B,). H and W are whole multiples of the patch size; other sizes than the model's own squeeze its positions."""
+        """Return the prediction (B, out_channels, H, W) for latents (B, C, H, W), timesteps (B,) and classes (B,).
+
+        Timesteps may be fractional. H and W are multiples of the patch size; for sizes other than the model's the
+        positions are scaled.
+        """
         waves = timestep_embedding(
             timesteps.expand(len(x)), WAVES, flip_sin_to_cos=True, freq_shift=self.config.freq_shift
         ).to(x.dtype)
@@ -190,8 +161,8 @@ class DiTTransformer2DModel(BaseModel):
         tokens = (tokens + self._positions(height, width, tokens.device)).to(x.dtype)
         for block in self.transformer_blocks:
             tokens = block(tokens, waves, class_labels)
-        first: Any = self.transformer_blocks[0]
-        shift, scale = self.proj_out_1(F.silu(first.norm1.emb(waves, class_labels)))[:, None].chunk(2, dim=-1)
+        emb: nn.Module = self.transformer_blocks[0].get_submodule("norm1.emb")
+        shift, scale = self.proj_out_1(F.silu(emb(waves, class_labels)))[:, None].chunk(2, dim=-1)
         tokens = self.proj_out_2(norm(tokens, 1e-6) * (1 + scale) + shift)
         p = self.config.patch_size
         out = tokens.unflatten(1, (height, width)).unflatten(3, (p, p, self.out_channels))  # (B, h, w, p, p, C)
@@ -205,14 +176,14 @@ class DiTTransformer2DModel(BaseModel):
 
 
 def norm(x: Tensor, eps: float) -> Tensor:
-    """LayerNorm without weights."""
+    """Return the layer norm of x without weights."""
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 def positions(dim: int, height: int, width: int, base: int) -> Tensor:
-    """Sines and cosines of each patch's column, then of its row: (height · width, dim) in float32.
+    """Return sines and cosines of each patch's column, then of its row: (height · width, dim) in float32.
 
-    Where a side has another number of patches than `base`, they lie evenly over the same range.
+    If a side has another number of patches than `base`, they are spread evenly over the same range.
     """
     rows = torch.arange(height, dtype=torch.float32) / (height / base)
     columns = torch.arange(width, dtype=torch.float32) / (width / base)
@@ -227,5 +198,5 @@ def positions(dim: int, height: int, width: int, base: int) -> Tensor:
     return torch.cat([across, down], dim=2).flatten(0, 1).float()
 
 
-LAYOUT = Layout(drops=(r"pos_embed\.pos_embed",))  # positions, which some versions saved
+LAYOUT = Layout(drops=(r"pos_embed\.pos_embed",))  # positions, which some versions save
 Config, Model = DiTConfig, DiTTransformer2DModel

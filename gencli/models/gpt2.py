@@ -6,9 +6,9 @@ Attributes are named as the checkpoint names them. B: batch, T: new positions, S
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,21 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS, check_activation
-from gencli.models.base import TRANSFORMERS_INERT, Layout, Rename, check_flags, check_ints, check_numbers, read_config
+from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, Rename, check_flags, check_ints, check_numbers
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.module import BaseModel
 
 
 @dataclass(frozen=True)
-class GPT2Config:
-    """config.json of a GPT-2 checkpoint; defaults are the 124M model's."""
+class GPT2Config(BaseConfig):
+    """config.json of a GPT-2 checkpoint; defaults are those of the 124M model."""
+
+    INERT = TRANSFORMERS_INERT | {
+        "n_ctx", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+        "summary_use_proj", "n_special", "predict_special_tokens", "output_past", "xla_device",
+        "reorder_and_upcast_attn",  # upcasting changes rounding in half precision only
+    }  # fmt: skip
+    ONLY: ClassVar = {"add_cross_attention": (False,)}
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -37,20 +44,7 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> GPT2Config:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        inert = TRANSFORMERS_INERT | {
-            "n_ctx", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-            "summary_use_proj", "n_special", "predict_special_tokens", "output_past", "xla_device",
-            "reorder_and_upcast_attn",  # upcasting changes rounding in half precision only
-        }  # fmt: skip
-        config = read_config(cls, raw, inert=inert, only={"add_cross_attention": (False,)})
-        config.check()
-        return config
-
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         bounds = {"vocab_size": 2**22, "n_positions": 2**20, "n_embd": 2**16, "n_layer": 1024, "n_head": 1024}
         check_ints(self, bounds if self.n_inner is None else bounds | {"n_inner": 2**20})
         check_numbers(self, {"layer_norm_epsilon": (0.0, 1.0)})
@@ -105,12 +99,19 @@ class MLP(nn.Module):
         return self.c_proj(self.activation(self.c_fc(x)))
 
 
+Norm = Callable[[int, float], nn.Module]
+
+
+def layer_norm(size: int, eps: float) -> nn.Module:
+    return nn.LayerNorm(size, eps=eps)
+
+
 class Block(nn.Module):
-    def __init__(self, config: GPT2Config, layer: int):
+    def __init__(self, config: GPT2Config, layer: int, norm: Norm):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = norm(config.n_embd, config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = norm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None, mask: Tensor | None) -> Tensor:
@@ -119,28 +120,28 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config: GPT2Config):
+    def __init__(self, config: GPT2Config, norm: Norm):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.h = nn.ModuleList(Block(config, layer, norm) for layer in range(config.n_layer))
+        self.ln_f = norm(config.n_embd, config.layer_norm_epsilon)
 
 
 class GPT2(BaseModel):
-    """The decoder with its language-model head."""
+    """The decoder with its language-model head. norm: (size, eps) → a norm of that size."""
 
-    def __init__(self, config: GPT2Config):
+    def __init__(self, config: GPT2Config, norm: Norm = layer_norm):
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.transformer = Transformer(config, norm)
+        self.lm_head = nn.Linear(config.n_embd, self.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
     @property
     def max_length(self) -> int:
-        """The longest sequence the model can read, in tokens."""
+        """The longest sequence that the model can read, in tokens."""
         return self.config.n_positions
 
     @property
@@ -148,24 +149,22 @@ class GPT2(BaseModel):
         return self.config.vocab_size
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
-        """A cache for `batch` sequences of at most `positions` tokens."""
+        """Make a cache for `batch` sequences of at most `positions` tokens."""
         config = self.config
-        head_dim = config.n_embd // config.n_head
-        return KeyValueCache(
-            config.n_layer, batch, config.n_head, positions, head_dim, device=self.device, dtype=self.compute_dtype
-        )
+        shape = (config.n_layer, batch, config.n_head, positions, config.n_embd // config.n_head)
+        return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
-        """Logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), for the last position.
+        """Return logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), those of the last position.
 
-        With a cache the ids continue what is in it, and are added to it.
+        With a cache the ids continue the sequences in it, and are added to it.
         """
         start = 0 if cache is None else cache.length
         T = ids.shape[1]
         positions = torch.arange(start, start + T, device=ids.device)
         x = self.transformer.wte(ids) + self.transformer.wpe(positions)  # (B, T, C)
         mask = None
-        if start and T > 1:  # new position i sees the cache and new positions up to its own
+        if start and T > 1:  # a new position sees the cache and the new positions up to its own
             mask = positions[:, None] >= torch.arange(start + T, device=ids.device)[None, :]
         for block in self.transformer.h:
             x = block(x, cache, mask)
@@ -177,7 +176,7 @@ class GPT2(BaseModel):
 
 
 LAYOUT = Layout(
-    # The hub's own GPT-2 files lack the prefix that a fresh save has.
+    # GPT-2 files of the hub lack the prefix that new saves have.
     renames=(Rename(r"(wte|wpe|h|ln_f)\.(.*)", r"transformer.\1.\2"),),
     drops=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks
     tied={"lm_head.weight": "transformer.wte.weight"},

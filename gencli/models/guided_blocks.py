@@ -1,7 +1,8 @@
-"""Blocks of guided-diffusion's networks (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs"), under its own names.
+"""Blocks of the networks of guided-diffusion (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs", arXiv 2105.05233),
+under its own names.
 
-Its UNet and its noisy classifier share the way down and the middle, `GuidedEncoder`; what an upstream file is called
-in numbers stands in `GuidedConfig`. B: batch, C: channels, H, W: height and width, E: width of the time embedding.
+Its UNet and its classifier of noisy images share the down blocks and the mid block, `GuidedEncoder`.
+B: batch, C: channels, H, W: height and width, E: width of the time embedding.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.base import check_flags, check_ints, check_numbers
+from gencli.models.base import BaseConfig, check_flags, check_ints, check_numbers
 from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import timestep_embedding
 
-GROUPS = 32  # of every norm, whatever the width
+GROUPS = 32  # of every norm, for any width
 
 
 @dataclass(frozen=True)
-class GuidedConfig:
-    """What both networks are built from, under the names of the original constructors.
+class GuidedConfig(BaseConfig):
+    """The values that both networks are built from, under the names of the original constructors.
 
-    channel_mult: widths of the levels in units of model_channels, largest pictures first. attention_resolutions: by how
-    much a level is smaller than the picture (1, 2, 4, …), for the levels with attention. num_head_channels −1: there
-    are `num_heads` heads, however wide. use_new_attention_order: the 3·C channels of qkv are cut into q, k, v and each
-    of them into heads; else into heads and each head into q, k, v.
+    channel_mult: widths of the levels in units of model_channels, largest images first. attention_resolutions: the
+    levels with attention, by their downsampling factor (1, 2, 4, …). num_head_channels −1: there are `num_heads` heads
+    of any width. use_new_attention_order: the 3·C channels of qkv are split into q, k, v and each of them into heads;
+    otherwise into heads and each head into q, k, v.
     """
 
     image_size: int
@@ -51,11 +52,10 @@ class GuidedConfig:
 
     @property
     def sample_size(self) -> int:
-        """As diffusers' configs call it."""
+        """The name of image_size in configs of diffusers."""
         return self.image_size
 
     def check(self) -> None:
-        """Bounds that any real model keeps. Raises GencliError."""
         check_ints(self, {"image_size": 2**13, "model_channels": 2**12, "in_channels": 1024, "out_channels": 2**16})
         check_ints(self, {"num_res_blocks": 16, "num_heads": 2**10, "attention_resolutions": 2**12})
         check_numbers(self, {"dropout": (0.0, 1.0)})
@@ -83,7 +83,7 @@ class GuidedConfig:
         return self.widths
 
     def heads(self, channels: int) -> int:
-        """Attention heads over so many channels. Raises GencliError where they do not come out even."""
+        """Return the number of attention heads over `channels`. Raises GencliError if they do not divide them."""
         heads = self.num_heads if self.num_head_channels == -1 else channels // self.num_head_channels
         even = channels % self.num_head_channels == 0 if self.num_head_channels != -1 else channels % heads == 0
         if not heads or not even:
@@ -97,7 +97,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut; `up` and `down` change the size in the middle of the first."""
+    """Norm, SiLU and convolution, twice, and a shortcut; `up` and `down` resize before the first convolution."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Upsample(nn.Module):
 
 
 def attend(qkv: Tensor, heads: int, *, new_order: bool) -> Tensor:
-    """Attention of all places over each other: (B, 3 C, T) → (B, C, T). For the order see `GuidedConfig`."""
+    """Return self-attention (B, C, T) of qkv (B, 3 C, T). new_order: `use_new_attention_order` of `GuidedConfig`."""
     if new_order:
         q, k, v = qkv.unflatten(1, (3, heads, -1)).transpose(-1, -2).unbind(1)
     else:
@@ -166,7 +166,7 @@ def attend(qkv: Tensor, heads: int, *, new_order: bool) -> Tensor:
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the places of a picture, normed before and added after."""
+    """Self-attention over the positions of an image, normed before and added to it."""
 
     def __init__(self, channels: int, heads: int, *, new_order: bool):
         super().__init__()
@@ -181,7 +181,7 @@ class AttentionBlock(nn.Module):
 
 
 class Layers(nn.Sequential):
-    """Layers one after another, of which residual blocks are told the time too."""
+    """Layers in sequence, of which residual blocks take the time embedding too."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -190,7 +190,7 @@ class Layers(nn.Sequential):
 
 
 class GuidedEncoder(BaseModel):
-    """The time embedding, the way down and the middle. `skip_channels`: widths of the states on the way down."""
+    """The time embedding, the down blocks and the mid block. skip_channels: widths of the states of the down blocks."""
 
     def __init__(self, config: GuidedConfig):
         super().__init__()
@@ -211,24 +211,21 @@ class GuidedEncoder(BaseModel):
                 width = out
                 self.skip_channels.append(width)
             if level < len(config.widths) - 1:
-                blocks.append(Layers(self.resblock(width, width, down=True) if self._resized else Downsample(width)))
+                down = self.resblock(width, width, down=True) if config.resblock_updown else Downsample(width)
+                blocks.append(Layers(down))
                 self.skip_channels.append(width)
         self.input_blocks = nn.ModuleList(blocks)
         middle = AttentionBlock(width, config.heads(width), new_order=config.use_new_attention_order)
         self.middle_block = Layers(self.resblock(width, width), middle, self.resblock(width, width))
 
-    @property
-    def _resized(self) -> bool:
-        return self.config.resblock_updown
-
     def attention(self, level: int, channels: int) -> list[nn.Module]:
-        """The attention of a level, if it has any."""
+        """Return the attention of a level, if it has any."""
         if 1 << level not in self.config.attention_resolutions:
             return []
         return [AttentionBlock(channels, self.config.heads(channels), new_order=self.config.use_new_attention_order)]
 
     def embed(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """(B,) timesteps, which may be fractions → (B, E) in the dtype of `like` (B, C, H, W)."""
+        """Return embeddings (B, E), in the dtype of `like` (B, C, H, W), of timesteps (B,), which may be fractional."""
         waves = timestep_embedding(
             timesteps.expand(like.shape[0]), self.config.model_channels, flip_sin_to_cos=True, freq_shift=0
         )

@@ -1,19 +1,17 @@
-"""guided-diffusion's classifier of noisy pictures: half its UNet, and one vector of logits (Dhariwal & Nichol 2021).
+"""The noisy-image classifier of guided-diffusion (Dhariwal & Nichol 2021): half of its UNet, and a vector of logits.
 
-B: batch, C, H, W: channels, height and width, K: classes, T: places of the smallest level and their mean.
+B: batch, C, H, W: channels, height and width, K: classes, T: positions of the smallest level and their mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.base import Layout, read_config
+from gencli.models.base import Layout
 from gencli.models.guided_blocks import GuidedConfig, GuidedEncoder, attend, norm
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
@@ -22,24 +20,20 @@ HIDDEN = 2048  # of the spatial pools
 
 @dataclass(frozen=True)
 class GuidedClassifierConfig(GuidedConfig):
-    """out_channels is the number of classes. pool: how places become one vector."""
+    """out_channels: the number of classes. pool: how positions become one vector."""
 
     pool: str = "attention"
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> GuidedClassifierConfig:
-        """Raises GencliError for keys that are not known and for impossible sizes."""
-        config = read_config(cls, raw)
-        config.check()
-        if config.pool not in POOLS:
-            raise GencliError(f"pool = {config.pool!r:.80} is not supported", f"gencli knows {', '.join(POOLS)}")
-        if config.pool == "attention" and config.num_head_channels == -1:
+    def check(self) -> None:
+        super().check()
+        if self.pool not in POOLS:
+            raise GencliError(f"pool = {self.pool!r:.80} is not supported", f"gencli knows {', '.join(POOLS)}")
+        if self.pool == "attention" and self.num_head_channels == -1:
             raise GencliError("pool = 'attention' needs num_head_channels")
-        return config
 
 
 class AttentionPool2d(nn.Module):
-    """The mean of all places attends to them, as in CLIP's image encoder: (B, C, h, w) → (B, K)."""
+    """Attention of the mean to all positions, as in CLIP's image encoder: (B, C, h, w) → (B, K)."""
 
     def __init__(self, side: int, channels: int, head_channels: int, out_channels: int):
         super().__init__()
@@ -51,7 +45,7 @@ class AttentionPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2)
         x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding  # (B, C, T)
-        x = attend(self.qkv_proj(x), self.heads, new_order=True)  # here always
+        x = attend(self.qkv_proj(x), self.heads, new_order=True)  # always, here
         return self.c_proj(x[:, :, :1])[:, :, 0]
 
 
@@ -76,7 +70,7 @@ class GuidedClassifierModel(GuidedEncoder):
             self.out = nn.Sequential(nn.Linear(features, HIDDEN), norm(HIDDEN), nn.SiLU(), last)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """Logits (B, K) of noisy pictures (B, C, H, W) at timesteps (B,). H and W are image_size."""
+        """Return logits (B, K) of noisy images (B, C, H, W) at timesteps (B,). H and W are image_size."""
         emb = self.embed(timesteps, x)
         means = []
         for block in [*self.input_blocks, self.middle_block]:

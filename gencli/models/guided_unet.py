@@ -1,36 +1,26 @@
-"""The UNet of guided-diffusion ("ADM"; Dhariwal & Nichol 2021), with or without classes, in its own naming.
+"""The UNet of guided-diffusion ("ADM"; Dhariwal & Nichol 2021, arXiv 2105.05233), with or without classes.
 
-It is another network than diffusers' UNet2DModel: sizes change inside residual blocks, q, k and v are one tensor, and
-its files say nothing of their own settings (`gencli.checkpoints.original.guided_diffusion` finds them out).
-B: batch, C, H, W: channels, height and width.
+It is another network than UNet2DModel of diffusers: sizes change inside residual blocks, q, k and v are one tensor, and
+its files do not say their own config (`checkpoints.formats` infers it). B: batch, C, H, W: channels, height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gencli.models.base import Layout, check_ints, read_config
+from gencli.models.base import Layout, check_ints
 from gencli.models.guided_blocks import AttentionBlock, GuidedConfig, GuidedEncoder, Layers, Upsample, norm
 
 
 @dataclass(frozen=True)
 class GuidedUNetConfig(GuidedConfig):
-    """num_classes None: it draws without a class. num_heads_upsample: heads of the way up, −1 as elsewhere."""
+    """num_classes None: an unconditional model. num_heads_upsample: heads of the up blocks, −1: as elsewhere."""
 
     num_classes: int | None = None
     num_heads_upsample: int = -1
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> GuidedUNetConfig:
-        """Raises GencliError for keys that are not known and for impossible sizes."""
-        config = read_config(cls, raw)
-        config.check()
-        return config
 
     def check(self) -> None:
         super().check()
@@ -43,7 +33,7 @@ class GuidedUNetConfig(GuidedConfig):
                 self.heads_up(width)
 
     def heads_up(self, channels: int) -> int:
-        """Attention heads on the way up."""
+        """Return the number of attention heads over `channels` in the up blocks. Raises GencliError as `heads`."""
         if self.num_head_channels != -1 or self.num_heads_upsample == -1:
             return self.heads(channels)
         return type(self)(**{**vars(self), "num_heads": self.num_heads_upsample}).heads(channels)
@@ -73,9 +63,9 @@ class GuidedUNetModel(GuidedEncoder):
         self.out = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, config.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """The prediction (B, out_channels, H, W) for noisy pictures (B, C, H, W) at timesteps (B,) of classes (B,).
+        """Return the prediction (B, out_channels, H, W) for noisy images (B, C, H, W), timesteps (B,) and classes (B,).
 
-        H and W are whole multiples of what all levels halve.
+        H and W are multiples of the downsampling factor.
         """
         emb = self.embed(timesteps, x)
         if self.config.num_classes is not None:

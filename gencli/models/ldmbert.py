@@ -1,32 +1,30 @@
 """The text encoder of Latent Diffusion (Rombach et al. 2022): a transformer over WordPiece tokens, without masks.
 
-Attributes are named as diffusers' checkpoints (LDMBertModel) name them.
+Attributes are named as the checkpoints of diffusers (LDMBertModel) name them.
 B: batch, T: tokens, C: d_model, H: heads, D: head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models.activations import ACTIVATIONS, check_activation
-from gencli.models.base import TRANSFORMERS_INERT, Layout, check_ints, read_config
+from gencli.models.attention import multi_head_attention
+from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, check_ints
 from gencli.models.module import BaseModel
-
-# Of training, or of other uses; diffusers' class reads scale_embedding, and then does not scale.
-INERT = TRANSFORMERS_INERT | {
-    "activation_dropout", "classifier_dropout", "encoder_layerdrop", "init_std", "num_hidden_layers",
-    "scale_embedding",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class LDMBertConfig:
-    """config.json of a text encoder; defaults are those of diffusers' class."""
+class LDMBertConfig(BaseConfig):
+    """config.json of a text encoder; defaults are those of the class in diffusers."""
+
+    # For training or other uses; the class in diffusers reads scale_embedding, but does not scale.
+    INERT = TRANSFORMERS_INERT | {
+        "activation_dropout", "classifier_dropout", "encoder_layerdrop", "init_std", "num_hidden_layers",
+        "scale_embedding",
+    }  # fmt: skip
 
     vocab_size: int = 30522
     max_position_embeddings: int = 77
@@ -37,15 +35,7 @@ class LDMBertConfig:
     activation_function: str = "gelu"
     d_model: int = 1280
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> LDMBertConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, raw, inert=INERT)
-        config.check()
-        return config
-
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         check_ints(self, {"vocab_size": 2**22, "d_model": 2**14, "encoder_ffn_dim": 2**16, "encoder_layers": 128})
         check_ints(self, {"encoder_attention_heads": 1024, "head_dim": 2**12, "max_position_embeddings": 2**16})
         check_activation("activation_function", self.activation_function)
@@ -64,13 +54,8 @@ class LDMBertAttention(nn.Module):
         self.out_proj = nn.Linear(inner, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
-
-    def _split(self, y: Tensor) -> Tensor:
-        """(B, T, H · D) → (B, H, T, D)."""
-        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k, v = (projection(x) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(multi_head_attention(q, k, v, self.heads))
 
 
 class LDMBertEncoderLayer(nn.Module):
@@ -110,10 +95,10 @@ class LDMBertModel(BaseModel):
         self.model = LDMBertEncoder(config)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (B, T) → their last states (B, T, C), normed. Padding is read like any other token."""
+        """Return the last hidden states (B, T, C), normed, of token ids (B, T). Padding is read like other tokens."""
         return self.model(ids)
 
 
-# The head that would tell the words again, a fifteenth of the file, was for training alone.
+# The head that predicts words, a fifteenth of the file, was for training only.
 LAYOUT = Layout(drops=(r"to_logits\.(weight|bias)",))
 Config, Model = LDMBertConfig, LDMBertModel

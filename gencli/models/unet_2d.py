@@ -1,53 +1,50 @@
-"""The UNet without a text: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", as diffusers' UNet2DModel.
+"""The UNet without a text (Ho et al. 2020, arXiv 2006.11239), as UNet2DModel of diffusers.
 
 Attributes are named as the checkpoint names them. B: batch, C, H, W: channels, height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES, AttentionBlock
-from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.base import BaseConfig, Layout, check_ints
 from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import (
-    DownBlock,
     MidBlock,
     ResnetBlock2D,
     TimestepEmbedding,
-    UpBlock,
     check_levels,
-    check_sample_size,
-    refuse,
+    check_unet,
+    down_path,
     timestep_embedding,
+    up_path,
 )
 
 DOWN = ("AttnDownBlock2D", "DownBlock2D")
 UP = ("AttnUpBlock2D", "UpBlock2D")
 MID = ("UNetMidBlock2D", None)
 
-# Keys that are understood at these values alone; a key that is not named anywhere is refused unless it is null.
-ONLY: dict[str, tuple[Any, ...]] = {
-    "time_embedding_type": ("positional",),
-    "downsample_type": ("conv",),
-    "upsample_type": ("conv",),
-}
-INERT = {"num_train_timesteps"}  # read for learned time embeddings alone
-
 
 @dataclass(frozen=True)
-class UNet2DConfig:
-    """config.json of an unconditional UNet; defaults are those of diffusers' class.
+class UNet2DConfig(BaseConfig):
+    """config.json of an unconditional UNet; defaults are those of the class in diffusers.
 
-    `attention_head_dim` is the size of a head here; null is one head. `attn_norm_num_groups` is of the middle alone.
+    attention_head_dim: the size of a head here; null means one head. attn_norm_num_groups: of the mid block only.
     """
+
+    ONLY: ClassVar = {
+        "time_embedding_type": ("positional",),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+    }
+    INERT = frozenset({"num_train_timesteps"})  # read for learned time embeddings only
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
@@ -73,29 +70,12 @@ class UNet2DConfig:
     add_attention: bool = True
     num_class_embeds: int | None = None
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> UNet2DConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, raw, inert=INERT, only=ONLY)
-        config.check()
-        return config
-
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         check_levels(self, DOWN, UP)
-        check_ints(self, {"in_channels": 1024, "out_channels": 1024, "layers_per_block": 16})
-        check_ints(self, {"downsample_padding": 1}, least=0)
-        numbers = {"norm_eps": (0.0, 1.0), "mid_block_scale_factor": (1e-6, 1e6), "dropout": (0.0, 1.0)}
-        check_numbers(self, numbers | {"freq_shift": (0.0, 1.0)})
         for key in ("time_embedding_dim", "attention_head_dim", "attn_norm_num_groups", "num_class_embeds"):
             if getattr(self, key) is not None:
                 check_ints(self, {key: 2**16})
-        check_sample_size(self)
-        check_flags(self)
-        if self.mid_block_type not in MID:
-            raise refuse("mid_block_type", self.mid_block_type, f"gencli knows {', '.join(map(str, MID))}")
-        if self.resnet_time_scale_shift not in ("default", "scale_shift"):
-            raise refuse("resnet_time_scale_shift", self.resnet_time_scale_shift)
+        check_unet(self, MID)
         types = zip(self.down_block_types, self.up_block_types[::-1], strict=True)
         attended = [w for w, t in zip(self.block_out_channels, types, strict=True) if DOWN[0] in t or UP[0] in t]
         if self.mid_block_type is not None and self.add_attention:
@@ -131,23 +111,15 @@ class UNet2DModel(BaseModel):
             partial(AttentionBlock, heads=width // (config.attention_head_dim or width), groups=groups, eps=eps)
             for width in widths
         ]
-        last = len(widths) - 1
+        last, levels = len(widths) - 1, [layers] * len(widths)
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb_channels)
         if config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
-        self.down_blocks = nn.ModuleList(
-            DownBlock(
-                widths[max(level - 1, 0)],
-                width,
-                layers,
-                resnet=resnet,
-                attention=attentions[level] if config.down_block_types[level] == "AttnDownBlock2D" else None,
-                downsample_padding=config.downsample_padding if level < last else None,
-            )
-            for level, width in enumerate(widths)
-        )
+        down = [one if kind == DOWN[0] else None for one, kind in zip(attentions, config.down_block_types, strict=True)]
+        padding = config.downsample_padding
+        self.down_blocks = down_path(widths, levels, resnet=resnet, attentions=down, padding=padding)
         if config.mid_block_type is not None:
             factor = config.mid_block_scale_factor
             attention = partial(
@@ -160,23 +132,14 @@ class UNet2DModel(BaseModel):
                 resnet=partial(resnet, output_scale_factor=factor),
                 attention=attention if config.add_attention else None,
             )
-        self.up_blocks = nn.ModuleList(
-            UpBlock(
-                widths[min(level + 1, last)],
-                widths[level],
-                [widths[level]] * layers + [widths[max(level - 1, 0)]],
-                resnet=resnet,
-                attention=attentions[level] if config.up_block_types[last - level] == "AttnUpBlock2D" else None,
-                upsample=level > 0,
-            )
-            for level in range(last, -1, -1)
-        )
+        up = [one if kind == UP[0] else None for one, kind in zip(attentions, config.up_block_types[::-1], strict=True)]
+        self.up_blocks = up_path(widths, levels, resnet=resnet, attentions=up)
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """The prediction (B, C, H, W) for a noisy sample (B, C, H, W) at timesteps (B,), which may be fractions, of
-        classes (B,) where it is told such."""
+        """Return the prediction (B, C, H, W) for a noisy sample (B, C, H, W) at timesteps (B,), and classes (B,) if the
+        model has classes. Timesteps may be fractional."""
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         waves = timestep_embedding(

@@ -1,8 +1,8 @@
-"""The UNet that reads a text: Stable Diffusion 1, 2 (Rombach et al. 2022) and XL (Podell et al. 2023), and models made
-faster from them, as diffusers' UNet2DConditionModel.
+"""The UNet conditioned on a text: Stable Diffusion 1, 2 (Rombach et al. 2022, arXiv 2112.10752) and XL (Podell et al.
+2023, arXiv 2307.01952), and models distilled from them, as UNet2DConditionModel of diffusers.
 
-Attributes are named as the checkpoint names them. B: batch, C, H, W: a latent's channels, height and width, L, D: the
-text's tokens and their width.
+Attributes are named as the checkpoint names them. B: batch, C, H, W: channels, height and width of the latents, L, D:
+tokens of the text and their width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.attention_blocks import Transformer2DModel
-from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.base import BaseConfig, Layout, check_ints
 from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import (
     AttentionFactory,
-    DownBlock,
     MidBlock,
     ResnetBlock2D,
     TimestepEmbedding,
-    UpBlock,
     check_levels,
-    check_sample_size,
+    check_unet,
+    down_path,
     refuse,
     timestep_embedding,
+    up_path,
 )
 
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
@@ -38,34 +38,31 @@ UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 MID = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 DEPTHS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
 
-# Keys that are understood at these values alone; a key that is not named anywhere is refused unless it is null.
-ONLY: dict[str, tuple[Any, ...]] = {
-    "dual_cross_attention": (False,),
-    "mid_block_only_cross_attention": (None, False),
-    "resnet_skip_time_act": (False,),
-    "resnet_out_scale_factor": (1.0,),
-    "time_embedding_type": ("positional",),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "attention_type": ("default",),
-    "class_embeddings_concat": (False,),
-}
-INERT = {
-    "addition_embed_type_num_heads",  # read with other kinds of addition_embed_type alone
-    "upcast_attention",  # scores are always made in float32
-}
-
 
 @dataclass(frozen=True)
-class UNet2DConditionConfig:
-    """config.json of a text-conditioned UNet; defaults are those of diffusers' class.
+class UNet2DConditionConfig(BaseConfig):
+    """config.json of a text-conditioned UNet; defaults are those of the class in diffusers.
 
-    Where a tuple stands for an int it has one value a level, widest pictures first. `attention_head_dim` is the NUMBER
-    of heads (diffusers issue 2011); `num_attention_heads`, which later configs have beside it, says the same.
-    `transformer_layers_per_block` may have a tuple for each attention of a level, and then `reverse_…`, deepest level
-    first, has those of the way up. `addition_embed_type` text_time: SDXL's pooled text and numbers of
-    `addition_time_embed_dim` waves each. `time_cond_proj_dim`: width of a latent consistency model's guidance.
+    Where a tuple may stand for an int it has one value per level, largest images first. attention_head_dim: the NUMBER
+    of heads (diffusers issue 2011), like num_attention_heads, which later configs have beside it.
+    transformer_layers_per_block: may have a tuple per attention of a level; then `reverse_…`, deepest level first, is
+    of the up blocks. addition_embed_type: text_time for SDXL's pooled text and numbers with `addition_time_embed_dim`
+    sinusoids each. time_cond_proj_dim: width of the guidance embedding of a latent consistency model.
     """
+
+    ONLY: ClassVar = {
+        "dual_cross_attention": (False,),
+        "mid_block_only_cross_attention": (None, False),
+        "resnet_skip_time_act": (False,),
+        "resnet_out_scale_factor": (1.0,),
+        "time_embedding_type": ("positional",),
+        "conv_in_kernel": (3,),
+        "conv_out_kernel": (3,),
+        "attention_type": ("default",),
+        "class_embeddings_concat": (False,),
+    }
+    # The first is read with other kinds of addition_embed_type only; softmax is always in float32.
+    INERT = frozenset({"addition_embed_type_num_heads", "upcast_attention"})
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 4
@@ -99,21 +96,13 @@ class UNet2DConditionConfig:
     projection_class_embeddings_input_dim: int | None = None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> UNet2DConditionConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        depths = {key: _tuples(value) for key, value in raw.items() if key in DEPTHS}
-        config = read_config(cls, {**raw, **depths}, inert=INERT, only=ONLY)
-        config.check()
-        return config
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**raw, **{key: _tuples(value) for key, value in raw.items() if key in DEPTHS}}
 
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         check_levels(self, DOWN, UP)
-        bounds = {"in_channels": 1024, "out_channels": 1024, "cross_attention_dim": 2**14, "layers_per_block": 16}
-        check_ints(self, bounds | {"attention_head_dim": 2**10})
-        check_ints(self, {"downsample_padding": 1}, least=0)
-        numbers = {"norm_eps": (0.0, 1.0), "mid_block_scale_factor": (1e-6, 1e6), "dropout": (0.0, 1.0)}
-        check_numbers(self, numbers | {"freq_shift": (0.0, 1.0)})
+        check_unet(self, MID)
+        check_ints(self, {"cross_attention_dim": 2**14, "attention_head_dim": 2**10})
         for key in ("time_embedding_dim", "num_attention_heads", "time_cond_proj_dim"):
             if getattr(self, key) is not None:
                 check_ints(self, {key: 2**15})
@@ -122,28 +111,18 @@ class UNet2DConditionConfig:
         for level, layers in enumerate(self.levels("layers_per_block")):
             self.depths(level, layers)
             self.depths(level, layers + 1, up=True)
-        self._check_addition()
-        check_sample_size(self)
-        check_flags(self)
+        if self.addition_embed_type is not None:
+            if self.addition_embed_type != "text_time":
+                raise refuse("addition_embed_type", self.addition_embed_type, "gencli knows text_time")
+            check_ints(self, {"addition_time_embed_dim": 2**15, "projection_class_embeddings_input_dim": 2**15})
         if self.only_cross_attention and self.only_cross_attention != (False,) * len(self.block_out_channels):
             raise refuse("only_cross_attention", self.only_cross_attention)
-        if self.mid_block_type not in MID:
-            raise refuse("mid_block_type", self.mid_block_type, f"gencli knows {', '.join(map(str, MID))}")
-        if self.resnet_time_scale_shift not in ("default", "scale_shift"):
-            raise refuse("resnet_time_scale_shift", self.resnet_time_scale_shift)
         for width, heads in zip(self.block_out_channels, self.heads, strict=True):
             if width % heads:
                 raise GencliError(f"config.json: block_out_channels has {width}, no multiple of its {heads} heads")
 
-    def _check_addition(self) -> None:
-        if self.addition_embed_type is None:
-            return
-        if self.addition_embed_type != "text_time":
-            raise refuse("addition_embed_type", self.addition_embed_type, "gencli knows text_time")
-        check_ints(self, {"addition_time_embed_dim": 2**15, "projection_class_embeddings_input_dim": 2**15})
-
     def depths(self, level: int, attentions: int, *, up: bool = False) -> tuple[int, ...]:
-        """Transformer layers of each of a level's `attentions`, on the way down or up. Raises GencliError."""
+        """Return the layers of each of a level's `attentions`, in the down or up blocks. Raises GencliError."""
         own = up and self.reverse_transformer_layers_per_block is not None
         depth = self.levels(DEPTHS[own])[-1 - level if own else level]
         depths = depth if isinstance(depth, tuple) else (depth,) * attentions
@@ -155,7 +134,7 @@ class UNet2DConditionConfig:
         return depths
 
     def levels(self, key: str) -> tuple[Any, ...]:
-        """A value for each level, from a key that is one number or one number a level. Raises GencliError."""
+        """Return a value per level of a key that is one number or one number per level. Raises GencliError."""
         value = getattr(self, key)
         count = len(self.block_out_channels)
         if isinstance(value, tuple) and len(value) != count:
@@ -178,7 +157,7 @@ def _tuples(value: Any) -> Any:
 
 
 class DownPath(BaseModel):
-    """The way down and the middle of a UNet, which its ControlNets have too."""
+    """The down blocks and the mid block of a UNet, which its ControlNets have too."""
 
     def __init__(self, config: UNet2DConditionConfig):
         super().__init__()
@@ -191,21 +170,14 @@ class DownPath(BaseModel):
             self.add_embedding = TimestepEmbedding(
                 config.projection_class_embeddings_input_dim or 0, config.temb_channels
             )
-        self.down_blocks = nn.ModuleList(
-            DownBlock(
-                widths[max(level - 1, 0)],
-                width,
-                layers[level],
-                resnet=resnet,
-                attention=_attention(config, level, config.depths(level, layers[level]))
-                if config.down_block_types[level] == "CrossAttnDownBlock2D"
-                else None,
-                downsample_padding=config.downsample_padding if level < last else None,
-            )
-            for level, width in enumerate(widths)
-        )
+        attentions = [
+            _attention(config, level, config.depths(level, layers[level])) if kind == DOWN[0] else None
+            for level, kind in enumerate(config.down_block_types)
+        ]
+        padding = config.downsample_padding
+        self.down_blocks = down_path(widths, layers, resnet=resnet, attentions=attentions, padding=padding)
         if config.mid_block_type is not None:
-            crossed = config.mid_block_type == "UNetMidBlock2DCrossAttn"
+            crossed = config.mid_block_type == MID[0]
             self.mid_block = MidBlock(
                 widths[last],
                 resnet=partial(resnet, output_scale_factor=config.mid_block_scale_factor),
@@ -214,9 +186,9 @@ class DownPath(BaseModel):
             )
 
     def embed_time(self, timestep: Tensor, sample: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The embedding (B, E) of timesteps (B,) or (1,), in the dtype of the sample (B, C, H, W).
+        """Return the embedding (B, E) of timesteps (B,) or (1,), in the dtype of the sample (B, C, H, W).
 
-        cond (B or 1, G): what a latent consistency model is told of its guidance.
+        cond (B or 1, G): the guidance embedding of a latent consistency model.
         """
         waves = timestep_embedding(
             timestep.expand(sample.shape[0]),
@@ -227,7 +199,7 @@ class DownPath(BaseModel):
         return self.time_embedding(waves.to(sample.dtype), None if cond is None else cond.to(sample.dtype))
 
     def embed_added(self, text_embeds: Tensor, time_ids: Tensor, sample: Tensor) -> Tensor:
-        """SDXL's embedding (B, E) of a pooled text (B, P) and of numbers (B or 1, N), each as waves of its own."""
+        """Return SDXL's embedding (B, E) of pooled texts (B, P) and of numbers (B or 1, N), each as sinusoids."""
         waves = timestep_embedding(
             time_ids.flatten(),
             self.config.addition_time_embed_dim,  # type: ignore[arg-type]
@@ -238,7 +210,7 @@ class DownPath(BaseModel):
         return self.add_embedding(torch.cat([text_embeds, waves], dim=1).to(sample.dtype))
 
     def descend(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """From what `conv_in` gave to the middle's output, and every state on the way down, the first one included."""
+        """Return the output of the mid block for the output x of `conv_in`, and the skip connections, x first."""
         skips = [x]
         for block in self.down_blocks:
             x, states = block(x, temb, context)
@@ -252,20 +224,11 @@ class UNet2DConditionModel(DownPath):
     def __init__(self, config: UNet2DConditionConfig):
         super().__init__(config)
         widths, layers = config.block_out_channels, config.levels("layers_per_block")
-        resnet, last = _resnet(config), len(widths) - 1
-        self.up_blocks = nn.ModuleList(
-            UpBlock(
-                widths[min(level + 1, last)],
-                widths[level],
-                [widths[level]] * layers[level] + [widths[max(level - 1, 0)]],
-                resnet=resnet,
-                attention=_attention(config, level, config.depths(level, layers[level] + 1, up=True))
-                if config.up_block_types[last - level] == "CrossAttnUpBlock2D"
-                else None,
-                upsample=level > 0,
-            )
-            for level in range(last, -1, -1)
-        )
+        attentions = [
+            _attention(config, level, config.depths(level, layers[level] + 1, up=True)) if kind == UP[0] else None
+            for level, kind in enumerate(config.up_block_types[::-1])
+        ]
+        self.up_blocks = up_path(widths, layers, resnet=_resnet(config), attentions=attentions)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -281,11 +244,12 @@ class UNet2DConditionModel(DownPath):
         time_ids: Tensor | None = None,
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
-        """The prediction (B, C, H, W) for a noisy sample (B, C, H, W) at timesteps (B,) given a text (B, L, D).
+        """Return the prediction (B, C, H, W) for a noisy sample (B, C, H, W) at timesteps (B,) and a text (B, L, D).
 
-        Timesteps may be fractions. Any height and width does: a level of an odd size is upsampled to that size again.
-        down_residuals and mid_residual, from ControlNets, are added to what the way up begins from and reads.
-        SDXL is told the pooled text (B, P) and six numbers (B, 6) too, a latent consistency model its guidance (B, G).
+        Timesteps may be fractional. Height and width may be any: a level of an odd size is upsampled to that size.
+        down_residuals, mid_residual: of ControlNets, added to the skip connections and to the output of the mid block.
+        text_embeds (B, P), time_ids (B, 6): pooled text and sizes for SDXL. timestep_cond (B, G): the guidance
+        embedding of a latent consistency model.
         """
         if self.config.center_input_sample:
             sample = 2 * sample - 1
@@ -314,7 +278,7 @@ def _resnet(config: UNet2DConditionConfig) -> partial[ResnetBlock2D]:
 
 
 def _attention(config: UNet2DConditionConfig, level: int, depths: Sequence[int]) -> AttentionFactory:
-    """Makes a level's attentions, one a call, with as many layers each as `depths` says in turn."""
+    """Return a function that makes a level's attentions, one per call, with the next of `depths` as its layers."""
     layers = iter(depths)
     return lambda channels: Transformer2DModel(
         channels,

@@ -1,6 +1,6 @@
-"""Convolutional blocks that UNets and the KL autoencoder share, named as diffusers' checkpoints name them.
+"""Convolutional blocks that UNets and autoencoders share, named as the checkpoints of diffusers name them.
 
-Blocks are built from two factories, so that a UNet says once how its residual and attention blocks are made:
+Blocks are built by two factories, so that a UNet says once how its residual and attention blocks are made:
 `resnet(in_channels, out_channels)` and `attention(channels)`. Every attention is called as `attention(x, context)`.
 B: batch, C: channels, H, W: height and width, E: width of the time embedding, L, D: context tokens and their width.
 """
@@ -8,7 +8,7 @@ B: batch, C: channels, H, W: height and width, E: width of the time embedding, L
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.base import check_ints
+from gencli.models.base import check_flags, check_ints, check_numbers
 
 ResnetFactory = Callable[[int, int], nn.Module]
 AttentionFactory = Callable[[int], nn.Module]
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Sinusoids of timesteps (B,), which may be fractions: (B, dim) in float32 (Ho et al. 2020).
+    """Return sinusoids (B, dim) in float32 of timesteps (B,), which may be fractional (Ho et al. 2020).
 
     Sine first, or cosine first with `flip_sin_to_cos`; `freq_shift` 1 makes the last wavelength exactly 2π · 10000.
     """
     half = dim // 2
-    # Rounded in this order, as everywhere: an angle may be 999, where the last digit is 6e-5.
+    # The order of roundings is that of the references: an angle may be 999, where the last digit is 6e-5.
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
     angles = timesteps.float()[:, None] * torch.exp(exponent)[None]
     waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
@@ -37,7 +37,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, fr
 
 class TimestepEmbedding(nn.Module):
     def __init__(self, in_channels: int, time_embed_dim: int, cond_channels: int | None = None):
-        """`cond_channels`: width of what else may be told beside the time (the guidance, of consistency models)."""
+        """cond_channels: width of a condition beside the time (the guidance scale, of consistency models)."""
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, time_embed_dim)
         if cond_channels is not None:
@@ -51,7 +51,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock2D(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, beside a shortcut; the time embedding shifts (and scales) the middle."""
+    """GroupNorm, SiLU and convolution, twice, and a shortcut; the time embedding shifts (and scales) the middle."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Downsample2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding == 0:
-            x = F.pad(x, (0, 1, 0, 1))  # right and bottom only, as the first DDPM code padded
+            x = F.pad(x, (0, 1, 0, 1))  # right and bottom only, as in the first DDPM code
         return self.conv(x)
 
 
@@ -111,7 +111,7 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Twice the height and width, or `size`: what a level of an odd height was before it was halved."""
+        """Upsample to twice the height and width, or to `size`: that of a level with odd sides before it was halved."""
         size = size or (2 * x.shape[2], 2 * x.shape[3])
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
@@ -121,7 +121,7 @@ def _modules(modules: list[nn.Module]) -> nn.ModuleList | None:
 
 
 class DownBlock(nn.Module):
-    """DownBlock2D, AttnDownBlock2D and CrossAttnDownBlock2D: they differ in the attention alone."""
+    """DownBlock2D, AttnDownBlock2D and CrossAttnDownBlock2D, which differ only in the attention."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class DownBlock(nn.Module):
         attention: AttentionFactory | None,
         downsample_padding: int | None,
     ):
-        """`downsample_padding` None: the last level, which is not halved."""
+        """downsample_padding: None for the last level, which is not halved."""
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
         self.resnets = nn.ModuleList(resnet(widths[i], widths[i + 1]) for i in range(layers))
@@ -142,7 +142,7 @@ class DownBlock(nn.Module):
         self.downsamplers = _modules([*down])
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """The level's output, and every state that the way up reads again."""
+        """Return the output of the level, and the states that the up blocks read (skip connections)."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
@@ -156,7 +156,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """UpBlock2D, AttnUpBlock2D and CrossAttnUpBlock2D: they differ in the attention alone."""
+    """UpBlock2D, AttnUpBlock2D and CrossAttnUpBlock2D, which differ only in the attention."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class UpBlock(nn.Module):
         attention: AttentionFactory | None,
         upsample: bool,
     ):
-        """`skip_channels`: widths of the states from the way down, one a residual block, in the order of use."""
+        """skip_channels: widths of the states of the down blocks, one per residual block, in the order of use."""
         super().__init__()
         widths = [in_channels] + [out_channels] * len(skip_channels)
         self.resnets = nn.ModuleList(resnet(widths[i] + skip, out_channels) for i, skip in enumerate(skip_channels))
@@ -176,7 +176,7 @@ class UpBlock(nn.Module):
         self.upsamplers = _modules([Upsample2D(out_channels)] if upsample else [])
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor]) -> Tensor:
-        """`skips`: all states of the way down that are left; this level takes its own from the end."""
+        """skips: the remaining states of the down blocks; this level takes its own from the end."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
             if self.attentions is not None:
@@ -188,7 +188,7 @@ class UpBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """UNetMidBlock2D and UNetMidBlock2DCrossAttn: residual, attention if any, residual."""
+    """UNetMidBlock2D and UNetMidBlock2DCrossAttn: residual block, attention if any, residual block."""
 
     def __init__(self, channels: int, *, resnet: ResnetFactory, attention: AttentionFactory | None, resnets: int = 2):
         super().__init__()
@@ -204,7 +204,52 @@ class MidBlock(nn.Module):
         return x
 
 
-# --- what the configs of these models have in common
+def down_path(
+    widths: Sequence[int],
+    layers: Sequence[int],
+    *,
+    resnet: ResnetFactory,
+    attentions: Sequence[AttentionFactory | None],
+    padding: int,
+) -> nn.ModuleList:
+    """Make the down blocks of a UNet: one per width, with `layers` residual blocks and an attention or none."""
+    last = len(widths) - 1
+    return nn.ModuleList(
+        DownBlock(
+            widths[max(level - 1, 0)],
+            width,
+            layers[level],
+            resnet=resnet,
+            attention=attentions[level],
+            downsample_padding=padding if level < last else None,
+        )
+        for level, width in enumerate(widths)
+    )
+
+
+def up_path(
+    widths: Sequence[int],
+    layers: Sequence[int],
+    *,
+    resnet: ResnetFactory,
+    attentions: Sequence[AttentionFactory | None],
+) -> nn.ModuleList:
+    """Make the up blocks of a UNet, deepest level first; the arguments are those of `down_path`."""
+    last = len(widths) - 1
+    return nn.ModuleList(
+        UpBlock(
+            widths[min(level + 1, last)],
+            widths[level],
+            [widths[level]] * layers[level] + [widths[max(level - 1, 0)]],
+            resnet=resnet,
+            attention=attentions[level],
+            upsample=level > 0,
+        )
+        for level in range(last, -1, -1)
+    )
+
+
+# --- checks that the configs of these models share
 
 
 def refuse(key: str, value: Any, hint: str | None = None) -> GencliError:
@@ -212,7 +257,7 @@ def refuse(key: str, value: Any, hint: str | None = None) -> GencliError:
 
 
 def check_levels(config: Any, down: tuple[str, ...], up: tuple[str, ...]) -> None:
-    """The levels of a UNet or autoencoder: as many block types as widths, all known, every width whole groups."""
+    """Raise GencliError unless the levels of a UNet or autoencoder fit: a known block type per width, whole groups."""
     for key, known in (("block_out_channels", None), ("down_block_types", down), ("up_block_types", up)):
         value = getattr(config, key)
         if not isinstance(value, tuple) or not 1 <= len(value) <= 8:
@@ -233,8 +278,22 @@ def check_levels(config: Any, down: tuple[str, ...], up: tuple[str, ...]) -> Non
         raise refuse("act_fn", config.act_fn, "gencli knows silu and swish, which are one")
 
 
+def check_unet(config: Any, mid_blocks: tuple[str | None, ...]) -> None:
+    """Raise GencliError unless what the configs of all UNets have beside their levels is supported."""
+    check_ints(config, {"in_channels": 1024, "out_channels": 1024, "layers_per_block": 16})
+    check_ints(config, {"downsample_padding": 1}, least=0)
+    numbers = {"norm_eps": (0.0, 1.0), "mid_block_scale_factor": (1e-6, 1e6), "dropout": (0.0, 1.0)}
+    check_numbers(config, numbers | {"freq_shift": (0.0, 1.0)})
+    check_sample_size(config)
+    check_flags(config)
+    if config.mid_block_type not in mid_blocks:
+        raise refuse("mid_block_type", config.mid_block_type, f"gencli knows {', '.join(map(str, mid_blocks))}")
+    if config.resnet_time_scale_shift not in ("default", "scale_shift"):
+        raise refuse("resnet_time_scale_shift", config.resnet_time_scale_shift)
+
+
 def check_sample_size(config: Any) -> None:
-    """A side, or height and width, or nothing at all."""
+    """Raise GencliError unless `sample_size` is a side, a height and a width, or None."""
     if config.sample_size is not None:
         check_ints(config, {"sample_size": 2**14})
         if isinstance(config.sample_size, tuple) and len(config.sample_size) != 2:

@@ -1,35 +1,36 @@
-"""The VQ autoencoder (van den Oord et al. 2017; Esser et al. 2021): pictures to entries of a codebook and back.
+"""The VQ autoencoder (van den Oord et al. 2017; Esser et al. 2021): images to entries of a codebook and back.
 
-Attributes are named as diffusers' checkpoints (VQModel) name them.
-B: batch, H, W: height and width of a picture, h, w: of its latents, C: size of a codebook entry, K: their number.
+Attributes are named as the checkpoints of diffusers (VQModel) name them.
+B: batch, H, W: height and width of an image, h, w: of its latents, C: size of a codebook entry, K: their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES
 from gencli.models.autoencoder_blocks import DOWN, UP, Autoencoder, Decoder, Encoder
-from gencli.models.base import Layout, check_flags, check_ints, check_numbers, read_config
+from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
 from gencli.models.unet_blocks import check_levels, check_sample_size
 
-ROWS = 4096  # places compared with all K entries at once: bounds the memory of large pictures
+ROWS = 4096  # latents compared with all K entries at once: bounds the memory of large images
 
 
 @dataclass(frozen=True)
-class VQModelConfig:
-    """config.json of a VQ autoencoder; defaults are those of diffusers' class, but for `scaling_factor`.
+class VQModelConfig(BaseConfig):
+    """config.json of a VQ autoencoder; defaults are those of the class in diffusers, except `scaling_factor`.
 
-    `scaling_factor` is for the caller: the UNet's latents are z · scaling_factor. The key is younger than Latent
-    Diffusion's checkpoints, which do not scale VQ latents (Rombach et al. 2022, D.1). diffusers assumes the 0.18215 of
-    Stable Diffusion's other kind of autoencoder where it is absent, and so draws noise from them (its issue 6725).
-    `lookup_from_codebook` is for diffusers' callers: here `decode_codes` is what reads codes.
+    scaling_factor: for the caller; the latents of the UNet are z · scaling_factor. The key is younger than the
+    checkpoints of Latent Diffusion, which do not scale VQ latents (Rombach et al. 2022, D.1). Without it diffusers
+    assumes the 0.18215 of Stable Diffusion's KL autoencoder, and so makes noise of them (its issue 6725).
+    lookup_from_codebook: for callers of diffusers; here `decode_codes` reads codes.
     """
+
+    ONLY: ClassVar = {"norm_type": ("group",)}
 
     in_channels: int = 3
     out_channels: int = 3
@@ -48,17 +49,9 @@ class VQModelConfig:
     lookup_from_codebook: bool = False
     force_upcast: bool = False
 
-    shift_factor = None  # what a KL autoencoder may have; no key of this one
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> VQModelConfig:
-        """Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes."""
-        config = read_config(cls, raw, only={"norm_type": ("group",)})
-        config.check()
-        return config
+    shift_factor = None  # a KL autoencoder may have one; not a key here
 
     def check(self) -> None:
-        """Bounds that any real model keeps, so that a hostile config allocates nothing."""
         check_levels(self, DOWN, UP)
         check_ints(self, {"in_channels": 256, "out_channels": 256, "latent_channels": 1024, "layers_per_block": 16})
         check_ints(self, {"num_vq_embeddings": 2**20})
@@ -75,23 +68,23 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(entries, channels)
 
     def codes(self, z: Tensor) -> Tensor:
-        """(B, C, h, w) → the number of the nearest entry at each place, (B, h, w) int64."""
+        """Return the numbers (B, h, w) int64 of the entries nearest to z (B, C, h, w)."""
         B, C, h, w = z.shape
         rows = z.permute(0, 2, 3, 1).reshape(-1, C)
         nearest = [torch.cdist(part, self.embedding.weight).argmin(1) for part in rows.split(ROWS)]
         return torch.cat(nearest).view(B, h, w)
 
     def entries(self, codes: Tensor) -> Tensor:
-        """(B, h, w) → the codebook's entries, (B, C, h, w)."""
+        """Return the entries (B, C, h, w) of codes (B, h, w)."""
         return self.embedding(codes).permute(0, 3, 1, 2).contiguous()
 
     def forward(self, z: Tensor) -> Tensor:
-        """Each place (of B, C, h, w) becomes the entry nearest to it."""
+        """Return the entries (B, C, h, w) nearest to z (B, C, h, w)."""
         return self.entries(self.codes(z))
 
 
 class VQModel(Autoencoder):
-    """Pictures ↔ codes: `codes` and `decode_codes`. Pictures ↔ latents, which a UNet denoises: `encode`, `decode`."""
+    """`codes` and `decode_codes`: images ↔ codes. `encode` and `decode`: images ↔ latents, which a UNet denoises."""
 
     def __init__(self, config: VQModelConfig):
         super().__init__()
@@ -105,35 +98,35 @@ class VQModel(Autoencoder):
 
     @property
     def latent_channels(self) -> int:
-        """C of its latents."""
+        """The C of its latents."""
         return self.config.vq_embed_dim or self.config.latent_channels
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in -1..1 → latents (B, C, h, w), unscaled and not yet quantised."""
+        """Return latents (B, C, h, w), unscaled and not yet quantised, of images (B, 3, H, W) in -1..1."""
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, h, w), unscaled → pictures (B, 3, H, W), about -1..1. The latents are quantised first."""
-        return self._paint(self.quantize(z))
+        """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w), unscaled, which are quantised first."""
+        return self._decode(self.quantize(z))
 
     def codes(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in -1..1 → numbers of codebook entries, (B, h, w) int64 in 0..K-1."""
+        """Return the numbers of codebook entries, (B, h, w) int64 in 0..K-1, of images (B, 3, H, W) in -1..1."""
         return self.quantize.codes(self.encode(x))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Numbers of codebook entries (B, h, w) → pictures (B, 3, H, W), about -1..1.
+        """Return images (B, 3, H, W), about -1..1, of numbers of codebook entries (B, h, w).
 
-        Raises ValueError for a number that is no entry's.
+        Raises ValueError for a number without an entry.
         """
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_vq_embeddings:
             raise ValueError(f"codes must be from 0 to {self.config.num_vq_embeddings - 1}")
-        return self._paint(self.quantize.entries(codes))
+        return self._decode(self.quantize.entries(codes))
 
-    def _paint(self, quantised: Tensor) -> Tensor:
+    def _decode(self, quantised: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(quantised))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures through their codes and back."""
+        """Encode images to codes and decode those."""
         return self.decode(self.encode(x))
 
 
