@@ -44,34 +44,20 @@ class ModelSpec:
     Raises UsageError for a device, a precision or a number of threads that can be meant nowhere.
     """
 
+    # fmt: off
     model: str | None = string(None)
-    device: str = string(
-        "auto",
-        "--device NAME",
+    device: str = string("auto", "--device NAME",
         "auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu; environment: GENCLI_DEVICE).",
-        MODEL,
-        env="GENCLI_DEVICE",
-        complete=lambda: list(DEVICES),
-    )
+        MODEL, env="GENCLI_DEVICE", complete=lambda: list(DEVICES))
     dtype: str = DTYPE.field("auto")
-    threads: int | None = Option(int, "--threads N", "CPU threads (default: torch's choice, one a core).", MODEL).field(
-        None, compare=False
-    )
-    lora: tuple[str, ...] = several(
-        str,
-        "--lora NAME[:SCALE]",
-        (
-            "Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
-            "default scale: 1)."
-        ),
-        MODEL,
-    )
-    allow_pickle: bool = flag(
-        False,
-        "--allow-pickle",
-        "Also open .bin and .pt files, for nothing but tensors (default: only safetensors).",
-        MODEL,
-    )
+    threads: int | None = Option(int, "--threads N", "CPU threads (default: torch's choice, one a core).",
+        MODEL).field(None, compare=False)
+    lora: tuple[str, ...] = several(str, "--lora NAME[:SCALE]",
+        "Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
+        "default scale: 1).", MODEL)
+    allow_pickle: bool = flag(False, "--allow-pickle",
+        "Also open .bin and .pt files, for nothing but tensors (default: only safetensors).", MODEL)
+    # fmt: on
 
     def __post_init__(self) -> None:
         check_names(self.device, self.dtype, self.threads)

@@ -40,13 +40,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 class ChatRequest(TextRequest):
     """A request for an answer, which may be longer than a text is by default."""
 
-    max_tokens: int | None = integer(
-        MAX_TOKENS,
-        "-n, --max-tokens, --max-new-tokens N",
-        f"Tokens of an answer at most (default: {MAX_TOKENS}).",
-        LENGTH,
-        bounds=Bounds(1),
-    )
+    # fmt: off
+    max_tokens: int | None = integer(MAX_TOKENS, "-n, --max-tokens, --max-new-tokens N",
+        f"Tokens of an answer at most (default: {MAX_TOKENS}).", LENGTH, bounds=Bounds(1))
+    # fmt: on
 
 
 @command(

@@ -33,20 +33,15 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 class Turned:
     """What is turned into what."""
 
-    files: tuple[str, ...] = Option(
-        str, "FILE", "Pictures; with --paint one file of codes. `-`: stdin.", INPUT, several=True
-    ).field(())
+    # fmt: off
+    files: tuple[str, ...] = Option(str, "FILE", "Pictures; with --paint one file of codes. `-`: stdin.", INPUT,
+        several=True).field(())
     paint: bool = flag(False, "--paint", "Turn codes into a picture.", INPUT)
     size: str | None = string(None, "--size WxH", "Scale pictures to this size first (default: as they are).", INPUT)
-    output: str | None = string(
-        None,
-        "-o, --output PATH",
-        (
-            "With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout when it is no "
-            "terminal, else a new file)."
-        ),
-        OUTPUT,
-    )
+    output: str | None = string(None, "-o, --output PATH",
+        "With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout when it is no terminal, "
+        "else a new file).", OUTPUT)
+    # fmt: on
     json: bool = JSON.field(False)
 
 

@@ -31,55 +31,36 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 class Sources:
     """Where prompts and other values come from."""
 
-    prompt: tuple[str, ...] = Option(
-        str,
-        "PROMPT",
-        (
-            "What to draw, words joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, an "
-            "unprompted sample is drawn. `--` before one that begins with a dash."
-        ),
-        INPUT,
-        several=True,
-    ).field(())
+    # fmt: off
+    prompt: tuple[str, ...] = Option(str, "PROMPT",
+        "What to draw, words joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, an "
+        "unprompted sample is drawn. `--` before one that begins with a dash.", INPUT, several=True).field(())
     lines: bool = LINES.field(False)
-    from_file: str | None = string(
-        None,
-        "--from FILE",
-        "Make the picture in FILE again from what is written in it; what is given beside it overrides.",
-        INPUT,
-        after="lines",
-    )
-    size: str | None = string(
-        None,
-        "--size WxH",
-        "Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init).",
-        PICTURE,
-    )
+    from_file: str | None = string(None, "--from FILE",
+        "Make the picture in FILE again from what is written in it; what is given beside it overrides.", INPUT,
+        after="lines")
+    size: str | None = string(None, "--size WxH",
+        "Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init).", PICTURE)
+    # fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """Where images go, and what is shown of them on the way."""
 
-    output: str | None = string(
-        None,
-        "-o, --output PATH",
-        (
-            "File to write, .png, .jpg or .webp; {seed}, {index} and {prompt} in it stand for the picture's own; `-` "
-            "is stdout (default: stdout when it is no terminal, else a new gencli-SEED.png)."
-        ),
-        OUTPUT,
-    )
-    format: str | None = choice(
-        FORMATS, "--format NAME", "png, jpeg or webp (default: as PATH ends, else png).", OUTPUT
-    )
+    # fmt: off
+    output: str | None = string(None, "-o, --output PATH",
+        "File to write, .png, .jpg or .webp; {seed}, {index} and {prompt} in it stand for the picture's own; `-` "
+        "is stdout (default: stdout when it is no terminal, else a new gencli-SEED.png).", OUTPUT)
+    format: str | None = choice(FORMATS, "--format NAME", "png, jpeg or webp (default: as PATH ends, else png).",
+        OUTPUT)
     json: bool = JSON.field(False)
     gif: str | None = string(None, "--gif FILE", "Write the denoising as an animation too.", OUTPUT)
-    save_steps: str | None = string(
-        None, "--save-steps DIR", "Save what the picture looks like after each step.", OUTPUT
-    )
+    save_steps: str | None = string(None, "--save-steps DIR", "Save what the picture looks like after each step.",
+        OUTPUT)
     preview: bool = flag(False, "--preview", "Show the picture on the terminal while it is made.", OUTPUT)
     no_metadata: bool = flag(False, "--no-metadata", "Do not write into the picture how it was made.", OUTPUT)
+    # fmt: on
 
 
 @command(

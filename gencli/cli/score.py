@@ -36,27 +36,20 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 class Compared:
     """What is compared, and how."""
 
-    arguments: tuple[str, ...] = Option(
-        str,
-        "TEXT PICTURE",
+    # fmt: off
+    arguments: tuple[str, ...] = Option(str, "TEXT PICTURE",
         "The text, then the files to compare with it (`-`: one from stdin); with --text or --lines, files alone.",
-        INPUT,
-        several=True,
-    ).field(())
+        INPUT, several=True).field(())
     text: tuple[str, ...] = several(str, "-t, --text TEXT", "A text (repeatable).", INPUT)
     lines: bool = replace(LINES, help="Every line of stdin is a text.", panel=INPUT).field(False)
-    truncate: str | None = choice(
-        SIDES,
-        "--truncate SIDE",
-        "Leave out the left or right end of a text that is too long (otherwise it is an error).",
-        INPUT,
-        complete=lambda: list(SIDES),
-    )
+    truncate: str | None = choice(SIDES, "--truncate SIDE",
+        "Leave out the left or right end of a text that is too long (otherwise it is an error).", INPUT,
+        complete=lambda: list(SIDES))
     sort: bool = flag(False, "--sort", "The best first, when all are known (default: as given).", OUTPUT)
     json: bool = JSON.field(False)
-    batch: int = integer(
-        8, "--batch N", "Send N pictures through the model at once (default: 8).", RUN, within=(1, 4096)
-    )
+    batch: int = integer(8, "--batch N", "Send N pictures through the model at once (default: 8).", RUN,
+        within=(1, 4096))
+    # fmt: on
 
     def __post_init__(self) -> None:
         check_values(Compared, {"truncate": self.truncate, "batch": self.batch})

@@ -34,16 +34,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 class Prompts:
     """Where prompts come from."""
 
-    prompt: tuple[str, ...] = Option(
-        str,
-        "PROMPT",
-        (
-            "Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
-            "stdin is the prompt. `--` before one that begins with a dash."
-        ),
-        INPUT,
-        several=True,
-    ).field(())
+    # fmt: off
+    prompt: tuple[str, ...] = Option(str, "PROMPT",
+        "Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
+        "stdin is the prompt. `--` before one that begins with a dash.", INPUT, several=True).field(())
+    # fmt: on
     lines: bool = LINES.field(False)
 
 
@@ -51,19 +46,14 @@ class Prompts:
 class ConversationStart:
     """What comes before the first message of a conversation."""
 
-    chat: bool = flag(
-        False,
-        "--chat",
-        "The prompt is a message, given to the model as its chat template says; the text is the answer.",
-        CONVERSATION,
-    )
+    # fmt: off
+    chat: bool = flag(False, "--chat",
+        "The prompt is a message, given to the model as its chat template says; the text is the answer.", CONVERSATION)
     system: str | None = string(None, "--system TEXT", "The system prompt; implies a conversation.", CONVERSATION)
-    examples: Path | None = Option(  # noqa: RUF009
-        Path,
-        "--examples FILE",
+    examples: Path | None = Option(Path, "--examples FILE",  # noqa: RUF009
         "Turns that stand before the first message: JSON lines with `user` and `assistant`, or with `messages`.",
-        CONVERSATION,
-    ).field(None)
+        CONVERSATION).field(None)
+    # fmt: on
 
     def conversation(self) -> Conversation:
         """Return a conversation that begins so. Raise GencliError for a broken file of examples."""
@@ -76,8 +66,10 @@ class ConversationStart:
 class Shown:
     """What stdout gets."""
 
+    # fmt: off
     echo: bool = flag(False, "--echo", "Print the prompt before the text.", OUTPUT)
     null: bool = flag(False, "-0, --null", "End each sample with a NUL byte, not a newline.", OUTPUT)
+    # fmt: on
     json: bool = JSON.field(False)
 
 

@@ -178,368 +178,126 @@ class ImageRequest:
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
 
+    # fmt: off
     prompt: str = string("", called="the prompt")
     negative: str | None = string(None, "-n, --negative TEXT", "What not to draw.", INPUT, after="prompt")
-    steps: int | None = integer(
-        None,
-        "--steps N",
-        "Denoising steps (default: 50; 4 for LCM and Turbo models).",
-        SAMPLING,
-        infotext="Steps",
-        within=(1, 10_000),
-    )
-    sampler: str | None = string(
-        None,
-        "--sampler NAME",
-        f"{', '.join(samplers.names())} (default: ddim; that of their own for LCM and Turbo models).",
-        SAMPLING,
-        after="guidance_rescale",
-        complete=samplers.names(),
-        valid=_check_sampler,
-        infotext="Sampler",
-        labels=SAMPLER_LABELS,
-    )
-    karras: bool | None = flag(
-        None,
-        "--karras/--no-karras",
-        "Karras noise levels, for euler and dpmpp_2m.",
-        SAMPLING,
-        after="spacing",
-        infotext="Schedule type",
-        labels=SCHEDULE_LABELS,
-    )
-    guidance: float | None = number(
-        None,
-        "--cfg-scale, --guidance S",
-        (
-            "How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, "
-            "LCM 8.5, Turbo 1)."
-        ),
-        SAMPLING,
-        infotext="CFG scale",
-        within=(-1000, 1000),
-    )
-    guidance_rescale: float | None = number(
-        None,
-        "--guidance-rescale R",
-        "Against overexposure by guidance, 0 to 1 (default: 0, off).",
-        SAMPLING,
-        infotext="CFG rescale",
-        within=(0, 1),
-    )
+    steps: int | None = integer(None, "--steps N", "Denoising steps (default: 50; 4 for LCM and Turbo models).",
+        SAMPLING, infotext="Steps", within=(1, 10_000))
+    sampler: str | None = string(None, "--sampler NAME",
+        f"{', '.join(samplers.names())} (default: ddim; that of their own for LCM and Turbo models).", SAMPLING,
+        after="guidance_rescale", complete=samplers.names(), valid=_check_sampler, infotext="Sampler",
+        labels=SAMPLER_LABELS)
+    karras: bool | None = flag(None, "--karras/--no-karras", "Karras noise levels, for euler and dpmpp_2m.", SAMPLING,
+        after="spacing", infotext="Schedule type", labels=SCHEDULE_LABELS)
+    guidance: float | None = number(None, "--cfg-scale, --guidance S",
+        "How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, LCM "
+        "8.5, Turbo 1).", SAMPLING, infotext="CFG scale", within=(-1000, 1000))
+    guidance_rescale: float | None = number(None, "--guidance-rescale R",
+        "Against overexposure by guidance, 0 to 1 (default: 0, off).", SAMPLING, infotext="CFG rescale", within=(0, 1))
     seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed").field(None)
     width: int | None = integer(None, "-W, --width N", "Width alone.", PICTURE, within=(1, 2**14))
     height: int | None = integer(None, "-H, --height N", "Height alone.", PICTURE, within=(1, 2**14))
-    eta: float | None = number(
-        None,
-        "--eta E",
-        "Fresh noise in ddim's steps: 0 none, 1 as much as DDPM (default: 0).",
-        SAMPLING,
-        infotext="Eta",
-        within=(0, 1),
-    )
-    spacing: str | None = choice(
-        SPACINGS,
-        "--spacing NAME",
-        f"How steps lie on the schedule: {', '.join(SPACINGS)} (default: the checkpoint's; lcm has its own).",
-        SAMPLING,
-        infotext="Timestep spacing",
-    )
-    sampler_options: Mapping[str, bool | float | str] = Option(
-        Mapping,
-        "--sampler-option NAME=VALUE",
-        "Any other option that the sampler has (repeatable).",
-        SAMPLING,
-        called="--sampler-options",
-        word=list[str],
-        read=parse_sampler_options,
-        valid=_check_sampler_options,
-        infotext="Sampler options",
-    ).field(dataclasses.MISSING, default_factory=dict)
-    init: str | None = string(
-        None,
-        "-i, --init FILE",
-        "Begin from this picture (`-`: from stdin).",
-        START,
-        infotext="Init image",
-        names="file",
-    )
-    mask: str | None = string(
-        None,
-        "--mask FILE",
-        "Paint anew only where this picture is white.",
-        START,
-        after="strength",
-        infotext="Mask image",
-        names="file",
-    )
-    strength: float | None = number(
-        None,
-        "--strength S",
-        "How much of it to give up, above 0 and at most 1 (default: 0.8; with --mask 1).",
-        START,
-        valid=_check_strength,
-        infotext="Denoising strength",
-    )
-    keep_rows: int | None = integer(
-        None,
-        "--keep-rows N",
-        "Rows of --init to keep, from the top (default: half).",
-        PIXELS,
-        infotext="Keep rows",
-        within=(1, 2**14),
-    )
-    temperature: float | None = number(
-        None,
-        "--temperature, --temp T",
-        "Lower is safer, higher is wilder, 0 always takes the likeliest colour (default: 1).",
-        PIXELS,
-        infotext="Temperature",
-        within=(0, 1000),
-    )
-    top_k: int | None = integer(
-        None,
-        "--top-k K",
-        "Only the K likeliest colours; 0 is all (default: 0).",
-        PIXELS,
-        infotext="Top K",
-        within=(0, 2**22),
-    )
-    top_p: float | None = number(
-        None,
-        "--top-p P",
-        "Only the likeliest colours that together reach P (default: 1, off).",
-        PIXELS,
-        infotext="Top P",
-        within=(0, 1),
-    )
-    image_guidance: float | None = number(
-        None,
-        "--image-cfg-scale S",
-        "How closely to keep to --init, for models that edit a picture (default: 1.5).",
-        START,
-        infotext="Image CFG scale",
-        within=(0, 1000),
-    )
-    classifier: str | None = string(
-        None,
-        "--classifier NAME",
-        (
-            "A classifier of noisy pictures that leads them to the class of the prompt: guidance for models in pixels "
-            "such as guided-diffusion's."
-        ),
-        SAMPLING,
-        infotext="Classifier",
-        names="model",
-        reload=True,
-    )
-    classifier_scale: float | None = number(
-        None,
-        "--classifier-scale S",
-        "How much the classifier counts (default: 1; models that are not told the class want about 10).",
-        SAMPLING,
-        infotext="Classifier scale",
-        within=(0, 1000),
-    )
-    control: tuple[str, ...] = several(
-        str,
-        "--control NAME",
-        (
-            "A ControlNet to lead the picture, such as lllyasviel/sd-controlnet-canny (repeatable, each with its "
-            "--control-image)."
-        ),
-        CONTROL,
-        infotext="ControlNet model",
-        names="model",
-        reload=True,
-    )
-    control_image: tuple[str, ...] = several(
-        str,
-        "--control-image FILE",
-        "What the ControlNet reads, as it is: edges, depth or a pose, made by another program (repeatable).",
-        CONTROL,
-        infotext="ControlNet image",
-        names="file",
-    )
-    control_scale: tuple[float, ...] = several(
-        float,
-        "--control-scale S",
-        "How much the ControlNet counts; one for all, or one each (default: 1).",
-        CONTROL,
-        infotext="ControlNet scale",
-        within=(-100, 100),
-    )
-    control_start: tuple[float, ...] = several(
-        float,
-        "--control-start F",
-        "Share of the steps after which it counts, 0 to 1 (default: 0).",
-        CONTROL,
-        infotext="ControlNet start",
-        within=(0, 1),
-    )
-    control_end: tuple[float, ...] = several(
-        float,
-        "--control-end F",
-        "Share of the steps up to which it counts, 0 to 1 (default: 1).",
-        CONTROL,
-        infotext="ControlNet end",
-        within=(0, 1),
-    )
-    count: int = integer(
-        1,
-        "--count N",
-        "Make N pictures, from the seeds seed, seed + 1, … (default: 1).",
-        PICTURE,
-        infotext="Count",
-        within=(1, 1_000_000),
-    )
-    best: int | None = integer(
-        None,
-        "--best N",
-        "Make --count pictures and keep the N that fit the prompt best, by the model of --clip.",
-        PICTURE,
-        infotext="Best",
-        within=(1, 1_000_000),
-    )
-    clip: str | None = string(
-        None,
-        "--clip NAME",
+    eta: float | None = number(None, "--eta E", "Fresh noise in ddim's steps: 0 none, 1 as much as DDPM (default: 0).",
+        SAMPLING, infotext="Eta", within=(0, 1))
+    spacing: str | None = choice(SPACINGS, "--spacing NAME",
+        f"How steps lie on the schedule: {', '.join(SPACINGS)} (default: the checkpoint's; lcm has its own).", SAMPLING,
+        infotext="Timestep spacing")
+    sampler_options: Mapping[str, bool | float | str] = Option(Mapping, "--sampler-option NAME=VALUE",
+        "Any other option that the sampler has (repeatable).", SAMPLING, called="--sampler-options", word=list[str],
+        read=parse_sampler_options, valid=_check_sampler_options,
+        infotext="Sampler options").field(dataclasses.MISSING, default_factory=dict)
+    init: str | None = string(None, "-i, --init FILE", "Begin from this picture (`-`: from stdin).", START,
+        infotext="Init image", names="file")
+    mask: str | None = string(None, "--mask FILE", "Paint anew only where this picture is white.", START,
+        after="strength", infotext="Mask image", names="file")
+    strength: float | None = number(None, "--strength S",
+        "How much of it to give up, above 0 and at most 1 (default: 0.8; with --mask 1).", START, valid=_check_strength,
+        infotext="Denoising strength")
+    keep_rows: int | None = integer(None, "--keep-rows N", "Rows of --init to keep, from the top (default: half).",
+        PIXELS, infotext="Keep rows", within=(1, 2**14))
+    temperature: float | None = number(None, "--temperature, --temp T",
+        "Lower is safer, higher is wilder, 0 always takes the likeliest colour (default: 1).", PIXELS,
+        infotext="Temperature", within=(0, 1000))
+    top_k: int | None = integer(None, "--top-k K", "Only the K likeliest colours; 0 is all (default: 0).", PIXELS,
+        infotext="Top K", within=(0, 2**22))
+    top_p: float | None = number(None, "--top-p P",
+        "Only the likeliest colours that together reach P (default: 1, off).", PIXELS, infotext="Top P", within=(0, 1))
+    image_guidance: float | None = number(None, "--image-cfg-scale S",
+        "How closely to keep to --init, for models that edit a picture (default: 1.5).", START,
+        infotext="Image CFG scale", within=(0, 1000))
+    classifier: str | None = string(None, "--classifier NAME",
+        "A classifier of noisy pictures that leads them to the class of the prompt: guidance for models in pixels "
+        "such as guided-diffusion's.", SAMPLING, infotext="Classifier", names="model", reload=True)
+    classifier_scale: float | None = number(None, "--classifier-scale S",
+        "How much the classifier counts (default: 1; models that are not told the class want about 10).", SAMPLING,
+        infotext="Classifier scale", within=(0, 1000))
+    control: tuple[str, ...] = several(str, "--control NAME",
+        "A ControlNet to lead the picture, such as lllyasviel/sd-controlnet-canny (repeatable, each with its "
+        "--control-image).", CONTROL, infotext="ControlNet model", names="model", reload=True)
+    control_image: tuple[str, ...] = several(str, "--control-image FILE",
+        "What the ControlNet reads, as it is: edges, depth or a pose, made by another program (repeatable).", CONTROL,
+        infotext="ControlNet image", names="file")
+    control_scale: tuple[float, ...] = several(float, "--control-scale S",
+        "How much the ControlNet counts; one for all, or one each (default: 1).", CONTROL, infotext="ControlNet scale",
+        within=(-100, 100))
+    control_start: tuple[float, ...] = several(float, "--control-start F",
+        "Share of the steps after which it counts, 0 to 1 (default: 0).", CONTROL, infotext="ControlNet start",
+        within=(0, 1))
+    control_end: tuple[float, ...] = several(float, "--control-end F",
+        "Share of the steps up to which it counts, 0 to 1 (default: 1).", CONTROL, infotext="ControlNet end",
+        within=(0, 1))
+    count: int = integer(1, "--count N", "Make N pictures, from the seeds seed, seed + 1, … (default: 1).", PICTURE,
+        infotext="Count", within=(1, 1_000_000))
+    best: int | None = integer(None, "--best N",
+        "Make --count pictures and keep the N that fit the prompt best, by the model of --clip.", PICTURE,
+        infotext="Best", within=(1, 1_000_000))
+    clip: str | None = string(None, "--clip NAME",
         "A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none; environment: GENCLI_CLIP_MODEL).",
-        PICTURE,
-        env="GENCLI_CLIP_MODEL",
-        infotext="CLIP",
-        names="model",
-    )
+        PICTURE, env="GENCLI_CLIP_MODEL", infotext="CLIP", names="model")
     grid: bool = flag(False, "--grid/--no-grid", "Put all pictures into one.", PICTURE, infotext="Grid")
-    batch: int = integer(
-        1,
-        "--batch N",
-        "Send N pictures through the model at once (default: 1). Noise is the same, rounding may differ.",
-        PICTURE,
-        infotext="Batch",
-        within=(1, 4096),
-    )
-    truncate: str | None = choice(
-        SIDES,
-        "--truncate SIDE",
-        "Leave out the left or right end of a prompt that is too long (otherwise it is an error).",
-        INPUT,
-        infotext="Truncate",
-    )
-    weighted: bool = flag(
-        False,
-        "--weighted/--no-weighted",
-        (
-            "Read prompts as the web UI does: (word), ((word)), [word] and (word:1.2) are weights, \\( is a bracket, "
-            "BREAK ends a chunk, and prompts may be of any length (default: brackets are text)."
-        ),
-        INPUT,
-        infotext="Emphasis",
-        labels=EMPHASIS_LABELS,
-    )
-    lora: tuple[str, ...] = several(
-        str,
-        "--lora NAME[:SCALE]",
-        (
-            "Merge a LoRA into the weights: a file or folder as diffusers, kohya's trainer or peft writes it, or a "
-            "Hugging Face id, with /FILE where there are several (repeatable; default scale: 1)."
-        ),
-        MODEL,
-        after="offline",
-        infotext="Lora",
-        names="asset",
-        reload=True,
-    )
-    embedding: tuple[str, ...] = several(
-        str,
-        "--embedding FILE[:WORD]",
-        (
-            "Teach the model a word by textual inversion, to be used in prompts: the one that the file names, else "
-            "the file's own name, or WORD (repeatable)."
-        ),
-        INPUT,
-        infotext="Embeddings",
-        names="asset",
-        reload=True,
-    )
-    vae: str | None = string(
-        None,
-        "--vae NAME",
-        "An autoencoder in the place of the model's own: a folder, a .safetensors file or a Hugging Face id.",
-        RUN,
-        infotext="VAE",
-        names="model",
-        reload=True,
-    )
-    refiner: str | None = string(
-        None,
-        "--refiner NAME",
-        (
-            "A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
-            "Hugging Face id."
-        ),
-        MODEL,
-        after="allow_pickle",
-        infotext="Refiner",
-        names="model",
-        reload=True,
-    )
-    refiner_start: float | None = number(
-        None,
-        "--refiner-start F",
-        "The fraction of the denoising from which on the refiner works, 0 to 1 (default: 0.8).",
-        SAMPLING,
-        after="sampler_options",
-        valid=_check_refiner_start,
-        infotext="Refiner switch at",
-    )
-    stage: tuple[str, ...] = several(
-        str,
-        "--stage NAME:KEY=VALUE",
-        (
-            "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
-            f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}."
-        ),
-        SAMPLING,
-        after="refiner_start",
-        valid=_check_stages,
-        infotext="Stages",
-    )
-    vae_tiling: bool = flag(
-        False,
-        "--vae-tiling/--no-vae-tiling",
-        "Decode in tiles: less memory for large pictures, slightly other pixels.",
-        RUN,
-        infotext="VAE tiling",
-    )
-    dtype: str | None = dataclasses.replace(
-        DTYPE,
-        choices=DTYPES,
-        read=lambda word: None if word == "auto" else word,
-        infotext="Dtype",
-        reload=True,
-    ).field(None)
-    prediction: str | None = choice(
-        PREDICTIONS,
-        "--prediction NAME",
-        "What the model predicts, where its file does not say it: epsilon, v_prediction or sample.",
-        MODEL,
-        after="model",
-        infotext="Prediction",
-        reload=True,
-    )
-    betas: str | None = choice(
-        BETAS,
-        "--betas NAME",
-        f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.",
-        MODEL,
-        after="prediction",
-        infotext="Betas",
-        reload=True,
-    )
-    model: str = dataclasses.replace(
-        named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL), infotext="Model", names="model", reload=True
-    ).field(DEFAULT_MODEL)
+    batch: int = integer(1, "--batch N",
+        "Send N pictures through the model at once (default: 1). Noise is the same, rounding may differ.", PICTURE,
+        infotext="Batch", within=(1, 4096))
+    truncate: str | None = choice(SIDES, "--truncate SIDE",
+        "Leave out the left or right end of a prompt that is too long (otherwise it is an error).", INPUT,
+        infotext="Truncate")
+    weighted: bool = flag(False, "--weighted/--no-weighted",
+        "Read prompts as the web UI does: (word), ((word)), [word] and (word:1.2) are weights, \\( is a bracket, "
+        "BREAK ends a chunk, and prompts may be of any length (default: brackets are text).", INPUT,
+        infotext="Emphasis", labels=EMPHASIS_LABELS)
+    lora: tuple[str, ...] = several(str, "--lora NAME[:SCALE]",
+        "Merge a LoRA into the weights: a file or folder as diffusers, kohya's trainer or peft writes it, or a "
+        "Hugging Face id, with /FILE where there are several (repeatable; default scale: 1).", MODEL, after="offline",
+        infotext="Lora", names="asset", reload=True)
+    embedding: tuple[str, ...] = several(str, "--embedding FILE[:WORD]",
+        "Teach the model a word by textual inversion, to be used in prompts: the one that the file names, else "
+        "the file's own name, or WORD (repeatable).", INPUT, infotext="Embeddings", names="asset", reload=True)
+    vae: str | None = string(None, "--vae NAME",
+        "An autoencoder in the place of the model's own: a folder, a .safetensors file or a Hugging Face id.", RUN,
+        infotext="VAE", names="model", reload=True)
+    refiner: str | None = string(None, "--refiner NAME",
+        "A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
+        "Hugging Face id.", MODEL, after="allow_pickle", infotext="Refiner", names="model", reload=True)
+    refiner_start: float | None = number(None, "--refiner-start F",
+        "The fraction of the denoising from which on the refiner works, 0 to 1 (default: 0.8).", SAMPLING,
+        after="sampler_options", valid=_check_refiner_start, infotext="Refiner switch at")
+    stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
+        "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
+        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}.", SAMPLING, after="refiner_start",
+        valid=_check_stages, infotext="Stages")
+    vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
+        "Decode in tiles: less memory for large pictures, slightly other pixels.", RUN, infotext="VAE tiling")
+    dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, read=lambda word: None if word == "auto" else word,
+        infotext="Dtype", reload=True).field(None)
+    prediction: str | None = choice(PREDICTIONS, "--prediction NAME",
+        "What the model predicts, where its file does not say it: epsilon, v_prediction or sample.", MODEL,
+        after="model", infotext="Prediction", reload=True)
+    betas: str | None = choice(BETAS, "--betas NAME",
+        f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.", MODEL, after="prediction",
+        infotext="Betas", reload=True)
+    model: str = dataclasses.replace(named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL), infotext="Model", names="model",
+        reload=True).field(DEFAULT_MODEL)
+    # fmt: on
 
     def __post_init__(self) -> None:
         check(self)

@@ -22,7 +22,7 @@ class Side(str, Enum):
 
 
 def parse_logit_bias(text: str) -> tuple[int, float]:
-    """`ID=BIAS` → (id, bias). Raises UsageError for anything else."""
+    """Parse `ID=BIAS` into a token id and its bias. Raise UsageError for anything else."""
     token, equals, bias = text.partition("=")
     try:
         if equals:
@@ -33,7 +33,7 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
 
 
 def draw_seed(seed: int | None) -> int:
-    """The seed, or a random one."""
+    """Return the seed, or a random one."""
     return random.SystemRandom().getrandbits(32) if seed is None else seed
 
 
@@ -67,98 +67,32 @@ class SamplingParams:
     """How a token is picked from logits. None leaves a value to the checkpoint, then to the row's usual value.
 
     Each field is applied by the function of `gencli.text.sampling` that is registered under its name.
-    logit_bias: pairs of token id and bias. Raises UsageError for a value out of range.
+    logit_bias: pairs of token id and bias. The usual temperature, top_k and top_p are llama.cpp's.
+    Raise UsageError for a value out of range.
     """
 
-    temperature: float | None = number(
-        None,
-        "--temperature, --temp T",
-        "Lower is safer, higher is wilder, 0 always takes the likeliest token",
-        SAMPLING,
-        bounds=Bounds(0),
-        usual=0.8,
-        off=1.0,
-        config_key="temperature",
-    )
-    top_k: int | None = integer(
-        None,
-        "-k, --top-k K",
-        "Only the K likeliest tokens; 0 is all of them",
-        SAMPLING,
-        bounds=Bounds(0),
-        usual=40,
-        off=0,
-        config_key="top_k",
-    )
-    top_p: float | None = number(
-        None,
-        "--top-p P",
-        "Only the likeliest tokens that together reach P; 1 is off",
-        SAMPLING,
-        bounds=Bounds(0, 1),
-        usual=0.95,
-        off=1.0,
-        config_key="top_p",
-    )
-    min_p: float | None = number(
-        None,
-        "--min-p P",
-        "Only tokens at least P times as likely as the likeliest; 0 is off",
-        SAMPLING,
-        bounds=Bounds(0, 1),
-        usual=0.0,
-        off=0.0,
-        config_key="min_p",
-    )
-    typical_p: float | None = number(
-        None,
-        "--typical-p P",
-        "Locally typical sampling; 1 is off",
-        SAMPLING,
-        bounds=Bounds(0, 1, open_low=True),
-        usual=1.0,
-        off=1.0,
-        config_key="typical_p",
-    )
-    repeat_penalty: float | None = number(
-        None,
-        "--repeat-penalty R",
-        "Divide down tokens of prompt and text; 1 is off",
-        SAMPLING,
-        bounds=Bounds(0, open_low=True),
-        usual=1.0,
-        off=1.0,
-        config_key="repetition_penalty",
-    )
-    presence_penalty: float | None = number(
-        None,
-        "--presence-penalty A",
-        "Subtract A once from tokens that were generated, -2 to 2",
-        SAMPLING,
-        bounds=Bounds(-2, 2),
-        usual=0.0,
-        off=0.0,
-    )
-    frequency_penalty: float | None = number(
-        None,
-        "--frequency-penalty A",
-        "Subtract A for each time a token was generated, -2 to 2",
-        SAMPLING,
-        bounds=Bounds(-2, 2),
-        usual=0.0,
-        off=0.0,
-    )
-    logit_bias: tuple[tuple[int, float], ...] = Option(
-        tuple,
-        "--logit-bias ID=BIAS",
-        "Add to a token's logit (repeatable).",
-        SAMPLING,
-        several=True,
-        word=str,
-        read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())),
-        valid=_check_bias,
-        off=(),
-    ).field(())
+    # fmt: off
+    temperature: float | None = number(None, "--temperature, --temp T",
+        "Lower is safer, higher is wilder, 0 always takes the likeliest token", SAMPLING, bounds=Bounds(0), usual=0.8,
+        off=1.0, config_key="temperature")
+    top_k: int | None = integer(None, "-k, --top-k K", "Only the K likeliest tokens; 0 is all of them", SAMPLING,
+        bounds=Bounds(0), usual=40, off=0, config_key="top_k")
+    top_p: float | None = number(None, "--top-p P", "Only the likeliest tokens that together reach P; 1 is off",
+        SAMPLING, bounds=Bounds(0, 1), usual=0.95, off=1.0, config_key="top_p")
+    min_p: float | None = number(None, "--min-p P", "Only tokens at least P times as likely as the likeliest; 0 is off",
+        SAMPLING, bounds=Bounds(0, 1), usual=0.0, off=0.0, config_key="min_p")
+    typical_p: float | None = number(None, "--typical-p P", "Locally typical sampling; 1 is off", SAMPLING,
+        bounds=Bounds(0, 1, open_low=True), usual=1.0, off=1.0, config_key="typical_p")
+    repeat_penalty: float | None = number(None, "--repeat-penalty R", "Divide down tokens of prompt and text; 1 is off",
+        SAMPLING, bounds=Bounds(0, open_low=True), usual=1.0, off=1.0, config_key="repetition_penalty")
+    presence_penalty: float | None = number(None, "--presence-penalty A",
+        "Subtract A once from tokens that were generated, -2 to 2", SAMPLING, bounds=Bounds(-2, 2), usual=0.0, off=0.0)
+    frequency_penalty: float | None = number(None, "--frequency-penalty A",
+        "Subtract A for each time a token was generated, -2 to 2", SAMPLING, bounds=Bounds(-2, 2), usual=0.0, off=0.0)
+    logit_bias: tuple[tuple[int, float], ...] = Option(tuple, "--logit-bias ID=BIAS",
+        "Add to a token's logit (repeatable).", SAMPLING, several=True, word=str,
+        read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())), valid=_check_bias, off=()).field(())
+    # fmt: on
 
     def __post_init__(self) -> None:
         check(self)
@@ -170,43 +104,26 @@ class TextRequest:
 
     Sample i of `num_samples` draws from a generator seeded with `seed + i`. `logprobs`: how many most likely tokens to
     report with each token's own log-probability (None: no report).
-    Raises UsageError for a value out of range, GencliError for a prompt that is no Unicode text.
+    Raise UsageError for a value out of range, GencliError for a prompt that is no Unicode text.
     """
 
     prompt: str = ""
+    # fmt: off
     seed: int = dataclasses.replace(SEED, read=draw_seed).field(0)
-    truncate: Literal["left"] | None = Option(
-        str,
-        "--truncate left",
-        "Cut a prompt that is longer than the context at its beginning (otherwise it is an error).",
-        INPUT,
-        word=Side,
-        read=lambda side: None if side is None else "left",
-        valid=_check_side,
-    ).field(None)
+    truncate: Literal["left"] | None = Option(str, "--truncate left",
+        "Cut a prompt that is longer than the context at its beginning (otherwise it is an error).", INPUT, word=Side,
+        read=lambda side: None if side is None else "left", valid=_check_side).field(None)
     sampling: SamplingParams = SamplingParams()
-    max_tokens: int | None = integer(
-        None,
-        "-n, --max-tokens, --max-new-tokens N",
-        "Tokens to generate at most, as far as the context goes",
-        LENGTH,
-        bounds=Bounds(1),
-        usual=256,
-        config_key="max_new_tokens",
-    )
-    stop: tuple[str, ...] = several(
-        str, "--stop TEXT", "End before this text (repeatable); never printed.", LENGTH, valid=_check_stops
-    )
-    num_samples: int = integer(
-        1, "--num-samples N", "Continue the prompt N times (default: 1).", LENGTH, bounds=Bounds(1)
-    )
-    logprobs: int | None = integer(
-        None,
-        "--logprobs N",
-        "With --json: each token's log-probability, and the N likeliest tokens beside it.",
-        OUTPUT,
-        bounds=Bounds(0),
-    )
+    max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N",
+        "Tokens to generate at most, as far as the context goes", LENGTH, bounds=Bounds(1), usual=256,
+        config_key="max_new_tokens")
+    stop: tuple[str, ...] = several(str, "--stop TEXT", "End before this text (repeatable); never printed.", LENGTH,
+        valid=_check_stops)
+    num_samples: int = integer(1, "--num-samples N", "Continue the prompt N times (default: 1).", LENGTH,
+        bounds=Bounds(1))
+    logprobs: int | None = integer(None, "--logprobs N",
+        "With --json: each token's log-probability, and the N likeliest tokens beside it.", OUTPUT, bounds=Bounds(0))
+    # fmt: on
 
     def __post_init__(self) -> None:
         check(self)
@@ -215,19 +132,19 @@ class TextRequest:
 
     @classmethod
     def of(cls, prompt: str = "", **values: Any) -> TextRequest:
-        """A request from values in any order, those of `SamplingParams` among them."""
+        """Return a request from values of its fields and of those of `SamplingParams`."""
         sampling = {name: values.pop(name) for name, _ in rows(SamplingParams) if name in values}
         return cls(prompt, sampling=SamplingParams(**sampling), **values)
 
     def completed(self) -> dict[str, Any]:
-        """The values that a checkpoint may say something about, by name."""
+        """Return the values that a checkpoint may say something about, by name."""
         return {name: getattr(self if hasattr(self, name) else self.sampling, name) for name in usual_values()}
 
     def resolve(self, generation_config: Mapping[str, Any]) -> TextRequest:
-        """This request with every value filled in: its own, else the checkpoint's, else the row's usual one.
+        """Return this request with every value filled in: its own, else the checkpoint's, else the row's usual one.
 
         generation_config: the checkpoint's generation_config.json, or {}. `do_sample: false` there means greedy.
-        Raises GencliError for a value there that makes no sense.
+        Raise GencliError for a value there that makes no sense.
         """
         config = dict(generation_config)
         if config.get("do_sample") is False:
