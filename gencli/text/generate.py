@@ -42,7 +42,7 @@ def generate(
     max_tokens = min(request.max_tokens, model.max_length - len(ids))
     for first in range(0, request.num_samples, BATCH):
         indices = range(first, min(first + BATCH, request.num_samples))
-        sequences = [Sequence(model, request, index, len(ids), max_tokens) for index in indices]
+        sequences = [Sequence(model, request, index, ids, max_tokens) for index in indices]
         yield from _together(model, request, ids, sequences, max_tokens, stats or GenerationStats(), prompt_cache)
 
 
@@ -129,16 +129,16 @@ def _together(
 class Sequence:
     """One sample: its random generator, and its text so far."""
 
-    def __init__(self, model: TextModel, request: TextRequest, index: int, prompt_tokens: int, max_tokens: int):
+    def __init__(self, model: TextModel, request: TextRequest, index: int, ids: list[int], max_tokens: int):
         self.index = index
         self.seed = request.seed + index
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         self.finish_reason = ""
         self.tokenizer = model.tokenizer
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = len(ids)
         self.max_tokens = max_tokens
         self.count = 0
-        self.decoder = model.tokenizer.decoder()
+        self.decoder = model.tokenizer.decoder(after=ids)
         self.scanner = StopScanner(request.stop)
         self.decoded = 0  # characters that the decoder has returned, shown or not
         self.parts: list[str] = []

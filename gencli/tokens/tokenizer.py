@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.tokens.decode import BYTE_PIECE, IncrementalDecoder, byte_level_bytes, make_steps
+
+CONTEXT = 64  # visible tokens of a prompt that a decoder of its continuation looks at: more than any step holds back
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,22 @@ class Tokenizer:
         parts = [decoder.push(i) for i in ids]
         return "".join(parts) + decoder.finish()
 
-    def decoder(self, skip_special: bool = True) -> IncrementalDecoder:
+    def decoder(self, skip_special: bool = True, *, after: Sequence[int] = ()) -> IncrementalDecoder:
         """A decoder for one sequence, token by token; its parts joined equal `decode` of all.
 
+        after: ids of a text that the sequence continues. What comes is then `decode` of both without the first text: a
+        token at the beginning of a text may lose its space, and here none does.
         Raises GencliError for a kind of decoder that gencli does not know.
         """
 
         def piece_of(token: int) -> str | None:
             return None if skip_special and token in self.special_ids else self.raw_piece(token)
 
-        return IncrementalDecoder(piece_of, make_steps(self._decoder, self.word_suffix))
+        decoder = IncrementalDecoder(piece_of, make_steps(self._decoder, self.word_suffix))
+        for token in [i for i in after if not (skip_special and i in self.special_ids)][-CONTEXT:]:
+            decoder.push(token)
+        decoder.finish()
+        return decoder
 
     def raw_piece(self, token: int) -> str:
         """The token as the vocabulary writes it (`Ġthe`, `▁the`). Raises GencliError for an id that has none."""
