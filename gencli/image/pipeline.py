@@ -142,7 +142,7 @@ class Pipeline:
         return LatentDistribution((mean - shift) * scale, None if logvar is None else (logvar / 2).exp() * scale)
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
-        """The picture of one (1, C, h, w). Raises GencliError when it holds values that are not numbers."""
+        """The image of one (1, C, h, w). Raises GencliError when it holds values that are not numbers."""
         if self.vae is None:
             return to_picture(latents[0])
         z = self.unscale(latents.float())
@@ -167,7 +167,7 @@ class Pipeline:
         return mean, config.scaling_factor / std
 
     def sketch(self, latents: Tensor) -> Image.Image:
-        """A small picture of one (1, C, h, w), for little time: its latents are averaged to a few first."""
+        """A small image of one (1, C, h, w), for little time: its latents are averaged to a few first."""
         if self.vae is None:
             return to_picture(latents[0])
         shrink = max(latents.shape[2:]) / SKETCH

@@ -275,7 +275,7 @@ def chain(points: Sequence[Point], final_alpha_cumprod: float) -> list[Step]:
 
 
 def from_strength(steps: Sequence[Step], strength: float) -> list[Step]:
-    """The last int(S · strength) of S steps, counted anew from 0: where a picture is changed, not made from noise.
+    """The last int(S · strength) of S steps, counted anew from 0: where an image is changed, not made from noise.
 
     Raises UsageError for a strength outside (0, 1] or so small that no step is left.
     """

@@ -91,7 +91,7 @@ STABLE_DIFFUSION = Family(
 # Brooks et al. 2023: the UNet reads the latents of the image to edit beside those that it denoises
 INSTRUCT = dataclasses.replace(STABLE_DIFFUSION, check=checks.edited_latents)
 STABLE_DIFFUSION_XL = Family(
-    (Stage("stable_diffusion_xl:load"),),
+    (Stage("stable_diffusion:load_xl"),),
     {
         **STABLE_DIFFUSION.parts,
         "text_encoder_2": frozenset({"clip_text_model"}),

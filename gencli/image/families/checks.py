@@ -1,4 +1,7 @@
-"""Whether the configs of a checkpoint go together, told before any weight is read. No torch."""
+"""Whether the configs of a checkpoint go together, told before any weight is read. No torch.
+
+Each check raises GencliError.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any, Protocol
 
 from gencli.errors import GencliError
 
+Config = Mapping[str, Any]
+
 
 class Described(Protocol):
     """What the small files of a checkpoint say. configs: of each part. index: model_index.json."""
@@ -15,9 +20,9 @@ class Described(Protocol):
     @property
     def folder(self) -> Path: ...
     @property
-    def configs(self) -> Mapping[str, Mapping[str, Any]]: ...
+    def configs(self) -> Mapping[str, Config]: ...
     @property
-    def index(self) -> Mapping[str, Any]: ...
+    def index(self) -> Config: ...
     @property
     def prompt(self) -> str: ...
 
@@ -27,42 +32,37 @@ def nothing(checkpoint: Described) -> None:
 
 
 def pixels(checkpoint: Described) -> None:
-    """Raises GencliError for a UNet that reads other channels than a picture has."""
+    """The UNet reads as many channels as an image has."""
     channels = checkpoint.configs["unet"].get("in_channels", 3)
     if channels not in (1, 3):
-        raise GencliError(f"{checkpoint.folder}: a UNet with in_channels = {channels} is not supported")
+        raise _unsupported(checkpoint, "UNet", "in_channels", channels)
 
 
 def latents(checkpoint: Described) -> None:
-    """Raises GencliError for a UNet that reads other channels than latents, or latents, a mask and a picture's."""
+    """The UNet reads latents, or latents, a mask and those of an image."""
     _check_channels(checkpoint, lambda latent: (latent, 2 * latent + 1))
 
 
 def edited_latents(checkpoint: Described) -> None:
-    """Raises GencliError for a UNet that reads other channels than latents and those of a picture to edit."""
+    """The UNet reads latents and those of an image to edit."""
     _check_channels(checkpoint, lambda latent: (2 * latent,))
 
 
 def _check_channels(checkpoint: Described, fitting: Callable[[int], tuple[int, ...]]) -> None:
     unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
     _check_texts(checkpoint)
-    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    latent = vae.get("latent_channels", 4)
     if not isinstance(latent, int):
         raise GencliError(f"{checkpoint.folder}: vae: latent_channels = {latent!r:.80} is no number")
-    if channels not in fitting(latent):
-        raise GencliError(
-            f"{checkpoint.folder}: a UNet with in_channels = {channels!r:.80} is not supported",
-            f"with its autoencoder of {latent} channels, {' or '.join(map(str, fitting(latent)))} is known",
-        )
-    if unet.get("out_channels", 4) != latent:
-        raise GencliError(
-            f"{checkpoint.folder}: a UNet with out_channels = {unet.get('out_channels', 4)!r:.80} is not supported",
-            f"its autoencoder has {latent} channels",
-        )
+    if (channels := unet.get("in_channels", 4)) not in fitting(latent):
+        known = f"with its autoencoder of {latent} channels, {' or '.join(map(str, fitting(latent)))} is known"
+        raise _unsupported(checkpoint, "UNet", "in_channels", channels, known)
+    if (channels := unet.get("out_channels", 4)) != latent:
+        raise _unsupported(checkpoint, "UNet", "out_channels", channels, f"its autoencoder has {latent} channels")
 
 
 def transformer(checkpoint: Described) -> None:
-    """Raises GencliError for a transformer that reads other channels than its latents have, and without latents."""
+    """A DiT has an autoencoder, and reads and makes as many channels."""
     if "vae" not in checkpoint.configs:
         raise GencliError(
             f"{checkpoint.folder}: a DiT without its autoencoder, as its own files are",
@@ -72,79 +72,73 @@ def transformer(checkpoint: Described) -> None:
     reads, makes = network.get("in_channels", 4), network.get("out_channels")
     for key, value, known in (("in_channels", reads, [channels]), ("out_channels", makes, [None, reads, 2 * reads])):
         if value not in known:
-            raise GencliError(
-                f"{checkpoint.folder}: a transformer with {key} = {value!r:.40} is not supported",
-                f"its autoencoder has {channels!r:.40} channels",
-            )
+            hint = f"its autoencoder has {channels!r:.40} channels"
+            raise _unsupported(checkpoint, "transformer", key, value, hint)
 
 
 def latent_diffusion(checkpoint: Described) -> None:
-    """Raises GencliError for a UNet that reads other channels than its latents have, or other texts than it is told."""
+    """The UNet reads as many channels as the latents have, and states as wide as those of a text encoder, if any."""
     unet, vqvae = checkpoint.configs["unet"], checkpoint.configs["vqvae"]
     if vqvae["_class_name"] == "VQModel":
         channels = vqvae.get("vq_embed_dim") or vqvae.get("latent_channels", 3)
     else:
         channels = vqvae.get("latent_channels", 4)
     if unet.get("in_channels", 3 if checkpoint.prompt == "none" else 4) != channels:
-        raise GencliError(
-            f"{checkpoint.folder}: a UNet with in_channels = {unet.get('in_channels')} is not supported",
-            f"its autoencoder has {channels} channels",
-        )
+        hint = f"its autoencoder has {channels} channels"
+        raise _unsupported(checkpoint, "UNet", "in_channels", unet.get("in_channels"), hint)
     if "bert" in checkpoint.configs:
-        reads, told = unet.get("cross_attention_dim", 1280), checkpoint.configs["bert"].get("d_model", 1280)
-        if reads != told:
+        reads, width = unet.get("cross_attention_dim", 1280), checkpoint.configs["bert"].get("d_model", 1280)
+        if reads != width:
             raise GencliError(
                 f"{checkpoint.folder}: a UNet with cross_attention_dim = {reads!s:.40} and a text encoder with "
-                f"d_model = {told!s:.40} do not fit each other"
+                f"d_model = {width!s:.40} do not fit each other"
             )
 
 
 def edited_latents_xl(checkpoint: Described) -> None:
-    """The same for SDXL, and refuses CosXL, whose picture is scaled and whose noise is another."""
+    """As `edited_latents`, for SDXL. Refuses CosXL, whose image is scaled and whose noise is another."""
     if checkpoint.index.get("is_cosxl_edit"):
         raise GencliError(f"{checkpoint.folder / 'model_index.json'}: is_cosxl_edit = true is not supported")
     stable_diffusion_xl(checkpoint, edited_latents)
 
 
 def stable_diffusion_xl(checkpoint: Described, channels: Callable[[Described], None] = latents) -> None:
-    """Raises GencliError for text encoders whose widths are not what the UNet reads."""
+    """The UNet reads the pooled text and as many numbers as its pipeline gives: five with an aesthetic score."""
     folder, configs = checkpoint.folder, checkpoint.configs
     channels(checkpoint)
     unet, second = configs["unet"], configs["text_encoder_2"]
-    if unet.get("addition_embed_type") != "text_time":
-        kind = unet.get("addition_embed_type")
+    if (kind := unet.get("addition_embed_type")) != "text_time":
         raise GencliError(f"{folder}: SDXL with a UNet of addition_embed_type = {kind!r:.40} is not supported")
     if second.get("architectures") != ["CLIPTextModelWithProjection"]:
         raise GencliError(f"{folder}: text_encoder_2 has no projection (architectures = {second.get('architectures')})")
     word, numbers = ("five", 5) if checkpoint.index.get("requires_aesthetics_score") else ("six", 6)
-    told = numbers * _number(unet, "addition_time_embed_dim", 0) + _number(second, "projection_dim", 512)
-    reads = unet.get("projection_class_embeddings_input_dim")
-    if reads != told:
+    width = numbers * _number(unet, "addition_time_embed_dim", 0) + _number(second, "projection_dim", 512)
+    key = "projection_class_embeddings_input_dim"
+    if unet.get(key) != width:
+        raise _unsupported(checkpoint, "UNet", key, unet.get(key), f"{word} numbers and the pooled text make {width}")
+
+
+def _check_texts(checkpoint: Described) -> None:
+    """The UNet reads states as wide as those of its text encoders together, and a pooled text only if one gives it."""
+    unet, configs = checkpoint.configs["unet"], checkpoint.configs
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
+    width = sum(_number(configs[name], "hidden_size", 512) for name in encoders)
+    reads = unet.get("cross_attention_dim", 1280)
+    if any(one != width for one in (reads if isinstance(reads, list) else [reads])):
         raise GencliError(
-            f"{folder}: a UNet with projection_class_embeddings_input_dim = {reads!r:.40} is not supported",
-            f"{word} numbers and the pooled text make {told}",
+            f"{checkpoint.folder}: a UNet with cross_attention_dim = {reads!r:.40} and {' and '.join(encoders)} with "
+            f"hidden_size = {width} do not fit each other"
         )
+    if (kind := unet.get("addition_embed_type")) is not None and "text_encoder_2" not in configs:
+        raise GencliError(f"{checkpoint.folder}: addition_embed_type = {kind!r:.40} without text_encoder_2")
 
 
-def _number(config: Mapping[str, Any], key: str, default: int) -> int:
+def _number(config: Config, key: str, default: int) -> int:
     value = config.get(key, default)
     if not isinstance(value, int):
         raise GencliError(f"config.json: {key} = {value!r:.40} is no number")
     return value
 
 
-def _check_texts(checkpoint: Described) -> None:
-    """Raises GencliError for a UNet that reads wider or narrower states than its text encoders give, or pooled texts
-    that nobody gives it."""
-    unet, configs = checkpoint.configs["unet"], checkpoint.configs
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
-    told = sum(_number(configs[name], "hidden_size", 512) for name in encoders)
-    reads = unet.get("cross_attention_dim", 1280)
-    if any(one != told for one in (reads if isinstance(reads, list) else [reads])):
-        raise GencliError(
-            f"{checkpoint.folder}: a UNet with cross_attention_dim = {reads!r:.40} and {' and '.join(encoders)} with "
-            f"hidden_size = {told} do not fit each other"
-        )
-    if unet.get("addition_embed_type") is not None and "text_encoder_2" not in configs:
-        kind = unet["addition_embed_type"]
-        raise GencliError(f"{checkpoint.folder}: addition_embed_type = {kind!r:.40} without text_encoder_2")
+def _unsupported(checkpoint: Described, network: str, key: str, value: object, hint: str | None = None) -> GencliError:
+    return GencliError(f"{checkpoint.folder}: a {network} with {key} = {value!r:.80} is not supported", hint)

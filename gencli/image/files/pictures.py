@@ -1,6 +1,6 @@
-"""Tensors → pictures → bytes, and back; what a picture says about its making; grids and animations.
+"""Tensors → images → bytes, and back; what an image says about its making; grids and animations.
 
-A picture from outside is not trusted: its size is checked before its pixels are read, its texts before they are parsed.
+An image from outside is not trusted: its size is checked before its pixels are read, its texts before they are parsed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}  # file extension → Pillow's name
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoders without surprises; no PostScript
-PIXEL_LIMIT = 2**26  # of a picture that is read
+PIXEL_LIMIT = 2**26  # of an image that is read
 FILE_LIMIT = 2**28  # bytes
 QUALITY = 95
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
@@ -39,7 +39,7 @@ EXIF_LIMIT = 65_000  # bytes; a JPEG segment holds 65,533
 
 
 def to_picture(x: Tensor) -> Image.Image:
-    """(3, H, W) or (1, H, W) in -1..1 → a picture, rounded as diffusers rounds. Raises GencliError for NaN."""
+    """(3, H, W) or (1, H, W) in -1..1 → an image, rounded as diffusers rounds. Raises GencliError for NaN."""
     pixels = (x.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(pixels).all():
         raise GencliError("the picture holds values that are not numbers", "try --dtype float32")
@@ -48,7 +48,7 @@ def to_picture(x: Tensor) -> Image.Image:
 
 
 def from_picture(picture: Image.Image, channels: int = 3) -> Tensor:
-    """A picture → (1, channels, H, W) float32 in -1..1."""
+    """An image → (1, channels, H, W) float32 in -1..1."""
     import torch
 
     array = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
@@ -65,7 +65,7 @@ def from_mask(mask: Image.Image, width: int, height: int) -> Tensor:
 
 
 def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = None) -> bytes:
-    """A picture as a whole file: `kind` is a key of FORMATS, `texts` the request as `describe` gives it.
+    """An image as a whole file: `kind` is a key of FORMATS, `texts` the request as `describe` gives it.
 
     PNG keeps the texts as text chunks; JPEG and WebP as EXIF: infotext is the user comment, as the web UI writes it.
     Raises GencliError when a JPEG cannot hold the texts.
@@ -90,14 +90,14 @@ def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = No
 
 
 def describe(request: ImageRequest) -> dict[str, str]:
-    """The texts to keep in a picture that `request` makes."""
+    """The texts to keep in an image that `request` makes."""
     return {metadata.INFOTEXT: metadata.to_infotext(request), metadata.JSON: metadata.to_json(request)}
 
 
 def read_request(path: str | Path) -> metadata.Found:
-    """What the picture in a file says about its making: gencli's own JSON, else infotext.
+    """What the image in a file says about its making: gencli's own JSON, else infotext.
 
-    Raises GencliError for a file that cannot be read, is no picture, or says nothing.
+    Raises GencliError for a file that cannot be read, is no image, or says nothing.
     """
     picture = open_picture(path)
     try:
@@ -115,7 +115,7 @@ def read_request(path: str | Path) -> metadata.Found:
 
 
 def open_picture(source: str | Path | bytes) -> Image.Image:
-    """The picture in a file (or its bytes), with its pixels read. Raises GencliError for all that is none."""
+    """The image in a file (or its bytes), with its pixels read. Raises GencliError for all that is none."""
     where = "stdin" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(Path(source))
@@ -151,7 +151,7 @@ def open_flat(source: str | Path | bytes) -> Image.Image:
 
 
 def grid(pictures: Sequence[Image.Image]) -> Image.Image:
-    """All pictures in one, row by row, as near to a square as goes; empty places are white."""
+    """All images in one, row by row, as near to a square as goes; empty places are white."""
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)

@@ -1,4 +1,4 @@
-"""preprocessor_config.json: how a picture becomes what a model looks at, by Pillow as in transformers. No torch."""
+"""preprocessor_config.json: how an image becomes what a model looks at, by Pillow as in transformers. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEW_FILE = "processor_config.json"  # transformers 5 writes it, with the other's
 IMAGE = "image_processor"
 FILE_LIMIT = 2**22  # bytes; a palette of 512 colours takes 32,000
 SIDE_LIMIT = 4096  # pixels a side of what a model looks at
-PIXEL_LIMIT = 2**26  # of a picture on the way there
+PIXEL_LIMIT = 2**26  # of an image on the way there
 # Says nothing about the pixels, or what gencli does in any case.
 INERT = frozenset(
     """image_processor_type feature_extractor_type processor_class clusters do_color_quantize do_convert_rgb data_format
@@ -45,7 +45,7 @@ CLIP: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to a picture, in this order; what is None is left out.
+    """What is done to an image, in this order; what is None is left out.
 
     shortest: its shorter side becomes this long, its shape stays; or else size: (height, width) whatever its shape.
     crop: the middle (height, width), with black around it where there is less. scale: of the values 0..255.
@@ -61,7 +61,7 @@ class Preprocessing:
     std: tuple[float, ...] | None = None
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
-        """A picture → float32 (3, H, W). Raises GencliError for one so narrow that it would become endless."""
+        """An image → float32 (3, H, W). Raises GencliError for one so narrow that it would become endless."""
         picture = picture.convert("RGB")
         height, width = self._resized(picture)
         if (width, height) != picture.size:
@@ -90,7 +90,7 @@ class Preprocessing:
 
 
 def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """The middle. A picture that is smaller gets black around it."""
+    """The middle. An image that is smaller gets black around it."""
     top, left = (picture.height - height) / 2, (picture.width - width) / 2
     # Rounded as transformers rounds: a cut down, a border up.
     top, left = math.floor(top), math.floor(left)
@@ -98,7 +98,7 @@ def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings for pictures in a checkpoint's folder. Raises GencliError when there are none."""
+    """The settings for images in a checkpoint's folder. Raises GencliError when there are none."""
     new = not (folder / FILE).is_file() and (folder / NEW_FILE).is_file()
     file = folder / (NEW_FILE if new else FILE)
     if file.is_file() and file.stat().st_size > FILE_LIMIT:

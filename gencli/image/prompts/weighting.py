@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.image.conditioning import Conditioning
+    from gencli.models.clip_text import CLIPTextModel, CLIPTextOutput
+    from gencli.models.module import BaseModel
     from gencli.tokens import Tokenizer
 
 BRACKET_WEIGHT = 1.1  # a round bracket without a number multiplies by this, a square one divides by it
@@ -214,8 +216,8 @@ def apply_weights(states: Tensor, weights: Tensor) -> Tensor:
 
 
 def encode(
-    tokenizer: Tokenizer, encoder: Any, prompts: Sequence[str], states: Callable[[Any], Tensor]
-) -> tuple[Tensor, Any]:
+    tokenizer: Tokenizer, encoder: CLIPTextModel, prompts: Sequence[str], states: Callable[[CLIPTextOutput], Tensor]
+) -> tuple[Tensor, CLIPTextOutput]:
     """Return the weighted states (B, n·L, D) of B prompts, and the encoder's output for the first chunk of each.
 
     encoder: ids (B, L) → its output; states: output → (B, L, D). Prompts of fewer chunks are filled with empty ones.
@@ -225,16 +227,16 @@ def encode(
     lists = [split_into_chunks(tokenizer, prompt, *_sizes(encoder)) for prompt in prompts]
     [empty] = split_into_chunks(tokenizer, "", *_sizes(encoder))
     device = encoder.device
-    weighted, first = [], None
+    weighted, outputs = [], []
     for i in range(max(map(len, lists))):
         row = [chunks[i] if i < len(chunks) else empty for chunks in lists]
-        output = encoder(torch.tensor([one.ids for one in row], device=device))
-        first = output if first is None else first
-        weighted.append(apply_weights(states(output), torch.tensor([one.weights for one in row], device=device)))
-    return torch.cat(weighted, dim=1), first
+        outputs.append(encoder(torch.tensor([one.ids for one in row], device=device)))
+        weights = torch.tensor([one.weights for one in row], device=device)
+        weighted.append(apply_weights(states(outputs[-1]), weights))
+    return torch.cat(weighted, dim=1), outputs[0]
 
 
-def count_chunks(text_encoders: Sequence[tuple[Tokenizer, Any]], prompt: str) -> int:
+def count_chunks(text_encoders: Sequence[tuple[Tokenizer, BaseModel]], prompt: str) -> int:
     """Number of chunks of a prompt. text_encoders: a conditioner's."""
     return max(len(split_into_chunks(tokenizer, prompt, *_sizes(encoder))) for tokenizer, encoder in text_encoders)
 
@@ -256,5 +258,6 @@ def _pad(conditioning: Conditioning, length: int, empty: Tensor) -> Conditioning
     return conditioning.with_inputs(**{STATES: padded})
 
 
-def _sizes(encoder: Any) -> tuple[int, int]:
-    return encoder.config.max_position_embeddings, encoder.config.vocab_size
+def _sizes(encoder: BaseModel) -> tuple[int, int]:
+    config: Any = encoder.config
+    return config.max_position_embeddings, config.vocab_size

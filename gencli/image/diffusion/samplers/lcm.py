@@ -53,7 +53,7 @@ def lcm(
     draw_noise: Callable[[], Tensor],
     timestep_scaling: float = 10.0,
 ) -> Iterator[Sample]:
-    """Algorithm 3: f = c_skip·x + c_out·x0 is the picture expected, and fresh noise takes it to the next level.
+    """Algorithm 3: f = c_skip·x + c_out·x0 is the image expected, and fresh noise takes it to the next level.
 
     With τ = `timestep_scaling`·t, c_skip = ½² / (τ² + ½²) and c_out = τ / √(τ² + ½²), so that f is x at t = 0. The last
     step draws no noise.
