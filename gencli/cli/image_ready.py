@@ -8,10 +8,9 @@ from gencli.checkpoints import open as door
 from gencli.checkpoints.checkpoint import Hints
 from gencli.cli.image_inputs import Inputs
 from gencli.errors import UsageError
-from gencli.image import palette as palettes
-from gencli.image import stages
+from gencli.image import imagegpt, stages
 from gencli.image.checkpoint import Checkpoint, open_checkpoint
-from gencli.image.palette import Palette, is_palette, open_palette
+from gencli.image.imagegpt import Palette, is_palette, open_palette
 from gencli.image.replace import with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, notes, resolve
@@ -47,7 +46,7 @@ def ready(
     if lines and not prompted:
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
     if isinstance(opened, Palette):
-        return opened, palettes.resolve(request, opened)
+        return opened, imagegpt.resolve(request, opened)
     resolved = resolve(request, opened, None if inputs.init is None else inputs.init.size)
     stages.plan(resolved, opened, has_init=inputs.init is not None)  # raises for what a stage cannot follow
     if not lines:

@@ -16,14 +16,13 @@ from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
-from gencli.image import pixels
+from gencli.image import imagegpt
 from gencli.image.checkpoint import Checkpoint
 from gencli.image.controlnet import open_control
 from gencli.image.files import pictures
 from gencli.image.generate import Denoised, Picture, generate
-from gencli.image.palette import Palette
+from gencli.image.imagegpt import Palette, PixelModel
 from gencli.image.pipeline import Pipeline, load
-from gencli.image.pixels import PixelModel
 from gencli.image.request import ImageRequest, ImageSpec
 
 Drawing = tuple[Pipeline | PixelModel, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
@@ -84,8 +83,8 @@ class Run:
     def _draw_pixels(self, palette: Palette, spec: ImageSpec) -> Drawing:
         """A model that draws pixel by pixel, and what it will draw. Raise GencliError."""
         self.console.progress(f"loading {palette.name}")
-        model = pixels.load(palette, device=spec.device, dtype=spec.dtype)
-        return model, pixels.generate(model, self.request, init=self.inputs.init)
+        model = imagegpt.load(palette, device=spec.device, dtype=spec.dtype)
+        return model, imagegpt.generate(model, self.request, init=self.inputs.init)
 
     def _denoise(self, checkpoint: Checkpoint, spec: ImageSpec) -> Drawing:
         """A model that denoises, and what it will draw. Raise GencliError."""

@@ -18,7 +18,7 @@ def judge(contents: Contents, what: Description, prediction: str | None = None) 
     if what.kind != "image" or what.problem:
         return what
     from gencli.image.checkpoint import open_checkpoint as open_image
-    from gencli.image.palette import open_palette
+    from gencli.image.imagegpt import open_palette
 
     try:
         if what.family in PALETTES:
@@ -64,7 +64,7 @@ def _of_image(contents: Contents) -> dict[str, Any]:
 
 
 def _of_palette(contents: Contents) -> dict[str, Any]:
-    from gencli.image.palette import BUILT_IN, open_palette
+    from gencli.image.imagegpt import BUILT_IN, open_palette
 
     palette = open_palette(open_checkpoint(contents))
     width, height = palette.size

@@ -10,8 +10,7 @@ import torch
 
 from gencli.checkpoints.find import Source
 from gencli.image.generate import Picture
-from gencli.image.palette import open_palette, resolve
-from gencli.image.pixels import generate, load
+from gencli.image.imagegpt import generate, load, open_palette, resolve
 from gencli.image.request import ImageRequest
 from gencli.image.score import open_scorer
 from tests.oracles.ldm_parity import Measured

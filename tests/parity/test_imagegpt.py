@@ -15,8 +15,7 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError, UsageError
 from gencli.image.generate import Denoised, Picture
-from gencli.image.palette import is_palette, open_palette, resolve
-from gencli.image.pixels import PixelModel, generate, load
+from gencli.image.imagegpt import PixelModel, generate, is_palette, load, open_palette, resolve
 from gencli.image.request import ImageRequest
 from tests.oracles.libraries import transformers
 from tests.oracles.token_parity import measure

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gencli.checkpoints.find import Source
-from gencli.image.palette import open_palette
+from gencli.image.imagegpt import open_palette
 from tests.shell.process import gencli, on_terminal
 from tests.tiny.clip import make_pictures
 from tests.tiny.imagegpt import SIDE, make_imagegpt

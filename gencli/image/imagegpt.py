@@ -1,15 +1,16 @@
-"""Checkpoints that draw in the colours of a palette, pixel by pixel (iGPT): what their small files say. No torch.
+"""ImageGPT (Chen et al. 2020) draws pixel by pixel: an image is a text whose tokens are the colours of a palette.
 
-The palette is `clusters` in preprocessor_config.json, colours in -1..1; a token is a colour's place in it.
+The palette is `clusters` in preprocessor_config.json, colours in -1..1; a token is a colour's index in it. Cache, loop
+and samplers are those of text. No torch before the weights are loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,13 @@ from gencli.image.request import ImageRequest
 from gencli.models import PALETTES
 from gencli.options import check_values
 from gencli.options import row as option_of
+from gencli.text.request import TextRequest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gencli.image.generate import Denoised, Picture
 
 # Fields of a request that such a model can follow; all others are refused when they are given.
 FOLLOWED = frozenset(
@@ -155,3 +163,102 @@ def resolve(request: ImageRequest, palette: Palette) -> ImageRequest:
         if height < 2:
             raise UsageError(f"{palette.name} draws a single row: there is nothing to keep of a picture")
     return request.replace(**{name: value for name, value in values.items() if getattr(request, name) is None})
+
+
+@dataclass(frozen=True)
+class PixelModel:
+    """A palette and the decoder that picks from it, ready to draw."""
+
+    palette: Palette
+    module: Any
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.compute_dtype
+
+    def describe(self) -> str:
+        """Return the model in one line: its size, precision, device and threads."""
+        from gencli.models.module import describe
+
+        return describe(self.palette.name, [self.module])
+
+    def decode(self, x0: Tensor, *, tiled: bool = False) -> Image.Image:
+        """Return the image of one (1, 3, h, w), as far as it is drawn."""
+        from gencli.image.files.pictures import to_picture
+
+        return to_picture(x0[0])
+
+    def sketch(self, x0: Tensor) -> Image.Image:
+        """Return the same: there is nothing to decode."""
+        return self.decode(x0)
+
+
+def load(palette: Palette, *, device: str = "auto", dtype: str = "auto") -> PixelModel:
+    """Load the weights; device and dtype are names as `gencli.devices` knows them.
+
+    Raises GencliError for weights that are broken or do not fit.
+    """
+    from gencli.checkpoints import build
+    from gencli.devices import pick_device, pick_dtype
+
+    place = pick_device(device)
+    config, tensors = palette.part.config, palette.part.tensors()
+    precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
+    module = build.load(palette.folder, device=place, dtype=precision, config=config, tensors=tensors)
+    return PixelModel(palette, module)
+
+
+def generate(
+    model: PixelModel, request: ImageRequest, *, init: Image.Image | None = None
+) -> Iterator[Denoised | Picture]:
+    """Draw `request.count` pictures, `request.batch` at a time. A step is a row; `x0` is grey where nothing is yet.
+
+    `request` is a resolved one. Picture i picks with `torch.Generator("cpu")` seeded with `request.seed + i`, one
+    number a pixel. With `init` its first `request.keep_rows` rows stay, in the palette's colours.
+    Raises GencliError for NaN from the model.
+    """
+    width, _ = model.palette.size
+    kept = [] if init is None else model.palette.encode(init)[: (request.keep_rows or 0) * width]
+    for first in range(0, request.count, request.batch):
+        numbers = range(first, min(first + request.batch, request.count))
+        yield from _together(model, request, kept, numbers)
+
+
+def _together(
+    model: PixelModel, request: ImageRequest, kept: list[int], numbers: range
+) -> Iterator[Denoised | Picture]:
+    """Images that go through the model as one batch."""
+    import torch
+
+    from gencli.image.generate import Denoised, Picture
+    from gencli.text.batch import Batch
+
+    width, height = model.palette.size
+    generators = [torch.Generator("cpu").manual_seed((request.seed or 0) + number) for number in numbers]
+    asked = TextRequest.of(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
+    left = width * height - len(kept)
+    batch = Batch(model, asked.resolve({}), [model.module.begin, *kept], generators, left)
+    rows = left // width
+    for row in range(rows):
+        for column in range(width):
+            if row or column:
+                batch.advance()
+            batch.pick()
+        yield Denoised(row, rows, numbers[0], _so_far(model.palette, batch.ids[:, 1:].cpu().numpy()))
+    for number, ids in zip(numbers, batch.ids[:, 1:].tolist(), strict=True):
+        made = request.item(number, dtype=str(model.dtype).removeprefix("torch."))
+        yield Picture(number, model.palette.decode(ids), made)
+
+
+def _so_far(palette: Palette, ids: np.ndarray) -> Tensor:
+    """Colours (B, N) of the first N pixels → (B, 3, h, w) in -1..1."""
+    import torch
+
+    width, height = palette.size
+    pixels = np.zeros((len(ids), height * width, 3), np.float32)
+    pixels[:, : ids.shape[1]] = palette.colours[ids]
+    return torch.from_numpy(pixels).view(-1, height, width, 3).permute(0, 3, 1, 2)
