@@ -143,10 +143,10 @@ def compare_step(folder: Path, rounds: int) -> None:
     import diffusers
 
     from gencli.checkpoints.find import Source
-    from gencli.image.checkpoint import open_checkpoint
+    from gencli.image.open import open_image_checkpoint
     from gencli.image.pipeline import load
 
-    pipeline = load(open_checkpoint(Source("sd15", folder, "folder")), device="cpu")
+    pipeline = load(open_image_checkpoint(Source("sd15", folder, "folder")), device="cpu")
     reference = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     x, context = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768)
     t = torch.full((2,), 500.0)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gencli.checkpoints import open as door
 from gencli.checkpoints.checkpoint import Hints
+from gencli.checkpoints.open import open_checkpoint
 from gencli.cli.image_inputs import Inputs
 from gencli.errors import UsageError
 from gencli.image import imagegpt, stages
-from gencli.image.checkpoint import Checkpoint, open_checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.imagegpt import Palette, is_palette, open_palette
-from gencli.image.replace import with_classifier
+from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, notes, resolve
 
@@ -23,24 +23,24 @@ def ready(
     lines: bool,
     note: Callable[[str], None],
     allow_pickle: bool = False,
-) -> tuple[Checkpoint | Palette, ImageRequest]:
+) -> tuple[ImageCheckpoint | Palette, ImageRequest]:
     """Return the checkpoint, and the request with nothing left open. What is odd about the two goes to `note`.
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
-    opened: Checkpoint | Palette
+    opened: ImageCheckpoint | Palette
     hints = Hints(request.prediction, request.betas, other_vae=inputs.vae is not None)
-    found = door.open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
+    found = open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
     if is_palette(found):
         opened = open_palette(found)
         prompted = False
     else:
         said = {"prediction": request.prediction, "betas": request.betas}
-        opened = open_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
+        opened = open_image_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
         if inputs.classifier is not None:
             opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)
         if inputs.refiner is not None:
-            further = open_checkpoint(inputs.refiner, allow_pickle=allow_pickle)
+            further = open_image_checkpoint(inputs.refiner, allow_pickle=allow_pickle)
             opened = stages.add_refiner(opened, further)
         prompted = opened.prompt != "none"
     if lines and not prompted:

@@ -17,7 +17,7 @@ from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.image import imagegpt
-from gencli.image.checkpoint import Checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.controlnet import open_control
 from gencli.image.files import pictures
 from gencli.image.generate import Denoised, Picture, generate
@@ -34,7 +34,7 @@ class Run:
     def __init__(
         self,
         console: Console,
-        opened: Checkpoint | Palette,
+        opened: ImageCheckpoint | Palette,
         request: ImageRequest,
         inputs: Inputs,
         sink: ImageSink,
@@ -86,7 +86,7 @@ class Run:
         model = imagegpt.load(palette, device=spec.device, dtype=spec.dtype)
         return model, imagegpt.generate(model, self.request, init=self.inputs.init)
 
-    def _denoise(self, checkpoint: Checkpoint, spec: ImageSpec) -> Drawing:
+    def _denoise(self, checkpoint: ImageCheckpoint, spec: ImageSpec) -> Drawing:
         """A model that denoises, and what it will draw. Raise GencliError."""
         inputs, allow = self.inputs, {"allow_pickle": spec.allow_pickle}
         opened = [(open_control(source, checkpoint, **allow), image) for source, image in inputs.controls]

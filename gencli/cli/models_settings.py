@@ -17,14 +17,14 @@ def judge(contents: Contents, what: Description, prediction: str | None = None) 
     """The description, with what the picture recipe has against it; `prediction` as its option. No torch."""
     if what.kind != "image" or what.problem:
         return what
-    from gencli.image.checkpoint import open_checkpoint as open_image
     from gencli.image.imagegpt import open_palette
+    from gencli.image.open import open_image_checkpoint
 
     try:
         if what.family in PALETTES:
             open_palette(open_checkpoint(contents))
         else:
-            open_image(contents, prediction=prediction)
+            open_image_checkpoint(contents, prediction=prediction)
     except GencliError as error:
         return dataclasses.replace(what, problem=error.message)
     return what
@@ -51,10 +51,10 @@ def _of_text(contents: Contents) -> dict[str, Any]:
 
 
 def _of_image(contents: Contents) -> dict[str, Any]:
-    from gencli.image.checkpoint import open_checkpoint as open_image
+    from gencli.image.open import open_image_checkpoint
     from gencli.image.resolve import built_in
 
-    checkpoint = open_image(contents)
+    checkpoint = open_image_checkpoint(contents)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     scheduler = {key: checkpoint.configs["scheduler"].get(key) for key in ("prediction_type", "timestep_spacing")}
     named = {"prediction": scheduler["prediction_type"], "spacing": scheduler["timestep_spacing"]}
@@ -101,11 +101,11 @@ def _any_prediction(contents: Contents) -> str | None:
 
 def _open_image(contents: Contents) -> None:
     """Raises GencliError for what the picture recipe would stumble over before its weights."""
-    from gencli.image.checkpoint import open_checkpoint as open_image
+    from gencli.image.open import open_image_checkpoint
     from gencli.image.request import ImageRequest
     from gencli.image.resolve import resolve
 
-    checkpoint = open_image(contents, prediction=_any_prediction(contents))
+    checkpoint = open_image_checkpoint(contents, prediction=_any_prediction(contents))
     for part in checkpoint.parts:
         if part.startswith("tokenizer"):
             checkpoint.tokenizer(part)

@@ -12,56 +12,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gencli.checkpoints import layout
-from gencli.checkpoints import open as door
-from gencli.checkpoints.checkpoint import Contents, Hints, Part, folder_part
-from gencli.checkpoints.find import Source
-from gencli.checkpoints.formats import stable_diffusion_keys
+from gencli.checkpoints.checkpoint import Checkpoint, Part
+from gencli.checkpoints.open import replace_part
 from gencli.errors import GencliError
-from gencli.image.families import FAMILIES, Family, Stage, find_family
-from gencli.image.prompts.classes import Classes, classes_of, read_names
-from gencli.models import stands_for
+from gencli.image.families import Family, Stage
+from gencli.image.prompts.classes import Classes, classes_of
 
 if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
 
-KNOWN = {  # what else model_index.json may say
-    "id2label",
-    "requires_safety_checker",
-    "force_zeros_for_empty_prompt",
-    "requires_aesthetics_score",
-    "add_watermarker",
-    "is_cosxl_edit",
-}
-# generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
-DEFAULTS = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "guidance_rescale": "guidance_rescale",
-    "negative_prompt": "negative",
-    "eta": "eta",
-}
-SINGLE = "stable diffusion"  # the format whose scheduler is told by what the user says
-
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ImageCheckpoint:
     """A checkpoint of a family. opened: what lies there. configs: all parts but tokenizers → their JSON, where a user's
     word holds over the file's. defaults: its own values for `ImageRequest`. notes: what goes unused. labels: names of
     classes, by number. index: model_index.json. further: checkpoints whose stages follow this one's."""
 
-    opened: door.Checkpoint
+    opened: Checkpoint
     family: Family
     configs: Mapping[str, Mapping[str, Any]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     labels: Mapping[int, str] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
-    further: tuple[Checkpoint, ...] = ()
+    further: tuple[ImageCheckpoint, ...] = ()
 
     @property
-    def stages(self) -> list[tuple[Stage, Checkpoint]]:
+    def stages(self) -> list[tuple[Stage, ImageCheckpoint]]:
         """All stages in order, each with the checkpoint that holds its parts."""
         return [(stage, one) for one in (self, *self.further) for stage in one.family.stages]
 
@@ -120,9 +98,9 @@ class Checkpoint:
         """Return a tokenizer. Raise GencliError for one that is broken."""
         return self.opened.tokenizer(part)
 
-    def with_part(self, name: str, part: Part, config: Mapping[str, Any]) -> Checkpoint:
+    def with_part(self, name: str, part: Part, config: Mapping[str, Any]) -> ImageCheckpoint:
         """Return the checkpoint with another part in the place of its own, or beside its own."""
-        opened = door.replace_part(self.opened, name, part)
+        opened = replace_part(self.opened, name, part)
         return dataclasses.replace(self, opened=opened, configs={**self.configs, name: config})
 
     @cached_property
@@ -164,136 +142,7 @@ class Checkpoint:
         return width * self.factor, height * self.factor
 
 
-def open_checkpoint(
-    source: Source | Contents | door.Checkpoint,
-    *,
-    allow_pickle: bool = False,
-    prediction: str | None = None,
-    betas: str | None = None,
-    vae: Source | None = None,
-) -> Checkpoint:
-    """Read the small files of a checkpoint, or the header of one in a single file.
-
-    prediction, betas: its `prediction_type` and `beta_schedule`, over what it says itself. vae: what holds another
-    autoencoder for it.
-    Raises GencliError for what is no picture checkpoint or not supported.
-    """
-    from gencli.image.replace import with_vae
-
-    hints = Hints(prediction, betas, other_vae=vae is not None)
-    opened = source if isinstance(source, door.Checkpoint) else None
-    opened = opened or door.open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)  # type: ignore[arg-type]
-    checkpoint = _of_file(opened) if opened.contents.is_file else _of_folder(opened)
-    said = {"prediction_type": prediction, "beta_schedule": betas}
-    if (over := {key: value for key, value in said.items() if value is not None}) and opened.format != SINGLE:
-        configs = {**checkpoint.configs, "scheduler": {**checkpoint.configs["scheduler"], **over}}
-        checkpoint = dataclasses.replace(checkpoint, configs=configs)
-    if vae is not None:
-        checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
-    checkpoint.family.check(checkpoint)
-    return checkpoint
-
-
-def _of_file(opened: door.Checkpoint) -> Checkpoint:
-    """All parts in one file. Raises GencliError for a file that draws nothing."""
-    path = opened.path
-    if opened.problem is not None:
-        raise opened.problem
-    if opened.kind == "text":
-        raise _no_image_model(path, opened.family, text=True)
-    if opened.kind != "image":
-        if opened.parts.keys() == {"classifier"}:
-            raise GencliError(f"{path} is a {opened.title}, which draws nothing by itself", "--classifier guides by it")
-        try:
-            stable_diffusion_keys.recognise(opened.contents.shapes)  # says what else it is
-        except GencliError as error:
-            raise GencliError(f"{path}: {error.message}", error.hint) from None
-    family = find_family(opened.family, opened.parts)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise GencliError(f"{path}: it is a {opened.family}, which is not supported", f"gencli knows {known}")
-    configs = {name: part.config for name, part in opened.parts.items()}
-    labels = _labels(opened.labels, opened.labels_file)
-    return Checkpoint(opened, family, configs, notes=opened.notes, labels=labels, index=opened.index)
-
-
-def _of_folder(opened: door.Checkpoint) -> Checkpoint:
-    folder = opened.path
-    index = _index(opened)
-    kind = str(index.get("_class_name"))
-    here = layout.named_parts(index)
-    family = find_family(kind, here)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise GencliError(f"{folder / 'model_index.json'}: pipeline {kind!r} is not supported", f"gencli knows {known}")
-    if unknown := [name for name in here if name not in [*family.parts, *layout.UNUSED]]:
-        raise GencliError(f"{folder / 'model_index.json'}: {kind} with {', '.join(unknown)} is not supported")
-    parts, configs = {}, {}
-    for name in family.parts:
-        if name not in here:
-            if name in family.optional:
-                continue
-            raise GencliError(f"{folder / 'model_index.json'}: {kind} without {name}")
-        part = opened.parts.get(name) or opened.parts[""]
-        # Only a pipeline of one network can keep it at the root: two would clash over config.json.
-        if part.path == folder and set(family.parts) != {family.network, "scheduler"}:
-            part = folder_part(opened.contents, name, folder / name, part.kind)
-        parts[name] = part
-        if not name.startswith("tokenizer"):
-            configs[name] = part.config
-    _check_architectures(folder, family, configs)
-    labels = _labels(index.get("id2label"), folder / "model_index.json")
-    opened = dataclasses.replace(opened, parts=parts)
-    raw = opened.defaults  # keys that are none of DEFAULTS are for other programs
-    defaults = {DEFAULTS[key]: value for key, value in raw.items() if key in DEFAULTS and value is not None}
-    return Checkpoint(opened, family, configs, defaults, _notes(index), labels, opened.index)
-
-
-def _index(opened: door.Checkpoint) -> Mapping[str, Any]:
-    """model_index.json, or what stands for it: a UNet alone with its scheduler."""
-    folder, config = opened.path, opened.parts[""].config if "" in opened.parts else {}
-    if opened.contents.has("model_index.json"):
-        if opened.problem is not None:
-            raise opened.problem
-        return opened.index
-    if config.get("_class_name") == "UNet2DModel" and "scheduler" in opened.parts:
-        return {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", ""]}
-    if kind := config.get("model_type") or config.get("_class_name"):
-        raise _no_image_model(folder, kind, text="model_type" in config)
-    raise GencliError(f"{folder} has no model_index.json", "is it the folder of a checkpoint for pictures?")
-
-
-def _no_image_model(path: Path, kind: Any, *, text: bool) -> GencliError:
-    hint = "text models are for `gencli text`" if text else "it is one part of a checkpoint"
-    hint = "`gencli codes` turns pictures into its codes, and back" if kind == "VQModel" else hint
-    return GencliError(f"{path} holds a {kind!s:.40}, no model for pictures", hint)
-
-
-def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
-    notes = ["its safety checker is not loaded"] if "safety_checker" in layout.named_parts(index) else []
-    odd = [name for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)]
-    if odd := [name for name in odd if name not in KNOWN]:
-        notes.append(f"model_index.json: {', '.join(odd)[:80]} is not known and goes unused")
-    return tuple(notes)
-
-
-def _labels(raw: Any, file: Path) -> dict[int, str]:
-    try:
-        return read_names(raw)
-    except GencliError as error:
-        raise GencliError(f"{file}: {error.message}") from None
-
-
-def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Each part's config is of a kind that fits its place. Raises GencliError."""
-    for name, known in family.parts.items():
-        if known is not None and name in configs:
-            found = configs[name].get("_class_name") or configs[name].get("model_type")
-            if not stands_for(found, known):
-                raise GencliError(f"{folder}: {name} is a {found!r}", f"gencli knows {', '.join(sorted(known))}")
-
-
-def _blocks(checkpoint: Checkpoint, part: str) -> list[int]:
+def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
     # Defaults as in diffusers' classes.
     default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1, "VQModel": 1}
     config = checkpoint.configs[part]

@@ -15,7 +15,7 @@ from gencli.checkpoints.checkpoint import Part
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError
-from gencli.image.checkpoint import Checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.guidance import Model
 from gencli.image.diffusion.schedule import Step
@@ -42,7 +42,7 @@ class OpenControl:
         )  # type: ignore[return-value]
 
 
-def open_control(source: Source, checkpoint: Checkpoint, *, allow_pickle: bool = False) -> OpenControl:
+def open_control(source: Source, checkpoint: ImageCheckpoint, *, allow_pickle: bool = False) -> OpenControl:
     """Read a ControlNet's config. Raises GencliError for what is none, and for one that does not fit the checkpoint."""
     opened = open_checkpoint(source, allow_pickle=allow_pickle)
     if opened.contents.is_file:
@@ -59,7 +59,7 @@ def open_control(source: Source, checkpoint: Checkpoint, *, allow_pickle: bool =
     return OpenControl(part)
 
 
-def _check_fit(source: Source, control: ControlNetConfig, checkpoint: Checkpoint) -> None:
+def _check_fit(source: Source, control: ControlNetConfig, checkpoint: ImageCheckpoint) -> None:
     unet = checkpoint.configs[checkpoint.family.network]
     if unet.get("_class_name") != "UNet2DConditionModel" or "vae" not in checkpoint.configs:
         raise GencliError(f"{checkpoint.name} has no UNet that a ControlNet could lead", "Stable Diffusion has")

@@ -17,7 +17,7 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.embeddings import Embedding, install
 from gencli.checkpoints.image_lora import merge, open_loras
 from gencli.devices import pick_device, pick_dtype
-from gencli.image.checkpoint import Checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.families import Stage, import_name
@@ -54,7 +54,7 @@ class LoadedStage:
     network without a prompt."""
 
     stage: Stage
-    checkpoint: Checkpoint
+    checkpoint: ImageCheckpoint
     schedule: NoiseSchedule
     network: BaseModel
     conditioner: Conditioner | None = None
@@ -93,7 +93,7 @@ class Pipeline:
     classifier: of noisy images, for classifier guidance.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: ImageCheckpoint
     stages: tuple[LoadedStage, ...]
     vae: AutoencoderKL | VQModel | None = None
     classifier: BaseModel | None = None
@@ -178,7 +178,7 @@ class Pipeline:
 
 
 def load(
-    checkpoint: Checkpoint,
+    checkpoint: ImageCheckpoint,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -196,7 +196,7 @@ def load(
     place = pick_device(device)
     changes = open_loras(loras, checkpoint.configs, checkpoint.name, allow_pickle=checkpoint.allow_pickle)
 
-    def load_part(owner: Checkpoint, name: str, dtype: torch.dtype | None, limit: int = OTHERS_LIMIT) -> BaseModel:
+    def load_part(owner: ImageCheckpoint, name: str, dtype: torch.dtype | None, limit: int = OTHERS_LIMIT) -> BaseModel:
         config, tensors = owner.open(name)
         casting = place.type == "cpu" and dtype == torch.float32 and build.bytes_as(tensors, dtype) > limit
         given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
@@ -204,7 +204,7 @@ def load(
         merge(changes if owner is checkpoint else [], name, module)
         return module
 
-    def load_stage(stage: Stage, owner: Checkpoint) -> LoadedStage:
+    def load_stage(stage: Stage, owner: ImageCheckpoint) -> LoadedStage:
         schedule = NoiseSchedule.from_config(owner.configs[stage.scheduler])
         _, tensors = owner.open(stage.network)
         precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import Checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule
 from gencli.image.prompts import weighting
@@ -25,7 +25,9 @@ DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tel
 }
 
 
-def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None = None) -> ImageRequest:
+def resolve(
+    request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[int, int] | None = None
+) -> ImageRequest:
     """Fill in what `request` leaves open; `init_size` is width and height of the picture to start from, if any.
 
     Raises UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
@@ -55,7 +57,7 @@ def resolve(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int,
     return request.replace(**values)
 
 
-def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, Any]:
+def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[str, Any]:
     """Values for `ImageRequest` by name; `sampler`: the request's, if it names one.
 
     The family's own, which are those of diffusers' pipeline; 4 steps and no guidance for models distilled to few steps,
@@ -78,7 +80,7 @@ def built_in(checkpoint: Checkpoint, sampler: str | None = None) -> dict[str, An
     return values
 
 
-def distilled_sampler(checkpoint: Checkpoint) -> str | None:
+def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
     """The sampler of a model distilled to few steps, as its scheduler_config.json tells: a latent consistency model's
     class, or, as SD Turbo and SDXL Turbo have it, Euler steps from the last timestep on (trailing) for ε."""
     scheduler = checkpoint.configs["scheduler"]
@@ -91,7 +93,7 @@ def distilled_sampler(checkpoint: Checkpoint) -> str | None:
     return sampler if trailing and eps else None
 
 
-def notes(asked: ImageRequest, request: ImageRequest, checkpoint: Checkpoint) -> Iterator[str]:
+def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoint) -> Iterator[str]:
     """What a user should know of a request as it was asked and as it was resolved."""
     own = distilled_sampler(checkpoint)
     if own not in (None, "lcm") and None in (asked.steps, asked.guidance, asked.sampler):
@@ -105,11 +107,11 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: Checkpoint) ->
         yield f"--image-cfg-scale says nothing at --cfg-scale {request.guidance:g}"
 
 
-def _reads_guidance(checkpoint: Checkpoint) -> bool:
+def _reads_guidance(checkpoint: ImageCheckpoint) -> bool:
     return checkpoint.configs[checkpoint.family.network].get("time_cond_proj_dim") is not None
 
 
-def _check_pixels(request: ImageRequest, checkpoint: Checkpoint) -> None:
+def _check_pixels(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """Raises UsageError for what only a model that draws pixel by pixel can follow."""
     names = ("keep_rows", "temperature", "top_k", "top_p")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(request, name) is not None]:
@@ -118,7 +120,7 @@ def _check_pixels(request: ImageRequest, checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
+def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given = {"--weighted": request.weighted, "--embedding": request.embedding}
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
         raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} cannot be followed")
@@ -135,7 +137,7 @@ def _check_text(request: ImageRequest, checkpoint: Checkpoint) -> None:
         raise UsageError(f"{checkpoint.name} draws without a prompt: {' and '.join(wrong)} cannot be followed")
 
 
-def _check_start(request: ImageRequest, checkpoint: Checkpoint) -> None:
+def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """Networks that read a picture are given one, and what they cannot follow is not asked of them."""
     name, reads = checkpoint.name, checkpoint.also_reads
     if reads == "mask" and (request.init is None or request.mask is None):
@@ -154,7 +156,7 @@ def _check_start(request: ImageRequest, checkpoint: Checkpoint) -> None:
         raise UsageError(f"{name} edits the whole picture: {' and '.join(wrong)} cannot be followed")
 
 
-def _check_class(request: ImageRequest, checkpoint: Checkpoint) -> None:
+def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """The prompt names a class (an empty one may still be told by lines), and guidance has a class for none to lead
     away from. Raises UsageError."""
     classes = checkpoint.classes
@@ -173,13 +175,13 @@ def _check_class(request: ImageRequest, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_asked(request: ImageRequest, checkpoint: Checkpoint) -> None:
+def check_asked(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """Raises UsageError where no class is named and there is none to draw without."""
     if checkpoint.prompt == "class" and checkpoint.classes is not None:
         checkpoint.classes.find(request.prompt)
 
 
-def _check_classifier(request: ImageRequest, checkpoint: Checkpoint, width: int, height: int) -> None:
+def _check_classifier(request: ImageRequest, checkpoint: ImageCheckpoint, width: int, height: int) -> None:
     """Raises UsageError for a scale of no classifier, and for a size of pictures that the classifier cannot judge."""
     config = checkpoint.configs.get("classifier")
     if config is None:
@@ -236,7 +238,7 @@ def _named_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values["sampler_options"], **own}
 
 
-def _size(request: ImageRequest, checkpoint: Checkpoint, init_size: tuple[int, int] | None) -> tuple[int, int]:
+def _size(request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[int, int] | None) -> tuple[int, int]:
     """Width and height: as given, else near the starting picture's, else the model's own. Raises UsageError."""
     multiple, own = checkpoint.multiple, checkpoint.size
     if request.width is None and request.height is None and init_size is not None:

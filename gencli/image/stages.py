@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import Checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, window
 from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner
@@ -28,7 +28,7 @@ class StagePlan:
     steps: list[Step]
 
 
-def plan(request: ImageRequest, checkpoint: Checkpoint, *, has_init: bool | None = None) -> list[StagePlan]:
+def plan(request: ImageRequest, checkpoint: ImageCheckpoint, *, has_init: bool | None = None) -> list[StagePlan]:
     """Plan the stages of a resolved request.
 
     A stage other than the main one takes the main stage's settings, unless its row in the table of families or --stage
@@ -43,7 +43,7 @@ def plan(request: ImageRequest, checkpoint: Checkpoint, *, has_init: bool | None
     return [_plan_stage(request, checkpoint, stage, owner, has_init) for stage, owner in checkpoint.stages]
 
 
-def add_refiner(checkpoint: Checkpoint, refiner: Checkpoint) -> Checkpoint:
+def add_refiner(checkpoint: ImageCheckpoint, refiner: ImageCheckpoint) -> ImageCheckpoint:
     """SDXL with another checkpoint of SDXL's kind, such as its refiner, that continues its latents.
 
     Raises GencliError for checkpoints that do not go together.
@@ -61,7 +61,7 @@ def add_refiner(checkpoint: Checkpoint, refiner: Checkpoint) -> Checkpoint:
 
 
 def _plan_stage(
-    request: ImageRequest, checkpoint: Checkpoint, stage: Stage, owner: Checkpoint, has_init: bool
+    request: ImageRequest, checkpoint: ImageCheckpoint, stage: Stage, owner: ImageCheckpoint, has_init: bool
 ) -> StagePlan:
     schedule = NoiseSchedule.from_config(owner.configs[stage.scheduler])
     if stage is not checkpoint.main:
@@ -79,7 +79,7 @@ def _plan_stage(
     return StagePlan(stage, request, sampler, options, spacing, steps)
 
 
-def _own_request(request: ImageRequest, stage: Stage, owner: Checkpoint, schedule: NoiseSchedule) -> ImageRequest:
+def _own_request(request: ImageRequest, stage: Stage, owner: ImageCheckpoint, schedule: NoiseSchedule) -> ImageRequest:
     """The request with the settings of a stage that is not the main one."""
     values = {**stage.defaults, **request.stages.get(stage.name, {})}
     sampler = samplers.get(values.get("sampler") or request.sampler or "ddim")

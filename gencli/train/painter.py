@@ -19,8 +19,9 @@ from gencli.checkpoints import build, layout
 from gencli.checkpoints.find import find
 from gencli.checkpoints.save import save_like, write_json
 from gencli.errors import GencliError
-from gencli.image.checkpoint import Checkpoint, open_checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.base import pad_prompt
 from gencli.json_files import read_json
 from gencli.models import architecture, clip_text, unet_2d_condition
@@ -55,7 +56,7 @@ class Painter:
     tokenizer: Tokenizer
     schedule: NoiseSchedule
     size: int
-    checkpoint: Checkpoint | None = None
+    checkpoint: ImageCheckpoint | None = None
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a caption between begin and end, padded; a long one is cut, as only captions may be."""
@@ -118,7 +119,7 @@ def open_painter(name: str, place: Place, size: int | None, *, keep_text_encoder
     size: pixels a side, by default what the checkpoint was trained with. Raises GencliError for a checkpoint that is no
     folder in Stable Diffusion's layout, for one whose UNet reads more than text and latents, and for a wrong size.
     """
-    checkpoint = open_checkpoint(find(name))
+    checkpoint = open_image_checkpoint(find(name))
     if checkpoint.main.conditioner != "stable_diffusion:load" or checkpoint.in_one_file:
         raise GencliError(f"--init {name}: only a folder in Stable Diffusion's layout can be trained on from")
     unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
@@ -134,13 +135,13 @@ def open_painter(name: str, place: Place, size: int | None, *, keep_text_encoder
     return Painter(model.to(place.device).train(), checkpoint.tokenizer(), schedule, size, checkpoint)
 
 
-def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
+def load_part(checkpoint: ImageCheckpoint, part: str) -> nn.Module:
     """A part's module in float32, on the CPU."""
     config, tensors = checkpoint.open(part)
     return build.load(checkpoint.parts[part], dtype=torch.float32, config=config, tensors=tensors)
 
 
-def save_painter(model: TextToLatent, checkpoint: Checkpoint, folder: Path, vae: nn.Module | None = None) -> None:
+def save_painter(model: TextToLatent, checkpoint: ImageCheckpoint, folder: Path, vae: nn.Module | None = None) -> None:
     """Write a checkpoint as the one that was opened: what was trained under its names, the other parts as they are.
 
     model: the trained one, or its average. vae: the autoencoder, if it was trained too.

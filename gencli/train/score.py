@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gencli.checkpoints.find import find
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -69,7 +69,7 @@ def score_pictures(
         chosen_from = [caption.label for caption, _ in every if caption.label not in shown]
     known_small = small(pixels)
     chosen = random.Random(seed).sample(chosen_from, min(count, len(chosen_from)))
-    checkpoint = open_checkpoint(find(model))
+    checkpoint = open_image_checkpoint(find(model))
     request = resolve(ImageRequest(prompt="", seed=seed, steps=steps, batch=batch), checkpoint)
     for event in generate(load(checkpoint), request, chosen):
         if isinstance(event, Picture):

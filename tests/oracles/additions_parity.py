@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
-from gencli.image.checkpoint import open_checkpoint
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest
 from tests.oracles.ldm_parity import Measured, draw
@@ -30,7 +30,7 @@ def measure(root: Path) -> Iterator[Measured]:
     """Each of them, on a checkpoint made under `root`."""
     pipe = make_stable_diffusion(root / "sd15")
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
-    checkpoint = open_checkpoint(Source("sd15", root / "sd15", "folder"))
+    checkpoint = open_image_checkpoint(Source("sd15", root / "sd15", "folder"))
 
     layers = draw_layers({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, lambda path: True, own=True)
     file = write(root / "lora.safetensors", layers, kohya_name)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
-from gencli.image.checkpoint import Checkpoint, open_checkpoint
+from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.pipeline import load
-from gencli.image.replace import with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.opening import open_part
@@ -58,7 +58,7 @@ def _dit_file(file: Path) -> Measured:
     x, t, y = _noise(3, 4, 8, 8), torch.tensor([0.0, 481.0, 999.0]), torch.tensor([207, 0, 1000])
     with torch.no_grad():
         component = _largest(ours(x, t, y), dit_network(state, x, t, y))
-    checkpoint = open_checkpoint(Source(file.name, file, "file"), vae=Source("vae", folder, "folder"))
+    checkpoint = open_image_checkpoint(Source(file.name, file, "file"), vae=Source("vae", folder, "folder"))
     apart = _apart(_draw(checkpoint, prompt="207"), _by_ddim(state, vae))
     return Measured("DiT, original file", "`DiT-XL-2-256x256.pt`", component, apart)
 
@@ -103,11 +103,11 @@ def _led(root: Path) -> Measured:
     return Measured("classifier guidance", "`256x256_classifier.pt`", component, apart)
 
 
-def _opened(path: Path) -> Checkpoint:
-    return open_checkpoint(Source(path.name, path, "file" if path.is_file() else "folder"))
+def _opened(path: Path) -> ImageCheckpoint:
+    return open_image_checkpoint(Source(path.name, path, "file" if path.is_file() else "folder"))
 
 
-def _draw(checkpoint: Checkpoint, **values: Any) -> Any:
+def _draw(checkpoint: ImageCheckpoint, **values: Any) -> Any:
     request = resolve(ImageRequest(**{"seed": 3, "steps": STEPS, **values}), checkpoint)
     made = generate(load(checkpoint, device="cpu"), request)
     return next(event.image for event in made if isinstance(event, Picture))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.checkpoint import open_checkpoint
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 
@@ -22,7 +22,9 @@ def vectors(count, width, seed=0):
 
 def opened(folder, *files, allow_pickle=False, **more):
     embeddings = [read_embedding(file, allow_pickle=allow_pickle) for file in files]
-    return load(open_checkpoint(Source(folder.name, folder, "folder")), device="cpu", embeddings=embeddings, **more)
+    return load(
+        open_image_checkpoint(Source(folder.name, folder, "folder")), device="cpu", embeddings=embeddings, **more
+    )
 
 
 def told(pipeline, prompts, **values):

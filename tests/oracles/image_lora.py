@@ -8,7 +8,7 @@ import re
 import torch
 
 from gencli.checkpoints.find import Source
-from gencli.image.checkpoint import open_checkpoint
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 
 ATTENTION = re.compile(r".*(attn\d\.(to_[qkv]|to_out\.0)|self_attn\.(q|k|v|out)_proj)")
@@ -17,7 +17,7 @@ SCALE = 0.7
 
 
 def opened(folder, *adapters, **more):
-    return load(open_checkpoint(Source(folder.name, folder, "folder"), **more), device="cpu", loras=adapters)
+    return load(open_image_checkpoint(Source(folder.name, folder, "folder"), **more), device="cpu", loras=adapters)
 
 
 def wanted(*patterns, even=False):

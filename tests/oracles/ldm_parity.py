@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gencli.checkpoints.find import Source
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -38,7 +38,7 @@ class Measured:
 
 
 def open_pipeline(path: Path) -> Pipeline:
-    return load(open_checkpoint(Source(path.name, path, "file" if path.is_file() else "folder")), device="cpu")
+    return load(open_image_checkpoint(Source(path.name, path, "file" if path.is_file() else "folder")), device="cpu")
 
 
 def draw(pipeline: Pipeline, **values: Any) -> Image.Image:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from gencli.checkpoints.find import Source
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -28,7 +28,7 @@ SCHEDULERS = {
 
 
 def opened(folder, **kwargs):
-    return load(open_checkpoint(Source(folder.name, folder, "folder")), device="cpu", **kwargs)
+    return load(open_image_checkpoint(Source(folder.name, folder, "folder")), device="cpu", **kwargs)
 
 
 @functools.cache

@@ -11,14 +11,13 @@ from safetensors.torch import save_file
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
 from gencli.image.diffusion.guidance import Prediction
 from gencli.image.diffusion.samplers.ddpm import ddpm
 from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.pipeline import load
-from gencli.image.replace import with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.opening import open_file, open_part
@@ -49,7 +48,7 @@ def source(path, kind="file"):
 
 
 def led(files, kind="plain"):
-    checkpoint = with_classifier(open_checkpoint(source(files[kind][0])), source(files["classifier"][0]))
+    checkpoint = with_classifier(open_image_checkpoint(source(files[kind][0])), source(files["classifier"][0]))
     return load(checkpoint, device="cpu")
 
 
@@ -116,7 +115,7 @@ def test_pictures(files, kind, sampler):
 
 
 def test_scale_0_is_the_model_alone(files):
-    alone = load(open_checkpoint(source(files["plain"][0])), device="cpu")
+    alone = load(open_image_checkpoint(source(files["plain"][0])), device="cpu")
     guided = draw(led(files), prompt="7", classifier_scale=0.0, steps=2)[0]
     assert_same(guided.image, draw(alone, steps=2)[0].image, tolerance=0)
     assert draw(led(files), prompt="7", steps=1)[0].request.classifier_scale == 1.0
@@ -162,16 +161,16 @@ def test_classifier_in_a_folder(files, tmp_path):
     labels = {"id2label": {str(i): f"kind {i}" for i in range(CLASSES)}}
     (tmp_path / "config.json").write_text(json.dumps({**config, **labels}))
     save_file(files["classifier"][1].state, tmp_path / "model.safetensors")
-    checkpoint = with_classifier(open_checkpoint(source(files["plain"][0])), source(tmp_path, "folder"))
+    checkpoint = with_classifier(open_image_checkpoint(source(files["plain"][0])), source(tmp_path, "folder"))
     by_name = draw(load(checkpoint, device="cpu"), prompt="Kind 7", steps=2, classifier_scale=5.0)[0]
     assert_same(by_name.image, draw(led(files), prompt="7", steps=2, classifier_scale=5.0)[0].image, tolerance=0)
 
 
 def test_what_does_not_go_together(files, tmp_path):
-    plain, told = (open_checkpoint(source(files[kind][0])) for kind in ("plain", "told"))
+    plain, told = (open_image_checkpoint(source(files[kind][0])) for kind in ("plain", "told"))
     classifier = source(files["classifier"][0])
     with pytest.raises(GencliError, match="draws nothing by itself") as error:
-        open_checkpoint(classifier)
+        open_image_checkpoint(classifier)
     assert "--classifier" in error.value.hint
     with pytest.raises(GencliError, match="is no classifier of noisy pictures: it is a UNet"):
         with_classifier(plain, source(files["told"][0]))
@@ -186,7 +185,7 @@ def test_what_does_not_go_together(files, tmp_path):
         with_classifier(told, source(tmp_path / "few.safetensors"))
     make_dit(tmp_path / "dit")
     with pytest.raises(GencliError, match="judges pictures in pixels"):
-        with_classifier(open_checkpoint(source(tmp_path / "dit", "folder")), classifier)
+        with_classifier(open_image_checkpoint(source(tmp_path / "dit", "folder")), classifier)
     guided = with_classifier(plain, classifier)
     for values, checkpoint, match in [
         ({"prompt": "7", "width": 32}, guided, "judges pictures of 16x16 pixels, not of 32x16"),

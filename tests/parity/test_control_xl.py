@@ -4,9 +4,9 @@ import pytest
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.controlnet import open_control
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
@@ -75,4 +75,4 @@ def test_editing(tmp_path):
     assert_same(ours[0].image, theirs)
     rewrite_json(tmp_path / "model_index.json", lambda raw: raw | {"is_cosxl_edit": True})
     with pytest.raises(GencliError, match="is_cosxl_edit"):
-        open_checkpoint(Source("cosxl", tmp_path, "folder"))
+        open_image_checkpoint(Source("cosxl", tmp_path, "folder"))

@@ -9,11 +9,11 @@ import torch
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.controlnet import Active, _window, open_control
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.models.controlnet import ControlNetConfig
@@ -276,7 +276,7 @@ def test_one_that_does_not_fit_is_refused(parts, tmp_path, changes, match):
 
 def test_models_that_none_fits(parts, tmp_path):
     make_ddpm(tmp_path / "ddpm")
-    checkpoint = open_checkpoint(Source("ddpm", tmp_path / "ddpm", "folder"))
+    checkpoint = open_image_checkpoint(Source("ddpm", tmp_path / "ddpm", "folder"))
     with pytest.raises(GencliError, match="no UNet that a ControlNet could lead"):
         open_control(Source(PLAIN, parts[0] / PLAIN, "folder"), checkpoint)
     with pytest.raises(GencliError, match="single files"):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -31,7 +31,7 @@ LARGE = {"ch": 32, "mult": (1, 1, 2), "blocks": 2, "attends": (1,)}  # attends a
 
 def opened(path, **kwargs):
     kind = "file" if path.is_file() else "folder"
-    return load(open_checkpoint(Source(path.name, path, kind), **kwargs), device="cpu")
+    return load(open_image_checkpoint(Source(path.name, path, kind), **kwargs), device="cpu")
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def test_the_two_layouts(folders):
     assert any(".proj_attn." in name for name in load_file(root / "diffusion_pytorch_model.safetensors"))
     assert (separate / "unet/config.json").is_file()
     assert (separate / "scheduler/scheduler_config.json").is_file()
-    assert open_checkpoint(Source("root", root, "folder")).multiple == 32
+    assert open_image_checkpoint(Source("root", root, "folder")).multiple == 32
 
 
 @pytest.mark.parametrize(("kind", "variance"), [("root", "fixed_small"), ("folders", "fixed_large")])
@@ -156,7 +156,7 @@ def test_the_network(tmp_path, shape):
 
 
 def test_what_shapes_tell(original):
-    checkpoint = open_checkpoint(Source("file", original[0], "file"))
+    checkpoint = open_image_checkpoint(Source("file", original[0], "file"))
     assert checkpoint.size == (32, 32)
     config, scheduler = checkpoint.configs["unet"], checkpoint.configs["scheduler"]
     assert config["block_out_channels"] == [32, 32, 64]
@@ -194,7 +194,7 @@ def test_ddpm_from_the_original(original, large):
 
 def test_the_folder_it_becomes_gives_equal_pixels(original, tmp_path):
     path, _ = original
-    checkpoint = open_checkpoint(Source("file", path, "file"))
+    checkpoint = open_image_checkpoint(Source("file", path, "file"))
     config = dict(checkpoint.configs["unet"])
     model = diffusers.UNet2DModel(**{key: value for key, value in config.items() if key != "_class_name"})
     model.load_state_dict(opened_once(path).main.network.state_dict())
@@ -245,7 +245,7 @@ def test_what_stands_beside_the_file(tmp_path):
     assert draw(path, steps=2, width=16, height=24)[0].size == (16, 24)
     beside = {"image_size": 24, "var_type": "fixedsmall", "beta_schedule": "quad", "num_diffusion_timesteps": 500}
     (tmp_path / "model.json").write_text(json.dumps(beside))
-    checkpoint = open_checkpoint(Source("file", path, "file"))
+    checkpoint = open_image_checkpoint(Source("file", path, "file"))
     assert checkpoint.size == (24, 24)
     assert checkpoint.configs["scheduler"] | {"beta_start": 0.0001} == checkpoint.configs["scheduler"]
     expected = {"variance_type": "fixed_small", "beta_schedule": "scaled_linear", "num_train_timesteps": 500}

@@ -10,8 +10,8 @@ import torch
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -35,7 +35,7 @@ def original(tmp_path_factory):
 
 
 def opened(folder):
-    return load(open_checkpoint(Source(folder.name, folder, "folder")), device="cpu")
+    return load(open_image_checkpoint(Source(folder.name, folder, "folder")), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_original_file_and_converted_folder_draw_alike(original, dit, tmp_path):
     theirs = diffusers.DiTTransformer2DModel.from_pretrained(folder / "transformer")  # it knows these names too
     assert theirs.state_dict().keys() ^ named.keys() == {"pos_embed.pos_embed"}
     vae = Source("vae", dit[0] / "vae", "folder")
-    ours = load(open_checkpoint(Source("dit", file, "file"), vae=vae), device="cpu")
+    ours = load(open_image_checkpoint(Source("dit", file, "file"), vae=vae), device="cpu")
     for options in ({}, {"sampler": "ddpm", "sampler_options": {"variance_type": "learned_range"}}):
         one, other = (draw(pipeline, prompt="207", steps=2, **options)[0] for pipeline in (ours, opened(folder)))
         assert_same(one, other, tolerance=0)
@@ -228,7 +228,7 @@ def test_files_that_are_refused(original, tmp_path):
 
     file, state = original
     with pytest.raises(GencliError, match="without its autoencoder") as error:
-        open_checkpoint(Source("dit", file, "file"))
+        open_image_checkpoint(Source("dit", file, "file"))
     assert "--vae" in error.value.hint
     pickle = tmp_path / "DiT.pt"
     torch.save(state, pickle)
@@ -269,7 +269,7 @@ def test_folders_that_are_refused_by_name(dit, tmp_path, file, change, match):
     folder = shutil.copytree(dit[0], tmp_path / "odd")
     rewrite_json(folder / file, lambda raw: raw | change)
     with pytest.raises(GencliError, match=match):
-        checkpoint = open_checkpoint(Source("odd", folder, "folder"))
+        checkpoint = open_image_checkpoint(Source("odd", folder, "folder"))
         assert checkpoint.classes is not None
         load(checkpoint, device="cpu")
 
@@ -291,6 +291,6 @@ def test_pickled_folder(dit, tmp_path):
         file.unlink()
     source = Source("pickled", folder, "folder")
     with pytest.raises(GencliError, match="no weights in safetensors"):
-        load(open_checkpoint(source), device="cpu")
-    pickled = load(open_checkpoint(source, allow_pickle=True), device="cpu")
+        load(open_image_checkpoint(source), device="cpu")
+    pickled = load(open_image_checkpoint(source, allow_pickle=True), device="cpu")
     assert_same(draw(pickled, prompt="tench", steps=1)[0], draw(opened(dit[0]), prompt="tench", steps=1)[0], 0)

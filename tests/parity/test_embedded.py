@@ -10,8 +10,8 @@ from PIL import Image
 
 from gencli.checkpoints.build import load as load_module
 from gencli.checkpoints.find import embedded_root, find
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -52,7 +52,7 @@ def test_emoji_in_diffusers() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(EMOJI, torch_dtype=torch.float32)
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     pipeline.set_progress_bar_config(disable=True)
-    checkpoint = open_checkpoint(find("emoji"))
+    checkpoint = open_image_checkpoint(find("emoji"))
     ours = load(checkpoint, device="cpu")
     for seed, prompt, negative in ((1, "red apple", ""), (2, "cat face", "dog")):
         request = resolve(ImageRequest(prompt=prompt, negative=negative, seed=seed, steps=8), checkpoint)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from gencli.checkpoints.assets import EmbeddingRef
 from gencli.checkpoints.find import Source
 from gencli.errors import UsageError
-from gencli.image.checkpoint import open_checkpoint
+from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -186,6 +186,6 @@ def test_names_on_the_command_line(tmp_path, monkeypatch):
 
 def test_models_that_read_no_prompt_refuse_it(tmp_path):
     make_ddpm(tmp_path)
-    checkpoint = open_checkpoint(Source("ddpm", tmp_path, "folder"))
+    checkpoint = open_image_checkpoint(Source("ddpm", tmp_path, "folder"))
     with pytest.raises(UsageError, match="no CLIP text encoder: --embedding"):
         resolve(ImageRequest(embedding=["x.pt"]), checkpoint)

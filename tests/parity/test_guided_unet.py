@@ -15,9 +15,9 @@ from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats import guided_diffusion
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -46,7 +46,7 @@ def flags_of(network, **more):
 
 
 def opened(file, *, allow_pickle=False):
-    return load(open_checkpoint(Source(file.name, file, "file"), allow_pickle=allow_pickle), device="cpu")
+    return load(open_image_checkpoint(Source(file.name, file, "file"), allow_pickle=allow_pickle), device="cpu")
 
 
 def draw(pipeline, prompts=None, **values):
@@ -268,7 +268,7 @@ def test_broken_files_end_in_one_line(tmp_path, change, match):
 def test_unet_2d_with_classes(tmp_path):
     """Our steps around diffusers' network: its own DDPMPipeline cannot tell it a class."""
     unet = make_class_unet(tmp_path)
-    pipeline = load(open_checkpoint(Source("classes", tmp_path, "folder")), device="cpu")
+    pipeline = load(open_image_checkpoint(Source("classes", tmp_path, "folder")), device="cpu")
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     t, y = torch.tensor([3, 721]), torch.tensor([0, 9])
     with torch.no_grad():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.checkpoint import open_checkpoint
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from tests.oracles.additions_parity import measure
 from tests.oracles.image_lora import (
@@ -221,7 +221,7 @@ def test_half_precision_on_disk(bases, tmp_path):
     for layer in layers:
         layer.down, layer.up = layer.down.bfloat16(), layer.up.half()
     file = write(tmp_path / "a.safetensors", layers, kohya_name)
-    checkpoint = open_checkpoint(Source(folder.name, folder, "folder"))
+    checkpoint = open_image_checkpoint(Source(folder.name, folder, "folder"))
     ours = load(checkpoint, device="cpu", dtype="float16", loras=[LoraRef(file)])
     for layer in layers:
         layer.down, layer.up = layer.down.float(), layer.up.float()

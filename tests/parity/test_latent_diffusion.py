@@ -18,8 +18,8 @@ from gencli.checkpoints import layout
 from gencli.checkpoints.build import load as load_module
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -66,7 +66,7 @@ def folders(tmp_path_factory):
 
 
 def opened(folder, **kwargs):
-    return load(open_checkpoint(Source(folder.name, folder, "folder"), **kwargs), device="cpu")
+    return load(open_image_checkpoint(Source(folder.name, folder, "folder"), **kwargs), device="cpu")
 
 
 @functools.cache
@@ -367,7 +367,7 @@ def test_folders_that_are_refused(folders, tmp_path, kind, file, change, match):
     folder = shutil.copytree(folders[kind][0], tmp_path / "odd")
     rewrite_json(folder / file, lambda raw: raw | change)
     with pytest.raises(GencliError, match=match):
-        open_checkpoint(Source("odd", folder, "folder"))
+        open_image_checkpoint(Source("odd", folder, "folder"))
 
 
 def test_the_readmes_figures(tmp_path):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Denoised, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.stable_diffusion import token_ids
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -309,8 +309,8 @@ def test_nan_is_an_error_and_no_picture(folders):
 def test_settings_come_from_the_request_then_the_checkpoint_then_the_defaults(folders, tmp_path):
     folder = shutil.copytree(folders["sd15"][0], tmp_path / "tuned")
     (folder / "generation_config.json").write_text(json.dumps({"guidance_scale": 3, "num_inference_steps": 20, "x": 1}))
-    checkpoint = open_checkpoint(Source("tuned", folder, "folder"))
-    plain = open_checkpoint(Source("plain", folders["sd15"][0], "folder"))
+    checkpoint = open_image_checkpoint(Source("tuned", folder, "folder"))
+    plain = open_image_checkpoint(Source("plain", folders["sd15"][0], "folder"))
     request = resolve(ImageRequest(), checkpoint)
     assert (request.steps, request.guidance) == (20, 3)
     request = resolve(ImageRequest(steps=7, guidance=1.5), checkpoint)
@@ -320,12 +320,12 @@ def test_settings_come_from_the_request_then_the_checkpoint_then_the_defaults(fo
     assert (request.width, request.height, request.spacing) == (128, 128, "leading")
     (folder / "generation_config.json").write_text(json.dumps({"num_inference_steps": -1}))
     with pytest.raises(GencliError, match=r"generation_config.json: steps -1"):
-        resolve(ImageRequest(), open_checkpoint(Source("tuned", folder, "folder")))
+        resolve(ImageRequest(), open_image_checkpoint(Source("tuned", folder, "folder")))
 
 
 def test_requests_that_do_not_fit_the_checkpoint(folders):
-    plain = open_checkpoint(Source("plain", folders["sd15"][0], "folder"))
-    ddpm = open_checkpoint(Source("ddpm", folders["ddpm"][0], "folder"))
+    plain = open_image_checkpoint(Source("plain", folders["sd15"][0], "folder"))
+    ddpm = open_image_checkpoint(Source("ddpm", folders["ddpm"][0], "folder"))
     for request, checkpoint, match in [
         (ImageRequest(width=70), plain, "--width 70: must be a multiple of 8"),
         (ImageRequest(height=20), ddpm, "--height 20: must be a multiple of 8"),
@@ -345,7 +345,7 @@ def test_requests_that_do_not_fit_the_checkpoint(folders):
 
 
 def test_size_of_the_picture_to_start_from(folders):
-    plain = open_checkpoint(Source("plain", folders["sd15"][0], "folder"))
+    plain = open_image_checkpoint(Source("plain", folders["sd15"][0], "folder"))
     for size, expected in [((200, 100), (200, 96)), ((1000, 500), (176, 88)), ((5, 5), (8, 8))]:
         request = resolve(ImageRequest(init="x.png"), plain, size)
         assert (request.width, request.height) == expected
@@ -369,14 +369,14 @@ def test_folders_that_are_not_supported_are_refused_by_name(folders, tmp_path, f
     folder = shutil.copytree(folders["sd15"][0], tmp_path / "odd")
     rewrite_json(folder / file, lambda raw: raw | change)
     with pytest.raises(GencliError, match=match):
-        resolve(ImageRequest(), open_checkpoint(Source("odd", folder, "folder")))
+        resolve(ImageRequest(), open_image_checkpoint(Source("odd", folder, "folder")))
 
 
 def test_odd_entries_of_the_index(folders, tmp_path):
     folder = shutil.copytree(folders["sd15"][0], tmp_path / "odd")
     extra = {"image_encoder": [None, None], "requires_safety_checker": True, "_name_or_path": "x", "strange": 3}
     rewrite_json(folder / "model_index.json", lambda raw: raw | extra)
-    checkpoint = open_checkpoint(Source("odd", folder, "folder"))
+    checkpoint = open_image_checkpoint(Source("odd", folder, "folder"))
     assert checkpoint.prompt == "text"
     assert [note for note in checkpoint.notes if "safety checker" in note]
     assert [note for note in checkpoint.notes if "strange" in note]
@@ -398,10 +398,10 @@ def test_parts_in_folders_of_their_own(folders, tmp_path):
 
 def test_other_models_are_refused(tmp_path, folders):
     with pytest.raises(GencliError, match="no model_index"):
-        open_checkpoint(Source("empty", tmp_path, "folder"))
+        open_image_checkpoint(Source("empty", tmp_path, "folder"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(GencliError, match="gpt2"):
-        open_checkpoint(Source("text", tmp_path, "folder"))
+        open_image_checkpoint(Source("text", tmp_path, "folder"))
     with pytest.raises(GencliError, match="no model for pictures"):
-        open_checkpoint(Source("part", folders["sd15"][0] / "unet", "folder"))
+        open_image_checkpoint(Source("part", folders["sd15"][0] / "unet", "folder"))
     assert SCHEDULER["sd15"]["_class_name"] == "PNDMScheduler"  # a class that gencli has no sampler for

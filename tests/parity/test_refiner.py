@@ -6,8 +6,8 @@ import torch
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image import stages
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Denoised, Noise, Picture, _prepare, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -38,7 +38,7 @@ def made(tmp_path_factory):
 
 
 def opened(folder):
-    return open_checkpoint(Source(folder.name, folder, "folder"))
+    return open_image_checkpoint(Source(folder.name, folder, "folder"))
 
 
 def request(pipeline, **values):

@@ -7,7 +7,7 @@ import pytest
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
+from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers
@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 
 
 def checkpoint(folder):
-    return open_checkpoint(Source(folder.name, folder, "folder"))
+    return open_image_checkpoint(Source(folder.name, folder, "folder"))
 
 
 @pytest.mark.parametrize(

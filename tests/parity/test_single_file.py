@@ -11,7 +11,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from gencli.checkpoints.single_file import open_single_file
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,13 +18,14 @@ from gencli.__main__ import main
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.tokens import load_clip_tokenizer, load_tokenizer
 from gencli.tokens.clip import vocabulary
+from tests.opening import configs, open_file
 from tests.oracles.libraries import diffusers, transformers
 from tests.oracles.pipelines import picture
 from tests.tiny import single as tiny
@@ -63,7 +63,7 @@ def made(tmp_path_factory):
 
 
 def opened(path, **said):
-    return open_checkpoint(Source(path.name, path, "folder" if path.is_dir() else "file"), **said)
+    return open_image_checkpoint(Source(path.name, path, "folder" if path.is_dir() else "file"), **said)
 
 
 @functools.cache
@@ -102,10 +102,10 @@ def in_new_names(tensors):
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_are_the_folders(made, kind):
     folder, file = made[kind]
-    single = open_single_file(file, prediction=PREDICTION[kind])
-    assert set(single.parts) == {path.parent.name for path in folder.glob("*/*.safetensors")}
-    for part in single.parts:
-        _, tensors = single.open(part)
+    single = open_file(file, prediction=PREDICTION[kind])
+    assert set(single.models) == {path.parent.name for path in folder.glob("*/*.safetensors")}
+    for part in single.models:
+        tensors = single.parts[part].tensors()
         wanted = in_new_names(load_file(next((folder / part).glob("*.safetensors"))))
         assert set(tensors) == set(wanted)
         for name, tensor in wanted.items():
@@ -116,8 +116,7 @@ def test_tensors_are_the_folders(made, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_configs_are_the_folders(made, kind):
     folder, file = made[kind]
-    single = open_single_file(file, prediction=PREDICTION[kind])
-    for part, config in single.configs.items():
+    for part, config in configs(file, prediction=PREDICTION[kind]).items():
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         raw = json.loads((folder / part / name).read_text())
         told = {key: value for key, value in raw.items() if key not in SILENT and value is not None}
@@ -212,7 +211,7 @@ def test_half_precision_is_kept_and_nothing_is_copied(made, tmp_path):
     folder, _ = made["sd2"]
     tensors = {name: tensor.half() for name, tensor in tiny.original(folder, "sd2").items()}
     file = tiny.write_original(tmp_path / "half.safetensors", tensors)
-    single = open_single_file(file, prediction="v_prediction")
+    single = open_file(file, prediction="v_prediction")
     config, opened = single.open("text_encoder")
     assert {opened.dtype(name) for name in opened} == {"F16"}
     q, k = (opened.get(f"text_model.encoder.layers.3.self_attn.{x}_proj.weight") for x in "qk")
@@ -301,7 +300,7 @@ def test_true_shapes(tmp_path, kind):
             named = tiny.original_open_clip(parts[part]) if prefix.endswith("model.") else parts[part]
             tensors |= {prefix + name: tensor for name, tensor in named.items()}
     file = tiny.write_header(tmp_path / "whole.safetensors", {name: tensor.shape for name, tensor in tensors.items()})
-    single = open_single_file(file, prediction=PREDICTION[kind])
+    single = open_file(file, prediction=PREDICTION[kind])
     for part, wanted in parts.items():
         config, opened = single.open(part)
         assert {name: opened.shape(name) for name in opened} == {n: tuple(t.shape) for n, t in wanted.items()}
@@ -362,7 +361,7 @@ def test_tokenizers_beside_the_file(made, tmp_path):
         shapes[name] = (49408, shapes[name][1])
     place = tmp_path / "alone"
     place.mkdir()
-    single = open_single_file(tiny.write_header(place / "xl.safetensors", without_schedule(shapes)))
+    single = open_file(tiny.write_header(place / "xl.safetensors", without_schedule(shapes)))
     assert [single.tokenizer(part).pad_id for part in single.tokenizers] == [49407, 0]
 
 

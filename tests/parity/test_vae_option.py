@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from tests.oracles.pipelines import PROMPT, SIZE, assert_same, draw, generator, picture, with_scheduler
 from tests.tiny.image import make_ddpm, make_stable_diffusion, make_text_encoder, make_vae
@@ -36,7 +36,7 @@ def vae(root):
 
 def opened(folder, path):
     kind = "folder" if path.is_dir() else "file"
-    checkpoint = open_checkpoint(Source("sd", folder, "folder"), vae=Source(str(path), path, kind))
+    checkpoint = open_image_checkpoint(Source("sd", folder, "folder"), vae=Source(str(path), path, kind))
     return load(checkpoint, device="cpu")
 
 
@@ -74,8 +74,8 @@ def test_every_form_gives_the_same_pixels(sd, root, tmp_path):
         assert drawn(folder, path).tobytes() == expected.tobytes(), path
     source = Source("x", tmp_path / "original.ckpt", "file")
     with pytest.raises(GencliError, match="pickle"):
-        open_checkpoint(Source("sd", folder, "folder"), vae=source)
-    pipeline = load(open_checkpoint(Source("sd", folder, "folder"), vae=source, allow_pickle=True), device="cpu")
+        open_image_checkpoint(Source("sd", folder, "folder"), vae=source)
+    pipeline = load(open_image_checkpoint(Source("sd", folder, "folder"), vae=source, allow_pickle=True), device="cpu")
     assert draw(folder, init=picture(), pipeline=pipeline, **VALUES)[0].image.tobytes() == expected.tobytes()
 
 

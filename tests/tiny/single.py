@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gencli.checkpoints.find import Source
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -309,7 +309,7 @@ def measure(folder: Path, file: Path, kind: str, prediction: str | None = None) 
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     call = {"negative_prompt": "blue dog", "num_inference_steps": 3, "guidance_scale": 5.0, "width": 96, "height": 64}
     theirs = pipe("a red apple on the sun", generator=torch.Generator().manual_seed(3), **call).images[0]
-    checkpoint = open_checkpoint(Source(file.name, file, "file"), prediction=prediction)
+    checkpoint = open_image_checkpoint(Source(file.name, file, "file"), prediction=prediction)
     largest = 0.0
     for part in checkpoint.opened.models:
         _, tensors = checkpoint.open(part)

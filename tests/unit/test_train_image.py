@@ -18,9 +18,9 @@ from gencli.checkpoints import build
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.image import pipeline
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.train import image, state
@@ -82,7 +82,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def drawn(folder: Path, prompt: str, **settings: Any) -> np.ndarray:
-    checkpoint = open_checkpoint(find(str(folder)))
+    checkpoint = open_image_checkpoint(find(str(folder)))
     request = resolve(ImageRequest(prompt=prompt, seed=0, steps=3, **settings), checkpoint)
     events = generate(pipeline.load(checkpoint, device="cpu"), request, [prompt])
     return np.asarray(next(event.image for event in events if isinstance(event, Picture)).convert("RGB")).astype(int)

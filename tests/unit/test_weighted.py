@@ -16,8 +16,8 @@ import torch
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import open_checkpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
@@ -106,7 +106,7 @@ def pipelines(tmp_path_factory):
     root = tmp_path_factory.mktemp("weighted")
     theirs = {kind: make_stable_diffusion(root / kind, kind) for kind in KINDS}
     sources = {kind: Source(kind, root / kind, "folder") for kind in KINDS}
-    return {kind: (load(open_checkpoint(sources[kind]), device="cpu"), theirs[kind]) for kind in KINDS}
+    return {kind: (load(open_image_checkpoint(sources[kind]), device="cpu"), theirs[kind]) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -277,6 +277,6 @@ def test_a_prompt_that_cannot_be_followed_is_told_before_the_load(pipelines):
 
 def test_models_that_read_no_prompt_refuse_it(tmp_path):
     make_ddpm(tmp_path)
-    checkpoint = open_checkpoint(Source("ddpm", tmp_path, "folder"))
+    checkpoint = open_image_checkpoint(Source("ddpm", tmp_path, "folder"))
     with pytest.raises(UsageError, match="no CLIP text encoder: --weighted"):
         resolve(REQUEST, checkpoint)

@@ -1,0 +1,240 @@
+"""Opening an image checkpoint: what lies at a path held against the table of families; another autoencoder for it, and
+a classifier beside it. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gencli.checkpoints import layout
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, folder_part
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats import stable_diffusion_keys
+from gencli.checkpoints.formats.autoencoder import read_alone
+from gencli.checkpoints.open import open_checkpoint
+from gencli.errors import GencliError, UsageError
+from gencli.image.checkpoint import ImageCheckpoint
+from gencli.image.families import FAMILIES, Family, find_family
+from gencli.image.prompts.classes import classes_of, read_names
+from gencli.models import stands_for
+
+KNOWN = {  # what else model_index.json may say
+    "id2label",
+    "requires_safety_checker",
+    "force_zeros_for_empty_prompt",
+    "requires_aesthetics_score",
+    "add_watermarker",
+    "is_cosxl_edit",
+}
+# generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
+DEFAULTS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "guidance_rescale": "guidance_rescale",
+    "negative_prompt": "negative",
+    "eta": "eta",
+}
+SINGLE = "stable diffusion"  # the format whose scheduler is told by what the user says
+CLASSIFIER = "EncoderUNetModel"
+NETWORKS = ("dit", "ddpm", "guided-diffusion")  # formats of one network
+
+
+def open_image_checkpoint(
+    source: Source | Contents | Checkpoint,
+    *,
+    allow_pickle: bool = False,
+    prediction: str | None = None,
+    betas: str | None = None,
+    vae: Source | None = None,
+) -> ImageCheckpoint:
+    """Read the small files of a checkpoint, or the header of one in a single file.
+
+    prediction, betas: its `prediction_type` and `beta_schedule`, over what it says itself. vae: what holds another
+    autoencoder for it.
+    Raises GencliError for what is no picture checkpoint or not supported.
+    """
+    hints = Hints(prediction, betas, other_vae=vae is not None)
+    opened = source if isinstance(source, Checkpoint) else None
+    opened = opened or open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)  # type: ignore[arg-type]
+    checkpoint = _of_file(opened) if opened.contents.is_file else _of_folder(opened)
+    said = {"prediction_type": prediction, "beta_schedule": betas}
+    if (over := {key: value for key, value in said.items() if value is not None}) and opened.format != SINGLE:
+        configs = {**checkpoint.configs, "scheduler": {**checkpoint.configs["scheduler"], **over}}
+        checkpoint = dataclasses.replace(checkpoint, configs=configs)
+    if vae is not None:
+        checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
+    checkpoint.family.check(checkpoint)
+    return checkpoint
+
+
+def _of_file(opened: Checkpoint) -> ImageCheckpoint:
+    """All parts in one file. Raises GencliError for a file that draws nothing."""
+    path = opened.path
+    if opened.problem is not None:
+        raise opened.problem
+    if opened.kind == "text":
+        raise _no_image_model(path, opened.family, text=True)
+    if opened.kind != "image":
+        if opened.parts.keys() == {"classifier"}:
+            raise GencliError(f"{path} is a {opened.title}, which draws nothing by itself", "--classifier guides by it")
+        try:
+            stable_diffusion_keys.recognise(opened.contents.shapes)  # says what else it is
+        except GencliError as error:
+            raise GencliError(f"{path}: {error.message}", error.hint) from None
+    family = find_family(opened.family, opened.parts)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise GencliError(f"{path}: it is a {opened.family}, which is not supported", f"gencli knows {known}")
+    configs = {name: part.config for name, part in opened.parts.items()}
+    labels = _labels(opened.labels, opened.labels_file)
+    return ImageCheckpoint(opened, family, configs, notes=opened.notes, labels=labels, index=opened.index)
+
+
+def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
+    folder = opened.path
+    index = _index(opened)
+    kind = str(index.get("_class_name"))
+    here = layout.named_parts(index)
+    family = find_family(kind, here)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise GencliError(f"{folder / 'model_index.json'}: pipeline {kind!r} is not supported", f"gencli knows {known}")
+    if unknown := [name for name in here if name not in [*family.parts, *layout.UNUSED]]:
+        raise GencliError(f"{folder / 'model_index.json'}: {kind} with {', '.join(unknown)} is not supported")
+    parts, configs = {}, {}
+    for name in family.parts:
+        if name not in here:
+            if name in family.optional:
+                continue
+            raise GencliError(f"{folder / 'model_index.json'}: {kind} without {name}")
+        part = opened.parts.get(name) or opened.parts[""]
+        # Only a pipeline of one network can keep it at the root: two would clash over config.json.
+        if part.path == folder and set(family.parts) != {family.network, "scheduler"}:
+            part = folder_part(opened.contents, name, folder / name, part.kind)
+        parts[name] = part
+        if not name.startswith("tokenizer"):
+            configs[name] = part.config
+    _check_architectures(folder, family, configs)
+    labels = _labels(index.get("id2label"), folder / "model_index.json")
+    opened = dataclasses.replace(opened, parts=parts)
+    raw = opened.defaults  # keys that are none of DEFAULTS are for other programs
+    defaults = {DEFAULTS[key]: value for key, value in raw.items() if key in DEFAULTS and value is not None}
+    return ImageCheckpoint(opened, family, configs, defaults, _notes(index), labels, opened.index)
+
+
+def _index(opened: Checkpoint) -> Mapping[str, Any]:
+    """model_index.json, or what stands for it: a UNet alone with its scheduler."""
+    folder, config = opened.path, opened.parts[""].config if "" in opened.parts else {}
+    if opened.contents.has("model_index.json"):
+        if opened.problem is not None:
+            raise opened.problem
+        return opened.index
+    if config.get("_class_name") == "UNet2DModel" and "scheduler" in opened.parts:
+        return {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", ""]}
+    if kind := config.get("model_type") or config.get("_class_name"):
+        raise _no_image_model(folder, kind, text="model_type" in config)
+    raise GencliError(f"{folder} has no model_index.json", "is it the folder of a checkpoint for pictures?")
+
+
+def _no_image_model(path: Path, kind: Any, *, text: bool) -> GencliError:
+    hint = "text models are for `gencli text`" if text else "it is one part of a checkpoint"
+    hint = "`gencli codes` turns pictures into its codes, and back" if kind == "VQModel" else hint
+    return GencliError(f"{path} holds a {kind!s:.40}, no model for pictures", hint)
+
+
+def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = ["its safety checker is not loaded"] if "safety_checker" in layout.named_parts(index) else []
+    odd = [name for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)]
+    if odd := [name for name in odd if name not in KNOWN]:
+        notes.append(f"model_index.json: {', '.join(odd)[:80]} is not known and goes unused")
+    return tuple(notes)
+
+
+def _labels(raw: Any, file: Path) -> dict[int, str]:
+    try:
+        return read_names(raw)
+    except GencliError as error:
+        raise GencliError(f"{file}: {error.message}") from None
+
+
+def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Each part's config is of a kind that fits its place. Raises GencliError."""
+    for name, known in family.parts.items():
+        if known is not None and name in configs:
+            found = configs[name].get("_class_name") or configs[name].get("model_type")
+            if not stands_for(found, known):
+                raise GencliError(f"{folder}: {name} is a {found!r}", f"gencli knows {', '.join(sorted(known))}")
+
+
+def with_vae(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool = False) -> ImageCheckpoint:
+    """Return the checkpoint with the autoencoder of `source`: a file, a folder with a config.json, or a pipeline's.
+
+    Raise UsageError for a checkpoint without one, GencliError for what is no autoencoder that fits it.
+    """
+    name = checkpoint.family.autoencoder
+    if name is None:
+        raise UsageError(f"{checkpoint.name} draws in pixels: --vae cannot be followed")
+    old: Mapping[str, Any] = checkpoint.configs.get(name, {})
+    part = _autoencoder(source, old, allow_pickle)
+    config = part.config
+    kind, kinds = config.get("_class_name"), checkpoint.family.parts[name] or frozenset()
+    if kind not in kinds:
+        found = kind or config.get("model_type")
+        raise GencliError(f"--vae {part.path} is a {found!s:.40}", f"{' or '.join(kinds)} fits")
+    channels = [one.get("latent_channels", 4) for one in (config, old)]
+    if old and channels[0] != channels[1]:
+        makes = f"makes latents of {channels[0]!s:.20} channels"
+        raise GencliError(f"--vae {part.path} {makes}, and {checkpoint.name} knows {channels[1]}")
+    return checkpoint.with_part(name, part, config)
+
+
+def _autoencoder(source: Source, old: Mapping[str, Any], allow_pickle: bool) -> Part:
+    """The autoencoder alone, or a pipeline's. Raises GencliError for what holds none."""
+    opened = open_checkpoint(source, allow_pickle=allow_pickle)
+    if opened.contents.is_file:
+        return read_alone(opened.contents, old)
+    if part := opened.find_part("", "vae", "vqvae"):
+        return part
+    raise GencliError(f"--vae {opened.path} holds no autoencoder: no config.json, and no vae/config.json")
+
+
+def with_classifier(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool = False) -> ImageCheckpoint:
+    """Return the checkpoint with a part "classifier": a file of guided-diffusion, or a folder with config and weights.
+
+    Raise GencliError for what is no such classifier, and for one that cannot judge this checkpoint's pictures.
+    """
+    part, labels = _classifier(source, allow_pickle)
+    path, names = source.path, read_names(labels)
+    config = {key: value for key, value in part.config.items() if key != "id2label"}
+    network = checkpoint.configs[checkpoint.family.network]
+    if checkpoint.family.autoencoder is not None or network.get("in_channels", 3) != config.get("in_channels", 3):
+        raise GencliError(
+            f"{path} judges pictures in pixels, of {config.get('in_channels', 3)} channels, and {checkpoint.name} "
+            "draws others",
+            "classifiers are for models such as guided-diffusion's",
+        )
+    known, told = classes_of(config, names), checkpoint.network_classes
+    if known is not None and told is not None and known.count != told.count:
+        raise GencliError(f"{path} tells {known.count} classes apart, and {checkpoint.name} is told {told.count}")
+    return dataclasses.replace(checkpoint.with_part("classifier", part, config), labels=checkpoint.labels or names)
+
+
+def _classifier(source: Source, allow_pickle: bool) -> tuple[Part, Any]:
+    """A classifier, and its `id2label`. Raises GencliError for what is none."""
+    opened = open_checkpoint(source, allow_pickle=allow_pickle)
+    path = opened.path
+    if opened.contents.is_file:
+        if opened.problem is not None:
+            raise opened.problem
+        if "classifier" not in opened.parts:
+            known = opened.format in NETWORKS
+            what = f"it is a {opened.title}" if known else "its tensors are none of guided-diffusion's"
+            raise GencliError(f"{path} is no classifier of noisy pictures: {what}")
+        return opened.parts["classifier"], opened.labels
+    part = opened.only_part("a classifier")
+    if part.config.get("_class_name") != CLASSIFIER:
+        found = part.config.get("_class_name") or part.config.get("model_type")
+        raise GencliError(f"{path} is no classifier of noisy pictures but a {found!s:.40}")
+    return part, part.config.get("id2label")
