@@ -6,6 +6,7 @@ is shown by diffusers, whose own converter opens the same files.
 
 import functools
 import json
+import math
 import shutil
 
 import numpy as np
@@ -126,7 +127,10 @@ def test_configs_are_the_folders(made, kind):
         if part == "scheduler" and kind == "sd1":
             assert own.pop("prediction_type") == "epsilon"
         assert own == told
-    assert single.pipeline == json.loads((folder / "model_index.json").read_text())["_class_name"]
+    assert (
+        open_file(file, prediction=PREDICTION[kind]).family
+        == json.loads((folder / "model_index.json").read_text())["_class_name"]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -212,14 +216,15 @@ def test_half_precision_is_kept_and_nothing_is_copied(made, tmp_path):
     tensors = {name: tensor.half() for name, tensor in tiny.original(folder, "sd2").items()}
     file = tiny.write_original(tmp_path / "half.safetensors", tensors)
     single = open_file(file, prediction="v_prediction")
-    config, opened = single.open("text_encoder")
+    part = single.parts["text_encoder"]
+    config, opened = part.config, part.tensors()
     assert {opened.dtype(name) for name in opened} == {"F16"}
     q, k = (opened.get(f"text_model.encoder.layers.3.self_attn.{x}_proj.weight") for x in "qk")
     assert q.untyped_storage().nbytes() == 3 * q.nbytes  # of the whole fused tensor
     assert q.is_contiguous() and torch.equal(
         k, tensors["cond_stage_model.model.transformer.resblocks.3.attn.in_proj_weight"][64:128]
     )
-    model = build.load(single.header.path, config=config, tensors=opened)
+    model = build.load(single.path, config=config, tensors=opened)
     assert next(model.parameters()).dtype == torch.float16
     assert model.encoder.layers[3].self_attn.q_proj.weight.untyped_storage().nbytes() == 3 * q.nbytes
 
@@ -302,18 +307,18 @@ def test_true_shapes(tmp_path, kind):
     file = tiny.write_header(tmp_path / "whole.safetensors", {name: tensor.shape for name, tensor in tensors.items()})
     single = open_file(file, prediction=PREDICTION[kind])
     for part, wanted in parts.items():
-        config, opened = single.open(part)
+        config, opened = single.parts[part].config, single.parts[part].tensors()
         assert {name: opened.shape(name) for name in opened} == {n: tuple(t.shape) for n, t in wanted.items()}
-        assert single.header.count(single.sources(part)) == PARAMETERS[kind][part]
+        assert sum(math.prod(file.shapes[name]) for name, file in opened.stored().items()) == PARAMETERS[kind][part]
         if part.startswith("text"):
             keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act")
             assert tuple(config[key] for key in keys) == TEXT_FACTS[kind, part]
-    unet = {key: value for key, value in single.configs["unet"].items() if not key.startswith("_")}
+    unet = {key: value for key, value in single.parts["unet"].config.items() if not key.startswith("_")}
     if kind == "sd1":
         assert unet.pop("use_linear_projection") is False
     assert unet == base
     vae = tiny.VAE_BASE | {"sample_size": 8 * base["sample_size"], "scaling_factor": tiny.SCALING[kind]}
-    assert {key: value for key, value in single.configs["vae"].items() if key != "_class_name"} == vae
+    assert {key: value for key, value in single.parts["vae"].config.items() if key != "_class_name"} == vae
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
