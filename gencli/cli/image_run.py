@@ -18,7 +18,7 @@ from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.image import imagegpt
 from gencli.image.checkpoint import ImageCheckpoint
-from gencli.image.controlnet import open_control
+from gencli.image.controlnet import load_control, open_control
 from gencli.image.files import pictures
 from gencli.image.generate import Denoised, Picture, generate
 from gencli.image.imagegpt import Palette, PixelModel
@@ -95,7 +95,7 @@ class Run:
         pipeline = load(checkpoint, device=spec.device, dtype=spec.dtype, loras=inputs.loras, embeddings=embeddings)
         if self.prompts is None:
             note_slips(self.request, [embedding.word for embedding in embeddings], self.console.note)
-        controls = [(control.load(pipeline), image) for control, image in opened]
+        controls = [(load_control(part, pipeline), image) for part, image in opened]
         images = {"init": inputs.init, "mask": inputs.mask}
         return pipeline, generate(pipeline, self.request, self.prompts, controls=controls, **images)
 

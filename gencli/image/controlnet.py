@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from torch import Tensor
@@ -28,35 +28,26 @@ from gencli.models.unet_2d_condition import UNet2DConditionConfig
 SHARED_INPUTS = ("encoder_hidden_states", "text_embeds", "time_ids")  # inputs of the UNet that a ControlNet reads too
 
 
-@dataclass(frozen=True)
-class OpenControl:
-    """A ControlNet that fits a checkpoint, before its weights are read."""
-
-    part: Part
-
-    def load(self, pipeline: Pipeline) -> ControlNetModel:
-        """With its weights, where and in the precision in which the UNet is. Raises GencliError for broken ones."""
-        part, precision = self.part, pipeline.dtype
-        return build.load(
-            part.path, device=pipeline.device, dtype=precision, config=part.config, tensors=part.tensors()
-        )  # type: ignore[return-value]
-
-
-def open_control(source: Source, checkpoint: ImageCheckpoint, *, allow_pickle: bool = False) -> OpenControl:
-    """Read a ControlNet's config. Raises GencliError for what is none, and for one that does not fit the checkpoint."""
+def open_control(source: Source, checkpoint: ImageCheckpoint, *, allow_pickle: bool = False) -> Part:
+    """Open a ControlNet. Raises GencliError for what is none, and for one that does not fit the checkpoint."""
     opened = open_checkpoint(source, allow_pickle=allow_pickle)
     if opened.contents.is_file:
         raise GencliError(f"{source.path}: single files are not supported for ControlNets", "give a folder or an id")
     part = opened.only_part("a ControlNet")
-    raw = part.config
-    if (kind := raw.get("_class_name") or raw.get("model_type")) != "ControlNetModel":
+    if (kind := part.config.get("_class_name") or part.config.get("model_type")) != "ControlNetModel":
         raise GencliError(f"{source.name} is a {kind!s:.40}, no ControlNet")
     try:
-        config = ControlNetConfig.from_dict(raw)
+        config = ControlNetConfig.from_dict(part.config)
     except GencliError as error:
         raise GencliError(f"{source.path}: {error.message}", error.hint) from None
     _check_fit(source, config, checkpoint)
-    return OpenControl(part)
+    return part
+
+
+def load_control(part: Part, pipeline: Pipeline) -> ControlNetModel:
+    """Load a ControlNet on the UNet's device and in its precision. Raises GencliError for broken weights."""
+    given: dict[str, Any] = {"config": part.config, "tensors": part.tensors()}
+    return cast(ControlNetModel, build.load(part.path, device=pipeline.device, dtype=pipeline.dtype, **given))
 
 
 def _check_fit(source: Source, control: ControlNetConfig, checkpoint: ImageCheckpoint) -> None:

@@ -17,7 +17,7 @@ from gencli.image.controlnet import Controlled, activate, mark_cond
 from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
 from gencli.image.diffusion.guidance import Denoiser, Model, Predict, check_finite
 from gencli.image.families import import_name
-from gencli.image.latents import InitLatents, StageOutput, Start
+from gencli.image.latents import InitLatents, StageOutput, Start, StartInputs
 from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.prompts import weighting
 from gencli.image.prompts.base import Conditioner
@@ -116,8 +116,8 @@ def _prepare(
     runs: list[_StageRun] = []
     plans = stages.plan(request, pipeline.checkpoint, has_init=init is not None)
     for loaded, plan in zip(pipeline.stages, plans, strict=True):
-        before = runs[-1].start if runs else None
-        start: Start = import_name(loaded.stage.start)(pipeline, plan.request, init, mask, before)
+        inputs = StartInputs(plan.request, init, mask, runs[-1].start if runs else None)
+        start: Start = import_name(loaded.stage.start)(pipeline, inputs)
         runs.append(_StageRun(pipeline, loaded, plan, start, controls if loaded is pipeline.main else ()))
     return runs
 

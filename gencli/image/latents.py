@@ -94,39 +94,43 @@ class Continued(Start):
         return replace(before.init, x=before.x, concat=None)
 
 
-def prepare_latents(
-    pipeline: Pipeline,
-    request: ImageRequest,
-    init: Image.Image | None = None,
-    mask: Image.Image | None = None,
-    before: Start | None = None,
-) -> Start:
-    """Encode the images that a resolved request begins from."""
-    size = (request.width or 0, request.height or 0)
+@dataclass(frozen=True)
+class StartInputs:
+    """What a stage can begin from. request: as it holds for this stage. before: the start of the stage before."""
+
+    request: ImageRequest
+    init: Image.Image | None = None
+    mask: Image.Image | None = None
+    before: Start | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the finished image."""
+        return self.request.width or 0, self.request.height or 0
+
+
+def prepare_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
+    """Begin from noise or from the images of the request, encoded."""
+    init, size = inputs.init, inputs.size
     shape = pipeline.latent_shape(*size)
     if init is None:
         return Start(shape)
     image = init if init.size == size else init.resize(size, Image.Resampling.LANCZOS)
     if pipeline.checkpoint.also_reads == "picture":
         return Start(shape, edited=pipeline.unscale(pipeline.encode_picture(image).mean))
-    if mask is None:
+    if inputs.mask is None:
         return Start(shape, pipeline.encode_picture(image))
-    white = pictures.from_mask(mask, *size)
+    white = pictures.from_mask(inputs.mask, *size)
     latent_mask = F.interpolate(white, size=shape[1:]).to(pipeline.device)
     if pipeline.checkpoint.also_reads != "mask":
         return Start(shape, pipeline.encode_picture(image), latent_mask)
     masked = pipeline.encode_picture(image, hidden=white)
-    from_noise = request.strength == 1  # then the image itself is not looked at
+    from_noise = inputs.request.strength == 1  # then the image itself is not looked at
     return Start(shape, None if from_noise else pipeline.encode_picture(image), latent_mask, masked)
 
 
-def continue_latents(
-    pipeline: Pipeline,
-    request: ImageRequest,
-    init: Image.Image | None = None,
-    mask: Image.Image | None = None,
-    before: Start | None = None,
-) -> Start:
+def continue_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
     """Continue with the latents of the stage before; what its mask covers stays covered, unless its network did it."""
+    before = inputs.before
     assert before is not None
     return Continued(before.shape, mask=before.mask if before.masked is None else None)

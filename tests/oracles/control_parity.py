@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.checkpoints.find import Source
-from gencli.image.controlnet import open_control
+from gencli.image.controlnet import load_control, open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
@@ -36,7 +36,7 @@ def measure(root: Path) -> Iterator[Measured]:
 def _controlnet(root: Path) -> Measured:
     pipe, reference = make_stable_diffusion(root / "sd"), make_controlnet(root / "canny")
     ours = open_pipeline(root / "sd")
-    control = open_control(Source("canny", root / "canny", "folder"), ours.checkpoint).load(ours)
+    control = load_control(open_control(Source("canny", root / "canny", "folder"), ours.checkpoint), ours)
     x, context, picture = _noise(2, 4, 16, 16), _noise(2, 77, 24), _noise(2, 3, 128, 128).sigmoid()
     t = torch.tensor([981.0, 20.0])
     down, middle = control(x, t, context, control.embed(picture))

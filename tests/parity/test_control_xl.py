@@ -4,7 +4,7 @@ import pytest
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.controlnet import open_control
+from gencli.image.controlnet import load_control, open_control
 from gencli.image.generate import Picture, generate
 from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
@@ -30,7 +30,7 @@ from tests.tiny.sdxl import as_kind, make_sdxl
 def test_controlnet(tmp_path):
     pipe, net = make_sdxl(tmp_path / "xl"), make_controlnet(tmp_path / "canny", CONTROLNET_XL)
     pipeline = opened_once(tmp_path / "xl")
-    control = open_control(Source("canny", tmp_path / "canny", "folder"), pipeline.checkpoint).load(pipeline)
+    control = load_control(open_control(Source("canny", tmp_path / "canny", "folder"), pipeline.checkpoint), pipeline)
     named = {"control": ("canny",), "control_image": ("edges.png",), "control_scale": (0.8,)}
     request = ImageRequest(prompt=PROMPT, negative=NEGATIVE, seed=3, steps=3, **named, **SIZE)
     events = generate(pipeline, resolve(request, pipeline.checkpoint), controls=[(control, edges())])

@@ -9,7 +9,7 @@ import torch
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.controlnet import Active, _window, open_control
+from gencli.image.controlnet import Active, _window, load_control, open_control
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
@@ -140,7 +140,7 @@ def with_controls(root, names, images, **values):
     """Our finished pictures."""
     pipeline = opened_once(root / "sd")
     opens = [open_control(Source(name, root / name, "folder"), pipeline.checkpoint) for name in names]
-    controls = [(one.load(pipeline), image) for one, image in zip(opens, images, strict=True)]
+    controls = [(load_control(one, pipeline), image) for one, image in zip(opens, images, strict=True)]
     files = {"control": tuple(names), "control_image": ("c.png",) * len(names)}
     init = values.pop("init", None)
     given = {"init": None if init is None else "init.png"}
@@ -210,7 +210,7 @@ def test_where_a_mask_is_white(parts, tmp_path, channels):
     folder = root / "sd" if channels == 4 else tmp_path / "inpaint"
     pipe = pipe if channels == 4 else make_inpaint(folder)
     pipeline = opened_once(folder)
-    control = open_control(Source(PLAIN, root / PLAIN, "folder"), pipeline.checkpoint).load(pipeline)
+    control = load_control(open_control(Source(PLAIN, root / PLAIN, "folder"), pipeline.checkpoint), pipeline)
     given = {"init": "i.png", "mask": "m.png", "control": (PLAIN,), "control_image": ("c.png",), "strength": 0.8}
     request = resolve(ImageRequest(prompt=PROMPT, seed=3, steps=5, **given, **SIZE), pipeline.checkpoint, (96, 64))
     events = generate(pipeline, request, init=picture(), mask=half_mask(), controls=[(control, edges())])

@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from gencli.image.latents import InitLatents, Start
 
 
-def half(pipeline, request, init=None, mask=None, before=None):
-    return Start((3, request.height // 2, request.width // 2))
+def half(pipeline, inputs):
+    width, height = inputs.size
+    return Start((3, height // 2, width // 2))
 
 
-def whole(pipeline, request, init=None, mask=None, before=None):
-    return Enlarged((3, request.height, request.width))
+def whole(pipeline, inputs):
+    width, height = inputs.size
+    return Enlarged((3, height, width))
 
 
 class Enlarged(Start):
