@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gencli.devices import DEVICES, DTYPES, check_names
-from gencli.options import MODEL, Option, flag, several, string
+from gencli.options import MODEL, Option, several, string
 
 DTYPE = Option(
     str,
@@ -18,6 +18,10 @@ DTYPE = Option(
     env="GENCLI_DTYPE",
     after="device",
     complete=lambda: list(DTYPES),
+)
+THREADS = Option(int, "--threads N", "CPU threads (default: torch's choice, one a core).", MODEL)
+ALLOW_PICKLE = Option(
+    bool, "--allow-pickle", "Also open .bin and .pt files, for nothing but tensors (default: only safetensors).", MODEL
 )
 
 
@@ -50,13 +54,11 @@ class ModelSpec:
         "auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu; environment: GENCLI_DEVICE).",
         MODEL, env="GENCLI_DEVICE", complete=lambda: list(DEVICES))
     dtype: str = DTYPE.field("auto")
-    threads: int | None = Option(int, "--threads N", "CPU threads (default: torch's choice, one a core).",
-        MODEL).field(None, compare=False)
+    threads: int | None = THREADS.field(None, compare=False)
     lora: tuple[str, ...] = several(str, "--lora NAME[:SCALE]",
         "Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
         "default scale: 1).", MODEL)
-    allow_pickle: bool = flag(False, "--allow-pickle",
-        "Also open .bin and .pt files, for nothing but tensors (default: only safetensors).", MODEL)
+    allow_pickle: bool = ALLOW_PICKLE.field(False)
     # fmt: on
 
     def __post_init__(self) -> None:

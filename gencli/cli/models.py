@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -13,17 +14,49 @@ from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source, embedded_names, embedded_root, find, find_local, is_whole
 from gencli.checkpoints.hub_cache import HubId
 from gencli.cli import models_output as output
-from gencli.cli import options
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import in_words, show_download
-from gencli.cli.help import SETTINGS, Command, Group
+from gencli.cli.help import SETTINGS, Group
 from gencli.cli.models_output import write_lines, write_object
 from gencli.cli.models_settings import default_settings, judge, small_problems
+from gencli.cli.options import JSON, Reporting, command
 from gencli.errors import GencliError, UsageError
+from gencli.options import MODEL, OUTPUT, flag, string
+from gencli.spec import ALLOW_PICKLE, complete_model
 
 PANEL = "Checkpoint"
+PANELS = (PANEL, MODEL, OUTPUT)
 
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What may be opened, and how stdout is written."""
+
+    allow_pickle: bool = ALLOW_PICKLE.field(False)
+    json: bool = JSON.field(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    all: bool = flag(False, "-a, --all", "Also those in the cache that gencli cannot open.", PANEL)
+    json: bool = JSON.field(False)
+
+
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
+class Pulled(Opened):
+    update: bool = flag(False, "--update", "Look for something newer although a whole copy is here.", PANEL)
+    variant: str | None = string(None, "--variant NAME", "Which weights where there are several, such as fp16.", PANEL)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    yes: bool = flag(False, "-y, --yes", "Do not ask.", PANEL)
+    json: bool = JSON.field(False)
+
 
 Name = Annotated[
     str,
@@ -31,7 +64,7 @@ Name = Annotated[
         metavar="NAME",
         help="Embedded name, local folder or file, or Hugging Face id that is in the cache, as org/name[@revision].",
         rich_help_panel=PANEL,
-        autocompletion=options.complete_model,
+        autocompletion=complete_model,
     ),
 ]
 Id = Annotated[
@@ -59,17 +92,11 @@ def models(ctx: typer.Context) -> None:
         raise UsageError("no command", "see `gencli models --help`; to begin: gencli models list")
 
 
-@app.command("list", cls=Command, context_settings=SETTINGS)
+@command(app, name="list", without={"stats"})
 def list_(
     ctx: typer.Context,
-    all_: Annotated[
-        bool,
-        typer.Option("-a", "--all", help="Also those in the cache that gencli cannot open.", rich_help_panel=PANEL),
-    ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    listed: Listed,
+    reporting: Reporting,
 ) -> None:
     """List the checkpoints that are here, with kind, family, parameters, size and licence."""
     from gencli.checkpoints.report import describe
@@ -77,12 +104,12 @@ def list_(
     console: Console = ctx.obj
     opened = [(source, Contents(source)) for source in _here()]
     found = [(source, judge(contents, describe(contents))) for source, contents in opened]
-    shown = [(source, what) for source, what in found if all_ or not what.problem]
-    if json:
+    shown = [(source, what) for source, what in found if listed.all or not what.problem]
+    if listed.json:
         for source, what in shown:
             write_object(output.row(source, what))
     elif shown:
-        write_lines(output.table(shown, with_problems=all_))
+        write_lines(output.table(shown, with_problems=listed.all))
     else:
         console.note("nothing here yet; `gencli models pull ID` fetches a checkpoint")
     if hidden := len(found) - len(shown):
@@ -91,51 +118,32 @@ def list_(
         )
 
 
-@app.command(cls=Command, context_settings=SETTINGS)
+@command(app, panels=PANELS, without={"stats"})
 def show(
     ctx: typer.Context,
     name: Name,
-    allow_pickle: options.AllowPickle = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    opened: Opened,
+    reporting: Reporting,
 ) -> None:
     """Show what a checkpoint is: config, components, what is not loaded, default settings, files."""
     from gencli.checkpoints.report import describe
 
     source = find(name, offline=True)
-    contents = Contents(source, allow_pickle=allow_pickle)
+    contents = Contents(source, allow_pickle=opened.allow_pickle)
     what = judge(contents, describe(contents))
     defaults = default_settings(contents, what)
-    if json:
+    if opened.json:
         write_object(output.everything(source, what, defaults))
     else:
         write_lines(output.page(source, what, defaults))
 
 
-@app.command(cls=Command, context_settings=SETTINGS)
+@command(app, panels=PANELS, without={"stats"})
 def pull(
     ctx: typer.Context,
     id: Id,
-    update: Annotated[
-        bool,
-        typer.Option("--update", help="Look for something newer although a whole copy is here.", rich_help_panel=PANEL),
-    ] = False,
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            "--variant",
-            metavar="NAME",
-            help="Which weights where there are several, such as fp16.",
-            rich_help_panel=PANEL,
-        ),
-    ] = None,
-    allow_pickle: options.AllowPickle = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    pulled: Pulled,
+    reporting: Reporting,
 ) -> None:
     """Fetch a checkpoint from the hub into the Hugging Face cache, and print its folder.
 
@@ -149,15 +157,22 @@ def pull(
     if wanted is None or "/" not in wanted.repo:
         raise UsageError(f"{id!r} is no id of the hub", "one looks like openai-community/gpt2")
     folder = hub_cache.snapshot(wanted)
-    if folder is not None and is_whole(folder, allow_pickle=allow_pickle) and not update and variant is None:
+    if (
+        folder is not None
+        and is_whole(folder, allow_pickle=pulled.allow_pickle)
+        and not pulled.update
+        and pulled.variant is None
+    ):
         console.note(f"{wanted} is here already; --update looks for something newer")
     else:
         from gencli.checkpoints.hub import download
 
         console.progress(f"looking for {wanted}")
-        folder = download(wanted, variant=variant, progress=show_download(console), allow_pickle=allow_pickle)
+        folder = download(
+            wanted, variant=pulled.variant, progress=show_download(console), allow_pickle=pulled.allow_pickle
+        )
         console.clear()
-    if json:
+    if pulled.json:
         files = hub_cache.files(folder)
         write_object(
             {
@@ -172,15 +187,12 @@ def pull(
         write_lines([str(folder)])
 
 
-@app.command(cls=Command, context_settings=SETTINGS)
+@command(app, panels=PANELS, without={"stats"})
 def check(
     ctx: typer.Context,
     name: Name,
-    allow_pickle: options.AllowPickle = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    opened: Opened,
+    reporting: Reporting,
 ) -> None:
     """Open every tensor, compare with the config, and say what is wrong (exit code 1 when something is)."""
     source = find(name, offline=True)
@@ -188,12 +200,12 @@ def check(
     console.progress(f"opening {source.name}")
     from gencli.checkpoints.report import check as check_weights
 
-    contents = Contents(source, allow_pickle=allow_pickle)
+    contents = Contents(source, allow_pickle=opened.allow_pickle)
     result = check_weights(contents, opened=lambda tensor: console.progress(f"checking {tensor}"))
     others = small_problems(contents, weights_are_fine=not result.problems)
     problems = list(dict.fromkeys([*result.problems, *others]))
     console.clear()
-    if json:
+    if opened.json:
         write_object({"name": source.name, "ok": not problems, "tensors": result.tensors, "problems": problems})
     else:
         write_lines(problems or [f"{source.name}: {result.tensors} tensors, all well"])
@@ -201,7 +213,7 @@ def check(
         raise GencliError(f"{source.name}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
 
 
-@app.command(cls=Command, context_settings=SETTINGS)
+@command(app, panels=PANELS, without={"stats"})
 def rm(
     ctx: typer.Context,
     name: Annotated[
@@ -210,11 +222,8 @@ def rm(
             metavar="NAME", help="Hugging Face id in the cache: org/name[@revision].", rich_help_panel=PANEL
         ),
     ],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.", rich_help_panel=PANEL)] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    removed: Removed,
+    reporting: Reporting,
 ) -> None:
     """Remove a checkpoint from the Hugging Face cache: all of its revisions, or the one that is named.
 
@@ -230,14 +239,14 @@ def rm(
     if not there:
         raise GencliError(f"{name!r} is not in the Hugging Face cache ({hub_cache.root()})")
     console: Console = ctx.obj
-    if not yes:
+    if not removed.yes:
         folder = hub_cache.snapshot(wanted) if wanted.revision else None
         size = hub_cache.disk_usage(wanted.folder) if folder is None else sum(hub_cache.files(folder).values())
         _ask(console, f"remove {wanted}, {in_words(size)} in {wanted.folder}?")
     from gencli.checkpoints.hub import remove
 
     freed = remove(wanted)
-    if json:
+    if removed.json:
         write_object({"removed": str(wanted), "bytes": freed})
     else:
         console.note(f"removed {wanted}, {in_words(freed)} freed")

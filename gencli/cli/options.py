@@ -25,8 +25,7 @@ from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row
-from gencli.spec import ModelSpec, complete_model, named_model
-from gencli.text.request import TextRequest
+from gencli.spec import THREADS, ModelSpec, complete_model, named_model
 
 COMMON = (OUTPUT, MODEL, RUN)
 F = TypeVar("F", bound=Callable[..., None])
@@ -248,13 +247,8 @@ class Reporting:
 
 # The same as types of a command's own parameters.
 Device = Annotated[str, declare(row(ModelSpec.__dataclass_fields__["device"]))]
-Dtype = Annotated[str, declare(row(ModelSpec.__dataclass_fields__["dtype"]))]
-Threads = Annotated[int | None, declare(row(ModelSpec.__dataclass_fields__["threads"]))]
-AllowPickle = Annotated[bool, declare(row(ModelSpec.__dataclass_fields__["allow_pickle"]))]
+Threads = Annotated[int | None, declare(THREADS)]
 Offline = Annotated[bool, declare(OFFLINE)]
-Json = Annotated[bool, declare(JSON)]
-Seed = Annotated[int | None, declare(row(TextRequest.__dataclass_fields__["seed"]))]
-Stats = Annotated[bool, declare(row(Reporting.__dataclass_fields__["stats"]))]
 Quiet = Annotated[bool, declare(QUIET)]
 Color = Annotated[When, declare(COLOR)]
 Debug = Annotated[bool, declare(DEBUG)]
