@@ -20,6 +20,7 @@ from gencli.cli.options import Fetching, Reporting, command
 from gencli.cli.prompts import read_stdin
 from gencli.cli.sinks import TextSink, stdout_bytes
 from gencli.cli.text import ConversationStart
+from gencli.cli.text_output import why_empty
 from gencli.errors import GencliError, UsageError
 from gencli.options import Bounds, integer
 from gencli.spec import TextSpec
@@ -197,10 +198,10 @@ class Repl:
 
     def _note_end(self, sample: Completion) -> None:
         """Say what the text itself does not show."""
-        if sample.finish_reason == "length":
+        if reason := why_empty(sample):
+            self.console.note(reason)
+        elif sample.finish_reason == "length":
             self.console.note(f"cut off after {sample.completion_tokens} tokens (see --max-tokens)")
-        elif not sample.text:
-            self.console.note("the model had nothing to say")
 
     def set_system(self, text: str) -> None:
         """`/system [TEXT]`: show or change the system prompt; `""` takes it away."""

@@ -16,11 +16,11 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
 from gencli.cli.prompts import check_arguments, read_lines, read_prompt
-from gencli.cli.text_output import JsonOutput, PlainOutput
+from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
 from gencli.errors import GencliError, UsageError
 from gencli.options import OUTPUT, Option, flag, string
 from gencli.spec import TextSpec
-from gencli.text.events import Event, GenerationStats, PromptTruncated, ReasoningDelta, in_order
+from gencli.text.events import Completion, Event, GenerationStats, PromptTruncated, ReasoningDelta, in_order
 from gencli.text.request import CONVERSATION, INPUT, TextRequest
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def _run(
                     console.end_aside()
                     _show_progress(console, totals)
                     output.show(event, prompt, first=number * request.num_samples)
+                    if before is not None and isinstance(event, Completion) and (reason := why_empty(event)):
+                        console.note(f"line {number + 1}: {reason}" if lines else reason)
             except GencliError as error:
                 error.message = f"line {number + 1}: {error.message}" if lines else error.message
                 raise

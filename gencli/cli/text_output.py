@@ -66,6 +66,18 @@ class JsonOutput:
         pass
 
 
+def why_empty(sample: Completion) -> str | None:
+    """Return why a sample of a conversation has no text, or None if it has."""
+    if sample.text:
+        return None
+    if sample.finish_reason == "length":
+        what = "reasoning took all of its" if sample.unanswered else "nothing came within"
+        return f"the answer is empty: {what} {sample.completion_tokens} tokens (see --max-tokens)"
+    return (
+        "the model ended with its reasoning and gave no answer" if sample.unanswered else "the model had nothing to say"
+    )
+
+
 def _logprobs(logprobs: Logprobs, offset: int) -> dict[str, Any]:
     """As JSON can hold them: no infinities, text offsets from the beginning of the text that is shown."""
     columns = dataclasses.asdict(logprobs)

@@ -12,7 +12,6 @@ from gencli.text.events import Event, GenerationStats, TextDelta, in_order
 from gencli.text.generate import generate
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
-from gencli.text.reasoning import split_reasoning
 from gencli.text.request import TextRequest
 
 
@@ -21,8 +20,9 @@ class ChatModel:
 
     def __init__(self, model: TextModel, format: PromptFormat | None = None):
         self.format = format or prompt_format(model.tokenizer, model.name)
-        ends = tuple(i for i in self.format.end_ids() if i not in model.tokenizer.eos_ids)
-        tokenizer = dataclasses.replace(model.tokenizer, eos_ids=(*model.tokenizer.eos_ids, *ends))
+        named = model.tokenizer.backend.token_to_id(model.tokenizer.names.get("eos_token", ""))
+        ends = (*model.tokenizer.eos_ids, *self.format.end_ids(), *(() if named is None else (named,)))
+        tokenizer = dataclasses.replace(model.tokenizer, eos_ids=tuple(dict.fromkeys(ends)))
         self.model = dataclasses.replace(model, tokenizer=tokenizer)
 
     def close(self) -> None:
@@ -78,9 +78,10 @@ class ChatSession:
         """
         request = dataclasses.replace(self.request, seed=seed)
         said: list[str] = []
-        events = generate(self.chat_model.model, request, self.stats, ids=prompt.ids, prompt_cache=self.prompt_cache)
+        model, cache = self.chat_model.model, self.prompt_cache
+        events = generate(model, request, self.stats, ids=prompt.ids, prompt_cache=cache, reasoning=prompt.reasoning)
         try:
-            for event in in_order(split_reasoning(events, prompt.reasons)):
+            for event in in_order(events):
                 if isinstance(event, TextDelta) and event.index == 0:
                     said.append(event.text)
                 yield event

@@ -9,7 +9,9 @@ and serves a whole conversation.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import weakref
 from typing import Any, NamedTuple, Protocol
 
 from gencli.errors import GencliError
-from gencli.text.reasoning import OPEN
+from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.special_tokens import SpecialTokens
 from gencli.tokens import Tokenizer
 
@@ -28,6 +30,17 @@ SPEAKERS = {"user": "User", "assistant": "Assistant"}
 SECONDS = 5  # of processor time; real templates take milliseconds
 PATIENCE = 60  # seconds of wall time, for a busy machine and for systems that cannot limit processor time
 CHARACTERS = 2**24
+ANSWER, NEXT = "\U000ffffd", "\U000ffffc"  # what is said in a conversation that shows how a turn ends
+# The usual ends of turns, for templates that refuse to show theirs.
+TURN_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|eot|>",
+)
 # Isolated from the folder that it is started in, but with the module search path of this process.
 PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gencli.text.chat_template_worker import serve"
 
@@ -103,11 +116,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Prompt(NamedTuple):
-    """A rendered prompt and its ids. reasons: the template has opened a <think> block, in which the answer begins."""
+    """A rendered prompt and its ids. reasoning: how its answer is marked, and a thought that the template opened."""
 
     text: str
     ids: list[int]
-    reasons: bool = False
+    reasoning: Reasoning = Reasoning()
 
 
 class PromptFormat(Protocol):
@@ -123,13 +136,12 @@ class PromptFormat(Protocol):
 class Templated:
     """The checkpoint's own template."""
 
-    stops: tuple[str, ...] = ()
-
     def __init__(self, tokenizer: Tokenizer, name: str):
         assert tokenizer.chat_template is not None
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer.chat_template, name)
         self.special_tokens = SpecialTokens(tokenizer, tokenizer.chat_template)
+        self.marks = marks_of(tokenizer)
 
     def prompt(self, messages: list[Message]) -> Prompt:
         """Return the prompt up to where the answer begins.
@@ -143,20 +155,39 @@ class Templated:
                 error.hint = "some templates know no system prompt: write it into the message"
             raise
         shown = self.special_tokens.unescape(text)
-        return Prompt(shown, self.special_tokens.encode(text), shown.rstrip().endswith(OPEN))
+        inside = next((one for one in self.marks if text.rstrip().endswith(one.open)), None)
+        return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside))
 
     def end_ids(self) -> tuple[int, ...]:
-        """Return the special token that the template writes after an answer; some configs name only another one."""
-        mark = "\U000ffffd"
-        try:
-            text = self._render([{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}])
-        except GencliError:
-            return ()
-        added = self.tokenizer.backend.get_added_tokens_decoder()
-        after = text.partition(mark)[2].lstrip()
-        return tuple(
-            i for i, t in added.items() if i in self.tokenizer.special_ids and t.content and after.startswith(t.content)
+        """Return the tokens that end an answer, or begin the next turn; some configs name only another one."""
+        return self._turn_end[0]
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """What stands after an answer, where that is no token."""
+        return self._turn_end[1]
+
+    @functools.cached_property
+    def _turn_end(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The tokens and texts that end an answer. A template may refuse some conversations, or end only some turns."""
+        asked, answered, asks = (
+            {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", ANSWER), ("user", NEXT))
         )
+        found: list[str] = []
+        for head in ([], [{"role": "system", "content": "a"}]):
+            for more in ([], [asks]):
+                with contextlib.suppress(GencliError):
+                    text = self._render([*head, asked, answered, *more])
+                    found.append(text.partition(ANSWER)[2].partition(NEXT)[0])
+            if found:
+                break
+        added = {t.content: i for i, t in self.tokenizer.backend.get_added_tokens_decoder().items() if t.content}
+        begins = [max((t for t in added if text.lstrip().startswith(t)), key=len, default="") for text in found]
+        ends = [name for name in begins if name] or [name for name in TURN_ENDS if not found and name in added]
+        common = os.path.commonprefix(found).rstrip()  # noqa: RUF071 (not of paths)
+        common = common or max(found, key=len, default="").rstrip()
+        words = len(common) > 2 and any(map(str.isalpha, common))
+        return tuple(added[name] for name in dict.fromkeys(ends)), (common.lstrip(" "),) if words and not ends else ()
 
     def close(self) -> None:
         self.template.close()
@@ -173,6 +204,7 @@ class Transcript:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
+        self.reasoning = Reasoning(marks_of(tokenizer))
 
     def prompt(self, messages: list[Message]) -> Prompt:
         """Return the prompt up to where the answer begins. A system prompt stands at the top, then an empty line."""
@@ -182,7 +214,7 @@ class Transcript:
             speaker = SPEAKERS.get(message["role"])
             lines.append(f"{speaker}: {content}\n" if speaker else f"{content}\n\n")
         text = "".join(lines) + f"{SPEAKERS['assistant']}:"
-        return Prompt(text, self.tokenizer.encode(text, special=False))
+        return Prompt(text, self.tokenizer.encode(text, special=False), self.reasoning)
 
     def end_ids(self) -> tuple[int, ...]:
         return ()

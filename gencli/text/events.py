@@ -66,6 +66,7 @@ class Completion:
     """A whole sample. finish_reason: `stop` (end token or stop string) or `length` (token limit or context reached).
 
     completion_tokens counts every token that was sampled, including an end token and those of a stop string.
+    unanswered: it ended within its reasoning, or right after it.
     """
 
     index: int
@@ -75,6 +76,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     logprobs: Logprobs | None = None
+    unanswered: bool = False
 
 
 @dataclass

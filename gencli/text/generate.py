@@ -9,9 +9,10 @@ import torch
 
 from gencli.errors import GencliError, UsageError
 from gencli.text.batch import Batch, Pick
-from gencli.text.events import Completion, Event, GenerationStats, Logprobs, PromptTruncated, TextDelta
+from gencli.text.events import Completion, Event, GenerationStats, Logprobs, PromptTruncated, ReasoningDelta, TextDelta
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
+from gencli.text.reasoning import Reasoning, Splitter, logprobs_after
 from gencli.text.request import TextRequest
 from gencli.text.stops import StopScanner
 
@@ -25,11 +26,13 @@ def generate(
     *,
     ids: list[int] | None = None,
     prompt_cache: PromptCache | None = None,
+    reasoning: Reasoning | None = None,
 ) -> Iterator[Event]:
     """Continue a prompt. Text of several samples is interleaved; a sample's `Completion` comes after all of its text.
 
     `stats` is updated while it runs. ids: the ids of the prompt, if it is encoded already. prompt_cache: what the model
-    has read before, so that it reads only the rest; used for a single sample only.
+    has read before, so that it reads only the rest; used for a single sample only. reasoning: how thoughts are marked that stand before
+    an answer and become events of their own.
     Raises GencliError when the prompt leaves no room in the context (unless `truncate` allows a cut) and when the
     model returns NaN; UsageError for a `logit_bias` token that the model does not have.
     """
@@ -42,7 +45,7 @@ def generate(
     max_tokens = min(request.max_tokens, model.max_length - len(ids))
     for first in range(0, request.num_samples, BATCH):
         indices = range(first, min(first + BATCH, request.num_samples))
-        sequences = [Sequence(model, request, index, ids, max_tokens) for index in indices]
+        sequences = [Sequence(model, request, index, ids, max_tokens, reasoning) for index in indices]
         yield from _together(model, request, ids, sequences, max_tokens, stats or GenerationStats(), prompt_cache)
 
 
@@ -99,7 +102,7 @@ def _together(
     max_tokens: int,
     stats: GenerationStats,
     prompt_cache: PromptCache | None,
-) -> Iterator[TextDelta | Completion]:
+) -> Iterator[TextDelta | ReasoningDelta | Completion]:
     """Generate samples of one prompt as one batch. Finished ones leave it."""
     clock = time.perf_counter()
     batch = Batch(model, request, ids, [sequence.generator for sequence in sequences], max_tokens, prompt_cache)
@@ -109,8 +112,7 @@ def _together(
     stats.prompt_seconds += time.perf_counter() - clock
     while True:
         for sequence, pick in zip(sequences, picks, strict=True):
-            if text := sequence.take(pick):
-                yield TextDelta(sequence.index, text)
+            yield from sequence.take(pick)
             if sequence.finish_reason:
                 yield sequence.completion()
         going = [i for i, sequence in enumerate(sequences) if not sequence.finish_reason]
@@ -127,9 +129,21 @@ def _together(
 
 
 class Sequence:
-    """One sample: its random generator, and its text so far."""
+    """One sample: its random generator, and its text so far. reasoning: what to tell from the answer, if anything.
 
-    def __init__(self, model: TextModel, request: TextRequest, index: int, ids: list[int], max_tokens: int):
+    Stop strings are looked for in the answer alone. One that is the text of a special token ends it at that token, in
+    the reasoning too, unless the token marks reasoning.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        request: TextRequest,
+        index: int,
+        ids: list[int],
+        max_tokens: int,
+        reasoning: Reasoning | None = None,
+    ):
         self.index = index
         self.seed = request.seed + index
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
@@ -139,42 +153,76 @@ class Sequence:
         self.max_tokens = max_tokens
         self.count = 0
         self.decoder = model.tokenizer.decoder(after=ids)
+        self.splitter = Splitter(reasoning) if reasoning else None
         self.scanner = StopScanner(request.stop)
+        named = {i: model.tokenizer.raw_piece(i) for i in model.tokenizer.special_ids} if request.stop else {}
+        self.ends = {*model.tokenizer.eos_ids, *(i for i, name in named.items() if name in request.stop)}
+        self.hidden = {i: name for i, name in named.items() if any(name in stop for stop in request.stop)}
         self.decoded = 0  # characters that the decoder has returned, shown or not
-        self.parts: list[str] = []
+        self.parts: list[str] = []  # of the answer
+        self.thought = False
         self.logprobs = None if request.logprobs is None else Logprobs()
 
-    def take(self, pick: Pick) -> str:
+    def take(self, pick: Pick) -> list[TextDelta | ReasoningDelta]:
         """Take the next token; return the text that may be shown. Sets `finish_reason` when it is the last."""
         self.count += 1
-        if pick.token in self.tokenizer.eos_ids:
-            self.finish_reason = "stop"
-            return self._show(self.decoder.finish(), last=True)
-        known = pick.token < self.tokenizer.vocab_size  # a padded vocabulary has tokens without text
+        token, shown = pick.token, []
+        if self.splitter and token in self.splitter.ids:
+            shown = self._show(self.decoder.finish())
+            if not self.finish_reason and self.splitter.take(token):
+                return shown + self._last("length") if self.count == self.max_tokens else shown
+        if self.finish_reason:
+            return shown
+        if token in self.ends:
+            return shown + self._last("stop")
+        known = token < self.tokenizer.vocab_size  # a padded vocabulary has tokens without text
         if self.logprobs is not None and known:
             name = self.tokenizer.id_to_piece
             top = [(name(i), value) for i, value in pick.top if i < self.tokenizer.vocab_size]
-            self.logprobs.add(name(pick.token), pick.logprob, top, self.decoded)
-        text = self.decoder.push(pick.token) if known else ""
-        if self.count < self.max_tokens:
-            return self._show(text)
-        self.finish_reason = "length"
-        return self._show(text + self.decoder.finish(), last=True)
+            self.logprobs.add(name(token), pick.logprob, top, self.decoded)
+        if token in self.hidden:
+            shown += self._show(self.decoder.finish())
+            shown += [] if self.finish_reason else self._show("", hidden=self.hidden[token])
+        elif known:
+            shown += self._show(self.decoder.push(token))
+        if not self.finish_reason and self.count == self.max_tokens:
+            shown += self._last("length")
+        return shown
 
     def completion(self) -> Completion:
         """Return the whole sample."""
-        text, reason = "".join(self.parts), self.finish_reason
-        return Completion(self.index, self.seed, text, reason, self.prompt_tokens, self.count, self.logprobs)
+        text, logprobs = "".join(self.parts), self.logprobs
+        if self.splitter and logprobs is not None:
+            inside = self.splitter.inside is not None
+            logprobs = Logprobs() if inside else logprobs_after(logprobs, self.splitter.skipped)
+        unanswered = bool(self.thought and not text)
+        counts = self.prompt_tokens, self.count
+        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered)
 
-    def _show(self, text: str, *, last: bool = False) -> str:
-        """Return what may be shown of the decoded text, now that `text` is added to it."""
+    def _last(self, reason: str) -> list[TextDelta | ReasoningDelta]:
+        """End the sample, and return what was held back of its text."""
+        self.finish_reason = reason
+        return self._show(self.decoder.finish(), last=True)
+
+    def _show(self, text: str, *, hidden: str = "", last: bool = False) -> list[TextDelta | ReasoningDelta]:
+        """Return what may be shown of the decoded text, now that `text` is added to it.
+
+        hidden: what stands there for stop strings alone.
+        """
         self.decoded += len(text)
-        shown, stopped = self.scanner.push(text)
+        thought, answer = self.splitter.push(text) if self.splitter else ("", text)
+        if self.splitter and last:
+            thought, answer = (a + b for a, b in zip((thought, answer), self.splitter.finish(), strict=True))
+        shown, stopped = self.scanner.push(answer)
+        if hidden and not (self.splitter and self.splitter.inside):
+            shown, stopped = self.scanner.push(hidden, hidden=True)
         if stopped:
             self.finish_reason = "stop"
         elif last:
             shown += self.scanner.finish()
         self.parts.append(shown)
         if stopped and self.logprobs is not None:
-            self.logprobs.cut(sum(map(len, self.parts)))
-        return shown
+            self.logprobs.cut((self.splitter.skipped if self.splitter else 0) + sum(map(len, self.parts)))
+        self.thought = self.thought or bool(thought) or bool(self.splitter and self.splitter.inside)
+        deltas = [ReasoningDelta(self.index, thought)] if thought else []
+        return [*deltas, TextDelta(self.index, shown)] if shown else [*deltas]

@@ -1,55 +1,117 @@
-"""Reasoning that a model writes before its answer, between <think> and </think>, told from the answer as it streams."""
+"""Reasoning that a model writes before its answer, told from the answer as it streams. No torch.
+
+Models mark it by tokens of their own, or by words. A token is unmistakable: where the tokenizer has one, a thought may
+quote its text.
+"""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from gencli.text.events import Completion, Event, Logprobs, PromptTruncated, ReasoningDelta, TextDelta
+from gencli.text.events import Logprobs
+from gencli.tokens import Tokenizer
 
-OPEN, CLOSE = "<think>", "</think>"
+# What begins and ends a thought, by the families that write it.
+PAIRS = (
+    ("<think>", "</think>"),  # DeepSeek R1, Qwen 3, QwQ, SmolLM3, …
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
+)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How a model marks its reasoning. open_id, close_id: the tokens of these texts, where the tokenizer has them."""
+
+    open: str = "<think>"
+    close: str = "</think>"
+    open_id: int | None = None
+    close_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """What to look for in an answer. inside: the marks of a thought that the prompt has begun."""
+
+    marks: tuple[Marks, ...] = (Marks(),)
+    inside: Marks | None = None
+
+
+def marks_of(tokenizer: Tokenizer) -> tuple[Marks, ...]:
+    """Return the marks that a model may write: `<think>`, and those that its tokens or its chat template name."""
+    added = {token.content: i for i, token in tokenizer.backend.get_added_tokens_decoder().items()}
+    named = [*added, tokenizer.chat_template or ""]
+    found = [pair for pair in PAIRS if pair == PAIRS[0] or any(mark in name for mark in pair for name in named)]
+    return tuple(Marks(open, close, added.get(open), added.get(close)) for open, close in found)
 
 
 class Splitter:
-    """One answer. A block counts only at its beginning: further on, an answer may speak of such a tag.
+    """One answer. A block counts only at its beginning: further on, an answer may speak of such a mark.
 
-    `inside`: the prompt ends within the block. White space before the answer is left out.
+    inside: the marks of the thought that goes on. White space before the answer is left out.
     """
 
-    def __init__(self, inside: bool = False):
-        self.inside = inside
+    def __init__(self, reasoning: Reasoning):
+        self.marks = reasoning.marks
+        self.ids = {i for one in (*self.marks, reasoning.inside or Marks()) for i in (one.open_id, one.close_id)}
+        self.inside = reasoning.inside
         self.begun = False  # the answer has
         self.skipped = 0  # characters before the answer
-        self._may_open = not inside
+        self._may_open = reasoning.inside is None
         self._held = ""
 
+    def take(self, token: int) -> bool:
+        """Take a token, and return whether it is a mark at a place where one counts. It then has no text."""
+        if self.begun or token not in self.ids:
+            return False
+        if self.inside is not None:
+            if token != self.inside.close_id:
+                return False
+            self.inside = None
+            return True
+        opened = next((one for one in self.marks if one.open_id == token), None)
+        if opened is None or not self._may_open or self._held.strip():
+            return False
+        self._skip(len(self._held))
+        self.inside, self._may_open = opened, False
+        return True
+
     def push(self, text: str) -> tuple[str, str]:
-        """More text → what of it is reasoning, and what answer."""
+        """Take more text. Return what of it is reasoning, and what answer."""
         if self.begun:
             return "", text
         self._held += text
-        if self._may_open and self._held.lstrip().startswith(OPEN):
-            self._skip(self._held.index(OPEN) + len(OPEN))
-            self.inside, self._may_open = True, False
+        words = [one for one in self.marks if one.open_id is None] if self._may_open else []
+        if opened := next((one for one in words if self._held.lstrip().startswith(one.open)), None):
+            self._skip(self._held.index(opened.open) + len(opened.open))
+            self.inside, self._may_open = opened, False
         thought = ""
-        if self.inside:
-            end = self._held.find(CLOSE)
+        if self.inside is not None:
+            close = self.inside.close if self.inside.close_id is None else ""
+            end = self._held.find(close) if close else -1
             if end < 0:
-                return self._skip(len(self._held) - _begins(self._held, CLOSE)), ""
+                return self._skip(len(self._held) - _begins(self._held, close)), ""
             thought = self._skip(end)
-            self._skip(len(CLOSE))
-            self.inside = False
+            self._skip(len(close))
+            self.inside = None
         self._skip(len(self._held) - len(self._held.lstrip()))
-        if not self._held or (self._may_open and OPEN.startswith(self._held)):
+        if not self._held or (self._may_open and any(one.open.startswith(self._held) for one in words)):
             return thought, ""
         self.begun = True
         return thought, self.finish()[1]
 
     def finish(self) -> tuple[str, str]:
-        """What was held back, when no more text comes."""
+        """Return what was held back, when no more text comes."""
         text, self._held = self._held, ""
-        return (text, "") if self.inside else ("", text)
+        return ("", text) if self.inside is None else (text, "")
 
     def _skip(self, count: int) -> str:
         """Take the first characters out of what is held."""
@@ -58,32 +120,14 @@ class Splitter:
         return taken
 
 
-def _begins(text: str, tag: str) -> int:
-    """The length of the longest end of `text` that begins `tag`, without being it."""
-    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+def _begins(text: str, mark: str) -> int:
+    """Return the length of the longest end of `text` that begins `mark`, without being it."""
+    return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)
 
 
-def split_reasoning(events: Iterable[Event], inside: bool = False) -> Iterator[Event]:
-    """The same events with reasoning apart: samples hold their answer alone, and log-probabilities of it alone."""
-    splitters: dict[int, Splitter] = {}
-    for event in events:
-        if isinstance(event, (PromptTruncated, ReasoningDelta)):
-            yield event
-            continue
-        splitter = splitters.setdefault(event.index, Splitter(inside))
-        thought, answer = splitter.finish() if isinstance(event, Completion) else splitter.push(event.text)
-        if thought:
-            yield ReasoningDelta(event.index, thought)
-        if answer:
-            yield TextDelta(event.index, answer)
-        if isinstance(event, Completion):
-            start = len(event.text) if splitter.inside else splitter.skipped
-            yield dataclasses.replace(event, text=event.text[start:], logprobs=_after(event.logprobs, start))
-
-
-def _after(logprobs: Logprobs | None, start: int) -> Logprobs | None:
-    """The columns from the token on in which the answer begins."""
-    if logprobs is None or not start:
+def logprobs_after(logprobs: Logprobs, start: int) -> Logprobs:
+    """Return the columns from the token on in which the answer begins, at character `start` of the text."""
+    if not start:
         return logprobs
     first = max(bisect.bisect_right(logprobs.text_offset, start) - 1, 0)
     columns = {field.name: getattr(logprobs, field.name)[first:] for field in dataclasses.fields(logprobs)}

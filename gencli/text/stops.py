@@ -15,25 +15,36 @@ class StopScanner:
     def __init__(self, stops: Sequence[str]):
         self.stops = tuple(stops)
         self._held = ""
+        self._hidden: list[bool] = []  # which characters of it are not shown
 
-    def push(self, piece: str) -> tuple[str, bool]:
-        """More text → what may be shown now, and whether a stop string was found (then nothing more may come)."""
+    def push(self, piece: str, *, hidden: bool = False) -> tuple[str, bool]:
+        """Take more text. Return what may be shown now, and whether a stop was found: then nothing more may come.
+
+        hidden: the piece counts for stop strings but is not shown, as the name of a special token.
+        """
         text = self._held + piece
+        self._hidden += [hidden] * len(piece)
         found = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)[1]], True
-        keep = self._may_become_a_stop(text)
+        keep = 0 if found else self._may_become_a_stop(text)
+        shown = self._visible(text, min(found)[1] if found else len(text) - keep)
         self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        self._hidden = self._hidden[len(text) - keep :]
+        return shown, bool(found)
 
     def finish(self) -> str:
-        """What was held back, when no more text comes."""
-        text, self._held = self._held, ""
+        """Return what was held back, when no more text comes."""
+        text = self._visible(self._held, len(self._held))
+        self._held, self._hidden = "", []
         return text
 
+    def _visible(self, text: str, end: int) -> str:
+        """Return the characters before `end` that are shown."""
+        if True not in self._hidden:
+            return text[:end]
+        return "".join(char for char, hidden in zip(text[:end], self._hidden, strict=False) if not hidden)
+
     def _may_become_a_stop(self, text: str) -> int:
-        """The length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest end of `text` that begins a stop string."""
         longest = min(len(text), max((len(stop) - 1 for stop in self.stops), default=0))
         for length in range(longest, 0, -1):
             end = text[-length:]

@@ -19,11 +19,11 @@ from gencli.text import chat_template
 from gencli.text.chat import ChatModel, ChatSession
 from gencli.text.chat_template import ChatTemplate, Templated, Transcript
 from gencli.text.conversation import Conversation, read_examples
-from gencli.text.events import Completion, Logprobs, PromptTruncated, ReasoningDelta, TextDelta
+from gencli.text.events import Completion, Logprobs, TextDelta
 from gencli.text.generate import generate
 from gencli.text.load import open_model
 from gencli.text.prompt_cache import PromptCache
-from gencli.text.reasoning import split_reasoning
+from gencli.text.reasoning import Marks, Reasoning, Splitter, logprobs_after
 from gencli.text.request import TextRequest
 from gencli.tokens import load_tokenizer
 from tests.tiny.chat_templates import BIAS, FAMILIES, PLAIN_CHATML, make_chat_tokenizer
@@ -192,11 +192,6 @@ def test_turns_end_where_the_template_says(tuned, base):
     assert ChatModel(base).model.tokenizer.eos_ids == base.tokenizer.eos_ids
 
 
-def pieces(text: str, size: int) -> list[TextDelta | Completion]:
-    parts: list[TextDelta | Completion] = [TextDelta(0, text[i : i + size]) for i in range(0, len(text), size)]
-    return [PromptTruncated(9, 8), *parts, Completion(0, 1, text, "stop", 3, 4)]
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize(
     "text, inside, thought, answer",
@@ -215,28 +210,27 @@ def pieces(text: str, size: int) -> list[TextDelta | Completion]:
     ],
 )
 def test_reasoning_is_told_from_the_answer(size: int, text: str, inside: bool, thought: str, answer: str):
-    events = list(split_reasoning(pieces(text, size), inside))
-    assert isinstance(events[0], PromptTruncated)
-    assert "".join(e.text for e in events if isinstance(e, ReasoningDelta)) == thought
-    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == answer
-    assert isinstance(events[-1], Completion) and events[-1].text == answer
+    splitter = Splitter(Reasoning(inside=Marks() if inside else None))
+    got = [splitter.push(text[i : i + size]) for i in range(0, len(text), size)] + [splitter.finish()]
+    assert tuple("".join(parts) for parts in zip(*got, strict=True)) == (thought, answer)
+    assert answer == "" or text[splitter.skipped :] == answer
 
 
 def test_log_probabilities_are_of_the_answer_alone():
     names = ["<think>", "hm", "</think>", "\n", "so", " it", " is"]
     offsets = [sum(map(len, names[:i])) for i in range(len(names))]
     report = Logprobs(names, [-1.0] * 7, [{}] * 7, offsets)
-    sample = Completion(0, 1, "".join(names), "stop", 3, 7, report)
-    [*_, last] = split_reasoning([TextDelta(0, sample.text), sample])
-    assert isinstance(last, Completion) and last.logprobs is not None
-    assert (last.text, last.logprobs.tokens, last.logprobs.text_offset) == ("so it is", ["so", " it", " is"], [0, 2, 5])
-    assert (len(last.logprobs.token_logprobs), len(last.logprobs.top_logprobs)) == (3, 3)
+    splitter = Splitter(Reasoning())
+    assert splitter.push("".join(names)) == ("hm", "so it is")
+    last = logprobs_after(report, splitter.skipped)
+    assert (last.tokens, last.text_offset) == (["so", " it", " is"], [0, 2, 5])
+    assert (len(last.token_logprobs), len(last.top_logprobs)) == (3, 3)
 
 
 def test_a_template_that_opens_the_reasoning_itself(base):
     source = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
     made = Templated(dataclasses.replace(base.tokenizer, chat_template=source), "r1")
-    assert made.prompt([{"role": "user", "content": "why?"}]).reasons
+    assert made.prompt([{"role": "user", "content": "why?"}]).reasoning.inside
     made.close()
 
 
