@@ -241,7 +241,7 @@ def _together(
     generators = [torch.Generator("cpu").manual_seed((request.seed or 0) + number) for number in numbers]
     asked = TextRequest.of(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
     left = width * height - len(kept)
-    batch = Batch(model, asked.resolve({}), [model.module.begin, *kept], generators, left)
+    batch = Batch(model.module, asked.resolve({}), [model.module.begin, *kept], generators, left)
     rows = left // width
     for row in range(rows):
         for column in range(width):

@@ -20,7 +20,7 @@ from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.attention import attend
 from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, check_flags, check_ints, check_numbers
 from gencli.models.kv_cache import KeyValueCache
-from gencli.models.module import BaseModel
+from gencli.models.module import LanguageModel
 from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, apply_rotary_emb, check_pairs, with_rope
 
 # Keys beside TRANSFORMERS_INERT that configs of decoders have and that change nothing in a forward pass.
@@ -229,7 +229,7 @@ class Stack(nn.Module):
         self.norm = norm
 
 
-class Decoder(BaseModel):
+class Decoder(LanguageModel):
     """ids → embeddings → layers → norm → head. Families override `embed`, `cos_sin_per_layer` and `head`."""
 
     def __init__(
@@ -250,7 +250,6 @@ class Decoder(BaseModel):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence that the model can read, in tokens."""
         return self.config.rope_parameters.max_length(self.config.max_position_embeddings)
 
     @property
@@ -258,10 +257,12 @@ class Decoder(BaseModel):
         return self.config.vocab_size
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
-        """Make a cache for `batch` sequences of at most `positions` tokens."""
         config = self.config
         shape = (config.num_hidden_layers, batch, config.kv_heads, positions, config.head_size)
         return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
+
+    def rope_regime(self, length: int) -> int:
+        return self.rotary.regime(length)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return embeddings (B, T, C) of token ids (B, T)."""
@@ -276,10 +277,6 @@ class Decoder(BaseModel):
         return self.lm_head(x)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
-        """Return logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), those of the last position.
-
-        With a cache the ids continue the sequences in it, and are added to it.
-        """
         start = 0 if cache is None else cache.length
         stop = start + ids.shape[1]
         x = self.embed(ids)

@@ -18,7 +18,7 @@ from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, Rename, check_flags, check_ints, check_numbers
 from gencli.models.kv_cache import KeyValueCache
-from gencli.models.module import BaseModel
+from gencli.models.module import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
         self.ln_f = norm(config.n_embd, config.layer_norm_epsilon)
 
 
-class GPT2(BaseModel):
+class GPT2(LanguageModel):
     """The decoder with its language-model head. norm: (size, eps) → a norm of that size."""
 
     def __init__(self, config: GPT2Config, norm: Norm = layer_norm):
@@ -141,7 +141,6 @@ class GPT2(BaseModel):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence that the model can read, in tokens."""
         return self.config.n_positions
 
     @property
@@ -149,16 +148,11 @@ class GPT2(BaseModel):
         return self.config.vocab_size
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
-        """Make a cache for `batch` sequences of at most `positions` tokens."""
         config = self.config
         shape = (config.n_layer, batch, config.n_head, positions, config.n_embd // config.n_head)
         return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
-        """Return logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), those of the last position.
-
-        With a cache the ids continue the sequences in it, and are added to it.
-        """
         start = 0 if cache is None else cache.length
         T = ids.shape[1]
         positions = torch.arange(start, start + T, device=ids.device)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from gencli.models.kv_cache import KeyValueCache
 
 
 class BaseModel(nn.Module):
@@ -21,6 +23,35 @@ class BaseModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class LanguageModel(BaseModel):
+    """Base class of decoders that predict the next token. B: batch, T: new positions, V: vocabulary."""
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that the model can read, in tokens."""
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of tokens that there are logits for."""
+        raise NotImplementedError
+
+    def new_cache(self, batch: int, positions: int) -> KeyValueCache:
+        """Make a cache for `batch` sequences of at most `positions` tokens."""
+        raise NotImplementedError
+
+    def rope_regime(self, length: int) -> int:
+        """Return a number that is equal for lengths whose keys are rotated alike, so that a cache serves both."""
+        return 0
+
+    def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
+        """Return logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), those of the last position.
+
+        With a cache the ids continue the sequences in it, and are added to it.
+        """
+        raise NotImplementedError
 
 
 def describe(name: str, models: Sequence[BaseModel]) -> str:

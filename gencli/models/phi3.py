@@ -117,7 +117,6 @@ class Phi3(Decoder):
         super().__init__(config, lambda layer: PreNormLayer(config, Attention(config, layer), MLP(config)))
 
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
-        """Make a cache for `batch` sequences of at most `positions` tokens."""
         config = self.config
         shape = (config.num_hidden_layers, batch, config.kv_heads, positions, config.head_size)
         return Cache(*shape, device=self.device, dtype=self.compute_dtype)

@@ -1,28 +1,20 @@
-"""Samples that one decoder makes together: pick a token for each, read them, and again."""
+"""Sequences that a model generates as one batch: sample a token for each, run the model on them, and so on."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gencli.models.module import LanguageModel
 from gencli.text import sampling
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import TextRequest
 
 
-class Decoder(Protocol):
-    """What is sampled from: a language model, or one whose tokens are colours. module: as in `TextModel`."""
-
-    @property
-    def module(self) -> Any: ...
-    @property
-    def device(self) -> torch.device: ...
-
-
 class Pick(NamedTuple):
-    """A token, and when asked for its log-probability and the likeliest tokens with theirs."""
+    """A sampled token and, on request, its log-probability and the likeliest tokens with theirs."""
 
     token: int
     logprob: float = 0.0
@@ -30,28 +22,28 @@ class Pick(NamedTuple):
 
 
 class Batch:
-    """Samples of one prompt inside the model: key/value cache, ids so far (B, T), logits of the next token (B, V).
+    """Samples of one prompt: their key/value cache, ids so far (B, T) and logits of the next token (B, V).
 
-    read: how many tokens of the prompt had to be read.
+    read: how many tokens of the prompt went through the model, the others being in the prompt cache.
     """
 
     @torch.inference_mode()
     def __init__(
         self,
-        model: Decoder,
+        module: LanguageModel,
         request: TextRequest,
         ids: list[int],
         generators: list[torch.Generator],
         max_tokens: int,
         prompt_cache: PromptCache | None = None,
     ):
-        self.module = model.module
+        self.module = module
         self.generators = generators
         self.prompt_length = len(ids)
         self.logprobs = request.logprobs
         self.params = request.sampling
-        self.device = model.device
-        self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # picking needs float64
+        self.device = module.device
+        self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # sampling needs float64
         self.ids = torch.tensor([ids], device=self.picks_on)
         self.prompt_cache = prompt_cache if len(generators) == 1 else None
         if self.prompt_cache:
@@ -69,7 +61,7 @@ class Batch:
 
     @torch.inference_mode()
     def pick(self) -> list[Pick]:
-        """Pick a token for each sequence and add it to its ids."""
+        """Sample a token for each sequence and add it to its ids."""
         generated = self.ids[:, self.prompt_length :]
         tokens = sampling.sample(self.logits, self.generators, self.params, self.ids, generated)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
@@ -83,16 +75,16 @@ class Batch:
 
     @torch.inference_mode()
     def advance(self) -> None:
-        """Read the tokens that were picked last."""
+        """Run the model on the tokens that were sampled last."""
         self.logits = self._read(self.ids[:, -1:])
 
     def _read(self, ids: Tensor) -> Tensor:
-        """Logits (B, V) after new ids (B, T)."""
+        """Return logits (B, V) after new ids (B, T)."""
         return self.module(ids.to(self.device), self.cache, last_only=True)[:, -1].to(self.picks_on)
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
-        """Keep only these rows."""
+        """Keep only these rows of the batch."""
         self.ids = self.ids[rows]
         self.cache.keep(torch.tensor(rows, device=self.device))
         self.generators = [self.generators[i] for i in rows]

@@ -105,7 +105,7 @@ def _together(
 ) -> Iterator[TextDelta | ReasoningDelta | Completion]:
     """Generate samples of one prompt as one batch. Finished ones leave it."""
     clock = time.perf_counter()
-    batch = Batch(model, request, ids, [sequence.generator for sequence in sequences], max_tokens, prompt_cache)
+    batch = Batch(model.module, request, ids, [sequence.generator for sequence in sequences], max_tokens, prompt_cache)
     picks = batch.pick()
     stats.prompt_tokens += batch.read
     stats.first_tokens += len(sequences)

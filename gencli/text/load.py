@@ -20,24 +20,20 @@ from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError
 from gencli.models import architecture
 from gencli.models.base import Layout
-from gencli.models.module import describe
+from gencli.models.module import LanguageModel, describe
 from gencli.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """A language model, ready to run. `load_seconds` is how long opening took.
-
-    module: an nn.Module with `max_length`, `vocab_size`, `new_cache(batch, positions)` and
-    `forward(ids (B, T), cache, last_only=…) -> logits (B, T, V)`.
-    """
+    """A language model, ready to run. load_seconds: how long opening took. notes: what the user should know of it."""
 
     name: str
-    module: Any
+    module: LanguageModel
     tokenizer: Tokenizer
     generation_config: Mapping[str, Any]
     load_seconds: float
-    notes: tuple[str, ...] = ()  # what the user should know of how it was opened
+    notes: tuple[str, ...] = ()
 
     @property
     def max_length(self) -> int:
@@ -82,12 +78,13 @@ def open_model(
     precision = devices.pick_dtype(dtype, place, stored)
     tokenizer = checkpoint.tokenizer()
     module = load(part.path, device=place, dtype=precision, config=raw, tensors=tensors)
+    assert isinstance(module, LanguageModel)  # `language_model` has looked
     notes = _merge(module, layout, source, adapters, allow_pickle) if adapters else ()
     return TextModel(source.name, module, tokenizer, checkpoint.defaults, time.perf_counter() - start, notes)
 
 
 def _merge(
-    module: Any, layout: Layout, source: Source, adapters: Sequence[LoraRef], allow_pickle: bool
+    module: LanguageModel, layout: Layout, source: Source, adapters: Sequence[LoraRef], allow_pickle: bool
 ) -> tuple[str, ...]:
     """Merge adapters; notes of those that say they were made for a model of another name."""
     from gencli.checkpoints.lora import merge

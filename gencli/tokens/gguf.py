@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.tokens import sentencepiece
-from gencli.tokens.load import QWEN2_WORDS
+from gencli.tokens.byte_level import byte_level
 from gencli.tokens.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Pieces
+from gencli.tokens.special_tokens import surround
 from gencli.tokens.tokenizer import Tokenizer
 
 START = "tokenizer.ggml."
-LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 NAMED = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "mask": "mask"}
-SPLITTERS = ("gpt-2", "llama-bpe", "qwen2", "smollm")  # values of tokenizer.ggml.pre
+# values of tokenizer.ggml.pre → how `byte_level` calls them
+SPLITTERS = {"gpt-2": "gpt2", "llama-bpe": "llama3", "qwen2": "qwen2", "smollm": "smollm"}
 
 
 def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a GGUF file's metadata hold. Raises GencliError for kinds that gencli does not know."""
+    """Make the tokenizer of a GGUF file's metadata. Raises GencliError for kinds that gencli does not know."""
     try:
         return _tokenizer(path, {k.removeprefix(START): v for k, v in metadata.items() if k.startswith("tokenizer.")})
     except GencliError as error:
@@ -55,7 +56,7 @@ def _tokenizer(path: Path, given: dict[str, Any]) -> Tokenizer:
     backend.add_tokens([AddedToken(token, special=True, normalized=False) for token in names.values()])
     bos, eos = (ids[name] for name in ("bos", "eos"))
     around = [(bos, given.get("add_bos_token", bos_by_default)), (eos, given.get("add_eos_token", False))]
-    _frame(backend, tokens, *(i if wanted is True else None for i, wanted in around))
+    surround(backend, *(tokens[i] if i is not None and add is True else None for i, add in around))
     ends = [eos, *(_id(given, key, len(tokens)) for key in ("eot", "eom"))]
     template = given.get("tokenizer.chat_template", given.get("chat_template"))
     return Tokenizer(
@@ -71,7 +72,7 @@ def _tokenizer(path: Path, given: dict[str, Any]) -> Tokenizer:
 
 def _byte_bpe(given: Mapping[str, Any], tokens: list[str]) -> Backend:
     pre, lines = given.get("pre"), given.get("merges")
-    if pre not in SPLITTERS:
+    if not isinstance(pre, str) or pre not in SPLITTERS:
         raise GencliError(
             f"{START}pre = {pre!r:.60} is not supported: how it splits words", f"gencli knows {', '.join(SPLITTERS)}"
         )
@@ -81,20 +82,7 @@ def _byte_bpe(given: Mapping[str, Any], tokens: list[str]) -> Backend:
         raise GencliError(f"{START}merges has a line that is no pair")
     merges = [(left, right) for left, _, right in (str(line).partition(" ") for line in lines)]
     vocab = {token: i for i, token in enumerate(tokens)}
-    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
-    backend.decoder = decoders.ByteLevel()
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in ("gpt-2", "smollm"))
-    if pre == "gpt-2":
-        backend.pre_tokenizer = whole
-        return backend
-    if pre == "smollm":
-        first: pre_tokenizers.PreTokenizer = pre_tokenizers.Digits(individual_digits=True)
-    else:
-        first = pre_tokenizers.Split(Regex(QWEN2_WORDS if pre == "qwen2" else LLAMA3_WORDS), "isolated")
-    if pre == "qwen2":
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([first, whole])
-    return backend
+    return byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"), SPLITTERS[pre])
 
 
 def _pieces(given: Mapping[str, Any], tokens: list[str], types: list[int]) -> Backend:
@@ -104,7 +92,7 @@ def _pieces(given: Mapping[str, Any], tokens: list[str], types: list[int]) -> Ba
     pieces = Pieces(
         tuple(tokens),
         tuple(map(float, scores)),
-        tuple(BYTE if type_ == UNUSED else type_ for type_ in types),  # such fill up a vocabulary
+        tuple(BYTE if type_ == UNUSED else type_ for type_ in types),  # unused ones pad a vocabulary
         byte_fallback=BYTE in types,
         dummy_prefix=given.get("add_space_prefix", True) is True,
         remove_extra_whitespaces=given.get("remove_extra_whitespaces", False) is True,
@@ -120,13 +108,3 @@ def _id(given: Mapping[str, Any], key: str, count: int, default: int | None = No
     if type(value) is not int or not 0 <= value < count:
         raise GencliError(f"{START}{key}_token_id = {str(value)[:40]} is no token of {count}")
     return value
-
-
-def _frame(backend: Backend, tokens: list[str], bos: int | None, eos: int | None) -> None:
-    """Put these tokens around every text."""
-    ids = [i for i in (bos, eos) if i is not None]
-    if ids:
-        single = [*([tokens[bos]] if bos is not None else []), "$A", *([tokens[eos]] if eos is not None else [])]
-        backend.post_processor = processors.TemplateProcessing(
-            single=single, special_tokens=[(tokens[i], i) for i in dict.fromkeys(ids)]
-        )

@@ -20,11 +20,11 @@ CONTEXT = 64  # visible tokens of a prompt that a decoder of its continuation lo
 class Tokenizer:
     """A checkpoint's tokenizer, made by `load_tokenizer`.
 
-    folder: where its files lie. bos_id: the token an empty text starts from. eos_ids: the tokens that end a text.
-    pad_id: fills up texts of equal length. max_length: the longest sequence the files speak of. None: not said.
-    word_suffix: `</w>` for a CLIP tokenizer, else empty. names: `bos_token` and its like → the token's text.
-    chat_template: Jinja source that turns a conversation into a prompt, or None.
-    groups: a token → the tokens that stand for it in a text (itself first), as embeddings of several vectors want it.
+    folder: of its files. bos_id: the token that begins a text. eos_ids: the tokens that end one. pad_id: the padding
+    token. max_length: of sequences, according to the files. None: not said. word_suffix: `</w>` for a CLIP tokenizer,
+    else empty. names: `bos_token` and the like → the text of the token. chat_template: Jinja source that turns a
+    conversation into a prompt, or None. groups: a token → the tokens that replace it in a text (itself first), for
+    embeddings of several vectors.
     """
 
     backend: Backend
@@ -48,15 +48,15 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, added ones included. A model's own vocabulary may be larger (padding)."""
+        """The number of tokens, with added ones. The vocabulary of a model may be larger (padding)."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, special: bool = True, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text.
+        """Return the token ids of a text.
 
-        special: special tokens written in the text are those tokens, as transformers does; otherwise plain words.
-        add_special_tokens: add what the tokenizer puts around every text (CLIP's start and end, Llama's start).
-        Raises GencliError for a text with lone surrogates, which no encoding of Unicode can hold.
+        special: parse special tokens in the text, as transformers does; otherwise they are plain words.
+        add_special_tokens: add those of every text (CLIP's start and end, Llama's start).
+        Raises GencliError for a text with lone surrogates, which UTF-8 cannot encode.
         """
         try:
             text.encode()
@@ -65,36 +65,18 @@ class Tokenizer:
         self.backend.encode_special_tokens = not special
         try:
             ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except Exception as error:  # the library's own, as when a vocabulary lacks its unknown token
+        except Exception as error:  # of the library, for example if a vocabulary lacks its unknown token
             raise GencliError(f"{self.folder}: the tokenizer cannot encode this text: {error}") from None
         return [one for i in ids for one in self.groups.get(i, (i,))] if self.groups else ids
 
-    def encode_padded(self, text: str, length: int | None = None) -> tuple[list[int], list[int]]:
-        """Exactly `length` token ids (default: max_length) for a text encoder, and the ids that did not fit.
-
-        What is too long is cut before the end token; what is short is filled with `pad_id`, or else the end token.
-        Raises GencliError when nothing says how long.
-        """
-        length = length or self.max_length
-        if length is None:
-            raise GencliError(f"{self.folder}: tokenizer_config.json has no model_max_length")
-        frame = self.backend.num_special_tokens_to_add(False)
-        ids = self.encode(text)
-        tail = 1 if frame and ids[-1] in self.eos_ids else 0
-        keep = length - tail
-        if len(ids) > length:
-            return ids[:keep] + ids[len(ids) - tail :], ids[keep : len(ids) - tail]
-        pad = self.pad_id if self.pad_id is not None else self.eos_ids[0] if self.eos_ids else 0
-        return ids + [pad] * (length - len(ids)), []
-
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of token ids; bytes that are no UTF-8 read as U+FFFD. Raises GencliError for an unknown id."""
+        """Return the text of token ids; bytes that are not UTF-8 become U+FFFD. Raises GencliError for unknown ids."""
         decoder = self.decoder(skip_special)
         parts = [decoder.push(i) for i in ids]
         return "".join(parts) + decoder.finish()
 
     def decoder(self, skip_special: bool = True, *, after: Sequence[int] = ()) -> IncrementalDecoder:
-        """A decoder for one sequence, token by token; its parts joined equal `decode` of all.
+        """Make a decoder for one sequence, token by token; its parts joined are `decode` of all tokens.
 
         after: ids of a text that the sequence continues. What comes is then `decode` of both without the first text: a
         token at the beginning of a text may lose its space, and here none does.
@@ -111,7 +93,7 @@ class Tokenizer:
         return decoder
 
     def raw_piece(self, token: int) -> str:
-        """The token as the vocabulary writes it (`Ġthe`, `▁the`). Raises GencliError for an id that has none."""
+        """Return a token as the vocabulary writes it (`Ġthe`, `▁the`). Raises GencliError for an unknown id."""
         piece = self.backend.id_to_token(token) if 0 <= token < 2**32 else None
         if piece is None:
             raise GencliError(
@@ -120,9 +102,9 @@ class Tokenizer:
         return piece
 
     def id_to_piece(self, token: int) -> str:
-        """What one token stands for inside a text, as the OpenAI API's `logprobs` write it.
+        """Return the text of one token inside a text, as `logprobs` of OpenAI's API writes it.
 
-        That is its text (` the`), a special token's name, or `bytes:\\xe4\\xbd` for a part of a character.
+        That is ` the`, the name of a special token, or `bytes:\\xe4\\xbd` for a part of a character.
         Raises GencliError for an unknown id.
         """
         raw = self.raw_piece(token)
@@ -132,9 +114,8 @@ class Tokenizer:
             return _text_of(bytes([int(byte[1], 16)]))
         if self._decoder and self._decoder["type"] == "ByteLevel" and not self.word_suffix:
             return _text_of(byte_level_bytes(raw))
-        once = self.decode(
-            [token], skip_special=False
-        )  # the beginning of a text may lose its space: look at the second
+        # The beginning of a text may lose its space: look at the second of two.
+        once = self.decode([token], skip_special=False)
         return self.decode([token, token], skip_special=False)[len(once) :]
 
 
