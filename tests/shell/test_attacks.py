@@ -110,6 +110,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_a_picture_says_of_itself(name):
     """`--from`: before torch, in little memory."""
@@ -371,6 +372,7 @@ def test_a_palette(run, name):
     assert not os.path.exists("b.png")
 
 
+@pytest.mark.slow
 def test_weights_that_claim_much_take_little_memory():
     """Sizes are compared before anything is allocated: as a process, torch and all."""
     copy = copied("clip")

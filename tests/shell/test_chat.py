@@ -17,6 +17,8 @@ from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal
 from tests.tiny.chat_templates import BIAS, PLAIN_CHATML
 from tests.tiny.text import END, make_gpt2, write_json
 
+pytestmark = pytest.mark.slow
+
 SPOKEN = [part for token, _ in BIAS for part in ("--logit-bias", f"{token}=-inf")]
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from tests.shell.process import gencli, shell
 from tests.tiny.ldm import make_vqvae
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory) -> Path:

@@ -225,6 +225,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("command, fails", [("text", False), ("text", True), ("image", False), ("chat", True)])
 def test_a_signal_that_an_import_swallows_is_not_lost(command: str, fails: bool, number: signal.Signals, code: int):

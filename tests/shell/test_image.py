@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from tests.shell.process import LIMIT, environment, gencli, on_terminal, shell, start
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 
 

@@ -19,6 +19,8 @@ from tests.shell.process import environment, gencli
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.lora import draw_layers, kohya_name, write
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 PROMPT = "a (red:1.3) toy, [sun]"
 

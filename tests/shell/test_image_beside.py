@@ -10,6 +10,8 @@ from PIL import Image
 from gencli.__main__ import main
 from tests.tiny.image import make_stable_diffusion
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 
 

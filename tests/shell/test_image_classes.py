@@ -10,6 +10,8 @@ from PIL import Image
 from tests.shell.process import gencli
 from tests.tiny.classes import FLAGS, make_classifier, make_dit, make_guided
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -10,6 +10,8 @@ from gencli.__main__ import main
 from tests.tiny.control import edges, make_controlnet, make_inpaint, make_instruct
 from tests.tiny.image import make_stable_diffusion
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--steps", 3, "--seed", 5)
 SMALL = (*QUICK, "--size", "64x64")
 

@@ -10,6 +10,8 @@ from tests.shell.process import gencli
 from tests.tiny.image import make_ddpm, make_vae
 from tests.tiny.sdxl import make_lcm, make_sdxl
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--size", "64x64", "--seed", 5)
 
 

@@ -17,6 +17,8 @@ from tests.shell.process import gencli, on_terminal
 from tests.tiny.clip import make_pictures
 from tests.tiny.imagegpt import SIDE, make_imagegpt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

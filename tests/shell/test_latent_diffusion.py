@@ -14,6 +14,8 @@ from tests.oracles import ermongroup
 from tests.shell.process import gencli
 from tests.tiny.ldm import make_ldm_text, to_pickles
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pickled(tmp_path_factory) -> Path:

@@ -16,6 +16,8 @@ from tests.shell.process import gencli, on_terminal, shell
 from tests.tiny.clip import make_clip, make_pictures
 from tests.tiny.image import make_stable_diffusion
 
+pytestmark = pytest.mark.slow
+
 TEXT = "red apple"
 
 

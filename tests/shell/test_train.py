@@ -19,6 +19,8 @@ from gencli.__main__ import main
 from tests.shell.process import LIMIT, gencli, on_terminal, start
 from tests.tiny.pictures import make_pictures
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--layers", 1, "--width", 16, "--heads", 2, "--context", 16, "--vocab", 260, "--batch", 2]
 STEPS = 60
 
