@@ -125,6 +125,22 @@ def test_settings_of_the_refiner_alone(made):
         torch.testing.assert_close(latents(pipeline, request(pipeline, stage=(f"refiner:{setting}",))), plain)
 
 
+def test_several_prompts_and_weights(made):
+    """Prompts in one batch, of different chunks when weighted, are each as alone; weights change both stages."""
+    pipeline = made[3]
+    prompts = ["a red apple", "a (blue:1.6) dog " * 20]
+    asked = request(pipeline, weighted=True, refiner_start=0.5, batch=2, steps=4)
+    together = [event for event in generate(pipeline, asked, prompts) if isinstance(event, Picture)]
+    for i, one in enumerate(together):
+        assert (one.request.prompt, one.request.seed) == (prompts[i], 3 + i)
+        [alone] = [event for event in generate(pipeline, one.request) if isinstance(event, Picture)]
+        assert_same(one.image, alone.image, tolerance=1)
+    plain, weighted = (
+        latents(pipeline, request(pipeline, weighted=on, prompt="a (blue:1.6) dog")) for on in (False, True)
+    )
+    assert (plain - weighted).abs().max() > 1e-3
+
+
 def test_what_a_mask_keeps_the_refiner_keeps(made):
     """With a mask all of whose pixels are black nothing changes but by the autoencoder."""
     pipeline = made[3]
