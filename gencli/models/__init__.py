@@ -1,7 +1,7 @@
-"""One file an architecture, looked up by the name that checkpoints give it in their config.json.
+"""One file per architecture, looked up by its name in the config.json of checkpoints.
 
-To add one: write `gencli/models/NAME.py` with its config, module and layout, and add its row here. One that is called
-as another is, and may stand wherever that may, names it: `LIKE = "UNet2DModel"`.
+To add one, write `gencli/models/NAME.py` with its config, module and layout, and add its row here. One that is called
+like another one, and can replace it anywhere, names it: `LIKE = "UNet2DModel"`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ ARCHITECTURES: dict[str, str] = {
     "UNet2DModel": "unet_2d",
     "UNet2DConditionModel": "unet_2d_condition",
     "DiTTransformer2DModel": "dit",
-    "Transformer2DModel": "dit",  # as files from before diffusers 0.28 call it
+    "Transformer2DModel": "dit",  # in files from before diffusers 0.28
     "UNetModel": "guided_unet",
     "EncoderUNetModel": "guided_classifier",
     "ControlNetModel": "controlnet",
 }
 
-# Decoders whose tokens are the colours of a palette, and not text.
+# Decoders whose tokens are colours of a palette.
 PALETTES = frozenset({"imagegpt"})
 
 
 def stands_for(name: object, places: Collection[str]) -> bool:
-    """Whether an architecture is one of `places`, or like one of them."""
+    """Return whether an architecture is one of `places`, or like one of them."""
     if isinstance(name, str) and name not in places and name in ARCHITECTURES:
         return getattr(architecture(name), "LIKE", None) in places
     return name in places
 
 
 def architecture(name: str) -> ModuleType:
-    """The module for an architecture; it has `Config`, `Model` and `LAYOUT`. Raises KeyError for an unknown name."""
+    """Import the module of an architecture, with `Config`, `Model`, `LAYOUT`. Raises KeyError for an unknown name."""
     return importlib.import_module(f"gencli.models.{ARCHITECTURES[name]}")

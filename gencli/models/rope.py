@@ -1,7 +1,7 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), and the ways checkpoints stretch it to longer texts.
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), and how checkpoints scale it to longer texts.
 
-A head's vector is D / 2 pairs (i, i + D / 2); position p turns pair i by p * inv_freq[i]. Everything is computed in
-float32 and cast at the end, as the reference does.
+The vector of a head is D / 2 pairs (i, i + D / 2); position p rotates pair i by p * inv_freq[i]. Everything is computed
+in float32 and cast at the end, as in the reference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gencli.models.base import check_flags, check_numbers, read_config
 
 @dataclass(frozen=True)
 class Rope:
-    """How a checkpoint turns its queries and keys; the fields are the keys of its `rope_parameters`."""
+    """How a checkpoint rotates its queries and keys; the fields are the keys of its `rope_parameters`."""
 
     rope_type: str = "default"
     rope_theta: float = 10000.0
@@ -42,7 +42,7 @@ class Rope:
     long_factor: tuple[float, ...] | None = None
 
     def max_length(self, max_position_embeddings: int) -> int:
-        """The longest text in tokens: linear and dynamic configs give the length before stretching, others after."""
+        """Return the longest text in tokens. Linear and dynamic configs have the length before scaling, others after."""
         if self.rope_type in ("linear", "dynamic"):
             return int(max_position_embeddings * (self.factor or 1))
         if self.rope_type == "yarn" and self.original_max_position_embeddings:
@@ -50,17 +50,17 @@ class Rope:
         return max_position_embeddings
 
 
-# Keys of the config that say how to turn: before transformers 5 beside each other, since then in `rope_parameters`.
+# Keys of a config about RoPE: separate before transformers 5, since then in `rope_parameters`.
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 
 
 def with_rope(
     raw: Mapping[str, Any], kinds: tuple[str, ...], *, theta: float = 10000.0, partial: bool = False
 ) -> dict[str, Any]:
-    """The config with its rope keys, in the old form or the new, as one Rope in `rope_parameters`.
+    """Return the config with its rope keys, of the old form or the new, as one Rope in `rope_parameters`.
 
-    kinds: the rope types that the family knows; theta: its base when the config names none; partial: whether it may
-    turn only a part of each head. Raises GencliError for another type, unknown keys and impossible values.
+    kinds: the rope types of the family. theta: its base if the config has none. partial: whether only a part of each
+    head may be rotated. Raises GencliError for another type, unknown keys and impossible values.
     """
     parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict):
@@ -74,7 +74,7 @@ def with_rope(
 
 
 def read_rope(parameters: Mapping[str, Any], kinds: tuple[str, ...], *, theta: float = 10000.0) -> Rope:
-    """A Rope from the checkpoint's own keys, `type` being the old name of `rope_type`. Raises GencliError."""
+    """Read a Rope from the checkpoint's own keys; `type` is the old name of `rope_type`. Raises GencliError."""
     known = {key: value for key, value in parameters.items() if value is not None}
     kind = known.pop("rope_type", known.get("type", "default"))
     known.pop("type", None)
@@ -83,7 +83,7 @@ def read_rope(parameters: Mapping[str, Any], kinds: tuple[str, ...], *, theta: f
             f"config.json: rope_type = {kind!r:.80} is not supported",
             f"gencli knows {', '.join(kinds)} for this family",
         )
-    # `finetuned` told apart two codes of the YaRN authors, not two formulas
+    # `finetuned` names one of two programs of YaRN's authors, not another formula
     rope = read_config(Rope, {"rope_theta": theta, **known, "rope_type": kind}, inert={"finetuned"})
     _check(rope)
     return rope
@@ -107,9 +107,9 @@ def _check(rope: Rope) -> None:
 
 
 def check_pairs(rope: Rope, head_dim: int) -> None:
-    """Raises GencliError unless heads of this size can be turned so."""
+    """Raise GencliError unless heads of this size can be rotated so."""
     dim = int(head_dim * rope.partial_rotary_factor)
-    if dim < 4 or dim % 2:  # two pairs at least: the dynamic kind's exponent is dim / (dim - 2)
+    if dim < 4 or dim % 2:  # at least two pairs: the exponent of the dynamic kind is dim / (dim - 2)
         raise GencliError(f"config.json: {dim} of {head_dim} numbers of a head cannot be turned in pairs")
     for name in ("short_factor", "long_factor"):
         factors = getattr(rope, name)
@@ -124,13 +124,13 @@ def _is_factor(value: Any) -> bool:
 
 
 class Frequencies(NamedTuple):
-    """inv_freq (dim / 2,), and what cos and sin are multiplied by."""
+    """inv_freq (dim / 2,), and the factor of cos and sin."""
 
     inv_freq: Tensor
     scale: float = 1.0
 
 
-# Each: (rope, dim: how much of a head turns, limit: max_position_embeddings, length: of the text) → Frequencies.
+# Each: (rope, dim: rotated part of a head, limit: max_position_embeddings, length: of the text) → Frequencies.
 
 
 def _powers(rope: Rope, dim: int) -> Tensor:
@@ -142,13 +142,13 @@ def _default(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
 
 
 def _linear(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
-    """Positions are divided by a factor (Chen et al. 2023, arXiv 2306.15595)."""
+    """Divide positions by a factor (Chen et al. 2023, arXiv 2306.15595)."""
     assert rope.factor is not None
     return Frequencies(1 / _powers(rope, dim) / rope.factor)
 
 
 def _dynamic(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
-    """The base grows with the text once that is longer than the training's ("dynamic NTK", emozilla 2023)."""
+    """Increase the base with the length of the text beyond that of training ("dynamic NTK", emozilla 2023)."""
     assert rope.factor is not None
     if length <= limit:
         return _default(rope, dim, limit, length)
@@ -158,11 +158,11 @@ def _dynamic(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
 
 
 def _yarn(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
-    """Fast pairs turn as trained, slow ones are interpolated, with a ramp between (Peng et al. 2023, 2309.00071)."""
+    """Keep fast pairs, interpolate slow ones, with a ramp between (Peng et al. 2023, arXiv 2309.00071)."""
     original = rope.original_max_position_embeddings or limit
     factor = rope.factor or limit / original
 
-    def pair(rotations: float) -> float:  # the index that turns so often within the original length
+    def pair(rotations: float) -> float:  # the index with so many rotations in the original length
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
     low, high = pair(rope.beta_fast or 32), pair(rope.beta_slow or 1)
@@ -187,7 +187,7 @@ def _yarn(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
 
 
 def _llama3(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
-    """Wavelengths near the original length are divided by up to `factor`, longer ones by all of it (Llama 3.1)."""
+    """Divide frequencies by up to `factor` near the original length, by all of it for longer waves (Llama 3.1)."""
     assert rope.factor is not None and rope.low_freq_factor is not None and rope.high_freq_factor is not None
     original = rope.original_max_position_embeddings or limit
     inv_freq = 1 / _powers(rope, dim)
@@ -198,7 +198,7 @@ def _llama3(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
 
 
 def _longrope(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
-    """A factor of its own for every pair: one set for short texts, one for long ones (Ding et al. 2024, 2402.13753)."""
+    """Use a factor per pair: one set for short texts, one for long ones (Ding et al. 2024, arXiv 2402.13753)."""
     assert rope.short_factor is not None and rope.long_factor is not None
     original = rope.original_max_position_embeddings or limit
     factors = rope.long_factor if length > original else rope.short_factor
@@ -228,9 +228,9 @@ CosSin = tuple[Tensor, Tensor]  # cos and signed sin of some positions, (T, 1, d
 
 
 class Rotary:
-    """cos and sin of positions, for all layers that turn alike: computed when first needed, kept, and grown.
+    """cos and sin of positions, for all layers with the same RoPE: computed when first needed, kept, and extended.
 
-    No module and no buffers: nothing of it is in a checkpoint.
+    Not a module and without buffers, as nothing of it is in a checkpoint.
     """
 
     def __init__(self, rope: Rope, head_dim: int, max_position_embeddings: int):
@@ -240,19 +240,22 @@ class Rotary:
         self._tables: dict[tuple[torch.device, torch.dtype, bool], CosSin] = {}
 
     def is_long(self, length: int) -> bool:
-        """Whether a text of `length` tokens turns otherwise than a short one."""
+        """Return whether a text of `length` tokens is rotated otherwise than a short one."""
         if self.rope.rope_type == "longrope":
             return length > (self.rope.original_max_position_embeddings or self.limit)
         return self.rope.rope_type == "dynamic" and length > self.limit
 
     def regime(self, length: int) -> int:
-        """Texts of two lengths turn alike where this is the same for both."""
+        """Return a number that is equal for lengths of text that are rotated alike."""
         return length if self.rope.rope_type == "dynamic" and self.is_long(length) else int(self.is_long(length))
 
     def __call__(self, start: int, stop: int, like: Tensor) -> CosSin:
-        """For positions start … stop - 1 of a text of length `stop`: (T, 1, dim) each, device and dtype as `like`'s."""
+        """Return cos and sin, (T, 1, dim) each, of positions start … stop - 1 of a text of length `stop`.
+
+        Device and dtype are those of `like`.
+        """
         long = self.is_long(stop)
-        if long and self.rope.rope_type == "dynamic":  # every length has its own angles: nothing to keep
+        if long and self.rope.rope_type == "dynamic":  # every length has its own angles
             return self._compute(start, stop, stop, like)
         key = (like.device, like.dtype, long)
         table = self._tables.get(key)
@@ -261,7 +264,7 @@ class Rotary:
             table = self._tables[key] = self._compute(0, rows, stop, like)
         return table[0][start:stop], table[1][start:stop]
 
-    @torch.inference_mode(False)  # kept tables must serve training as well
+    @torch.inference_mode(False)  # the tables must serve training as well
     @torch.no_grad()
     def _compute(self, start: int, stop: int, length: int, like: Tensor) -> CosSin:
         inv_freq, scale = KINDS[self.rope.rope_type].frequencies(self.rope, self.dim, self.limit, length)

@@ -1,4 +1,4 @@
-"""A model in conversation: the prompt of each turn, what of it is left out, the answer, and what was read already."""
+"""A chat with a model: the prompt of each turn, truncated to the context, the answer, and the prompt cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gencli.text.request import TextRequest
 
 
 class ChatModel:
-    """A model and how it is spoken to. Shared by conversations; `close` ends the template's process."""
+    """A model and its prompt format. Conversations share it; `close` ends the process of the template."""
 
     def __init__(self, model: TextModel, format: PromptFormat | None = None):
         self.format = format or prompt_format(model.tokenizer, model.name)
@@ -30,9 +30,9 @@ class ChatModel:
 
 
 class ChatSession:
-    """One conversation. request: the settings of every answer; its prompt is not looked at.
+    """One conversation. request: the settings of every answer; its prompt is not used.
 
-    stats: what all answers have cost so far. left_out: messages that the last `prepare` had to leave out.
+    stats: of all answers so far. left_out: the number of messages that the last `prepare` left out.
     """
 
     def __init__(self, chat_model: ChatModel, request: TextRequest, conversation: Conversation):
@@ -44,9 +44,9 @@ class ChatSession:
         self.request = dataclasses.replace(request, stop=(*request.stop, *chat_model.format.stops), prompt="")
 
     def prepare(self, message: str) -> Prompt:
-        """The prompt for an answer to `message`. The oldest turns are left out for good until it fits the context.
+        """Return the prompt for an answer to `message`. The oldest turns are left out for good until it fits.
 
-        Raises GencliError when even alone it does not fit, or the template refuses it; the conversation then stays.
+        Raises GencliError, and changes nothing, if it does not fit even alone or the template refuses it.
         """
         model, conversation = self.chat_model.model, self.conversation
         before = conversation.left_out
@@ -72,20 +72,20 @@ class ChatSession:
         return prompt
 
     def answer(self, message: str, prompt: Prompt, seed: int) -> Generator[Event, None, None]:
-        """Answer. However it ends, message and answer are then a part of the conversation, unless nothing was said.
+        """Answer. However it ends, message and answer then belong to the conversation, unless the answer is empty.
 
-        With several samples the first is the one that was said.
+        Of several samples the first is that answer.
         """
         request = dataclasses.replace(self.request, seed=seed)
-        said: list[str] = []
+        answer: list[str] = []
         model, cache = self.chat_model.model, self.prompt_cache
         events = generate(model, request, self.stats, ids=prompt.ids, prompt_cache=cache, reasoning=prompt.reasoning)
         try:
             for event in in_order(events):
                 if isinstance(event, TextDelta) and event.index == 0:
-                    said.append(event.text)
+                    answer.append(event.text)
                 yield event
         finally:
-            if text := "".join(said):
+            if text := "".join(answer):
                 self.conversation.add("user", message)
                 self.conversation.add("assistant", text)

@@ -1,4 +1,4 @@
-"""What was said so far, and the files that hold such: few-shot examples, saved conversations. No torch."""
+"""The messages of a conversation, and its files: few-shot examples and saved conversations. No torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass
 class Conversation:
-    """system: its standing instruction. examples: turns that come before every conversation. turns: user, assistant, …
+    """system: the system prompt. examples: messages before those of the conversation. turns: user, assistant, …
 
-    left_out: how many of the oldest turns' messages no longer go to the model, as the context has no room for them.
+    left_out: how many of the oldest messages of `turns` no longer go to the model, for lack of room in the context.
     """
 
     system: str | None = None
@@ -28,12 +28,12 @@ class Conversation:
     left_out: int = 0
 
     def messages(self) -> list[Message]:
-        """What goes to the model."""
+        """Return the messages that go to the model."""
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*head, *self.examples, *self.turns[self.left_out :]]
 
     def leave_out(self) -> bool:
-        """Leave out the oldest turn, up to the next message of the user; False when there is none."""
+        """Leave out the oldest turn, up to the next message of the user. Return False if there is none."""
         if self.left_out >= len(self.turns):
             return False
         self.left_out += 1
@@ -45,16 +45,16 @@ class Conversation:
         self.turns.append({"role": role, "content": content})
 
     def reset(self) -> None:
-        """Forget what was said; the system prompt and the examples stay."""
+        """Forget all turns; the system prompt and the examples stay."""
         self.turns, self.left_out = [], 0
 
     def dump(self) -> bytes:
-        """As a file: one line of JSON, which `--examples` reads too. Examples stay where they came from."""
+        """Return the content of a file: one line of JSON, which `--examples` reads too. Examples are not in it."""
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
         return json.dumps({"messages": [*head, *self.turns]}, ensure_ascii=False).encode() + b"\n"
 
     def load(self, path: Path) -> None:
-        """Take up a saved conversation in place of this one. Raises GencliError for a file that is none."""
+        """Replace this conversation by a saved one. Raises GencliError for a file that is not one."""
         value = _json(_text(path), str(path))
         messages = _messages(value.get("messages") if isinstance(value, dict) else value, str(path))
         systems = [message["content"] for message in messages if message["role"] == "system"]
@@ -66,9 +66,9 @@ class Conversation:
 
 
 def read_examples(path: Path) -> list[Message]:
-    """Few-shot examples, one JSON object a line: `{"user", "assistant"}`, or `{"messages": [{"role", "content"}, …]}`.
+    """Read few-shot examples, a JSON object per line: `{"user", "assistant"}` or `{"messages": [{"role", "content"}]}`.
 
-    Raises GencliError, with the line's number, for anything else.
+    Raises GencliError, with the number of the line, for anything else.
     """
     return [message for number, line in _lines(path) for message in _example(line, f"{path}, line {number}")]
 

@@ -31,8 +31,8 @@ def generate(
     """Continue a prompt. Text of several samples is interleaved; a sample's `Completion` comes after all of its text.
 
     `stats` is updated while it runs. ids: the ids of the prompt, if it is encoded already. prompt_cache: what the model
-    has read before, so that it reads only the rest; used for a single sample only. reasoning: how thoughts are marked that stand before
-    an answer and become events of their own.
+    has read before, so that it reads only the rest; used for a single sample only. reasoning: the marks of reasoning
+    before an answer, which becomes events of its own.
     Raises GencliError when the prompt leaves no room in the context (unless `truncate` allows a cut) and when the
     model returns NaN; UsageError for a `logit_bias` token that the model does not have.
     """

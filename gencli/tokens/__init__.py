@@ -1,4 +1,4 @@
-"""Tokenizer files → encode, decode, incremental decode. The BPE itself is the tokenizers library's. No torch."""
+"""Tokenizer files → encode, decode, incremental decode. BPE itself is the tokenizers library's. No torch."""
 
 from gencli.tokens.decode import IncrementalDecoder
 from gencli.tokens.load import load_clip_tokenizer, load_tokenizer

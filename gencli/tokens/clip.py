@@ -1,4 +1,4 @@
-"""CLIP's byte-level BPE: words in lower case that end in `</w>`, and the vocabulary of OpenAI's models itself."""
+"""CLIP's byte-level BPE: words in lower case that end in `</w>`, and the vocabulary of OpenAI's models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 
 def backend(model: models.BPE) -> Backend:
-    """What splits a text as CLIP does and hands the words to `model`."""
+    """Make a backend that splits a text as CLIP does and passes the words to `model`."""
     found = Backend(model)
     found.decoder = decoders.ByteLevel()
     found.normalizer = normalizers.Sequence(
@@ -32,15 +32,15 @@ def backend(model: models.BPE) -> Backend:
 
 
 def own_backend() -> Backend:
-    """The same with the 49408 tokens of OpenAI's CLIP (OpenCLIP's are the same)."""
+    """Make the backend with the 49408 tokens of OpenAI's CLIP, which are those of OpenCLIP too."""
     vocab, merges = vocabulary()
     return backend(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=WORD_END, unk_token=END))
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token → id, and the merges, best first, of OpenAI's CLIP.
+    """Return token → id, and the merges, best first, of OpenAI's CLIP.
 
-    The ids: 256 bytes, those at the end of a word, a token for each merge, the start and the end of a text.
+    The ids: 256 bytes, 256 bytes at the end of a word, a token per merge, the start and the end of a text.
     """
     lines = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]

@@ -1,7 +1,7 @@
-"""Token pieces → text, one token at a time, whole characters only.
+"""Token pieces → text, token by token, whole characters only.
 
 A tokenizer.json describes its decoder as a chain of steps over the list of all pieces. Here each step takes one piece
-at a time and holds back only what a later piece could still change, so that the parts joined are the decoded whole.
+at a time and holds back only what a later piece can still change, so that the parts joined are the whole text.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from gencli.errors import GencliError
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for every byte: itself where it is printable, else the next free one from U+0100."""
+    """Return GPT-2's printable characters of the bytes: the byte itself, or the next free one from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 BYTE_OF = _byte_alphabet()
-BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece's piece for one byte
-# How WordPiece's text is put together again, in this order
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte in SentencePiece
+# How text of WordPiece is cleaned up, in this order
 CLEANED = [(f" {mark}", mark) for mark in ".?!,"] + [(" ' ", "'"), (" n't", "n't"), (" 'm", "'m")]
 CLEANED += [(" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]
 
 
 def byte_level_bytes(piece: str) -> bytes:
-    """The bytes of a byte-level piece; a piece with any other character (an added token) stands for itself."""
+    """Return the bytes of a byte-level piece; of one with any other character (an added token) those of its text."""
     try:
         return bytes([BYTE_OF[char] for char in piece])
     except KeyError:
@@ -37,7 +37,7 @@ def byte_level_bytes(piece: str) -> bytes:
 
 
 class Step(Protocol):
-    """One step of a decoder. `push` takes a piece and returns what is settled by it; `finish` returns the rest."""
+    """A step of a decoder. `push` takes a piece and returns what is final; `finish` returns the rest."""
 
     def push(self, piece: str) -> list[str]: ...
 
@@ -45,7 +45,7 @@ class Step(Protocol):
 
 
 class Each:
-    """Every piece by itself; `change(piece, first)` knows whether it is the first one."""
+    """Change each piece by `change(piece, first)`, where `first` says whether it is the first one."""
 
     def __init__(self, change: Callable[[str, bool], str]):
         self.change = change
@@ -61,10 +61,10 @@ class Each:
 
 
 class ByteLevel:
-    """Byte-level pieces → UTF-8. Broken bytes become U+FFFD as soon as they are known to be broken."""
+    """Byte-level pieces → UTF-8. Invalid bytes become U+FFFD as soon as they are known to be invalid."""
 
     def __init__(self, suffix: str = ""):
-        self.suffix = suffix  # CLIP's mark at the end of a word, which reads as a space
+        self.suffix = suffix  # CLIP's mark at the end of a word, which becomes a space
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, piece: str) -> list[str]:
@@ -78,7 +78,7 @@ class ByteLevel:
 
 
 class ByteFallback:
-    """Runs of `<0xE4>` pieces → UTF-8, or one U+FFFD a piece when the run as a whole is none (so runs are held)."""
+    """Runs of `<0xE4>` pieces → UTF-8, or one U+FFFD per piece if the run as a whole is invalid (so runs are held)."""
 
     def __init__(self) -> None:
         self.run = bytearray()
@@ -99,7 +99,7 @@ class ByteFallback:
 
 
 class StripWhole:
-    """Strip up to `start` and `stop` characters that satisfy `strips` from the ends of the whole text."""
+    """Strip up to `start` and `stop` characters for which `strips` is true from the ends of the whole text."""
 
     def __init__(self, strips: Callable[[str], bool], start: float, stop: float):
         self.strips = strips
@@ -124,15 +124,15 @@ class StripWhole:
 
 
 class IncrementalDecoder:
-    """Turns token ids into text as they come. Feed every token of one sequence once, then call `finish`."""
+    """Turns token ids into text as they come. Push every token of a sequence once, then call `finish`."""
 
     def __init__(self, piece_of: Callable[[int], str | None], steps: list[Step]):
-        """`piece_of`: token id → piece, None for a token that is not shown."""
+        """piece_of: token id → piece, or None for a token that is not shown."""
         self._piece_of = piece_of
         self._steps = steps
 
     def push(self, token: int) -> str:
-        """The text that this token settles, whole characters only, possibly none.
+        """Return the text that this token makes final, in whole characters; it may be empty.
 
         Raises GencliError for an id that the vocabulary does not have.
         """
@@ -140,7 +140,7 @@ class IncrementalDecoder:
         return "" if piece is None else "".join(self._run([piece], 0))
 
     def finish(self) -> str:
-        """What was still held back; bytes that never became a character are U+FFFD."""
+        """Return what is still held back; bytes that are no character become U+FFFD."""
         text = ""
         for i, step in enumerate(self._steps):
             text += "".join(self._run(step.finish(), i + 1))
@@ -153,15 +153,15 @@ class IncrementalDecoder:
 
 
 def make_steps(decoder: Mapping[str, Any] | None, word_suffix: str = "") -> list[Step]:
-    """The steps of a decoder as tokenizer.json writes it.
+    """Make the steps of a decoder of tokenizer.json.
 
-    word_suffix: CLIP's `</w>`; such text is also stripped at both ends. Raises GencliError for a step that is unknown.
+    word_suffix: CLIP's `</w>`; such text is also stripped at both ends. Raises GencliError for an unknown step.
     """
     if decoder is None:
         return [Each(lambda piece, first: piece if first else " " + piece)]
     rows = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     steps: list[Step] = []
-    whole = False  # whether the pieces have become one text
+    whole = False  # whether the pieces are one text by now
     for row in rows:
         kind = row["type"]
         if kind == "Fuse" or (kind == "ByteLevel" and not whole):

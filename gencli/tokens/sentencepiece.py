@@ -1,6 +1,6 @@
-"""SentencePiece's `.model` files (Kudo & Richardson 2018, arXiv 1808.06226): BPE and unigram, without its library.
+"""`.model` files of SentencePiece (Kudo & Richardson 2018, arXiv 1808.06226), BPE and unigram, without its library.
 
-The file is a protocol-buffers message (`sentencepiece_model.proto`), of which a few fields are read here.
+The file is a protocol-buffers message (`sentencepiece_model.proto`), of which some fields are read here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENDED = "is cut off or no SentencePiece model"
 
 @dataclass(frozen=True)
 class Pieces:
-    """A vocabulary and how texts are made ready for it. Ids are None for tokens that there are not."""
+    """A vocabulary and how texts are normalised for it. The id of an absent token is None."""
 
     texts: tuple[str, ...]
     scores: tuple[float, ...]
@@ -41,13 +41,13 @@ class Pieces:
     pad_id: int | None = None
 
     def named(self) -> dict[str, str]:
-        """bos_token, eos_token, … → its text, of those that the vocabulary has."""
+        """Return bos_token, eos_token, … → its text, for those that the vocabulary has."""
         ids = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
         return {name: self.texts[i] for name, i in ids.items() if i is not None and 0 <= i < len(self.texts)}
 
 
 def read(path: Path) -> Pieces:
-    """Read a `.model` file. Raises GencliError for a broken one, and for kinds that gencli does not have."""
+    """Read a `.model` file. Raises GencliError for a broken one, and for kinds that gencli does not support."""
     content = read_bytes(path)
     try:
         found = _parse(content)
@@ -98,7 +98,7 @@ def _parse(content: bytes) -> Pieces:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: number, and its value (an int for a varint, else bytes). Raises ValueError."""
+    """Yield number and value of the fields of a message (int for a varint, else bytes). Raises ValueError."""
     at = 0
     while at < len(content):
         key, at = _varint(content, at)
@@ -145,15 +145,15 @@ def _int(value: int | bytes) -> int:
 
 
 def _signed(value: int) -> int:
-    """An int32 as a message holds it."""
+    """Return an int32 that a message holds as uint64."""
     return value - 2**64 if value >= 2**63 else value
 
 
 def backend(pieces: Pieces, *, prefix_every_part: bool = True, extra: tuple[str, ...] = ()) -> Backend:
-    """The tokenizers library's tokenizer that splits as these pieces do.
+    """Make a backend of the tokenizers library that splits as SentencePiece does with these pieces.
 
-    prefix_every_part: the space before a text is also put after each special token in it, as the files' "legacy" says.
-    extra: tokens that follow the vocabulary (T5's sentinels). Raises GencliError for a vocabulary that is none.
+    prefix_every_part: put the space of the beginning also after each special token (`legacy` in the files). extra:
+    tokens after the vocabulary (T5's sentinels). Raises GencliError for a vocabulary that is not valid.
     """
     texts = [*pieces.texts, *extra]
     ids = {text: i for i, text in enumerate(texts)}
@@ -181,14 +181,14 @@ def backend(pieces: Pieces, *, prefix_every_part: bool = True, extra: tuple[str,
     made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *start])
     for text, kind in zip(pieces.texts, pieces.types, strict=True):
         if kind in (CONTROL, USER_DEFINED):
-            whole = kind == USER_DEFINED and not pieces.dummy_prefix  # matched in the text as pieces write it
+            whole = kind == USER_DEFINED and not pieces.dummy_prefix  # matched after normalisation
             made.add_tokens([AddedToken(text, special=kind == CONTROL, normalized=whole)])
     made.add_tokens([AddedToken(text, special=True) for text in extra])
     return made
 
 
 def _prepare(made: Backend, pieces: Pieces, prefix_every_part: bool) -> None:
-    """What is done to a text before it is split: SentencePiece's own steps, in its order."""
+    """Set how a text is normalised before it is split, in the steps and the order of SentencePiece."""
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
     if pieces.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -203,7 +203,7 @@ def _prepare(made: Backend, pieces: Pieces, prefix_every_part: bool) -> None:
 
 
 def merges(pieces: Pieces) -> list[tuple[str, str]]:
-    """The pairs that BPE joins, best first: every way to make a piece from two others, by the piece's score."""
+    """Return the merges of BPE, best first: every pair of pieces that makes a piece, by the score of that piece."""
     normal = {
         text: (score, i)
         for i, (text, score, kind) in enumerate(zip(pieces.texts, pieces.scores, pieces.types, strict=True))

@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its chat template: `chat_template.jinja`, else a key of tokenizer_config.json."""
+"""The chat template of a checkpoint: `chat_template.jinja`, or a key of tokenizer_config.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gencli.json_files import read_bytes, read_json
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The Jinja source of the template named `default`, or None. config: tokenizer_config.json.
+    """Return the Jinja source of the template named `default`, or None. config: tokenizer_config.json.
 
-    The key holds one template, or a list of `{"name": …, "template": …}`. Older multimodal checkpoints keep it in
-    chat_template.json. Raises GencliError for anything that is no text.
+    The key holds one template, or a list of `{"name": …, "template": …}`. Older multimodal checkpoints have it in
+    chat_template.json. Raises GencliError for what is not text.
     """
     file = folder / "chat_template.jinja"
     if file.is_file():

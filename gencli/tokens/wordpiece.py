@@ -1,4 +1,4 @@
-"""BERT's tokenizer from its vocab.txt: words split at spaces and punctuation, then into the longest known pieces."""
+"""BERT's tokenizer from vocab.txt: words split at spaces and punctuation, then into the longest known pieces."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NAMES = {
 
 
 def backend(path: Path, config: Mapping[str, Any]) -> Backend:
-    """The splitter of a vocab.txt, one piece a line. config: tokenizer_config.json.
+    """Make the backend of a vocab.txt, one piece per line. config: tokenizer_config.json.
 
-    Raises GencliError for a file that is no vocabulary, and for settings that split otherwise.
+    Raises GencliError for a file that is not a vocabulary, and for settings that are not supported.
     """
     where = path.parent / "tokenizer_config.json"
     if config.get("do_basic_tokenize", True) is not True or config.get("never_split"):
@@ -55,7 +55,7 @@ def backend(path: Path, config: Mapping[str, Any]) -> Backend:
 
 
 def _read(path: Path) -> dict[str, int]:
-    """Piece → number of its line, from 0. The last of two equal lines counts, as everywhere."""
+    """Return piece → number of its line, from 0. The last of two equal lines counts, as in the reference."""
     try:
         text = read_bytes(path).decode()
     except UnicodeDecodeError:
