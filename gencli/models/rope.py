@@ -42,7 +42,7 @@ class Rope:
     long_factor: tuple[float, ...] | None = None
 
     def max_length(self, max_position_embeddings: int) -> int:
-        """Return the longest text in tokens. Linear and dynamic configs have the length before scaling, others after."""
+        """Return the longest text in tokens. Linear and dynamic configs have the length before scaling."""
         if self.rope_type in ("linear", "dynamic"):
             return int(max_position_embeddings * (self.factor or 1))
         if self.rope_type == "yarn" and self.original_max_position_embeddings:
