@@ -27,9 +27,11 @@ from gencli.tokens import Tokenizer
 Message = dict[str, str]  # `role` (system, user or assistant) and `content`
 SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
-SECONDS = 5  # of processor time; real templates take milliseconds
+SECONDS = 5  # of processor time for all prompts together, and a little more for each; real templates take milliseconds
 PATIENCE = 60  # seconds of wall time, for a busy machine and for systems that cannot limit processor time
-CHARACTERS = 2**24
+OWN_CHARACTERS = 2**17  # that a template may write besides the messages, which it may repeat COPIES times
+COPIES = 4
+SOURCE_LIMIT = 2**20  # characters; real templates have thousands
 ANSWER, NEXT = "\U000ffffd", "\U000ffffc"  # what is said in a conversation that shows how a turn ends
 # The usual ends of turns, for templates that refuse to show theirs.
 TURN_ENDS = (
@@ -49,9 +51,12 @@ class ChatTemplate:
     """Jinja source and the process that renders it: started at once, ended by `close` or by garbage collection."""
 
     def __init__(self, source: str, name: str):
-        """name: the checkpoint's name, for error messages."""
+        """name: the checkpoint's name, for error messages. Raises GencliError for a source larger than any real one."""
+        if len(source) > SOURCE_LIMIT:
+            raise GencliError(f"{name}: its chat template has {len(source)} characters, more than any real one")
         self.source = source
         self.name = name
+        self._endless: tuple[str, GencliError] | None = None  # a source that was stopped, and what was said then
         self._process = _start()
         self._closer = weakref.finalize(self, _end, self._process)
 
@@ -60,11 +65,14 @@ class ChatTemplate:
 
         Raises GencliError when the template refuses them, is broken, or exceeds a limit.
         """
+        if self._endless and self._endless[0] == self.source:
+            raise self._endless[1]
         if self._process.poll() is not None:
             self._closer()
             self._process = _start()
             self._closer = weakref.finalize(self, _end, self._process)
-        request = {"template": self.source, "values": values, "seconds": SECONDS, "bytes": CHARACTERS}
+        characters = OWN_CHARACTERS + COPIES * len(json.dumps(values.get("messages"), ensure_ascii=False))
+        request = {"template": self.source, "values": values, "seconds": SECONDS, "characters": characters}
         answer = self._ask(json.dumps(request).encode() + b"\n")
         if "error" in answer:
             message = " ".join(answer["error"].split())[:300]
@@ -95,7 +103,9 @@ class ChatTemplate:
             return json.loads(line)
         code = process.wait()
         if code in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", signal.SIGKILL)):
-            raise GencliError(f"{self.name}: its chat template did not end within {SECONDS} seconds: does it loop?")
+            error = GencliError(f"{self.name}: its chat template did not end within {SECONDS} seconds: does it loop?")
+            self._endless = self.source, error
+            raise error
         raise GencliError(f"{self.name}: its chat template cannot be run (exit code {code})")
 
 

@@ -1,6 +1,7 @@
 """The process that renders chat templates (see `chat_template`): requests on stdin, texts on stdout.
 
-One JSON object per line each way: `{"template", "values", "seconds", "bytes"}` → `{"text"}` or `{"error"}`.
+One JSON object per line each way: `{"template", "values", "seconds", "characters"}` → `{"text"}` or `{"error"}`.
+The limits hold for the whole, not for each request: what one has used of the processor, the next ones lack.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MEMORY = 2**30  # bytes of address space; the interpreter with jinja2 takes a tenth
+MEMORY = 2**29  # bytes of address space; the interpreter with jinja2 takes a fifth
+ERROR_LIMIT = 1000  # characters
+REGAINED = 0.5  # seconds of processor time that each request adds to what is left, up to the limit
 
 
 class Generation(Extension):
@@ -65,25 +68,30 @@ def render(request: dict[str, Any]) -> dict[str, str]:
         for part in compiled(request["template"]).generate(**request["values"]):
             parts.append(part)
             size += len(part)
-            if size > request["bytes"]:
-                return {"error": f"it writes more than {request['bytes']} characters"}
+            if size > request["characters"]:
+                return {"error": f"it writes more than {request['characters']} characters"}
         return {"text": "".join(parts)}
     except jinja2.TemplateSyntaxError as error:
-        return {"error": f"line {error.lineno}: {error.message}"}
+        return {"error": f"line {error.lineno}: {error.message}"[:ERROR_LIMIT]}
     except MemoryError:
         return {"error": "it needs too much memory"}
     except Exception as error:  # a template is a program: it can fail in any way
-        return {"error": f"{error}" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"}
+        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+        return {"error": f"{kind}{error}"[:ERROR_LIMIT]}
 
 
 def serve() -> None:
     """Answer requests until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the answer, not for this process
     limit_memory()
+    left = math.inf
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        limit_time(request["seconds"])
-        sys.stdout.buffer.write(json.dumps(render(request)).encode() + b"\n")
+        began, left = time.process_time(), min(left, request["seconds"])
+        limit_time(math.ceil(left))
+        answer = render(request)
+        left = max(left - (time.process_time() - began), 0) + REGAINED
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 

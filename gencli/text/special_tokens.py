@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
+from gencli.errors import GencliError
 from gencli.tokens import Tokenizer
 
 MARKS = range(0xF0000, 0xFFFFE)  # a plane of private-use characters
@@ -48,7 +49,13 @@ class SpecialTokens:
 
     def unescape(self, text: str) -> str:
         """Return a rendered text as transformers would render it."""
-        return re.sub(f"{self._mark}(\\d+){self._mark}", lambda match: self._words[int(match[1])], text)
+        return re.sub(f"{self._mark}([^{self._mark}]*){self._mark}", lambda match: self._word(match[1]), text)
+
+    def _word(self, index: str) -> str:
+        """Return the word that two marks stand for. Raises GencliError for what a template has put between them."""
+        if index.isdecimal() and len(index) < 10 and int(index) < len(self._words):
+            return self._words[int(index)]
+        raise GencliError("the chat template takes the messages apart, with special tokens in them")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a rendered text. No special tokens are added: a template writes its own beginning."""
@@ -83,7 +90,7 @@ class SpecialTokens:
             if index % 2 == 0:
                 part += piece
                 continue
-            word = self._words[int(piece)]
+            word = self._word(piece)
             if word not in self.special:
                 yield part + word[: len(word) // 2]
                 part, word = "", word[len(word) // 2 :]

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.tokens.decode import BYTE_PIECE, IncrementalDecoder, byte_level_bytes, make_steps
+from gencli.tokens.growth import check_growth, check_text
 
 CONTEXT = 64  # visible tokens of a prompt that a decoder of its continuation looks at: more than any step holds back
 
@@ -39,12 +40,17 @@ class Tokenizer:
     groups: dict[int, tuple[int, ...]] = field(default_factory=dict)
     special_ids: frozenset[int] = field(init=False)
     _decoder: dict[str, Any] | None = field(init=False, repr=False)
+    _growth: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         decoder = self.backend.decoder
         object.__setattr__(self, "special_ids", frozenset(special))
         object.__setattr__(self, "_decoder", None if decoder is None else json.loads(decoder.__getstate__()))
+        check_growth(self._decoder, str(self.folder))
+        normalizer = self.backend.normalizer
+        rules = None if normalizer is None else json.loads(normalizer.__getstate__())
+        object.__setattr__(self, "_growth", check_growth(rules, str(self.folder)))
 
     @property
     def vocab_size(self) -> int:
@@ -62,6 +68,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise GencliError(f"the text is no valid Unicode at character {error.start}") from None
+        check_text(self.backend.normalizer, self._growth, text, str(self.folder))
         self.backend.encode_special_tokens = not special
         try:
             ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids

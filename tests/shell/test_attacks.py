@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -15,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from tests.shell.process import GENCLI, LIMIT, environment
+from tests.shell.test_chat import templated
 from tests.tiny.clip import make_clip, make_pictures
-from tests.tiny.image import make_ddpm, rewrite_json
+from tests.tiny.image import make_ddpm, make_stable_diffusion, rewrite_json
 from tests.tiny.imagegpt import make_imagegpt
+from tests.tiny.text import make_gpt2
 
 SECONDS = 20  # far more than any of them takes, and far less than what they ask for
 MEMORY = 220  # MiB at most, without torch; the pictures claim gigabytes
@@ -55,19 +57,20 @@ def check_words(code: int, out: bytes, err: bytes, *, said: str, wanted: int = 1
 LAUNCHER = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL).returncode
-open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+open(sys.argv[1], "w").write(f"{used.ru_maxrss} {used.ru_utime + used.ru_stime}")
 sys.exit(code)
 """
 
 
-def attack(*args: object, said: str, memory: int = MEMORY) -> None:
-    """Run gencli as a process of its own: its words, its seconds, and the most memory that it held."""
-    began = time.monotonic()
+def attack(*args: object, said: str, memory: int = MEMORY, seconds: float = SECONDS) -> None:
+    """Run gencli as a process of its own: its words, the processor's seconds, and the most memory that it held."""
     command = [sys.executable, "-S", "-c", LAUNCHER, "peak", *GENCLI, *map(str, args)]
     done = subprocess.run(command, capture_output=True, env=environment(), timeout=LIMIT)
     check_words(done.returncode, done.stdout, done.stderr, said=said)
-    assert time.monotonic() - began < SECONDS
-    peak = int(Path("peak").read_text()) / (2**20 if sys.platform == "darwin" else 2**10)
+    held, used = map(float, Path("peak").read_text().split())
+    assert used < seconds, f"{used:.1f} s"
+    peak = held / (2**20 if sys.platform == "darwin" else 2**10)
     assert peak < memory, f"{peak:.0f} MiB"
 
 
@@ -380,3 +383,53 @@ def test_weights_that_claim_much_take_little_memory():
         copy
     )
     attack("score", "x", "good.png", "-m", "hurt", said="does not fit its config", memory=900)
+
+
+# --- small files that ask for much work
+
+
+BASE = 900  # MiB at most, with torch and a tiny model
+DOUBLES = "{% set ns = namespace(x='a') %}{% for a in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+TEMPLATES = {
+    "millions of characters": ("{{ 'ab ' * 5000000 }}", "writes more than"),
+    "millions in pieces": ("{% for a in range(99999) %}{{ 'abc ' * 1000 }}{% endfor %}", "writes more than"),
+    "no end": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does it loop?"),
+    "a long error": ("{{ raise_exception('long ' * 20000000) }}", "long long"),
+    "a long error of Python's": ("{{ 1 + ('long ' * 20000000) }}", "TypeError"),
+    "memory": (DOUBLES, "memory"),
+}
+
+
+@pytest.mark.parametrize("what", TEMPLATES)
+def test_templates_that_ask_for_much(what: str, tmp_path: Path) -> None:
+    template, said = TEMPLATES[what]
+    model = templated(tmp_path / "model", template)
+    attack("text", "hi", "--chat", "-m", model, "-n", "1", said=said, memory=BASE, seconds=14)
+
+
+TOKENIZERS = {
+    "one to a million": [{"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 10**6}],
+    "doubled and doubled": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+    "before each part": [{"type": "Prepend", "prepend": "b" * 10**6}],
+}
+
+
+@pytest.mark.parametrize("what", TOKENIZERS)
+def test_tokenizers_that_make_much_of_little(what: str, tmp_path: Path) -> None:
+    model = make_gpt2(tmp_path / "model")
+    file = model / "tokenizer.json"
+    rules = {"type": "Sequence", "normalizers": TOKENIZERS[what]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": rules}))
+    attack("text", "a b a", "-m", model, "-n", "1", said="characters out of one", memory=BASE, seconds=12)
+
+
+@pytest.mark.parametrize("what", ["steps", "plain", "brackets"])
+def test_a_picture_whose_text_is_long(what: str, tmp_path: Path) -> None:
+    settings = "\nSteps: 1, Sampler: DDIM, CFG scale: 7, Seed: 1"
+    prompts = {"steps": "a\n" + 'a:"\\,' * 200_000, "plain": "word " * 200_000, "brackets": "(" * 99 + "\\(" * 400_000}
+    text = PngInfo()
+    text.add_text("parameters", (prompts[what] + settings)[: 2**20 - 1], zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "long.png", pnginfo=text)
+    make_stable_diffusion(tmp_path / "sd")
+    args = ("image", "--from", tmp_path / "long.png", "-m", tmp_path / "sd", "-o", tmp_path / "out.png")
+    attack(*args, said="the prompt has", memory=BASE, seconds=12)

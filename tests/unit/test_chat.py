@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -298,7 +299,7 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
     "source, problem",
     [
         (LOOPS, "its chat template did not end within 1 seconds: does it loop?"),
-        ("{% for a in range(99999) %}{{ 'abc' * 10000 }}{% endfor %}", "it writes more than 16777216 characters"),
+        ("{% for a in range(99999) %}{{ 'abc' * 10000 }}{% endfor %}", "it writes more than 131080 characters"),
         ("{{ 'a' * 10**10 }}", "it needs too much memory"),
         ("{% for a in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
@@ -321,6 +322,56 @@ def test_a_template_that_does_wrong_is_one_clear_line(monkeypatch, source: str, 
     made.source = "well: {{ messages }}"
     assert made.render(messages=[]) == "well: []", "the next one is rendered all the same"
     made.close()
+
+
+@pytest.mark.slow
+def test_limits_hold_for_the_whole_not_for_each_prompt(monkeypatch):
+    """A template that is stopped once is not run again."""
+    monkeypatch.setattr(chat_template, "SECONDS", 1)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    made = ChatTemplate(LOOPS, "model")
+    for _ in range(5):
+        with pytest.raises(GencliError, match="did not end within 1 seconds"):
+            made.render(messages=[])
+    made.close()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "source", ["{{ raise_exception('long ' * 10**7) }}", "{% for %}" + "x" * 10**5, "{{ 'a' * 10**7 }}"]
+)
+def test_what_a_template_says_is_short(source: str):
+    made = ChatTemplate(source, "model")
+    with pytest.raises(GencliError) as caught:
+        made.render(messages=[])
+    made.close()
+    assert len(caught.value.message) < 500
+
+
+def test_a_template_may_repeat_the_messages_and_write_some_more():
+    made = ChatTemplate("{{ 'x' * 100000 }}{% for i in range(3) %}{{ messages[0].content }}{% endfor %}", "model")
+    content = "word " * 10**5
+    assert made.render(messages=[{"role": "user", "content": content}]) == "x" * 10**5 + content * 3
+    made.close()
+    with pytest.raises(GencliError, match="more than any real one"):
+        ChatTemplate("x" * (2**20 + 1), "model")
+
+
+def test_a_template_that_takes_escaped_words_apart_is_one_clear_line(chat_model):
+    """What stands for a special token that the user wrote may be cut out of a message and made another."""
+    tokenizer = chat_model.model.tokenizer
+    for source in (
+        "{{ messages[0].content[:1] }}9999999{{ messages[0].content[:1] }}",
+        "{{ messages[0].content[:1] }}{{ '9' * 5000 }}{{ messages[0].content[:1] }}",
+        "{{ messages[0].content[:1] }}x{{ messages[0].content[:1] }}",
+    ):
+        made = Templated(dataclasses.replace(tokenizer, chat_template=source), "model")
+        with pytest.raises(GencliError, match="takes the messages apart"):
+            made.prompt([{"role": "user", "content": END}])
+        made.close()
 
 
 def test_where_a_template_lies(tmp_path: Path):

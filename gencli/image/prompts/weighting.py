@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BRACKET_WEIGHT = 1.1  # a round bracket without a number multiplies by this, a square one divides by it
 NESTING_LIMIT = 100
+LENGTH_LIMIT = 2**16  # characters; several hundred chunks
 COMMA_DISTANCE = 20  # tokens that a chunk gives to the next one, at most, in order to end at a comma
 STATES = "encoder_hidden_states"
 
@@ -57,6 +58,8 @@ def parse(prompt: str) -> list[WeightedText]:
     Raises GencliError for a weight that is not a number, and for syntax of the web UI that gencli does not support:
     prompts that change from step to step, `AND`, `<lora:…>`.
     """
+    if len(prompt) > LENGTH_LIMIT:
+        raise GencliError(f"the prompt has {len(prompt)} characters; with weights it may have {LENGTH_LIMIT}")
     _refuse_extras(prompt)
     stretches: list[WeightedText] = []
     opened: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # (stretch, character) that follows each bracket
