@@ -1,4 +1,4 @@
-"""The way in: `gencli …` and `python -m gencli …`. However a run ends, it ends here as an exit code."""
+"""The entry point of `gencli …` and `python -m gencli …`; every end of a run becomes an exit code here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DONE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 130, 141, 143
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line `args` (default: the process's own); the exit code. Errors have been said on stderr."""
+    """Run the command line `args` (default: the process's own), print errors on stderr, and return the exit code."""
     with stopping.remembered():
         return _main(sys.argv[1:] if args is None else args)
 
@@ -44,7 +44,7 @@ def _main(args: Sequence[str]) -> int:
 
 
 def _exit_code(error: BaseException, console: Console | None) -> int:
-    """Say what went wrong, as far as there is anything to say, and give the exit code for it."""
+    """Print the error, if there is anything to print, and return its exit code."""
     if console is not None:
         console.clear()
         console.traceback(error)
@@ -64,7 +64,7 @@ def _exit_code(error: BaseException, console: Console | None) -> int:
 
 
 def _in_plain_words(error: BaseException) -> GencliError:
-    """Errors of the machine as the user meets them; anything else is a defect of gencli, and says so."""
+    """Translate errors of the operating system; anything else is reported as a defect of gencli."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text:  # torch's words
         hint = "a smaller model, a smaller --dtype, or less at a time needs less memory"
@@ -76,7 +76,7 @@ def _in_plain_words(error: BaseException) -> GencliError:
 
 
 def _open_standard_streams() -> None:
-    """Give closed descriptors 0 to 2 the null device, so that no file opened later is taken for a standard stream."""
+    """Open the null device for closed descriptors 0 to 2, so that no other file gets these numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -85,7 +85,7 @@ def _open_standard_streams() -> None:
 
 
 def _let_go_of_stdout(code: int) -> None:
-    """Write what is buffered or drop it, so that the interpreter does not stumble over it at its end."""
+    """Flush stdout or drop its buffer, so that the interpreter does not fail on it at exit."""
     if sys.stdout is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision: names from the command line → torch's. Checking a name needs no torch."""
+"""Devices and dtypes by the names of the command line. Checking a name needs no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT_DTYPES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16":
 
 
 def check_names(device: str, dtype: str, threads: int | None) -> None:
-    """Raises UsageError for a device, dtype or number of threads that can be meant nowhere."""
+    """Raise UsageError for an unknown device or dtype, and for an impossible number of threads."""
     if device not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", device):
         raise UsageError(
             f"--device {device!r}: no such device", _hint(device, DEVICES) or "auto, cpu, cuda, cuda:N or mps"
@@ -34,9 +34,9 @@ def check_names(device: str, dtype: str, threads: int | None) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device for a checked name; auto is the first there is of cuda, mps, cpu.
+    """Return the torch device of a checked name; auto is the first available one of cuda, mps, cpu.
 
-    Raises GencliError when this machine has no such device.
+    Raise GencliError if this machine has no such device.
     """
     import torch
 
@@ -58,7 +58,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device, stored: Iterable[str]) -> torch.dtype | None:
-    """The precision to load in for a checked name, or None to keep the file's own.
+    """Return the dtype of a checked name, or None to keep the file's own.
 
     stored: the dtypes in the file as safetensors writes them (`F32`, `F16`, `BF16`). auto keeps the file's own, but
     float16 becomes float32 on a CPU, which has no arithmetic for it, and a file of several becomes the widest of them.
@@ -74,7 +74,7 @@ def pick_dtype(name: str, device: torch.device, stored: Iterable[str]) -> torch.
 
 
 def set_threads(threads: int | None) -> None:
-    """Use this many CPU threads from now on (None: as torch chooses)."""
+    """Set the number of CPU threads; None leaves it to torch."""
     if threads is not None:
         import torch
 
@@ -82,7 +82,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def peak_memory() -> int:
-    """The most memory in bytes that this process has held so far, mapped files included; 0 where nobody counts it."""
+    """Return the peak memory of this process in bytes, mapped files included, or 0 if the system does not say."""
     try:  # Linux; getrusage counts the parent's in, as it was at the fork
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024

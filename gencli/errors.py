@@ -1,4 +1,4 @@
-"""The errors that a user is meant to see. Whatever else is raised is a defect of gencli."""
+"""Errors that a user may see. Any other exception is a defect of gencli."""
 
 
 class GencliError(Exception):
@@ -16,6 +16,6 @@ class GencliError(Exception):
 
 
 class UsageError(GencliError):
-    """What was asked makes no sense (exit code 2): an option out of range, two options that exclude each other."""
+    """The request is invalid (exit code 2): an option out of range, two options that exclude each other."""
 
     exit_code = 2

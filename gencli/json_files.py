@@ -1,4 +1,4 @@
-"""Reading the small files of a checkpoint: JSON objects and text, bounded, with one clear line for what is wrong."""
+"""Read the small files of a checkpoint: JSON objects and text, of bounded size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE_LIMIT = 64 * 2**20  # bytes; the largest index and tokenizer files of the h
 
 
 def read_bytes(path: Path) -> bytes:
-    """A small file's bytes. Raises GencliError when it is missing, unreadable or larger than any real one."""
+    """Return the bytes of a small file. Raise GencliError if it is missing, unreadable or too large."""
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for such a file of a checkpoint")
@@ -24,7 +24,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file. Raises GencliError as `read_bytes`, and when it is no JSON object."""
+    """Return the JSON object in a file. Raise GencliError as `read_bytes`, and if it is not a JSON object."""
     content = read_bytes(path)
     try:
         value = json.loads(content)

@@ -37,7 +37,7 @@ class Bounds:
     open_low: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raises UsageError for a value outside, or one that is no number."""
+        """Raise UsageError for a value outside the limits, or one that is not a number."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and math.isfinite(value) and self.low <= value <= self.high and not self._is_open_end(value):
             return
@@ -96,7 +96,7 @@ class Option:
     names: str | None = None
 
     def field(self, default: Any, **more: Any) -> Any:
-        """A dataclass field with this row."""
+        """Return a dataclass field with this row."""
         return dataclasses.field(default=default, metadata={"option": self}, **more)
 
     @property
@@ -105,12 +105,12 @@ class Option:
 
     @property
     def metavar(self) -> str | None:
-        """What stands for the value."""
+        """The placeholder of the value."""
         words = [word for word in self.usage.replace(",", " ").split() if not word.startswith("-")]
         return " ".join(words) or None
 
     def name(self, field: str) -> str:
-        """What messages call it; `field` is the field that it fills."""
+        """Return its name in messages; `field` is the field that it fills."""
         long = next((flag for flag in self.flags if flag.startswith("--")), f"--{field.replace('_', '-')}")
         return self.called or long.partition("/")[0]
 
@@ -122,7 +122,7 @@ class Option:
         return f"{self.help} (default: {self.usual:g})." if self.usual is not None else f"{self.help}."
 
     def check(self, field: str, value: Any, default: Any = None) -> None:
-        """Raises UsageError for a value of a field that is not of the row's kind, limits or choices. A value that is
+        """Raise UsageError for a value of a field that is not of the row's kind, limits or choices. A value that is
         None is left open, where `default` is too."""
         name = self.name(field)
         if value is None and default is None:
@@ -160,19 +160,19 @@ def check_kind(name: str, value: Any, kind: Any, within: tuple[float, float] | N
 
 
 def row(field: dataclasses.Field[Any]) -> Option | None:
-    """The row of a dataclass field, if it has one."""
+    """Return the row of a dataclass field, if it has one."""
     return field.metadata.get("option")
 
 
 def rows(record: Any) -> Iterator[tuple[str, Option]]:
-    """The names and rows of a dataclass (or an instance of one), in the order of its fields."""
+    """Yield the names and rows of a dataclass or an instance, in the order of its fields."""
     for field in dataclasses.fields(record):
         if (found := row(field)) is not None:
             yield field.name, found
 
 
 def check(record: Any) -> None:
-    """Check every field of an instance that has a row. Lists become tuples. Raises UsageError."""
+    """Check every field of an instance that has a row. Lists become tuples. Raise UsageError."""
     for field in dataclasses.fields(record):
         option, value = row(field), getattr(record, field.name)
         if option is None:
@@ -184,7 +184,7 @@ def check(record: Any) -> None:
 
 
 def check_values(record: Any, values: Mapping[str, Any]) -> None:
-    """Check values for fields of a dataclass, each by itself. Raise UsageError."""
+    """Check values for fields of a dataclass, each on its own. Raise UsageError."""
     for name, option in rows(record):
         if name in values:
             option.check(name, values[name])

@@ -1,4 +1,4 @@
-"""What a loaded model depends on, apart from what one text or picture needs. No torch."""
+"""What loading a model depends on, as opposed to what one text or image needs. No torch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ALLOW_PICKLE = Option(
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Embedded names, for the shell."""
+    """Return the embedded names that begin so, for the shell's completion."""
     from gencli.checkpoints.find import embedded_names
 
     return [name for name in embedded_names() if name.startswith(incomplete)]
 
 
 def named_model(env: str, default: str | None, what: str = "", example: str = "openai-community/gpt2") -> Option:
-    """The row of -m/--model. `what`: the kind of model, where none of that kind is embedded."""
+    """Return the row of -m/--model. what: the kind of model, if none of that kind is embedded."""
     begin = f"{what}: local folder, or" if what else "Embedded name, local folder or file, or"
     help = f"{begin} Hugging Face id such as {example} (default: {default or 'none'}; environment: {env})."
     complete = () if what else complete_model
@@ -42,10 +42,10 @@ def named_model(env: str, default: str | None, what: str = "", example: str = "o
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model as it is to be loaded: another value of any field needs another load. Hashable: a key of warm models.
+    """What loading a model depends on: if a field changes, it has to be loaded again. Hashable, as a key.
 
-    lora: PATH[:SCALE], each. threads: CPU threads, which are the process's and make no other model.
-    Raises UsageError for a device, a precision or a number of threads that can be meant nowhere.
+    lora: PATH[:SCALE], each. threads: CPU threads; they belong to the process, and are not compared.
+    Raise UsageError for an unknown device or precision, and for an impossible number of threads.
     """
 
     # fmt: off

@@ -37,7 +37,7 @@ def remembered() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """Around heavy imports. Raises the KeyboardInterrupt or Terminated that came and was swallowed there."""
+    """Around heavy imports. Raise the KeyboardInterrupt or Terminated that came and was swallowed there."""
     try:
         yield
     except Exception:

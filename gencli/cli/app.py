@@ -63,9 +63,9 @@ def gencli(
 
 
 def run(args: Sequence[str], console: Console) -> int:
-    """Parse `args` and run the command they name; its exit code.
+    """Parse `args`, run the command that they name, and return the exit code.
 
-    Raises GencliError, and UsageError for what the parser refuses.
+    Raise GencliError, and UsageError if the parser refuses `args`.
     """
     command = typer.main.get_command(app)
     if os.environ.get("_GENCLI_COMPLETE"):

@@ -39,7 +39,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclass(frozen=True)
 class ChatRequest(TextRequest):
-    """A request for an answer, which may be longer than a text is by default."""
+    """A request for an answer; its default length differs from that of a text."""
 
     # fmt: off
     max_tokens: int | None = integer(MAX_TOKENS, "-n, --max-tokens, --max-new-tokens N",
@@ -134,7 +134,7 @@ class Repl:
         }
 
     def run(self) -> None:
-        """Until /exit or Ctrl-D. Errors are told, and the conversation goes on."""
+        """Read messages until /exit or Ctrl-D. An error is printed, and the conversation continues."""
         use_line_editing()
         while True:
             try:
@@ -152,7 +152,7 @@ class Repl:
                 self.console.error(error)
 
     def take(self, message: str) -> None:
-        """A message or a command."""
+        """Answer a message, or run a command."""
         if message.startswith("//"):
             self.answer(message[1:])
         elif message.startswith("/"):
@@ -164,9 +164,9 @@ class Repl:
             self.answer(message)
 
     def answer(self, message: str) -> None:
-        """Stream the answer to stdout; it is then a part of the conversation, as far as it came.
+        """Stream the answer to stdout and add it to the conversation, even if it is interrupted.
 
-        Raises GencliError when there is none; on KeyboardInterrupt the line that was begun is ended.
+        Raise GencliError when there is none; on KeyboardInterrupt the line that was begun is ended.
         """
         prompt = self.session.prepare(message)
         if count := self.session.left_out:
@@ -197,7 +197,7 @@ class Repl:
             events.close()
 
     def _note_end(self, sample: Completion) -> None:
-        """Say what the text itself does not show."""
+        """Note an end that the text itself does not show."""
         if reason := why_empty(sample):
             self.console.note(reason)
         elif sample.finish_reason == "length":
@@ -251,9 +251,9 @@ class Repl:
 
 
 def read_message() -> str:
-    """The next message: a line, lines that end in a backslash but for the last, or a block between triple quotes.
+    """Read a message: one line, several lines joined by backslashes at their ends, or a block in triple quotes.
 
-    Raises EOFError when the terminal is closed (Ctrl-D), GencliError for bytes that are no text.
+    Raise EOFError when the terminal is closed (Ctrl-D), GencliError for bytes that are no text.
     """
     line = _read_line(PROMPT)
     if line.lstrip().startswith(BLOCK):
@@ -267,13 +267,13 @@ def read_message() -> str:
 
 
 def use_line_editing() -> None:
-    """Arrow keys and recall of what was typed, where the system has them."""
+    """Enable line editing and history if the system has them."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (its import is what changes `input`)
 
 
 def _read_line(prompt: str) -> str:
-    """One line. The prompt is on the terminal: on stderr when stdout is something else."""
+    """Read one line. The prompt goes to the terminal: to stderr if stdout is something else."""
     try:
         if is_terminal(sys.stdout):
             return input(prompt)
@@ -289,7 +289,7 @@ def _read_line(prompt: str) -> str:
 
 
 def _path(name: str, command: str) -> Path:
-    """The file that was named, `~` and quotes as in a shell. Raises UsageError when there is none."""
+    """Return the path in `name`, with `~` and quotes as in a shell. Raise UsageError if it is empty."""
     try:
         [word] = shlex.split(name)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`gencli codes`: a picture as numbers of a VQ autoencoder's codebook, and back."""
+"""`gencli codes`: an image as codes of a VQ autoencoder, and back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Turned:
-    """What is turned into what."""
+    """The arguments, and where the result goes."""
 
     # fmt: off
     files: tuple[str, ...] = Option(str, "FILE", "Pictures; with --paint one file of codes. `-`: stdin.", INPUT,
@@ -94,7 +94,7 @@ def codes(ctx: typer.Context, turned: Turned, spec: VQSpec, fetching: Fetching, 
 
 
 def _check(turned: Turned) -> None:
-    """Raise UsageError for what cannot be meant."""
+    """Raise UsageError for options that exclude each other."""
     paths, paint = turned.files, turned.paint
     if not paths:
         what = "codes to paint" if paint else "picture"
@@ -119,7 +119,7 @@ def _size(size: str) -> tuple[int, int]:
 
 
 def _read(codec: Codec, path: str, size: tuple[int, int] | None, *, json: bool) -> None:
-    """Print a picture's codes."""
+    """Print the codes of an image."""
     from PIL import Image
 
     from gencli.image.codes import to_text
@@ -141,7 +141,7 @@ def _read(codec: Codec, path: str, size: tuple[int, int] | None, *, json: bool) 
 
 
 def _paint(codec: Codec, path: str, sink: ImageSink, *, json: bool) -> None:
-    """Write the picture of codes, and say where it is."""
+    """Write the image of codes, and print its path."""
     from gencli.image.codes import parse
     from gencli.image.files.pictures import encode
     from gencli.image.request import ImageRequest

@@ -26,7 +26,7 @@ def escape_controls(text: str, keep: str = "\n\t") -> str:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is there, open and a terminal."""
+    """Return whether a stream exists, is open and is a terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -34,7 +34,7 @@ def is_terminal(stream: Any) -> bool:
 
 
 class Console:
-    """What gencli says to people. One is made by `main` and reaches every command as `ctx.obj`.
+    """Messages on stderr. `main` makes one, which every command gets as `ctx.obj`.
 
     `color` is auto, always or never; `quiet` leaves out progress and notes; `debug` shows tracebacks.
     """
@@ -49,7 +49,7 @@ class Console:
         self._last = 0.0
 
     def colored(self, stream: Any = None) -> bool:
-        """Whether colours may go to `stream` (default stderr): --color, else a terminal without NO_COLOR, TERM=dumb."""
+        """Return whether `stream` (default: stderr) gets colours: by --color, else by its kind, NO_COLOR and TERM."""
         if self.color != "auto":
             return self.color == "always"
         stream = self.stream if stream is None else stream
@@ -59,49 +59,49 @@ class Console:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colored() else text
 
     def note(self, text: str) -> None:
-        """Something worth knowing that is no error."""
+        """Print something worth knowing that is not an error."""
         if not self.quiet:
             self._line(f"{self.style('note:', CYAN)} {self._safe(text)}")
 
     def stats(self, text: str) -> None:
-        """What --stats asked for: shown even with --quiet."""
+        """Print what --stats asks for, even with --quiet."""
         self._line(self.style(self._safe(text), DIM))
 
     def say(self, text: str) -> None:
-        """The answer to a command of a conversation: shown even with --quiet."""
+        """Print the answer to a command of `gencli chat`, even with --quiet."""
         self._line(self._safe(text))
 
     def aside(self, text: str) -> None:
-        """What a model says to itself, as it comes: dimmed on a terminal, nowhere else."""
+        """Print a model's reasoning as it comes: dimmed, and only on a terminal."""
         if not self.quiet and is_terminal(self.stream):
             self.clear()
             self._aside = True
             self._write(self.style(self._safe(text), DIM))
 
     def end_aside(self) -> None:
-        """What comes next stands on a line of its own."""
+        """End the line of an aside, if one is open."""
         if self._aside:
             self._aside = False
             self._write("\n")
 
     def error(self, error: GencliError) -> None:
-        """`error: …`, and `hint: …` when there is one."""
+        """Print `error: …`, and `hint: …` if there is one."""
         self._line(f"{self.style('error:', RED)} {self._safe(error.message)}")
         if error.hint:
             self._line(f"{self.style('hint:', YELLOW)} {self._safe(error.hint)}")
 
     def traceback(self, error: BaseException) -> None:
-        """The traceback of an error, with --debug alone."""
+        """Print the traceback of an error, with --debug only."""
         if self.debug:
             self._line("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
 
     @property
     def shows_progress(self) -> bool:
-        """Only a terminal that can redraw a line gets progress."""
+        """Whether stderr is a terminal that can redraw a line."""
         return not self.quiet and is_terminal(self.stream) and os.environ.get("TERM") != "dumb"
 
     def progress(self, label: str, done: int | None = None, total: int | None = None, rate: str = "") -> None:
-        """Draw the progress line: `label`, or `label ━━─ done/total rate`. `clear` or any other line wipes it."""
+        """Draw the progress line: `label`, or `label ━━─ done/total rate`. `clear` or any other line clears it."""
         if not self.shows_progress:
             return
         now = time.monotonic()
@@ -118,7 +118,7 @@ class Console:
         self._write(f"\r\x1b[K{text[:width]}")
 
     def clear(self) -> None:
-        """Wipe the progress line, as must be done before anything is written to the same terminal."""
+        """Clear the progress line; required before anything else is written to the terminal."""
         if self._drawn:
             self._drawn = False
             self._write("\r\x1b[K")

@@ -9,7 +9,7 @@ from gencli.cli.console import Console
 
 
 def show_download(console: Console) -> Progress:
-    """What `find` and `download` are given to be seen: one line on stderr, over all files together."""
+    """Return a callback that shows a download as one progress line for all files."""
     began = time.monotonic()
     before: int | None = None  # bytes that an earlier try had fetched
 
@@ -26,7 +26,7 @@ def show_download(console: Console) -> Progress:
 
 
 def in_words(size: int) -> str:
-    """Bytes as people say them: 613 B, 24.7 MB, 5.2 GB."""
+    """Format a number of bytes: 613 B, 24.7 MB, 5.2 GB."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if size >= 10**power:
             return f"{size / 10**power:.1f} {unit}"

@@ -87,7 +87,7 @@ class Group(TyperGroup):
         return command
 
     def summary(self, ctx: Any, name: str) -> str:
-        """One line on a command, for the list of commands."""
+        """Return one line about a command, for the list of commands."""
         return self.LAZY[name][1] if name in self.LAZY else self.get_command(ctx, name).get_short_help_str(200)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -100,7 +100,7 @@ class Group(TyperGroup):
 
 
 def explain(error: Exception) -> UsageError:
-    """A usage error of the parser (click's or typer's) as ours: what is wrong with the value, and what would help."""
+    """Translate a usage error of the parser (click's or typer's) into a UsageError with a hint."""
     ctx = getattr(error, "ctx", None)
     path = ctx.command_path if ctx is not None else "gencli"
     hint = f"see `{path} --help`"
@@ -126,7 +126,7 @@ def _close(word: str, known: list[str]) -> str | None:
 
 
 def _page(command: Any, ctx: Any, width: int) -> str:
-    """The whole help page of a command or group."""
+    """Return the help page of a command or group."""
     console = ctx.find_root().obj
     bold = isinstance(console, Console) and console.colored(sys.stdout)
     parts = [_paragraphs(inspect.cleandoc(command.help or ""), width)]
@@ -155,7 +155,7 @@ def _page(command: Any, ctx: Any, width: int) -> str:
 
 
 def _left(param: Any) -> str:
-    """`  -m, --model NAME`, with long options aligned below each other."""
+    """Return the left column, `  -m, --model NAME`, with long options aligned."""
     if param.param_type_name == "argument":
         return f"  {_metavar(param)}{'...' if param.nargs == -1 else ''}"
     short = [o for o in param.opts if not o.startswith("--")]

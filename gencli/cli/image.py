@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where prompts and other values come from."""
+    """Prompts, an image to repeat, and a size."""
 
     # fmt: off
     prompt: tuple[str, ...] = Option(str, "PROMPT",
@@ -46,7 +46,7 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where images go, and what is shown of them on the way."""
+    """Where images go, and what is shown while they are made."""
 
     # fmt: off
     output: str | None = string(None, "-o, --output PATH",
@@ -127,7 +127,7 @@ def image(
 
 
 def _check_stdin(sources: Sources, values: Mapping[str, Any]) -> None:
-    """Raise UsageError when stdin would have to be two things."""
+    """Raise UsageError if stdin is wanted for two things."""
     if sources.lines and sources.prompt:
         raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
     if values.get("mask") == "-":
@@ -141,9 +141,9 @@ def _check_stdin(sources: Sources, values: Mapping[str, Any]) -> None:
 def _request(
     console: Console, sources: Sources, asked: Asked[ImageRequest], fetch: partial[Source]
 ) -> tuple[ImageRequest, Finder]:
-    """The request, but for a prompt that has to be read from stdin, and what will find the things that it names.
+    """Return the request, without a prompt that comes from stdin, and the finder of what it names.
 
-    Raise UsageError for what makes no sense, GencliError for an image of --from that cannot be followed.
+    Raise UsageError for an invalid request, GencliError for an image of --from that cannot be repeated.
     """
     values, given = dict(asked.values), asked.given
     if sources.size is not None:
@@ -169,7 +169,7 @@ def _request(
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """Values beside --from, with something in the place of what goes with them and may come from there."""
+    """Fill in placeholders for values that may come from the image of --from, so that the others can be checked."""
     controls = max(len(value) for name, value in values.items() if name.startswith("control"))
     filled = {name: [*values[name], *["?"] * (controls - len(values[name]))] for name in ("control", "control_image")}
     count = max(values["count"], values.get("best") or 1)
@@ -183,7 +183,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_prompt: bool) -> dict[str, Any]:
-    """The values in an image, with what the command line says instead. Raise GencliError and UsageError."""
+    """Return the values in an image, overridden by the command line. Raise GencliError or UsageError."""
     from gencli.image.files.pictures import read_request
 
     found = read_request(path)
@@ -205,7 +205,7 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
 
 
 def _check_best(request: ImageRequest, given: frozenset[str], *, prompted: bool) -> None:
-    """Raise UsageError for --best without what it needs, and for --clip without --best."""
+    """Raise UsageError for --best without a CLIP or a prompt, and for --clip without --best."""
     if request.best is None:
         if "clip" in given:
             raise UsageError("--clip is for --best", "as in --count 16 --best 4")

@@ -1,4 +1,4 @@
-"""`--best`: of the pictures of a prompt the few that fit it best, by a CLIP. Imports torch when it opens one."""
+"""`--best`: keep the images that fit their prompt best, by a CLIP. Imports torch when it opens one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLD = 8  # scores in one note
 
 @dataclass(frozen=True)
 class Made:
-    """A finished picture, what its animation shows, how long it took, and its score once it has one."""
+    """A finished image, the frames of its animation, the seconds it took, and its score if there is one."""
 
     picture: Picture
     frames: list[Image.Image]
@@ -30,7 +30,7 @@ class Made:
 
 
 class Best:
-    """Pictures come in, prompt by prompt, and the best of each prompt come out. No more of them are held than kept."""
+    """Collects images prompt by prompt, and gives out the best of each prompt. Holds no more than it keeps."""
 
     def __init__(self, console: Console, scorer: Scorer, request: ImageRequest):
         self.console, self.scorer, self.request = console, scorer, request
@@ -39,7 +39,7 @@ class Best:
         self.told: tuple[str, Tensor] | None = None  # the last prompt, and its vector
 
     def vector(self, prompt: str) -> Tensor:
-        """What pictures are compared with, (E). Raises GencliError for a prompt that is too long."""
+        """Return the vector (E) of a prompt. Raise GencliError for a prompt that is too long."""
         from gencli.image.prompts.weighting import parse
 
         if self.told is None or self.told[0] != prompt:
@@ -50,7 +50,7 @@ class Best:
         return self.told[1]
 
     def add(self, made: Made) -> list[Made]:
-        """One more picture. When it is the last of its prompt: those to keep, the best first."""
+        """Add an image. After the last one of a prompt return those to keep, the best first."""
         vector = self.vector(made.picture.request.prompt)
         seen = self.scorer.pictures([self.scorer.prepare(made.picture.image.convert("RGB"))])[0]
         score = round(float(seen @ vector), 6)
@@ -72,7 +72,7 @@ class Best:
 
 
 def open_best(console: Console, clip: Source, request: ImageRequest, spec: ImageSpec) -> Best:
-    """Open the CLIP. Raises GencliError for one that is broken, and for a prompt that it cannot read."""
+    """Open the CLIP. Raise GencliError if it is broken or the prompt is too long for it."""
     from gencli.image.score import open_scorer
 
     console.progress(f"loading {clip.name}")

@@ -1,4 +1,4 @@
-"""What a request for images names, found: models, the files that go with them, and images. No torch.
+"""Find what a request for images names: models, the files that go with them, and images. No torch.
 
 One rule for all of it: what the command line or the environment names is found wherever it is; what only the image of
 --from names comes from a stranger, and is opened if it is on this machine, and never fetched.
@@ -29,7 +29,7 @@ ROWS = dict(rows(ImageRequest))
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a request names. controls: the ControlNets, each with its image."""
+    """Everything that a request names, found. controls: the ControlNets, each with its image."""
 
     model: Source
     clip: Source | None
@@ -47,7 +47,7 @@ class Finder:
     """Finds what `request` names. asked: what the command line said. from_file: the image of --from, if any. fetch:
     `find`, with what it may fetch.
 
-    Raise UsageError for names that are none, before anything is looked for.
+    Raise UsageError for malformed names, before anything is looked for.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Finder:
         )
 
     def check_files(self) -> None:
-        """Raise GencliError for a stranger's file that is none here: it opens no device and no pipe."""
+        """Raise GencliError if the image of --from names a file that is not a regular file here, such as a device."""
         for field, option in ROWS.items():
             if option.names != "file" or not self._is_foreign(field):
                 continue
@@ -95,12 +95,12 @@ class Finder:
                     )
 
     def _is_foreign(self, field: str) -> bool:
-        """Whether only the image of --from says what this field says."""
+        """Return whether the value of a field comes from the image of --from only."""
         said = self.asked.values.get(field, ImageRequest.__dataclass_fields__[field].default)
         return self.from_file is not None and getattr(self.request, field) != said
 
     def _models(self, field: str) -> list[Source]:
-        """The models that a field names."""
+        """Find the models that a field names."""
         names = _names(getattr(self.request, field))
         if not self._is_foreign(field):
             return [self.fetch(name) for name in names]
@@ -140,7 +140,7 @@ class Finder:
 
 
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """What a field names: nothing, one thing, or several."""
+    """Return the names in a field, which may hold none, one or several."""
     return value if isinstance(value, tuple) else () if value is None else (value,)
 
 

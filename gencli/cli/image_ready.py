@@ -1,4 +1,4 @@
-"""A request held against the small files of its checkpoint: all that can be told before torch is imported."""
+"""Check a request against the small files of its checkpoint, before torch is imported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ready(
     note: Callable[[str], None],
     allow_pickle: bool = False,
 ) -> tuple[ImageCheckpoint | Palette, ImageRequest]:
-    """Return the checkpoint, and the request with nothing left open. What is odd about the two goes to `note`.
+    """Open the checkpoint and resolve the request; return both. Remarks about the two go to `note`.
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """

@@ -29,7 +29,7 @@ Drawing = tuple[Pipeline | PixelModel, Iterator[Denoised | Picture]]  # a model,
 
 
 class Run:
-    """What a run is about, what it has made so far, and its clocks."""
+    """One run: its inputs, its settings, and what it has made so far."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Run:
         self.clock = Clock()
 
     def run(self, spec: ImageSpec, *, stats: bool) -> None:
-        """Draw with the model that `spec` names. Raise GencliError for all that can go wrong on the way."""
+        """Draw with the model that `spec` names. Raise GencliError if anything fails."""
         devices.set_threads(spec.threads)
         if isinstance(self.opened, Palette):
             model, events = self._draw_pixels(self.opened, spec)
@@ -81,13 +81,13 @@ class Run:
             self.console.stats(str(self.clock))
 
     def _draw_pixels(self, palette: Palette, spec: ImageSpec) -> Drawing:
-        """A model that draws pixel by pixel, and what it will draw. Raise GencliError."""
+        """Load a model that draws pixel by pixel; return it with its events. Raise GencliError."""
         self.console.progress(f"loading {palette.name}")
         model = imagegpt.load(palette, device=spec.device, dtype=spec.dtype)
         return model, imagegpt.generate(model, self.request, init=self.inputs.init)
 
     def _denoise(self, checkpoint: ImageCheckpoint, spec: ImageSpec) -> Drawing:
-        """A model that denoises, and what it will draw. Raise GencliError."""
+        """Load a model that denoises; return it with its events. Raise GencliError."""
         inputs, allow = self.inputs, {"allow_pickle": spec.allow_pickle}
         opened = [(open_control(source, checkpoint, **allow), image) for source, image in inputs.controls]
         self.console.progress(f"loading {checkpoint.name}")
@@ -100,7 +100,7 @@ class Run:
         return pipeline, generate(pipeline, self.request, self.prompts, controls=controls, **images)
 
     def _step(self, pipeline: Pipeline | PixelModel, step: Denoised) -> None:
-        """Show how far it is, and keep what the picture looks like where that was asked for."""
+        """Show the progress of a step, and keep its image if that was asked for."""
         self.clock.stepped()
         several = self.prompts is not None or self.request.count > 1
         numbers = range(step.first, step.first + len(step.x0))
@@ -131,7 +131,7 @@ class Run:
             self.step_files.setdefault(number, []).append(path)
 
     def _picture(self, picture: Picture) -> None:
-        """Write a finished picture, or keep it for the grid; of several that are compared, those that are kept."""
+        """Write a finished image or keep it for the grid; with --best, those that are kept."""
         seconds = self.clock.finished()
         if self.preview is not None:
             self.preview.show(picture.image)
@@ -174,7 +174,7 @@ class Run:
 
 
 class Clock:
-    """Seconds of a run's parts."""
+    """The seconds that the parts of a run take."""
 
     def __init__(self) -> None:
         self.began = self.last = self.picture = time.perf_counter()
@@ -191,7 +191,7 @@ class Clock:
         self.steps, self.last = self.steps + 1, now
 
     def finished(self) -> float:
-        """A picture is done; the seconds since the one before it."""
+        """Count an image as finished; return the seconds since the one before it."""
         self.last = time.perf_counter()
         seconds, self.picture = self.last - self.picture, self.last
         self.pictures += 1
@@ -201,7 +201,7 @@ class Clock:
         return time.perf_counter() - self.began - self.load
 
     def rate(self) -> str:
-        """Steps a second, or seconds a step when that is more."""
+        """Return steps per second, or seconds per step if that is more than one."""
         each = self.steps_time / self.steps if self.steps else 0.0
         return f"{each:.1f} s/step" if each >= 1 else f"{1 / each:.1f} steps/s" if each else ""
 
@@ -216,7 +216,7 @@ class Clock:
 
 
 def _folder(path: str) -> Path:
-    """The folder of --save-steps, made when it is not there. Raises GencliError or OSError."""
+    """Return the folder of --save-steps; make it if it does not exist. Raise GencliError or OSError."""
     folder = Path(path)
     if not folder.exists():
         folder.mkdir(parents=True)

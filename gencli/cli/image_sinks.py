@@ -1,4 +1,4 @@
-"""Pictures → stdout, or files under names made from a template; what is said of them as paths or JSON."""
+"""Write images to stdout, or to files named by a template, and print their paths or JSON."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Template:
         return Path(self.text.format(seed=seed, index=index, prompt=slug(prompt)))
 
     def check(self, what: str, *, many: bool) -> None:
-        """Raises UsageError when several pictures would go to one file, GencliError when their folder is not there."""
+        """Raise UsageError if several images would go to one file, GencliError if their folder does not exist."""
         if many and not self.fields & {"seed", "index"}:
             path = Path(self.text)
             hint = f"{what} '{path.with_stem(path.stem + '-{seed}')}'"
@@ -69,7 +69,7 @@ class Template:
             check_folder(self.path(seed=0, index=0, prompt="").parent)
 
     def write(self, data: bytes, request: ImageRequest, index: int) -> Path:
-        """Write one file; where it is. Raises GencliError or OSError."""
+        """Write one file and return its path. Raise GencliError or OSError."""
         path = self.path(seed=request.seed or 0, index=index, prompt=request.prompt)
         check_folder(path.parent)
         if self.new:
@@ -79,12 +79,12 @@ class Template:
 
 
 def _fits(name: str, spec: str) -> bool:
-    """Whether a field may have this format: a number's digits are few, or its file name would fill the memory."""
+    """Return whether a field may have this format; a number has at most two digits of width."""
     return not spec or (name != "prompt" and re.fullmatch(r"0?[0-9]{1,2}d?", spec, re.ASCII) is not None)
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name: letters, marks and digits of any script, dashes for what is between."""
+    """Return a prompt as part of a file name: letters, marks and digits of any script, joined by dashes."""
     known = (c if unicodedata.category(c)[0] in "LMN" else " " for c in prompt[: 4 * SLUG_LENGTH])
     words = "".join(known).split()
     text = "-".join(words)[:SLUG_LENGTH].strip("-")
@@ -93,7 +93,7 @@ def slug(prompt: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSink:
-    """Where pictures go. template None: to stdout as bytes. kind: the format, by its extension."""
+    """Where images go. template: None for stdout. kind: the format, named by its extension."""
 
     template: Template | None
     kind: str
@@ -112,7 +112,7 @@ class ImageSink:
         beside: Mapping[str, Path | Sequence[Path]],
         more: Mapping[str, Any],
     ) -> None:
-        """Write one picture and say where it is, and where the files beside it are; `more` goes into its JSON too."""
+        """Write one image, and print its path and those of the files in `beside`; `more` is added to its JSON."""
         from gencli.image.files.metadata import to_dict
         from gencli.image.files.pictures import describe, encode
 
@@ -133,19 +133,19 @@ class ImageSink:
 
 
 def _text(path: Path) -> str:
-    """A path for JSON, which is UTF-8 whatever the file system holds."""
+    """Return a path as text for JSON, which is UTF-8 whatever the file system uses."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def print_path(path: Path) -> None:
-    """One path a line, in the bytes that the file system has."""
+    """Print a path on a line, in the bytes of the file system."""
     write(os.fsencode(path) + b"\n")
 
 
 def plan(output: str | None, kind: str | None, *, many: bool, json: bool, metadata: bool) -> ImageSink:
-    """Where pictures go, from -o, --format and what stdout is. Raises UsageError for what cannot be meant.
+    """Return where images go, by -o, --format and what stdout is. Raise UsageError for an impossible combination.
 
-    Raises GencliError when stdout is closed.
+    Raise GencliError when stdout is closed.
     """
     stdout_bytes()  # fails now rather than after the work
     terminal = is_terminal(sys.stdout)
@@ -168,7 +168,7 @@ def plan(output: str | None, kind: str | None, *, many: bool, json: bool, metada
 
 
 def _kind(output: str | None, kind: str | None) -> str:
-    """The format: --format, else by the extension, else PNG."""
+    """Return the format: --format, else by the extension, else PNG."""
     found = "" if output is None or output.endswith("/") else Path(output).suffix.removeprefix(".").lower()
     if kind is not None and kind not in EXTENSIONS:
         raise UsageError(f"--format {kind}: unknown kind of picture", f"gencli writes {', '.join(EXTENSIONS)}")
@@ -192,7 +192,7 @@ def _template(output: str | None, kind: str) -> Template:
 
 
 def animation(path: str | None, *, many: bool) -> Template | None:
-    """Where --gif goes. Raises UsageError for no .gif file, or one for several pictures."""
+    """Return where --gif goes. Raise UsageError unless it is a .gif file, and one per image."""
     if path is None:
         return None
     if not path.lower().endswith(".gif"):

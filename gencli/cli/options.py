@@ -1,4 +1,4 @@
-"""Rows → commands: a command's parameters on the command line are the rows of the records that its function takes.
+"""Commands from rows: the options of a command are the rows of the records that its function takes.
 
     @command(app, epilog="Examples: …")
     def text(ctx: typer.Context, output: TextOutput, request: TextRequest, model: TextSpec, …) -> None:
@@ -34,15 +34,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Asked(Generic[T]):
-    """What the command line says of a record: values by field, and the names of all parameters that stand on it (as
-    against those from the environment and defaults)."""
+    """What the command line says of a record: its values by field, and the names of all parameters that are given on
+    the command line itself, not by the environment or a default."""
 
     record: type[T]
     values: Mapping[str, Any]
     given: frozenset[str]
 
     def make(self, **changes: Any) -> T:
-        """The record, with `changes` in the place of what was said. Raises UsageError."""
+        """Return the record, with `changes` in place of what was said. Raise UsageError."""
         return self.record(**{**self.values, **changes})
 
 
@@ -54,10 +54,10 @@ def command(
     panels: Collection[str] = (),
     without: Collection[str] = (),
 ) -> Callable[[F], F]:
-    """Make a function a command of `app`, with the rows of the records that it takes but for those in `without`.
+    """Make a function a command of `app`. Its options are the rows of its records, except those in `without`.
 
-    panels: the headings of its help page in their order; others follow as they come, and at the end those that all
-    commands have. Parameters that are no records are typer's own, and come first; one of them is `ctx: typer.Context`.
+    panels: the headings of the help page in order; other ones follow as they come, and those of all commands are last.
+    Parameters that are not records are declared as usual for typer, and come first; one is `ctx: typer.Context`.
     """
 
     def decorate(function: F) -> F:
@@ -88,13 +88,13 @@ def command(
 
 
 def _record(annotation: Any) -> Any:
-    """The dataclass that a parameter wants, whole or as `Asked`; None for a parameter of another kind."""
+    """Return the dataclass of a parameter, or of its `Asked`; None for a parameter of another kind."""
     found = get_args(annotation)[0] if get_origin(annotation) is Asked else annotation
     return found if dataclasses.is_dataclass(found) else None
 
 
 def _rows(record: Any) -> dict[str, tuple[Option, Any]]:
-    """Row and default, by name, of everything that the command line can say of a record and of those inside it."""
+    """Return the rows and defaults, by name, of a record's options and of those of records inside it."""
     found: dict[str, tuple[Option, Any]] = {}
     for field in dataclasses.fields(record):
         option = row(field)
@@ -106,7 +106,7 @@ def _rows(record: Any) -> dict[str, tuple[Option, Any]]:
 
 
 def _ordered(table: Mapping[str, tuple[Option, Any]], panels: Collection[str]) -> list[str]:
-    """The names of rows in the order of the help page: by panels, and each behind the one that it is to follow."""
+    """Return the names of rows in the order of the help page: by panels, and each after the one that it follows."""
     there = [option.panel for option, _ in table.values() if option.panel not in COMMON]
     place = {panel: number for number, panel in enumerate(dict.fromkeys([*panels, *there, *COMMON]))}
     names = sorted(table, key=lambda name: place[table[name][0].panel])
@@ -121,7 +121,7 @@ def _ordered(table: Mapping[str, tuple[Option, Any]], panels: Collection[str]) -
 
 
 def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
-    """A row as a parameter that typer understands."""
+    """Return a row as a parameter for typer."""
     kind: Any = option.word or option.kind
     if option.several:
         kind, default = list[kind], None
@@ -134,7 +134,7 @@ def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
 
 
 def declare(option: Option) -> Any:
-    """A row in typer's words."""
+    """Return a row as typer's Option or Argument."""
     shown: dict[str, Any] = {"metavar": option.metavar, "help": option.description, "rich_help_panel": option.panel}
     if not option.flags:
         return typer.Argument(**shown, **option.extra)
@@ -149,7 +149,7 @@ def _completion(known: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def _fill(annotation: Any, words: Mapping[str, Any], ctx: typer.Context) -> Any:
-    """The record, or what was said of it, from the parameters of the command."""
+    """Return the record, or an `Asked`, from the parameters of the command."""
     record = _record(annotation)
     values = _values(record, words)
     if record is annotation:
@@ -255,7 +255,7 @@ Debug = Annotated[bool, declare(DEBUG)]
 
 
 def model_option(env: str, default: str) -> Any:
-    """-m/--model, whose environment variable and default depend on the command."""
+    """Return typer's option -m/--model with this environment variable and default."""
     return declare(named_model(env, default))
 
 

@@ -1,4 +1,4 @@
-"""A picture on the terminal: two pixels a character cell, one above the other, as half blocks."""
+"""An image on the terminal: two pixels per character cell, one above the other, as half blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEVELS = (0, 95, 135, 175, 215, 255)  # of the 256-colour cube
 
 
 def half_blocks(picture: Image.Image, columns: int, rows: int, *, true_color: bool) -> list[str]:
-    """The picture as lines of `▀` whose colour is the upper pixel and whose ground is the lower one."""
+    """Return an image as lines of `▀`, whose foreground is the upper pixel and whose background the lower one."""
     scale = min(columns / picture.width, 2 * rows / picture.height)
     width, height = max(round(picture.width * scale), 1), max(round(picture.height * scale / 2), 1)
     small = picture.convert("RGB").resize((width, 2 * height), Image.Resampling.BOX)
@@ -44,7 +44,7 @@ def _cube(pixels: bytes, at: int) -> str:
 
 
 class Preview:
-    """Redraws one picture in the same place of stderr. `wanted` says when it is time for another."""
+    """Redraws an image in the same place of stderr. `wanted` returns whether it is time to draw again."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -57,13 +57,13 @@ class Preview:
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """What is done in here counts as spent."""
+        """Count the time in this context as spent on the preview."""
         before = time.monotonic()
         yield
         self.spent += time.monotonic() - before
 
     def forget(self) -> None:
-        """Leave what is on the screen; the next picture comes below it."""
+        """Leave the image on the screen; the next one is drawn below it."""
         self._lines = 0
 
     def show(self, picture: Image.Image) -> None:

@@ -13,7 +13,7 @@ EXAMPLES = 'try `gencli text "Once upon a time"`, or pipe a prompt in; see `genc
 
 
 def check_arguments(arguments: Sequence[str], *, stdin_by_default: bool = True) -> None:
-    """Raises UsageError where `read_prompt` would have no prompt to read, or be told to read stdin twice."""
+    """Raise UsageError if there is no prompt, or stdin is named twice."""
     if arguments.count("-") > 1:
         raise UsageError("`-` stands for all of stdin and can be given once")
     if not arguments and stdin_by_default and is_terminal(sys.stdin):
@@ -21,10 +21,10 @@ def check_arguments(arguments: Sequence[str], *, stdin_by_default: bool = True) 
 
 
 def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> str:
-    """The prompt: arguments joined by a space, `-` being all of stdin set off by newlines.
+    """Return the prompt: arguments joined by a space; `-` is all of stdin, set off by newlines.
 
     Without arguments it is stdin, or "" unless `stdin_by_default`. With arguments and no `-` stdin is not touched.
-    Raises UsageError as `check_arguments`, GencliError when stdin is closed, or it or an argument is not UTF-8.
+    Raise UsageError as `check_arguments`, GencliError when stdin is closed, or it or an argument is not UTF-8.
     """
     check_arguments(arguments, stdin_by_default=stdin_by_default)
     if not arguments:
@@ -41,18 +41,18 @@ def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> s
 
 
 def read_stdin() -> str:
-    """All of stdin, without one newline at its end. Raises GencliError when it is closed or not UTF-8."""
+    """Return all of stdin without a newline at its end. Raise GencliError if it is closed or not UTF-8."""
     return _without_newline(_decode(stdin_bytes().read(), "stdin"))
 
 
 def read_lines() -> Iterator[str]:
-    """The lines of stdin as they arrive, without their ends (LF or CRLF). Raises GencliError for one not in UTF-8."""
+    """Yield the lines of stdin as they arrive, without LF or CRLF. Raise GencliError for a line that is not UTF-8."""
     for number, line in enumerate(stdin_bytes(), 1):
         yield _without_newline(_decode(line, f"line {number} of stdin"))
 
 
 def stdin_bytes() -> BinaryIO:
-    """stdin for bytes. Raises GencliError when it is closed."""
+    """Return stdin for bytes. Raise GencliError if it is closed."""
     if sys.stdin is None:
         raise GencliError("stdin is closed", "give the prompt as an argument, or redirect stdin from a file")
     return sys.stdin.buffer

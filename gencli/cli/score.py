@@ -34,7 +34,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What is compared, and how."""
+    """What is compared, and how it is printed."""
 
     # fmt: off
     arguments: tuple[str, ...] = Option(str, "TEXT PICTURE",
@@ -116,7 +116,7 @@ def score(ctx: typer.Context, compared: Compared, spec: ClipSpec, fetching: Fetc
 
 
 def _split(arguments: list[str], texts: list[str], *, lines: bool) -> tuple[list[str], list[str]]:
-    """The texts and the paths. Raises UsageError for what cannot be meant."""
+    """Return the texts and the paths. Raise UsageError for arguments that make no sense."""
     if lines and texts:
         raise UsageError("--lines reads the texts from stdin and takes no --text beside it")
     if not (lines or texts):
@@ -140,7 +140,7 @@ def _split(arguments: list[str], texts: list[str], *, lines: bool) -> tuple[list
 
 
 def _present(console: Console, paths: list[str]) -> tuple[list[str], bool]:
-    """The paths where something is, and whether there are others: told at once, before a model is opened."""
+    """Return the paths that exist, and whether others do not; print an error for each of these."""
     missing = [path for path in paths if path != "-" and not os.path.exists(path)]
     for path in missing:
         console.error(GencliError(f"{path}: no such file"))
@@ -148,14 +148,14 @@ def _present(console: Console, paths: list[str]) -> tuple[list[str], bool]:
 
 
 class Run:
-    """Pictures on their way through the model. count: those scored; failed: whether one of them could not be read."""
+    """Scores images. count: how many were scored; failed: whether one could not be read."""
 
     def __init__(self, console: Console, scorer: Scorer, texts: Sequence[str], vectors: Tensor, *, json: bool):
         self.console, self.scorer, self.texts, self.vectors, self.json = console, scorer, texts, vectors, json
         self.count, self.failed = 0, False
 
     def score(self, paths: Sequence[str], *, batch: int, sort: bool) -> None:
-        """Print a row for each picture and text."""
+        """Print a row for each image and text."""
         rows: list[dict[str, Any]] = []
         for found in self._rows(paths, batch):
             if sort:
@@ -177,7 +177,7 @@ class Run:
                     yield {"path": path, "text": text, "score": round(value, 6), **more}
 
     def _pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each as the model looks at it. Those that cannot be read are told, and left out."""
+        """Yield the images as the model reads them. Print an error for those that cannot be read, and skip them."""
         from gencli.image.files.pictures import open_flat
 
         for number, path in enumerate(paths):

@@ -16,7 +16,7 @@ UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def write(data: bytes) -> None:
-    """Bytes to stdout, at once. Raises BrokenPipeError when its reader is gone, GencliError for all else."""
+    """Write bytes to stdout and flush. Raise BrokenPipeError if the reader is gone, else GencliError."""
     out = stdout_bytes()
     try:
         out.write(data)
@@ -28,7 +28,7 @@ def write(data: bytes) -> None:
 
 
 def stdout_bytes() -> BinaryIO:
-    """stdout for bytes. Raises GencliError when it is closed."""
+    """Return stdout for bytes. Raise GencliError if it is closed."""
     if sys.stdout is None:
         raise GencliError("stdout is closed: there is nowhere to write to")
     return sys.stdout.buffer
@@ -48,7 +48,7 @@ class TextSink:
         self._last = ""
 
     def write(self, text: str) -> None:
-        """More of the current record, shown at once."""
+        """Write more of the current record, and flush."""
         self._open = True
         if not text:
             return
@@ -56,7 +56,7 @@ class TextSink:
         write((escape_controls(text) if self.terminal else text).encode("utf-8"))
 
     def end(self) -> None:
-        """The current record is whole."""
+        """End the current record."""
         if self.null:
             write(b"\0")
         elif self._last != "\n":
@@ -64,13 +64,13 @@ class TextSink:
         self._open, self._last = False, ""
 
     def interrupted(self) -> None:
-        """The current record stays as it is; on a terminal the prompt gets a line of its own."""
+        """Leave the current record as it is; on a terminal, end its line."""
         if self._open and self.terminal and self._last not in ("", "\n"):
             write(b"\n")
 
 
 def write_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on one line, shown at once."""
+    """Write a JSON object on one line, and flush."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text = UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     write(text.encode("utf-8") + b"\n")

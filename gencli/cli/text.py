@@ -156,7 +156,7 @@ def _run(
     lines: bool,
     stats: bool,
 ) -> None:
-    """Continue every prompt in turn and show what comes. Prompt p's sample i has the seed `seed + p * samples + i`.
+    """Continue every prompt in turn, and write the events. Sample i of prompt p has the seed `seed + p * samples + i`.
 
     before: what stands before every prompt, if prompts are messages.
     """
@@ -196,7 +196,7 @@ def _run(
 def _continuer(
     model: TextModel, before: Conversation | None, stats: GenerationStats
 ) -> Callable[[TextRequest], Iterator[Event]]:
-    """What a request's prompt is given to: the model itself, or a new conversation with it each time."""
+    """Return a function that continues a request's prompt: as raw text, or as a message of a new conversation."""
     from gencli.text.generate import generate
 
     if before is None:
@@ -214,7 +214,7 @@ def _continuer(
 
 
 def _show_progress(console: Console, stats: GenerationStats) -> None:
-    """Tokens so far, where the text itself is not on the screen."""
+    """Show the number of tokens, unless the text itself is on the screen."""
     if is_terminal(sys.stdout):
         console.clear()
     else:

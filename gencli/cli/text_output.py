@@ -1,4 +1,4 @@
-"""Samples → stdout: as text that streams, or as JSON objects with the field names of OpenAI's completion API."""
+"""Write samples to stdout: as streamed text, or as JSON objects with the field names of OpenAI's completion API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gencli.text.events import Completion, Logprobs, TextDelta
 
 
 class PlainOutput:
-    """Text as it comes, one record a sample; with `echo` each record begins with its prompt."""
+    """Streamed text, one record per sample; with `echo` each record begins with its prompt."""
 
     def __init__(self, *, echo: bool, null: bool):
         self.sink = TextSink(null=null)
@@ -19,7 +19,7 @@ class PlainOutput:
         self._begun = False
 
     def show(self, event: TextDelta | Completion, prompt: str, *, first: int) -> None:
-        """The next event of samples in order. `first`: how many samples other prompts had before."""
+        """Write an event of samples in order. `first`: how many samples earlier prompts had."""
         if not self._begun:
             self._begun = True
             self.sink.write(prompt if self.echo else "")
@@ -34,7 +34,7 @@ class PlainOutput:
 
 
 class JsonOutput:
-    """One object a sample, once it is whole."""
+    """One object per sample, once it is complete."""
 
     def __init__(self, model: str, *, echo: bool):
         stdout_bytes()  # fails now rather than after the work
@@ -47,7 +47,7 @@ class JsonOutput:
             write_json(self.record(event, prompt if self.echo else "", first + event.index))
 
     def record(self, sample: Completion, prompt: str, index: int) -> dict[str, Any]:
-        """A sample as the completion API names its parts; `prompt` is put before the text."""
+        """Return a sample with the names of the completion API; `prompt` is put before the text."""
         return {
             "index": index,
             "text": prompt + sample.text,
@@ -79,7 +79,7 @@ def why_empty(sample: Completion) -> str | None:
 
 
 def _logprobs(logprobs: Logprobs, offset: int) -> dict[str, Any]:
-    """As JSON can hold them: no infinities, text offsets from the beginning of the text that is shown."""
+    """Return log-probabilities for JSON: without infinities, with offsets from the beginning of the printed text."""
     columns = dataclasses.asdict(logprobs)
     columns["token_logprobs"] = [_finite(value) for value in logprobs.token_logprobs]
     columns["top_logprobs"] = [{t: _finite(value) for t, value in row.items()} for row in logprobs.top_logprobs]

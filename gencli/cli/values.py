@@ -1,4 +1,4 @@
-"""Words of the command line → Python values, without the library that newer typers import for it.
+"""Convert words of the command line to Python values, without the library that newer versions of typer import.
 
 That library (pydantic) takes a tenth of a second at every start, for nothing more than int() and float().
 """
@@ -16,13 +16,13 @@ SAID = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": F
 
 
 class PlainValues:
-    """In place of typer's conversion of one parameter: str, int, float, bool, an Enum, or a list of those."""
+    """Converts one parameter in place of typer: str, int, float, bool, an Enum, or a list of those."""
 
     def __init__(self, kind: Any):
         self.kind = kind
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The parameter's value from its word or words. Raises BadParameter naming a word that is no such value."""
+        """Convert the word or words of a parameter. Raise BadParameter for a word that cannot be converted."""
         several = param.multiple or param.nargs == -1
         if value is None:
             return () if several else None
@@ -42,7 +42,7 @@ class PlainValues:
 
 
 def use_plain_values(params: Iterable[Any]) -> None:
-    """Let parameters of a newer typer convert their words plainly; those of other types are left as they are."""
+    """Make parameters of a newer typer use `PlainValues`, if their type is known to it."""
     for param in params:
         kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
         if get_origin(kind) is list:

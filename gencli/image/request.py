@@ -1,4 +1,4 @@
-"""What image is wanted, as plain values: checked when it is made, and written into the image it leads to.
+"""A request for images, as plain values: checked when it is made, and written into the images.
 
 The fields of `ImageRequest` are the one schema: their options, their limits, their names in JSON, and their keys in the
 text that AUTOMATIC1111's web UI writes into its images ("infotext"). No torch in here.
@@ -149,7 +149,7 @@ class Control:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSpec(ModelSpec):
-    """An image model as it is to be loaded, with what goes with it; see the fields of `ImageRequest`."""
+    """What loading an image model depends on; see the fields of `ImageRequest`."""
 
     classifier: str | None = None
     control: tuple[str, ...] = ()
@@ -316,7 +316,7 @@ class ImageRequest:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """What --stage says: name of a stage → fields of this class → values."""
+        """The values of --stage: name of a stage → fields of this class → values."""
         return parse_stages(self.stage)
 
     def _check_controls(self) -> None:
@@ -344,7 +344,7 @@ class ImageRequest:
         ]
 
     def replace(self, **changes: Any) -> ImageRequest:
-        """A copy with other values, checked again."""
+        """Return a copy with other values, checked again."""
         return dataclasses.replace(self, **changes)
 
     def item(self, index: int, **changes: Any) -> ImageRequest:
@@ -354,6 +354,6 @@ class ImageRequest:
         return self.replace(**{**alone, **changes})
 
     def spec(self, where: ModelSpec) -> ImageSpec:
-        """Return what has to be loaded for this request, on the device and with the threads of `where`."""
+        """Return what has to be loaded for this request, with the device, threads and pickles of `where`."""
         own = {name: getattr(self, name) for name, option in rows(self) if option.reload}
         return ImageSpec(**{**vars(where), **own, "dtype": self.dtype or "auto"})

@@ -1,4 +1,4 @@
-"""A request with nothing left open: its own values, else the checkpoint's, else the built-in ones."""
+"""Complete a request: its own values, else the checkpoint's, else the built-in ones."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tel
 def resolve(
     request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[int, int] | None = None
 ) -> ImageRequest:
-    """Fill in what `request` leaves open; `init_size` is width and height of the picture to start from, if any.
+    """Return a request with every value filled in. init_size: width and height of the image to start from, if any.
 
-    Raises UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
-    make no sense. Only the seed and the precision stay as they are.
+    Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
+    make no sense. Only the seed and the dtype stay as they are.
     """
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
     _check_text(request, checkpoint)
@@ -58,7 +58,7 @@ def resolve(
 
 
 def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[str, Any]:
-    """Values for `ImageRequest` by name; `sampler`: the request's, if it names one.
+    """Return the built-in values by name. sampler: the request's, if it names one.
 
     The family's own, which are those of diffusers' pipeline; 4 steps and no guidance for models distilled to few steps,
     and for the sampler lcm; such models' guidance is the family's where the UNet is told it as a number.
@@ -81,7 +81,7 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
 
 
 def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
-    """The sampler of a model distilled to few steps, as its scheduler_config.json tells: a latent consistency model's
+    """Return the sampler of a model distilled to few steps, by its scheduler_config.json: a latent consistency model's
     class, or, as SD Turbo and SDXL Turbo have it, Euler steps from the last timestep on (trailing) for ε."""
     scheduler = checkpoint.configs["scheduler"]
     kind = str(scheduler.get("_class_name"))
@@ -94,7 +94,7 @@ def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
 
 
 def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoint) -> Iterator[str]:
-    """What a user should know of a request as it was asked and as it was resolved."""
+    """Yield remarks about a request as it was asked and as it was resolved."""
     own = distilled_sampler(checkpoint)
     if own not in (None, "lcm") and None in (asked.steps, asked.guidance, asked.sampler):
         values = f"{request.sampler}, {request.steps} steps, --cfg-scale {request.guidance:g}"
@@ -112,7 +112,7 @@ def _reads_guidance(checkpoint: ImageCheckpoint) -> bool:
 
 
 def _check_pixels(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
-    """Raises UsageError for what only a model that draws pixel by pixel can follow."""
+    """Raise UsageError for options of models that draw pixel by pixel."""
     names = ("keep_rows", "temperature", "top_k", "top_p")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(request, name) is not None]:
         raise UsageError(
@@ -138,7 +138,7 @@ def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
 
 
 def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
-    """Networks that read a picture are given one, and what they cannot follow is not asked of them."""
+    """Raise UsageError if a network that reads an image gets none, or options that it cannot follow."""
     name, reads = checkpoint.name, checkpoint.also_reads
     if reads == "mask" and (request.init is None or request.mask is None):
         raise UsageError(f"{name} paints by a mask", "give it a picture and a mask: -i/--init FILE --mask FILE")
@@ -158,7 +158,7 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
 
 def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """The prompt names a class (an empty one may still be told by lines), and guidance has a class for none to lead
-    away from. Raises UsageError."""
+    away from. Raise UsageError."""
     classes = checkpoint.classes
     assert classes is not None
     if request.prompt.strip():
@@ -176,13 +176,13 @@ def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
 
 
 def check_asked(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
-    """Raises UsageError where no class is named and there is none to draw without."""
+    """Raise UsageError if no class is named, and the model needs one."""
     if checkpoint.prompt == "class" and checkpoint.classes is not None:
         checkpoint.classes.find(request.prompt)
 
 
 def _check_classifier(request: ImageRequest, checkpoint: ImageCheckpoint, width: int, height: int) -> None:
-    """Raises UsageError for a scale of no classifier, and for a size of pictures that the classifier cannot judge."""
+    """Raise UsageError for a scale without a classifier, and for a size that the classifier cannot read."""
     config = checkpoint.configs.get("classifier")
     if config is None:
         if request.classifier_scale is not None:
@@ -217,7 +217,7 @@ def _sampler_values(values: Mapping[str, Any], schedule: NoiseSchedule) -> dict[
 
 
 def _check_option(sampler: str, name: str, value: Any, default: Any) -> None:
-    """An option is of its default's type, and of its known values where it is named like a field of the schedule."""
+    """Raise UsageError for an option of another type than its default's, or not among its known values."""
     known = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, known) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise UsageError(f"sampler {sampler}: option {name} = {value!r}: wants {_WORDS[type(default)]}")
@@ -239,7 +239,7 @@ def _named_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height: as given, else near the starting picture's, else the model's own. Raises UsageError."""
+    """Return width and height: as given, else near the initial image's, else the model's own. Raise UsageError."""
     multiple, own = checkpoint.multiple, checkpoint.size
     if request.width is None and request.height is None and init_size is not None:
         return _near(init_size, own, multiple)
@@ -257,7 +257,7 @@ def _size(request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[i
 
 
 def _near(init_size: tuple[int, int], own: tuple[int, int] | None, multiple: int) -> tuple[int, int]:
-    """The starting picture's size; when that is over twice the model's own, one of its shape and the model's area."""
+    """Return the initial image's size, or if it is over twice the model's, one of its shape and the model's area."""
     width, height = init_size
     scale = 1.0
     if own is not None and max(width / own[0], height / own[1]) > 2:

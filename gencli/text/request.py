@@ -1,4 +1,4 @@
-"""What is asked of a language model: a prompt and how to continue it, checked before anything is opened. No torch."""
+"""A request to a language model: a prompt and how to continue it, checked before anything is opened. No torch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _check_unicode(what: str, text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a token is picked from logits. None leaves a value to the checkpoint, then to the row's usual value.
+    """How a token is sampled from logits. None leaves a value to the checkpoint, then to the row's usual value.
 
     Each field is applied by the function of `gencli.text.sampling` that is registered under its name.
     logit_bias: pairs of token id and bias. The usual temperature, top_k and top_p are llama.cpp's.
@@ -157,7 +157,7 @@ class TextRequest:
 
 
 def _missing(record: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says, or is usual, for fields that a record leaves open."""
+    """Return the checkpoint's values, or the usual ones, for fields that are None."""
     found = {name: config.get(option.config_key or "") for name, option in rows(record) if option.usual is not None}
     return {
         name: option.usual if found[name] is None else found[name]
@@ -167,6 +167,6 @@ def _missing(record: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def usual_values() -> dict[str, Any]:
-    """What holds when neither the request nor the checkpoint says otherwise, by name."""
+    """Return the values that hold if neither the request nor the checkpoint says otherwise, by name."""
     found = [*rows(TextRequest), *rows(SamplingParams)]
     return {name: option.usual for name, option in found if option.usual is not None}

@@ -1,4 +1,4 @@
-"""A request as text inside a picture, and back: JSON, which is complete, and infotext, which other tools read too.
+"""Requests as text inside images, and back: JSON, which is complete, and infotext, which other tools read too.
 
 Infotext is what AUTOMATIC1111's web UI writes under the key `parameters`: the prompt, a line `Negative prompt: …`,
 then one line `Steps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 512x512, …`. Both follow the fields of
@@ -37,26 +37,26 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(ImageReque
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a picture says about its making: values for `ImageRequest`, and what had to be left out."""
+    """What an image says about how it was made: values for `ImageRequest`, and the keys that were left out."""
 
     values: Mapping[str, Any]
     left_out: tuple[str, ...] = ()
 
 
 def to_dict(request: ImageRequest) -> dict[str, Any]:
-    """A request as JSON's types, without the values that are not set."""
+    """Return a request in JSON's types, without the values that are not set."""
     values = {name: getattr(request, name) for name in ROWS}
     values["sampler_options"] = dict(request.sampler_options) or None
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def to_json(request: ImageRequest) -> str:
-    """The whole request as one line of ASCII JSON; `version` is gencli's."""
+    """Return the whole request as one line of ASCII JSON; `version` is gencli's."""
     return json.dumps({"version": __version__, **to_dict(request)})
 
 
 def from_json(text: str) -> Found:
-    """Read what `to_json` wrote. Raises GencliError for text that is not from gencli, or from a later one."""
+    """Read what `to_json` wrote. Raise GencliError for text that is not from gencli, or from a later one."""
     try:
         raw = json.loads(_limited(text))
     except (ValueError, RecursionError):
@@ -77,7 +77,7 @@ def from_json(text: str) -> Found:
 
 
 def to_infotext(request: ImageRequest) -> str:
-    """The request as AUTOMATIC1111's web UI would write it, with further keys for what it does not have."""
+    """Return the request as AUTOMATIC1111's web UI would write it, with further keys for what it does not have."""
     lines = [request.prompt]
     if request.negative:
         lines.append(f"{NEGATIVE} {request.negative}")
@@ -102,7 +102,7 @@ def from_infotext(text: str) -> Found:
     """Read infotext, gencli's own or another tool's.
 
     What another tool's picture says that gencli does not know goes to `left_out`; its model too, since a bare name
-    does not say where the model is. Raises GencliError when nothing in the text can be understood.
+    does not say where the model is. Raise GencliError when nothing in the text can be understood.
     """
     lines = _limited(text).strip().split("\n")
     pairs = dict(_pairs(lines[-1]))
@@ -132,7 +132,7 @@ def from_infotext(text: str) -> Found:
 
 
 def _prompts(lines: list[str]) -> tuple[str, str | None]:
-    """The lines before the parameters: the prompt, and what follows `Negative prompt:`, if that is there."""
+    """Split the lines before the parameters into the prompt and the negative prompt, if there is one."""
     at = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     negative = "\n".join(lines[at:])[len(NEGATIVE) :].strip() if at < len(lines) else None
     return "\n".join(lines[:at]).strip(), negative
@@ -147,7 +147,7 @@ def _write(option: Option, value: Any) -> str:
 
 
 def _read(field: str | None, text: str) -> dict[str, Any] | None:
-    """The values that one parameter stands for; None when it is not understood."""
+    """Return the values of one parameter, or None if it is not understood."""
     if field is None:
         return None
     option, more = ROWS[field], dict[str, Any]()
@@ -162,7 +162,7 @@ def _read(field: str | None, text: str) -> dict[str, Any] | None:
 
 
 def _parse(option: Option, text: str) -> Any:
-    """A value of the row's kind. Raise KeyError or ValueError for a text that is none."""
+    """Parse a value of the row's kind. Raise KeyError or ValueError."""
     labels = {label: value for value, label in option.labels.items()}
     if option.kind is bool:
         return (labels or {"True": True, "False": False})[text]
@@ -183,7 +183,7 @@ def _read_size(text: str) -> dict[str, Any] | None:
 
 
 def _quote(text: str) -> str:
-    """A value with a comma, a colon or a line break is written as a JSON string."""
+    """Return a value as it is, or as a JSON string if it has a comma, colon or line break."""
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
 
 
