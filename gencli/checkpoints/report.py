@@ -129,7 +129,7 @@ def _component(checkpoint: Checkpoint, part: Part) -> Component:
     if not contents.is_file and checkpoint.own_folder:
         prefix = "" if part.path == contents.folder else f"{part.path.name}/"
         layout.weights(contents.files, contents.read_json, prefix, allow_pickle=contents.allow_pickle)
-    stored = {name: file for name, file in part.tensors().stored().items() if not BUFFERS.fullmatch(name)}
+    stored = {name: file for name, file in part.stored().items() if not BUFFERS.fullmatch(name)}
     count = sum(math.prod(file.shapes[name]) for name, file in stored.items())
     dtypes = tuple(sorted({file.dtypes[name] for name, file in stored.items()}))
     return Component(part.name, checkpoint.family if whole else architecture_of(config), count, dtypes, config)

@@ -59,10 +59,6 @@ class GgufTensors(RenamedTensors):
         kinds = {file.dtypes[name] for name, shape in file.shapes.items() if len(shape) > 1}
         self.half = kinds == {"BF16"}  # llama.cpp keeps the norms of such files in float32
 
-    def stored(self) -> dict[str, TensorFile]:
-        """Return all tensors of the file, with the frequencies that became config."""
-        return dict.fromkeys(self._file.shapes, self._file)
-
     def dtype(self, name: str) -> str:
         """Return the dtype in which `get` gives a tensor, as safetensors writes it."""
         kind = super().dtype(name)
@@ -88,7 +84,15 @@ def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
     except GencliError as error:
         return Checkpoint(contents, "other", problem=error)
     family, licence = str(file.metadata.get("general.architecture")), file.metadata.get("general.license")
-    part = Part("", "model", path, lambda: _read_config(file), lambda: GgufTensors(file, _pieces(file, part.config)))
+    stored = dict.fromkeys(file.shapes, file)
+    part = Part(
+        "",
+        "model",
+        path,
+        lambda: _read_config(file),
+        lambda: GgufTensors(file, _pieces(file, part.config)),
+        lambda: stored,
+    )
     return Checkpoint(
         contents,
         "text" if family in ARCHITECTURES else "other",
