@@ -1,8 +1,8 @@
-"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): words of a user's own, each one vector or several.
+"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): new words for a text encoder, each one vector or several.
 
-Files come as diffusers writes them, `{word: vectors}`; as AUTOMATIC1111's web UI does, `emb_params` or, in a pickle,
-`string_to_param`; and for SDXL with vectors for both text encoders, `clip_l` and `clip_g`. The word is the one that
-diffusers' file names, else the file's own name without its ending, as in the web UI.
+diffusers writes files of `{word: vectors}`; AUTOMATIC1111's web UI writes `emb_params` or, in a pickle,
+`string_to_param`; files for SDXL hold vectors for both text encoders, `clip_l` and `clip_g`. The word is the one in
+diffusers' file, else the file's name without its suffix, as in the web UI.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gencli.tokens import Tokenizer
 PARAMETERS = "string_to_param"
 XL = ("clip_l", "clip_g")  # in the order of SDXL's text encoders
 NAMELESS = ("emb_params", "*")
-MOST = 75  # vectors of one word: what a text encoder reads at once
+MAX_VECTORS = 75  # of one word: what a text encoder reads at once
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "Stable Diffusion XL"}
 
 
@@ -40,7 +40,7 @@ class Embedding:
 
 
 def read_embedding(file: EmbeddingRef, *, allow_pickle: bool = False) -> Embedding:
-    """Read one file. Raises GencliError for a file that is broken, of no known form, or a pickle unasked."""
+    """Read one file. Raise GencliError for a file that is broken, of unknown form, or a pickle that is not allowed."""
     path = file.path
     if allow_pickle and f"*{path.suffix}" in PICKLES:
         table = _unpickled(path)
@@ -48,10 +48,10 @@ def read_embedding(file: EmbeddingRef, *, allow_pickle: bool = False) -> Embeddi
         tensors = open_tensors(path)
         table = {name: tensors.get(name) for name in tensors}
     if set(table) == set(XL):
-        word, found = path.stem, [table[name] for name in XL]
+        word, tensors_found = path.stem, [table[name] for name in XL]
     elif len(table) == 1:
         [(name, tensor)] = table.items()
-        word, found = path.stem if name in NAMELESS else name, [tensor]
+        word, tensors_found = path.stem if name in NAMELESS else name, [tensor]
     else:
         raise GencliError(
             f"{path} holds {some(sorted(map(str, table))) or 'nothing'}: not the vectors of one word",
@@ -60,7 +60,7 @@ def read_embedding(file: EmbeddingRef, *, allow_pickle: bool = False) -> Embeddi
     word = file.word or word
     if not word.strip() or len(word) > 200:
         raise GencliError(f"{path}: {word[:40]!r} is no word", "name one with FILE:WORD")
-    return Embedding(word, tuple(_vectors(path, tensor) for tensor in found), path)
+    return Embedding(word, tuple(_vectors(path, tensor) for tensor in tensors_found), path)
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
@@ -77,24 +77,24 @@ def _unpickled(path: Path) -> dict[str, Any]:
 
 
 def _vectors(path: Path, tensor: Any) -> Tensor:
-    """(n, D) in float32. Raises GencliError for what is none."""
+    """Return the vectors (n, D) in float32. Raise GencliError for a tensor that is not vectors of a word."""
     plain = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.layout is torch.strided
     if not plain or tensor.is_meta or tensor.dim() not in (1, 2) or not 0 < tensor.numel() < 2**24:
         seen = f"{list(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise GencliError(f"{path}: {seen} is no vectors of a word")
     vectors = tensor.detach().float().reshape(-1, tensor.shape[-1])
-    if len(vectors) > MOST:
-        raise GencliError(f"{path}: {len(vectors)} vectors are too many for a word (at most {MOST})")
+    if len(vectors) > MAX_VECTORS:
+        raise GencliError(f"{path}: {len(vectors)} vectors are too many for a word (at most {MAX_VECTORS})")
     if not bool(vectors.isfinite().all()):
         raise GencliError(f"{path} holds values that are not numbers")
     return vectors
 
 
 def install(embeddings: Sequence[Embedding], text_encoders: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
-    """Teach words to text encoders, each with its tokenizer; what was loaded is copied, not changed.
+    """Add words to text encoders, each with its tokenizer. Weights are copied, not changed in place.
 
     Several vectors of `word` become the tokens `word`, `word_1`, …, and the word stands for all of them.
-    Raises GencliError for vectors of another width or number, and for words that there are already.
+    Raise GencliError for vectors of another width or number, and for words that exist already.
     """
     taken: dict[str, Path] = {}
     for embedding in embeddings:
@@ -113,11 +113,11 @@ def install(embeddings: Sequence[Embedding], text_encoders: Sequence[tuple[Token
 
 def _check(embedding: Embedding, text_encoders: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
     widths = [encoder.config.hidden_size for _, encoder in text_encoders]
-    found = [vectors.shape[1] for vectors in embedding.vectors]
-    if found != widths:
-        made_for = WIDTHS.get(found[-1])
+    vector_widths = [vectors.shape[1] for vectors in embedding.vectors]
+    if vector_widths != widths:
+        made_for = WIDTHS.get(vector_widths[-1])
         raise GencliError(
-            f"{embedding.path} does not fit: its vectors are {' and '.join(map(str, found))} wide, "
+            f"{embedding.path} does not fit: its vectors are {' and '.join(map(str, vector_widths))} wide, "
             f"and the words of {model} {' and '.join(map(str, widths))}",
             None if made_for is None else f"it looks as if it was made for {made_for}",
         )
@@ -127,7 +127,7 @@ def _check(embedding: Embedding, text_encoders: Sequence[tuple[Tokenizer, Any]],
 
 
 def _add_tokens(tokenizer: Tokenizer, embedding: Embedding) -> list[int]:
-    """Ids of the tokens `word`, `word_1`, …, new in the tokenizer. Raises GencliError for one that is there."""
+    """Add the tokens `word`, `word_1`, … and return their ids. Raise GencliError for one that exists already."""
     count = len(embedding.vectors[0])
     words = [embedding.word, *(f"{embedding.word}_{n}" for n in range(1, count))]
     # Matched whatever its case, as all of CLIP's words are; and whole, so that `art` is not found in `party`.
@@ -144,10 +144,10 @@ def _add_tokens(tokenizer: Tokenizer, embedding: Embedding) -> list[int]:
 
 
 def _add_rows(tokenizer: Tokenizer, encoder: Any, rows: Mapping[int, Tensor]) -> None:
-    """Give a text encoder's table these rows, and a config that says so.
+    """Add rows to a text encoder's embedding table, and update its config.
 
-    A config of the first years finds the end of a text by the largest id, which is now that of a new word: it is told
-    the end token instead. diffusers and transformers do not, and pool such texts at the word.
+    Old configs find the end of a text by the largest id, which now belongs to a new word: they get the end token's id
+    instead. diffusers and transformers do not do this, and pool such texts at the new word.
     """
     if not rows:
         return

@@ -1,4 +1,4 @@
-"""Name → local files: of an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
+"""Finding a checkpoint by name: an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ class Source:
 
 
 def embedded_root() -> Path:
-    """The folder of embedded checkpoints: inside an installed wheel, else `weights/` of the source tree."""
+    """Return the folder of embedded checkpoints: inside an installed wheel, else `weights/` of the source tree."""
     package = Path(__file__).parents[1]
     installed = package / "_weights"
     return installed if installed.is_dir() else package.parent / "weights"
 
 
 def embedded_names() -> list[str]:
-    """Names of the checkpoints that gencli carries."""
+    """Return the names of the checkpoints that come with gencli."""
     root = embedded_root()
     return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
 
 def find(name: str, *, offline: bool = False, progress: Progress | None = None, allow_pickle: bool = False) -> Source:
-    """Find the checkpoint called `name`, fetching it from the hub when it is a hub's id and not on this machine.
+    """Find the checkpoint called `name`, fetching it from the hub if it is a hub id and not on this machine.
 
     An embedded name wins over a file of the same name here (write `./stories` for a folder called so); then an
     existing path; then the local Hugging Face cache, where a whole snapshot needs no network; then, for `org/name`,
-    a download that calls `progress`. With `offline`, or HF_HUB_OFFLINE=1, nothing is fetched. Pickles are fetched with
-    `allow_pickle` alone, and only where there are no safetensors.
-    Raises GencliError when there is nothing of that name.
+    a download that calls `progress`. With `offline` or HF_HUB_OFFLINE=1 nothing is fetched. Pickles are fetched only
+    with `allow_pickle`, and only where there are no safetensors.
+    Raise GencliError when nothing has that name.
     """
     if source := find_local(name):
         return source
-    wanted = HubId.parse(name)
-    if wanted is None or "/" not in wanted.repo:  # a bare word is rather a slip than one of the hub's oldest models
-        if wanted and (folder := hub_cache.snapshot(wanted)):
+    hub_id = HubId.parse(name)
+    if hub_id is None or "/" not in hub_id.repo:  # a bare word is rather a typo than one of the hub's oldest models
+        if hub_id and (folder := hub_cache.snapshot(hub_id)):
             return Source(name, folder, "hub")
         names = ", ".join(embedded_names()) or "none"
         raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
-    folder = hub_cache.snapshot(wanted)
+    folder = hub_cache.snapshot(hub_id)
     forbidden = "--offline is given" if offline else hub_cache.offline_by_environment()
     if folder and (forbidden or is_whole(folder, allow_pickle=allow_pickle)):
         return Source(name, folder, "hub")
@@ -62,11 +62,11 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         )
     from gencli.checkpoints.hub import download
 
-    return Source(name, download(wanted, progress=progress, allow_pickle=allow_pickle), "hub")
+    return Source(name, download(hub_id, progress=progress, allow_pickle=allow_pickle), "hub")
 
 
 def find_local(name: str) -> Source | None:
-    """An embedded checkpoint, or an existing folder or file."""
+    """Return an embedded checkpoint, or an existing folder or file; None if there is none of that name."""
     if name in embedded_names():
         return Source(name, embedded_root() / name, "embedded")
     path = Path(name).expanduser()
@@ -76,7 +76,7 @@ def find_local(name: str) -> Source | None:
 
 
 def is_whole(folder: Path, *, allow_pickle: bool = False) -> bool:
-    """Whether a snapshot has all that opening it needs, as far as its own files tell: some programs fetch in parts."""
+    """Return whether a snapshot has every file needed to open it, by its own configs: some programs fetch in parts."""
     try:
         layout.choose(hub_cache.files(folder), lambda name: read_json(folder / name), allow_pickle=allow_pickle)
     except GencliError:

@@ -1,8 +1,8 @@
-"""The Hugging Face cache on disk, read without its library: revisions, snapshots, sizes. No network, no torch.
+"""Reading the Hugging Face cache on disk without its library: revisions, snapshots, sizes. No network, no torch.
 
 models--ORG--NAME/refs/REVISION        the commit that a branch or tag stood for when it was fetched
 models--ORG--NAME/snapshots/COMMIT/…   links into
-models--ORG--NAME/blobs/ETAG           the files themselves; those that are not whole yet end in `.incomplete`
+models--ORG--NAME/blobs/ETAG           the files themselves; incomplete ones end in `.incomplete`
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HubId:
 
     @classmethod
     def parse(cls, name: str) -> HubId | None:
-        """`org/name[@revision]`, or None for what cannot be one."""
+        """Parse `org/name[@revision]`; None if it cannot be one."""
         match = HUB_ID.fullmatch(name)
         if match is None or len(match["repo"]) > 96 or ".." in name or "--" in match["repo"] or name.endswith("/"):
             return None
@@ -41,7 +41,7 @@ class HubId:
 
     @property
     def folder(self) -> Path:
-        """Where the cache keeps this repository, whether or not it is there."""
+        """Return where the cache keeps this repository, whether or not it is there."""
         return root() / f"models--{self.repo.replace('/', '--')}"
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Cached:
 
 
 def root() -> Path:
-    """The cache's folder, found as huggingface_hub finds it (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME)."""
+    """Return the cache's folder, found as huggingface_hub finds it (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME)."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return _expand(cache)
     if home := os.environ.get("HF_HOME"):
@@ -71,63 +71,62 @@ def _expand(path: str) -> Path:
 
 
 def offline_by_environment() -> str | None:
-    """The environment variable that forbids the network, if one does."""
+    """Return the environment variable that forbids the network, if one does."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if value := os.environ.get(name):
             return f"{name}={value}" if value.upper() in TRUE else None
     return None
 
 
-def snapshot(wanted: HubId) -> Path | None:
-    """The local snapshot of a repository at a revision, whole or not; None when there is none."""
-    found = commit(wanted)
-    folder = wanted.folder / "snapshots" / found if found else None
+def snapshot(hub_id: HubId) -> Path | None:
+    """Return the local snapshot of a repository at a revision, complete or not; None if there is none."""
+    sha = commit(hub_id)
+    folder = hub_id.folder / "snapshots" / sha if sha else None
     return folder if folder is not None and folder.is_dir() else None
 
 
-def commit(wanted: HubId) -> str | None:
-    """The commit that a branch, a tag or the first digits of a commit stand for here."""
-    revision = wanted.revision or "main"
+def commit(hub_id: HubId) -> str | None:
+    """Return the commit that a branch, a tag or the first digits of a commit stand for in the cache."""
+    revision = hub_id.revision or "main"
     try:
-        found = (wanted.folder / "refs" / revision).read_text().strip()
-        return found if COMMIT.fullmatch(found) else None
+        sha = (hub_id.folder / "refs" / revision).read_text().strip()
+        return sha if COMMIT.fullmatch(sha) else None
     except (OSError, ValueError):  # not a ref
         pass
     if not SHORT_COMMIT.fullmatch(revision):
         return None
-    commits = [name for name in names(wanted.folder / "snapshots") if name.startswith(revision)]
+    commits = [name for name in names(hub_id.folder / "snapshots") if name.startswith(revision)]
     return commits[0] if len(commits) == 1 else None
 
 
 def snapshots() -> Iterator[Cached]:
-    """Every snapshot in the cache, by name: under each of its revisions, or its commit when it has none."""
+    """Yield every snapshot in the cache under each of its revisions, or under its commit if it has none."""
     for name in names(root()):
         if not name.startswith("models--"):
             continue
-        wanted = HubId.parse(name.removeprefix("models--").replace("--", "/"))
-        if wanted is None:
+        hub_id = HubId.parse(name.removeprefix("models--").replace("--", "/"))
+        if hub_id is None:
             continue
-        known = refs(wanted.folder)
-        for sha in names(wanted.folder / "snapshots"):
-            folder = wanted.folder / "snapshots" / sha
+        revisions = refs(hub_id.folder)
+        for sha in names(hub_id.folder / "snapshots"):
+            folder = hub_id.folder / "snapshots" / sha
             if not COMMIT.fullmatch(sha) or not folder.is_dir():
                 continue
-            for revision in [ref for ref, target in known.items() if target == sha] or [sha[:12]]:
-                id = HubId(wanted.repo, None if revision == "main" else revision)
-                yield Cached(str(id), sha, folder)
+            for revision in [ref for ref, target in revisions.items() if target == sha] or [sha[:12]]:
+                yield Cached(str(HubId(hub_id.repo, None if revision == "main" else revision)), sha, folder)
 
 
 def refs(folder: Path) -> dict[str, str]:
-    """Revision → commit, in a repository's folder. A revision's name may have slashes (refs/pr/1)."""
-    found = {}
+    """Return revision → commit of a repository's folder. A revision's name may have slashes (refs/pr/1)."""
+    commits = {}
     for file in sorted((folder / "refs").rglob("*")) if (folder / "refs").is_dir() else ():
         if file.is_file():
-            found[file.relative_to(folder / "refs").as_posix()] = file.read_text(errors="replace").strip()
-    return found
+            commits[file.relative_to(folder / "refs").as_posix()] = file.read_text(errors="replace").strip()
+    return commits
 
 
 def names(folder: Path) -> list[str]:
-    """What is in a folder; nothing when it is none."""
+    """Return the names in a folder, sorted; none if it is not a folder."""
     try:
         return sorted(entry.name for entry in folder.iterdir())
     except OSError:
@@ -135,12 +134,12 @@ def names(folder: Path) -> list[str]:
 
 
 def disk_usage(folder: Path) -> int:
-    """Bytes of the files below a folder; links count nothing."""
+    """Return the bytes of the files below a folder; links do not count."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def sha256(path: Path) -> str:
-    """A file's checksum, in hexadecimal."""
+    """Return a file's checksum in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -149,7 +148,7 @@ def sha256(path: Path) -> str:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """The files of a checkpoint's folder and of the folders in it: name → size in bytes. Links are followed."""
+    """Return name → size in bytes of the files in a checkpoint's folder and its subfolders. Links are followed."""
     sizes = {}
     for prefix in ["", *(f"{name}/" for name in names(folder) if name[0] != "." and (folder / name).is_dir())]:
         for name in names(folder / prefix):

@@ -29,7 +29,7 @@ class PickledFile:
     """The tensors of a `.bin`, `.pt` or `.ckpt` file, by name, memory-mapped where the file allows it."""
 
     def __init__(self, path: Path):
-        """Raises GencliError for a file that asks for anything but tensors, and for a broken one."""
+        """Raise GencliError for a file that asks for anything but tensors, and for a broken one."""
         self.path = path
         self.metadata: dict[str, str] = {}
         state = _last_table(unpickle(path))
@@ -56,7 +56,7 @@ class PickledFile:
 
 
 def _last_table(state: Any) -> Any:
-    """Of a list, the last table of tensors: ermongroup/ddim saves [model, optimizer, epoch, step, averaged weights]."""
+    """Return the last table of tensors in a list: ermongroup/ddim saves [model, optimizer, epoch, step, EMA]."""
     tables = [one for one in state if _is_table(one)] if isinstance(state, list) else []
     return tables[-1] if tables else state
 
@@ -66,16 +66,16 @@ def _is_table(value: Any) -> bool:
 
 
 class ParameterTable(dict[str, Any]):
-    """Stands in for a torch.nn.ParameterDict: the parameters in it, and nothing of its code."""
+    """A stand-in for torch.nn.ParameterDict: its parameters, and none of its code."""
 
     def __setstate__(self, state: Any) -> None:
         self.update(state.get("_parameters") or {} if isinstance(state, dict) else {})
 
 
 def unpickle(file: Path, *, tables: bool = False) -> Any:
-    """What a pickle holds. tables: a torch.nn.ParameterDict too, as a `ParameterTable`.
+    """Return what a pickle holds. tables: allow a torch.nn.ParameterDict, returned as a `ParameterTable`.
 
-    Raises GencliError for one that asks for anything but tensors, and for a broken one.
+    Raise GencliError for one that asks for anything but tensors, and for a broken one.
     """
     names: Any = [(ParameterTable, "torch.nn.modules.container.ParameterDict")] if tables else []
     try:

@@ -49,12 +49,12 @@ def open_tensors(
     open_file: Callable[[Path], TensorFile] = open_file,
     read_json: Callable[[Path], Mapping[str, Any]] = read_json,
 ) -> Tensors:
-    """Open the weights in a folder (or one .safetensors file).
+    """Open the weights in a folder, or in one .safetensors file.
 
-    `variant` names one as the hub does (`fp16` in model.fp16.safetensors); without it the plain files are taken, else
-    fp16, else bf16; files of two variants are never mixed. With `allow_pickle` pickles are opened where
-    there are no safetensors, tensors alone (see `pickles`). open_file, read_json: of a caller who remembers what was
-    read. Raises GencliError when there is nothing safe to open.
+    variant: named as on the hub (`fp16` in model.fp16.safetensors); without it the plain files are taken, else fp16,
+    else bf16. Files of two variants are never mixed. allow_pickle: open pickles where there are no safetensors, for
+    their tensors alone (see `pickles`). open_file, read_json: a caller's, which remember what they have read.
+    Raise GencliError when there is nothing safe to open.
     """
     if path.is_file():
         check_suffix(path, allow_pickle=allow_pickle)
@@ -75,10 +75,10 @@ def open_tensors(
 def _shards(
     index: Path, suffix: str, read_json: Callable[[Path], Mapping[str, Any]]
 ) -> tuple[list[Path], Mapping[str, str]]:
-    """The files that an index names, and its weight_map. Raises GencliError for those that are not there."""
+    """Return the files that an index names, and its weight_map. Raise GencliError for a missing one."""
     raw = read_json(index)
     names = shard_names(raw, str(index), suffix)
-    for name in names:  # what lies there may be a link: the hub's cache is made of them
+    for name in names:  # may be a broken link: snapshots in the hub cache consist of links
         if not (index.parent / name).is_file():
             raise GencliError(f"{index} names {name}, which is not there", "the download may be incomplete")
     return [index.parent / name for name in names], raw["weight_map"]
