@@ -74,7 +74,7 @@ class Scorer:
     def pictures(self, prepared: Sequence[Tensor]) -> Tensor:
         """Vectors of pictures that went through `prepare`, (N, E) float32. Raises GencliError for NaN."""
         pixels = torch.cat(list(prepared)).to(self.device, self.module.compute_dtype)
-        return _checked(self.module.encode_pictures(pixels))
+        return _checked(self.module.encode_images(pixels))
 
     def probabilities(self, cosines: Tensor) -> Tensor:
         """(N, T) cosines with T texts → how likely each text is the picture's, if one of them is."""

@@ -1,5 +1,5 @@
-"""Attention: of encoders and pictures over all positions, and causal as decoders need it (grouped queries, a cache
-before the new positions, windows, soft-capping).
+"""Attention: to all positions, as of encoders and images, and causal, as of decoders (grouped queries, a cache before
+the new positions, windows, soft-capping).
 
 B: batch, T: new positions, S: all positions, H: query heads, K: key/value heads, D: size of a head.
 """

@@ -147,6 +147,13 @@ def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> Non
             raise GencliError(f"config.json: {key} = {value!r:.80} is out of range ({low:g} to {high:g})")
 
 
+def check_multiple(config: Any, key: str, of: str) -> None:
+    """Raise GencliError unless one integer field is a multiple of another."""
+    value, factor = getattr(config, key), getattr(config, of)
+    if value % factor:
+        raise GencliError(f"config.json: {key} = {value} is no multiple of {of} = {factor}")
+
+
 def check_flags(config: Any) -> None:
     """Raise GencliError unless every field declared `bool` holds one."""
     for field in dataclasses.fields(config):

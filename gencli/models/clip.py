@@ -139,7 +139,7 @@ class CLIPModel(BaseModel):
         """Return vectors (B, E) of length 1 for token ids (B, T), in which each text ends with an end token."""
         return F.normalize(self.text_projection(self.text_model(ids).pooled), dim=-1)
 
-    def encode_pictures(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor) -> Tensor:
         """Return vectors (B, E) of length 1 for normalised pixels (B, 3, image_size, image_size)."""
         return F.normalize(self.visual_projection(self.vision_model(pixels)), dim=-1)
 

@@ -11,10 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.attention import multi_head_attention
-from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, Rename, check_ints, check_numbers
+from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, Rename, check_ints, check_multiple, check_numbers
 from gencli.models.module import BaseModel
 
 
@@ -40,11 +39,7 @@ def check_encoder(config: EncoderConfig) -> None:
     bounds = {"hidden_size": 2**14, "intermediate_size": 2**16, "num_hidden_layers": 128, "num_attention_heads": 1024}
     check_ints(config, bounds)
     check_numbers(config, {"layer_norm_eps": (0.0, 1.0)})
-    if config.hidden_size % config.num_attention_heads:
-        raise GencliError(
-            f"config.json: hidden_size = {config.hidden_size} is no multiple of "
-            f"num_attention_heads = {config.num_attention_heads}"
-        )
+    check_multiple(config, "hidden_size", "num_attention_heads")
     check_activation("hidden_act", config.hidden_act)
 
 

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.attention import attend
-from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, check_flags, check_ints, check_numbers
+from gencli.models.base import (
+    TRANSFORMERS_INERT,
+    BaseConfig,
+    Layout,
+    check_flags,
+    check_ints,
+    check_multiple,
+    check_numbers,
+)
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.module import LanguageModel
 from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, apply_rotary_emb, check_pairs, with_rope
@@ -82,16 +90,10 @@ class DecoderConfig(BaseConfig):
         check_ints(self, {key: top for key, top in bounds.items() if key not in absent})
         check_numbers(self, {"rms_norm_eps": (0.0, 1.0)})
         check_flags(self)
-        if self.num_attention_heads % self.kv_heads:
-            raise GencliError(
-                f"config.json: num_attention_heads = {self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads = {self.kv_heads}"
-            )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise GencliError(
-                f"config.json: hidden_size = {self.hidden_size} is no multiple of "
-                f"num_attention_heads = {self.num_attention_heads}"
-            )
+        if self.num_key_value_heads is not None:
+            check_multiple(self, "num_attention_heads", "num_key_value_heads")
+        if self.head_dim is None:
+            check_multiple(self, "hidden_size", "num_attention_heads")
         check_pairs(self.rope_parameters, self.head_size)
         check_activation("hidden_act", self.hidden_act)
 

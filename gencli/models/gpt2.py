@@ -14,9 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.errors import GencliError
 from gencli.models.activations import ACTIVATIONS, check_activation
-from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Layout, Rename, check_flags, check_ints, check_numbers
+from gencli.models.base import (
+    TRANSFORMERS_INERT,
+    BaseConfig,
+    Layout,
+    Rename,
+    check_flags,
+    check_ints,
+    check_multiple,
+    check_numbers,
+)
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.module import LanguageModel
 
@@ -49,8 +57,7 @@ class GPT2Config(BaseConfig):
         check_ints(self, bounds if self.n_inner is None else bounds | {"n_inner": 2**20})
         check_numbers(self, {"layer_norm_epsilon": (0.0, 1.0)})
         check_flags(self)
-        if self.n_embd % self.n_head:
-            raise GencliError(f"config.json: n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
+        check_multiple(self, "n_embd", "n_head")
         check_activation("activation_function", self.activation_function)
 
 

@@ -153,13 +153,13 @@ def _latents(
         if saved is None:
             yield from autoencoder.train(first, pixels[:own], data, changes=changes)
             vae.load_state_dict((state.load(out / "autoencoder.pt") or {})["model"])
-            latents = encode_pictures(vae.to(place.device), pixels[:own], place)
+            latents = encode_images(vae.to(place.device), pixels[:own], place)
             normalise_latents(vae.cpu(), *latents)
         else:
             vae.load_state_dict(saved["vae"])
     vae.eval().requires_grad_(False)
     if saved is None:
-        mean, deviation = encode_pictures(vae.to(place.device), pixels, place)
+        mean, deviation = encode_images(vae.to(place.device), pixels, place)
         vae.cpu()
         own_vae = {} if painter is not None else {"vae": vae.state_dict()}
         state.save(out / "latents.pt", {**own_vae, "mean": mean, "deviation": deviation, "recipe": identity})
@@ -167,7 +167,7 @@ def _latents(
 
 
 @torch.no_grad()
-def encode_pictures(vae: nn.Module, pictures: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+def encode_images(vae: nn.Module, pictures: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     """Means and standard deviations of the latents of uint8 pictures (N, 3, H, W), as a UNet knows them: two tensors
     (N, C, h, w) on the CPU."""
     coder: Any = vae
