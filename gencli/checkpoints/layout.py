@@ -39,7 +39,7 @@ Read = Callable[[str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Part:
+class PartFolder:
     """A component of a checkpoint, or all of it (name ""). `prefix` is its folder with a slash, "" for the root."""
 
     name: str
@@ -54,14 +54,14 @@ def is_plain(name: str) -> bool:
     return not odd and name.isprintable() and len(name) <= 1000
 
 
-def parts(names: Collection[str], read: Read) -> list[Part]:
+def parts(names: Collection[str], read: Read) -> list[PartFolder]:
     """The parts that gencli opens, models last, so that what is small comes first. Raises GencliError for no layout."""
     if "model_index.json" not in names:
         if "config.json" not in names:
             raise GencliError("no model_index.json and no config.json", _other_hint(names))
-        found = [Part("", "", "model")]
+        found = [PartFolder("", "", "model")]
         if "scheduler_config.json" in names:
-            found.insert(0, Part("", "", "scheduler"))
+            found.insert(0, PartFolder("", "", "scheduler"))
         return found
     index = read("model_index.json")
     components = [name for name, value in index.items() if _is_component(name, value)]
@@ -70,7 +70,7 @@ def parts(names: Collection[str], read: Read) -> list[Part]:
         kind = "tokenizer" if name.startswith("tokenizer") else "scheduler" if name.endswith("scheduler") else "model"
         inside = any(file.startswith(f"{name}/") for file in names)
         # Pipelines of one network may have it at the root (google/ddpm-cifar10-32).
-        found.append(Part(name, f"{name}/" if inside else "", kind))  # type: ignore[arg-type]
+        found.append(PartFolder(name, f"{name}/" if inside else "", kind))  # type: ignore[arg-type]
     return sorted(found, key=lambda part: part.kind == "model")
 
 
@@ -109,7 +109,7 @@ def choose(names: Collection[str], read: Read, variant: str | None = None, *, al
     return list(dict.fromkeys(chosen + heavy))
 
 
-def _small(names: Collection[str], part: Part) -> list[str]:
+def _small(names: Collection[str], part: PartFolder) -> list[str]:
     here = [name.removeprefix(part.prefix) for name in names if name.startswith(part.prefix)]
     if part.kind == "scheduler":
         wanted: tuple[str, ...] = ("scheduler_config.json",)

@@ -123,7 +123,7 @@ def _component(checkpoint: Checkpoint, part: Part) -> Component:
         there = (part.path / "tokenizer_config.json").is_file()
         return Component(part.name, str(part.config.get("tokenizer_class") or "") if there else "")
     if part.kind == "scheduler":
-        return Component(part.name, str(part.config.get("_class_name") or ""), config=part.config)
+        return Component(part.name, str(part.config.get("_class_name") or ""), config=dict(part.config))
     whole = not part.name and (contents.is_file or checkpoint.format == "gguf")
     config = NO_CONFIG if whole else part.config
     if not contents.is_file and checkpoint.own_folder:
@@ -132,7 +132,7 @@ def _component(checkpoint: Checkpoint, part: Part) -> Component:
     stored = {name: file for name, file in part.stored().items() if not BUFFERS.fullmatch(name)}
     count = sum(math.prod(file.shapes[name]) for name, file in stored.items())
     dtypes = tuple(sorted({file.dtypes[name] for name, file in stored.items()}))
-    return Component(part.name, checkpoint.family if whole else architecture_of(config), count, dtypes, config)
+    return Component(part.name, checkpoint.family if whole else architecture_of(config), count, dtypes, dict(config))
 
 
 def _licence(card: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -54,20 +55,10 @@ def row(source: Source, what: Description) -> dict[str, Any]:
 
 def everything(source: Source, what: Description, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint as `show --json` has it."""
-    parts = [
-        {
-            "name": part.name,
-            "family": part.family,
-            "parameters": part.parameters,
-            "dtypes": list(part.dtypes),
-            "config": dict(part.config),
-        }
-        for part in what.components
-    ]
     return {
         **row(source, what),
         "revision": revision(source),
-        "components": parts,
+        "components": [dataclasses.asdict(part) for part in what.components],
         "not_loaded": list(what.not_loaded),
         "config": dict(what.config),
         "defaults": dict(defaults),

@@ -49,25 +49,31 @@ def read_vae(shapes: Shapes, *, size: int, scaling_factor: float) -> tuple[Renam
 
     size: of the pictures it was made for, in pixels. Raises GencliError for tensors that are missing or misshapen.
     """
-    levels = numbered(shapes, "encoder.down")
-    layers = {numbered(shapes, f"encoder.down.{level}.block") for level in range(levels)}
-    widths = [sizes(shapes, f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)]
-    config = {
-        "_class_name": "AutoencoderKL",
+    config = _config(shapes, "down", "block") | {
         "act_fn": "silu",
-        "block_out_channels": widths,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": sizes(shapes, "encoder.conv_in.weight", 4)[1],
-        "latent_channels": sizes(shapes, "decoder.conv_in.weight", 4)[1],
-        "layers_per_block": max(layers, default=0),  # where levels differ, the weights will not fit
-        "norm_num_groups": 32,
-        "out_channels": sizes(shapes, "decoder.conv_out.weight", 4)[0],
         "sample_size": size,
         "scaling_factor": scaling_factor,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
-    pieces, unknown = rename(shapes, (*ROWS, *_level_rows(levels)))
+    pieces, unknown = rename(shapes, (*ROWS, *_level_rows(len(config["block_out_channels"]))))
     return Renamed(config, pieces), unknown
+
+
+def _config(shapes: Shapes, down: str, blocks: str) -> dict[str, Any]:
+    """What shapes tell. down, blocks: names of the levels and of what is in them. Raises GencliError for tensors that
+    are missing or misshapen."""
+    levels = [f"encoder.{down}.{level}.{blocks}" for level in range(numbered(shapes, f"encoder.{down}"))]
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [sizes(shapes, f"{level}.0.conv2.weight", 4)[0] for level in levels],
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels),
+        "in_channels": sizes(shapes, "encoder.conv_in.weight", 4)[1],
+        "latent_channels": sizes(shapes, "decoder.conv_in.weight", 4)[1],
+        # where levels differ, the weights will not fit
+        "layers_per_block": max((numbered(shapes, level) for level in levels), default=0),
+        "norm_num_groups": 32,
+        "out_channels": sizes(shapes, "decoder.conv_out.weight", 4)[0],
+        "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+    }
 
 
 def is_autoencoder(contents: Contents) -> bool:
@@ -97,7 +103,9 @@ def read_alone(contents: Contents, known: Mapping[str, Any] = NO_CONFIG) -> Part
     unknown: list[str] = []
     try:
         if DIFFUSERS in own:
-            found = Renamed(_config(own), {name: Piece(name) for name in own})
+            quant = {f"use_{name}": f"{name}.weight" in own for name in ("quant_conv", "post_quant_conv")}
+            config = _config(own, "down_blocks", "resnets") | {"scaling_factor": 0.18215, **quant}
+            found = Renamed(config, {name: Piece(name) for name in own})
         elif ORIGINAL in own:
             found, unknown = read_vae(own, size=512, scaling_factor=0.18215)
         else:
@@ -108,25 +116,3 @@ def read_alone(contents: Contents, known: Mapping[str, Any] = NO_CONFIG) -> Part
         raise GencliError(f"{contents.path}: {error.message}", error.hint) from None
     found.config |= {key: known[key] for key in SCALING if known.get(key) is not None}
     return found.part(contents, "vae", prefix)
-
-
-def _config(shapes: Shapes) -> dict[str, Any]:
-    """The config.json that goes with diffusers' names. Raises GencliError for tensors that are missing or misshapen."""
-    levels = numbered(shapes, "encoder.down_blocks")
-    layers = {numbered(shapes, f"encoder.down_blocks.{level}.resnets") for level in range(levels)}
-    return {
-        "_class_name": "AutoencoderKL",
-        "block_out_channels": [
-            sizes(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 4)[0] for level in range(levels)
-        ],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": sizes(shapes, "encoder.conv_in.weight", 4)[1],
-        "latent_channels": sizes(shapes, "decoder.conv_in.weight", 4)[1],
-        "layers_per_block": max(layers, default=0),  # where levels differ, the weights will not fit
-        "norm_num_groups": 32,
-        "out_channels": sizes(shapes, "decoder.conv_out.weight", 4)[0],
-        "scaling_factor": 0.18215,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
-        "use_quant_conv": "quant_conv.weight" in shapes,
-    }

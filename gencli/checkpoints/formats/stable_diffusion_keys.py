@@ -82,7 +82,7 @@ BUFFERS = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_o
 LEFT_OUT = {
     rf"(model\.)?({'|'.join(BUFFERS.split())})": "",  # of the noise schedule
     r"(denoiser|model_sampling|model\.model_sampling)\.(log_)?sigmas": "",
-    r"v_pred|ztsnr": "",  # marks: see `schedule`
+    r"v_pred|ztsnr": "",  # marks: see `stable_diffusion_schedule`
     r"(model_ema|first_stage_model\.model_ema)\..*": "its EMA weights go unused",
     r"first_stage_model\.loss\..*": "what its autoencoder was trained against goes unused",
     r"embedding_manager\..*": "",
@@ -92,40 +92,23 @@ LEFT_OUT = {
 }
 # What other files are: pattern of a key → what it is, and what to do with it
 OTHERS: tuple[tuple[str, str, str | None], ...] = (
-    (
-        r"lora_(unet|te\d?|prior)_.*|.*\.lora_(A|B|up|down|linear_layer)\..*|.*\.lora\.(up|down)\..*|.*\.(hada|lokr)_w.*",
-        "a LoRA, which changes a model and is none",
-        "-m wants the model that it was trained on, and --lora this file",
-    ),
-    (
-        r"emb_params|clip_[gl]|string_to_param\..*|<[^>]*>",
-        "a textual inversion embedding, which teaches a model a word and is none",
-        "-m wants the model that it was trained on, and --embedding this file",
-    ),
-    (
-        r"(control_model|controlnet_cond_embedding|input_hint_block)\..*",
-        "a ControlNet, which steers a model",
-        "-m wants the model that it was trained on, and --control a folder of the ControlNet",
-    ),
+    (r"lora_(unet|te\d?|prior)_.*|.*\.lora_(A|B|up|down|linear_layer)\..*|.*\.lora\.(up|down)\..*|.*\.(hada|lokr)_w.*",
+     "a LoRA, which changes a model and is none", "-m wants the model that it was trained on, and --lora this file"),
+    (r"emb_params|clip_[gl]|string_to_param\..*|<[^>]*>",
+     "a textual inversion embedding, which teaches a model a word and is none",
+     "-m wants the model that it was trained on, and --embedding this file"),
+    (r"(control_model|controlnet_cond_embedding|input_hint_block)\..*", "a ControlNet, which steers a model",
+     "-m wants the model that it was trained on, and --control a folder of the ControlNet"),
     (r"(model\.diffusion_model\.)?joint_blocks\..*", "a Stable Diffusion 3, which is not supported", None),
     (r"(model\.diffusion_model\.)?(double|single)_(stream_)?blocks\..*", "a FLUX, which is not supported", None),
     (r"model\.diffusion_model\.(transformer_blocks|blocks|layers)\..*", "a transformer, which is not supported", None),
-    (
-        r"(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.0\.self_attn\.q_proj)\..*",
-        "a text encoder, one part of a model for pictures",
-        None,
-    ),
+    (r"(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.0\.self_attn\.q_proj)\..*",
+     "a text encoder, one part of a model for pictures", None),
     (r"((transformer|model)\.)?(wte|embed_tokens|h\.0|layers\.0)\..*", "a text model", "`gencli text` runs those"),
-    (
-        r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\..*",
-        "an autoencoder, one part of a model for pictures",
-        "--vae gives it to a model in the place of its own",
-    ),
-    (
-        r"(down_blocks|up_blocks|mid_block)\..*",
-        "one part of a checkpoint in diffusers' layout",
-        "-m wants the folder that has the model_index.json",
-    ),
+    (r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\..*",
+     "an autoencoder, one part of a model for pictures", "--vae gives it to a model in the place of its own"),
+    (r"(down_blocks|up_blocks|mid_block)\..*", "one part of a checkpoint in diffusers' layout",
+     "-m wants the folder that has the model_index.json"),
 )  # fmt: skip
 
 
