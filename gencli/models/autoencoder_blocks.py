@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
 class Autoencoder(BaseModel):
     """Base class of autoencoders: what callers need besides `encode` and `decode`."""
 
-    config: Any
+    config: AutoencoderConfig
 
     @property
     def scale(self) -> int:

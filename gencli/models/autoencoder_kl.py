@@ -71,6 +71,8 @@ class AutoencoderKLConfig(BaseConfig):
 
 
 class AutoencoderKL(Autoencoder):
+    config: AutoencoderKLConfig
+
     def __init__(self, config: AutoencoderKLConfig):
         super().__init__()
         self.config = config

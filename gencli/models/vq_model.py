@@ -86,6 +86,8 @@ class VectorQuantizer(nn.Module):
 class VQModel(Autoencoder):
     """`codes` and `decode_codes`: images ↔ codes. `encode` and `decode`: images ↔ latents, which a UNet denoises."""
 
+    config: VQModelConfig
+
     def __init__(self, config: VQModelConfig):
         super().__init__()
         self.config = config
