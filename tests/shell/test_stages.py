@@ -102,6 +102,7 @@ def said(file):
         return json.loads(opened.text["gencli"]), opened.text["parameters"]
 
 
+@pytest.mark.slow
 def test_a_family_of_two_stages_is_one_file_and_one_row(toy):
     model, command = toy
     common = ("image", "-m", model, "--steps", 2, "--seed", 5)
@@ -120,6 +121,7 @@ def test_a_family_of_two_stages_is_one_file_and_one_row(toy):
     assert "stage" not in request and "Stages" not in infotext
 
 
+@pytest.mark.slow
 def test_settings_of_a_further_stage(toy):
     model, command = toy
     common = ("image", "-m", model, "--steps", 2, "--seed", 5)
@@ -142,6 +144,7 @@ def test_settings_of_a_further_stage(toy):
     np.testing.assert_array_equal(pixels("other.png"), pixels("plain.png"))
 
 
+@pytest.mark.slow
 def test_progress_says_which_stage(toy, monkeypatch):
     model, command = toy
     monkeypatch.setattr(process, "GENCLI", command)
