@@ -28,7 +28,7 @@ KINDS: dict[Any, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Bounds:
     """Limits of a number, inclusive unless `open_low`. An infinite `high` is no limit; NaN and infinity are refused."""
 
@@ -49,7 +49,7 @@ class Bounds:
         return self.open_low and value == self.low
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Option:
     """One row.
 

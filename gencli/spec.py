@@ -69,7 +69,7 @@ class ModelSpec:
 TEXT_MODEL = "stories"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TextSpec(ModelSpec):
     """A language model."""
 

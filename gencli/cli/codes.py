@@ -29,7 +29,7 @@ CODES_LIMIT = 2**26  # bytes of a text with codes
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Turned:
     """The arguments, and where the result goes."""
 
@@ -45,7 +45,7 @@ class Turned:
     json: bool = JSON.field(False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class VQSpec(ModelSpec):
     """A VQ autoencoder."""
 

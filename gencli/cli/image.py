@@ -27,7 +27,7 @@ FORMATS = ("png", "jpeg", "webp")
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Sources:
     """Prompts, an image to repeat, and a size."""
 
@@ -44,7 +44,7 @@ class Sources:
     # fmt: on
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Output:
     """Where images go, and what is shown while they are made."""
 

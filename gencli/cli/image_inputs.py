@@ -27,7 +27,7 @@ T = TypeVar("T", LoraRef, EmbeddingRef)
 ROWS = dict(rows(ImageRequest))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Inputs:
     """Everything that a request names, found. controls: the ControlNets, each with its image."""
 

@@ -30,7 +30,7 @@ PANELS = (PANEL, MODEL, OUTPUT)
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Opened:
     """What may be opened, and how stdout is written."""
 
@@ -38,21 +38,21 @@ class Opened:
     json: bool = JSON.field(False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Listed:
     all: bool = flag(False, "-a, --all", "Also those in the cache that gencli cannot open.", PANEL)
     json: bool = JSON.field(False)
 
 
 # fmt: off
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Pulled(Opened):
     update: bool = flag(False, "--update", "Look for something newer although a whole copy is here.", PANEL)
     variant: str | None = string(None, "--variant NAME", "Which weights where there are several, such as fp16.", PANEL)
 # fmt: on
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Removed:
     yes: bool = flag(False, "-y, --yes", "Do not ask.", PANEL)
     json: bool = JSON.field(False)

@@ -6,6 +6,7 @@
 Every row of these records (`gencli.options`) becomes an option of `gencli text`, in the order of the records and their
 fields, and the function gets the records filled in. A parameter that is `Asked[Record]` gets what was said of the
 record, for a command that knows better how to make one. The records that several commands share are here too.
+Records of commands have neither `eq` nor `repr`: making these takes time at every start.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ F = TypeVar("F", bound=Callable[..., None])
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Asked(Generic[T]):
     """What the command line says of a record: its values by field, and the names of all parameters that are given on
     the command line itself, not by the environment or a default."""
@@ -223,7 +224,7 @@ DEBUG = Option(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Fetching:
     """What may be fetched."""
 
@@ -235,7 +236,7 @@ class Fetching:
         return partial(find, offline=self.offline, progress=progress, allow_pickle=spec.allow_pickle)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Reporting:
     """What is said on stderr. --quiet, --color and --debug set the console (`ctx.obj`) by themselves."""
 

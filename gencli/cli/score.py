@@ -32,7 +32,7 @@ ENVIRONMENT = "GENCLI_CLIP_MODEL"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Compared:
     """What is compared, and how it is printed."""
 
@@ -55,7 +55,7 @@ class Compared:
         check_values(Compared, {"truncate": self.truncate, "batch": self.batch})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ClipSpec(ModelSpec):
     """A CLIP."""
 

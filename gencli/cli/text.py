@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Prompts:
     """Where prompts come from."""
 
@@ -42,7 +42,7 @@ class Prompts:
     lines: bool = LINES.field(False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class ConversationStart:
     """What comes before the first message of a conversation."""
 
@@ -62,7 +62,7 @@ class ConversationStart:
         return Conversation(self.system, [] if self.examples is None else read_examples(self.examples))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False)
 class Shown:
     """What stdout gets."""
 
