@@ -142,6 +142,8 @@ class Option:
         """Raise UsageError for a single value that is not of the row's kind, limits or choices."""
         if self.bounds is not None:
             self.bounds.check(name, value)
+            if self.kind is int and not isinstance(value, int):
+                raise UsageError(f"{name} {value}: wants {KINDS[int]}")
             return
         check_kind(name, value, self.kind, self.within)
         if self.kind is str:

@@ -30,7 +30,6 @@ from gencli.text.request import LENGTH, MAX_SEED, TextRequest
 if TYPE_CHECKING:
     from gencli.text.chat import ChatSession
 
-MAX_TOKENS = 1024
 BLOCK = '"""'
 PROMPT, MORE = "> ", ". "
 
@@ -42,8 +41,8 @@ class ChatRequest(TextRequest):
     """A request for an answer; its default length differs from that of a text."""
 
     # fmt: off
-    max_tokens: int | None = integer(MAX_TOKENS, "-n, --max-tokens, --max-new-tokens N",
-        f"Tokens of an answer at most (default: {MAX_TOKENS}).", LENGTH, bounds=Bounds(1))
+    max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N", "Tokens of an answer at most",
+        LENGTH, bounds=Bounds(1), usual=1024, config_key="max_new_tokens")
     # fmt: on
 
 

@@ -45,9 +45,12 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
 
 
 def _of_text(contents: Contents) -> dict[str, Any]:
+    from gencli.text.generation_config import generation_config
     from gencli.text.request import TextRequest
 
-    return TextRequest().resolve(open_checkpoint(contents).defaults).completed()
+    checkpoint = open_checkpoint(contents)
+    config = checkpoint.parts[""].config if "" in checkpoint.parts else {}
+    return TextRequest().resolve(generation_config(checkpoint.defaults, config)).completed()
 
 
 def _of_image(contents: Contents) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 
@@ -43,6 +44,10 @@ def generate(
         yield PromptTruncated(len(whole), len(ids))
     assert request.max_tokens is not None
     max_tokens = min(request.max_tokens, model.max_length - len(ids))
+    if request.max_length is not None:
+        max_tokens = min(max_tokens, max(request.max_length - len(ids), 1))
+    sampling = dataclasses.replace(request.sampling, eos_ids=model.tokenizer.eos_ids, max_tokens=max_tokens)
+    request = dataclasses.replace(request, sampling=sampling)
     for first in range(0, request.num_samples, BATCH):
         indices = range(first, min(first + BATCH, request.num_samples))
         sequences = [Sequence(model, request, index, ids, max_tokens, reasoning) for index in indices]

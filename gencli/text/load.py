@@ -21,6 +21,7 @@ from gencli.errors import GencliError
 from gencli.models import architecture
 from gencli.models.base import Layout
 from gencli.models.module import LanguageModel, describe
+from gencli.text.generation_config import generation_config, not_followed
 from gencli.tokens import Tokenizer
 
 
@@ -80,7 +81,9 @@ def open_model(
     module = load(part.path, device=place, dtype=precision, config=raw, tensors=tensors)
     assert isinstance(module, LanguageModel)  # `language_model` has looked
     notes = _merge(module, layout, source, adapters, allow_pickle) if adapters else ()
-    return TextModel(source.name, module, tokenizer, checkpoint.defaults, time.perf_counter() - start, notes)
+    settings = generation_config(checkpoint.defaults, raw)
+    notes = (*notes, *not_followed(source.name, settings))
+    return TextModel(source.name, module, tokenizer, settings, time.perf_counter() - start, notes)
 
 
 def _merge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -50,6 +50,33 @@ def _check_stops(name: str, value: Sequence[str]) -> None:
         _check_unicode(name, stop)
 
 
+def _list_of_ids(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(i) is int and i >= 0 for i in value)
+
+
+def _check_ids(name: str, value: Any) -> None:
+    if not _list_of_ids(value):
+        raise UsageError(f"{name} {value!r:.60}: wants a list of token ids")
+
+
+def _check_sequences(name: str, value: Any) -> None:
+    if not isinstance(value, list | tuple) or not all(_list_of_ids(one) and one for one in value):
+        raise UsageError(f"{name} {value!r:.60}: wants lists of token ids")
+
+
+def _check_sequence_bias(name: str, value: Any) -> None:
+    for one in value if isinstance(value, list | tuple) else [None]:
+        pair = one if isinstance(one, list | tuple) and len(one) == 2 else ((), None)
+        if not _list_of_ids(pair[0]) or not pair[0] or type(pair[1]) not in (int, float) or not pair[1] < math.inf:
+            raise UsageError(f"{name} {one!r:.60}: wants pairs of a list of token ids and a bias")
+
+
+def _check_decay(name: str, value: Any) -> None:
+    pair = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
+    if type(pair[0]) is not int or type(pair[1]) not in (int, float) or pair[0] < 0 or not 0 < pair[1] < math.inf:
+        raise UsageError(f"{name} {value!r:.60}: wants a number of tokens and a factor")
+
+
 def _check_side(name: str, value: str) -> None:
     if value != "left":
         raise UsageError(f"{name} {value!r}: only `left` is known")
@@ -60,6 +87,15 @@ def _check_unicode(what: str, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:  # argv's undecodable bytes arrive as lone surrogates
         raise GencliError(f"{what} is not valid UTF-8: {text!r}"[:200]) from None
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int) else value
+
+
+def _own(key: str, valid: Callable[[str, Any], None] | None = None, within: tuple[float, float] | None = None) -> Any:
+    """Return a field that a checkpoint alone fills, from this key of its generation_config.json."""
+    return Option(int, valid=valid, within=within, called=key, config_key=key).field(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +128,19 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = Option(tuple, "--logit-bias ID=BIAS",
         "Add to a token's logit (repeatable).", SAMPLING, several=True, word=str,
         read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())), valid=_check_bias, off=()).field(())
+    # A checkpoint's own, which the command line does not name. eos_ids and max_tokens are filled in for each prompt.
+    sequence_bias: Any = _own("sequence_bias", _check_sequence_bias)  # noqa: RUF009
+    no_repeat_ngram_size: int | None = _own("no_repeat_ngram_size", within=(0, 2**31))
+    bad_words_ids: Any = _own("bad_words_ids", _check_sequences)  # noqa: RUF009
+    min_length: int | None = _own("min_length", within=(0, 2**31))
+    min_new_tokens: int | None = _own("min_new_tokens", within=(0, 2**31))
+    forced_eos_token_id: Any = _own("forced_eos_token_id", lambda name, ids: _check_ids(name, _listed(ids)))  # noqa: RUF009
+    exponential_decay_length_penalty: Any = _own("exponential_decay_length_penalty", _check_decay)  # noqa: RUF009
+    suppress_tokens: Any = _own("suppress_tokens", _check_ids)  # noqa: RUF009
+    begin_suppress_tokens: Any = _own("begin_suppress_tokens", _check_ids)  # noqa: RUF009
     # fmt: on
+    eos_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -103,7 +151,8 @@ class TextRequest:
     """One prompt and how to continue it. None leaves a value to the checkpoint, then to the row's usual value.
 
     Sample i of `num_samples` draws from a generator seeded with `seed + i`. `logprobs`: how many most likely tokens to
-    report with each token's own log-probability (None: no report).
+    report with each token's own log-probability (None: no report). `max_length`: tokens of prompt and text together,
+    which a checkpoint may limit where no number of tokens is asked for.
     Raise UsageError for a value out of range, GencliError for a prompt that is no Unicode text.
     """
 
@@ -123,6 +172,7 @@ class TextRequest:
         bounds=Bounds(1))
     logprobs: int | None = integer(None, "--logprobs N",
         "With --json: each token's log-probability, and the N likeliest tokens beside it.", OUTPUT, bounds=Bounds(0))
+    max_length: int | None = integer(None, bounds=Bounds(1), called="max_length", config_key="max_length")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -149,21 +199,32 @@ class TextRequest:
         config = dict(generation_config)
         if config.get("do_sample") is False:
             config["temperature"] = 0.0
+        if self.max_tokens is not None or config.get("max_new_tokens") is not None:
+            config["max_length"] = None
+        elif config.get("max_length") is not None:
+            config["max_new_tokens"] = config["max_length"]
+        stops = config.get("stop_strings") or ()
+        stops = (stops,) if isinstance(stops, str) else stops
         try:
+            if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+                raise UsageError(f"stop_strings {stops!r:.60}: wants a list of texts")
+            stop = tuple(dict.fromkeys((*self.stop, *stops)))
             sampling = dataclasses.replace(self.sampling, **_missing(self.sampling, config))
-            return dataclasses.replace(self, sampling=sampling, **_missing(self, config))
+            return dataclasses.replace(self, sampling=sampling, stop=stop, **_missing(self, config))
         except UsageError as error:
             raise GencliError(f"generation_config.json: {error.message.removeprefix('--')}") from None
 
 
 def _missing(record: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checkpoint's values, or the usual ones, for fields that are None."""
-    found = {name: config.get(option.config_key or "") for name, option in rows(record) if option.usual is not None}
-    return {
-        name: option.usual if found[name] is None else found[name]
-        for name, option in rows(record)
-        if name in found and getattr(record, name) is None
-    }
+    """Return what the checkpoint says, or is usual, for fields that a record leaves open."""
+    found = {}
+    for name, option in rows(record):
+        if getattr(record, name) is None and (option.usual is not None or option.config_key):
+            value = config.get(option.config_key or "")
+            if option.kind is int and isinstance(value, float) and value.is_integer():
+                value = int(value)  # some tools write 50.0
+            found[name] = option.usual if value is None else value
+    return found
 
 
 def usual_values() -> dict[str, Any]:

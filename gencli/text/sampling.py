@@ -26,13 +26,27 @@ class Candidates(NamedTuple):
     """What may still be picked: logits (B, K) and the token ids (B, K) they belong to; ids None: all V, in order.
 
     context (B, T): ids of prompt and generated tokens; generated (B, G): of generated tokens. None where they are of no
-    use.
+    use. eos_ids: the tokens that end a text. max_tokens: the most that are generated.
     """
 
     logits: Tensor
     ids: Tensor | None = None
     context: Tensor | None = None
     generated: Tensor | None = None
+    eos_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many tokens were generated."""
+        return 0 if self.generated is None else self.generated.shape[1]
+
+    def without(self, ids: Sequence[int]) -> Candidates:
+        """Return these with some tokens excluded; ids that the vocabulary lacks exclude nothing."""
+        known = [i for i in ids if i < self.logits.shape[-1]]
+        return self._replace(
+            logits=self.logits.index_fill(1, torch.tensor(known, device=self.logits.device).long(), -torch.inf)
+        )
 
 
 class Logprobs(NamedTuple):
@@ -95,7 +109,7 @@ def candidates(
     tokens, which the OpenAI penalties count. Each is needed only when its penalty is on.
     Raise GencliError for logits that are NaN or infinite, and for a bias outside of the vocabulary.
     """
-    found = Candidates(logits.float(), None, context, generated)
+    found = Candidates(logits.float(), None, context, generated, params.eos_ids, params.max_tokens)
     check(found.logits)
     for name, process in PROCESSORS.items():
         value = getattr(params, name)
@@ -131,6 +145,25 @@ def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     return logits.index_add(1, ids, torch.tensor(list(values.values()), device=logits.device).expand(len(logits), -1))
 
 
+@processor("sequence_bias")
+def bias_sequences(found: Candidates, biases: Sequence[tuple[Sequence[int], float]]) -> Candidates:
+    """Add a bias to the last token of a sequence wherever the tokens before it are there; of equals the last counts."""
+    rows, vocab_size = len(found.logits), found.logits.shape[-1]
+    bias = torch.zeros_like(found.logits)
+    for sequence, value in {tuple(sequence): value for sequence, value in biases}.items():
+        if max(sequence) >= vocab_size:
+            raise GencliError(
+                f"a bias or ban of token {max(sequence)}, but the model's vocabulary has {vocab_size} tokens"
+            )
+        before = torch.tensor(sequence[:-1], device=bias.device)
+        if len(before) == 0:
+            bias[:, sequence[-1]] += value
+        elif found.context is not None and len(before) <= found.context.shape[1]:
+            at = (found.context[:, -len(before) :] == before).all(1)
+            bias[:, sequence[-1]] += torch.where(at, torch.full((rows,), float(value), device=bias.device), 0.0)
+    return found._replace(logits=found.logits + bias)
+
+
 @processor("repeat_penalty")
 def _repeat_penalty(found: Candidates, penalty: float) -> Candidates:
     if found.context is None:
@@ -161,6 +194,69 @@ def _counts(found: Candidates) -> Tensor:
     logits, generated = found.logits, found.generated
     assert generated is not None
     return torch.zeros_like(logits).scatter_add(1, generated, torch.ones_like(generated, dtype=logits.dtype))
+
+
+@processor("no_repeat_ngram_size")
+def ban_repeated_ngrams(found: Candidates, size: int) -> Candidates:
+    """Exclude tokens that would complete n tokens in a row that the text has already (Paulus et al. 2017)."""
+    if found.context is None or found.context.shape[1] + 1 < size:
+        return found
+    length, logits = found.context.shape[1], found.logits.clone()
+    for row, ids in enumerate(found.context.tolist()):
+        last = ids[length - size + 1 :]
+        logits[row, [ids[i + size - 1] for i in range(length - size + 1) if ids[i : i + size - 1] == last]] = -torch.inf
+    return found._replace(logits=logits)
+
+
+@processor("bad_words_ids")
+def ban_sequences(found: Candidates, sequences: Sequence[Sequence[int]]) -> Candidates:
+    """Exclude the last token of each sequence after the tokens before it. Tokens that end a text are never excluded."""
+    kept = [one for one in sequences if not (len(one) == 1 and one[0] in found.eos_ids)]
+    return bias_sequences(found, [(one, -torch.inf) for one in kept]) if kept else found
+
+
+@processor("min_length")
+def _min_length(found: Candidates, length: int) -> Candidates:
+    return found.without(found.eos_ids) if found.context is not None and found.context.shape[1] < length else found
+
+
+@processor("min_new_tokens")
+def _min_new_tokens(found: Candidates, count: int) -> Candidates:
+    return found.without(found.eos_ids) if found.count < count else found
+
+
+@processor("forced_eos_token_id")
+def force_end(found: Candidates, ids: int | Sequence[int]) -> Candidates:
+    """Leave only these tokens where the last one is picked."""
+    if found.max_tokens is None or found.count != found.max_tokens - 1:
+        return found
+    only = torch.full_like(found.logits, -torch.inf)
+    only[:, [i for i in ([ids] if isinstance(ids, int) else ids) if i < only.shape[-1]]] = 0
+    return found._replace(logits=only)
+
+
+@processor("exponential_decay_length_penalty")
+def raise_end(found: Candidates, start_and_factor: tuple[int, float]) -> Candidates:
+    """Make the end likelier with each token after the first `start`, exponentially."""
+    start, factor = start_and_factor
+    ids = [i for i in found.eos_ids if i < found.logits.shape[-1]]
+    if found.count <= start or not ids:
+        return found
+    logits = found.logits.clone()
+    ends = logits[:, ids]
+    more = ends.abs() * (min(factor ** (found.count - start), 1e30) - 1)
+    logits[:, ids] = ends + more.masked_fill(~torch.isfinite(ends), 0)
+    return found._replace(logits=logits)
+
+
+@processor("suppress_tokens")
+def _suppress(found: Candidates, ids: Sequence[int]) -> Candidates:
+    return found.without(ids)
+
+
+@processor("begin_suppress_tokens")
+def _suppress_first(found: Candidates, ids: Sequence[int]) -> Candidates:
+    return found.without(ids) if found.count == 0 else found
 
 
 @processor("temperature")
