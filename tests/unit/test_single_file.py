@@ -74,7 +74,6 @@ OTHERS = {
     "first_stage_model.decoder.conv_in.weight": "it is an autoencoder, one part",
     "decoder.mid_block.resnets.0.conv1.weight": "it is an autoencoder, one part",
     "down_blocks.0.resnets.0.conv1.weight": "it is one part of a checkpoint in diffusers' layout",
-    "conditioner.embedders.0.model.ln_final.weight": "it has the text encoder of Stable Diffusion XL's refiner",
     "something.else": "its keys are of no model for pictures that gencli knows (something.else)",
 }
 
@@ -92,6 +91,9 @@ def test_a_unet_of_two_text_encoders_in_a_refiners_place(refusal, tmp_path, shap
     tiny.write_header(tmp_path / "model.safetensors", names)
     error, _ = refusal()
     assert "its UNet reads texts that are 192 wide, and its text encoder makes 128" in error
+    tiny.write_header(tmp_path / "model.safetensors", {"conditioner.embedders.0.model.ln_final.weight": (8,)})
+    error, _ = refusal()
+    assert "it has the text encoder of Stable Diffusion XL's refiner, and no UNet" in error
 
 
 @pytest.mark.parametrize(("first", "second"), [("sd1", "sd2"), ("sd1", "sdxl"), ("sd2", "sdxl"), ("sdxl", "refiner")])
