@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from gencli import devices, stopping
 from gencli.cli.console import Console
 from gencli.cli.image_sinks import ImageSink, plan, print_path
 from gencli.cli.options import JSON, Fetching, Reporting, command
+from gencli.cli.prompts import read_data
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import GencliError, UsageError
 from gencli.json_files import read_bytes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 INPUT = "What to turn"
 ENVIRONMENT = "GENCLI_VQ_MODEL"
+READER = "`-` reads"
 CODES_LIMIT = 2**26  # bytes of a text with codes
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -125,7 +126,7 @@ def _read(codec: Codec, path: str, size: tuple[int, int] | None, *, json: bool) 
     from gencli.image.codes import to_text
     from gencli.image.files.pictures import FILE_LIMIT, open_flat
 
-    picture = open_flat(_stdin(FILE_LIMIT) if path == "-" else path)
+    picture = open_flat(read_data(FILE_LIMIT, READER) if path == "-" else path)
     if size is not None:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     try:
@@ -146,7 +147,7 @@ def _paint(codec: Codec, path: str, sink: ImageSink, *, json: bool) -> None:
     from gencli.image.files.pictures import encode
     from gencli.image.request import ImageRequest
 
-    data = _stdin(CODES_LIMIT) if path == "-" else read_bytes(Path(path))
+    data = read_data(CODES_LIMIT, READER) if path == "-" else read_bytes(Path(path))
     try:
         picture = codec.paint(parse(data.decode()))
     except UnicodeDecodeError:
@@ -163,9 +164,3 @@ def _paint(codec: Codec, path: str, sink: ImageSink, *, json: bool) -> None:
         write_json({"path": name, "model": codec.name, "width": picture.width, "height": picture.height})
     else:
         print_path(made)
-
-
-def _stdin(limit: int) -> bytes:
-    if sys.stdin is None:
-        raise GencliError("stdin is closed, and `-` reads from there")
-    return sys.stdin.buffer.read(limit)

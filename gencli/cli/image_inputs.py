@@ -7,7 +7,6 @@ One rule for all of it: what the command line or the environment names is found 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, find
 from gencli.cli.options import Asked
+from gencli.cli.prompts import read_data
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
 from gencli.options import rows
@@ -150,11 +150,7 @@ def _open(path: str | None) -> Image.Image | None:
         return None
     from gencli.image.files.pictures import FILE_LIMIT, open_flat
 
-    if path != "-":
-        return open_flat(path)
-    if sys.stdin is None:
-        raise GencliError("stdin is closed, and -i - reads the picture from there")
-    return open_flat(sys.stdin.buffer.read(FILE_LIMIT))
+    return open_flat(read_data(FILE_LIMIT, "-i - reads the picture") if path == "-" else path)
 
 
 def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[str], None]) -> None:

@@ -58,6 +58,13 @@ def stdin_bytes() -> BinaryIO:
     return sys.stdin.buffer
 
 
+def read_data(limit: int, reader: str) -> bytes:
+    """Return at most `limit` bytes of stdin. reader: what reads there, for the GencliError if it is closed."""
+    if sys.stdin is None:
+        raise GencliError(f"stdin is closed, and {reader} from there")
+    return sys.stdin.buffer.read(limit)
+
+
 def _check_utf8(arguments: Sequence[str]) -> None:
     for argument in arguments:
         try:

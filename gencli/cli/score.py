@@ -15,7 +15,7 @@ import typer
 from gencli import devices, stopping
 from gencli.cli.console import Console, escape_controls, is_terminal
 from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
-from gencli.cli.prompts import read_lines
+from gencli.cli.prompts import read_data, read_lines
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import SIDES
@@ -178,12 +178,17 @@ class Run:
 
     def _pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the images as the model reads them. Print an error for those that cannot be read, and skip them."""
-        from gencli.image.files.pictures import open_flat
+        from gencli.image.files.pictures import FILE_LIMIT, open_flat
 
         for number, path in enumerate(paths):
             self.console.progress("scoring", number, len(paths))
             try:
-                yield path, self.scorer.prepare(open_flat(_stdin() if path == "-" else path))
+                yield (
+                    path,
+                    self.scorer.prepare(
+                        open_flat(read_data(FILE_LIMIT, "`-` reads a picture") if path == "-" else path)
+                    ),
+                )
             except GencliError as error:
                 message = error.message if path == "-" or path in error.message else f"{path}: {error.message}"
                 self.console.error(GencliError(message, error.hint))
@@ -202,11 +207,3 @@ class Run:
         if len(self.texts) > 1:
             columns.append(row["text"].encode())
         write(b"\t".join(columns) + b"\n")
-
-
-def _stdin() -> bytes:
-    from gencli.image.files.pictures import FILE_LIMIT
-
-    if sys.stdin is None:
-        raise GencliError("stdin is closed, and `-` reads a picture from there")
-    return sys.stdin.buffer.read(FILE_LIMIT)
