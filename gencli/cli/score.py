@@ -183,12 +183,8 @@ class Run:
         for number, path in enumerate(paths):
             self.console.progress("scoring", number, len(paths))
             try:
-                yield (
-                    path,
-                    self.scorer.prepare(
-                        open_flat(read_data(FILE_LIMIT, "`-` reads a picture") if path == "-" else path)
-                    ),
-                )
+                data = read_data(FILE_LIMIT, "`-` reads a picture") if path == "-" else path
+                yield path, self.scorer.prepare(open_flat(data))
             except GencliError as error:
                 message = error.message if path == "-" or path in error.message else f"{path}: {error.message}"
                 self.console.error(GencliError(message, error.hint))
