@@ -1,19 +1,60 @@
-"""`gencli train`: the recipes that made the embedded checkpoints, for anyone's own texts and pictures."""
+"""`gencli train`: the recipes that made the embedded checkpoints, for anyone's own texts and pictures. No torch."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gencli import devices
-from gencli.cli import options, train_image, train_options, train_text
+from gencli import devices, stopping
 from gencli.cli.console import Console
-from gencli.cli.help import SETTINGS, Command, Group
-from gencli.errors import UsageError
+from gencli.cli.help import SETTINGS, Group
+from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
+from gencli.errors import GencliError, UsageError
+from gencli.options import Option, check, rows
+from gencli.train.recipe import SEED, THREADS, ImageRecipe, TextRecipe, at_least
+
+if TYPE_CHECKING:
+    from gencli.train.trainer import Progress
+
+TOLD_EVERY = 50  # steps between two lines on stdout
+INIT_RATE, LORA_RATE, IMAGE_INIT_RATE = 5e-4, 1e-3, 1e-4  # learning rates of runs that go on from a checkpoint
+DATA = 'JSON lines with a key "text", or plain text; a file (.jsonl or .txt, also with .gz) or a folder of such.'
+CAPTIONS = (
+    'JSON lines: "file" and "label", or "file_name" and "text", and "tags" if there are any (default: metadata.jsonl '
+    "among the pictures, or a .txt beside each)."
+)
 
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
+
+
+@dataclass(eq=False, repr=False)
+class Machine:
+    threads: int | None = THREADS.field(None)
+
+
+@dataclass(eq=False, repr=False)
+class Captions:
+    captions: tuple[Path, ...] = Option(
+        Path,
+        "--captions FILE",
+        f"{CAPTIONS} Given again: further labels and tags for the same pictures.",
+        "",
+        several=True,
+        after="out",
+    ).field(())
+
+
+@dataclass(eq=False, repr=False)
+class Scored:
+    seed: int = SEED.field(0)
 
 
 @app.callback(invoke_without_command=True)
@@ -23,42 +64,121 @@ def train(ctx: typer.Context) -> None:
         raise UsageError("no command", "see `gencli train --help`")
 
 
-app.command("text", cls=Command, context_settings=SETTINGS)(train_text.text)
-app.command("image", cls=Command, context_settings=SETTINGS)(train_image.image)
+@command(app, name="text", without=("stats",))
+def text(
+    ctx: typer.Context,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
+    asked: Asked[TextRecipe],
+    machine: Machine,
+    fetching: Fetching,
+    reporting: Reporting,
+) -> None:
+    """Texts → BPE and a GPT-2 checkpoint in the hub's layout, or on from any decoder's, or LoRA adapters of it.
+
+    What is made lies in DIR/checkpoint, adapters in DIR/adapter; loss.csv and loss.png grow beside it. stdout gets a
+    JSON line now and then: step, loss (nats a token), speed, and bits per byte where texts were scored.
+    """
+    recipe = asked.make(data=str(data))
+    _need(data, *([Path(recipe.validation)] if recipe.validation else []))
+    _check(recipe, machine)
+    lora = _given(asked, "lora_rank", "lora_alpha", "lora_targets")
+    if lora and recipe.lora_rank is None:
+        raise UsageError(f"{lora[0]} without --lora-rank", "--lora-rank 8 is a common choice")
+    if lora and not recipe.init:
+        raise UsageError("--lora-rank without --init", "adapters belong to a checkpoint: name it")
+    if recipe.init and (sizes := _given(asked, "n_layer", "n_embd", "n_head", "vocab_size")):
+        raise UsageError(f"{sizes[0]} with --init", "a checkpoint's own sizes and tokenizer hold")
+    recipe.check_sizes()
+    usual: dict[str, Any] = {"lr": INIT_RATE} if recipe.init else {}
+    if recipe.lora_rank is not None:
+        usual = {"lr": LORA_RATE, "optimizer": "adamw"}
+    recipe = dataclasses.replace(recipe, **{name: usual[name] for name in usual.keys() - asked.given})
+    console: Console = ctx.obj
+    _fetch(console, recipe.init, fetching)
+    with stopping.heeded():
+        from gencli.train.text import train
+    devices.set_threads(machine.threads)
+    console.progress("reading texts")
+    _follow(console, train(recipe), "tokens", "bits_per_byte")
+    _write(console, {"made": str(Path(recipe.out) / ("adapter" if recipe.lora_rank else "checkpoint"))})
 
 
-@app.command("score-text", cls=Command, context_settings=SETTINGS)
+@command(app, name="image", without=("stats",))
+def image(
+    ctx: typer.Context,
+    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Zip or folder of pictures.")],
+    asked: Asked[ImageRecipe],
+    captions: Captions,
+    machine: Machine,
+    fetching: Fetching,
+    reporting: Reporting,
+) -> None:
+    """Captioned pictures → an autoencoder, then a text-to-image checkpoint in Stable Diffusion's layout.
+
+    What is made lies in DIR/checkpoint; loss.csv and loss.png grow beside it, and the like for the other stages.
+    stdout gets a JSON line now and then: stage, step, loss, speed, and under "validation" the loss of the averaged
+    weights on pictures and noise that stay the same.
+    """
+    recipe = asked.make()
+    _need(pictures, *captions.captions)
+    _check(recipe, machine)
+    if not recipe.init and recipe.keep_text_encoder:
+        raise UsageError("--keep-text-encoder without --init", "a new text encoder has nothing to keep")
+    if recipe.words_steps and (recipe.keep_text_encoder or not recipe.init):
+        raise UsageError("--words-steps needs --init, and no --keep-text-encoder", "the text encoder is what it trains")
+    new = ("autoencoder_widths", "widths", "text_width", "vocabulary", "autoencoder_steps")
+    if recipe.init and (said := _given(asked, *new)):
+        raise UsageError(f"{said[0]} with --init", "a checkpoint's own sizes, tokenizer and autoencoder hold")
+    if recipe.init and "lr" not in asked.given:
+        recipe = dataclasses.replace(recipe, lr=IMAGE_INIT_RATE)
+    if not recipe.init:
+        recipe.check_sizes()
+    console: Console = ctx.obj
+    _fetch(console, recipe.init, fetching)
+    with stopping.heeded():
+        from gencli.train.image import train
+    devices.set_threads(machine.threads)
+    console.progress("reading pictures")
+    _follow(console, train(pictures, captions.captions, recipe), "pictures", "validation")
+    _write(console, {"made": str(Path(recipe.out) / "checkpoint")})
+
+
+@command(app, name="score-text", without=("stats",))
 def score_text(
     ctx: typer.Context,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help=train_text.DATA)],
-    model: Annotated[str, options.model_option("GENCLI_TEXT_MODEL", "stories")] = "stories",
+    data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
+    machine: Machine,
+    reporting: Reporting,
+    model: Annotated[str, model_option("GENCLI_TEXT_MODEL", "stories")] = "stories",
     lead: Annotated[str, typer.Option("--lead", metavar="PREFIX", help='Records whose "source" begins so.')] = (
         "tinystories:"
     ),
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
 ) -> None:
     """Bits per byte of a language model on texts, those of --lead and the others apart, as JSON."""
-    train_options.need(data)
-    devices.set_threads(threads)
+    _need(data)
+    devices.set_threads(machine.threads)
     from gencli.train.score import score_texts
 
     console: Console = ctx.obj
     console.progress("scoring")
     scores = score_texts(model, data, lead)
-    train_options.write(console, {"bits_per_byte": {name: round(value, 4) for name, value in scores.items()}})
+    _write(console, {"bits_per_byte": {name: round(value, 4) for name, value in scores.items()}})
 
 
-@app.command("score-image", cls=Command, context_settings=SETTINGS)
+@command(app, name="score-image", without=("stats",))
 def score_image(
     ctx: typer.Context,
     pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Zip or folder of pictures.")],
-    captions: Annotated[Path | None, typer.Option("--captions", metavar="FILE", help=train_image.CAPTIONS)] = None,
-    model: Annotated[str, options.model_option("GENCLI_IMAGE_MODEL", "emoji")] = "emoji",
+    machine: Machine,
+    scored: Scored,
+    reporting: Reporting,
+    captions: Annotated[Path | None, typer.Option("--captions", metavar="FILE", help=CAPTIONS)] = None,
+    model: Annotated[str, model_option("GENCLI_IMAGE_MODEL", "emoji")] = "emoji",
     count: Annotated[int, typer.Option("--count", metavar="N", help="Labels to draw.")] = 200,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps (default: the model's).")] = None,
+    cfg_scale: Annotated[
+        float | None, typer.Option("--cfg-scale", metavar="X", help="Guidance (default: the model's).")
+    ] = None,
     unseen_colors: Annotated[
         int | None,
         typer.Option(
@@ -67,26 +187,108 @@ def score_image(
             help="Draw things in colours that the data, and `train image --recolor N`, do not show.",
         ),
     ] = None,
-    seed: train_options.RunSeed = 0,
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
-    color: options.Color = options.When.auto,
-    debug: options.Debug = False,
+    synonyms: Annotated[
+        Path | None,
+        typer.Option("--synonyms", metavar="FILE", help="Draw other words for labels: lines label, tab, word."),
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", metavar="N", help='Draw N times "a A and a B"; both must be recognised.')
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", metavar="N", help="Draw everything N times, and say how much that differs, of 255 (default: 1)."
+        ),
+    ] = 1,
 ) -> None:
     """Share of labels whose drawing has the label's own picture as its nearest of all, as JSON, a line a label."""
-    train_options.need(pictures, captions)
-    train_options.check_counts({"--count": count, "--steps": steps}, 1)
-    train_options.check_counts({"--unseen-colors": unseen_colors}, 0)
-    devices.set_threads(threads)
+    _need(pictures, *([captions] if captions else []), *([synonyms] if synonyms else []))
+    for name, value in {"--count": count, "--steps": steps, "--pairs": pairs, "--seeds": seeds}.items():
+        if value is not None:
+            at_least(1, name, value)
+    if unseen_colors is not None:
+        at_least(0, "--unseen-colors", unseen_colors)
+    devices.set_threads(machine.threads)
     from gencli.train.score import score_pictures
 
     console: Console = ctx.obj
-    found = 0
-    all_drawn = score_pictures(
-        model, pictures, captions, count=count, seed=seed, steps=steps, unseen_colors=unseen_colors
-    )
-    for number, drawn in enumerate(all_drawn, 1):
-        found += drawn.recognised
-        row = {"label": drawn.label, "seed": drawn.seed, "recognised": drawn.recognised, "nearest": drawn.nearest}
-        train_options.write(console, {**row, "share": round(found / number, 3)})
-        console.progress("drawing", number, count)
+    recognised, differences = 0, []
+    drawings = score_pictures(
+        model, pictures, [captions] if captions else [], count=count, seed=scored.seed, steps=steps,
+        guidance=cfg_scale, unseen_colors=unseen_colors, synonyms=synonyms, pairs=pairs, seeds=seeds,
+    )  # fmt: skip
+    for number, drawing in enumerate(drawings, 1):
+        recognised += drawing.recognised
+        task, nearest = drawing.task, drawing.nearest
+        found: dict[str, Any] = {"label": task.labels[0] if len(task.labels) == 1 else task.labels}
+        found |= {"prompt": task.prompt} if task.prompt != found["label"] else {}
+        found |= {"seed": drawing.seed, "recognised": drawing.recognised}
+        found |= {"nearest": nearest[0] if len(nearest) == 1 else nearest, "share": round(recognised / number, 3)}
+        if drawing.difference is not None:
+            differences.append(drawing.difference)
+            found["difference"] = round(sum(differences) / len(differences), 2)
+        _write(console, found)
+        console.progress("drawing", number, (pairs or count) * seeds)
+
+
+def _need(*paths: Path) -> None:
+    """Raise GencliError for a file that is not there."""
+    for path in paths:
+        if not path.exists():
+            raise GencliError(f"no such file: {path}")
+
+
+def _given(asked: Asked[Any], *fields: str) -> list[str]:
+    """Return what the command line calls those of the fields that it gives."""
+    return [option.name(name) for name, option in rows(asked.record) if name in asked.given and name in fields]
+
+
+def _check(recipe: TextRecipe | ImageRecipe, machine: Machine) -> None:
+    """Raise UsageError for values that nothing can be trained with."""
+    devices.check_names(recipe.device, recipe.dtype, machine.threads)
+    if recipe.dtype == "float16":
+        raise UsageError(
+            "--dtype float16: too narrow a range for training without loss scaling", "bfloat16 is as quick"
+        )
+    check(recipe)
+
+
+def _fetch(console: Console, init: str, fetching: Fetching) -> None:
+    """Have the checkpoint that a run begins with here."""
+    if init:
+        from gencli.checkpoints.find import find
+        from gencli.cli.download import show_download
+
+        find(init, offline=fetching.offline, progress=show_download(console))
+
+
+def _follow(console: Console, run: Generator[Progress, None, Any], items: str, score: str) -> None:
+    """Draw a run's progress line, and now and then write a JSON line: where it is, with its scores under `score`."""
+    with closing(run):
+        for at in run:
+            stage = {} if at.stage == "text" else {"stage": at.stage}
+            rate = f"{at.rate:.0f}" if at.rate >= 100 else f"{at.rate:.1f}"
+            label = " ".join([*stage.values(), "loss", f"{at.loss:.3f}"])
+            console.progress(label, at.step, at.steps, f"{rate} {items}/s, {_duration(at.left)} left")
+            if at.validation is None and at.step % TOLD_EVERY and at.step != at.steps:
+                continue
+            told: dict[str, Any] = {**stage, "step": at.step, "loss": round(at.loss, 5), "lr": float(f"{at.lr:.4g}")}
+            told |= {items: at.seen, "seconds": round(at.seconds, 1), f"{items}_per_second": float(rate)}
+            if at.validation is not None:
+                told[score] = {name: round(value, 5) for name, value in at.validation.items()}
+            _write(console, told)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it: 40 s, 12 min, 3 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _write(console: Console, line: dict[str, Any]) -> None:
+    """Write a JSON line on stdout."""
+    console.clear()
+    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""More captioned pictures from those there are, whose captions stay true: turned a little, repainted, in pairs."""
+"""More captioned images made from the data's, whose captions stay true: rotated a little, recoloured, in pairs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 from gencli.train.pictures import Caption
 
-Captioned = tuple[Caption, np.ndarray]
-"""A caption and its picture (H, W, 3), uint8."""
+CaptionedImage = tuple[Caption, np.ndarray]
+"""A caption and its image (H, W, 3), uint8."""
 
 # name → hue in degrees, factor on saturation, exponent and factor on brightness
 COLORS: dict[str, tuple[float, float, float, float]] = {
@@ -32,7 +32,7 @@ FIXED = ("people", "smileys")  # groups whose colours mean something: nobody's f
 BAND = 40.0  # degrees around its commonest hue that count as a picture's own colour
 SATURATED = 0.25
 VIVID = 0.7  # mean saturation to which a dull picture is lifted before it is repainted
-SHORT = 2  # words of a name that may stand in a pair
+PAIR_WORDS = 2  # words of a name that may stand in a pair
 OWN_SHARE = 0.6  # of what is drawn, for a picture to be "a red one"
 
 
@@ -41,9 +41,9 @@ HUE, GAMMA = 8.0, 0.35  # at most: degrees, octaves of the exponent on brightnes
 
 
 def varied(picture: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A picture (H, W, 3) uint8 turned, scaled and moved a little on white, in slightly other hues and lightness.
+    """Return an image (H, W, 3) uint8 rotated, scaled and shifted a little on white, its hues and lightness changed.
 
-    So little that a clock's time, an arrow's direction and the name of a colour hold. Nothing is mirrored.
+    So little that a clock's time, an arrow's direction and the name of a colour stay true. Nothing is mirrored.
     """
     height, width = picture.shape[:2]
     angle, scale = math.radians(rng.uniform(-ANGLE, ANGLE)), 1 + rng.uniform(-SCALE, SCALE)
@@ -61,10 +61,10 @@ def varied(picture: np.ndarray, rng: random.Random) -> np.ndarray:
     return np.asarray(Image.fromarray(painted, "HSV").convert("RGB"))
 
 
-def recolored(caption: Caption, picture: np.ndarray, rng: random.Random, count: int) -> Iterator[Captioned]:
-    """Up to `count` copies of a picture (H, W, 3) uint8 in other colours; none where one colour does not prevail.
+def recolored(caption: Caption, picture: np.ndarray, rng: random.Random, count: int) -> Iterator[CaptionedImage]:
+    """Yield up to `count` copies of an image (H, W, 3) uint8 in other colours; none if no single colour prevails.
 
-    The caption's colour gives way to the new one, or the new one goes before it.
+    The new colour replaces the one in the caption, or precedes the caption.
     """
     if caption.group.startswith(FIXED):
         return
@@ -93,7 +93,7 @@ def recolored(caption: Caption, picture: np.ndarray, rng: random.Random, count: 
 
 
 def _is(name: str, hue: float, own: float, there: set[str]) -> bool:
-    """Whether a picture without a colour in its name has this colour already."""
+    """Return whether an image without a colour in its name has this colour already."""
     apart = abs((hue - own + 180) % 360 - 180)
     return not there and apart < 20 and name not in ("black", "gray", "brown")
 
@@ -105,8 +105,8 @@ def _named(caption: Caption, color: str) -> Caption:
     return replace(caption, label=label, tags=(), names=names)
 
 
-def pair(first: Captioned, second: Captioned) -> Captioned:
-    """Two pictures (H, W, 3) side by side on white at half their size, named "A and B"."""
+def pair(first: CaptionedImage, second: CaptionedImage) -> CaptionedImage:
+    """Return two images (H, W, 3) side by side on white at half their size, named "A and B"."""
     height, width = first[1].shape[:2]
     sheet = Image.new("RGB", (width, height), "white")
     for index, (_, picture) in enumerate((first, second)):
@@ -118,14 +118,14 @@ def pair(first: Captioned, second: Captioned) -> Captioned:
     return Caption(f"{a} and {b}", (), first[0].group, names), np.asarray(sheet)
 
 
-def augment(known: list[Captioned], *, copies: int, pairs: int, seed: int) -> list[Captioned]:
-    """Up to `copies` repainted ones of each, and `pairs` pairs of things with short names, a few of them repainted."""
+def augment(known: list[CaptionedImage], *, copies: int, pairs: int, seed: int) -> list[CaptionedImage]:
+    """Return up to `copies` recoloured ones of each, and `pairs` pairs of things with short names, some recoloured."""
     rng = random.Random(f"{seed}/augment")
     painted = [made for caption, picture in known for made in recolored(caption, picture, rng, copies)]
-    short = [each for each in known if len(each[0].label.split()) <= SHORT]
-    short_painted = [each for each in painted if len(each[0].label.split()) <= SHORT + 1]
+    short = [each for each in known if len(each[0].label.split()) <= PAIR_WORDS]
+    short_painted = [each for each in painted if len(each[0].label.split()) <= PAIR_WORDS + 1]
 
-    def pick() -> Captioned:
+    def pick() -> CaptionedImage:
         return rng.choice(short_painted if short_painted and rng.random() < 0.25 else short)
 
     return [*painted, *(pair(pick(), pick()) for _ in range(pairs if short else 0))]

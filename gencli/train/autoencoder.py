@@ -1,25 +1,28 @@
-"""First stage of the recipe behind `weights/emoji`: an f8 KL autoencoder (Rombach et al. 2022, section 3.1).
+"""First and third stage of the recipe behind `weights/emoji`: an f8 KL autoencoder (Rombach et al. 2022, section 3.1).
 
-No adversary and no perceptual network: flat drawings ask for sharp edges, and a loss on picture gradients gives those.
+No adversary and no perceptual network: flat drawings need sharp edges, and a loss on image gradients gives those.
+
+In the third stage the decoder learns to draw from latents that are slightly wrong: what a sampler ends with lies near
+the encoder's latents and not on them, and a decoder that saw only those paints the difference as blotches. The encoder
+stays as it is, so the third stage needs nothing of the second and changes nothing there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from gencli.train import state
 from gencli.train.curve import Curve
-from gencli.train.optim import Optimizers, learning_rate_factor
 from gencli.train.pictures import to_signal
-from gencli.train.place import Place, pick_place
+from gencli.train.precision import Precision, make_trainable
+from gencli.train.recipe import ImageRecipe
 from gencli.train.trainer import Progress, Trainer
 
 CONFIG = {
@@ -35,58 +38,30 @@ CONFIG = {
     "act_fn": "silu",
     "sample_size": 128,
 }
-FREE = ("out", "device", "save_every")  # what may differ when a run goes on
 
 
-@dataclass(frozen=True)
-class AutoencoderRecipe:
-    """Weights of the losses beside the absolute error: `kl` on the mean divergence a latent number, `edges` on picture
-    gradients, `color` on means over 8×8 pixels, which keeps hues that thin latents would trade for edges."""
-
-    out: str
-    batch: int = 8
-    steps: int = 1000
-    lr: float = 2e-3
-    weight_decay: float = 0.01
-    warmup: int = 20
-    cooldown: float = 0.5
-    kl: float = 5e-4
-    edges: float = 1.0
-    color: float = 1.0
-    size: int = 128  # pixels a side
-    widths: tuple[int, ...] = (24, 48, 96, 128)  # channels, multiples of 8
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    save_every: float = 180.0  # seconds
+def reconstruction_error(made: Tensor, true: Tensor, recipe: ImageRecipe) -> Tensor:
+    """Mean absolute error of images (B, C, H, W) on −1..1, of their gradients, and of their means over 8×8 pixels."""
+    edges = sum((made.diff(dim=dim) - true.diff(dim=dim)).abs().mean() for dim in (3, 2))
+    color = (F.avg_pool2d(made, 8) - F.avg_pool2d(true, 8)).abs().mean()
+    return (made - true).abs().mean() + recipe.edges * edges + recipe.color * color
 
 
-def edge_error(made: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute difference of horizontal and vertical picture gradients, (B, C, H, W) both."""
-    across = (made.diff(dim=3) - true.diff(dim=3)).abs().mean()
-    return across + (made.diff(dim=2) - true.diff(dim=2)).abs().mean()
-
-
-def color_error(made: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute difference of means over 8×8 pixels, (B, C, H, W) both."""
-    return (F.avg_pool2d(made, 8) - F.avg_pool2d(true, 8)).abs().mean()
-
-
-def config(recipe: AutoencoderRecipe) -> dict[str, Any]:
-    """config.json of what the recipe trains: a block for each of `widths`, which halve the picture but for the last."""
-    blocks = len(recipe.widths)
+def config(recipe: ImageRecipe) -> dict[str, Any]:
+    """Return the autoencoder's config.json: one block per width, each but the last halving the image."""
+    blocks = len(recipe.autoencoder_widths)
     return {
         **CONFIG,
         "down_block_types": ["DownEncoderBlock2D"] * blocks,
         "up_block_types": ["UpDecoderBlock2D"] * blocks,
-        "block_out_channels": list(recipe.widths),
-        "sample_size": recipe.size,
-        "scaling_factor": 1.0,  # see `export.normalise_latents`
+        "block_out_channels": list(recipe.autoencoder_widths),
+        "sample_size": recipe.size or 128,
+        "scaling_factor": 1.0,  # see `normalise_latents`
     }
 
 
 def scaling(vae: AutoencoderKL) -> tuple[Tensor | float, Tensor | float]:
-    """Shift and scale between the autoencoder's latents z and the UNet's, (z - shift) · scale."""
+    """Return shift and scale from the autoencoder's latents z to the UNet's, (z - shift) · scale."""
     config = vae.config
     if config.latents_mean is None or config.latents_std is None:
         return config.shift_factor or 0.0, config.scaling_factor
@@ -94,57 +69,113 @@ def scaling(vae: AutoencoderKL) -> tuple[Tensor | float, Tensor | float]:
     return mean, config.scaling_factor / std
 
 
-def identity(recipe: AutoencoderRecipe, data: str, place: Place) -> dict[str, Any]:
-    """What must be the same when a run goes on: see `state.check_recipe`."""
-    loose = {name: value for name, value in asdict(recipe).items() if name not in (*FREE, "widths", "size")}
-    sizes = {"widths": str(recipe.widths), "size": recipe.size}
-    return {**loose, "data": data, "dtype": str(place.dtype).removeprefix("torch."), state.SIZES: sizes}
+@torch.no_grad()
+def normalise_latents(vae: nn.Module, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold into the 1×1 convolutions around the latents that each channel of `mean` (N, C, h, w) gets mean 0 and std 1.
+
+    Stable Diffusion has one scaling factor for all channels and no shift; after this it needs neither. Return what the
+    encoder gives from now on for the images of `mean` and `std`.
+    """
+    mu, sigma = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
+    channels = len(mu)
+    quant, post = vae.get_submodule("quant_conv"), vae.get_submodule("post_quant_conv")
+    assert isinstance(quant, nn.Conv2d) and isinstance(post, nn.Conv2d)
+    assert quant.bias is not None and post.bias is not None
+    quant.bias[:channels] = (quant.bias[:channels] - mu) / sigma  # the first half gives means, the second log variances
+    quant.weight[:channels] /= sigma.view(-1, 1, 1, 1)
+    quant.bias[channels:] -= 2 * sigma.log()
+    post.bias += post.weight.flatten(1) @ mu
+    post.weight *= sigma.view(1, -1, 1, 1)
+    mu, sigma = mu.view(1, -1, 1, 1), sigma.view(1, -1, 1, 1)
+    return (mean - mu) / sigma, std / sigma
 
 
-def train(
-    recipe: AutoencoderRecipe, pictures: Tensor, data: str, *, changes: bool = False
+def identity(recipe: ImageRecipe, data: str, precision: Precision, *names: str) -> dict[str, Any]:
+    """Return what must stay the same when a run continues: see `state.check_recipe`."""
+    names = ("batch", "steps", "lr", "weight_decay", "warmup", "cooldown", "edges", "color", "seed", *names)
+    return {**{name: getattr(recipe, name) for name in names}, "data": data, "dtype": precision.name}
+
+
+def autoencoder_identity(recipe: ImageRecipe, data: str, precision: Precision) -> dict[str, Any]:
+    """The same for the first stage."""
+    sizes = {"widths": str(recipe.autoencoder_widths), "size": recipe.size or 128}
+    return {**identity(recipe.autoencoder(), data, precision, "kl"), state.SIZES: sizes}
+
+
+def train_autoencoder(
+    recipe: ImageRecipe, images: Tensor, data: str, precision: Precision
 ) -> Generator[Progress, None, None]:
-    """Train on uint8 pictures (N, 3, H, W), or go on from `out`/autoencoder.pt; yields after every step.
+    """Train on uint8 images (N, 3, H, W), or continue from `out`/autoencoder.pt; yield after every step.
 
-    The loss is that of `AutoencoderRecipe`. data: a name for the pictures; changes: see `state.check_recipe`.
+    The loss is `reconstruction_error` and a little divergence. data: a digest of the images.
     """
     torch.manual_seed(recipe.seed)
-    place = pick_place(recipe.device, recipe.dtype)
     model = AutoencoderKL(AutoencoderKLConfig.from_dict(config(recipe)))
-    model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stage = recipe.autoencoder()
     trainer = Trainer(
-        stage="autoencoder",
-        state_file=Path(recipe.out) / "autoencoder.pt",
-        recipe=identity(recipe, data, place),
-        model=model,
-        optimizers=Optimizers(
-            model,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            names_for_adam=("conv_in", "conv_out"),
-            dtype=place.dtype,
-        ),
-        curve=Curve(Path(recipe.out) / "autoencoder", "pictures", [], "loss"),
-        seed=recipe.seed,
-        steps=recipe.steps,
-        factor=lambda step: learning_rate_factor(step, recipe.steps, recipe.warmup, recipe.cooldown),
-        save_every=recipe.save_every,
-        changes=changes,
+        "autoencoder",
+        stage,
+        "autoencoder.pt",
+        autoencoder_identity(recipe, data, precision),
+        model,
+        Curve(Path(recipe.out) / "autoencoder", "pictures", [], "loss"),
+        precision,
+        names_for_adam=("conv_in", "conv_out"),
     )
 
     def update(step: int) -> tuple[Tensor, int]:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        picks = torch.randint(len(pictures), (recipe.batch,), generator=generator)
-        x = to_signal(pictures[picks].to(place.device)).contiguous(memory_format=torch.channels_last)
-        with place.autocast():
+        picks = torch.randint(len(images), (stage.batch,), generator=generator)
+        x = to_signal(images[picks].to(precision.device)).contiguous(memory_format=torch.channels_last)
+        with precision.autocast():
             mean, logvar = model.encode(x)
         mean, logvar = mean.float(), logvar.float().clamp(-30, 20)
-        noise = torch.randn(mean.shape, generator=generator).to(place.device)
-        with place.autocast():
+        noise = torch.randn(mean.shape, generator=generator).to(precision.device)
+        with precision.autocast():
             made = model.decode(mean + torch.exp(0.5 * logvar) * noise)
-        made = made.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        error = (made - x).abs().mean() + recipe.edges * edge_error(made, x) + recipe.color * color_error(made, x)
-        return error + recipe.kl * divergence, recipe.batch
+        return reconstruction_error(made.float(), x, recipe) + recipe.kl * divergence, stage.batch
 
     yield from trainer.run(update)
+
+
+def train_decoder(
+    recipe: ImageRecipe, vae: AutoencoderKL, images: Tensor, mean: Tensor, std: Tensor, data: str, precision: Precision
+) -> Generator[Progress, None, None]:
+    """Train the decoder of `vae` in place, or continue from `out`/decoder.pt; yield after every step.
+
+    images: uint8 (N, 3, H, W). mean, std: of their latents (N, C, h, w) as the UNet knows them. data: a digest of the
+    images.
+    """
+    vae.train().requires_grad_(False).to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in (vae.decoder, vae.post_quant_conv):
+        if module is not None:
+            make_trainable(module)
+    stage = recipe.decoder()
+    trainer = Trainer(
+        "decoder",
+        stage,
+        "decoder.pt",
+        identity(stage, data, precision, "noise"),
+        vae,
+        Curve(Path(recipe.out) / "decoder", "pictures", [], "absolute error"),
+        precision,
+        names_for_adam=("conv_in", "conv_out", "encoder.", "quant"),
+    )
+    shift, scale = scaling(vae)
+
+    def update(step: int) -> tuple[Tensor, int]:
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        picks = torch.randint(len(mean), (stage.batch,), generator=generator)
+        x = to_signal(images[picks].to(precision.device)).contiguous(memory_format=torch.channels_last)
+        added = recipe.noise * torch.rand(stage.batch, 1, 1, 1, generator=generator)
+        total = (std[picks].square() + added.square()).sqrt()
+        z = mean[picks] + total * torch.randn(mean[picks].shape, generator=generator)
+        z = (z / scale + shift).to(precision.device)
+        with precision.autocast():
+            made = vae.decode(z.contiguous(memory_format=torch.channels_last))
+        return reconstruction_error(made.float(), x, recipe), stage.batch
+
+    yield from trainer.run(update)
+    vae.eval().requires_grad_(False).cpu()

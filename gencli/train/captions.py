@@ -18,21 +18,21 @@ HINT = (
     "cat.png, cat.txt"
 )
 
-Captioned = tuple[str, Caption]
+NamedCaption = tuple[str, Caption]
 """A picture's name in its zip or folder, and its caption."""
 
 
-def find_captions(pictures: Path, captions: Path | None, words: Sequence[Path] = ()) -> list[Captioned]:
-    """The captioned pictures of a zip or folder, in the order of the file of captions, or else of their names.
+def find_captions(pictures: Path, captions: Sequence[Path]) -> list[NamedCaption]:
+    """Return the captions of a zip or folder, in the order of the first file of captions, or else of the names.
 
     captions: JSON lines {"file" or "file_name", "label" or "text", "tags", "group"}, of which the last two may be
-    missing; None: a metadata.jsonl of that kind among the pictures, or a .txt beside each. words: JSON lines that add
-    names (their labels) and tags to captions. Raises GencliError for lines that are none, for pictures without a
-    caption, and for captions of no picture.
+    missing. None given: a metadata.jsonl of that kind among the pictures, or a .txt beside each. Further files add
+    names (their labels) and tags. Raise GencliError for broken lines, for pictures without a caption, and for captions
+    of no picture.
     """
     names, read = _contents(pictures)
-    if captions is not None:
-        found = parse(_text(captions.read_bytes(), str(captions)), str(captions))
+    if captions:
+        found = _parse_file(captions[0])
     elif file := next((name for name in names if PurePosixPath(name).name == METADATA), None):
         folder = str(PurePosixPath(file).parent)
         rows = parse(_text(read(file), f"{pictures}/{file}"), f"{pictures}/{file}")
@@ -40,22 +40,25 @@ def find_captions(pictures: Path, captions: Path | None, words: Sequence[Path] =
     else:
         found = _beside(pictures, names, read)
     if not found:
-        raise GencliError(f"{captions or pictures} holds no captions", HINT)
+        raise GencliError(f"{captions[0] if captions else pictures} holds no captions", HINT)
     known = set(names)
     if lost := [name for name, _ in found if name not in known]:
         raise GencliError(f"{pictures} has no {lost[0]}" + (f" and {len(lost) - 1} more" if lost[1:] else ""))
-    for file in words:
-        found = _with_words(found, parse(_text(file.read_bytes(), str(file)), str(file)), str(file))
+    for more in captions[1:]:
+        found = _with_words(found, _parse_file(more), more)
     return found
 
 
-def _with_words(captions: list[Captioned], words: list[Captioned], where: str) -> list[Captioned]:
-    """Captions with the labels of `words` as further names, and with its tags. Raises GencliError for no picture."""
-    known = {name for name, _ in captions}
-    names: dict[str, list[str]] = {name: [] for name in known}
-    tags: dict[str, list[str]] = {name: [] for name in known}
+def _parse_file(path: Path) -> list[NamedCaption]:
+    return parse(_text(path.read_bytes(), str(path)), str(path))
+
+
+def _with_words(captions: list[NamedCaption], words: list[NamedCaption], where: Path) -> list[NamedCaption]:
+    """Add the labels of `words` as names, and its tags. Raise GencliError for a picture that has no caption."""
+    names: dict[str, list[str]] = {name: [] for name, _ in captions}
+    tags: dict[str, list[str]] = {name: [] for name, _ in captions}
     for name, caption in words:
-        if name not in known:
+        if name not in names:
             raise GencliError(f"{where} tells of {name}, which has no caption")
         names[name].append(caption.label)
         tags[name] += caption.tags
@@ -65,8 +68,8 @@ def _with_words(captions: list[Captioned], words: list[Captioned], where: str) -
     ]
 
 
-def parse(text: str, where: str) -> list[Captioned]:
-    """The captions of JSON lines. Raises GencliError for a line that is none."""
+def parse(text: str, where: str) -> list[NamedCaption]:
+    """Return the captions of JSON lines. Raise GencliError for a line that is none."""
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -86,8 +89,8 @@ def parse(text: str, where: str) -> list[Captioned]:
     return rows
 
 
-def _beside(pictures: Path, names: list[str], read: Callable[[str], bytes]) -> list[Captioned]:
-    """Each picture's caption from the text file of its name."""
+def _beside(pictures: Path, names: list[str], read: Callable[[str], bytes]) -> list[NamedCaption]:
+    """Return each picture's caption from the text file of its name."""
     shown = [name for name in names if name.lower().endswith(KINDS)]
     texts = {name: str(PurePosixPath(name).with_suffix(".txt")) for name in shown}
     known = set(names)
@@ -101,7 +104,7 @@ def _beside(pictures: Path, names: list[str], read: Callable[[str], bytes]) -> l
 
 
 def _contents(pictures: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """The names of all files in a zip or folder, sorted, and how one is read."""
+    """Return the names of all files in a zip or folder, sorted, and a reader."""
     if pictures.is_dir():
         names = sorted(str(file.relative_to(pictures).as_posix()) for file in pictures.rglob("*") if file.is_file())
         return names, lambda name: (pictures / name).read_bytes()

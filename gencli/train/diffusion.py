@@ -1,17 +1,15 @@
 """Second stage of the recipe behind `weights/emoji`: a text-conditioned latent UNet and its text encoder, together.
 
-v-prediction (Salimans & Ho 2022) over linear betas (Ho et al. 2020), or whatever a checkpoint that goes on was trained
-with; captions are dropped now and then, so that classifier-free guidance works (Ho & Salimans 2021); what is kept is an
+v-prediction (Salimans & Ho 2022) over linear betas (Ho et al. 2020), or whatever the initial checkpoint was trained
+with; some captions are dropped, so that classifier-free guidance works (Ho & Salimans 2021); the result is an
 exponential moving average of the weights.
 """
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,11 @@ from torch import Tensor
 
 from gencli.train import state
 from gencli.train.curve import Curve
-from gencli.train.optim import Optimizers, learning_rate_factor
-from gencli.train.painter import Painter, TextToLatent
 from gencli.train.phrases import Phrases
 from gencli.train.pictures import Caption
-from gencli.train.place import Place
+from gencli.train.precision import Precision
+from gencli.train.recipe import ImageRecipe
+from gencli.train.text_to_image import TextToImageModel, TextToLatent
 from gencli.train.trainer import Average, Progress, Trainer
 
 SCHEDULER: dict[str, Any] = {
@@ -60,75 +58,32 @@ ADAM = ("embedding", "conv_in", "conv_out", "time_embedding")  # AdamW's, whatev
 SIZES = (
     "init", "keep_text_encoder", "optimizer", "size", "widths", "text_width", "text_layers", "max_length", "vocabulary"
 )  # fmt: skip
-FREE = ("out", "device", "save_every", "evaluate_every")  # what may differ when a run goes on
-FIXED = 64  # pictures, each at a noise level of its own, by which a run is scored as it goes
+LOOSE = (
+    "variants", "copies", "pairs", "extra_share", "hold_out", "batch", "steps", "lr", "weight_decay", "warmup",
+    "cooldown", "ema", "drop", "min_snr", "seed",
+)  # fmt: skip
+FIXED = 64  # images, each at a noise level of its own, by which a run is scored as it goes
 
 
 @dataclass(frozen=True)
-class DiffusionRecipe:
-    """`drop`: share of captions left out. `variants`: see `augment.varied`, of each picture. `copies`, `pairs`: see
-    `augment`; what that makes is `extra_share` of what is seen. `hold_out`: share of the pictures that is never trained
-    on, only scored.
-
-    `init`: a checkpoint to go on from, which keeps its autoencoder, tokenizer, sizes and noise schedule; with
-    `keep_text_encoder` also that. `min_snr`: γ of the loss's weights, 0 for none. `widths`: the UNet's channels, a
-    level each, multiples of 16.
-    """
-
-    out: str
-    init: str = ""
-    keep_text_encoder: bool = False
-    size: int | None = None  # pixels a side, of `init`; by default what it was trained with
-    widths: tuple[int, ...] = (64, 128, 112)
-    text_width: int = 128
-    text_layers: int = 2
-    max_length: int = 32  # tokens a caption is padded to
-    vocabulary: int = 4096
-    variants: int = 0
-    copies: int = 0
-    pairs: int = 0
-    extra_share: float = 0.3
-    hold_out: float = 0.0
-    batch: int = 64
-    steps: int = 4000
-    lr: float = 1.5e-3
-    optimizer: str = "muon"
-    weight_decay: float = 0.01
-    warmup: int = 50
-    cooldown: float = 0.4
-    ema: float = 0.999
-    drop: float = 0.1
-    min_snr: float = 0.0
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    save_every: float = 180.0  # seconds
-    evaluate_every: int = 200  # steps
-
-
-@dataclass(frozen=True)
-class Pictures:
+class LatentDataset:
     """Latents to learn from: means and standard deviations (N, C, h, w), with their captions.
 
-    Of N, the first `own` are the data's, then come `variants` times as many that show the same, in the same order,
-    then others that were made from them, and last those that are held out.
+    Of N, the first `originals` are the data's, then come `variants` times as many that show the same, in the same
+    order, then others that were made from them, and last those for validation.
     """
 
     captions: list[Caption]
     mean: Tensor
-    deviation: Tensor
-    own: int
-    held: int = 0
+    std: Tensor
+    originals: int
+    validation: int = 0
     variants: int = 0
 
-    @cached_property
-    def phrases(self) -> Phrases:
-        """What the captions have in common."""
-        return Phrases(self.captions[: self.own])
-
-    def pick(self, recipe: DiffusionRecipe, generator: torch.Generator) -> Tensor:
-        """Which a batch has: of the data's, but for a share of those that were made from them."""
-        first, last = self.own * (1 + self.variants), len(self.captions) - self.held
+    def pick(self, recipe: ImageRecipe, generator: torch.Generator) -> Tensor:
+        """Return the indices of a batch: a share of `recipe.extra_share` from those that were made, the rest from the
+        data's and their variants."""
+        first, last = self.originals * (1 + self.variants), len(self.captions) - self.validation
         picks = torch.randint(first, (recipe.batch,), generator=generator)
         if last == first:
             return picks
@@ -136,12 +91,12 @@ class Pictures:
         return torch.where(torch.rand(recipe.batch, generator=generator) < recipe.extra_share, extra, picks)
 
     def sample(self, picks: Tensor, generator: torch.Generator) -> Tensor:
-        """Latents of some pictures, drawn from what the autoencoder says of them."""
-        return self.mean[picks] + self.deviation[picks] * torch.randn(self.mean[picks].shape, generator=generator)
+        """Return latents of some images, drawn from the autoencoder's distribution."""
+        return self.mean[picks] + self.std[picks] * torch.randn(self.mean[picks].shape, generator=generator)
 
 
-def configs(recipe: DiffusionRecipe, latent: int, channels: int) -> dict[str, dict[str, Any]]:
-    """The parts' configs of a new model for latents (channels, latent, latent)."""
+def configs(recipe: ImageRecipe, latent: int, channels: int) -> dict[str, dict[str, Any]]:
+    """Return the parts' configs of a new model for latents (channels, latent, latent)."""
     levels = len(recipe.widths)
     cross = ["CrossAttnDownBlock2D"] * (levels - 1), ["CrossAttnUpBlock2D"] * (levels - 1)
     unet = {
@@ -164,7 +119,7 @@ def configs(recipe: DiffusionRecipe, latent: int, channels: int) -> dict[str, di
 
 
 @dataclass(frozen=True)
-class Batch:
+class NoisyBatch:
     """Caption ids (B, L), latents x0 and noise (B, C, h, w), and timesteps (B,)."""
 
     ids: Tensor
@@ -173,102 +128,105 @@ class Batch:
     t: Tensor
 
 
-def draw(painter: Painter, pictures: Pictures, recipe: DiffusionRecipe, step: int) -> Batch:
-    """The batch of a step, from CPU generators that know nothing but (seed, step)."""
+def draw(
+    pipeline: TextToImageModel, dataset: LatentDataset, phrases: Phrases, recipe: ImageRecipe, step: int
+) -> NoisyBatch:
+    """Return the batch of a step, from CPU generators that depend on nothing but (seed, step)."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     rng = random.Random(f"{recipe.seed}/{step}")
-    picks = pictures.pick(recipe, generator)
-    texts = [pictures.phrases.draw(pictures.captions[i], recipe.drop, rng) for i in picks.tolist()]
-    ids = torch.tensor([painter.encode_prompt(text) for text in texts])
-    x0 = pictures.sample(picks, generator)
-    # one timestep from each of B equal parts of the range: the same law, less variance
+    picks = dataset.pick(recipe, generator)
+    texts = [phrases.draw(dataset.captions[i], recipe.drop, rng) for i in picks.tolist()]
+    ids = torch.tensor([pipeline.encode_prompt(text) for text in texts])
+    x0 = dataset.sample(picks, generator)
+    # one timestep from each of B equal parts of the range: the same distribution, less variance
     parts = (torch.rand(1, generator=generator) + torch.arange(recipe.batch) / recipe.batch) % 1
-    return Batch(ids, x0, torch.randn(x0.shape, generator=generator), timesteps(painter, parts))
+    return NoisyBatch(ids, x0, torch.randn(x0.shape, generator=generator), timesteps(pipeline, parts))
 
 
-def fixed_batch(painter: Painter, pictures: Pictures, recipe: DiffusionRecipe) -> Batch:
-    """What a run is scored by: pictures held out, else some that are seen, under noise that stays the same."""
-    first, count = (len(pictures.captions) - pictures.held, pictures.held) if pictures.held else (0, pictures.own)
-    number = min(FIXED, count)
+def fixed_batch(pipeline: TextToImageModel, dataset: LatentDataset, recipe: ImageRecipe) -> NoisyBatch:
+    """Return the batch that a run is scored by: images for validation, else some of those seen, under fixed noise."""
+    count = dataset.validation or dataset.originals
+    first, number = len(dataset.captions) - count if dataset.validation else 0, min(FIXED, count)
     picks = first + torch.arange(number) * count // number
     generator = torch.Generator().manual_seed(recipe.seed)
-    ids = torch.tensor([painter.encode_prompt(pictures.captions[i].label) for i in picks.tolist()])
-    x0 = pictures.sample(picks, generator)
+    ids = torch.tensor([pipeline.encode_prompt(dataset.captions[i].label) for i in picks.tolist()])
+    x0 = dataset.sample(picks, generator)
     parts = (torch.randperm(number, generator=generator) + 0.5) / number
-    return Batch(ids, x0, torch.randn(x0.shape, generator=generator), timesteps(painter, parts))
+    return NoisyBatch(ids, x0, torch.randn(x0.shape, generator=generator), timesteps(pipeline, parts))
 
 
-def timesteps(painter: Painter, parts: Tensor) -> Tensor:
-    """Shares of the way (B,) in 0..1 → timesteps."""
-    count = painter.schedule.num_train_timesteps
+def timesteps(pipeline: TextToImageModel, parts: Tensor) -> Tensor:
+    """Map positions (B,) in 0..1 to timesteps."""
+    count = pipeline.schedule.num_train_timesteps
     return (parts * count).long().clamp(max=count - 1)
 
 
-def loss_of(
-    model: TextToLatent, painter: Painter, alphas_cumprod: Tensor, batch: Batch, place: Place, min_snr: float = 0.0
-) -> Tensor:
-    """Mean squared error of what the model says of a batch that is noised to its timesteps. ᾱ: float32 (T,).
+def noised(pipeline: TextToImageModel, batch: NoisyBatch, precision: Precision) -> tuple[Tensor, Tensor]:
+    """Return a batch's noisy latents and timesteps, as the UNet reads them."""
+    level = _level(pipeline, batch)
+    noisy = level.sqrt() * batch.x0 + (1 - level).sqrt() * batch.eps
+    return (
+        noisy.to(precision.device).contiguous(memory_format=torch.channels_last),
+        batch.t.to(precision.device).float(),
+    )
 
-    min_snr: weigh it by noise levels (see `Painter.min_snr_weights`); 0: all alike.
+
+def _level(pipeline: TextToImageModel, batch: NoisyBatch) -> Tensor:
+    """Return the cumulative alpha (B, 1, 1, 1) of each timestep of a batch."""
+    return torch.as_tensor(pipeline.schedule.alphas_cumprod, dtype=torch.float32)[batch.t].view(-1, 1, 1, 1)
+
+
+def loss_of(
+    network: TextToLatent, pipeline: TextToImageModel, batch: NoisyBatch, precision: Precision, min_snr: float = 0.0
+) -> Tensor:
+    """Return the mean squared error of what the network predicts for a batch that is noised to its timesteps.
+
+    min_snr: weight the errors by noise level (see `TextToImageModel.min_snr_weights`). 0: all equally.
     """
-    ids, x0, eps = (tensor.to(place.device) for tensor in (batch.ids, batch.x0, batch.eps))
-    level = alphas_cumprod[batch.t].view(-1, 1, 1, 1).to(place.device)
-    noisy = (level.sqrt() * x0 + (1 - level).sqrt() * eps).contiguous(memory_format=torch.channels_last)
-    with place.autocast():
-        said = model(ids, noisy, batch.t.to(place.device).float())
-    target = painter.target(x0, eps, level)
+    level = _level(pipeline, batch)
+    with precision.autocast():
+        predicted = network(batch.ids.to(precision.device), *noised(pipeline, batch, precision))
+    target = pipeline.target(batch.x0, batch.eps, level).to(precision.device)
     if not min_snr:
-        return F.mse_loss(said.float(), target)
-    errors = F.mse_loss(said.float(), target, reduction="none").mean((1, 2, 3))
-    return (painter.min_snr_weights(level.flatten(), min_snr) * errors).mean()
+        return F.mse_loss(predicted.float(), target)
+    errors = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
+    return (pipeline.min_snr_weights(level.flatten(), min_snr).to(precision.device) * errors).mean()
 
 
 def train(
-    recipe: DiffusionRecipe, pictures: Pictures, painter: Painter, place: Place, data: str, *, changes: bool = False
+    recipe: ImageRecipe, dataset: LatentDataset, pipeline: TextToImageModel, precision: Precision, data: str
 ) -> Generator[Progress, None, TextToLatent]:
-    """Train, or go on from `out`/diffusion.pt; yields after every step, and returns the averaged model.
+    """Train, or continue from `out`/diffusion.pt; yield after every step, and return the averaged network.
 
-    data: a name for the pictures and captions, see `state.digest`; changes: see `state.check_recipe`.
+    data: a digest of images and captions.
     """
-    model, average = painter.model, copy.deepcopy(painter.model)
-    score = "held_out" if pictures.held else "seen"
-    optimizers = Optimizers(
-        model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, names_for_adam=ADAM, dtype=place.dtype
-    )
+    network, average = pipeline.network, Average(pipeline.network, recipe.ema)
+    score = "held_out" if dataset.validation else "seen"
+    sizes = {name: str(getattr(recipe, name)) for name in SIZES}
+    identity = {name: getattr(recipe, name) for name in LOOSE}
     trainer = Trainer(
-        stage="diffusion",
-        state_file=Path(recipe.out) / "diffusion.pt",
-        recipe=identity(recipe, data, place),
-        model=model,
-        optimizers=optimizers,
-        curve=Curve(Path(recipe.out) / "loss", "pictures", [score], "mean squared error"),
-        seed=recipe.seed,
-        steps=recipe.steps,
-        factor=lambda step: learning_rate_factor(step, recipe.steps, recipe.warmup, recipe.cooldown),
-        average=Average(model, average, recipe.ema),
-        save_every=recipe.save_every,
-        changes=changes,
+        "diffusion",
+        recipe,
+        "diffusion.pt",
+        {**identity, "data": data, "dtype": precision.name, state.SIZES: sizes},
+        network,
+        Curve(Path(recipe.out) / "loss", "pictures", [score], "mean squared error"),
+        precision,
+        names_for_adam=ADAM,
+        average=average,
     )
-    alphas_cumprod = torch.as_tensor(painter.schedule.alphas_cumprod, dtype=torch.float32)
-    fixed = fixed_batch(painter, pictures, recipe)
+    phrases = Phrases(dataset.captions[: dataset.originals])
+    fixed = fixed_batch(pipeline, dataset, recipe)
 
     def update(step: int) -> tuple[Tensor, int]:
-        batch = draw(painter, pictures, recipe, step)
-        return loss_of(model, painter, alphas_cumprod, batch, place, recipe.min_snr), recipe.batch
+        batch = draw(pipeline, dataset, phrases, recipe, step)
+        return loss_of(network, pipeline, batch, precision, recipe.min_snr), recipe.batch
 
     @torch.no_grad()
     def validate(done: int) -> dict[str, float] | None:
         if done % recipe.evaluate_every and done != recipe.steps:
             return None
-        return {score: loss_of(average, painter, alphas_cumprod, fixed, place).item()}
+        return {score: loss_of(average.average, pipeline, fixed, precision).item()}
 
     yield from trainer.run(update, validate)
-    return average.cpu()
-
-
-def identity(recipe: DiffusionRecipe, data: str, place: Place) -> dict[str, Any]:
-    """What must be the same when a run goes on: see `state.check_recipe`."""
-    given = asdict(recipe)
-    sizes = {name: str(given.pop(name)) for name in SIZES}
-    loose = {name: value for name, value in given.items() if name not in FREE}
-    return {**loose, "data": data, "dtype": str(place.dtype).removeprefix("torch."), state.SIZES: sizes}
+    return average.average.cpu()

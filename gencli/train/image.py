@@ -1,7 +1,7 @@
 """The recipe behind `weights/emoji`, end to end: captioned pictures → autoencoder → latents → text-conditioned UNet.
 
 The finished folder is a Stable Diffusion pipeline, small everywhere; every part opens in diffusers or transformers.
-Gone on from a checkpoint instead, it is that checkpoint's folder with another UNet and text encoder.
+If a run continues from a checkpoint, the result is that checkpoint's folder with another UNet and text encoder.
 """
 
 from __future__ import annotations
@@ -13,23 +13,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gencli.atomic import replace_folder
 from gencli.checkpoints.save import save_part, write_json
 from gencli.errors import GencliError
-from gencli.models import autoencoder_kl
+from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from gencli.tokens import load_tokenizer
-from gencli.train import autoencoder, decoder, diffusion, state
+from gencli.train import diffusion, state
 from gencli.train.augment import augment, varied
+from gencli.train.autoencoder import (
+    autoencoder_identity,
+    normalise_latents,
+    scaling,
+    train_autoencoder,
+    train_decoder,
+)
+from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.captions import find_captions
-from gencli.train.export import normalise_latents, write_clip_tokenizer
-from gencli.train.painter import Painter, load_part, new_painter, open_painter, save_painter, with_tokens
+from gencli.train.clip_tokenizer import write_clip_tokenizer
+from gencli.train.diffusion import LatentDataset
 from gencli.train.pictures import Caption, read_pictures, to_signal
-from gencli.train.place import Place, pick_place
+from gencli.train.precision import Precision, pick_precision
+from gencli.train.recipe import ImageRecipe
+from gencli.train.text_to_image import (
+    TextToImageModel,
+    TextToLatent,
+    load_part,
+    new_model,
+    open_model,
+    save_model,
+    with_tokens,
+)
 from gencli.train.trainer import Progress
+from gencli.train.words import train_words
 
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -44,161 +62,167 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
-# what gencli takes when nothing else is said, under the names of diffusers' call
+# the checkpoint's default parameters, named as in diffusers
 DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 3.0}
 CHUNK = 32 * 128 * 128  # pixels that are encoded at once
 
 
-@dataclass(frozen=True)
-class ImageRecipe:
-    """The stages: an autoencoder, unless the second goes on from a checkpoint; the diffusion model on its latents; and
-    what the decoder learns after that, if anything."""
+def train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe) -> Generator[Progress, None, None]:
+    """Run all stages, each resumed from `out` if it was begun; the checkpoint then lies in `out`/checkpoint.
 
-    autoencoder: autoencoder.AutoencoderRecipe
-    diffusion: diffusion.DiffusionRecipe
-    decoder: decoder.DecoderRecipe | None = None
-
-
-def train(
-    pictures: Path, captions: Path | None, recipe: ImageRecipe, *, words: Sequence[Path] = (), changes: bool = False
-) -> Generator[Progress, None, None]:
-    """Run all stages, each resumed from `out` when it was begun; the checkpoint then lies in `out`/checkpoint.
-
-    pictures: a zip or folder; captions: see `captions.find_captions`; changes: see `state.check_recipe`.
+    pictures: a zip or folder. captions: see `captions.find_captions`.
     """
-    out = Path(recipe.diffusion.out)
+    out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     with state.only_run(out):
-        yield from _train(pictures, captions, words, recipe, out, changes)
+        yield from _train(pictures, captions, recipe, out)
 
 
-def _train(
-    pictures: Path, captions: Path | None, words: Sequence[Path], recipe: ImageRecipe, out: Path, changes: bool
-) -> Generator[Progress, None, None]:
-    second = recipe.diffusion
-    place = pick_place(second.device, second.dtype)
-    painter = None
-    if second.init:
-        painter = open_painter(second.init, place, second.size, keep_text_encoder=second.keep_text_encoder)
-    size = painter.size if painter else recipe.autoencoder.size
-    known, pixels, own, held = gather(pictures, captions, words, size, second)
-    data = state.digest([pixels.numpy().tobytes(), *(caption.label.encode() for caption in known)])
-    vae = yield from _latents(recipe, painter, pixels, own, data, place, changes)
+def _train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: Path) -> Generator[Progress, None, None]:
+    precision = pick_precision(recipe.device, recipe.dtype)
+    pipeline = None
+    if recipe.init:
+        pipeline = open_model(recipe.init, precision, recipe.size, keep_text_encoder=recipe.keep_text_encoder)
+    size = pipeline.size if pipeline else recipe.size or 128
+    collection = collect_images(pictures, captions, size, recipe)
+    images, seen = collection.images, collection.images[: collection.originals]
+    labels = [caption.label for caption in collection.captions]
+    data = state.digest([images.numpy().tobytes(), *(label.encode() for label in labels)])
+    vae = yield from _make_latents(recipe, pipeline, images, seen, data, precision)
     saved = state.load(out / "latents.pt") or {}
-    if len(saved["mean"]) != len(known):  # a file of before it told its recipe
+    if len(saved["mean"]) != len(labels):  # a file from before it recorded its recipe
         raise GencliError(f"{out / 'latents.pt'} is of other pictures", "another -o begins anew")
-    latents = diffusion.Pictures(known, saved["mean"], saved["deviation"], own, held, second.variants)
-    if painter is None:
-        painter = _new(recipe, known[:own], latents.mean, place)
-    model = yield from diffusion.train(second, latents, painter, place, data, changes=changes)
-    taught = recipe.decoder is not None and recipe.decoder.steps > 0
-    if recipe.decoder is not None and taught:
-        seen = latents.mean[:own], latents.deviation[:own]
-        yield from decoder.train(recipe.decoder, vae, pixels[:own], seen, data, changes=changes)
+    mean, std = saved["mean"], saved["deviation"]
+    dataset = LatentDataset(
+        collection.captions, mean, std, collection.originals, collection.validation, recipe.variants
+    )
+    if pipeline is None:
+        pipeline = _new_pipeline(recipe, collection.captions[: collection.originals], mean, precision)
+    if recipe.words_steps:
+        yield from train_words(recipe, dataset, pipeline, precision, data)
+    network = yield from diffusion.train(recipe, dataset, pipeline, precision, data)
+    if recipe.decoder_steps:
+        yield from train_decoder(recipe, vae, seen, mean[: len(seen)], std[: len(seen)], data, precision)
     with replace_folder(out / "checkpoint") as folder:
-        if painter.checkpoint is not None:
-            save_painter(model, painter.checkpoint, folder, vae if taught else None)
+        if pipeline.checkpoint is not None:
+            save_model(network, pipeline.checkpoint, folder, vae if recipe.decoder_steps else None)
         else:
-            save_new(recipe, model, vae, latents.mean, folder)
+            save_new(recipe, network, vae, mean, folder)
 
 
-def gather(
-    pictures: Path, captions: Path | None, words: Sequence[Path], size: int, recipe: diffusion.DiffusionRecipe
-) -> tuple[list[Caption], Tensor, int, int]:
-    """All captions and pictures (N, 3, size, size), uint8: the data's, variants of them, those made from them, those
-    held out; and how many the first and the last are."""
-    rows = find_captions(pictures, captions, words)
-    pixels = read_pictures(pictures, [name for name, _ in rows], size)
-    known = [caption for _, caption in rows]
-    held = round(len(rows) * recipe.hold_out)
-    if held:  # evenly from all over the file, whatever its order
-        last = {(2 * i + 1) * len(rows) // (2 * held) for i in range(held)}
-        order = sorted(range(len(rows)), key=lambda index: index in last)
-        known, pixels = [known[i] for i in order], pixels[order]
-    own = len(rows) - held
-    pairs = [(caption, picture.permute(1, 2, 0).numpy()) for caption, picture in zip(known, pixels, strict=True)]
-    extra = augment(pairs[:own], copies=recipe.copies, pairs=recipe.pairs, seed=recipe.seed)
+@dataclass(frozen=True)
+class ImageCollection:
+    """Captions and images (N, 3, size, size), uint8: first the data's, of which there are `originals`, then variants of
+    them, then those made from them, and last those for validation."""
+
+    captions: list[Caption]
+    images: Tensor
+    originals: int
+    validation: int
+
+
+def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: ImageRecipe) -> ImageCollection:
+    """Read all captions and images, and make more of them as the recipe says."""
+    rows = find_captions(pictures, captions)
+    images = read_pictures(pictures, [name for name, _ in rows], size)
+    labelled = [caption for _, caption in rows]
+    validation = round(len(rows) * recipe.hold_out)
+    if validation:  # evenly from all over the file, whatever its order
+        chosen = {(2 * i + 1) * len(rows) // (2 * validation) for i in range(validation)}
+        order = sorted(range(len(rows)), key=lambda index: index in chosen)
+        labelled, images = [labelled[i] for i in order], images[order]
+    count = len(rows) - validation
+    originals = [
+        (caption, image.permute(1, 2, 0).numpy())
+        for caption, image in zip(labelled[:count], images[:count], strict=True)
+    ]
+    made = augment(originals, copies=recipe.copies, pairs=recipe.pairs, seed=recipe.seed)
     rng = random.Random(f"{recipe.seed}/variants")
     if recipe.variants:
-        extra = [(caption, varied(picture, rng)) for caption, picture in extra]
-        shown = [(caption, varied(picture, rng)) for _ in range(recipe.variants) for caption, picture in pairs[:own]]
-        extra = [*shown, *extra]
-    made = [_as_tensor(picture) for _, picture in extra]
-    known = [*known[:own], *(caption for caption, _ in extra), *known[own:]]
-    return known, torch.cat([pixels[:own], *made, pixels[own:]]), own, held
+        made = [(caption, varied(image, rng)) for caption, image in made]
+        variants = [(caption, varied(image, rng)) for _ in range(recipe.variants) for caption, image in originals]
+        made = [*variants, *made]
+    parts = [torch.from_numpy(image.copy()).permute(2, 0, 1)[None] for _, image in made]
+    return ImageCollection(
+        [*labelled[:count], *(caption for caption, _ in made), *labelled[count:]],
+        torch.cat([images[:count], *parts, images[count:]]),
+        count,
+        validation,
+    )
 
 
-def _as_tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
-
-
-def _latents(
-    recipe: ImageRecipe, painter: Painter | None, pixels: Tensor, own: int, data: str, place: Place, changes: bool
-) -> Generator[Progress, None, autoencoder_kl.AutoencoderKL]:
+def _make_latents(
+    recipe: ImageRecipe,
+    pipeline: TextToImageModel | None,
+    images: Tensor,
+    seen: Tensor,
+    data: str,
+    precision: Precision,
+) -> Generator[Progress, None, AutoencoderKL]:
     """Train the autoencoder, or take that of the checkpoint, and write `out`/latents.pt, unless it is there.
 
-    Returns the autoencoder on the CPU; a trained one's latents have mean 0 and deviation 1 in every channel.
+    Return the autoencoder on the CPU. If it was trained, every channel of its latents has mean 0 and std 1.
     """
-    first, out = recipe.autoencoder, Path(recipe.diffusion.out)
-    identity = {"data": data, state.SIZES: {"init": recipe.diffusion.init}}
-    if painter is None:
-        identity = autoencoder.identity(first, data, place)
+    out = Path(recipe.out)
+    identity: dict[str, Any] = {"data": data, state.SIZES: {"init": recipe.init}}
+    if pipeline is None:
+        identity = autoencoder_identity(recipe, data, precision)
     saved = state.load(out / "latents.pt")
     if saved is not None:
-        state.check_recipe(out, saved.get("recipe"), identity, changes=changes)
-    if painter is not None and painter.checkpoint is not None:
-        vae: Any = load_part(painter.checkpoint, "vae")
+        state.check_recipe(out, saved.get("recipe"), identity, changes=recipe.allow_changes)
+    if pipeline is not None and pipeline.checkpoint is not None:
+        vae: Any = load_part(pipeline.checkpoint, "vae")
     else:
-        vae = autoencoder_kl.Model(autoencoder_kl.Config.from_dict(autoencoder.config(first)))
+        vae = AutoencoderKL(AutoencoderKLConfig.from_dict(autoencoder_config(recipe)))
         if saved is None:
-            yield from autoencoder.train(first, pixels[:own], data, changes=changes)
+            yield from train_autoencoder(recipe, seen, data, precision)
             vae.load_state_dict((state.load(out / "autoencoder.pt") or {})["model"])
-            latents = encode_images(vae.to(place.device), pixels[:own], place)
+            latents = encode_images(vae.to(precision.device), seen, precision)
             normalise_latents(vae.cpu(), *latents)
         else:
             vae.load_state_dict(saved["vae"])
     vae.eval().requires_grad_(False)
     if saved is None:
-        mean, deviation = encode_images(vae.to(place.device), pixels, place)
+        mean, std = encode_images(vae.to(precision.device), images, precision)
         vae.cpu()
-        own_vae = {} if painter is not None else {"vae": vae.state_dict()}
-        state.save(out / "latents.pt", {**own_vae, "mean": mean, "deviation": deviation, "recipe": identity})
+        own = {} if pipeline is not None else {"vae": vae.state_dict()}
+        state.save(out / "latents.pt", {**own, "mean": mean, "deviation": std, "recipe": identity})
     return vae
 
 
 @torch.no_grad()
-def encode_images(vae: nn.Module, pictures: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations of the latents of uint8 pictures (N, 3, H, W), as a UNet knows them: two tensors
-    (N, C, h, w) on the CPU."""
-    coder: Any = vae
+def encode_images(vae: AutoencoderKL, pictures: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+    """Return means and standard deviations of the latents of uint8 images (N, 3, H, W), as a UNet knows them.
+
+    Both are (N, C, h, w), on the CPU.
+    """
     chunk = max(1, CHUNK // (pictures.shape[-1] * pictures.shape[-2]))
-    parts = [coder.encode(to_signal(part.to(place.device))) for part in pictures.split(chunk)]
+    parts = [vae.encode(to_signal(part.to(precision.device))) for part in pictures.split(chunk)]
     mean, logvar = (torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))
-    shift, scale = autoencoder.scaling(coder)
+    shift, scale = scaling(vae)
     return (mean - shift) * scale, torch.exp(0.5 * logvar.clamp(-30, 20)) * scale
 
 
-def _new(recipe: ImageRecipe, captions: list[Caption], mean: Tensor, place: Place) -> Painter:
-    """A new model with a tokenizer of its own, which is kept in `out`/tokenizer."""
-    second = recipe.diffusion
-    folder = Path(second.out) / "tokenizer"
+def _new_pipeline(recipe: ImageRecipe, captions: list[Caption], mean: Tensor, precision: Precision) -> TextToImageModel:
+    """Return a new model with its own tokenizer, which is kept in `out`/tokenizer."""
+    folder = Path(recipe.out) / "tokenizer"
     if not (folder / "vocab.json").exists():
         with replace_folder(folder) as partial:
-            write_clip_tokenizer(partial, _tokenizer_texts(captions), second.vocabulary, second.max_length)
+            write_clip_tokenizer(partial, _tokenizer_texts(captions), recipe.vocabulary, recipe.max_length)
     tokenizer = load_tokenizer(folder)
-    parts = diffusion.configs(second, mean.shape[-1], mean.shape[1])
+    parts = diffusion.configs(recipe, mean.shape[-1], mean.shape[1])
     parts["text_encoder"] = with_tokens(parts["text_encoder"], tokenizer)
-    return new_painter(tokenizer, parts, recipe.autoencoder.size, second.seed, place)
+    return new_model(tokenizer, parts, recipe.size or 128, recipe.seed, precision)
 
 
-def save_new(recipe: ImageRecipe, model: nn.Module, vae: nn.Module, mean: Tensor, folder: Path) -> None:
-    """Write a checkpoint from a trained model and an autoencoder with normalised latents, in half precision."""
-    source = Path(recipe.diffusion.out) / "tokenizer"
-    parts = diffusion.configs(recipe.diffusion, mean.shape[-1], mean.shape[1])
+def save_new(recipe: ImageRecipe, network: TextToLatent, vae: nn.Module, mean: Tensor, folder: Path) -> None:
+    """Write a checkpoint from a trained network and an autoencoder with normalised latents, in half precision."""
+    source = Path(recipe.out) / "tokenizer"
+    parts = diffusion.configs(recipe, mean.shape[-1], mean.shape[1])
     text = with_tokens(parts["text_encoder"], load_tokenizer(source))
-    save_part(model.get_submodule("text_encoder"), text, folder / "text_encoder", "model")
-    save_part(model.get_submodule("unet"), parts["unet"], folder / "unet", "diffusion_pytorch_model")
-    save_part(vae, autoencoder.config(recipe.autoencoder), folder / "vae", "diffusion_pytorch_model")
+    save_part(network.text_encoder, text, folder / "text_encoder", "model")
+    save_part(network.unet, parts["unet"], folder / "unet", "diffusion_pytorch_model")
+    save_part(vae, autoencoder_config(recipe), folder / "vae", "diffusion_pytorch_model")
     shutil.copytree(source, folder / "tokenizer")
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", parts["scheduler"])
@@ -207,6 +231,7 @@ def save_new(recipe: ImageRecipe, model: nn.Module, vae: nn.Module, mean: Tensor
 
 
 def _tokenizer_texts(captions: list[Caption]) -> list[str]:
-    """Labels five times as often as tags, and the little words that people write around them."""
+    """Return labels five times as often as tags and other names, and the small words that people write around them."""
     labels = [caption.label for caption in captions for _ in range(5)]
-    return [*labels, *(tag for caption in captions for tag in caption.tags), *["a an the of with"] * 200]
+    words = [word for caption in captions for word in (*caption.tags, *caption.names)]
+    return [*labels, *words, *["a an the of with"] * 200]

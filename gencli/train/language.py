@@ -1,4 +1,4 @@
-"""The language models that the text recipe trains: a new GPT-2, or whatever decoder a checkpoint holds; and saving."""
+"""The language models that the text recipe trains: a new GPT-2, or any decoder of a checkpoint; and saving."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from gencli.models import architecture
 from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.text.load import open_model
 from gencli.tokens import Tokenizer
-from gencli.train.place import Place
-from gencli.train.saving import own_memory
+from gencli.train.precision import Precision, make_trainable
 from gencli.train.texts import END, end_id
 
 CONTEXT = 512  # tokens, where nothing else is said
@@ -30,9 +29,11 @@ SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
 
 
 @dataclass(frozen=True)
-class Language:
-    """A language model to train. `folder` is of the checkpoint it was opened from, if any, and `name` how it was
-    called. context: tokens a row has in training."""
+class LanguageModel:
+    """A language model in training.
+
+    context: tokens per row. folder, name: of the checkpoint it was opened from, if any.
+    """
 
     module: Any
     tokenizer: Tokenizer
@@ -41,23 +42,23 @@ class Language:
     name: str = ""
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint: in the layout of that which it was opened from, or as the hub has GPT-2."""
+        """Write a checkpoint in the layout of the one it was opened from, or in the hub's for GPT-2."""
         if self.folder is None:
             save_gpt2(self.module, self.tokenizer, folder)
         else:
             save_text(self.module, self.folder, folder)
 
 
-def new_gpt2(tokenizer: Tokenizer, config: GPT2Config, seed: int, place: Place) -> Language:
-    """A GPT-2 with initial weights that follow from `seed`. Raises GencliError for impossible sizes."""
+def new_gpt2(tokenizer: Tokenizer, config: GPT2Config, seed: int, precision: Precision) -> LanguageModel:
+    """Return a GPT-2 whose initial weights follow from `seed`. Raise GencliError for impossible sizes."""
     config.check()
     module = GPT2(config)
     initialise(module, seed)
-    return Language(module.to(place.device), tokenizer, config.n_positions)
+    return LanguageModel(module.to(precision.device), tokenizer, config.n_positions)
 
 
 def initialise(model: GPT2, seed: int) -> None:
-    """GPT-2's initialisation: normal 0.02, residual projections divided by √(2·layers), zero biases."""
+    """Initialise as GPT-2: normal 0.02, residual projections divided by √(2·layers), zero biases."""
     generator = torch.Generator().manual_seed(seed)
     for name, param in model.named_parameters():
         if param.ndim < 2:
@@ -67,17 +68,17 @@ def initialise(model: GPT2, seed: int) -> None:
             nn.init.normal_(param, std=0.02 * deep, generator=generator)
 
 
-def open_language(name: str, place: Place, context: int | None, *, frozen: bool = False) -> Language:
-    """Open the checkpoint called `name` to train it; with `frozen` its weights stay as they are, for adapters.
+def open_language_model(name: str, precision: Precision, context: int | None, *, frozen: bool = False) -> LanguageModel:
+    """Open the checkpoint called `name` to train it, or adapters on it if it is to be `frozen`.
 
-    Raises GencliError when `context` is longer than the model's, and when tokenizer and model do not fit.
+    Raise GencliError if `context` is longer than the model's, and if tokenizer and model do not fit.
     """
     source = find(name)
     folder = source.path.parent if source.kind == "file" else source.path
     if open_checkpoint(source).format == "gguf":
         raise GencliError(f"--init {name}: a GGUF file cannot be trained", "take the checkpoint it was made from")
-    keep = frozen and place.dtype is torch.bfloat16  # what is not trained need not be held in float32
-    opened = open_model(source, device=str(place.device), dtype="bfloat16" if keep else "float32")
+    keep = frozen and precision.dtype is torch.bfloat16  # what is not trained need not be held in float32
+    opened = open_model(source, device=str(precision.device), dtype="bfloat16" if keep else "float32")
     if opened.tokenizer.vocab_size > opened.vocab_size:
         raise GencliError(
             f"--init {name}: its tokenizer has {opened.tokenizer.vocab_size} tokens, its model {opened.vocab_size}"
@@ -86,8 +87,8 @@ def open_language(name: str, place: Place, context: int | None, *, frozen: bool 
         raise GencliError(f"--context {context}: {name} reads at most {opened.max_length} tokens")
     module = opened.module.train()
     if not frozen:
-        own_memory(module)
-    return Language(module, opened.tokenizer, context or min(CONTEXT, opened.max_length), folder, name)
+        make_trainable(module)
+    return LanguageModel(module, opened.tokenizer, context or min(CONTEXT, opened.max_length), folder, name)
 
 
 def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
@@ -114,7 +115,7 @@ def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def save_text(model: nn.Module, source: Path, folder: Path) -> None:
-    """Write a checkpoint as that in `source` is; of one with a vision tower the text model alone, as one of its own."""
+    """Write a checkpoint like that in `source`; of one with a vision tower only the text model."""
     raw = read_json(source / "config.json")
     tower = "text_config" in raw
     rows = architecture(architecture_name(raw, source)).LAYOUT

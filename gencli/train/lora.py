@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,12 @@ from gencli.checkpoints.save import save_tensors, write_json
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models.gpt2 import Conv1D
-from gencli.train.language import Language
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """What adapters are: their rank, alpha (the update is alpha / rank times B A), the last names of the layers that
-    get one (none: all linear layers but the head), and dropout before A."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...] = ()
-    dropout: float = 0.0
+from gencli.train.language import LanguageModel
+from gencli.train.recipe import Adapters
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer W with a trained update: x Wᵀ + scale · x Aᵀ Bᵀ. A is drawn, B begins at nought."""
+    """A frozen linear layer W with a trained update: x Wᵀ + scale · x Aᵀ Bᵀ. A is random at first, B zero."""
 
     def __init__(self, base: nn.Linear | Conv1D, adapters: Adapters, generator: torch.Generator):
         super().__init__()
@@ -51,7 +40,7 @@ class LoraLinear(nn.Module):
 def add_adapters(model: nn.Module, adapters: Adapters, seed: int) -> None:
     """Give the chosen layers of a frozen model their adapters, in place.
 
-    Raises GencliError for a target that no linear layer is called.
+    Raise GencliError for a target that is no linear layer's name.
     """
     linear = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
     for target in adapters.targets:
@@ -73,10 +62,10 @@ def _all_but_head(names: Sequence[str] | dict[str, Any]) -> list[str]:
     return sorted({last for name in names if (last := name.rpartition(".")[2]) != "lm_head"})
 
 
-def save_adapter(language: Language, adapters: Adapters, folder: Path) -> None:
+def save_adapter(language: LanguageModel, adapters: Adapters, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT's save_pretrained does."""
     assert language.folder is not None
-    # Checkpoints with a vision tower have their text model one floor lower in transformers.
+    # In transformers the text model of a checkpoint with a vision tower lies one level deeper.
     towers = "text_config" in read_json(language.folder / "config.json")
     tensors, names, fan_in_fan_out = {}, set(), False
     for name, part in language.module.named_modules():

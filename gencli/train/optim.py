@@ -13,9 +13,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose five-fold iteration p
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Roughly the nearest (semi-)orthogonal matrix to `matrix` (M, N), by Newton-Schulz iteration (Jordan 2024).
+    """Return roughly the nearest (semi-)orthogonal matrix to `matrix` (M, N), by Newton-Schulz iteration (Jordan 2024).
 
-    dtype: of the products; the iteration bears bfloat16.
+    dtype: of the products; bfloat16 is precise enough.
     """
     a, b, c = NEWTON_SCHULZ
     x = (matrix / (matrix.norm() + 1e-7)).to(dtype)
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """AdamW for all that is trained, or Muon for its inner matrices, under one learning rate.
+    """AdamW for all trained parameters, or Muon for the inner matrices, with one learning rate.
 
     kind: "muon" leaves embeddings, heads, norms and biases to AdamW; "adamw" leaves it everything. Weight decay falls
     on matrices only. `names_for_adam`: parts of parameter names that are kept out of Muon. dtype: of Muon's products.
@@ -95,7 +95,7 @@ class Optimizers:
         self.params = [*inner, *outer, *vectors]
 
     def step(self, factor: float, clip: float = 1.0) -> float:
-        """One step at `factor` times the base learning rate; gradients are clipped and cleared. Returns their norm."""
+        """Take a step at `factor` times the base learning rate. Clip and clear the gradients, and return their norm."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.params, clip))
         for optimizer in self.all:
             for group in optimizer.param_groups:
@@ -113,7 +113,7 @@ class Optimizers:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, cooldown: float = 0.5) -> float:
-    """Linear warm-up, then constant, then linear decay to near zero over the last `cooldown` part of the run."""
+    """Return the factor of linear warm-up, a constant phase, and linear decay over the last `cooldown` of the run."""
     if step < warmup:
         return (step + 1) / warmup
     left = (steps - step) / (steps * cooldown)

@@ -1,4 +1,4 @@
-"""What a text-to-image model is told of a picture: its label, what else people call it, and the words around that."""
+"""The captions a text-to-image model is trained with: labels and other names, and the words people put around them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ COMMON = 12  # a tag of more pictures than these says too little to stand alone
 
 
 class Phrases:
-    """Captions as people speak, for pictures with tags of which some are shared by many.
+    """Captions as people speak, for images whose tags may be shared by many.
 
-    A tag stands alone the more often, the fewer pictures share it: its weight is 1 / uses².
+    The fewer images share a tag, the more often it stands alone: its weight is 1 / uses².
     """
 
     def __init__(self, captions: Iterable[Caption]):
         self.uses = Counter(tag for caption in captions for tag in {*caption.tags})
 
     def draw(self, caption: Caption, drop: float, rng: random.Random) -> str:
-        """Return one text for a picture: nothing in `drop` of all cases, a bare name, or a name in a sentence."""
+        """Return a text for an image: nothing with probability `drop`, else a name, alone or in a sentence."""
         if rng.random() < drop:
             return ""
         text = self.name(caption, rng)
@@ -38,7 +38,7 @@ class Phrases:
         return rng.choice(TEMPLATES).format(text) if rng.random() < 0.45 else text
 
     def name(self, caption: Caption, rng: random.Random) -> str:
-        """Return the label, another name, a tag that says enough, some tags, or the label among tags."""
+        """Return the label, another name, a tag that is specific enough, some tags, or the label among tags."""
         special = [tag for tag in caption.tags if self.uses[tag] <= COMMON]
         possible = {LABEL: True, NAME: caption.names, TAG: special, TAGS: caption.tags, BOTH: caption.tags}
         kinds = [kind for kind, holds in possible.items() if holds]

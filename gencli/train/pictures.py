@@ -1,4 +1,4 @@
-"""Pictures as the image recipe reads them, out of a zip or folder; their captions are found by `captions`."""
+"""Images as the image recipe reads them, from a zip or folder; `captions` finds their captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gencli.errors import GencliError
 
 @dataclass(frozen=True)
 class Caption:
-    """What is known of one picture: its label, words that also fit it, its group, and what else it is called."""
+    """An image's label, words that also fit it, its group, and other names for it."""
 
     label: str
     tags: tuple[str, ...]
@@ -26,9 +26,9 @@ class Caption:
 
 
 def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
-    """The named pictures from a zip or folder, on white, as uint8 (N, 3, size, size); others than squares are cut.
+    """Return the named images of a zip or folder, on white, uint8 (N, 3, size, size), cropped to squares.
 
-    Raises GencliError for one that is missing or no picture.
+    Raise GencliError for one that is missing or not an image.
     """
     pictures = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
     for index, (name, data) in enumerate(zip(names, _files(source, names), strict=True)):
@@ -53,7 +53,7 @@ def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
 
 
 def to_signal(pictures: Tensor) -> Tensor:
-    """uint8 (…) 0..255 → float32 (…) -1..1, what the autoencoder reads."""
+    """Map uint8 0..255 to float32 -1..1, which the autoencoder reads."""
     return pictures.float() / 127.5 - 1
 
 

@@ -1,91 +1,162 @@
-"""How good a checkpoint is on data: bits per byte for text, recognised labels for pictures."""
+"""How good a checkpoint is on data: bits per byte for text, recognised labels and variety for images."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from gencli.checkpoints.find import find
+from gencli.errors import GencliError
 from gencli.image.generate import Picture, generate
 from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from gencli.train.augment import COLORS, augment
+from gencli.train.augment import COLORS, PAIR_WORDS, CaptionedImage, augment
 from gencli.train.captions import find_captions
 from gencli.train.pictures import read_pictures
 
-SMALL = 32  # pixels a side at which pictures are compared
+SMALL = 32  # pixels a side at which images are compared
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One label, the seed it was drawn with, and the labels of the pictures nearest to the drawing, nearest first."""
+class Task:
+    """A prompt, and the labels that it should show: one, or two side by side."""
 
-    label: str
+    prompt: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A task, the seed it was drawn with, and for each of its labels those of the nearest images, nearest first.
+
+    difference: mean absolute difference (0..255) to the drawing of the same prompt before this one, if there is one.
+    """
+
+    task: Task
     seed: int
-    nearest: tuple[str, ...]
+    nearest: tuple[tuple[str, ...], ...]
+    difference: float | None
 
     @property
     def recognised(self) -> bool:
-        return self.nearest[0] == self.label
+        return all(label == names[0] for label, names in zip(self.task.labels, self.nearest, strict=True))
 
 
 def score_pictures(
     model: str,
     pictures: Path,
-    captions: Path | None,
+    captions: Sequence[Path],
     *,
     count: int,
     seed: int = 0,
     steps: int | None = None,
+    guidance: float | None = None,
     batch: int = 25,
     unseen_colors: int | None = None,
-) -> Iterator[Drawn]:
-    """Draw `count` labels, picked by `seed`, at the checkpoint's own settings; the i-th from seed `seed` + i.
+    synonyms: Path | None = None,
+    pairs: int | None = None,
+    seeds: int = 1,
+) -> Iterator[Drawing]:
+    """Draw `count` labels, chosen by `seed`, at the checkpoint's own settings; drawing i has seed `seed` + i.
 
-    A drawing is recognised when, among all pictures, the one with the smallest squared distance to it is its label's
-    own: mean-pooled to 32×32 RGB on white. With `unseen_colors` = N, things are drawn in colours in which neither the
-    data nor a training run that repainted N copies of each (from seed 0) shows them, and the pictures to be told apart
-    are the data's and all repainted ones.
+    A drawing is recognised if the nearest of all images is its label's own: smallest squared distance, mean-pooled to
+    32×32 RGB on white. Each prompt is drawn `seeds` times in a row. In place of labels:
+
+    unseen_colors: N; things in colours in which neither the data nor a training run that repainted N copies of each
+    (from seed 0) shows them, to be told apart from the data and everything repainted.
+    synonyms: a file of lines label, tab, word; the words are drawn.
+    pairs: N; prompts "a A and a B", in which each half, at half the size, must be nearest to its label's own image.
     """
     rows = find_captions(pictures, captions)
-    pixels = read_pictures(pictures, [name for name, _ in rows], 4 * SMALL)
-    labels = chosen_from = [caption.label for _, caption in rows]
-    if unseen_colors is not None:
-        known = [
-            (caption, picture.permute(1, 2, 0).numpy()) for (_, caption), picture in zip(rows, pixels, strict=True)
-        ]
-        every = augment(known, copies=len(COLORS), pairs=0, seed=0)
+    images = read_pictures(pictures, [name for name, _ in rows], 4 * SMALL)
+    labels = [caption.label for _, caption in rows]
+    rng = random.Random(seed)
+    if synonyms is not None:
+        tasks = _sample(rng, read_synonyms(synonyms, labels), count)
+    elif pairs is not None:
+        short = [label for label in labels if len(label.split()) <= PAIR_WORDS]
+        couples = [rng.sample(short, 2) for _ in range(pairs)]
+        tasks = [Task(f"a {a} and a {b}", (a, b)) for a, b in couples]
+    elif unseen_colors is not None:
+        known = [(caption, image.permute(1, 2, 0).numpy()) for (_, caption), image in zip(rows, images, strict=True)]
+        repainted = augment(known, copies=len(COLORS), pairs=0, seed=0)
         shown = {caption.label for caption, _ in augment(known, copies=unseen_colors, pairs=0, seed=0)} | set(labels)
-        pixels = torch.cat([pixels, *(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] for _, picture in every)])
-        labels = labels + [caption.label for caption, _ in every]
-        chosen_from = [caption.label for caption, _ in every if caption.label not in shown]
-    known_small = small(pixels)
-    chosen = random.Random(seed).sample(chosen_from, min(count, len(chosen_from)))
+        images = torch.cat([images, *(_as_tensor(one) for one in repainted)])
+        labels = labels + [caption.label for caption, _ in repainted]
+        new = [caption.label for caption, _ in repainted if caption.label not in shown]
+        tasks = _sample(rng, [Task(label, (label,)) for label in new], count)
+    else:
+        tasks = _sample(rng, [Task(label, (label,)) for label in labels], count)
+    tasks = [task for task in tasks for _ in range(seeds)]
     checkpoint = open_image_checkpoint(find(model))
-    request = resolve(ImageRequest(prompt="", seed=seed, steps=steps, batch=batch), checkpoint)
-    for event in generate(load(checkpoint), request, chosen):
+    request = resolve(ImageRequest(prompt="", seed=seed, steps=steps, guidance=guidance, batch=batch), checkpoint)
+    reference, before = small(images), None
+    for event in generate(load(checkpoint), request, [task.prompt for task in tasks]):
         if isinstance(event, Picture):
-            drawn_pixels = torch.frombuffer(bytearray(event.image.convert("RGB").tobytes()), dtype=torch.uint8)
-            drawn = small(drawn_pixels.view(event.image.height, event.image.width, 3).permute(2, 0, 1)[None])
-            nearest = (known_small - drawn).square().sum(1).topk(5, largest=False).indices
-            yield Drawn(chosen[event.index], seed + event.index, tuple(labels[i] for i in nearest.tolist()))
+            task, drawn = tasks[event.index], _pixels(event.image)
+            difference = None
+            if before is not None and event.index % seeds:
+                difference = (drawn.float() - before.float()).abs().mean().item()
+            before = drawn
+            yield Drawing(task, seed + event.index, nearest_labels(drawn, reference, labels, task), difference)
 
 
-def small(pictures: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) → float32 (N, 3·32·32), mean-pooled, 0..1."""
-    return F.adaptive_avg_pool2d(pictures.float() / 255, SMALL).flatten(1)
+def nearest_labels(drawn: Tensor, reference: Tensor, labels: Sequence[str], task: Task) -> tuple[tuple[str, ...], ...]:
+    """Return for each of a task's labels those of the nearest images, nearest first.
+
+    drawn: uint8 (1, 3, H, W); of two labels each has a half, as `augment.pair` lays them out. reference: see `small`.
+    """
+    parts = [drawn]
+    if len(task.labels) == 2:
+        quarter = drawn.shape[2] // 4
+        parts = list(drawn[:, :, quarter : 3 * quarter].chunk(2, dim=3))
+    distances = [(reference - small(part)).square().sum(1) for part in parts]
+    return tuple(
+        tuple(labels[i] for i in distance.topk(min(5, len(labels)), largest=False).indices.tolist())
+        for distance in distances
+    )
+
+
+def read_synonyms(file: Path, labels: Sequence[str]) -> list[Task]:
+    """Read lines label, tab, word. Raise GencliError for other lines, and for a label that no image has."""
+    tasks = []
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        label, tab, word = line.partition("\t")
+        if not tab or not word or label not in labels:
+            raise GencliError(f"{file}, line {number}: wants a label of the pictures, a tab, and another word for it")
+        tasks.append(Task(word, (label,)))
+    return tasks
+
+
+def small(images: Tensor) -> Tensor:
+    """Mean-pool uint8 (N, 3, H, W) to float32 (N, 3·32·32), 0..1."""
+    return F.adaptive_avg_pool2d(images.float() / 255, SMALL).flatten(1)
+
+
+def _sample(rng: random.Random, tasks: list[Task], count: int) -> list[Task]:
+    return rng.sample(tasks, min(count, len(tasks)))
+
+
+def _as_tensor(image: CaptionedImage) -> Tensor:
+    return torch.from_numpy(image[1].copy()).permute(2, 0, 1)[None]
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
 
 
 def score_texts(model: str, data: Path, lead: str) -> dict[str, float]:
-    """Bits per byte of a language model on texts: those whose source begins with `lead`, and the others."""
+    """Return bits per byte of a language model: on texts whose source begins with `lead`, and on the others."""
     from gencli.text.load import open_model
     from gencli.train.text import evaluate
     from gencli.train.texts import read_texts

@@ -17,13 +17,13 @@ SIZES = "sizes"  # key of a recipe's part that no flag can change
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state in place of an older one. After a kill or a power cut, `path` holds the one or the other."""
+    """Write a state in place of an older one. After a kill or a power cut, `path` holds one of the two."""
     with replace_file(path) as partial, partial.open("wb") as file:
         torch.save(dict(state), file)
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The state that was saved there, its tensors on the CPU, or None. Raises GencliError for any other file."""
+    """Return the state saved at `path`, its tensors on the CPU, or None. Raise GencliError for any other file."""
     if not path.exists():
         return None
     try:
@@ -34,10 +34,10 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], *, changes: bool) -> None:
-    """Raises GencliError when a run would go on with another recipe than it was begun with.
+    """Raise GencliError if a run would continue with another recipe than it was begun with.
 
-    `before` and `now` map names of options to plain values; what is under SIZES can never change, the rest can when
-    `changes` says so. A state that does not tell its recipe is believed.
+    `before` and `now` map names of options to plain values. Those under SIZES can never change, the others only with
+    `changes`. A state without a recipe is accepted.
     """
     if before is None:
         return
@@ -66,7 +66,7 @@ def _short(value: Any) -> str:
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
-    """A short name for data: the same for the same parts in the same order."""
+    """Return a digest of data parts in their order."""
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8, "little"))
@@ -76,7 +76,7 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
 
 @contextlib.contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Keep a run's folder to one process; a killed one lets go. Raises GencliError when another is at work there."""
+    """Lock a run's folder to this process until it ends. Raise GencliError if another one has the lock."""
     try:
         import fcntl
     except ImportError:  # Windows

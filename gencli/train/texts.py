@@ -1,4 +1,4 @@
-"""Texts as the text recipe reads them: JSON lines or plain text files → documents → rows of token ids."""
+"""Texts as the text recipe reads them: JSON lines or plain text files, made into rows of token ids."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Text = tuple[str, str]
 
 
 def read_texts(path: str | Path) -> list[Text]:
-    """The texts of a file, or of all files below a folder in the order of their names.
+    """Return the texts of a file, or of all files below a folder in the order of their names.
 
     A file is JSON lines with a key "text", or plain text: one text, or several with lines `<|endoftext|>` between.
-    Either may be gzipped. Raises GencliError for anything else, and when there is no text.
+    Either may be gzipped. Raise GencliError for anything else, and if there is no text.
     """
     path = Path(path)
     if path.is_dir():
@@ -68,16 +68,15 @@ def _read(path: Path, name: str) -> Iterator[Text]:
 
 
 def hold_out(texts: list[Text]) -> tuple[list[Text], list[Text]]:
-    """Texts to train on, and every 50th to validate on. Raises GencliError when there are fewer than two."""
+    """Return texts to train on, and every 50th for validation. Raise GencliError if there are fewer than two."""
     if len(texts) < 2:
         raise GencliError("a single text leaves none to validate on", "--validation names a file for that")
     step = min(HOLD_OUT, len(texts))
-    held = texts[step - 1 :: step]
-    return [text for index, text in enumerate(texts, 1) if index % step], held
+    return [text for index, text in enumerate(texts, 1) if index % step], texts[step - 1 :: step]
 
 
 def own_tokenizer(path: Path, texts: list[Text], lead: str, vocab_size: int) -> Tokenizer:
-    """The run's tokenizer at `path`, trained first if need be: on all the leading texts and a quarter of the others."""
+    """Return the run's tokenizer at `path`. If need be, train it on all leading texts and a quarter of the others."""
     if not path.exists():
         leading = [text for source, text in texts if source.startswith(lead)]
         others = [text for source, text in texts if not source.startswith(lead)]
@@ -92,7 +91,7 @@ def own_tokenizer(path: Path, texts: list[Text], lead: str, vocab_size: int) -> 
 
 
 def train_bpe(texts: list[str], vocab_size: int) -> BPE:
-    """A byte-level BPE as GPT-2's, with an end-of-text token as id 0."""
+    """Return a byte-level BPE like GPT-2's, with an end-of-text token as id 0."""
     tokenizer = BPE(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -107,7 +106,7 @@ def train_bpe(texts: list[str], vocab_size: int) -> BPE:
 
 
 def end_id(tokenizer: Tokenizer) -> int:
-    """The token that ends a document. Raises GencliError for a tokenizer that names none."""
+    """Return the token that ends a document. Raise GencliError if the tokenizer names none."""
     if tokenizer.eos_ids:
         return tokenizer.eos_ids[0]
     if tokenizer.bos_id is not None:
@@ -116,9 +115,9 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 
 class Documents:
-    """Tokenised documents in two piles; a row is a run of whole documents from a pile, cut at the context's length.
+    """Tokenised documents in two groups; a row is a sequence of whole documents of one, cut at the context's length.
 
-    A row comes from the leading pile with probability `lead_share`. What a step sees follows from (seed, step).
+    A row comes from the leading group with probability `lead_share`. What a step sees follows from (seed, step).
     """
 
     def __init__(
@@ -131,20 +130,20 @@ class Documents:
         for (source, _), item in zip(texts, encoded, strict=True):
             ids = item.ids if item.ids and item.ids[-1] == end else [*item.ids, end]
             (leading if source.startswith(lead) else others).append(torch.tensor(ids, dtype=torch.int32))
-        self.piles = [leading, others] if leading and others else [leading or others] * 2
+        self.groups = [leading, others] if leading and others else [leading or others] * 2
         self.lead_share, self.length, self.seed = lead_share, length, seed
 
     def batch(self, step: int, rows: int) -> Tensor:
-        """Ids (rows, length) for a step."""
+        """Return the ids (rows, length) of a step."""
         rng = random.Random(f"{self.seed}/{step}")
         return torch.stack([self._row(rng) for _ in range(rows)]).long()
 
     def _row(self, rng: random.Random) -> Tensor:
-        pile = self.piles[0 if rng.random() < self.lead_share else 1]
+        group = self.groups[0 if rng.random() < self.lead_share else 1]
         parts: list[Tensor] = []
         total = 0
         while total < self.length:
-            document = rng.choice(pile)
+            document = rng.choice(group)
             if not parts and len(document) > self.length:  # long chapters are entered anywhere, stories at their start
                 start = rng.randrange(0, len(document) - self.length)
                 document = document[start:]

@@ -1,4 +1,4 @@
-"""The walk through the steps of a run, the same for every recipe: update, validate, save, tell.
+"""The training loop, the same for every recipe: update, validate, save, report.
 
 Whatever a step draws at random follows from (seed, step) alone and comes from CPU generators, so a run that was
 killed and resumed sees what an unbroken one sees, on every device; on a CPU it ends in the same bits.
@@ -6,15 +6,16 @@ killed and resumed sees what an unbroken one sees, on every device; on a CPU it 
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,19 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.train import state
 from gencli.train.curve import Curve
-from gencli.train.optim import Optimizers
+from gencli.train.optim import Optimizers, learning_rate_factor
+from gencli.train.precision import Precision
+from gencli.train.recipe import Recipe
 
 DRAW_EVERY = 30.0  # seconds between two drawings of the curve
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage is after a step.
+    """The state of a stage after a step.
 
-    loss: of this step; seen: items (tokens, pictures) so far; seconds: spent training so far, in all sittings;
-    rate: items a second in this sitting; left: seconds to the end; validation: scores, where they were taken.
+    loss: of this step. seen: items (tokens, images) so far. seconds: spent on training so far, in all sessions.
+    rate: items per second in this session. left: estimated seconds to the end. validation: scores, if taken now.
     """
 
     stage: str
@@ -47,103 +50,124 @@ class Progress:
     validation: dict[str, float] | None = None
 
 
-class Average:
+M = TypeVar("M", bound=nn.Module)
+
+
+class Average(Generic[M]):
     """An exponential moving average of a model's parameters, begun as their plain average (Karras et al. 2023)."""
 
-    def __init__(self, model: nn.Module, average: nn.Module, decay: float):
-        self.model, self.average, self.decay = model, average.requires_grad_(False), decay
+    def __init__(self, model: M, decay: float):
+        self.model, self.average, self.decay = model, copy.deepcopy(model).requires_grad_(False), decay
 
     @torch.no_grad()
     def update(self, done: int) -> None:
-        """average ← d · average + (1 − d) · model after `done` steps."""
+        """Set average to d · average + (1 − d) · model after `done` steps."""
         decay = min(self.decay, done / (done + 10))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
 
-class Held:
-    """Ctrl-C and SIGTERM wait while a step is half done (and validated), so that what is whole can be saved.
+class DeferSignals:
+    """Ctrl-C and SIGTERM wait while a step is half done (and validated), so that a whole state can be saved.
 
-    Signals come to the main thread's handlers whatever thread the system picks, so handlers hold them, not a mask.
+    Signals reach the main thread's handlers whatever thread the system picks, so handlers defer them, not a mask.
     """
 
     def __init__(self) -> None:
-        self.holding, self.waiting = False, 0
-        self.before: dict[int, Any] = {}
+        self.deferring, self.pending = False, 0
+        self.handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if callable(handler := signal.getsignal(number)):
-                    self.before[number] = handler
-                    signal.signal(number, self._came)
+                    self.handlers[number] = handler
+                    signal.signal(number, self._handle)
 
-    def _came(self, number: int, frame: Any) -> None:
-        if self.holding:
-            self.waiting = number
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.deferring:
+            self.pending = number
         else:
-            self.before[number](number, frame)
+            self.handlers[number](number, frame)
 
     def begin(self) -> None:
-        self.holding = True
+        """Defer signals from now on."""
+        self.deferring = True
 
     def end(self) -> None:
-        """Let come what came in between."""
-        self.holding = False
-        if self.waiting:
-            number, self.waiting = self.waiting, 0
-            self.before[number](number, None)
+        """Stop deferring, and handle the signal that came meanwhile."""
+        self.deferring = False
+        if self.pending:
+            number, self.pending = self.pending, 0
+            self.handlers[number](number, None)
 
     def close(self) -> None:
-        """Put the handlers back that were there before."""
-        for number, handler in self.before.items():
+        """Restore the handlers that were there before."""
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
 
-@dataclass
 class Trainer:
-    """One stage of a run. `state_file` and the curve lie in the run's folder; `recipe`: see `state.check_recipe`."""
+    """One stage of a run, kept in `recipe.out`/`state_file`. identity: see `state.check_recipe`.
 
-    stage: str
-    state_file: Path
-    recipe: Mapping[str, Any]
-    model: nn.Module
-    optimizers: Optimizers
-    curve: Curve
-    seed: int
-    steps: int
-    factor: Callable[[int], float]  # step → share of the highest learning rate
-    average: Average | None = None
-    save_every: float = 180.0  # seconds
-    changes: bool = False  # go on with another recipe than the run was begun with
-    done: int = field(default=0, init=False)  # steps
-    seen: int = field(default=0, init=False)  # items
-    seconds: float = field(default=0.0, init=False)
-    _between: bool = field(default=False, init=False)  # in the middle of a step's changes
+    names_for_adam: see `Optimizers`.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        recipe: Recipe,
+        state_file: str,
+        identity: Mapping[str, Any],
+        model: nn.Module,
+        curve: Curve,
+        precision: Precision,
+        *,
+        names_for_adam: tuple[str, ...],
+        average: Average[Any] | None = None,
+    ):
+        self.stage, self.recipe, self.identity = stage, recipe, identity
+        self.state_file = Path(recipe.out) / state_file
+        self.model, self.curve, self.average, self.steps = model, curve, average, recipe.steps
+        self.optimizers = Optimizers(
+            model,
+            recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            names_for_adam=names_for_adam,
+            dtype=precision.dtype,
+        )
+        self.done, self.seen, self.seconds = 0, 0, 0.0  # steps, items, and time that they took
+        self._is_updating = False
+
+    def rate_factor(self, step: int) -> float:
+        """Return the factor on the learning rate."""
+        return learning_rate_factor(step, self.recipe.steps, self.recipe.warmup, self.recipe.cooldown)
 
     def run(
         self,
         update: Callable[[int], tuple[Tensor, int]],
         validate: Callable[[int], dict[str, float] | None] = lambda done: None,
     ) -> Generator[Progress, None, None]:
-        """Take the steps that are left; yields after each.
+        """Take the remaining steps; yield after each.
 
-        update: step → its loss, with its graph, and how many items it is of. validate: steps done → scores, if it is
-        time for them. Raises GencliError for a loss that is no number, and for a state that is of another run.
+        update: maps a step to its loss, with its graph, and its number of items. validate: maps the number of steps
+        done to scores, if it is time for them. Raise GencliError for a loss that is not finite, and for a state of
+        another run.
         """
         self._resume()
         first, before = self.done, self.seconds
         begun = saved = drawn = time.monotonic()
         at_first = self.seen
-        held = Held()
+        signals = DeferSignals()
         try:
             for step in range(first, self.steps):
-                torch.manual_seed(self.seed * 1_000_003 + step)  # dropout
+                torch.manual_seed(self.recipe.seed * 1_000_003 + step)  # dropout
                 loss, items = update(step)
                 loss.backward()
                 value = loss.item()
                 if not math.isfinite(value):
                     raise GencliError(f"the loss is {value} at step {step + 1}", "a lower --lr learns more steadily")
-                held.begin()
-                self._between = True
-                self.optimizers.step(self.factor(step))
+                signals.begin()
+                self._is_updating = True
+                self.optimizers.step(self.rate_factor(step))
                 self.done, self.seen = step + 1, self.seen + items
                 if self.average is not None:
                     self.average.update(self.done)
@@ -151,12 +175,12 @@ class Trainer:
                 now = time.monotonic()
                 spent = now - begun
                 self.seconds = before + spent
-                lr = self.optimizers.lr * self.factor(step)
+                lr = self.optimizers.lr * self.rate_factor(step)
                 self.curve.add(self.done, value, lr, self.seen, self.seconds, scores)
-                self._between = False
-                held.end()
+                self._is_updating = False
+                signals.end()
                 last = self.done == self.steps
-                if last or now - saved >= self.save_every:
+                if last or now - saved >= self.recipe.save_every:
                     self._save()
                     saved = time.monotonic()
                 if last or now - drawn >= DRAW_EVERY:
@@ -167,13 +191,13 @@ class Trainer:
                 yield Progress(
                     self.stage, self.done, self.steps, value, lr, self.seen, self.seconds, rate, left, scores
                 )
-        except BaseException:  # Ctrl-C and an end by whoever reads lose nothing that is whole
-            if not self._between and self.done > first and not sys.is_finalizing():
+        except BaseException:  # Ctrl-C and a closed generator lose no whole step
+            if not self._is_updating and self.done > first and not sys.is_finalizing():
                 self._save()
                 self.curve.draw()
             raise
         finally:
-            held.close()
+            signals.close()
 
     def _save(self) -> None:
         self.curve.sync()  # before the state: what it says was done is in the curve
@@ -181,14 +205,16 @@ class Trainer:
         if self.average is not None:
             parts["ema"] = self.average.average.state_dict()
         counts = {"step": self.done, "seen": self.seen, "seconds": self.seconds}
-        state.save(self.state_file, {**parts, **counts, "recipe": dict(self.recipe)})
+        state.save(self.state_file, {**parts, **counts, "recipe": dict(self.identity)})
 
     def _resume(self) -> None:
-        """Take up what the state file says, or begin at nought."""
-        self.done, self.seen, self.seconds, self._between = 0, 0, 0.0, False
+        """Continue from the state file, or start at step 0."""
+        self.done, self.seen, self.seconds, self._is_updating = 0, 0, 0.0, False
         saved = state.load(self.state_file)
         if saved is not None:
-            state.check_recipe(self.state_file.parent, saved.get("recipe"), self.recipe, changes=self.changes)
+            state.check_recipe(
+                self.state_file.parent, saved.get("recipe"), self.identity, changes=self.recipe.allow_changes
+            )
             try:
                 self._fill(self.model, saved["model"])
                 if self.average is not None:
@@ -203,7 +229,7 @@ class Trainer:
 
     @staticmethod
     def _values(model: nn.Module) -> dict[str, Tensor]:
-        """What is trained."""
+        """Return the trained parameters."""
         return {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}
 
     @staticmethod

@@ -41,7 +41,7 @@ def test_json_lines_in_either_words(tmp_path: Path) -> None:
     folder = files(tmp_path / "pictures", a_png="", b_png="", c_png="")
     wanted = [("b.png", Caption("red circle", ("round", "red"), "shapes")), ("a.png", Caption("a blue square", (), ""))]
     for source in both(folder, tmp_path):
-        assert find_captions(source, tmp_path / "captions.jsonl") == wanted
+        assert find_captions(source, [tmp_path / "captions.jsonl"]) == wanted
 
 
 def test_a_second_file_adds_names_and_tags(tmp_path: Path) -> None:
@@ -53,12 +53,12 @@ def test_a_second_file_adds_names_and_tags(tmp_path: Path) -> None:
         wrong_jsonl='{"file": "c.png", "label": "coffee"}',
     )
     first, words, wrong = (tmp_path / f"{name}.jsonl" for name in ("captions", "words", "wrong"))
-    assert find_captions(folder, first, [words]) == [
+    assert find_captions(folder, [first, words]) == [
         ("a.png", Caption("hot beverage", ("drink", "tea"), "", ("coffee", "cup"))),
         ("b.png", Caption("b", (), "")),
     ]
     with pytest.raises(GencliError, match=r"tells of c\.png, which has no caption"):
-        find_captions(folder, first, [wrong])
+        find_captions(folder, [first, wrong])
 
 
 def test_metadata_among_the_pictures(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_metadata_among_the_pictures(tmp_path: Path) -> None:
     lines = "\n".join(map(json.dumps, rows))
     folder = files(tmp_path / "pictures", train__metadata_jsonl=lines, train__a_png="", train__deep__b_png="")
     for source in both(folder, tmp_path):
-        found = find_captions(source, None)
+        found = find_captions(source, [])
         assert [(name, caption.label) for name, caption in found] == [
             ("train/a.png", "one"),
             ("train/deep/b.png", "two"),
@@ -77,7 +77,7 @@ def test_metadata_among_the_pictures(tmp_path: Path) -> None:
 def test_a_text_beside_each_picture(tmp_path: Path) -> None:
     folder = files(tmp_path / "pictures", b_JPG="", b_txt="\ufeffa red\n  circle\n", in__a_png="", in__a_txt="")
     for source in both(folder, tmp_path):
-        assert find_captions(source, None) == [
+        assert find_captions(source, []) == [
             ("b.JPG", Caption("a red circle", (), "")),
             ("in/a.png", Caption("", (), "")),
         ]
@@ -101,18 +101,18 @@ def test_lines_that_are_no_captions(tmp_path: Path, line: str, says: str) -> Non
     folder = files(tmp_path / "pictures", a_png="")
     (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "label": "a"}\n' + line, encoding="utf-8")
     with pytest.raises(GencliError, match=says):
-        find_captions(folder, tmp_path / "captions.jsonl")
+        find_captions(folder, [tmp_path / "captions.jsonl"])
 
 
 def test_pictures_without_captions(tmp_path: Path) -> None:
     with pytest.raises(GencliError, match=r"no caption for a\.png and 1 more") as caught:
-        find_captions(files(tmp_path / "pictures", a_png="", b_png="", c_png="", c_txt="c"), None)
+        find_captions(files(tmp_path / "pictures", a_png="", b_png="", c_png="", c_txt="c"), [])
     assert "metadata.jsonl" in str(caught.value.hint)
     with pytest.raises(GencliError, match="holds no captions"):
-        find_captions(files(tmp_path / "none", a_md=""), None)
+        find_captions(files(tmp_path / "none", a_md=""), [])
     (tmp_path / "no.zip").write_bytes(b"PK")
     with pytest.raises(GencliError, match="is no folder and no zip"):
-        find_captions(tmp_path / "no.zip", None)
+        find_captions(tmp_path / "no.zip", [])
     (tmp_path / "latin.jsonl").write_bytes('{"file": "é"}'.encode("latin-1"))
     with pytest.raises(GencliError, match="is not UTF-8"):
-        find_captions(tmp_path / "pictures", tmp_path / "latin.jsonl")
+        find_captions(tmp_path / "pictures", [tmp_path / "latin.jsonl"])

@@ -23,15 +23,14 @@ from gencli.image.generate import Picture, generate
 from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from gencli.train import image, state
-from gencli.train.autoencoder import AutoencoderRecipe
+from gencli.train import image, score, state
+from gencli.train.augment import pair
 from gencli.train.autoencoder import config as autoencoder_config
-from gencli.train.decoder import DecoderRecipe
-from gencli.train.diffusion import DiffusionRecipe, Pictures
-from gencli.train.image import ImageRecipe
+from gencli.train.diffusion import LatentDataset
 from gencli.train.optim import learning_rate_factor, orthogonalize
-from gencli.train.painter import Painter
 from gencli.train.pictures import read_pictures
+from gencli.train.recipe import ImageRecipe
+from gencli.train.text_to_image import TextToImageModel
 from gencli.train.trainer import Progress
 from tests.oracles.libraries import diffusers
 from tests.tiny.image import make_stable_diffusion
@@ -48,18 +47,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(out: Path, steps: tuple[int, int, int] = (4, 4, 0), **changes: Any) -> ImageRecipe:
-    common: dict[str, Any] = {"out": str(out), "batch": 4, "warmup": 2, "save_every": 1000.0}
     small = {"widths": (16, 16), "text_width": 16, "text_layers": 1, "vocabulary": 600, "evaluate_every": 2}
-    here = {"device": "cpu"}
-    return ImageRecipe(
-        AutoencoderRecipe(**common, **here, steps=steps[0], size=32, widths=(8, 8, 16)),
-        DiffusionRecipe(**{**common, **here, **small, "steps": steps[1], **changes}),
-        DecoderRecipe(**common, **here, steps=steps[2]),
-    )
+    rest = {"out": str(out), "batch": 4, "warmup": 2, "save_every": 1000.0, "device": "cpu", "size": 32}
+    stages = {"autoencoder_steps": steps[0], "steps": steps[1], "decoder_steps": steps[2]}
+    return ImageRecipe(**{**rest, **small, **stages, "autoencoder_widths": (8, 8, 16), **changes})
 
 
-def run(pictures: Path, recipe: ImageRecipe, stop: int | None = None, **more: Any) -> list[Progress]:
-    steps = image.train(pictures, None, recipe, **more)
+def run(pictures: Path, recipe: ImageRecipe, stop: int | None = None) -> list[Progress]:
+    steps = image.train(pictures, [], recipe)
     told = list(itertools.islice(steps, stop))
     steps.close()
     return told
@@ -124,7 +119,7 @@ def test_opens_in_diffusers(whole: tuple[Path, list[Progress]]) -> None:
 
 
 def test_learns(pictures: Path, tmp_path: Path) -> None:
-    told = run(pictures, recipe(tmp_path, (40, 40, 0), evaluate_every=10, lr=5e-3))
+    told = run(pictures, recipe(tmp_path, (40, 40, 0), evaluate_every=1, lr=5e-3))
     first, second = ([at for at in told if at.stage == stage] for stage in STAGES[:2])
     assert first[-1].loss < 0.7 * first[0].loss
     scores = [at.validation["seen"] for at in second if at.validation]
@@ -135,23 +130,24 @@ def test_learns(pictures: Path, tmp_path: Path) -> None:
 def test_min_snr_weighs_the_error_of_x0(prediction: str) -> None:
     """Whatever the model says: the same x0 and the same wrong one have, weighed, the same loss, min(SNR, 5) |Δx0|²."""
     schedule = NoiseSchedule(prediction_type=prediction)
-    painter = Painter(None, None, schedule, 0)  # type: ignore[arg-type]
+    model = TextToImageModel(None, None, schedule, 0)  # type: ignore[arg-type]
     x0, wrong, eps = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     level = torch.tensor([0.9999, 0.9, 0.5, 0.1, 0.001], dtype=torch.float64).view(-1, 1, 1, 1)
     noisy = level.sqrt() * x0 + (1 - level).sqrt() * eps
     implied = (noisy - level.sqrt() * wrong) / (1 - level).sqrt()  # the noise that goes with the wrong x0
-    error = (painter.target(x0, eps, level) - painter.target(wrong, implied, level)).square().mean((1, 2, 3))
+    error = (model.target(x0, eps, level) - model.target(wrong, implied, level)).square().mean((1, 2, 3))
     snr = (level / (1 - level)).flatten()
     expected = snr.clamp(max=5) * (x0 - wrong).square().mean((1, 2, 3))
-    torch.testing.assert_close(painter.min_snr_weights(level.flatten(), 5) * error, expected)
+    torch.testing.assert_close(model.min_snr_weights(level.flatten(), 5) * error, expected)
 
 
 def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
     changes = {"hold_out": 0.34, "copies": 1, "pairs": 2}
-    known, pixels, own, held = image.gather(pictures, None, [], 32, recipe(tmp_path, **changes).diffusion)
+    collection = image.collect_images(pictures, [], 32, recipe(tmp_path, **changes))
+    known, pixels, own, held = collection.captions, collection.images, collection.originals, collection.validation
     assert (own, held) == (4, 2) and len(known) == len(pixels) > 6
     assert [caption.label for caption in known[-2:]] == ["green circle", "gray circle"]
-    captions = image.find_captions(pictures, None)
+    captions = image.find_captions(pictures, [])
     for (name, caption), one in itertools.product(captions, range(len(known))):
         if known[one].label == caption.label:
             assert torch.equal(pixels[one], read_pictures(pictures, [name], 32)[0])
@@ -164,14 +160,15 @@ def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
 
 def test_variants_are_seen_in_place_of_the_pictures(pictures: Path, tmp_path: Path) -> None:
     made = recipe(tmp_path, (1, 2, 0), variants=2, copies=1, pairs=2)
-    known, pixels, own, held = image.gather(pictures, None, [], 32, made.diffusion)
+    collection = image.collect_images(pictures, [], 32, made)
+    known, pixels, own, held = collection.captions, collection.images, collection.originals, collection.validation
     assert (own, held) == (6, 0) and len(known) == len(pixels) > 18
     assert known[6:18] == [*known[:6], *known[:6]]
     assert not torch.equal(pixels[6:12], pixels[:6]) and not torch.equal(pixels[6:12], pixels[12:18])
-    latents = Pictures(known, torch.zeros(len(known), 4, 4, 4), torch.zeros(len(known), 4, 4, 4), own, held, 2)
-    picks = torch.cat([latents.pick(made.diffusion, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    latents = LatentDataset(known, torch.zeros(len(known), 4, 4, 4), torch.zeros(len(known), 4, 4, 4), own, held, 2)
+    picks = torch.cat([latents.pick(made, torch.Generator().manual_seed(seed)) for seed in range(200)])
     assert set(picks.tolist()) == set(range(len(known)))
-    assert (picks >= 18).float().mean().item() == pytest.approx(made.diffusion.extra_share, abs=0.1)
+    assert (picks >= 18).float().mean().item() == pytest.approx(made.extra_share, abs=0.1)
     assert {at.step for at in run(pictures, made) if at.stage == "diffusion"} == {1, 2}
 
 
@@ -182,8 +179,8 @@ def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path
     with pytest.raises(GencliError, match=r"another recipe: steps was 2, is 3"):
         run(pictures, recipe(tmp_path, (3, 2, 0)))
     with pytest.raises(GencliError, match=r"other sizes: widths was \(16, 16\), is \(16, 32\)"):
-        run(pictures, recipe(tmp_path, (2, 2, 0), widths=(16, 32)), changes=True)
-    assert [at.step for at in run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4), changes=True)] == [3, 4]
+        run(pictures, recipe(tmp_path, (2, 2, 0), widths=(16, 32), allow_changes=True))
+    assert [at.step for at in run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, allow_changes=True))] == [3, 4]
     with pytest.raises(GencliError, match="another recipe: data was"):
         run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, copies=1))
 
@@ -194,7 +191,7 @@ def test_latents_are_normalised_and_decode_alike(pictures: Path, whole: tuple[Pa
     saved = state.load(whole[0] / "latents.pt") or {}
     torch.testing.assert_close(saved["mean"].mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(saved["mean"].std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
-    parsed = autoencoder_kl.Config.from_dict(autoencoder_config(recipe(whole[0]).autoencoder))
+    parsed = autoencoder_kl.Config.from_dict(autoencoder_config(recipe(whole[0])))
     raw, normal = autoencoder_kl.Model(parsed), autoencoder_kl.Model(parsed)
     raw.load_state_dict((state.load(whole[0] / "autoencoder.pt") or {})["model"])
     normal.load_state_dict(saved["vae"])
@@ -230,6 +227,19 @@ def test_on_from_a_checkpoint(pictures: Path, tmp_path: Path, prediction: str) -
     theirs.set_progress_bar_config(disable=True)
     assert theirs.safety_checker is None
     assert drawn(tmp_path / "whole" / "checkpoint", "red circle", width=32, height=32).shape == (32, 32, 3)
+
+
+def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path) -> None:
+    """Before the second stage, which then begins with another text encoder; resumed equals unbroken."""
+    make_stable_diffusion(tmp_path / "source", "sd15")
+    changes = {"init": str(tmp_path / "source"), "size": 32, "words_steps": 30}
+    told = run(pictures, recipe(tmp_path / "whole", (0, 1, 0), **changes))
+    words = [at.loss for at in told if at.stage == "words"]
+    assert len(words) == 30 and told[-1].stage == "diffusion"
+    assert sum(words[-5:]) < 0.8 * sum(words[:5])
+    run(pictures, recipe(tmp_path / "broken", (0, 1, 0), **changes), 11)
+    assert [at.step for at in run(pictures, recipe(tmp_path / "broken", (0, 1, 0), **changes))] == [*range(12, 31), 1]
+    assert_equal(weights(tmp_path / "whole" / "checkpoint"), weights(tmp_path / "broken" / "checkpoint"))
 
 
 def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
@@ -298,3 +308,44 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     factors = [learning_rate_factor(step, 100, 10, 0.4) for step in range(100)]
     assert factors[0] == 0.1 and set(factors[10:60]) == {1.0} and factors[-1] < 0.05
     assert factors[:11] == sorted(factors[:11]) and factors[60:] == sorted(factors[60:], reverse=True)
+
+
+def test_both_halves_of_a_pair_are_recognised(pictures: Path) -> None:
+    rows = image.find_captions(pictures, [])
+    labels, images = [caption.label for _, caption in rows], read_pictures(pictures, [name for name, _ in rows], 128)
+    for one, other in itertools.permutations(range(4), 2):
+        known = [(rows[i][1], images[i].permute(1, 2, 0).numpy()) for i in (one, other)]
+        sheet = torch.from_numpy(pair(*known)[1].copy()).permute(2, 0, 1)[None]
+        task = score.Task("a pair", (labels[one], labels[other]))
+        nearest = score.nearest_labels(sheet, score.small(images), labels, task)
+        assert score.Drawing(task, 0, nearest, None).recognised
+        wrong = score.Task("a pair", (labels[other], labels[one]))
+        assert not score.Drawing(wrong, 0, nearest, None).recognised
+
+
+def test_scores_of_a_checkpoint(pictures: Path, whole: tuple[Path, list[Progress]], tmp_path: Path) -> None:
+    model = str(whole[0] / "checkpoint")
+    words = tmp_path / "words.tsv"
+    words.write_text("red circle\tcrimson disc\nblue circle\tazure disc\n", encoding="utf-8")
+    drawn = list(score.score_pictures(model, pictures, [], count=9, steps=2, synonyms=words, seeds=2, seed=5))
+    assert {(one.task.prompt, one.task.labels[0]) for one in drawn} == {
+        ("crimson disc", "red circle"),
+        ("azure disc", "blue circle"),
+    }
+    assert [one.seed for one in drawn] == [5, 6, 7, 8]
+    assert [one.difference is None for one in drawn] == [True, False, True, False]
+    first, second = (np.asarray(picture, dtype=float) for picture in two_seeds(model, drawn[0].task.prompt, 5))
+    assert drawn[1].difference == pytest.approx(np.abs(first - second).mean(), abs=1e-3)
+    pairs = list(score.score_pictures(model, pictures, [], count=9, steps=2, pairs=3))
+    assert len(pairs) == 3 and all(len(one.nearest) == 2 and " and a " in one.task.prompt for one in pairs)
+    for line in ("red circle crimson", "no such thing\tword", "red circle\t"):
+        words.write_text(line)
+        with pytest.raises(GencliError, match="line 1: wants a label of the pictures"):
+            list(score.score_pictures(model, pictures, [], count=1, synonyms=words))
+
+
+def two_seeds(model: str, prompt: str, seed: int) -> list[Image.Image]:
+    checkpoint = open_checkpoint(find(model))
+    request = resolve(ImageRequest(prompt="", seed=seed, steps=2, batch=25), checkpoint)
+    events = generate(pipeline.load(checkpoint), request, [prompt, prompt])
+    return [event.image for event in events if isinstance(event, Picture)]

@@ -19,10 +19,10 @@ from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.text.load import open_model
-from gencli.train.lora import Adapters
-from gencli.train.text import TextRecipe, train
+from gencli.train.recipe import TextRecipe
+from gencli.train.text import train
 from gencli.train.texts import hold_out, read_texts
-from gencli.train.trainer import Held
+from gencli.train.trainer import DeferSignals
 from tests.oracles.libraries import peft, transformers
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
@@ -49,7 +49,9 @@ def recipe(texts: Path, out: Path, steps: int, **changes: Any) -> TextRecipe:
     if "init" in changes:
         small = {"n_positions": 32, "batch": 4}
     often = {"warmup": 2, "save_every": 1000.0, "evaluate_every": 9, "lead": "tales:", "device": "cpu"}
-    return TextRecipe(str(texts), str(texts), str(out), steps=steps, **{**often, **small, **changes})
+    return TextRecipe(
+        data=str(texts), validation=str(texts), out=str(out), steps=steps, **{**often, **small, **changes}
+    )
 
 
 def made(out: Path, name: str = "checkpoint/model.safetensors") -> dict[str, torch.Tensor]:
@@ -132,9 +134,9 @@ def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -
     other.write_text("One text.\n")
     with pytest.raises(GencliError, match=r"another recipe: data was \w+, is \w+"):
         list(train(recipe(other, tmp_path / "run", 2)))
-    assert [at.step for at in train(recipe(texts, tmp_path / "run", 4, lr=1e-3), changes=True)] == [3, 4]
+    assert [at.step for at in train(recipe(texts, tmp_path / "run", 4, lr=1e-3, allow_changes=True))] == [3, 4]
     with pytest.raises(GencliError, match=r"other sizes: .*n_layer was 2, is 1"):
-        list(train(recipe(texts, tmp_path / "run", 4, n_layer=1), changes=True))
+        list(train(recipe(texts, tmp_path / "run", 4, n_layer=1, allow_changes=True)))
     (tmp_path / "run" / "state.pt").write_bytes(b"PK")
     with pytest.raises(GencliError, match="is no state of a run"):
         list(train(recipe(texts, tmp_path / "run", 4)))
@@ -206,8 +208,14 @@ def test_on_from_a_checkpoint(texts: Path, tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("family", ["gpt2", *FAMILIES])
 def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
     folder = base(tmp_path / "base", family)
-    adapters = Adapters(rank=4, alpha=8)
-    changes = {"init": str(folder), "lora": adapters, "lr": 2e-2, "optimizer": "adamw", "weight_decay": 0.0}
+    changes = {
+        "init": str(folder),
+        "lora_rank": 4,
+        "lora_alpha": 8.0,
+        "lr": 2e-2,
+        "optimizer": "adamw",
+        "weight_decay": 0.0,
+    }
     told = list(train(recipe(texts, tmp_path / "run", 8, **changes)))
     assert told[-1].loss < 0.9 * told[0].loss
     adapter = tmp_path / "run" / "adapter"
@@ -225,8 +233,8 @@ def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
 
 def test_adapters_resumed_equal_unbroken(texts: Path, tmp_path: Path) -> None:
     folder = base(tmp_path / "base", "gpt2")
-    targets = Adapters(rank=2, alpha=3, targets=("attn.c_proj", "c_attn"), dropout=0.2)
-    changes = {"init": str(folder), "lora": targets, "optimizer": "adamw"}
+    adapters = {"lora_rank": 2, "lora_alpha": 3.0, "lora_targets": "c_attn, attn.c_proj", "dropout": 0.2}
+    changes = {"init": str(folder), "optimizer": "adamw", **adapters}
     list(train(recipe(texts, tmp_path / "whole", 5, **changes)))
     broken = train(recipe(texts, tmp_path / "broken", 5, **changes))
     next(broken), next(broken)
@@ -247,7 +255,7 @@ def test_what_cannot_be_gone_on_from(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(GencliError, match=r"--context 129: .* reads at most 128 tokens"):
         list(train(recipe(texts, tmp_path / "a", 2, init=str(folder), n_positions=129)))
     with pytest.raises(GencliError, match="--lora-targets q_proj: no linear layer is called so"):
-        list(train(recipe(texts, tmp_path / "b", 2, init=str(folder), lora=Adapters(2, 4, ("q_proj",)))))
+        list(train(recipe(texts, tmp_path / "b", 2, init=str(folder), lora_rank=2, lora_targets="q_proj")))
     make_gpt2(tmp_path / "small", vocab_size=300)
     with pytest.raises(GencliError, match="its tokenizer has 384 tokens, its model 300"):
         list(train(recipe(texts, tmp_path / "c", 2, init=str(tmp_path / "small"))))
@@ -268,7 +276,7 @@ def test_on_from_the_hubs_cache(texts: Path, tmp_path: Path, monkeypatch: pytest
     (repo / "refs" / "main").write_text("0" * 40)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    list(train(recipe(texts, tmp_path / "run", 1, init="org/tiny", lora=Adapters(2, 4))))
+    list(train(recipe(texts, tmp_path / "run", 1, init="org/tiny", lora_rank=2, lora_alpha=4)))
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
     adapter = LoraRef(tmp_path / "run" / "adapter")
@@ -337,7 +345,7 @@ def test_a_vision_towers_text_model_becomes_a_checkpoint(texts: Path, tmp_path: 
     with torch.inference_mode():
         ours = load(checkpoint, dtype=torch.float32)(IDS)
         torch.testing.assert_close(ours, reference(checkpoint)(IDS).logits, atol=1e-4, rtol=1e-4)
-    list(train(recipe(texts, tmp_path / "lora", 3, init=str(folder), lora=Adapters(2, 4), lr=1e-2)))
+    list(train(recipe(texts, tmp_path / "lora", 3, init=str(folder), lora_rank=2, lora_alpha=4, lr=1e-2)))
     names = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors").keys()
     assert all(name.startswith("base_model.model.model.language_model.layers.") for name in names)
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -351,14 +359,14 @@ def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
     """What comes while a step is half done raises once that is whole, and the handlers are put back."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        held = Held()
-        held.begin()
+        signals = DeferSignals()
+        signals.begin()
         signal.raise_signal(signal.SIGINT)  # nothing yet
         with pytest.raises(KeyboardInterrupt):
-            held.end()
+            signals.end()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        held.close()
+        signals.close()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

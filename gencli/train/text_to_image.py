@@ -1,7 +1,7 @@
-"""The text-to-image models that the picture recipe trains: a new one, or that of a checkpoint; and saving.
+"""The text-to-image models that the image recipe trains: a new one, or that of a checkpoint; and saving.
 
-Either is a Stable Diffusion pipeline: a CLIP text encoder and a UNet learn together, on latents of an autoencoder that
-stays as it is.
+Either is a Stable Diffusion pipeline: a CLIP text encoder and a UNet are trained together, on latents of a frozen
+autoencoder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from gencli.image.prompts.base import pad_prompt
 from gencli.json_files import read_json
 from gencli.models import architecture, clip_text, unet_2d_condition
 from gencli.tokens import Tokenizer
-from gencli.train.place import Place
-from gencli.train.saving import own_memory
+from gencli.train.precision import Precision, make_trainable
 
 FILES = {
     "text_encoder": "model.safetensors",
@@ -37,7 +36,7 @@ FILES = {
 
 
 class TextToLatent(nn.Module):
-    """The parts that learn together: caption ids (B, L), noisy latents (B, 4, h, w), timesteps (B,) → (B, 4, h, w)."""
+    """The parts that are trained together: ids (B, L), noisy latents (B, 4, h, w), timesteps (B,) → (B, 4, h, w)."""
 
     def __init__(self, text_encoder: nn.Module, unet: nn.Module):
         super().__init__()
@@ -49,72 +48,71 @@ class TextToLatent(nn.Module):
 
 
 @dataclass(frozen=True)
-class Painter:
-    """A text-to-image model to train. size: pixels a side; checkpoint: what it was opened from, if anything."""
+class TextToImageModel:
+    """A text-to-image model in training. size: pixels a side. checkpoint: what it was opened from, if anything."""
 
-    model: TextToLatent
+    network: TextToLatent
     tokenizer: Tokenizer
     schedule: NoiseSchedule
     size: int
     checkpoint: ImageCheckpoint | None = None
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a caption between begin and end, padded; a long one is cut, as only captions may be."""
-        config: Any = self.model.text_encoder.config
+        """Return a caption's ids between begin and end, padded. A long caption is cut, as only captions may be."""
+        config: Any = self.network.text_encoder.config
         return pad_prompt(self.tokenizer, text, config.max_position_embeddings, config.vocab_size, "right")
 
     def target(self, x0: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-        """What the UNet shall say of x0 and noise, (B, C, h, w); ᾱ is (B, 1, 1, 1)."""
-        kind = self.schedule.prediction_type
-        if kind == "v_prediction":  # Salimans & Ho 2022
+        """Return what the UNet must predict for x0 and noise, (B, C, h, w); alphas_cumprod is (B, 1, 1, 1)."""
+        prediction = self.schedule.prediction_type
+        if prediction == "v_prediction":  # Salimans & Ho 2022
             return alphas_cumprod.sqrt() * eps - (1 - alphas_cumprod).sqrt() * x0
-        return eps if kind == "epsilon" else x0
+        return eps if prediction == "epsilon" else x0
 
     def min_snr_weights(self, alphas_cumprod: Tensor, gamma: float) -> Tensor:
-        """Weights of the losses at ᾱ (B,), so that x0's error counts min(SNR, γ) times (Hang et al. 2023)."""
+        """Return the losses' weights (B,), so that x0's error counts min(SNR, γ) times (Hang et al. 2023, eq. 8)."""
         snr = alphas_cumprod / (1 - alphas_cumprod)
-        counted = snr.clamp(max=gamma)
-        kind = self.schedule.prediction_type
-        if kind == "v_prediction":
-            return counted / (snr + 1)
-        return counted / snr if kind == "epsilon" else counted
+        clipped = snr.clamp(max=gamma)
+        prediction = self.schedule.prediction_type
+        if prediction == "v_prediction":
+            return clipped / (snr + 1)
+        return clipped / snr if prediction == "epsilon" else clipped
 
 
-def new_painter(
-    tokenizer: Tokenizer, parts: Mapping[str, Mapping[str, Any]], size: int, seed: int, place: Place
-) -> Painter:
-    """A model with torch's initial weights, but small embeddings and a last convolution of zeros: its first guess is 0.
+def new_model(
+    tokenizer: Tokenizer, parts: Mapping[str, Mapping[str, Any]], size: int, seed: int, precision: Precision
+) -> TextToImageModel:
+    """Return a model with torch's initial weights, but small embeddings and a zero last convolution: it predicts 0.
 
     parts: configs of text_encoder (see `with_tokens`), unet and scheduler.
     """
     torch.manual_seed(seed)
     encoder = clip_text.Model(clip_text.Config.from_dict(parts["text_encoder"]))
-    network = unet_2d_condition.Model(unet_2d_condition.Config.from_dict(parts["unet"]))
-    model = TextToLatent(encoder, network)
-    initialise(model, seed)
-    return Painter(model.to(place.device), tokenizer, NoiseSchedule.from_config(parts["scheduler"]), size)
+    unet = unet_2d_condition.Model(unet_2d_condition.Config.from_dict(parts["unet"]))
+    network = TextToLatent(encoder, unet)
+    generator = torch.Generator().manual_seed(seed)
+    for name, param in encoder.named_parameters():
+        if "embedding" in name and param.ndim == 2:
+            nn.init.normal_(param, std=0.02, generator=generator)
+    nn.init.zeros_(unet.conv_out.weight)
+    if unet.conv_out.bias is not None:
+        nn.init.zeros_(unet.conv_out.bias)
+    return TextToImageModel(
+        network.to(precision.device), tokenizer, NoiseSchedule.from_config(parts["scheduler"]), size
+    )
 
 
 def with_tokens(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """A text encoder's config with vocabulary and special ids of a tokenizer."""
+    """Return a text encoder's config with the vocabulary and special ids of a tokenizer."""
     begin, end = tokenizer.bos_id, tokenizer.eos_ids[0]
     ids = {"vocab_size": tokenizer.vocab_size, "bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
     return {**config, **ids}
 
 
-def initialise(model: TextToLatent, seed: int) -> None:
-    """Small embeddings, and a last convolution of zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, param in model.text_encoder.named_parameters():
-        if "embedding" in name and param.ndim == 2:
-            nn.init.normal_(param, std=0.02, generator=generator)
-    out: Any = model.unet.conv_out
-    nn.init.zeros_(out.weight)
-    nn.init.zeros_(out.bias)
-
-
-def open_painter(name: str, place: Place, size: int | None, *, keep_text_encoder: bool = False) -> Painter:
-    """Open the checkpoint called `name` to train its UNet, and its text encoder unless that is to be kept.
+def open_model(
+    name: str, precision: Precision, size: int | None, *, keep_text_encoder: bool = False
+) -> TextToImageModel:
+    """Open the checkpoint called `name` to train its UNet and, unless `keep_text_encoder`, its text encoder.
 
     size: pixels a side, by default what the checkpoint was trained with. Raises GencliError for a checkpoint that is no
     folder in Stable Diffusion's layout, for one whose UNet reads more than text and latents, and for a wrong size.
@@ -128,25 +126,25 @@ def open_painter(name: str, place: Place, size: int | None, *, keep_text_encoder
     size = size or int(unet.get("sample_size") or 64) * checkpoint.factor
     if size % checkpoint.multiple:
         raise GencliError(f"--size {size}: {name} draws sizes that are multiples of {checkpoint.multiple}")
-    model = TextToLatent(load_part(checkpoint, "text_encoder"), load_part(checkpoint, "unet"))
-    own_memory(model)
-    model.text_encoder.requires_grad_(not keep_text_encoder)
+    network = TextToLatent(load_part(checkpoint, "text_encoder"), load_part(checkpoint, "unet"))
+    make_trainable(network)
+    network.text_encoder.requires_grad_(not keep_text_encoder)
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
-    return Painter(model.to(place.device).train(), checkpoint.tokenizer(), schedule, size, checkpoint)
+    return TextToImageModel(network.to(precision.device).train(), checkpoint.tokenizer(), schedule, size, checkpoint)
 
 
 def load_part(checkpoint: ImageCheckpoint, part: str) -> nn.Module:
-    """A part's module in float32, on the CPU."""
+    """Return a part's module in float32, on the CPU."""
     config, tensors = checkpoint.open(part)
     return build.load(checkpoint.parts[part], dtype=torch.float32, config=config, tensors=tensors)
 
 
-def save_painter(model: TextToLatent, checkpoint: ImageCheckpoint, folder: Path, vae: nn.Module | None = None) -> None:
-    """Write a checkpoint as the one that was opened: what was trained under its names, the other parts as they are.
+def save_model(network: TextToLatent, checkpoint: ImageCheckpoint, folder: Path, vae: nn.Module | None = None) -> None:
+    """Write a checkpoint like the one that was opened: trained parts under its names, the others copied.
 
-    model: the trained one, or its average. vae: the autoencoder, if it was trained too.
+    network: the trained one, or its average. vae: the autoencoder, if it was trained too.
     """
-    trained = {"text_encoder": model.text_encoder, "unet": model.unet, **({} if vae is None else {"vae": vae})}
+    trained = {"text_encoder": network.text_encoder, "unet": network.unet, **({} if vae is None else {"vae": vae})}
     for part, path in checkpoint.parts.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
         if part in trained:

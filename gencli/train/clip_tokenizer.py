@@ -6,10 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
-from torch import Tensor, nn
 
 from gencli.checkpoints.save import write_json
 
@@ -53,24 +51,3 @@ def write_clip_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int, ma
         folder / "tokenizer_config.json",
         {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, "do_lower_case": True, **special},
     )
-
-
-@torch.no_grad()
-def normalise_latents(vae: nn.Module, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold into the 1×1 convolutions around the latents that each channel of `mean` (N, C, h, w) gets mean 0 and std 1.
-
-    Stable Diffusion has one scaling factor for all channels and no shift; after this it needs neither. Returns what
-    the encoder gives from now on for the pictures of `mean` and `deviation`.
-    """
-    mu, sigma = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
-    channels = len(mu)
-    quant, post = vae.get_submodule("quant_conv"), vae.get_submodule("post_quant_conv")
-    assert isinstance(quant, nn.Conv2d) and isinstance(post, nn.Conv2d)
-    assert quant.bias is not None and post.bias is not None
-    quant.bias[:channels] = (quant.bias[:channels] - mu) / sigma  # the first half gives means, the second log variances
-    quant.weight[:channels] /= sigma.view(-1, 1, 1, 1)
-    quant.bias[channels:] -= 2 * sigma.log()
-    post.bias += post.weight.flatten(1) @ mu
-    post.weight *= sigma.view(1, -1, 1, 1)
-    mu, sigma = mu.view(1, -1, 1, 1), sigma.view(1, -1, 1, 1)
-    return (mean - mu) / sigma, deviation / sigma

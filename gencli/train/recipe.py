@@ -1,0 +1,267 @@
+"""What makes a training run, as rows of options (see `gencli.options`). No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from gencli.errors import UsageError
+from gencli.options import MODEL, Option, flag, integer, number, rows, string
+from gencli.spec import ModelSpec, complete_model
+
+START, SIZES, RECIPE = "Start", "Sizes", "Recipe"  # headings on the help pages
+
+
+class OptimizerKind(str, Enum):
+    muon = "muon"
+    adamw = "adamw"
+
+
+def _within(low: float, high: float, name: str, value: float) -> None:
+    """Raise UsageError for a number outside; `low` itself is outside."""
+    if not (math.isfinite(value) and low < value <= high):
+        raise UsageError(f"{name} {value:g}: must be above {low:g} and at most {high:g}")
+
+
+def at_least(least: int, name: str, value: int) -> None:
+    """Raise UsageError for a number below `least`."""
+    if value < least:
+        raise UsageError(f"{name} {value}: must be at least {least}")
+
+
+def _channels(default: tuple[int, ...], name: str, help: str) -> Any:
+    """Return a field for a network's channels, read from `24,48,96`. Reading raises UsageError for anything else."""
+
+    def read(words: str | None) -> tuple[int, ...]:
+        if words is None:
+            return default
+        parts = [word.strip() for word in words.split(",")]
+        if not 1 <= len(parts) <= 8 or not all(word.isdecimal() and 0 < int(word) <= 2**16 for word in parts):
+            raise UsageError(f"{name} {words!r}: numbers with commas between are wanted, such as 64,128")
+        return tuple(int(word) for word in parts)
+
+    return Option(tuple, name, help, SIZES, word=str, read=read, extra={"metavar": "N,N…"}).field(default)
+
+
+def _count(default: int, usage: str, help: str, panel: str = RECIPE, least: int = 1) -> Any:
+    """Return a field for a whole number."""
+    return integer(default, usage, help, panel, valid=partial(at_least, least), usual=default)
+
+
+def _fraction(default: float, usage: str, help: str, most: float = 1.0) -> Any:
+    """Return a field for a number from 0 on."""
+    return number(default, usage, help, RECIPE, valid=partial(_within, -1e-9, most), usual=default)
+
+
+RATE, COOLDOWN = partial(_within, 0, 1e6), partial(_within, 0, 1)
+
+# Rows that both recipes have.
+OUT = Option(str, "-o, --out DIR", "Folder for the state, the curve, and what is made at the end.", "")
+OPTIMIZER = Option(
+    str, "--optimizer KIND", "muon or adamw (default: muon).", RECIPE,
+    word=OptimizerKind, read=lambda kind: OptimizerKind(kind or "muon").value,
+)  # fmt: skip
+SEED = Option(int, "-s, --seed N", "Seed of the run (default: 0).", RECIPE)
+CHANGES = Option(bool, "--allow-changes", "Go on although the recipe is not the one that the run was begun with.", "")
+DTYPE = Option(
+    str,
+    "--dtype NAME",
+    "Precision of products: float32, or bfloat16, which is quicker on CPUs with AMX too (default: auto, bfloat16 on "
+    "CUDA, else float32).",
+    MODEL,
+    after="device",
+)
+DEVICE, THREADS = (dict(rows(ModelSpec))[name] for name in ("device", "threads"))
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA adapters. The update is alpha / rank times B A; `dropout` comes before A.
+
+    targets: the last names of the layers that get one. None: all linear layers but the head.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ()
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe:
+    """What makes a text run; lengths in tokens.
+
+    data, validation: see `texts.read_texts`; without validation every 50th text of `data` is held out. out: folder for
+    state, curve and the finished checkpoint. lead: the source prefix that gets `lead_share` of the documents seen.
+
+    init: a checkpoint to go on from, whose tokenizer and sizes hold instead of those here; n_positions is then the
+    length of a row, by default 512 or what the model reads. lora_rank: train adapters of `init` and nothing else.
+    """
+
+    # fmt: off
+    data: str
+    out: str = OUT.field(dataclasses.MISSING)
+    validation: str = string("", "--validation DATA", "Texts to score as training goes (default: every 50th).")
+    init: str = string("", "--init MODEL",
+        "Go on from this checkpoint, with its tokenizer: embedded name, folder or Hugging Face id.", START,
+        complete=complete_model)
+    lora_rank: int | None = integer(None, "--lora-rank R",
+        "Train LoRA adapters of this rank on --init, and nothing else.", START, valid=partial(at_least, 1))
+    lora_alpha: float | None = number(None, "--lora-alpha X",
+        "Updates count alpha / rank times (default: twice the rank).", START, valid=RATE)
+    lora_targets: str = string("", "--lora-targets NAMES",
+        "Layers that get one, with commas between (default: all linear ones but the head).", START)
+    n_layer: int = _count(6, "--layers N", "Layers of a new model", SIZES)
+    n_embd: int = _count(256, "--width N", "Its numbers a token", SIZES)
+    n_head: int = _count(8, "--heads N", "Its attention heads", SIZES)
+    n_positions: int | None = integer(None, "--context N",
+        "Its longest text, in tokens; with --init, of a row (default: 512).", SIZES, valid=partial(at_least, 1))
+    vocab_size: int = integer(4096, "--vocab N", "Its tokens (default: 4096).", SIZES)
+    lead: str = string("tinystories:", "--lead PREFIX",
+        'Texts whose "source" or file begins so lead (default: tinystories:).', RECIPE)
+    lead_share: float = _fraction(0.85, "--lead-share P", "Share of the leading texts")
+    steps: int = _count(2000, "--steps N", "Steps in all")
+    batch: int = _count(8, "--batch N", "Rows of texts a step")
+    lr: float = number(2e-3, "--lr X", "Highest learning rate (default: 2e-3; with --init 5e-4, --lora-rank 1e-3).",
+        RECIPE, valid=RATE)
+    optimizer: str = OPTIMIZER.field("muon")
+    weight_decay: float = _fraction(0.05, "--weight-decay X", "Decoupled decay, of matrices only")
+    dropout: float = _fraction(0.0, "--dropout P", "Share that is dropped, against overfitting", 0.99)
+    warmup: int = _count(50, "--warmup N", "Steps until the rate is highest", least=0)
+    cooldown: float = number(0.5, "--cooldown P", "Last share of the steps, in which the rate falls", RECIPE,
+        valid=COOLDOWN, usual=0.5)
+    evaluate_every: int = _count(200, "--evaluate-every N", "Steps between two scores")
+    save_every: float = _fraction(180.0, "--save-every S", "Seconds between two savings of the state", 1e9)
+    seed: int = SEED.field(0)
+    allow_changes: bool = CHANGES.field(False)
+    device: str = DEVICE.field("auto")
+    dtype: str = DTYPE.field("auto")
+    # fmt: on
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The adapters that are trained, if any."""
+        if self.lora_rank is None:
+            return None
+        targets = tuple(sorted(name.strip() for name in self.lora_targets.split(",") if name.strip()))
+        alpha = 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return Adapters(self.lora_rank, alpha, targets, self.dropout)
+
+    def check_sizes(self) -> None:
+        """Raise UsageError for sizes that no model can have."""
+        if self.n_embd % self.n_head:
+            raise UsageError(f"--width {self.n_embd} is no multiple of --heads {self.n_head}")
+        if self.vocab_size < 257:
+            raise UsageError(f"--vocab {self.vocab_size}: 256 bytes and an end of text need 257 tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe:
+    """What makes a picture run of up to three stages: an autoencoder, the diffusion model on its latents, and what the
+    decoder learns after that.
+
+    init: a checkpoint to go on from, which keeps its autoencoder, tokenizer, sizes and noise schedule; with
+    keep_text_encoder also that. widths: the UNet's channels, one number a level, multiples of 16; those of the
+    autoencoder are multiples of 8. size: pixels a side, by default 128 or what `init` was trained with.
+
+    variants: see `augment.varied`, of each picture. copies, pairs: see `augment.augment`; what they make is
+    `extra_share` of what is seen. drop: share of captions left out. hold_out: share of the pictures that is never
+    trained on, only scored. min_snr: γ of the loss's weights, 0 for none. ema: decay of the average of weights.
+
+    kl, edges, color: weights of the autoencoder's losses beside the absolute error: on the mean divergence per latent
+    number, on image gradients, and on means over 8×8 pixels, which keeps hues that thin latents would trade for edges.
+    noise: the largest standard deviation of what the third stage adds to latents (which have 1), uniform from 0.
+    """
+
+    # fmt: off
+    out: str = OUT.field(dataclasses.MISSING)
+    init: str = string("", "--init MODEL",
+        "Go on from this checkpoint in Stable Diffusion's layout; its autoencoder is kept.", START,
+        complete=complete_model)
+    keep_text_encoder: bool = flag(False, "--keep-text-encoder", "Train its UNet alone.", START)
+    size: int | None = integer(None, "--size PIXELS",
+        "Width and height of pictures (default: 128, or what --init was trained with).", SIZES,
+        valid=partial(at_least, 1))
+    autoencoder_widths: tuple[int, ...] = _channels((24, 48, 96, 128), "--autoencoder-widths",
+        "The autoencoder's channels; each but the last halves the picture (default: 24,48,96,128).")
+    widths: tuple[int, ...] = _channels((64, 128, 112), "--widths",
+        "The UNet's channels, multiples of 16; each but the last halves the latents (default: 64,128,112).")
+    text_width: int = _count(128, "--text-width N", "Numbers a token of the text encoder", SIZES)
+    vocabulary: int = _count(4096, "--vocab N", "Its tokens", SIZES)
+    text_layers: int = 2
+    max_length: int = 32  # tokens a caption is padded to
+    autoencoder_steps: int = _count(1000, "--autoencoder-steps N", "Steps of the first stage")
+    words_steps: int = _count(0, "--words-steps N",
+        "Steps between, with --init: its text encoder learns other names, without pictures", least=0)
+    steps: int = _count(4000, "--steps N", "Steps of the second")
+    decoder_steps: int = _count(0, "--decoder-steps N",
+        "Steps of a third: the decoder learns to draw from inexact latents", least=0)
+    batch: int = _count(64, "--batch N", "Pictures a step")
+    lr: float = number(1.5e-3, "--lr X", "Highest learning rate (default: 1.5e-3; with --init 1e-4).", RECIPE,
+        valid=RATE)
+    optimizer: str = OPTIMIZER.field("muon")
+    weight_decay: float = _fraction(0.01, "--weight-decay X", "Decoupled decay, of matrices only")
+    warmup: int = _count(50, "--warmup N", "Steps until the rate is highest", least=0)
+    cooldown: float = number(0.4, "--cooldown P", "Last share of the steps, as the rate falls", RECIPE, valid=COOLDOWN,
+        usual=0.4)
+    ema: float = _fraction(0.999, "--ema P", "Decay of the average of weights that is kept", 0.99999)
+    drop: float = _fraction(0.1, "--drop P", "Share of captions left out, for guidance")
+    min_snr: float = number(0.0, "--min-snr X",
+        "Let errors of x0 count min(SNR, X) times, often 5 (default: 0, all alike).", RECIPE,
+        valid=partial(_within, -1e-9, 1e9))
+    variants: int = _count(0, "--variants N", "Copies a picture, turned, moved and tinted a little", least=0)
+    copies: int = _count(0, "--recolor N", "Repainted copies a picture", least=0)
+    pairs: int = _count(0, "--pairs N", 'Pictures of "A and B"', least=0)
+    hold_out: float = _fraction(0.0, "--hold-out P", "Share of pictures that is only scored", 0.99999)
+    extra_share: float = 0.3
+    evaluate_every: int = _count(200, "--evaluate-every N", "Steps between two scores")
+    save_every: float = _fraction(180.0, "--save-every S", "Seconds between two savings of the state", 1e9)
+    seed: int = SEED.field(0)
+    allow_changes: bool = CHANGES.field(False)
+    device: str = DEVICE.field("auto")
+    dtype: str = DTYPE.field("auto")
+    kl: float = 5e-4
+    edges: float = 1.0
+    color: float = 1.0
+    noise: float = 0.35
+    # fmt: on
+
+    def autoencoder(self) -> ImageRecipe:
+        """Return what holds for the first stage."""
+        return self._other_stage(self.autoencoder_steps, 2e-3)
+
+    def words(self) -> ImageRecipe:
+        """Return what holds for the text encoder alone."""
+        rest: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.0, "warmup": 20, "cooldown": 0.5}
+        return dataclasses.replace(self, steps=self.words_steps, lr=1.5e-3, batch=96, **rest)
+
+    def decoder(self) -> ImageRecipe:
+        """Return what holds for the third stage."""
+        return self._other_stage(self.decoder_steps, 1e-3)
+
+    def _other_stage(self, steps: int, lr: float) -> ImageRecipe:
+        fixed: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.01, "warmup": 20, "cooldown": 0.5}
+        return dataclasses.replace(self, steps=steps, lr=lr, batch=8, **fixed)
+
+    def check_sizes(self) -> None:
+        """Raise UsageError for sizes that no model can have."""
+        if wrong := [width for width in self.autoencoder_widths if width % 8]:
+            raise UsageError(f"--autoencoder-widths: {wrong[0]} is no multiple of 8")
+        if wrong := [width for width in self.widths if width % 16]:
+            raise UsageError(f"--widths: {wrong[0]} is no multiple of 16")
+        multiple = 2 ** (len(self.autoencoder_widths) - 1 + len(self.widths) - 1)
+        if (self.size or 128) % multiple:
+            raise UsageError(f"--size {self.size}: with these widths it must be a multiple of {multiple}")
+        if self.text_width % 4:
+            raise UsageError(f"--text-width {self.text_width} is no multiple of 4, its attention heads")
+        if self.vocabulary < 514:
+            raise UsageError(
+                f"--vocab {self.vocabulary}: 256 bytes, alone and at a word's end, and two marks need 514 tokens"
+            )
+
+
+Recipe = TextRecipe | ImageRecipe
