@@ -23,6 +23,7 @@ from gencli.image.generate import Picture, generate
 from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
+from gencli.models.autoencoder_kl import AutoencoderKL
 from gencli.train import image, score, state
 from gencli.train.augment import pair
 from gencli.train.autoencoder import config as autoencoder_config
@@ -142,7 +143,7 @@ def test_min_snr_weighs_the_error_of_x0(prediction: str) -> None:
 
 
 def test_held_out_pictures_are_not_seen(pictures: Path, tmp_path: Path) -> None:
-    changes = {"hold_out": 0.34, "copies": 1, "pairs": 2}
+    changes: dict[str, Any] = {"hold_out": 0.34, "copies": 1, "pairs": 2}
     collection = image.collect_images(pictures, [], 32, recipe(tmp_path, **changes))
     known, pixels, own, held = collection.captions, collection.images, collection.originals, collection.validation
     assert (own, held) == (4, 2) and len(known) == len(pixels) > 6
@@ -248,7 +249,8 @@ def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
     told = run(pictures, recipe(tmp_path / "run", (0, 1, 20), init=str(tmp_path / "source"), size=32))
     assert told[-1].stage == "decoder" and told[-1].loss < told[1].loss
     folder = tmp_path / "run" / "checkpoint" / "vae"
-    before, after = build.load(tmp_path / "source" / "vae"), build.load(folder)
+    before, after = (build.load(path) for path in (tmp_path / "source" / "vae", folder))
+    assert isinstance(after, AutoencoderKL)
     old = before.state_dict()
     changed = {
         name.partition(".")[0] for name, tensor in after.state_dict().items() if not torch.equal(old[name], tensor)
@@ -345,7 +347,7 @@ def test_scores_of_a_checkpoint(pictures: Path, whole: tuple[Path, list[Progress
 
 
 def two_seeds(model: str, prompt: str, seed: int) -> list[Image.Image]:
-    checkpoint = open_checkpoint(find(model))
+    checkpoint = open_image_checkpoint(find(model))
     request = resolve(ImageRequest(prompt="", seed=seed, steps=2, batch=25), checkpoint)
     events = generate(pipeline.load(checkpoint), request, [prompt, prompt])
     return [event.image for event in events if isinstance(event, Picture)]
