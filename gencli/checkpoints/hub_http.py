@@ -193,9 +193,9 @@ def _receive(url: str, start: int, box: queue.Queue[Any], unwanted: threading.Ev
             headers["Range"] = f"bytes={start}-"
         session: Any = get_session()
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        if hasattr(session, "stream"):  # httpx, since version 1
+        if callable(session.stream):  # httpx, since version 1; in requests it is a setting
             opened = session.stream("GET", url, headers=headers, timeout=timeout)
-        else:  # requests
+        else:
             opened = session.get(url, headers=headers, timeout=timeout, stream=True)
         with opened as response:
             put(response)
