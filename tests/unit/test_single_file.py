@@ -121,7 +121,7 @@ def test_parts_that_are_missing(refusal, tmp_path, shapes, start):
     assert ("no text encoder in it" in error) == (start == "cond_stage_model.")
 
 
-def test_a_pickle_is_not_open_file(refusal, tmp_path):
+def test_a_pickle_is_not_opened(refusal, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "model.ckpt")
     error, _ = refusal(name="model.ckpt")
     assert "model.ckpt is a pickle" in error
