@@ -30,6 +30,7 @@ from gencli.json_files import SIZE_LIMIT, read_json
 from gencli.models import ARCHITECTURES
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache, which backups may skip: https://bford.info/cachedir/\n"
 SPARE = 2**26  # bytes that a disk keeps free
 
 
@@ -114,6 +115,8 @@ class _Download:
                 self._check_architecture(name)
         for name in weights:
             self._fetch(name)
+        if not (tag := hub_cache.root() / "CACHEDIR.TAG").exists():
+            tag.write_text(TAG)
         if (revision := self.hub_id.revision or "main") != self.commit:
             ref = self.hub_id.folder / "refs" / revision
             ref.parent.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,8 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub: Hub, env: dict[str, s
     assert folder.name == commit
     assert content(folder) == {name: data for name, data in tiny().items() if name in NEEDED}
     assert sorted(hub.fetched()) == sorted(NEEDED)
+    tag = Path(str(env["HF_HUB_CACHE"])) / "CACHEDIR.TAG"  # for backup programs
+    assert tag.read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
     hub.requests.clear()
     again = pull(env, "org/tiny")
     assert (again.returncode, Path(again.stdout.decode().strip())) == (0, folder)
@@ -449,7 +451,9 @@ def test_no_word_of_a_server_leads_out_of_the_cache(
     assert all(answer.startswith("one ") for answer in answers), answers
     new = everything(tmp_path) - before
     repository = r"(/models--org--case\d(/(blobs|snapshots)(/[0-9a-f]{40,64}.*)?)?)?"
-    place = re.compile(rf"home|cache{repository}|cache/\.locks(/models--org--case\d(/[0-9a-f]+\.lock)?)?")
+    place = re.compile(
+        rf"home|cache{repository}|cache/CACHEDIR\.TAG|cache/\.locks(/models--org--case\d(/[0-9a-f]+\.lock)?)?"
+    )
     assert all(place.fullmatch(name) for name in new), new
     assert not Path("/tmp/gencli-lie").exists()
 
