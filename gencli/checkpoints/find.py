@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError
 from gencli.json_files import read_json
+
+HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?=[^/]+/[^/]+/?$)")  # as a browser shows it
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,11 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
     with `allow_pickle`, and only where there are no safetensors.
     Raise GencliError when nothing has that name.
     """
+    if not name.strip():
+        raise GencliError("the model's name is empty", "is it an unset variable?")
     if source := find_local(name):
         return source
+    name = HUB_ADDRESS.sub("", name).rstrip("/")
     hub_id = HubId.parse(name)
     if hub_id is None or "/" not in hub_id.repo:  # a bare word is rather a typo than one of the hub's oldest models
         if hub_id and (folder := hub_cache.snapshot(hub_id)):

@@ -216,7 +216,7 @@ def _plan_replacement(
     where = adapter.path
     module = target.rpartition(".")[0]
     target = f"{module}.{name.rpartition('.')[2]}"
-    chosen = any(f".{module}".endswith(f".{one}") for one in config.get("modules_to_save") or ())
+    chosen = any(one and module.endswith(str(one)) for one in config.get("modules_to_save") or ())  # as peft matches
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not chosen and not isinstance(model.get_submodule(module), nn.Embedding) and module != "lm_head":
         raise GencliError(f"{where}: {name!r} fits no module of the model")

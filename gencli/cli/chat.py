@@ -24,7 +24,7 @@ from gencli.cli.text_output import why_empty
 from gencli.errors import GencliError, UsageError
 from gencli.options import Bounds, integer
 from gencli.spec import TextSpec
-from gencli.text.events import Completion, ReasoningDelta, TextDelta
+from gencli.text.events import CharactersLost, Completion, ReasoningDelta, TextDelta
 from gencli.text.request import LENGTH, MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
@@ -179,7 +179,9 @@ class Repl:
         events = self.session.answer(message, prompt, seed)
         try:
             for event in events:
-                if isinstance(event, ReasoningDelta):
+                if isinstance(event, CharactersLost):
+                    self.console.note(f"{event.count} characters are not in the model's vocabulary and are lost")
+                elif isinstance(event, ReasoningDelta):
                     self.console.aside(event.text)
                 elif isinstance(event, TextDelta):
                     self.console.end_aside()

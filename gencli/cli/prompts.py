@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -9,6 +11,14 @@ from typing import BinaryIO
 from gencli.cli.console import is_terminal
 from gencli.errors import GencliError, UsageError
 
+# Longest first: UTF-16's mark begins UTF-32's.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
 EXAMPLES = 'try `gencli text "Once upon a time"`, or pipe a prompt in; see `gencli text --help`'
 
 
@@ -40,15 +50,34 @@ def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> s
     return "\n".join(parts)
 
 
-def read_stdin() -> str:
-    """Return all of stdin without a newline at its end. Raise GencliError if it is closed or not UTF-8."""
-    return _without_newline(_decode(stdin_bytes().read(), "stdin"))
+def read_stdin(begun: bytes = b"") -> str:
+    """Return all of stdin without a newline at its end. Raise GencliError if it is closed or not UTF-8.
+
+    UTF-16 and UTF-32 are read too where a byte order mark tells them. begun: what was read of it already.
+    """
+    return _without_newline(_decode(begun + stdin_bytes().read(), "stdin"))
 
 
 def read_lines() -> Iterator[str]:
     """Yield the lines of stdin as they arrive, without LF or CRLF. Raise GencliError for a line that is not UTF-8."""
-    for number, line in enumerate(stdin_bytes(), 1):
-        yield _without_newline(_decode(line, f"line {number} of stdin"))
+    for line in each_line():
+        if isinstance(line, GencliError):
+            raise line
+        yield line
+
+
+def each_line() -> Iterator[str | GencliError]:
+    """Yield the lines of stdin as `read_lines`; an error stands for a line that is not UTF-8."""
+    stream = stdin_bytes()
+    first = stream.readline()
+    if _coding(first) not in ("", "utf-8"):  # wide characters: a line does not end at a byte
+        yield from read_stdin(first).replace("\r\n", "\n").split("\n")
+        return
+    for number, line in enumerate(itertools.chain([first] if first else [], stream), 1):
+        try:
+            yield _without_newline(_decode(line, f"line {number} of stdin", first=number == 1))
+        except GencliError as error:
+            yield error
 
 
 def stdin_bytes() -> BinaryIO:
@@ -73,14 +102,32 @@ def _check_utf8(arguments: Sequence[str]) -> None:
             raise GencliError(f"the prompt is not valid UTF-8: {argument!r}"[:200]) from None
 
 
-def _decode(data: bytes, what: str) -> str:
+def _coding(data: bytes) -> str:
+    """Return the encoding that a byte order mark tells, or ""."""
+    return next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "")
+
+
+def _decode(data: bytes, what: str, *, first: bool = True) -> str:
+    """Return data as text. first: it may begin with a byte order mark, which is no part of the text."""
+    mark = _coding(data) if first else ""
+    coding = mark or "utf-8"
+    wide = next((name for start, name in ((1, "utf-16le"), (0, "utf-16be")) if _is_wide(data, start)), None)
     try:
-        return data.decode("utf-8")
+        if wide and not mark:
+            raise GencliError(f"{what} is not UTF-8: it looks like UTF-16", f"convert it: `iconv -f {wide} -t utf-8`")
+        return data.decode(coding).removeprefix("\ufeff" if mark else "")
     except UnicodeDecodeError as error:
+        named = "UTF-8" if coding == "utf-8" else f"the {coding.upper()} that its first bytes say"
         raise GencliError(
-            f"{what} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
+            f"{what} is not {named}: byte 0x{data[error.start]:02x} at offset {error.start}",
             "convert it first, for example with `iconv -f latin1 -t utf-8`",
         ) from None
+
+
+def _is_wide(data: bytes, start: int) -> bool:
+    """Return whether most of every second byte is zero and few of the others are: UTF-16 of a Western text."""
+    half, other = data[start : start + 4096 : 2], data[1 - start : 4096 : 2]
+    return len(data) > 3 and half.count(0) * 2 > len(half) and other.count(0) * 8 < len(other)
 
 
 def _without_newline(text: str) -> str:

@@ -15,13 +15,21 @@ from gencli import stopping
 from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
-from gencli.cli.prompts import check_arguments, read_lines, read_prompt
+from gencli.cli.prompts import check_arguments, each_line, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
 from gencli.errors import GencliError, UsageError
 from gencli.options import OUTPUT, Option, flag, string
 from gencli.spec import TextSpec
-from gencli.text.events import Completion, Event, GenerationStats, PromptTruncated, ReasoningDelta, in_order
-from gencli.text.request import CONVERSATION, INPUT, TextRequest
+from gencli.text.events import (
+    CharactersLost,
+    Completion,
+    Event,
+    GenerationStats,
+    PromptTruncated,
+    ReasoningDelta,
+    in_order,
+)
+from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
     from gencli.text.conversation import Conversation
@@ -38,8 +46,10 @@ class Prompts:
     prompt: tuple[str, ...] = Option(str, "PROMPT",
         "Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
         "stdin is the prompt. `--` before one that begins with a dash.", INPUT, several=True).field(())
-    # fmt: on
     lines: bool = LINES.field(False)
+    strict: bool = flag(False, "--strict",
+        "With --lines: end at the first line that fails (otherwise the rest goes on).", INPUT)
+    # fmt: on
 
 
 @dataclass(eq=False, repr=False)
@@ -112,7 +122,7 @@ def text(
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
     if shown.json:
         output = JsonOutput(checkpoint.name, echo=shown.echo)
-    prompts = read_lines() if source.lines else iter([read_prompt(source.prompt)])
+    prompts = each_line() if source.lines else iter([read_prompt(source.prompt)])
 
     console.progress(f"loading {checkpoint.name}")
     with stopping.heeded():
@@ -132,13 +142,15 @@ def text(
         console.note(
             f"{model.name} is tuned for conversation and gets a raw prompt; --chat speaks to it in its own form"
         )
-    _run(console, model, request, prompts, output, conversation, lines=source.lines, stats=reporting.stats)
+    _run(console, model, request, prompts, output, conversation, source, stats=reporting.stats)
 
 
 def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> None:
     """Raise UsageError for options that exclude each other."""
     if source.lines and source.prompt:
         raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
+    if source.strict and not source.lines:
+        raise UsageError("--strict is for --lines")
     if shown.json and shown.null:
         raise UsageError("--json ends its objects with newlines and does not go with --null")
     if request.logprobs is not None and not shown.json:
@@ -149,27 +161,36 @@ def _run(
     console: Console,
     model: TextModel,
     request: TextRequest,
-    prompts: Iterator[str],
+    prompts: Iterator[str | GencliError],
     output: PlainOutput | JsonOutput,
     before: Conversation | None,
+    source: Prompts,
     *,
-    lines: bool,
     stats: bool,
 ) -> None:
     """Continue every prompt in turn, and write the events. Sample i of prompt p has the seed `seed + p * samples + i`.
 
-    before: what stands before every prompt, if prompts are messages.
+    before: what stands before every prompt, if prompts are messages. A line that fails is told and the rest goes on.
+    Raise GencliError for a prompt that fails, with lines at the end.
     """
     totals = GenerationStats()
+    lines, failed, number = source.lines, 0, -1
+    request.resolve(model.generation_config)  # what is wrong with all of them
     continued = _continuer(model, before, totals)
     try:
         for number, prompt in enumerate(prompts):
-            seed = request.seed + number * request.num_samples
-            one = dataclasses.replace(request, prompt=prompt, seed=seed)
+            seed = (request.seed + number * request.num_samples) % (MAX_SEED - request.num_samples + 2)
             try:
+                if isinstance(prompt, GencliError):
+                    raise prompt
+                one = dataclasses.replace(request, prompt=prompt, seed=seed)
                 for event in in_order(continued(one)):
                     if isinstance(event, PromptTruncated):
                         console.note(f"of the prompt's {event.tokens} tokens only the last {event.kept} are used")
+                        continue
+                    if isinstance(event, CharactersLost):
+                        note = f"{event.count} characters of the prompt are not in the model's vocabulary and are lost"
+                        console.note(f"line {number + 1}: {note}" if lines else note)
                         continue
                     if isinstance(event, ReasoningDelta):
                         console.aside(event.text)
@@ -180,8 +201,15 @@ def _run(
                     if before is not None and isinstance(event, Completion) and (reason := why_empty(event)):
                         console.note(f"line {number + 1}: {reason}" if lines else reason)
             except GencliError as error:
-                error.message = f"line {number + 1}: {error.message}" if lines else error.message
-                raise
+                if lines and error is not prompt:
+                    error.message = f"line {number + 1}: {error.message}"
+                if not lines or source.strict or isinstance(error, UsageError):
+                    raise
+                failed += 1
+                console.clear()
+                console.error(error)
+        if failed:
+            raise GencliError(f"{failed} of {number + 1} lines failed")
     except KeyboardInterrupt:
         console.clear()
         output.interrupted()

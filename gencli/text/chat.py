@@ -8,7 +8,7 @@ from collections.abc import Generator
 from gencli.errors import GencliError
 from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
-from gencli.text.events import Event, GenerationStats, TextDelta, in_order
+from gencli.text.events import CharactersLost, Event, GenerationStats, TextDelta, in_order
 from gencli.text.generate import generate
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
@@ -81,6 +81,8 @@ class ChatSession:
         model, cache = self.chat_model.model, self.prompt_cache
         events = generate(model, request, self.stats, ids=prompt.ids, prompt_cache=cache, reasoning=prompt.reasoning)
         try:
+            if lost := model.tokenizer.lost(message):
+                yield CharactersLost(lost)
             for event in in_order(events):
                 if isinstance(event, TextDelta) and event.index == 0:
                     answer.append(event.text)

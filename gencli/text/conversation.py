@@ -74,7 +74,7 @@ def read_examples(path: Path) -> list[Message]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             yield number, line
 
@@ -102,12 +102,16 @@ def _messages(value: Any, where: str) -> list[Message]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in ROLES or not isinstance(content, str):
             raise GencliError(f"{where}: {str(message)[:60]!r} is no message: wants `role` and `content`")
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:
+            raise GencliError(f"{where}: a message is no valid Unicode at its character {error.start}") from None
         messages.append({"role": role, "content": content})
     return messages
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
+    if not path.exists() or path.is_dir():  # a pipe is a file too
         raise GencliError(f"{path}: there is no such file")
     try:
         return read_bytes(path).decode("utf-8-sig")

@@ -39,10 +39,17 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class PromptTruncated:
-    """The prompt had `tokens` tokens, of which the last `kept` are used. Always the first event."""
+    """The prompt had `tokens` tokens, of which the last `kept` are used. It comes before any text."""
 
     tokens: int
     kept: int
+
+
+@dataclass(frozen=True)
+class CharactersLost:
+    """The vocabulary lacks `count` characters of the prompt, which the model does not see."""
+
+    count: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class GenerationStats:
         )
 
 
-Event = PromptTruncated | TextDelta | ReasoningDelta | Completion
+Event = PromptTruncated | CharactersLost | TextDelta | ReasoningDelta | Completion
 
 
 def in_order(events: Iterable[Event]) -> Iterator[Event]:
@@ -114,7 +121,7 @@ def in_order(events: Iterable[Event]) -> Iterator[Event]:
     current = 0
     waiting: dict[int, list[TextDelta | ReasoningDelta | Completion]] = {}
     for event in events:
-        if isinstance(event, PromptTruncated):
+        if isinstance(event, PromptTruncated | CharactersLost):
             yield event
             continue
         waiting.setdefault(event.index, []).append(event)

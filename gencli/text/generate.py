@@ -10,7 +10,16 @@ import torch
 
 from gencli.errors import GencliError, UsageError
 from gencli.text.batch import Batch, Pick
-from gencli.text.events import Completion, Event, GenerationStats, Logprobs, PromptTruncated, ReasoningDelta, TextDelta
+from gencli.text.events import (
+    CharactersLost,
+    Completion,
+    Event,
+    GenerationStats,
+    Logprobs,
+    PromptTruncated,
+    ReasoningDelta,
+    TextDelta,
+)
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.reasoning import Reasoning, Splitter, logprobs_after
@@ -39,6 +48,8 @@ def generate(
     """
     request = request.resolve(model.generation_config)
     whole = prompt_ids(model, request, ids)
+    if ids is None and (lost := model.tokenizer.lost(request.prompt)):
+        yield CharactersLost(lost)
     ids = fit(model, request, whole)
     if len(ids) < len(whole):
         yield PromptTruncated(len(whole), len(ids))

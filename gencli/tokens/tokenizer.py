@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,20 @@ class Tokenizer:
         except Exception as error:  # of the library, for example if a vocabulary lacks its unknown token
             raise GencliError(f"{self.folder}: the tokenizer cannot encode this text: {error}") from None
         return [one for i in ids for one in self.groups.get(i, (i,))] if self.groups else ids
+
+    def lost(self, text: str) -> int:
+        """Return how many visible characters of a text become no token, or only the unknown one."""
+        encoded = self.backend.encode(text, add_special_tokens=False)
+        name = getattr(self.backend.model, "unk_token", None) or self.names.get("unk_token", "")
+        unknown = self.backend.token_to_id(name)
+        seen = bytearray(len(text))
+        for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
+            if token != unknown or text[start:end] == name:
+                seen[start:end] = b"\1" * (end - start)
+        # Spaces, controls and combining marks may be a normaliser's to drop.
+        return sum(
+            not there and unicodedata.category(char)[0] in "LNPS" for char, there in zip(text, seen, strict=True)
+        )
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of token ids; bytes that are not UTF-8 become U+FFFD. Raises GencliError for unknown ids."""

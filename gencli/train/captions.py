@@ -71,7 +71,7 @@ def _with_words(captions: list[NamedCaption], words: list[NamedCaption], where: 
 def parse(text: str, where: str) -> list[NamedCaption]:
     """Return the captions of JSON lines. Raise GencliError for a line that is none."""
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

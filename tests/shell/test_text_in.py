@@ -1,0 +1,94 @@
+"""What comes in: byte order marks, bad lines, characters that a vocabulary lacks; and why nothing comes out."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from gencli.text.conversation import read_examples
+from gencli.train.captions import parse
+from tests.shell.process import gencli
+from tests.tiny.scripted import END, bytes_tokenizer, make_scripted, make_scripted_chat
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """It answers any prompt, as far as its 64 positions go, by "b"s, and ends each after one."""
+    made = bytes_tokenizer(END)
+    ids = made.encode("b" * 60).ids
+    return make_scripted(tmp_path_factory.mktemp("in") / "tiny", made, ids, 1, generation={}, positions=64)
+
+
+def counts(*args: object, stdin: bytes, code: int = 0) -> tuple[list[int], str]:
+    """The tokens of each prompt that was answered, and stderr."""
+    done = gencli("text", *args, "--temp", 0, "-n", 2, "--json", stdin=stdin)
+    assert done.returncode == code, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    return [answer["usage"]["prompt_tokens"] for answer in answers], done.stderr.decode()
+
+
+def test_byte_order_marks(tiny: Path):
+    for coding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
+        mark = codecs.BOM_UTF16_BE if coding == "utf-16-be" else b""
+        assert counts("-m", tiny, stdin=mark + "Once\n".encode(coding)) == ([4], "")
+    assert counts("-m", tiny, "--lines", stdin="One\r\nTwo!\n".encode("utf-8-sig")) == ([3, 4], "")
+    assert counts("-m", tiny, "--lines", stdin="One\r\nTwo!\n".encode("utf-16")) == ([3, 4], "")
+    _, said = counts("-m", tiny, stdin="Once upon".encode("utf-16-le"), code=1)
+    assert said == "error: stdin is not UTF-8: it looks like UTF-16\nhint: convert it: `iconv -f utf-16le -t utf-8`\n"
+
+
+def test_one_bad_line_among_many(tiny: Path):
+    lines = b"One\n" + b"x" * 70 + b"\ncaf\xe9\nLast\n"
+    found, said = counts("-m", tiny, "--lines", stdin=lines, code=1)
+    assert found == [3, 4]
+    assert "error: line 2: the prompt has 70 tokens" in said
+    assert "error: line 3 of stdin is not UTF-8" in said and said.endswith("error: 2 of 4 lines failed\n")
+    found, said = counts("-m", tiny, "--lines", "--strict", stdin=lines, code=1)
+    assert found == [3] and "line 3" not in said
+    counts("-m", tiny, "--strict", "a", stdin=b"", code=2)
+
+
+def test_seeds_that_run_out(tiny: Path):
+    assert counts("-m", tiny, "--lines", "--seed", 2**63 - 1, stdin=b"a\nb\n") == ([1, 1], "")
+
+
+def test_characters_that_the_vocabulary_lacks(tmp_path: Path):
+    made = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate("abcdefghijklmnopqrstuvwxyz .")}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.decoder = decoders.Fuse()
+    folder = make_scripted(tmp_path, made, [0], 1, generation={"bos_token_id": 1, "eos_token_id": 2})
+    for prompt, lost in [("hello world", 0), ("Hello World", 2), ("日本語", 3)]:
+        _, said = counts("-m", folder, prompt, stdin=b"")
+        note = f"note: {lost} characters of the prompt are not in the model's vocabulary and are lost\n"
+        assert said == (note if lost else "")
+
+
+def test_json_lines_end_at_newlines_alone(tmp_path: Path):
+    text = "a\u2028b\u2029c\x85d"
+    file = tmp_path / "examples.jsonl"
+    line = json.dumps({"user": text, "assistant": text}, ensure_ascii=False)
+    file.write_bytes(f"{line}\r\n{line}\n".encode())
+    assert [message["content"] for message in read_examples(file)] == [text] * 4
+    [(name, caption)] = parse(json.dumps({"file": "a.png", "text": text}, ensure_ascii=False), "captions")
+    assert (name, caption.label) == ("a.png", text)
+
+
+def test_an_empty_answer_says_why(tmp_path: Path):
+    folder = make_scripted_chat(tmp_path, "<think>\nfirst. second\n</think>\n\nThe answer<|im_end|>")
+    done = gencli("text", "-m", folder, "--chat", "Hi", "--temp", 0, "-n", 10, "--json")
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["text"], answer["finish_reason"]) == (0, "", "length")
+    note = b"note: the answer is empty: reasoning took all of its 10 tokens (see --max-tokens)\n"
+    assert done.stderr.endswith(note)
+    done = gencli("chat", "-m", folder, "--temp", 0, "-n", 10, stdin=b"Hi")
+    assert done.stderr.endswith(note)
+
+
+def test_a_chat_takes_the_checkpoints_length(tmp_path: Path):
+    folder = make_scripted_chat(tmp_path, "Hello there", generation={"max_new_tokens": 5, "do_sample": False})
+    done = gencli("chat", "-m", folder, stdin=b"Hi")
+    assert done.stdout == b"Hello\n"
