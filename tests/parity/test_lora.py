@@ -33,6 +33,10 @@ ADAPTERS: dict[str, tuple[str, list[dict]]] = {
     "gpt2, a tied head": ("gpt2", [{"target_modules": ["c_attn", "lm_head"]}]),
     "gpt2, embeddings": ("gpt2", [{"target_modules": ["wte", "wpe", "c_attn"]}]),
     "gpt2, modules saved whole": ("gpt2", [{"target_modules": ["c_attn"], "modules_to_save": ["ln_f", "wpe"]}]),
+    "llama, modules saved whole by the end of a name": (
+        "llama",
+        [{"target_modules": ["q_proj"], "modules_to_save": ["norm", "down_proj"]}],
+    ),
     "llama, queries and values": ("llama", [{"target_modules": ["q_proj", "v_proj"], "lora_alpha": 7}]),
     "llama, all, rank-stabilised": ("llama", [{"target_modules": LLAMA_ALL, "use_rslora": True, "r": 5}]),
     "llama, an end of the stack": ("llama", [{"target_modules": ["up_proj"], "layers_to_transform": [1]}]),

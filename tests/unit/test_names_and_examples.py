@@ -1,0 +1,47 @@
+"""Small things that people type: names of models as a browser shows them or none at all, examples from a pipe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gencli.checkpoints.find import find
+from gencli.errors import GencliError
+from gencli.text.conversation import read_examples
+from tests.tiny.hub_cache import put, tiny
+
+
+@pytest.mark.parametrize(
+    "name", ["https://huggingface.co/org/name", "hf.co/org/name/", "huggingface.co/org/name", "org/name/"]
+)
+def test_a_hub_name_as_a_browser_shows_it(tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    put(tmp_path, "org/name", "a" * 40, tiny(), "main")
+    source = find(name, offline=True)
+    assert (source.name, source.kind) == ("org/name", "hub")
+
+
+def test_no_name_is_not_this_folder():
+    with pytest.raises(GencliError, match="the model's name is empty") as caught:
+        find("")
+    assert caught.value.hint == "is it an unset variable?"
+
+
+def test_examples_from_a_pipe():
+    reader, writer = os.pipe()
+    os.write(writer, b'{"user": "a", "assistant": "b"}\n')
+    os.close(writer)
+    try:
+        assert [message["content"] for message in read_examples(Path(f"/dev/fd/{reader}"))] == ["a", "b"]
+    finally:
+        os.close(reader)
+
+
+def test_a_lone_surrogate_is_told_with_its_line(tmp_path: Path):
+    file = tmp_path / "examples.jsonl"
+    file.write_bytes(b'{"user": "a", "assistant": "b"}\n{"user": "ab\\ud800", "assistant": "b"}\n')
+    with pytest.raises(GencliError) as caught:
+        read_examples(file)
+    assert caught.value.message == f"{file}, line 2: a message is no valid Unicode at its character 2"
