@@ -5,6 +5,7 @@ No torch before a tensor is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -14,6 +15,8 @@ from gencli.errors import GencliError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")  # an index may name them though none is saved
 
 
 class TensorFile(Protocol):
@@ -60,7 +63,9 @@ class Tensors:
                 if index is not None and index.get(name) != file.path.name:
                     raise GencliError(f"{file.path}: tensor {name!r} is not where the index says ({index.get(name)})")
                 self._where[name] = file
-        if index is not None and (lost := [name for name in index if name not in self._where]):
+        if index is not None and (
+            lost := [name for name in index if name not in self._where and not BUFFERS.fullmatch(name)]
+        ):
             raise GencliError(f"{self.files[0].parent}: the index names tensors that no shard holds: {some(lost)}")
 
     def __contains__(self, name: str) -> bool:

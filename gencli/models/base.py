@@ -100,14 +100,23 @@ def read_config(
     return cls(**known)
 
 
+def _is_off(key: str, value: Any, raw: Mapping[str, Any]) -> bool:
+    """Return whether a config's value says that there is nothing of what its key names."""
+    if key == "layer_types" and isinstance(value, list):
+        return all(kind == "full_attention" for kind in value) and not raw.get("sliding_window")
+    return value is False or (isinstance(value, int | float | str | list | dict) and not value)
+
+
 class BaseConfig:
     """Base class of configs: frozen dataclasses whose fields are keys of config.json.
 
-    INERT, ONLY: see `read_config`.
+    INERT, ONLY: see `read_config`. OFF_IS_INERT: unknown keys whose value switches off what they name are ignored, as
+    files of one family carry the keys of another.
     """
 
     INERT: ClassVar[frozenset[str]] = frozenset()
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    OFF_IS_INERT: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls: type[Config], raw: Mapping[str, Any]) -> Config:
@@ -115,7 +124,9 @@ class BaseConfig:
 
         Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes.
         """
-        config = read_config(cls, cls.prepare(raw), inert=cls.INERT, only=cls.ONLY)
+        raw = cls.prepare(raw)
+        off = (key for key, value in raw.items() if cls.OFF_IS_INERT and _is_off(key, value, raw))
+        config = read_config(cls, raw, inert=cls.INERT.union(off), only=cls.ONLY)
         config.check()
         return config
 

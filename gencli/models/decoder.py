@@ -35,7 +35,9 @@ from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, apply_rotary_
 # `pretraining_tp` slices products; code named by `auto_map` is never run, as model_type says what a file is.
 DECODER_INERT = TRANSFORMERS_INERT | {
     "pretraining_tp", "auto_map", "cache_implementation", "attn_implementation", "max_sequence_length",
-    "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
+    "is_llama_config", "transformers.js_config", "neftune_noise_alpha", "flash_attn", "use_flash_attn", "max_seq_len",
+    "seq_length", "model_max_length", "pad_token", "keys_to_ignore_at_inference", "internal_version",
+    "num_logits_to_keep", "residual_dropout", "attn_dropout", "unsloth_fixed", "unsloth_version",
 }  # fmt: skip
 
 LAYOUT = Layout(
@@ -49,6 +51,7 @@ class DecoderConfig(BaseConfig):
     """The keys that all families have, under their names in config.json. Families add theirs, and their defaults."""
 
     INERT = DECODER_INERT
+    OFF_IS_INERT = True
 
     vocab_size: int
     hidden_size: int

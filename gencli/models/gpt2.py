@@ -39,6 +39,7 @@ class GPT2Config(BaseConfig):
         "reorder_and_upcast_attn",  # upcasting changes rounding in half precision only
     }  # fmt: skip
     ONLY: ClassVar = {"add_cross_attention": (False,)}
+    OFF_IS_INERT = True
 
     vocab_size: int = 50257
     n_positions: int = 1024

@@ -170,7 +170,7 @@ def _ends(files: list[Path], ids: Mapping[str, int], read_json: Read) -> tuple[i
         raw = optional_json(file, read_json)
         for key in found:
             value = raw.get(f"{key}_id")
-            if value is not None:
+            if value not in (None, -1):  # some tools write -1 for none
                 found[key] = tuple(token_id(v, str(file)) for v in (value if isinstance(value, list) else [value]))
     bos = found["bos_token"]
     return (bos[0] if bos else None), found["eos_token"]
