@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gencli import stopping
+from gencli import signals
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ DONE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 130, 141, 143
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (default: the process's own), print errors on stderr, and return the exit code."""
-    with stopping.remembered():
+    with signals.record_signals():
         return _main(sys.argv[1:] if args is None else args)
 
 
@@ -51,7 +51,7 @@ def _exit_code(error: BaseException, console: Console | None) -> int:
     if isinstance(error, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing more to stop
         return INTERRUPTED
-    if isinstance(error, stopping.Terminated):
+    if isinstance(error, signals.Terminated):
         return TERMINATED
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE

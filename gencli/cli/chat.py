@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gencli import stopping
+from gencli import signals
 from gencli.atomic import write_over
 from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
@@ -81,7 +81,7 @@ def chat(
         raise GencliError("stdin holds no message", "at a terminal `gencli chat` is a conversation")
 
     console.progress(f"loading {checkpoint.name}")
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.text.chat import ChatModel, ChatSession
         from gencli.text.load import open_model
 

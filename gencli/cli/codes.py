@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gencli import devices, stopping
+from gencli import devices, signals
 from gencli.cli.console import Console
 from gencli.cli.image_sinks import ImageSink, plan, print_path
 from gencli.cli.options import JSON, Fetching, Reporting, command
@@ -81,7 +81,7 @@ def codes(ctx: typer.Context, turned: Turned, spec: VQSpec, fetching: Fetching, 
     console: Console = ctx.obj
     source = fetching.finder(console, spec)(spec.model)
     console.progress(f"loading {source.name}")
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.image.codes import open_codec
 
     devices.set_threads(spec.threads)

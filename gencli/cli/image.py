@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from gencli import stopping
+from gencli import signals
 from gencli.checkpoints.find import Source
 from gencli.cli import image_sinks
 from gencli.cli.console import Console
@@ -106,11 +106,11 @@ def image(
     if "-" in sources.prompt:
         request = request.replace(prompt=read_prompt(sources.prompt))
 
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.cli.image_ready import ready
     opened, request = ready(inputs, request, lines=sources.lines, note=console.note, allow_pickle=where.allow_pickle)
 
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.cli.image_run import Run
 
     Run(

@@ -26,7 +26,7 @@ from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row
-from gencli.spec import THREADS, ModelSpec, complete_model, named_model
+from gencli.spec import ModelSpec, named_model
 
 COMMON = (OUTPUT, MODEL, RUN)
 F = TypeVar("F", bound=Callable[..., None])
@@ -246,18 +246,6 @@ class Reporting:
     debug: bool = DEBUG.field(False)
 
 
-# The same as types of a command's own parameters.
-Device = Annotated[str, declare(row(ModelSpec.__dataclass_fields__["device"]))]
-Threads = Annotated[int | None, declare(THREADS)]
-Offline = Annotated[bool, declare(OFFLINE)]
-Quiet = Annotated[bool, declare(QUIET)]
-Color = Annotated[When, declare(COLOR)]
-Debug = Annotated[bool, declare(DEBUG)]
-
-
 def model_option(env: str, default: str) -> Any:
     """Return typer's option -m/--model with this environment variable and default."""
     return declare(named_model(env, default))
-
-
-__all__ = ["Asked", "Fetching", "Reporting", "command", "complete_model", "declare", "model_option"]

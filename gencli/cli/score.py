@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gencli import devices, stopping
+from gencli import devices, signals
 from gencli.cli.console import Console, escape_controls, is_terminal
 from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
 from gencli.cli.prompts import read_data, read_lines
@@ -96,7 +96,7 @@ def score(ctx: typer.Context, compared: Compared, spec: ClipSpec, fetching: Fetc
 
     console.progress(f"loading {source.name}")
     began = time.perf_counter()
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.image.score import open_scorer
 
     devices.set_threads(spec.threads)

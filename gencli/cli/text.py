@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gencli import stopping
+from gencli import signals
 from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
@@ -125,7 +125,7 @@ def text(
     prompts = each_line() if source.lines else iter([read_prompt(source.prompt)])
 
     console.progress(f"loading {checkpoint.name}")
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.text.load import open_model
 
     model = open_model(

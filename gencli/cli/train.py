@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gencli import devices, stopping
+from gencli import devices, signals
 from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Group
 from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
@@ -95,7 +95,7 @@ def text(
     recipe = dataclasses.replace(recipe, **{name: usual[name] for name in usual.keys() - asked.given})
     console: Console = ctx.obj
     _fetch(console, recipe.init, fetching)
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.train.text import train
     devices.set_threads(machine.threads)
     console.progress("reading texts")
@@ -135,7 +135,7 @@ def image(
         recipe.check_sizes()
     console: Console = ctx.obj
     _fetch(console, recipe.init, fetching)
-    with stopping.heeded():
+    with signals.raise_pending_signals():
         from gencli.train.image import train
     devices.set_threads(machine.threads)
     console.progress("reading pictures")

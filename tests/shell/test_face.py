@@ -14,7 +14,7 @@ from gencli import __version__
 from gencli.__main__ import _exit_code
 from gencli.cli.console import Console
 from gencli.errors import GencliError, UsageError
-from gencli.stopping import Terminated
+from gencli.signals import Terminated
 from tests.shell.process import GENCLI, environment, gencli, obey_signals, on_terminal, shell
 
 HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL"]

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, which must never get lost.
+"""Ctrl-C and SIGTERM, which must not get lost.
 
-Each raises its exception where it comes. C code that imports modules may swallow that, or make an ImportError of it
-(torch's and numpy's do, for a moment of their own imports), so what has come is remembered too, for `heeded` to raise.
+Each raises its exception at once. C code that imports modules may swallow it, or make an ImportError of it (torch's and
+numpy's do, for a moment of their own imports), so it is recorded too, and `raise_pending_signals` raises it again.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-_came: list[BaseException] = []
+_received: list[BaseException] = []
 
 
 class Terminated(BaseException):
-    """SIGTERM came. No Exception, so that nothing on the way takes it for a failure."""
+    """SIGTERM came. Not an Exception, so that nothing handles it as a failure."""
 
 
 @contextlib.contextmanager
-def remembered() -> Iterator[None]:
-    """In here, SIGINT (unless it is ignored, as in a shell's background jobs) and SIGTERM raise and are remembered."""
-    _came.clear()
+def record_signals() -> Iterator[None]:
+    """Make SIGINT (unless it is ignored, as in a shell's background jobs) and SIGTERM raise, and record them."""
+    _received.clear()
     before = {}
     try:
         with contextlib.suppress(ValueError):  # not the main thread: no signals there
@@ -36,22 +36,22 @@ def remembered() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
-    """Around heavy imports. Raise the KeyboardInterrupt or Terminated that came and was swallowed there."""
+def raise_pending_signals() -> Iterator[None]:
+    """Raise a KeyboardInterrupt or Terminated that was swallowed in this context; for heavy imports."""
     try:
         yield
     except Exception:
-        if not _came:
+        if not _received:
             raise
-    if _came:
-        raise _came[-1]
+    if _received:
+        raise _received[-1]
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    _came.append(KeyboardInterrupt())
-    raise _came[-1]
+    _received.append(KeyboardInterrupt())
+    raise _received[-1]
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    _came.append(Terminated())
-    raise _came[-1]
+    _received.append(Terminated())
+    raise _received[-1]
