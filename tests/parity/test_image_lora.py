@@ -211,7 +211,7 @@ def test_the_files_stay_as_they_are(bases, tmp_path):
     untouched = opened(folder)
     assert {path: path.read_bytes() for path in before} == before
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
-    assert not torch.equal(changed.network.get_parameter(name), untouched.network.get_parameter(name))
+    assert not torch.equal(changed.main.network.get_parameter(name), untouched.main.network.get_parameter(name))
 
 
 def test_half_precision_on_disk(bases, tmp_path):
