@@ -66,13 +66,13 @@ def _check_sequences(name: str, value: Any) -> None:
 
 def _check_sequence_bias(name: str, value: Any) -> None:
     for one in value if isinstance(value, list | tuple) else [None]:
-        pair = one if isinstance(one, list | tuple) and len(one) == 2 else ((), None)
+        pair: Any = one if isinstance(one, list | tuple) and len(one) == 2 else ((), None)
         if not _list_of_ids(pair[0]) or not pair[0] or type(pair[1]) not in (int, float) or not pair[1] < math.inf:
             raise UsageError(f"{name} {one!r:.60}: wants pairs of a list of token ids and a bias")
 
 
 def _check_decay(name: str, value: Any) -> None:
-    pair = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
+    pair: Any = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
     if type(pair[0]) is not int or type(pair[1]) not in (int, float) or pair[0] < 0 or not 0 < pair[1] < math.inf:
         raise UsageError(f"{name} {value!r:.60}: wants a number of tokens and a factor")
 

@@ -37,7 +37,7 @@ class Candidates(NamedTuple):
     max_tokens: int | None = None
 
     @property
-    def count(self) -> int:
+    def num_generated(self) -> int:
         """How many tokens were generated."""
         return 0 if self.generated is None else self.generated.shape[1]
 
@@ -222,13 +222,13 @@ def _min_length(found: Candidates, length: int) -> Candidates:
 
 @processor("min_new_tokens")
 def _min_new_tokens(found: Candidates, count: int) -> Candidates:
-    return found.without(found.eos_ids) if found.count < count else found
+    return found.without(found.eos_ids) if found.num_generated < count else found
 
 
 @processor("forced_eos_token_id")
 def force_end(found: Candidates, ids: int | Sequence[int]) -> Candidates:
     """Leave only these tokens where the last one is picked."""
-    if found.max_tokens is None or found.count != found.max_tokens - 1:
+    if found.max_tokens is None or found.num_generated != found.max_tokens - 1:
         return found
     only = torch.full_like(found.logits, -torch.inf)
     only[:, [i for i in ([ids] if isinstance(ids, int) else ids) if i < only.shape[-1]]] = 0
@@ -240,11 +240,11 @@ def raise_end(found: Candidates, start_and_factor: tuple[int, float]) -> Candida
     """Make the end likelier with each token after the first `start`, exponentially."""
     start, factor = start_and_factor
     ids = [i for i in found.eos_ids if i < found.logits.shape[-1]]
-    if found.count <= start or not ids:
+    if found.num_generated <= start or not ids:
         return found
     logits = found.logits.clone()
     ends = logits[:, ids]
-    more = ends.abs() * (min(factor ** (found.count - start), 1e30) - 1)
+    more = ends.abs() * (min(factor ** (found.num_generated - start), 1e30) - 1)
     logits[:, ids] = ends + more.masked_fill(~torch.isfinite(ends), 0)
     return found._replace(logits=logits)
 
@@ -256,7 +256,7 @@ def _suppress(found: Candidates, ids: Sequence[int]) -> Candidates:
 
 @processor("begin_suppress_tokens")
 def _suppress_first(found: Candidates, ids: Sequence[int]) -> Candidates:
-    return found.without(ids) if found.count == 0 else found
+    return found.without(ids) if found.num_generated == 0 else found
 
 
 @processor("temperature")
