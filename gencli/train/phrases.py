@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gencli.train.pictures import Caption
 
@@ -22,11 +22,13 @@ COMMON = 12  # a tag of more pictures than these says too little to stand alone
 class Phrases:
     """Captions as people speak, for images whose tags may be shared by many.
 
-    The fewer images share a tag, the more often it stands alone: its weight is 1 / uses².
+    The fewer images share a tag, the more often it stands alone: its weight is 1 / uses². No name or tag stands alone
+    that is another image's label.
     """
 
-    def __init__(self, captions: Iterable[Caption]):
+    def __init__(self, captions: Sequence[Caption]):
         self.uses = Counter(tag for caption in captions for tag in {*caption.tags})
+        self.labels = {caption.label for caption in captions}
 
     def draw(self, caption: Caption, drop: float, rng: random.Random) -> str:
         """Return a text for an image: nothing with probability `drop`, else a name, alone or in a sentence."""
@@ -39,14 +41,15 @@ class Phrases:
 
     def name(self, caption: Caption, rng: random.Random) -> str:
         """Return the label, another name, a tag that is specific enough, some tags, or the label among tags."""
-        special = [tag for tag in caption.tags if self.uses[tag] <= COMMON]
-        possible = {LABEL: True, NAME: caption.names, TAG: special, TAGS: caption.tags, BOTH: caption.tags}
+        special = [tag for tag in caption.tags if self.uses[tag] <= COMMON and tag not in self.labels]
+        names = [name for name in caption.names if name not in self.labels]
+        possible = {LABEL: True, NAME: names, TAG: special, TAGS: caption.tags, BOTH: caption.tags}
         kinds = [kind for kind, holds in possible.items() if holds]
         kind = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
         if kind == LABEL:
             return caption.label
         if kind == NAME:
-            return rng.choice(caption.names)
+            return rng.choice(names)
         if kind == TAG:
             return rng.choices(special, [self.uses[tag] ** -2 for tag in special])[0]
         some = rng.sample(caption.tags, min(len(caption.tags), rng.randint(1, 3)))

@@ -236,8 +236,8 @@ class ImageRecipe:
 
     def words(self) -> ImageRecipe:
         """Return what holds for the text encoder alone."""
-        rest: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.0, "warmup": 20, "cooldown": 0.5}
-        return dataclasses.replace(self, steps=self.words_steps, lr=1.5e-3, batch=96, **rest)
+        rest: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.0, "warmup": 20, "cooldown": 0.6}
+        return dataclasses.replace(self, steps=self.words_steps, lr=2e-3, batch=64, **rest)
 
     def decoder(self) -> ImageRecipe:
         """Return what holds for the third stage."""

@@ -61,8 +61,7 @@ def train_words(
 ) -> Generator[Progress, None, None]:
     """Train the text encoder of `pipeline` in place, or continue from `out`/words.pt; yield after every step."""
     stage, encoder = recipe.words(), pipeline.network.text_encoder
-    captions = dataset.captions[: dataset.originals]
-    phrases = Phrases(captions)
+    phrases = Phrases(dataset.captions[: dataset.originals])
     pipeline.network.unet.requires_grad_(False)
     attentions = CrossAttentions(pipeline, dataset, recipe, precision)
     teacher = copy.deepcopy(encoder).requires_grad_(False)
@@ -74,7 +73,7 @@ def train_words(
         encoder,
         Curve(Path(recipe.out) / "words", "captions", [], "squared error of attention"),
         precision,
-        names_for_adam=(),
+        names_for_adam=("embedding",),
     )
 
     def encode(model: nn.Module, texts: list[str]) -> Tensor:
@@ -84,7 +83,7 @@ def train_words(
     def update(step: int) -> tuple[Tensor, int]:
         rng = random.Random(f"{recipe.seed}/words/{step}")
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        some = rng.choices(captions, k=stage.batch)
+        some = [dataset.captions[i] for i in dataset.pick(stage, generator).tolist()]
         picks = [torch.randint(len(one), (QUERIES,), generator=generator) for one in attentions.queries]
         texts = [phrases.draw(caption, recipe.drop, rng) for caption in some]
         with torch.no_grad():

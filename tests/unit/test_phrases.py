@@ -37,6 +37,12 @@ def test_a_rare_tag_is_said_more_often_than_a_shared_one() -> None:
     assert names["coffee"] > 3 * names["drink"] > 0
 
 
+def test_what_is_another_label_does_not_stand_alone() -> None:
+    chair, seat = Caption("chair", ("seat", "sit"), "", ("seat",)), Caption("seat", (), "")
+    names = {Phrases([chair, seat]).name(chair, random.Random(seed)) for seed in range(200)}
+    assert "seat" not in names and {"chair", "sit", "chair seat"} <= names
+
+
 def test_sentences_around_names() -> None:
     phrases, rng = Phrases([CUP]), random.Random(0)
     texts = [phrases.draw(CUP, 0.0, rng) for _ in range(3000)]
