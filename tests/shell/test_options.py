@@ -17,7 +17,7 @@ from PIL import Image
 import gencli.cli
 from tests.shell.process import ROOT, environment
 
-MOST_PARAMETERS = 12
+MOST_PARAMETERS = 14
 TEXT_ROW = """\
     toy_last: int | None = integer(
         None, "--toy-last N", "Only the N candidates of the highest ids; 0 is all", SAMPLING, env="GENCLI_TOY_LAST",
