@@ -279,7 +279,7 @@ class ImageRequest:
         "A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
         "Hugging Face id.", MODEL, after="allow_pickle", infotext="Refiner", names="model", reload=True)
     refiner_start: float | None = number(None, "--refiner-start F",
-        "The fraction of the denoising from which on the refiner works, 0 to 1 (default: 0.8).", SAMPLING,
+        "The fraction of the denoising from which on the refiner works, above 0 and below 1 (default: 0.8).", SAMPLING,
         after="sampler_options", valid=_check_refiner_start, infotext="Refiner switch at")
     stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
         "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "

@@ -49,7 +49,7 @@ def add_refiner(checkpoint: ImageCheckpoint, refiner: ImageCheckpoint) -> ImageC
     Raises GencliError for checkpoints that do not go together.
     """
     if checkpoint.family is not STABLE_DIFFUSION_XL:
-        raise GencliError(f"{checkpoint.name} is not Stable Diffusion XL: --refiner cannot be followed")
+        raise GencliError(f"--refiner continues Stable Diffusion XL alone, which {checkpoint.name} is not")
     channels = [one.configs.get("vae", {}).get("latent_channels", 4) for one in (checkpoint, refiner)]
     if refiner.family not in (STABLE_DIFFUSION_XL, REFINER) or refiner.also_reads or channels[0] != channels[1]:
         raise GencliError(

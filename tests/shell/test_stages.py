@@ -161,7 +161,7 @@ def test_progress_says_which_stage(toy, monkeypatch):
         (("--stage", "refiner:stride=3"), "--stage 'refiner:stride=3': no key 'stride'"),
         (("--stage", "refiner:steps=many"), "--stage 'refiner:steps=many': wants a whole number"),
         (("--stage", "refiner:steps=0"), "--stage 'refiner:steps=0': --steps 0: must be from 1 to 10000"),
-        (("--stage", "refiner:sampler=heun"), "no such sampler"),
+        (("--stage", "refiner:sampler=nonesuch"), "no such sampler"),
         (("--stage", "refiner:karras=so"), "wants true or false"),
         (("--stage", "refiner:steps=3"), "--stage refiner: emoji has no such stage"),
         (("--refiner-start", 0.5), "--refiner-start without a refiner"),

@@ -289,8 +289,8 @@ def test_registry() -> None:
     assert samplers.get("ddpm").options == {"variance_type": "fixed_small"}
     assert samplers.get("euler").options == samplers.get("dpmpp_2m").options == {"karras": False}
     assert samplers.get("euler_a").options == {}
-    with pytest.raises(UsageError, match="heun"):
-        samplers.get("heun")
+    with pytest.raises(UsageError, match="nonesuch"):
+        samplers.get("nonesuch")
 
 
 def test_settings_come_from_the_caller_then_the_checkpoint() -> None:

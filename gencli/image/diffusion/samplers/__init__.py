@@ -2,9 +2,10 @@
 
     def NAME(predict, x, steps, *, draw_noise, …options) -> Iterator[Sample]
 
-and a last line `SAMPLER = Sampler(run=NAME, …)`. `predict(x, point)` is a `guidance.Denoiser`, x (B, C, H, W) the first
-latents, `draw_noise()` draws a tensor like x. Coordinates are always variance-preserving: x = √ᾱ · x0 + √(1−ᾱ) · ε.
-The keyword arguments of `run` and of `grid` are the sampler's options; the type of a default is the option's.
+and a last line `SAMPLER = Sampler(run=NAME, …)`. `predict(x, point)` returns a `guidance.Prediction`, and may be called several
+times per step; x (B, C, H, W) are the first latents, `draw_noise()` draws a tensor like x. Coordinates are always
+variance-preserving: x = √ᾱ · x0 + √(1−ᾱ) · ε. The keyword arguments of `run` and of `grid` are the sampler's options;
+an option's type is that of its default (float, bool or str).
 Finding names needs no torch.
 """
 
@@ -68,8 +69,9 @@ class Sampler:
 
     run: the generator function. grid(schedule, num, spacing, *, …options): its steps; with `grid_has_strength` also
     `strength`, how it changes an image (else it takes the last int(num · strength) steps). initial(noise, steps,
-    spacing): the first x. limits: those on x0 that it keeps. spacing: for checkpoints that name none. in_sigma: whether
-    it solves in σ space, x / √ᾱ. shifts_mean: whether it applies a classifier's gradient itself.
+    spacing): the first x, when it begins from noise alone. limits: which of the checkpoint's limits on x0 hold for it.
+    spacing: the one when neither request nor checkpoint names one. in_sigma: whether it solves in σ space, x / √ᾱ.
+    shifts_mean: whether it applies a classifier's gradient itself.
     """
 
     run: Callable[..., Iterator[Sample]]
