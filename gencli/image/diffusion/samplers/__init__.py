@@ -2,10 +2,10 @@
 
     def NAME(predict, x, steps, *, draw_noise, …options) -> Iterator[Sample]
 
-and a last line `SAMPLER = Sampler(run=NAME, …)`. `predict(x, point)` returns a `guidance.Prediction`, and may be called several
-times per step; x (B, C, H, W) are the first latents, `draw_noise()` draws a tensor like x. Coordinates are always
-variance-preserving: x = √ᾱ · x0 + √(1−ᾱ) · ε. The keyword arguments of `run` and of `grid` are the sampler's options;
-an option's type is that of its default (float, bool or str).
+and a last line `SAMPLER = Sampler(run=NAME, …)`. `predict(x, point)` returns a `guidance.Prediction`, and may be called
+several times per step; x (B, C, H, W) are the first latents, `draw_noise()` draws a tensor like x. Coordinates are
+always variance-preserving: x = √ᾱ · x0 + √(1−ᾱ) · ε. The keyword arguments of `run` and of `grid` are the sampler's
+options; an option's type is that of its default (float, bool or str).
 Finding names needs no torch.
 """
 
