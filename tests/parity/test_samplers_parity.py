@@ -63,6 +63,8 @@ def by_diffusers(
     reference: Any, num: int, *, strength: float = 1.0, x0: Tensor | None = None, **options: Any
 ) -> Tensor:
     """The loop of diffusers' pipelines (their img2img where there is an x0)."""
+    if options.get("eta"):  # in float32 its 1 − ᾱ − σ² rounds below 0 on some CPUs at η = 1, and x becomes NaN
+        reference.alphas_cumprod = reference.alphas_cumprod.double()
     reference.set_timesteps(num)
     begin = num - min(int(num * strength), num)
     timesteps = reference.timesteps[begin:]

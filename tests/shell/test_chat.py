@@ -153,12 +153,13 @@ def test_lines_are_conversations_of_their_own(tuned: Path):
 
 def test_reasoning_is_not_in_the_pipe(tmp_path: Path):
     """A template that opens the block, a model that never closes it: nothing of it reaches stdout or a redirected
-    stderr."""
+    stderr, which says why the answer is empty."""
     source = PLAIN_CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
     assert source != PLAIN_CHATML
     model = templated(tmp_path / "thinker", source)
     done = gencli("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", b"")
+    note = b"note: the answer is empty: reasoning took all of its 8 tokens (see --max-tokens)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", note)
     code, screen, stdout, _ = on_terminal("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN, stdout=False)
     assert (code, stdout) == (0, b"\n")
     assert screen.count(b"\x1b[2m") >= 3 and b"\x1b[0m\r\n" in screen, "dimmed, and what follows on a new line"
