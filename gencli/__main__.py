@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from gencli import signals
-from gencli.errors import GencliError
+from gencli import signals  # and nothing that takes longer to import
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from gencli.cli.console import Console
+    from collections.abc import Sequence
 
-DONE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 130, 141, 143
+    from gencli.cli.console import Console
+    from gencli.errors import GencliError
+
+DONE, FAILED, INTERRUPTED, BROKEN_PIPE = 0, 1, 130, 141
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line `args` (default: the process's own), print errors on stderr, and return the exit code."""
-    with signals.record_signals():
-        return _main(sys.argv[1:] if args is None else args)
+    """Run the command line `args`, print errors on stderr, and return the exit code.
 
-
-def _main(args: Sequence[str]) -> int:
+    Without `args` it is the process's own command line, and nothing of the process is used afterwards: a signal ends it
+    here, as the interpreter's own end would stumble over what is still running.
+    """
     console = None
     try:
-        from gencli.cli.console import Console  # in here, so that Ctrl-C during imports ends well too
-
         _open_standard_streams()
-        console = Console(debug="--debug" in (args[: args.index("--")] if "--" in args else args))
+        signals.listen()
+        from gencli.cli.console import Console
+
+        words = sys.argv[1:] if args is None else args
+        console = Console(debug="--debug" in (words[: words.index("--")] if "--" in words else words))
         from gencli.cli.app import run
 
-        code = run(args, console)
+        code = run(words, console)
         if sys.stdout is not None:
             sys.stdout.flush()
+        signals.finish()
         return code
     except BaseException as error:
+        ended = isinstance(error, KeyboardInterrupt | signals.Terminated)
+        if not ended:
+            signals.finish()
         code = _exit_code(error, console)
         _let_go_of_stdout(code)
+        if ended and args is None:
+            os._exit(code)
         return code
+    finally:
+        if args is not None:
+            signals.stop_listening()
 
 
 def _exit_code(error: BaseException, console: Console | None) -> int:
@@ -49,14 +58,15 @@ def _exit_code(error: BaseException, console: Console | None) -> int:
         console.clear()
         console.traceback(error)
     if isinstance(error, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing more to stop
         return INTERRUPTED
     if isinstance(error, signals.Terminated):
-        return TERMINATED
+        return 128 + error.number
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else (DONE if error.code is None else FAILED)
+    from gencli.errors import GencliError
+
     known = error if isinstance(error, GencliError) else _in_plain_words(error)
     if console is not None:
         console.error(known)
@@ -65,6 +75,8 @@ def _exit_code(error: BaseException, console: Console | None) -> int:
 
 def _in_plain_words(error: BaseException) -> GencliError:
     """Translate errors of the operating system; anything else is reported as a defect of gencli."""
+    from gencli.errors import GencliError
+
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text:  # torch's words
         hint = "a smaller model, a smaller --dtype, or less at a time needs less memory"
@@ -94,6 +106,8 @@ def _let_go_of_stdout(code: int) -> None:
             return
     except (OSError, ValueError):
         pass
+    import contextlib
+
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,57 +1,118 @@
-"""Ctrl-C and SIGTERM, which must not get lost.
+"""Ctrl-C, SIGTERM and SIGHUP: the first one ends the work in order, the second one at once.
 
-Each raises its exception at once. C code that imports modules may swallow it, or make an ImportError of it (torch's and
-numpy's do, for a moment of their own imports), so it is recorded too, and `raise_pending_signals` raises it again.
+The first raises its exception. C code that imports modules may swallow it, or make an ImportError of it (torch's and
+numpy's do, for a moment of their own imports), so it is recorded too, and `raise_pending_signals` raises it again. The
+second ends the process even inside one long operation of C code, for whose end Python's handlers wait: the system's
+own handler writes the number of each signal into a pipe at once, and a thread reads there.
+
+Nothing is imported but what the interpreter itself needs, so that signals find their handlers as early as can be.
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
-from types import FrameType
+# What `signal` is made of: that module's own imports would take most of the time until here.
+import _signal  # type: ignore[import-not-found]
+import _thread
+import os
+import time
 
-_received: list[BaseException] = []
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
+ENDING: tuple[int, ...] = tuple(
+    getattr(_signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(_signal, name)
+)
+PAUSE = 0.1  # seconds after a signal in which another belongs to it: timeout(1) sends two
+
+_received: list[BaseException] = []  # the first signal, unless it was answered
+_before: dict[int, Any] = {}  # handlers that were there before
+_pipe: list[int] = []
+_since: float | None = None  # when the first one came
+_answered = -PAUSE  # when one was answered last
+_finished = False
 
 
 class Terminated(BaseException):
-    """SIGTERM came. Not an Exception, so that nothing handles it as a failure."""
+    """SIGTERM or SIGHUP came. Not an Exception, so that nothing handles it as a failure."""
+
+    def __init__(self, number: int = 15):
+        super().__init__()
+        self.number = number
 
 
-@contextlib.contextmanager
-def record_signals() -> Iterator[None]:
-    """Make SIGINT (unless it is ignored, as in a shell's background jobs) and SIGTERM raise, and record them."""
+def listen() -> None:
+    """Take over those of the signals that are not ignored, as nohup has SIGHUP and a shell's background jobs SIGINT."""
+    global _since, _finished
     _received.clear()
-    before = {}
+    _since, _finished = None, False
     try:
-        with contextlib.suppress(ValueError):  # not the main thread: no signals there
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
-            before[signal.SIGTERM] = signal.signal(signal.SIGTERM, _terminate)
-        yield
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) in (_interrupt, _terminate):
-                signal.signal(number, handler)
+        for number in ENDING:
+            if _signal.getsignal(number) in (_signal.SIG_DFL, _signal.default_int_handler):
+                _before[number] = _signal.signal(number, _receive)
+    except ValueError:  # not the main thread: no signals there
+        return
+    if os.name == "posix":
+        reader, writer = os.pipe()
+        _pipe.append(writer)
+        os.set_blocking(writer, False)
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        _thread.start_new_thread(_watch, (reader,))
 
 
-@contextlib.contextmanager
-def raise_pending_signals() -> Iterator[None]:
-    """Raise a KeyboardInterrupt or Terminated that was swallowed in this context; for heavy imports."""
-    try:
-        yield
-    except Exception:
-        if not _received:
-            raise
-    if _received:
-        raise _received[-1]
+def stop_listening() -> None:
+    """Put the handlers back that were there before."""
+    for number, handler in _before.items():
+        if _signal.getsignal(number) is _receive:
+            _signal.signal(number, handler)
+    _before.clear()
+    if _pipe:
+        _signal.set_wakeup_fd(-1)
+        os.close(_pipe.pop())
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    _received.append(KeyboardInterrupt())
-    raise _received[-1]
+def answered() -> None:
+    """Say that the signal which came is dealt with, and the process goes on: the next one is a first one."""
+    global _since, _answered
+    _received.clear()
+    _since, _answered = None, time.monotonic()
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    _received.append(Terminated())
-    raise _received[-1]
+def finish() -> None:
+    """Say that the work is done: from now on the first signal ends the process at once."""
+    global _finished
+    _finished = True
+
+
+class raise_pending_signals:
+    """A context, for heavy imports, after which a signal's exception is raised that was swallowed in it."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if _received and (error is None or isinstance(error, Exception)):
+            raise _received[-1] from None
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    if _finished:
+        os._exit(128 + number)
+    if not _received:
+        _received.append(KeyboardInterrupt() if number == _signal.SIGINT else Terminated(number))
+        raise _received[0]
+
+
+def _watch(reader: int) -> None:
+    """End the process at the second signal."""
+    global _since
+    while data := os.read(reader, 1):
+        now = time.monotonic()
+        if data[0] not in _before or now - _answered < PAUSE:
+            continue
+        if _since is None:
+            _since = now
+        elif now - _since > PAUSE:
+            os._exit(128 + data[0])
+    os.close(reader)

@@ -145,6 +145,7 @@ class Repl:
                 self.console.say("")
                 return
             except KeyboardInterrupt:
+                signals.answered()
                 self.console.say("")
                 self.console.note("stopped; Ctrl-D or /exit leaves")
             except GencliError as error:

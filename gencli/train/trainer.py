@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
+from gencli.signals import ENDING
 from gencli.train import state
 from gencli.train.curve import Curve
 from gencli.train.optim import Optimizers, learning_rate_factor
@@ -67,7 +68,7 @@ class Average(Generic[M]):
 
 
 class DeferSignals:
-    """Ctrl-C and SIGTERM wait while a step is half done (and validated), so that a whole state can be saved.
+    """Ctrl-C, SIGTERM and SIGHUP wait while a step is half done (and validated), so that a whole state can be saved.
 
     Signals reach the main thread's handlers whatever thread the system picks, so handlers defer them, not a mask.
     """
@@ -76,7 +77,7 @@ class DeferSignals:
         self.deferring, self.pending = False, 0
         self.handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDING:
                 if callable(handler := signal.getsignal(number)):
                     self.handlers[number] = handler
                     signal.signal(number, self._handle)
