@@ -188,7 +188,8 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
 
     found = read_request(path)
     if found.left_out:
-        console.note(f"{path} also says {', '.join(found.left_out)[:200]}, which is left out")
+        hint = " (--lora FILE:SCALE merges a LoRA)" if any(key.startswith("<lora:") for key in found.left_out) else ""
+        console.note(f"{path} also says {', '.join(found.left_out)[:200]}, which is left out{hint}")
     own = {name: value for name, value in asked.values.items() if name in asked.given}
     merged: dict[str, Any] = {**found.values, **own}
     if "sampler" in asked.given:

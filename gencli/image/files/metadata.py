@@ -1,8 +1,6 @@
 """Requests as text inside images, and back: JSON, which is complete, and infotext, which other tools read too.
 
-Infotext is what AUTOMATIC1111's web UI writes under the key `parameters`: the prompt, a line `Negative prompt: …`,
-then one line `Steps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 512x512, …`. Both follow the fields of
-`ImageRequest`. No torch in here.
+Both follow the fields of `ImageRequest`. What other tools write is read in `recipes`. No torch in here.
 """
 
 from __future__ import annotations
@@ -10,25 +8,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gencli import __version__
 from gencli.errors import GencliError, UsageError
-from gencli.image.request import ImageRequest
-from gencli.options import Option, rows
+from gencli.image.diffusion import samplers
+from gencli.image.files.infotext import NEGATIVE, PLAIN_KEY, Recipe, quote
+from gencli.image.request import SCHEDULE_LABELS, ImageRequest
+from gencli.options import TEXT_LIMIT, Option, rows
 
 INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
-LIMIT = 2**20  # characters of either; a claim of more is refused
-NEGATIVE = "Negative prompt:"
-KARRAS_SUFFIX = " Karras"  # of a sampler, as the web UI wrote it before version 1.9
-QUOTED = re.compile(  # a string of JSON
-    r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"'
+LIMIT = 32 * TEXT_LIMIT  # characters of either: two prompts of that length, each character as two JSON escapes
+ALIASES = {"Eta DDIM": "Eta", "Guidance Scale": "CFG scale"}
+INERT = {"Version", "Model hash", "VAE hash", "App", "Size-1", "Size-2"}  # say nothing about the pixels
+# Names of samplers elsewhere, in lower case and joined by underscores → ours.
+SAMPLERS = {"euler_ancestral": "euler_a", "dpmpp2m": "dpmpp_2m", "dpmpp_2m": "dpmpp_2m"}
+USUAL = ("automatic", "normal", "native", "default")  # words of other tools for no schedule of their own
+TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>")
+NO_RECIPE_HINT = (
+    "a picture has that from gencli (without --no-metadata) or tools that write their settings; copies often lose it"
 )
-ALIASES = {"Eta DDIM": "Eta"}
-# Keys that another tool's picture does not lead anywhere with: names of models, and what goes with a file of its own.
-FOREIGN = {"Model", "VAE", "Denoising strength", "Refiner", "Refiner switch at"}
-INERT = {"Version", "Model hash", "VAE hash", "Size-1", "Size-2"}  # keys of others that say nothing about the pixels
 
 
 ROWS = dict(rows(ImageRequest))
@@ -58,7 +58,7 @@ def to_json(request: ImageRequest) -> str:
 def from_json(text: str) -> Found:
     """Read what `to_json` wrote. Raise GencliError for text that is not from gencli, or from a later one."""
     try:
-        raw = json.loads(_limited(text))
+        raw = json.loads(limited(text))
     except (ValueError, RecursionError):
         raise GencliError(f"its {JSON!r} text is not valid JSON") from None
     if not isinstance(raw, dict):
@@ -94,48 +94,54 @@ def to_infotext(request: ImageRequest) -> str:
     if not any(key == "Model" for key, _ in pairs):
         pairs.append(("Model", request.model))
     pairs.append(("Version", f"gencli {__version__}"))
-    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs))
+    lines.append(", ".join(f"{key}: {quote(value)}" for key, value in pairs))
     return "\n".join(lines)
 
 
-def from_infotext(text: str) -> Found:
-    """Read infotext, gencli's own or another tool's.
-
-    What another tool's picture says that gencli does not know goes to `left_out`; its model too, since a bare name
-    does not say where the model is. Raise GencliError when nothing in the text can be understood.
-    """
-    lines = _limited(text).strip().split("\n")
-    pairs = dict(_pairs(lines[-1]))
-    if len(pairs) >= 3:
-        lines.pop()
-    else:
-        pairs = {}
-    prompt, negative = _prompts(lines)
-    values: dict[str, Any] = {"prompt": prompt} | ({} if negative is None else {"negative": negative})
-    ours = pairs.get("Version", "").startswith("gencli ")
-    if pairs and not ours:
-        values["weighted"] = True  # the web UI's prompts are, unless it says so
-    left_out = []
-    fields = {option.infotext: name for name, option in ROWS.items() if option.infotext}
-    for key, value in pairs.items():
+def settle(recipe: Recipe) -> Found:
+    """Return a recipe as values for `ImageRequest`: all of its settings if gencli wrote it, else those that mean the
+    same here. What another tool says besides goes to `left_out`, as does what its sampler has and ours lacks."""
+    ours = recipe.settings.get("Version", "").startswith("gencli ")
+    values: dict[str, Any] = {"prompt": recipe.prompt}
+    values |= {} if recipe.negative is None else {"negative": recipe.negative}
+    weighted = True if recipe.weighted is None and recipe.settings and not ours else recipe.weighted
+    values |= {} if weighted is None else {"weighted": weighted}
+    left_out = list(recipe.left_out)
+    for key, value in recipe.settings.items():
         key = ALIASES.get(key, key)
-        if key in INERT:
+        field = next((name for name, option in ROWS.items() if option.infotext == key), None)
+        if key in INERT or not PLAIN_KEY.fullmatch(key):
             continue
-        known = _read_size(value) if key == "Size" else _read(fields.get(key), value)
-        if known and (ours or key not in FOREIGN):
-            values.update(known)
+        if not ours and field not in SHARED and key != "Size":
+            known = None
         else:
+            known = _read_size(value) if key == "Size" else _read(field, value, ours)
+        if known is None:
             left_out.append(key)
-    if not pairs and not prompt:
-        raise GencliError(f"its {INFOTEXT!r} text is empty")
-    return Found(values, tuple(left_out))
+        else:
+            values.update(known)
+    if not ours:
+        left_out += _drop_sampler_options(values)
+        left_out += _drop_tags(values)
+    return Found(values, tuple(dict.fromkeys(left_out)))
 
 
-def _prompts(lines: list[str]) -> tuple[str, str | None]:
-    """Split the lines before the parameters into the prompt and the negative prompt, if there is one."""
-    at = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
-    negative = "\n".join(lines[at:])[len(NEGATIVE) :].strip() if at < len(lines) else None
-    return "\n".join(lines[:at]).strip(), negative
+def _drop_sampler_options(values: dict[str, Any]) -> list[str]:
+    """Drop the options that the sampler does not have: another tool's, or one that is not known. Return their keys."""
+    name = values.get("sampler")
+    options = samplers.get(name).options if name else {}
+    lost = [field for field in ("eta", "karras") if field in values and field not in options]
+    return [str(ROWS[field].infotext) for field in lost if values.pop(field) is not False]  # Automatic is the usual one
+
+
+def _drop_tags(values: dict[str, Any]) -> list[str]:
+    """Drop what names further files inside a prompt of the web UI. Return it."""
+    found: list[str] = []
+    for field in ("prompt", "negative") if values.get("weighted") else ():
+        if text := values.get(field):
+            found += TAG.findall(text)
+            values[field] = TAG.sub("", text).strip()
+    return found
 
 
 def _write(option: Option, value: Any) -> str:
@@ -146,19 +152,36 @@ def _write(option: Option, value: Any) -> str:
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def _read(field: str | None, text: str) -> dict[str, Any] | None:
+def _read(field: str | None, text: str, ours: bool) -> dict[str, Any] | None:
     """Return the values of one parameter, or None if it is not understood."""
     if field is None:
         return None
     option, more = ROWS[field], dict[str, Any]()
-    if field == "sampler" and text.endswith(KARRAS_SUFFIX):
-        text, more = text.removesuffix(KARRAS_SUFFIX), {"karras": True}
     try:
+        if not ours and field in SHARED:
+            text, more = SHARED[field](text)
         value = _parse(option, text)
         option.check(field, tuple(value) if option.several and isinstance(value, list) else value)
     except (KeyError, TypeError, ValueError, RecursionError, UsageError):
         return None
     return {field: value, **more}
+
+
+def _sampler_words(text: str) -> tuple[str, dict[str, Any]]:
+    """Return a sampler as gencli calls it, by the names of the web UI, k-diffusion and others, and its schedule."""
+    name = re.sub(r"[ _]+", "_", text.lower().replace("++", "pp")).removeprefix("k_")
+    name, more = (name[: -len(end[0])], {"karras": True}) if (end := re.search("_k(arras)?$", name)) else (name, {})
+    return SAMPLERS.get(name, name), more
+
+
+def _schedule_words(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the web UI's word for a schedule of sigmas, by that of others."""
+    word = text.lower()
+    return SCHEDULE_LABELS[True] if word == "karras" else SCHEDULE_LABELS[False] if word in USUAL else text, {}
+
+
+def _same(text: str) -> tuple[str, dict[str, Any]]:
+    return text, {}
 
 
 def _parse(option: Option, text: str) -> Any:
@@ -182,30 +205,16 @@ def _read_size(text: str) -> dict[str, Any] | None:
     return size
 
 
-def _quote(text: str) -> str:
-    """Return a value as it is, or as a JSON string if it has a comma, colon or line break."""
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
-
-
-def _pairs(line: str) -> Iterator[tuple[str, str]]:
-    """Yield the `key: value` pairs of the parameter line; values may be JSON strings.
-
-    In one pass: a JSON string ends at the next quote without a backslash, where no other value can have begun before.
-    """
-    at = 0
-    while (colon := line.find(":", at)) >= 0:
-        key = line[at:colon].rpartition(",")[2].strip()
-        start = colon + 1
-        while start < len(line) and line[start] == " ":
-            start += 1
-        quoted = QUOTED.match(line, start)
-        comma = line.find(",", quoted.end() if quoted else start)
-        comma = len(line) if comma < 0 else comma
-        yield key, json.loads(quoted[0]) if quoted else line[start:comma].strip()
-        at = comma + 1
-
-
-def _limited(text: str) -> str:
+def limited(text: str) -> str:
+    """Return a text that is not too long to be read. Raise GencliError."""
     if len(text) > LIMIT:
         raise GencliError(f"its text of {len(text)} characters is too long to be a request")
     return text
+
+
+# Fields that another tool's settings fill → how its words become ours.
+SHARED: dict[str, Callable[[str], tuple[str, dict[str, Any]]]] = {
+    "sampler": _sampler_words,
+    "karras": _schedule_words,
+    **dict.fromkeys(("steps", "guidance", "guidance_rescale", "seed", "eta", "weighted"), _same),
+}

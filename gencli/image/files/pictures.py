@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from gencli.errors import GencliError
-from gencli.image.files import metadata
+from gencli.image.files import metadata, recipes
+from gencli.image.files.texts import BROKEN, EXIF_IFD, MAKER_NOTE, OWN_NOTE, USER_COMMENT, read_texts
 from gencli.image.request import ImageRequest
 
 if TYPE_CHECKING:
@@ -29,12 +29,6 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoders with
 PIXEL_LIMIT = 2**26  # of an image that is read
 FILE_LIMIT = 2**28  # bytes
 QUALITY = 95
-EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
-# What Pillow raises for broken files, beside the errors of reading them.
-BROKEN = (
-    ValueError, SyntaxError, OverflowError, MemoryError, EOFError, IndexError, KeyError, TypeError, OSError,
-    struct.error, ZeroDivisionError, AttributeError, RuntimeError,
-)  # fmt: skip
 EXIF_LIMIT = 65_000  # bytes; a JPEG segment holds 65,533
 
 
@@ -95,23 +89,16 @@ def describe(request: ImageRequest) -> dict[str, str]:
 
 
 def read_request(path: str | Path) -> metadata.Found:
-    """What the image in a file says about its making: gencli's own JSON, else infotext.
+    """What the image in a file says about its making: gencli's own JSON, else what its tool wrote.
 
     Raises GencliError for a file that cannot be read, is no image, or says nothing.
     """
-    picture = open_picture(path)
     try:
-        texts = _texts(picture)
-        if metadata.JSON in texts:
-            return metadata.from_json(texts[metadata.JSON])
-        if metadata.INFOTEXT in texts:
-            return metadata.from_infotext(texts[metadata.INFOTEXT])
+        return recipes.read(read_texts(open_picture(path)))
     except GencliError as error:
-        raise GencliError(f"{path}: {error.message}", error.hint) from None
-    raise GencliError(
-        f"{path} does not say how it was made",
-        "a picture has that from gencli (without --no-metadata) or tools that write infotext; copies often lose it",
-    )
+        raise GencliError(
+            error.message if str(path) in error.message else f"{path}: {error.message}", error.hint
+        ) from None
 
 
 def open_picture(source: str | Path | bytes) -> Image.Image:
@@ -185,38 +172,10 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _texts(picture: Image.Image) -> dict[str, str]:
-    """The two texts, from PNG chunks or EXIF."""
-    known = (metadata.INFOTEXT, metadata.JSON)
-    texts = {key: str(picture.info[key]) for key in known if isinstance(picture.info.get(key), str)}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exif: Mapping[int, Any] = picture.getexif().get_ifd(EXIF_IFD)
-        comment, note = exif.get(USER_COMMENT), exif.get(MAKER_NOTE)
-    except BROKEN:
-        return texts
-    if isinstance(note, bytes) and note.startswith(b"gencli\0"):
-        texts.setdefault(metadata.JSON, note[7:].decode("ascii", "replace"))
-    if isinstance(comment, bytes) and (text := _user_comment(comment)):
-        texts.setdefault(metadata.INFOTEXT, text)
-    return texts
-
-
 def _to_exif(texts: Mapping[str, str]) -> bytes:
     exif = Image.Exif()
     exif[EXIF_IFD] = {
         USER_COMMENT: b"UNICODE\0" + texts[metadata.INFOTEXT].encode("utf-16-be"),
-        MAKER_NOTE: b"gencli\0" + texts[metadata.JSON].encode("ascii"),
+        MAKER_NOTE: OWN_NOTE + texts[metadata.JSON].encode("ascii"),
     }
     return exif.tobytes()
-
-
-def _user_comment(raw: bytes) -> str:
-    """EXIF's user comment: eight bytes name its encoding. UTF-16 is met in both byte orders."""
-    code, text = raw[:8], raw[8:]
-    if code != b"UNICODE\0":
-        return text.decode("utf-8", "replace").strip("\0 ")
-    # Most of these texts is ASCII, so the zero bytes tell the order.
-    little = text[1::2].count(0) > text[0::2].count(0)
-    return text.decode("utf-16-le" if little else "utf-16-be", "replace").strip("\0 ")
