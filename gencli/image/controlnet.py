@@ -23,7 +23,7 @@ from gencli.image.files.pictures import from_picture
 from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.request import ImageRequest
 from gencli.models.controlnet import ControlNetConfig, ControlNetModel
-from gencli.models.unet_2d_condition import UNet2DConditionConfig
+from gencli.models.unet_2d_condition_config import UNet2DConditionConfig
 
 SHARED_INPUTS = ("encoder_hidden_states", "text_embeds", "time_ids")  # inputs of the UNet that a ControlNet reads too
 

@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, str] = {
     "clip": "clip",
     "imagegpt": "imagegpt",
     "ldmbert": "ldmbert",
+    "t5": "t5",
     "AutoencoderKL": "autoencoder_kl",
     "VQModel": "vq_model",
     "UNet2DModel": "unet_2d",

@@ -13,10 +13,24 @@ from torch import Tensor
 BLOCK = 512  # queries per product if a mask is needed: bounds the memory of long prompts
 
 
-def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """Attention of q (B, T, H * D) to k and v (B, S, H * D) → (B, T, H * D). Softmax is in float32 for any dtype."""
+def multi_head_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of q (B, T, H * D) to k and v (B, S, H * D) → (B, T, H * D). Softmax is in float32 for any dtype.
+
+    mask (B or 1, 1 or H, 1 or T, S): true where attention goes, or numbers that are added to the scores. scale: the
+    factor of the scores, D^-½ unless told otherwise.
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    return y.transpose(1, 2).flatten(2)
 
 
 def attend(

@@ -13,6 +13,9 @@ from gencli.models.activations import gelu_tanh
 from gencli.models.attention import multi_head_attention
 from gencli.models.base import Rename
 
+# What a UNet's attentions attend to: (B, L, D), or with a mask (B, L) that is false for tokens that count for nothing.
+Context = Tensor | tuple[Tensor, Tensor]
+
 
 def to_tokens(x: Tensor) -> Tensor:
     """Return (B, H W, C), contiguous, of (B, C, H, W); a view if x is channels-last."""
@@ -57,6 +60,49 @@ class AttentionBlock(Attention):
         return y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
 
 
+class AddedKeysAttention(nn.Module):
+    """Attention of the positions of an image (B, C, H, W) to a context (B, L, D) and to each other, in one softmax
+    (GLIDE; Nichol et al. 2021, arXiv 2112.10741), normed before and added to the image.
+
+    only_context: not to each other. normed: the context is normed too, over groups of its channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        context_channels: int,
+        groups: int,
+        only_context: bool = False,
+        normed: bool = False,
+    ):
+        super().__init__()
+        self.heads, self.only_context = heads, only_context
+        self.group_norm = nn.GroupNorm(groups, channels)
+        self.norm_cross = nn.GroupNorm(32, context_channels) if normed else None
+        self.to_q = nn.Linear(channels, channels)
+        if not only_context:
+            self.to_k = nn.Linear(channels, channels)
+            self.to_v = nn.Linear(channels, channels)
+        self.add_k_proj = nn.Linear(context_channels, channels)
+        self.add_v_proj = nn.Linear(context_channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        h, mask = to_tokens(self.group_norm(x)), None
+        if isinstance(context, tuple):
+            context, mask = context
+            mask = mask if self.only_context else F.pad(mask, (0, h.shape[1]), value=True)
+            mask = mask[:, None, None]
+        if self.norm_cross is not None:
+            context = self.norm_cross(context.transpose(1, 2)).transpose(1, 2)
+        k, v = self.add_k_proj(context), self.add_v_proj(context)
+        if not self.only_context:
+            k, v = torch.cat([k, self.to_k(h)], dim=1), torch.cat([v, self.to_v(h)], dim=1)
+        return x + to_image(self.to_out[0](multi_head_attention(self.to_q(h), k, v, self.heads, mask=mask)), like=x)
+
+
 class GEGLU(nn.Module):
     """A gated linear unit (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
 
@@ -91,19 +137,21 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention to the context, feed-forward: each normed before and added."""
+    """Self-attention, attention to the context, feed-forward: each normed before and added. only_context: the first
+    attends to the context too."""
 
-    def __init__(self, channels: int, heads: int, context_channels: int):
+    def __init__(self, channels: int, heads: int, context_channels: int, *, only_context: bool = False):
         super().__init__()
+        self.only_context = only_context
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads)
+        self.attn1 = Attention(channels, heads, context_channels=context_channels if only_context else None)
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads, context_channels=context_channels)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), context if self.only_context else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -115,13 +163,23 @@ class Transformer2DModel(nn.Module):
     but another shape in the file.
     """
 
-    def __init__(self, channels: int, heads: int, *, layers: int, context_channels: int, groups: int, linear: bool):
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        layers: int,
+        context_channels: int,
+        groups: int,
+        linear: bool,
+        only_context: bool = False,
+    ):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(channels, heads, context_channels) for _ in range(layers)
+            BasicTransformerBlock(channels, heads, context_channels, only_context=only_context) for _ in range(layers)
         )
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 

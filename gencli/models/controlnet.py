@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.base import Layout, check_ints
-from gencli.models.unet_2d_condition import DownPath, UNet2DConditionConfig
+from gencli.models.unet_2d_condition import DownPath
+from gencli.models.unet_2d_condition_config import UNet2DConditionConfig
 from gencli.models.unet_blocks import refuse
 
 # Fields of the config of a UNet that a ControlNet cannot have.
 UNET_ONLY = (
     "out_channels", "up_block_types", "center_input_sample", "dropout", "time_embedding_dim", "time_cond_proj_dim",
-    "reverse_transformer_layers_per_block",
+    "reverse_transformer_layers_per_block", "time_embedding_act_fn", "class_embed_type", "num_class_embeds",
+    "encoder_hid_dim", "encoder_hid_dim_type", "cross_attention_norm",
 )  # fmt: skip
 
 
@@ -61,6 +63,10 @@ class ControlNetConfig(UNet2DConditionConfig):
             raise refuse("controlnet_conditioning_channel_order", order, "gencli knows rgb and bgr")
         if self.mid_block_type is None:
             raise refuse("mid_block_type", None)
+        if self.addition_embed_type not in (None, "text_time"):
+            raise refuse("addition_embed_type", self.addition_embed_type, "gencli knows text_time in a ControlNet")
+        if self.only_cross_attention is not False:
+            raise refuse("only_cross_attention", self.only_cross_attention)
 
     @property
     def scale(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,18 +17,23 @@ from gencli.models.attention_blocks import OLD_ATTENTION_NAMES, AttentionBlock
 from gencli.models.base import BaseConfig, Layout, check_ints
 from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import (
+    Downsample2D,
+    Level,
     MidBlock,
     ResnetBlock2D,
+    SamplerFactory,
     TimestepEmbedding,
+    Upsample2D,
     check_levels,
     check_unet,
     down_path,
+    resampler,
     timestep_embedding,
     up_path,
 )
 
-DOWN = ("AttnDownBlock2D", "DownBlock2D")
-UP = ("AttnUpBlock2D", "UpBlock2D")
+DOWN = ("AttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D")
+UP = ("AttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D")
 MID = ("UNetMidBlock2D", None)
 
 
@@ -96,7 +101,7 @@ class UNet2DModel(BaseModel):
         super().__init__()
         self.config = config
         widths = config.block_out_channels
-        groups, eps, layers = config.norm_num_groups, config.norm_eps, config.layers_per_block
+        groups, eps = config.norm_num_groups, config.norm_eps
         temb_channels = config.time_embedding_dim or 4 * widths[0]
         scale_shift = config.resnet_time_scale_shift == "scale_shift"
         resnet = partial(
@@ -111,15 +116,20 @@ class UNet2DModel(BaseModel):
             partial(AttentionBlock, heads=width // (config.attention_head_dim or width), groups=groups, eps=eps)
             for width in widths
         ]
-        last, levels = len(widths) - 1, [layers] * len(widths)
+        last, layers = len(widths) - 1, [config.layers_per_block] * len(widths)
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb_channels)
         if config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
-        down = [one if kind == DOWN[0] else None for one, kind in zip(attentions, config.down_block_types, strict=True)]
-        padding = config.downsample_padding
-        self.down_blocks = down_path(widths, levels, resnet=resnet, attentions=down, padding=padding)
+        halve, double = partial(Downsample2D, padding=config.downsample_padding), Upsample2D
+
+        def level(i: int, kind: str, plain: SamplerFactory, direction: Literal["up", "down"]) -> Level:
+            sampler = resampler(resnet, direction) if kind in (DOWN[2], UP[2]) else plain
+            return Level(resnet, attentions[i] if kind in (DOWN[0], UP[0]) else None, sampler)
+
+        down = [level(i, kind, halve, "down") for i, kind in enumerate(config.down_block_types)]
+        self.down_blocks = down_path(widths, layers, down)
         if config.mid_block_type is not None:
             factor = config.mid_block_scale_factor
             attention = partial(
@@ -132,8 +142,8 @@ class UNet2DModel(BaseModel):
                 resnet=partial(resnet, output_scale_factor=factor),
                 attention=attention if config.add_attention else None,
             )
-        up = [one if kind == UP[0] else None for one, kind in zip(attentions, config.up_block_types[::-1], strict=True)]
-        self.up_blocks = up_path(widths, levels, resnet=resnet, attentions=up)
+        up = [level(i, kind, double, "up") for i, kind in enumerate(config.up_block_types[::-1])]
+        self.up_blocks = up_path(widths, layers, up)
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 

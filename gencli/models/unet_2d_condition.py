@@ -1,5 +1,6 @@
 """The UNet conditioned on a text: Stable Diffusion 1, 2 (Rombach et al. 2022, arXiv 2112.10752) and XL (Podell et al.
-2023, arXiv 2307.01952), and models distilled from them, as UNet2DConditionModel of diffusers.
+2023, arXiv 2307.01952), and models distilled from them; those of unCLIP (Ramesh et al. 2022, arXiv 2204.06125), Imagen
+(Saharia et al. 2022, arXiv 2205.11487) and their upscalers; as UNet2DConditionModel of diffusers.
 
 Attributes are named as the checkpoint names them. B: batch, C, H, W: channels, height and width of the latents, L, D:
 tokens of the text and their width.
@@ -7,153 +8,32 @@ tokens of the text and their width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.errors import GencliError
-from gencli.models.attention_blocks import Transformer2DModel
-from gencli.models.base import BaseConfig, Layout, check_ints
+from gencli.models.activations import ACTIVATIONS
+from gencli.models.attention_blocks import AddedKeysAttention, Context, Transformer2DModel
+from gencli.models.base import Layout
 from gencli.models.module import BaseModel
+from gencli.models.unet_2d_condition_config import CROSSED, RESAMPLED, SIMPLE, UNet2DConditionConfig
 from gencli.models.unet_blocks import (
     AttentionFactory,
+    Downsample2D,
+    Level,
     MidBlock,
     ResnetBlock2D,
     TimestepEmbedding,
-    check_levels,
-    check_unet,
+    Upsample2D,
     down_path,
-    refuse,
+    resampler,
     timestep_embedding,
     up_path,
 )
-
-DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
-UP = ("CrossAttnUpBlock2D", "UpBlock2D")
-MID = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
-DEPTHS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
-
-
-@dataclass(frozen=True)
-class UNet2DConditionConfig(BaseConfig):
-    """config.json of a text-conditioned UNet; defaults are those of the class in diffusers.
-
-    Where a tuple may stand for an int it has one value per level, largest images first. attention_head_dim: the NUMBER
-    of heads (diffusers issue 2011), like num_attention_heads, which later configs have beside it.
-    transformer_layers_per_block: may have a tuple per attention of a level; then `reverse_…`, deepest level first, is
-    of the up blocks. addition_embed_type: text_time for SDXL's pooled text and numbers with `addition_time_embed_dim`
-    sinusoids each. time_cond_proj_dim: width of the guidance embedding of a latent consistency model.
-    """
-
-    ONLY: ClassVar = {
-        "dual_cross_attention": (False,),
-        "mid_block_only_cross_attention": (None, False),
-        "resnet_skip_time_act": (False,),
-        "resnet_out_scale_factor": (1.0,),
-        "time_embedding_type": ("positional",),
-        "conv_in_kernel": (3,),
-        "conv_out_kernel": (3,),
-        "attention_type": ("default",),
-        "class_embeddings_concat": (False,),
-    }
-    # The first is read with other kinds of addition_embed_type only; softmax is always in float32.
-    INERT = frozenset({"addition_embed_type_num_heads", "upcast_attention"})
-
-    sample_size: int | tuple[int, int] | None = None
-    in_channels: int = 4
-    out_channels: int = 4
-    center_input_sample: bool = False
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
-    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    only_cross_attention: bool | tuple[bool, ...] = False
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int | tuple[int, ...] = 2
-    downsample_padding: int = 1
-    mid_block_scale_factor: float = 1
-    dropout: float = 0.0
-    act_fn: str = "silu"
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int | tuple[int, ...] = 1280
-    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1
-    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = None
-    attention_head_dim: int | tuple[int, ...] = 8
-    num_attention_heads: int | tuple[int, ...] | None = None
-    use_linear_projection: bool = False
-    resnet_time_scale_shift: str = "default"
-    time_embedding_dim: int | None = None
-    time_cond_proj_dim: int | None = None
-    addition_embed_type: str | None = None
-    addition_time_embed_dim: int | None = None
-    projection_class_embeddings_input_dim: int | None = None
-
-    @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**raw, **{key: _tuples(value) for key, value in raw.items() if key in DEPTHS}}
-
-    def check(self) -> None:
-        check_levels(self, DOWN, UP)
-        check_unet(self, MID)
-        check_ints(self, {"cross_attention_dim": 2**14, "attention_head_dim": 2**10})
-        for key in ("time_embedding_dim", "num_attention_heads", "time_cond_proj_dim"):
-            if getattr(self, key) is not None:
-                check_ints(self, {key: 2**15})
-        for key in ("layers_per_block", "cross_attention_dim", "attention_head_dim"):
-            self.levels(key)
-        for level, layers in enumerate(self.levels("layers_per_block")):
-            self.depths(level, layers)
-            self.depths(level, layers + 1, up=True)
-        if self.addition_embed_type is not None:
-            if self.addition_embed_type != "text_time":
-                raise refuse("addition_embed_type", self.addition_embed_type, "gencli knows text_time")
-            check_ints(self, {"addition_time_embed_dim": 2**15, "projection_class_embeddings_input_dim": 2**15})
-        if self.only_cross_attention and self.only_cross_attention != (False,) * len(self.block_out_channels):
-            raise refuse("only_cross_attention", self.only_cross_attention)
-        for width, heads in zip(self.block_out_channels, self.heads, strict=True):
-            if width % heads:
-                raise GencliError(f"config.json: block_out_channels has {width}, no multiple of its {heads} heads")
-
-    def depths(self, level: int, attentions: int, *, up: bool = False) -> tuple[int, ...]:
-        """Return the layers of each of a level's `attentions`, in the down or up blocks. Raises GencliError."""
-        own = up and self.reverse_transformer_layers_per_block is not None
-        depth = self.levels(DEPTHS[own])[-1 - level if own else level]
-        depths = depth if isinstance(depth, tuple) else (depth,) * attentions
-        if len(depths) != attentions or not all(type(one) is int and 0 <= one <= 64 for one in depths):
-            raise GencliError(
-                f"config.json: {DEPTHS[own]} has {depth!r:.80} for level {level + 1}",
-                f"it has {attentions} attentions, each of 0 to 64 layers" + " on the way up" * up,
-            )
-        return depths
-
-    def levels(self, key: str) -> tuple[Any, ...]:
-        """Return a value per level of a key that is one number or one number per level. Raises GencliError."""
-        value = getattr(self, key)
-        count = len(self.block_out_channels)
-        if isinstance(value, tuple) and len(value) != count:
-            raise GencliError(f"config.json: {key} has {len(value)} entries, block_out_channels {count}")
-        return value if isinstance(value, tuple) else (value,) * count
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads of each level."""
-        return self.levels("attention_head_dim" if self.num_attention_heads is None else "num_attention_heads")
-
-    @property
-    def temb_channels(self) -> int:
-        """Width of the time embedding."""
-        return self.time_embedding_dim or 4 * self.block_out_channels[0]
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+from gencli.models.unet_embeddings import ImageProjection, ImageTimeEmbedding, TextTimeEmbedding
 
 
 class DownPath(BaseModel):
@@ -162,27 +42,29 @@ class DownPath(BaseModel):
     def __init__(self, config: UNet2DConditionConfig):
         super().__init__()
         self.config = config
-        widths, layers = config.block_out_channels, config.levels("layers_per_block")
-        resnet, last = _resnet(config), len(widths) - 1
+        widths, layers, last = config.block_out_channels, config.levels("layers_per_block"), config.last_level
+        embed = partial(TimestepEmbedding, act_fn=config.act_fn)
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], config.temb_channels, config.time_cond_proj_dim)
+        self.time_embedding = embed(widths[0], config.temb_channels, config.time_cond_proj_dim)
         if config.addition_embed_type == "text_time":
-            self.add_embedding = TimestepEmbedding(
+            self.add_embedding: nn.Module = TimestepEmbedding(
                 config.projection_class_embeddings_input_dim or 0, config.temb_channels
             )
-        attentions = [
-            _attention(config, level, config.depths(level, layers[level])) if kind == DOWN[0] else None
-            for level, kind in enumerate(config.down_block_types)
+        levels = [
+            _level(config, i, kind, config.depths(i, layers[i]), "down")
+            for i, kind in enumerate(config.down_block_types)
         ]
-        padding = config.downsample_padding
-        self.down_blocks = down_path(widths, layers, resnet=resnet, attentions=attentions, padding=padding)
+        self.down_blocks = down_path(widths, layers, levels)
         if config.mid_block_type is not None:
-            crossed = config.mid_block_type == MID[0]
+            attention = _attention(
+                config, last, config.mid_block_type, config.depths(last, layers[last]), config.mid_only_cross_attention
+            )
+            resnet = _resnet(config, config.mid_block_type)
             self.mid_block = MidBlock(
                 widths[last],
                 resnet=partial(resnet, output_scale_factor=config.mid_block_scale_factor),
-                attention=_attention(config, last, config.depths(last, layers[last])) if crossed else None,
-                resnets=2 if crossed else 1,
+                attention=attention,
+                resnets=2 if attention else 1,
             )
 
     def embed_time(self, timestep: Tensor, sample: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -190,13 +72,18 @@ class DownPath(BaseModel):
 
         cond (B or 1, G): the guidance embedding of a latent consistency model.
         """
+        waves = self._waves(timestep, sample)
+        return self.time_embedding(waves, None if cond is None else cond.to(sample.dtype))
+
+    def _waves(self, timestep: Tensor, sample: Tensor) -> Tensor:
+        """Sinusoids (B, C) of timesteps (B,) or (1,), in the dtype of the sample (B, …)."""
         waves = timestep_embedding(
             timestep.expand(sample.shape[0]),
             self.config.block_out_channels[0],
             flip_sin_to_cos=self.config.flip_sin_to_cos,
             freq_shift=self.config.freq_shift,
         )
-        return self.time_embedding(waves.to(sample.dtype), None if cond is None else cond.to(sample.dtype))
+        return waves.to(sample.dtype)
 
     def embed_added(self, text_embeds: Tensor, time_ids: Tensor, sample: Tensor) -> Tensor:
         """Return SDXL's embedding (B, E) of pooled texts (B, P) and of numbers (B or 1, N), each as sinusoids."""
@@ -209,7 +96,7 @@ class DownPath(BaseModel):
         waves = waves.reshape(len(time_ids), -1).expand(len(text_embeds), -1)
         return self.add_embedding(torch.cat([text_embeds, waves], dim=1).to(sample.dtype))
 
-    def descend(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def descend(self, x: Tensor, temb: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
         """Return the output of the mid block for the output x of `conv_in`, and the skip connections, x first."""
         skips = [x]
         for block in self.down_blocks:
@@ -224,22 +111,48 @@ class UNet2DConditionModel(DownPath):
     def __init__(self, config: UNet2DConditionConfig):
         super().__init__(config)
         widths, layers = config.block_out_channels, config.levels("layers_per_block")
-        attentions = [
-            _attention(config, level, config.depths(level, layers[level] + 1, up=True)) if kind == UP[0] else None
-            for level, kind in enumerate(config.up_block_types[::-1])
+        self._make_embeddings(config)
+        levels = [
+            _level(config, i, kind, config.depths(i, layers[i] + 1, up=True), "up")
+            for i, kind in enumerate(config.up_block_types[::-1])
         ]
-        self.up_blocks = up_path(widths, layers, resnet=_resnet(config), attentions=attentions)
+        self.up_blocks = up_path(widths, layers, levels)
+        self.act = ACTIVATIONS[config.act_fn]
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def _make_embeddings(self, config: UNet2DConditionConfig) -> None:
+        """What is added to the time embedding, and what becomes the context, beside what ControlNets have."""
+        temb, width = config.temb_channels, config.encoder_hid_dim or 0
+        if config.class_embed_type == "timestep":
+            self.class_embedding: nn.Module = TimestepEmbedding(
+                config.block_out_channels[0], temb, act_fn=config.act_fn
+            )
+        elif config.class_embed_type == "projection":
+            self.class_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim or 0, temb)
+        elif config.class_embed_type is None and config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, temb)
+        if config.addition_embed_type == "text":
+            self.add_embedding = TextTimeEmbedding(config.text_width, temb, config.addition_embed_type_num_heads)
+        elif config.addition_embed_type == "image":
+            self.add_embedding = ImageTimeEmbedding(width, temb)
+        reads = config.levels("cross_attention_dim")[0]
+        if config.encoder_hid_dim_type == "text_proj":
+            self.encoder_hid_proj: nn.Module = nn.Linear(width, reads)
+        elif config.encoder_hid_dim_type == "image_proj":
+            self.encoder_hid_proj = ImageProjection(width, reads)
 
     def forward(
         self,
         sample: Tensor,
         timestep: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
         down_residuals: Sequence[Tensor] | None = None,
         mid_residual: Tensor | None = None,
         *,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        image_embeds: Tensor | None = None,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
         timestep_cond: Tensor | None = None,
@@ -249,24 +162,69 @@ class UNet2DConditionModel(DownPath):
         Timesteps may be fractional. Height and width may be any: a level of an odd size is upsampled to that size.
         down_residuals, mid_residual: of ControlNets, added to the skip connections and to the output of the mid block.
         text_embeds (B, P), time_ids (B, 6): pooled text and sizes for SDXL. timestep_cond (B, G): the guidance
-        embedding of a latent consistency model.
+        embedding of a latent consistency model. class_labels: see `class_embed_type`, (B, E), or (B,). image_embeds
+        (B, P): of an image, in place of a text. attention_mask (B, L): false for tokens that nothing attends to.
         """
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         temb = self.embed_time(timestep, sample, timestep_cond)
-        if text_embeds is not None and time_ids is not None:
-            temb = temb + self.embed_added(text_embeds, time_ids, sample)
-        x, skips = self.descend(self.conv_in(sample), temb, encoder_hidden_states)
+        for added in self._added(sample, encoder_hidden_states, class_labels, image_embeds, text_embeds, time_ids):
+            temb = temb + added
+        if self.config.time_embedding_act_fn is not None:
+            temb = ACTIVATIONS[self.config.time_embedding_act_fn](temb)
+        if self.config.encoder_hid_dim_type is not None:
+            from_image = self.config.encoder_hid_dim_type == "image_proj"
+            encoder_hidden_states = self.encoder_hid_proj(image_embeds if from_image else encoder_hidden_states)
+        assert encoder_hidden_states is not None
+        context: Context = encoder_hidden_states
+        if attention_mask is not None:
+            context = encoder_hidden_states, attention_mask
+        x, skips = self.descend(self.conv_in(sample), temb, context)
         if down_residuals is not None:
             skips = [skip + residual for skip, residual in zip(skips, down_residuals, strict=True)]
         if mid_residual is not None:
             x = x + mid_residual
         for block in self.up_blocks:
-            x = block(x, temb, encoder_hidden_states, skips)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+            x = block(x, temb, context, skips)
+        return self.conv_out(self.act(self.conv_norm_out(x)))
+
+    def _added(
+        self,
+        sample: Tensor,
+        states: Tensor | None,
+        class_labels: Tensor | None,
+        image_embeds: Tensor | None,
+        text_embeds: Tensor | None,
+        time_ids: Tensor | None,
+    ) -> Iterator[Tensor]:
+        """What is added to the time embedding, (B, E) each."""
+        kind, addition = self.config.class_embed_type, self.config.addition_embed_type
+        if class_labels is not None:
+            if kind == "timestep":
+                class_labels = self._waves(class_labels, sample)
+            given = class_labels.to(sample.device, None if kind is None else sample.dtype)
+            yield given if kind == "identity" else self.class_embedding(given)
+        if addition == "text_time" and text_embeds is not None and time_ids is not None:
+            yield self.embed_added(text_embeds, time_ids, sample)
+        elif addition == "text":
+            yield self.add_embedding(states)
+        elif addition == "image":
+            yield self.add_embedding(image_embeds)
 
 
-def _resnet(config: UNet2DConditionConfig) -> partial[ResnetBlock2D]:
+def _level(
+    config: UNet2DConditionConfig, level: int, kind: str, depths: Sequence[int], direction: Literal["up", "down"]
+) -> Level:
+    """Return how the down or up block of a level is made."""
+    resnet = _resnet(config, kind)
+    plain = Upsample2D if direction == "up" else partial(Downsample2D, padding=config.downsample_padding)
+    only = config.levels("only_cross_attention")[level]
+    attention = _attention(config, level, kind, depths, only)
+    return Level(resnet, attention, resampler(resnet, direction) if kind in RESAMPLED else plain)
+
+
+def _resnet(config: UNet2DConditionConfig, kind: str) -> partial[ResnetBlock2D]:
+    resampled = kind in RESAMPLED
     return partial(
         ResnetBlock2D,
         groups=config.norm_num_groups,
@@ -274,19 +232,37 @@ def _resnet(config: UNet2DConditionConfig) -> partial[ResnetBlock2D]:
         temb_channels=config.temb_channels,
         scale_shift=config.resnet_time_scale_shift == "scale_shift",
         dropout=config.dropout,
+        act_fn=config.act_fn,
+        skip_time_act=resampled and config.resnet_skip_time_act,
+        output_scale_factor=config.resnet_out_scale_factor if resampled else 1.0,
     )
 
 
-def _attention(config: UNet2DConditionConfig, level: int, depths: Sequence[int]) -> AttentionFactory:
+def _attention(
+    config: UNet2DConditionConfig, level: int, kind: str, depths: Sequence[int], only_cross_attention: bool
+) -> AttentionFactory | None:
     """Return a function that makes a level's attentions, one per call, with the next of `depths` as its layers."""
+    reads, groups = config.levels("cross_attention_dim")[level], config.norm_num_groups
+    if kind in SIMPLE:
+        return lambda channels: AddedKeysAttention(
+            channels,
+            channels // config.levels("attention_head_dim")[level],
+            context_channels=reads,
+            groups=groups,
+            only_context=only_cross_attention,
+            normed=config.cross_attention_norm is not None,
+        )
+    if kind not in CROSSED:
+        return None
     layers = iter(depths)
     return lambda channels: Transformer2DModel(
         channels,
         config.heads[level],
         layers=next(layers),
-        context_channels=config.levels("cross_attention_dim")[level],
-        groups=config.norm_num_groups,
+        context_channels=reads,
+        groups=groups,
         linear=config.use_linear_projection,
+        only_context=only_cross_attention,
     )
 
 

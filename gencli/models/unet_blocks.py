@@ -1,7 +1,8 @@
 """Convolutional blocks that UNets and autoencoders share, named as the checkpoints of diffusers name them.
 
-Blocks are built by two factories, so that a UNet says once how its residual and attention blocks are made:
-`resnet(in_channels, out_channels)` and `attention(channels)`. Every attention is called as `attention(x, context)`.
+Blocks are built by factories, so that a UNet says once how its residual and attention blocks are made:
+`resnet(in_channels, out_channels)`, `attention(channels)`, and `sampler(channels)` for what halves or doubles a level.
+Every attention is called as `attention(x, context)`, every sampler as `sampler(x, temb)`, upwards `(x, temb, size)`.
 B: batch, C: channels, H, W: height and width, E: width of the time embedding, L, D: context tokens and their width.
 """
 
@@ -9,17 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
+from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import check_flags, check_ints, check_numbers
 
 ResnetFactory = Callable[[int, int], nn.Module]
 AttentionFactory = Callable[[int], nn.Module]
+SamplerFactory = Callable[[int], nn.Module]
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -36,9 +40,12 @@ def timestep_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool, fr
 
 
 class TimestepEmbedding(nn.Module):
-    def __init__(self, in_channels: int, time_embed_dim: int, cond_channels: int | None = None):
+    def __init__(
+        self, in_channels: int, time_embed_dim: int, cond_channels: int | None = None, *, act_fn: str = "silu"
+    ):
         """cond_channels: width of a condition beside the time (the guidance scale, of consistency models)."""
         super().__init__()
+        self.act = ACTIVATIONS[act_fn]
         self.linear_1 = nn.Linear(in_channels, time_embed_dim)
         if cond_channels is not None:
             self.cond_proj = nn.Linear(cond_channels, in_channels, bias=False)
@@ -47,11 +54,15 @@ class TimestepEmbedding(nn.Module):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is not None:
             x = x + self.cond_proj(cond)
-        return self.linear_2(F.silu(self.linear_1(x)))
+        return self.linear_2(self.act(self.linear_1(x)))
 
 
 class ResnetBlock2D(nn.Module):
-    """GroupNorm, SiLU and convolution, twice, and a shortcut; the time embedding shifts (and scales) the middle."""
+    """GroupNorm, activation and convolution, twice, and a shortcut; the time embedding shifts (and scales) the middle.
+
+    resample: the size changes before the first convolution and on the shortcut (Dhariwal & Nichol 2021): down by means
+    of 2×2 positions, up by repetition. skip_time_act: the time embedding comes with its activation.
+    """
 
     def __init__(
         self,
@@ -64,8 +75,12 @@ class ResnetBlock2D(nn.Module):
         scale_shift: bool = False,
         output_scale_factor: float = 1.0,
         dropout: float = 0.0,
+        act_fn: str = "silu",
+        skip_time_act: bool = False,
+        resample: Literal["up", "down"] | None = None,
     ):
         super().__init__()
+        self.act, self.skip_time_act, self.resample = ACTIVATIONS[act_fn], skip_time_act, resample
         self.scale_shift = scale_shift
         self.output_scale_factor = output_scale_factor
         self.dropout = dropout
@@ -77,20 +92,30 @@ class ResnetBlock2D(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+    def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """size: height and width that `resample` goes up to, unless twice those of x."""
+        h = self.act(self.norm1(x))
+        if self.resample is not None:
+            x, h = (_resize(one, self.resample, size) for one in (x, h))
+        h = self.conv1(h)
         if temb is None:
             h = self.norm2(h)
         else:
-            shift = self.time_emb_proj(F.silu(temb))[:, :, None, None]
+            shift = self.time_emb_proj(temb if self.skip_time_act else self.act(temb))[:, :, None, None]
             if self.scale_shift:
                 scale, shift = shift.chunk(2, dim=1)
                 h = self.norm2(h) * (1 + scale) + shift
             else:
                 h = self.norm2(h + shift)
-        h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
+        h = self.conv2(F.dropout(self.act(h), self.dropout, self.training))
         h = self.conv_shortcut(x) + h
         return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+
+
+def _resize(x: Tensor, direction: Literal["up", "down"], size: tuple[int, int] | None) -> Tensor:
+    if direction == "down":
+        return F.avg_pool2d(x, 2)
+    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
 
 
 class Downsample2D(nn.Module):
@@ -99,7 +124,7 @@ class Downsample2D(nn.Module):
         self.padding = padding
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         if self.padding == 0:
             x = F.pad(x, (0, 1, 0, 1))  # right and bottom only, as in the first DDPM code
         return self.conv(x)
@@ -110,10 +135,9 @@ class Upsample2D(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """Upsample to twice the height and width, or to `size`: that of a level with odd sides before it was halved."""
-        size = size or (2 * x.shape[2], 2 * x.shape[3])
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return self.conv(_resize(x, "up", size))
 
 
 def _modules(modules: list[nn.Module]) -> nn.ModuleList | None:
@@ -121,7 +145,7 @@ def _modules(modules: list[nn.Module]) -> nn.ModuleList | None:
 
 
 class DownBlock(nn.Module):
-    """DownBlock2D, AttnDownBlock2D and CrossAttnDownBlock2D, which differ only in the attention."""
+    """DownBlock2D, ResnetDownsampleBlock2D, and those with attention; they differ in how size changes and attention."""
 
     def __init__(
         self,
@@ -131,15 +155,14 @@ class DownBlock(nn.Module):
         *,
         resnet: ResnetFactory,
         attention: AttentionFactory | None,
-        downsample_padding: int | None,
+        sampler: SamplerFactory | None,
     ):
-        """downsample_padding: None for the last level, which is not halved."""
+        """sampler: None for the last level, which is not halved."""
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
         self.resnets = nn.ModuleList(resnet(widths[i], widths[i + 1]) for i in range(layers))
         self.attentions = _modules([attention(out_channels) for _ in range(layers)] if attention else [])
-        down = [] if downsample_padding is None else [Downsample2D(out_channels, downsample_padding)]
-        self.downsamplers = _modules([*down])
+        self.downsamplers = _modules([sampler(out_channels)] if sampler else [])
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Return the output of the level, and the states that the up blocks read (skip connections)."""
@@ -150,13 +173,13 @@ class DownBlock(nn.Module):
                 x = self.attentions[i](x, context)
             skips.append(x)
         if self.downsamplers is not None:
-            x = self.downsamplers[0](x)
+            x = self.downsamplers[0](x, temb)
             skips.append(x)
         return x, skips
 
 
 class UpBlock(nn.Module):
-    """UpBlock2D, AttnUpBlock2D and CrossAttnUpBlock2D, which differ only in the attention."""
+    """UpBlock2D, ResnetUpsampleBlock2D, and those with attention; they differ in how size changes and attention."""
 
     def __init__(
         self,
@@ -166,14 +189,14 @@ class UpBlock(nn.Module):
         *,
         resnet: ResnetFactory,
         attention: AttentionFactory | None,
-        upsample: bool,
+        sampler: SamplerFactory | None,
     ):
         """skip_channels: widths of the states of the down blocks, one per residual block, in the order of use."""
         super().__init__()
         widths = [in_channels] + [out_channels] * len(skip_channels)
         self.resnets = nn.ModuleList(resnet(widths[i] + skip, out_channels) for i, skip in enumerate(skip_channels))
         self.attentions = _modules([attention(out_channels) for _ in skip_channels] if attention else [])
-        self.upsamplers = _modules([Upsample2D(out_channels)] if upsample else [])
+        self.upsamplers = _modules([sampler(out_channels)] if sampler else [])
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor]) -> Tensor:
         """skips: the remaining states of the down blocks; this level takes its own from the end."""
@@ -183,7 +206,7 @@ class UpBlock(nn.Module):
                 x = self.attentions[i](x, context)
         if self.upsamplers is not None:
             size = (skips[-1].shape[2], skips[-1].shape[3])
-            x = self.upsamplers[0](x, size)
+            x = self.upsamplers[0](x, temb, size)
         return x
 
 
@@ -204,48 +227,49 @@ class MidBlock(nn.Module):
         return x
 
 
-def down_path(
-    widths: Sequence[int],
-    layers: Sequence[int],
-    *,
-    resnet: ResnetFactory,
-    attentions: Sequence[AttentionFactory | None],
-    padding: int,
-) -> nn.ModuleList:
+@dataclass(frozen=True)
+class Level:
+    """How the blocks of one level are made: residual blocks and attentions, and what halves or doubles the size."""
+
+    resnet: ResnetFactory
+    attention: AttentionFactory | None
+    sampler: SamplerFactory
+
+
+def resampler(resnet: Callable[..., nn.Module], direction: Literal["up", "down"]) -> SamplerFactory:
+    """Return what changes the size after a level within a residual block."""
+    return lambda channels: resnet(channels, channels, resample=direction)
+
+
+def down_path(widths: Sequence[int], layers: Sequence[int], levels: Sequence[Level]) -> nn.ModuleList:
     """Make the down blocks of a UNet: one per width, with `layers` residual blocks and an attention or none."""
     last = len(widths) - 1
     return nn.ModuleList(
         DownBlock(
-            widths[max(level - 1, 0)],
+            widths[max(i - 1, 0)],
             width,
-            layers[level],
-            resnet=resnet,
-            attention=attentions[level],
-            downsample_padding=padding if level < last else None,
+            layers[i],
+            resnet=levels[i].resnet,
+            attention=levels[i].attention,
+            sampler=levels[i].sampler if i < last else None,
         )
-        for level, width in enumerate(widths)
+        for i, width in enumerate(widths)
     )
 
 
-def up_path(
-    widths: Sequence[int],
-    layers: Sequence[int],
-    *,
-    resnet: ResnetFactory,
-    attentions: Sequence[AttentionFactory | None],
-) -> nn.ModuleList:
-    """Make the up blocks of a UNet, deepest level first; the arguments are those of `down_path`."""
+def up_path(widths: Sequence[int], layers: Sequence[int], levels: Sequence[Level]) -> nn.ModuleList:
+    """Make the up blocks of a UNet, deepest first; the arguments are those of `down_path`, largest level first."""
     last = len(widths) - 1
     return nn.ModuleList(
         UpBlock(
-            widths[min(level + 1, last)],
-            widths[level],
-            [widths[level]] * layers[level] + [widths[max(level - 1, 0)]],
-            resnet=resnet,
-            attention=attentions[level],
-            upsample=level > 0,
+            widths[min(i + 1, last)],
+            widths[i],
+            [widths[i]] * layers[i] + [widths[max(i - 1, 0)]],
+            resnet=levels[i].resnet,
+            attention=levels[i].attention,
+            sampler=levels[i].sampler if i > 0 else None,
         )
-        for level in range(last, -1, -1)
+        for i in range(last, -1, -1)
     )
 
 
@@ -256,7 +280,9 @@ def refuse(key: str, value: Any, hint: str | None = None) -> GencliError:
     return GencliError(f"config.json: {key} = {value!r} is not supported", hint)
 
 
-def check_levels(config: Any, down: tuple[str, ...], up: tuple[str, ...]) -> None:
+def check_levels(
+    config: Any, down: tuple[str, ...], up: tuple[str, ...], act_fns: tuple[str, ...] = ("silu", "swish")
+) -> None:
     """Raise GencliError unless the levels of a UNet or autoencoder fit: a known block type per width, whole groups."""
     for key, known in (("block_out_channels", None), ("down_block_types", down), ("up_block_types", up)):
         value = getattr(config, key)
@@ -274,8 +300,8 @@ def check_levels(config: Any, down: tuple[str, ...], up: tuple[str, ...]) -> Non
         if width % config.norm_num_groups:
             groups = config.norm_num_groups
             raise GencliError(f"config.json: block_out_channels has {width}, no multiple of norm_num_groups = {groups}")
-    if config.act_fn not in ("silu", "swish"):
-        raise refuse("act_fn", config.act_fn, "gencli knows silu and swish, which are one")
+    if config.act_fn not in act_fns:
+        raise refuse("act_fn", config.act_fn, f"gencli knows {', '.join(act_fns)}")
 
 
 def check_unet(config: Any, mid_blocks: tuple[str | None, ...]) -> None:

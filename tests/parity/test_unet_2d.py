@@ -104,7 +104,7 @@ def test_gradients_reach_every_weight():
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift = 'spatial'"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "UNetMidBlock2DCrossAttn"),
         ({"down_block_types": ["SkipDownBlock2D"] * 4}, "SkipDownBlock2D"),
-        ({"up_block_types": ["ResnetUpsampleBlock2D"] * 4}, "ResnetUpsampleBlock2D"),
+        ({"up_block_types": ["SkipUpBlock2D"] * 4}, "SkipUpBlock2D"),
         ({"act_fn": "mish"}, "act_fn = 'mish'"),
         ({"attention_head_dim": 5}, "attention_head_dim = 5"),
         ({"attention_head_dim": [8, 8, 8, 8]}, "attention_head_dim"),

@@ -51,6 +51,7 @@ def edited_latents(checkpoint: Described) -> None:
 def _check_channels(checkpoint: Described, fitting: Callable[[int], tuple[int, ...]]) -> None:
     unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
     _check_texts(checkpoint)
+    _check_nothing_added(checkpoint)
     latent = vae.get("latent_channels", 4)
     if not isinstance(latent, int):
         raise GencliError(f"{checkpoint.folder}: vae: latent_channels = {latent!r:.80} is no number")
@@ -87,6 +88,7 @@ def latent_diffusion(checkpoint: Described) -> None:
         hint = f"its autoencoder has {channels} channels"
         raise _unsupported(checkpoint, "UNet", "in_channels", unet.get("in_channels"), hint)
     if "bert" in checkpoint.configs:
+        _check_nothing_added(checkpoint)
         reads, width = unet.get("cross_attention_dim", 1280), checkpoint.configs["bert"].get("d_model", 1280)
         if reads != width:
             raise GencliError(
@@ -116,6 +118,13 @@ def stable_diffusion_xl(checkpoint: Described, channels: Callable[[Described], N
     key = "projection_class_embeddings_input_dim"
     if unet.get(key) != width:
         raise _unsupported(checkpoint, "UNet", key, unet.get(key), f"{word} numbers and the pooled text make {width}")
+
+
+def _check_nothing_added(checkpoint: Described) -> None:
+    """The UNet reads nothing that these families do not give."""
+    for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim"):
+        if (value := checkpoint.configs["unet"].get(key)) is not None:
+            raise _unsupported(checkpoint, "UNet", key, value)
 
 
 def _check_texts(checkpoint: Described) -> None:

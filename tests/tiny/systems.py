@@ -1,0 +1,149 @@
+"""Small seeded systems of several stages, laid out as on the hub: DeepFloyd IF (Imagen's form).
+
+Every maker gives back the reference in float32, ready to be compared with.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.oracles.libraries import diffusers, transformers
+from tests.tiny.image import keep_keys, randomise, rewrite_json, save
+from tests.tiny.sentencepiece import trained
+
+WIDTH = 64  # of the texts
+RESNETS: dict[str, Any] = {
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [16, 32],
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "cross_attention_dim": 32,
+    "cross_attention_norm": None,
+    "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 3,
+    "layers_per_block": 1,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "norm_eps": 1e-05,
+    "norm_num_groups": 8,
+    "only_cross_attention": False,
+    "out_channels": 6,
+    "resnet_time_scale_shift": "scale_shift",
+    "sample_size": 16,
+    "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+}
+IF: dict[str, dict[str, Any]] = {
+    "I": RESNETS
+    | {
+        "act_fn": "gelu",
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 4,
+        "cross_attention_norm": "group_norm",
+        "encoder_hid_dim": WIDTH,
+        "encoder_hid_dim_type": None,  # of files before diffusers 0.17: text_proj
+        "layers_per_block": 2,
+        "resnet_out_scale_factor": 1.0,
+        "resnet_skip_time_act": False,
+        "time_embedding_act_fn": None,
+        "time_embedding_dim": None,
+    }
+}
+IF["II"] = IF["I"] | {
+    "class_embed_type": "timestep",
+    "encoder_hid_dim_type": "text_proj",
+    "in_channels": 6,
+    "layers_per_block": [1, 2],
+    "mid_block_scale_factor": 1.4142135623730951,
+    "only_cross_attention": True,
+    "resnet_out_scale_factor": 1.4142135623730951,
+    "resnet_skip_time_act": True,
+    "sample_size": 64,
+    "time_embedding_act_fn": "gelu",
+    "time_embedding_dim": 40,
+}
+T5: dict[str, Any] = {
+    "d_ff": 96,
+    "d_kv": 12,
+    "d_model": WIDTH,
+    "dense_act_fn": "gelu_new",
+    "dropout_rate": 0.1,
+    "eos_token_id": 1,
+    "feed_forward_proj": "gated-gelu",
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-06,
+    "model_type": "t5",
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "num_layers": 3,
+    "output_past": True,
+    "pad_token_id": 0,
+    "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 512,
+}
+DDPM: dict[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.17.0",
+    "beta_end": 0.02,
+    "beta_schedule": "squaredcos_cap_v2",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "dynamic_thresholding_ratio": 0.95,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.5,
+    "thresholding": True,
+    "trained_betas": None,
+    "variance_type": "learned_range",
+}
+
+
+def louder(model: nn.Module, seed: int, times: float = 1.6) -> nn.Module:
+    """A network whose prediction is far from zero, and whose every condition tells."""
+    randomise(model, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter *= times if "conv" in name or "emb" in name or "attentions" in name else 1.0
+    return model
+
+
+def make_unet(folder: Path, config: dict[str, Any], seed: int = 70, *, cls: str = "UNet2DConditionModel") -> Any:
+    """A UNet in `folder`, its config.json with the keys of the hub's file alone."""
+    torch.manual_seed(seed)
+    model = save(louder(getattr(diffusers, cls)(**config), seed + 1), folder)
+    keep_keys(folder / "config.json", " ".join(config))
+    # what diffusers makes of a type that older files lack, and of a small sample_size
+    rewrite_json(folder / "config.json", lambda raw: raw | {"_diffusers_version": "0.17.0", **config})
+    return model
+
+
+def make_t5(folder: Path, changes: dict[str, Any] | None = None, **saving: Any) -> Any:
+    """A T5 encoder, with its word embeddings twice, as most files have them."""
+    config = T5 | (changes or {})
+    torch.manual_seed(72)
+    model = save(louder(transformers.T5EncoderModel(transformers.T5Config(**config)), 73, 1.0), folder, **saving)
+    keep_keys(folder / "config.json", " ".join(config), architectures=["T5EncoderModel"], torch_dtype="float32")
+    return model
+
+
+def make_t5_tokenizer(folder: Path) -> None:
+    """SentencePiece's unigrams as T5 has them: spiece.model, the end token after every text."""
+    folder.mkdir(parents=True)
+    (folder / "spiece.model").write_bytes(trained("t5"))
+    config = {"eos_token": "</s>", "extra_ids": 100, "model_max_length": 77, "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "T5Tokenizer"}))
