@@ -1,19 +1,32 @@
-"""gencli as a process: through real pipes, and on a real pseudo-terminal."""
+"""gencli as a process: through real pipes, and on a real pseudo-terminal.
+
+All but those called `fresh` are forked from a server that has imported everything (fork_server.py).
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import pty
 import select
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+from tests.shell import fork_server
 
 ROOT = Path(__file__).parents[2]
 GENCLI = [sys.executable, "-m", "gencli"]
 LIMIT = 120  # seconds until a process counts as hanging
+CAN_FORK = sys.platform == "linux"
+READ_AT_START = ("LANG", "LC_", "LD_", "MKL_", "OMP_", "PYTHON")
 
 
 def environment(**changes: str | None) -> dict[str, str]:
@@ -28,12 +41,70 @@ def environment(**changes: str | None) -> dict[str, str]:
     return env
 
 
-def gencli(*args: object, stdin: bytes | int = subprocess.DEVNULL, **env: str | None) -> subprocess.CompletedProcess:
-    """Run gencli to its end; bytes for stdin go through a pipe."""
-    given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
-    return subprocess.run(
-        [*GENCLI, *map(str, args)], capture_output=True, env=environment(**env), timeout=LIMIT, **given
+@functools.cache
+def server(root: Path) -> str:
+    """Start the fork server of the gencli in this folder, which ends with this process; return its socket's path."""
+    path = tempfile.mktemp(prefix="gencli-")  # short, as sockets want it
+    process = subprocess.Popen(
+        [sys.executable, fork_server.__file__, "--serve", path],
+        env=environment(PYTHONPATH=str(root)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
+    atexit.register(process.communicate)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    return path
+
+
+class Forked(subprocess.Popen):
+    """As subprocess.Popen, for a process that the fork server at `path` makes."""
+
+    def __init__(self, path: str, wishes: dict, **streams: int):
+        self._path, self._wishes = path, wishes
+        super().__init__(wishes["args"], **streams)
+
+    def _execute_child(self, *given) -> None:
+        """What Popen calls once it has made the pipes: their ends, three pairs, are -1 for an inherited stream."""
+        ends = given[10:16]
+        streams = {number: number if end == -1 else end for number, end in enumerate((ends[0], ends[3], ends[5]))}
+        with socket.socket(socket.AF_UNIX) as connection:
+            self.pid = fork_server.request(connection, self._path, streams, adopted=True, **self._wishes)
+        self._child_created = True
+        self._close_pipe_fds(*ends)
+
+
+def start(
+    *args: object,
+    env: dict[str, str] | None = None,
+    fresh: bool = False,
+    root: Path = ROOT,
+    code: str = "",
+    new_session: bool = False,
+    **pipes: int,
+) -> subprocess.Popen:
+    """Start gencli with pipes for all three streams that `pipes` does not name; Ctrl-C is not ignored.
+
+    fresh: not forked, for tests of how gencli starts and ends. root: where this gencli lies. code: runs before it.
+    """
+    words = [str(arg) for arg in args]
+    env = {**(environment() if env is None else env), "PYTHONPATH": str(root)}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
+    if CAN_FORK and not fresh and at_start(env) == at_start(environment(PYTHONPATH=str(root))):
+        wishes = {"args": words, "code": code, "env": env, "group": 0 if new_session else os.getpgid(0)}
+        return Forked(server(root), {**wishes, "ignores_interrupt": False}, **streams)
+    command = (
+        [sys.executable, "-c", f"import sys\n{code}\nfrom gencli.__main__ import main\nsys.exit(main())"]
+        if code
+        else GENCLI
+    )
+    return subprocess.Popen(
+        [*command, *words], env=env, preexec_fn=obey_signals, start_new_session=new_session, **streams
+    )
+
+
+def at_start(env: dict[str, str]) -> dict[str, str]:
+    """Return what libraries read of an environment as a process begins, and never again."""
+    return {key: value for key, value in env.items() if key.startswith(READ_AT_START)}
 
 
 def obey_signals() -> None:
@@ -41,22 +112,60 @@ def obey_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(*args: object, **pipes: int) -> subprocess.Popen:
-    """Start gencli with pipes for all three streams that `pipes` does not name."""
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
-    return subprocess.Popen([*GENCLI, *map(str, args)], env=environment(), preexec_fn=obey_signals, **streams)
+def gencli(
+    *args: object,
+    stdin: bytes | int = subprocess.DEVNULL,
+    fresh: bool = False,
+    root: Path = ROOT,
+    code: str = "",
+    **env: str | None,
+) -> subprocess.CompletedProcess:
+    """Run gencli to its end; bytes for stdin go through a pipe."""
+    pipe, data = (subprocess.PIPE, stdin) if isinstance(stdin, bytes) else (stdin, None)
+    process = start(*args, env=environment(**env), fresh=fresh, root=root, code=code, stdin=pipe)
+    try:
+        out, err = process.communicate(data, LIMIT)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
-def shell(script: str, *args: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None
+from gencli.__main__ import main
+for args in json.loads(sys.argv[1]):
+    print(main(args), flush=True)
+    print(end="\\0", file=sys.stderr, flush=True)
+"""
+
+
+def without_torch(commands: list[list[str]]) -> tuple[list[int], list[str]]:
+    """Run commands that print nothing, in one process that cannot import torch: their exit codes and errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)],
+        stdin=subprocess.DEVNULL, capture_output=True, env=environment(), timeout=LIMIT,
+    )  # fmt: skip
+    errors = done.stderr.decode().split("\0")
+    assert done.returncode == 0 and errors.pop() == "", errors
+    assert len(errors) == len(commands) and not any("Traceback" in error for error in errors), errors
+    return [int(code) for code in done.stdout.split()], errors
+
+
+def shell(script: str, *args: object, stdin: bytes = b"", fresh: bool = False) -> subprocess.CompletedProcess:
     """Run a bash script in which `gencli` is this gencli and `args` are `$1`, `$2`, …"""
-    script = f'gencli() {{ "{sys.executable}" -m gencli "$@"; }}\n{script}'
+    program = [sys.executable, "-S", fork_server.__file__, server(ROOT)] if CAN_FORK and not fresh else GENCLI
+    script = f'gencli() {{ {shlex.join(program)} "$@"; }}\n{script}'
     command = ["bash", "-c", script, "bash", *map(str, args)]
     return subprocess.run(command, input=stdin, capture_output=True, env=environment(), timeout=LIMIT)
 
 
 def on_terminal(
-    *args: object, stdin: bool = True, stdout: bool = True, stderr: bool = True, typed: bytes = b"", **env: str | None
-) -> tuple[int, bytes, bytes, bytes]:
+    *args: object, stdin: bool = True, stdout: bool = True, stderr: bool = True, typed: bytes = b"",
+    code: str = "", **env: str | None,
+) -> tuple[int, bytes, bytes, bytes]:  # fmt: skip
     """Run gencli with the named streams on one pseudo-terminal, 80 columns wide, and pipes for the others.
 
     `typed` is what somebody types there. Returns the exit code, what the terminal got, and what the pipes of stdout
@@ -64,13 +173,14 @@ def on_terminal(
     """
     master, slave = pty.openpty()
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [*GENCLI, *map(str, args)],
+    process = start(
+        *args,
+        code=code,
+        env=environment(**{"TERM": "xterm-256color", "COLUMNS": "80", **env}),
+        new_session=True,
         stdin=slave if stdin else subprocess.DEVNULL,
         stdout=slave if stdout else pipe,
         stderr=slave if stderr else pipe,
-        env=environment(**{"TERM": "xterm-256color", "COLUMNS": "80", **env}),
-        start_new_session=True,
     )
     os.close(slave)
     os.write(master, typed)

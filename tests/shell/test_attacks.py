@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
-from tests.shell.process import GENCLI, LIMIT, environment
+from tests.shell.process import GENCLI, LIMIT, environment, gencli
 from tests.shell.test_chat import templated
 from tests.tiny.clip import make_clip, make_pictures
 from tests.tiny.image import make_ddpm, make_stable_diffusion, rewrite_json
@@ -217,12 +217,7 @@ def test_the_same_from_stdin_and_in_a_palettes_place(run):
     done = run("image", "-m", "igpt", "-i", "bomb", "-o", "b.png")
     check_words(done.returncode, done.stdout, done.stderr, said="bomb")
     with open("bomb", "rb") as file:
-        process = subprocess.run(
-            [*GENCLI, "image", "-m", "emoji", "x", "-i", "-", "-o", "b.png"],
-            stdin=file,
-            capture_output=True,
-            env=environment(),
-        )
+        process = gencli("image", "-m", "emoji", "x", "-i", "-", "-o", "b.png", stdin=file.fileno())
     check_words(process.returncode, process.stdout, process.stderr, said="stdin")
 
 

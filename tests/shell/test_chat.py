@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal
+from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal, start
 from tests.tiny.chat_templates import BIAS, PLAIN_CHATML
 from tests.tiny.text import END, make_gpt2, write_json
 
@@ -185,10 +185,7 @@ def test_what_goes_wrong_is_one_line(tuned: Path, tmp_path: Path):
 
 def test_the_template_process_ends_with_its_owner(tuned: Path):
     """Even a gencli that is killed leaves nothing behind: the worker's stdin ends."""
-    process = subprocess.Popen(
-        [*GENCLI, "text", "hi", "--chat", "-m", str(tuned), "-n", "30000", *SPOKEN],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment(),
-    )  # fmt: skip
+    process = start("text", "hi", "--chat", "-m", tuned, "-n", 30_000, *SPOKEN, stdin=subprocess.DEVNULL)
     assert process.stdout and os.read(process.stdout.fileno(), 1)
     [worker] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()

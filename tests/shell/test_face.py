@@ -64,7 +64,7 @@ for args, code in {FACES!r}:
 
 
 def test_version():
-    done = gencli("--version")
+    done = gencli("--version", fresh=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"gencli {__version__}\n".encode(), b"")
 
 
@@ -167,14 +167,14 @@ def test_shell_completion(words: str, index: int, offers: str):
 
 
 def test_closed_standard_streams():
-    assert shell("gencli text a -m no-such-model <&-").returncode == 1
-    assert shell("gencli text <&- -m no-such-model").returncode == 1
-    assert shell("gencli --version >&-").returncode == 0
-    assert shell("gencli text --top-k -1 2>&-").returncode == 2
+    assert shell("gencli text a -m no-such-model <&-", fresh=True).returncode == 1
+    assert shell("gencli text <&- -m no-such-model", fresh=True).returncode == 1
+    assert shell("gencli --version >&-", fresh=True).returncode == 0
+    assert shell("gencli text --top-k -1 2>&-", fresh=True).returncode == 2
 
 
 def test_gencli_alone_names_a_first_step():
-    done = subprocess.run(GENCLI, capture_output=True, env=environment(), timeout=60)
+    done = gencli()
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"gencli --help" in done.stderr
 

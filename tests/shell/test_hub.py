@@ -165,9 +165,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: Hub, env: dict
 def test_an_interrupted_download_goes_on_in_the_next_run(hub: Hub, env: dict[str, str | None]) -> None:
     hub.commit("org/tiny", tiny())
     hub.stall, hub.cut_after = threading.Event(), 2**21
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [*process.GENCLI, "models", "pull", "org/tiny"]
-    started = subprocess.Popen(command, env=process.environment(**env), preexec_fn=process.obey_signals, **streams)
+    started = process.start("models", "pull", "org/tiny", env=process.environment(**env), stdin=subprocess.DEVNULL)
     assert hub.stalled.wait(60)
     partial = f"{sha256(tiny()['model.safetensors'])}.incomplete"
     blobs = Path(str(env["HF_HUB_CACHE"])) / "models--org--tiny" / "blobs"
@@ -219,10 +217,9 @@ def test_a_hub_that_goes_away(hub: Hub, env: dict[str, str | None]) -> None:
 
 def test_two_at_a_time_do_not_disturb_each_other(hub: Hub, env: dict[str, str | None]) -> None:
     hub.commit("org/tiny", tiny())
-    command = [*process.GENCLI, "models", "pull", "org/tiny"]
-    both = [subprocess.Popen(command, env=process.environment(**env), stdout=subprocess.PIPE) for _ in range(2)]
-    folders = {process.communicate(timeout=60)[0].decode().strip() for process in both}
-    assert [process.returncode for process in both] == [0, 0]
+    both = [process.start("models", "pull", "org/tiny", env=process.environment(**env)) for _ in range(2)]
+    folders = {each.communicate(timeout=60)[0].decode().strip() for each in both}
+    assert [each.returncode for each in both] == [0, 0]
     (folder,) = folders
     assert content(Path(folder))["model.safetensors"] == tiny()["model.safetensors"]
     assert [r.path.startswith("/cdn/") for r in hub.requests if r.server == "cdn"] == [True]
@@ -563,11 +560,9 @@ def test_a_hub_that_sends_a_byte_now_and_then(hub: Hub, env: dict[str, str | Non
     hub.commit("org/tiny", tiny())
     hub.slow = 0.1
     patience = "import gencli.checkpoints.hub_http as http; http.STALL_SECONDS = 2"
-    script = f"{patience}; import sys; from gencli.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", script, "models", "pull", "org/tiny"]
-    done = subprocess.run(command, env=process.environment(**env), capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.search(r"error: cannot fetch org/tiny from .*: it sent \d+ bytes in 2 seconds\n", done.stderr)
+    done = process.gencli("models", "pull", "org/tiny", code=patience, **env)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert re.search(rb"error: cannot fetch org/tiny from .*: it sent \d+ bytes in 2 seconds\n", done.stderr)
 
 
 def test_a_hub_that_sends_more_than_it_said(hub: Hub, env: dict[str, str | None]) -> None:

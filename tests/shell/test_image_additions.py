@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.oracles.hub_server import Hub
-from tests.shell.process import environment, gencli
+from tests.shell.process import gencli, without_torch
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.lora import draw_layers, kohya_name, write
 
@@ -69,26 +67,17 @@ def test_all_of_it_is_drawn_recorded_and_drawn_again(root, folder):
     assert b"error: a.png was made with --lora style.safetensors, which is not on this machine\nhint: " in lost.stderr
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
+def test_wrong_usage_is_told_before_anything_is_opened():
+    wrong = [
         (("a", "--lora", "x:inf"), "--lora 'x:inf'"),
         (("a", "--embedding", "x.pt:"), "--embedding 'x.pt:'"),
         (("a", "--embedding", ":word"), "FILE or FILE:WORD is wanted"),
         (("a", "--lora", ""), "--lora ''"),
-    ],
-)
-def test_wrong_usage_is_told_before_anything_is_opened(args, message):
-    """In a process that cannot import torch, with a model that is not there."""
-    code = "import sys; sys.modules['torch'] = None; from gencli.__main__ import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "image", "-m", "./none", *map(str, args)],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        env=environment(),
-        check=False,
-    )
-    assert done.returncode == 2 and message in done.stderr.decode(), done.stderr
+    ]
+    codes, errors = without_torch([["image", "-m", "./none", *args] for args, _ in wrong])
+    assert codes == [2] * len(wrong)
+    for error, (_, message) in zip(errors, wrong, strict=True):
+        assert message in error
 
 
 def test_what_cannot_be_is_one_line(root, folder):

@@ -8,14 +8,13 @@ import json
 import pkgutil
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-import gencli.cli
-from tests.shell.process import ROOT, environment
+from gencli import cli
+from tests.shell.process import ROOT, gencli
 
 MOST_PARAMETERS = 14
 TEXT_ROW = """\
@@ -42,7 +41,7 @@ IMAGE_ROW = """\
 def copy(tmp_path_factory) -> Path:
     """A source tree of gencli with one more option for text and one for images."""
     folder = tmp_path_factory.mktemp("toy")
-    shutil.copytree(ROOT / "gencli", folder / "gencli", ignore=shutil.ignore_patterns("__pycache__", "_weights"))
+    shutil.copytree(ROOT / "gencli", folder / "gencli", ignore=shutil.ignore_patterns("_weights"))
     (folder / "weights").symlink_to(ROOT / "weights")
     insert(folder / "gencli/text/request.py", "    repeat_penalty: float | None = ", TEXT_ROW)
     insert(folder / "gencli/image/request.py", "    model: str = ", IMAGE_ROW)
@@ -58,10 +57,7 @@ def insert(file: Path, before: str, row: str) -> None:
 
 
 def toy(copy: Path, *args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "gencli", *map(str, args)]
-    done = subprocess.run(
-        command, cwd=copy, capture_output=True, env=environment(PYTHONPATH=str(copy), **env), timeout=120
-    )
+    done = gencli(*args, root=copy, **env)
     assert done.returncode == code, done.stderr.decode()
     return done
 
@@ -121,9 +117,8 @@ def test_one_more_image_parameter(copy, tmp_path):
 
 
 def test_a_request_is_built_once_completed_once_and_once_per_image(tmp_path):
-    script = """
-import sys
-from gencli.__main__ import main
+    code = """
+import atexit
 from gencli.image.request import ImageRequest
 built = 0
 check = ImageRequest.__post_init__
@@ -132,20 +127,17 @@ def count(self):
     built += 1
     check(self)
 ImageRequest.__post_init__ = count
-assert main(sys.argv[1:]) == 0
-print(built)
+atexit.register(lambda: print(built))
 """
     for images in (1, 3):
         args = ["image", "red apple", "--steps", "1", "--count", images, "-q", "-o", tmp_path / "{index}.png"]
-        done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, args)], capture_output=True, env=environment(), timeout=120
-        )
+        done = gencli(*args, code=code)
         assert done.returncode == 0, done.stderr.decode()
         assert int(done.stdout.split()[-1]) == 2 + images
 
 
 def test_no_function_of_the_command_line_has_more_than_a_screen_of_parameters():
-    for module in pkgutil.iter_modules(gencli.cli.__path__, "gencli.cli."):
+    for module in pkgutil.iter_modules(cli.__path__, "gencli.cli."):
         for _, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
             if function.__module__ == module.name:
                 count = len(inspect.signature(function).parameters)

@@ -2,15 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shell import process
-from tests.shell.process import environment, gencli, on_terminal
+from tests.shell.process import gencli, on_terminal
 from tests.tiny.image import DDPM, SCHEDULER, make_unet_2d, write_scheduler
 from tests.tiny.sdxl import make_refiner, make_sdxl
 
@@ -37,9 +34,6 @@ class Enlarged(Start):
         return InitLatents(draw_noise(), concat=F.interpolate(before.x, size=self.shape[1:]))
 '''
 ROW = """
-import sys
-
-from gencli.__main__ import main
 from gencli.image import families, prompts
 from gencli.image.families import Family, Stage
 
@@ -53,13 +47,12 @@ families.FAMILIES["ToyCascadePipeline"] = Family(
     {{"unet": unet, "scheduler": None, "upscaler": unet, "upscaler_scheduler": None}},
     "none",
 )
-sys.exit(main())
 """
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A checkpoint of the toy family, and the command that knows it."""
+    """A checkpoint of the toy family, and the code after which gencli knows it."""
     root = tmp_path_factory.mktemp("toy")
     folder = root / "cascade"
     make_unet_2d(folder / "unet")
@@ -70,8 +63,7 @@ def toy(tmp_path_factory):
     parts |= {name: ["diffusers", "DDPMScheduler"] for name in ("scheduler", "upscaler_scheduler")}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyCascadePipeline", **parts}))
     (root / "toy_cascade.py").write_text(TOY)
-    (root / "toy_main.py").write_text(ROW.format(folder=str(root)))
-    return folder, [sys.executable, str(root / "toy_main.py")]
+    return folder, ROW.format(folder=str(root))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +79,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(command, *args):
-    done = subprocess.run([*command, *map(str, args)], capture_output=True, env=environment(), timeout=process.LIMIT)
+def run(code, *args):
+    done = gencli(*args, code=code)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -104,18 +96,18 @@ def said(file):
 
 @pytest.mark.slow
 def test_a_family_of_two_stages_is_one_file_and_one_row(toy):
-    model, command = toy
+    model, code = toy
     common = ("image", "-m", model, "--steps", 2, "--seed", 5)
     assert gencli(*common, "-o", "no.png").returncode == 1  # not yet
-    made = run(command, *common, "--count", 3, "--batch", 2, "-o", "{seed}.png", "--stats")
+    made = run(code, *common, "--count", 3, "--batch", 2, "-o", "{seed}.png", "--stats")
     assert made[0] == 0 and made[1] == "5.png\n6.png\n7.png\n"
     assert "; 10 steps in" in made[2]  # two batches of 2 and 3 steps
     size = DDPM["sample_size"]
     assert pixels("5.png").shape == (size, size, 3)
     for seed in (5, 6, 7):  # each alone, and by what it says itself
-        assert run(command, *common[:-1], seed, "-o", "alone.png")[0] == 0
+        assert run(code, *common[:-1], seed, "-o", "alone.png")[0] == 0
         assert np.abs(pixels("alone.png") - pixels(f"{seed}.png")).max() <= 1
-        assert run(command, "image", "--from", f"{seed}.png", "-o", "again.png") == (0, "again.png\n", "")
+        assert run(code, "image", "--from", f"{seed}.png", "-o", "again.png") == (0, "again.png\n", "")
         np.testing.assert_array_equal(pixels("again.png"), pixels("alone.png"))
     request, infotext = said("5.png")
     assert "stage" not in request and "Stages" not in infotext
@@ -123,12 +115,12 @@ def test_a_family_of_two_stages_is_one_file_and_one_row(toy):
 
 @pytest.mark.slow
 def test_settings_of_a_further_stage(toy):
-    model, command = toy
+    model, code = toy
     common = ("image", "-m", model, "--steps", 2, "--seed", 5)
     stage = ("--stage", "large:steps=4", "--stage", "large:sampler=ddpm")
-    assert run(command, *common, "-o", "plain.png")[0] == 0
-    code, out, _ = run(command, *common, *stage, "-o", "more.png", "--json", "--save-steps", "steps", "--gif", "a.gif")
-    assert code == 0 and np.abs(pixels("more.png") - pixels("plain.png")).max() > 10
+    assert run(code, *common, "-o", "plain.png")[0] == 0
+    status, out, _ = run(code, *common, *stage, "-o", "more.png", "--json", "--save-steps", "steps", "--gif", "a.gif")
+    assert status == 0 and np.abs(pixels("more.png") - pixels("plain.png")).max() > 10
     made = json.loads(out)
     assert made["stage"] == ["large:steps=4", "large:sampler=ddpm"] and (made["steps"], made["sampler"]) == (2, "ddim")
     names = [*(f"5-small-{i:04}.png" for i in (1, 2)), *(f"5-large-{i:04}.png" for i in (1, 2, 3, 4))]
@@ -138,18 +130,17 @@ def test_settings_of_a_further_stage(toy):
         assert animation.size == Image.open("more.png").size
     request, infotext = said("more.png")
     assert request["stage"] == made["stage"] and 'Stages: "[\\"large:steps=4\\", \\"large:sampler=ddpm\\"]"' in infotext
-    assert run(command, "image", "--from", "more.png", "-o", "again.png") == (0, "again.png\n", "")
+    assert run(code, "image", "--from", "more.png", "-o", "again.png") == (0, "again.png\n", "")
     np.testing.assert_array_equal(pixels("again.png"), pixels("more.png"))
-    assert run(command, "image", "--from", "more.png", "--stage", "large:steps=3", "-o", "other.png")[0] == 0
+    assert run(code, "image", "--from", "more.png", "--stage", "large:steps=3", "-o", "other.png")[0] == 0
     np.testing.assert_array_equal(pixels("other.png"), pixels("plain.png"))
 
 
 @pytest.mark.slow
-def test_progress_says_which_stage(toy, monkeypatch):
-    model, command = toy
-    monkeypatch.setattr(process, "GENCLI", command)
-    code, terminal, _, _ = on_terminal("image", "-m", model, "--steps", 2, "--preview", "-o", "a.png")
-    assert code == 0
+def test_progress_says_which_stage(toy):
+    model, code = toy
+    status, terminal, _, _ = on_terminal("image", "-m", model, "--steps", 2, "--preview", "-o", "a.png", code=code)
+    assert status == 0
     for line in ("small (stage 1 of 2)", "large (stage 2 of 2)", "decoding"):
         assert line in terminal.decode()
 

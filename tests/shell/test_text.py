@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal, shell, start
+from tests.shell.process import LIMIT, gencli, on_terminal, shell, start
 from tests.tiny.text import END, byte_bpe, make_gpt2
 
 NO_END = ("--logit-bias", "383=-inf")  # the tiny model would end at random
@@ -111,22 +110,16 @@ def test_a_signal_while_stdin_is_awaited(tiny: Path):
 
 def test_lines(tiny: Path):
     """100 prompts: the checkpoint is opened once, and every answer is what its prompt and seed give alone."""
-    script = """
-import sys
+    code = """
+import atexit, sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from gencli.__main__ import main
-code = main(sys.argv[1:])
-print(sum(name.endswith("tokenizer.json") for name in opened), file=sys.stderr)
-sys.exit(code)
+atexit.register(lambda: print(sum(name.endswith("tokenizer.json") for name in opened), file=sys.stderr))
 """
     prompts = [f"prompt {i}" for i in range(98)] + ["", "naïve 你好"]
     stdin = "\r\n".join(prompts[:50]) + "\r\n" + "\n".join(prompts[50:])
-    arguments = ["text", "-m", str(tiny), "--lines", "--json", "-n", "4", "-s", "9", *NO_END]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        input=stdin.encode(), capture_output=True, env=environment(), timeout=LIMIT,
-    )  # fmt: skip
+    arguments = ("-m", tiny, "--lines", "--json", "-n", 4, "-s", 9, *NO_END)
+    done = gencli("text", *arguments, stdin=stdin.encode(), code=code)
     assert (done.returncode, done.stderr) == (0, b"1\n")
     answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
     assert [(a["index"], a["seed"]) for a in answers] == [(i, 9 + i) for i in range(100)]
@@ -209,10 +202,9 @@ def test_broken_checkpoints(tiny: Path, tmp_path: Path):
 
 def test_a_full_disk(tiny: Path):
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [*GENCLI, "text", "a", "-m", str(tiny), "-n", "3"], stdout=full, stderr=subprocess.PIPE, env=environment()
-        )
-    assert (done.returncode, done.stderr) == (1, b"error: cannot write to stdout: No space left on device\n")
+        process = start("text", "a", "-m", tiny, "-n", 3, stdout=full.fileno())
+        _, errors = process.communicate(timeout=LIMIT)
+    assert (process.returncode, errors) == (1, b"error: cannot write to stdout: No space left on device\n")
 
 
 def test_stats_and_environment(tiny: Path):
