@@ -8,8 +8,9 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from gencli.errors import GencliError
 
@@ -19,11 +20,10 @@ def write_over(path: Path, data: bytes) -> None:
 
     The file keeps its mode. Raise OSError.
     """
+    if is_stream(path):  # before its links are followed: those of a pipe lead to no file
+        path.write_bytes(data)
+        return
     path = Path(os.path.realpath(path))
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.stat().st_mode):
-            path.write_bytes(data)
-            return
     with _partial_file(path) as partial:
         partial.write_bytes(data)
         os.replace(partial, path)
@@ -74,11 +74,61 @@ def replace_folder(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def is_stream(path: Path) -> bool:
+    """Return whether there is something at a path that is written into and not replaced: a pipe or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def open_stream(path: Path, wait: Callable[[], None]) -> BinaryIO:
+    """Open a pipe or device to write into. wait: called before waiting for a pipe that nothing reads yet.
+
+    Raise OSError.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        os.set_blocking(descriptor, True)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        wait()
+        descriptor = os.open(path, os.O_WRONLY)
+    return open(descriptor, "wb")
+
+
+def check_target(path: Path) -> None:
+    """Raise GencliError unless a file can be written at a path: for what would be lost after the work.
+
+    A read-only file is not replaced, though its folder may allow it.
+    """
+    check_folder(path.parent)
+    short = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}…"
+    try:
+        mode = path.stat().st_mode  # raises for a name that is too long
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise GencliError(f"cannot write {short}: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        raise GencliError(f"cannot write {short}: it is a folder")
+    if not mode & 0o222 or not os.access(path, os.W_OK):
+        raise GencliError(f"cannot write {short}: it is read-only", f"another name, or chmod u+w {short}")
+
+
 def check_folder(path: Path) -> None:
     """Raise GencliError unless files can be made in this folder."""
-    if not path.is_dir():
-        if path.exists():
-            raise GencliError(f"{path} is no folder")
+    try:
+        is_folder, exists = stat.S_ISDIR(path.stat().st_mode), True
+    except FileNotFoundError:
+        is_folder = exists = False
+    except OSError as error:
+        raise GencliError(f"cannot write in {str(path)[:200]}: {error.strerror}") from None
+    if exists and not is_folder:
+        raise GencliError(f"{path} is no folder")
+    if not exists:
         raise GencliError(f"there is no folder {path}", f"make it first: mkdir -p {path}")
     if not os.access(path, os.W_OK | os.X_OK):
         raise GencliError(f"files cannot be written in {path}: permission denied")

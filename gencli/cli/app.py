@@ -14,7 +14,7 @@ import typer
 from gencli import __version__
 from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Group, explain
-from gencli.errors import UsageError
+from gencli.errors import GencliError, UsageError
 
 # The root of the parser's errors, the same class in every version of typer.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -62,6 +62,14 @@ def gencli(
         raise UsageError("no command", 'see `gencli --help`; to begin: gencli text "Once upon a time"')
 
 
+def _check_current_folder() -> None:
+    """Raise GencliError when the current folder was removed: libraries end the process for it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise GencliError(f"the current folder is not there: {error.strerror}", "cd to a folder that is") from None
+
+
 def run(args: Sequence[str], console: Console) -> int:
     """Parse `args`, run the command that they name, and return the exit code.
 
@@ -70,6 +78,8 @@ def run(args: Sequence[str], console: Console) -> int:
     command = typer.main.get_command(app)
     if os.environ.get("_GENCLI_COMPLETE"):
         command.main(list(args), prog_name="gencli")  # answers the shell's completion and exits
+    if {"-h", "--help"}.isdisjoint(args):
+        _check_current_folder()
     try:
         with command.make_context("gencli", list(args), obj=console) as ctx:
             command.invoke(ctx)

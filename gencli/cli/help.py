@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from gencli.cli.console import BOLD, Console
+from gencli.cli.sinks import writing_to_stdout
 from gencli.cli.values import use_plain_values
 from gencli.errors import UsageError
 
@@ -54,7 +55,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_plain_values(self.get_params(ctx))
         try:
-            return super().parse_args(ctx, args)
+            with writing_to_stdout():  # the help page
+                return super().parse_args(ctx, args)
         except Exception as error:
             if hasattr(error, "ctx"):  # the parser's errors know their command, or are told
                 error.ctx = error.ctx or ctx
@@ -74,7 +76,8 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_plain_values(self.get_params(ctx))
-        return super().parse_args(ctx, args)
+        with writing_to_stdout():
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*self.LAZY, *super().list_commands(ctx)]

@@ -15,8 +15,8 @@ from gencli.checkpoints.find import Source
 from gencli.cli import image_sinks
 from gencli.cli.console import Console
 from gencli.cli.image_inputs import Finder
-from gencli.cli.options import JSON, LINES, Asked, Fetching, Reporting, command
-from gencli.cli.prompts import read_lines, read_prompt
+from gencli.cli.options import JSON, LINES, STRICT, Asked, Fetching, Reporting, command
+from gencli.cli.prompts import each_line, read_prompt
 from gencli.errors import UsageError
 from gencli.image.request import CONTROL, INPUT, PICTURE, PIXELS, SAMPLING, START, ImageRequest
 from gencli.options import OUTPUT, Option, choice, flag, string
@@ -36,9 +36,10 @@ class Sources:
         "What to draw, words joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, an "
         "unprompted sample is drawn. `--` before one that begins with a dash.", INPUT, several=True).field(())
     lines: bool = LINES.field(False)
+    strict: bool = STRICT.field(False)
     from_file: str | None = string(None, "--from FILE",
         "Make the picture in FILE again from what is written in it; what is given beside it overrides.", INPUT,
-        after="lines")
+        after="strict")
     size: str | None = string(None, "--size WxH",
         "Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init).", PICTURE)
     # fmt: on
@@ -99,8 +100,9 @@ def image(
         many=many and not request.grid,
         json=output.json,
         metadata=not output.no_metadata,
+        note=console.note,
     )
-    animation = image_sinks.animation(output.gif, many=many)
+    animation = image_sinks.animation(output.gif, many=many, note=console.note)
     _note_number(console, request.negative if "negative" in asked.given else None)
     inputs = finder.find()
     if "-" in sources.prompt:
@@ -109,6 +111,10 @@ def image(
     with signals.raise_pending_signals():
         from gencli.cli.image_ready import ready
     opened, request = ready(inputs, request, lines=sources.lines, note=console.note, allow_pickle=where.allow_pickle)
+    if not sources.lines:
+        sink.check(request)
+        if animation is not None:
+            animation.check_paths(request)
 
     with signals.raise_pending_signals():
         from gencli.cli.image_run import Run
@@ -119,10 +125,11 @@ def image(
         request,
         inputs,
         sink,
-        prompts=read_lines() if sources.lines else None,
+        prompts=each_line() if sources.lines else None,
         animation=animation,
         save_steps=output.save_steps,
         preview=output.preview,
+        strict=sources.strict,
     ).run(request.spec(where), stats=reporting.stats)
 
 
@@ -130,6 +137,8 @@ def _check_stdin(sources: Sources, values: Mapping[str, Any]) -> None:
     """Raise UsageError if stdin is wanted for two things."""
     if sources.lines and sources.prompt:
         raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
+    if sources.strict and not sources.lines:
+        raise UsageError("--strict is for --lines")
     if values.get("mask") == "-":
         raise UsageError("--mask -: a mask is read from a file only")
     if values.get("init") == "-" and (sources.lines or "-" in sources.prompt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 from gencli import devices
-from gencli.atomic import check_folder, write_over
+from gencli.atomic import check_folder
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.cli.console import Console
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
+from gencli.errors import GencliError
 from gencli.image import imagegpt
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.controlnet import load_control, open_control
@@ -39,13 +41,14 @@ class Run:
         inputs: Inputs,
         sink: ImageSink,
         *,
-        prompts: Iterable[str] | None,
+        prompts: Iterable[str | GencliError] | None,
         animation: Template | None,
         save_steps: str | None,
         preview: bool,
+        strict: bool = False,
     ):
         self.console, self.opened, self.request, self.inputs, self.sink = console, opened, request, inputs, sink
-        self.prompts, self.animation = prompts, animation
+        self.prompts, self.animation, self.strict = prompts, animation, strict
         self.steps_folder = None if save_steps is None else _folder(save_steps)
         self.preview = Preview(console) if preview else None
         if self.preview is not None and not self.preview.works:
@@ -55,6 +58,7 @@ class Run:
         self.sheet: list[Made] = []  # what the grid will hold
         self.gifs: list[Path] = []  # of its images
         self.best: Best | None = None
+        self.problem: GencliError | None = None  # what went wrong beside the images, told when they are written
         self.clock = Clock()
 
     def run(self, spec: ImageSpec, *, stats: bool) -> None:
@@ -76,6 +80,8 @@ class Run:
             self._write_sheet()
         finally:
             self.console.clear()
+        if self.problem is not None:
+            raise self.problem
         if stats:
             self.console.stats(f"{model.describe()}, seed {self.request.seed}")
             self.console.stats(str(self.clock))
@@ -97,7 +103,8 @@ class Run:
             note_slips(self.request, [embedding.word for embedding in embeddings], self.console.note)
         controls = [(load_control(part, pipeline), image) for part, image in opened]
         images = {"init": inputs.init, "mask": inputs.mask}
-        return pipeline, generate(pipeline, self.request, self.prompts, controls=controls, **images)
+        prompts = None if self.prompts is None else self._checked(pipeline, self.prompts)
+        return pipeline, generate(pipeline, self.request, prompts, controls=controls, **images)
 
     def _step(self, pipeline: Pipeline | PixelModel, step: Denoised) -> None:
         """Show the progress of a step, and keep its image if that was asked for."""
@@ -127,8 +134,19 @@ class Run:
         if self.steps_folder is not None:
             stage = f"{step.stage.name}-" if step.stage.count > 1 else ""
             path = self.steps_folder / f"{(self.request.seed or 0) + number}-{stage}{step.index + 1:04}.png"
-            write_over(path, pictures.encode(image, "png"))
-            self.step_files.setdefault(number, []).append(path)
+            with self._aside():
+                Template(str(path).replace("{", "{{").replace("}", "}}")).write(
+                    pictures.encode(image, "png"), self.request, number
+                )
+                self.step_files.setdefault(number, []).append(path)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Write a file beside the images: what fails is told at the end, and the images are not lost for it."""
+        try:
+            yield
+        except GencliError as error:
+            self.problem = self.problem or error
 
     def _picture(self, picture: Picture) -> None:
         """Write a finished image or keep it for the grid; with --best, those that are kept."""
@@ -141,18 +159,59 @@ class Run:
             self._write(one)
 
     def _write(self, made: Made) -> None:
+        """Write an image or keep it for the grid, then the files beside it, and print their paths."""
         picture, beside = made.picture, dict[str, Path | Sequence[Path]]()
-        if self.animation is not None:
-            gif = beside["gif"] = self.animation.write(pictures.gif(made.frames), picture.request, picture.index)
-            self.gifs.append(gif)
-        if self.steps_folder is not None:
-            beside["step_files"] = self.step_files.get(picture.index, [])
         self.console.clear()
+        path = None
         if self.request.grid:
             self.sheet.append(made)
         else:
+            path = self.sink.save(picture.image, picture.request, picture.index)
+        if self.animation is not None:
+            with self._aside():
+                gif = beside["gif"] = self.animation.write(pictures.gif(made.frames), picture.request, picture.index)
+                self.gifs.append(gif)
+        if self.steps_folder is not None:
+            beside["step_files"] = self.step_files.get(picture.index, [])
+        if not self.request.grid:
             score = {} if made.score is None else {"score": made.score}
-            self.sink.add(picture.image, picture.request, picture.index, made.seconds, beside, score)
+            self.sink.report(path, picture.request, picture.index, made.seconds, beside, score)
+
+    def _checked(self, pipeline: Pipeline, lines: Iterable[str | GencliError]) -> Iterator[str | None]:
+        """Yield lines as they arrive, None for one that fails, which is told: what can be known before it is drawn.
+
+        Raise GencliError after the last one if any failed, with `strict` at the first.
+        """
+        failed, number = 0, -1
+        for number, line in enumerate(lines):
+            try:
+                if isinstance(line, GencliError):
+                    raise line
+                self._check_line(pipeline, line, number)
+            except GencliError as error:
+                if error is not line:
+                    error.message = f"line {number + 1}: {error.message}"
+                failed += 1
+                if self.strict:
+                    self.problem = error
+                    return
+                self.console.clear()
+                self.console.error(error)
+                yield None
+            else:
+                yield line
+        if failed:
+            self.problem = GencliError(f"{failed} of {number + 1} lines failed")
+
+    def _check_line(self, pipeline: Pipeline, prompt: str, number: int) -> None:
+        """Raise GencliError for a prompt that the model cannot follow, or whose images could not be written."""
+        request, first = self.request.replace(prompt=prompt), number * self.request.count
+        pipeline.check_prompt(request)
+        self.sink.check(request, first)
+        if self.animation is not None:
+            self.animation.check_paths(request, first)
+        if self.best is not None:
+            self.best.vector(prompt)
 
     def _write_sheet(self) -> None:
         if not self.sheet:
@@ -170,7 +229,7 @@ class Run:
         if self.steps_folder is not None:
             shown = [made.picture.index for made in self.sheet]
             beside["step_files"] = [path for index in shown for path in self.step_files.get(index, [])]
-        sink.add(sheet, request, 0, self.clock.total(), beside, scores)
+        sink.report(sink.save(sheet, request, 0), request, 0, self.clock.total(), beside, scores)
 
 
 class Clock:

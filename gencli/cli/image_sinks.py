@@ -8,14 +8,15 @@ import re
 import string
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from gencli.atomic import check_folder, write_new, write_over
+from gencli.atomic import check_folder, check_target, is_stream, open_stream, write_new, write_over
 from gencli.cli.console import is_terminal
 from gencli.cli.sinks import stdout_bytes, write, write_json
-from gencli.errors import UsageError
+from gencli.errors import GencliError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,17 +27,20 @@ DEFAULT_NAME = "gencli-{seed}"
 FIELDS = ("seed", "index", "prompt")
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 SLUG_LENGTH = 60  # characters of a prompt in a file name
+STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # files that stand for it
+CHECKED = 1000  # paths of one request that are looked at before the work
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
     """A path with {seed}, {index} and {prompt} in it; numbers take a width, as in {index:03}.
 
-    new: never over an old file, but beside it under another name.
+    new: never over an old file, but beside it under another name. stream: a pipe or device at this path, opened.
     """
 
     text: str
     new: bool = False
+    stream: BinaryIO | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         try:
@@ -65,16 +69,51 @@ class Template:
             hint = f"{what} '{path.with_stem(path.stem + '-{seed}')}'"
             hint += ", or --grid" if what == "-o" else ""  # of a grid each picture has its own animation
             raise UsageError(f"{what} {self.text}: several pictures would go into one file", hint)
-        if not any(field in str(Path(self.text).parent) for field in ("{seed", "{index", "{prompt")):
+        if not self.fields:
+            self.check_path(self.path(seed=0, index=0, prompt=""))
+        elif not any(field in str(Path(self.text).parent) for field in ("{seed", "{index", "{prompt")):
             check_folder(self.path(seed=0, index=0, prompt="").parent)
 
+    def check_path(self, path: Path) -> None:
+        """Raise GencliError unless a file can be written there."""
+        if self.stream is None:
+            check_folder(path.parent) if self.new and len(path.name) < 200 else check_target(path)
+
+    def check_paths(self, request: ImageRequest, first: int = 0) -> None:
+        """Raise GencliError unless the files of a request with its prompt can be written. first: see `ImageSink`."""
+        for i in range(min(request.count, CHECKED)):
+            index = first + i
+            self.check_path(self.path(seed=(request.seed or 0) + index, index=index, prompt=request.prompt))
+
+    def opened(self, note: Callable[[str], None]) -> Template:
+        """Return the template with the pipe or device that it names opened: one that nothing reads is told now.
+
+        Raise GencliError."""
+        path = Path(self.text)
+        if self.fields or not is_stream(path):
+            return self
+        try:
+            waiting = partial(note, f"{path} is a pipe that nothing reads yet: waiting for a reader")
+            return dataclasses.replace(self, stream=open_stream(path, waiting))
+        except OSError as error:
+            raise GencliError(f"cannot write {path}: {error.strerror}") from None
+
     def write(self, data: bytes, request: ImageRequest, index: int) -> Path:
-        """Write one file and return its path. Raise GencliError or OSError."""
+        """Write one file and return its path. Raise GencliError."""
         path = self.path(seed=request.seed or 0, index=index, prompt=request.prompt)
-        check_folder(path.parent)
-        if self.new:
-            return write_new(path, data)
-        write_over(path, data)
+        try:
+            if self.stream is not None:
+                self.stream.write(data)
+                self.stream.flush()
+                return path
+            self.check_path(path)
+            if self.new:
+                return write_new(path, data)
+            write_over(path, data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise GencliError(f"cannot write {path}: {error.strerror}") from None
         return path
 
 
@@ -103,24 +142,43 @@ class ImageSink:
     def without_metadata(self) -> ImageSink:
         return dataclasses.replace(self, metadata=False)
 
-    def add(
+    def check(self, request: ImageRequest, first: int = 0) -> None:
+        """Raise GencliError for what could not be written after the work: size, texts or path of the images that a
+        resolved request makes. first: the index of its first image."""
+        from gencli.image.files.pictures import check_size, check_texts, describe, sheet_size
+
+        kept, size = request.best or request.count, (request.width or 1, request.height or 1)
+        check_size(self.kind, *(sheet_size(first // request.count * kept + kept, *size) if request.grid else size))
+        if self.metadata:
+            last = request.count - 1
+            check_texts(self.kind, describe(request.item(last, dtype=request.dtype or "bfloat16")))
+        if self.template is not None:
+            self.template.check_paths(request, first)
+
+    def save(self, image: Image.Image, request: ImageRequest, index: int) -> Path | None:
+        """Write one image; return its path, or None for stdout. Raise GencliError."""
+        from gencli.image.files.pictures import describe, encode
+
+        data = encode(image, self.kind, describe(request) if self.metadata else None)
+        if self.template is None:
+            write(data)
+            return None
+        return self.template.write(data, request, index)
+
+    def report(
         self,
-        image: Image.Image,
+        path: Path | None,
         request: ImageRequest,
         index: int,
         seconds: float,
         beside: Mapping[str, Path | Sequence[Path]],
         more: Mapping[str, Any],
     ) -> None:
-        """Write one image, and print its path and those of the files in `beside`; `more` is added to its JSON."""
+        """Print the path of an image and those of the files in `beside`; `more` is added to its JSON."""
         from gencli.image.files.metadata import to_dict
-        from gencli.image.files.pictures import describe, encode
 
-        data = encode(image, self.kind, describe(request) if self.metadata else None)
-        if self.template is None:
-            write(data)
+        if path is None:
             return
-        path = self.template.write(data, request, index)
         if self.json:
             files = {name: _text(one) if isinstance(one, Path) else [*map(_text, one)] for name, one in beside.items()}
             made = {"path": _text(path), **files, "index": index, **to_dict(request), "seconds": round(seconds, 3)}
@@ -142,13 +200,22 @@ def print_path(path: Path) -> None:
     write(os.fsencode(path) + b"\n")
 
 
-def plan(output: str | None, kind: str | None, *, many: bool, json: bool, metadata: bool) -> ImageSink:
+def plan(
+    output: str | None,
+    kind: str | None,
+    *,
+    many: bool,
+    json: bool,
+    metadata: bool,
+    note: Callable[[str], None] = lambda text: None,
+) -> ImageSink:
     """Return where images go, by -o, --format and what stdout is. Raise UsageError for an impossible combination.
 
-    Raise GencliError when stdout is closed.
+    A pipe is opened, which waits for its reader and tells `note` so. Raise GencliError when stdout is closed.
     """
     stdout_bytes()  # fails now rather than after the work
     terminal = is_terminal(sys.stdout)
+    output = "-" if output in STDOUT else output
     if output == "-" or (output is None and not terminal and not json):
         if json:
             raise UsageError("--json prints on stdout and does not go with -o -", "name a file with -o")
@@ -164,7 +231,7 @@ def plan(output: str | None, kind: str | None, *, many: bool, json: bool, metada
     kind = _kind(output, kind)
     template = _template(output, kind)
     template.check("-o", many=many)
-    return ImageSink(template, kind, json, metadata)
+    return ImageSink(template.opened(note), kind, json, metadata)
 
 
 def _kind(output: str | None, kind: str | None) -> str:
@@ -191,7 +258,7 @@ def _template(output: str | None, kind: str) -> Template:
     return Template(output)
 
 
-def animation(path: str | None, *, many: bool) -> Template | None:
+def animation(path: str | None, *, many: bool, note: Callable[[str], None] = lambda text: None) -> Template | None:
     """Return where --gif goes. Raise UsageError unless it is a .gif file, and one per image."""
     if path is None:
         return None
@@ -199,4 +266,4 @@ def animation(path: str | None, *, many: bool) -> Template | None:
         raise UsageError(f"--gif {path}: must be a file that ends in .gif")
     template = Template(path)
     template.check("--gif", many=many)
-    return template
+    return template.opened(note)

@@ -207,6 +207,13 @@ def _set_debug(ctx: typer.Context, value: bool) -> bool:
 
 
 LINES = Option(bool, "--lines", "Every line of stdin is a prompt of its own.", "Prompt", after="negative")
+STRICT = Option(
+    bool,
+    "--strict",
+    "With --lines: end at the first line that fails (otherwise the rest goes on).",
+    "Prompt",
+    after="lines",
+)
 JSON = Option(bool, "--json", "Print JSON, one object a line.", OUTPUT)
 OFFLINE = Option(bool, "--offline", "Never use the network (as HF_HUB_OFFLINE=1 does).", MODEL, after="threads")
 QUIET = Option(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from gencli.cli.console import escape_controls, is_terminal
@@ -18,9 +19,16 @@ UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029]")
 def write(data: bytes) -> None:
     """Write bytes to stdout and flush. Raise BrokenPipeError if the reader is gone, else GencliError."""
     out = stdout_bytes()
-    try:
+    with writing_to_stdout():
         out.write(data)
         out.flush()
+
+
+@contextlib.contextmanager
+def writing_to_stdout() -> Iterator[None]:
+    """Say of errors of the system that they are stdout's. Raise BrokenPipeError as it is, else GencliError."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:

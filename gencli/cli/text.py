@@ -14,7 +14,7 @@ import typer
 from gencli import signals
 from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
-from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
+from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
 from gencli.cli.prompts import check_arguments, each_line, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
 from gencli.errors import GencliError, UsageError
@@ -47,8 +47,7 @@ class Prompts:
         "Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
         "stdin is the prompt. `--` before one that begins with a dash.", INPUT, several=True).field(())
     lines: bool = LINES.field(False)
-    strict: bool = flag(False, "--strict",
-        "With --lines: end at the first line that fails (otherwise the rest goes on).", INPUT)
+    strict: bool = STRICT.field(False)
     # fmt: on
 
 

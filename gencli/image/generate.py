@@ -73,7 +73,7 @@ class Noise:
 def generate(
     pipeline: Pipeline,
     request: ImageRequest,
-    prompts: Iterable[str] | None = None,
+    prompts: Iterable[str | None] | None = None,
     *,
     init: Image.Image | None = None,
     mask: Image.Image | None = None,
@@ -81,28 +81,39 @@ def generate(
 ) -> Iterator[Denoised | Picture]:
     """Make `request.count` images of every prompt (default: the request's own), `request.batch` at a time.
 
-    `request` is a resolved one. Image i draws from `torch.Generator("cpu")` seeded with `request.seed + i`, in
-    diffusers' order: with `init` first its latents, then the noise, with a mask one more that goes unused, the steps;
-    then the same for the next stage. controls: the ControlNets of the request, each with its image.
+    A prompt that is None is passed over, and its seeds with it. `request` is a resolved one. Image i draws from
+    `torch.Generator("cpu")` seeded with `request.seed + i`, in diffusers' order: with `init` first its latents, then
+    the noise, with a mask one more that goes unused, the steps; then the same for the next stage. controls: the
+    ControlNets of the request, each with its image.
     Raises GencliError for a prompt that is too long and for NaN from the model.
     """
     runs = _prepare(pipeline, request, init, mask, controls)
-    texts = [request.prompt] if prompts is None else (request.replace(prompt=prompt).prompt for prompt in prompts)
-    each = itertools.chain.from_iterable(itertools.repeat(text, request.count) for text in texts)
-    first = 0
-    # Prompts of as many chunks go together, so that no prompt is padded for another's sake.
-    for _, alike in itertools.groupby(each, lambda text: [run.count_chunks(text) for run in runs]):
-        while batch := list(itertools.islice(alike, request.batch)):
-            noise = Noise(((request.seed or 0) + first + i for i in range(len(batch))), pipeline.device)
-            output: StageOutput | None = None
-            for run in runs:
-                output = yield from run(batch, first, noise, output)
-            assert output is not None
-            for i, prompt in enumerate(batch):
-                image = pipeline.decode(output.x[i : i + 1], tiled=request.vae_tiling)
-                dtype = str(pipeline.dtype).removeprefix("torch.")
-                yield Picture(first + i, image, request.item(first + i, prompt=prompt, dtype=dtype))
-            first += len(batch)
+    texts = [request.prompt] if prompts is None else prompts
+    for first, batch in _batches(texts, request, runs):
+        noise = Noise(((request.seed or 0) + first + i for i in range(len(batch))), pipeline.device)
+        output: StageOutput | None = None
+        for run in runs:
+            output = yield from run(batch, first, noise, output)
+        assert output is not None
+        for i, prompt in enumerate(batch):
+            image = pipeline.decode(output.x[i : i + 1], tiled=request.vae_tiling)
+            dtype = str(pipeline.dtype).removeprefix("torch.")
+            yield Picture(first + i, image, request.item(first + i, prompt=prompt, dtype=dtype))
+
+
+def _batches(
+    texts: Iterable[str | None], request: ImageRequest, runs: Sequence[_StageRun]
+) -> Iterator[tuple[int, list[str]]]:
+    """The prompts of images that follow each other, `request.batch` at most, with the index of the first one.
+
+    Prompts of as many chunks go together, so that no prompt is padded for another's sake.
+    """
+    each = ((n * request.count + i, text) for n, text in enumerate(texts) for i in range(request.count))
+    for key, alike in itertools.groupby(
+        each, lambda one: None if one[1] is None else [run.count_chunks(one[1]) for run in runs]
+    ):
+        while key is not None and (batch := list(itertools.islice(alike, request.batch))):
+            yield batch[0][0], [request.replace(prompt=text).prompt for _, text in batch if text is not None]
 
 
 def _prepare(

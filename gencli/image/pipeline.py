@@ -23,6 +23,7 @@ from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.families import Stage, import_name
 from gencli.image.files.pictures import from_picture, to_picture
 from gencli.image.prompts.base import Conditioner
+from gencli.image.request import ImageRequest
 from gencli.models.autoencoder_kl import AutoencoderKL
 from gencli.models.module import BaseModel, describe
 from gencli.models.unet_blocks import timestep_embedding
@@ -117,6 +118,14 @@ class Pipeline:
         modules += [one for one in (self.vae, self.classifier) if one is not None]
         modules += [encoder for one in self.stages if one.conditioner for _, encoder in one.conditioner.text_encoders]
         return describe(self.checkpoint.name, modules)
+
+    def check_prompt(self, request: ImageRequest) -> None:
+        """Raises GencliError for a prompt that a stage cannot follow: one too long, or of no class."""
+        if self.checkpoint.prompt == "class" and self.checkpoint.classes is not None:
+            self.checkpoint.classes.find(request.prompt)
+        for one in self.stages:
+            if one.conditioner is not None:
+                one.conditioner.encode([request.prompt], request)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latents, or of the image itself if there is no autoencoder."""

@@ -14,7 +14,7 @@ from gencli.cli import image_sinks
 from gencli.cli.image_sinks import Template, slug
 from gencli.cli.preview import half_blocks
 from gencli.errors import GencliError, UsageError
-from gencli.image.files import metadata
+from gencli.image.files import metadata, recipes
 from gencli.image.request import Control, ImageRequest
 
 WRONG = [
@@ -90,8 +90,8 @@ def test_controls_in_a_picture(form):
         control_image=("a.png", "ä b.png"),
         control_end=(0.5,),
     )
-    write, read = getattr(metadata, f"to_{form}"), getattr(metadata, f"from_{form}")
-    found = read(write(request))
+    text = getattr(metadata, f"to_{form}")(request)
+    found = recipes.read({metadata.JSON if form == "json" else metadata.INFOTEXT: text})
     assert ImageRequest(**found.values).replace(negative=None) == request
     assert not found.left_out
 
@@ -104,7 +104,7 @@ def test_each_item_is_a_request_of_its_own():
 def test_requests_and_metadata_do_not_import_torch():
     code = (
         "import sys; from gencli.cli import image; from gencli.image import request;"
-        "from gencli.image.files import metadata, pictures;"
+        "from gencli.image.files import metadata, recipes, pictures;"
         "print(metadata.to_json(request.ImageRequest(sampler='ddim', prompt='x'))[:2], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -30,6 +30,7 @@ PIXEL_LIMIT = 2**26  # of an image that is read
 FILE_LIMIT = 2**28  # bytes
 QUALITY = 95
 EXIF_LIMIT = 65_000  # bytes; a JPEG segment holds 65,533
+SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels, of the format and of libjpeg
 
 
 def to_picture(x: Tensor) -> Image.Image:
@@ -71,9 +72,7 @@ def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = No
             info.add_text(key, text)
         extra["pnginfo"] = info
     elif texts:
-        extra["exif"] = _to_exif(texts)
-        if FORMATS[kind] == "JPEG" and len(extra["exif"]) > EXIF_LIMIT:
-            raise GencliError("the prompt is too long for a JPEG's metadata", "write a PNG, or use --no-metadata")
+        extra["exif"] = check_texts(kind, texts)
     if FORMATS[kind] == "JPEG":
         picture.save(out, "JPEG", quality=QUALITY, subsampling=0, **extra)
     elif FORMATS[kind] == "WEBP":
@@ -81,6 +80,24 @@ def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = No
     else:
         picture.save(out, "PNG", **extra)
     return out.getvalue()
+
+
+def check_texts(kind: str, texts: Mapping[str, str]) -> bytes:
+    """The texts as EXIF. Raises GencliError when a JPEG cannot hold them."""
+    if FORMATS[kind] == "PNG":
+        return b""
+    exif = _to_exif(texts)
+    if FORMATS[kind] == "JPEG" and len(exif) > EXIF_LIMIT:
+        raise GencliError("the prompt is too long for a JPEG's metadata", "write a PNG, or use --no-metadata")
+    return exif
+
+
+def check_size(kind: str, width: int, height: int) -> None:
+    """Raises GencliError for an image that a file of this kind cannot hold."""
+    limit = SIDES.get(FORMATS[kind])
+    if limit is not None and max(width, height) > limit:
+        name = FORMATS[kind].replace("WEBP", "WebP")
+        raise GencliError(f"{width}x{height}: a {name} has at most {limit} pixels a side", "write a PNG")
 
 
 def describe(request: ImageRequest) -> dict[str, str]:
@@ -137,14 +154,20 @@ def open_flat(source: str | Path | bytes) -> Image.Image:
     return picture.convert("RGB")
 
 
+def sheet_size(count: int, width: int, height: int) -> tuple[int, int]:
+    """Width and height of a grid of images. Raises GencliError for too many pixels."""
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    if columns * width * rows * height > PIXEL_LIMIT:
+        raise GencliError(f"a grid of {columns}x{rows} images of {width}x{height} has too many pixels")
+    return columns * width, rows * height
+
+
 def grid(pictures: Sequence[Image.Image]) -> Image.Image:
     """All images in one, row by row, as near to a square as goes; empty places are white."""
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    if columns * width * rows * height > PIXEL_LIMIT:
-        raise GencliError(f"a grid of {columns}x{rows} pictures of {width}x{height} has too many pixels")
-    sheet = Image.new(pictures[0].mode, (columns * width, rows * height), "white")
+    sheet = Image.new(pictures[0].mode, sheet_size(len(pictures), width, height), "white")
+    columns = sheet.width // width
     for index, picture in enumerate(pictures):
         sheet.paste(picture, (index % columns * width, index // columns * height))
     return sheet
