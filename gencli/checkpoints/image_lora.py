@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gencli.checkpoints.assets import LORA_STEM, PEFT_CONFIG, PEFT_STEM, LoraRef
 from gencli.checkpoints.build import FLOATS
-from gencli.checkpoints.formats.stable_diffusion_unet import ENDS, INSIDE
+from gencli.checkpoints.formats.stable_diffusion_unet import INSIDE, Level, original_places
 from gencli.checkpoints.layout import SAFETENSORS, find_pickles, some
 from gencli.checkpoints.lora import (
     PEFT_PREFIX,
@@ -38,30 +38,26 @@ from gencli.checkpoints.lora import (
 from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
+from gencli.models.base import Rename
 
 METADATA = "lora_adapter_metadata"  # the key of the header under which diffusers writes peft's config
 # Widths of the texts that a UNet attends to → the models that have them.
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 1280: "the XL refiner"}
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
-KEY = re.compile(
-    r"(?P<module>.+?)(?:"
-    r"(?:\.lora_(?P<peft>A|B)(?:\.default)?|\.lora_(?P<kohya>down|up)|(?:[._]lora|\.lora_linear_layer)\.(?P<older>down|up))"
-    r"\.weight|\.(?P<alpha>alpha))"
+# A tensor's name becomes MODULE:SIDE, and MODULE becomes PART:MODULE. The first row that matches counts.
+SIDES = (
+    Rename(r"(.+?)\.lora_A(?:\.default)?\.weight", r"\1:down"),
+    Rename(r"(.+?)\.lora_B(?:\.default)?\.weight", r"\1:up"),
+    Rename(r"(.+?)(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(down|up)\.weight", r"\1:\2"),
+    Rename(r"(.+?)\.alpha", r"\1:alpha"),
 )
-SIDES = {"A": "down", "B": "up"}
-# Prefix of a name → the part of the checkpoint that it belongs to.
-PREFIXES = (
-    ("lora_unet_", UNET),
-    ("lora_te1_", TEXT),
-    ("lora_te2_", TEXT_2),
-    ("lora_te_", TEXT),
-    ("unet.", UNET),
-    ("text_encoder_2.", TEXT_2),
-    ("text_encoder.", TEXT),
-)
-# The first files of diffusers, and PEFT folders, have the UNet's paths without a prefix.
-BARE = re.compile(
-    r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|(text_model\.)?encoder)\b"
+PARTS = (
+    Rename(r"(?:lora_unet_|unet\.)(.+)", rf"{UNET}:\1"),
+    Rename(r"(?:lora_te1?_|text_encoder\.)(.+)", rf"{TEXT}:\1"),
+    Rename(r"(?:lora_te2_|text_encoder_2\.)(.+)", rf"{TEXT_2}:\1"),
+    # The first files of diffusers, and PEFT folders, have no prefix.
+    Rename(r"((?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\b.*)", rf"{UNET}:\1"),
+    Rename(r"((?:text_model\.)?encoder\b.*)", rf"{TEXT}:\1"),
 )
 # Other parameter-efficient methods, by a pattern in their tensor names.
 OTHERS = (
@@ -263,18 +259,16 @@ def read_key(name: str) -> Key | None:
     for pattern, what in OTHERS:
         if re.search(pattern, name):
             raise GencliError(f"{what} is not supported ({name!r:.120})", "gencli knows plain LoRA")
-    match = KEY.fullmatch(name)
-    if match is None:
+    module, _, side = (_first(SIDES, name) or "").rpartition(":")
+    renamed = _first(PARTS, module.removeprefix(PEFT_PREFIX).replace(".processor.", "."))
+    if renamed is None:
         return None
-    peft, kohya, older, alpha = match["peft"], match["kohya"], match["older"], match["alpha"]
-    side = SIDES[peft] if peft else kohya or older or alpha
-    module = match["module"].removeprefix(PEFT_PREFIX).replace(".processor.", ".")
-    for prefix, part in PREFIXES:
-        if module.startswith(prefix):
-            return Key(part, module.removeprefix(prefix), side)
-    if bare := BARE.match(module):
-        return Key(TEXT if bare[1].endswith("encoder") else UNET, module, side)
-    return None
+    part, _, module = renamed.partition(":")
+    return Key(part, module, side)
+
+
+def _first(rows: Iterable[Rename], name: str) -> str | None:
+    return next((new for row in rows if (new := row.new_name(name)) is not None), None)
 
 
 def _names_of_modules(part: str, model: nn.Module) -> dict[str, str]:
@@ -289,7 +283,9 @@ def _names_of_modules(part: str, model: nn.Module) -> dict[str, str]:
                 names[path.removesuffix(".0")] = path
     if part == UNET:
         inside = {new: old for old, new in INSIDE.items()}
-        for place, target in _original_places(model):
+        blocks = getattr(model, "down_blocks", ())
+        levels = [Level(0, len(block.resnets), int(block.attentions is not None)) for block in blocks]
+        for place, target in original_places(levels):
             for path in [path for path in names if path == target or path.startswith(f"{target}.")]:
                 rest = path[len(target) + 1 :]
                 rest = inside.get(rest, rest) if "downsamplers" in target or "resnets" in target else rest
@@ -304,24 +300,3 @@ def _text_names(path: str) -> Iterator[str]:
         stem, _, last = name.rpartition(".")
         if last in ("q_proj", "k_proj", "v_proj", "out_proj"):
             yield f"{stem}.to_{last.removesuffix('_proj')}"
-
-
-def _original_places(model: Any) -> Iterator[tuple[str, str]]:
-    """Yield (place in the original UNet, module in diffusers'). The original counts all its blocks in one row."""
-    yield from ENDS.items()
-    count = 1
-    for level, block in enumerate(getattr(model, "down_blocks", ())):
-        for layer in range(len(block.resnets)):
-            yield f"input_blocks.{count}.0", f"down_blocks.{level}.resnets.{layer}"
-            yield f"input_blocks.{count}.1", f"down_blocks.{level}.attentions.{layer}"
-            count += 1
-        yield f"input_blocks.{count}.0", f"down_blocks.{level}.downsamplers.0"
-        count += 1
-    count = 0
-    for level, block in enumerate(getattr(model, "up_blocks", ())):
-        for layer in range(len(block.resnets)):
-            yield f"output_blocks.{count}.0", f"up_blocks.{level}.resnets.{layer}"
-            yield f"output_blocks.{count}.1", f"up_blocks.{level}.attentions.{layer}"
-            count += 1
-        enlarges = 1 if block.attentions is None else 2
-        yield f"output_blocks.{count - 1}.{enlarges}", f"up_blocks.{level}.upsamplers.0"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gencli.models.activations import gelu_tanh
 from gencli.models.attention import multi_head_attention
-from gencli.models.base import Rename
+from gencli.models.base import Rename, squeeze_conv
 
 # What a UNet's attentions attend to: (B, L, D), or with a mask (B, L) that is false for tokens that count for nothing.
 Context = Tensor | tuple[Tensor, Tensor]
@@ -190,11 +190,6 @@ class Transformer2DModel(nn.Module):
             h = block(h, context)
         h = to_image(self.proj_out(h), like=x) if self.linear else self.proj_out(to_image(h, like=x))
         return x + h
-
-
-def squeeze_conv(weight: Tensor) -> Tensor:
-    """Return the weight (out, in, 1, 1) of a 1×1 convolution as that of a linear layer; other shapes stay."""
-    return weight.flatten(1) if weight.shape[2:] == (1, 1) else weight
 
 
 # Files from before diffusers 0.15 have other names for the projections of an AttentionBlock, and some of those that

@@ -9,6 +9,7 @@ An architecture is one file with
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -30,6 +31,15 @@ class Rename:
     replacement: str
     transform: Callable[[Tensor], Tensor] | None = None
 
+    @functools.cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self.pattern)
+
+    def new_name(self, name: str) -> str | None:
+        """Return what a tensor's name becomes; None for a name that does not match."""
+        match = self._compiled.fullmatch(name)
+        return match.expand(self.replacement) if match else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -48,9 +58,14 @@ class Layout:
         if any(re.fullmatch(pattern, name) for pattern in self.drops):
             return None
         for row in self.renames:
-            if match := re.fullmatch(row.pattern, name):
-                return match.expand(row.replacement), row.transform
+            if (new := row.new_name(name)) is not None:
+                return new, row.transform
         return name, None
+
+
+def squeeze_conv(weight: Tensor) -> Tensor:
+    """Return the weight (out, in, 1, 1) of a 1×1 convolution as that of a linear layer (out, in); others stay."""
+    return weight.flatten(1) if weight.shape[2:] == (1, 1) else weight
 
 
 def read_config(

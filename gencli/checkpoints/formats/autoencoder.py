@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Part, Shapes
-from gencli.checkpoints.formats.renaming import Renamed, linear, numbered, rename, sizes
+from gencli.checkpoints.formats.renaming import Renamed, numbered, rename, sizes
 from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
-from gencli.models.base import Rename
+from gencli.models.base import Rename, squeeze_conv
 
 PREFIX = "first_stage_model."
 DIFFUSERS, ORIGINAL = "encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down.0.block.0.conv1.weight"
@@ -25,9 +25,9 @@ ROWS = (
     Rename(rf"{HALF}\.mid\.block_1\.(norm1|conv1|norm2|conv2)\.{KIND}", r"\1.mid_block.resnets.0.\2.\3"),
     Rename(rf"{HALF}\.mid\.block_2\.(norm1|conv1|norm2|conv2)\.{KIND}", r"\1.mid_block.resnets.1.\2.\3"),
     Rename(rf"{HALF}\.mid\.attn_1\.norm\.{KIND}", r"\1.mid_block.attentions.0.group_norm.\2"),
-    Rename(rf"{HALF}\.mid\.attn_1\.(q|k|v)\.weight", r"\1.mid_block.attentions.0.to_\2.weight", linear),
+    Rename(rf"{HALF}\.mid\.attn_1\.(q|k|v)\.weight", r"\1.mid_block.attentions.0.to_\2.weight", squeeze_conv),
     Rename(rf"{HALF}\.mid\.attn_1\.(q|k|v)\.bias", r"\1.mid_block.attentions.0.to_\2.bias"),
-    Rename(rf"{HALF}\.mid\.attn_1\.proj_out\.weight", r"\1.mid_block.attentions.0.to_out.0.weight", linear),
+    Rename(rf"{HALF}\.mid\.attn_1\.proj_out\.weight", r"\1.mid_block.attentions.0.to_out.0.weight", squeeze_conv),
     Rename(rf"{HALF}\.mid\.attn_1\.proj_out\.bias", r"\1.mid_block.attentions.0.to_out.0.bias"),
 )
 

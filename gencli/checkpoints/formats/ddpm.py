@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Shapes
-from gencli.checkpoints.formats.renaming import Renamed, linear, numbered, one_network, read_beside, rename, sizes
+from gencli.checkpoints.formats.renaming import Renamed, numbered, one_network, read_beside, rename, sizes
 from gencli.checkpoints.layout import some
 from gencli.errors import GencliError
-from gencli.models.base import Rename
+from gencli.models.base import Rename, squeeze_conv
 
 KIND = r"(weight|bias)"
 PARALLEL = "module."  # what torch's DataParallel puts before every name
@@ -141,7 +141,7 @@ def _rows(levels: int) -> Iterator[Rename]:
             )
     for here, there in attentions:  # whose projections are 1×1 convolutions
         for name, new in ATTENTION.items():
-            yield Rename(rf"{_escaped(here)}\.{name}\.(?P<kind>weight|bias)", rf"{there}.{new}.\g<kind>", linear)
+            yield Rename(rf"{_escaped(here)}\.{name}\.(?P<kind>weight|bias)", rf"{there}.{new}.\g<kind>", squeeze_conv)
 
 
 def _escaped(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -70,13 +69,13 @@ def rename(shapes: Shapes, rows: Iterable[Rename]) -> tuple[dict[str, Piece], li
 
     Raises GencliError for two of one new name.
     """
-    compiled = [(re.compile(row.pattern), row) for row in rows]
+    rows = tuple(rows)
     renamed, unknown = Renamed(), []
     for name in shapes:
-        found = [(match, row) for pattern, row in compiled if (match := pattern.fullmatch(name))]
-        for match, row in found:
-            renamed.take(match.expand(row.replacement), Piece(name, row.transform))
-        if not found:
+        new_names = [(new, row.transform) for row in rows if (new := row.new_name(name)) is not None]
+        for new, transform in new_names:
+            renamed.take(new, Piece(name, transform))
+        if not new_names:
             unknown.append(name)
     return renamed.pieces, unknown
 
@@ -99,11 +98,6 @@ def numbered(shapes: Shapes, prefix: str) -> int:
         lost = next(i for i in range(len(numbers) + 1) if i not in numbers)
         raise GencliError(f"{prefix}.{lost} is missing")
     return len(numbers)
-
-
-def linear(tensor: Tensor) -> Tensor:
-    """A 1×1 convolution's weight (out, in, 1, 1) as a linear layer's (out, in); that itself stays as it is."""
-    return tensor.flatten(1) if tensor.shape[2:] == (1, 1) else tensor
 
 
 def transposed(tensor: Tensor) -> Tensor:

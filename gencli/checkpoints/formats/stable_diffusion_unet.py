@@ -7,7 +7,7 @@ what the blocks hold: a resnet, an attention after it, or a change of size alone
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ INSIDE = {
 
 @dataclass(frozen=True)
 class Level:
-    """One size of picture on the way down: width, number of resnets, and transformer blocks after each (0: none)."""
+    """One size of the image on the way down: width, number of resnets, and transformer blocks after each (0: none)."""
 
     width: int
     layers: int
@@ -64,7 +64,10 @@ def read_unet(shapes: Shapes, config: dict[str, Any], *, head: int | None) -> tu
     layers = levels[0].layers
     if wrong := [level.layers for level in levels if level.layers != layers]:
         raise GencliError(f"its UNet has {layers} resnets in one level and {wrong[0]} in another")
-    places = {**ENDS, **dict(_places_down(levels)), **dict(_places_up(shapes, levels))}
+    count, wanted = numbered(shapes, "output_blocks"), sum(level.layers + 1 for level in levels)
+    if count != wanted:
+        raise GencliError(f"its UNet has {count} blocks up for {wanted} wanted")
+    places = dict(original_places(levels))
     part, unknown = Renamed(_config(shapes, levels, config, head)), []
     for name in shapes:
         match = NAME.fullmatch(name)
@@ -92,7 +95,12 @@ def _levels(shapes: Shapes) -> list[Level]:
     return [Level(level[0][0], len(level), level[0][1]) for level in found]
 
 
-def _places_down(levels: list[Level]) -> Iterator[tuple[str, str]]:
+def original_places(levels: Sequence[Level]) -> Iterator[tuple[str, str]]:
+    """Yield (place in the original UNet, module in diffusers'), of which a UNet need not have all.
+
+    Up, each level has a resnet more; what enlarges the image follows the last one, and its attention if there is one.
+    """
+    yield from ENDS.items()
     block = 1
     for number, level in enumerate(levels):
         for layer in range(level.layers):
@@ -101,22 +109,14 @@ def _places_down(levels: list[Level]) -> Iterator[tuple[str, str]]:
             block += 1
         yield f"input_blocks.{block}.0", f"down_blocks.{number}.downsamplers.0"
         block += 1
-
-
-def _places_up(shapes: Shapes, levels: list[Level]) -> Iterator[tuple[str, str]]:
-    """Up, each level has a resnet more; what enlarges the picture follows the last one, and its attention if any."""
-    count = numbered(shapes, "output_blocks")
-    if count != sum(level.layers + 1 for level in levels):
-        raise GencliError(f"its UNet has {count} blocks up for {sum(level.layers + 1 for level in levels)} wanted")
     block = 0
     for number, level in enumerate(reversed(levels)):
         for layer in range(level.layers + 1):
             yield f"output_blocks.{block}.0", f"up_blocks.{number}.resnets.{layer}"
-            for inner in (1, 2):
-                enlarges = f"output_blocks.{block}.{inner}.conv.weight" in shapes
-                what = "upsamplers.0" if enlarges else f"attentions.{layer}"
-                yield f"output_blocks.{block}.{inner}", f"up_blocks.{number}.{what}"
+            if level.depth:
+                yield f"output_blocks.{block}.1", f"up_blocks.{number}.attentions.{layer}"
             block += 1
+        yield f"output_blocks.{block - 1}.{2 if level.depth else 1}", f"up_blocks.{number}.upsamplers.0"
 
 
 def _config(shapes: Shapes, levels: list[Level], family: dict[str, Any], head: int | None) -> dict[str, Any]:
