@@ -96,6 +96,15 @@ class Console:
             self._line("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
 
     @property
+    def size(self) -> os.terminal_size:
+        """Columns and lines of the terminal that stderr is, whatever stdout is."""
+        try:
+            size = os.get_terminal_size(self.stream.fileno())
+        except (OSError, ValueError, AttributeError):
+            return shutil.get_terminal_size()
+        return size if min(size) > 0 else shutil.get_terminal_size()
+
+    @property
     def shows_progress(self) -> bool:
         """Whether stderr is a terminal that can redraw a line."""
         return not self.quiet and is_terminal(self.stream) and os.environ.get("TERM") != "dumb"
@@ -114,7 +123,7 @@ class Console:
             text = f"{text} {'━' * filled}{'─' * (20 - filled)} {done}/{total} {rate}".rstrip()
         elif rate:
             text = f"{text} {rate}"
-        width = shutil.get_terminal_size().columns - 1
+        width = self.size.columns - 1
         self._write(f"\r\x1b[K{text[:width]}")
 
     def clear(self) -> None:

@@ -41,7 +41,8 @@ class Sources:
         "Make the picture in FILE again from what is written in it; what is given beside it overrides.", INPUT,
         after="strict")
     size: str | None = string(None, "--size WxH",
-        "Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init).", PICTURE)
+        "Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init or "
+        "--control-image).", PICTURE)
     # fmt: on
 
 
@@ -104,7 +105,7 @@ def image(
     )
     animation = image_sinks.animation(output.gif, many=many, note=console.note)
     _note_number(console, request.negative if "negative" in asked.given else None)
-    inputs = finder.find()
+    inputs = finder.find(console.note)
     if "-" in sources.prompt:
         request = request.replace(prompt=read_prompt(sources.prompt))
 

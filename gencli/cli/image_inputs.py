@@ -57,15 +57,15 @@ class Finder:
         self.loras = tuple(map(LoraRef.parse, request.lora))
         self.embeddings = tuple(map(EmbeddingRef.parse, request.embedding))
 
-    def find(self) -> Inputs:
-        """Find everything. Raise GencliError for what is not there."""
+    def find(self, note: Callable[[str], None] = lambda text: None) -> Inputs:
+        """Find everything, with remarks on images to `note`. Raise GencliError for what is not there."""
         request = self.request
         (model,) = self._models("model")
         clip = self._models("clip") if request.best is not None else []
         loras = tuple(self._asset("lora", one) for one in self.loras)
         embeddings = tuple(self._asset("embedding", one) for one in self.embeddings)
-        init, mask = _open(request.init), _open(request.mask)
-        controls = self._controls()
+        init, mask = _open(request.init, note), _open(request.mask, note, ground="black")
+        controls = self._controls(note)
         if request.classifier is None and request.classifier_scale is not None:
             raise UsageError("--classifier-scale without a classifier", "name one with --classifier")
         classifier, vae, refiner = (self._models(field) for field in ("classifier", "vae", "refiner"))
@@ -128,14 +128,14 @@ class Finder:
                 f"name another with --{field}, or get it if you trust where it comes from",
             ) from None
 
-    def _controls(self) -> tuple[tuple[Source, Image.Image], ...]:
+    def _controls(self, note: Callable[[str], None]) -> tuple[tuple[Source, Image.Image], ...]:
         if not self.request.control:
             return ()
         from gencli.image.files.pictures import open_flat
 
         if "-" in self.request.control_image:
             raise UsageError("--control-image -: is read from a file only")
-        images = [open_flat(path) for path in self.request.control_image]
+        images = [open_flat(path, "black", note) for path in self.request.control_image]
         return tuple(zip(self._models("control"), images, strict=True))
 
 
@@ -144,20 +144,24 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
-def _open(path: str | None) -> Image.Image | None:
-    """Open the image to start from, or a mask. Raise GencliError."""
+def _open(path: str | None, note: Callable[[str], None], ground: str = "white") -> Image.Image | None:
+    """Open the image to start from, or a mask. ground: see `open_flat`. Raise GencliError."""
     if path is None:
         return None
     from gencli.image.files.pictures import FILE_LIMIT, open_flat
 
-    return open_flat(read_data(FILE_LIMIT, "-i - reads the picture") if path == "-" else path)
+    return open_flat(read_data(FILE_LIMIT, "-i - reads the picture") if path == "-" else path, ground, note)
 
 
 def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[str], None]) -> None:
     """Note the words of embeddings that are in no prompt, and LoRA files named in one."""
-    texts = f"{request.prompt}\n{request.negative or ''}".lower()
+    from gencli.image.prompts.weighting import parse
+
+    prompts = [request.prompt, request.negative or ""]
+    texts = "\n".join(prompts).lower()
+    read = [one.text or "" for text in prompts for one in parse(text)] if request.weighted else prompts
     for word in words:
-        if word.lower() not in texts:
+        if not any(word.lower() in text.lower() for text in read):
             note(f"no prompt has the word {word!r}, which stands for its embedding")
     if "<lora:" in texts and not request.weighted:
         note("<lora:…> in a prompt is text; --lora FILE:SCALE loads one")

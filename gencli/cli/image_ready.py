@@ -10,6 +10,7 @@ from gencli.cli.image_inputs import Inputs
 from gencli.errors import UsageError
 from gencli.image import imagegpt, stages
 from gencli.image.checkpoint import ImageCheckpoint
+from gencli.image.files.pictures import is_blank
 from gencli.image.imagegpt import Palette, is_palette, open_palette
 from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.request import ImageRequest
@@ -47,10 +48,16 @@ def ready(
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
     if isinstance(opened, Palette):
         return opened, imagegpt.resolve(request, opened)
-    resolved = resolve(request, opened, None if inputs.init is None else inputs.init.size)
+    given = [image for image in (inputs.init, *(image for _, image in inputs.controls)) if image is not None]
+    resolved = resolve(request, opened, given[0].size if given else None)
     stages.plan(resolved, opened, has_init=inputs.init is not None)  # raises for what a stage cannot follow
     if not lines:
         check_asked(resolved, opened)
     for remark in notes(request, resolved, opened):
         note(remark)
+    if inputs.mask is not None:
+        size = resolved.width or 1, resolved.height or 1
+        if is_blank(inputs.mask, *size, step=1 if resolved.paste else opened.factor):
+            where = "" if resolved.paste else " where a latent looks"
+            note(f"the mask is white nowhere{where}: nothing is painted anew")
     return opened, resolved

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -69,7 +68,7 @@ class Preview:
     def show(self, picture: Image.Image) -> None:
         if not self.works:
             return
-        size = shutil.get_terminal_size()
+        size = self.console.size
         true_color = os.environ.get("COLORTERM") in ("truecolor", "24bit")
         lines = half_blocks(picture, min(size.columns - 1, WIDEST), max(size.lines - 2, 1), true_color=true_color)
         self.console.clear()

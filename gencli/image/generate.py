@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gencli.errors import GencliError
 from gencli.image import stages
 from gencli.image.conditioning import Conditioning
 from gencli.image.controlnet import Controlled, activate, mark_cond
@@ -96,7 +97,7 @@ def generate(
             output = yield from run(batch, first, noise, output)
         assert output is not None
         for i, prompt in enumerate(batch):
-            image = pipeline.decode(output.x[i : i + 1], tiled=request.vae_tiling)
+            image = runs[-1].start.finish(pipeline.decode(output.x[i : i + 1], tiled=request.vae_tiling))
             dtype = str(pipeline.dtype).removeprefix("torch.")
             yield Picture(first + i, image, request.item(first + i, prompt=prompt, dtype=dtype))
 
@@ -164,7 +165,7 @@ class _StageRun:
         for sample in self.sampler(predict, x, steps, draw_noise=draw_noise, **self.plan.options):
             x = sample.x
             self.start.apply_mask(x, init, steps, sample.index)
-            check_finite(x, sample.index)
+            check_finite(x, sample.index, self._doubt)
             yield Denoised(sample.index, sample.total, first, sample.x0, self.info)
         return StageOutput(x, steps[-1].next, init)
 
@@ -228,7 +229,18 @@ class _StageRun:
     @cached_property
     def _uncond(self) -> Conditioning:
         assert self.loaded.conditioner is not None
-        return self.loaded.conditioner.negative(self.request)
+        try:
+            return self.loaded.conditioner.negative(self.request)
+        except GencliError as error:
+            error.message = error.message.replace("the prompt", "the negative prompt", 1)
+            raise
+
+    @property
+    def _doubt(self) -> str:
+        """What may be wrong when the network gives NaN."""
+        if self.loaded.dtype != torch.float32:
+            return "half precision may have overflowed: try --dtype float32"
+        return "a LoRA may be broken: try it without --lora, or with a smaller SCALE" if self.request.lora else ""
 
     @cached_property
     def _empty(self) -> Conditioning:

@@ -41,13 +41,15 @@ class StageOutput:
 class Start:
     """What all batches of a stage begin from. shape: (C, h, w) of x. image: to be changed. mask (1, 1, h, w): 1 where
     it is painted anew, None for everywhere. masked: the image without what the mask covers, and edited (1, C, h, w):
-    the image to edit, for networks that read those beside x."""
+    the image to edit, for networks that read those beside x. kept: the image to put back in the end, and where (255 is
+    all of what was painted)."""
 
     shape: tuple[int, ...]
     image: LatentDistribution | None = None
     mask: Tensor | None = None
     masked: LatentDistribution | None = None
     edited: Tensor | None = None
+    kept: tuple[Image.Image, Image.Image] | None = None
 
     def draw(self, draw_noise: Callable[[], Tensor], batch: int, before: StageOutput | None) -> InitLatents:
         """Draw for a batch, in diffusers' order. before: the output of the stage before."""
@@ -85,6 +87,13 @@ class Start:
         original = init.x0 if last else steps[index].next.mix(init.x0, init.eps)
         x.copy_(torch.where(self.mask > 0.5, x, original))
 
+    def finish(self, image: Image.Image) -> Image.Image:
+        """The finished image with what is kept of the first one, pixel by pixel."""
+        if self.kept is None:
+            return image
+        old, where = self.kept
+        return Image.composite(image, old.convert(image.mode), where)
+
 
 class Continued(Start):
     """A stage that continues to denoise the latents of the stage before."""
@@ -121,16 +130,23 @@ def prepare_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
     if inputs.mask is None:
         return Start(shape, pipeline.encode_picture(image))
     white = pictures.from_mask(inputs.mask, *size)
-    latent_mask = F.interpolate(white, size=shape[1:]).to(pipeline.device)
+    kept = None
+    if inputs.request.paste:
+        # All latents that the mask touches; then the image's own pixels, with an edge half a latent wide.
+        latent_mask = F.adaptive_max_pool2d(white, shape[1:])
+        kept = image, pictures.soft_mask(inputs.mask, *size, edge=pipeline.checkpoint.factor // 2)
+    else:
+        latent_mask = F.interpolate(white, size=shape[1:])
+    start = Start(shape, mask=latent_mask.to(pipeline.device), kept=kept)
     if pipeline.checkpoint.also_reads != "mask":
-        return Start(shape, pipeline.encode_picture(image), latent_mask)
+        return replace(start, image=pipeline.encode_picture(image))
     masked = pipeline.encode_picture(image, hidden=white)
     from_noise = inputs.request.strength == 1  # then the image itself is not looked at
-    return Start(shape, None if from_noise else pipeline.encode_picture(image), latent_mask, masked)
+    return replace(start, image=None if from_noise else pipeline.encode_picture(image), masked=masked)
 
 
 def continue_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
     """Continue with the latents of the stage before; what its mask covers stays covered, unless its network did it."""
     before = inputs.before
     assert before is not None
-    return Continued(before.shape, mask=before.mask if before.masked is None else None)
+    return Continued(before.shape, mask=before.mask if before.masked is None else None, kept=before.kept)

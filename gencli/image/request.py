@@ -208,8 +208,13 @@ class ImageRequest:
         infotext="Sampler options").field(dataclasses.MISSING, default_factory=dict)
     init: str | None = string(None, "-i, --init FILE", "Begin from this picture (`-`: from stdin).", START,
         infotext="Init image", names="file")
-    mask: str | None = string(None, "--mask FILE", "Paint anew only where this picture is white.", START,
+    mask: str | None = string(None, "--mask FILE",
+        "Paint anew only where this picture is white; what is transparent in it is black.", START,
         after="strength", infotext="Mask image", names="file")
+    paste: bool = flag(True, "--paste/--no-paste",
+        "Where --mask is black, put the picture's own pixels back in the end; from there into the white the new ones "
+        "fade in over 4 pixels (default: they are put back; without, as in diffusers, they are only near).", START,
+        after="mask", infotext="Paste")
     strength: float | None = number(None, "--strength S",
         "How much of it to give up, above 0 and at most 1 (default: 0.8; with --mask 1).", START, valid=_check_strength,
         infotext="Denoising strength")

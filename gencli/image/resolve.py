@@ -26,9 +26,10 @@ DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tel
 
 
 def resolve(
-    request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[int, int] | None = None
+    request: ImageRequest, checkpoint: ImageCheckpoint, given_size: tuple[int, int] | None = None
 ) -> ImageRequest:
-    """Return a request with every value filled in. init_size: width and height of the image to start from, if any.
+    """Return a request with every value filled in. given_size: width and height of the image to start from, or of the
+    first one that a ControlNet reads, if any.
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
     make no sense. Only the seed and the dtype stay as they are.
@@ -51,7 +52,7 @@ def resolve(
         raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None
     values = {**defaults, **own}
     values = {name: value for name, value in values.items() if getattr(request, name) is None}
-    values["width"], values["height"] = _size(request, checkpoint, init_size)
+    values["width"], values["height"] = _size(request, checkpoint, given_size)
     _check_classifier(request, checkpoint, values["width"], values["height"])
     values = {**values, **_sampler_values({**vars(request), **values}, schedule)}
     return request.replace(**values)
@@ -238,12 +239,17 @@ def _named_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values["sampler_options"], **own}
 
 
-def _size(request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return width and height: as given, else near the initial image's, else the model's own. Raise UsageError."""
+def _size(request: ImageRequest, checkpoint: ImageCheckpoint, given: tuple[int, int] | None) -> tuple[int, int]:
+    """Return width and height: as asked for, a side alone with the shape of a given image; else near that image's
+    size, else the model's own. Raise UsageError."""
     multiple, own = checkpoint.multiple, checkpoint.size
-    if request.width is None and request.height is None and init_size is not None:
-        return _near(init_size, own, multiple)
     width, height = request.width, request.height
+    if given is not None and width is None and height is None:
+        return _near(given, own, multiple)
+    if given is not None and (width is None or height is None):
+        scale = width / given[0] if width is not None else (height or 1) / given[1]
+        other = [max(round(side * scale / multiple), 1) * multiple for side in given]
+        width, height = width or other[0], height or other[1]
     if width is None or height is None:
         if own is None:
             raise UsageError(f"{checkpoint.name} does not say its size", "give one with --size WIDTHxHEIGHT")
@@ -256,9 +262,9 @@ def _size(request: ImageRequest, checkpoint: ImageCheckpoint, init_size: tuple[i
     return width, height
 
 
-def _near(init_size: tuple[int, int], own: tuple[int, int] | None, multiple: int) -> tuple[int, int]:
-    """Return the initial image's size, or if it is over twice the model's, one of its shape and the model's area."""
-    width, height = init_size
+def _near(given: tuple[int, int], own: tuple[int, int] | None, multiple: int) -> tuple[int, int]:
+    """Return a given image's size, or if it is over twice the model's, one of its shape and the model's area."""
+    width, height = given
     scale = 1.0
     if own is not None and max(width / own[0], height / own[1]) > 2:
         scale = (own[0] * own[1] / (width * height)) ** 0.5

@@ -83,7 +83,7 @@ def _theirs(pipe: Any, **values: Any) -> Image.Image:
 
 
 def _draw(ours: Pipeline, init: Any = None, mask: Any = None, controls: Any = (), **values: Any) -> Image.Image:
-    files = {"init": None if init is None else "init.png", "mask": None if mask is None else "mask.png"}
+    files = {"init": None if init is None else "init.png", "mask": None if mask is None else "mask.png", "paste": False}
     request = ImageRequest(prompt=PROMPT, seed=3, steps=STEPS, **files, **values)
     request = resolve(request, ours.checkpoint, None if init is None else init.size)
     events = generate(ours, request, init=init, mask=mask, controls=controls)

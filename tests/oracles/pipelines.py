@@ -39,7 +39,7 @@ def opened_once(folder):
 def draw(folder, init=None, mask=None, prompts=None, pipeline=None, **values):
     """Our finished pictures."""
     pipeline = pipeline or opened_once(folder)
-    given = {"init": None if init is None else "init.png", "mask": None if mask is None else "mask.png"}
+    given = {"init": None if init is None else "init.png", "mask": None if mask is None else "mask.png", "paste": False}
     request = ImageRequest(**{"seed": 3, **given, **values})
     request = resolve(request, pipeline.checkpoint, None if init is None else init.size)
     events = list(generate(pipeline, request, prompts, init=init, mask=mask))

@@ -211,7 +211,14 @@ def test_where_a_mask_is_white(parts, tmp_path, channels):
     pipe = pipe if channels == 4 else make_inpaint(folder)
     pipeline = opened_once(folder)
     control = load_control(open_control(Source(PLAIN, root / PLAIN, "folder"), pipeline.checkpoint), pipeline)
-    given = {"init": "i.png", "mask": "m.png", "control": (PLAIN,), "control_image": ("c.png",), "strength": 0.8}
+    given = {
+        "init": "i.png",
+        "mask": "m.png",
+        "control": (PLAIN,),
+        "control_image": ("c.png",),
+        "strength": 0.8,
+        "paste": False,
+    }
     request = resolve(ImageRequest(prompt=PROMPT, seed=3, steps=5, **given, **SIZE), pipeline.checkpoint, (96, 64))
     events = generate(pipeline, request, init=picture(), mask=half_mask(), controls=[(control, edges())])
     ours = next(event.image for event in events if isinstance(event, Picture))

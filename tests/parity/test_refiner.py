@@ -145,7 +145,7 @@ def test_what_a_mask_keeps_the_refiner_keeps(made):
     """With a mask all of whose pixels are black nothing changes but by the autoencoder."""
     pipeline = made[3]
     init, black = picture(), half_mask().point(lambda value: 0)
-    asked = request(pipeline, init="init.png", mask="mask.png", strength=0.8, steps=10)
+    asked = request(pipeline, init="init.png", mask="mask.png", strength=0.8, steps=10, paste=False)
     *_, drawn = generate(pipeline, asked, init=init, mask=black)
     encoded = pipeline.encode_picture(init)
     kept = encoded.sample(lambda: Noise([3], pipeline.device)(tuple(encoded.mean.shape[1:])), 1)

@@ -187,7 +187,7 @@ def test_variants_run_as_their_folders(tmp_path, monkeypatch, channels, name):
     Image.fromarray(noise).save("init.png")
     Image.fromarray(np.uint8(noise > 100) * 255).save("mask.png")
     call = [PROMPT, "--steps", "2", "--seed", "1", "--size", "64x64", "-i", "init.png", "--device", "cpu"]
-    call += ["--mask", "mask.png"] if channels == 9 else []
+    call += ["--mask", "mask.png", "--no-paste"] if channels == 9 else []
     assert main(["image", "-m", str(folder), *call, "-o", "a.png"]) == 0
     assert main(["image", "-m", str(file), *call, "-o", "b.png"]) == 0
     pictures = [np.asarray(Image.open(tmp_path / f"{one}.png")) for one in "ab"]
@@ -369,6 +369,11 @@ def test_tokenizers_beside_the_file(made, tmp_path):
     place.mkdir()
     single = open_file(tiny.write_header(place / "xl.safetensors", without_schedule(shapes)))
     assert [single.tokenizer(part).pad_id for part in single.tokenizers] == [49407, 0]
+    # Files of the same names that are GPT-2's are for another model.
+    (place / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 50256}))
+    (place / "merges.txt").write_text("#version: 0.2\na b\n")
+    single = open_file(place / "xl.safetensors")
+    assert [single.tokenizer(part).vocab_size for part in single.tokenizers] == [49408, 49408]
 
 
 def without_schedule(shapes):

@@ -195,3 +195,6 @@ def test_nan_is_found(bad: float, dtype: torch.dtype) -> None:
     with pytest.raises(GencliError, match="NaN or infinite values at step 4") as refusal:
         check_finite(x, 3)
     assert refusal.value.hint
+    with pytest.raises(GencliError) as refusal:
+        check_finite(x, 3, "a LoRA")
+    assert refusal.value.hint == "a LoRA"

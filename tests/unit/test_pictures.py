@@ -32,6 +32,7 @@ FULL = ImageRequest(
     sampler_options={"use_clipped_model_output": True, "variance_type": "fixed_large", "s_noise": 1.5},
     init="dir/my, picture: one.png",
     mask="mask.png",
+    paste=False,
     strength=0.35,
     image_guidance=1.25,
     control=("canny, large", "org/depth"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -242,3 +243,17 @@ def test_every_class_gives_a_schedule(name: str) -> None:
     alphas_cumprod = NoiseSchedule.from_config({"_class_name": name}).alphas_cumprod
     assert alphas_cumprod.dtype == np.float64
     assert (np.diff(alphas_cumprod) < 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 9, *range(11, 15), 50, 300, 999])
+@pytest.mark.parametrize("strength", [0.0009, 0.001, 0.1, 0.29, 0.3333])
+def test_what_the_hint_of_a_strength_says_works(count: int, strength: float) -> None:
+    steps = NoiseSchedule().steps(count)
+    if int(count * strength) >= 1:
+        return
+    with pytest.raises(UsageError) as refusal:
+        from_strength(steps, strength)
+    enough, larger = re.findall(r"[\d.]+", refusal.value.hint or "")
+    assert len(from_strength(steps, float(larger))) == 1
+    if int(enough) <= 1000:
+        assert len(from_strength(NoiseSchedule().steps(int(enough)), strength)) == 1

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gencli.checkpoints.find import Source
+from gencli.cli.image_inputs import note_slips
 from gencli.errors import GencliError, UsageError
 from gencli.image.generate import Picture, generate
 from gencli.image.open import open_image_checkpoint
@@ -280,3 +281,19 @@ def test_models_that_read_no_prompt_refuse_it(tmp_path):
     checkpoint = open_image_checkpoint(Source("ddpm", tmp_path, "folder"))
     with pytest.raises(UsageError, match="no CLIP text encoder: --weighted"):
         resolve(REQUEST, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weighted", "noted"),
+    [
+        (r"a my style \(v2\) cat", True, False),
+        ("a my style (v2) cat", True, True),  # there the brackets are weights
+        ("a my style (v2) cat", False, False),
+        (r"a my style \(v2\) cat", False, True),
+        ("a (my STYLE \\(v2\\):1.2) cat", True, False),
+    ],
+)
+def test_words_of_embeddings_are_looked_for_in_what_is_read(prompt, weighted, noted):
+    notes = []
+    note_slips(ImageRequest(prompt=prompt, weighted=weighted), ["my style (v2)"], notes.append)
+    assert ["no prompt has the word 'my style (v2)'" in note for note in notes] == ([True] if noted else [])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BARE = ("vocab.json", "merges.txt")
 NAMING = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # where a padding token may be named
-END, FIRST = "<|endoftext|>", "!"
+START, END, FIRST = "<|startoftext|>", "<|endoftext|>", "!"
 # Family → the padding tokens of its tokenizers: CLIP's own is the end of the text, OpenCLIP pads with id 0.
 PADS = {
     "sd1": {"tokenizer": END},
@@ -99,7 +99,7 @@ def _tokenizer(contents: Contents, name: str, pad: str, encoder: Part) -> Tokeni
     folder = contents.folder / name
     if not folder.is_dir():
         folder = contents.folder
-        if not all(contents.has(file) for file in BARE):
+        if not _has_clip_vocabulary(contents):
             found = load_clip_tokenizer(pad)
             if encoder.config["vocab_size"] < found.vocab_size:
                 raise GencliError(
@@ -112,6 +112,14 @@ def _tokenizer(contents: Contents, name: str, pad: str, encoder: Part) -> Tokeni
     if any((folder / file).is_file() for file in NAMING):
         return found
     return dataclasses.replace(found, pad_id=found.backend.token_to_id(pad))
+
+
+def _has_clip_vocabulary(contents: Contents) -> bool:
+    """Return whether the files beside a file are CLIP's: GPT-2, RoBERTa and others have files of the same names."""
+    if not all(contents.has(file) for file in BARE):
+        return False
+    vocabulary = contents.read_json(BARE[0])
+    return START in vocabulary and any(str(word).endswith("</w>") for word in vocabulary)
 
 
 def _of_missing_vae(family: Family, channels: int) -> dict[str, Any]:

@@ -38,9 +38,7 @@ class LogLikelihood:
             chosen = logits.float().log_softmax(-1).gather(1, self.classes.to(x.device)[:, None])
             (gradient,) = torch.autograd.grad(chosen.sum(), leaf)
         if not torch.isfinite(gradient).all():
-            raise GencliError(
-                f"the classifier gave NaN or infinite values at t = {t:g}", "half precision may have overflowed"
-            )
+            raise GencliError(f"the classifier gave NaN or infinite values at t = {t:g}", "its weights may be broken")
         return self.scale * gradient
 
 

@@ -150,10 +150,10 @@ def dynamic_threshold(x0: Tensor, ratio: float, max_value: float) -> Tensor:
     return x0.clamp(-s, s) / s
 
 
-def check_finite(x: Tensor, step: int) -> None:
+def check_finite(x: Tensor, step: int, hint: str = "") -> None:
     """Raises GencliError when latents hold NaN or infinity after a step (counted from 0). One sum, one number read."""
     if not math.isfinite(x.sum(dtype=torch.float32).item()):
         raise GencliError(
             f"the model gave NaN or infinite values at step {step + 1}",
-            "half precision may have overflowed: try --dtype float32; else `gencli models check` the checkpoint",
+            hint or "`gencli models check` looks for broken weights",
         )

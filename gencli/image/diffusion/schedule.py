@@ -8,6 +8,7 @@ No torch in here: what a request asks is held against it before torch is importe
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -283,9 +284,11 @@ def from_strength(steps: Sequence[Step], strength: float) -> list[Step]:
         raise UsageError(f"strength must be above 0 and at most 1, not {strength}")
     count = min(int(len(steps) * strength), len(steps))
     if count < 1:
+        enough = next(n for n in itertools.count(math.ceil(1 / strength)) if int(n * strength) >= 1)
+        thousandths = next(n for n in itertools.count(10_000 // len(steps)) if int(len(steps) * (n / 10_000)) >= 1)
         raise UsageError(
             f"strength {strength} of {len(steps)} steps leaves no step",
-            f"at least {math.ceil(1 / strength)} steps, or strength {1 / len(steps):.3g}",
+            f"at least {enough} steps, or strength {thousandths / 10_000:g}",
         )
     rest = steps[len(steps) - count :]
     return [dataclasses.replace(step, index=index) for index, step in enumerate(rest)]

@@ -9,12 +9,12 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageFilter, ImageOps, PngImagePlugin
 
 from gencli.errors import GencliError
 from gencli.image.files import metadata, recipes
@@ -37,7 +37,9 @@ def to_picture(x: Tensor) -> Image.Image:
     """(3, H, W) or (1, H, W) in -1..1 → an image, rounded as diffusers rounds. Raises GencliError for NaN."""
     pixels = (x.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(pixels).all():
-        raise GencliError("the picture holds values that are not numbers", "try --dtype float32")
+        raise GencliError(
+            "the picture holds values that are not numbers", "`gencli models check` looks for broken weights"
+        )
     array = (pixels * 255).round().astype(np.uint8)
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
@@ -55,8 +57,29 @@ def from_mask(mask: Image.Image, width: int, height: int) -> Tensor:
     """A mask → (1, 1, height, width), 1 where it is at least half white (what is painted anew), else 0."""
     import torch
 
-    array = np.asarray(mask.resize((width, height), Image.Resampling.LANCZOS).convert("L"), dtype=np.float32) / 255
-    return torch.from_numpy((array >= 0.5).astype(np.float32))[None, None]
+    return torch.from_numpy(_white(mask, width, height).astype(np.float32))[None, None]
+
+
+def _white(mask: Image.Image, width: int, height: int) -> np.ndarray:
+    """Where a mask is at least half white, (height, width) of bool."""
+    resized = mask.resize((width, height), Image.Resampling.LANCZOS).convert("L")
+    return np.asarray(resized, dtype=np.float32) / 255 >= 0.5
+
+
+def soft_mask(mask: Image.Image, width: int, height: int, edge: int) -> Image.Image:
+    """A mask as an "L" of width × height: 0 where an image is kept, and from there inwards rising to 255 within `edge`
+    pixels (0: at once)."""
+    inside = Image.fromarray((_white(mask, width, height) * 255).astype(np.uint8))
+    total, steps = np.zeros((height, width), np.float32), max(edge, 1)
+    for _ in range(steps):
+        total += np.asarray(inside, dtype=np.float32) / steps
+        inside = inside.filter(ImageFilter.MinFilter(3))
+    return Image.fromarray(total.round().astype(np.uint8))
+
+
+def is_blank(mask: Image.Image, width: int, height: int, step: int = 1) -> bool:
+    """Whether a mask leaves nothing to paint. step: only every so many pixels are looked at."""
+    return not _white(mask, width, height)[::step, ::step].any()
 
 
 def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = None) -> bytes:
@@ -139,19 +162,45 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     return picture
 
 
-def open_flat(source: str | Path | bytes) -> Image.Image:
-    """The same, upright by its EXIF and as RGB; what is transparent lies on white."""
+def open_flat(
+    source: str | Path | bytes, ground: str = "white", note: Callable[[str], None] = lambda text: None
+) -> Image.Image:
+    """The same, upright by its EXIF and as RGB.
+
+    ground: the colour on which what is transparent lies; black where white has a meaning, as in masks. Remarks go to
+    `note`.
+    """
     picture = open_picture(source)
+    is_tiff = picture.format == "TIFF"
     with contextlib.suppress(*BROKEN), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    if picture.mode[0] in "IF":
+        where = "stdin" if isinstance(source, bytes) else str(source)
+        picture = Image.fromarray(_to_bytes(picture, where, is_tiff, note))
     if picture.has_transparency_data:
-        ground = Image.new("RGBA", picture.size, "white")
-        ground.alpha_composite(picture.convert("RGBA"))
-        picture = ground
+        below = Image.new("RGBA", picture.size, ground)
+        below.alpha_composite(picture.convert("RGBA"))
+        picture = below
     return picture.convert("RGB")
+
+
+def _to_bytes(picture: Image.Image, where: str, is_tiff: bool, note: Callable[[str], None]) -> np.ndarray:
+    """(H, W) of 8 bits, of an image of 16 or 32 bits or of floats, which Pillow would clip.
+
+    Whole numbers of a TIFF's 32 bits are of the least of 8 and 16 bits that holds them, floats are from 0 to 1; all
+    others are scaled by their own range. Raises GencliError for values that are not numbers.
+    """
+    array = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise GencliError(f"{where}: it holds values that are not numbers")
+    low, high = float(array.min()), float(array.max())
+    tops = (1.0,) if picture.mode == "F" else (255.0, 65535.0) if is_tiff and picture.mode == "I" else (65535.0,)
+    top = next((one for one in tops if low >= 0 and high <= one), None)
+    if top is None:
+        note(f"{where} holds values from {low:g} to {high:g}, which are taken for black and white")
+        array, top = array - low, high - low or 1.0
+    return (array * (255 / top)).round().astype(np.uint8)
 
 
 def sheet_size(count: int, width: int, height: int) -> tuple[int, int]:
