@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gencli.checkpoints import hub_cache
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.layout import find_pickles
+from gencli.checkpoints.layout import PartKind, find_pickles
 from gencli.checkpoints.tensors import TensorFile, Tensors
 from gencli.checkpoints.weights import open_file, open_tensors
 from gencli.errors import GencliError
@@ -99,7 +99,7 @@ class Part:
     """
 
     name: str
-    kind: Literal["model", "tokenizer", "scheduler"]
+    kind: PartKind
     path: Path
     read_config: Callable[[], Mapping[str, Any]] = field(repr=False, default=lambda: NO_CONFIG)
     open_tensors: Callable[[], Tensors] = field(repr=False, default=lambda: Tensors([]))
@@ -123,9 +123,7 @@ class Part:
         return self._tensors.stored() if self.open_files is None else self.open_files()
 
 
-def folder_part(
-    contents: Contents, name: str, folder: Path, kind: Literal["model", "tokenizer", "scheduler"] = "model"
-) -> Part:
+def folder_part(contents: Contents, name: str, folder: Path, kind: PartKind = "model") -> Part:
     """Return a part that lies in a folder of its own, as transformers and diffusers lay it out."""
     config = partial(contents.read_json, folder / CONFIGS[kind])
     return Part(name, kind, folder, config, partial(contents.open_tensors, folder))

@@ -38,13 +38,16 @@ SPLITTERS = (("tokenizer.json",), ("vocab.json", "merges.txt", "*.model", "vocab
 Read = Callable[[str], Mapping[str, Any]]
 
 
+PartKind = Literal["model", "tokenizer", "scheduler"]
+
+
 @dataclass(frozen=True)
 class PartFolder:
     """A component of a checkpoint, or all of it (name ""). `prefix` is its folder with a slash, "" for the root."""
 
     name: str
     prefix: str
-    kind: Literal["model", "tokenizer", "scheduler"]
+    kind: PartKind
 
 
 def is_plain(name: str) -> bool:
@@ -67,10 +70,11 @@ def parts(names: Collection[str], read: Read) -> list[PartFolder]:
     components = [name for name, value in index.items() if _is_component(name, value)]
     found = []
     for name in components:
-        kind = "tokenizer" if name.startswith("tokenizer") else "scheduler" if name.endswith("scheduler") else "model"
+        kind: PartKind = "scheduler" if name.endswith("scheduler") else "model"
+        kind = "tokenizer" if name.startswith("tokenizer") else kind
         inside = any(file.startswith(f"{name}/") for file in names)
         # Pipelines of one network may have it at the root (google/ddpm-cifar10-32).
-        found.append(PartFolder(name, f"{name}/" if inside else "", kind))  # type: ignore[arg-type]
+        found.append(PartFolder(name, f"{name}/" if inside else "", kind))
     return sorted(found, key=lambda part: part.kind == "model")
 
 

@@ -19,7 +19,7 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import Fetching, Reporting, command
 from gencli.cli.prompts import read_stdin
 from gencli.cli.sinks import TextSink, stdout_bytes
-from gencli.cli.text import ConversationStart
+from gencli.cli.text import ConversationStart, open_text_model
 from gencli.cli.text_output import why_empty
 from gencli.errors import GencliError, UsageError
 from gencli.options import Bounds, integer
@@ -80,22 +80,9 @@ def chat(
     if message is not None and not message.strip():
         raise GencliError("stdin holds no message", "at a terminal `gencli chat` is a conversation")
 
-    console.progress(f"loading {checkpoint.name}")
-    with signals.raise_pending_signals():
-        from gencli.text.chat import ChatModel, ChatSession
-        from gencli.text.load import open_model
+    model = open_text_model(console, checkpoint, spec, adapters)
+    from gencli.text.chat import ChatModel, ChatSession
 
-    model = open_model(
-        checkpoint,
-        device=spec.device,
-        dtype=spec.dtype,
-        threads=spec.threads,
-        adapters=adapters,
-        allow_pickle=spec.allow_pickle,
-    )
-    console.clear()
-    for note in model.notes:
-        console.note(note)
     session = ChatSession(ChatModel(model), request, conversation)
     repl = Repl(console, session, request.seed)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import typer
 
 from gencli import signals
 from gencli.checkpoints.assets import LoraRef
+from gencli.checkpoints.find import Source
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
 from gencli.cli.prompts import check_arguments, each_line, read_prompt
@@ -123,25 +124,25 @@ def text(
         output = JsonOutput(checkpoint.name, echo=shown.echo)
     prompts = each_line() if source.lines else iter([read_prompt(source.prompt)])
 
-    console.progress(f"loading {checkpoint.name}")
-    with signals.raise_pending_signals():
-        from gencli.text.load import open_model
-
-    model = open_model(
-        checkpoint,
-        device=spec.device,
-        dtype=spec.dtype,
-        threads=spec.threads,
-        adapters=adapters,
-        allow_pickle=spec.allow_pickle,
-    )
-    for note in model.notes:
-        console.note(note)
+    model = open_text_model(console, checkpoint, spec, adapters)
     if conversation is None and model.tokenizer.chat_template is not None:
         console.note(
             f"{model.name} is tuned for conversation and gets a raw prompt; --chat speaks to it in its own form"
         )
     _run(console, model, request, prompts, output, conversation, source, stats=reporting.stats)
+
+
+def open_text_model(console: Console, source: Source, spec: TextSpec, adapters: Sequence[LoraRef]) -> TextModel:
+    """Open the model that was found, with progress and its notes on stderr. Raise GencliError."""
+    console.progress(f"loading {source.name}")
+    with signals.raise_pending_signals():
+        from gencli.text.load import open_model
+
+    model = open_model(source, spec, adapters=adapters)
+    console.clear()
+    for note in model.notes:
+        console.note(note)
+    return model
 
 
 def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> None:

@@ -7,7 +7,8 @@ import json
 import sys
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,8 @@ from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Group
 from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
 from gencli.errors import GencliError, UsageError
-from gencli.options import Option, check, rows
+from gencli.options import Option, check, integer, number, rows, string
+from gencli.spec import named_model
 from gencli.train.recipe import SEED, THREADS, ImageRecipe, TextRecipe, at_least
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ CAPTIONS = (
     'JSON lines: "file" and "label", or "file_name" and "text", and "tags" if there are any (default: metadata.jsonl '
     "among the pictures, or a .txt beside each)."
 )
+
+DRAWN = "What to draw"
 
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
 
@@ -54,7 +58,28 @@ class Captions:
 
 @dataclass(eq=False, repr=False)
 class Scored:
-    seed: int = SEED.field(0)
+    """What is drawn, to be recognised."""
+
+    # fmt: off
+    captions: str | None = string(None, "--captions FILE", CAPTIONS, DRAWN)
+    count: int = integer(200, "--count N", "Labels to draw", DRAWN, valid=partial(at_least, 1), usual=200)
+    steps: int | None = integer(None, "--steps N", "Steps (default: the model's).", DRAWN, valid=partial(at_least, 1))
+    cfg_scale: float | None = number(None, "--cfg-scale X", "Guidance (default: the model's).", DRAWN)
+    unseen_colors: int | None = integer(None, "--unseen-colors N",
+        "Draw things in colours that the data, and `train image --recolor N`, do not show.", DRAWN,
+        valid=partial(at_least, 0))
+    synonyms: str | None = string(None, "--synonyms FILE",
+        "Draw other words for labels: lines label, tab, word.", DRAWN)
+    pairs: int | None = integer(None, "--pairs N", 'Draw N times "a A and a B"; both must be recognised.', DRAWN,
+        valid=partial(at_least, 1))
+    seeds: int = integer(1, "--seeds N", "Draw everything N times, and say how much that differs, of 255", DRAWN,
+        valid=partial(at_least, 1), usual=1)
+    seed: int = replace(SEED, panel=DRAWN).field(0)
+    model: str = named_model("GENCLI_IMAGE_MODEL", "emoji").field("emoji")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @app.callback(invoke_without_command=True)
@@ -172,63 +197,40 @@ def score_image(
     machine: Machine,
     scored: Scored,
     reporting: Reporting,
-    captions: Annotated[Path | None, typer.Option("--captions", metavar="FILE", help=CAPTIONS)] = None,
-    model: Annotated[str, model_option("GENCLI_IMAGE_MODEL", "emoji")] = "emoji",
-    count: Annotated[int, typer.Option("--count", metavar="N", help="Labels to draw.")] = 200,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps (default: the model's).")] = None,
-    cfg_scale: Annotated[
-        float | None, typer.Option("--cfg-scale", metavar="X", help="Guidance (default: the model's).")
-    ] = None,
-    unseen_colors: Annotated[
-        int | None,
-        typer.Option(
-            "--unseen-colors",
-            metavar="N",
-            help="Draw things in colours that the data, and `train image --recolor N`, do not show.",
-        ),
-    ] = None,
-    synonyms: Annotated[
-        Path | None,
-        typer.Option("--synonyms", metavar="FILE", help="Draw other words for labels: lines label, tab, word."),
-    ] = None,
-    pairs: Annotated[
-        int | None, typer.Option("--pairs", metavar="N", help='Draw N times "a A and a B"; both must be recognised.')
-    ] = None,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds", metavar="N", help="Draw everything N times, and say how much that differs, of 255 (default: 1)."
-        ),
-    ] = 1,
 ) -> None:
     """Share of labels whose drawing has the label's own picture as its nearest of all, as JSON, a line a label."""
-    _need(pictures, *([captions] if captions else []), *([synonyms] if synonyms else []))
-    for name, value in {"--count": count, "--steps": steps, "--pairs": pairs, "--seeds": seeds}.items():
-        if value is not None:
-            at_least(1, name, value)
-    if unseen_colors is not None:
-        at_least(0, "--unseen-colors", unseen_colors)
+    captions, synonyms = ([Path(file)] if file else [] for file in (scored.captions, scored.synonyms))
+    _need(pictures, *captions, *synonyms)
     devices.set_threads(machine.threads)
     from gencli.train.score import score_pictures
 
     console: Console = ctx.obj
     recognised, differences = 0, []
     drawings = score_pictures(
-        model, pictures, [captions] if captions else [], count=count, seed=scored.seed, steps=steps,
-        guidance=cfg_scale, unseen_colors=unseen_colors, synonyms=synonyms, pairs=pairs, seeds=seeds,
-    )  # fmt: skip
-    for number, drawing in enumerate(drawings, 1):
+        scored.model,
+        pictures,
+        captions,
+        count=scored.count,
+        seed=scored.seed,
+        steps=scored.steps,
+        guidance=scored.cfg_scale,
+        unseen_colors=scored.unseen_colors,
+        synonyms=next(iter(synonyms), None),
+        pairs=scored.pairs,
+        seeds=scored.seeds,
+    )
+    for count, drawing in enumerate(drawings, 1):
         recognised += drawing.recognised
         task, nearest = drawing.task, drawing.nearest
         found: dict[str, Any] = {"label": task.labels[0] if len(task.labels) == 1 else task.labels}
         found |= {"prompt": task.prompt} if task.prompt != found["label"] else {}
         found |= {"seed": drawing.seed, "recognised": drawing.recognised}
-        found |= {"nearest": nearest[0] if len(nearest) == 1 else nearest, "share": round(recognised / number, 3)}
+        found |= {"nearest": nearest[0] if len(nearest) == 1 else nearest, "share": round(recognised / count, 3)}
         if drawing.difference is not None:
             differences.append(drawing.difference)
             found["difference"] = round(sum(differences) / len(differences), 2)
         _write(console, found)
-        console.progress("drawing", number, (pairs or count) * seeds)
+        console.progress("drawing", count, (scored.pairs or scored.count) * scored.seeds)
 
 
 def _need(*paths: Path) -> None:

@@ -56,8 +56,10 @@ def open_image_checkpoint(
     Raises GencliError for what is no picture checkpoint or not supported.
     """
     hints = Hints(prediction, betas, other_vae=vae is not None)
-    opened = source if isinstance(source, Checkpoint) else None
-    opened = opened or open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)  # type: ignore[arg-type]
+    if isinstance(source, Checkpoint):
+        opened = source
+    else:
+        opened = open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)
     checkpoint = _of_file(opened) if opened.contents.is_file else _of_folder(opened)
     said = {"prediction_type": prediction, "beta_schedule": betas}
     if (over := {key: value for key, value in said.items() if value is not None}) and opened.format != SINGLE:

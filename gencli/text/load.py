@@ -21,8 +21,11 @@ from gencli.errors import GencliError
 from gencli.models import architecture
 from gencli.models.base import Layout
 from gencli.models.module import LanguageModel, describe
+from gencli.spec import ModelSpec
 from gencli.text.generation_config import generation_config, not_followed
 from gencli.tokens import Tokenizer
+
+NO_WISHES = ModelSpec()
 
 
 @dataclass(frozen=True)
@@ -54,33 +57,25 @@ class TextModel:
         return describe(self.name, [self.module])
 
 
-def open_model(
-    source: Source,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    threads: int | None = None,
-    adapters: Sequence[LoraRef] = (),
-    allow_pickle: bool = False,
-) -> TextModel:
-    """Open the language model at `source`; device and dtype are names as `gencli.devices` knows them.
+def open_model(source: Source, spec: ModelSpec = NO_WISHES, *, adapters: Sequence[LoraRef] = ()) -> TextModel:
+    """Open the language model at `source`, which was found under the name that `spec` has.
 
-    adapters: LoRA folders that are merged into the weights. allow_pickle: also open `.bin` and `.pt`, tensors alone.
+    adapters: the LoRA folders of `spec`, found, which are merged into the weights.
     Raises GencliError for a checkpoint that is broken, not supported, or no language model.
     """
     start = time.perf_counter()
-    devices.set_threads(threads)
-    place = devices.pick_device(device)
-    checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
+    devices.set_threads(spec.threads)
+    device = devices.pick_device(spec.device)
+    checkpoint = open_checkpoint(source, allow_pickle=spec.allow_pickle)
     part, raw = language_model(checkpoint)
     tensors = part.tensors()
     layout = architecture(raw["model_type"]).LAYOUT
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
-    precision = devices.pick_dtype(dtype, place, stored)
+    precision = devices.pick_dtype(spec.dtype, device, stored)
     tokenizer = checkpoint.tokenizer()
-    module = load(part.path, device=place, dtype=precision, config=raw, tensors=tensors)
+    module = load(part.path, device=device, dtype=precision, config=raw, tensors=tensors)
     assert isinstance(module, LanguageModel)  # `language_model` has looked
-    notes = _merge(module, layout, source, adapters, allow_pickle) if adapters else ()
+    notes = _merge(module, layout, source, adapters, spec.allow_pickle) if adapters else ()
     settings = generation_config(checkpoint.defaults, raw)
     notes = (*notes, *not_followed(source.name, settings))
     return TextModel(source.name, module, tokenizer, settings, time.perf_counter() - start, notes)

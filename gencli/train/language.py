@@ -19,6 +19,7 @@ from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import architecture
 from gencli.models.gpt2 import GPT2, GPT2Config
+from gencli.spec import ModelSpec
 from gencli.text.load import open_model
 from gencli.tokens import Tokenizer
 from gencli.train.precision import Precision, make_trainable
@@ -78,7 +79,7 @@ def open_language_model(name: str, precision: Precision, context: int | None, *,
     if open_checkpoint(source).format == "gguf":
         raise GencliError(f"--init {name}: a GGUF file cannot be trained", "take the checkpoint it was made from")
     keep = frozen and precision.dtype is torch.bfloat16  # what is not trained need not be held in float32
-    opened = open_model(source, device=str(precision.device), dtype="bfloat16" if keep else "float32")
+    opened = open_model(source, ModelSpec(device=str(precision.device), dtype="bfloat16" if keep else "float32"))
     if opened.tokenizer.vocab_size > opened.vocab_size:
         raise GencliError(
             f"--init {name}: its tokenizer has {opened.tokenizer.vocab_size} tokens, its model {opened.vocab_size}"

@@ -19,6 +19,7 @@ from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
+from gencli.spec import ModelSpec
 from gencli.train.augment import COLORS, PAIR_WORDS, CaptionedImage, augment
 from gencli.train.captions import find_captions
 from gencli.train.pictures import read_pictures
@@ -161,5 +162,5 @@ def score_texts(model: str, data: Path, lead: str) -> dict[str, float]:
     from gencli.train.text import evaluate
     from gencli.train.texts import read_texts
 
-    opened = open_model(find(model), dtype="float32")
+    opened = open_model(find(model), ModelSpec(dtype="float32"))
     return evaluate(opened.module, opened.tokenizer, read_texts(data), lead, None)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
+from gencli.spec import ModelSpec
 from gencli.text.events import Completion, GenerationStats, PromptTruncated, TextDelta, in_order
 from gencli.text.generate import BATCH, generate
 from gencli.text.load import TextModel, open_model
@@ -24,7 +25,7 @@ GREEDY = {"temperature": 0.0, "logit_bias": LONG["logit_bias"]}
 
 
 def opened(folder: Path, **options) -> TextModel:
-    return open_model(Source(folder.name, folder, "folder"), **options)
+    return open_model(Source(folder.name, folder, "folder"), ModelSpec(**options))
 
 
 def run(model: TextModel, prompt: str = PROMPT, **settings) -> list[Completion]:

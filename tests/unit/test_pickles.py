@@ -17,6 +17,7 @@ from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
+from gencli.spec import ModelSpec
 from gencli.text.load import open_model
 from tests.tiny.text import make_gpt2, write_json
 
@@ -99,9 +100,9 @@ def test_safetensors_come_first(folder):
 
 def test_a_whole_model_is_opened_and_named_files_too(folder):
     torch.save(tensors_of(folder), folder / "pytorch_model.bin")
-    model = open_model(find(str(folder)), allow_pickle=True)
+    model = open_model(find(str(folder)), ModelSpec(allow_pickle=True))
     assert model.vocab_size == 384
-    assert open_model(find(str(folder / "pytorch_model.bin")), allow_pickle=True).vocab_size == 384
+    assert open_model(find(str(folder / "pytorch_model.bin")), ModelSpec(allow_pickle=True)).vocab_size == 384
     for name in (str(folder), str(folder / "pytorch_model.bin")):
         with pytest.raises(GencliError) as caught:
             open_model(find(name))

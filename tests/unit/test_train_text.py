@@ -18,6 +18,7 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
+from gencli.spec import ModelSpec
 from gencli.text.load import open_model
 from gencli.train.recipe import TextRecipe
 from gencli.train.text import train
@@ -199,7 +200,7 @@ def test_on_from_a_checkpoint(texts: Path, tmp_path: Path, family: str) -> None:
     checkpoint = tmp_path / "run" / "checkpoint"
     with torch.inference_mode():
         expected = reference(checkpoint)(IDS).logits
-        ours = open_model(find(str(checkpoint)), device="cpu", dtype="float32")
+        ours = open_model(find(str(checkpoint)), ModelSpec(device="cpu", dtype="float32"))
         torch.testing.assert_close(ours.module(IDS), expected, atol=1e-4, rtol=1e-4)
     assert ours.tokenizer.encode("a cat") == byte_bpe().encode("a cat").ids
 
@@ -225,7 +226,7 @@ def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
         without = plain(IDS).logits
         theirs = peft.PeftModel.from_pretrained(plain, adapter).eval()(IDS).logits
         source = find(str(folder))
-        ours = open_model(source, device="cpu", dtype="float32", adapters=[LoraRef(adapter)])
+        ours = open_model(source, ModelSpec(device="cpu", dtype="float32"), adapters=[LoraRef(adapter)])
         torch.testing.assert_close(ours.module(IDS), theirs, atol=1e-5, rtol=1e-5)
     assert (theirs - without).abs().max() > 0.05
     assert ours.notes == ()
@@ -280,7 +281,7 @@ def test_on_from_the_hubs_cache(texts: Path, tmp_path: Path, monkeypatch: pytest
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
     adapter = LoraRef(tmp_path / "run" / "adapter")
-    assert open_model(find("org/tiny"), device="cpu", adapters=[adapter]).notes == ()
+    assert open_model(find("org/tiny"), adapters=[adapter]).notes == ()
     list(train(recipe(texts, tmp_path / "whole", 1, init="org/tiny")))
     names = {file.name for file in (tmp_path / "whole" / "checkpoint").iterdir()}
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -351,7 +352,7 @@ def test_a_vision_towers_text_model_becomes_a_checkpoint(texts: Path, tmp_path: 
     config = transformers.AutoConfig.from_pretrained(folder)
     theirs = transformers.Gemma3ForConditionalGeneration(config).state_dict()
     assert all(f"{name.removeprefix('base_model.model.').partition('.lora_')[0]}.weight" in theirs for name in names)
-    adapted = open_model(find(str(folder)), device="cpu", adapters=[LoraRef(tmp_path / "lora" / "adapter")])
+    adapted = open_model(find(str(folder)), adapters=[LoraRef(tmp_path / "lora" / "adapter")])
     assert not torch.equal(adapted.module(IDS), load(folder)(IDS))
 
 
