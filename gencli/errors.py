@@ -1,18 +1,31 @@
 """Errors that a user may see. Any other exception is a defect of gencli."""
 
+MESSAGE_LIMIT, HINT_LIMIT = 1200, 600  # bytes: with both, what is printed stays below 2 kB
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return a text on one line and of at most so many bytes in UTF-8; what lies in the middle gives way."""
+    text = text.replace("\n", "\\n")
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= limit:
+        return text
+    start, end = data[: limit * 3 // 4], data[len(data) - limit // 4 + 5 :]
+    return f"{start.decode('utf-8', 'ignore')} … {end.decode('utf-8', 'ignore')}"
+
 
 class GencliError(Exception):
     """gencli could not do what was asked (exit code 1): a missing or broken checkpoint, a prompt that is too long, …
 
     `message` says in one line what is wrong, with the value and the file; `hint` says what would help, if anything.
+    Files and users may give values of any length: both are shortened.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = shorten(message, MESSAGE_LIMIT)
+        self.hint = hint and shorten(hint, HINT_LIMIT)
+        super().__init__(self.message)
 
 
 class UsageError(GencliError):

@@ -23,13 +23,29 @@ def read_bytes(path: Path) -> bytes:
         raise GencliError(f"cannot read {path}: {error.strerror}") from None
 
 
+def as_unicode(text: str, where: str) -> str:
+    """Return a text of a JSON file. Raise GencliError for one with lone surrogates, which JSON can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GencliError(f"{where}: a text is no valid Unicode at its character {error.start}") from None
+    return text
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+    """Return the value in a JSON text. Raise GencliError for any other text: broken, or nested beyond all measure.
+
+    where: what holds it, for the message.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GencliError(f"{where} is not valid JSON: {str(error)[:120]}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raise GencliError as `read_bytes`, and if it is not a JSON object."""
-    content = read_bytes(path)
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise GencliError(f"{path} is not valid JSON: {error}") from None
+    value = parse_json(read_bytes(path), path)
     if not isinstance(value, dict):
         raise GencliError(f"{path} holds no JSON object")
     return value

@@ -12,7 +12,6 @@ every module of the model is listed under all of its names.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -38,6 +37,7 @@ from gencli.checkpoints.lora import (
 from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
+from gencli.json_files import parse_json
 from gencli.models.base import Rename
 
 METADATA = "lora_adapter_metadata"  # the key of the header under which diffusers writes peft's config
@@ -108,10 +108,7 @@ class ImageLora:
 
     def _read_peft_configs(self) -> dict[str, Mapping[str, Any]]:
         """Return part → peft's config, for the parts that have one in the file's header."""
-        try:
-            raw = json.loads(self.metadata.get(METADATA, "{}"))
-        except (ValueError, RecursionError):
-            raw = None
+        raw = parse_json(self.metadata.get(METADATA, "{}"), f"{self.path}: {METADATA} in its header")
         if not isinstance(raw, dict):
             raise GencliError(f"{self.path}: {METADATA} in its header is no table in JSON")
         configs: dict[str, Mapping[str, Any]] = {}

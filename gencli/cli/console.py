@@ -10,7 +10,7 @@ import traceback
 import unicodedata
 from typing import Any, TextIO
 
-from gencli.errors import GencliError
+from gencli.errors import HINT_LIMIT, MESSAGE_LIMIT, GencliError, shorten
 
 BOLD, RED, YELLOW, CYAN, DIM = "1", "1;31", "33", "36", "2"
 PROGRESS_INTERVAL = 0.1  # seconds between two drawings of the progress line
@@ -61,7 +61,7 @@ class Console:
     def note(self, text: str) -> None:
         """Print something worth knowing that is not an error."""
         if not self.quiet:
-            self._line(f"{self.style('note:', CYAN)} {self._safe(text)}")
+            self._line(f"{self.style('note:', CYAN)} {shorten(self._safe(text), MESSAGE_LIMIT)}")
 
     def stats(self, text: str) -> None:
         """Print what --stats asks for, even with --quiet."""
@@ -86,9 +86,9 @@ class Console:
 
     def error(self, error: GencliError) -> None:
         """Print `error: …`, and `hint: …` if there is one."""
-        self._line(f"{self.style('error:', RED)} {self._safe(error.message)}")
+        self._line(f"{self.style('error:', RED)} {shorten(self._safe(error.message), MESSAGE_LIMIT)}")
         if error.hint:
-            self._line(f"{self.style('hint:', YELLOW)} {self._safe(error.hint)}")
+            self._line(f"{self.style('hint:', YELLOW)} {shorten(self._safe(error.hint), HINT_LIMIT)}")
 
     def traceback(self, error: BaseException) -> None:
         """Print the traceback of an error, with --debug only."""

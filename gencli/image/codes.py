@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from gencli.checkpoints.open import open_checkpoint
 from gencli.devices import pick_device
 from gencli.errors import GencliError
 from gencli.image.files.pictures import from_picture, to_picture
+from gencli.json_files import parse_json
 
 Codes = list[list[int]]
 """h rows of w numbers, each the entry that stands for a square of the picture."""
@@ -98,10 +98,7 @@ def parse(text: str) -> Codes:
     Raises GencliError for all else, and for rows of different lengths.
     """
     if text.lstrip().startswith("{"):
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise GencliError(f"no codes: broken JSON ({' '.join(str(error).split())[:80]})") from None
+        found = parse_json(text, "the text of the codes")
         rows = found.get("codes") if isinstance(found, Mapping) else None
     else:
         rows = [line.split() for line in text.splitlines() if line.strip()]

@@ -55,21 +55,27 @@ class ChatSession:
         assert max_tokens is not None
         room = context - max(1, min(max_tokens, context // 4))
         try:
+            if model.tokenizer.is_longer(message, context):
+                raise self._too_long(f"more than {2 * context}")
             while True:
                 prompt = self.chat_model.format.prompt([*conversation.messages(), {"role": "user", "content": message}])
                 if len(prompt.ids) <= room or not conversation.leave_out():
                     break
             if len(prompt.ids) >= context:
-                raise GencliError(
-                    f"the message has {len(prompt.ids)} tokens with the system prompt, but the context of "
-                    f"{model.name} is {context} for everything",
-                    "shorten it",
-                )
+                raise self._too_long(str(len(prompt.ids)))
         except BaseException:
             conversation.left_out = before
             raise
         self.left_out = conversation.left_out - before
         return prompt
+
+    def _too_long(self, tokens: str) -> GencliError:
+        model = self.chat_model.model
+        return GencliError(
+            f"the message has {tokens} tokens with the system prompt, but the context of {model.name} is "
+            f"{model.max_length} for everything",
+            "shorten it",
+        )
 
     def answer(self, message: str, prompt: Prompt, seed: int) -> Generator[Event, None, None]:
         """Answer. However it ends, message and answer then belong to the conversation, unless the answer is empty.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli.errors import GencliError
-from gencli.json_files import read_bytes
+from gencli.json_files import as_unicode, parse_json, read_bytes
 from gencli.text.chat_template import Message
 
 ROLES = ("system", "user", "assistant")
@@ -55,7 +55,7 @@ class Conversation:
 
     def load(self, path: Path) -> None:
         """Replace this conversation by a saved one. Raises GencliError for a file that is not one."""
-        value = _json(_text(path), str(path))
+        value = parse_json(_text(path), path)
         messages = _messages(value.get("messages") if isinstance(value, dict) else value, str(path))
         systems = [message["content"] for message in messages if message["role"] == "system"]
         if len(systems) > 1:
@@ -80,7 +80,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _example(line: str, where: str) -> list[Message]:
-    value = _json(line, where)
+    value = parse_json(line, where)
     if isinstance(value, dict) and "messages" in value:
         messages = _messages(value["messages"], where)
     elif isinstance(value, dict) and {"user", "assistant"} <= value.keys():
@@ -102,11 +102,7 @@ def _messages(value: Any, where: str) -> list[Message]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in ROLES or not isinstance(content, str):
             raise GencliError(f"{where}: {str(message)[:60]!r} is no message: wants `role` and `content`")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise GencliError(f"{where}: a message is no valid Unicode at its character {error.start}") from None
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": as_unicode(content, where)})
     return messages
 
 
@@ -117,10 +113,3 @@ def _text(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise GencliError(f"{path} is not UTF-8") from None
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GencliError(f"{where} is not valid JSON: {error}") from None

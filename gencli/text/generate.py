@@ -68,8 +68,10 @@ def generate(
 def prompt_ids(model: TextModel, request: TextRequest, ids: list[int] | None = None) -> list[int]:
     """Return the token ids of the prompt, at least one; `ids` if they are known already.
 
-    Raises GencliError or UsageError for tokens that the model does not have.
+    Raises GencliError or UsageError for tokens that the model does not have, and for a prompt beyond all measure.
     """
+    if ids is None and request.truncate is None and model.tokenizer.is_longer(request.prompt, model.max_length):
+        raise _too_long(model, f"more than {2 * model.max_length}")
     ids = (model.tokenizer.encode(request.prompt) if ids is None else ids) or _beginning(model)
     if max(ids) >= model.vocab_size:
         raise GencliError(
@@ -91,14 +93,18 @@ def fit(model: TextModel, request: TextRequest, ids: list[int]) -> list[int]:
     if len(ids) < context:
         return ids
     if request.truncate is None:
-        raise GencliError(
-            f"the prompt has {len(ids)} tokens, but the context of {model.name} is {context} for prompt and answer",
-            "shorten it, or leave out its beginning with --truncate left",
-        )
+        raise _too_long(model, str(len(ids)))
     assert request.max_tokens is not None
     keep = context - min(request.max_tokens, max(context // 2, 1))
     begins = ids[:1] if keep > 1 and ids[0] == model.tokenizer.bos_id else []
     return begins + ids[len(ids) - keep + len(begins) :]
+
+
+def _too_long(model: TextModel, tokens: str) -> GencliError:
+    return GencliError(
+        f"the prompt has {tokens} tokens, but the context of {model.name} is {model.max_length} for prompt and answer",
+        "shorten it, or leave out its beginning with --truncate left",
+    )
 
 
 def _beginning(model: TextModel) -> list[int]:

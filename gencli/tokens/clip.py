@@ -13,6 +13,8 @@ from gencli.tokens.decode import BYTE_OF
 WORD_END, START, END = "</w>", "<|startoftext|>", "<|endoftext|>"
 MERGES = Path(__file__).parent / "clip_bpe.txt.gz"  # see clip_bpe.md
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+SPACES = r"\s+"
+PATTERNS = (WORDS, SPACES, WORDS.removeprefix(r"<\|startoftext\|>|<\|endoftext\|>|"))
 
 
 def backend(model: models.BPE) -> Backend:
@@ -20,7 +22,7 @@ def backend(model: models.BPE) -> Backend:
     found = Backend(model)
     found.decoder = decoders.ByteLevel()
     found.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        [normalizers.NFC(), normalizers.Replace(Regex(SPACES), " "), normalizers.Lowercase()]
     )
     found.pre_tokenizer = pre_tokenizers.Sequence(
         [

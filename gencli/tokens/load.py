@@ -17,6 +17,7 @@ from tokenizers import decoders, models
 from gencli.errors import GencliError
 from gencli.json_files import read_bytes, read_json
 from gencli.tokens import byte_level, clip, sentencepiece, wordpiece
+from gencli.tokens.guard import library
 from gencli.tokens.special_tokens import add_special_tokens, optional_json, surround, token_id
 from gencli.tokens.templates import read_chat_template
 from gencli.tokens.tokenizer import Tokenizer
@@ -49,7 +50,11 @@ def load_tokenizer(folder: Path | str, read_json: Read = read_json) -> Tokenizer
     bos and eos are those of generation_config.json, else of config.json, else of the tokenizer's own files.
     Raises GencliError, in one line that names the file, for files that are missing, broken or contradict each other.
     """
-    folder = Path(folder)
+    with library(f"{folder}: its tokenizer is not usable"):
+        return _load(Path(folder), read_json)
+
+
+def _load(folder: Path, read_json: Read) -> Tokenizer:
     config = optional_json(folder / "tokenizer_config.json", read_json)
     adds, defaults, kind = {"bos_token": False, "eos_token": False}, None, ""
     if (folder / "tokenizer.json").is_file():
@@ -122,10 +127,8 @@ def _finish(
 
 def _from_json(path: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
     content = read_bytes(path)
-    try:
+    with library(f"{path} is no tokenizer"):
         backend = Backend.from_buffer(content)
-    except Exception as error:  # the library raises bare Exceptions
-        raise GencliError(f"{path} is no tokenizer: {' '.join(str(error).split())[:200]}") from None
     word_end = getattr(backend.model, "end_of_word_suffix", None)
     if word_end == clip.WORD_END and isinstance(backend.decoder, decoders.ByteLevel):
         return backend, "clip"

@@ -20,6 +20,7 @@ from gencli.json_files import read_bytes
 SPACE = "\u2581"  # ▁ stands for a space in pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+FIRST_SPACES, MANY_SPACES, LAST_SPACES = PATTERNS = (r"\A +", " {2,}", rf"{SPACE}+\z")
 ENDED = "is cut off or no SentencePiece model"
 
 
@@ -191,12 +192,12 @@ def _prepare(made: Backend, pieces: Pieces, prefix_every_part: bool) -> None:
     """Set how a text is normalised before it is split, in the steps and the order of SentencePiece."""
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
     if pieces.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(FIRST_SPACES), ""), normalizers.Replace(Regex(MANY_SPACES), " ")]
     if pieces.dummy_prefix and prefix_every_part:
         steps += [normalizers.Prepend(SPACE)]
     steps += [normalizers.Replace(" ", SPACE)]
     if pieces.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(rf"{SPACE}+\z"), "")]
+        steps += [normalizers.Replace(Regex(LAST_SPACES), "")]
     made.normalizer = normalizers.Sequence(steps)
     if pieces.dummy_prefix and not prefix_every_part:
         made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)

@@ -6,14 +6,17 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.tokens.decode import BYTE_PIECE, IncrementalDecoder, byte_level_bytes, make_steps
 from gencli.tokens.growth import check_growth, check_text
+from gencli.tokens.guard import check_time, is_known_to_be_quick, library
 
 CONTEXT = 64  # visible tokens of a prompt that a decoder of its continuation looks at: more than any step holds back
 
@@ -42,6 +45,7 @@ class Tokenizer:
     special_ids: frozenset[int] = field(init=False)
     _decoder: dict[str, Any] | None = field(init=False, repr=False)
     _growth: float = field(init=False, repr=False)
+    _quick: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
@@ -52,6 +56,7 @@ class Tokenizer:
         normalizer = self.backend.normalizer
         rules = None if normalizer is None else json.loads(normalizer.__getstate__())
         object.__setattr__(self, "_growth", check_growth(rules, str(self.folder)))
+        object.__setattr__(self, "_quick", is_known_to_be_quick(self.backend))
 
     @property
     def vocab_size(self) -> int:
@@ -69,17 +74,31 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise GencliError(f"the text is no valid Unicode at character {error.start}") from None
-        check_text(self.backend.normalizer, self._growth, text, str(self.folder))
-        self.backend.encode_special_tokens = not special
-        try:
-            ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except Exception as error:  # of the library, for example if a vocabulary lacks its unknown token
-            raise GencliError(f"{self.folder}: the tokenizer cannot encode this text: {error}") from None
+        ids = self._encode(text, special, add_special_tokens).ids
         return [one for i in ids for one in self.groups.get(i, (i,))] if self.groups else ids
+
+    def _encode(self, text: str, special: bool, add_special_tokens: bool) -> Encoding:
+        where = str(self.folder)
+        self.backend.encode_special_tokens = not special
+        encode = partial(self.backend.encode, text, add_special_tokens=add_special_tokens)
+        with library(f"{where}: the tokenizer cannot encode this text"):
+            check_text(self.backend.normalizer, self._growth, text, where)
+            if not self._quick:
+                check_time(encode, len(text), where)
+            return encode()
+
+    def is_longer(self, text: str, tokens: int) -> bool:
+        """Return whether a text has far more tokens, told by its beginning, so that a whole library costs no more."""
+        size = max(16 * tokens, 2**14)
+        while size < len(text):
+            if len(self._encode(text[:size], True, False)) > 2 * tokens:
+                return True
+            size *= 4
+        return False
 
     def lost(self, text: str) -> int:
         """Return how many visible characters of a text become no token, or only the unknown one."""
-        encoded = self.backend.encode(text, add_special_tokens=False)
+        encoded = self._encode(text, True, False)
         name = getattr(self.backend.model, "unk_token", None) or self.names.get("unk_token", "")
         unknown = self.backend.token_to_id(name)
         seen = bytearray(len(text))

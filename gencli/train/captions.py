@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gencli.errors import GencliError
-from gencli.train.pictures import Caption
+from gencli.json_files import as_unicode, parse_json
+from gencli.train.pictures import Caption, ImageFiles
 
 METADATA = "metadata.jsonl"  # of an image folder, as the datasets library lays it out
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -30,7 +29,8 @@ def find_captions(pictures: Path, captions: Sequence[Path]) -> list[NamedCaption
     names (their labels) and tags. Raise GencliError for broken lines, for pictures without a caption, and for captions
     of no picture.
     """
-    names, read = _contents(pictures)
+    files = ImageFiles(pictures)
+    names, read = files.names, files.read
     if captions:
         found = _parse_file(captions[0])
     elif file := next((name for name in names if PurePosixPath(name).name == METADATA), None):
@@ -74,17 +74,18 @@ def parse(text: str, where: str) -> list[NamedCaption]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        row = parse_json(line, f"{where}, line {number}")
         try:
-            row = json.loads(line)
             name = row["file"] if "file" in row else row["file_name"]
             label = row["label"] if "label" in row else row["text"]
             tags = row.get("tags") or ()
             if not all(isinstance(value, str) for value in (name, label, *tags)) or isinstance(tags, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             raise GencliError(
                 f"{where}, line {number}: no JSON object with keys 'file' and 'label', or 'file_name' and 'text'"
             ) from None
+        label = as_unicode(label, f"{where}, line {number}")
         rows.append((name, Caption(label, tuple(tags), str(row.get("group") or ""))))
     return rows
 
@@ -101,24 +102,6 @@ def _beside(pictures: Path, names: list[str], read: Callable[[str], bytes]) -> l
         (name, Caption(" ".join(_text(read(file), f"{pictures}/{file}").split()), (), ""))
         for name, file in texts.items()
     ]
-
-
-def _contents(pictures: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Return the names of all files in a zip or folder, sorted, and a reader."""
-    if pictures.is_dir():
-        names = sorted(str(file.relative_to(pictures).as_posix()) for file in pictures.rglob("*") if file.is_file())
-        return names, lambda name: (pictures / name).read_bytes()
-    try:
-        with zipfile.ZipFile(pictures) as archive:
-            names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-    except zipfile.BadZipFile:
-        raise GencliError(f"{pictures} is no folder and no zip") from None
-
-    def read(name: str) -> bytes:
-        with zipfile.ZipFile(pictures) as archive:
-            return archive.read(name)
-
-    return names, read
 
 
 def _text(content: bytes, where: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from gencli.errors import GencliError
+from gencli.json_files import SIZE_LIMIT
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,53 @@ class Caption:
     names: tuple[str, ...] = ()
 
 
+class ImageFiles:
+    """The files of a zip or folder: `names`, sorted, and what they hold."""
+
+    def __init__(self, path: Path):
+        """Raise GencliError for a file that is no zip."""
+        self.path, self._archive = path, None
+        if path.is_dir():
+            self.names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+            return
+        try:
+            self._archive = zipfile.ZipFile(path)
+            self.names = sorted(info.filename for info in self._archive.infolist() if not info.is_dir())
+        except OSError as error:
+            raise GencliError(f"cannot read {path}: {error.strerror}") from None
+        except Exception:  # the library raises many kinds for what is broken
+            raise GencliError(f"{path} is no folder and no zip") from None
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file. Raise GencliError for one that is missing, broken, encrypted or too large."""
+        where = f"{self.path}: {name}"
+        try:
+            size = (self.path / name).stat().st_size if self._archive is None else self._archive.getinfo(name).file_size
+            if size > SIZE_LIMIT:
+                raise GencliError(f"{where} has {size} bytes, more than any image or caption")
+            return (self.path / name).read_bytes() if self._archive is None else self._archive.read(name)
+        except (FileNotFoundError, KeyError):
+            raise GencliError(f"{self.path} has no {name}") from None
+        except GencliError:
+            raise
+        except Exception as error:  # the library raises many kinds for what is broken
+            raise GencliError(f"{where} cannot be read: {' '.join(str(error).split())[:120]}") from None
+
+
 def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
     """Return the named images of a zip or folder, on white, uint8 (N, 3, size, size), cropped to squares.
 
     Raise GencliError for one that is missing or not an image.
     """
     pictures = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
-    for index, (name, data) in enumerate(zip(names, _files(source, names), strict=True)):
+    files = ImageFiles(source)
+    for index, name in enumerate(names):
+        data = files.read(name)
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 picture = opened.convert("RGBA")
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:  # Pillow's, for what is broken
-            raise GencliError(f"{source}: {name} is no picture: {error}") from None
+        except Exception as error:  # Pillow raises many kinds for what is broken
+            raise GencliError(f"{source}: {name} is no picture: {' '.join(str(error).split())[:120]}") from None
         ground = Image.new("RGBA", picture.size, "white")
         ground.alpha_composite(picture)
         square = ground.convert("RGB")
@@ -55,19 +85,3 @@ def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
 def to_signal(pictures: Tensor) -> Tensor:
     """Map uint8 0..255 to float32 -1..1, which the autoencoder reads."""
     return pictures.float() / 127.5 - 1
-
-
-def _files(source: Path, names: list[str]) -> Iterator[bytes]:
-    if source.is_dir():
-        for name in names:
-            try:
-                yield (source / name).read_bytes()
-            except FileNotFoundError:
-                raise GencliError(f"{source} has no {name}") from None
-        return
-    with zipfile.ZipFile(source) as archive:
-        for name in names:
-            try:
-                yield archive.read(name)
-            except KeyError:
-                raise GencliError(f"{source} has no {name}") from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gencli.atomic import replace_file
 from gencli.errors import GencliError
+from gencli.json_files import as_unicode, parse_json
 from gencli.tokens import Tokenizer
 
 END = "<|endoftext|>"
@@ -53,17 +54,15 @@ def _read(path: Path, name: str) -> Iterator[Text]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                try:
-                    record = json.loads(line)
-                    text = record["text"]
-                    if not isinstance(text, str):
-                        raise TypeError
-                except (ValueError, KeyError, TypeError):
-                    raise GencliError(f"{path}, line {number}: no JSON object with a key 'text'") from None
-                yield str(record.get("source", "")), text
+                where = f"{path}, line {number}"
+                record = parse_json(line, where)
+                text = record.get("text") if isinstance(record, dict) else None
+                if not isinstance(text, str):
+                    raise GencliError(f"{where}: no JSON object with a key 'text'")
+                yield str(record.get("source", "")), as_unicode(text, where)
     except UnicodeDecodeError as error:
         raise GencliError(f"{path} is not UTF-8 at byte {error.start}") from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise GencliError(f"{path} is no whole gzip file: {error}") from None
 
 

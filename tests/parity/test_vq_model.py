@@ -139,7 +139,7 @@ def test_codes_in_a_text():
     ("text", "match"),
     [
         ("", "no codes"),
-        ("{", "broken JSON"),
+        ("{", "is not valid JSON"),
         ('{"codes": 3}', "no codes"),
         ('{"codes": [[]]}', "no codes"),
         ('{"codes": [[true]]}', "'True' is no code"),

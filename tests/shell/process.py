@@ -108,8 +108,9 @@ def at_start(env: dict[str, str]) -> dict[str, str]:
 
 
 def obey_signals() -> None:
-    """For a child before it runs: tests may run in the background, where Ctrl-C is ignored."""
+    """For a child before it runs: tests may run in the background, where Ctrl-C is ignored, or under nohup."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def gencli(

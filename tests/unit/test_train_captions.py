@@ -92,7 +92,7 @@ def test_a_text_beside_each_picture(tmp_path: Path) -> None:
         ('{"file": "a.png", "label": "x", "tags": "ab"}', "line 2: no JSON object with keys"),
         ('{"file": "a.png", "label": "x", "tags": 5}', "line 2: no JSON object with keys"),
         ("[]", "line 2: no JSON object with keys"),
-        ("{", "line 2: no JSON object with keys"),
+        ("{", "line 2 is not valid JSON"),
         ('{"file": "../x.png", "label": "x"}', r"has no \.\./x\.png"),
         ('{"file": "z.png", "label": "x"}\n{"file": "y.png", "label": "x"}', r"has no z\.png and 1 more"),
     ],
