@@ -37,7 +37,7 @@ class Contents:
         self.source, self.path, self.allow_pickle = source, source.path, allow_pickle
         self.is_file = source.kind == "file"
         self.folder = source.path.parent if self.is_file else source.path
-        self._json: dict[Path, dict[str, Any]] = {}
+        self._json = dict(source.json)
         self._files: dict[Path, TensorFile | GencliError] = {}
 
     @cached_property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
@@ -17,11 +18,15 @@ HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?=[^/]+
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint was found. `path` is a folder, or one file; `name` is what the user called it."""
+    """Where a checkpoint was found. `path` is a folder, or one file; `name` is what the user called it.
+
+    json: the JSON files that were read to find it, so that they are read once.
+    """
 
     name: str
     path: Path
     kind: Literal["embedded", "folder", "file", "hub"]
+    json: Mapping[Path, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
 
 def embedded_root() -> Path:
@@ -59,8 +64,9 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
     folder = hub_cache.snapshot(hub_id)
     forbidden = "--offline is given" if offline else hub_cache.offline_by_environment()
-    if folder and (forbidden or is_whole(folder, allow_pickle=allow_pickle)):
-        return Source(name, folder, "hub")
+    json: dict[Path, dict[str, Any]] = {}
+    if folder and (forbidden or is_whole(folder, json, allow_pickle=allow_pickle)):
+        return Source(name, folder, "hub", json)
     if forbidden:
         raise GencliError(
             f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({hub_cache.root()})",
@@ -81,10 +87,19 @@ def find_local(name: str) -> Source | None:
     return Source(name, path, "file") if path.is_file() else None
 
 
-def is_whole(folder: Path, *, allow_pickle: bool = False) -> bool:
-    """Return whether a snapshot has every file needed to open it, by its own configs: some programs fetch in parts."""
+def is_whole(folder: Path, json: dict[Path, dict[str, Any]] | None = None, *, allow_pickle: bool = False) -> bool:
+    """Return whether a snapshot has every file needed to open it, by its own configs: some programs fetch in parts.
+
+    json: gets what was read.
+    """
+    known = {} if json is None else json
+
+    def read(name: str) -> dict[str, Any]:
+        known[folder / name] = read_json(folder / name)
+        return known[folder / name]
+
     try:
-        layout.choose(hub_cache.files(folder), lambda name: read_json(folder / name), allow_pickle=allow_pickle)
+        layout.choose(hub_cache.files(folder), read, allow_pickle=allow_pickle)
     except GencliError:
         return False
     return True

@@ -21,6 +21,7 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats import FORMATS, Format
 from gencli.tokens import load_tokenizer
 from tests.tiny import single
+from tests.tiny.hub_cache import COMMIT, put
 from tests.tiny.sdxl import make_sdxl
 from tests.tiny.text import make_gpt2
 
@@ -92,6 +93,15 @@ def test_each_file_of_an_sdxl_folder_is_read_once(opens: Opens, tmp_path: Path, 
     assert counted[str(tmp_path / "xl" / "model_index.json")] == 1
     assert [file for file in files if counted[file] > 1] == []
     assert sum(counted[file] for file in files) > 10
+
+
+def test_what_finding_reads_is_not_read_again(opens: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {file.name: file.read_bytes() for file in make_gpt2(tmp_path / "gpt2", sharded=True).iterdir()}
+    snapshot = put(tmp_path / "cache", "org/gpt2", COMMIT, files, "main")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    counted = opens("text", "a", "-m", "org/gpt2", "-n", "1")
+    names = [name for name in files if name.endswith(".json")]
+    assert {name: counted[str(snapshot / name)] for name in names} == dict.fromkeys(names, 1)
 
 
 # --- a new format: this much code, and one row
