@@ -60,17 +60,25 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device, stored: Iterable[str]) -> torch.dtype | None:
     """Return the dtype of a checked name, or None to keep the file's own.
 
-    stored: the dtypes in the file as safetensors writes them (`F32`, `F16`, `BF16`). auto keeps the file's own, but
-    float16 becomes float32 on a CPU, which has no arithmetic for it, and a file of several becomes the widest of them.
+    stored: the dtypes in the file as safetensors writes them (`F32`, `F16`, `BF16`). auto keeps the file's own, and a
+    file of several becomes the widest of them. On a CPU it is float32, as few have fast arithmetic of half precision:
+    bfloat16 stays where the CPU multiplies matrices of it (AMX).
     """
     import torch
 
     if name != "auto":
         return getattr(torch, name)
     floats = {kind for kind in stored if kind in ("F64", "F32", "F16", "BF16")}
-    if floats <= {"F32"} or floats == {"BF16"} or (floats == {"F16"} and device.type != "cpu"):
+    halves = {"BF16"} if device.type != "cpu" or _has_amx() else set[str]()
+    if floats <= {"F32"} or floats == halves or (floats == {"F16"} and device.type != "cpu"):
         return None
     return torch.float32
+
+
+def _has_amx() -> bool:
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def set_threads(threads: int | None) -> None:

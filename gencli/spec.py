@@ -11,8 +11,8 @@ DTYPE = Option(
     str,
     "--dtype NAME",
     (
-        "auto, float32, bfloat16 or float16 (default: auto, the file's own, but float32 for a float16 file on a "
-        "CPU; environment: GENCLI_DTYPE)."
+        "auto, float32, bfloat16 or float16: what is computed in (default: auto, the file's own, but float32 on a CPU, "
+        "where weights of half precision stay as they are; environment: GENCLI_DTYPE)."
     ),
     MODEL,
     env="GENCLI_DTYPE",

@@ -15,12 +15,14 @@ from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
+from gencli.kernels import PACKED
 from gencli.models import ARCHITECTURES, architecture
 from gencli.models.base import Layout
 from gencli.models.linear import apply_policy
 from gencli.models.module import BaseModel
 
 FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors writes them; others are quantised or no numbers at all
+READABLE = frozenset({*FLOATS, *PACKED})
 
 
 def load(
@@ -112,7 +114,7 @@ def assign(
         if transform is None and tensors.shape(name) != wanted[target]:  # told by headers, before anything is read
             mismatched.append(f"{name} is {list(tensors.shape(name))}, not {list(wanted[target])}")
             continue
-        if own[target].is_floating_point() and tensors.dtype(name) not in FLOATS:
+        if own[target].is_floating_point() and tensors.dtype(name) not in READABLE:
             mismatched.append(f"{name} is stored as {tensors.dtype(name)}, not as one of {', '.join(FLOATS)}")
             continue
         tensor = tensors.get(name)

@@ -1,4 +1,4 @@
-"""Reading a GGUF file: its metadata, and its tensors memory-mapped. Names of types and Q8_0 are the gguf package's.
+"""Reading a GGUF file: its metadata, and its tensors memory-mapped, packed ones as they are.
 
 The header is walked here, with bounds: the package's own reader goes on for ever when a hostile file counts to 2^60.
 magic "GGUF" · version · tensors · keys | key, type, value … | name, dimensions (last first), type, offset … | data
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gencli.errors import GencliError
+from gencli.kernels import TYPES
 
 if TYPE_CHECKING:  # describing a file needs no torch
     import torch
@@ -24,7 +25,8 @@ COUNT_LIMIT = 2**20  # tensors, and keys
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
-KNOWN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's names
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's names
+NAMES = {number: name for name, (number, _, _) in TYPES.items()}
 
 
 class GgufFile:
@@ -50,21 +52,19 @@ class GgufFile:
 
     def _place(self, name: str, type_id: int, start: int) -> None:
         shape = self.shapes[name]
-        constants = package(self.path).constants
-        try:
-            kind = constants.GGMLQuantizationType(type_id)
-        except ValueError:
-            raise ValueError(f"tensor {name[:60]!r} is of an unknown type {type_id}") from None
-        if kind.name not in KNOWN and kind.name != "Q8_0":
+        if type_id not in NAMES:
             raise GencliError(
-                f"{self.path}: {name[:60]} is quantised as {kind.name}, which is not supported",
-                f"gencli reads {', '.join(KNOWN)} and Q8_0",
+                f"{self.path}: {name[:60]} is quantised as {_other_type(type_id)}, which is not supported",
+                f"gencli reads {', '.join(TYPES)}",
             )
-        block, size = constants.GGML_QUANT_SIZES[kind]
+        kind = NAMES[type_id]
+        _, block, size = TYPES[kind]
         count = math.prod(shape)
         if shape[-1] % block:
             raise ValueError(f"tensor {name[:60]!r} has rows of {shape[-1]} values in blocks of {block}")
-        self.dtypes[name], self._spans[name] = kind.name, (start, count // block * size)
+        if kind not in FLOATS and len(shape) != 2:
+            raise ValueError(f"tensor {name[:60]!r} is packed, and no matrix: {list(shape)}")
+        self.dtypes[name], self._spans[name] = kind, (start, count // block * size)
         if (end := start + count // block * size) > len(self._map):
             raise ValueError(f"tensor {name[:60]!r} ends at byte {end} of {len(self._map)}")
 
@@ -72,16 +72,16 @@ class GgufFile:
         """GGUF files are asked for no numbers without torch."""
 
     def get(self, name: str) -> torch.Tensor:
-        """Return a tensor on the CPU: the file's own memory where it holds floats, and float32 where it is Q8_0."""
+        """Return a tensor on the CPU in the file's own memory: floats as they are, and packed matrices as `Packed`."""
         import torch
 
+        from gencli.kernels.packed import Packed
+
         shape, kind, (start, size) = self.shapes[name], self.dtypes[name], self._spans[name]
-        if kind == "Q8_0":
-            quants = package(self.path).quants
-            rows = np.asarray(self._map[start : start + size]).reshape(math.prod(shape[:-1]), -1)
-            q8_0 = package(self.path).constants.GGMLQuantizationType.Q8_0
-            return torch.from_numpy(quants.dequantize(rows, q8_0)).reshape(shape)
-        dtype, count = getattr(torch, KNOWN[kind]), math.prod(shape)
+        if kind not in FLOATS:
+            data = torch.from_numpy(np.asarray(self._map[start : start + size]))
+            return Packed(kind, data.reshape(shape[0], -1) if shape[0] else data.reshape(0, size))
+        dtype, count = getattr(torch, FLOATS[kind]), math.prod(shape)
         if not count:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start).reshape(shape)
@@ -92,15 +92,14 @@ def _head(path: Path) -> bytes:
         return stream.read(HEADER_LIMIT)
 
 
-def package(path: Path) -> Any:
-    """The gguf package. Raises GencliError when it is not installed."""
+def _other_type(number: int) -> str:
+    """The name of a type that gencli does not read."""
     try:
-        import gguf
-        import gguf.constants
-        import gguf.quants
-    except ImportError as error:
-        raise GencliError(f"{path}: GGUF needs the package gguf ({error})", "pip install gguf") from None
-    return gguf
+        from gguf.constants import GGMLQuantizationType  # names it better, where it is installed
+
+        return GGMLQuantizationType(number).name
+    except (ImportError, ValueError):
+        return f"type {number}"
 
 
 class _Header:

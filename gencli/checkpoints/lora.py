@@ -25,7 +25,7 @@ from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models.base import Layout
-from gencli.models.gpt2 import Conv1D
+from gencli.models.linear import Conv1D
 
 PEFT_PREFIX = "base_model.model."  # of all tensor names
 # Keys that do not change what a finished adapter computes. Its tensors say which modules it changes.

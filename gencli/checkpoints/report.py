@@ -205,9 +205,11 @@ def _not_finite(tensor: torch.Tensor) -> int:
     """How many values are NaN or infinite."""
     import torch
 
+    from gencli.kernels.packed import Packed
+
     if not tensor.is_floating_point():
         return 0
     bad = 0
-    for part in tensor.reshape(-1).split(CHUNK):
+    for part in tensor.parts(CHUNK) if isinstance(tensor, Packed) else tensor.reshape(-1).split(CHUNK):
         bad += part.numel() - int(torch.isfinite(part.float() if part.element_size() == 1 else part).sum())
     return bad

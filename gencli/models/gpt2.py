@@ -26,6 +26,7 @@ from gencli.models.base import (
     check_numbers,
 )
 from gencli.models.kv_cache import KeyValueCache
+from gencli.models.linear import Conv1D
 from gencli.models.module import LanguageModel
 
 
@@ -60,18 +61,6 @@ class GPT2Config(BaseConfig):
         check_flags(self)
         check_multiple(self, "n_embd", "n_head")
         check_activation("activation_function", self.activation_function)
-
-
-class Conv1D(nn.Module):
-    """A linear layer whose weight is stored (in, out), as GPT-2's checkpoints hold it."""
-
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_in, n_out))
-        self.bias = nn.Parameter(torch.empty(n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
 
 
 class Attention(nn.Module):

@@ -1,13 +1,12 @@
 """How layers with large weights compute: the one policy, a table of rows that `checkpoints.build.load` applies.
 
-Architectures are built from plain `nn.Linear`, `nn.Conv2d` and `nn.Embedding` and know nothing of it. Once the weights
-are assigned, each of these layers becomes the class of the first row in LAYERS that applies to its weight as it is
-stored and to the dtype that the model computes in; without such a row it stays as it is.
+Architectures are built from plain `nn.Linear`, `nn.Conv2d`, `nn.Embedding` and `Conv1D`, and know nothing of it. Once
+the weights are assigned, each of these layers becomes the class of the first row in LAYERS that applies to it; without
+such a row it stays as it is.
 
 The contract of a row's class: it has the same parameters under the same names, and `forward` takes and returns tensors
-of the compute dtype, whatever its weight is stored as. So a quantised weight (int8, int4, with its scales) is one more
-row here: a class whose `forward` multiplies by the packed weight, and the test that recognises such a weight. The
-key/value cache, the norms and the biases stay in the compute dtype.
+of the compute dtype, whatever its weight is stored as: in another precision, or packed as in a GGUF file. So another
+kind of weight is one more row here. The key/value cache, the norms and the biases are in the compute dtype.
 """
 
 from __future__ import annotations
@@ -19,38 +18,101 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FAST_MV = torch.__version__ >= "2.7"  # before that the kernel may be a plain loop
+from gencli.kernels import library
+from gencli.kernels.packed import FLOATS, Packed, fits, product, some_rows
+from gencli.models.module import LanguageModel
+
+TILE = 2**21  # numbers of a weight that are cast or unpacked together for a product of many positions
 
 
-class VectorLinear(nn.Linear):
-    """A linear layer that reads bfloat16 weights faster on a CPU for a single position, as in every decode step.
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored (in, out), as GPT-2's checkpoints hold it."""
 
-    torch's matrix-vector kernel sums in float32 too, and takes three quarters of the time of the matrix product. A bias
-    is not for it: added afterwards, it would round twice.
-    """
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.empty(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == self.in_features and x.dtype is torch.bfloat16:
-            return torch.mv(self.weight, x.reshape(-1)).view(*x.shape[:-1], -1)
-        return F.linear(x, self.weight)
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
 
 
 class CastBuffer:
     """Memory for the cast weight of the layer that is computing, one for all layers of a model.
 
-    It is as large as the largest weight so far; fresh memory for each would cost three times the time of filling it.
+    It is as large as the largest cast so far; fresh memory for each would cost three times the time of filling it.
     """
 
     def __init__(self, dtype: torch.dtype):
         self.memory = torch.empty(0, dtype=dtype)
 
+    def take(self, count: int) -> Tensor:
+        """Return memory for so many numbers, valid until the next call."""
+        if count > len(self.memory):
+            self.memory = torch.empty(count, dtype=self.memory.dtype)
+        return self.memory
+
     def cast(self, weight: Tensor, x: Tensor) -> Tensor:
         """Return the weight in the dtype of `x`, valid until the next call. For a gradient it is a copy of its own."""
         if weight.dtype == x.dtype or x.dtype != self.memory.dtype or x.requires_grad:
             return weight.to(x.dtype)
-        if weight.numel() > len(self.memory):
-            self.memory = torch.empty(weight.numel(), dtype=x.dtype)
-        return self.memory[: weight.numel()].view(weight.shape).copy_(weight)
+        return self.take(weight.numel())[: weight.numel()].view(weight.shape).copy_(weight)
+
+    def linear(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x (..., in) @ matrix (out, in).T + bias, for a matrix that is cast or unpacked some rows at a time."""
+        if x.requires_grad or x.dtype != self.memory.dtype or matrix.device != self.memory.device:
+            return F.linear(x, matrix.to(x.dtype), bias)
+        outputs, inputs = matrix.shape
+        memory = self.take(min(outputs * inputs, max(TILE, inputs)))
+        flat, step = x.reshape(-1, inputs), max(TILE // inputs, 1)
+        y = x.new_empty(len(flat), outputs)
+        for first in range(0, outputs, step):
+            last = min(first + step, outputs)
+            torch.mm(flat, some_rows(matrix, first, last, memory).T, out=y[:, first:last])
+        if isinstance(matrix, Packed) and matrix.order is not None:
+            y = y[:, matrix.order]
+        y = y if bias is None else y.add_(bias)
+        return y.view(*x.shape[:-1], outputs)
+
+
+class Stored:
+    """Mixin of layers whose weight stays as the file stores it. Few positions, as in every decode step, are multiplied
+    by the library of `gencli.kernels`; for many the weight is cast or unpacked, by tiles, for torch's product."""
+
+    buffer: CastBuffer
+    weight: Any
+    bias: Any
+    _made: tuple[Tensor, Callable[[Tensor], Tensor] | None] | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as (out, in)."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = x.dtype is torch.float32 and fits(x, x.shape[-1]) and not x.requires_grad
+        if few and (multiply := self._product()) is not None:
+            return multiply(x)
+        matrix, bias = self.matrix, self.bias
+        if matrix.dtype == x.dtype and not isinstance(matrix, Packed):
+            return F.linear(x, matrix, bias)
+        return self.buffer.linear(x, matrix, bias)
+
+    def _product(self) -> Callable[[Tensor], Tensor] | None:
+        weight = self.weight
+        if self._made is None or self._made[0] is not weight:
+            self._made = weight, product(self.matrix, self.bias)
+        return self._made[1]
+
+
+class StoredLinear(Stored, nn.Linear):
+    pass
+
+
+class StoredConv1D(Stored, Conv1D):
+    @property
+    def matrix(self) -> Tensor:
+        return self.weight.t()
 
 
 class CastLinear(nn.Linear):
@@ -69,38 +131,48 @@ class CastConv2d(nn.Conv2d):
         return self._conv_forward(x, self.buffer.cast(self.weight, x), self.bias)
 
 
-class CastEmbedding(nn.Embedding):
+class StoredEmbedding(nn.Embedding):
+    """An embedding whose weight stays as the file stores it: the rows of the ids are cast or unpacked."""
+
     buffer: CastBuffer
 
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids).to(self.buffer.memory.dtype)
+        weight = self.weight
+        rows = weight.rows(ids) if isinstance(weight, Packed) else super().forward(ids)
+        return rows.to(self.buffer.memory.dtype)
 
 
 def _differs(weight: Tensor, compute_dtype: torch.dtype) -> bool:
     return weight.is_floating_point() and weight.dtype != compute_dtype
 
 
-def _needs_cast(layer: Any, compute_dtype: torch.dtype) -> bool:
-    return _differs(layer.weight, compute_dtype)
+def _is_stored(layer: Any, compute_dtype: torch.dtype) -> bool:
+    return isinstance(layer.weight, Packed) or _differs(layer.weight, compute_dtype)
 
 
-def _has_vector_kernel(layer: Any, compute_dtype: torch.dtype) -> bool:
-    return FAST_MV and layer.weight.dtype is torch.bfloat16 and layer.weight.is_cpu and layer.bias is None
+def _has_kernel(layer: Any, compute_dtype: torch.dtype) -> bool:
+    known = isinstance(layer.weight, Packed) or layer.weight.dtype in FLOATS
+    return known and layer.weight.is_cpu and compute_dtype is torch.float32 and library() is not None
 
 
 class Row(NamedTuple):
-    """`plain` layers whose weight satisfies `applies(layer, compute_dtype)` become `layer`."""
+    """`plain` layers whose weight satisfies `applies(layer, compute_dtype)` become `layer`; those of language models
+    alone, where `language` is set."""
 
     plain: type[nn.Module]
     layer: type[nn.Module]
     applies: Callable[[nn.Module, torch.dtype], bool]
+    language: bool = False
 
 
 LAYERS = (
-    Row(nn.Linear, CastLinear, _needs_cast),
-    Row(nn.Conv2d, CastConv2d, _needs_cast),
-    Row(nn.Embedding, CastEmbedding, _needs_cast),
-    Row(nn.Linear, VectorLinear, _has_vector_kernel),
+    Row(nn.Linear, StoredLinear, _has_kernel, language=True),
+    Row(Conv1D, StoredConv1D, _has_kernel, language=True),
+    Row(nn.Linear, StoredLinear, _is_stored, language=True),
+    Row(Conv1D, StoredConv1D, _is_stored, language=True),
+    Row(nn.Embedding, StoredEmbedding, _is_stored),
+    Row(nn.Linear, CastLinear, _is_stored),
+    Row(nn.Conv2d, CastConv2d, _is_stored),
 )
 
 
@@ -109,14 +181,13 @@ def apply_policy(model: nn.Module, compute_dtype: torch.dtype) -> None:
 
     What no row leaves in its storage dtype is converted now: norms and biases, which are small.
     """
-    buffer = CastBuffer(compute_dtype)
+    buffer, language = CastBuffer(compute_dtype), isinstance(model, LanguageModel)
     for module in model.modules():
-        row = next((row for row in LAYERS if type(module) is row.plain and row.applies(module, compute_dtype)), None)
+        rows = (row for row in LAYERS if type(module) is row.plain and row.language <= language)
+        row = next((row for row in rows if row.applies(module, compute_dtype)), None)
         if row is not None:
             module.__class__ = row.layer
-        cast = isinstance(module, CastLinear | CastConv2d | CastEmbedding)
-        if cast:
             module.buffer = buffer  # type: ignore[assignment]
         for name, parameter in module.named_parameters(recurse=False):
-            if not (cast and name == "weight") and _differs(parameter, compute_dtype):
+            if (row is None or name != "weight") and _differs(parameter, compute_dtype):
                 setattr(module, name, nn.Parameter(parameter.to(compute_dtype), requires_grad=False))

@@ -73,7 +73,9 @@ def open_model(source: Source, spec: ModelSpec = NO_WISHES, *, adapters: Sequenc
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
     precision = devices.pick_dtype(spec.dtype, device, stored)
     tokenizer = checkpoint.tokenizer()
-    module = load(part.path, device=device, dtype=precision, config=raw, tensors=tensors)
+    casting = device.type == "cpu" and precision in (None, torch.float32)  # weights stay as they are stored
+    given: dict[str, Any] = {"config": raw, "tensors": tensors, "layerwise_casting": casting}
+    module = load(part.path, device=device, dtype=precision, **given)
     assert isinstance(module, LanguageModel)  # `language_model` has looked
     notes = _merge(module, layout, source, adapters, spec.allow_pickle) if adapters else ()
     settings = generation_config(checkpoint.defaults, raw)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gencli.checkpoints.save import save_tensors, write_json
 from gencli.errors import GencliError
 from gencli.json_files import read_json
-from gencli.models.gpt2 import Conv1D
+from gencli.models.linear import Conv1D
 from gencli.train.language import LanguageModel
 from gencli.train.recipe import Adapters
 

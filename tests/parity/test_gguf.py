@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import struct
-import sys
 from pathlib import Path
 
 import gguf
@@ -339,7 +338,7 @@ def refusal(file: Path, says: str) -> None:
     assert says in message and str(file) in message and "\n" not in message and len(message) < 500, message
 
 
-@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q8_1, Type.Q5_1, Type.Q4_K, Type.Q6_K, Type.IQ4_XS, Type.MXFP4])
+@pytest.mark.parametrize("kind", [Type.Q8_1, Type.TQ1_0, Type.IQ2_XXS, Type.IQ3_S, Type.I32, Type.F64])
 def test_other_quantisations_by_name(tmp_path, kind):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     _, size = gguf.GGML_QUANT_SIZES[kind]
@@ -415,7 +414,7 @@ NAME = text("t")
         (header(tensors=1, rest=NAME + struct.pack("<IQQIQ", 2, 4, 2**20, 0, 0)), "ends at byte"),
         (header(tensors=1, rest=NAME + struct.pack("<IQIQ", 1, 4, 0, 2**62)), "ends at byte"),
         (header(tensors=1, rest=NAME + struct.pack("<IQIQ", 1, 4, 0, 7)), "alignment"),
-        (header(tensors=1, rest=NAME + struct.pack("<IQIQ", 1, 4, 4711, 0)), "unknown type 4711"),
+        (header(tensors=1, rest=NAME + struct.pack("<IQIQ", 1, 4, 4711, 0)), "quantised as type 4711"),
         (header(), "general.architecture = None is not supported"),
         (header(keys=1, rest=text("general.architecture") + struct.pack("<I", 8) + text("mamba")), "'mamba'"),
     ],
@@ -424,14 +423,6 @@ NAME = text("t")
 def test_broken_and_hostile_files(tmp_path, content, says):
     (tmp_path / "m.gguf").write_bytes(content)
     refusal(tmp_path / "m.gguf", says)
-
-
-def test_without_the_package(tmp_path, monkeypatch):
-    file = write_gguf(make_gpt2(tmp_path / "model", tokenizer=None), tmp_path / "m.gguf", "F32")
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(GencliError, match="GGUF needs the package gguf") as caught:
-        open_part(file)
-    assert caught.value.hint == "pip install gguf"
 
 
 def test_cut_and_flipped_anywhere(tmp_path):

@@ -280,11 +280,12 @@ def test_broken_weights_are_an_error(folder: Path, tmp_path: Path, poison: float
 
 
 def test_precision(folder: Path, tmp_path: Path, model: TextModel):
-    half = opened(make_gpt2(tmp_path / "half", dtype=torch.float16))
-    assert next(half.module.parameters()).dtype == torch.float32  # no arithmetic in float16 on a CPU
-    brain = opened(make_gpt2(tmp_path / "brain", dtype=torch.bfloat16))
-    assert next(brain.module.parameters()).dtype == torch.bfloat16
-    assert len(run(brain, max_tokens=5, **LONG)) == 1
+    """On a CPU weights of half precision stay as they are stored, and are computed with in float32."""
+    for dtype in (torch.float16, torch.bfloat16):
+        half = opened(make_gpt2(tmp_path / str(dtype), dtype=dtype))
+        assert next(half.module.parameters()).dtype == dtype and half.module.compute_dtype == torch.float32
+        assert half.module.transformer.ln_f.weight.dtype == torch.float32
+        assert len(run(half, max_tokens=5, **LONG)) == 1
     assert next(opened(folder, dtype="bfloat16").module.parameters()).dtype == torch.bfloat16
     assert "0.0 M parameters, float32, cpu, 1 thread)" in model.describe()
     with pytest.raises(GencliError, match="CUDA"):

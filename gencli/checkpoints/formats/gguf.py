@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
-from gencli.checkpoints.formats.renaming import rename, transposed
+from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import metadata_get
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile
 from gencli.errors import GencliError
@@ -54,20 +54,30 @@ LINEAR = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_con
 class GgufTensors(RenamedTensors):
     """A file's tensors under the names, in the shapes and in the order of rows that the checkpoint had."""
 
-    def __init__(self, file: TensorFile, pieces: Mapping[str, Piece]):
-        super().__init__(file, pieces)
-        kinds = {file.dtypes[name] for name, shape in file.shapes.items() if len(shape) > 1}
-        self.half = kinds == {"BF16"}  # llama.cpp keeps the norms of such files in float32
-
     def dtype(self, name: str) -> str:
-        """Return the dtype in which `get` gives a tensor, as safetensors writes it."""
-        kind = super().dtype(name)
-        return "BF16" if self.half else "F32" if kind == "Q8_0" else kind
+        """Return a tensor's dtype as safetensors writes it, or GGUF's name of its type. llama.cpp keeps the norms of
+        files in BF16 in float32: there they count as BF16."""
+        kinds = {self._file.dtypes[name] for name, shape in self._file.shapes.items() if len(shape) > 1}
+        return "BF16" if kinds == {"BF16"} else super().dtype(name)
 
     def get(self, name: str) -> Tensor:
-        """Return a tensor on the CPU: the file's own memory where it holds floats as they are wanted."""
-        tensor = super().get(name)
-        return tensor.bfloat16() if self.half else tensor
+        """Return a tensor on the CPU, in the file's own memory."""
+        from gencli.kernels.packed import Packed
+
+        piece = self._pieces[name]
+        tensor = self._file.get(piece.source)
+        if not isinstance(tensor, Packed) or piece.transform is None:
+            return self._changed(piece, tensor)
+        if piece.transform is turned:
+            return tensor.transposed()
+        import torch
+
+        return tensor.ordered(piece.transform(torch.arange(len(tensor))))
+
+
+def turned(tensor: Tensor) -> Tensor:
+    """(out, in) → (in, out), in the same memory."""
+    return tensor.T if tensor.ndim == 2 else tensor
 
 
 def is_gguf(contents: Contents) -> bool:
@@ -123,7 +133,7 @@ def _pieces(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Piece]:
     counts = {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)} if architecture == "llama" else {}
     rows = list[Rename]()
     for old, new in (GPT2_NAMES if architecture == "gpt2" else LLAMA_NAMES).items():
-        transform = transposed if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
+        transform = turned if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
         rows.append(Rename(rf"{old}\.(weight|bias)", rf"{new}.\1", transform))
         rows.append(Rename(rf"blk\.(\d+)\.{old}\.(weight|bias)", rf"{LAYERS[architecture]}.\1.{new}.\2", transform))
     shapes = {name: shape for name, shape in file.shapes.items() if name != "rope_freqs.weight"}

@@ -1,0 +1,100 @@
+"""Products of a few positions with weights as files hold them, by a small C library (see kernels.h). No torch here.
+
+The library is compiled when gencli is installed and a C compiler is there (`build`); without it everything runs by
+torch operations. It chooses its variant by what the CPU has, and works on the threads of torch's own OpenMP pool.
+`GENCLI_KERNELS` names another variant (plain, avx2, avx512, neon), or is `off`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import os
+import sys
+from pathlib import Path
+
+from gencli.errors import UsageError
+from gencli.kernels.build import HERE, NAME
+
+INTERFACE = 1  # as kernels.h says it
+MOST = 8  # positions of one product
+
+# GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
+TYPES: dict[str, tuple[int, int, int]] = {
+    "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20),
+    "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q8_0": (8, 32, 34), "Q2_K": (10, 256, 84), "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "IQ4_NL": (20, 32, 18),
+    "IQ4_XS": (23, 256, 136), "MXFP4": (39, 32, 17),
+}  # fmt: skip
+PACKED = tuple(name for name, (_, block, _) in TYPES.items() if block > 1)
+
+
+class Weights(ctypes.Structure):
+    """A matrix for the library: `Weights` of kernels.h. Whoever makes one keeps the memory that it points to."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("stride", ctypes.c_int64),
+        ("order", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("type", ctypes.c_int32), ("sideways", ctypes.c_int32),
+    )  # fmt: skip
+
+
+class Library:
+    """The open library. variant: the name of the one in use. variants: those that this CPU runs, best first.
+
+    product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads): see kernels.c; pointers
+    are addresses, and threads 0 are those of the pool.
+    """
+
+    def __init__(self, path: Path, variant: str = ""):
+        """Raise OSError for a file that cannot be opened or has another version, UsageError for an unknown variant."""
+        library = ctypes.CDLL(str(path))
+        try:
+            interface = library.gencli_interface()
+        except AttributeError:
+            interface = 0
+        if interface != INTERFACE:
+            raise OSError(f"{path} has interface {interface}, not {INTERFACE}")
+        library.gencli_variant.restype = ctypes.c_char_p
+        names = itertools.takewhile(lambda name: name is not None, map(library.gencli_variant, itertools.count()))
+        numbers = {name.decode(): i for i, name in enumerate(names) if name}
+        self.variants = tuple(numbers)
+        self.variant = variant or self.variants[0]
+        if self.variant not in numbers:
+            raise UsageError(f"GENCLI_KERNELS={variant[:40]!r}: this CPU runs {', '.join(numbers)}; or off")
+        library.gencli_choose(numbers[self.variant])
+        self._pool = _openmp()
+        if self._pool is not None:
+            library.gencli_set_parallel(self._pool.GOMP_parallel)
+        pointer, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint
+        self.product = library.gencli_product
+        self.product.argtypes = (pointer, pointer, ctypes.c_int, pointer, count)
+        self.dequantise = library.gencli_dequantise
+        self.dequantise.argtypes = (pointer, number, number, pointer, count)
+        self.dequantise.restype = None
+
+
+@functools.cache
+def library() -> Library | None:
+    """Return the library, or None where it was not compiled, cannot be opened or is switched off."""
+    wanted = os.environ.get("GENCLI_KERNELS", "")
+    if wanted == "off" or sys.byteorder != "little":
+        return None
+    try:
+        return Library(HERE / NAME, wanted)
+    except OSError:
+        return None
+
+
+def _openmp() -> ctypes.CDLL | None:
+    """The library of torch, which finds the OpenMP that it is linked to: one pool of threads. None without one."""
+    import torch
+
+    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        try:
+            pool = ctypes.CDLL(str(path))
+            pool.GOMP_parallel  # noqa: B018
+            return pool
+        except (OSError, AttributeError):
+            continue
+    return None

@@ -1,0 +1,147 @@
+"""Matrices as files hold them: products of a few positions with them by the library, rows of them as floats by it or
+by torch. A matrix has outputs as rows and inputs as columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gencli.kernels import MOST, TYPES, Weights, library
+from gencli.kernels.unpack import unpack
+
+FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+aten = torch.ops.aten
+
+
+class Packed(Tensor):
+    """A matrix that a GGUF file packs, in the file's own memory. To all else it is a float32 tensor of its shape: an
+    operation that does not know it works on its values, which are unpacked for it.
+
+    kind: GGUF's name of its type. data_rows (rows, bytes of a row), uint8. order (rows,): row i of the matrix is row
+    order[i] of the data; None: i. turned: the tensor is the matrix transposed, (columns, rows).
+    """
+
+    kind: str
+    data_rows: Tensor
+    order: Tensor | None
+    turned: bool
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, kind: str, data: Tensor, order: Tensor | None = None, turned: bool = False) -> Packed:
+        _, block, size = TYPES[kind]
+        shape = (len(data), data.shape[1] // size * block)
+        made = torch.Tensor._make_wrapper_subclass(cls, shape[::-1] if turned else shape, dtype=torch.float32)
+        made.kind, made.data_rows, made.order, made.turned = kind, data, order, turned
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Packed({self.kind}, {list(self.shape)})"
+
+    @property
+    def matrix(self) -> Packed:
+        """The matrix, whatever the tensor is."""
+        return Packed(self.kind, self.data_rows, self.order) if self.turned else self
+
+    def transposed(self) -> Packed:
+        """Return the transposed tensor, in the same memory."""
+        return Packed(self.kind, self.data_rows, self.order, not self.turned)
+
+    def ordered(self, order: Tensor) -> Packed:
+        """Return a tensor whose row i is this one's row order[i], in the same memory."""
+        return Packed(self.kind, self.data_rows, order if self.order is None else self.order[order], self.turned)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return rows of the matrix as float32, (*ids.shape, columns)."""
+        ids = ids if self.order is None else self.order[ids]
+        return _dequantise(self.kind, self.data_rows[ids.reshape(-1)]).reshape(*ids.shape, -1)
+
+    def values(self) -> Tensor:
+        """Return the tensor as float32."""
+        values = _dequantise(self.kind, self.data_rows)
+        values = values if self.order is None else values[self.order]
+        return values.T.contiguous() if self.turned else values
+
+    def parts(self, count: int) -> Iterator[Tensor]:
+        """Yield all values as float32, some rows of about `count` values at a time, in the order of the data."""
+        for rows in self.data_rows.split(max(count // max(self.shape), 1)):
+            yield _dequantise(self.kind, rows)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func in (aten.detach.default, aten.alias.default):
+            one = args[0]
+            return Packed(one.kind, one.data_rows, one.order, one.turned)
+        if func is aten.t.default:
+            return args[0].transposed()
+        if func._schema.is_mutable:
+            raise TypeError(f"{func} would change a packed matrix")
+        args, kwargs = torch.utils._pytree.tree_map_only(Packed, Packed.values, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _dequantise(kind: str, rows: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return packed rows as float32, in the memory of `out` if it is given."""
+    number, block, size = TYPES[kind]
+    columns = rows.shape[1] // size * block
+    out = torch.empty(len(rows), columns) if out is None else out[: len(rows) * columns].view(len(rows), columns)
+    if (kernels := library()) is None:
+        return out.copy_(unpack(kind, rows))
+    weights = Weights(rows.data_ptr(), len(rows), columns, rows.stride(0), None, None, number, 0)
+    kernels.dequantise(ctypes.addressof(weights), 0, len(rows), out.data_ptr(), 0)
+    return out
+
+
+def some_rows(matrix: Tensor, first: int, last: int, memory: Tensor) -> Tensor:
+    """Return rows `first` to `last` - 1 of a matrix in the dtype of `memory`, which is used for them: valid until the
+    next call. Rows of a packed matrix come as the data has them, without its order."""
+    if isinstance(matrix, Packed):
+        if memory.dtype == torch.float32:
+            return _dequantise(matrix.kind, matrix.data_rows[first:last], memory)
+        return _dequantise(matrix.kind, matrix.data_rows[first:last]).to(memory.dtype)
+    rows = matrix[first:last]
+    return rows if rows.dtype == memory.dtype else memory[: rows.numel()].view(rows.shape).copy_(rows)
+
+
+def product(matrix: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    """Return what multiplies x (..., columns), float32 and at most MOST positions, with a matrix: x @ matrix.T + bias.
+
+    None where the library cannot. The matrix and the bias must stay where they are in memory.
+    """
+    kernels, order = library(), None
+    if isinstance(matrix, Packed):
+        kind, data = matrix.kind, matrix.data_rows
+        order = None if matrix.order is None else matrix.order.argsort().int()
+    else:
+        kind, data = FLOATS.get(matrix.dtype, ""), matrix
+    if kernels is None or not kind or not data.is_cpu or (bias is not None and bias.dtype != torch.float32):
+        return None
+    outputs, inputs = matrix.shape
+    sideways = data.stride(1) != 1
+    if sideways and data.stride(0) != 1:
+        return None
+    size = data.element_size() * (data.stride(1) if sideways else data.stride(0))
+    shape = (inputs, outputs) if sideways else (outputs, inputs)
+    pointers = [None if one is None else one.data_ptr() for one in (order, bias)]
+    weights = Weights(data.data_ptr(), *shape, size, *pointers, TYPES[kind][0], int(sideways))
+    address, call, empty = ctypes.addressof(weights), kernels.product, torch.empty
+
+    def multiply(x: Tensor, _keep: Any = (weights, data, order, bias)) -> Tensor:
+        x = x.contiguous()
+        y = empty((*x.shape[:-1], outputs))
+        if call(address, x.data_ptr(), x.numel() // inputs, y.data_ptr(), 0):
+            raise MemoryError
+        return y
+
+    return multiply
+
+
+def fits(x: Tensor, inputs: int) -> bool:
+    """Return whether x (..., inputs) is of few enough positions for `product`."""
+    return x.numel() <= MOST * inputs

@@ -1,0 +1,83 @@
+/* Vectors as plain arrays: what every compiler and CPU has. `bytes`: 32 weights or activations; `floats`: 8 sums. */
+#include <math.h>
+
+#define UNROLL(n)
+#define AT_ONCE 1
+
+typedef struct { uint8_t v[32]; } bytes;
+typedef struct { float v[8]; } floats;
+
+#define EACH(n) for (int i = 0; i < (n); i++)
+
+INLINE bytes load(const void *p) { bytes r; memcpy(r.v, p, 32); return r; }
+/* 16 bytes of two weights each → the low halves, then the high ones */
+INLINE bytes nibbles(const uint8_t *p) { bytes r; EACH(16) { r.v[i] = p[i] & 15; r.v[i + 16] = p[i] >> 4; } return r; }
+INLINE bytes field(bytes a, int shift, int mask) { EACH(32) a.v[i] = (uint8_t)(a.v[i] >> shift & mask); return a; }
+INLINE bytes shift_up(bytes a, int by) { EACH(32) a.v[i] = (uint8_t)(a.v[i] << by); return a; }
+INLINE bytes either(bytes a, bytes b) { EACH(32) a.v[i] |= b.v[i]; return a; }
+INLINE bytes minus(bytes a, int b) { EACH(32) a.v[i] = (uint8_t)(a.v[i] - b); return a; }
+INLINE bytes lookup(const int8_t table[16], bytes a) { EACH(32) a.v[i] = (uint8_t)table[a.v[i] & 15]; return a; }
+/* bit i of a 32-bit number → byte i, 0 or `value` */
+INLINE bytes spread_bits(const uint8_t *p, int value) {
+    bytes r;
+    EACH(32) r.v[i] = p[i / 8] >> i % 8 & 1 ? (uint8_t)value : 0;
+    return r;
+}
+
+INLINE floats zero(void) { floats r = {{0}}; return r; }
+INLINE floats same(float a) { floats r; EACH(8) r.v[i] = a; return r; }
+INLINE floats load_f32(const void *p) { floats r; memcpy(r.v, p, 32); return r; }
+INLINE floats load_f16(const void *p) { floats r; EACH(8) r.v[i] = f16((const uint8_t *)p + 2 * i); return r; }
+INLINE floats load_bf16(const void *p) { floats r; EACH(8) r.v[i] = bf16((const uint8_t *)p + 2 * i); return r; }
+INLINE floats spaced_f16(const uint8_t *p, int step) { floats r; EACH(8) r.v[i] = f16(p + step * i); return r; }
+/* eight bytes of a number, without and with a sign */
+INLINE floats widen(uint64_t a) { floats r; EACH(8) r.v[i] = (float)(a >> 8 * i & 255); return r; }
+INLINE floats widen_signed(uint64_t a) { floats r; EACH(8) r.v[i] = (float)(int8_t)(a >> 8 * i & 255); return r; }
+INLINE void store(float *p, floats a) { memcpy(p, a.v, 32); }
+INLINE floats plus(floats a, floats b) { EACH(8) a.v[i] += b.v[i]; return a; }
+INLINE floats times(floats a, floats b) { EACH(8) a.v[i] *= b.v[i]; return a; }
+INLINE floats plus_times(floats sum, floats a, floats b) { EACH(8) sum.v[i] += a.v[i] * b.v[i]; return sum; }
+/* two numbers → lanes 0 to 3 have the first, 4 to 7 the second */
+INLINE floats halves(const float *p) { floats r; EACH(8) r.v[i] = p[i / 4]; return r; }
+INLINE float total(floats a) { float r = 0; EACH(8) r += a.v[i]; return r; }
+
+/* lane i: the sum of the products of bytes 4i to 4i + 3; weights are unsigned below 128, or signed */
+INLINE floats dot_unsigned(bytes w, const int8_t *x) {
+    floats r;
+    EACH(8) {
+        int sum = 0;
+        for (int j = 4 * i; j < 4 * i + 4; j++) sum += w.v[j] * x[j];
+        r.v[i] = (float)sum;
+    }
+    return r;
+}
+INLINE floats dot_signed(bytes w, const int8_t *x) {
+    floats r;
+    EACH(8) {
+        int sum = 0;
+        for (int j = 4 * i; j < 4 * i + 4; j++) sum += (int8_t)w.v[j] * x[j];
+        r.v[i] = (float)sum;
+    }
+    return r;
+}
+
+/* 32 signed bytes → floats: byte * scale - min, with a scale and a min for each half */
+INLINE void store_scaled(float *to, bytes w, const float scale[2], const float min[2]) {
+    EACH(32) to[i] = scale[i / 16] * (float)(int8_t)w.v[i] - min[i / 16];
+}
+
+INLINE float largest(const float *x) {  /* of 32 magnitudes */
+    float top = 0;
+    EACH(32) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    return top;
+}
+/* 32 floats * by → the nearest bytes (of two the even one); the sums of both halves */
+INLINE void round_bytes(int8_t *to, const float *x, float by, int sums[2]) {
+    sums[0] = sums[1] = 0;
+    EACH(32) {
+        float value = rintf(x[i] * by);
+        to[i] = (int8_t)(value > 127 ? 127 : value > -127 ? value : -127);  /* NaN becomes -127 */
+        sums[i / 16] += to[i];
+    }
+}
+#undef EACH

@@ -1,0 +1,268 @@
+/* All work on numbers, compiled once for each variant: VARIANT is its name, SIMD the header with its vectors. */
+#include "kernels.h"
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define INLINE static __forceinline
+#else
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+#define TEXT(name) #name
+#define QUOTED(name) TEXT(name)
+
+#ifdef __F16C__
+#include <immintrin.h>
+INLINE float f16(const uint8_t *p) { uint16_t bits; memcpy(&bits, p, 2); return _cvtsh_ss(bits); }
+#else
+INLINE float f16(const uint8_t *p) {
+    uint16_t bits;
+    memcpy(&bits, p, 2);
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = bits & 0x7fff, number;
+    if (rest >= 0x7c00) number = rest << 13 | 0x7f800000;  /* infinite, or no number */
+    else if (rest >= 0x0400) number = (rest << 13) + 0x38000000;
+    else {
+        float small = (float)rest * 5.9604644775390625e-8f;  /* 2^-24 */
+        memcpy(&number, &small, 4);
+    }
+    number |= sign;
+    float value;
+    memcpy(&value, &number, 4);
+    return value;
+}
+#endif
+INLINE float bf16(const uint8_t *p) {
+    uint32_t number = (uint32_t)p[0] << 16 | (uint32_t)p[1] << 24;
+    float value;
+    memcpy(&value, &number, 4);
+    return value;
+}
+INLINE float f32(const uint8_t *p) { float value; memcpy(&value, p, 4); return value; }
+
+#include SIMD
+#include "blocks.h"
+
+#ifndef UNROLL  /* plain arrays are left to the compiler, one position at a time */
+#define UNROLL(n) _Pragma(QUOTED(GCC unroll n))
+#define AT_ONCE 4
+#endif
+
+static void prepare(Activations *to, int64_t columns) {
+    for (int64_t i = 0; i < columns / 32; i++) {
+        const float *x = to->x + 32 * i;
+        int sums[2];
+        float top = largest(x);
+        float all = total(plus(plus(load_f32(x), load_f32(x + 8)), plus(load_f32(x + 16), load_f32(x + 24))));
+        float scale = (top < 1e-30f ? 0 : top / 127) + 0 * all;  /* what is no number stays none */
+        round_bytes(to->codes + 32 * i, x, top < 1e-30f ? 0 : 127 / top, sums);
+        to->scales[i] = scale;
+        to->scales16[2 * i] = to->scales16[2 * i + 1] = scale;
+        to->sums16[2 * i] = scale * (float)sums[0];
+        to->sums16[2 * i + 1] = scale * (float)sums[1];
+        to->sums32[i] = scale * (float)(sums[0] + sums[1]);
+    }
+}
+
+/* --- packed types -------------------------------------------------------------------------------------------------- */
+
+typedef void Scales(const uint8_t *b, int chunks, float *s, float *m);
+typedef bytes Codes(const uint8_t *b, int j);
+typedef struct { int block, size, per_chunk, offset, sign, mins; Scales *scales; Codes *codes; } Type;
+
+/* Adds the products of a group of `chunks` * 32 weights at b with the activations from number `at` on. */
+INLINE void add_group(Type t, const uint8_t *b, int chunks, const Activations *x, int64_t at, int positions,
+                      floats sums[][2]) {
+    float s[16], m[16], scaled[MOST][16];
+    const int each = t.per_chunk;
+    if (chunks < 8) memset(s, 0, sizeof s), memset(m, 0, sizeof m);
+    t.scales(b, chunks, s, m);
+    UNROLL(8)
+    for (int p = 0; p < positions; p++)
+        for (int i = 0; i < 8 * each; i += 8) {
+            floats scale = load_f32(s + i);
+            const float *sum = each == 2 ? x[p].sums16 + at / 16 + i : x[p].sums32 + at / 32;
+            if (t.offset) sums[p][1] = plus_times(sums[p][1], times(scale, same((float)-t.offset)), load_f32(sum));
+            if (t.mins) sums[p][1] = plus_times(sums[p][1], times(load_f32(m + i), same(-1)), load_f32(sum));
+            store(scaled[p] + i, times(scale, load_f32(each == 2 ? x[p].scales16 + at / 16 + i : x[p].scales + at / 32)));
+        }
+    UNROLL(8)
+    for (int j = 0; j < chunks; j++) {
+        bytes codes = t.codes(b, j);
+        UNROLL(8)
+        for (int p = 0; p < positions; p++) {
+            const int8_t *with = x[p].codes + at + 32 * j;
+            floats product = t.sign ? dot_signed(codes, with) : dot_unsigned(codes, with);
+            floats scale = each == 2 ? halves(scaled[p] + 2 * j) : same(scaled[p][j]);
+            sums[p][j % 2] = plus_times(sums[p][j % 2], product, scale);
+        }
+    }
+}
+
+/* y[p] of a row for each position p */
+INLINE void packed_row(Type t, const uint8_t *row, int64_t columns, const Activations *x, int positions, float *y) {
+    floats sums[MOST][2];
+    UNROLL(8)
+    for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = zero();
+    int64_t at = 0, bytes_per_group = 256 / t.block * t.size;
+    for (; at + 256 <= columns; at += 256, row += bytes_per_group) add_group(t, row, 8, x, at, positions, sums);
+    if (at < columns) add_group(t, row, (int)(columns - at) / 32, x, at, positions, sums);
+    UNROLL(8)
+    for (int p = 0; p < positions; p++) y[p] = total(plus(sums[p][0], sums[p][1]));
+}
+
+INLINE void dequantise_row(Type t, const uint8_t *row, int64_t columns, float *to) {
+    for (int64_t at = 0; at < columns; at += 256, row += 256 / t.block * t.size) {
+        int chunks = (int)(columns - at < 256 ? columns - at : 256) / 32;
+        float s[16], m[16] = {0};
+        t.scales(row, chunks, s, m);
+        for (int j = 0; j < chunks; j++) {
+            int i = t.per_chunk * j, second = i + t.per_chunk - 1;
+            const float scale[2] = {s[i], s[second]}, min[2] = {m[i], m[second]};
+            store_scaled(to + at + 32 * j, minus(t.codes(row, j), t.offset), scale, min);
+        }
+    }
+}
+
+/* --- F32, F16, BF16 ------------------------------------------------------------------------------------------------ */
+
+typedef floats Load(const void *p);
+typedef float One(const uint8_t *p);
+
+INLINE void float_row(Load *load8, One *one, int size, const uint8_t *row, int64_t columns, const Activations *x,
+                      int positions, float *y) {
+    floats sums[MOST][4];
+UNROLL(8)
+    for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = sums[p][2] = sums[p][3] = zero();
+    int64_t at = 0;
+    for (; at + 32 <= columns; at += 32)
+UNROLL(4)
+        for (int i = 0; i < 4; i++) {
+            floats w = load8(row + (at + 8 * i) * size);
+UNROLL(8)
+            for (int p = 0; p < positions; p++) sums[p][i] = plus_times(sums[p][i], w, load_f32(x[p].x + at + 8 * i));
+        }
+UNROLL(8)
+    for (int p = 0; p < positions; p++) {
+        y[p] = total(plus(plus(sums[p][0], sums[p][1]), plus(sums[p][2], sums[p][3])));
+        for (int64_t i = at; i < columns; i++) y[p] += one(row + i * size) * x[p].x[i];
+    }
+}
+
+/* y of some columns += x[i] * row i, four rows at a time */
+INLINE void sideways(Load *load8, One *one, int size, const Weights *w, const float *x, float *y, int64_t first,
+                     int64_t last) {
+    for (int64_t j = first; j < last; j++) y[j] = w->bias ? w->bias[j] : 0;
+    for (int64_t i = 0; i < w->rows; i += 4) {
+        int rows = (int)(w->rows - i < 4 ? w->rows - i : 4);
+        const uint8_t *row = w->data + i * w->stride;
+        int64_t j = first;
+        for (; rows == 4 && j + 8 <= last; j += 8) {
+            floats sum = load_f32(y + j);
+UNROLL(4)
+            for (int k = 0; k < 4; k++) sum = plus_times(sum, load8(row + k * w->stride + j * size), same(x[i + k]));
+            store(y + j, sum);
+        }
+        for (; j < last; j++)
+            for (int k = 0; k < rows; k++) y[j] += one(row + k * w->stride + j * size) * x[i + k];
+    }
+}
+
+INLINE void copy_floats(Load *load8, One *one, int size, const uint8_t *row, int64_t columns, float *to) {
+    int64_t at = 0;
+    for (; at + 8 <= columns; at += 8) store(to + at, load8(row + at * size));
+    for (; at < columns; at++) to[at] = one(row + at * size);
+}
+
+/* --- the table ----------------------------------------------------------------------------------------------------- */
+
+#define ROW(NAME, block, size, per_chunk, offset, sign, mins) \
+    static const Type NAME##_type = {block, size, per_chunk, offset, sign, mins, NAME##_scales, NAME##_codes};
+PACKED_TYPES(ROW)
+#undef ROW
+
+/* The rows first to last - 1 for some positions at once. */
+typedef void Rows(const Weights *w, const Activations *x, float *y, int64_t y_stride, int64_t first, int64_t last);
+
+#define ROWS(NAME, positions, ONE_ROW) \
+    static void NAME##_##positions(const Weights *w, const Activations *x, float *y, int64_t y_stride, int64_t first, \
+                                   int64_t last) { \
+        for (int64_t i = first; i < last; i++) { \
+            const uint8_t *row = w->data + i * w->stride; \
+            int64_t output = w->order ? w->order[i] : i; \
+            float bias = w->bias ? w->bias[output] : 0, sums[positions]; \
+            ONE_ROW; \
+            for (int p = 0; p < positions; p++) y[p * y_stride + output] = sums[p] + bias; \
+        } \
+    }
+#define PACKED(NAME, positions) ROWS(NAME, positions, packed_row(NAME##_type, row, w->columns, x, positions, sums))
+#define FLOATS(NAME, l, o, s, positions) ROWS(NAME, positions, float_row(l, o, s, row, w->columns, x, positions, sums))
+#define FLOAT_TYPES(row) row(F32, load_f32, f32, 4) row(F16, load_f16, f16, 2) row(BF16, load_bf16, bf16, 2)
+#if AT_ONCE == 4
+#define PACKED_ROW(NAME, ...) PACKED(NAME, 1) PACKED(NAME, 2) PACKED(NAME, 4)
+#define FLOAT_ROW(NAME, l, o, s) FLOATS(NAME, l, o, s, 1) FLOATS(NAME, l, o, s, 2) FLOATS(NAME, l, o, s, 4)
+#define CHOSEN(NAME) positions == 4 ? NAME##_4 : positions == 2 ? NAME##_2 : NAME##_1
+#else
+#define PACKED_ROW(NAME, ...) PACKED(NAME, 1)
+#define FLOAT_ROW(NAME, l, o, s) FLOATS(NAME, l, o, s, 1)
+#define CHOSEN(NAME) NAME##_1
+#endif
+PACKED_TYPES(PACKED_ROW)
+FLOAT_TYPES(FLOAT_ROW)
+
+static Rows *rows_product(int type, int positions) {
+    (void)positions;
+    switch (type) {
+#define ROW(NAME, ...) case NAME: return CHOSEN(NAME);
+        PACKED_TYPES(ROW)
+        FLOAT_TYPES(ROW)
+#undef ROW
+    }
+    return NULL;
+}
+
+static void product_sideways(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride,
+                             int64_t first, int64_t last) {
+    for (int p = 0; p < positions; p++) {
+        float *to = y + p * y_stride;
+        if (w->type == F32) sideways(load_f32, f32, 4, w, x[p].x, to, first, last);
+        else if (w->type == F16) sideways(load_f16, f16, 2, w, x[p].x, to, first, last);
+        else if (w->type == BF16) sideways(load_bf16, bf16, 2, w, x[p].x, to, first, last);
+    }
+}
+
+static void product(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride, int64_t first,
+                    int64_t last) {
+    if (w->sideways) {
+        product_sideways(w, x, positions, y, y_stride, first, last);
+        return;
+    }
+    for (int done = 0, now; done < positions; done += now) {
+        now = positions - done < AT_ONCE ? positions - done < 2 ? 1 : 2 : AT_ONCE;
+        rows_product(w->type, now)(w, x + done, y + done * y_stride, y_stride, first, last);
+    }
+}
+
+static void dequantise(int type, const uint8_t *row, int64_t columns, float *to) {
+    switch (type) {
+#define ROW(NAME, ...) case NAME: dequantise_row(NAME##_type, row, columns, to); return;
+        PACKED_TYPES(ROW)
+#undef ROW
+#define ROW(NAME, load8, one, size) case NAME: copy_floats(load8, one, size, row, columns, to); return;
+        FLOAT_TYPES(ROW)
+#undef ROW
+    }
+}
+
+static int runs_here(void) {
+#if defined(__AVX512VNNI__)
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;
+#endif
+}
+
+#define JOIN(a, b) a##b
+#define SYMBOL(name) JOIN(gencli_, name)
+const Variant SYMBOL(VARIANT) = {QUOTED(VARIANT), runs_here, prepare, product, dequantise};

@@ -1,0 +1,167 @@
+"""Packed weights: rows equal the package gguf's bit for bit, products keep a stated bound, in every variant that this
+CPU runs and by torch operations. The library is compiled here, so that it is that of these sources."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from gencli import kernels
+from gencli.errors import UsageError
+from gencli.kernels import PACKED, TYPES, Library, Weights, build
+from gencli.kernels.packed import Packed, product
+from gencli.kernels.unpack import unpack
+from tests.oracles.packed import random_rows
+
+ROWS, COLUMNS = 40, 768
+
+
+@pytest.fixture(scope="session")
+def library_file(tmp_path_factory):
+    """The installed library, if it is younger than its sources."""
+    installed, sources = build.HERE / build.NAME, [*build.HERE.glob("*.[ch]"), build.HERE / "build.py"]
+    if installed.is_file() and installed.stat().st_mtime >= max(file.stat().st_mtime for file in sources):
+        return installed
+    return build.build(tmp_path_factory.mktemp("kernels") / build.NAME)
+
+
+def every_variant(file: Path) -> list[Library]:
+    return [Library(file, name) for name in Library(file).variants]
+
+
+def widths(kind: str) -> tuple[int, ...]:
+    return (256, COLUMNS) if TYPES[kind][1] == 256 else (32, 224, COLUMNS) if kind in PACKED else (1, 7, 100, COLUMNS)
+
+
+def dequantised(kind: str, data: np.ndarray) -> np.ndarray:
+    return gguf.quants.dequantize(data, Type[kind]) if kind != "F32" else data.view(np.float32)
+
+
+def as_weights(kind: str, data: np.ndarray, columns: int, **more) -> Weights:
+    fields = {"data": data.ctypes.data, "rows": len(data), "columns": columns, "stride": data.strides[0], **more}
+    return Weights(type=TYPES[kind][0], **fields)
+
+
+def multiply(library: Library, weights: Weights, x: np.ndarray, outputs: int) -> np.ndarray:
+    y = np.full((len(x), outputs), np.nan, dtype=np.float32)
+    assert library.product(ctypes.addressof(weights), x.ctypes.data, len(x), y.ctypes.data, 0) == 0
+    return y
+
+
+def test_the_installed_library_is_there_and_current():
+    """Where gencli is installed with a C compiler; a clone that was not: `python -m gencli.kernels.build`."""
+    assert Library(kernels.HERE / build.NAME).variant == Library(kernels.HERE / build.NAME).variants[0]
+
+
+def test_variants(library_file):
+    """AVX2 runs wherever the kernel says so; what this CPU lacks is refused by name."""
+    names = Library(library_file).variants
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    assert names[-1] == "plain" and ("avx2" in names) == (" avx2 " in flags and " fma " in flags)
+    assert ("avx512" in names) == ("avx512_vnni" in flags and "avx512vl" in flags)
+    with pytest.raises(UsageError, match=r"GENCLI_KERNELS='mmx': this CPU runs .*plain"):
+        Library(library_file, "mmx")
+    (library_file.parent / "no.so").write_bytes(b"")
+    with pytest.raises(OSError):
+        Library(library_file.parent / "no.so")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_rows_are_the_packages_bit_for_bit(library_file, kind):
+    for columns in widths(kind):
+        data = random_rows(kind, ROWS, columns)
+        expected = dequantised(kind, data).astype(np.float32, copy=False).view(np.uint32)
+        for library in every_variant(library_file):
+            got = np.zeros((ROWS, columns), dtype=np.float32)
+            weights = as_weights(kind, data, columns)
+            library.dequantise(ctypes.addressof(weights), 0, ROWS, got.ctypes.data, 0)
+            assert np.array_equal(got.view(np.uint32), expected), library.variant
+        if kind in PACKED:
+            assert np.array_equal(unpack(kind, torch.from_numpy(data)).numpy().view(np.uint32), expected)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_products(library_file, kind):
+    """Activations are rounded to 127 steps of the largest of 32: an output is off by at most half a step for each
+    weight, and by float32's rounding."""
+    rng = np.random.default_rng(1)
+    for columns in widths(kind):
+        data = random_rows(kind, ROWS, columns)
+        w = dequantised(kind, data).astype(np.float64)
+        order = rng.permutation(ROWS).astype(np.int32)
+        bias = rng.standard_normal(ROWS).astype(np.float32)
+        for positions in (1, 2, 3, 8):
+            x = rng.standard_normal((positions, columns)).astype(np.float32)
+            step = np.zeros_like(x)
+            if kind in PACKED:
+                step = np.abs(x).reshape(positions, -1, 32).max(-1).repeat(32, 1) / 127
+            bound = step / 2 @ np.abs(w).T * 1.001 + 1e-5 * (np.abs(x) @ np.abs(w).T) + 1e-6
+            exact = x.astype(np.float64) @ w.T
+            for library in every_variant(library_file):
+                y = multiply(library, as_weights(kind, data, columns), x, ROWS)
+                assert (np.abs(y - exact) <= bound).all(), (library.variant, columns, positions)
+                more = {"order": order.ctypes.data, "bias": bias.ctypes.data}
+                z = multiply(library, as_weights(kind, data, columns, **more), x, ROWS)
+                np.testing.assert_allclose(z[:, order], y + bias[order], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_products_sideways(library_file, kind):
+    """Weights (in, out), as GPT-2 stores them."""
+    rng = np.random.default_rng(2)
+    for inputs, outputs in ((96, 200), (7, 3), (64, 2000)):
+        data = random_rows(kind, inputs, outputs)
+        bias = rng.standard_normal(outputs).astype(np.float32)
+        x = rng.standard_normal((2, inputs)).astype(np.float32)
+        expected = x.astype(np.float64) @ dequantised(kind, data) + bias
+        for library in every_variant(library_file):
+            weights = as_weights(kind, data, outputs, sideways=1, bias=bias.ctypes.data)
+            np.testing.assert_allclose(multiply(library, weights, x, outputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_no_number_stays_none(library_file):
+    data = random_rows("Q4_K", 4, 256)
+    x = np.zeros((3, 256), dtype=np.float32)
+    x[0, 40], x[1, 3], x[2, 9] = np.nan, np.inf, 1e-42
+    for library in every_variant(library_file):
+        y = multiply(library, as_weights("Q4_K", data, 256), x, 4)
+        assert np.isnan(y[:2]).all() and (np.abs(y[2]) < 1e-30).all()
+
+
+def test_a_packed_tensor_is_a_tensor(monkeypatch):
+    """Any operation works on its values; few are done without unpacking; none changes it."""
+    data = torch.from_numpy(random_rows("Q4_K", 6, 512))
+    values = torch.from_numpy(dequantised("Q4_K", data.numpy()))
+    one, order = Packed("Q4_K", data), torch.tensor([3, 0, 1, 5, 4, 2])
+    assert one.shape == (6, 512) and one.dtype == torch.float32 and "Q4_K" in repr(one)
+    assert torch.equal(one + 0, values) and torch.equal(one.t() + 0, values.T) and isinstance(one.t(), Packed)
+    turned = one.ordered(order).transposed()
+    assert turned.shape == (512, 6) and torch.equal(turned + 0, values[order].T)
+    assert torch.equal(one.ordered(order).rows(torch.tensor([[1, 2]])), values[order][None, 1:3])
+    assert torch.equal(torch.cat(list(one.parts(600))), values)
+    parameter = torch.nn.Parameter(one.ordered(order), requires_grad=False)
+    assert isinstance(parameter, Packed) and torch.equal(parameter * 1, values[order])
+    with pytest.raises(TypeError, match="would change a packed matrix"):
+        one.add_(1)
+    multiply = product(one.ordered(order), None)
+    x = torch.randn(2, 512)
+    exact = x @ values[order].T
+    assert (multiply(x) - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.slow
+def test_hostile_bytes_under_the_sanitizers(tmp_path):
+    """Random bytes as blocks, at any address and of any size that a file may have: read within bounds, by every
+    variant, without undefined behaviour. `python -m tests.oracles.fuzz_kernels 100000` runs more of them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.oracles.fuzz_kernels", "4000"], capture_output=True, text=True, check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0 and "4000 inputs" in done.stdout, done.stderr[-3000:]
