@@ -4,9 +4,11 @@ The models are too small to share among threads, and pytest-xdist runs a process
 """
 
 import os
+import tempfile
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GENCLI_CACHE"] = os.path.join(tempfile.gettempdir(), "gencli-tests")
 pytest.register_assert_rewrite("tests.oracles", "tests.tiny")

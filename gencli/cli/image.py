@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -106,6 +107,7 @@ def image(
     animation = image_sinks.animation(output.gif, many=many, note=console.note)
     _note_number(console, request.negative if "negative" in asked.given else None)
     inputs = finder.find(console.note)
+    request = request.replace(hashes=finder.hashes(inputs, console.note, remember=sink.metadata))
     if "-" in sources.prompt:
         request = request.replace(prompt=read_prompt(sources.prompt))
 
@@ -194,6 +196,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 
 def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_prompt: bool) -> dict[str, Any]:
     """Return the values in an image, overridden by the command line. Raise GencliError or UsageError."""
+    from gencli.image.files.inputs import relocate
     from gencli.image.files.pictures import read_request
 
     found = read_request(path)
@@ -201,7 +204,8 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
         hint = " (--lora FILE:SCALE merges a LoRA)" if any(key.startswith("<lora:") for key in found.left_out) else ""
         console.note(f"{path} also says {', '.join(found.left_out)[:200]}, which is left out{hint}")
     own = {name: value for name, value in asked.values.items() if name in asked.given}
-    merged: dict[str, Any] = {**found.values, **own}
+    hashes = found.values.get("hashes", {})
+    merged: dict[str, Any] = {**relocate(found.values, hashes, Path(path).parent), **own}
     if "sampler" in asked.given:
         for name in {"eta", "karras", "sampler_options"} - asked.given:  # they were another sampler's
             merged.pop(name, None)

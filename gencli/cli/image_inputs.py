@@ -7,9 +7,10 @@ One rule for all of it: what the command line or the environment names is found 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
@@ -81,6 +82,37 @@ class Finder:
             init=init,
             mask=mask,
         )
+
+    def hashes(self, found: Inputs, note: Callable[[str], None], *, remember: bool) -> dict[str, str]:
+        """Return the fingerprints of what a request names, by the names that an image will hold. Note those that are
+        not what the image of --from was made with. remember: where those lie whose paths it will not hold."""
+        from gencli.image.files import inputs
+
+        request, made = self.request, dict[str, str]()
+        for text, path in self._paths(found):
+            digest, name = inputs.fingerprint(path), inputs.recorded(text)
+            if digest is None:
+                continue
+            made[name] = digest
+            if remember and name != text:
+                inputs.remember(path, digest)
+            then = request.hashes.get(name) or request.hashes.get(inputs.last_name(text))
+            if then not in (None, digest):
+                note(f"{self.from_file} was made with another {name} than the one that is here")
+        return made
+
+    def _paths(self, found: Inputs) -> Iterator[tuple[str, Path]]:
+        """Yield what the request names, as it names it, and where that is."""
+        request = self.request
+        for field in ("model", "clip", "classifier", "vae", "refiner"):
+            if (source := getattr(found, field)) is not None:
+                yield getattr(request, field), source.path
+        yield from zip(request.lora, (one.path for one in found.loras), strict=True)
+        yield from zip(request.embedding, (one.path for one in found.embeddings), strict=True)
+        yield from zip(request.control, (source.path for source, _ in found.controls), strict=True)
+        for name in (request.init, request.mask, *request.control_image):
+            if name is not None and name != "-":
+                yield name, Path(name)
 
     def check_files(self) -> None:
         """Raise GencliError if the image of --from names a file that is not a regular file here, such as a device."""

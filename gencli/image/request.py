@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,14 @@ def _check_sampler_options(name: str, values: Any) -> None:
             raise UsageError(f"--sampler-option {key}={value!r}: wants NAME=VALUE")
 
 
+def _check_hashes(name: str, values: Any) -> None:
+    check_kind(name, values, Mapping)
+    for key, value in values.items():
+        Option(str).check_one(name, key)
+        if not (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)):
+            raise UsageError(f"{name}: {str(value)[:40]!r} is no fingerprint")
+
+
 def _check_stages(name: str, values: Any) -> None:
     Option(str, several=True).check(name, values)
     parse_stages(values)
@@ -175,6 +184,7 @@ class ImageRequest:
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
     of what holds another autoencoder for it. refiner: the name of what continues the denoising from the fraction
     refiner_start on. stage: settings of stages other than the main one, NAME:KEY=VALUE.
+    hashes: name of a file or model → its fingerprint (see `files.inputs`), of those that the image was made with.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
 
@@ -300,6 +310,8 @@ class ImageRequest:
     betas: str | None = choice(BETAS, "--betas NAME",
         f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.", MODEL, after="prediction",
         infotext="Betas", reload=True)
+    hashes: Mapping[str, str] = Option(Mapping, called="hashes", valid=_check_hashes).field(
+        dataclasses.MISSING, default_factory=dict)
     model: str = dataclasses.replace(named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL), infotext="Model", names="model",
         reload=True).field(DEFAULT_MODEL)
     # fmt: on

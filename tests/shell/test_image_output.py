@@ -96,7 +96,7 @@ def test_stdout_by_its_other_names(sd):
     done = shell(script, sd)
     assert done.stderr == b"" and Image.open(io.BytesIO(done.stdout)).size == (64, 64)
     script = 'gencli image -m "$1" apple --steps 2 --size 64x64 --seed 5 -o >(cat > made.png); wait $!; sleep 0.2'
-    done = shell(script, sd)
+    done = shell(script, sd, fresh=True)
     assert Image.open("made.png").size == (64, 64)
 
 
@@ -130,7 +130,8 @@ def test_steps_that_cannot_be_written_do_not_lose_the_image(sd, folder):
 
 def test_a_current_folder_that_was_removed():
     done = shell(
-        "mkdir gone; cd gone; rmdir ../gone; gencli image a -o /dev/null; echo $?; gencli text --help | head -n 1"
+        "mkdir gone; cd gone; rmdir ../gone; gencli image a -o /dev/null; echo $?; gencli text --help | head -n 1",
+        fresh=True,
     )
     assert b"error: the current folder is not there" in done.stderr
     assert done.stdout.startswith(b"1\nContinue a prompt")
@@ -141,3 +142,20 @@ def test_a_full_disk_has_a_name(arguments):
     done = shell(f"gencli {arguments} > /dev/full")
     assert done.returncode == 1
     assert done.stderr == b"error: cannot write to stdout: No space left on device\n"
+
+
+def test_an_input_that_has_changed_is_told(sd, folder):
+    """Above all after `-i a.png -o a.png`; an input that is as it was makes the image again without a word."""
+    size = ("--size", "64x64", "--steps", 3, "--seed", 5)
+    for name in ("a.png", "kept.png"):
+        assert gencli("image", "-m", sd, "red apple", *size, "-o", name).returncode == 0
+    for name in ("a.png", "b.png"):
+        begun = "a.png" if name == "a.png" else "kept.png"
+        assert gencli("image", "-m", sd, "blue cat", "-i", begun, *size, "-o", name).returncode == 0
+    again = gencli("image", "--from", "b.png", "-o", "b2.png")
+    assert (again.returncode, again.stderr) == (0, b"")
+    assert list(Image.open("b.png").getdata()) == list(Image.open("b2.png").getdata())
+    again = gencli("image", "--from", "a.png", "-o", "a2.png")
+    assert again.returncode == 0
+    assert again.stderr == b"note: a.png was made with another a.png than the one that is here\n"
+    assert str(sd.parent).encode() not in (folder / "b.png").read_bytes()

@@ -46,7 +46,8 @@ class Found:
 def to_dict(request: ImageRequest) -> dict[str, Any]:
     """Return a request in JSON's types, without the values that are not set."""
     values = {name: getattr(request, name) for name in ROWS}
-    values["sampler_options"] = dict(request.sampler_options) or None
+    for name in ("sampler_options", "hashes"):
+        values[name] = dict(values[name]) or None
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps, PngImagePlugin
 
 from gencli.errors import GencliError
-from gencli.image.files import metadata, recipes
+from gencli.image.files import inputs, metadata, recipes
 from gencli.image.files.texts import BROKEN, EXIF_IFD, MAKER_NOTE, OWN_NOTE, USER_COMMENT, read_texts
 from gencli.image.request import ImageRequest
 
@@ -124,8 +124,11 @@ def check_size(kind: str, width: int, height: int) -> None:
 
 
 def describe(request: ImageRequest) -> dict[str, str]:
-    """The texts to keep in an image that `request` makes."""
-    return {metadata.INFOTEXT: metadata.to_infotext(request), metadata.JSON: metadata.to_json(request)}
+    """The texts to keep in an image that `request` makes, without folders of its maker's."""
+    return {
+        metadata.INFOTEXT: metadata.to_infotext(inputs.rename(request, inputs.last_name)),
+        metadata.JSON: metadata.to_json(inputs.rename(request, inputs.recorded)),
+    }
 
 
 def read_request(path: str | Path) -> metadata.Found:
