@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +22,11 @@ def check_names(device: str, dtype: str, threads: int | None) -> None:
     """Raise UsageError for an unknown device or dtype, and for an impossible number of threads."""
     if device not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", device):
         raise UsageError(
-            f"--device {device!r}: no such device", _hint(device, DEVICES) or "auto, cpu, cuda, cuda:N or mps"
+            f"--device {device!r}: no such device", did_you_mean(device, DEVICES) or "auto, cpu, cuda, cuda:N or mps"
         )
     if dtype not in DTYPES:
         close = SHORT_DTYPES.get(dtype.lower())
-        hint = f"did you mean {close}?" if close else _hint(dtype, DTYPES)
+        hint = f"did you mean {close}?" if close else did_you_mean(dtype, DTYPES)
         raise UsageError(f"--dtype {dtype!r}: no such precision", hint or ", ".join(DTYPES))
     if threads is not None and not 1 <= threads <= 4096:
         raise UsageError(f"--threads {threads}: must be from 1 to 4096")
@@ -102,8 +101,3 @@ def peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _hint(word: str, known: Iterable[str]) -> str | None:
-    close = get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else None

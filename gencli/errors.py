@@ -1,5 +1,7 @@
 """Errors that a user may see. Any other exception is a defect of gencli."""
 
+from collections.abc import Iterable
+
 MESSAGE_LIMIT, HINT_LIMIT = 1200, 600  # bytes: with both, what is printed stays below 2 kB
 
 
@@ -32,3 +34,11 @@ class UsageError(GencliError):
     """The request is invalid (exit code 2): an option out of range, two options that exclude each other."""
 
     exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Return a hint that names the one of `known` that is most like a word; None if none is."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else None

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from gencli.cli.console import BOLD, Console
 from gencli.cli.sinks import writing_to_stdout
 from gencli.cli.values import use_plain_values
-from gencli.errors import UsageError
+from gencli.errors import UsageError, did_you_mean
 
 COLUMN = 30  # where explanations begin
 WIDTH = 100  # the widest page; terminals that are narrower get narrower pages
@@ -43,6 +43,7 @@ ELSEWHERE = {
     "--negative-prompt": "did you mean --negative?",
     "--batch-count": "did you mean --count?",
     "--output": "did you mean -o?",
+    "--refiner-steps": "--stage refiner:steps=N counts the whole denoising; --refiner-start F says where it begins",
 }
 
 
@@ -96,8 +97,8 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if not name.startswith("-") and name not in self.list_commands(ctx):
-            close = _close(name, self.list_commands(ctx))
-            hint = f"did you mean {close}?" if close else f"commands: {', '.join(self.list_commands(ctx))}"
+            known = self.list_commands(ctx)
+            hint = did_you_mean(name, known) or f"commands: {', '.join(known)}"
             raise UsageError(f"no such command: {name!r}", hint)
         return super().resolve_command(ctx, args)
 
@@ -113,19 +114,11 @@ def explain(error: Exception) -> UsageError:
         plain = option.replace("_", "-")
         if option in ELSEWHERE or plain in ELSEWHERE:
             hint = ELSEWHERE.get(option) or ELSEWHERE[plain]
-        elif close := _close(plain, known):
-            hint = f"did you mean {close}?"
         else:
-            hint += "; put `--` before a prompt that begins with a dash"
+            hint = did_you_mean(plain, known) or f"{hint}; put `--` before a prompt that begins with a dash"
         return UsageError(f"no such option: {option}", hint)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
-
-
-def _close(word: str, known: list[str]) -> str | None:
-    from difflib import get_close_matches
-
-    return next(iter(get_close_matches(word, known, n=1)), None)
 
 
 def _page(command: Any, ctx: Any, width: int) -> str:

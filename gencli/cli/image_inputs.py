@@ -133,10 +133,13 @@ class Finder:
 
     def _models(self, field: str) -> list[Source]:
         """Find the models that a field names."""
-        names = _names(getattr(self.request, field))
+        names, found = _names(getattr(self.request, field)), []
         if not self._is_foreign(field):
-            return [self.fetch(name) for name in names]
-        found = []
+            try:
+                return [self.fetch(name) for name in names]
+            except GencliError as error:
+                where = "" if field == "model" else f"{ROWS[field].name(field)}: "
+                raise type(error)(f"{where}{error.message}", error.hint) from None
         for name in names:
             try:
                 found.append(find(name, offline=True))

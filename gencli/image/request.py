@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gencli.errors import UsageError
+from gencli.errors import UsageError, did_you_mean
 from gencli.image.diffusion import samplers
 from gencli.options import (
     KINDS,
@@ -86,7 +86,9 @@ def parse_sampler_options(pairs: Sequence[str] | None) -> dict[str, bool | float
 def _check_sampler(name: str, value: Any) -> None:
     Option(str).check_one(name, value)
     if value not in samplers.names():
-        raise UsageError(f"{name} {value!r}: no such sampler", f"there are {', '.join(samplers.names())}")
+        known = samplers.names()
+        hint = did_you_mean(value, known)
+        raise UsageError(f"{name} {value!r}: no such sampler", hint or f"there are {', '.join(known)}")
 
 
 def _check_sampler_options(name: str, values: Any) -> None:
@@ -124,7 +126,8 @@ def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         try:
             value = {"true": True, "false": False}[word.lower()] if option.kind is bool else option.kind(word)
         except (KeyError, ValueError):
-            raise UsageError(f"--stage {text!r:.80}: wants {KINDS[option.kind]}") from None
+            hint = "each --stage sets one KEY; give it again for another" if "," in word else None
+            raise UsageError(f"--stage {text!r:.80}: wants {KINDS[option.kind]}", hint) from None
         try:
             option.check(field, value)
         except UsageError as error:
@@ -197,8 +200,8 @@ class ImageRequest:
         f"{', '.join(samplers.names())} (default: ddim; that of their own for LCM and Turbo models).", SAMPLING,
         after="guidance_rescale", complete=samplers.names(), valid=_check_sampler, infotext="Sampler",
         labels=SAMPLER_LABELS)
-    karras: bool | None = flag(None, "--karras/--no-karras", "Karras noise levels, for euler and dpmpp_2m.", SAMPLING,
-        after="spacing", infotext="Schedule type", labels=SCHEDULE_LABELS)
+    karras: bool | None = flag(None, "--karras/--no-karras", "Karras noise levels, for samplers with such, as euler.",
+        SAMPLING, after="spacing", infotext="Schedule type", labels=SCHEDULE_LABELS)
     guidance: float | None = number(None, "--cfg-scale, --guidance S",
         "How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, LCM "
         "8.5, Turbo 1).", SAMPLING, infotext="CFG scale", within=(-1000, 1000))
@@ -298,8 +301,8 @@ class ImageRequest:
         after="sampler_options", valid=_check_refiner_start, infotext="Refiner switch at")
     stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
         "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
-        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}.", SAMPLING, after="refiner_start",
-        valid=_check_stages, infotext="Stages")
+        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count the whole denoising.",
+        SAMPLING, after="refiner_start", valid=_check_stages, infotext="Stages")
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
         "Decode in tiles: less memory for large pictures, slightly other pixels.", RUN, infotext="VAE tiling")
     dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, read=lambda word: None if word == "auto" else word,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.models import architecture
 from gencli.text.load import open_model
 from tests.oracles.libraries import peft, transformers
+from tests.shell.process import gencli
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2, write_json
@@ -271,24 +271,10 @@ def test_as_a_process(tmp_path):
     folders = [make_adapter(base, tmp_path / str(i), i, target_modules=["c_attn", "c_fc"]) for i in range(2)]
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [
-            sys.executable,
-            "-m",
-            "gencli",
-            "text",
-            "-m",
-            str(base),
-            "--temp",
-            "0",
-            "-n",
-            "12",
-            "--json",
-            "The dog",
-        ]
-        return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        return gencli("text", "-m", base, "--temp", 0, "-n", 12, "--json", "The dog", *arguments)
 
     result = run("--lora", str(folders[0]), "--lora", f"{folders[1]}:0.5")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, b"")
     model = open_model(find(str(base)), adapters=[LoraRef(folders[0]), LoraRef(folders[1], 0.5)])
     ids = model.tokenizer.encode("The dog")
     for _ in range(12):
@@ -298,7 +284,7 @@ def test_as_a_process(tmp_path):
     alone = run("--lora", str(folders[0] / "adapter_model.safetensors"), "--lora", f"{folders[1]}:0.5")
     assert json.loads(alone.stdout)["text"] == json.loads(result.stdout)["text"]  # its file stands for the folder
     result = run("--lora", str(tmp_path / "nothing"))
-    assert result.returncode == 1 and "no such file or folder" in result.stderr
+    assert result.returncode == 1 and b"no such file or folder" in result.stderr
     result = run("--lora", str(base))
-    assert result.returncode == 1 and "has no adapter_config.json" in result.stderr
+    assert result.returncode == 1 and b"has no adapter_config.json" in result.stderr
     assert run("--lora", "x:nan").returncode == 2

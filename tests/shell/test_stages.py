@@ -151,6 +151,9 @@ def test_progress_says_which_stage(toy):
         (("--stage", "refiner"), "--stage 'refiner': wants NAME:KEY=VALUE"),
         (("--stage", "refiner:stride=3"), "--stage 'refiner:stride=3': no key 'stride'"),
         (("--stage", "refiner:steps=many"), "--stage 'refiner:steps=many': wants a whole number"),
+        (("--stage", "refiner:steps=2,eta=1"), "hint: each --stage sets one KEY; give it again for another"),
+        (("--refiner-steps", 3), "hint: --stage refiner:steps=N counts the whole denoising; --refiner-start F"),
+        (("--sampler", "eulr"), "error: --sampler 'eulr': no such sampler\nhint: did you mean euler?"),
         (("--stage", "refiner:steps=0"), "--stage 'refiner:steps=0': --steps 0: must be from 1 to 10000"),
         (("--stage", "refiner:sampler=nonesuch"), "no such sampler"),
         (("--stage", "refiner:karras=so"), "wants true or false"),
@@ -179,7 +182,7 @@ def test_sdxl_and_its_refiner(xl):
     assert b"; 12 steps in" in done.stderr  # 2 of 5, and 10 of 20
     shutil.copy("both.png", "lost.png")
     done = gencli("image", "--from", "lost.png", "--refiner", "nowhere", "-o", "a.png")
-    assert done.returncode == 1 and b"nowhere" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith(b"error: --refiner: no model 'nowhere'")
 
 
 def test_the_refiner_alone_changes_a_picture(xl):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gencli.errors import UsageError
+from gencli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def names() -> list[str]:
 def get(name: str) -> Sampler:
     """The sampler of that name. Raises UsageError for an unknown one."""
     if name not in names():
-        raise UsageError(f"no sampler {name!r}", f"gencli has {', '.join(names())}")
+        raise UsageError(f"no sampler {name!r}", did_you_mean(name, names()) or f"gencli has {', '.join(names())}")
     sampler: Sampler = importlib.import_module(f"{__name__}.{name}").SAMPLER
     return sampler
 
