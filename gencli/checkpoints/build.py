@@ -76,7 +76,8 @@ class _NoInit(TorchFunctionMode):
 
 
 def architecture_name(raw: Mapping[str, Any], folder: Path) -> str:
-    """The row of `ARCHITECTURES` that a config names (`model_type` or `_class_name`). Raises GencliError for others."""
+    """Return the row of `ARCHITECTURES` that a config names by `model_type` or `_class_name`. Raise GencliError for
+    others."""
     name = raw.get("model_type") or raw.get("_class_name")
     if isinstance(name, str) and name in ARCHITECTURES:
         return name

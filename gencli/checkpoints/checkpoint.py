@@ -42,7 +42,7 @@ class Contents:
 
     @cached_property
     def files(self) -> Mapping[str, int]:
-        """Names of the files → bytes: those of the folder and the folders in it, or the one file."""
+        """Return the files by name, with their sizes in bytes: of the folder and the folders in it, or the one file."""
         return {self.path.name: self.path.stat().st_size} if self.is_file else hub_cache.files(self.path)
 
     def has(self, name: str) -> bool:
@@ -76,14 +76,14 @@ class Contents:
 
     @property
     def tensor_file(self) -> TensorFile:
-        """The one file, open. Raises GencliError for a broken one, and for a pickle that may not be opened."""
+        """Return the one file, open. Raise GencliError if it is broken, or a pickle that may not be opened."""
         if find_pickles([self.path.name]) and not self.allow_pickle:
             raise GencliError(f"{self.path} is a pickle, which may run code when it is opened", PICKLE_HINT)
         return self.open_file(self.path)
 
     @cached_property
     def shapes(self) -> Shapes:
-        """Shapes of the tensors in the one file; none for a folder, and for a file that cannot be opened."""
+        """Return the shapes of the tensors in the one file; none for a folder, or a file that cannot be opened."""
         try:
             return self.tensor_file.shapes if self.is_file else {}
         except GencliError:
@@ -107,7 +107,7 @@ class Part:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """Its JSON; NO_CONFIG for weights without one. Raises GencliError for a file that is missing or broken."""
+        """Return its JSON, or NO_CONFIG for weights without one. Raise GencliError if the file is missing or broken."""
         return self.read_config()
 
     @cached_property
@@ -169,17 +169,17 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """Return what the user called it."""
         return self.contents.source.name
 
     @property
     def path(self) -> Path:
-        """The folder or the file."""
+        """Return the path of the folder or file."""
         return self.contents.path
 
     @property
     def models(self) -> dict[str, Part]:
-        """The parts that have weights."""
+        """Return the parts that have weights."""
         return {name: part for name, part in self.parts.items() if part.kind == "model"}
 
     @property
@@ -189,7 +189,7 @@ class Checkpoint:
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
-        """generation_config.json, where there is one. Raises GencliError for a broken one."""
+        """Return generation_config.json, empty if there is none. Raise GencliError if it is broken."""
         there = self.own_folder and self.contents.has("generation_config.json")
         return self.contents.read_json("generation_config.json") if there else {}
 

@@ -1,6 +1,6 @@
-"""Which files of a repository or folder make up a checkpoint: told by names and small JSON files alone. No torch.
+"""Which files of a repository or folder make up a checkpoint, by names and small JSON files alone. No torch.
 
-Two layouts: transformers' (a model at the root) and diffusers' (model_index.json, and a folder for each component).
+Two layouts: transformers' (a model at the root) and diffusers' (model_index.json, and a folder per component).
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ class PartFolder:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a repository's file name stays inside: no absolute path, no `..`, nothing that a system takes amiss."""
+    """Return whether a repository's file name stays inside its folder: no absolute path, no `..`, no character that a
+    system treats specially."""
     parts = name.split("/")
     odd = any(part in ("", ".", "..") or len(part) > 200 for part in parts) or any(c in name for c in "\\:")
     return not odd and name.isprintable() and len(name) <= 1000
 
 
 def parts(names: Collection[str], read: Read) -> list[PartFolder]:
-    """The parts that gencli opens, models last, so that what is small comes first. Raises GencliError for no layout."""
+    """Return the parts that gencli opens, models last, so that small files come first. Raise GencliError for an unknown
+    layout."""
     if "model_index.json" not in names:
         if "config.json" not in names:
             raise GencliError("no model_index.json and no config.json", _other_hint(names))
@@ -79,12 +81,12 @@ def parts(names: Collection[str], read: Read) -> list[PartFolder]:
 
 
 def unused(read: Read) -> list[str]:
-    """Components that model_index.json names and gencli leaves alone."""
+    """Return the components that model_index.json names and gencli does not open."""
     return [name for name, value in read("model_index.json").items() if name in UNUSED and _is_pair(value)]
 
 
 def named_parts(index: Mapping[str, Any]) -> list[str]:
-    """Names of the parts that model_index.json has: entries that are pairs, and not [null, null]."""
+    """Return the names of the parts in model_index.json: entries that are pairs, and not [null, null]."""
     return [name for name, value in index.items() if _is_pair(value)]
 
 
@@ -97,10 +99,10 @@ def _is_pair(value: Any) -> bool:
 
 
 def choose(names: Collection[str], read: Read, variant: str | None = None, *, allow_pickle: bool = False) -> list[str]:
-    """The files that opening needs, of all those in `names`: small ones first, weights in one variant, nothing twice.
+    """Return the files in `names` that opening needs: small ones first, weights in one variant, nothing twice.
 
-    allow_pickle: where a component has no safetensors, its pickles will do. A component without weights in `variant`
-    gives its ordinary ones. Raises GencliError when something is missing, and when no component has that variant.
+    allow_pickle: a component without safetensors may have pickles. A component without weights in `variant` gets its
+    ordinary ones. Raise GencliError if something is missing, or if no component has that variant.
     """
     chosen = [name for name in (CARD, "model_index.json", "generation_config.json") if name in names]
     heavy: list[str] = []
@@ -132,7 +134,7 @@ def _small(names: Collection[str], part: PartFolder) -> list[str]:
 def weights(
     names: Collection[str], read: Read, prefix: str = "", variant: str | None = None, *, allow_pickle: bool = False
 ) -> list[str]:
-    """The files of a model's weights, their index first if there is one. Raises GencliError when there are none."""
+    """Return the files of a model's weights, after their index if there is one. Raise GencliError if there are none."""
     here = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     file = weight_file(here, variant) or weight_file(here, None)
     suffix = SAFETENSORS
@@ -152,7 +154,7 @@ def weights(
 
 
 def weight_file(names: Collection[str], variant: str | None, suffix: str = SAFETENSORS) -> str | None:
-    """The one weights file of a folder, or its index; with no `variant` the plain ones, else fp16, else bf16."""
+    """Return the one weights file of a folder, or its index; without `variant` the plain ones, else fp16, else bf16."""
     for wanted in [variant] if variant else VARIANTS:
         dotted = f".{wanted}" if wanted else ""
         for stem in STEMS:
@@ -163,8 +165,8 @@ def weight_file(names: Collection[str], variant: str | None, suffix: str = SAFET
 
 
 def shard_names(index: Mapping[str, Any], file: str, suffix: str = SAFETENSORS) -> list[str]:
-    """The files of a `*.index.json`. Raises GencliError for a name that is not one of a file beside it, and for several
-    variants."""
+    """Return the files of a `*.index.json`. Raise GencliError for a name that is not one of a file beside it, or for
+    several variants."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise GencliError(f"{file} has no weight_map")
@@ -179,19 +181,19 @@ def shard_names(index: Mapping[str, Any], file: str, suffix: str = SAFETENSORS) 
 
 
 def _is_variant(name: str, variant: str | None) -> bool:
-    """Whether a shard's name has this variant: `model.fp16-00001-of-00002.safetensors`, or before the suffix."""
+    """Return whether a shard's name has this variant: `model.fp16-00001-of-00002.safetensors`, or before the suffix."""
     middle = re.sub(r"-\d+-of-\d+", "", name).split(".")[1:-1]
     named = [word for word in middle if word in VARIANTS]
     return variant in named if variant else not named
 
 
 def find_pickles(names: Iterable[str]) -> list[str]:
-    """Files that may run code when they are opened."""
+    """Return the files that may run code when they are opened."""
     return [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in PICKLES)]
 
 
 def some(names: list[str]) -> str:
-    """The first few of a list, in words."""
+    """Return the first few of a list, in words."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

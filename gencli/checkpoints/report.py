@@ -107,7 +107,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What is shown as the config of all of it. Raises GencliError for a folder whose own is missing or broken."""
+    """Return what is shown as the config of the whole. Raise GencliError if a folder's own is missing or broken."""
     if checkpoint.title:
         return {"model": checkpoint.title}
     if checkpoint.contents.is_file or checkpoint.format == "gguf":
@@ -117,7 +117,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _component(checkpoint: Checkpoint, part: Part) -> Component:
-    """Raises GencliError for a part that is missing or broken."""
+    """Return the report of a part. Raise GencliError if it is missing or broken."""
     contents = checkpoint.contents
     if part.kind == "tokenizer":
         there = (part.path / "tokenizer_config.json").is_file()
@@ -136,7 +136,7 @@ def _component(checkpoint: Checkpoint, part: Part) -> Component:
 
 
 def _licence(card: Path) -> str | None:
-    """`license:` in a model card's front matter, or `license_name:` where that says `other`."""
+    """Return `license:` in a model card's front matter, or `license_name:` if that says `other`."""
     try:
         with card.open("rb") as stream:
             text = stream.read(CARD_LIMIT).decode("utf-8", "replace")
@@ -195,14 +195,14 @@ def check(
 
 
 def _hashed(path: Path) -> Iterator[tuple[Path, str]]:
-    """The weights in a folder whose place in the hub's cache tells their checksum, with it."""
+    """Yield the weights in a folder whose checksum the hub's cache tells, each with its checksum."""
     for file in path.glob("*.safetensors") if path.is_dir() else (path,):
         if file.is_symlink() and SHA256.fullmatch(checksum := Path(os.readlink(file)).name):
             yield file, checksum
 
 
 def _not_finite(tensor: torch.Tensor) -> int:
-    """How many values are NaN or infinite."""
+    """Return how many values are NaN or infinite."""
     import torch
 
     from gencli.kernels.packed import Packed

@@ -35,7 +35,7 @@ class SafetensorsFile:
     what the writer says of the file."""
 
     def __init__(self, path: Path):
-        """Raises GencliError for a file that is truncated or no safetensors, and for tensors that overlap."""
+        """Raise GencliError for a file that is truncated or not safetensors, and for tensors that overlap."""
         self.path = path
         try:
             with path.open("rb") as stream:
@@ -59,8 +59,8 @@ class SafetensorsFile:
             raise GencliError(f"{path} is broken or no safetensors file: {reason}") from None
 
     def _check_spans(self, start: int, size: int) -> None:
-        """Raises ValueError for tensors that do not fill the file from `start` to `size` one behind the other, and for
-        one whose shape takes another number of bytes than it has."""
+        """Raise ValueError unless the tensors fill the file from `start` to `size` without gaps, and each shape takes
+        as many bytes as its tensor has."""
         end = start
         for first, last, name in sorted((*span, name) for name, span in self._spans.items()):
             if first != end:

@@ -33,7 +33,7 @@ class TensorFile(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the writer says of the file."""
+        """Return what the writer says about the file."""
         ...
 
     def get(self, name: str) -> Tensor:
@@ -49,9 +49,9 @@ class Tensors:
     """The tensors of one module, by name, in one file or several."""
 
     def __init__(self, files: Sequence[TensorFile], index: Mapping[str, str] | None = None):
-        """`index`: name → file name, from `*.index.json`; the files must then hold exactly those names there.
+        """Take the tensors of all files. Raise GencliError for a name that is in two files, and for a wrong index.
 
-        Raises GencliError for a name that is in two files, and for a wrong index.
+        index: name → file name, from `*.index.json`; the files must then hold exactly those names.
         """
         self.files = [file.path for file in files]
         self.metadata: Mapping[str, Any] = files[0].metadata if files else {}

@@ -253,7 +253,7 @@ def rm(
 
 
 def _ask(console: Console, question: str) -> None:
-    """Raises UsageError when there is nobody to ask, GencliError when the answer is not yes."""
+    """Ask whether to remove. Raise UsageError if there is nobody to ask, GencliError if the answer is not yes."""
     if not (is_terminal(sys.stdin) and is_terminal(console.stream)):
         raise UsageError("there is no terminal to ask on before removing", "--yes removes without asking")
     console.stream.write(f"{question} [y/N] ")
@@ -263,7 +263,7 @@ def _ask(console: Console, question: str) -> None:
 
 
 def _here() -> Iterator[Source]:
-    """Everything that `list` lists."""
+    """Return everything that `list` lists."""
     for name in embedded_names():
         yield Source(name, embedded_root() / name, "embedded")
     for found in hub_cache.snapshots():

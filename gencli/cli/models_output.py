@@ -26,20 +26,20 @@ SUMMARY = {
 
 
 def write_lines(lines: Iterable[str]) -> None:
-    """Lines on stdout. File names need not be UTF-8; what is not becomes `?`."""
+    """Write lines on stdout. File names need not be UTF-8; bytes that are not become `?`."""
     sink = TextSink()
     sink.write("\n".join(lines).encode("utf-8", "replace").decode())
     sink.end()
 
 
 def write_object(value: Mapping[str, Any]) -> None:
-    """A JSON object on stdout, strictly JSON whatever a checkpoint's config holds: its NaN and Infinity are strings."""
+    """Write a JSON object on stdout. It is strict JSON whatever a config holds: its NaN and Infinity become strings."""
     text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
     write_json(json.loads(text, parse_constant=str))
 
 
 def row(source: Source, what: Description) -> dict[str, Any]:
-    """A checkpoint as `list --json` has it."""
+    """Return a checkpoint as `list --json` has it."""
     return {
         "name": what.name,
         "kind": what.kind,
@@ -54,7 +54,7 @@ def row(source: Source, what: Description) -> dict[str, Any]:
 
 
 def everything(source: Source, what: Description, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint as `show --json` has it."""
+    """Return a checkpoint as `show --json` has it."""
     return {
         **row(source, what),
         "revision": revision(source),
@@ -67,12 +67,12 @@ def everything(source: Source, what: Description, defaults: Mapping[str, Any]) -
 
 
 def revision(source: Source) -> str | None:
-    """The commit of a snapshot in the cache."""
+    """Return the commit of a snapshot in the cache; None for other sources."""
     return source.path.name if source.kind == "hub" else None
 
 
 def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -> list[str]:
-    """One line a checkpoint, under a heading."""
+    """Return a heading and one line per checkpoint."""
     rows = [["NAME", "KIND", "FAMILY", "PARAMETERS", "SIZE", "LICENCE", "WHERE", "PROBLEM"]]
     for source, what in shown:
         rows.append(
@@ -91,7 +91,7 @@ def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -
 
 
 def page(source: Source, what: Description, defaults: Mapping[str, Any]) -> list[str]:
-    """What `show` shows."""
+    """Return what `show` prints."""
     dtypes = sorted({dtype for part in what.components for dtype in part.dtypes})
     facts = {
         "name": what.name,
@@ -122,7 +122,7 @@ def _section(title: str, rows: Sequence[list[str]]) -> list[str]:
 
 
 def _columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = frozenset()) -> list[str]:
-    """Rows of cells, below each other; columns in `right` end, the others begin together."""
+    """Return rows of cells as aligned lines: columns in `right` at the right, the others at the left."""
     clean = [[" ".join(str(cell).split()) for cell in cells] for cells in rows]
     widths = [max(len(cells[i]) for cells in clean if i < len(cells)) for i in range(max(map(len, clean)))]
     return [
@@ -141,7 +141,7 @@ def _first(config: Mapping[str, Any], keys: Iterable[str]) -> Any:
 
 
 def _short(number: int) -> str:
-    """Parameters as people say them: 124.4M, 1.1B."""
+    """Return a number of parameters as people say it: 124.4M, 1.1B."""
     for power, letter in ((9, "B"), (6, "M"), (3, "k")):
         if number >= 10**power:
             return f"{number / 10**power:.1f}{letter}"

@@ -14,7 +14,7 @@ from gencli.models import PALETTES
 
 
 def judge(contents: Contents, what: Description, prediction: str | None = None) -> Description:
-    """The description, with what the picture recipe has against it; `prediction` as its option. No torch."""
+    """Return the description, with what keeps images from being made. prediction: as `--prediction`. No torch."""
     if what.kind != "image" or what.problem:
         return what
     from gencli.image.imagegpt import open_palette
@@ -31,7 +31,7 @@ def judge(contents: Contents, what: Description, prediction: str | None = None) 
 
 
 def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
-    """What holds for this checkpoint when the command line says nothing."""
+    """Return the settings that hold for this checkpoint if the command line gives none."""
     if what.problem:
         return {}
     try:
@@ -75,7 +75,7 @@ def _of_palette(contents: Contents) -> dict[str, Any]:
 
 
 def small_problems(contents: Contents, *, weights_are_fine: bool) -> Iterator[str]:
-    """What is wrong beside the weights: config, tokenizer, scheduler, settings."""
+    """Return what is wrong beside the weights: config, tokenizer, scheduler, settings."""
     what = judge(contents, describe(contents), _any_prediction(contents))
     if what.problem and weights_are_fine:  # else it has been said in other words
         yield what.problem
@@ -98,12 +98,12 @@ def small_problems(contents: Contents, *, weights_are_fine: bool) -> Iterator[st
 
 
 def _any_prediction(contents: Contents) -> str | None:
-    """For a file that need not say what it predicts: whole it is all the same."""
+    """Return a prediction type for a file that need not say it: for wholeness either will do."""
     return "epsilon" if contents.is_file else None
 
 
 def _open_image(contents: Contents) -> None:
-    """Raises GencliError for what the picture recipe would stumble over before its weights."""
+    """Open what the image recipe needs before the weights. Raise GencliError for what it would fail at."""
     from gencli.image.open import open_image_checkpoint
     from gencli.image.request import ImageRequest
     from gencli.image.resolve import resolve

@@ -23,10 +23,10 @@ def multi_head_attention(
     mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of q (B, T, H * D) to k and v (B, S, H * D) → (B, T, H * D). Softmax is in float32 for any dtype.
+    """Return attention of q (B, T, H * D) to k and v (B, S, H * D): (B, T, H * D). Softmax is in float32 for any dtype.
 
     mask (B or 1, 1 or H, 1 or T, S): true where attention goes, or numbers that are added to the scores. scale: the
-    factor of the scores, D^-½ unless told otherwise.
+    factor of the scores, by default D^-½.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
@@ -36,11 +36,11 @@ def multi_head_attention(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Causal attention: each of the last T of S positions attends to those up to itself.
+    """Return causal attention: each of the last T of S positions attends to those up to itself.
 
-    q (B, T, H, D), k and v (B, K, S, D) with H a multiple of K → (B, T, H * D).
-    window: how many positions a query attends to at most, its own included. softcap: scores become
-    softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
+    q (B, T, H, D), k and v (B, K, S, D) with H a multiple of K → (B, T, H * D). window: how many positions a query
+    attends to at most, its own included. softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv
+    2408.00118).
     """
     B, T, H, D = q.shape
     K, S = k.shape[1], k.shape[2]
@@ -65,7 +65,7 @@ def attend(
 
 
 def _scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Attention of q (B, H, T, D) to k and v (B, K, S, D) where `mask` (T, S) is true, or everywhere."""
+    """Return attention of q (B, H, T, D) to k and v (B, K, S, D) where `mask` (T, S) is true, or everywhere."""
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=k.shape[1] < q.shape[1])
     groups = (*k.shape[:2], -1, *q.shape[2:])  # (B, K, H / K, T, D)

@@ -33,7 +33,7 @@ ROWS = (
 
 
 def _level_rows(levels: int) -> Iterator[Rename]:
-    """Rows of each level; the decoder's are counted from the picture in the file, from the latents in diffusers."""
+    """Yield the rows of each level. In the file the decoder's count from the image, in diffusers from the latents."""
     for here, there, half, turn, new in (
         *((i, i, "encoder.down", "downsample", "encoder.down_blocks") for i in range(levels)),
         *((i, levels - 1 - i, "decoder.up", "upsample", "decoder.up_blocks") for i in range(levels)),
@@ -45,9 +45,9 @@ def _level_rows(levels: int) -> Iterator[Rename]:
 
 
 def read_vae(shapes: Shapes, *, size: int, scaling_factor: float) -> tuple[Renamed, list[str]]:
-    """Config and tensors of the autoencoder in `shapes`, and the names that are none of an autoencoder.
+    """Return config and tensors of the autoencoder in `shapes`, and the names that do not belong to one.
 
-    size: of the pictures it was made for, in pixels. Raises GencliError for tensors that are missing or misshapen.
+    size: width of the images it was made for, in pixels. Raise GencliError for tensors that are missing or misshapen.
     """
     config = _config(shapes, "down", "block") | {
         "act_fn": "silu",
@@ -59,8 +59,8 @@ def read_vae(shapes: Shapes, *, size: int, scaling_factor: float) -> tuple[Renam
 
 
 def _config(shapes: Shapes, down: str, blocks: str) -> dict[str, Any]:
-    """What shapes tell. down, blocks: names of the levels and of what is in them. Raises GencliError for tensors that
-    are missing or misshapen."""
+    """Return the config that the shapes imply. down, blocks: names of the levels and of what they hold. Raise
+    GencliError for tensors that are missing or misshapen."""
     levels = [f"encoder.{down}.{level}.{blocks}" for level in range(numbered(shapes, f"encoder.{down}"))]
     return {
         "_class_name": "AutoencoderKL",

@@ -37,9 +37,10 @@ SD2_LAYERS, SD2_FILE_LAYERS = 23, (23, 24)
 
 
 def read_clip(shapes: Shapes) -> tuple[Renamed, list[str]]:
-    """Config and tensors of a CLIP text encoder named as transformers names it, and the names that are none of one.
+    """Return config and tensors of a CLIP text encoder under transformers' names, and the names that do not belong to
+    one.
 
-    Raises GencliError for tensors that are missing or misshapen.
+    Raise GencliError for tensors that are missing or misshapen.
     """
     inner = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
     fc1 = sizes(shapes, f"{inner}encoder.layers.0.mlp.fc1.weight", 2)
@@ -52,9 +53,9 @@ def read_clip(shapes: Shapes) -> tuple[Renamed, list[str]]:
 
 
 def read_open_clip(shapes: Shapes, *, sd2: bool) -> tuple[Renamed, list[str]]:
-    """The same of an OpenCLIP text encoder: SD 2's, which is not used to its end, or SDXL's with its projection.
+    """Return the same for an OpenCLIP text encoder: SD 2's without its last layer, or SDXL's with its projection.
 
-    Raises GencliError for tensors that are missing or misshapen, and for another number of layers than SD 2's.
+    Raise GencliError for tensors that are missing or misshapen, and for another number of layers than SD 2's.
     """
     fc1 = sizes(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)
     vocab_size, width = sizes(shapes, "token_embedding.weight", 2)

@@ -1,8 +1,8 @@
-"""The UNet of ermongroup/ddim and of pesser/pytorch_diffusion, which has Ho et al.'s weights → diffusers' UNet2DModel.
+"""The UNet of ermongroup/ddim and of pesser/pytorch_diffusion (Ho et al.'s weights) → diffusers' UNet2DModel.
 
-Such a file is a bare state dict (`ema_cifar10.ckpt`), or a snapshot of training, whose names begin with `module.`.
-Widths, levels and attention are told by shapes; what is not is the same in all of these models, or comes from a JSON
-file beside it, in the keys of ermongroup's configs. No torch.
+Such a file is a bare state dict (`ema_cifar10.ckpt`), or a training snapshot, whose names begin with `module.`. Shapes
+tell widths, levels and attention; the rest is equal in all of these models, or comes from a JSON file beside it, in the
+keys of ermongroup's configs. No torch.
 """
 
 from __future__ import annotations
@@ -68,8 +68,11 @@ def is_ddpm(contents: Contents) -> bool:
 
 
 def read_ddpm(contents: Contents, hints: Hints) -> Checkpoint:
-    """Read a UNet. Raise GencliError for tensors that are missing, misshapen or not known, for a UNet that no config
-    describes, and for a JSON file beside it that says what is not known."""
+    """Read a UNet.
+
+    Raise GencliError for tensors that are missing, misshapen or unknown, for a UNet that no config describes, and for
+    unknown keys in the JSON file beside it.
+    """
     shapes, beside = contents.shapes, read_beside(contents) or {}
     try:
         _check_beside(beside)
@@ -89,10 +92,10 @@ def read_ddpm(contents: Contents, hints: Hints) -> Checkpoint:
 
 
 def scheduler_config(config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
-    """The noise schedule in diffusers' keys, as google/ddpm-* have it.
+    """Return the noise schedule in diffusers' keys, as google/ddpm-* have it.
 
-    The variance is the larger one for pictures up to 64 (CIFAR-10, CelebA) and the smaller one above, as the models
-    were published; DDIM does not read it. Raises GencliError for a schedule that is not known.
+    The variance is the larger one for images up to 64 pixels wide (CIFAR-10, CelebA) and the smaller one above, as the
+    models were published; DDIM does not read it. Raise GencliError for an unknown schedule.
     """
     variance, betas = beside.get("var_type"), beside.get("beta_schedule", "linear")
     if variance is None:
@@ -113,7 +116,7 @@ def scheduler_config(config: Mapping[str, Any], beside: Mapping[str, Any]) -> di
 
 
 def _check_beside(beside: Mapping[str, Any]) -> None:
-    """Raises GencliError for keys of the JSON beside a file that are not known, and for values of a wrong kind."""
+    """Raise GencliError for unknown keys of the JSON beside a file, and for values of a wrong kind."""
     for key, value in beside.items():
         if key not in BESIDE:
             raise GencliError(f"{key} is not supported", f"gencli knows {', '.join(BESIDE)}")
@@ -122,7 +125,7 @@ def _check_beside(beside: Mapping[str, Any]) -> None:
 
 
 def _rows(levels: int) -> Iterator[Rename]:
-    """Names of everything between the ends. Levels count from the largest pictures; diffusers' way up from the last."""
+    """Yield the rows between the ends. Levels count from the largest images, diffusers' way up from the last."""
     blocks = [("mid.block_1", "mid_block.resnets.0"), ("mid.block_2", "mid_block.resnets.1")]
     attentions = [("mid.attn_1", "mid_block.attentions.0")]
     for level in range(levels):

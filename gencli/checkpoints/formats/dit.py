@@ -1,7 +1,7 @@
 """DiT's original file (facebookresearch/DiT, `DiT-XL-2-256x256.pt`) → diffusers' DiTTransformer2DModel.
 
-The file tells timesteps and classes once for all blocks, diffusers in each; q, k and v are thirds of one tensor. The
-number of heads stands in no tensor: the released widths have theirs, others are refused. No torch.
+The file stores timestep and class embeddings once, diffusers in each block; q, k and v are thirds of one tensor. No
+tensor tells the number of heads: it is known for the released widths, others are refused. No torch.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def is_dit(contents: Contents) -> bool:
 def read_dit(contents: Contents, hints: Hints) -> Checkpoint:
     """Read a transformer without its autoencoder. A JSON file beside it may name the classes as `id2label`.
 
-    Raise GencliError for tensors that are missing, misshapen or not known, and for a width whose heads are not known.
+    Raise GencliError for tensors that are missing, misshapen or unknown, and for a width whose heads are unknown.
     """
     shapes = contents.shapes
     layers = numbered(shapes, "blocks")
@@ -71,7 +71,7 @@ def read_dit(contents: Contents, hints: Hints) -> Checkpoint:
 
 
 def _repeated(layers: int) -> Iterator[Rename]:
-    """What the file has once, for each of the blocks."""
+    """Yield, for each block, the rows of what the file has once."""
     for block in range(layers):
         emb = f"transformer_blocks.{block}.norm1.emb"
         yield Rename(rf"t_embedder\.mlp\.0\.{KIND}", rf"{emb}.timestep_embedder.linear_1.\1")

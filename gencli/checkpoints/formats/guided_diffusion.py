@@ -1,8 +1,8 @@
-"""Files of openai/guided-diffusion: a UNet or a classifier of noisy pictures, under the names of its own code.
+"""Files of openai/guided-diffusion: a UNet or a classifier of noisy images, under the names of its own code.
 
-Most of the settings are told by names and shapes. What is not (the size of pictures, the heads of attention and their
-order, the noise schedule) comes from `FILE.json` beside the file, in the code's own flags, else from the name under
-which OpenAI published it (`PUBLISHED`). Nothing is guessed. No torch.
+Names and shapes tell most settings. The others (the size of images, the heads of attention and their order, the noise
+schedule) come from `FILE.json` beside the file, in the code's own flags, else from the name under which OpenAI
+published it (`PUBLISHED`). Nothing is guessed. No torch.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ INERT = frozenset(
 
 
 def _is_unet(shapes: Shapes) -> bool:
-    """Whether the names are those of a UNet of guided-diffusion (Latent Diffusion's have a prefix)."""
+    """Return whether the names are those of a UNet of guided-diffusion (Latent Diffusion's have a prefix)."""
     return {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= shapes.keys() and any(
         name.startswith("output_blocks.") for name in shapes
     )
 
 
 def _is_classifier(shapes: Shapes) -> bool:
-    """Whether the names are those of its classifier, which has no way up."""
+    """Return whether the names are those of its classifier, which has no way up."""
     return {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight"} <= shapes.keys() and not any(
         name.startswith("output_blocks.") for name in shapes
     )
@@ -84,9 +84,9 @@ def read_guided_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
 
 
 def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What no tensor tells: from the JSON beside the file, where there is one, else by the file's name.
+    """Return what no tensor tells: from the JSON beside the file, if there is one, else by the file's name.
 
-    Raises GencliError for a JSON with keys that are not known, and for a name that says nothing without one.
+    Raise GencliError for a JSON with unknown keys, and for an unknown name without one.
     """
     if beside is None:
         known = next((found for name, found in PUBLISHED.items() if stem.startswith(name)), None)
@@ -109,8 +109,8 @@ def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def unet_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the UNet in `shapes`. Raises GencliError for tensors that are missing or misshapen, and for an
-    upsampler, which draws larger what it is given."""
+    """Return the config of the UNet in `shapes`. Raise GencliError for tensors that are missing or misshapen, and for
+    an upsampler, which needs a small image."""
     config = {**_encoder_config(shapes, flags), "_class_name": "UNetModel"}
     if config["in_channels"] == 6:
         raise GencliError(
@@ -127,7 +127,7 @@ def unet_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def classifier_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the classifier in `shapes`. Raises GencliError for tensors that are missing or misshapen."""
+    """Return the config of the classifier in `shapes`. Raise GencliError for tensors that are missing or misshapen."""
     config = {**_encoder_config(shapes, flags), "_class_name": "EncoderUNetModel"}
     if "out.2.positional_embedding" in shapes:
         pool, last = "attention", "out.2.c_proj.weight"
@@ -141,9 +141,9 @@ def classifier_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any
 
 
 def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The noise schedule in diffusers' keys, with the limits under which guided-diffusion samples.
+    """Return the noise schedule in diffusers' keys, with the limits under which guided-diffusion samples.
 
-    Raises GencliError for a schedule that is not known.
+    Raise GencliError for an unknown schedule.
     """
     named, steps = flags.get("noise_schedule", "linear"), flags.get("diffusion_steps", 1000)
     if not isinstance(named, str) or named not in SCHEDULES:
@@ -164,7 +164,7 @@ def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dic
 
 
 def _encoder_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What the UNet and the classifier have in common."""
+    """Return what the UNet and the classifier have in common."""
     width = sizes(shapes, "time_embed.0.weight", 2)[1]
     if not width:
         raise GencliError("time_embed.0.weight is empty")
@@ -187,7 +187,7 @@ def _encoder_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _levels(shapes: Shapes, flags: Mapping[str, Any]) -> list[list[str]]:
-    """Names of the residual blocks of each level on the way down, without those that halve the picture."""
+    """Return the names of the residual blocks of each level on the way down, without those that halve the image."""
     count = numbered(shapes, "input_blocks")
     length = _length(shapes, flags, count)
     if length < 2 or count % length:
@@ -198,10 +198,11 @@ def _levels(shapes: Shapes, flags: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _length(shapes: Shapes, flags: Mapping[str, Any], count: int) -> int:
-    """Blocks of a level, with the one that its size comes from: the first convolution, or what halves the picture.
+    """Return the number of blocks of a level, with the one that its size comes from: the first convolution, or what
+    halves the image.
 
-    Where convolutions halve it (`op`) they show. A residual block that does looks like any other; in a UNet those that
-    double the picture on the way up tell, in a classifier the size that is left for its last attention.
+    A convolution that halves it (`op`) shows by its name. A residual block that halves looks like any other; in a UNet
+    those that double the image on the way up tell, in a classifier the size that is left for its last attention.
     """
     for block in range(count):
         if f"input_blocks.{block}.0.op.weight" in shapes:

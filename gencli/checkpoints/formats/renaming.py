@@ -24,7 +24,7 @@ class Renamed:
     pieces: dict[str, Piece] = field(default_factory=dict)
 
     def take(self, target: str, piece: Piece) -> None:
-        """Raises GencliError when two tensors want the same name."""
+        """Add a tensor. Raise GencliError if another one has that name."""
         if target in self.pieces:
             raise GencliError(f"two tensors want to be {target!r}: {self.pieces[target].source!r} and {piece.source!r}")
         self.pieces[target] = piece
@@ -36,7 +36,7 @@ class Renamed:
 
 
 def _open(contents: Contents, pieces: Mapping[str, Piece]) -> RenamedTensors:
-    """Raises GencliError for a file of another kind than .safetensors or a pickle."""
+    """Open a part's tensors. Raise GencliError for a file that is neither .safetensors nor a pickle."""
     check_suffix(contents.path, allow_pickle=contents.allow_pickle)
     return RenamedTensors(contents.tensor_file, pieces)
 
@@ -81,7 +81,7 @@ def rename(shapes: Shapes, rows: Iterable[Rename]) -> tuple[dict[str, Piece], li
 
 
 def sizes(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
-    """A tensor's shape. Raises GencliError when it is missing, or has another number of dimensions."""
+    """Return a tensor's shape. Raise GencliError if it is missing, or has another number of dimensions."""
     if name not in shapes:
         raise GencliError(f"{name} is missing")
     if len(shapes[name]) != dimensions:
@@ -90,7 +90,7 @@ def sizes(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
 
 
 def numbered(shapes: Shapes, prefix: str) -> int:
-    """How many of `prefix.0.…`, `prefix.1.…` there are. Raises GencliError for a gap in the numbers."""
+    """Return how many of `prefix.0.…`, `prefix.1.…` there are. Raise GencliError for a gap in the numbers."""
     start = len(prefix) + 1
     found = {name[start:].partition(".")[0] for name in shapes if name.startswith(f"{prefix}.")}
     numbers = {int(one) for one in found if one.isdecimal() and len(one) < 6}
@@ -101,12 +101,12 @@ def numbered(shapes: Shapes, prefix: str) -> int:
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """(in, out) → (out, in)."""
+    """Return a matrix (in, out) as (out, in); others stay."""
     return tensor.T.contiguous() if tensor.ndim == 2 else tensor
 
 
 def _third(index: int) -> Callable[[Tensor], Tensor]:
-    """Rows of q, k or v in (3 C, …) → (C, …)."""
+    """Return what cuts the rows of q, k or v from (3 C, …): (C, …)."""
 
     def cut(tensor: Tensor) -> Tensor:
         rows = tensor.shape[0] // 3 if tensor.ndim else 0

@@ -123,13 +123,13 @@ def _has_clip_vocabulary(contents: Contents) -> bool:
 
 
 def _of_missing_vae(family: Family, channels: int) -> dict[str, Any]:
-    """What is known of an autoencoder that is not there."""
+    """Return what is known of an autoencoder that is not there."""
     sizes = {"latent_channels": channels, "norm_num_groups": 32, "scaling_factor": family.scaling_factor}
     return {"_class_name": "AutoencoderKL", **sizes}
 
 
 def _alphas_cumprod(file: TensorFile) -> Sequence[float] | None:
-    """The file's own ᾱ, where it has any."""
+    """Return the file's own ᾱ, if it has any."""
     name = next((name for name in SCHEDULES if name in file.shapes), None)
     if name is None or len(file.shapes[name]) != 1 or file.shapes[name][0] > 2**16:
         return None
@@ -137,7 +137,7 @@ def _alphas_cumprod(file: TensorFile) -> Sequence[float] | None:
 
 
 def _split(shapes: Shapes, family: Family) -> tuple[dict[str, dict[str, tuple[int, ...]]], list[str], list[str]]:
-    """Tensors of each part without its prefix; names that are in none; and notes on what is left out."""
+    """Return the tensors of each part without its prefix, the names that are in none, and notes on what is left out."""
     split: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in family.parts}
     unknown, notes = [], []
     for name, shape in shapes.items():
@@ -153,7 +153,7 @@ def _split(shapes: Shapes, family: Family) -> tuple[dict[str, dict[str, tuple[in
 
 
 def _readers(key: str, family: Family, prediction: str) -> dict[str, Reader]:
-    """Part → what reads it from its shapes."""
+    """Return part → the function that reads it from its shapes."""
     size = family.size.get(prediction, family.size["epsilon"])
     told: dict[str, Any] = {"sample_size": size}
     if key in NUMBERS:
@@ -170,7 +170,7 @@ def _readers(key: str, family: Family, prediction: str) -> dict[str, Reader]:
 
 
 def _check(key: str, family: Family, shapes: Shapes, parts: Mapping[str, Renamed]) -> None:
-    """The parts fit each other. Fills in what the UNet's config says of the text encoders. Raises GencliError."""
+    """Check that the parts fit, and add to the UNet's config what the text encoders tell. Raise GencliError."""
     unet = parts["unet"].config
     widths = [part.config["hidden_size"] for name, part in parts.items() if name.startswith("text_encoder")]
     if unet["cross_attention_dim"] != sum(widths):

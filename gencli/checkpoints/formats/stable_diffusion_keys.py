@@ -113,9 +113,9 @@ OTHERS: tuple[tuple[str, str, str | None], ...] = (
 
 
 def recognise(names: Collection[str]) -> str:
-    """The key in FAMILIES of the file that has tensors of these names.
+    """Return the key in FAMILIES of the file that has tensors of these names.
 
-    Raises GencliError, with the file's name left to the caller, for names that fit no family, or two.
+    Raise GencliError, without the file's name, for names that fit no family, or two.
     """
     seen = {key: name for key, family in FAMILIES.items() if (name := _first(family.key, names))}
     if len(seen) > 1:
@@ -141,7 +141,7 @@ def recognise(names: Collection[str]) -> str:
 
 
 def left_out(name: str) -> str | None:
-    """What a tensor is that is no weight of the model: words for a note, or "". None for all others."""
+    """Return what a tensor is that is not a weight of the model: words for a note, or "". None for others."""
     return next((words for pattern, words in LEFT_OUT.items() if re.fullmatch(pattern, name)), None)
 
 

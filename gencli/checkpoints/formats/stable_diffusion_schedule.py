@@ -1,4 +1,4 @@
-"""The noise schedule of an original file: what it says, what the user says, and never a guess."""
+"""The noise schedule of an original file: what it says, or what the user says, and never a guess."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TOLERANCE = 0.01  # of ᾱ, which files in half precision round
 
 
 def prediction_of(file: TensorFile, family: str, given: str | None) -> str:
-    """What the UNet predicts: as given, else as the file says, else what all files of SD 1 and XL do without a word.
+    """Return what the UNet predicts: as given, else as the file says, else as all files of SD 1 and XL do.
 
-    Raises GencliError for SD 2, of which there are both and whose keys do not differ.
+    Raise GencliError for SD 2, which has both kinds with the same keys.
     """
     if given is not None:
         return given
@@ -42,9 +42,9 @@ def prediction_of(file: TensorFile, family: str, given: str | None) -> str:
 def scheduler_config(
     file: TensorFile, family: str, prediction: str, betas: str | None, own: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """scheduler_config.json as the folder of this model has it. own: the file's own ᾱ, if it has them.
+    """Return scheduler_config.json as the folder of this model has it. own: the file's own ᾱ, if it has them.
 
-    Raises GencliError for a file whose own ᾱ are others, unless `betas` names the schedule to go by.
+    Raise GencliError if the file's own ᾱ are others, unless `betas` names the schedule.
     """
     names = {"sd1": "PNDMScheduler", "sd2": "DDIMScheduler", "sdxl": "EulerDiscreteScheduler"}
     xl = family in ("sdxl", "refiner")
@@ -65,7 +65,7 @@ def scheduler_config(
 
 
 def alphas_cumprod(betas: str, *, zero_snr: bool = False, count: int = 1000) -> list[float]:
-    """ᾱ of a schedule from Stable Diffusion's first β to its last; zero_snr: as in Lin et al. 2023, algorithm 1."""
+    """Return ᾱ of a schedule from Stable Diffusion's first β to its last. zero_snr: as Lin et al. 2023, algorithm 1."""
     start, end = STABLE["beta_start"], STABLE["beta_end"]
     power = 0.5 if betas == "scaled_linear" else 1.0
     found, product = [], 1.0

@@ -1,7 +1,7 @@
 """The UNet of an original file, `model.diffusion_model.*` → diffusers' UNet2DConditionModel.
 
-The file counts its blocks in one row; diffusers counts levels, and layers within them. Where one begins is told by
-what the blocks hold: a resnet, an attention after it, or a change of size alone.
+The file counts all its blocks in one row; diffusers counts levels, and layers within them. What the blocks hold tells
+where a level begins: a resnet, an attention after it, or only a change of size.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Level:
 
 
 def read_unet(shapes: Shapes, config: dict[str, Any], *, head: int | None) -> tuple[Renamed, list[str]]:
-    """Config and tensors of the UNet in `shapes`, and the names that are none of one.
+    """Return config and tensors of the UNet in `shapes`, and the names that do not belong to one.
 
-    config: what no shape tells of the family. head: width of an attention head; None where there are always 8 heads.
-    Raises GencliError for tensors that are missing or misshapen, and for levels that no config describes.
+    config: what no shape tells about the family. head: width of an attention head; None for 8 heads at every width.
+    Raise GencliError for tensors that are missing or misshapen, and for levels that no config describes.
     """
     levels = _levels(shapes)
     layers = levels[0].layers
