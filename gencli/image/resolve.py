@@ -122,9 +122,10 @@ def _check_pixels(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
 
 
 def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
-    given = {"--weighted": request.weighted, "--embedding": request.embedding}
+    given = {"--weighted": request.weighted, "--embedding": request.embedding, "--clip-skip": request.clip_skip}
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
         raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} cannot be followed")
+    _check_clip_skip(request, checkpoint)
     for text in (request.prompt, request.negative or "") if request.weighted else ():
         weighting.parse(text)
     if checkpoint.prompt == "text":
@@ -136,6 +137,14 @@ def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given["--guidance-rescale"] = request.guidance_rescale
     if wrong := [name for name, value in given.items() if value not in (None, "")]:
         raise UsageError(f"{checkpoint.name} draws without a prompt: {' and '.join(wrong)} cannot be followed")
+
+
+def _check_clip_skip(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
+    """Raise UsageError for more layers than a text encoder has."""
+    for name, config in checkpoint.configs.items():
+        layers = config.get("num_hidden_layers", 12)
+        if name.startswith("text_encoder") and isinstance(layers, int) and (request.clip_skip or 1) > layers:
+            raise UsageError(f"--clip-skip {request.clip_skip}: the {name} of {checkpoint.name} has {layers} layers")
 
 
 def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:

@@ -174,8 +174,8 @@ def test_sdxl_and_its_refiner(xl):
     assert gencli(*common, *refiner, "-o", "both.png").returncode == 0
     assert np.abs(pixels("both.png") - pixels("base.png")).max() > 2
     request, infotext = said("both.png")
-    assert request["refiner"] == str(xl / "refiner") and request["refiner_start"] == 0.5
-    assert f"Refiner: {xl / 'refiner'}, Refiner switch at: 0.5" in infotext
+    assert request["refiner"] == "refiner" and request["refiner_start"] == 0.5
+    assert "Refiner: refiner, Refiner switch at: 0.5" in infotext
     assert gencli("image", "--from", "both.png", "-o", "again.png").stderr == b""
     np.testing.assert_array_equal(pixels("again.png"), pixels("both.png"))
     done = gencli(*common, *refiner, "--stage", "refiner:steps=20", "-o", "more.png", "--stats")

@@ -24,6 +24,7 @@ FULL = ImageRequest(
     karras=True,
     guidance=7.25,
     guidance_rescale=0.7,
+    clip_skip=2,
     seed=2**63 - 4,
     width=64,
     height=32,

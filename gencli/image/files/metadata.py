@@ -217,5 +217,5 @@ def limited(text: str) -> str:
 SHARED: dict[str, Callable[[str], tuple[str, dict[str, Any]]]] = {
     "sampler": _sampler_words,
     "karras": _schedule_words,
-    **dict.fromkeys(("steps", "guidance", "guidance_rescale", "seed", "eta", "weighted"), _same),
+    **dict.fromkeys(("steps", "guidance", "guidance_rescale", "clip_skip", "seed", "eta", "weighted"), _same),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -50,7 +51,7 @@ class ClipPrompts:
 
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
         """Raises GencliError for a prompt that is too long. Weighted prompts may be of any length: L is 77 a chunk."""
-        [(states, _)] = _encode(self.text_encoders, prompts, request, lambda output: output.last_hidden_state)
+        [(states, _)] = _encode(self.text_encoders, prompts, request, partial(_layer, request.clip_skip or 1))
         return Conditioning({"encoder_hidden_states": states})
 
     def negative(self, request: ImageRequest) -> Conditioning:
@@ -73,7 +74,8 @@ class XLPrompts:
 
     def encode(self, prompts: Sequence[str], request: ImageRequest, score: float = AESTHETIC_SCORE) -> Conditioning:
         """Raises GencliError for a prompt that is too long. Weighted prompts may be of any length: L is 77 a chunk."""
-        encoded = _encode(self.text_encoders, prompts, request, lambda output: output.hidden_states[-2])
+        layer = max(request.clip_skip or 2, 2)  # the last one is not for SDXL, as in the web UI
+        encoded = _encode(self.text_encoders, prompts, request, lambda encoder, output: output.hidden_states[-layer])
         states, pooled = torch.cat([states for states, _ in encoded], dim=-1), encoded[-1][1].text_embeds
         assert pooled is not None
         size = (float(request.height or 0), float(request.width or 0))
@@ -92,15 +94,23 @@ def _encode(
     text_encoders: TextEncoders,
     prompts: Sequence[str],
     request: ImageRequest,
-    states: Callable[[CLIPTextOutput], Tensor],
+    states: Callable[[CLIPTextModel, CLIPTextOutput], Tensor],
 ) -> list[tuple[Tensor, CLIPTextOutput]]:
     """The states (B, L, D) of each encoder, and its output for the first chunk."""
     if request.weighted:
-        return [weighting.encode(tokenizer, encoder, prompts, states) for tokenizer, encoder in text_encoders]
+        return [
+            weighting.encode(tokenizer, encoder, prompts, partial(states, encoder))
+            for tokenizer, encoder in text_encoders
+        ]
     outputs = [
         encoder(token_ids(tokenizer, encoder, prompts, request.truncate)) for tokenizer, encoder in text_encoders
     ]
-    return [(states(output), output) for output in outputs]
+    return [(states(encoder, output), output) for (_, encoder), output in zip(text_encoders, outputs, strict=True)]
+
+
+def _layer(number: int, encoder: CLIPTextModel, output: CLIPTextOutput) -> Tensor:
+    """The states of a layer, counted from the end, normed as the last ones are."""
+    return output.last_hidden_state if number == 1 else encoder.final_layer_norm(output.hidden_states[-number])
 
 
 def token_ids(tokenizer: Tokenizer, encoder: CLIPTextModel, prompts: Sequence[str], truncate: str | None) -> Tensor:
