@@ -11,8 +11,9 @@ from gencli.checkpoints.tensors import Tensors
 
 
 def open_file(file: Path, *, allow_pickle: bool = False, **hints: Any) -> Checkpoint:
-    """Return what a file holds. Raise GencliError for what is wrong with it."""
-    found = open_checkpoint(Source(file.name, file, "file"), allow_pickle=allow_pickle, hints=Hints(**hints))
+    """Return what a file, or a folder, holds. Raise GencliError for what is wrong with it."""
+    kind = "folder" if file.is_dir() else "file"
+    found = open_checkpoint(Source(file.name, file, kind), allow_pickle=allow_pickle, hints=Hints(**hints))
     if found.problem is not None:
         raise found.problem
     return found

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gencli.checkpoints.tensors import TensorFile
 from gencli.errors import GencliError
 from gencli.kernels import TYPES
 
@@ -85,6 +86,28 @@ class GgufFile:
         if not count:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start).reshape(shape)
+
+
+class GgufParts:
+    """The files of a split one, as one: the first has the metadata, each has some of the tensors."""
+
+    def __init__(self, files: Sequence[TensorFile]):
+        """Raises GencliError for a tensor that is in two of them."""
+        self.path, self.metadata = files[0].path, files[0].metadata
+        self._where: dict[str, TensorFile] = {}
+        for file in files:
+            if twice := self._where.keys() & file.shapes.keys():
+                raise GencliError(f"{file.path}: tensor {min(twice)[:60]!r} is in another part too")
+            self._where.update(dict.fromkeys(file.shapes, file))
+        self.shapes = {name: file.shapes[name] for name, file in self._where.items()}
+        self.dtypes = {name: file.dtypes[name] for name, file in self._where.items()}
+
+    def numbers(self, name: str) -> None:
+        """GGUF files are asked for no numbers without torch."""
+
+    def get(self, name: str) -> torch.Tensor:
+        """Return a tensor as `GgufFile.get`."""
+        return self._where[name].get(name)
 
 
 def _head(path: Path) -> bytes:

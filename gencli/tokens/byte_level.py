@@ -1,4 +1,4 @@
-"""Byte-level BPE of GPT-2, Qwen 2, Llama 3 and SmolLM: how texts are split, and vocab.json with merges.txt."""
+"""Byte-level BPE: how the families split texts, and vocab.json with merges.txt."""
 
 from __future__ import annotations
 
@@ -21,10 +21,30 @@ QWEN2_WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-SPLITS = {  # before the words of GPT-2, or in place of them
-    "qwen2": pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated"),
-    "llama3": pre_tokenizers.Split(Regex(LLAMA3_WORDS), "isolated"),
-    "smollm": pre_tokenizers.Digits(individual_digits=True),
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+END|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*END|"
+AFTER = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN_WORDS = CASED.replace("END", "") + r"\p{N}" + AFTER
+O200K_WORDS = CASED.replace("END", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?") + r"\p{N}{1,3}" + AFTER
+DEEPSEEK = (  # one after the other; then single digits
+    r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
+    "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$",
+    "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+)  # fmt: skip
+
+
+def _split(*patterns: str) -> list[Any]:
+    return [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+
+
+SPLITS: dict[str, list[Any]] = {  # before the words of GPT-2, or in place of them
+    "qwen2": _split(QWEN2_WORDS),
+    "deepseek-qwen": _split(QWEN2_WORDS),  # without Qwen's normaliser
+    "llama3": _split(LLAMA3_WORDS),
+    "tekken": _split(TEKKEN_WORDS),
+    "o200k": _split(O200K_WORDS),
+    "deepseek": [*_split(*DEEPSEEK), pre_tokenizers.Digits(individual_digits=True)],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True)],
 }
 
 
@@ -33,7 +53,7 @@ def byte_level(model: models.BPE, split: str = "gpt2", *, add_prefix_space: bool
     backend = Backend(model)
     backend.decoder = decoders.ByteLevel()
     words = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=split in ("gpt2", "smollm"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([SPLITS[split], words]) if split in SPLITS else words
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*SPLITS[split], words]) if split in SPLITS else words
     if split == "qwen2":
         backend.normalizer = normalizers.NFC()
     return backend

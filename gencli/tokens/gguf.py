@@ -19,7 +19,14 @@ from gencli.tokens.tokenizer import Tokenizer
 START = "tokenizer.ggml."
 NAMED = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "mask": "mask"}
 # values of tokenizer.ggml.pre → how `byte_level` calls them
-SPLITTERS = {"gpt-2": "gpt2", "llama-bpe": "llama3", "qwen2": "qwen2", "smollm": "smollm"}
+SPLITTERS = {
+    "gpt-2": "gpt2", "phi-2": "gpt2", "olmo": "gpt2", "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
+    "falcon3": "llama3", "pixtral": "llama3", "dbrx": "llama3", "smaug-bpe": "llama3", "qwen2": "qwen2",
+    "deepseek-r1-qwen": "deepseek-qwen", "deepseek-llm": "deepseek", "tekken": "tekken", "gpt-4o": "o200k",
+    "smollm": "smollm", "refact": "smollm", "starcoder": "smollm", "command-r": "smollm",
+}  # fmt: skip
+# of these, as llama.cpp has it: whole words first, and a beginning token unless `add_bos_token` says otherwise
+WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
 
 
 def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -44,7 +51,7 @@ def _tokenizer(path: Path, given: dict[str, Any]) -> Tokenizer:
         for token, type_ in zip(tokens, types, strict=True):
             if type_ in (CONTROL, USER_DEFINED):
                 backend.add_tokens([AddedToken(token, special=type_ == CONTROL, normalized=False)])
-        bos_by_default = False
+        bos_by_default = given.get("pre") in WHOLE_WORDS
     elif kind == "llama":
         backend, bos_by_default = _pieces(given, tokens, types), True
     else:
@@ -82,7 +89,7 @@ def _byte_bpe(given: Mapping[str, Any], tokens: list[str]) -> Backend:
         raise GencliError(f"{START}merges has a line that is no pair")
     merges = [(left, right) for left, _, right in (str(line).partition(" ") for line in lines)]
     vocab = {token: i for i, token in enumerate(tokens)}
-    return byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"), SPLITTERS[pre])
+    return byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS), SPLITTERS[pre])
 
 
 def _pieces(given: Mapping[str, Any], tokens: list[str], types: list[int]) -> Backend:

@@ -7,6 +7,7 @@ while it is at work. What is not known to be quick is therefore tried in a fork 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def _without_stderr() -> Iterator[None]:
 
 def is_known_to_be_quick(backend: Backend) -> bool:
     """Return whether every regular expression of a tokenizer is one that gencli itself writes, and words are short."""
-    known = {*clip.PATTERNS, *sentencepiece.PATTERNS, *_patterns(*byte_level.SPLITS.values())}
+    known = {*clip.PATTERNS, *sentencepiece.PATTERNS, *_patterns(*itertools.chain(*byte_level.SPLITS.values()))}
     patterns = _patterns(backend.normalizer, backend.pre_tokenizer)
     return patterns <= known and getattr(backend.model, "max_input_chars_per_word", 0) <= WORD_LIMIT
 

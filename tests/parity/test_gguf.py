@@ -263,7 +263,7 @@ def test_gpt2s_tokenizer_and_the_whole_way(tmp_path):
 
 @pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "smollm"])
 def test_other_splitters(tmp_path, pre):
-    """As the families' tokenizer.json write them."""
+    """As the families' tokenizer.json write them. Llama 3's has a beginning token, unless the file says otherwise."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -278,9 +278,37 @@ def test_other_splitters(tmp_path, pre):
     if pre == "qwen2":
         theirs.normalizer = normalizers.NFC()
     file = write_gguf(make_gpt2(tmp_path / "model"), tmp_path / "m.gguf", "F32", fill_bpe(pre))
-    ours = gguf_tokenizer(file, GgufFile(file).metadata)
+    metadata = GgufFile(file).metadata
+    ours, begins = gguf_tokenizer(file, metadata), [383] if pre == "llama-bpe" else []
+    plain = gguf_tokenizer(file, {**metadata, "tokenizer.ggml.add_bos_token": False})
     for text in some_texts():
-        assert ours.encode(text.replace("<|endoftext|>", "")) == theirs.encode(text.replace("<|endoftext|>", "")).ids
+        expected = theirs.encode(text.replace("<|endoftext|>", "")).ids
+        assert ours.encode(text.replace("<|endoftext|>", "")) == begins + expected
+        assert plain.encode(text.replace("<|endoftext|>", "")) == expected
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("deepseek-r1-qwen", "Hello| WORLD|'s| | |1|2|3|4|5| foo|/bar|\n\n| 你好|，it|'s|  "),
+        ("tekken", "Hello| WORLD|'s| | |1|2|3|4|5| foo|/bar|\n\n| 你好|，it|'s|  "),
+        ("gpt-4o", "Hello| WORLD's| | |123|45| foo|/bar|\n\n| 你好|，it's|  "),
+        ("deepseek-llm", "Hello| WORLD|'|s|  |1|2|3|4|5| foo|/|bar|\n|\n| |你好|，|it|'|s|  "),
+        ("llama3", "Hello| WORLD|'s| | |123|45| foo|/bar|\n\n| 你好|，it|'s|  "),
+        ("falcon3", "Hello| WORLD|'s| | |123|45| foo|/bar|\n\n| 你好|，it|'s|  "),
+        ("dbrx", "Hello| WORLD|'s| | |123|45| foo|/bar|\n\n| 你好|，it|'s|  "),
+    ],
+)
+def test_how_splitters_cut(pre, words):
+    """Words by hand, after the patterns of the families' tokenizer.json."""
+    from tokenizers import pre_tokenizers
+
+    from gencli.tokens.byte_level import SPLITS
+    from gencli.tokens.gguf import SPLITTERS
+
+    split = pre_tokenizers.Sequence(SPLITS[SPLITTERS[pre]])
+    found = [word for word, _ in split.pre_tokenize_str("Hello WORLD's  12345 foo/bar\n\n 你好，it's  ")]
+    assert found == words.split("|")
 
 
 def test_pieces(tmp_path):
@@ -310,7 +338,7 @@ def test_pieces(tmp_path):
     ("change", "says"),
     [
         ({"model": "bert"}, "of the kind 'bert' is not supported"),
-        ({"pre": "deepseek-llm"}, "pre = 'deepseek-llm' is not supported"),
+        ({"pre": "default"}, "pre = 'default' is not supported"),
         ({"tokens": []}, "hold no tokens"),
         ({"merges": None}, "hold no merges"),
         ({"merges": ["abc"]}, "has a line that is no pair"),
@@ -358,6 +386,10 @@ def test_other_quantisations_by_name(tmp_path, kind):
         ({"llama__rope__scaling__type": ("yarn", gguf.GGUFValueType.STRING)}, "scaling.type = 'yarn' is not supported"),
         ({"llama__attention__value_length": (4, gguf.GGUFValueType.UINT32)}, "value_length = 4 with heads of 8"),
         ({"general__alignment": (3, gguf.GGUFValueType.UINT32)}, "general.alignment = 3"),
+        ({"llama__attention__key_length": (0, gguf.GGUFValueType.UINT32)}, "key_length = 0 is out of range"),
+        ({"llama__attention__key_length": (-4, gguf.GGUFValueType.INT32)}, "key_length = -4 is out of range"),
+        ({"llama__attention__key_length": (4.0, gguf.GGUFValueType.FLOAT32)}, "key_length = 4.0 is out of range"),
+        ({"llama__attention__key_length": ([4], gguf.GGUFValueType.ARRAY)}, r"key_length = [4] is no number"),
     ],
 )
 def test_keys_that_change_the_numbers(tmp_path, more, says):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
+from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, read_config
 from gencli.checkpoints.formats.renaming import rename
-from gencli.checkpoints.gguf_file import metadata_get
+from gencli.checkpoints.gguf_file import GgufParts, metadata_get
+from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile
 from gencli.errors import GencliError
-from gencli.models import ARCHITECTURES
 from gencli.models.base import Rename
 
 if TYPE_CHECKING:
@@ -20,35 +22,8 @@ if TYPE_CHECKING:
 
     from gencli.tokens import Tokenizer
 
-# general.architecture → what of it differs; Mistral, SmolLM 2 and TinyLlama are written as llama.
-LLAMA_NAMES = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-GPT2_NAMES = {
-    "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
-    "output": "lm_head", "attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj",
-}  # fmt: skip
-LLAMA_KEYS = {
-    "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.key_length": "head_dim", "rope.freq_base": "rope_theta",
-}  # fmt: skip
-GPT2_KEYS = {
-    "context_length": "n_positions", "embedding_length": "n_embd", "block_count": "n_layer",
-    "feed_forward_length": "n_inner", "attention.head_count": "n_head",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-}  # fmt: skip
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's layers hold (in, out)
-LAYERS = {"llama": "model.layers", "qwen2": "model.layers", "qwen3": "model.layers", "gpt2": "transformer.h"}
-SEEN = {"vocab_size", "rope.dimension_count", "attention.value_length", "tensor_data_layout"}  # told by other keys
-NOTHING = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}  # accepted at these values
-LINEAR = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned")
+SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 class GgufTensors(RenamedTensors):
@@ -89,11 +64,12 @@ def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
     """Read a language model as config.json would have it. What is broken or not supported is told by the problem, or
     by its part: another architecture or quantisation, and keys that change the numbers."""
     try:
-        path = contents.path if contents.is_file else _only_file(contents.folder)
-        file = contents.open_file(path)
+        file = _open(contents)
     except GencliError as error:
         return Checkpoint(contents, "other", problem=error)
-    family, licence = str(file.metadata.get("general.architecture")), file.metadata.get("general.license")
+    path = file.path
+    named, licence = file.metadata.get("general.architecture"), file.metadata.get("general.license")
+    family = named if isinstance(named, str) else str(named)[:60]
     stored = dict.fromkeys(file.shapes, file)
     part = Part(
         "",
@@ -105,7 +81,7 @@ def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
     )
     return Checkpoint(
         contents,
-        "text" if family in ARCHITECTURES else "other",
+        "text" if family in FAMILIES else "other",
         family,
         {"": part},
         {"tokenizer": partial(_tokenizer, file)},
@@ -113,11 +89,29 @@ def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
     )
 
 
+def _open(contents: Contents) -> TensorFile:
+    """The one file, or all parts of a split one, whichever of them was named. Raises GencliError."""
+    path = contents.path if contents.is_file else _only_file(contents.folder)
+    file = contents.open_file(path)
+    count = metadata_get(file.metadata, "split.count", int, 0)
+    if count < 2:
+        return file
+    match = SPLIT.fullmatch(path.name)
+    if match is None or int(match[3]) != count or count > 99999:
+        raise GencliError(f"{path} is one of {count} parts, which its name does not say", "as NAME-00001-of-00002.gguf")
+    parts = [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, count + 1)]
+    if lost := [part.name for part in parts if not part.is_file()]:
+        raise GencliError(f"{path} is one of {count} parts, and {some(lost)} is not beside it")
+    return GgufParts([contents.open_file(part) for part in parts])
+
+
 def _only_file(folder: Path) -> Path:
     files = sorted(folder.glob("*.gguf"))
-    if len(files) > 1:
-        some = ", ".join(file.name for file in files[:5])
-        raise GencliError(f"{folder} has {len(files)} GGUF files ({some})", "name the one that you want")
+    matches = [SPLIT.fullmatch(file.name) for file in files]
+    wholes = {match[1] if match else file.name for match, file in zip(matches, files, strict=True)}
+    if len(wholes) > 1:
+        listed = ", ".join(file.name for file in files[:5])
+        raise GencliError(f"{folder} has {len(files)} GGUF files ({listed})", "name the one that you want")
     return files[0]
 
 
@@ -129,23 +123,29 @@ def _tokenizer(file: TensorFile) -> Tokenizer:
 
 def _pieces(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Piece]:
     """Tensors by the checkpoint's names. Raises GencliError for one that no row knows, and for rows that do not fit."""
-    architecture, heads = config["model_type"], config.get("num_attention_heads", 1)
-    counts = {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)} if architecture == "llama" else {}
+    name = family_of(file)
+    family, heads = FAMILIES[name], config.get("num_attention_heads", 1)
+    counts = {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)} if family.neighbours else {}
     rows = list[Rename]()
-    for old, new in (GPT2_NAMES if architecture == "gpt2" else LLAMA_NAMES).items():
+    for old, new in family.names.items():
         transform = turned if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
+        if family.one_more and old.endswith("norm"):
+            transform = _less_one
         rows.append(Rename(rf"{old}\.(weight|bias)", rf"{new}.\1", transform))
-        rows.append(Rename(rf"blk\.(\d+)\.{old}\.(weight|bias)", rf"{LAYERS[architecture]}.\1.{new}.\2", transform))
-    shapes = {name: shape for name, shape in file.shapes.items() if name != "rope_freqs.weight"}
+        rows.append(Rename(rf"blk\.(\d+)\.{old}\.(weight|bias)", rf"{family.layers}.\1.{new}.\2", transform))
+    shapes = {name: shape for name, shape in file.shapes.items() if name not in ROPE}
     pieces, unknown = rename(shapes, rows)
     if unknown:
-        what = f"is not one of a {architecture} that gencli knows"
-        raise GencliError(f"{file.path}: tensor {unknown[0][:80]!r} {what}")
-    for name, shape in shapes.items():
-        count = next((count for old, count in counts.items() if f".{old}." in name), None)
+        raise GencliError(f"{file.path}: tensor {unknown[0][:80]!r} is not one of a {name} that gencli knows")
+    for tensor, shape in shapes.items():
+        count = next((count for old, count in counts.items() if f".{old}." in tensor), None)
         if count is not None and shape[0] % (2 * count):
-            raise GencliError(f"{file.path}: {name} has {shape[0]} rows for {count} heads")
+            raise GencliError(f"{file.path}: {tensor} has {shape[0]} rows for {count} heads")
     return pieces
+
+
+def _less_one(tensor: Tensor) -> Tensor:
+    return tensor - 1
 
 
 def _halves(heads: int) -> Callable[[Tensor], Tensor]:
@@ -155,79 +155,8 @@ def _halves(heads: int) -> Callable[[Tensor], Tensor]:
 
 def _read_config(file: TensorFile) -> dict[str, Any]:
     try:
-        return _config(file)
+        return read_config(file)
     except GencliError as error:
         if error.message.startswith(str(file.path)):
             raise
         raise GencliError(f"{file.path}: {error.message}", error.hint) from None
-
-
-def _config(file: TensorFile) -> dict[str, Any]:
-    architecture = file.metadata.get("general.architecture")
-    if architecture not in LAYERS:
-        known = ", ".join(LAYERS)
-        raise GencliError(f"general.architecture = {architecture!r:.60} is not supported", f"gencli reads {known}")
-    start = f"{architecture}."
-    given = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
-    names = GPT2_KEYS if architecture == "gpt2" else LLAMA_KEYS
-    config: dict[str, Any] = {"model_type": architecture}
-    unknown = []
-    for key, value in given.items():
-        if key in names:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise GencliError(f"{start}{key} = {str(value)[:60]} is no number")
-            config[names[key]] = value
-        elif key not in SEEN and (key not in NOTHING or value != NOTHING[key]) and key not in LINEAR:
-            unknown.append(f"{start}{key} = {str(value)[:40]}")
-    if unknown:
-        raise GencliError(
-            f"not supported: {', '.join(sorted(unknown)[:6])}",
-            "these keys may change the numbers, so gencli does not guess",
-        )
-    if lost := [key for key in ("embedding_length", "block_count", "attention.head_count") if key not in given]:
-        raise GencliError(f"the metadata lacks {', '.join(start + key for key in lost)}")
-    if "token_embd.weight" not in file.shapes:
-        raise GencliError("it has no token_embd.weight")
-    config["vocab_size"] = file.shapes["token_embd.weight"][0]
-    config["tie_word_embeddings"] = "output.weight" not in file.shapes
-    if architecture != "gpt2":
-        _complete(file, architecture, given, config)
-    return config
-
-
-def _complete(file: TensorFile, architecture: str, given: Mapping[str, Any], config: dict[str, Any]) -> None:
-    """What a file of the Llama line says by its shapes, its tensors' names and its rope keys."""
-    config.setdefault("num_key_value_heads", config["num_attention_heads"])
-    for key in ("attention.value_length", "rope.dimension_count"):
-        heads = config["num_attention_heads"]
-        size = config.get("head_dim") or (config["hidden_size"] // heads if isinstance(heads, int) and heads else 0)
-        if key in given and given[key] != size:
-            raise GencliError(f"{architecture}.{key} = {given[key]!r:.40} with heads of {size} is not supported")
-    if architecture == "llama":
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in file.shapes
-    scaling = given.get("rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise GencliError(f"{architecture}.rope.scaling.type = {scaling!r:.40} is not supported")
-    if scaling == "linear":
-        factor = metadata_get(given, "rope.scaling.factor", (int, float), 1.0)
-        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-    if "rope_freqs.weight" in file.shapes:
-        if scaling != "none":
-            raise GencliError("rope_freqs.weight beside another rope scaling is not supported")
-        config["rope_scaling"] = _llama3(file, float(config.get("rope_theta", 10000.0)))
-
-
-def _llama3(file: TensorFile, theta: float) -> dict[str, Any]:
-    """Llama 3's stretched frequencies, which the file holds as a divisor of each: recognised, or refused."""
-    import torch
-
-    divisors = file.get("rope_freqs.weight").double().reshape(-1)
-    count, factor = len(divisors), float(divisors.max()) if len(divisors) else 0.0
-    rope = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    turns = 8192 / (2 * torch.pi * theta ** (torch.arange(count, dtype=torch.float64) / count))  # in 8192 positions
-    smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    if not count or not torch.allclose(divisors, expected, rtol=1e-4):
-        raise GencliError("rope_freqs.weight is not Llama 3's, and is not supported")
-    return {"rope_type": "llama3", **rope}

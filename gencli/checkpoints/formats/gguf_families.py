@@ -1,0 +1,209 @@
+"""What GGUF calls the tensors and keys of each architecture, and what they become: one row each. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gencli.checkpoints.gguf_file import metadata_get
+from gencli.checkpoints.tensors import TensorFile
+from gencli.errors import GencliError
+
+NAMES = {
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+AFTER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+GEMMA_NAMES = {**NAMES, **AFTER_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
+OLMO2_NAMES = {name: new for name, new in NAMES.items() if name not in ("attn_norm", "ffn_norm")} | AFTER_NORMS
+PHI3_NAMES = {**NAMES, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+GPT2_NAMES = {
+    "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
+    "output": "lm_head", "attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj",
+}  # fmt: skip
+KEYS = {
+    "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim", "rope.freq_base": "rope_theta",
+}  # fmt: skip
+GPT2_KEYS = {
+    "context_length": "n_positions", "embedding_length": "n_embd", "block_count": "n_layer",
+    "feed_forward_length": "n_inner", "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}  # fmt: skip
+CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
+WINDOW = {"attention.sliding_window": "sliding_window"}
+REALS = {"rms_norm_eps", "layer_norm_epsilon", "rope_theta", *CAPS.values()}  # all other keys are whole numbers
+SEEN = {"vocab_size", "rope.dimension_count", "attention.value_length", "tensor_data_layout"}  # told by other keys
+NOTHING = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}  # accepted at these values
+SCALING = (
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
+    "rope.scaling.attn_factor",
+)  # fmt: skip
+ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # tensors that are settings
+
+Given = Mapping[str, Any]  # the architecture's keys without its name
+Complete = Callable[[TensorFile, Given, dict[str, Any]], None]
+
+
+def _llama(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
+    config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
+    config["mlp_bias"] = "blk.0.ffn_up.bias" in file.shapes
+
+
+def _gemma(large: int) -> Complete:
+    """GGUF lacks the scale of queries: of the models of `large` layers it is that of heads C / H wide."""
+
+    def complete(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
+        size = config["hidden_size"] // config["num_attention_heads"]
+        config["query_pre_attn_scalar"] = size if config["num_hidden_layers"] == large else config.get("head_dim", size)
+        if config["model_type"] == "gemma3_text":
+            config["attn_logit_softcapping"] = None
+
+    return complete
+
+
+def _phi3(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
+    """A part of each head may be rotated, by LongRoPE; a window of 0 is none."""
+    head = config["hidden_size"] // config["num_attention_heads"]
+    rotated = metadata_get(given, "rope.dimension_count", int, head)
+    config["partial_rotary_factor"] = rotated / head if head else 1.0
+    config["sliding_window"] = config.get("sliding_window") or None
+    config["original_max_position_embeddings"] = metadata_get(
+        given, "rope.scaling.original_context_length", int, config.get("max_position_embeddings")
+    )
+    if ROPE[1] in file.shapes and ROPE[2] in file.shapes:
+        long, short = (file.get(name).float().reshape(-1).tolist() for name in ROPE[1:])
+        scaling = {"type": "longrope", "long_factor": long, "short_factor": short}
+        if (factor := metadata_get(given, "rope.scaling.attn_factor", (int, float))) is not None:
+            scaling["attention_factor"] = factor
+        config["rope_scaling"] = scaling
+
+
+@dataclass(frozen=True)
+class Family:
+    """names: of tensors, without `blk.N.` and the ending → in the checkpoint. keys → config.json's. layers: where they
+    lie in the checkpoint. model_type: config.json's, if it is another. neighbours: whether the rows of q and k are in
+    the order that rotates pairs of neighbours. one_more: whether the weights of norms are stored with one added.
+    """
+
+    names: Mapping[str, str]
+    keys: Mapping[str, str]
+    layers: str = "model.layers"
+    model_type: str = ""
+    neighbours: bool = False
+    one_more: bool = False
+    complete: Complete | None = None
+
+
+# general.architecture → Family; Mistral, SmolLM 2 and TinyLlama are written as llama
+FAMILIES = {
+    "llama": Family(NAMES, KEYS, neighbours=True, complete=_llama),
+    "qwen2": Family(NAMES, KEYS),
+    "qwen3": Family(NAMES, KEYS),
+    "gpt2": Family(GPT2_NAMES, GPT2_KEYS, "transformer.h"),
+    "gemma2": Family(GEMMA_NAMES, {**KEYS, **CAPS, **WINDOW}, one_more=True, complete=_gemma(46)),
+    "gemma3": Family(
+        GEMMA_NAMES, {**KEYS, **CAPS, **WINDOW}, model_type="gemma3_text", one_more=True, complete=_gemma(62)
+    ),
+    "phi3": Family(PHI3_NAMES, {**KEYS, **WINDOW}, complete=_phi3),
+    "olmo2": Family(OLMO2_NAMES, KEYS),
+    "smollm3": Family(NAMES, KEYS, neighbours=True),
+}
+
+
+def family_of(file: TensorFile) -> str:
+    """Return the row of FAMILIES that a file names. Raise GencliError for another architecture."""
+    name = file.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise GencliError(
+            f"general.architecture = {name!r:.60} is not supported", f"gencli reads {', '.join(FAMILIES)}"
+        )
+    return name
+
+
+def read_config(file: TensorFile) -> dict[str, Any]:
+    """Return the values of config.json that a file's metadata, shapes and rope tensors say.
+
+    Raises GencliError for keys that may change the numbers and are not known, and for impossible values.
+    """
+    name = family_of(file)
+    family, start = FAMILIES[name], f"{name}."
+    given = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
+    config: dict[str, Any] = {"model_type": family.model_type or name}
+    unknown = []
+    for key, value in given.items():
+        if key in family.keys:
+            config[family.keys[key]] = _number(start + key, value, whole=family.keys[key] not in REALS)
+        elif key not in SEEN and (key not in NOTHING or value != NOTHING[key]) and key not in SCALING:
+            unknown.append(f"{start}{key} = {str(value)[:40]}")
+    if unknown:
+        raise GencliError(
+            f"not supported: {', '.join(sorted(unknown)[:6])}",
+            "these keys may change the numbers, so gencli does not guess",
+        )
+    if lost := [key for key in ("embedding_length", "block_count", "attention.head_count") if key not in given]:
+        raise GencliError(f"the metadata lacks {', '.join(start + key for key in lost)}")
+    if "token_embd.weight" not in file.shapes:
+        raise GencliError("it has no token_embd.weight")
+    config["vocab_size"] = file.shapes["token_embd.weight"][0]
+    config["tie_word_embeddings"] = "output.weight" not in file.shapes
+    if name != "gpt2":
+        config.setdefault("num_key_value_heads", config["num_attention_heads"])
+        _check_heads(name, given, config)
+        _rope(file, name, given, config)
+    if family.complete is not None:
+        family.complete(file, given, config)
+    return config
+
+
+def _number(key: str, value: Any, *, whole: bool) -> Any:
+    """A key's number. Raises GencliError for what is none, and for counts below one (a window of 0 is none)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise GencliError(f"{key} = {str(value)[:60]} is no number")
+    if whole and (not isinstance(value, int) or value < (0 if key.endswith("sliding_window") else 1)):
+        raise GencliError(f"{key} = {str(value)[:60]} is out of range")
+    return value
+
+
+def _check_heads(name: str, given: Given, config: dict[str, Any]) -> None:
+    """Raises GencliError for heads of which only a part is rotated, but in Phi 3, or whose values have another size."""
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    for key in ("attention.value_length",) if name == "phi3" else ("attention.value_length", "rope.dimension_count"):
+        if key in given and given[key] != size:
+            raise GencliError(f"{name}.{key} = {given[key]!r:.40} with heads of {size} is not supported")
+
+
+def _rope(file: TensorFile, name: str, given: Given, config: dict[str, Any]) -> None:
+    """Linear scaling, and Llama 3's. Phi 3 has its own."""
+    scaling = given.get("rope.scaling.type", "none")
+    if scaling not in ("none", "linear") and not (name == "phi3" and scaling == "longrope"):
+        raise GencliError(f"{name}.rope.scaling.type = {scaling!r:.40} is not supported")
+    if scaling == "linear":
+        factor = metadata_get(given, "rope.scaling.factor", (int, float), 1.0)
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    if "rope_freqs.weight" in file.shapes:
+        if scaling != "none":
+            raise GencliError("rope_freqs.weight beside another rope scaling is not supported")
+        config["rope_scaling"] = _llama3(file, float(config.get("rope_theta", 10000.0)))
+
+
+def _llama3(file: TensorFile, theta: float) -> dict[str, Any]:
+    """Llama 3's stretched frequencies, which the file holds as a divisor of each: recognised, or refused."""
+    import torch
+
+    divisors = file.get("rope_freqs.weight").double().reshape(-1)
+    count, factor = len(divisors), float(divisors.max()) if len(divisors) else 0.0
+    rope = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    turns = 8192 / (2 * torch.pi * theta ** (torch.arange(count, dtype=torch.float64) / count))  # in 8192 positions
+    smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
+    expected = 1 / ((1 - smooth) / factor + smooth)
+    if not count or not torch.allclose(divisors, expected, rtol=1e-4):
+        raise GencliError("rope_freqs.weight is not Llama 3's, and is not supported")
+    return {"rope_type": "llama3", **rope}

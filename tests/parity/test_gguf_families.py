@@ -1,0 +1,141 @@
+"""Every architecture as a tiny GGUF file: transformers' tokens on the weights that it holds, with the C kernels and
+without; split files."""
+
+from __future__ import annotations
+
+import json
+
+import gguf
+import pytest
+import torch
+
+from gencli import kernels
+from gencli.checkpoints.build import load
+from gencli.checkpoints.find import find
+from gencli.checkpoints.report import check
+from gencli.errors import GencliError
+from gencli.kernels import packed
+from tests.opening import open_part
+from tests.oracles.libraries import transformers
+from tests.tiny.decoder_cases import CASES
+from tests.tiny.decoders import make_decoder
+from tests.tiny.gguf import write_decoder
+
+pytestmark = pytest.mark.slow
+CASE = {case.name: case for case in CASES}
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
+U32, F32, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING
+# name → its case, changes of its config, and what its metadata has besides
+FAMILIES = {
+    "llama": ("llama-2", {}, {}),
+    "mistral": ("mistral-nemo", {"head_dim": 32}, {}),
+    "qwen2": ("qwen2", {}, {}),
+    "qwen3": ("qwen3", {"head_dim": 32}, {}),
+    "gemma2": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32}, {}),
+    "gemma3": ("gemma3", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window_pattern": 6}, {}),
+    "phi3": ("phi3-window", {}, {"rope__scaling__original_context_length": (64, U32)}),
+    "phi3, long": (
+        "phi3-long",
+        {"rope_scaling": {"type": "longrope", "long_factor": [1.0 + i for i in range(16)], "short_factor": [1.0] * 16}},
+        {"rope__scaling__original_context_length": (16, U32), "rope__scaling__type": ("longrope", STRING)},
+    ),
+    "olmo2": ("olmo2", {}, {}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 4}, {}),
+}
+
+
+def made(tmp_path, name: str, kind: str):
+    case, changes, more = FAMILIES[name]
+    folder = make_decoder(tmp_path / "model", CASE[case], **WIDE, **changes)
+    return write_decoder(folder, tmp_path / "m.gguf", kind, tmp_path / "reference", **more)
+
+
+def opened(file):
+    config, tensors = open_part(file)
+    return load(file, dtype=torch.float32, layerwise_casting=True, config=config, tensors=tensors)
+
+
+@torch.inference_mode()
+def continued(model, ids: list[int], count: int) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens after a prompt, and the logits (count, V) that chose them."""
+    cache, logits, new = model.new_cache(1, len(ids) + count), [], torch.tensor([ids])
+    for _ in range(count):
+        logits.append(model(new, cache, last_only=True)[0, -1])
+        new = logits[-1].argmax().reshape(1, 1)
+    return [int(row.argmax()) for row in logits], torch.stack(logits)
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K"])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_greedy_tokens_are_the_references(tmp_path, monkeypatch, name, kind):
+    file, ids = made(tmp_path, name, kind), [1, 5, 9, 13, 17, 21, 25, 29, 3, 4, 6, 8]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "reference", dtype=torch.float32).eval()
+    mask = torch.ones(1, len(ids), dtype=torch.long)
+    whole = theirs.generate(
+        torch.tensor([ids]), attention_mask=mask, max_new_tokens=20, do_sample=False, eos_token_id=None,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    expected, logits = whole.sequences[0, len(ids) :].tolist(), torch.cat(whole.logits)
+    exact = opened(file)
+    monkeypatch.setattr("gencli.models.linear.product", lambda matrix, bias: None)  # unpacked products alone
+    tokens, ours = continued(exact, ids, 20)
+    assert tokens == expected
+    torch.testing.assert_close(ours, logits, atol=2e-4, rtol=1e-3)
+    monkeypatch.undo()
+    tokens, ours = continued(opened(file), ids, 20)
+    same = next((i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len(set(pair)) > 1), 20)
+    error = (ours[:same] - logits[:same]).std() / logits.std()
+    assert error < 0.03  # activations of 8 bits
+    top = logits[same].topk(2).values if same < 20 else None
+    assert top is None or top[0] - top[1] < 0.1 * logits.std()  # two tokens that are as likely
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+    """The same file by torch operations."""
+    file, ids = made(tmp_path, "llama", "Q4_K"), [1, 5, 9]
+    monkeypatch.setattr("gencli.models.linear.product", lambda matrix, bias: None)
+    tokens, _ = continued(opened(file), ids, 8)
+    monkeypatch.setattr(packed, "library", lambda: None)
+    monkeypatch.setattr("gencli.models.linear.library", lambda: None)
+    assert continued(opened(file), ids, 8)[0] == tokens and kernels.library() is not None
+
+
+def test_split_files(tmp_path, monkeypatch):
+    """Whichever part is named, and the folder: all of them are read; a missing one is told."""
+    file = made(tmp_path, "qwen2", "F16")
+    reader = gguf.GGUFReader(file)
+    half = len(reader.tensors) // 2
+    (tmp_path / "parts").mkdir()
+    for number, tensors in enumerate((reader.tensors[:half], reader.tensors[half:]), 1):
+        writer = gguf.GGUFWriter(tmp_path / "parts" / f"m-0000{number}-of-00002.gguf", "qwen2")
+        for field in reader.fields.values():
+            if not field.name.startswith(("GGUF.", "general.architecture")) and number == 1:
+                writer.add_key_value(field.name, field.contents(), field.types[0])
+        writer.add_key_value("split.count", 2, gguf.GGUFValueType.UINT16)
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    expected = opened(file).state_dict()
+    for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf", ""):
+        found = opened(tmp_path / "parts" / name).state_dict()
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert check(find(str(tmp_path / "parts"))).problems == ()
+    (tmp_path / "parts" / "m-00002-of-00002.gguf").unlink()
+    with pytest.raises(GencliError, match=r"is one of 2 parts, and m-00002-of-00002\.gguf is not beside it"):
+        opened(tmp_path / "parts")
+
+
+def test_an_architecture_that_is_no_name(tmp_path):
+    """A list of them, as a hostile file may have: told, not a defect."""
+    file = made(tmp_path, "llama", "F16")
+    content = file.read_bytes()
+    at = content.index(b"general.architecture") + len(b"general.architecture")
+    named = (8).to_bytes(4, "little") + (5).to_bytes(8, "little") + b"llama"
+    assert content[at : at + len(named)] == named
+    many = (9).to_bytes(4, "little") + (0).to_bytes(4, "little") + (5).to_bytes(8, "little") + b"llama"  # five bytes
+    file.write_bytes(content[:at] + many + content[at + len(named) :])
+    assert json.dumps(check(find(str(file))).problems)[:4000].count("is not supported") == 1

@@ -1,0 +1,110 @@
+"""Tiny decoders as GGUF files, as llama.cpp's converter writes them, and their weights as a folder for transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType as Value
+from safetensors.torch import load_file, save_file
+
+# config.json's model_type → GGUF's architecture, and its own names of tensors beside the common ones
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3",
+                 "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3"}  # fmt: skip
+COMMON = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
+         "pre_feedforward_layernorm": "ffn_norm"}  # fmt: skip
+OWN = {"olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER,
+       "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
+KEYS = {
+    "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim", "attention.sliding_window": "sliding_window", "vocab_size": "vocab_size",
+}  # fmt: skip
+NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
+           "attn_logit_softcapping": "attn_logit_softcapping",
+           "final_logit_softcapping": "final_logit_softcapping"}  # fmt: skip
+WINDOWED = ("gemma2", "gemma3", "phi3")
+
+
+def packed(values: np.ndarray, kind: str) -> np.ndarray:
+    """Rows of a type. The package cannot write Q4_K: each 32 values become 16 steps from their least to their most,
+    of one scale and one min, which eight sub-blocks of a block share."""
+    if kind != "Q4_K":
+        return gguf.quants.quantize(values, Type[kind])
+    blocks = values.reshape(len(values), -1, 256)
+    low, high = blocks.min(-1, keepdims=True).clip(max=0), blocks.max(-1, keepdims=True)
+    d, m = ((high - low) / 15).astype(np.float16), (-low).astype(np.float16)
+    codes = ((blocks - low) / np.maximum(d.astype(np.float32), 1e-8)).round().clip(0, 15).astype(np.uint8)
+    codes = codes.reshape(*codes.shape[:2], 4, 2, 32)
+    halves = (codes[..., 0, :] | codes[..., 1, :] << 4).reshape(*blocks.shape[:2], 128)
+    ones = np.broadcast_to(np.array([1] * 8 + [0x11] * 4, np.uint8), (*blocks.shape[:2], 12))  # scales and mins of 1
+    return np.concatenate((d.view(np.uint8), m.view(np.uint8), ones, halves), -1).reshape(len(values), -1)
+
+
+def unpacked(rows: np.ndarray, kind: str) -> np.ndarray:
+    return gguf.quants.dequantize(rows, Type[kind])
+
+
+def turned(value: np.ndarray, heads: int, *, back: bool = False) -> np.ndarray:
+    """Rows of q or k for rotating neighbours, or `back` for rotating halves."""
+    shape = (heads, -1, 2) if back else (heads, 2, len(value) // heads // 2)
+    return value.reshape(*shape, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+
+
+def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: Any) -> Path:
+    """Write the checkpoint in `folder` as a GGUF file whose matrices are of a type, and the weights that it holds into
+    the folder `reference`. more: metadata."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = ARCHITECTURES[config["model_type"]]
+    writer = gguf.GGUFWriter(file, name)
+    for key, own in KEYS.items():
+        if config.get(own) is not None and (own != "sliding_window" or name in WINDOWED):
+            writer.add_key_value(f"{name}.{key}", config[own], Value.UINT32)
+    for key, own in NUMBERS.items():
+        if config.get(own) is not None:
+            writer.add_key_value(f"{name}.{key}", float(config[own]), Value.FLOAT32)
+    for key, value in more.items():
+        writer.add_key_value(f"{name}.{key.replace('__', '.')}", *value)
+    names, kept = {**COMMON, **OWN.get(name, {})}, {}
+    for full, tensor in load_file(folder / "model.safetensors").items():
+        layer = re.match(r"model\.layers\.(\d+)\.", full)
+        stem, _, ending = full[layer.end() if layer else 0 :].rpartition(".")
+        new = f"blk.{layer[1]}.{names[stem]}.{ending}" if layer else f"{names[stem]}.{ending}"
+        value = tensor.float().numpy()
+        heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(names[stem], "")
+        heads = config[heads] if heads and name in ("llama", "smollm3") else 0
+        value = turned(value, heads) if heads else value
+        if name.startswith("gemma") and stem.endswith("norm"):
+            value = value + 1
+        wanted = kind if value.ndim > 1 else "F32"
+        rows = packed(value, wanted) if value.ndim > 1 else value
+        writer.add_tensor(new, rows, raw_dtype=Type[wanted])
+        if value.ndim > 1:
+            back = unpacked(rows, wanted)
+            tensor = torch.from_numpy(np.ascontiguousarray(turned(back, heads, back=True) if heads else back))
+        kept[full] = tensor.contiguous()
+    for which in ("long", "short"):
+        if factors := (config.get("rope_scaling") or {}).get(f"{which}_factor"):
+            writer.add_tensor(f"rope_factors_{which}.weight", np.array(factors, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reference.mkdir()
+    (reference / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
+    save_file(kept, reference / "model.safetensors", metadata={"format": "pt"})
+    return file
