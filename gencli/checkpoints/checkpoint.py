@@ -212,8 +212,10 @@ class Checkpoint:
     def only_part(self, what: str) -> Part:
         """Return the model that is all there is. what: what is wanted, for the message.
 
-        Raise GencliError for a file without the config.json of a folder beside it.
+        Raise GencliError for a folder in no known layout, and a file without the config.json of a folder beside it.
         """
+        if self.format == "folder" and self.problem is not None:
+            raise GencliError(f"{self.path}: {self.problem.message}", self.problem.hint)
         if self.contents.is_file and not self.contents.has("config.json"):
             raise GencliError(f"{self.path}: {what} is a folder; there is no config.json beside this file")
         if (part := self.parts.get("")) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,6 @@ from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError
 from gencli.json_files import read_json
-
-HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?=[^/]+/[^/]+/?$)")  # as a browser shows it
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,8 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         raise GencliError("the model's name is empty", "is it an unset variable?")
     if source := find_local(name):
         return source
-    name = HUB_ADDRESS.sub("", name).rstrip("/")
     hub_id = HubId.parse(name)
+    name = str(hub_id or name)
     if hub_id is None or "/" not in hub_id.repo:  # a bare word is rather a typo than one of the hub's oldest models
         if hub_id and (folder := hub_cache.snapshot(hub_id)):
             return Source(name, folder, "hub")

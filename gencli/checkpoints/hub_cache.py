@@ -16,6 +16,7 @@ from pathlib import Path
 
 # org/name or name, then @revision: a branch, a tag, a commit, or refs/pr/1
 HUB_ID = re.compile(r"(?P<repo>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>\w[\w./+-]*))?")
+ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?=[^/]+/[^/]+/?$)")  # as a browser shows it
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 TRUE = {"1", "ON", "YES", "TRUE"}
@@ -33,9 +34,10 @@ class HubId:
 
     @classmethod
     def parse(cls, name: str) -> HubId | None:
-        """Parse `org/name[@revision]`; None if it cannot be one."""
+        """Parse `org/name[@revision]`, or its address as a browser shows it; None if it cannot be one."""
+        name = ADDRESS.sub("", name).removesuffix("/")
         match = HUB_ID.fullmatch(name)
-        if match is None or len(match["repo"]) > 96 or ".." in name or "--" in match["repo"] or name.endswith("/"):
+        if match is None or len(match["repo"]) > 96 or ".." in name or "--" in match["repo"]:
             return None
         return cls(match["repo"], match["revision"])
 

@@ -63,7 +63,7 @@ def parts(names: Collection[str], read: Read) -> list[PartFolder]:
     layout."""
     if "model_index.json" not in names:
         if "config.json" not in names:
-            raise GencliError("no model_index.json and no config.json", _other_hint(names))
+            raise GencliError("no model_index.json and no config.json", other_hint(names))
         found = [PartFolder("", "", "model")]
         if "scheduler_config.json" in names:
             found.insert(0, PartFolder("", "", "scheduler"))
@@ -144,7 +144,7 @@ def weights(
         pickles = find_pickles(here)
         seen = f" (only {some(pickles)})" if pickles else ""
         what = f"{prefix}: " if prefix else ""
-        raise GencliError(f"{what}no weights in safetensors{seen}", PICKLE_HINT if pickles else _other_hint(here))
+        raise GencliError(f"{what}no weights in safetensors{seen}", PICKLE_HINT if pickles else other_hint(here))
     if not file.endswith(".json"):
         return [prefix + file]
     shards = shard_names(read(prefix + file), prefix + file, suffix)
@@ -197,8 +197,11 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _other_hint(names: Collection[str]) -> str | None:
+def other_hint(names: Collection[str]) -> str:
+    """Return what a folder or repository without a checkpoint in a known layout may be meant for."""
+    if "adapter_config.json" in names:
+        return "it is a LoRA adapter: --lora names it, and -m the model that it was made for"
     for suffix in (".gguf", ".safetensors"):
         if single := sorted(name for name in names if name.endswith(suffix) and "/" not in name):
-            return f"{single[0]} is a checkpoint in one file: download it, and give its path"
+            return f"{single[0]} is a checkpoint in one file: give its path"
     return "is it a checkpoint in the layout of transformers or diffusers?"

@@ -12,6 +12,7 @@ from gencli.checkpoints.layout import (
     PICKLES,
     SAFETENSORS,
     find_pickles,
+    other_hint,
     shard_names,
     some,
     weight_file,
@@ -69,7 +70,7 @@ def open_tensors(
     pickles = find_pickles(names)
     seen = f" (only {some(pickles)})" if pickles else ""
     what = f"{variant} weights" if variant else "weights"
-    raise GencliError(f"{path} has no {what} in safetensors{seen}", PICKLE_HINT if pickles else None)
+    raise GencliError(f"{path} has no {what} in safetensors{seen}", PICKLE_HINT if pickles else other_hint(names))
 
 
 def _shards(

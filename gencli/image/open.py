@@ -137,7 +137,7 @@ def _index(opened: Checkpoint) -> Mapping[str, Any]:
         return {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", ""]}
     if kind := config.get("model_type") or config.get("_class_name"):
         raise _no_image_model(folder, kind, text="model_type" in config)
-    raise GencliError(f"{folder} has no model_index.json", "is it the folder of a checkpoint for pictures?")
+    raise GencliError(f"{folder} has no model_index.json", layout.other_hint(opened.contents.files))
 
 
 def _no_image_model(path: Path, kind: Any, *, text: bool) -> GencliError:

@@ -207,7 +207,8 @@ class ImageRequest:
         "8.5, Turbo 1).", SAMPLING, infotext="CFG scale", within=(-1000, 1000))
     guidance_rescale: float | None = number(None, "--guidance-rescale R",
         "Against overexposure by guidance, 0 to 1 (default: 0, off).", SAMPLING, infotext="CFG rescale", within=(0, 1))
-    seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed").field(None)
+    seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed",
+        read=lambda seed: None if seed == -1 else seed).field(None)
     width: int | None = integer(None, "-W, --width N", "Width alone.", PICTURE, within=(1, 2**14))
     height: int | None = integer(None, "-H, --height N", "Height alone.", PICTURE, within=(1, 2**14))
     eta: float | None = number(None, "--eta E", "Fresh noise in ddim's steps: 0 none, 1 as much as DDPM (default: 0).",

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from gencli.errors import GencliError
@@ -60,7 +61,7 @@ class ChatTemplate:
         self._process = _start()
         self._closer = weakref.finalize(self, _end, self._process)
 
-    def render(self, **values: Any) -> str:
+    def render(self, values: Mapping[str, Any]) -> str:
         """Render the template with these values, which must be JSON-serialisable.
 
         Raises GencliError when the template refuses them, is broken, or exceeds a limit.
@@ -158,12 +159,16 @@ class Templated:
 
         Raises GencliError when the template refuses the conversation, loops, or is broken.
         """
+        escaped = self.special_tokens.escape_special_tokens(messages)
         try:
-            text = self._render(self.special_tokens.escape_special_tokens(messages), add_generation_prompt=True)
+            text = self._render(escaped, add_generation_prompt=True)
         except GencliError as error:
             if messages[0]["role"] == "system":
                 error.hint = "some templates know no system prompt: write it into the message"
             raise
+        if escaped != messages:
+            with contextlib.suppress(GencliError):
+                text = self.special_tokens.faithful(text, self._render(messages, add_generation_prompt=True))
         shown = self.special_tokens.unescape(text)
         inside = next((one for one in self.marks if text.rstrip().endswith(one.open)), None)
         return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside))
@@ -203,8 +208,8 @@ class Templated:
         self.template.close()
 
     def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        values = {**self.tokenizer.names, "tools": None, "documents": None}
-        return self.template.render(**values, messages=messages, add_generation_prompt=add_generation_prompt)
+        own = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        return self.template.render({**self.tokenizer.names, **own})
 
 
 class Transcript:

@@ -33,8 +33,8 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
 
 
 def draw_seed(seed: int | None) -> int:
-    """Return the seed, or a random one."""
-    return random.SystemRandom().getrandbits(32) if seed is None else seed
+    """Return the seed, or a random one for None and for -1, which llama.cpp and the web UI draw one for."""
+    return random.SystemRandom().getrandbits(32) if seed in (None, -1) else seed
 
 
 def _check_bias(name: str, value: Sequence[tuple[int, float]]) -> None:
@@ -112,7 +112,7 @@ class SamplingParams:
         "Lower is safer, higher is wilder, 0 always takes the likeliest token", SAMPLING, bounds=Bounds(0), usual=0.8,
         off=1.0, config_key="temperature")
     top_k: int | None = integer(None, "-k, --top-k K", "Only the K likeliest tokens; 0 is all of them", SAMPLING,
-        bounds=Bounds(0), usual=40, off=0, config_key="top_k")
+        bounds=Bounds(-1), usual=40, off=0, config_key="top_k")
     top_p: float | None = number(None, "--top-p P", "Only the likeliest tokens that together reach P; 1 is off",
         SAMPLING, bounds=Bounds(0, 1), usual=0.95, off=1.0, config_key="top_p")
     min_p: float | None = number(None, "--min-p P", "Only tokens at least P times as likely as the likeliest; 0 is off",
@@ -144,6 +144,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.top_k == -1:  # vLLM's word for all of them
+            object.__setattr__(self, "top_k", 0)
 
 
 @dataclass(frozen=True)

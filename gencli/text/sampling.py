@@ -8,6 +8,7 @@ vocabulary, K: candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from gencli.options import rows
 from gencli.text.request import SamplingParams
 
 OFF = {name: option.off for name, option in rows(SamplingParams)}  # values that change nothing
+EXTREME = 1e30  # factors and biases beyond it act as it does; float32 would make infinities and NaN of them
 HEAD = 1024  # candidates that top-p looks at before it sorts a whole vocabulary
 
 
@@ -131,13 +133,24 @@ def check(logits: Tensor) -> None:
         raise GencliError(
             "the model's logits are infinite", "broken weights, or a precision too low: try --dtype float32"
         )
-    raise GencliError("no token is left to pick: every one is excluded", "is it a --logit-bias of -inf for all?")
+    hint = "by a --logit-bias of -inf, or by the checkpoint's own suppress_tokens, bad_words_ids and the like"
+    raise GencliError("no token is left to pick: every one is excluded", hint)
+
+
+def tame(value: float) -> float:
+    """Return a bias within what float32 can add up; -inf, which bans, stays."""
+    return value if value == -torch.inf else min(max(value, -EXTREME), EXTREME)
+
+
+def tame_factor(value: float) -> float:
+    """Return a positive factor by which float32 can multiply and divide."""
+    return min(max(value, 1 / EXTREME), EXTREME)
 
 
 @logits_processor("logit_bias")
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     """Add to the logits of single tokens; of two biases for one token the last counts. -inf bans a token."""
-    values = dict(bias)
+    values = {token: tame(value) for token, value in bias}
     vocab_size = logits.shape[-1]
     if outside := [token for token in values if not 0 <= token < vocab_size]:
         raise GencliError(f"logit bias for token {outside[0]}, but the model's vocabulary has {vocab_size} tokens")
@@ -150,7 +163,7 @@ def bias_sequences(found: Candidates, biases: Sequence[tuple[Sequence[int], floa
     """Add a bias to the last token of a sequence wherever the tokens before it are there; of equals the last counts."""
     rows, vocab_size = len(found.logits), found.logits.shape[-1]
     bias = torch.zeros_like(found.logits)
-    for sequence, value in {tuple(sequence): value for sequence, value in biases}.items():
+    for sequence, value in {tuple(sequence): tame(value) for sequence, value in biases}.items():
         if max(sequence) >= vocab_size:
             raise GencliError(
                 f"a bias or ban of token {max(sequence)}, but the model's vocabulary has {vocab_size} tokens"
@@ -173,7 +186,7 @@ def _repeat_penalty(found: Candidates, penalty: float) -> Candidates:
 
 def penalize_repetition(logits: Tensor, context: Tensor, penalty: float) -> Tensor:
     """Divide positive and multiply negative logits of every token in `context` (B, T) (CTRL, Keskar et al. 2019)."""
-    seen = logits.gather(1, context)
+    seen, penalty = logits.gather(1, context), tame_factor(penalty)
     return logits.scatter(1, context, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
@@ -244,7 +257,8 @@ def raise_end(found: Candidates, start_and_factor: tuple[int, float]) -> Candida
         return found
     logits = found.logits.clone()
     ends = logits[:, ids]
-    more = ends.abs() * (min(factor ** (found.num_generated - start), 1e30) - 1)
+    power = min((found.num_generated - start) * math.log(factor), math.log(EXTREME))
+    more = ends.abs() * (math.exp(power) - 1)
     logits[:, ids] = ends + more.masked_fill(~torch.isfinite(ends), 0)
     return found._replace(logits=logits)
 
@@ -271,7 +285,7 @@ def _temperature(found: Candidates, temperature: float) -> Candidates:
 
 def scale(logits: Tensor, temperature: float) -> Tensor:
     """Divide by the temperature, the largest logit moved to 0 before: a tiny temperature is greedy and not infinite."""
-    return (logits - logits.amax(-1, keepdim=True)) / temperature
+    return (logits - logits.amax(-1, keepdim=True)) / tame_factor(temperature)
 
 
 def top_ids(logits: Tensor, k: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Keep special tokens that a user wrote into a message as plain words, while those of the chat template are parsed.
 
-Before rendering, each such word is replaced by a private-use mark, which no template contains. Afterwards the text is
-encoded as a whole, except for the spans that hold a mark: they lie between two tokens of the template, where the
-tokenizer would split anyway, and are encoded with their words restored and nothing parsed.
+Before rendering, each character of such a word is replaced by one of a private plane, which no template contains: a
+template may go through a text by characters, cut it or measure it. Afterwards the text is encoded as a whole, except
+for the spans that hold such characters: they lie between two tokens of the template, where the tokenizer would split
+anyway, and are encoded with their words restored and nothing parsed.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from gencli.errors import GencliError
 from gencli.tokens import Tokenizer
 
-MARKS = range(0xF0000, 0xFFFFE)  # a plane of private-use characters
+PRIVATE = range(0xF0000, 0xFFFFE)  # a plane of private-use characters
 
 
 class SpecialTokens:
-    """The special tokens of one tokenizer and template, and the words of one conversation that are escaped."""
+    """The special tokens of one tokenizer and template, and the marks that stand for their characters."""
 
     def __init__(self, tokenizer: Tokenizer, template: str):
         self.tokenizer = tokenizer
@@ -27,42 +27,48 @@ class SpecialTokens:
         used = {t.content for t in added.values() if t.content in template and t.content.strip()}
         self._special = _any_of(self.special)
         self._control = _any_of({*self.special, *used})
-        self._words: list[str] = []
-        self._mark = chr(MARKS[0])
+        self._characters = sorted({char for word in (*self.special, *used) for char in word})
+        self._choose_marks("")
+
+    def _choose_marks(self, text: str) -> None:
+        """Choose characters that the text lacks to stand for those of the words."""
+        free = (chr(code) for code in PRIVATE if chr(code) not in text)
+        pairs = list(zip(self._characters, free, strict=False))
+        self._to_mark = str.maketrans(dict(pairs))
+        self._from_mark = str.maketrans({mark: char for char, mark in pairs})
+        self._marked = re.compile("[" + "".join(mark for _, mark in pairs) + "]+" if pairs else r"(?!)")
 
     def escape_special_tokens(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """Return the messages with such words replaced by marks.
 
         An answer of the model may hold the tokens that are not special.
         """
-        everything = "".join(text for message in messages for text in message.values())
-        self._words = []
-        self._mark = next(c for c in map(chr, MARKS) if c not in everything)
+        self._choose_marks("".join(text for message in messages for text in message.values()))
         return [{key: self._escape(text, message["role"]) for key, text in message.items()} for message in messages]
 
     def _escape(self, text: str, role: str) -> str:
-        def replace(match: re.Match[str]) -> str:
-            self._words.append(match[0])
-            return f"{self._mark}{len(self._words) - 1}{self._mark}"
-
-        return (self._special if role == "assistant" else self._control).sub(replace, text)
+        words = self._special if role == "assistant" else self._control
+        return words.sub(lambda match: match[0].translate(self._to_mark), text)
 
     def unescape(self, text: str) -> str:
         """Return a rendered text as transformers would render it."""
-        return re.sub(f"{self._mark}([^{self._mark}]*){self._mark}", lambda match: self._word(match[1]), text)
+        return text.translate(self._from_mark)
 
-    def _word(self, index: str) -> str:
-        """Return the word that two marks stand for. Raises GencliError for what a template has put between them."""
-        if index.isdecimal() and len(index) < 10 and int(index) < len(self._words):
-            return self._words[int(index)]
-        raise GencliError("the chat template takes the messages apart, with special tokens in them")
+    def faithful(self, text: str, plain: str) -> str:
+        """Return a rendered text, or `plain`, which is rendered without marks, where the template has changed these.
+
+        A template may escape a text, or write it in capitals. That counts unless a word then is a token again.
+        """
+        if self.unescape(text) == plain or self._control.findall(text) != self._control.findall(plain):
+            return text
+        return plain
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a rendered text. No special tokens are added: a template writes its own beginning."""
         ids: list[int] = []
         pending = 0  # start of the text that is still to be encoded with its tokens parsed
         for start, stop in self._spans(text):
-            if self._mark in text[start:stop]:
+            if self._marked.search(text, start, stop):
                 ids += self.tokenizer.encode(text[pending:start], add_special_tokens=False)
                 for words in self._plain(text[start:stop]):
                     ids += self.tokenizer.encode(words, special=False, add_special_tokens=False)
@@ -85,17 +91,14 @@ class SpecialTokens:
 
     def _plain(self, span: str) -> Iterator[str]:
         """Yield a span with its words restored, split inside words that the tokenizer parses even as plain text."""
-        part = ""
-        for index, piece in enumerate(span.split(self._mark)):
-            if index % 2 == 0:
-                part += piece
-                continue
-            word = self._word(piece)
-            if word not in self.special:
-                yield part + word[: len(word) // 2]
-                part, word = "", word[len(word) // 2 :]
-            part += word
-        yield part
+        start, restored = 0, self.unescape(span)
+        for marked in self._marked.finditer(span):
+            for word in self._control.finditer(restored, marked.start(), marked.end()):
+                if word[0] not in self.special:
+                    middle = word.start() + len(word[0]) // 2
+                    yield restored[start:middle]
+                    start = middle
+        yield restored[start:]
 
 
 def _any_of(words: Collection[str]) -> re.Pattern[str]:

@@ -59,6 +59,16 @@ def byte_level(model: models.BPE, split: str = "gpt2", *, add_prefix_space: bool
     return backend
 
 
+def set_prefix_space(backend: Backend, value: bool) -> None:
+    """Set whether a byte-level backend puts a space before a text that begins with none."""
+    steps: Any = backend.pre_tokenizer
+    several = isinstance(steps, pre_tokenizers.Sequence)
+    for step in steps if several else (steps,):
+        if isinstance(step, pre_tokenizers.ByteLevel):
+            step.add_prefix_space = value
+    backend.pre_tokenizer = steps
+
+
 def from_vocab(folder: Path, config: Mapping[str, Any], named_class: str | None) -> tuple[Backend, str]:
     """Return the backend of vocab.json and merges.txt, and its kind: gpt2, clip or qwen2.
 

@@ -122,6 +122,7 @@ def _finish(
         word_suffix=clip.WORD_END if kind == "clip" else "",
         names=named,
         chat_template=read_chat_template(folder, config),
+        split_special_tokens=config.get("split_special_tokens") is True,
     )
 
 
@@ -134,6 +135,9 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
         return backend, "clip"
     if isinstance(backend.model, models.WordPiece):
         return backend, "bert"
+    prefix = config.get("add_prefix_space")
+    if isinstance(prefix, bool) and _class_name(config) in ("GPT2Tokenizer", "Qwen2Tokenizer"):
+        byte_level.set_prefix_space(backend, prefix)
     return backend, byte_level.CLASSES.get(_class_name(config), "other")
 
 

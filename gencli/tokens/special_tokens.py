@@ -47,7 +47,8 @@ def add_special_tokens(
             )
     named = {name: text for name, text in defaults.items() if backend.token_to_id(text) is not None}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for name, value in [*{**named, **special}.items(), *(("", value) for value in _listed(extra))]:
+    extras = extra.items() if isinstance(extra, dict) else (("", value) for value in _listed(extra))
+    for name, value in [*{**named, **special}.items(), *extras]:
         if value is None:
             named.pop(name, None)
             continue

@@ -28,8 +28,8 @@ class Tokenizer:
     folder: of its files. bos_id: the token that begins a text. eos_ids: the tokens that end one. pad_id: the padding
     token. max_length: of sequences, according to the files. None: not said. word_suffix: `</w>` for a CLIP tokenizer,
     else empty. names: `bos_token` and the like → the text of the token. chat_template: Jinja source that turns a
-    conversation into a prompt, or None. groups: a token → the tokens that replace it in a text (itself first), for
-    embeddings of several vectors.
+    conversation into a prompt, or None. split_special_tokens: those in a text are words, always. groups: a token → the
+    tokens that replace it in a text (itself first), for embeddings of several vectors.
     """
 
     backend: Backend
@@ -41,6 +41,7 @@ class Tokenizer:
     word_suffix: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    split_special_tokens: bool = False
     groups: dict[int, tuple[int, ...]] = field(default_factory=dict)
     special_ids: frozenset[int] = field(init=False)
     _decoder: dict[str, Any] | None = field(init=False, repr=False)
@@ -79,7 +80,7 @@ class Tokenizer:
 
     def _encode(self, text: str, special: bool, add_special_tokens: bool) -> Encoding:
         where = str(self.folder)
-        self.backend.encode_special_tokens = not special
+        self.backend.encode_special_tokens = self.split_special_tokens or not special
         encode = partial(self.backend.encode, text, add_special_tokens=add_special_tokens)
         with library(f"{where}: the tokenizer cannot encode this text"):
             check_text(self.backend.normalizer, self._growth, text, where)

@@ -12,12 +12,15 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gencli.text.conversation import read_examples
+from gencli.text.request import SamplingParams, TextRequest, draw_seed
 from gencli.train.captions import parse
+from tests.tiny.hub_cache import put, tiny
 from tests.tiny.scripted import END, bytes_tokenizer, make_scripted, make_scripted_chat
+from tests.tiny.text import make_gpt2
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
+def model(tmp_path_factory) -> Path:
     """It answers any prompt, as far as its 64 positions go, by "b"s, and ends each after one."""
     made = bytes_tokenizer(END)
     ids = made.encode("b" * 60).ids
@@ -48,29 +51,29 @@ def counts(say):
     return counts
 
 
-def test_byte_order_marks(counts, tiny: Path):
+def test_byte_order_marks(counts, model: Path):
     for coding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
         mark = codecs.BOM_UTF16_BE if coding == "utf-16-be" else b""
-        assert counts("-m", tiny, stdin=mark + "Once\n".encode(coding)) == ([4], "")
-    assert counts("-m", tiny, "--lines", stdin="One\r\nTwo!\n".encode("utf-8-sig")) == ([3, 4], "")
-    assert counts("-m", tiny, "--lines", stdin="One\r\nTwo!\n".encode("utf-16")) == ([3, 4], "")
-    _, said = counts("-m", tiny, stdin="Once upon".encode("utf-16-le"), code=1)
+        assert counts("-m", model, stdin=mark + "Once\n".encode(coding)) == ([4], "")
+    assert counts("-m", model, "--lines", stdin="One\r\nTwo!\n".encode("utf-8-sig")) == ([3, 4], "")
+    assert counts("-m", model, "--lines", stdin="One\r\nTwo!\n".encode("utf-16")) == ([3, 4], "")
+    _, said = counts("-m", model, stdin="Once upon".encode("utf-16-le"), code=1)
     assert said == "error: stdin is not UTF-8: it looks like UTF-16\nhint: convert it: `iconv -f utf-16le -t utf-8`\n"
 
 
-def test_one_bad_line_among_many(counts, tiny: Path):
+def test_one_bad_line_among_many(counts, model: Path):
     lines = b"One\n" + b"x" * 70 + b"\ncaf\xe9\nLast\n"
-    found, said = counts("-m", tiny, "--lines", stdin=lines, code=1)
+    found, said = counts("-m", model, "--lines", stdin=lines, code=1)
     assert found == [3, 4]
     assert "error: line 2: the prompt has 70 tokens" in said
     assert "error: line 3 of stdin is not UTF-8" in said and said.endswith("error: 2 of 4 lines failed\n")
-    found, said = counts("-m", tiny, "--lines", "--strict", stdin=lines, code=1)
+    found, said = counts("-m", model, "--lines", "--strict", stdin=lines, code=1)
     assert found == [3] and "line 3" not in said
-    counts("-m", tiny, "--strict", "a", stdin=b"", code=2)
+    counts("-m", model, "--strict", "a", stdin=b"", code=2)
 
 
-def test_seeds_that_run_out(counts, tiny: Path):
-    assert counts("-m", tiny, "--lines", "--seed", 2**63 - 1, stdin=b"a\nb\n") == ([1, 1], "")
+def test_seeds_that_run_out(counts, model: Path):
+    assert counts("-m", model, "--lines", "--seed", 2**63 - 1, stdin=b"a\nb\n") == ([1, 1], "")
 
 
 def test_characters_that_the_vocabulary_lacks(counts, tmp_path: Path):
@@ -109,3 +112,37 @@ def test_a_chat_takes_the_checkpoints_length(say, tmp_path: Path):
     folder = make_scripted_chat(tmp_path, "Hello there", generation={"max_new_tokens": 5, "do_sample": False})
     done = say("chat", "-m", folder, stdin=b"Hi")
     assert done.stdout == b"Hello\n"
+
+
+def test_the_same_in_models_pull_and_rm(tmp_path: Path, monkeypatch, run):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    put(tmp_path, "org/name", "a" * 40, tiny(), "main")
+    address = "https://huggingface.co/org/name/"
+    assert run("models", "pull", address, HF_HUB_CACHE=str(tmp_path)).stderr.startswith(b"note: org/name is here")
+    assert run("models", "show", address, HF_HUB_CACHE=str(tmp_path)).stdout.startswith(b"name")
+    assert run("models", "rm", "-y", address, HF_HUB_CACHE=str(tmp_path)).stderr.startswith(b"note: removed org/name")
+
+
+def test_other_tools_words_for_all_and_any(run):
+    """-k -1 is all tokens (vLLM), --seed -1 any seed (llama.cpp, the web UI)."""
+    assert SamplingParams(top_k=-1).top_k == 0
+    assert TextRequest().resolve({"top_k": -1}).sampling.top_k == 0
+    one, other = (draw_seed(-1) for _ in range(2))
+    assert one != other and min(one, other) >= 0 and draw_seed(7) == 7
+    done = run("text", "Once", "-k", "-1", "--seed", "-1", "-n", "1", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["seed"] >= 0
+    assert run("image", "apple", "--seed", "-2", "-o", "a.png").returncode == 2
+
+
+def test_folders_that_hold_something_else(tmp_path: Path, run):
+    """A .gguf beside a config.json, and an adapter where a model is wanted: the hint names what to do."""
+    (tmp_path / "mixed").mkdir()
+    make_gpt2(tmp_path / "mixed", n_layer=1)
+    (tmp_path / "mixed" / "model.safetensors").rename(tmp_path / "mixed" / "model.gguf")
+    done = run("text", "-m", tmp_path / "mixed", "a")
+    assert done.returncode == 1 and b"hint: model.gguf is a checkpoint in one file: give its path" in done.stderr
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    for command in ("text", "image"):
+        done = run(command, "-m", tmp_path / "lora", "a")
+        assert done.returncode == 1 and b"it is a LoRA adapter: --lora names it" in done.stderr

@@ -19,6 +19,7 @@ from gencli.errors import GencliError
 from gencli.text import chat_template
 from gencli.text.chat import ChatModel, ChatSession
 from gencli.text.chat_template import ChatTemplate, Templated, Transcript
+from gencli.text.chat_template_worker import environment
 from gencli.text.conversation import Conversation, read_examples
 from gencli.text.events import Completion, Logprobs, TextDelta
 from gencli.text.generate import generate
@@ -316,11 +317,11 @@ def test_a_template_that_does_wrong_is_one_clear_line(monkeypatch, source: str, 
     monkeypatch.setattr(chat_template, "SECONDS", 1)
     made = ChatTemplate(source, "model")
     with pytest.raises(GencliError) as caught:
-        made.render(messages=[])
+        made.render({"messages": []})
     assert caught.value.message.startswith("model: ") and problem in caught.value.message
     assert "\n" not in caught.value.message
     made.source = "well: {{ messages }}"
-    assert made.render(messages=[]) == "well: []", "the next one is rendered all the same"
+    assert made.render({"messages": []}) == "well: []", "the next one is rendered all the same"
     made.close()
 
 
@@ -332,7 +333,7 @@ def test_limits_hold_for_the_whole_not_for_each_prompt(monkeypatch):
     made = ChatTemplate(LOOPS, "model")
     for _ in range(5):
         with pytest.raises(GencliError, match="did not end within 1 seconds"):
-            made.render(messages=[])
+            made.render({"messages": []})
     made.close()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -346,7 +347,7 @@ def test_limits_hold_for_the_whole_not_for_each_prompt(monkeypatch):
 def test_what_a_template_says_is_short(source: str):
     made = ChatTemplate(source, "model")
     with pytest.raises(GencliError) as caught:
-        made.render(messages=[])
+        made.render({"messages": []})
     made.close()
     assert len(caught.value.message) < 500
 
@@ -354,24 +355,41 @@ def test_what_a_template_says_is_short(source: str):
 def test_a_template_may_repeat_the_messages_and_write_some_more():
     made = ChatTemplate("{{ 'x' * 100000 }}{% for i in range(3) %}{{ messages[0].content }}{% endfor %}", "model")
     content = "word " * 10**5
-    assert made.render(messages=[{"role": "user", "content": content}]) == "x" * 10**5 + content * 3
+    assert made.render({"messages": [{"role": "user", "content": content}]}) == "x" * 10**5 + content * 3
     made.close()
     with pytest.raises(GencliError, match="more than any real one"):
         ChatTemplate("x" * (2**20 + 1), "model")
 
 
-def test_a_template_that_takes_escaped_words_apart_is_one_clear_line(chat_model):
-    """What stands for a special token that the user wrote may be cut out of a message and made another."""
-    tokenizer = chat_model.model.tokenizer
-    for source in (
-        "{{ messages[0].content[:1] }}9999999{{ messages[0].content[:1] }}",
-        "{{ messages[0].content[:1] }}{{ '9' * 5000 }}{{ messages[0].content[:1] }}",
-        "{{ messages[0].content[:1] }}x{{ messages[0].content[:1] }}",
-    ):
-        made = Templated(dataclasses.replace(tokenizer, chat_template=source), "model")
-        with pytest.raises(GencliError, match="takes the messages apart"):
-            made.prompt([{"role": "user", "content": END}])
-        made.close()
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for c in messages[0].content %}{{ c }}{% endfor %}",
+        "{% for c in messages[0].content %}{{ c }} {% endfor %}",
+        "{{ messages[0].content | length }} {{ messages[0].content }}",
+        "{{ messages[0].content[:5] }}{{ '9' * 7 }}{{ messages[0].content[5:] }}",
+        "{{ messages[0].content | upper }}",
+        "{{ messages[0].content | e }}{{ messages[0].content | urlencode }}",
+        "{{ messages[0].content | tojson }}{{ messages | tojson }}",
+        "{{ messages[0].content | replace('|', '/') }}",
+        "{{ messages[0].content | reverse }}{{ messages[0].content.split('>')[0] }}",
+        "{% if messages[0].content.startswith('<') %}begins{% else %}inside {{ messages[0].content }}{% endif %}",
+    ],
+)
+@pytest.mark.parametrize("content", [END, f"a {END} b{END}", "plain"])
+def test_templates_that_take_a_message_apart(chat_model, source: str, content: str):
+    """The text is as without any marks; of the message's words none is a special token, the template's own is."""
+    source = f"{END}{source}{END}"
+    messages = [{"role": "user", "content": content}]
+    tokenizer = dataclasses.replace(chat_model.model.tokenizer, chat_template=source)
+    made = Templated(tokenizer, "model")
+    prompt = made.prompt(messages)
+    made.close()
+    plain = environment().from_string(source).render(messages=messages)
+    assert prompt.text == plain
+    end = tokenizer.backend.token_to_id(END)
+    assert prompt.ids.count(end) == 2 and (prompt.ids[0], prompt.ids[-1]) == (end, end)
+    assert tokenizer.decode(prompt.ids, skip_special=False) == prompt.text
 
 
 def test_where_a_template_lies(tmp_path: Path):

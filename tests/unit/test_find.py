@@ -49,7 +49,7 @@ def test_an_id_is_a_repository_and_a_revision(name: str, repo: str, revision: st
 @pytest.mark.parametrize(
     "name",
     ["", "a/b/c", "/a/b", "./a", "../a/b", "a/..", "a/b@", "a/b@../x", "a/b@/x", "a/b@x/../../y", "a b/c", "a--b/c",
-     "-a/b", "a/b@-x", "a\\b", "a/b\n", "a/b@x\0", "a/" + "b" * 96, "https://huggingface.co/a/b"],
+     "-a/b", "a/b@-x", "a\\b", "a/b\n", "a/b@x\0", "a/" + "b" * 96, "https://huggingface.co/a/b/c", "https://example.org/a/b"],
 )  # fmt: skip
 def test_what_is_no_id(name: str) -> None:
     assert HubId.parse(name) is None

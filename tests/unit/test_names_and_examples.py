@@ -9,8 +9,11 @@ import pytest
 
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
+from gencli.text.chat_template import Templated
 from gencli.text.conversation import read_examples
+from gencli.tokens import load_tokenizer
 from tests.tiny.hub_cache import put, tiny
+from tests.tiny.scripted import END, make_scripted_chat
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,17 @@ def test_a_hub_name_as_a_browser_shows_it(tmp_path: Path, monkeypatch, name: str
     put(tmp_path, "org/name", "a" * 40, tiny(), "main")
     source = find(name, offline=True)
     assert (source.name, source.kind) == ("org/name", "hub")
+
+
+def test_templates_get_the_names_of_extra_tokens(tmp_path: Path):
+    template = "{{ image_token }}{{ eos_token }}{{ messages[0].content }}{{ tools is none }}"
+    named = {"extra_special_tokens": {"image_token": "<image>", "messages": "<m>", "tools": "<t>"}}
+    folder = make_scripted_chat(tmp_path, "a", template=template, tokenizer_config=named)
+    made = Templated(load_tokenizer(folder), "tiny")
+    prompt = made.prompt([{"role": "user", "content": "Hi"}])
+    made.close()
+    assert prompt.text == f"<image>{END}HiTrue"
+    assert made.tokenizer.backend.token_to_id("<image>") in prompt.ids
 
 
 def test_no_name_is_not_this_folder():

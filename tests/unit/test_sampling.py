@@ -9,6 +9,7 @@ import torch
 
 from gencli.errors import GencliError
 from gencli.text import sampling
+from gencli.text.request import SamplingParams
 from tests.oracles.sampled import process, sample
 
 V = 50
@@ -263,9 +264,27 @@ def test_every_token_banned():
             sample(logits_of(0), generators(0, 1, 2), logit_bias=bans, temperature=temperature)
 
 
-def test_biases_that_overflow():
-    with pytest.raises(GencliError, match="infinite"):
-        sample(torch.full((1, 4), 3e38), generators(0), logit_bias=[(0, 3e38)])
+def test_extremes_do_as_less_extreme_ones():
+    """Values beyond float32, for which the smallest and largest that it knows stand: nothing is infinite or NaN."""
+    logits, context = logits_of(0), torch.tensor([[1, 2, 3]] * 3)
+    best = logits.argmax(-1).tolist()
+    for temperature in (1e-45, 7e-46, 1e-320, 1e-30):
+        assert sample(logits, generators(0, 1, 2), temperature=temperature).tolist() == best
+    for temperature in (1e30, 1e39, 1e308):  # all of the k likeliest are as likely
+        found = sampling.candidates(logits, SamplingParams(temperature=temperature, top_k=3))
+        assert found.ids.tolist() == [sorted(row) for row in logits.topk(3).indices.tolist()]
+        assert (found.logits.softmax(-1) - 1 / 3).abs().max() < 1e-6
+    for penalty in (1e-39, 1e-300, 1e39, 1e300):
+        seen = sampling.penalize_repetition(logits, context, penalty)
+        assert torch.isfinite(seen).all()
+        assert torch.equal(seen, sampling.penalize_repetition(logits, context, max(min(penalty, 1e30), 1e-30)))
+    assert sample(logits, generators(0, 1, 2), logit_bias=[(5, 1e39)]).tolist() == [5, 5, 5]
+    assert 5 not in sample(logits, generators(0, 1, 2), logit_bias=[(5, -1e39)]).tolist()
+    assert sample(logits, generators(0, 1, 2), sequence_bias=[[[4], 1e39]]).tolist() == [4, 4, 4]
+    ends = sampling.candidates(
+        logits, SamplingParams(exponential_decay_length_penalty=(0, 1e200), eos_ids=(2,)), context, context
+    ).logits
+    assert torch.isfinite(ends).all() and ends.argmax(-1).tolist() == [2, 2, 2]
 
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------

@@ -11,14 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models
 
 from gencli.errors import GencliError
 from gencli.tokens import IncrementalDecoder, Tokenizer, load_tokenizer
+from gencli.tokens.byte_level import QWEN2_WORDS
 from gencli.tokens.decode import BYTE_OF, byte_level_bytes, make_steps
 from tests.oracles.libraries import transformers
 from tests.oracles.padding import encode_padded
+from tests.tiny.scripted import bytes_tokenizer
 from tests.tiny.text import END, START, TEXTS, bpe_files, make_clip_tokenizer, make_tokenizer, write_json
 
 LAYOUTS = ["json", "vocab", "clip", "clip pad !", "clip saved", "clip pad ! saved"]
@@ -180,6 +182,37 @@ def test_tokens_around_every_text(tmp_path, bos, eos):
 def test_prefix_space(tmp_path):
     ours = assert_same(vocab_folder(tmp_path, {"add_prefix_space": True}))
     assert ours.decode(ours.encode("dog")) == " dog"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("value", [True, False, None])
+def test_a_prefix_space_that_tokenizer_config_asks_for(tmp_path, named, value):
+    """Beside a tokenizer.json that says the same or the other."""
+    for own in (False, True):
+        made = bytes_tokenizer("<|endoftext|>")
+        words = pre_tokenizers.ByteLevel(add_prefix_space=own, use_regex=named != "Qwen2Tokenizer")
+        split = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
+        made.pre_tokenizer = pre_tokenizers.Sequence([split, words]) if named == "Qwen2Tokenizer" else words
+        made.save(str(tmp_path / "tokenizer.json"))
+        config = {"tokenizer_class": named} | ({} if value is None else {"add_prefix_space": value})
+        write_json(tmp_path / "tokenizer_config.json", config)
+        for text in ("Hi", " Hi", "Hi there!", "<|endoftext|>Hi"):
+            ids = load_tokenizer(tmp_path).encode(text)
+            if value is None:
+                assert ids == made.encode(text).ids
+            else:
+                assert ids == transformers.AutoTokenizer.from_pretrained(tmp_path)(text).input_ids, (own, text)
+
+
+def test_special_tokens_that_are_always_words(tmp_path):
+    """`split_special_tokens`: also in a prompt of the command line."""
+    bytes_tokenizer("<|endoftext|>").save(str(tmp_path / "tokenizer.json"))
+    for named in ("PreTrainedTokenizerFast", "GPT2Tokenizer"):
+        write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": named, "split_special_tokens": True})
+        ids = load_tokenizer(tmp_path).encode("a<|endoftext|>")
+        assert ids == transformers.AutoTokenizer.from_pretrained(tmp_path)("a<|endoftext|>").input_ids
+        assert len(ids) == 14
 
 
 @pytest.mark.parametrize(
