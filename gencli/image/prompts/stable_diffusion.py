@@ -55,7 +55,8 @@ class ClipPrompts:
         return Conditioning({"encoder_hidden_states": states})
 
     def negative(self, request: ImageRequest) -> Conditioning:
-        return self.encode([request.negative or ""], request)
+        # As in diffusers, the layers that are skipped are those of the prompt alone.
+        return self.encode([request.negative or ""], request.replace(clip_skip=None))
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class XLPrompts:
         return Conditioning({"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": time_ids})
 
     def negative(self, request: ImageRequest) -> Conditioning:
-        negative = self.encode([request.negative or ""], request, NEGATIVE_AESTHETIC_SCORE)
+        plain = request.replace(clip_skip=None)
+        negative = self.encode([request.negative or ""], plain, NEGATIVE_AESTHETIC_SCORE)
         if request.negative is None and self.zero_negative:
             zeros = {name: torch.zeros_like(negative[name]) for name in ("encoder_hidden_states", "text_embeds")}
             return negative.with_inputs(**zeros)
