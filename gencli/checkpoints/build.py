@@ -65,6 +65,11 @@ def bytes_as(tensors: Tensors, dtype: torch.dtype) -> int:
     return dtype.itemsize * sum(math.prod(tensors.shape(name)) for name in halves)
 
 
+def overflows_in_half(name: str) -> bool:
+    """Return whether an architecture's numbers are too large for float16; it then computes in bfloat16."""
+    return name in ARCHITECTURES and getattr(architecture(name), "OVERFLOWS_IN_HALF", False)
+
+
 class _NoInit(TorchFunctionMode):
     """Modules draw no initial values: there is nothing to fill on meta, and torch imports 800 modules to find out."""
 

@@ -72,6 +72,9 @@ class GgufFile:
     def numbers(self, name: str) -> None:
         """GGUF files are asked for no numbers without torch."""
 
+    def forget(self) -> None:
+        """Nothing is held that could be let go."""
+
     def get(self, name: str) -> torch.Tensor:
         """Return a tensor on the CPU in the file's own memory: floats as they are, and packed matrices as `Packed`."""
         import torch

@@ -21,7 +21,7 @@ PICKLE_HINT = (
     "pickles can run code when opened; convert them to safetensors, name a revision that has it, "
     "or have nothing but tensors read from them with --allow-pickle"
 )
-UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})  # components that gencli never opens
+UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder", "watermarker"})  # never opened
 CARD = "README.md"  # for its licence
 SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZER = (

@@ -46,6 +46,9 @@ class PickledFile:
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.dtypes = {name: DTYPES.get(value.dtype, str(value.dtype)) for name, value in state.items()}
 
+    def forget(self) -> None:
+        """Nothing is held that could be let go."""
+
     def get(self, name: str) -> torch.Tensor:
         """Return a tensor on the CPU."""
         return self._tensors[name].contiguous()

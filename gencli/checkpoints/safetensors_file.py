@@ -80,6 +80,11 @@ class SafetensorsFile:
         count = math.prod(self.shapes[name])
         return letter and struct.unpack_from(f"<{count}{letter}", self._map, self._spans[name][0])  # type: ignore[return-value]
 
+    def forget(self) -> None:
+        """Let go of the pages that were read, which are read again if they are used again; changes to them are lost."""
+        if hasattr(self._map, "madvise"):  # not on Windows
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def get(self, name: str) -> Tensor:
         """Return a tensor on the CPU that shares the file's memory map: its pages are read when they are used."""
         import torch

@@ -44,6 +44,10 @@ class TensorFile(Protocol):
         """Return the numbers of a small tensor of floats; None for other kinds."""
         ...
 
+    def forget(self) -> None:
+        """Let go of the memory that was read, which is read again if it is used again."""
+        ...
+
 
 class Tensors:
     """The tensors of one module, by name, in one file or several."""
@@ -92,6 +96,11 @@ class Tensors:
     def get(self, name: str) -> Tensor:
         """Return a tensor on the CPU that shares the file's memory map: its pages are read when they are used."""
         return self._where[name].get(name)
+
+    def forget(self) -> None:
+        """Let go of the memory that was read, which is read again if it is used again."""
+        for file in {id(file): file for file in self._where.values()}.values():
+            file.forget()
 
 
 class Piece(NamedTuple):

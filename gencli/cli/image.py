@@ -61,6 +61,8 @@ class Output:
     gif: str | None = string(None, "--gif FILE", "Write the denoising as an animation too.", OUTPUT)
     save_steps: str | None = string(None, "--save-steps DIR", "Save what the picture looks like after each step.",
         OUTPUT)
+    save_stages: str | None = string(None, "--save-stages DIR",
+        "Save the image of each stage but the last, of a model of several.", OUTPUT)
     preview: bool = flag(False, "--preview", "Show the picture on the terminal while it is made.", OUTPUT)
     no_metadata: bool = flag(False, "--no-metadata", "Do not write into the picture how it was made.", OUTPUT)
     # fmt: on
@@ -130,7 +132,7 @@ def image(
         sink,
         prompts=each_line() if sources.lines else None,
         animation=animation,
-        save_steps=output.save_steps,
+        folders={"step_files": output.save_steps, "stage_files": output.save_stages},
         preview=output.preview,
         strict=sources.strict,
     ).run(request.spec(where), stats=reporting.stats)

@@ -37,6 +37,7 @@ class Inputs:
     classifier: Source | None
     vae: Source | None
     refiner: Source | None
+    upscalers: tuple[Source, ...]
     loras: tuple[LoraRef, ...]
     embeddings: tuple[EmbeddingRef, ...]
     controls: tuple[tuple[Source, Image.Image], ...]
@@ -76,6 +77,7 @@ class Finder:
             classifier=next(iter(classifier), None),
             vae=next(iter(vae), None),
             refiner=next(iter(refiner), None),
+            upscalers=tuple(self._models("upscaler")),
             loras=loras,
             embeddings=embeddings,
             controls=controls,

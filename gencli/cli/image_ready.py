@@ -43,6 +43,9 @@ def ready(
         if inputs.refiner is not None:
             further = open_image_checkpoint(inputs.refiner, allow_pickle=allow_pickle)
             opened = stages.add_refiner(opened, further)
+        for upscaler in inputs.upscalers:
+            opened = stages.add_upscaler(opened, open_image_checkpoint(upscaler, allow_pickle=allow_pickle))
+        stages.check_reads_text(opened)
         prompted = opened.prompt != "none"
     if lines and not prompted:
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")

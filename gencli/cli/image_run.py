@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -43,18 +43,18 @@ class Run:
         *,
         prompts: Iterable[str | GencliError] | None,
         animation: Template | None,
-        save_steps: str | None,
+        folders: Mapping[str, str | None],
         preview: bool,
         strict: bool = False,
     ):
         self.console, self.opened, self.request, self.inputs, self.sink = console, opened, request, inputs, sink
         self.prompts, self.animation, self.strict = prompts, animation, strict
-        self.steps_folder = None if save_steps is None else _folder(save_steps)
+        self.folders = {kind: _folder(path) for kind, path in folders.items() if path is not None}
         self.preview = Preview(console) if preview else None
         if self.preview is not None and not self.preview.works:
             console.note("no preview: stderr is no terminal that shows colours")
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by image
-        self.step_files: dict[int, list[Path]] = {}
+        self.files: dict[str, dict[int, list[Path]]] = {kind: {} for kind in self.folders}  # by image
         self.sheet: list[Made] = []  # what the grid will hold
         self.gifs: list[Path] = []  # of its images
         self.best: Best | None = None
@@ -74,7 +74,7 @@ class Run:
         try:
             for event in events:
                 if isinstance(event, Denoised):
-                    self._step(model, event)
+                    self._step(event)
                 else:
                     self._picture(event)
             self._write_sheet()
@@ -98,7 +98,14 @@ class Run:
         opened = [(open_control(source, checkpoint, **allow), image) for source, image in inputs.controls]
         self.console.progress(f"loading {checkpoint.name}")
         embeddings = [read_embedding(file, **allow) for file in inputs.embeddings]
-        pipeline = load(checkpoint, device=spec.device, dtype=spec.dtype, loras=inputs.loras, embeddings=embeddings)
+        pipeline = load(
+            checkpoint,
+            device=spec.device,
+            dtype=spec.dtype,
+            loras=inputs.loras,
+            embeddings=embeddings,
+            loading=lambda what: self.console.progress(f"loading {what}"),
+        )
         if self.prompts is None:
             note_slips(self.request, [embedding.word for embedding in embeddings], self.console.note)
         controls = [(load_control(part, pipeline), image) for part, image in opened]
@@ -106,7 +113,7 @@ class Run:
         prompts = None if self.prompts is None else self._checked(pipeline, self.prompts)
         return pipeline, generate(pipeline, self.request, prompts, controls=controls, **images)
 
-    def _step(self, pipeline: Pipeline | PixelModel, step: Denoised) -> None:
+    def _step(self, step: Denoised) -> None:
         """Show the progress of a step, and keep its image if that was asked for."""
         self.clock.stepped()
         several = self.prompts is not None or self.request.count > 1
@@ -116,29 +123,34 @@ class Run:
         label += total + (f", {step.stage}" if step.stage.count > 1 else "")
         done = step.index + 1
         self.console.progress(label, done, step.total, self.clock.rate())
-        if step.stage.shows and (self.animation is not None or self.steps_folder is not None):
+        kinds = ["step_files"] if "step_files" in self.folders else []
+        if "stage_files" in self.folders and step.ends_stage and step.stage.number < step.stage.count:
+            kinds.append("stage_files")
+        if step.stage.shows and (self.animation is not None or kinds):
             for i, number in enumerate(numbers):
-                self._keep(pipeline.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step)
+                self._keep(step.codec.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step, kinds)
         last = done == step.total and step.stage.number == step.stage.count
         if step.stage.shows and self.preview is not None and self.preview.wanted() and not last:
             with self.preview.timed():
-                sketches = [pipeline.sketch(x0[None]) for x0 in step.x0]
+                sketches = [step.codec.sketch(x0[None]) for x0 in step.x0]
                 self.preview.show(pictures.grid(sketches))
             self.console.progress(label, done, step.total, self.clock.rate())
         if last:
             self.console.progress("decoding")
 
-    def _keep(self, image: Image.Image, number: int, step: Denoised) -> None:
+    def _keep(self, image: Image.Image, number: int, step: Denoised, kinds: Iterable[str]) -> None:
+        """Keep an image for the animation, and write it where files of these kinds go."""
         if self.animation is not None:
             self.frames.setdefault(number, []).append(image)
-        if self.steps_folder is not None:
-            stage = f"{step.stage.name}-" if step.stage.count > 1 else ""
-            path = self.steps_folder / f"{(self.request.seed or 0) + number}-{stage}{step.index + 1:04}.png"
+        stage = f"-{step.stage.name}" if step.stage.count > 1 else ""
+        for kind in kinds:
+            which = f"-{step.index + 1:04}" if kind == "step_files" else ""
+            path = self.folders[kind] / f"{(self.request.seed or 0) + number}{stage}{which}.png"
             with self._aside():
                 Template(str(path).replace("{", "{{").replace("}", "}}")).write(
                     pictures.encode(image, "png"), self.request, number
                 )
-                self.step_files.setdefault(number, []).append(path)
+                self.files[kind].setdefault(number, []).append(path)
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -171,8 +183,8 @@ class Run:
             with self._aside():
                 gif = beside["gif"] = self.animation.write(pictures.gif(made.frames), picture.request, picture.index)
                 self.gifs.append(gif)
-        if self.steps_folder is not None:
-            beside["step_files"] = self.step_files.get(picture.index, [])
+        for kind, files in self.files.items():
+            beside[kind] = files.get(picture.index, [])
         if not self.request.grid:
             score = {} if made.score is None else {"score": made.score}
             self.sink.report(path, picture.request, picture.index, made.seconds, beside, score)
@@ -226,9 +238,9 @@ class Run:
         sheet = pictures.grid([made.picture.image for made in self.sheet])
         scores = {} if self.best is None else {"scores": [made.score for made in self.sheet]}
         beside: dict[str, Sequence[Path]] = {"gifs": self.gifs} if self.gifs else {}
-        if self.steps_folder is not None:
-            shown = [made.picture.index for made in self.sheet]
-            beside["step_files"] = [path for index in shown for path in self.step_files.get(index, [])]
+        shown = [made.picture.index for made in self.sheet]
+        for kind, files in self.files.items():
+            beside[kind] = [path for index in shown for path in files.get(index, [])]
         sink.report(sink.save(sheet, request, 0), request, 0, self.clock.total(), beside, scores)
 
 

@@ -59,8 +59,8 @@ def _of_image(contents: Contents) -> dict[str, Any]:
 
     checkpoint = open_image_checkpoint(contents)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
-    scheduler = {key: checkpoint.configs["scheduler"].get(key) for key in ("prediction_type", "timestep_spacing")}
-    named = {"prediction": scheduler["prediction_type"], "spacing": scheduler["timestep_spacing"]}
+    scheduler = checkpoint.configs[checkpoint.main.scheduler]
+    named = {"prediction": scheduler.get("prediction_type"), "spacing": scheduler.get("timestep_spacing")}
     size = {} if checkpoint.size is None else dict(zip(("width", "height"), checkpoint.size, strict=True))
     found = {**built_in(checkpoint), **own, **size}
     return found | {name: value for name, value in named.items() if value is not None}

@@ -94,6 +94,11 @@ class ImageCheckpoint:
         """Return a part's config and weights. Raise GencliError for weights that cannot be opened."""
         return self.configs[part], self.opened.parts[part].tensors()
 
+    def forget(self, *parts: str) -> None:
+        """Let go of the memory that the files of parts take; they are read again if they are used again."""
+        for name in parts:
+            self.opened.parts[name].tensors().forget()
+
     def tokenizer(self, part: str = "tokenizer") -> Tokenizer:
         """Return a tokenizer. Raise GencliError for one that is broken."""
         return self.opened.tokenizer(part)
@@ -102,6 +107,11 @@ class ImageCheckpoint:
         """Return the checkpoint with another part in the place of its own, or beside its own."""
         opened = replace_part(self.opened, name, part)
         return dataclasses.replace(self, opened=opened, configs={**self.configs, name: config})
+
+    def with_tokenizer(self, other: ImageCheckpoint) -> ImageCheckpoint:
+        """Return the checkpoint with the tokenizer of another one."""
+        tokenizers = {**self.opened.tokenizers, "tokenizer": other.tokenizer}
+        return dataclasses.replace(self, opened=dataclasses.replace(self.opened, tokenizers=tokenizers))
 
     @cached_property
     def also_reads(self) -> Literal["mask", "picture"] | None:
@@ -112,6 +122,12 @@ class ImageCheckpoint:
         channels = self.configs["vae"].get("latent_channels", 4)
         further = self.configs[self.family.network].get("in_channels", channels) - channels
         return "mask" if further == channels + 1 else "picture" if further == channels else None
+
+    @property
+    def channels(self) -> int:
+        """Channels of its images where it draws in pixels."""
+        stage = self.family.stages[-1]
+        return 1 if self.configs[stage.network].get("in_channels", 3) == 1 else 3
 
     @cached_property
     def factor(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -39,15 +40,28 @@ class StageInfo:
         return f"{self.name} (stage {self.number} of {self.count})"
 
 
+class Decoder(Protocol):
+    """Makes an image of one x0 (1, C, h, w): whole, or small in little time."""
+
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image: ...
+    def sketch(self, latents: Tensor) -> Image.Image: ...
+
+
 @dataclass(frozen=True)
 class Denoised:
-    """One step of a stage is done for images `first` … `first + B - 1`; x0 (B, C, h, w) is what they are so far."""
+    """One step of a stage is done for images `first` … `first + B - 1`; x0 (B, C, h, w) is what they are so far, and
+    codec makes images of it."""
 
     index: int
     total: int
     first: int
     x0: Tensor
+    codec: Decoder
     stage: StageInfo = StageInfo()
+
+    @property
+    def ends_stage(self) -> bool:
+        return self.index == self.total - 1
 
 
 @dataclass(frozen=True)
@@ -85,27 +99,41 @@ def generate(
     A prompt that is None is passed over, and its seeds with it. `request` is a resolved one. Image i draws from
     `torch.Generator("cpu")` seeded with `request.seed + i`, in diffusers' order: with `init` first its latents, then
     the noise, with a mask one more that goes unused, the steps; then the same for the next stage. controls: the
-    ControlNets of the request, each with its image.
+    ControlNets of the request, each with its image. Of a family that holds one stage at a time, all images pass a stage
+    before the next one begins, and all prompts are read before the first.
     Raises GencliError for a prompt that is too long and for NaN from the model.
     """
     runs = _prepare(pipeline, request, init, mask, controls)
-    texts = [request.prompt] if prompts is None else prompts
-    for first, batch in _batches(texts, request, runs):
-        noise = Noise(((request.seed or 0) + first + i for i in range(len(batch))), pipeline.device)
-        output: StageOutput | None = None
+    batches = _batches(pipeline, [request.prompt] if prompts is None else prompts, request, runs)
+    groups: Iterable[list[_Batch]] = [list(batches)] if pipeline.one_at_a_time else ([one] for one in batches)
+    for group in groups:
+        if pipeline.one_at_a_time:
+            for known in {id(run.known): run.known for run in runs}.values():
+                known.read_all(batch.prompts for batch in group)
         for run in runs:
-            output = yield from run(batch, first, noise, output)
-        assert output is not None
-        for i, prompt in enumerate(batch):
-            image = runs[-1].start.finish(pipeline.decode(output.x[i : i + 1], tiled=request.vae_tiling))
-            dtype = str(pipeline.dtype).removeprefix("torch.")
-            yield Picture(first + i, image, request.item(first + i, prompt=prompt, dtype=dtype))
+            for batch in group:
+                batch.output = yield from run(batch.prompts, batch.first, batch.noise, batch.output)
+                if run is runs[-1]:
+                    yield from _decode(pipeline, request, batch, run.start)
+            if pipeline.one_at_a_time:
+                run.loaded.network_part.release()
+
+
+@dataclass
+class _Batch:
+    """Images that go through a stage together, the first of them the `first`-th. output: that of the last stage that
+    they passed."""
+
+    prompts: list[str]
+    first: int
+    noise: Noise
+    output: StageOutput | None = None
 
 
 def _batches(
-    texts: Iterable[str | None], request: ImageRequest, runs: Sequence[_StageRun]
-) -> Iterator[tuple[int, list[str]]]:
-    """The prompts of images that follow each other, `request.batch` at most, with the index of the first one.
+    pipeline: Pipeline, texts: Iterable[str | None], request: ImageRequest, runs: Sequence[_StageRun]
+) -> Iterator[_Batch]:
+    """The images that follow each other, `request.batch` at most together.
 
     Prompts of as many chunks go together, so that no prompt is padded for another's sake.
     """
@@ -114,7 +142,18 @@ def _batches(
         each, lambda one: None if one[1] is None else [run.count_chunks(one[1]) for run in runs]
     ):
         while key is not None and (batch := list(itertools.islice(alike, request.batch))):
-            yield batch[0][0], [request.replace(prompt=text).prompt for _, text in batch if text is not None]
+            first, prompts = batch[0][0], [request.replace(prompt=text).prompt for _, text in batch if text is not None]
+            noise = Noise(((request.seed or 0) + first + i for i in range(len(batch))), pipeline.device)
+            yield _Batch(prompts, first, noise)
+
+
+def _decode(pipeline: Pipeline, request: ImageRequest, batch: _Batch, start: Start) -> Iterator[Picture]:
+    output = batch.output
+    assert output is not None and output.codec is not None
+    dtype = str(pipeline.dtype).removeprefix("torch.")
+    for i, prompt in enumerate(batch.prompts):
+        image = start.finish(output.codec.decode(output.x[i : i + 1], tiled=request.vae_tiling))
+        yield Picture(batch.first + i, image, request.item(batch.first + i, prompt=prompt, dtype=dtype))
 
 
 def _prepare(
@@ -126,12 +165,58 @@ def _prepare(
 ) -> list[_StageRun]:
     """All stages of a request, ready to run."""
     runs: list[_StageRun] = []
+    known: dict[int, _Prompts] = {}
     plans = stages.plan(request, pipeline.checkpoint, has_init=init is not None)
     for loaded, plan in zip(pipeline.stages, plans, strict=True):
-        inputs = StartInputs(plan.request, init, mask, runs[-1].start if runs else None)
+        inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None)
         start: Start = import_name(loaded.stage.start)(pipeline, inputs)
-        runs.append(_StageRun(pipeline, loaded, plan, start, controls if loaded is pipeline.main else ()))
+        prompts = known.setdefault(id(loaded.conditioner_part), _Prompts(loaded, plan.request))
+        runs.append(_StageRun(pipeline, loaded, plan, start, prompts, controls if loaded is pipeline.main else ()))
     return runs
+
+
+class _Prompts:
+    """What a conditioner makes of prompts, for all stages that share it: encoded once for all batches of the same."""
+
+    def __init__(self, loaded: LoadedStage, request: ImageRequest):
+        self.part, self.request = loaded.conditioner_part, request
+        self.encoded: dict[tuple[str, ...], Conditioning] = {}
+        self.keeps_all = False
+
+    @property
+    def conditioner(self) -> Conditioner | None:
+        return self.part.get()
+
+    def read_all(self, batches: Iterable[Sequence[str]]) -> None:
+        """Encode everything that will be asked for, and let the text encoders go."""
+        self.keeps_all = True
+        if self.conditioner is not None:
+            for prompts in batches:
+                self.encode(prompts)
+            assert self.negative is not None
+        self.part.release()
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        if (key := tuple(prompts)) not in self.encoded:
+            assert self.conditioner is not None
+            if not self.keeps_all:
+                self.encoded.clear()
+            self.encoded[key] = self.conditioner.encode(prompts, self.request)
+        return self.encoded[key]
+
+    @cached_property
+    def negative(self) -> Conditioning:
+        assert self.conditioner is not None
+        try:
+            return self.conditioner.negative(self.request)
+        except GencliError as error:
+            error.message = error.message.replace("the prompt", "the negative prompt", 1)
+            raise
+
+    @cached_property
+    def empty(self) -> Conditioning:
+        assert self.conditioner is not None
+        return self.conditioner.encode([""], self.request)
 
 
 class _StageRun:
@@ -143,14 +228,17 @@ class _StageRun:
         loaded: LoadedStage,
         plan: stages.StagePlan,
         start: Start,
+        known: _Prompts,
         controls: Sequence[tuple[ControlNetModel, Image.Image]],
     ):
-        self.pipeline, self.loaded, self.plan, self.start = pipeline, loaded, plan, start
+        self.pipeline, self.loaded, self.plan, self.start, self.known = pipeline, loaded, plan, start, known
         self.request, self.sampler = plan.request, plan.sampler
         self.info = StageInfo(
             plan.stage.name, pipeline.stages.index(loaded) + 1, len(pipeline.stages), plan.stage.shows
         )
-        self.encoded: tuple[Sequence[str], Conditioning] | None = None  # the last prompts, and their conditioning
+        self.has_prompts = loaded.stage.conditioner is not None and (
+            pipeline.one_at_a_time or loaded.conditioner is not None
+        )
         self.controls = activate(loaded, self.request, plan.steps, controls)
 
     def __call__(
@@ -158,7 +246,11 @@ class _StageRun:
     ) -> Generator[Denoised, None, StageOutput]:
         """Denoise one batch: yield its steps, return its output. first: the index of its first image. before: the
         output of the stage before."""
-        steps, draw_noise = self.plan.steps, partial(noise, self.start.shape)
+        steps = self.plan.steps
+
+        def draw_noise(shape: tuple[int, ...] | None = None) -> Tensor:
+            return noise(self.start.shape if shape is None else shape)
+
         init = self.start.draw(draw_noise, len(prompts), before)
         x = self._first(init, before)
         predict = self._guided(self._denoiser(prompts, init), prompts)
@@ -166,8 +258,8 @@ class _StageRun:
             x = sample.x
             self.start.apply_mask(x, init, steps, sample.index)
             check_finite(x, sample.index, self._doubt)
-            yield Denoised(sample.index, sample.total, first, sample.x0, self.info)
-        return StageOutput(x, steps[-1].next, init)
+            yield Denoised(sample.index, sample.total, first, sample.x0, self.loaded.codec, self.info)
+        return StageOutput(x, steps[-1].next, init, self.loaded.codec)
 
     def _first(self, init: InitLatents, before: StageOutput | None) -> Tensor:
         """x at the first step: noise alone, or the image with as much noise as that step expects."""
@@ -180,17 +272,19 @@ class _StageRun:
         return at.mix(init.x0, init.eps)
 
     def _denoiser(self, prompts: Sequence[str], init: InitLatents) -> Denoiser:
-        request, loaded, conditioner = self.request, self.loaded, self.loaded.conditioner
+        request, loaded = self.request, self.loaded
         # Latents have no range to be clipped to, whatever the checkpoint's scheduler says.
-        limits = self.sampler.limits - ({"clip"} if self.pipeline.vae is not None else set())
-        if conditioner is None:
+        limits = self.sampler.limits - ({"clip"} if loaded.codec.vae is not None else set())
+        if not self.has_prompts:
             cond, _, _ = self.start.add_conditioning(init, Conditioning(), None)
             return Denoiser(loaded.predict, loaded.schedule, cond=cond, limits=limits)
         scale = request.guidance if request.guidance is not None else 1.0
         guided = scale > 1 and not loaded.reads_guidance
-        cond, uncond = self._cond(conditioner, prompts), self._uncond if guided else None
+        cond, uncond = self.known.encode(prompts), self.known.negative if guided else None
+        if loaded.reads_guidance:
+            cond = cond.with_inputs(timestep_cond=loaded.embed_guidance(request.guidance or 0.0))
         if request.weighted and uncond is not None:
-            cond, uncond = weighting.pad_to_same_length(cond, uncond, self._empty)
+            cond, uncond = weighting.pad_to_same_length(cond, uncond, self.known.empty)
         cond, uncond, image_uncond = self.start.add_conditioning(init, cond, uncond)
         model: Model = loaded.predict
         if self.controls:
@@ -217,24 +311,6 @@ class _StageRun:
         gradient = LogLikelihood(classifier, wanted, self.request.classifier_scale)
         return ClassifierGuided(denoiser, gradient, mean=self.sampler.shifts_mean)
 
-    def _cond(self, conditioner: Conditioner, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of prompts, encoded once for all batches of the same ones."""
-        if self.encoded is None or self.encoded[0] != prompts:
-            cond = conditioner.encode(prompts, self.request)
-            if self.loaded.reads_guidance:
-                cond = cond.with_inputs(timestep_cond=self.loaded.embed_guidance(self.request.guidance or 0.0))
-            self.encoded = prompts, cond
-        return self.encoded[1]
-
-    @cached_property
-    def _uncond(self) -> Conditioning:
-        assert self.loaded.conditioner is not None
-        try:
-            return self.loaded.conditioner.negative(self.request)
-        except GencliError as error:
-            error.message = error.message.replace("the prompt", "the negative prompt", 1)
-            raise
-
     @property
     def _doubt(self) -> str:
         """What may be wrong when the network gives NaN."""
@@ -242,13 +318,8 @@ class _StageRun:
             return "half precision may have overflowed: try --dtype float32"
         return "a LoRA may be broken: try it without --lora, or with a smaller SCALE" if self.request.lora else ""
 
-    @cached_property
-    def _empty(self) -> Conditioning:
-        assert self.loaded.conditioner is not None
-        return self.loaded.conditioner.encode([""], self.request)
-
     def count_chunks(self, prompt: str) -> int:
         """Chunks of a prompt, which are as many for all of a batch."""
-        if not self.request.weighted or self.loaded.conditioner is None:
+        if not self.request.weighted or not self.has_prompts or self.loaded.conditioner is None:
             return 1
         return weighting.count_chunks(self.loaded.conditioner.text_encoders, prompt)

@@ -186,15 +186,15 @@ class PixelModel:
 
         return describe(self.palette.name, [self.module])
 
-    def decode(self, x0: Tensor, *, tiled: bool = False) -> Image.Image:
-        """Return the image of one (1, 3, h, w), as far as it is drawn."""
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
+        """Return the image of one x0 (1, 3, h, w), as far as it is drawn."""
         from gencli.image.files.pictures import to_picture
 
-        return to_picture(x0[0])
+        return to_picture(latents[0])
 
-    def sketch(self, x0: Tensor) -> Image.Image:
+    def sketch(self, latents: Tensor) -> Image.Image:
         """Return the same: there is nothing to decode."""
-        return self.decode(x0)
+        return self.decode(latents)
 
 
 def load(palette: Palette, *, device: str = "auto", dtype: str = "auto") -> PixelModel:
@@ -248,7 +248,7 @@ def _together(
             if row or column:
                 batch.advance()
             batch.pick()
-        yield Denoised(row, rows, numbers[0], _so_far(model.palette, batch.ids[:, 1:].cpu().numpy()))
+        yield Denoised(row, rows, numbers[0], _so_far(model.palette, batch.ids[:, 1:].cpu().numpy()), model)
     for number, ids in zip(numbers, batch.ids[:, 1:].tolist(), strict=True):
         made = request.item(number, dtype=str(model.dtype).removeprefix("torch."))
         yield Picture(number, model.palette.decode(ids), made)

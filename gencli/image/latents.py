@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from gencli.image.codec import Codec, LatentDistribution
 from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.files import pictures
-from gencli.image.pipeline import LatentDistribution, Pipeline
+from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.request import ImageRequest
+
+
+class DrawNoise(Protocol):
+    """Draws (B, *shape) of normal noise, in the shape of x unless another is told."""
+
+    def __call__(self, shape: tuple[int, ...] | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class InitLatents:
     """What one batch begins with: noise, the latents of the image to change (None: noise alone), what the network reads
-    beside x, and x itself where the stage before gives it. All (B or 1, …, h, w)."""
+    beside x, and x itself where the stage before gives it, all (B or 1, …, h, w). inputs: further conditioning."""
 
     eps: Tensor
     x0: Tensor | None = None
     concat: Tensor | None = None
     x: Tensor | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage hands to the next one: x (B, C, h, w) at a noise level, and what it began with itself."""
+    """What a stage hands to the next one: x (B, C, h, w) at a noise level, what it began with itself, and what makes an
+    image of x."""
 
     x: Tensor
     point: Point
     init: InitLatents
+    codec: Codec | None = None
+
+    def pixels(self, *, tiled: bool = False) -> Tensor:
+        """The images (B, 3, H, W) in −1..1."""
+        assert self.codec is not None
+        return self.codec.pixels(self.x, tiled=tiled).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class Start:
     edited: Tensor | None = None
     kept: tuple[Image.Image, Image.Image] | None = None
 
-    def draw(self, draw_noise: Callable[[], Tensor], batch: int, before: StageOutput | None) -> InitLatents:
+    def draw(self, draw_noise: DrawNoise, batch: int, before: StageOutput | None) -> InitLatents:
         """Draw for a batch, in diffusers' order. before: the output of the stage before."""
         x0 = None if self.image is None else self.image.sample(draw_noise, batch)
         eps = draw_noise()
@@ -68,6 +84,8 @@ class Start:
         self, init: InitLatents, cond: Conditioning, uncond: Conditioning | None
     ) -> tuple[Conditioning, Conditioning | None, Conditioning | None]:
         """cond, uncond and image_uncond of a `Denoiser`, with what the network reads beside x."""
+        cond = cond.with_inputs(**init.inputs)
+        uncond = None if uncond is None else uncond.with_inputs(**init.inputs)
         if init.concat is None:
             return cond, uncond, None
         cond = replace(cond, concat=init.concat)
@@ -98,7 +116,7 @@ class Start:
 class Continued(Start):
     """A stage that continues to denoise the latents of the stage before."""
 
-    def draw(self, draw_noise: Callable[[], Tensor], batch: int, before: StageOutput | None) -> InitLatents:
+    def draw(self, draw_noise: DrawNoise, batch: int, before: StageOutput | None) -> InitLatents:
         assert before is not None
         return replace(before.init, x=before.x, concat=None)
 
@@ -108,27 +126,28 @@ class StartInputs:
     """What a stage can begin from. request: as it holds for this stage. before: the start of the stage before."""
 
     request: ImageRequest
+    stage: LoadedStage
     init: Image.Image | None = None
     mask: Image.Image | None = None
     before: Start | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the finished image."""
+        """Width and height of the finished image, of its own checkpoint."""
         return self.request.width or 0, self.request.height or 0
 
 
 def prepare_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
     """Begin from noise or from the images of the request, encoded."""
-    init, size = inputs.init, inputs.size
-    shape = pipeline.latent_shape(*size)
+    init, size, codec = inputs.init, inputs.size, inputs.stage.codec
+    shape = codec.latent_shape(*size)
     if init is None:
         return Start(shape)
     image = init if init.size == size else init.resize(size, Image.Resampling.LANCZOS)
     if pipeline.checkpoint.also_reads == "picture":
-        return Start(shape, edited=pipeline.unscale(pipeline.encode_picture(image).mean))
+        return Start(shape, edited=codec.unscale(codec.encode(image).mean))
     if inputs.mask is None:
-        return Start(shape, pipeline.encode_picture(image))
+        return Start(shape, codec.encode(image))
     white = pictures.from_mask(inputs.mask, *size)
     kept = None
     if inputs.request.paste:
@@ -139,10 +158,10 @@ def prepare_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
         latent_mask = F.interpolate(white, size=shape[1:])
     start = Start(shape, mask=latent_mask.to(pipeline.device), kept=kept)
     if pipeline.checkpoint.also_reads != "mask":
-        return replace(start, image=pipeline.encode_picture(image))
-    masked = pipeline.encode_picture(image, hidden=white)
+        return replace(start, image=codec.encode(image))
+    masked = codec.encode(image, hidden=white)
     from_noise = inputs.request.strength == 1  # then the image itself is not looked at
-    return replace(start, image=None if from_noise else pipeline.encode_picture(image), masked=masked)
+    return replace(start, image=None if from_noise else codec.encode(image), masked=masked)
 
 
 def continue_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:

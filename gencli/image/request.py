@@ -46,6 +46,7 @@ STAGE_KEYS = {  # what --stage NAME:KEY=VALUE may set: key → field
     "eta": "eta",
     "spacing": "spacing",
     "karras": "karras",
+    "noise-level": "noise_level",
 }
 SEED_LIMIT = 2**63  # above the largest seed
 DEFAULT_MODEL = "emoji"
@@ -168,6 +169,7 @@ class ImageSpec(ModelSpec):
     embedding: tuple[str, ...] = ()
     vae: str | None = None
     refiner: str | None = None
+    upscaler: tuple[str, ...] = ()
     prediction: str | None = None
     betas: str | None = None
 
@@ -186,7 +188,8 @@ class ImageRequest:
     how many of `count` to keep, by the similarity to the prompt that `clip` finds.
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
     of what holds another autoencoder for it. refiner: the name of what continues the denoising from the fraction
-    refiner_start on. stage: settings of stages other than the main one, NAME:KEY=VALUE.
+    refiner_start on. upscaler: names of what enlarges the image, in this order. stage: settings of stages other than
+    the main one, NAME:KEY=VALUE.
     hashes: name of a file or model → its fingerprint (see `files.inputs`), of those that the image was made with.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
@@ -303,10 +306,16 @@ class ImageRequest:
     refiner_start: float | None = number(None, "--refiner-start F",
         "The fraction of the denoising from which on the refiner works, above 0 and below 1 (default: 0.8).", SAMPLING,
         after="sampler_options", valid=_check_refiner_start, infotext="Refiner switch at")
+    upscaler: tuple[str, ...] = several(str, "--upscaler NAME",
+        "A model that enlarges the image four times once it is drawn, such as DeepFloyd IF's second stage: a folder "
+        "or a Hugging Face id (repeatable).", MODEL, after="refiner", infotext="Upscaler", names="model", reload=True)
+    noise_level: int | None = integer(None, "--noise-level N",
+        "How much noise an upscaler adds to what it enlarges, a timestep; more lets it invent more (default: the "
+        "upscaler's, such as 250).", SAMPLING, after="refiner_start", infotext="Noise level", within=(0, 999))
     stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
         "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
         f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count the whole denoising.",
-        SAMPLING, after="refiner_start", valid=_check_stages, infotext="Stages")
+        SAMPLING, after="noise_level", valid=_check_stages, infotext="Stages")
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
         "Decode in tiles: less memory for large pictures, slightly other pixels.", RUN, infotext="VAE tiling")
     dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, read=lambda word: None if word == "auto" else word,

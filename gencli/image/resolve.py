@@ -34,15 +34,15 @@ def resolve(
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
     make no sense. Only the seed and the dtype stay as they are.
     """
-    schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
+    schedule = NoiseSchedule.from_config(checkpoint.configs[checkpoint.main.scheduler])
     _check_text(request, checkpoint)
     _check_pixels(request, checkpoint)
     defaults = built_in(checkpoint, request.sampler)
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
-    named = checkpoint.configs["scheduler"].get("timestep_spacing")
+    named = checkpoint.configs[checkpoint.main.scheduler].get("timestep_spacing")
     defaults["spacing"] = named or samplers.get(request.sampler or defaults["sampler"]).spacing
     _check_start(request, checkpoint)
-    if request.init is not None and checkpoint.also_reads != "picture":
+    if request.init is not None and checkpoint.also_reads != "picture" and checkpoint.main.scale == 1:
         defaults["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:
@@ -65,7 +65,7 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
     and for the sampler lcm; such models' guidance is the family's where the UNet is told it as a number.
     """
     values = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {}), **checkpoint.family.defaults}
-    if checkpoint.further:
+    if any(one.family.stages[0].name == "refiner" for one in checkpoint.further):
         values["refiner_start"] = REFINER_START
     if checkpoint.also_reads == "picture":
         values["image_guidance"] = IMAGE_GUIDANCE
@@ -84,7 +84,7 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
 def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
     """Return the sampler of a model distilled to few steps, by its scheduler_config.json: a latent consistency model's
     class, or, as SD Turbo and SDXL Turbo have it, Euler steps from the last timestep on (trailing) for ε."""
-    scheduler = checkpoint.configs["scheduler"]
+    scheduler = checkpoint.configs[checkpoint.main.scheduler]
     kind = str(scheduler.get("_class_name"))
     sampler = DISTILLED.get(kind)
     if sampler in (None, "lcm") or checkpoint.prompt != "text":
@@ -152,6 +152,8 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     name, reads = checkpoint.name, checkpoint.also_reads
     if reads == "mask" and (request.init is None or request.mask is None):
         raise UsageError(f"{name} paints by a mask", "give it a picture and a mask: -i/--init FILE --mask FILE")
+    if checkpoint.main.scale > 1:
+        _check_enlarged(request, checkpoint)
     if checkpoint.family.needs_init and request.init is None:
         hint = "give it one with -i/--init FILE, or name it with --refiner beside SDXL's base model"
         raise UsageError(f"{name} refines a picture and draws none from noise", hint)
@@ -164,6 +166,16 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given = {"--strength": request.strength, "--mask": request.mask}
     if wrong := [flag for flag, value in given.items() if value is not None]:
         raise UsageError(f"{name} edits the whole picture: {' and '.join(wrong)} cannot be followed")
+
+
+def _check_enlarged(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
+    """Raise UsageError if a network that enlarges an image gets none, or options that it cannot follow."""
+    if request.init is None:
+        hint = "give it one with -i/--init FILE, or name it with --upscaler beside a model that draws"
+        raise UsageError(f"{checkpoint.name} enlarges an image and draws none from noise", hint)
+    given = {"--strength": request.strength, "--mask": request.mask}
+    if wrong := [flag for flag, value in given.items() if value is not None]:
+        raise UsageError(f"{checkpoint.name} enlarges the whole image: {' and '.join(wrong)} cannot be followed")
 
 
 def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
@@ -252,6 +264,11 @@ def _size(request: ImageRequest, checkpoint: ImageCheckpoint, given: tuple[int, 
     """Return width and height: as asked for, a side alone with the shape of a given image; else near that image's
     size, else the model's own. Raise UsageError."""
     multiple, own = checkpoint.multiple, checkpoint.size
+    if checkpoint.main.scale > 1 and given is not None:
+        larger = checkpoint.main.scale * given[0], checkpoint.main.scale * given[1]
+        if (request.width or larger[0], request.height or larger[1]) != larger:
+            raise UsageError(f"{checkpoint.name} makes {larger[0]}x{larger[1]} pixels of this image and no other size")
+        return larger
     width, height = request.width, request.height
     if given is not None and width is None and height is None:
         return _near(given, own, multiple)

@@ -11,7 +11,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, window
-from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner
+from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner, as_upscaler, checks
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import sampler_options, with_sampler_options
 
@@ -40,7 +40,15 @@ def plan(request: ImageRequest, checkpoint: ImageCheckpoint, *, has_init: bool |
         if name not in names:
             hint = f"it has {', '.join(names)} beside its main stage" if names else "its only stage takes --steps etc."
             raise UsageError(f"--stage {name}: {checkpoint.name} has no such stage", hint)
-    return [_plan_stage(request, checkpoint, stage, owner, has_init) for stage, owner in checkpoint.stages]
+    if request.noise_level is not None and not any(stage.scale > 1 for stage, _ in checkpoint.stages):
+        raise UsageError("--noise-level is for upscalers", "name one with --upscaler")
+    plans = []
+    for stage, owner in checkpoint.stages:
+        if owner is not checkpoint and stage.scale > 1:
+            width, height = (stage.scale * (side or 0) for side in (request.width, request.height))
+            request = request.replace(width=width, height=height)
+        plans.append(_plan_stage(request, checkpoint, stage, owner, has_init))
+    return plans
 
 
 def add_refiner(checkpoint: ImageCheckpoint, refiner: ImageCheckpoint) -> ImageCheckpoint:
@@ -58,6 +66,32 @@ def add_refiner(checkpoint: ImageCheckpoint, refiner: ImageCheckpoint) -> ImageC
         )
     further = dataclasses.replace(refiner, family=as_refiner(refiner.family))
     return dataclasses.replace(checkpoint, further=(further,))
+
+
+def add_upscaler(checkpoint: ImageCheckpoint, upscaler: ImageCheckpoint) -> ImageCheckpoint:
+    """A checkpoint with another that enlarges its images. Raises GencliError for what enlarges none, and for one that
+    reads texts which neither of the two encodes."""
+    if upscaler.main.scale == 1:
+        raise GencliError(f"--upscaler {upscaler.name} draws images and enlarges none")
+    if upscaler.main.conditioner == checkpoint.main.conditioner and "text_encoder" in checkpoint.parts:
+        text_encoder = checkpoint.configs["text_encoder"]
+        checks.check_text_width(upscaler, text_encoder)
+        upscaler = upscaler.with_part("text_encoder", checkpoint.opened.parts["text_encoder"], text_encoder)
+        upscaler = upscaler.with_tokenizer(checkpoint)
+    check_reads_text(upscaler)
+    count = sum(stage.scale > 1 for one in checkpoint.further for stage in one.family.stages)
+    name = f"upscaler-{count + 1}" if count else "upscaler"
+    further = dataclasses.replace(upscaler, family=as_upscaler(upscaler.family, name))
+    return dataclasses.replace(checkpoint, further=(*checkpoint.further, further))
+
+
+def check_reads_text(checkpoint: ImageCheckpoint) -> None:
+    """Raise GencliError for a checkpoint whose text encoder is another's."""
+    if checkpoint.prompt == "text" and not any(name.startswith(("text_encoder", "bert")) for name in checkpoint.parts):
+        raise GencliError(
+            f"{checkpoint.name} has no text encoder of its own",
+            "draw with the first stage, as in -m DeepFloyd/IF-I-XL-v1.0 --upscaler DeepFloyd/IF-II-L-v1.0",
+        )
 
 
 def _plan_stage(
@@ -82,8 +116,10 @@ def _plan_stage(
 def _own_request(request: ImageRequest, stage: Stage, owner: ImageCheckpoint, schedule: NoiseSchedule) -> ImageRequest:
     """The request with the settings of a stage that is not the main one."""
     values = {**stage.defaults, **request.stages.get(stage.name, {})}
+    if request.noise_level is not None:
+        values = {**values, "noise_level": request.noise_level, **request.stages.get(stage.name, {})}
     sampler = samplers.get(values.get("sampler") or request.sampler or "ddim")
-    if sampler.name != request.sampler:
+    if sampler.name != request.sampler or "sampler" in stage.defaults:  # the options are another sampler's
         values = {"eta": None, "karras": None, "sampler_options": {}, **values}
     values.setdefault("spacing", owner.configs[stage.scheduler].get("timestep_spacing") or sampler.spacing)
     return with_sampler_options(request.replace(**values, strength=None), schedule)

@@ -54,12 +54,13 @@ class LanguageModel(BaseModel):
         raise NotImplementedError
 
 
-def describe(name: str, models: Sequence[BaseModel]) -> str:
-    """Describe models in one line: size of all, precision, device and threads of the first."""
+def describe(name: str, models: Sequence[BaseModel], device: torch.device | None = None) -> str:
+    """Describe models in one line: size of all, precision, device (unless it is told) and threads of the first."""
     first = models[0]
+    device = device or first.device
     millions = sum(parameter.numel() for model in models for parameter in model.parameters()) / 1e6
     stored = next(first.parameters()).dtype
     dtype = f"{first.compute_dtype}" + (f" from {stored} weights" if stored != first.compute_dtype else "")
     count = torch.get_num_threads()
-    threads = f", {count} thread{'s' if count > 1 else ''}" if first.device.type == "cpu" else ""
-    return f"{name} ({millions:.1f} M parameters, {dtype.replace('torch.', '')}, {first.device}{threads})"
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    return f"{name} ({millions:.1f} M parameters, {dtype.replace('torch.', '')}, {device}{threads})"

@@ -178,12 +178,10 @@ class T5EncoderModel(BaseModel):
         self.encoder = T5Stack(config)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the last states (B, T, C) for token ids (B, T) and a mask (B, T), false for padding.
-
-        float16 overflows in `wo` of the largest ones: compute in bfloat16 or float32.
-        """
+        """Return the last states (B, T, C) for token ids (B, T) and a mask (B, T), false for padding."""
         return self.encoder(self.shared(ids).to(self.compute_dtype), mask)
 
 
+OVERFLOWS_IN_HALF = True
 LAYOUT = Layout(drops=(r"decoder\..*", r"lm_head\.weight", r"encoder\.embed_tokens\.weight"))  # the last is `shared`
 Config, Model = T5Config, T5EncoderModel

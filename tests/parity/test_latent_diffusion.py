@@ -160,8 +160,8 @@ def test_prompts_are_for_others(folders):
 def test_previews(folders):
     for kind in ("vq", "scaled"):
         pipeline = opened_once(folders[kind][0])
-        channels = pipeline.latent_shape(64, 64)[0]
-        assert pipeline.sketch(torch.randn(1, channels, 48, 48)).size == (96, 96)
+        channels = pipeline.codec.latent_shape(64, 64)[0]
+        assert pipeline.codec.sketch(torch.randn(1, channels, 48, 48)).size == (96, 96)
 
 
 # --- of a text

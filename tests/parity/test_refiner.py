@@ -147,9 +147,9 @@ def test_what_a_mask_keeps_the_refiner_keeps(made):
     init, black = picture(), half_mask().point(lambda value: 0)
     asked = request(pipeline, init="init.png", mask="mask.png", strength=0.8, steps=10, paste=False)
     *_, drawn = generate(pipeline, asked, init=init, mask=black)
-    encoded = pipeline.encode_picture(init)
+    encoded = pipeline.codec.encode(init)
     kept = encoded.sample(lambda: Noise([3], pipeline.device)(tuple(encoded.mean.shape[1:])), 1)
-    assert_same(drawn.image, pipeline.decode(kept), tolerance=0)
+    assert_same(drawn.image, pipeline.codec.decode(kept), tolerance=0)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

@@ -119,13 +119,28 @@ def test_settings_of_a_further_stage(toy):
     common = ("image", "-m", model, "--steps", 2, "--seed", 5)
     stage = ("--stage", "large:steps=4", "--stage", "large:sampler=ddpm")
     assert run(code, *common, "-o", "plain.png")[0] == 0
-    status, out, _ = run(code, *common, *stage, "-o", "more.png", "--json", "--save-steps", "steps", "--gif", "a.gif")
+    status, out, _ = run(
+        code,
+        *common,
+        *stage,
+        "-o",
+        "more.png",
+        "--json",
+        "--save-steps",
+        "steps",
+        "--gif",
+        "a.gif",
+        "--save-stages",
+        "s",
+    )
     assert status == 0 and np.abs(pixels("more.png") - pixels("plain.png")).max() > 10
     made = json.loads(out)
     assert made["stage"] == ["large:steps=4", "large:sampler=ddpm"] and (made["steps"], made["sampler"]) == (2, "ddim")
     names = [*(f"5-small-{i:04}.png" for i in (1, 2)), *(f"5-large-{i:04}.png" for i in (1, 2, 3, 4))]
     assert [file.split("/")[-1] for file in made["step_files"]] == names
     assert pixels(f"steps/{names[0]}").shape[0] * 2 == pixels(f"steps/{names[-1]}").shape[0]
+    assert [file.split("/")[-1] for file in made["stage_files"]] == ["5-small.png"]
+    np.testing.assert_array_equal(pixels("s/5-small.png"), pixels(f"steps/{names[1]}"))
     with Image.open("a.gif") as animation:
         assert animation.size == Image.open("more.png").size
     request, infotext = said("more.png")

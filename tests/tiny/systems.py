@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.oracles.libraries import diffusers, transformers
-from tests.tiny.image import keep_keys, randomise, rewrite_json, save
+from tests.tiny.image import keep_keys, randomise, rewrite_json, save, write_scheduler
 from tests.tiny.sentencepiece import trained
 
 WIDTH = 64  # of the texts
@@ -147,3 +147,32 @@ def make_t5_tokenizer(folder: Path) -> None:
     (folder / "spiece.model").write_bytes(trained("t5"))
     config = {"eos_token": "</s>", "extra_ids": 100, "model_max_length": 77, "pad_token": "<pad>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "T5Tokenizer"}))
+
+
+def make_if(folder: Path, **saving: Any) -> tuple[Any, Any, Any]:
+    """DeepFloyd IF's stages in the folders I and II, of which the second has no text encoder of its own. Returns their
+    UNets and the text encoder."""
+    unets = [make_unet(folder / name / "unet", IF[name], seed) for name, seed in (("I", 70), ("II", 80))]
+    t5 = make_t5(folder / "I" / "text_encoder", **saving)
+    make_t5_tokenizer(folder / "I" / "tokenizer")
+    for name, value in (("I", 1.5), ("II", 1.0)):
+        write_scheduler(folder / name / "scheduler", DDPM | {"sample_max_value": value})
+    noising = {key: value for key, value in DDPM.items() if key not in ("thresholding", "variance_type")}
+    write_scheduler(folder / "II" / "image_noising_scheduler", noising)
+    parts = {
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+        "safety_checker": ["deepfloyd_if", "IFSafetyChecker"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "watermarker": ["deepfloyd_if", "IFWatermarker"],
+    }
+    text = {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"]}
+    noising = {"image_noising_scheduler": ["diffusers", "DDPMScheduler"]}
+    for name, pipeline, more in (
+        ("I", "IFPipeline", text),
+        ("II", "IFSuperResolutionPipeline", {key: [None, None] for key in text} | noising),
+    ):
+        index = {"_class_name": pipeline, "_diffusers_version": "0.17.0", **parts, **more}
+        (folder / name / "model_index.json").write_text(json.dumps(index))
+    return (*unets, t5)

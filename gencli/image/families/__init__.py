@@ -14,6 +14,7 @@ from typing import Any, Literal
 from gencli.image.families import checks
 
 NOISE, PREVIOUS = "gencli.image.latents:prepare_latents", "gencli.image.latents:continue_latents"
+ENLARGED = "gencli.image.upscale:enlarge"
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,19 @@ class Stage:
     """One network with its noise schedule. Stages run in order, and the last hands to the autoencoder, if any.
 
     conditioner: "module:load" of what turns prompts into conditioning (a `prompts.base.Conditioner`), in
-    `gencli.image.prompts` unless a package is named. network, scheduler: names of parts. name: as in `--stage NAME:…`.
+    `gencli.image.prompts` unless a package is named; stages with the same one and the same text encoders share it. None
+    for a network without a prompt. network, scheduler: names of parts. name: as in `--stage NAME:…`.
     start: "module:function", what the stage begins from and what it reads of the stage before (see `latents`).
+    scale: how many times larger its image is than the one that it enlarges; 1 where it enlarges none.
     shows: whether its x0 can be decoded to an image. defaults: values for `ImageRequest` that are not the main stage's.
     """
 
-    conditioner: str
+    conditioner: str | None
     network: str = "unet"
     scheduler: str = "scheduler"
     name: str = "base"
     start: str = NOISE
+    scale: int = 1
     shows: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,7 +53,8 @@ class Family:
     tokenizers and schedulers. optional: parts that may be missing. prompt: what an image is asked for with.
     autoencoder: the part between images and latents, None where there are no latents. check: raises GencliError for
     configs that do not go together. defaults: values for `ImageRequest` that are not the built-in ones. needs_init:
-    whether it only changes images.
+    whether it only changes images. one_at_a_time: whether its parts are so large that each stage's are loaded when all
+    images come to it, and let go before the next one's.
     """
 
     stages: tuple[Stage, ...]
@@ -60,6 +65,7 @@ class Family:
     check: Callable[[checks.Described], None] = checks.nothing
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs_init: bool = False
+    one_at_a_time: bool = False
     main: int = 0
 
     @property
@@ -145,6 +151,31 @@ DIT = Family(
 # Dhariwal & Nichol 2021, in pixels; of a class where the UNet is told one
 GUIDED_DIFFUSION = Family(CLASSES, {"unet": frozenset({"UNetModel"}), "scheduler": None}, "none", check=checks.pixels)
 
+# Saharia et al. 2022 (Imagen), as DeepFloyd IF: 64 pixels a side, then a network that enlarges them four times
+IMAGEN = Family(
+    (Stage("t5:load"),),
+    {
+        "unet": frozenset({"UNet2DConditionModel"}),
+        "scheduler": None,
+        "text_encoder": frozenset({"t5"}),
+        "tokenizer": None,
+    },
+    "text",
+    check=checks.imagen,
+    defaults={"sampler": "ddpm", "steps": 100, "guidance": 7.0},
+    one_at_a_time=True,
+)
+IMAGEN_UPSCALER = Family(
+    (Stage("t5:load", start=ENLARGED, scale=4),),
+    {**IMAGEN.parts, "image_noising_scheduler": None},
+    "text",
+    optional=frozenset({"text_encoder", "tokenizer"}),  # which are those of the first stage
+    check=checks.imagen_upscaler,
+    defaults={"sampler": "ddpm", "steps": 50, "guidance": 4.0, "noise_level": 250},
+    needs_init=True,
+    one_at_a_time=True,
+)
+
 # `_class_name` of model_index.json → family
 FAMILIES: dict[str, Family] = {
     "DDPMPipeline": UNCONDITIONAL,
@@ -165,6 +196,8 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModelImg2ImgPipeline": LATENT_CONSISTENCY,
     "StableDiffusionInstructPix2PixPipeline": INSTRUCT,
     "StableDiffusionXLInstructPix2PixPipeline": INSTRUCT_XL,
+    "IFPipeline": IMAGEN,
+    "IFSuperResolutionPipeline": IMAGEN_UPSCALER,
 }
 
 
@@ -172,6 +205,12 @@ def find_family(pipeline: str, parts: Collection[str]) -> Family | None:
     """The family of a pipeline that has these parts. SDXL without its first text encoder is the refiner."""
     family = FAMILIES.get(pipeline)
     return REFINER if family is STABLE_DIFFUSION_XL and "text_encoder" not in parts else family
+
+
+def as_upscaler(family: Family, name: str) -> Family:
+    """A family that enlarges images, as a stage that enlarges what the stage before draws."""
+    [stage] = family.stages
+    return dataclasses.replace(family, stages=(dataclasses.replace(stage, name=name, defaults=family.defaults),))
 
 
 def as_refiner(family: Family) -> Family:

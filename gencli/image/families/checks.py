@@ -77,6 +77,34 @@ def transformer(checkpoint: Described) -> None:
             raise _unsupported(checkpoint, "transformer", key, value, hint)
 
 
+def imagen(checkpoint: Described, reads: int = 3) -> None:
+    """The UNet reads as many channels as `reads`, predicts ε and a variance, and reads the states of T5."""
+    unet = checkpoint.configs["unet"]
+    for key, known in (("in_channels", [reads]), ("out_channels", [3, 6])):
+        value = unet.get(key, 4)
+        if value not in known:
+            raise _unsupported(checkpoint, "UNet", key, value, f"{' or '.join(map(str, known))} is known here")
+    check_text_width(checkpoint, checkpoint.configs.get("text_encoder"))
+
+
+def check_text_width(checkpoint: Described, text_encoder: Config | None) -> None:
+    """Raise GencliError for a UNet that reads another width than T5 gives."""
+    unet = checkpoint.configs["unet"]
+    key = "cross_attention_dim" if unet.get("encoder_hid_dim") is None else "encoder_hid_dim"
+    if text_encoder is not None and unet.get(key, 1280) != text_encoder.get("d_model", 512):
+        raise GencliError(
+            f"{checkpoint.folder}: a UNet with {key} = {unet.get(key, 1280)!s:.40} and a text encoder with d_model = "
+            f"{text_encoder.get('d_model', 512)!s:.40} do not fit each other"
+        )
+
+
+def imagen_upscaler(checkpoint: Described) -> None:
+    """As `imagen`; the UNet also reads the image to enlarge, and how much noise was added to it."""
+    imagen(checkpoint, 6)
+    if (kind := checkpoint.configs["unet"].get("class_embed_type")) != "timestep":
+        raise _unsupported(checkpoint, "UNet", "class_embed_type", kind, "timestep is known here")
+
+
 def latent_diffusion(checkpoint: Described) -> None:
     """The UNet reads as many channels as the latents have, and states as wide as those of a text encoder, if any."""
     unet, vqvae = checkpoint.configs["unet"], checkpoint.configs["vqvae"]
