@@ -109,9 +109,9 @@ def image(
     animation = image_sinks.animation(output.gif, many=many, note=console.note)
     _note_number(console, request.negative if "negative" in asked.given else None)
     inputs = finder.find(console.note)
-    request = request.replace(hashes=finder.hashes(inputs, console.note, remember=sink.metadata))
-    if "-" in sources.prompt:
-        request = request.replace(prompt=read_prompt(sources.prompt))
+    hashes = finder.hashes(inputs, console.note, remember=sink.metadata)
+    prompt = read_prompt(sources.prompt) if "-" in sources.prompt else request.prompt
+    request = request.replace(hashes=hashes, prompt=prompt)
 
     with signals.raise_pending_signals():
         from gencli.cli.image_ready import ready

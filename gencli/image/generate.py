@@ -25,6 +25,7 @@ from gencli.image.prompts import weighting
 from gencli.image.prompts.base import Conditioner
 from gencli.image.request import ImageRequest
 from gencli.models.controlnet import ControlNetModel
+from gencli.options import check_values
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ def _batches(
         each, lambda one: None if one[1] is None else [run.count_chunks(one[1]) for run in runs]
     ):
         while key is not None and (batch := list(itertools.islice(alike, request.batch))):
-            first, prompts = batch[0][0], [request.replace(prompt=text).prompt for _, text in batch if text is not None]
+            first, prompts = batch[0][0], [text for _, text in batch if text is not None]
+            for prompt in prompts:
+                check_values(ImageRequest, {"prompt": prompt})
             noise = Noise(((request.seed or 0) + first + i for i in range(len(batch))), pipeline.device)
             yield _Batch(prompts, first, noise)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Fields of a request that such a model can follow; all others are refused when they are given.
 FOLLOWED = frozenset(
     """prompt seed width height temperature top_k top_p init keep_rows count grid batch best clip dtype
-    model""".split()  # noqa: SIM905
+    model hashes""".split()  # noqa: SIM905
 )
 SAMPLING = ("temperature", "top_k", "top_p")
 # The model's own distribution, as its authors sampled.

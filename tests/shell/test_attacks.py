@@ -121,6 +121,7 @@ def test_what_a_picture_says_of_itself(name):
     attack("image", "--from", "a.png", "-o", "b.png", said="a.png")
 
 
+@pytest.mark.slow
 def test_texts_behind_the_pixels():
     end = chunk(b"IEND", b"")
     Path("a.png").write_bytes(head() + TAIL.removesuffix(end) + TEXTS["zTXt of a gigabyte"] + end)
@@ -395,6 +396,7 @@ TEMPLATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", TEMPLATES)
 def test_templates_that_ask_for_much(what: str, tmp_path: Path) -> None:
     template, said = TEMPLATES[what]
@@ -409,6 +411,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", TOKENIZERS)
 def test_tokenizers_that_make_much_of_little(what: str, tmp_path: Path) -> None:
     model = make_gpt2(tmp_path / "model")
@@ -418,6 +421,7 @@ def test_tokenizers_that_make_much_of_little(what: str, tmp_path: Path) -> None:
     attack("text", "a b a", "-m", model, "-n", "1", said="characters out of one", memory=BASE, seconds=12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["steps", "plain", "brackets"])
 def test_a_picture_whose_text_is_long(what: str, tmp_path: Path) -> None:
     settings = "\nSteps: 1, Sampler: DDIM, CFG scale: 7, Seed: 1"

@@ -182,6 +182,7 @@ def test_usage(args, message):
     assert done.returncode == 2 and message in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_sdxl_and_its_refiner(xl):
     common = ("image", "red apple", "-m", xl / "sdxl", "--size", "64x64", "--steps", 5, "--seed", 3)
     refiner = ("--refiner", xl / "refiner", "--refiner-start", 0.5)
