@@ -7,6 +7,7 @@ byte-level BPE, Qwen 2's, or CLIP's, whose words end in `</w>`; `vocab.txt` is B
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,14 @@ def load_tokenizer(folder: Path | str, read_json: Read = read_json) -> Tokenizer
 
 def _load(folder: Path, read_json: Read) -> Tokenizer:
     config = optional_json(folder / "tokenizer_config.json", read_json)
-    adds, defaults, kind = {"bos_token": False, "eos_token": False}, None, ""
+    adds, defaults, kind, begin = {"bos_token": False, "eos_token": False}, None, "", ""
     if (folder / "tokenizer.json").is_file():
         backend, kind = _from_json(folder / "tokenizer.json", config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         backend, kind = byte_level.from_vocab(folder, config, _class_name(config))
         adds = {name: kind == "clip" or config.get(f"add_{name}") is True for name in adds}
     elif file := next((folder / name for name in PIECES if (folder / name).is_file()), None):
-        backend, defaults, adds = _from_pieces(file, config)
+        backend, defaults, adds, begin = _from_pieces(file, config)
     elif (folder / "vocab.txt").is_file():
         if _class_name(config) not in wordpiece.CLASSES:
             raise GencliError(
@@ -75,7 +76,8 @@ def _load(folder: Path, read_json: Read) -> Tokenizer:
             f"{folder} has no tokenizer.json, no vocab.json with merges.txt, no tokenizer.model and no vocab.txt"
         )
     named = DEFAULTS.get(kind, {}) if defaults is None else defaults
-    return _finish(backend, folder, config, kind, adds, named, read_json)
+    made = _finish(backend, folder, config, kind, adds, named, read_json)
+    return dataclasses.replace(made, begin=begin) if begin else made
 
 
 def load_clip_tokenizer(pad: str = clip.END) -> Tokenizer:
@@ -141,8 +143,9 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
     return backend, byte_level.CLASSES.get(_class_name(config), "other")
 
 
-def _from_pieces(path: Path, config: Mapping[str, Any]) -> tuple[Backend, dict[str, str], dict[str, bool]]:
-    """Return the backend of a SentencePiece model, its named tokens, and which of them are added to every text."""
+def _from_pieces(path: Path, config: Mapping[str, Any]) -> tuple[Backend, dict[str, str], dict[str, bool], str]:
+    """Return the backend of a SentencePiece model, its named tokens, which of them are added to every text, and what
+    must stand before it."""
     named_class = _class_name(config)
     if named_class not in PIECE_CLASSES:
         raise GencliError(
@@ -166,7 +169,8 @@ def _from_pieces(path: Path, config: Mapping[str, Any]) -> tuple[Backend, dict[s
     if named_class is None and pieces.kind == "unigram":
         around = {"bos_token": False, "eos_token": True}
     said = {name: config.get(f"add_{name}") for name in around}
-    return backend, pieces.named(), {name: around[name] if said[name] is None else said[name] is True for name in said}
+    adds = {name: around[name] if said[name] is None else said[name] is True for name in said}
+    return backend, pieces.named(), adds, "" if every else sentencepiece.BEGIN
 
 
 def _ends(files: list[Path], ids: Mapping[str, int], read_json: Read) -> tuple[int | None, tuple[int, ...]]:

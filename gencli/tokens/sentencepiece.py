@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
@@ -20,7 +20,8 @@ from gencli.json_files import read_bytes
 SPACE = "\u2581"  # ▁ stands for a space in pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-FIRST_SPACES, MANY_SPACES, LAST_SPACES = PATTERNS = (r"\A +", " {2,}", rf"{SPACE}+\z")
+BEGIN = "\ufdd0"  # no character; it stands before a text that alone gets the space of the beginning
+PATTERNS = FIRST_SPACES, BEGIN_SPACES, MANY_SPACES, LAST_SPACES = r"\A +", f"{BEGIN} +", " {2,}", rf"{SPACE}+\z"
 ENDED = "is cut off or no SentencePiece model"
 
 
@@ -189,18 +190,23 @@ def backend(pieces: Pieces, *, prefix_every_part: bool = True, extra: tuple[str,
 
 
 def _prepare(made: Backend, pieces: Pieces, prefix_every_part: bool) -> None:
-    """Set how a text is normalised before it is split, in the steps and the order of SentencePiece."""
+    """Set how a text is normalised before it is split, in the steps and the order of SentencePiece.
+
+    Without `prefix_every_part` the text must be given with BEGIN before it: parts between tokens are not told apart.
+    """
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
     if pieces.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(FIRST_SPACES), ""), normalizers.Replace(Regex(MANY_SPACES), " ")]
+        first = Regex(FIRST_SPACES if prefix_every_part else BEGIN_SPACES)
+        steps += [normalizers.Replace(first, "" if prefix_every_part else BEGIN)]
+        steps += [normalizers.Replace(Regex(MANY_SPACES), " ")]
     if pieces.dummy_prefix and prefix_every_part:
         steps += [normalizers.Prepend(SPACE)]
     steps += [normalizers.Replace(" ", SPACE)]
+    if not prefix_every_part:
+        steps += [normalizers.Replace(BEGIN, SPACE if pieces.dummy_prefix else "")]
     if pieces.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(LAST_SPACES), "")]
     made.normalizer = normalizers.Sequence(steps)
-    if pieces.dummy_prefix and not prefix_every_part:
-        made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
 
 
 def merges(pieces: Pieces) -> list[tuple[str, str]]:

@@ -28,8 +28,9 @@ class Tokenizer:
     folder: of its files. bos_id: the token that begins a text. eos_ids: the tokens that end one. pad_id: the padding
     token. max_length: of sequences, according to the files. None: not said. word_suffix: `</w>` for a CLIP tokenizer,
     else empty. names: `bos_token` and the like → the text of the token. chat_template: Jinja source that turns a
-    conversation into a prompt, or None. split_special_tokens: those in a text are words, always. groups: a token → the
-    tokens that replace it in a text (itself first), for embeddings of several vectors.
+    conversation into a prompt, or None. split_special_tokens: those in a text are words, always. begin: what the
+    backend wants before every text. groups: a token → the tokens that replace it in a text (itself first), for
+    embeddings of several vectors.
     """
 
     backend: Backend
@@ -42,6 +43,7 @@ class Tokenizer:
     names: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
     split_special_tokens: bool = False
+    begin: str = ""
     groups: dict[int, tuple[int, ...]] = field(default_factory=dict)
     special_ids: frozenset[int] = field(init=False)
     _decoder: dict[str, Any] | None = field(init=False, repr=False)
@@ -79,7 +81,7 @@ class Tokenizer:
         return [one for i in ids for one in self.groups.get(i, (i,))] if self.groups else ids
 
     def _encode(self, text: str, special: bool, add_special_tokens: bool) -> Encoding:
-        where = str(self.folder)
+        where, text = str(self.folder), self._begun(text, special)
         self.backend.encode_special_tokens = self.split_special_tokens or not special
         encode = partial(self.backend.encode, text, add_special_tokens=add_special_tokens)
         with library(f"{where}: the tokenizer cannot encode this text"):
@@ -87,6 +89,19 @@ class Tokenizer:
             if not self._quick:
                 check_time(encode, len(text), where)
             return encode()
+
+    def _begun(self, text: str, special: bool) -> str:
+        """Return a text with `begin`, unless it begins with a special token already."""
+        if not self.begin or not text:
+            return text
+        begins = special and text.startswith(tuple(map(self.raw_piece, self.special_ids)))
+        return text if begins else self.begin + text
+
+    def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the token ids of many texts, as `encode` does, in less time. Raise GencliError."""
+        self.backend.encode_special_tokens = self.split_special_tokens
+        with library(f"{self.folder}: the tokenizer cannot encode these texts"):
+            return [one.ids for one in self.backend.encode_batch([self._begun(text, True) for text in texts])]
 
     def is_longer(self, text: str, tokens: int) -> bool:
         """Return whether a text has far more tokens, told by its beginning, so that a whole library costs no more."""
@@ -100,6 +115,7 @@ class Tokenizer:
     def lost(self, text: str) -> int:
         """Return how many visible characters of a text become no token, or only the unknown one."""
         encoded = self._encode(text, True, False)
+        text = self._begun(text, True)
         name = getattr(self.backend.model, "unk_token", None) or self.names.get("unk_token", "")
         unknown = self.backend.token_to_id(name)
         seen = bytearray(len(text))

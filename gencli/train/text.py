@@ -157,7 +157,7 @@ def bits_per_byte(model: Any, tokenizer: Tokenizer, texts: list[str], window: in
     device = next(model.parameters()).device
     bits, size = 0.0, 0
     for text in texts:
-        ids = tokenizer.backend.encode(text).ids
+        ids = tokenizer.encode(text)
         ids = ids if ids[:1] == [begin] else [begin, *ids]
         for start in range(0, len(ids) - 1, window):
             piece = torch.tensor([ids[start : start + window + 1]], device=device)

@@ -125,9 +125,8 @@ class Documents:
         end = end_id(tokenizer)
         leading: list[Tensor] = []
         others: list[Tensor] = []
-        encoded = tokenizer.backend.encode_batch([text for _, text in texts])
-        for (source, _), item in zip(texts, encoded, strict=True):
-            ids = item.ids if item.ids and item.ids[-1] == end else [*item.ids, end]
+        for (source, _), ids in zip(texts, tokenizer.encode_all(text for _, text in texts), strict=True):
+            ids = ids if ids and ids[-1] == end else [*ids, end]
             (leading if source.startswith(lead) else others).append(torch.tensor(ids, dtype=torch.int32))
         self.groups = [leading, others] if leading and others else [leading or others] * 2
         self.lead_share, self.length, self.seed = lead_share, length, seed
