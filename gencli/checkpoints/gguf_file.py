@@ -69,8 +69,11 @@ class GgufFile:
         if (end := start + count // block * size) > len(self._map):
             raise ValueError(f"tensor {name[:60]!r} ends at byte {end} of {len(self._map)}")
 
-    def numbers(self, name: str) -> None:
-        """GGUF files are asked for no numbers without torch."""
+    def numbers(self, name: str) -> tuple[float, ...] | None:
+        """Return a small tensor of floats without torch, or None for other kinds of numbers."""
+        kind, (start, size) = self.dtypes[name], self._spans[name]
+        dtype = {"F32": "<f4", "F16": "<f2"}.get(kind)
+        return tuple(self._map[start : start + size].view(dtype).tolist()) if dtype else None
 
     def forget(self) -> None:
         """Nothing is held that could be let go."""
@@ -105,8 +108,12 @@ class GgufParts:
         self.shapes = {name: file.shapes[name] for name, file in self._where.items()}
         self.dtypes = {name: file.dtypes[name] for name, file in self._where.items()}
 
-    def numbers(self, name: str) -> None:
-        """GGUF files are asked for no numbers without torch."""
+    def numbers(self, name: str) -> Sequence[float] | None:
+        """Return a tensor's numbers as `GgufFile.numbers`."""
+        return self._where[name].numbers(name)
+
+    def forget(self) -> None:
+        """Nothing is held that could be let go."""
 
     def get(self, name: str) -> torch.Tensor:
         """Return a tensor as `GgufFile.get`."""

@@ -293,7 +293,8 @@ class ImageRequest:
         infotext="Lora", names="asset", reload=True)
     clip_skip: int | None = integer(None, "--clip-skip N",
         "Take the prompt's states N layers from the text encoder's end, as the web UI counts: 1 is the last "
-        "(default: as the model was trained, 1; SDXL 2).", SAMPLING, after="guidance_rescale", infotext="Clip skip", within=(1, 64))
+        "(default: as the model was trained, 1; SDXL 2).", SAMPLING, after="guidance_rescale", infotext="Clip skip",
+        within=(1, 64))
     embedding: tuple[str, ...] = several(str, "--embedding FILE[:WORD]",
         "Teach the model a word by textual inversion, to be used in prompts: the one that the file names, else "
         "the file's own name, or WORD (repeatable).", INPUT, infotext="Embeddings", names="asset", reload=True)

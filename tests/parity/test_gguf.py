@@ -25,6 +25,7 @@ from gencli.tokens.gguf import gguf_tokenizer
 from gencli.tokens.sentencepiece import read
 from tests.opening import open_part
 from tests.oracles.libraries import transformers
+from tests.shell.process import gencli
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.sentencepiece import make as make_pieces
@@ -194,6 +195,14 @@ def test_every_weight_is_the_checkpoints(tmp_path, name, kind):
     torch.testing.assert_close(ours.float()(ids), expected.float()(ids), atol=0, rtol=0)
     dtypes = {parameter.dtype for parameter in opened(tmp_path / "model.gguf").parameters()}
     assert dtypes == ({torch.bfloat16} if kind == "BF16" else dtypes & {torch.float32, torch.float16})
+
+
+def test_stretched_frequencies_are_shown_without_torch(tmp_path):
+    folder = CHECKPOINTS["llama 3"](tmp_path / "model", torch.float32)
+    file = write_gguf(folder, tmp_path / "model.gguf", "F32")
+    done = gencli("models", "show", file, "--json", fresh=True, code="sys.modules['torch'] = None")
+    shown = json.loads(done.stdout)
+    assert (done.returncode, shown["problem"], shown["family"]) == (0, None, "llama")
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -195,15 +196,15 @@ def _rope(file: TensorFile, name: str, given: Given, config: dict[str, Any]) -> 
 
 
 def _llama3(file: TensorFile, theta: float) -> dict[str, Any]:
-    """Llama 3's stretched frequencies, which the file holds as a divisor of each: recognised, or refused."""
-    import torch
-
-    divisors = file.get("rope_freqs.weight").double().reshape(-1)
-    count, factor = len(divisors), float(divisors.max()) if len(divisors) else 0.0
+    """Return Llama 3's scaling, which the file holds as a divisor of each frequency. Raise GencliError for another."""
+    divisors = file.numbers("rope_freqs.weight") or ()
+    factor, count = max(divisors, default=0.0), len(divisors)
     rope = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    turns = 8192 / (2 * torch.pi * theta ** (torch.arange(count, dtype=torch.float64) / count))  # in 8192 positions
-    smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    if not count or not torch.allclose(divisors, expected, rtol=1e-4):
+    for i, divisor in enumerate(divisors):
+        turns = 8192 / (2 * math.pi * theta ** (i / count))  # in 8192 positions
+        smooth = min(max((turns - 1.0) / (4.0 - 1.0), 0.0), 1.0)
+        if not (factor > 0 and math.isclose(divisor * ((1 - smooth) / factor + smooth), 1, rel_tol=1e-4)):
+            count = 0
+    if not count:
         raise GencliError("rope_freqs.weight is not Llama 3's, and is not supported")
     return {"rope_type": "llama3", **rope}
