@@ -1,14 +1,18 @@
-"""More captioned images made from the data's, whose captions stay true: rotated a little, recoloured, in pairs."""
+"""More captioned images made from the data's, whose captions stay true: varied a little, recoloured, two in one."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from gencli.train.pictures import Caption
 
@@ -35,30 +39,62 @@ VIVID = 0.7  # mean saturation to which a dull picture is lifted before it is re
 PAIR_WORDS = 2  # words of a name that may stand in a pair
 OWN_SHARE = 0.6  # of what is drawn, for a picture to be "a red one"
 
-
 ANGLE, SCALE, SHIFT = 6.0, 0.07, 0.02  # at most: degrees, share of the size, share of the side
 HUE, GAMMA = 8.0, 0.35  # at most: degrees, octaves of the exponent on brightness
+CHUNK = 2048  # images that are varied at once
+
+SIDE = ("{a} and {b}", "{a} and {b}", "{a} and {b}", "{a} with {b}", "{a} next to {b}", "{a} beside {b}", "{a}, {b}")
+STACK = ("{a} over {b}", "{a} above {b}", "{a} on top of {b}", "{b} under {a}", "{b} below {a}")
+STACKED, TWINS = 0.2, 0.05  # shares of what is made: one above the other; the same thing twice
+PAINTED = 0.25  # share of things in a pair that are repainted
 
 
-def varied(picture: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Return an image (H, W, 3) uint8 rotated, scaled and shifted a little on white, its hues and lightness changed.
+def vary(images: Tensor, generator: torch.Generator, device: torch.device | None = None) -> Tensor:
+    """Return images (N, 3, H, W) uint8 rotated, scaled and shifted a little on white, hue and brightness changed.
 
-    So little that a clock's time, an arrow's direction and the name of a colour stay true. Nothing is mirrored.
+    The changes are small: a clock's time, an arrow's direction and the name of a color stay true. Nothing is mirrored.
+    generator: on the CPU, so that every device gives the same within rounding. device: where to compute.
     """
-    height, width = picture.shape[:2]
-    angle, scale = math.radians(rng.uniform(-ANGLE, ANGLE)), 1 + rng.uniform(-SCALE, SCALE)
-    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    x, y = width / 2, height / 2
-    to_x, to_y = x + rng.uniform(-SHIFT, SHIFT) * width, y + rng.uniform(-SHIFT, SHIFT) * height
-    matrix = (cos, sin, x - cos * to_x - sin * to_y, -sin, cos, y + sin * to_x - cos * to_y)
-    moved = Image.fromarray(picture).transform(
-        (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor="white"
+    parts = [_vary(part.to(device or part.device), generator) for part in images.split(CHUNK)]
+    return torch.cat([part.to(images.device) for part in parts])
+
+
+def _vary(images: Tensor, generator: torch.Generator) -> Tensor:
+    changes = (2 * torch.rand(6, len(images), generator=generator) - 1).to(images.device)
+    angle, scale = math.radians(ANGLE) * changes[0], 1 + SCALE * changes[1]
+    x, y = 2 * SHIFT * changes[2], 2 * SHIFT * changes[3]  # a side is 2 long for affine_grid
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    matrix = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=1).view(-1, 2, 3)
+    ink = 1 - images.float() / 255  # 0 is white, which is also what lies outside
+    grid = F.affine_grid(matrix, list(ink.shape), align_corners=False)
+    moved = 1 - F.grid_sample(ink, grid, mode="bicubic", align_corners=False).clamp(0, 1)
+    hue, saturation, value = _to_hsv(moved)
+    hue = hue + HUE / 360 * changes[4].view(-1, 1, 1)
+    value = value ** (2 ** (GAMMA * changes[5])).view(-1, 1, 1)
+    return (255 * _to_rgb(hue, saturation, value)).round().to(torch.uint8)
+
+
+def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hue (1 is the full circle), saturation and value (N, H, W) of RGB images (N, 3, H, W), all in 0..1."""
+    red, green, blue = images.unbind(1)
+    value, lowest = images.amax(1), images.amin(1)
+    chroma = value - lowest
+    safe = chroma.clamp(min=1e-6)
+    sextant = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    hsv = np.asarray(moved.convert("HSV"), dtype=np.float32)
-    hue = (hsv[..., 0] + rng.uniform(-HUE, HUE) * 256 / 360) % 256
-    value = 255 * (hsv[..., 2] / 255) ** 2 ** rng.uniform(-GAMMA, GAMMA)
-    painted = np.stack([hue, hsv[..., 1], value], -1).astype(np.uint8)
-    return np.asarray(Image.fromarray(painted, "HSV").convert("RGB"))
+    return sextant / 6 % 1, chroma / value.clamp(min=1e-6), value
+
+
+def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """Return RGB images (N, 3, H, W); the inverse of `_to_hsv`."""
+    channels = []
+    for offset in (5, 3, 1):
+        k = (offset + 6 * hue) % 6
+        channels.append(value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=1)
 
 
 def recolored(caption: Caption, picture: np.ndarray, rng: random.Random, count: int) -> Iterator[CaptionedImage]:
@@ -105,27 +141,72 @@ def _named(caption: Caption, color: str) -> Caption:
     return replace(caption, label=label, tags=(), names=names)
 
 
-def pair(first: CaptionedImage, second: CaptionedImage) -> CaptionedImage:
-    """Return two images (H, W, 3) side by side on white at half their size, named "A and B"."""
-    height, width = first[1].shape[:2]
-    sheet = Image.new("RGB", (width, height), "white")
-    for index, (_, picture) in enumerate((first, second)):
-        half = Image.fromarray(picture).resize((width // 2, height // 2), Image.Resampling.LANCZOS)
-        sheet.paste(half, (index * width // 2, height // 4))
-    a, b = first[0].label, second[0].label
-    c, d = (min((caption.label, *caption.names), key=len) for caption, _ in (first, second))
-    names = (f"a {a} and a {b}", f"{c} and {d}", f"a {c} and a {d}")
-    return Caption(f"{a} and {b}", (), first[0].group, names), np.asarray(sheet)
-
-
-def augment(known: list[CaptionedImage], *, copies: int, pairs: int, seed: int) -> list[CaptionedImage]:
-    """Return up to `copies` recoloured ones of each, and `pairs` pairs of things with short names, some recoloured."""
+def recolor(known: Sequence[CaptionedImage], copies: int, seed: int) -> list[CaptionedImage]:
+    """Return up to `copies` recoloured copies of each image."""
     rng = random.Random(f"{seed}/augment")
-    painted = [made for caption, picture in known for made in recolored(caption, picture, rng, copies)]
-    short = [each for each in known if len(each[0].label.split()) <= PAIR_WORDS]
-    short_painted = [each for each in painted if len(each[0].label.split()) <= PAIR_WORDS + 1]
+    return [made for caption, picture in known for made in recolored(caption, picture, rng, copies)]
 
-    def pick() -> CaptionedImage:
-        return rng.choice(short_painted if short_painted and rng.random() < 0.25 else short)
 
-    return [*painted, *(pair(pick(), pick()) for _ in range(pairs if short else 0))]
+def is_kept(first: str, second: str) -> bool:
+    """Return whether images of "first and second" are kept for scoring: `pair_up` never makes them."""
+    return zlib.crc32(f"{first}|{second}".encode()) % 16 == 0
+
+
+def with_article(name: str) -> str:
+    return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
+
+
+def is_short(caption: Caption) -> bool:
+    """Return whether a label has few enough words to stand in a pair."""
+    return len(caption.label.split()) <= PAIR_WORDS
+
+
+def pair_up(
+    captions: Sequence[Caption], images: Tensor, originals: int, count: int, seed: int
+) -> tuple[list[Caption], Tensor]:
+    """Return captions and images (count, 3, H, W) of two things each, at half their size, on white.
+
+    captions, images: what there is, uint8 (N, 3, H, W); the first `originals` are not repainted. Most images show the
+    two side by side, some one above the other ("sun over sea") or a thing twice ("two cats"). Only things with short
+    labels are taken. No couple that `is_kept` is made side by side.
+    """
+    rng = random.Random(f"{seed}/pairs")
+    plain = [i for i in range(originals) if is_short(captions[i])]
+    painted = [i for i in range(originals, len(captions)) if len(captions[i].label.split()) <= PAIR_WORDS + 1]
+    if not plain or not count:
+        return [], images[:0]
+    size = images.shape[-1]
+    halves = F.interpolate(images.float(), size=(size // 2, size // 2), mode="area").round().to(torch.uint8)
+    sheets = torch.full((count, 3, size, size), 255, dtype=torch.uint8)
+    made: list[Caption] = []
+    while len(made) < count:
+        first, second = (rng.choice(painted if painted and rng.random() < PAINTED else plain) for _ in range(2))
+        stacked, twins = rng.random() < STACKED, rng.random() < TWINS
+        if twins:
+            second = first
+        elif not stacked and is_kept(captions[first].label, captions[second].label):
+            continue
+        sheet = sheets[len(made)]
+        for at, index in enumerate((first, second)):
+            row, column = (at * (size // 2), size // 4) if stacked and not twins else (size // 4, at * (size // 2))
+            sheet[:, row : row + size // 2, column : column + size // 2] = halves[index]
+        made.append(_both(captions[first], captions[second], rng, stacked=stacked, twins=twins))
+    return made, sheets
+
+
+def _shortest(caption: Caption) -> str:
+    """Return the shortest of an image's names that is made of words."""
+    return min((caption.label, *(name for name in caption.names if name.replace(" ", "").isalpha())), key=len)
+
+
+def _both(first: Caption, second: Caption, rng: random.Random, *, stacked: bool, twins: bool) -> Caption:
+    """Return the caption of an image of two things."""
+    if twins:
+        label, short = first.label, _shortest(first)
+        return Caption(f"two {label}s", (), "", (f"two {short}s", f"{label} and {label}", f"a pair of {label}s"))
+    form = rng.choice(STACK if stacked else SIDE)
+    a, b = first.label, second.label
+    c, d = (_shortest(caption) for caption in (first, second))
+    a_b = [(a, b), (with_article(a), with_article(b)), (c, d), (with_article(c), with_article(d))]
+    label, *names = rng.sample([form.format(a=one, b=other) for one, other in a_b], 4)
+    return Caption(label, (), "", tuple(names))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gencli.train.pictures import Caption
 from gencli.train.precision import Precision
 from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel, TextToLatent
-from gencli.train.trainer import Average, Progress, Trainer
+from gencli.train.trainer import Average, Progress, Trainer, ahead
 
 SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -59,8 +60,8 @@ SIZES = (
     "init", "keep_text_encoder", "optimizer", "size", "widths", "text_width", "text_layers", "max_length", "vocabulary"
 )  # fmt: skip
 LOOSE = (
-    "variants", "copies", "pairs", "extra_share", "hold_out", "batch", "steps", "lr", "weight_decay", "warmup",
-    "cooldown", "ema", "drop", "min_snr", "seed",
+    "variants", "copies", "pairs", "recolor_share", "pair_share", "hold_out", "batch", "steps", "lr", "weight_decay",
+    "warmup", "cooldown", "ema", "drop", "min_snr", "seed",
 )  # fmt: skip
 FIXED = 64  # images, each at a noise level of its own, by which a run is scored as it goes
 
@@ -69,26 +70,28 @@ FIXED = 64  # images, each at a noise level of its own, by which a run is scored
 class LatentDataset:
     """Latents to learn from: means and standard deviations (N, C, h, w), with their captions.
 
-    Of N, the first `originals` are the data's, then come `variants` times as many that show the same, in the same
-    order, then others that were made from them, and last those for validation.
+    The first `originals` are the data's. groups: how many latents there are in each of the groups that follow each
+    other, and its share of a batch. What lies after them is for validation.
     """
 
     captions: list[Caption]
     mean: Tensor
     std: Tensor
     originals: int
-    validation: int = 0
-    variants: int = 0
+    groups: tuple[tuple[int, float], ...]
+
+    @property
+    def validation(self) -> int:
+        """The number of latents for validation."""
+        return len(self.captions) - sum(count for count, _ in self.groups)
 
     def pick(self, recipe: ImageRecipe, generator: torch.Generator) -> Tensor:
-        """Return the indices of a batch: a share of `recipe.extra_share` from those that were made, the rest from the
-        data's and their variants."""
-        first, last = self.originals * (1 + self.variants), len(self.captions) - self.validation
-        picks = torch.randint(first, (recipe.batch,), generator=generator)
-        if last == first:
-            return picks
-        extra = torch.randint(first, last, (recipe.batch,), generator=generator)
-        return torch.where(torch.rand(recipe.batch, generator=generator) < recipe.extra_share, extra, picks)
+        """Return the indices (B,) of a batch: of each group its share."""
+        counts = torch.tensor([count for count, _ in self.groups])
+        shares = torch.tensor([share for _, share in self.groups])
+        group = torch.multinomial(shares, recipe.batch, replacement=True, generator=generator)
+        inside = (torch.rand(recipe.batch, generator=generator, dtype=torch.float64) * counts[group]).long()
+        return (counts.cumsum(0) - counts)[group] + inside
 
     def sample(self, picks: Tensor, generator: torch.Generator) -> Tensor:
         """Return latents of some images, drawn from the autoencoder's distribution."""
@@ -217,10 +220,10 @@ def train(
     )
     phrases = Phrases(dataset.captions[: dataset.originals])
     fixed = fixed_batch(pipeline, dataset, recipe)
+    batches = ahead(partial(draw, pipeline, dataset, phrases, recipe), recipe.steps, precision)
 
     def update(step: int) -> tuple[Tensor, int]:
-        batch = draw(pipeline, dataset, phrases, recipe, step)
-        return loss_of(network, pipeline, batch, precision, recipe.min_snr), recipe.batch
+        return loss_of(network, pipeline, batches(step), precision, recipe.min_snr), recipe.batch
 
     @torch.no_grad()
     def validate(done: int) -> dict[str, float] | None:

@@ -6,7 +6,6 @@ If a run continues from a checkpoint, the result is that checkpoint's folder wit
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gencli import devices
 from gencli.atomic import replace_folder
 from gencli.checkpoints.save import save_part, write_json
 from gencli.errors import GencliError
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from gencli.tokens import load_tokenizer
 from gencli.train import diffusion, state
-from gencli.train.augment import augment, varied
+from gencli.train.augment import pair_up, recolor, vary
 from gencli.train.autoencoder import (
     autoencoder_identity,
     normalise_latents,
@@ -34,7 +34,7 @@ from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import write_clip_tokenizer
 from gencli.train.diffusion import LatentDataset
-from gencli.train.pictures import Caption, read_pictures, to_signal
+from gencli.train.pictures import Caption, read_pictures, to_signal, to_tensor
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import (
@@ -64,7 +64,8 @@ MODEL_INDEX = {
 
 # the checkpoint's default parameters, named as in diffusers
 DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 3.0}
-CHUNK = 32 * 128 * 128  # pixels that are encoded at once
+CHUNK = 32 * 128 * 128  # pixels that are encoded at once on a CPU; on a GPU times 32
+PAINTED_VARIANTS = 0.25  # variants of a repainted image, to one of an image as it is
 
 
 def train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe) -> Generator[Progress, None, None]:
@@ -87,22 +88,21 @@ def _train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: P
     collection = collect_images(pictures, captions, size, recipe)
     images, seen = collection.images, collection.images[: collection.originals]
     labels = [caption.label for caption in collection.captions]
-    data = state.digest([images.numpy().tobytes(), *(label.encode() for label in labels)])
-    vae = yield from _make_latents(recipe, pipeline, images, seen, data, precision)
+    scored = images[len(images) - collection.validation :]
+    data = state.digest([*(part.numpy().tobytes() for part in (seen, scored)), *(label.encode() for label in labels)])
+    vae = yield from _make_latents(recipe, pipeline, collection, data, precision)
     saved = state.load(out / "latents.pt") or {}
     if len(saved["mean"]) != len(labels):  # a file from before it recorded its recipe
         raise GencliError(f"{out / 'latents.pt'} is of other pictures", "another -o begins anew")
     mean, std = saved["mean"], saved["deviation"]
-    dataset = LatentDataset(
-        collection.captions, mean, std, collection.originals, collection.validation, recipe.variants
-    )
+    dataset = LatentDataset(collection.captions, mean, std, collection.originals, collection.groups)
     if pipeline is None:
         pipeline = _new_pipeline(recipe, collection.captions[: collection.originals], mean, precision)
     if recipe.words_steps:
         yield from train_words(recipe, dataset, pipeline, precision, data)
     network = yield from diffusion.train(recipe, dataset, pipeline, precision, data)
     if recipe.decoder_steps:
-        yield from train_decoder(recipe, vae, seen, mean[: len(seen)], std[: len(seen)], data, precision)
+        yield from train_decoder(recipe, vae, collection.trained, mean, std, data, precision)
     with replace_folder(out / "checkpoint") as folder:
         if pipeline.checkpoint is not None:
             save_model(network, pipeline.checkpoint, folder, vae if recipe.decoder_steps else None)
@@ -112,13 +112,26 @@ def _train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: P
 
 @dataclass(frozen=True)
 class ImageCollection:
-    """Captions and images (N, 3, size, size), uint8: first the data's, of which there are `originals`, then variants of
-    them, then those made from them, and last those for validation."""
+    """Captions and images (N, 3, size, size), uint8, in groups that follow each other, and last those for validation.
+
+    groups: how many images there are in each, and its share of what is seen. The first group begins with the data's
+    own images, of which there are `originals`.
+    """
 
     captions: list[Caption]
     images: Tensor
     originals: int
-    validation: int
+    groups: tuple[tuple[int, float], ...]
+
+    @property
+    def trained(self) -> Tensor:
+        """The images that are not for validation."""
+        return self.images[: sum(count for count, _ in self.groups)]
+
+    @property
+    def validation(self) -> int:
+        """The number of images for validation."""
+        return len(self.images) - len(self.trained)
 
 
 def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: ImageRecipe) -> ImageCollection:
@@ -132,30 +145,29 @@ def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: 
         order = sorted(range(len(rows)), key=lambda index: index in chosen)
         labelled, images = [labelled[i] for i in order], images[order]
     count = len(rows) - validation
-    originals = [
-        (caption, image.permute(1, 2, 0).numpy())
-        for caption, image in zip(labelled[:count], images[:count], strict=True)
-    ]
-    made = augment(originals, copies=recipe.copies, pairs=recipe.pairs, seed=recipe.seed)
-    rng = random.Random(f"{recipe.seed}/variants")
-    if recipe.variants:
-        made = [(caption, varied(image, rng)) for caption, image in made]
-        variants = [(caption, varied(image, rng)) for _ in range(recipe.variants) for caption, image in originals]
-        made = [*variants, *made]
-    parts = [torch.from_numpy(image.copy()).permute(2, 0, 1)[None] for _, image in made]
-    return ImageCollection(
-        [*labelled[:count], *(caption for caption, _ in made), *labelled[count:]],
-        torch.cat([images[:count], *parts, images[count:]]),
-        count,
-        validation,
-    )
+    known, held = images[:count], images[count:]
+    generator, where = torch.Generator().manual_seed(recipe.seed), devices.pick_device(recipe.device)
+
+    def copies(some: Tensor, number: int) -> list[Tensor]:
+        return [vary(some, generator, where) for _ in range(number)]
+
+    originals = zip(labelled[:count], (image.permute(1, 2, 0).numpy() for image in known), strict=True)
+    painted = recolor(list(originals), recipe.copies, recipe.seed)
+    repainted = torch.cat([known[:0], *(to_tensor(image) for _, image in painted)])
+    times = max(1, round(recipe.variants * PAINTED_VARIANTS)) if recipe.variants else 0
+    pixels = [torch.cat([known, *copies(known, recipe.variants)]), torch.cat(copies(repainted, times) or [repainted])]
+    names = labelled[:count] * (1 + recipe.variants) + [caption for caption, _ in painted] * max(1, times)
+    pairs, sheets = pair_up(names, torch.cat(pixels), len(pixels[0]), recipe.pairs, recipe.seed)
+    pixels.append(sheets)
+    shares = [recipe.recolor_share if painted else 0.0, recipe.pair_share if pairs else 0.0]
+    groups = tuple(zip(map(len, pixels), [1 - sum(shares), *shares], strict=True))
+    return ImageCollection([*names, *pairs, *labelled[count:]], torch.cat([*pixels, held]), count, groups)
 
 
 def _make_latents(
     recipe: ImageRecipe,
     pipeline: TextToImageModel | None,
-    images: Tensor,
-    seen: Tensor,
+    collection: ImageCollection,
     data: str,
     precision: Precision,
 ) -> Generator[Progress, None, AutoencoderKL]:
@@ -167,6 +179,7 @@ def _make_latents(
     identity: dict[str, Any] = {"data": data, state.SIZES: {"init": recipe.init}}
     if pipeline is None:
         identity = autoencoder_identity(recipe, data, precision)
+    seen = collection.images[: collection.originals]
     saved = state.load(out / "latents.pt")
     if saved is not None:
         state.check_recipe(out, saved.get("recipe"), identity, changes=recipe.allow_changes)
@@ -175,7 +188,7 @@ def _make_latents(
     else:
         vae = AutoencoderKL(AutoencoderKLConfig.from_dict(autoencoder_config(recipe)))
         if saved is None:
-            yield from train_autoencoder(recipe, seen, data, precision)
+            yield from train_autoencoder(recipe, collection.trained, data, precision)
             vae.load_state_dict((state.load(out / "autoencoder.pt") or {})["model"])
             latents = encode_images(vae.to(precision.device), seen, precision)
             normalise_latents(vae.cpu(), *latents)
@@ -183,7 +196,7 @@ def _make_latents(
             vae.load_state_dict(saved["vae"])
     vae.eval().requires_grad_(False)
     if saved is None:
-        mean, std = encode_images(vae.to(precision.device), images, precision)
+        mean, std = encode_images(vae.to(precision.device), collection.images, precision)
         vae.cpu()
         own = {} if pipeline is not None else {"vae": vae.state_dict()}
         state.save(out / "latents.pt", {**own, "mean": mean, "deviation": std, "recipe": identity})
@@ -196,7 +209,8 @@ def encode_images(vae: AutoencoderKL, pictures: Tensor, precision: Precision) ->
 
     Both are (N, C, h, w), on the CPU.
     """
-    chunk = max(1, CHUNK // (pictures.shape[-1] * pictures.shape[-2]))
+    most = CHUNK * (1 if precision.device.type == "cpu" else 32)
+    chunk = max(1, most // (pictures.shape[-1] * pictures.shape[-2]))
     parts = [vae.encode(to_signal(part.to(precision.device))) for part in pictures.split(chunk)]
     mean, logvar = (torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))
     shift, scale = scaling(vae)

@@ -13,18 +13,18 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic whose five-fold iteration p
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return roughly the nearest (semi-)orthogonal matrix to `matrix` (M, N), by Newton-Schulz iteration (Jordan 2024).
+    """Return roughly the nearest (semi-)orthogonal matrices to `matrix` (…, M, N), by Newton-Schulz (Jordan 2024).
 
     dtype: of the products; bfloat16 is precise enough.
     """
     a, b, c = NEWTON_SCHULZ
-    x = (matrix / (matrix.norm() + 1e-7)).to(dtype)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = (matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -48,16 +48,20 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
+            same: dict[torch.Size, list[Tensor]] = {}  # matrices of one shape are orthogonalised together
             for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                buffer = state.setdefault("momentum", torch.zeros_like(param))
-                buffer.lerp_(param.grad, 1 - group["momentum"])
-                update = param.grad.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov
-                update = orthogonalize(update, dtype=self.dtype) * (0.2 * math.sqrt(max(update.shape)))
-                param.mul_(1 - group["lr"] * group["weight_decay"])
-                param.add_(update.view_as(param), alpha=-group["lr"])
+                if param.grad is not None:
+                    same.setdefault(param.flatten(1).shape, []).append(param)
+            for shape, params in same.items():
+                updates = []
+                for param in params:
+                    buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
+                    buffer.lerp_(param.grad, 1 - group["momentum"])
+                    updates.append(param.grad.lerp(buffer, group["momentum"]).flatten(1))  # Nesterov
+                made = orthogonalize(torch.stack(updates), dtype=self.dtype) * (0.2 * math.sqrt(max(shape)))
+                for param, update in zip(params, made, strict=True):
+                    param.mul_(1 - group["lr"] * group["weight_decay"])
+                    param.add_(update.view_as(param), alpha=-group["lr"])
 
 
 class Optimizers:

@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -80,6 +81,11 @@ def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
         pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
         pictures[index] = pixels.view(size, size, 3).permute(2, 0, 1)
     return pictures
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Return an image (H, W, 3) uint8 as (1, 3, H, W)."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
 
 
 def to_signal(pictures: Tensor) -> Tensor:

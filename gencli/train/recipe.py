@@ -168,9 +168,10 @@ class ImageRecipe:
     keep_text_encoder also that. widths: the UNet's channels, one number a level, multiples of 16; those of the
     autoencoder are multiples of 8. size: pixels a side, by default 128 or what `init` was trained with.
 
-    variants: see `augment.varied`, of each picture. copies, pairs: see `augment.augment`; what they make is
-    `extra_share` of what is seen. drop: share of captions left out. hold_out: share of the pictures that is never
-    trained on, only scored. min_snr: γ of the loss's weights, 0 for none. ema: decay of the average of weights.
+    variants: see `augment.vary`, of each image. copies: see `augment.recolored`; what it makes is `recolor_share` of
+    what is seen. pairs: see `augment.pair_up`; `pair_share` of what is seen. drop: share of captions left out.
+    hold_out: share of the images that is never trained on, only scored. min_snr: γ of the loss's weights, 0 for none.
+    ema: decay of the average of weights.
 
     kl, edges, color: weights of the autoencoder's losses beside the absolute error: on the mean divergence per latent
     number, on image gradients, and on means over 8×8 pixels, which keeps hues that thin latents would trade for edges.
@@ -192,9 +193,10 @@ class ImageRecipe:
         "The UNet's channels, multiples of 16; each but the last halves the latents (default: 64,128,112).")
     text_width: int = _count(128, "--text-width N", "Numbers a token of the text encoder", SIZES)
     vocabulary: int = _count(4096, "--vocab N", "Its tokens", SIZES)
-    text_layers: int = 2
+    text_layers: int = _count(2, "--text-layers N", "Layers of the text encoder", SIZES)
     max_length: int = 32  # tokens a caption is padded to
     autoencoder_steps: int = _count(1000, "--autoencoder-steps N", "Steps of the first stage")
+    autoencoder_batch: int = _count(8, "--autoencoder-batch N", "Images per step of the first and third stage")
     words_steps: int = _count(0, "--words-steps N",
         "Steps between, with --init: its text encoder learns other names, without pictures", least=0)
     steps: int = _count(4000, "--steps N", "Steps of the second")
@@ -217,7 +219,8 @@ class ImageRecipe:
     copies: int = _count(0, "--recolor N", "Repainted copies a picture", least=0)
     pairs: int = _count(0, "--pairs N", 'Pictures of "A and B"', least=0)
     hold_out: float = _fraction(0.0, "--hold-out P", "Share of pictures that is only scored", 0.99999)
-    extra_share: float = 0.3
+    recolor_share: float = 0.15
+    pair_share: float = 0.25
     evaluate_every: int = _count(200, "--evaluate-every N", "Steps between two scores")
     save_every: float = _fraction(180.0, "--save-every S", "Seconds between two savings of the state", 1e9)
     seed: int = SEED.field(0)
@@ -245,7 +248,7 @@ class ImageRecipe:
 
     def _other_stage(self, steps: int, lr: float) -> ImageRecipe:
         fixed: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.01, "warmup": 20, "cooldown": 0.5}
-        return dataclasses.replace(self, steps=steps, lr=lr, batch=8, **fixed)
+        return dataclasses.replace(self, steps=steps, lr=lr, batch=self.autoencoder_batch, **fixed)
 
     def check_sizes(self) -> None:
         """Raise UsageError for sizes that no model can have."""

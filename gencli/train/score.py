@@ -20,9 +20,9 @@ from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.spec import ModelSpec
-from gencli.train.augment import COLORS, PAIR_WORDS, CaptionedImage, augment
+from gencli.train.augment import COLORS, is_kept, is_short, recolor, with_article
 from gencli.train.captions import find_captions
-from gencli.train.pictures import read_pictures
+from gencli.train.pictures import read_pictures, to_tensor
 
 SMALL = 32  # pixels a side at which images are compared
 
@@ -75,7 +75,8 @@ def score_pictures(
     unseen_colors: N; things in colours in which neither the data nor a training run that repainted N copies of each
     (from seed 0) shows them, to be told apart from the data and everything repainted.
     synonyms: a file of lines label, tab, word; the words are drawn.
-    pairs: N; prompts "a A and a B", in which each half, at half the size, must be nearest to its label's own image.
+    pairs: N; prompts "a A and a B" of couples that no training run makes; each half, at half the size, must be nearest
+    to its label's own image.
     """
     rows = find_captions(pictures, captions)
     images = read_pictures(pictures, [name for name, _ in rows], 4 * SMALL)
@@ -84,14 +85,12 @@ def score_pictures(
     if synonyms is not None:
         tasks = _sample(rng, read_synonyms(synonyms, labels), count)
     elif pairs is not None:
-        short = [label for label in labels if len(label.split()) <= PAIR_WORDS]
-        couples = [rng.sample(short, 2) for _ in range(pairs)]
-        tasks = [Task(f"a {a} and a {b}", (a, b)) for a, b in couples]
+        tasks = _kept_couples(rng, [caption.label for _, caption in rows if is_short(caption)], pairs)
     elif unseen_colors is not None:
         known = [(caption, image.permute(1, 2, 0).numpy()) for (_, caption), image in zip(rows, images, strict=True)]
-        repainted = augment(known, copies=len(COLORS), pairs=0, seed=0)
-        shown = {caption.label for caption, _ in augment(known, copies=unseen_colors, pairs=0, seed=0)} | set(labels)
-        images = torch.cat([images, *(_as_tensor(one) for one in repainted)])
+        repainted = recolor(known, len(COLORS), seed=0)
+        shown = {caption.label for caption, _ in recolor(known, unseen_colors, seed=0)} | set(labels)
+        images = torch.cat([images, *(to_tensor(image) for _, image in repainted)])
         labels = labels + [caption.label for caption, _ in repainted]
         new = [caption.label for caption, _ in repainted if caption.label not in shown]
         tasks = _sample(rng, [Task(label, (label,)) for label in new], count)
@@ -114,7 +113,8 @@ def score_pictures(
 def nearest_labels(drawn: Tensor, reference: Tensor, labels: Sequence[str], task: Task) -> tuple[tuple[str, ...], ...]:
     """Return for each of a task's labels those of the nearest images, nearest first.
 
-    drawn: uint8 (1, 3, H, W); of two labels each has a half, as `augment.pair` lays them out. reference: see `small`.
+    drawn: uint8 (1, 3, H, W); of two labels each has a half, as `augment.pair_up` lays them out. reference: see
+    `small`.
     """
     parts = [drawn]
     if len(task.labels) == 2:
@@ -147,8 +147,11 @@ def _sample(rng: random.Random, tasks: list[Task], count: int) -> list[Task]:
     return rng.sample(tasks, min(count, len(tasks)))
 
 
-def _as_tensor(image: CaptionedImage) -> Tensor:
-    return torch.from_numpy(image[1].copy()).permute(2, 0, 1)[None]
+def _kept_couples(rng: random.Random, labels: list[str], count: int) -> list[Task]:
+    """Return prompts for couples that no training run makes (see `augment.is_kept`), at most all there are."""
+    couples = [(a, b) for a in labels for b in labels if a != b and is_kept(a, b)]
+    some = rng.sample(couples, min(count, len(couples)))
+    return [Task(f"{with_article(a)} and {with_article(b)}", (a, b)) for a, b in some]
 
 
 def _pixels(image: Image.Image) -> Tensor:

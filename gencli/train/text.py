@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from gencli.train.lora import LoraLinear, add_adapters, save_adapter
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import TextRecipe
 from gencli.train.texts import Documents, Text, end_id, hold_out, own_tokenizer, read_texts
-from gencli.train.trainer import Progress, Trainer
+from gencli.train.trainer import Progress, Trainer, ahead
 
 EVALUATED = 40  # texts of each kind that are scored during a run; at its end all are
 WINDOW = 2048  # tokens that are scored at once, at most
@@ -72,8 +73,10 @@ def _train(recipe: TextRecipe) -> Generator[Progress, None, None]:
         names_for_adam=EMBEDDINGS,
     )
 
+    batches = ahead(partial(documents.batch, rows=recipe.batch), recipe.steps, precision)
+
     def update(step: int) -> tuple[Tensor, int]:
-        ids = documents.batch(step, recipe.batch).to(precision.device)
+        ids = batches(step).to(precision.device)
         with precision.autocast():
             logits = model(ids[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()), ids[:, 1:].numel()

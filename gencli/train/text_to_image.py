@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,15 @@ class TextToImageModel:
     schedule: NoiseSchedule
     size: int
     checkpoint: ImageCheckpoint | None = None
+    encoded: dict[str, list[int]] = field(default_factory=dict, repr=False)  # captions come again and again
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return a caption's ids between begin and end, padded. A long caption is cut, as only captions may be."""
-        config: Any = self.network.text_encoder.config
-        return pad_prompt(self.tokenizer, text, config.max_position_embeddings, config.vocab_size, "right")
+        if text not in self.encoded:
+            config: Any = self.network.text_encoder.config
+            ids = pad_prompt(self.tokenizer, text, config.max_position_embeddings, config.vocab_size, "right")
+            self.encoded[text] = ids
+        return self.encoded[text]
 
     def target(self, x0: Tensor, eps: Tensor, alphas_cumprod: Tensor) -> Tensor:
         """Return what the UNet must predict for x0 and noise, (B, C, h, w); alphas_cumprod is (B, 1, 1, 1)."""

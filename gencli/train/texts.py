@@ -116,13 +116,15 @@ def end_id(tokenizer: Tokenizer) -> int:
 class Documents:
     """Tokenised documents in two groups; a row is a sequence of whole documents of one, cut at the context's length.
 
-    A row comes from the leading group with probability `lead_share`. What a step sees follows from (seed, step).
+    A row comes from the leading group with probability `lead_share`. Half of the rows that begin with a document's
+    first token have an end token before it, as a prompt may have or not. What a step sees follows from (seed, step).
     """
 
     def __init__(
         self, texts: list[Text], tokenizer: Tokenizer, *, lead: str, lead_share: float, length: int, seed: int
     ):
         end = end_id(tokenizer)
+        self.end = torch.tensor([end], dtype=torch.int32)
         leading: list[Tensor] = []
         others: list[Tensor] = []
         for (source, _), ids in zip(texts, tokenizer.encode_all(text for _, text in texts), strict=True):
@@ -145,6 +147,8 @@ class Documents:
             if not parts and len(document) > self.length:  # long chapters are entered anywhere, stories at their start
                 start = rng.randrange(0, len(document) - self.length)
                 document = document[start:]
+            elif not parts and rng.random() < 0.5:
+                parts.append(self.end)
             parts.append(document)
             total += len(document)
         return torch.cat(parts)[: self.length]

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -65,6 +66,27 @@ class Average(Generic[M]):
         """Set average to d · average + (1 − d) · model after `done` steps."""
         decay = min(self.decay, done / (done + 10))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+
+T = TypeVar("T")
+
+
+def ahead(draw: Callable[[int], T], steps: int, precision: Precision) -> Callable[[int], T]:
+    """Return a function that gives the batch of a step, as `draw` does.
+
+    On a GPU the batch of the step after is then drawn in another thread, while the GPU computes.
+    """
+    if precision.device.type == "cpu":
+        return draw
+    pool, waiting = ThreadPoolExecutor(1), dict[int, Future[T]]()
+
+    def get(step: int) -> T:
+        batch = waiting.pop(step) if step in waiting else pool.submit(draw, step)
+        if step + 1 < steps:
+            waiting[step + 1] = pool.submit(draw, step + 1)
+        return batch.result()
+
+    return get
 
 
 class DeferSignals:

@@ -1,14 +1,16 @@
 """Pictures made from pictures: their captions must stay true."""
 
+import colorsys
 import itertools
 import random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
-from gencli.train.augment import COLORS, augment, pair, recolored, varied
-from gencli.train.pictures import Caption
+from gencli.train.augment import COLORS, _to_hsv, _to_rgb, is_kept, pair_up, recolor, recolored, vary
+from gencli.train.pictures import Caption, to_tensor
 
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 115, "blue": 212, "purple": 280, "pink": 338}
 
@@ -56,13 +58,25 @@ def test_other_names_take_the_color_too() -> None:
 
 def test_variants_differ_and_still_show_the_thing() -> None:
     first = disc("green")
-    made = [varied(first, random.Random(seed)) for seed in range(20)]
-    spread = [np.abs(a.astype(int) - b).mean() for a, b in itertools.pairwise(made)]
-    assert min(spread) > 2 and varied(first, random.Random(3)).tobytes() == made[3].tobytes()
-    for picture in made:
+    same = torch.cat([to_tensor(first)] * 20)
+    made = vary(same, torch.Generator().manual_seed(0))
+    assert torch.equal(made, vary(same, torch.Generator().manual_seed(0)))
+    spread = (made[1:].float() - made[:-1].float()).abs().mean((1, 2, 3))
+    assert spread.min() > 1.5 and spread.mean() > 4
+    for picture in made.permute(0, 2, 3, 1).numpy():
         assert tuple(picture[0, 0]) == (255, 255, 255)  # the ground stays
-        assert hue_at(picture)[0] == pytest.approx(120, abs=10)
-        assert 0.8 < (picture.min(-1) < 128).mean() / (first.min(-1) < 128).mean() < 1.2
+        assert hue_at(picture)[0] == pytest.approx(120, abs=12)
+        assert 0.8 < (picture.min(-1) < 128).mean() / (first.min(-1) < 128).mean() < 1.25
+
+
+def test_hue_and_back() -> None:
+    """As the standard library's colorsys has it, and back to the same."""
+    colors = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    hsv = _to_hsv(colors)
+    for row, column in itertools.product(range(0, 16, 5), repeat=2):
+        expected = colorsys.rgb_to_hsv(*colors[0, :, row, column].tolist())
+        assert [float(part[0, row, column]) for part in hsv] == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(_to_rgb(*hsv), colors, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -78,22 +92,45 @@ def test_what_has_no_color_of_its_own_is_left_alone(caption: Caption, picture: n
     assert list(recolored(caption, picture, random.Random(0), 99)) == []
 
 
-def test_a_pair_shows_both_side_by_side() -> None:
-    star, moon = Caption("bright sun", ("hot",), "a", ("sun", "daystar")), Caption("moon", (), "b")
-    both, picture = pair((star, disc("yellow")), (moon, disc("blue")))
-    names = ("a bright sun and a moon", "sun and moon", "a sun and a moon")
-    assert both == Caption("bright sun and moon", (), "a", names)
-    assert picture.shape == (64, 64, 3)
-    assert hue_at(picture, 16, 22)[0] == pytest.approx(60, abs=6)
-    assert hue_at(picture, 48, 22)[0] == pytest.approx(240, abs=6)
-    assert tuple(picture[4, 16]) == (255, 255, 255)
+def test_a_pair_shows_both() -> None:
+    """Side by side or one above the other, at half the size on white, and named so; couples for scoring are not made."""
+    captions = [Caption("sun", (), "a", ("daystar",)), Caption("moon", (), "b"), Caption("a very long name", (), "")]
+    images = torch.cat([to_tensor(disc(color)) for color in ("yellow", "blue", "red")])
+    made, sheets = pair_up(captions, images, 3, 400, seed=0)
+    assert len(made) == 400 and sheets.shape == (400, 3, 64, 64)
+    hues = {"sun": 60, "daystar": 60, "moon": 240}
+    seen = set()
+    for caption, sheet in zip(made, sheets.permute(0, 2, 3, 1).numpy(), strict=True):
+        words = caption.label.replace(",", " ,").split()
+        things = [word.removesuffix("s") if word == "suns" or word == "moons" else word for word in words]
+        things = [word for word in things if word in hues]
+        assert "long" not in caption.label
+        joint = " ".join(word for word in words if word not in {*hues, "a", "an"})
+        seen.add(joint)
+        if joint.startswith("two"):
+            things *= 2
+        if joint in ("under", "below"):
+            things.reverse()
+        if joint in ("over", "above", "on top of", "under", "below"):
+            points = [(32, 6), (32, 38)]
+        else:
+            points = [(16, 22), (48, 22)]
+        if joint == "":  # "sun sun": a name on its own says nothing of where
+            continue
+        for thing, (x, y) in zip(things, points, strict=True):
+            assert hue_at(sheet, x, y)[0] == pytest.approx(hues[thing], abs=8), caption
+        assert tuple(sheet[1, 1]) == (255, 255, 255)
+        if joint in ("and", "with", ",") and caption.names:
+            assert not is_kept("sun", "moon") or things != ["sun", "moon"]
+    assert {"and", "with", "next to", "over", "under", ","} <= seen
 
 
 def test_augment_is_the_same_every_time() -> None:
     known = [(Caption("ball", (), ""), disc("red")), (Caption("a very long name", (), ""), disc("blue"))]
-    once, again = (augment(known, copies=2, pairs=5, seed=3) for _ in range(2))
-    assert [c for c, _ in once] == [c for c, _ in again]
+    once, again = (recolor(known, 2, seed=3) for _ in range(2))
+    assert [caption for caption, _ in once] == [caption for caption, _ in again] and len(once) == 4
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(once, again, strict=True))
-    assert len(once) == 2 + 2 + 5
-    assert not any("long" in caption.label for caption, _ in once[4:])
-    assert augment(known, copies=0, pairs=0, seed=3) == []
+    captions, images = [caption for caption, _ in known], torch.cat([to_tensor(image) for _, image in known])
+    (one, first), (other, second) = (pair_up(captions, images, 2, 5, seed=3) for _ in range(2))
+    assert one == other and torch.equal(first, second) and len(one) == 5
+    assert recolor(known, 0, seed=3) == [] and pair_up(captions, images, 2, 0, seed=3)[0] == []

@@ -25,11 +25,11 @@ from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.models.autoencoder_kl import AutoencoderKL
 from gencli.train import image, score, state
-from gencli.train.augment import pair
+from gencli.train.augment import is_kept, pair_up
 from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.diffusion import LatentDataset
 from gencli.train.optim import learning_rate_factor, orthogonalize
-from gencli.train.pictures import read_pictures
+from gencli.train.pictures import Caption, read_pictures
 from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel
 from gencli.train.trainer import Progress
@@ -166,10 +166,15 @@ def test_variants_are_seen_in_place_of_the_pictures(pictures: Path, tmp_path: Pa
     assert (own, held) == (6, 0) and len(known) == len(pixels) > 18
     assert known[6:18] == [*known[:6], *known[:6]]
     assert not torch.equal(pixels[6:12], pixels[:6]) and not torch.equal(pixels[6:12], pixels[12:18])
-    latents = LatentDataset(known, torch.zeros(len(known), 4, 4, 4), torch.zeros(len(known), 4, 4, 4), own, held, 2)
-    picks = torch.cat([latents.pick(made, torch.Generator().manual_seed(seed)) for seed in range(200)])
-    assert set(picks.tolist()) == set(range(len(known)))
-    assert (picks >= 18).float().mean().item() == pytest.approx(made.extra_share, abs=0.1)
+    counts = [count for count, _ in collection.groups]
+    assert counts[0] == 18 and counts[2] == 2 and sum(counts) == len(known)
+    zeros = torch.zeros(len(known), 4, 4, 4)
+    latents = LatentDataset(known, zeros, zeros, own, collection.groups)
+    picks = torch.cat([latents.pick(made, torch.Generator().manual_seed(seed)) for seed in range(300)])
+    assert set(picks.tolist()) == set(range(len(known))) and latents.validation == 0
+    painted, pairs = ((picks >= first).float().mean().item() for first in (18, len(known) - 2))
+    assert painted == pytest.approx(made.recolor_share + made.pair_share, abs=0.05)
+    assert pairs == pytest.approx(made.pair_share, abs=0.05)
     assert {at.step for at in run(pictures, made) if at.stage == "diffusion"} == {1, 2}
 
 
@@ -315,14 +320,21 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 def test_both_halves_of_a_pair_are_recognised(pictures: Path) -> None:
     rows = image.find_captions(pictures, [])
     labels, images = [caption.label for _, caption in rows], read_pictures(pictures, [name for name, _ in rows], 128)
-    for one, other in itertools.permutations(range(4), 2):
-        known = [(rows[i][1], images[i].permute(1, 2, 0).numpy()) for i in (one, other)]
-        sheet = torch.from_numpy(pair(*known)[1].copy()).permute(2, 0, 1)[None]
-        task = score.Task("a pair", (labels[one], labels[other]))
-        nearest = score.nearest_labels(sheet, score.small(images), labels, task)
+    named = [Caption(f"x{index}", (), "") for index in range(len(labels))]  # whose pairs tell what they show
+    pairs, sheets = pair_up(named, images, len(images), 60, seed=0)
+    told = [
+        (pair.label.replace("an ", "").replace("a ", "").split(" and "), sheet)
+        for pair, sheet in zip(pairs, sheets, strict=True)
+    ]
+    told = [(names, sheet) for names, sheet in told if len(names) == 2 and names[0] != names[1]]
+    assert len(told) > 10
+    for (one, other), sheet in told:
+        task = score.Task("a pair", (one, other))
+        nearest = score.nearest_labels(sheet[None], score.small(images), [name.label for name in named], task)
         assert score.Drawing(task, 0, nearest, None).recognised
-        wrong = score.Task("a pair", (labels[other], labels[one]))
+        wrong = score.Task("a pair", (other, one))
         assert not score.Drawing(wrong, 0, nearest, None).recognised
+        assert not is_kept(one, other)
 
 
 def test_scores_of_a_checkpoint(pictures: Path, whole: tuple[Path, list[Progress]], tmp_path: Path) -> None:
@@ -339,7 +351,8 @@ def test_scores_of_a_checkpoint(pictures: Path, whole: tuple[Path, list[Progress
     first, second = (np.asarray(picture, dtype=float) for picture in two_seeds(model, drawn[0].task.prompt, 5))
     assert drawn[1].difference == pytest.approx(np.abs(first - second).mean(), abs=1e-3)
     pairs = list(score.score_pictures(model, pictures, [], count=9, steps=2, pairs=3))
-    assert len(pairs) == 3 and all(len(one.nearest) == 2 and " and a " in one.task.prompt for one in pairs)
+    assert pairs and all(len(one.nearest) == 2 and " and a" in one.task.prompt for one in pairs)
+    assert all(is_kept(*one.task.labels) for one in pairs)
     for line in ("red circle crimson", "no such thing\tword", "red circle\t"):
         words.write_text(line)
         with pytest.raises(GencliError, match="line 1: wants a label of the pictures"):
