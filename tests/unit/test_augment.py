@@ -93,7 +93,7 @@ def test_what_has_no_color_of_its_own_is_left_alone(caption: Caption, picture: n
 
 
 def test_a_pair_shows_both() -> None:
-    """Side by side or one above the other, at half the size on white, and named so; couples for scoring are not made."""
+    """Side by side or one above the other, half as large, on white, and named so. Couples for scoring are not made."""
     captions = [Caption("sun", (), "a", ("daystar",)), Caption("moon", (), "b"), Caption("a very long name", (), "")]
     images = torch.cat([to_tensor(disc(color)) for color in ("yellow", "blue", "red")])
     made, sheets = pair_up(captions, images, 3, 400, seed=0)

@@ -2,10 +2,10 @@
 
     python write_stories.py MODEL captions.jsonl -o written.jsonl.gz --batches 40
 
-MODEL is a folder in the hub's layout with a Llama (safetensors) that was trained on simple stories; the card says which.
-Half of the stories begin freely. The other half begin with a sentence about one of the things in captions.jsonl, so that
-they tell of more than the stories that the model was trained on. Some stories follow a line such as "A story about a
-cat.", so that a model that learns from them takes a request for what it is. Runs on a GPU.
+MODEL is a folder in the hub's layout with a Llama (safetensors) that was trained on simple stories; the card says
+which. Half of the stories begin freely. The other half begin with a sentence about one of the things in
+captions.jsonl, so that they tell of more than the stories that the model was trained on. Some stories follow a line
+such as "A story about a cat.", so that a model that learns from them takes a request for what it is. Runs on a GPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gzip
 import json
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -27,27 +28,32 @@ from torch import Tensor
 LENGTHS = (64, 128, 192, 256, 320)  # tokens that a captured step attends to; the last is a story's longest
 MIN_P = 0.03  # tokens less likely than this share of the likeliest are not drawn
 NAMES = (
-    "Anna Ben Clara Daniel Ella Finn Grace Henry Ivy Jack Kate Leo Mia Noah Olive Peter Rosa Sam Tara Will Zoe Amir Bella "
-    "Carlos Dina Emma Felix Gina Hugo Ida Jonas Kim Luna Max Nora Omar Pia Ravi Sofia Tom Uma Victor Wendy Yara Lily Tim"
-).split()
+    "Anna", "Ben", "Clara", "Daniel", "Ella", "Finn", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo", "Mia",
+    "Noah", "Olive", "Peter", "Rosa", "Sam", "Tara", "Will", "Zoe", "Amir", "Bella", "Carlos", "Dina", "Emma",
+    "Felix", "Gina", "Hugo", "Ida", "Jonas", "Kim", "Luna", "Max", "Nora", "Omar", "Pia", "Ravi", "Sofia", "Tom",
+    "Uma", "Victor", "Wendy", "Yara", "Lily", "Tim",
+)  # fmt: skip
 MOODS = (
-    "little big old young brave shy lazy clever kind hungry sleepy happy lonely funny tiny curious silly gentle".split()
-)
+    "little", "big", "old", "young", "brave", "shy", "lazy", "clever", "kind", "hungry", "sleepy", "happy",
+    "lonely", "funny", "tiny", "curious", "silly", "gentle",
+)  # fmt: skip
 PLACES = (
     "in a small village", "by the sea", "in the forest", "on a farm", "in a big city", "near a lake", "on a hill",
     "at school", "in a quiet house", "under the ground", "far away in the mountains", "on an island",
 )  # fmt: skip
 OPENINGS = (
-    "Once upon a time, there was a {mood} {thing}", "Once there was {a} {thing} who", "One day, {name} found {a} {thing}",
-    "{name} had {a} {thing}.", "{name} and {other} saw {a} {thing}", "There was once {a} {thing} that lived {place}.",
-    "Once upon a time, {place}, there lived a {mood} {thing}", "The {thing} was {mood}.", "{name} wanted {a} {thing}.",
-    "It was a sunny day {place}. {name}", "It was a rainy day, and {name}", "{name} was afraid of the {thing}.",
-    "Every morning, the {thing}", "{name} lived {place}.", "One cold night, {a} {mood} {thing}", "The {mood} {thing}",
+    "Once upon a time, there was a {mood} {thing}", "Once there was {a} {thing} who", "One day, {name} found {a}
+    {thing}", "{name} had {a} {thing}.", "{name} and {other} saw {a} {thing}", "There was once {a} {thing} that
+    lived {place}.", "Once upon a time, {place}, there lived a {mood} {thing}", "The {thing} was {mood}.", "{name}
+    wanted {a} {thing}.", "It was a sunny day {place}. {name}", "It was a rainy day, and {name}", "{name} was
+    afraid of the {thing}.", "Every morning, the {thing}", "{name} lived {place}.", "One cold night, {a} {mood}
+    {thing}", "The {mood} {thing}",
 )  # fmt: skip
 REQUESTS = (
-    "{thing}", "{a} {thing}", "The {thing}", "The {mood} {thing}", "A story about {a} {thing}.", "a story about {a} {thing}",
-    "Tell me a story about {a} {thing}.", "Write a story about {a} {thing}.", "Write a short story about {a} {thing}",
-    "A short story about {a} {thing}.", "tell me about {a} {thing}", "{name} and the {thing}", "What happened to the {thing}?",
+    "{thing}", "{a} {thing}", "The {thing}", "The {mood} {thing}", "A story about {a} {thing}.", "a story about
+    {a} {thing}", "Tell me a story about {a} {thing}.", "Write a story about {a} {thing}.", "Write a short story
+    about {a} {thing}", "A short story about {a} {thing}.", "tell me about {a} {thing}", "{name} and the {thing}",
+    "What happened to the {thing}?",
 )  # fmt: skip
 REQUESTED = 0.15  # share of stories that follow a request
 
@@ -218,7 +224,8 @@ def main() -> None:
                 kept += 1
                 text = requested(story, single, rng) if rng.random() < REQUESTED else story
                 file.write(json.dumps({"source": "tinystories:written", "title": "", "text": text}) + "\n")
-            print(json.dumps({"batch": batch + 1, "ended": made, "kept": kept}), flush=True)
+            sys.stdout.write(json.dumps({"batch": batch + 1, "ended": made, "kept": kept}) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
