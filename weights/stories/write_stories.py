@@ -28,10 +28,10 @@ from torch import Tensor
 LENGTHS = (64, 128, 192, 256, 320)  # tokens that a captured step attends to; the last is a story's longest
 MIN_P = 0.03  # tokens less likely than this share of the likeliest are not drawn
 NAMES = (
-    "Anna", "Ben", "Clara", "Daniel", "Ella", "Finn", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo", "Mia",
-    "Noah", "Olive", "Peter", "Rosa", "Sam", "Tara", "Will", "Zoe", "Amir", "Bella", "Carlos", "Dina", "Emma",
-    "Felix", "Gina", "Hugo", "Ida", "Jonas", "Kim", "Luna", "Max", "Nora", "Omar", "Pia", "Ravi", "Sofia", "Tom",
-    "Uma", "Victor", "Wendy", "Yara", "Lily", "Tim",
+    "Anna", "Ben", "Clara", "Daniel", "Ella", "Finn", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo", "Mia", "Noah",
+    "Olive", "Peter", "Rosa", "Sam", "Tara", "Will", "Zoe", "Amir", "Bella", "Carlos", "Dina", "Emma", "Felix",
+    "Gina", "Hugo", "Ida", "Jonas", "Kim", "Luna", "Max", "Nora", "Omar", "Pia", "Ravi", "Sofia", "Tom", "Uma",
+    "Victor", "Wendy", "Yara", "Lily", "Tim",
 )  # fmt: skip
 MOODS = (
     "little", "big", "old", "young", "brave", "shy", "lazy", "clever", "kind", "hungry", "sleepy", "happy",
@@ -42,18 +42,18 @@ PLACES = (
     "at school", "in a quiet house", "under the ground", "far away in the mountains", "on an island",
 )  # fmt: skip
 OPENINGS = (
-    "Once upon a time, there was a {mood} {thing}", "Once there was {a} {thing} who", "One day, {name} found {a}
-    {thing}", "{name} had {a} {thing}.", "{name} and {other} saw {a} {thing}", "There was once {a} {thing} that
-    lived {place}.", "Once upon a time, {place}, there lived a {mood} {thing}", "The {thing} was {mood}.", "{name}
-    wanted {a} {thing}.", "It was a sunny day {place}. {name}", "It was a rainy day, and {name}", "{name} was
-    afraid of the {thing}.", "Every morning, the {thing}", "{name} lived {place}.", "One cold night, {a} {mood}
-    {thing}", "The {mood} {thing}",
+    "Once upon a time, there was a {mood} {thing}", "Once there was {a} {thing} who",
+    "One day, {name} found {a} {thing}", "{name} had {a} {thing}.", "{name} and {other} saw {a} {thing}",
+    "There was once {a} {thing} that lived {place}.", "Once upon a time, {place}, there lived a {mood} {thing}",
+    "The {thing} was {mood}.", "{name} wanted {a} {thing}.", "It was a sunny day {place}. {name}",
+    "It was a rainy day, and {name}", "{name} was afraid of the {thing}.", "Every morning, the {thing}",
+    "{name} lived {place}.", "One cold night, {a} {mood} {thing}", "The {mood} {thing}",
 )  # fmt: skip
 REQUESTS = (
-    "{thing}", "{a} {thing}", "The {thing}", "The {mood} {thing}", "A story about {a} {thing}.", "a story about
-    {a} {thing}", "Tell me a story about {a} {thing}.", "Write a story about {a} {thing}.", "Write a short story
-    about {a} {thing}", "A short story about {a} {thing}.", "tell me about {a} {thing}", "{name} and the {thing}",
-    "What happened to the {thing}?",
+    "{thing}", "{a} {thing}", "The {thing}", "The {mood} {thing}", "A story about {a} {thing}.",
+    "a story about {a} {thing}", "Tell me a story about {a} {thing}.", "Write a story about {a} {thing}.",
+    "Write a short story about {a} {thing}", "A short story about {a} {thing}.", "tell me about {a} {thing}",
+    "{name} and the {thing}", "What happened to the {thing}?",
 )  # fmt: skip
 REQUESTED = 0.15  # share of stories that follow a request
 
