@@ -44,7 +44,8 @@ def named_model(env: str, default: str | None, what: str = "", example: str = "o
 class ModelSpec:
     """What loading a model depends on: if a field changes, it has to be loaded again. Hashable, as a key.
 
-    lora: PATH[:SCALE], each. threads: CPU threads; they belong to the process, and are not compared.
+    lora: PATH[:SCALE], each. ignore_config: keys of config.json that are taken to change nothing. threads: CPU threads;
+    they belong to the process, and are not compared.
     Raise UsageError for an unknown device or precision, and for an impossible number of threads.
     """
 
@@ -59,6 +60,7 @@ class ModelSpec:
         "Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
         "default scale: 1).", MODEL)
     allow_pickle: bool = ALLOW_PICKLE.field(False)
+    ignore_config: tuple[str, ...] = ()
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -74,3 +76,6 @@ class TextSpec(ModelSpec):
     """A language model."""
 
     model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL).field(TEXT_MODEL)
+    ignore_config: tuple[str, ...] = several(
+        str, "--ignore-config KEY", "A key of config.json that changes nothing (repeatable).", MODEL
+    )

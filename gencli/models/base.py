@@ -103,7 +103,7 @@ def read_config(
         more = f" and {len(named) - 6} more" if len(named) > 6 else ""
         raise GencliError(
             f"{file}: not supported: {', '.join(named[:6])}{more}",
-            "these keys may change the numbers, so gencli does not guess",
+            f"these keys may change the numbers, so gencli does not guess{getattr(cls, 'IGNORE', '')}",
         )
     missing = [
         f.name
@@ -116,10 +116,12 @@ def read_config(
 
 
 def _is_off(key: str, value: Any, raw: Mapping[str, Any]) -> bool:
-    """Return whether a config's value says that there is nothing of what its key names."""
+    """Return whether a config's value cannot steer a forward pass: it says that there is nothing, or is a name."""
+    if isinstance(value, str):  # the name of something, which no forward pass that is known reads
+        return True
     if key == "layer_types" and isinstance(value, list):
         return all(kind == "full_attention" for kind in value) and not raw.get("sliding_window")
-    return value is False or (isinstance(value, int | float | str | list | dict) and not value)
+    return value is False or (isinstance(value, int | float | list | dict) and not value)
 
 
 class BaseConfig:
@@ -129,6 +131,7 @@ class BaseConfig:
     files of one family carry the keys of another.
     """
 
+    IGNORE: ClassVar[str] = ""  # how a user may say that a key changes nothing
     INERT: ClassVar[frozenset[str]] = frozenset()
     ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     OFF_IS_INERT: ClassVar[bool] = False

@@ -31,6 +31,7 @@ from gencli.models.kv_cache import KeyValueCache
 from gencli.models.module import LanguageModel
 from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, apply_rotary_emb, check_pairs, with_rope
 
+IGNORE = "; --ignore-config KEY says that one does not"
 # Keys beside TRANSFORMERS_INERT that configs of decoders have and that change nothing in a forward pass.
 # `pretraining_tp` slices products; code named by `auto_map` is never run, as model_type says what a file is.
 DECODER_INERT = TRANSFORMERS_INERT | {
@@ -38,6 +39,7 @@ DECODER_INERT = TRANSFORMERS_INERT | {
     "is_llama_config", "transformers.js_config", "neftune_noise_alpha", "flash_attn", "use_flash_attn", "max_seq_len",
     "seq_length", "model_max_length", "pad_token", "keys_to_ignore_at_inference", "internal_version",
     "num_logits_to_keep", "residual_dropout", "attn_dropout", "unsloth_fixed", "unsloth_version",
+    "max_window_layers",  # where it is no field
 }  # fmt: skip
 
 LAYOUT = Layout(
@@ -50,6 +52,7 @@ LAYOUT = Layout(
 class DecoderConfig(BaseConfig):
     """The keys that all families have, under their names in config.json. Families add theirs, and their defaults."""
 
+    IGNORE = IGNORE
     INERT = DECODER_INERT
     OFF_IS_INERT = True
 

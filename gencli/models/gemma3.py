@@ -43,7 +43,8 @@ class Gemma3Config(gemma2.Gemma2Config):
     @classmethod
     def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(text := raw.get("text_config"), dict):
-            raw = {**{key: value for key, value in raw.items() if key not in VISION_KEYS}, **text}
+            around = {key: value for key, value in raw.items() if key not in VISION_KEYS}
+            raw = {**around, **text, "final_logit_softcapping": None}  # which the reference does not cap either
         raw = _with_ropes(gemma2.with_activation(raw))
         if (cap := raw.get("attn_logit_softcapping")) is not None:  # the reference reads the key and does not apply it
             raise GencliError(f"config.json: attn_logit_softcapping = {cap!r} is not supported")

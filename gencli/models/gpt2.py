@@ -39,6 +39,7 @@ class GPT2Config(BaseConfig):
         "summary_use_proj", "n_special", "predict_special_tokens", "output_past", "xla_device",
         "reorder_and_upcast_attn",  # upcasting changes rounding in half precision only
     }  # fmt: skip
+    IGNORE = "; --ignore-config KEY says that one does not"
     ONLY: ClassVar = {"add_cross_attention": (False,)}
     OFF_IS_INERT = True
 

@@ -23,8 +23,6 @@ class SmolLM3Config(WindowedConfig):
     `no_rope_layer_interval`th layer has none. With `use_sliding_window` the layers without RoPE have a window.
     """
 
-    INERT = decoder.DECODER_INERT | {"max_window_layers"}  # of Qwen2; SmolLM3 does not read it
-
     vocab_size: int = 128256
     hidden_size: int = 2048
     intermediate_size: int = 11008

@@ -68,6 +68,9 @@ def open_model(source: Source, spec: ModelSpec = NO_WISHES, *, adapters: Sequenc
     device = devices.pick_device(spec.device)
     checkpoint = open_checkpoint(source, allow_pickle=spec.allow_pickle)
     part, raw = language_model(checkpoint)
+    if unknown := [key for key in spec.ignore_config if key not in raw]:
+        raise GencliError(f"--ignore-config {unknown[0]}: the config of {source.name} has no such key")
+    raw = {key: value for key, value in raw.items() if key not in spec.ignore_config}
     tensors = part.tensors()
     layout = architecture(raw["model_type"]).LAYOUT
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}

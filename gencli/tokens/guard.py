@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
+from gencli.stderr import without_stderr
 from gencli.tokens import byte_level, clip, sentencepiece
 
 SECONDS = 2  # of processor time for a text, and
@@ -29,7 +30,7 @@ def library(what: str) -> Iterator[None]:
 
     A panic of Rust writes a page on stderr before it is raised; what comes there meanwhile is not shown.
     """
-    with _without_stderr():
+    with without_stderr():
         try:
             yield
         except GencliError:
@@ -38,23 +39,6 @@ def library(what: str) -> Iterator[None]:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise GencliError(f"{what}: {' '.join(str(error).split())[:200]}") from None
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    try:
-        before = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
 
 
 def is_known_to_be_quick(backend: Backend) -> bool:

@@ -6,6 +6,7 @@ The file is a protocol-buffers message (`sentencepiece_model.proto`), of which s
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ SPACE = "\u2581"  # ▁ stands for a space in pieces
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 BEGIN = "\ufdd0"  # no character; it stands before a text that alone gets the space of the beginning
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")  # a line: the bytes of a token in base64, and its rank
 PATTERNS = FIRST_SPACES, BEGIN_SPACES, MANY_SPACES, LAST_SPACES = r"\A +", f"{BEGIN} +", " {2,}", rf"{SPACE}+\z"
 ENDED = "is cut off or no SentencePiece model"
 
@@ -51,6 +53,11 @@ class Pieces:
 def read(path: Path) -> Pieces:
     """Read a `.model` file. Raises GencliError for a broken one, and for kinds that gencli does not support."""
     content = read_bytes(path)
+    if TIKTOKEN.match(content):
+        raise GencliError(
+            f"{path} is a file of tiktoken, which does not say how a text is split",
+            "a tokenizer.json does: the same model in transformers' layout has one",
+        )
     try:
         found = _parse(content)
     except (ValueError, IndexError, struct.error, KeyError) as error:

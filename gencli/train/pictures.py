@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.json_files import SIZE_LIMIT
+from gencli.stderr import without_stderr
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
     for index, name in enumerate(names):
         data = files.read(name)
         try:
-            with Image.open(io.BytesIO(data)) as opened:
+            with without_stderr(), Image.open(io.BytesIO(data)) as opened:
                 picture = opened.convert("RGBA")
         except Exception as error:  # Pillow raises many kinds for what is broken
             raise GencliError(f"{source}: {name} is no picture: {' '.join(str(error).split())[:120]}") from None

@@ -255,12 +255,12 @@ def test_max_positions(name: str, positions: int, tmp_path: Path) -> None:
     assert load(make_decoder(tmp_path, BY_NAME[name])).max_length == positions
 
 
-@pytest.mark.parametrize("layout", ["hub", "saved"])
+@pytest.mark.parametrize(("layout", "cap"), [("hub", None), ("saved", None), ("hub", 0.5)])
 @torch.inference_mode()
-def test_text_model_of_a_gemma_with_a_vision_tower(layout: str, tmp_path: Path) -> None:
+def test_text_model_of_a_gemma_with_a_vision_tower(layout: str, cap: float | None, tmp_path: Path) -> None:
     import transformers
 
-    text = {**BY_NAME["gemma3-linear"].config("old"), "architectures": None, "final_logit_softcapping": None}
+    text = {**BY_NAME["gemma3-linear"].config("old"), "architectures": None, "final_logit_softcapping": cap}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
     raw = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "mm_tokens_per_image": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 from pathlib import Path
@@ -106,6 +107,15 @@ def test_added_tokens_follow_the_vocabulary(tmp_path):
 def test_other_classes_are_refused(tmp_path):
     with pytest.raises(GencliError, match="'XLMRobertaTokenizer' is not supported"):
         make(tmp_path, "t5", tokenizer_class="XLMRobertaTokenizer")
+
+
+def test_a_file_of_tiktoken_is_named(tmp_path):
+    """Llama 3's original download has one under the name of SentencePiece's."""
+    lines = [f"{base64.b64encode(bytes([i])).decode()} {i}" for i in range(256)]
+    (tmp_path / "tokenizer.model").write_text("\n".join(lines) + "\n")
+    with pytest.raises(GencliError, match=r"tokenizer\.model is a file of tiktoken") as caught:
+        load_tokenizer(tmp_path)
+    assert "tokenizer.json" in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["word", "char"])

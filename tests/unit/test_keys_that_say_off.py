@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.models.llama import LlamaConfig
+from gencli.spec import TextSpec
 from gencli.text.load import open_model
 from tests.tiny.scripted import END, bytes_tokenizer, make_scripted
 from tests.tiny.text import write_json
@@ -21,6 +22,7 @@ OFF: dict[str, Any] = {
     "neftune_noise_alpha": 5, "layer_types": ["full_attention"], "use_sliding_window": False, "num_experts": 0,
     "add_cross_attention": False, "tie_encoder_decoder": False, "output_router_logits": False, "mlp_only_layers": [],
     "use_qk_norm": False, "residual_dropout": 0.0, "attn_dropout": 0.1, "flash_attn": True, "max_seq_len": 64,
+    "made_with": "a tool", "attention_kernel": "sdpa", "use_moe": False, "max_window_layers": 4,
 }  # fmt: skip
 
 
@@ -40,6 +42,18 @@ def test_what_is_off_is_ignored(key: str):
 def test_what_is_on_is_refused(keys: dict[str, Any]):
     with pytest.raises(GencliError, match="not supported"):
         LlamaConfig.from_dict(LLAMA | keys)
+
+
+def test_a_key_that_the_user_says_changes_nothing(tmp_path: Path):
+    made = bytes_tokenizer(END)
+    make_scripted(tmp_path, made, made.encode("ab").ids, 2, config={"num_rings": 3})
+    source = Source("tiny", tmp_path, "folder")
+    with pytest.raises(GencliError, match="num_rings = 3") as caught:
+        open_model(source)
+    assert caught.value.hint.endswith("--ignore-config KEY says that one does not")
+    assert open_model(source, TextSpec(ignore_config=("num_rings",))).max_length == 256
+    with pytest.raises(GencliError, match="--ignore-config num_ring: the config of tiny has no such key"):
+        open_model(source, TextSpec(ignore_config=("num_ring",)))
 
 
 def test_no_token_and_a_buffer_in_the_index(tmp_path: Path):

@@ -20,7 +20,7 @@ from gencli.tokens.byte_level import QWEN2_WORDS
 from gencli.tokens.decode import BYTE_OF, byte_level_bytes, make_steps
 from tests.oracles.libraries import transformers
 from tests.oracles.padding import encode_padded
-from tests.tiny.scripted import bytes_tokenizer
+from tests.tiny.scripted import bytes_tokenizer, pieces_tokenizer
 from tests.tiny.text import END, START, TEXTS, bpe_files, make_clip_tokenizer, make_tokenizer, write_json
 
 LAYOUTS = ["json", "vocab", "clip", "clip pad !", "clip saved", "clip pad ! saved"]
@@ -203,6 +203,19 @@ def test_a_prefix_space_that_tokenizer_config_asks_for(tmp_path, named, value):
                 assert ids == made.encode(text).ids
             else:
                 assert ids == transformers.AutoTokenizer.from_pretrained(tmp_path)(text).input_ids, (own, text)
+
+
+def test_a_files_own_normaliser_is_followed(tmp_path):
+    """Of a Llama: transformers 4 follows it too, whose ids these are; 5 makes its own in its place."""
+    pieces_tokenizer("llama").save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizerFast"})
+    recorded = {
+        "Once upon a time": [1, 274, 259, 267, 268, 114, 261, 259, 269, 278],
+        " Once": [1, 259, 274],
+        "Once</s>time": [1, 274, 2, 278],
+    }
+    tokenizer = load_tokenizer(tmp_path)
+    assert {text: tokenizer.encode(text) for text in recorded} == recorded
 
 
 def test_special_tokens_that_are_always_words(tmp_path):

@@ -20,6 +20,7 @@ from gencli.errors import GencliError
 from gencli.image.files import inputs, metadata, recipes
 from gencli.image.files.texts import BROKEN, EXIF_IFD, MAKER_NOTE, OWN_NOTE, USER_COMMENT, read_texts
 from gencli.image.request import ImageRequest
+from gencli.stderr import without_stderr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,8 +150,8 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     where = "stdin" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(Path(source))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd files are not for users
+        with warnings.catch_warnings(), without_stderr():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files are not for users, nor are libtiff's
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=READABLE)
             if picture.width * picture.height > PIXEL_LIMIT:
