@@ -1,7 +1,8 @@
-"""LoRA files of image models, merged into the weights as they are loaded: diffusers', kohya's and peft's.
+"""LoRA files of image models, merged into the weights as they are loaded: those of diffusers, kohya's trainer, peft,
+LyCORIS and ComfyUI; also LoHa, LoKr and DoRA (see `deltas`).
 
-W becomes W + Σ scale · (alpha / r) · up · down, in float32 and rounded once (see `lora`). For a convolution both are
-convolutions, down (r, in, h, w) and up (out, r, 1, 1). Without an alpha in the file, alpha is r.
+W becomes W + Σ scale · (alpha / r) · Δ, in float32 and rounded once (see `lora`). For a convolution down and up are
+convolutions, (r, in, h, w) and (out, r, 1, 1). Without an alpha in the file, alpha is r.
 
 diffusers names a module by its path (`unet.mid_block.….to_q.lora_A.weight`), and did so differently in older files
 (`….attn1.processor.to_q_lora.down.weight`, `….q_proj.lora_linear_layer.up.weight`). kohya's trainer writes the path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from gencli.checkpoints.assets import LORA_STEM, PEFT_CONFIG, PEFT_STEM, LoraRef
 from gencli.checkpoints.build import FLOATS
+from gencli.checkpoints.deltas import ALPHA, DORA_SCALE, LORA, MAGNITUDE, Delta, Method, method_of
 from gencli.checkpoints.formats.stable_diffusion_unet import INSIDE, Level, original_places
 from gencli.checkpoints.layout import SAFETENSORS, find_pickles, some
 from gencli.checkpoints.lora import (
@@ -45,28 +47,29 @@ METADATA = "lora_adapter_metadata"  # the key of the header under which diffuser
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 1280: "the XL refiner"}
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 # A tensor's name becomes MODULE:SIDE, and MODULE becomes PART:MODULE. The first row that matches counts.
+NAMED = r"(?:\.[\w-]+)?"  # the adapter's name in peft: default, default_0, …
 SIDES = (
-    Rename(r"(.+?)\.lora_A(?:\.default)?\.weight", r"\1:down"),
-    Rename(r"(.+?)\.lora_B(?:\.default)?\.weight", r"\1:up"),
-    Rename(r"(.+?)(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(down|up)\.weight", r"\1:\2"),
-    Rename(r"(.+?)\.alpha", r"\1:alpha"),
+    Rename(rf"(.+?)\.lora_A{NAMED}\.weight", r"\1:down"),
+    Rename(rf"(.+?)\.lora_B{NAMED}\.weight", r"\1:up"),
+    Rename(r"(.+?)(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(down|up|mid)\.weight", r"\1:\2"),
+    Rename(rf"(.+?)\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)){NAMED}", r"\1:\2"),
+    Rename(rf"(.+?)\.lora_magnitude_vector{NAMED}(?:\.weight)?", rf"\1:{MAGNITUDE}"),
+    Rename(r"(.+?)\.(alpha|dora_scale)", r"\1:\2"),
 )
 PARTS = (
-    Rename(r"(?:lora_unet_|unet\.)(.+)", rf"{UNET}:\1"),
-    Rename(r"(?:lora_te1?_|text_encoder\.)(.+)", rf"{TEXT}:\1"),
-    Rename(r"(?:lora_te2_|text_encoder_2\.)(.+)", rf"{TEXT_2}:\1"),
+    Rename(r"(?:lora_te1?_|text_encoder\.|text_encoders\.clip_l\.(?:transformer\.)?)(.+)", rf"{TEXT}:\1"),
+    Rename(r"(?:lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.(?:transformer\.)?)(.+)", rf"{TEXT_2}:\1"),
+    Rename(r"lycoris_(text_model_.+)", rf"{TEXT}:\1"),
+    Rename(r"(?:lora_unet_|lycoris_unet_|lycoris_|unet\.|diffusion_model\.)(.+)", rf"{UNET}:\1"),
     # The first files of diffusers, and PEFT folders, have no prefix.
     Rename(r"((?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\b.*)", rf"{UNET}:\1"),
     Rename(r"((?:text_model\.)?encoder\b.*)", rf"{TEXT}:\1"),
 )
+KINDS = ("LORA", "LOHA", "LOKR")  # `peft_type`s
 # Other parameter-efficient methods, by a pattern in their tensor names.
 OTHERS = (
-    (r"\.hada_", "LoHa"),
-    (r"\.lokr_", "LoKr"),
-    (r"\.dora_scale|lora_magnitude_vector", "DoRA"),
     (r"[._]b?oft_|\.oft_diag|\.boft", "OFT"),
     (r"\.on_input", "(IA)³"),
-    (r"\.lora_mid\.", "a LoRA with a third matrix (Tucker's)"),
     (r"lora_(B|up)(\.default)?\.bias|\.lora\.up\.bias", "a LoRA with biases"),
     (r"\.diff(_b)?$|\.[wb]_norm$", "a file with changes of whole weights"),
     (r"\.[ab][12]\.weight$", "GLoRA"),
@@ -115,7 +118,7 @@ class ImageLora:
         for part in self.modules:
             config = {key.removeprefix(f"{part}."): value for key, value in raw.items() if key.startswith(f"{part}.")}
             if config:
-                check_peft_config({"peft_type": "LORA", **config}, f"{self.path}, {METADATA} of {part}")
+                check_peft_config({"peft_type": "LORA", **config}, f"{self.path}, {METADATA} of {part}", KINDS)
                 configs[part] = config
         return configs
 
@@ -138,30 +141,52 @@ class ImageLora:
             taken[path] = module
             rank = self._rank(tensors, model.get_submodule(path), f"{part}.{path}")
             scale = self.scale * self._alpha_scale(part, module, tensors, rank)
-            changes[f"{path}.weight"].products.append((self.tensors, (tensors["down"], tensors["up"]), scale))
+            changes[f"{path}.weight"].deltas.append(Delta(self.tensors, tensors, scale))
 
-    def _rank(self, tensors: Mapping[str, str], module: nn.Module, where: str) -> int:
-        """Return r of down (r, in, …) and up (out, r, …). Raise GencliError if they are missing or do not fit."""
-        name = next(iter(tensors.values()))
-        if lost := [side for side in ("down", "up") if side not in tensors]:
+    def _rank(self, tensors: Mapping[str, str], module: nn.Module, where: str) -> int | None:
+        """Return r of a module's factors, None if both are whole (LoKr). Raise GencliError if they are missing or do
+        not fit."""
+        name, method = next(iter(tensors.values())), method_of(tensors)
+        if lost := [sides[-1] for sides in method.needs if not set(sides) & tensors.keys()]:
             raise GencliError(f"{self.path}: {name!r:.120} has no {' and no '.join(lost)} beside it")
-        for name in (tensors["down"], tensors["up"]):
+        for name in (name for side, name in tensors.items() if side != ALPHA):
             if (dtype := self.tensors.dtype(name)) not in FLOATS:
                 raise GencliError(f"{self.path}: {name} is stored as {dtype}, not as one of {', '.join(FLOATS)}")
-        down, up = (self.tensors.shape(tensors[side]) for side in ("down", "up"))
         weight = module.weight
         assert isinstance(weight, Tensor)
-        fits = len(down) >= 2 and len(up) >= 2 and down[0] == up[1] > 0 and len(_squeeze(up)) <= 2
-        if not fits or (up[0], *_squeeze(down[1:])) != (weight.shape[0], *_squeeze(weight.shape[1:])):
+        if not self._fits(tensors, method, tuple(weight.shape)):
+            sides = [name for side, name in tensors.items() if side != ALPHA]
+            partners = " and ".join(str(list(self.tensors.shape(name))) for name in sides[1:])
             raise GencliError(
-                f"{self.path} does not fit: {tensors['down']!r:.120} is {list(down)}, its partner {list(up)}, "
-                f"and {where} {list(weight.shape)}",
+                f"{self.path} does not fit: {sides[0]!r:.120} is {list(self.tensors.shape(sides[0]))}, its partner "
+                f"{partners}, and {where} {list(weight.shape)}",
                 self.made_for(),
             )
-        return down[0]
+        return next((self.tensors.shape(tensors[side])[0] for side in method.rank if side in tensors), None)
 
-    def _alpha_scale(self, part: str, module: str, tensors: Mapping[str, str], rank: int) -> float:
-        """Return alpha / r, from the file's alpha, else peft's config, else 1."""
+    def _fits(self, tensors: Mapping[str, str], method: Method, shape: tuple[int, ...]) -> bool:
+        """Return whether the factors make a weight of this shape, (out, in, …)."""
+        ranks = [self.tensors.shape(tensors[side])[:1] for side in method.rank if side in tensors]
+        if any(not rank or rank[0] < 1 for rank in ranks):
+            return False
+        if method is LORA and "mid" not in tensors:
+            down, up = (self.tensors.shape(tensors[side]) for side in ("down", "up"))
+            fits = len(down) >= 2 and len(up) >= 2 and down[0] == up[1] and len(_squeeze(up)) <= 2
+            if not fits or (up[0], *_squeeze(down[1:])) != (shape[0], *_squeeze(shape[1:])):
+                return False
+        try:
+            made = Delta(self.tensors, tensors, 1.0).shape()
+        except (RuntimeError, IndexError):
+            return False
+        numbers = {MAGNITUDE: shape[:1], DORA_SCALE: shape[:2]}
+        sizes = {side: math.prod(self.tensors.shape(tensors[side])) for side in numbers if side in tensors}
+        if any(size not in numbers[side] for side, size in sizes.items()):
+            return False
+        return made[0] == shape[0] and math.prod(made) == math.prod(shape)
+
+    def _alpha_scale(self, part: str, module: str, tensors: Mapping[str, str], rank: int | None) -> float:
+        """Return alpha / r, from the file's alpha, else peft's config, else 1. Where nothing has a rank, alpha counts
+        for nothing, as in LyCORIS."""
         if "alpha" in tensors:
             name = tensors["alpha"]
             if math.prod(self.tensors.shape(name)) != 1:
@@ -169,10 +194,11 @@ class ImageLora:
             alpha = float(self.tensors.get(name))
             if not math.isfinite(alpha):
                 raise GencliError(f"{self.path}: {name} is {alpha}")
-            return alpha / rank
+            return 1.0 if rank is None else alpha / rank
         if part in self.peft_configs:
             where = self.path.parent / PEFT_CONFIG if self.path.name.startswith(PEFT_STEM) else self.path
-            return peft_scale(where, self.peft_configs[part], module, rank)
+            config = self.peft_configs[part]
+            return peft_scale(where, config, module, config.get("r", 8) if rank is None else rank)
         return 1.0
 
     def made_for(self) -> str | None:
@@ -228,7 +254,7 @@ def _open(path: Path, allow_pickle: bool) -> tuple[Path, Tensors, Mapping[str, A
         raise GencliError(f"--lora {path}: no such file or folder")
     if (path / PEFT_CONFIG).is_file():
         tensors = open_peft_tensors(path, allow_pickle=allow_pickle)
-        return tensors.files[0], tensors, read_peft_config(path)
+        return tensors.files[0], tensors, read_peft_config(path, KINDS)
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     safetensors, pickles = [name for name in names if name.endswith(SAFETENSORS)], find_pickles(names)
     files = [name for name in safetensors if name == f"{LORA_STEM}{SAFETENSORS}"] or safetensors
@@ -244,7 +270,7 @@ def _open(path: Path, allow_pickle: bool) -> tuple[Path, Tensors, Mapping[str, A
 
 
 class Key(NamedTuple):
-    """A parsed tensor name. side: down (r, in), up (out, r), or alpha."""
+    """A parsed tensor name. side: down (r, in), up (out, r), alpha, or another of `deltas`."""
 
     part: str
     module: str
@@ -255,9 +281,9 @@ def read_key(name: str) -> Key | None:
     """Parse a tensor name; None for an unknown form. Raise GencliError for a method that is not supported."""
     for pattern, what in OTHERS:
         if re.search(pattern, name):
-            raise GencliError(f"{what} is not supported ({name!r:.120})", "gencli knows plain LoRA")
+            raise GencliError(f"{what} is not supported ({name!r:.120})", "gencli knows LoRA, LoHa, LoKr and DoRA")
     module, _, side = (_first(SIDES, name) or "").rpartition(":")
-    renamed = _first(PARTS, module.removeprefix(PEFT_PREFIX).replace(".processor.", "."))
+    renamed = _first(PARTS, module.replace(PEFT_PREFIX, "", 1).replace(".processor.", "."))
     if renamed is None:
         return None
     part, _, module = renamed.partition(":")

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gencli.checkpoints.assets import PEFT_CONFIG, PEFT_STEM, LoraRef
 from gencli.checkpoints.build import FLOATS
+from gencli.checkpoints.deltas import MAGNITUDE, Delta
 from gencli.checkpoints.layout import BIN, SAFETENSORS
 from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
@@ -33,7 +33,8 @@ INERT = frozenset(
     """auto_mapping peft_version task_type revision inference_mode lora_dropout target_modules exclude_modules
     layers_to_transform layers_pattern fan_in_fan_out megatron_core qalora_group_size eva_config runtime_config
     inject_adapter peft_type base_model_name_or_path r lora_alpha use_rslora rank_pattern alpha_pattern
-    modules_to_save bias init_lora_weights""".split()  # noqa: SIM905
+    modules_to_save bias init_lora_weights use_dora alpha init_weights rank_dropout rank_dropout_scale module_dropout
+    use_effective_conv2d decompose_both decompose_factor""".split()  # noqa: SIM905
 )
 # Other initialisations change the base weights, and the adapter is the difference from those.
 INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -41,10 +42,10 @@ INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass
 class Change:
-    """The change of one parameter: a tensor that replaces it, if any, and products that are added."""
+    """The change of one parameter: a tensor that replaces it, if any, and what is then added, one after the other."""
 
     replacement: tuple[Tensors, str] | None = None
-    products: list[tuple[Tensors, tuple[str, str], float]] = field(default_factory=list)  # (A, B), scale
+    deltas: list[Delta] = field(default_factory=list)
 
     def apply(self, old: Tensor, fan_in_fan_out: bool) -> Tensor:
         """Return the new value, computed in float32. fan_in_fan_out: the weight is stored (in, out)."""
@@ -53,10 +54,8 @@ class Change:
             tensors, name = self.replacement
             new = tensors.get(name).to(old.device)
         new = new.float()
-        for tensors, pair, scale in self.products:
-            a, b = (tensors.get(name).to(old.device, torch.float32) for name in pair)  # (r, in, …), (out, r, …)
-            product = (b.flatten(1) @ a.flatten(1)).mul_(scale)  # of a convolution: (r, in, h, w), (out, r, 1, 1)
-            new = new + (product.T if fan_in_fan_out else product.view_as(new))
+        for delta in self.deltas:
+            new = delta.apply(new.T).T if fan_in_fan_out else delta.apply(new)
         return new.to(old.dtype).contiguous()
 
 
@@ -90,22 +89,21 @@ def transposed(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding | Conv1D)
 
 
-def read_peft_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json. Raise GencliError for any key that changes the numbers and is not supported."""
+def read_peft_config(folder: Path, kinds: tuple[str, ...] = ("LORA",)) -> dict[str, Any]:
+    """Read adapter_config.json, of one of these `peft_type`s. Raise GencliError for any key that changes the numbers
+    and is not supported."""
     file = folder / PEFT_CONFIG
     if not file.is_file():
         raise GencliError(f"{folder} has no {PEFT_CONFIG}", "--lora takes a folder that peft's save_pretrained wrote")
     raw = read_json(file)
-    check_peft_config(raw, file)
+    check_peft_config(raw, file, kinds)
     return raw
 
 
-def check_peft_config(raw: Mapping[str, Any], file: Path | str) -> None:
+def check_peft_config(raw: Mapping[str, Any], file: Path | str, kinds: tuple[str, ...] = ("LORA",)) -> None:
     """Raise GencliError for any key that changes the numbers and is not supported."""
-    if raw.get("peft_type") != "LORA":
-        raise GencliError(f"{file}: peft_type = {raw.get('peft_type')!r:.60} is not supported", "gencli knows LORA")
-    if raw.get("use_dora"):
-        raise GencliError(f"{file}: use_dora = true (DoRA) is not supported")
+    if (kind := raw.get("peft_type")) not in kinds:
+        raise GencliError(f"{file}: peft_type = {kind!r:.60} is not supported", f"gencli knows {', '.join(kinds)}")
     if raw.get("bias", "none") != "none":
         raise GencliError(f"{file}: bias = {raw['bias']!r:.60} is not supported", "gencli knows bias = 'none'")
     initialisation = raw.get("init_lora_weights", True)
@@ -143,6 +141,10 @@ def _plan(
     """Add the changes of one adapter to `changes`, from headers, before any tensor is read."""
     where, modules = adapter.path, dict(model.named_modules())
     for name in tensors:
+        if owner := re.fullmatch(r"(.+)\.lora_magnitude_vector(\.weight)?", name):  # taken with its A
+            if f"{owner[1]}.lora_A.weight" not in tensors:
+                raise GencliError(f"{where}: {name!r} has no lora_A beside it")
+            continue
         matrix = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.weight)?", name)
         path = matrix[1] if matrix else re.sub(r"(\.base_layer|\.modules_to_save)?\.(weight|bias)$", "", name)
         path = path.removeprefix(PEFT_PREFIX)
@@ -162,7 +164,11 @@ def _plan(
         if matrix[3] == "A":
             rank = _rank(where, tensors, (name, partner), module, embedding=bool(matrix[2]))
             scale = adapter.scale * peft_scale(where / PEFT_CONFIG, config, path, rank)
-            changes[target].products.append((tensors, (name, partner), scale))
+            names = {"down": name, "up": partner}
+            if magnitude := next((one for one in _magnitudes(matrix[1]) if one in tensors), None):
+                _check_magnitude(where, tensors, magnitude, module)
+                names[MAGNITUDE] = magnitude
+            changes[target].deltas.append(Delta(tensors, names, scale))
 
 
 def _rank(where: Path, tensors: Tensors, pair: tuple[str, str], module: nn.Module, *, embedding: bool) -> int:
@@ -179,10 +185,23 @@ def _rank(where: Path, tensors: Tensors, pair: tuple[str, str], module: nn.Modul
     return a[0]
 
 
+def _magnitudes(path: str) -> tuple[str, str]:
+    """Return the names under which peft keeps DoRA's magnitudes of a module."""
+    return f"{path}.lora_magnitude_vector", f"{path}.lora_magnitude_vector.weight"
+
+
+def _check_magnitude(where: Path, tensors: Tensors, name: str, module: nn.Module) -> None:
+    """Raise GencliError unless there is a magnitude for each output of a module."""
+    weight = module.get_parameter("weight")
+    outputs = weight.shape[1] if transposed(module) else weight.shape[0]
+    if tensors.dtype(name) not in FLOATS or math.prod(tensors.shape(name)) != outputs:
+        raise GencliError(f"{where}: {name!r} is {list(tensors.shape(name))}, not {outputs} numbers")
+
+
 def peft_scale(file: Path | str, config: Mapping[str, Any], path: str, rank: int) -> float:
     """Return alpha / r, or alpha / √r, of a module. Raise GencliError if its tensors' rank is not the config's."""
     r = _match_pattern(config.get("rank_pattern"), path, config.get("r", 8))
-    alpha = _match_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
+    alpha = _match_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", config.get("alpha", 8)))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise GencliError(f"{file}: lora_alpha = {alpha!r:.60} is no number")
     if r != rank or rank == 0:

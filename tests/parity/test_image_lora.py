@@ -261,11 +261,12 @@ GOOD = {f"{Q}.lora_down.weight": torch.ones(2, 64), f"{Q}.lora_up.weight": torch
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({f"{Q}.hada_w1_a": torch.ones(2, 2)}, "LoHa is not supported"),
-        ({f"{Q}.lokr_w1": torch.ones(2, 2)}, "LoKr is not supported"),
-        ({**GOOD, f"{Q}.dora_scale": torch.ones(64)}, "DoRA is not supported"),
-        ({"unet.mid_block.x.to_q.lora_magnitude_vector": torch.ones(64)}, "DoRA is not supported"),
-        ({**GOOD, f"{Q}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "third matrix"),
+        ({f"{Q}.hada_w1_a": torch.ones(2, 2)}, "no hada_w1_b and no hada_w2_a and no hada_w2_b beside it"),
+        ({f"{Q}.lokr_w1": torch.ones(2, 2)}, "has no lokr_w2_a and no lokr_w2_b beside it"),
+        ({f"{Q}.lokr_w1": torch.ones(2, 2), f"{Q}.lokr_w2": torch.ones(3, 2)}, "does not fit"),
+        ({**GOOD, f"{Q}.dora_scale": torch.ones(63)}, "does not fit"),
+        ({f"{Q}.lora_magnitude_vector": torch.ones(64)}, "has no down and no up beside it"),
+        ({**GOOD, f"{Q}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "does not fit"),
         ({**GOOD, f"{Q}.diff": torch.ones(64, 64)}, "changes of whole weights"),
         ({f"{Q}.oft_blocks": torch.ones(2, 2)}, "OFT is not supported"),
         ({**GOOD, "something.else": torch.ones(1)}, "1 of 3 names are of no LoRA for pictures"),
@@ -321,9 +322,9 @@ def test_files_and_folders_that_are_none(bases, tmp_path):
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:-9])
     assert "broken" in error_of(folder, LoraRef(tmp_path / "a.safetensors"))
     save_file(GOOD, tmp_path / "b.safetensors", {"lora_adapter_metadata": "[1"})
-    assert "no table in JSON" in error_of(folder, LoraRef(tmp_path / "b.safetensors"))
-    save_file(GOOD, tmp_path / "b.safetensors", {"lora_adapter_metadata": json.dumps({"unet.use_dora": True})})
-    assert "use_dora" in error_of(folder, LoraRef(tmp_path / "b.safetensors"))
+    assert "not valid JSON" in error_of(folder, LoraRef(tmp_path / "b.safetensors"))
+    save_file(GOOD, tmp_path / "b.safetensors", {"lora_adapter_metadata": json.dumps({"unet.lora_bias": True})})
+    assert "lora_bias" in error_of(folder, LoraRef(tmp_path / "b.safetensors"))
 
 
 def test_pickles_are_opened_when_that_is_said(bases, tmp_path):

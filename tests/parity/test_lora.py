@@ -54,6 +54,8 @@ ADAPTERS: dict[str, tuple[str, list[dict]]] = {
         "llama",
         [{"target_modules": ["q_proj", "up_proj"]}, {"target_modules": ["q_proj", "o_proj"], "use_rslora": True}],
     ),
+    "llama, DoRA": ("llama", [{"target_modules": ["q_proj", "down_proj"], "use_dora": True}]),
+    "gpt2, DoRA": ("gpt2", [{"target_modules": ["c_attn", "c_fc"], "use_dora": True, "fan_in_fan_out": True}]),
     "phi3, fused": ("phi3", [{"target_modules": ["qkv_proj", "gate_up_proj"], "lora_alpha": 32}]),
     "phi3, everything linear": ("phi3", [{"target_modules": "all-linear", "use_rslora": True}]),
 }
@@ -153,7 +155,7 @@ def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"use_dora": True}, "use_dora = true (DoRA) is not supported"),
+        ({"lora_bias": True}, "not supported: lora_bias"),
         ({"bias": "lora_only"}, "bias = 'lora_only' is not supported"),
         ({"peft_type": "LOHA"}, "peft_type = 'LOHA' is not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),
@@ -189,7 +191,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t: t.update({f"{Q}x.lora_A.weight": torch.zeros(4, 32)}), "q_projx.lora_A.weight' fits no module"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(32)}), "'model.norm.weight' fits no module"),
         (lambda t: t.update({"base_model.model.model.norm.weight": torch.zeros(32)}), "norm.weight' fits no module"),
-        (lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.zeros(32)}), "lora_magnitude_vector' fits no module"),
+        (lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.zeros(31)}), "is [31], not 32 numbers"),
         (lambda t: t.update({f"{Q}.lora_A.weight": torch.zeros(4, 31)}), "is [4, 31], its B [32, 4]: no fit for"),
         (lambda t: t.update({f"{Q}.lora_A.weight": torch.zeros(4)}), "is [4], its B [32, 4]: no fit for"),
         (lambda t: t.update({f"{Q}.lora_A.weight": torch.zeros(4, 32).int()}), "is stored as I32"),
