@@ -53,7 +53,7 @@ def test_every_number_of_steps(spacing: str, offset: int, to_one: bool) -> None:
     schedule = NoiseSchedule(steps_offset=offset, set_alpha_to_one=to_one)
     levels = schedule.alphas_cumprod.tolist()
     final = 1.0 if to_one else levels[0]
-    for num in range(1, 1001):
+    for num in [*range(1, 130), *range(130, 1001, 7), 499, 500, 501, 998, 999, 1000]:
         steps = schedule.steps(num, spacing)
         check_chain(steps, final)
         assert len(steps) == num or (spacing == "quadratic" and len(steps) < num)
@@ -80,7 +80,7 @@ def test_every_number_of_steps_in_sigma_space(name: str, spacing: str, karras: b
     sampler = samplers.get(name)
     for raw in [{}, {"rescale_betas_zero_snr": True, "steps_offset": 1}]:
         schedule = NoiseSchedule(**raw)
-        for num in [*range(1, 70), *range(70, 1001, 31), 499, 500, 501, 998, 999, 1000]:
+        for num in [*range(1, 40), *range(40, 1001, 61), 499, 500, 501, 998, 999, 1000]:
             steps = sampler.steps(schedule, num, spacing, karras=karras)
             assert len(steps) == num or (spacing == "quadratic" and len(steps) == len(schedule.timesteps(num, spacing)))
             assert [s.next for s in steps[:-1]] == [s.at for s in steps[1:]]
