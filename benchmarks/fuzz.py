@@ -13,6 +13,7 @@ Inputs run in this process's forks, a batch each, which the system ends when the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -32,7 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a pool of threads does not outlive a fork
 
 SECONDS, MEMORY, MESSAGE = 5, 2**30, 2048
 PATIENCE = 120  # seconds by the clock, for what waits and does not work
-BATCH = 200
+BATCH = 500
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.5, 4.0, 1e308, float("nan"),
     float("inf"), "", "a", " ", "\0", "../x", "/etc/passwd", "\ud800", "x" * 5000, "é" * 300, [], {}, [[]], [0], [None],
@@ -226,6 +227,9 @@ def main() -> int:
             root = Path(folder) / name.replace(" ", "-") / "inside"
             root.mkdir(parents=True)
             kind, tally, number = KINDS[name](name, root), Tally(), args.first
+            kind.changed = kind.files[0] if kind.files else None
+            with contextlib.suppress(Exception):
+                kind.read()  # what it imports is then there in every fork
             before = {path for path in root.parent.rglob("*") if root not in path.parents}
             began, most = time.monotonic(), args.seconds / len(names)
             while time.monotonic() - began < most if args.inputs is None else number < args.first + args.inputs:

@@ -25,8 +25,10 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.report import check, describe
 from gencli.cli.models_settings import default_settings, judge, small_problems
 from gencli.errors import GencliError
+from gencli.spec import ModelSpec
 
 Read = Callable[[Path], None]
+CPU = ModelSpec(device="cpu")
 
 
 class Kind:
@@ -155,7 +157,7 @@ def continue_text(root: Path) -> None:
     from gencli.text.load import open_model
     from gencli.text.request import TextRequest
 
-    list(generate(open_model(source(root), device="cpu"), TextRequest("Once a", max_tokens=2, seed=1)))
+    list(generate(open_model(source(root), CPU), TextRequest("Once a", max_tokens=2, seed=1)))
 
 
 def encode(root: Path) -> None:
@@ -312,7 +314,7 @@ def adapter(root: Path) -> None:
 def opened(root: Path) -> Any:
     from gencli.text.load import open_model
 
-    return open_model(source(root / "model"), device="cpu")
+    return open_model(source(root / "model"), CPU)
 
 
 def merge(root: Path) -> None:
