@@ -51,6 +51,8 @@ class LoraRef:
         """
         more = {"offline": offline, "allow_pickle": allow_pickle}
         path = locate(self.path.as_posix(), LORA_STEM, option="--lora", progress=progress, **more)
+        if not (path / PEFT_CONFIG).is_file() and (path / "adapter" / PEFT_CONFIG).is_file():  # gencli's training run
+            path = path / "adapter"
         if path.is_file() and path.stem == PEFT_STEM and (path.parent / PEFT_CONFIG).is_file():
             path = path.parent
         return LoraRef(path, self.scale)

@@ -75,12 +75,16 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
 
 
 def find_local(name: str) -> Source | None:
-    """Return an embedded checkpoint, or an existing folder or file; None if there is none of that name."""
+    """Return an embedded checkpoint, or an existing folder or file; None if there is none of that name.
+
+    The folder of a training run stands for the checkpoint in it.
+    """
     if name in embedded_names():
         return Source(name, embedded_root() / name, "embedded")
     path = Path(name).expanduser()
     if path.is_dir():
-        return Source(name, path, "folder")
+        made = path / "checkpoint"  # of a run of gencli's training
+        return Source(name, made if made.is_dir() and (path / "loss.csv").is_file() else path, "folder")
     return Source(name, path, "file") if path.is_file() else None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gencli.train.trainer import Progress
 
 TOLD_EVERY = 50  # steps between two lines on stdout
+WORSE = 1.03  # times the best score, from which on a worse one is told
 INIT_RATE, LORA_RATE, IMAGE_INIT_RATE = 5e-4, 1e-3, 1e-4  # learning rates of runs that go on from a checkpoint
 DATA = 'JSON lines with a key "text", or plain text; a file (.jsonl or .txt, also with .gz) or a folder of such.'
 CAPTIONS = (
@@ -124,7 +125,7 @@ def text(
         from gencli.train.text import train
     devices.set_threads(machine.threads)
     console.progress("reading texts")
-    _follow(console, train(recipe), "tokens", "bits_per_byte")
+    _follow(console, train(recipe, console.note), "tokens", "bits_per_byte")
     _write(console, {"made": str(Path(recipe.out) / ("adapter" if recipe.lora_rank else "checkpoint"))})
 
 
@@ -266,7 +267,9 @@ def _fetch(console: Console, init: str, fetching: Fetching) -> None:
 
 def _follow(console: Console, run: Generator[Progress, None, Any], items: str, score: str) -> None:
     """Draw a run's progress line, and now and then write a JSON line: where it is, with its scores under `score`."""
-    with closing(run):
+    scores: dict[str, list[tuple[float, int]]] = {}
+    at = None
+    with closing(run), _told_where_it_stopped(console, lambda: at):
         for at in run:
             stage = {} if at.stage == "text" else {"stage": at.stage}
             rate = f"{at.rate:.0f}" if at.rate >= 100 else f"{at.rate:.1f}"
@@ -277,8 +280,32 @@ def _follow(console: Console, run: Generator[Progress, None, Any], items: str, s
             told: dict[str, Any] = {**stage, "step": at.step, "loss": round(at.loss, 5), "lr": float(f"{at.lr:.4g}")}
             told |= {items: at.seen, "seconds": round(at.seconds, 1), f"{items}_per_second": float(rate)}
             if at.validation is not None:
+                for name, value in at.validation.items():
+                    scores.setdefault(name, []).append((value, at.step))
                 told[score] = {name: round(value, 5) for name, value in at.validation.items()}
             _write(console, told)
+
+    for name, values in scores.items():
+        (best, step), (last, _) = min(values), values[-1]
+        if last > best * WORSE:
+            which = "" if name in ("all", "seen", "held_out") else f" of {name}"
+            console.note(
+                f"the score{which} was best at step {step} ({best:.3f}) and is {last:.3f} now: fewer --steps, "
+                "or --dropout, keep a model from learning its texts by heart"
+            )
+
+
+@contextmanager
+def _told_where_it_stopped(console: Console, where: Callable[[], Progress | None]) -> Iterator[None]:
+    """Say where a run was stopped by a signal."""
+    try:
+        yield
+    except (KeyboardInterrupt, signals.Terminated):
+        at = where()
+        if at is not None:
+            stage = "" if at.stage == "text" else f" of stage {at.stage}"
+            console.note(f"stopped after step {at.step}{stage}; the same command goes on from there")
+        raise
 
 
 def _duration(seconds: float) -> str:

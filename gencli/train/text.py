@@ -6,7 +6,7 @@ Every batch follows from (seed, step) alone, so a run that was killed and resume
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,21 +37,25 @@ LORA = ("lora_rank", "lora_alpha", "lora_targets")
 NEW_SIZES = ("vocab_size", "n_embd", "n_layer", "n_head")
 
 
-def train(recipe: TextRecipe) -> Generator[Progress, None, None]:
+def train(recipe: TextRecipe, note: Callable[[str], None] = lambda text: None) -> Generator[Progress, None, None]:
     """Train, or continue from `out`/state.pt; yield after every step.
 
     The checkpoint ends up in `out`/checkpoint, adapters in `out`/adapter, the curve in `out`/loss.csv and loss.png.
+    note: gets what is worth knowing, in words.
     """
+    texts = read_texts(recipe.data)
+    single = len(texts) == 1 and not recipe.validation
+    texts, validation = (texts, read_texts(recipe.validation)) if recipe.validation else hold_out(texts)
+    if single:
+        note(f"the last {len(validation[0][1])} characters are not trained on, but scored")
     Path(recipe.out).mkdir(parents=True, exist_ok=True)
     with state.only_run(Path(recipe.out)):
-        yield from _train(recipe)
+        yield from _train(recipe, texts, validation)
 
 
-def _train(recipe: TextRecipe) -> Generator[Progress, None, None]:
+def _train(recipe: TextRecipe, texts: list[Text], validation: list[Text]) -> Generator[Progress, None, None]:
     out = Path(recipe.out)
     precision = pick_precision(recipe.device, recipe.dtype)
-    texts = read_texts(recipe.data)
-    texts, validation = (texts, read_texts(recipe.validation)) if recipe.validation else hold_out(texts)
     language = _language_model(recipe, texts, precision)
     model, tokenizer = language.module, language.tokenizer
     documents = Documents(

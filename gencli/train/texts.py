@@ -67,11 +67,32 @@ def _read(path: Path, name: str) -> Iterator[Text]:
 
 
 def hold_out(texts: list[Text]) -> tuple[list[Text], list[Text]]:
-    """Return texts to train on, and every 50th for validation. Raise GencliError if there are fewer than two."""
-    if len(texts) < 2:
-        raise GencliError("a single text leaves none to validate on", "--validation names a file for that")
+    """Return texts to train on, and every 50th for validation; of a single text its last 50th, in whole paragraphs.
+
+    Raise GencliError for a single text without a place to cut it.
+    """
+    if len(texts) == 1:
+        (name, text), *_ = texts
+        first, last = _cut(text)
+        return [(name, first)], [(name, last)]
     step = min(HOLD_OUT, len(texts))
     return [text for index, text in enumerate(texts, 1) if index % step], texts[step - 1 :: step]
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """Cut a text in two at the end of a paragraph, else of a line, else of a sentence: about the last 50th is cut off.
+
+    Raise GencliError for a text without any of these.
+    """
+    most = len(text) - max(len(text) // HOLD_OUT, 1)
+    for mark in ("\n\n", "\n", ". "):
+        at = text.rfind(mark, 1, most)
+        if at < 1:
+            at = text.find(mark, 1)
+        first, last = text[: at + 1].strip("\n"), text[at + len(mark) :].strip("\n")
+        if at > 0 and first.strip() and last.strip():
+            return first, last
+    raise GencliError("a single short text leaves none to validate on", "--validation names a file for that")
 
 
 def own_tokenizer(path: Path, texts: list[Text], lead: str, vocab_size: int) -> Tokenizer:

@@ -85,8 +85,9 @@ def test_text_killed_and_interrupted_ends_as_unbroken(data: Path, tmp_path: Path
     wait_for(process, killed, 31)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, b"")
     done = torch.load(killed / "state.pt", weights_only=True)["step"]
+    said = f"note: stopped after step {done}; the same command goes on from there\n"
+    assert (process.returncode, errors.decode()) == (130, said)
     assert steps_told(killed) == done > 30  # between two savings of the state: nothing is lost
     assert not (killed / "checkpoint").exists()
     again = gencli(*text(data, killed))
@@ -100,6 +101,30 @@ def test_text_killed_and_interrupted_ends_as_unbroken(data: Path, tmp_path: Path
     assert last["step"] == STEPS and last["tokens"] == STEPS * 2 * 16 and last["lr"] < 1e-3
     assert last["loss"] < first["loss"] and last["bits_per_byte"]["all"] < first["bits_per_byte"]["all"]
     assert json.loads(again.stdout.splitlines()[0])["step"] > done  # it went on, and did not begin anew
+
+
+def test_one_plain_text_trains_and_its_run_is_a_model(tmp_path: Path) -> None:
+    """The end of a single text is held out, which is said; the run's folder stands for what it made."""
+    notes, run = tmp_path / "notes.txt", tmp_path / "run"
+    notes.write_text("\n\n".join(f"On day {day} the cat sat by the sea." for day in range(60)))
+    made = gencli("train", "text", notes, "-o", run, *SMALL, "--steps", 3)
+    assert (made.returncode, made.stderr) == (0, b"note: the last 68 characters are not trained on, but scored\n")
+    opened = gencli("text", "-m", run, "On day", "-n", 2, "--json")
+    assert opened.returncode == 0 and json.loads(opened.stdout)["usage"]["completion_tokens"] == 2
+    tuned = tmp_path / "tuned"
+    assert gencli("train", "text", notes, "-o", tuned, "--init", run, "--lora-rank", 2, "--steps", 1).returncode == 0
+    assert gencli("text", "-m", run, "--lora", tuned, "On day", "-n", 2).returncode == 0
+
+
+def test_a_score_that_rises_again_is_told(tmp_path: Path) -> None:
+    """Two texts of which one is learned by heart and the other is nothing like it."""
+    (tmp_path / "seen.txt").write_text("abcdefgh " * 30)
+    (tmp_path / "other.txt").write_text("hgfedcba " * 30)
+    made = gencli(
+        "train", "text", tmp_path / "seen.txt", "--validation", tmp_path / "other.txt", "-o", tmp_path / "run", *SMALL,
+        "--steps", 60, "--evaluate-every", 10, "--lr", 0.02,
+    )  # fmt: skip
+    assert made.returncode == 0 and b"note: the score was best at step " in made.stderr
 
 
 def image(pictures: Path, out: Path, *more: Any) -> list[Any]:

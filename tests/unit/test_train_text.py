@@ -307,6 +307,26 @@ def test_texts_from_files_and_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("\n\n".join(f"paragraph {i:02}" for i in range(50)), "paragraph 47", "paragraph 48"),
+        ("\n".join(f"line {i:02}" for i in range(50)), "line 48", "line 49"),
+        ("One is here. Two is there. Three.", "Two is there.", "Three."),
+        ("First.\n\nSecond is very much longer than the first one ever was, all in all.", "First.", "Second"),
+    ],
+)
+def test_a_single_text_keeps_its_end_for_validation(text: str, first: str, last: str) -> None:
+    [(name, seen)], [(other, held)] = hold_out([("a.txt", text)])
+    assert name == other == "a.txt" and seen.endswith(first) and held.startswith(last)
+    assert "".join(f"{seen}{held}".split()) == "".join(text.split())
+
+
+def test_a_text_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(GencliError, match="a single short text leaves none to validate on"):
+        hold_out([("a.txt", "word")])
+
+
+@pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"label": "b"}\n', "line 2: no JSON object"),
