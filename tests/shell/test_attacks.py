@@ -102,7 +102,7 @@ TEXTS = {
     "iCCP of a gigabyte": chunk(b"iCCP", b"x\0\0" + GIGABYTE),
     "claims two gigabytes": chunk(b"tEXt", b"gencli\0{}", length=0x7FFFFFF0),
     "a hundred of a megabyte": chunk(b"zTXt", b"x\0\0" + zeros(1)) * 100,
-    "a million characters": chunk(b"tEXt", b'gencli\0{"prompt": "' + b"x" * 2**20 + b'"}'),
+    "a million characters": chunk(b"tEXt", b'gencli\0{"prompt": "' + b"x" * (2**20 + 1) + b'"}'),
     "brackets without end": chunk(b"tEXt", b"gencli\0" + b"[" * 2**19),
     "a number without end": chunk(b"tEXt", b'gencli\0{"seed": ' + b"9" * 2**19 + b"}"),
     "a million steps": chunk(b"tEXt", b'gencli\0{"steps": 1000000}'),
