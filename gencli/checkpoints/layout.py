@@ -21,6 +21,8 @@ PICKLE_HINT = (
     "pickles can run code when opened; convert them to safetensors, name a revision that has it, "
     "or have nothing but tensors read from them with --allow-pickle"
 )
+VARIATIONS = "image_encoder"  # which only pipelines read that vary an image
+VARYING = frozenset({"UnCLIPImageVariationPipeline"})
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder", "watermarker"})  # never opened
 CARD = "README.md"  # for its licence
 SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
@@ -69,7 +71,7 @@ def parts(names: Collection[str], read: Read) -> list[PartFolder]:
             found.insert(0, PartFolder("", "", "scheduler"))
         return found
     index = read("model_index.json")
-    components = [name for name, value in index.items() if _is_component(name, value)]
+    components = [name for name, value in index.items() if _is_component(name, value, index)]
     found = []
     for name in components:
         kind: PartKind = "scheduler" if name.endswith("scheduler") else "model"
@@ -82,7 +84,8 @@ def parts(names: Collection[str], read: Read) -> list[PartFolder]:
 
 def unused(read: Read) -> list[str]:
     """Return the components that model_index.json names and gencli does not open."""
-    return [name for name, value in read("model_index.json").items() if name in UNUSED and _is_pair(value)]
+    index = read("model_index.json")
+    return [name for name, value in index.items() if _is_unused(name, index) and _is_pair(value)]
 
 
 def named_parts(index: Mapping[str, Any]) -> list[str]:
@@ -90,8 +93,12 @@ def named_parts(index: Mapping[str, Any]) -> list[str]:
     return [name for name, value in index.items() if _is_pair(value)]
 
 
-def _is_component(name: str, value: Any) -> bool:
-    return _is_pair(value) and name not in UNUSED and is_plain(name) and "/" not in name
+def _is_unused(name: str, index: Mapping[str, Any]) -> bool:
+    return name in UNUSED and not (name == VARIATIONS and index.get("_class_name") in VARYING)
+
+
+def _is_component(name: str, value: Any, index: Mapping[str, Any]) -> bool:
+    return _is_pair(value) and not _is_unused(name, index) and is_plain(name) and "/" not in name
 
 
 def _is_pair(value: Any) -> bool:

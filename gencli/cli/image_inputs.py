@@ -109,6 +109,7 @@ class Finder:
         for field in ("model", "clip", "classifier", "vae", "refiner"):
             if (source := getattr(found, field)) is not None:
                 yield getattr(request, field), source.path
+        yield from zip(request.upscaler, (source.path for source in found.upscalers), strict=True)
         yield from zip(request.lora, (one.path for one in found.loras), strict=True)
         yield from zip(request.embedding, (one.path for one in found.embeddings), strict=True)
         yield from zip(request.control, (source.path for source, _ in found.controls), strict=True)

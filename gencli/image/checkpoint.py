@@ -138,7 +138,7 @@ class ImageCheckpoint:
     def multiple(self) -> int:
         """Width and height are whole multiples of this: a latent's side, for UNets which cannot make a level of an odd
         size what all levels halve, and for a DiT the side of a patch."""
-        network = self.family.network
+        network = self.family.stages[-1].network
         config = self.configs[network]
         if config.get("_class_name") == "UNetModel":
             return self.factor * 2 ** (len(config["channel_mult"]) - 1)
@@ -148,13 +148,14 @@ class ImageCheckpoint:
     @cached_property
     def size(self) -> tuple[int, int] | None:
         """Width and height in pixels that the model was made for, if it says so."""
-        config = self.configs[self.family.network]
+        last = self.family.stages[-1].network
+        config = self.configs[last]
         sample = config.get("sample_size", config.get("image_size"))
         height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
         if width is None or height is None:
             return None
         if not all(isinstance(side, int) and 1 <= side <= 4096 for side in (width, height)):
-            raise GencliError(f"{self.parts[self.family.network]}: sample_size = {sample!r} is no size of a picture")
+            raise GencliError(f"{self.parts[last]}: sample_size = {sample!r} is no size of a picture")
         return width * self.factor, height * self.factor
 
 

@@ -63,7 +63,8 @@ def open_image_checkpoint(
     checkpoint = _of_file(opened) if opened.contents.is_file else _of_folder(opened)
     said = {"prediction_type": prediction, "beta_schedule": betas}
     if (over := {key: value for key, value in said.items() if value is not None}) and opened.format != SINGLE:
-        configs = {**checkpoint.configs, "scheduler": {**checkpoint.configs["scheduler"], **over}}
+        name = checkpoint.main.scheduler
+        configs = {**checkpoint.configs, name: {**checkpoint.configs[name], **over}}
         checkpoint = dataclasses.replace(checkpoint, configs=configs)
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)

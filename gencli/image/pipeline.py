@@ -65,7 +65,7 @@ class Held(Generic[T]):
 @dataclass(frozen=True)
 class LoadedStage:
     """A stage's parts with their weights, on one device. checkpoint: the one that holds them. config: the network's.
-    codec: between the stage's images and what it draws."""
+    codec: between the stage's images and what it draws. load_part: loads another part of the checkpoint."""
 
     stage: Stage
     checkpoint: ImageCheckpoint
@@ -75,6 +75,7 @@ class LoadedStage:
     codec: Codec
     network_part: Held[BaseModel]
     conditioner_part: Held[Conditioner | None]
+    load_part: Callable[[str], BaseModel]
 
     @property
     def network(self) -> BaseModel:
@@ -238,7 +239,12 @@ class _Loader:
         )
         compute = precision or next((STORED[kind] for kind in sorted(kinds) if kind in STORED), torch.float32)
         conditioner = self.conditioner(stage, owner, precision)
-        return LoadedStage(stage, owner, schedule, config, compute, self.codec(owner), network, conditioner)
+        codec = self.codec(owner)
+
+        def load_part(name: str) -> BaseModel:
+            return self.part(owner, name, precision)
+
+        return LoadedStage(stage, owner, schedule, config, compute, codec, network, conditioner, load_part)
 
     def codec(self, owner: ImageCheckpoint) -> Codec:
         """Load the autoencoder of a checkpoint, once."""

@@ -8,7 +8,7 @@ from typing import Any
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
-from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule
+from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule, named_spacing
 from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 from gencli.options import check_values
@@ -39,10 +39,10 @@ def resolve(
     _check_pixels(request, checkpoint)
     defaults = built_in(checkpoint, request.sampler)
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
-    named = checkpoint.configs[checkpoint.main.scheduler].get("timestep_spacing")
+    named = named_spacing(checkpoint.configs[checkpoint.main.scheduler])
     defaults["spacing"] = named or samplers.get(request.sampler or defaults["sampler"]).spacing
     _check_start(request, checkpoint)
-    if request.init is not None and checkpoint.also_reads != "picture" and checkpoint.main.scale == 1:
+    if request.init is not None and checkpoint.also_reads != "picture" and checkpoint.family.reads_init == "changes":
         defaults["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:
@@ -152,8 +152,8 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     name, reads = checkpoint.name, checkpoint.also_reads
     if reads == "mask" and (request.init is None or request.mask is None):
         raise UsageError(f"{name} paints by a mask", "give it a picture and a mask: -i/--init FILE --mask FILE")
-    if checkpoint.main.scale > 1:
-        _check_enlarged(request, checkpoint)
+    if checkpoint.family.reads_init != "changes":
+        _check_whole(request, checkpoint)
     if checkpoint.family.needs_init and request.init is None:
         hint = "give it one with -i/--init FILE, or name it with --refiner beside SDXL's base model"
         raise UsageError(f"{name} refines a picture and draws none from noise", hint)
@@ -168,14 +168,20 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
         raise UsageError(f"{name} edits the whole picture: {' and '.join(wrong)} cannot be followed")
 
 
-def _check_enlarged(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
-    """Raise UsageError if a network that enlarges an image gets none, or options that it cannot follow."""
+def _check_whole(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
+    """Raise UsageError if a network that enlarges or varies an image gets none, or options that it cannot follow."""
+    does = checkpoint.family.reads_init
+    if does == "none" and request.init is not None:
+        raise UsageError(f"{checkpoint.name} draws from noise alone: -i/--init cannot be followed")
     if request.init is None:
-        hint = "give it one with -i/--init FILE, or name it with --upscaler beside a model that draws"
-        raise UsageError(f"{checkpoint.name} enlarges an image and draws none from noise", hint)
+        if does == "none":
+            return
+        hint = "give it one with -i/--init FILE"
+        hint += ", or name it with --upscaler beside a model that draws" if does == "enlarges" else ""
+        raise UsageError(f"{checkpoint.name} {does} an image and draws none from noise", hint)
     given = {"--strength": request.strength, "--mask": request.mask}
     if wrong := [flag for flag, value in given.items() if value is not None]:
-        raise UsageError(f"{checkpoint.name} enlarges the whole image: {' and '.join(wrong)} cannot be followed")
+        raise UsageError(f"{checkpoint.name} {does} the whole image: {' and '.join(wrong)} cannot be followed")
 
 
 def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
@@ -264,6 +270,8 @@ def _size(request: ImageRequest, checkpoint: ImageCheckpoint, given: tuple[int, 
     """Return width and height: as asked for, a side alone with the shape of a given image; else near that image's
     size, else the model's own. Raise UsageError."""
     multiple, own = checkpoint.multiple, checkpoint.size
+    if checkpoint.family.reads_init == "varies":
+        given = None
     if checkpoint.main.scale > 1 and given is not None:
         larger = checkpoint.main.scale * given[0], checkpoint.main.scale * given[1]
         if (request.width or larger[0], request.height or larger[1]) != larger:

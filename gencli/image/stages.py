@@ -10,7 +10,7 @@ from typing import Any
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
-from gencli.image.diffusion.schedule import NoiseSchedule, Step, window
+from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing, window
 from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner, as_upscaler, checks
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import sampler_options, with_sampler_options
@@ -35,7 +35,7 @@ def plan(request: ImageRequest, checkpoint: ImageCheckpoint, *, has_init: bool |
     says otherwise. Raises UsageError for a stage that there is not, and for settings that leave a stage without a step.
     """
     has_init = request.init is not None if has_init is None else has_init
-    names = [stage.name for stage, _ in checkpoint.stages if stage is not checkpoint.main]
+    names = [stage.name for stage, _ in checkpoint.stages if stage is not checkpoint.main and stage.follows is None]
     for name in request.stages:
         if name not in names:
             hint = f"it has {', '.join(names)} beside its main stage" if names else "its only stage takes --steps etc."
@@ -110,16 +110,20 @@ def _plan_stage(
         at = request.refiner_start or 0.0
         fractions = (0.0, at) if is_main else (at, 1.0)
         steps = window(steps, schedule.num_train_timesteps, *fractions)
+    steps = steps[slice(*stage.steps)]
+    if not steps:
+        raise UsageError(f"--stage {stage.name}:steps={request.steps}: two networks share them: give at least 2")
+    steps = [dataclasses.replace(step, index=index) for index, step in enumerate(steps)]
     return StagePlan(stage, request, sampler, options, spacing, steps)
 
 
 def _own_request(request: ImageRequest, stage: Stage, owner: ImageCheckpoint, schedule: NoiseSchedule) -> ImageRequest:
     """The request with the settings of a stage that is not the main one."""
-    values = {**stage.defaults, **request.stages.get(stage.name, {})}
+    values = {**stage.defaults, **request.stages.get(stage.follows or stage.name, {})}
     if request.noise_level is not None:
-        values = {**values, "noise_level": request.noise_level, **request.stages.get(stage.name, {})}
+        values = {**values, "noise_level": request.noise_level, **request.stages.get(stage.follows or stage.name, {})}
     sampler = samplers.get(values.get("sampler") or request.sampler or "ddim")
     if sampler.name != request.sampler or "sampler" in stage.defaults:  # the options are another sampler's
         values = {"eta": None, "karras": None, "sampler_options": {}, **values}
-    values.setdefault("spacing", owner.configs[stage.scheduler].get("timestep_spacing") or sampler.spacing)
+    values.setdefault("spacing", named_spacing(owner.configs[stage.scheduler]) or sampler.spacing)
     return with_sampler_options(request.replace(**values, strength=None), schedule)

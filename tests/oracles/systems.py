@@ -18,16 +18,17 @@ from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from tests.oracles.ldm_parity import Measured
-from tests.oracles.libraries import diffusers, sentencepiece
+from tests.oracles.libraries import diffusers, sentencepiece, transformers
 from tests.oracles.pipelines import draw, generator
 from tests.tiny.sdxl import quiet
-from tests.tiny.systems import make_if
+from tests.tiny.systems import UNCLIP_SCHEDULERS, make_if, make_karlo
 
 PROMPT, NEGATIVE = " A red Apple on the sun ", "blue dog"
 
 
 def measure(root: Path) -> Iterator[Measured]:
     """Every system, its checkpoints made under `root`."""
+    yield _karlo(root / "karlo")
     yield _imagen(root / "if")
 
 
@@ -101,3 +102,67 @@ def _largest(ours: Tensor, theirs: Tensor) -> float:
 def _apart(ours: Image.Image, theirs: Image.Image) -> int:
     a, b = (np.asarray(image).astype(int) for image in (ours, theirs))
     return int(np.abs(a - b).max())
+
+
+class Karlo:
+    """Karlo and its variations in diffusers, stepped by DDPMScheduler: UnCLIPScheduler's own arithmetic is inexact."""
+
+    def __init__(self, root: Path):
+        from diffusers.pipelines.deprecated import unclip
+
+        self.parts = make_karlo(root)
+        given = dict(self.parts)
+        for name in UNCLIP_SCHEDULERS:
+            given[name] = _Stepper(given[name].config)
+        encoder = given.pop("image_encoder")
+        self.pipe = quiet(unclip.UnCLIPPipeline(**given))
+        shared = {name: part for name, part in given.items() if not name.startswith("prior")}
+        processor = transformers.CLIPImageProcessor(size=32, crop_size=32)
+        varying = {"image_encoder": encoder, "feature_extractor": processor}
+        self.variations = quiet(unclip.UnCLIPImageVariationPipeline(**shared, **varying))
+
+    def __call__(self, prompt: str, *, prior=4.0, decoder=8.0, steps=(3, 3, 3), seed=3) -> Image.Image:
+        first, second, last = steps
+        counts = {"prior_num_inference_steps": first, "decoder_num_inference_steps": second}
+        scales = {"prior_guidance_scale": prior, "decoder_guidance_scale": decoder}
+        if (prior > 1) == (decoder > 1):
+            return self.pipe(
+                prompt, **counts, **scales, super_res_num_inference_steps=last, generator=generator(seed)
+            ).images[0]
+        raise ValueError("it guides both or none")
+
+    def vary(self, photo: Image.Image, *, guidance: float, seed: int = 3) -> Image.Image:
+        counts = {"decoder_num_inference_steps": 3, "super_res_num_inference_steps": 3}
+        return self.variations(photo, decoder_guidance_scale=guidance, **counts, generator=generator(seed)).images[0]
+
+
+def _Stepper(config: Any) -> Any:
+    """DDPMScheduler with unCLIP's settings, called as UnCLIPScheduler is."""
+
+    class Stepper(diffusers.DDPMScheduler):
+        def step(self, output: Tensor, timestep: Any, sample: Tensor, prev_timestep: Any = None, **more: Any) -> Any:
+            return super().step(output, timestep, sample, **more)
+
+    return Stepper(
+        beta_schedule="squaredcos_cap_v2",
+        timestep_spacing="linspace",
+        **{key: config[key] for key in ("variance_type", "prediction_type", "clip_sample", "clip_sample_range")},
+    )
+
+
+@torch.no_grad()
+def _karlo(root: Path) -> Measured:
+    theirs = Karlo(root)
+    torch.manual_seed(1)
+    x, t, context = torch.randn(2, 3, 16, 16), torch.tensor([981.0, 20.0]), torch.randn(2, 9, 32)
+    labels = torch.randn(2, 64)
+    expected = theirs.parts["decoder"](x, t, encoder_hidden_states=context, class_labels=labels).sample
+    component = _largest(build.load(root / "text" / "decoder")(x, t, context, class_labels=labels), expected)
+    settings = {"prompt": "a red apple", "steps": 3, "stage": ("prior:steps=3", "super_res:steps=3")}
+    [ours] = draw(root / "text", **settings)
+    apart = _apart(ours.image, theirs("a red apple"))
+    photo = Image.effect_noise((32, 32), 90).convert("RGB")
+    [varied] = draw(root / "image", init=photo, steps=3, stage=("super_res:steps=3",))
+    apart = max(apart, _apart(varied.image, theirs.vary(photo, guidance=8.0)))
+    names = "`kakaobrain/karlo-v1-alpha`, `kakaobrain/karlo-v1-alpha-image-variations`"
+    return Measured("unCLIP (DALL·E 2, as Karlo), variations", names, component, apart)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from tests.oracles.libraries import diffusers, transformers
-from tests.tiny.image import keep_keys, randomise, rewrite_json, save, write_scheduler
+from tests.tiny.image import keep_keys, make_tokenizer, randomise, rewrite_json, save, write_scheduler
+from tests.tiny.sdxl import make_text_encoder_2
 from tests.tiny.sentencepiece import trained
 
 WIDTH = 64  # of the texts
@@ -176,3 +177,103 @@ def make_if(folder: Path, **saving: Any) -> tuple[Any, Any, Any]:
         index = {"_class_name": pipeline, "_diffusers_version": "0.17.0", **parts, **more}
         (folder / name / "model_index.json").write_text(json.dumps(index))
     return (*unets, t5)
+
+
+CLIP_WIDTH = 32  # of Karlo's embeddings of texts and images
+KARLO: dict[str, dict[str, Any]] = {
+    "decoder": RESNETS | {"class_embed_type": "identity"},
+    "super_res": {
+        "add_attention": False,
+        "block_out_channels": [16, 32],
+        "down_block_types": ["ResnetDownsampleBlock2D"] * 2,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 6,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "out_channels": 3,
+        "sample_size": 32,
+        "up_block_types": ["ResnetUpsampleBlock2D"] * 2,
+    },
+    "prior": {"attention_head_dim": 12, "embedding_dim": CLIP_WIDTH, "num_attention_heads": 2, "num_layers": 2},
+    "text_proj": {
+        "clip_embeddings_dim": CLIP_WIDTH,
+        "clip_extra_context_tokens": 4,
+        "cross_attention_dim": RESNETS["cross_attention_dim"],
+        "time_embed_dim": 64,
+    },
+    "image_encoder": {
+        "hidden_act": "quick_gelu",
+        "hidden_size": 32,
+        "image_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "patch_size": 8,
+        "projection_dim": CLIP_WIDTH,
+    },
+}
+UNCLIP_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "prior_scheduler": {"clip_sample_range": 5.0, "prediction_type": "sample", "variance_type": "fixed_small_log"},
+    "decoder_scheduler": {"clip_sample_range": 1.0, "prediction_type": "epsilon", "variance_type": "learned_range"},
+    "super_res_scheduler": {"clip_sample_range": 1.0, "prediction_type": "epsilon", "variance_type": "fixed_small_log"},
+}
+
+
+def make_prior(folder: Path, config: dict[str, Any]) -> Any:
+    """A prior, its statistics and embeddings not those of a new one, which are zero."""
+    torch.manual_seed(90)
+    prior = louder(diffusers.PriorTransformer(**config), 91)
+    with torch.no_grad():
+        prior.clip_std.copy_(1 + 0.2 * torch.rand(1, config["embedding_dim"]))
+        for parameter in (prior.clip_mean, prior.positional_embedding, prior.prd_embedding):
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    prior = save(prior, folder)
+    keep_keys(folder / "config.json", " ".join(config))
+    return prior
+
+
+def make_karlo(folder: Path) -> dict[str, Any]:
+    """Karlo and its image variations in two folders, which share most parts; returns the parts of both by name."""
+    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+
+    for name in ("text", "image"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    text, parts = folder / "text", dict[str, Any]()
+    parts["decoder"] = make_unet(text / "decoder", KARLO["decoder"], 92)
+    for seed, name in ((94, "super_res_first"), (96, "super_res_last")):
+        parts[name] = make_unet(text / name, KARLO["super_res"], seed, cls="UNet2DModel")
+    parts["prior"] = make_prior(text / "prior", KARLO["prior"])
+    torch.manual_seed(98)
+    parts["text_proj"] = save(louder(UnCLIPTextProjModel(**KARLO["text_proj"]), 99), text / "text_proj")
+    projected = {"hidden_size": CLIP_WIDTH, "projection_dim": CLIP_WIDTH}
+    parts["text_encoder"] = make_text_encoder_2(text / "text_encoder", projected)
+    parts["tokenizer"] = make_tokenizer(text / "tokenizer", "sd21")  # which pads with "!", the token 0
+    parts["image_encoder"] = _make_image_encoder(folder / "image" / "image_encoder")
+    for name, config in UNCLIP_SCHEDULERS.items():
+        whole = {"_class_name": "UnCLIPScheduler", "clip_sample": True, "num_train_timesteps": 1000, **config}
+        parts[name] = write_scheduler(text / name, whole)
+    for part in parts:
+        if part not in ("prior", "prior_scheduler", "image_encoder"):
+            (folder / "image" / part).symlink_to(text / part)
+    classes = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
+    classes |= {"text_proj": ["unclip", "UnCLIPTextProjModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    _write_index(text, "UnCLIPPipeline", {name: pair for name, pair in classes.items() if name != "image_encoder"})
+    varying = {name: pair for name, pair in classes.items() if not name.startswith("prior")}
+    varying["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    _write_index(folder / "image", "UnCLIPImageVariationPipeline", varying)
+    return parts
+
+
+def _make_image_encoder(folder: Path) -> Any:
+    torch.manual_seed(100)
+    config = transformers.CLIPVisionConfig(**KARLO["image_encoder"])
+    encoder = save(louder(transformers.CLIPVisionModelWithProjection(config), 101, 1.0), folder)
+    more = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
+    keep_keys(folder / "config.json", " ".join(KARLO["image_encoder"]), **more)
+    return encoder
+
+
+def _write_index(folder: Path, pipeline: str, parts: dict[str, Any]) -> None:
+    index = {"_class_name": pipeline, "_diffusers_version": "0.14.0", **parts}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))

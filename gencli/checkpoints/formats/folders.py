@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gencli.tokens import Tokenizer
 
 INDEX, CONFIG = "model_index.json", "config.json"
-PARTS_ALONE = {"clip_text_model", "ldmbert", "t5"}  # `model_type`s that are a part of other models
+PARTS_ALONE = {"clip_text_model", "clip_vision_model", "ldmbert", "t5"}  # `model_type`s that are a part of other models
 KINDS: dict[str, Kind] = {"clip": "score", **dict.fromkeys(PALETTES, "image")}  # and those that are whole, but no text
 
 

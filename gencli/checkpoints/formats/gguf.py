@@ -35,6 +35,9 @@ class GgufTensors(RenamedTensors):
         kinds = {self._file.dtypes[name] for name, shape in self._file.shapes.items() if len(shape) > 1}
         return "BF16" if kinds == {"BF16"} else super().dtype(name)
 
+    def forget(self) -> None:
+        """Nothing is held that could be let go."""
+
     def get(self, name: str) -> Tensor:
         """Return a tensor on the CPU, in the file's own memory."""
         from gencli.kernels.packed import Packed

@@ -42,6 +42,11 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "DDIMParallelScheduler": {},
     "DDPMScheduler": {},
     "DDPMParallelScheduler": {},
+    "UnCLIPScheduler": {
+        "beta_schedule": "squaredcos_cap_v2",
+        "timestep_spacing": "linspace",
+        "variance_type": "fixed_small_log",
+    },
     "LCMScheduler": {**_LATENT, "clip_sample": False},
     "PNDMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
     "EulerDiscreteScheduler": _SIGMA_SPACE,
@@ -84,6 +89,13 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "use_flow_sigmas": (False,),
     "use_dynamic_shifting": (False,),
 }
+
+
+def named_spacing(raw: Mapping[str, Any]) -> str | None:
+    """How steps lie on the schedule of a scheduler_config.json, if it says so, by its field or by a class that has one
+    way only; otherwise a sampler has its own."""
+    own = "linspace" if raw.get("_class_name") == "UnCLIPScheduler" else None
+    return raw.get("timestep_spacing") or own
 
 
 @dataclass(frozen=True)

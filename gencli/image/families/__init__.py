@@ -25,8 +25,10 @@ class Stage:
     `gencli.image.prompts` unless a package is named; stages with the same one and the same text encoders share it. None
     for a network without a prompt. network, scheduler: names of parts. name: as in `--stage NAME:…`.
     start: "module:function", what the stage begins from and what it reads of the stage before (see `latents`).
-    scale: how many times larger its image is than the one that it enlarges; 1 where it enlarges none.
-    shows: whether its x0 can be decoded to an image. defaults: values for `ImageRequest` that are not the main stage's.
+    steps: which of its steps it takes, of all that its settings make; follows: the stage whose settings it takes, where
+    a second network finishes what the first began. scale: how many times larger its image is than the one that it
+    enlarges; 1 where it enlarges none. shows: whether its x0 can be decoded to an image. defaults: values for
+    `ImageRequest` that are not the main stage's.
     """
 
     conditioner: str | None
@@ -34,6 +36,8 @@ class Stage:
     scheduler: str = "scheduler"
     name: str = "base"
     start: str = NOISE
+    steps: tuple[int | None, int | None] = (None, None)
+    follows: str | None = None
     scale: int = 1
     shows: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -53,8 +57,9 @@ class Family:
     tokenizers and schedulers. optional: parts that may be missing. prompt: what an image is asked for with.
     autoencoder: the part between images and latents, None where there are no latents. check: raises GencliError for
     configs that do not go together. defaults: values for `ImageRequest` that are not the built-in ones. needs_init:
-    whether it only changes images. one_at_a_time: whether its parts are so large that each stage's are loaded when all
-    images come to it, and let go before the next one's.
+    whether it draws nothing without an image. reads_init: what it does with that: strength and mask are of what it
+    changes; it may also enlarge or vary the whole image, or take none. one_at_a_time: whether its parts are so large
+    that each stage's are loaded when all images come to it, and let go before the next one's.
     """
 
     stages: tuple[Stage, ...]
@@ -65,6 +70,7 @@ class Family:
     check: Callable[[checks.Described], None] = checks.nothing
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs_init: bool = False
+    reads_init: Literal["changes", "enlarges", "varies", "none"] = "changes"
     one_at_a_time: bool = False
     main: int = 0
 
@@ -76,7 +82,8 @@ class Family:
     @property
     def reads_clip(self) -> bool:
         """Whether CLIP reads its prompts: weights in brackets, chunks and embeddings are for such."""
-        return any(kinds is not None and "clip_text_model" in kinds for kinds in self.parts.values())
+        clip = any(kinds is not None and "clip_text_model" in kinds for kinds in self.parts.values())
+        return clip and str(self.stages[self.main].conditioner).startswith("stable_diffusion")
 
 
 CLASSES = (Stage("classes:load"),)
@@ -173,7 +180,72 @@ IMAGEN_UPSCALER = Family(
     check=checks.imagen_upscaler,
     defaults={"sampler": "ddpm", "steps": 50, "guidance": 4.0, "noise_level": 250},
     needs_init=True,
+    reads_init="enlarges",
     one_at_a_time=True,
+)
+
+# Ramesh et al. 2022 (DALL·E 2), as Karlo: text → CLIP embedding of an image → 64 pixels a side → 256
+_DDPM = {"sampler": "ddpm", "guidance": 1.0}
+UNCLIP_VARIATIONS = Family(
+    (
+        Stage("unclip:load", "decoder", "decoder_scheduler", "decoder", "gencli.image.unclip:begin_decoder"),
+        Stage(
+            None,
+            "super_res_first",
+            "super_res_scheduler",
+            "super_res",
+            "gencli.image.unclip:begin_super_res",
+            steps=(None, -1),
+            defaults={**_DDPM, "steps": 7},
+        ),
+        Stage(
+            None,
+            "super_res_last",
+            "super_res_scheduler",
+            "super_res_last",
+            "gencli.image.unclip:continue_super_res",
+            steps=(-1, None),
+            follows="super_res",
+            defaults={**_DDPM, "steps": 7},
+        ),
+    ),
+    {
+        "decoder": frozenset({"UNet2DConditionModel"}),
+        "text_proj": frozenset({"UnCLIPTextProjModel"}),
+        "super_res_first": frozenset({"UNet2DModel"}),
+        "super_res_last": frozenset({"UNet2DModel"}),
+        "text_encoder": frozenset({"clip_text_model"}),
+        "tokenizer": None,
+        "image_encoder": frozenset({"clip_vision_model"}),
+        "decoder_scheduler": None,
+        "super_res_scheduler": None,
+    },
+    "text",
+    check=checks.unclip,
+    defaults={"sampler": "ddpm", "steps": 25, "guidance": 8.0},
+    needs_init=True,
+    reads_init="varies",
+    one_at_a_time=True,
+)
+_PRIOR = {"prior": frozenset({"PriorTransformer"}), "prior_scheduler": None}
+UNCLIP = dataclasses.replace(
+    UNCLIP_VARIATIONS,
+    stages=(
+        Stage(
+            "unclip:load",
+            "prior",
+            "prior_scheduler",
+            "prior",
+            "gencli.image.unclip:begin_prior",
+            shows=False,
+            defaults={"sampler": "ddpm", "steps": 25, "guidance": 4.0},
+        ),
+        *UNCLIP_VARIATIONS.stages,
+    ),
+    parts={**{k: v for k, v in UNCLIP_VARIATIONS.parts.items() if k != "image_encoder"}, **_PRIOR},
+    needs_init=False,
+    reads_init="none",
+    main=1,
 )
 
 # `_class_name` of model_index.json → family
@@ -196,6 +268,8 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModelImg2ImgPipeline": LATENT_CONSISTENCY,
     "StableDiffusionInstructPix2PixPipeline": INSTRUCT,
     "StableDiffusionXLInstructPix2PixPipeline": INSTRUCT_XL,
+    "UnCLIPPipeline": UNCLIP,
+    "UnCLIPImageVariationPipeline": UNCLIP_VARIATIONS,
     "IFPipeline": IMAGEN,
     "IFSuperResolutionPipeline": IMAGEN_UPSCALER,
 }

@@ -98,6 +98,34 @@ def check_text_width(checkpoint: Described, text_encoder: Config | None) -> None
         )
 
 
+def unclip(checkpoint: Described) -> None:
+    """The widths of the embeddings of texts and images, and of what the decoder reads, are the same everywhere."""
+    folder, configs = checkpoint.folder, checkpoint.configs
+    decoder, project, text = configs["decoder"], configs["text_proj"], configs["text_encoder"]
+    if text.get("architectures") != ["CLIPTextModelWithProjection"]:
+        raise GencliError(f"{folder}: text_encoder has no projection (architectures = {text.get('architectures')})")
+    pairs = [("text_encoder", text.get("projection_dim", 512)), ("text_encoder", text.get("hidden_size", 512))]
+    if "prior" in configs:
+        pairs.append(("prior", configs["prior"].get("embedding_dim", 768)))
+    if "image_encoder" in configs:
+        pairs.append(("image_encoder", configs["image_encoder"].get("projection_dim", 512)))
+    clip = project.get("clip_embeddings_dim", 768)
+    for name, width in pairs:
+        if width != clip:
+            raise GencliError(f"{folder}: {name} of width {width!s:.40} and text_proj of {clip!s:.40} do not fit")
+    if decoder.get("class_embed_type") != "identity":
+        kind = decoder.get("class_embed_type")
+        raise _unsupported(checkpoint, "decoder", "class_embed_type", kind, "identity is known here")
+    if decoder.get("cross_attention_dim", 1280) != project.get("cross_attention_dim", 1536):
+        raise GencliError(f"{folder}: decoder and text_proj have another cross_attention_dim each")
+    small, large = decoder.get("sample_size"), configs["super_res_last"].get("sample_size")
+    if not isinstance(small, int) or not isinstance(large, int) or not 1 <= small <= large or large % small:
+        raise GencliError(f"{folder}: decoder and super_res_last: sample_size = {small!s:.40} and {large!s:.40}")
+    for name in ("super_res_first", "super_res_last"):
+        if (channels := configs[name].get("in_channels", 3)) != 6:
+            raise _unsupported(checkpoint, name, "in_channels", channels, "6 is known here")
+
+
 def imagen_upscaler(checkpoint: Described) -> None:
     """As `imagen`; the UNet also reads the image to enlarge, and how much noise was added to it."""
     imagen(checkpoint, 6)

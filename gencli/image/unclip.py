@@ -1,0 +1,115 @@
+"""The stages of unCLIP (Ramesh et al. 2022, arXiv 2204.06125), as Karlo: a prior from text to the CLIP embedding of an
+image, a decoder from that to a small image, and two networks that enlarge it, the second for the last step alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gencli.image.conditioning import Conditioning
+from gencli.image.files.preprocess import CLIP, from_settings
+from gencli.image.latents import DrawNoise, InitLatents, StageOutput, Start, StartInputs
+from gencli.image.pipeline import Pipeline
+from gencli.models.clip_vision import CLIPVisionModelWithProjection
+from gencli.models.unclip_text_proj import UnCLIPTextProjModel
+
+
+def begin_prior(pipeline: Pipeline, inputs: StartInputs) -> Start:
+    """Begin from noise in the shape of an embedding."""
+    return Start((inputs.stage.config.embedding_dim,))
+
+
+def begin_decoder(pipeline: Pipeline, inputs: StartInputs) -> Start:
+    """Begin from noise, conditioned on what the prior draws or on the embedding of the request's image."""
+    stage = inputs.stage
+    width, height = inputs.size
+    configs = stage.checkpoint.configs
+    factor = configs["super_res_last"]["sample_size"] // configs["decoder"]["sample_size"]
+    project = cast(UnCLIPTextProjModel, stage.load_part("text_proj"))
+    if inputs.before is None:
+        assert inputs.init is not None
+        embeds = embed_image(cast(CLIPVisionModelWithProjection, stage.load_part("image_encoder")), inputs.init)
+        return Decoder((3, height // factor, width // factor), project=project, embeds=embeds)
+    _, tensors = stage.checkpoint.open("prior")
+    mean, std = (tensors.get(name).to(stage.device).float() for name in ("clip_mean", "clip_std"))
+    return Decoder((3, height // factor, width // factor), project=project, mean=mean, std=std)
+
+
+def begin_super_res(pipeline: Pipeline, inputs: StartInputs) -> Start:
+    """Begin from noise beside the decoder's image, enlarged."""
+    width, height = inputs.size
+    return SuperRes((3, height, width))
+
+
+def continue_super_res(pipeline: Pipeline, inputs: StartInputs) -> Start:
+    """Go on with the last step, of another network."""
+    assert inputs.before is not None
+    return LastStep(inputs.before.shape)
+
+
+@torch.no_grad()
+def embed_image(encoder: CLIPVisionModelWithProjection, image: Image.Image) -> Tensor:
+    """The embedding (1, E) of an image, resized and cropped as CLIP has it."""
+    side = encoder.config.image_size
+    pixels = from_settings({"size": side, "crop_size": side}, CLIP, "image_encoder")(image)
+    return encoder(torch.from_numpy(pixels)[None].to(encoder.device, encoder.compute_dtype)).float()
+
+
+@dataclass(frozen=True)
+class Decoder(Start):
+    """embeds (1, E): of the image to vary, or None, where the prior's x times std plus mean is the embedding."""
+
+    project: UnCLIPTextProjModel | None = None
+    embeds: Tensor | None = None
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def draw(self, draw_noise: DrawNoise, batch: int, before: StageOutput | None) -> InitLatents:
+        embeds = self.embeds
+        if before is not None:
+            assert self.std is not None and self.mean is not None
+            embeds = before.x * self.std + self.mean
+        assert embeds is not None
+        return InitLatents(draw_noise(), inputs={"image_embeds": embeds.expand(batch, -1)})
+
+    def add_conditioning(
+        self, init: InitLatents, cond: Conditioning, uncond: Conditioning | None
+    ) -> tuple[Conditioning, Conditioning | None, Conditioning | None]:
+        assert self.project is not None
+        none = self.project.learned_classifier_free_guidance_embeddings[None]
+        given = self._projected(cond, init.inputs["image_embeds"])
+        return given, None if uncond is None else self._projected(uncond, none), None
+
+    def _projected(self, text: Conditioning, embeds: Tensor) -> Conditioning:
+        """What the decoder reads: tokens of the image before those of the text, and both beside the time."""
+        assert self.project is not None
+        batch, dtype = max(len(embeds), len(text["proj_embedding"])), self.project.compute_dtype
+        states = text["encoder_hidden_states"].to(dtype).expand(batch, -1, -1)
+        pooled = text["proj_embedding"].to(dtype).expand(batch, -1)
+        context, added = self.project(embeds.to(dtype).expand(batch, -1), pooled, states)
+        mask = F.pad(text["attention_mask"], (self.project.config.clip_extra_context_tokens, 0), value=True)
+        inputs = {"encoder_hidden_states": context, "class_labels": added, "attention_mask": mask.expand(batch, -1)}
+        return Conditioning(inputs)
+
+
+class SuperRes(Start):
+    """Noise beside the image of the stage before, in the size of x."""
+
+    def draw(self, draw_noise: DrawNoise, batch: int, before: StageOutput | None) -> InitLatents:
+        assert before is not None
+        size = self.shape[1:]
+        large = F.interpolate(before.pixels(), size=size, mode="bicubic", align_corners=False, antialias=True)
+        return InitLatents(draw_noise(), concat=large)
+
+
+class LastStep(Start):
+    """What the stage before has, as it has it."""
+
+    def draw(self, draw_noise: DrawNoise, batch: int, before: StageOutput | None) -> InitLatents:
+        assert before is not None
+        return replace(before.init, x=before.x)
