@@ -18,7 +18,7 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import in_words, show_download
 from gencli.cli.help import SETTINGS, Group
 from gencli.cli.models_output import write_lines, write_object
-from gencli.cli.models_settings import default_settings, judge, small_problems
+from gencli.cli.models_settings import default_settings, judge, small_problems, stages_of
 from gencli.cli.options import JSON, Reporting, command
 from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, OUTPUT, flag, string
@@ -131,11 +131,11 @@ def show(
     source = find(name, offline=True)
     contents = Contents(source, allow_pickle=opened.allow_pickle)
     what = judge(contents, describe(contents))
-    defaults = default_settings(contents, what)
+    defaults, stages = default_settings(contents, what), stages_of(contents, what)
     if opened.json:
-        write_object(output.everything(source, what, defaults))
+        write_object(output.everything(source, what, defaults, stages))
     else:
-        write_lines(output.page(source, what, defaults))
+        write_lines(output.page(source, what, defaults, stages))
 
 
 @command(app, panels=PANELS, without={"stats"})

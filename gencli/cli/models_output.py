@@ -53,7 +53,9 @@ def row(source: Source, what: Description) -> dict[str, Any]:
     }
 
 
-def everything(source: Source, what: Description, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def everything(
+    source: Source, what: Description, defaults: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return a checkpoint as `show --json` has it."""
     return {
         **row(source, what),
@@ -62,6 +64,7 @@ def everything(source: Source, what: Description, defaults: Mapping[str, Any]) -
         "not_loaded": list(what.not_loaded),
         "config": dict(what.config),
         "defaults": dict(defaults),
+        "stages": [dict(stage) for stage in stages],
         "files": dict(what.files),
     }
 
@@ -90,7 +93,9 @@ def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -
     return _columns(rows if with_problems else [cells[:-1] for cells in rows], right={3, 4})
 
 
-def page(source: Source, what: Description, defaults: Mapping[str, Any]) -> list[str]:
+def page(
+    source: Source, what: Description, defaults: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """Return what `show` prints."""
     dtypes = sorted({dtype for part in what.components for dtype in part.dtypes})
     facts = {
@@ -113,8 +118,15 @@ def page(source: Source, what: Description, defaults: Mapping[str, Any]) -> list
         if part.name
     ]
     lines += _section("components", parts)
+    lines += _section("stages", [_stage(stage) for stage in stages])
     lines += _section("default settings", [[name, _value(value)] for name, value in defaults.items()])
     return lines + _section("files", [[name, in_words(size)] for name, size in what.files.items()])
+
+
+def _stage(stage: Mapping[str, Any]) -> list[str]:
+    size = [_short(stage["parameters"] or 0), in_words(stage["bytes"]), f"{stage['steps']} steps", stage["sampler"]]
+    guided = [f"guidance {stage['guidance']:g}"] if "guidance" in stage else []
+    return [stage["name"], stage["network"], *size, *guided]
 
 
 def _section(title: str, rows: Sequence[list[str]]) -> list[str]:

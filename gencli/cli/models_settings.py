@@ -44,6 +44,29 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
         return {}  # `check` says what is wrong
 
 
+def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
+    """The stages of an image model that has several: the network of each, its size, and its own settings."""
+    if what.problem or what.kind != "image" or what.family in PALETTES:
+        return []
+    from gencli.image.open import open_image_checkpoint
+    from gencli.image.resolve import built_in
+
+    checkpoint, parameters = open_image_checkpoint(contents), {part.name: part.parameters for part in what.components}
+    if len(checkpoint.stages) == 1:
+        return []
+    rows = []
+    for stage, _ in checkpoint.stages:
+        values = built_in(checkpoint) if stage is checkpoint.main else stage.defaults
+        settings = {name: values[name] for name in ("steps", "sampler", "guidance") if name in values}
+        settings["steps"] = len(range(values["steps"])[slice(*stage.steps)])
+        if stage.conditioner is None:
+            settings.pop("guidance", None)
+        size = sum(count for file, count in what.files.items() if file.startswith(f"{stage.network}/"))
+        rows.append({"name": stage.name, "network": stage.network, "parameters": parameters.get(stage.network)})
+        rows[-1] |= {"bytes": size, **settings}
+    return rows
+
+
 def _of_text(contents: Contents) -> dict[str, Any]:
     from gencli.text.generation_config import generation_config
     from gencli.text.request import TextRequest

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.shell.process import gencli, on_terminal
 from tests.tiny.image import DDPM, SCHEDULER, make_unet_2d, write_scheduler
 from tests.tiny.sdxl import make_refiner, make_sdxl
+from tests.tiny.systems import make_karlo
 
 TOY = '''
 """A cascade in pixels: half the size, then the whole, which reads the half enlarged beside its own x."""
@@ -210,3 +211,27 @@ def test_the_refiner_alone_changes_a_picture(xl):
     done = gencli("models", "show", xl / "refiner")
     assert done.returncode == 0
     assert gencli("models", "check", xl / "refiner").returncode == 0
+
+
+@pytest.mark.slow
+def test_karlo_draws_and_varies(tmp_path):
+    make_karlo(tmp_path)
+    few = ("--steps", 3, "--stage", "super_res:steps=3", "--seed", 1)
+    done = gencli("image", "red apple", "-m", tmp_path / "text", *few, "--stage", "prior:steps=3", "-o", "a.png")
+    assert done.returncode == 0 and pixels("a.png").shape == (32, 32, 3)
+    assert gencli("image", "-m", tmp_path / "image", "-i", "a.png", *few, "-o", "b.png").returncode == 0
+    for file in ("a.png", "b.png"):
+        assert gencli("image", "--from", file, "-o", "again.png").returncode == 0
+        np.testing.assert_array_equal(pixels("again.png"), pixels(file))
+    done = gencli("image", "-m", tmp_path / "image", "-o", "c.png")
+    assert done.returncode == 2 and b"varies an image and draws none from noise" in done.stderr
+    stages = json.loads(gencli("models", "show", tmp_path / "text", "--json").stdout)["stages"]
+    assert [(one["name"], one["steps"]) for one in stages] == [
+        ("prior", 25),
+        ("decoder", 25),
+        ("super_res", 6),
+        ("super_res_last", 1),
+    ]
+    assert b"super_res_first  175.6k" in gencli("models", "show", tmp_path / "text").stdout
+    for name in ("text", "image"):
+        assert gencli("models", "check", tmp_path / name).returncode == 0
