@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gencli.errors import GencliError, UsageError
+from gencli.image import words
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule, named_spacing
@@ -106,6 +107,19 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
         yield f"the negative prompt says nothing at --cfg-scale {request.guidance:g}"
     if asked.image_guidance is not None and (request.guidance or 0) <= 1:
         yield f"--image-cfg-scale says nothing at --cfg-scale {request.guidance:g}"
+    if checkpoint.prompt == "text" and (learned := words.learned_words(checkpoint.folder)):
+        yield from _word_notes(request, checkpoint, learned)
+
+
+def _word_notes(request: ImageRequest, checkpoint: ImageCheckpoint, learned: frozenset[str]) -> Iterator[str]:
+    """Yield what a model of few words must say of a prompt, and of a size that it was not trained for."""
+    if unknown := words.unknown_words(request.prompt, learned):
+        some = ", ".join(map(repr, unknown[:5])) + (", …" if unknown[5:] else "")
+        known = f"{words.FILE} in its folder lists its {len(learned)} words"
+        yield f"{checkpoint.name} has not learned {some[:200]}; {known}"
+    own, width, height = checkpoint.size, request.width or 0, request.height or 0
+    if own is not None and width * height > 2 * own[0] * own[1]:
+        yield f"{checkpoint.name} learned to draw at {own[0]}x{own[1]}; {width}x{height} may fall apart"
 
 
 def _reads_guidance(checkpoint: ImageCheckpoint) -> bool:

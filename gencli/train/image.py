@@ -19,6 +19,7 @@ from gencli import devices
 from gencli.atomic import replace_folder
 from gencli.checkpoints.save import save_part, write_json
 from gencli.errors import GencliError
+from gencli.image import words
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from gencli.tokens import load_tokenizer
 from gencli.train import diffusion, state
@@ -104,6 +105,7 @@ def _train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: P
     if recipe.decoder_steps:
         yield from train_decoder(recipe, vae, collection.trained, mean, std, data, precision)
     with replace_folder(out / "checkpoint") as folder:
+        _write_words(folder, collection.captions[: collection.originals], pipeline)
         if pipeline.checkpoint is not None:
             save_model(network, pipeline.checkpoint, folder, vae if recipe.decoder_steps else None)
         else:
@@ -242,6 +244,15 @@ def save_new(recipe: ImageRecipe, network: TextToLatent, vae: nn.Module, mean: T
     write_json(folder / "scheduler" / "scheduler_config.json", parts["scheduler"])
     write_json(folder / "model_index.json", MODEL_INDEX)
     write_json(folder / "generation_config.json", DEFAULTS)
+
+
+def _write_words(folder: Path, captions: list[Caption], pipeline: TextToImageModel) -> None:
+    """Write the words of the captions, and those that the initial checkpoint says it had learned."""
+    known = words.learned_words(pipeline.checkpoint.folder) if pipeline.checkpoint else frozenset[str]()
+    if pipeline.checkpoint is not None and not known:
+        return  # it may know any word
+    texts = [text for caption in captions for text in (caption.label, *caption.tags, *caption.names)]
+    (folder / words.FILE).write_text("\n".join([*words.words_of([*texts, *known]), ""]), encoding="utf-8")
 
 
 def _tokenizer_texts(captions: list[Caption]) -> list[str]:

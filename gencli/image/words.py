@@ -1,0 +1,46 @@
+"""The words that a text-to-image checkpoint has learned, where it says them: words.txt beside its model_index.json.
+
+A model of few words draws something for every prompt; this is how it says that a word means nothing to it. No torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+FILE = "words.txt"  # one word per line, in lower case
+LIMIT = 2**22  # bytes of it that are read
+WORD = re.compile(r"[^\W\d_]+")
+ENDINGS = (("'s", ""), ("ies", "y"), ("es", ""), ("s", ""))
+FILLERS = frozenset((
+    "a", "about", "above", "all", "an", "and", "are", "art", "as", "at", "be", "below", "beside", "by", "can",
+    "clipart", "cute", "draw", "drawing", "emoji", "for", "from", "give", "her", "his", "i", "icon", "image", "in",
+    "is", "it", "its", "logo", "make", "me", "my", "next", "of", "on", "one", "or", "our", "over", "painting",
+    "photo", "picture", "please", "show", "some", "sticker", "that", "the", "their", "them", "these", "this", "to",
+    "top", "two", "three", "under", "want", "was", "we", "with", "you", "your",
+))  # fmt: skip
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """Return the words of texts, in lower case and sorted."""
+    return sorted({word for text in texts for word in WORD.findall(text.lower())})
+
+
+def learned_words(folder: Path) -> frozenset[str]:
+    """Return the words that the checkpoint in a folder has learned; none where it does not say."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            return frozenset(file.read(LIMIT).decode("utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        return frozenset()
+
+
+def unknown_words(prompt: str, learned: frozenset[str]) -> list[str]:
+    """Return the words of a prompt that are not among those learned, nor their plurals, nor filler words, in order."""
+    found = dict.fromkeys(WORD.findall(prompt.lower().replace("'s", "")))
+    return [word for word in found if word not in FILLERS and not _forms(word) & learned]
+
+
+def _forms(word: str) -> set[str]:
+    return {word, *(word[: -len(end)] + start for end, start in ENDINGS if word.endswith(end))}
