@@ -17,7 +17,7 @@ from pathlib import Path
 from gencli.errors import UsageError
 from gencli.kernels.build import HERE, NAME
 
-INTERFACE = 1  # as kernels.h says it
+INTERFACE = 2  # as kernels.h says it
 MOST = 8  # positions of one product
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
@@ -39,11 +39,44 @@ class Weights(ctypes.Structure):
     )  # fmt: skip
 
 
+class Norm(ctypes.Structure):
+    """`Norm` of kernels.h."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("size", ctypes.c_int32), ("centred", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+    )  # fmt: skip
+
+
+class Layer(ctypes.Structure):
+    """`Layer` of kernels.h."""
+
+    _fields_ = (
+        ("qkv", ctypes.POINTER(Weights) * 3), ("o", ctypes.POINTER(Weights)),
+        ("gate_up", ctypes.POINTER(Weights) * 2), ("down", ctypes.POINTER(Weights)),
+        ("before_attention", Norm), ("after_attention", Norm), ("before_mlp", Norm), ("after_mlp", Norm),
+        ("q_norm", Norm), ("k_norm", Norm),
+        ("heads", ctypes.c_int32), ("kv_heads", ctypes.c_int32), ("head_size", ctypes.c_int32),
+        ("rotated", ctypes.c_int32), ("hidden", ctypes.c_int32), ("inner", ctypes.c_int32), ("window", ctypes.c_int32),
+        ("activation", ctypes.c_int32), ("gated", ctypes.c_int32),
+        ("scale", ctypes.c_float), ("softcap", ctypes.c_float),
+    )  # fmt: skip
+
+
+class Place(ctypes.Structure):
+    """`Place` of kernels.h; what it points to are arrays of addresses, one of each layer."""
+
+    _fields_ = (
+        ("position", ctypes.c_int64), ("capacity", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "cos", "sin")),
+    )  # fmt: skip
+
+
 class Library:
     """The open library. variant: the name of the one in use. variants: those that this CPU runs, best first.
 
-    product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads): see kernels.c; pointers
-    are addresses, and threads 0 are those of the pool.
+    product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), step(layers, count, x,
+    memory, scores, place): see kernels.c and step.c; pointers are addresses, and threads 0 are those of the pool.
     """
 
     def __init__(self, path: Path, variant: str = ""):
@@ -72,6 +105,8 @@ class Library:
         self.dequantise = library.gencli_dequantise
         self.dequantise.argtypes = (pointer, number, number, pointer, count)
         self.dequantise.restype = None
+        self.step = library.gencli_step
+        self.step.argtypes = (pointer, ctypes.c_int, pointer, pointer, pointer, pointer)
 
 
 @functools.cache

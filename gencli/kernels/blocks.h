@@ -27,7 +27,7 @@ INLINE void f16s(float *to, const uint8_t *p, int step, int count) {
 }
 INLINE void negative_f16s(float *to, const uint8_t *p, int step, int count) {
     f16s(to, p, step, count);
-    store(to, times(load_f32(to), same(-1)));
+    for (int i = 0; i < count; i++) to[i] = -to[i];
 }
 
 INLINE void Q4_0_scales(const uint8_t *b, int n, float *s, float *m) { f16s(s, b, 18, n); (void)m; }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NAME = {"win32": "kernels.dll", "darwin": "kernels.dylib"}.get(sys.platform, "kernels.so")
-FLAGS = ("-std=c11", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+FLAGS = ("-std=c11", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 # machine → (variant, its header, its flags), besides the plain one
 VARIANTS = {
@@ -53,7 +53,7 @@ def build(to: Path = HERE / NAME, *, flags: Sequence[str] = (), cc: Sequence[str
     variants = VARIANTS.get((machine or platform.machine()).lower(), ())
     with tempfile.TemporaryDirectory() as folder:
         have = [f"-DHAS_{name.upper()}" for name, _, _ in variants]
-        steps = [(Path(folder) / "kernels.o", "kernels.c", have)]
+        steps = [(Path(folder) / f"{name}.o", f"{name}.c", have) for name in ("kernels", "step")]
         for name, header, more in (("plain", "simd_plain.h", ()), *variants):
             defined = [f"-DVARIANT={name}", f'-DSIMD="{header}"']
             steps.append((Path(folder) / f"{name}.o", "variant.c", [*more, *defined]))

@@ -24,7 +24,7 @@ static const Variant *const VARIANTS[] = {  /* best first */
     &gencli_plain,
 };
 enum { COUNT = sizeof VARIANTS / sizeof VARIANTS[0] };
-static const Variant *variant = NULL;
+const Variant *gencli_chosen = NULL;
 
 /* GOMP_parallel of the OpenMP that torch has loaded: runs a function on all threads of its pool, and waits. */
 typedef void Parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
@@ -37,32 +37,15 @@ PUBLIC void gencli_set_parallel(Parallel *function) { parallel = function; }
 /* The name of variant i if this CPU runs it, "" if not, NULL after the last. */
 PUBLIC const char *gencli_variant(int i) { return i >= COUNT ? NULL : VARIANTS[i]->runs_here() ? VARIANTS[i]->name : ""; }
 
-PUBLIC void gencli_choose(int i) { variant = VARIANTS[i]; }
+PUBLIC void gencli_choose(int i) { gencli_chosen = VARIANTS[i]; }
 
-typedef struct {
-    const Weights *weights;
-    const Activations *x;
-    int positions;
-    float *y;
-    int64_t stride, end, step;
-    atomic_llong next;
-} Job;
-
-static void run(Job *job, void (*work)(void *), unsigned threads) {
-    if (parallel && threads != 1 && job->step < job->end - atomic_load(&job->next)) parallel(work, job, threads, 0);
-    else work(job);
+void gencli_run(void (*work)(void *), void *data, unsigned threads) {
+    if (parallel && threads != 1) parallel(work, data, threads, 0);
+    else work(data);
 }
 
-static void multiply(void *data) {
-    Job *job = data;
-    for (int64_t first; (first = atomic_fetch_add(&job->next, job->step)) < job->end;) {
-        int64_t last = first + job->step < job->end ? first + job->step : job->end;
-        variant->product(job->weights, job->x, job->positions, job->y, job->stride, first, last);
-    }
-}
-
-/* Memory of the calling thread for activations: kept from call to call, as large as the largest so far. */
-static void *scratch(size_t size) {
+/* Memory of the calling thread: kept from call to call, as large as the largest so far. */
+void *gencli_scratch(size_t size) {
     static _Thread_local void *memory = NULL;
     static _Thread_local size_t have = 0;
     if (size > have) {
@@ -73,16 +56,49 @@ static void *scratch(size_t size) {
     return memory;
 }
 
+/* Products of one x with up to three matrices, cut into pieces. */
+typedef struct {
+    const Weights *const *weights;
+    float *const *y;
+    const Activations *x;
+    int count, positions;
+    int64_t step[3], pieces[3];
+    atomic_llong next;
+} Products;
+
+static void multiply(void *data) {
+    Products *job = data;
+    for (;;) {
+        int64_t piece = atomic_fetch_add(&job->next, 1);
+        int i = 0;
+        while (i < job->count && piece >= job->pieces[i]) piece -= job->pieces[i++];
+        if (i == job->count) return;
+        const Weights *w = job->weights[i];
+        int64_t outputs = w->sideways ? w->columns : w->rows, first = piece * job->step[i];
+        int64_t last = first + job->step[i] < outputs ? first + job->step[i] : outputs;
+        gencli_chosen->product(w, job->x, job->positions, job->y[i], outputs, first, last);
+    }
+}
+
 static int64_t rounded_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 
-/* y[position * outputs + output] of x (positions, inputs), positions <= MOST. threads: 0 for the pool's own number.
-   Returns 0, or 1 when there is no memory. */
-PUBLIC int gencli_product(const Weights *w, const float *x, int positions, float *y, unsigned threads) {
+static int is_packed(const Weights *w) { return w->type != 0 && w->type != 1 && w->type != 30; }
+
+int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int positions,
+                    unsigned threads) {
     Activations activations[MOST] = {{0}};
-    int64_t inputs = w->sideways ? w->rows : w->columns, outputs = w->sideways ? w->columns : w->rows;
-    int packed = w->type != 0 && w->type != 1 && w->type != 30;
+    int64_t inputs = w[0]->sideways ? w[0]->rows : w[0]->columns, pieces = 0;
+    Products job = {w, y, activations, count, positions, {0}, {0}, 0};
+    int packed = 0;
+    for (int i = 0; i < count; i++) {
+        int64_t outputs = w[i]->sideways ? w[i]->columns : w[i]->rows;
+        packed |= is_packed(w[i]);
+        job.step[i] = w[i]->sideways ? rounded_up(outputs / 8 + 1, 64) : PIECE / (w[i]->stride ? w[i]->stride : 1) + 1;
+        job.pieces[i] = rounded_up(outputs, job.step[i]) / job.step[i];
+        pieces += job.pieces[i];
+    }
     int64_t blocks = rounded_up(inputs, 256) / 32, each = blocks * (32 + 24);  /* bytes: codes, and six floats */
-    uint8_t *memory = packed ? scratch((size_t)(each * positions)) : NULL;
+    uint8_t *memory = packed ? gencli_scratch((size_t)(each * positions)) : NULL;
     if (packed && !memory) return 1;
     for (int p = 0; p < positions; p++) {
         Activations *to = activations + p;
@@ -96,26 +112,35 @@ PUBLIC int gencli_product(const Weights *w, const float *x, int positions, float
         to->sums32 = to->scales + blocks;
         to->sums16 = to->sums32 + blocks;
         to->scales16 = to->sums16 + 2 * blocks;
-        variant->prepare(to, inputs);
+        gencli_chosen->prepare(to, inputs);
     }
-    int64_t step = w->sideways ? rounded_up(outputs / 8 + 1, 64) : PIECE / (w->stride ? w->stride : 1) + 1;
-    Job job = {w, activations, positions, y, outputs, outputs, step, 0};
-    run(&job, multiply, threads);
+    gencli_run(multiply, &job, pieces > 1 ? threads : 1);
     return 0;
 }
 
-static void unpack(void *data) {
-    Job *job = data;
-    const Weights *w = job->weights;
-    for (int64_t first; (first = atomic_fetch_add(&job->next, job->step)) < job->end;)
-        for (int64_t i = first; i < first + job->step && i < job->end; i++) {
-            int64_t output = w->order ? w->order[i] - job->stride : i - job->stride;
-            variant->dequantise(w->type, w->data + i * w->stride, w->columns, job->y + output * w->columns);
-        }
+/* y[position * outputs + output] of x (positions, inputs), positions <= MOST. threads: 0 for the pool's own number.
+   Returns 0, or 1 when there is no memory. */
+PUBLIC int gencli_product(const Weights *w, const float *x, int positions, float *y, unsigned threads) {
+    return gencli_products(&w, &y, 1, x, positions, threads);
 }
 
-/* Rows first to last - 1 as float32, (last - first, columns); with an order, rows stay among these. */
+typedef struct {
+    const Weights *weights;
+    float *to;
+    int64_t first, last, step;
+    atomic_llong next;
+} Unpacking;
+
+static void unpack(void *data) {
+    Unpacking *job = data;
+    const Weights *w = job->weights;
+    for (int64_t at; (at = atomic_fetch_add(&job->next, job->step)) < job->last;)
+        for (int64_t i = at; i < at + job->step && i < job->last; i++)
+            gencli_chosen->dequantise(w->type, w->data + i * w->stride, w->columns, job->to + (i - job->first) * w->columns);
+}
+
+/* Rows first to last - 1 as float32, (last - first, columns), as they lie: without an order. */
 PUBLIC void gencli_dequantise(const Weights *w, int64_t first, int64_t last, float *to, unsigned threads) {
-    Job job = {w, NULL, 0, to, first, last, PIECE / (w->stride ? w->stride : 1) + 1, first};
-    run(&job, unpack, threads);
+    Unpacking job = {w, to, first, last, PIECE / (w->stride ? w->stride : 1) + 1, first};
+    gencli_run(unpack, &job, job.step < last - first ? threads : 1);
 }

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 1  /* what the Python side asks for: changes with the functions and structures below */
+#define INTERFACE 2  /* what the Python side asks for: changes with the functions and structures below */
 #define MOST 8       /* positions of one product */
 
 typedef struct {
@@ -30,6 +30,34 @@ typedef struct {
     float *scales, *scales16, *sums16, *sums32;
 } Activations;
 
+/* Groups of `size` numbers are each divided by their root mean square or, with `centred`, by their deviation from the
+   mean; then times weight, plus bias. weight NULL: no norm. */
+typedef struct {
+    const float *weight, *bias;
+    int32_t size, centred;
+    float eps;
+} Norm;
+
+enum { SILU = 0, GELU_TANH = 1 };
+
+/* A layer of a decoder: x += after_attention(o(attention(before_attention(x)))), then the same of the feed-forward
+   network. Matrices may be fused: `qkv` has 3 or 1, `gate_up` 2 or 1. */
+typedef struct {
+    const Weights *qkv[3], *o, *gate_up[2], *down;
+    Norm before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm;
+    int32_t heads, kv_heads, head_size, rotated;  /* rotated: numbers of a head that are rotated */
+    int32_t hidden, inner, window;                /* window: 0 for all positions */
+    int32_t activation, gated;
+    float scale, softcap;                         /* softcap: 0 for none */
+} Layer;
+
+/* Where a step is: caches (K, capacity, D) and the tables of `position` (rotated,), of each layer; no table: no RoPE. */
+typedef struct {
+    int64_t position, capacity;
+    float *const *keys, *const *values;
+    const float *const *cos, *const *sin;
+} Place;
+
 typedef struct {
     const char *name;
     int (*runs_here)(void);
@@ -38,7 +66,19 @@ typedef struct {
     void (*product)(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride,
                     int64_t first, int64_t last);
     void (*dequantise)(int type, const uint8_t *row, int64_t columns, float *to);
+    void (*norm)(const Norm *norm, float *y, const float *x, int64_t count);
+    /* y (D,) of one head: softmax(q · keys * scale) · values, of `count` positions; scores: memory for as many numbers */
+    void (*attend)(const Layer *layer, const float *q, const float *keys, const float *values, int64_t count,
+                   float *scores, float *y);
+    /* gate = activation(gate) * up; up NULL: activation(gate) */
+    void (*activate)(int kind, float *gate, const float *up, int64_t count);
 } Variant;
+
+/* kernels.c */
+extern const Variant *gencli_chosen;
+int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int positions, unsigned threads);
+void gencli_run(void (*work)(void *), void *data, unsigned threads);
+void *gencli_scratch(size_t size);
 
 extern const Variant gencli_plain, gencli_avx2, gencli_avx512, gencli_neon;
 

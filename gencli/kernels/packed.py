@@ -109,17 +109,17 @@ def some_rows(matrix: Tensor, first: int, last: int, memory: Tensor) -> Tensor:
     return rows if rows.dtype == memory.dtype else memory[: rows.numel()].view(rows.shape).copy_(rows)
 
 
-def product(matrix: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
-    """Return what multiplies x (..., columns), float32 and at most MOST positions, with a matrix: x @ matrix.T + bias.
+def as_weights(matrix: Tensor, bias: Tensor | None) -> tuple[Weights, tuple[Any, ...]] | None:
+    """Return a matrix and the bias of its outputs as the library has them, and what must be kept while it is used.
 
-    None where the library cannot. The matrix and the bias must stay where they are in memory.
+    None where the library cannot multiply with it.
     """
     kernels, order = library(), None
     if isinstance(matrix, Packed):
         kind, data = matrix.kind, matrix.data_rows
         order = None if matrix.order is None else matrix.order.argsort().int()
     else:
-        kind, data = FLOATS.get(matrix.dtype, ""), matrix
+        kind, data = FLOATS.get(matrix.dtype, ""), matrix.detach()
     if kernels is None or not kind or not data.is_cpu or (bias is not None and bias.dtype != torch.float32):
         return None
     outputs, inputs = matrix.shape
@@ -129,10 +129,21 @@ def product(matrix: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] |
     size = data.element_size() * (data.stride(1) if sideways else data.stride(0))
     shape = (inputs, outputs) if sideways else (outputs, inputs)
     pointers = [None if one is None else one.data_ptr() for one in (order, bias)]
-    weights = Weights(data.data_ptr(), *shape, size, *pointers, TYPES[kind][0], int(sideways))
-    address, call, empty = ctypes.addressof(weights), kernels.product, torch.empty
+    return Weights(data.data_ptr(), *shape, size, *pointers, TYPES[kind][0], int(sideways)), (data, order, bias)
 
-    def multiply(x: Tensor, _keep: Any = (weights, data, order, bias)) -> Tensor:
+
+def product(matrix: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    """Return what multiplies x (..., columns), float32 and at most MOST positions, with a matrix: x @ matrix.T + bias.
+
+    None where the library cannot. The matrix and the bias must stay where they are in memory.
+    """
+    made, kernels = as_weights(matrix, bias), library()
+    if made is None or kernels is None:
+        return None
+    outputs, inputs = matrix.shape
+    address, call, empty = ctypes.addressof(made[0]), kernels.product, torch.empty
+
+    def multiply(x: Tensor, _keep: Any = made) -> Tensor:
         x = x.contiguous()
         y = empty((*x.shape[:-1], outputs))
         if call(address, x.data_ptr(), x.numel() // inputs, y.data_ptr(), 0):

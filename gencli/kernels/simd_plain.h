@@ -1,6 +1,4 @@
 /* Vectors as plain arrays: what every compiler and CPU has. `bytes`: 32 weights or activations; `floats`: 8 sums. */
-#include <math.h>
-
 #define UNROLL(n)
 #define AT_ONCE 1
 

@@ -1,6 +1,8 @@
 /* All work on numbers, compiled once for each variant: VARIANT is its name, SIMD the header with its vectors. */
 #include "kernels.h"
 
+#include <math.h>
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #define INLINE static __forceinline
 #else
@@ -68,13 +70,11 @@ typedef void Scales(const uint8_t *b, int chunks, float *s, float *m);
 typedef bytes Codes(const uint8_t *b, int j);
 typedef struct { int block, size, per_chunk, offset, sign, mins; Scales *scales; Codes *codes; } Type;
 
-/* Adds the products of a group of `chunks` * 32 weights at b with the activations from number `at` on. */
-INLINE void add_group(Type t, const uint8_t *b, int chunks, const Activations *x, int64_t at, int positions,
-                      floats sums[][2]) {
+/* Adds the products of a group of 256 weights at b with the activations from number `at` on. */
+INLINE void add_group(Type t, const uint8_t *b, const Activations *x, int64_t at, int positions, floats sums[][2]) {
     float s[16], m[16], scaled[MOST][16];
     const int each = t.per_chunk;
-    if (chunks < 8) memset(s, 0, sizeof s), memset(m, 0, sizeof m);
-    t.scales(b, chunks, s, m);
+    t.scales(b, 8, s, m);
     UNROLL(8)
     for (int p = 0; p < positions; p++)
         for (int i = 0; i < 8 * each; i += 8) {
@@ -82,10 +82,11 @@ INLINE void add_group(Type t, const uint8_t *b, int chunks, const Activations *x
             const float *sum = each == 2 ? x[p].sums16 + at / 16 + i : x[p].sums32 + at / 32;
             if (t.offset) sums[p][1] = plus_times(sums[p][1], times(scale, same((float)-t.offset)), load_f32(sum));
             if (t.mins) sums[p][1] = plus_times(sums[p][1], times(load_f32(m + i), same(-1)), load_f32(sum));
-            store(scaled[p] + i, times(scale, load_f32(each == 2 ? x[p].scales16 + at / 16 + i : x[p].scales + at / 32)));
+            const float *steps = each == 2 ? x[p].scales16 + at / 16 + i : x[p].scales + at / 32;
+            store(scaled[p] + i, times(scale, load_f32(steps)));
         }
     UNROLL(8)
-    for (int j = 0; j < chunks; j++) {
+    for (int j = 0; j < 8; j++) {
         bytes codes = t.codes(b, j);
         UNROLL(8)
         for (int p = 0; p < positions; p++) {
@@ -97,16 +98,30 @@ INLINE void add_group(Type t, const uint8_t *b, int chunks, const Activations *x
     }
 }
 
+/* The same of a block of 32 weights, at the end of a row that is no multiple of 256. */
+INLINE void add_block(Type t, const uint8_t *b, const Activations *x, int64_t at, int positions, floats sums[][2],
+                      float *y) {
+    float s[8], m[8] = {0};
+    t.scales(b, 1, s, m);
+    bytes codes = t.codes(b, 0);
+    UNROLL(8)
+    for (int p = 0; p < positions; p++) {
+        floats product = t.sign ? dot_signed(codes, x[p].codes + at) : dot_unsigned(codes, x[p].codes + at);
+        sums[p][0] = plus_times(sums[p][0], product, same(s[0] * x[p].scales[at / 32]));
+        y[p] -= ((float)t.offset * s[0] + m[0]) * x[p].sums32[at / 32];
+    }
+}
+
 /* y[p] of a row for each position p */
 INLINE void packed_row(Type t, const uint8_t *row, int64_t columns, const Activations *x, int positions, float *y) {
     floats sums[MOST][2];
     UNROLL(8)
-    for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = zero();
+    for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = zero(), y[p] = 0;
     int64_t at = 0, bytes_per_group = 256 / t.block * t.size;
-    for (; at + 256 <= columns; at += 256, row += bytes_per_group) add_group(t, row, 8, x, at, positions, sums);
-    if (at < columns) add_group(t, row, (int)(columns - at) / 32, x, at, positions, sums);
+    for (; at + 256 <= columns; at += 256, row += bytes_per_group) add_group(t, row, x, at, positions, sums);
+    for (; t.block == 32 && at < columns; at += 32, row += t.size) add_block(t, row, x, at, positions, sums, y);
     UNROLL(8)
-    for (int p = 0; p < positions; p++) y[p] = total(plus(sums[p][0], sums[p][1]));
+    for (int p = 0; p < positions; p++) y[p] += total(plus(sums[p][0], sums[p][1]));
 }
 
 INLINE void dequantise_row(Type t, const uint8_t *row, int64_t columns, float *to) {
@@ -252,6 +267,88 @@ static void dequantise(int type, const uint8_t *row, int64_t columns, float *to)
     }
 }
 
+/* --- the rest of a decoder's layer --------------------------------------------------------------------------------- */
+
+static void norm(const Norm *norm, float *y, const float *x, int64_t count) {
+    const int size = norm->size;
+    for (int64_t at = 0; at < count; at += size, x += size, y += size) {
+        float mean = 0, square = 0;
+        floats sum = zero(), squares = zero();
+        int i = 0;
+        for (; i + 8 <= size; i += 8) sum = plus(sum, load_f32(x + i));
+        mean = total(sum);
+        for (; i < size; i++) mean += x[i];
+        mean = norm->centred ? mean / (float)size : 0;
+        for (i = 0; i + 8 <= size; i += 8) {
+            floats from = plus(load_f32(x + i), same(-mean));
+            squares = plus_times(squares, from, from);
+        }
+        square = total(squares);
+        for (; i < size; i++) square += (x[i] - mean) * (x[i] - mean);
+        float by = 1 / sqrtf(square / (float)size + norm->eps);
+        for (i = 0; i < size; i++) y[i] = (x[i] - mean) * by * norm->weight[i] + (norm->bias ? norm->bias[i] : 0);
+    }
+}
+
+/* e^x within 3e-7 of it: 2^n times a polynomial; below -87 it is 0, and NaN stays */
+INLINE float exponential(float x) {
+    const float round = 12582912;  /* 1.5 * 2^23: what is added to it is rounded to a whole number */
+    float t = x * 1.44269504f, whole, power, result;
+    t = t < -126 ? -126 : t > 127 ? 127 : t;
+    float shifted = t + round;
+    int32_t bits, number;
+    memcpy(&bits, &shifted, 4);
+    whole = shifted - round;
+    t -= whole;
+    power = 1 + t * (0.693147181f + t * (0.240226507f + t * (0.0555041087f + t * (0.00961812911f + t * 0.00133335581f))));
+    number = (int32_t)((uint32_t)(bits - 0x4b400000 + 127) << 23);
+    memcpy(&result, &number, 4);
+    return x < -87 ? 0 : power * result;
+}
+
+static void attend(const Layer *layer, const float *q, const float *keys, const float *values, int64_t count,
+                   float *scores, float *y) {
+    const int size = layer->head_size;
+    float top = -3.4e38f, sum = 0;
+    for (int64_t t = 0; t < count; t++) {
+        floats a = zero(), b = zero();
+        int i = 0;
+        const float *key = keys + t * size;
+        for (; i + 16 <= size; i += 16) {
+            a = plus_times(a, load_f32(q + i), load_f32(key + i));
+            b = plus_times(b, load_f32(q + i + 8), load_f32(key + i + 8));
+        }
+        float score = total(plus(a, b));
+        for (; i < size; i++) score += q[i] * key[i];
+        score *= layer->scale;
+        if (layer->softcap != 0) {
+            float e = exponential(2 * (score / layer->softcap));
+            score = layer->softcap * (1 - 2 / (e + 1));
+        }
+        scores[t] = score;
+        if (!(score <= top)) top = score;
+    }
+    for (int64_t t = 0; t < count; t++) sum += scores[t] = exponential(scores[t] - top);
+    for (int i = 0; i < size; i++) y[i] = 0;
+    for (int64_t t = 0; t < count; t++) {
+        const float weight = scores[t] / sum, *value = values + t * size;
+        int i = 0;
+        for (; i + 8 <= size; i += 8) store(y + i, plus_times(load_f32(y + i), load_f32(value + i), same(weight)));
+        for (; i < size; i++) y[i] += weight * value[i];
+    }
+}
+
+static void activate(int kind, float *gate, const float *up, int64_t count) {
+    if (kind == SILU)
+        for (int64_t i = 0; i < count; i++) gate[i] = gate[i] / (1 + exponential(-gate[i]));
+    else  /* 0.5 x (1 + tanh(u)) = x / (1 + e^-2u) */
+        for (int64_t i = 0; i < count; i++) {
+            float x = gate[i], u = 0.7978845608f * (x + 0.044715f * x * x * x);
+            gate[i] = x / (1 + exponential(-2 * u));
+        }
+    for (int64_t i = 0; up && i < count; i++) gate[i] *= up[i];
+}
+
 static int runs_here(void) {
 #if defined(__AVX512VNNI__)
     return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
@@ -265,4 +362,5 @@ static int runs_here(void) {
 
 #define JOIN(a, b) a##b
 #define SYMBOL(name) JOIN(gencli_, name)
-const Variant SYMBOL(VARIANT) = {QUOTED(VARIANT), runs_here, prepare, product, dequantise};
+const Variant SYMBOL(VARIANT) = {QUOTED(VARIANT), runs_here, prepare, product, dequantise,
+                                 norm, attend, activate};

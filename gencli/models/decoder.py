@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
+from gencli.models import step
 from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.attention import attend
 from gencli.models.base import (
@@ -154,9 +155,15 @@ class RMSNorm(nn.Module):
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight  # rounded before the product
 
+    def norm_weights(self) -> tuple[Tensor, Tensor | None, float, bool]:
+        """Return weight and bias in float32, eps, and whether the mean is taken away, for `models.step`."""
+        return self.weight.float(), None, self.eps, False
+
 
 class MLP(nn.Module):
     """The gated feed-forward network (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
+
+    STEP = ("gate_proj", "up_proj")
 
     def __init__(self, config: DecoderConfig, *, bias: bool = False):
         super().__init__()
@@ -164,6 +171,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act]
+        self.step_activation = step.ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
@@ -172,6 +180,7 @@ class MLP(nn.Module):
 class AttentionCore(nn.Module):
     """Causal attention with rotary positions and a cache. Subclasses define `project` and `o_proj`."""
 
+    STEP: tuple[str, ...] = ()
     o_proj: nn.Linear
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -179,6 +188,7 @@ class AttentionCore(nn.Module):
         self.layer = layer
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
         self.window = config.window(layer)
+        self.rotated = int(self.head_dim * config.rope_parameters.partial_rotary_factor)
         self.scale = self.head_dim**-0.5
         self.softcap: float | None = None
 
@@ -199,6 +209,8 @@ class AttentionCore(nn.Module):
 class Attention(AttentionCore):
     """Attention with four projections. bias: of q, k and v. out_bias: of the output."""
 
+    STEP = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: DecoderConfig, layer: int, *, bias: bool = False, out_bias: bool = False):
         super().__init__(config, layer)
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -214,6 +226,8 @@ class Attention(AttentionCore):
 
 class PreNormLayer(nn.Module):
     """A layer with a norm before the attention and one before the feed-forward network."""
+
+    NORMS = ("input_layernorm", None, "post_attention_layernorm", None)  # before and after attention, and the network
 
     def __init__(self, config: DecoderConfig, self_attn: nn.Module, mlp: nn.Module):
         super().__init__()
@@ -255,6 +269,7 @@ class Decoder(LanguageModel):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rotary = Rotary(config.rope_parameters, config.head_size, config.max_position_embeddings)
+        self._made: tuple[step.Step | None] | None = None
 
     @property
     def max_length(self) -> int:
@@ -284,12 +299,22 @@ class Decoder(LanguageModel):
         """Return logits (B, T, V) of hidden states (B, T, C) after the last norm."""
         return self.lm_head(x)
 
+    def _step(self) -> step.Step | None:
+        """The layers as `models.step` runs them, made when they are first used, and anew when a weight is replaced."""
+        if self._made is None or (self._made[0] is not None and not self._made[0].is_current()):
+            self._made = (step.make(self.model.layers),)
+        return self._made[0]
+
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         start = 0 if cache is None else cache.length
         stop = start + ids.shape[1]
         x = self.embed(ids)
-        for layer, cos_sin in zip(self.model.layers, self.cos_sin_per_layer(start, stop, x), strict=True):
-            x = layer(x, cos_sin, cache)
+        per_layer = self.cos_sin_per_layer(start, stop, x)
+        if cache is not None and step.can(x, cache) and (one := self._step()) is not None:
+            x = one(x, cache, per_layer)
+        else:
+            for layer, cos_sin in zip(self.model.layers, per_layer, strict=True):
+                x = layer(x, cos_sin, cache)
         if cache is not None:
             cache.length = stop
         if last_only:

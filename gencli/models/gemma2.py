@@ -78,9 +78,16 @@ class RMSNorm(decoder.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
 
+    def norm_weights(self) -> tuple[Tensor, Tensor | None, float, bool]:
+        return 1 + self.weight.float(), None, self.eps, False
+
 
 class Layer(nn.Module):
     """Norms before and after attention and feed-forward, inside the residual branches."""
+
+    NORMS = (
+        "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+    )  # fmt: skip
 
     def __init__(self, config: DecoderConfig, self_attn: nn.Module):
         super().__init__()

@@ -82,6 +82,8 @@ def _with_ropes(raw: Mapping[str, Any]) -> dict[str, Any]:
 class Attention(decoder.Attention):
     """q and k are normed head by head, before RoPE."""
 
+    STEP = decoder.Attention.STEP
+
     def __init__(self, config: Gemma3Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
         self.scale = config.query_pre_attn_scalar**-0.5

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gencli.kernels import library
 from gencli.models.kv_cache import KeyValueCache
 
 
@@ -55,7 +56,7 @@ class LanguageModel(BaseModel):
 
 
 def describe(name: str, models: Sequence[BaseModel], device: torch.device | None = None) -> str:
-    """Describe models in one line: size of all, precision, device (unless it is told) and threads of the first."""
+    """Describe models in one line: size of all; of the first its precision, device (if not told), threads, kernels."""
     first = models[0]
     device = device or first.device
     millions = sum(parameter.numel() for model in models for parameter in model.parameters()) / 1e6
@@ -63,4 +64,7 @@ def describe(name: str, models: Sequence[BaseModel], device: torch.device | None
     dtype = f"{first.compute_dtype}" + (f" from {stored} weights" if stored != first.compute_dtype else "")
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    if threads and isinstance(first, LanguageModel):
+        kernels = library()
+        threads += f", {kernels.variant} kernels" if kernels else ", without C kernels"
     return f"{name} ({millions:.1f} M parameters, {dtype.replace('torch.', '')}, {device}{threads})"

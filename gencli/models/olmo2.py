@@ -37,6 +37,8 @@ class RMSNorm(decoder.RMSNorm):
 class Attention(decoder.Attention):
     """q and k are normed over all their heads, before RoPE."""
 
+    STEP = decoder.Attention.STEP
+
     def __init__(self, config: Olmo2Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
         self.q_norm = RMSNorm(self.heads * self.head_dim, config.rms_norm_eps)
@@ -50,6 +52,8 @@ class Attention(decoder.Attention):
 
 class Layer(nn.Module):
     """The outputs of attention and feed-forward are normed before they are added."""
+
+    NORMS = (None, "post_attention_layernorm", None, "post_feedforward_layernorm")
 
     def __init__(self, config: Olmo2Config, layer: int):
         super().__init__()

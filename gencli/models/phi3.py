@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gencli.models import decoder
+from gencli.models import decoder, step
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import check_ints
 from gencli.models.decoder import (
@@ -67,6 +67,8 @@ def _named_longrope(raw: Mapping[str, Any], original: Any) -> dict[str, Any]:
 class Attention(AttentionCore):
     """One projection makes q, k and v."""
 
+    STEP = ("qkv_proj",)
+
     def __init__(self, config: Phi3Config, layer: int):
         super().__init__(config, layer)
         self.qkv_proj = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
@@ -81,11 +83,14 @@ class Attention(AttentionCore):
 class MLP(nn.Module):
     """One projection makes the gate and the values."""
 
+    STEP = ("gate_up_proj",)
+
     def __init__(self, config: Phi3Config):
         super().__init__()
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.activation = ACTIVATIONS[config.hidden_act]
+        self.step_activation = step.ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)

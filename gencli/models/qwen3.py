@@ -25,6 +25,8 @@ class Qwen3Config(Qwen2Config):
 class Attention(decoder.Attention):
     """q and k are normed head by head, before RoPE."""
 
+    STEP = decoder.Attention.STEP
+
     def __init__(self, config: Qwen3Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
