@@ -41,7 +41,7 @@ def test_stories_in_transformers() -> None:
         assert tokenizer.decode(ids) == prompt
         with torch.no_grad():
             expected = reference(torch.tensor([ids])).logits
-        torch.testing.assert_close(ours(torch.tensor([ids])), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(ours(torch.tensor([ids])), expected, atol=5e-5, rtol=0)
     config = json.loads((STORIES / "generation_config.json").read_text())
     assert tokenizer.eos_ids == (config["eos_token_id"],)
 
