@@ -169,12 +169,10 @@ def interrupt(run: Run, number: signal.Signals, root: Path, draw: random.Random)
     _, err = process.communicate(timeout=60)
     took, code = time.monotonic() - began, process.returncode
     end = "done" if code == 0 else "killed" if code < 0 else "orderly"
-    if code not in (0, 128 + number, -number):
-        return end, f"exit code {code}: {err[-300:]!r}"
-    if b"Traceback" in err or b"defect" in err:
-        # Before its first line the interpreter's own handler of SIGINT is there.
-        early = b"gencli" not in err.replace(b"gencli.__main__", b"").replace(b"/gencli/__main__.py", b"")
-        return ("interpreter's" if early else end), "" if early else f"{err[-600:]!r}"
+    if b"KeyboardInterrupt" in err and b"gencli/" not in err:  # before its first line, where only the interpreter is
+        return "interpreter's", ""
+    if code not in (0, 128 + number, -number) or b"Traceback" in err or b"defect" in err:
+        return end, f"exit code {code}: {err[-600:]!r}"
     if twice and took > AT_ONCE:
         return end, f"{took:.1f} s after a second signal"
     left = [file.name for file in folder.rglob(".gencli-*")]

@@ -108,7 +108,11 @@ class Part:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """Return its JSON, or NO_CONFIG for weights without one. Raise GencliError if the file is missing or broken."""
-        return self.read_config()
+        found = self.read_config()
+        for key in ("_class_name", "model_type"):
+            if not isinstance(value := found.get(key), str | None):
+                raise GencliError(f"{self.path}: {key} = {value!r:.60} in its config is no name")
+        return found
 
     @cached_property
     def _tensors(self) -> Tensors:

@@ -84,6 +84,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
         if checkpoint.problem is not None and checkpoint.kind == "other":
             raise checkpoint.problem
         if checkpoint.format in ("transformers", "gguf") and checkpoint.family not in ARCHITECTURES:
+            assert checkpoint.parts[""].config is not None  # raises for one that names no kind
             problem = f"unknown architecture {checkpoint.family!r:.60}"
         for part in checkpoint.parts.values():
             if part.kind == "model" or checkpoint.own_folder:

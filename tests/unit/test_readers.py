@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.report import describe
 from gencli.errors import HINT_LIMIT, MESSAGE_LIMIT, GencliError, shorten
 from gencli.text.conversation import Conversation, read_examples
 from gencli.train.captions import find_captions
@@ -87,6 +89,14 @@ def test_a_damaged_gzip(tmp_path: Path):
     (tmp_path / "a.jsonl.gz").write_bytes(data)
     with pytest.raises(GencliError, match=r"a\.jsonl\.gz is no whole gzip file"):
         read_texts(tmp_path / "a.jsonl.gz")
+
+
+@pytest.mark.parametrize("key", ["_class_name", "model_type"])
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, 5, True])
+def test_a_config_that_names_no_kind(tmp_path: Path, key: str, value: object):
+    config = {"_class_name": "AutoencoderKL", "model_type": "gpt2"} | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert f"{key} = {value!r} in its config is no name" in describe(Source("a", tmp_path, "folder")).problem
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🙂", "\udc80", "\n"])
