@@ -29,11 +29,11 @@ FACES = [
     (["--modl"], 2),
     (["text", "a", "--temperatur", "1"], 2),
     (["text", "a", "--top-k", "many"], 2),
-    (["text", "a", "--top-k", "-1"], 2),
+    (["text", "a", "--top-k", "-2"], 2),
     (["text", "a", "--top-p", "1.5"], 2),
     (["text", "a", "--temperature", "nan"], 2),
     (["text", "a", "-n", "0"], 2),
-    (["text", "a", "-s", "-1"], 2),
+    (["text", "a", "-s", "-2"], 2),
     (["text", "a", "--stop", ""], 2),
     (["text", "a", "--logit-bias", "x=1"], 2),
     (["text", "a", "--device", "tpu"], 2),
@@ -108,15 +108,15 @@ def test_no_prompt_at_a_terminal_is_a_usage_error():
     ],
 )
 def test_colours_on_a_terminal(env: dict, args: list, coloured: bool):
-    code, terminal, _, _ = on_terminal("text", *args, "--top-k", "-1", "a", **env)
+    code, terminal, _, _ = on_terminal("text", *args, "--top-k", "-2", "a", **env)
     assert code == 2
     assert (b"\x1b[" in terminal) == coloured
     assert b"error:" in terminal
 
 
 def test_no_colours_in_a_pipe_unless_asked():
-    assert b"\x1b" not in gencli("text", "--top-k", "-1", "a", TERM="xterm").stderr
-    assert b"\x1b[1;31merror:" in gencli("text", "--color", "always", "--top-k", "-1", "a").stderr
+    assert b"\x1b" not in gencli("text", "--top-k", "-2", "a", TERM="xterm").stderr
+    assert b"\x1b[1;31merror:" in gencli("text", "--color", "always", "--top-k", "-2", "a").stderr
 
 
 def test_an_error_cannot_steer_the_terminal():
@@ -170,7 +170,7 @@ def test_closed_standard_streams():
     assert shell("gencli text a -m no-such-model <&-", fresh=True).returncode == 1
     assert shell("gencli text <&- -m no-such-model", fresh=True).returncode == 1
     assert shell("gencli --version >&-", fresh=True).returncode == 0
-    assert shell("gencli text --top-k -1 2>&-", fresh=True).returncode == 2
+    assert shell("gencli text --top-k -2 2>&-", fresh=True).returncode == 2
 
 
 def test_gencli_alone_names_a_first_step():
