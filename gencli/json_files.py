@@ -8,6 +8,7 @@ from typing import Any
 
 from gencli.errors import GencliError
 
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS keeps elsewhere
 SIZE_LIMIT = 64 * 2**20  # bytes; the largest index and tokenizer files of the hub are below a third of it
 
 
@@ -16,11 +17,22 @@ def read_bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for such a file of a checkpoint")
-        return path.read_bytes()
+        content = path.read_bytes()
+        check_no_pointer(content, path)
+        return content
     except FileNotFoundError:
         raise GencliError(f"{path.parent} has no {path.name}", "is it a checkpoint's folder?") from None
     except OSError as error:
         raise GencliError(f"cannot read {path}: {error.strerror}") from None
+
+
+def check_no_pointer(head: bytes, path: Path) -> None:
+    """Raise GencliError for a file, by its first bytes, that stands for one which Git LFS did not fetch."""
+    if head.startswith(POINTER):
+        raise GencliError(
+            f"{path} is a pointer of Git LFS: the file itself was not fetched",
+            "`git lfs pull` in its folder fetches it, and so does `gencli models pull` from the hub",
+        )
 
 
 def as_unicode(text: str, where: str) -> str:

@@ -68,6 +68,9 @@ class ModelSpec:
         object.__setattr__(self, "lora", tuple(self.lora))
 
 
+IGNORE_CONFIG = Option(
+    str, "--ignore-config KEY", "A key of config.json that changes nothing (repeatable).", MODEL, several=True
+)
 TEXT_MODEL = "stories"
 
 
@@ -76,6 +79,11 @@ class TextSpec(ModelSpec):
     """A language model."""
 
     model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL).field(TEXT_MODEL)
-    ignore_config: tuple[str, ...] = several(
-        str, "--ignore-config KEY", "A key of config.json that changes nothing (repeatable).", MODEL
-    )
+    ignore_config: tuple[str, ...] = IGNORE_CONFIG.field(())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class DrawingSpec(ModelSpec):
+    """An image model, beside what an image's own request says of it."""
+
+    ignore_config: tuple[str, ...] = IGNORE_CONFIG.field(())

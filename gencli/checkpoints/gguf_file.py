@@ -16,6 +16,7 @@ import numpy as np
 
 from gencli.checkpoints.tensors import TensorFile
 from gencli.errors import GencliError
+from gencli.json_files import POINTER, check_no_pointer
 from gencli.kernels import TYPES
 
 if TYPE_CHECKING:  # describing a file needs no torch
@@ -38,6 +39,8 @@ class GgufFile:
         """Raises GencliError for a file that is cut off, hostile or of another version, and for unknown types."""
         self.path = path
         try:
+            with path.open("rb") as stream:
+                check_no_pointer(stream.read(len(POINTER)), path)
             self._map = np.memmap(path, mode="c")  # changes, if any, stay in memory
             header = _Header(self._map[:HEADER_LIMIT].tobytes() if len(self._map) < HEADER_LIMIT else _head(path))
             self.metadata, infos, data = header.parse()

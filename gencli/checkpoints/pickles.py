@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gencli.errors import GencliError
+from gencli.json_files import POINTER, check_no_pointer
 
 ZIP = b"PK\x03\x04"  # what torch writes since 1.6, and what can be mapped into memory
 WRAPPERS = ("state_dict", "model_state_dict")  # keys under which training scripts put the weights
@@ -22,6 +23,13 @@ DTYPES = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")  # in the unpickler's message: what it was asked for
+# What training scripts keep beside the weights: callbacks, settings and counters of Lightning and numpy.
+BESIDE = re.compile(
+    r"(pytorch_lightning|lightning|lightning_fabric|omegaconf)\.[\w.]+|argparse\.Namespace|pathlib\.\w*Path"
+    r"|numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray)|numpy\.dtypes\.\w+|typing\.Any"
+    r"|collections\.defaultdict|datetime\.\w+|list|dict|set|int|float"
+)
+STAND_INS = 64  # names of one file
 REASON = re.compile(r"WeightsUnpickler error: (.{1,120}?)(?: Check the|$)")
 
 
@@ -75,26 +83,60 @@ class ParameterTable(dict[str, Any]):
         self.update(state.get("_parameters") or {} if isinstance(state, dict) else {})
 
 
+class Inert:
+    """A stand-in for classes and functions beside the weights: it takes anything, and does and holds nothing."""
+
+    def __init__(self, *args: Any, **keywords: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def empty_table(*args: Any) -> dict[Any, Any]:
+    """Return a table in the place of a defaultdict, whatever its factory is."""
+    return {}
+
+
+def _stand_in(name: str) -> tuple[Any, str]:
+    """Return what stands for a class, and the name by which the unpickler knows it."""
+    if name == "collections.defaultdict":
+        return empty_table, name
+    return Inert, name if "." in name else f"builtins.{name}"
+
+
 def unpickle(file: Path, *, tables: bool = False) -> Any:
     """Return what a pickle holds. tables: allow a torch.nn.ParameterDict, returned as a `ParameterTable`.
 
-    Raise GencliError for one that asks for anything but tensors, and for a broken one.
+    What BESIDE names is `Inert`. Raise GencliError for one that asks for anything else but tensors, and for a broken
+    one.
     """
-    names: Any = [(ParameterTable, "torch.nn.modules.container.ParameterDict")] if tables else []
-    try:
-        with file.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(names):
-            warnings.simplefilter("ignore")  # of protocols
-            mapped = stream.read(4) == ZIP
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise GencliError(f"cannot read {file}: {error.strerror}") from None
-    except Exception as error:  # whatever the bytes of a pickle can provoke
-        message = " ".join(str(error).split())
-        if not isinstance(error, pickle.UnpicklingError):
-            raise GencliError(f"{file} is broken or no file of tensors: {message[:160]}") from None
-        name, reason = FORBIDDEN.search(message), REASON.search(message)
-        wants = f"it asks for {name[1]}" if name else reason[1] if reason else "it is no plain pickle"
-        raise GencliError(
-            f"{file} is refused: {wants}; only tensors are read from a pickle",
-            "such a file may run code when it is opened, or be none of weights; nothing of it was run",
-        ) from None
+    names: list[Any] = [(ParameterTable, "torch.nn.modules.container.ParameterDict")] if tables else []
+    while True:
+        try:
+            return _load(file, names)
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise GencliError(f"cannot read {file}: {error.strerror}") from None
+        except GencliError:
+            raise
+        except Exception as error:  # whatever the bytes of a pickle can provoke
+            message = " ".join(str(error).split())
+            if not isinstance(error, pickle.UnpicklingError):
+                raise GencliError(f"{file} is broken or no file of tensors: {message[:160]}") from None
+            name, reason = FORBIDDEN.search(message), REASON.search(message)
+            if name and BESIDE.fullmatch(name[1]) and len(names) < STAND_INS and _stand_in(name[1]) not in names:
+                names.append(_stand_in(name[1]))
+                continue
+            wants = f"it asks for {name[1]}" if name else reason[1] if reason else "it is no plain pickle"
+            raise GencliError(
+                f"{file} is refused: {wants}; only tensors are read from a pickle",
+                "such a file may run code when it is opened, or be none of weights; nothing of it was run",
+            ) from None
+
+
+def _load(file: Path, names: list[Any]) -> Any:
+    with file.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(names):
+        warnings.simplefilter("ignore")  # of protocols
+        head = stream.read(len(POINTER))
+        check_no_pointer(head, file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=head.startswith(ZIP))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
+from gencli.json_files import POINTER, check_no_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,10 @@ class SafetensorsFile:
         try:
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
-                length = int.from_bytes(stream.read(8), "little")
+                head = stream.read(len(POINTER))
+                check_no_pointer(head, path)
+                length = int.from_bytes(head[:8], "little")
+                stream.seek(8)
                 if not 2 <= length <= min(LIMIT, size - 8):
                     raise ValueError(f"a header of {length} bytes in a file of {size}")
                 raw = json.loads(stream.read(length))

@@ -21,7 +21,7 @@ from gencli.cli.prompts import each_line, read_prompt
 from gencli.errors import UsageError
 from gencli.image.request import CONTROL, INPUT, PICTURE, PIXELS, SAMPLING, START, ImageRequest
 from gencli.options import OUTPUT, Option, choice, flag, string
-from gencli.spec import ModelSpec
+from gencli.spec import DrawingSpec
 
 FORMATS = ("png", "jpeg", "webp")
 
@@ -84,7 +84,7 @@ def image(
     sources: Sources,
     output: Output,
     asked: Asked[ImageRequest],
-    where: ModelSpec,
+    where: DrawingSpec,
     fetching: Fetching,
     reporting: Reporting,
 ) -> None:
@@ -115,7 +115,7 @@ def image(
 
     with signals.raise_pending_signals():
         from gencli.cli.image_ready import ready
-    opened, request = ready(inputs, request, lines=sources.lines, note=console.note, allow_pickle=where.allow_pickle)
+    opened, request = ready(inputs, request, where, lines=sources.lines, note=console.note)
     if not sources.lines:
         sink.check(request)
         if animation is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.open import open_checkpoint
@@ -15,28 +16,30 @@ from gencli.image.imagegpt import Palette, is_palette, open_palette
 from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, notes, resolve
+from gencli.spec import ModelSpec
 
 
 def ready(
     inputs: Inputs,
     request: ImageRequest,
+    where: ModelSpec,
     *,
     lines: bool,
     note: Callable[[str], None],
-    allow_pickle: bool = False,
 ) -> tuple[ImageCheckpoint | Palette, ImageRequest]:
     """Open the checkpoint and resolve the request; return both. Remarks about the two go to `note`.
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
     opened: ImageCheckpoint | Palette
+    allow_pickle = where.allow_pickle
     hints = Hints(request.prediction, request.betas, other_vae=inputs.vae is not None)
     found = open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
     if is_palette(found):
         opened = open_palette(found)
         prompted = False
     else:
-        said = {"prediction": request.prediction, "betas": request.betas}
+        said: dict[str, Any] = {"prediction": request.prediction, "betas": request.betas, "ignore": where.ignore_config}
         opened = open_image_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
         if inputs.classifier is not None:
             opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)
@@ -61,6 +64,6 @@ def ready(
     if inputs.mask is not None:
         size = resolved.width or 1, resolved.height or 1
         if is_blank(inputs.mask, *size, step=1 if resolved.paste else opened.factor):
-            where = "" if resolved.paste else " where a latent looks"
-            note(f"the mask is white nowhere{where}: nothing is painted anew")
+            place = "" if resolved.paste else " where a latent looks"
+            note(f"the mask is white nowhere{place}: nothing is painted anew")
     return opened, resolved

@@ -4,7 +4,8 @@ a classifier beside it. No torch."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ DEFAULTS = {
     "negative_prompt": "negative",
     "eta": "eta",
 }
+FIRST_PIPELINES = (
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy",
+)  # fmt: skip
 SINGLE = "stable diffusion"  # the format whose scheduler is told by what the user says
 CLASSIFIER = "EncoderUNetModel"
 NETWORKS = ("dit", "ddpm", "guided-diffusion")  # formats of one network
@@ -48,11 +53,12 @@ def open_image_checkpoint(
     prediction: str | None = None,
     betas: str | None = None,
     vae: Source | None = None,
+    ignore: Collection[str] = (),
 ) -> ImageCheckpoint:
     """Read the small files of a checkpoint, or the header of one in a single file.
 
     prediction, betas: its `prediction_type` and `beta_schedule`, over what it says itself. vae: what holds another
-    autoencoder for it.
+    autoencoder for it. ignore: keys of its parts' configs that are taken to change nothing.
     Raises GencliError for what is no picture checkpoint or not supported.
     """
     hints = Hints(prediction, betas, other_vae=vae is not None)
@@ -68,6 +74,14 @@ def open_image_checkpoint(
         checkpoint = dataclasses.replace(checkpoint, configs=configs)
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
+    if unknown := [key for key in ignore if not any(key in config for config in checkpoint.configs.values())]:
+        raise GencliError(f"--ignore-config {unknown[0]}: no config of {checkpoint.name} has such a key")
+    if ignore:
+        kept = {
+            part: {key: value for key, value in config.items() if key not in ignore}
+            for part, config in checkpoint.configs.items()
+        }
+        checkpoint = dataclasses.replace(checkpoint, configs=kept)
     checkpoint.family.check(checkpoint)
     return checkpoint
 
@@ -119,12 +133,25 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
         parts[name] = part
         if not name.startswith("tokenizer"):
             configs[name] = part.config
+    if kind in FIRST_PIPELINES:
+        configs |= _as_first_pipelines_take(configs)
     _check_architectures(folder, family, configs)
     labels = _labels(index.get("id2label"), folder / "model_index.json")
     opened = dataclasses.replace(opened, parts=parts)
     raw = opened.defaults  # keys that are none of DEFAULTS are for other programs
     defaults = {DEFAULTS[key]: value for key, value in raw.items() if key in DEFAULTS and value is not None}
     return ImageCheckpoint(opened, family, configs, defaults, _notes(index), labels, opened.index)
+
+
+def _as_first_pipelines_take(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Configs as diffusers' Stable Diffusion pipelines correct them: steps are always offset by 1, and a UNet that a
+    version before 0.9 wrote draws 64 latents a side at least."""
+    unet, found = configs["unet"], {"scheduler": {**configs["scheduler"], "steps_offset": 1}}
+    version = re.match(r"0\.(\d+)\.", str(unet.get("_diffusers_version")))
+    size = unet.get("sample_size")
+    if version is not None and int(version[1]) < 9 and isinstance(size, int) and size < 64:
+        found["unet"] = {**unet, "sample_size": 64}
+    return dict(found)
 
 
 def _index(opened: Checkpoint) -> Mapping[str, Any]:

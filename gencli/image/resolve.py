@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ REFINER_START = 0.8  # as in diffusers' examples
 CLASSIFIER_SCALE = 1.0
 IMAGE_GUIDANCE = 1.5  # of models that edit a picture
 FEW = {"steps": 4, "guidance": 1.0}  # of models distilled to few steps; at guidance 1 they are asked once a step
+FEW_STEPS = re.compile(r"turbo|lightning|hyper|schnell|flash|dmd|[0-9]-?step", re.IGNORECASE)  # in their names
 DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tells that it is such a model
     "LCMScheduler": "lcm",
     "EulerDiscreteScheduler": "euler",
@@ -83,8 +85,21 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
 
 
 def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
-    """Return the sampler of a model distilled to few steps, by its scheduler_config.json: a latent consistency model's
-    class, or, as SD Turbo and SDXL Turbo have it, Euler steps from the last timestep on (trailing) for ε."""
+    """Return the sampler of a model distilled to few steps: by its scheduler's class a latent consistency model's, and
+    by its scheduler and its name one like SD Turbo."""
+    sampler = _few_steps_sampler(checkpoint)
+    return sampler if sampler == "lcm" or FEW_STEPS.search(_names(checkpoint)) else None
+
+
+def _names(checkpoint: ImageCheckpoint) -> str:
+    """What a checkpoint is called, by the user and by its own files."""
+    own = [checkpoint.index.get("_name_or_path"), checkpoint.configs[checkpoint.family.network].get("_name_or_path")]
+    return " ".join([checkpoint.name, checkpoint.folder.name, *(str(name) for name in own if name)])
+
+
+def _few_steps_sampler(checkpoint: ImageCheckpoint) -> str | None:
+    """Return the sampler that a scheduler_config.json tells as models of few steps have it: as SD Turbo and SDXL Turbo,
+    Euler steps from the last timestep on (trailing) for ε. Ordinary models may have such a scheduler too."""
     scheduler = checkpoint.configs[checkpoint.main.scheduler]
     kind = str(scheduler.get("_class_name"))
     sampler = DISTILLED.get(kind)
@@ -97,10 +112,14 @@ def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
 
 def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoint) -> Iterator[str]:
     """Yield remarks about a request as it was asked and as it was resolved."""
-    own = distilled_sampler(checkpoint)
-    if own not in (None, "lcm") and None in (asked.steps, asked.guidance, asked.sampler):
+    like = _few_steps_sampler(checkpoint)
+    if like not in (None, "lcm") and None in (asked.steps, asked.guidance, asked.sampler):
         values = f"{request.sampler}, {request.steps} steps, --cfg-scale {request.guidance:g}"
-        yield f"{checkpoint.name} looks made for few steps (its scheduler is Euler's, with trailing steps): {values}"
+        if distilled_sampler(checkpoint) is not None:
+            yield f"{checkpoint.name} looks made for few steps (by its name, and Euler's trailing steps): {values}"
+        else:
+            few = f"--sampler {like} --steps {FEW['steps']} --cfg-scale {FEW['guidance']:g}"
+            yield f"{checkpoint.name} is drawn with {values}; if it was made for few steps: {few}"
     if request.negative and _reads_guidance(checkpoint):
         yield f"the negative prompt says nothing to {checkpoint.name}, which is told --cfg-scale as a number"
     elif request.negative and (request.guidance or 0) <= 1:

@@ -19,6 +19,7 @@ from gencli.errors import GencliError
 if TYPE_CHECKING:
     from torch import Tensor
 
+IGNORE = "; --ignore-config KEY says that one does not"
 C = TypeVar("C")
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -99,11 +100,12 @@ def read_config(
         elif key not in inert and not key.startswith("_") and value is not None:
             unknown.append(key)
     if unknown:
+        ignore = IGNORE if "_class_name" in raw else ""
         named = [f"{key} = {raw[key]!r}"[:80] for key in sorted(unknown)]
         more = f" and {len(named) - 6} more" if len(named) > 6 else ""
         raise GencliError(
             f"{file}: not supported: {', '.join(named[:6])}{more}",
-            f"these keys may change the numbers, so gencli does not guess{getattr(cls, 'IGNORE', '')}",
+            f"these keys may change the numbers, so gencli does not guess{getattr(cls, 'IGNORE', '') or ignore}",
         )
     missing = [
         f.name
@@ -143,8 +145,11 @@ class BaseConfig:
         Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes.
         """
         raw = cls.prepare(raw)
-        off = (key for key, value in raw.items() if cls.OFF_IS_INERT and _is_off(key, value, raw))
-        config = read_config(cls, raw, inert=cls.INERT.union(off), only=cls.ONLY)
+        is_diffusers = "_class_name" in raw
+        ignores_off = cls.OFF_IS_INERT or is_diffusers
+        off = (key for key, value in raw.items() if ignores_off and _is_off(key, value, raw))
+        inert = cls.INERT.union(off, EMA if is_diffusers else ())
+        config = read_config(cls, raw, inert=inert, only=cls.ONLY)
         config.check()
         return config
 
@@ -192,6 +197,10 @@ def check_flags(config: Any) -> None:
             )
 
 
+# Keys that diffusers' moving average of weights leaves in the config of a UNet (`unet_ema` folders, SDXL inpainting).
+EMA = frozenset(
+    {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+)
 # Keys that transformers writes into any config.json and that do not touch the mathematics of a forward pass.
 TRANSFORMERS_INERT = frozenset(
     """architectures model_type torch_dtype dtype transformers_version use_cache output_attentions output_hidden_states

@@ -155,7 +155,6 @@ def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"lora_bias": True}, "not supported: lora_bias"),
         ({"bias": "lora_only"}, "bias = 'lora_only' is not supported"),
         ({"peft_type": "LOHA"}, "peft_type = 'LOHA' is not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),

@@ -90,8 +90,8 @@ def formula(method, weight, alpha, scale):
         sides |= {f"hada_w{i}_a": drawn(3, out, seed=2 + i) for i in (1, 2)}
         sides |= {f"hada_w{i}_b": drawn(3, into, seed=4 + i) for i in (1, 2)}
         parts = [
-            sum(torch.einsum("o,i,hw->oihw", sides[f"hada_w{i}_a"][p], sides[f"hada_w{i}_b"][q], sides[f"hada_t{i}"][p, q])
-                for p in range(3) for q in range(3)) for i in (1, 2)
+            sum(torch.einsum("o,i,hw->oihw", sides[f"hada_w{i}_a"][p], sides[f"hada_w{i}_b"][q], core[p, q])
+                for p in range(3) for q in range(3)) for i in (1, 2) for core in [sides[f"hada_t{i}"]]
         ]  # fmt: skip
         delta = parts[0] * parts[1] * alpha / 3
     elif method.startswith("LoKr"):

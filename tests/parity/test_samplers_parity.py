@@ -350,3 +350,25 @@ def test_what_clips(name: str) -> None:
     found = by_gencli(name, {**raw, "clip_sample": True}, 10)
     assert_same(found, by_diffusers(scheduler(name, {**raw, **known}), 10))
     assert (found.abs().max() <= 1) == (name in CLIPPING)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 14, 15, 20])
+@pytest.mark.parametrize("raw", [{}, {"lower_order_final": False}, {"euler_at_final": True}])
+def test_the_last_step_of_dpmpp_2m_to_the_smallest_sigma(steps: int, raw: dict[str, Any]) -> None:
+    """diffusers takes it by first order under 15 steps, and at σ = 0 always; tolerance as of float32's ᾱ."""
+    raw = {**SCHEDULES["sd"], "final_sigmas_type": "sigma_min", **raw}
+    raw.pop("steps_offset")
+    theirs = scheduler("dpmpp_2m", raw)
+    theirs.set_timesteps(steps)
+    schedule = NoiseSchedule.from_config({"_class_name": CLASSES["dpmpp_2m"], **raw})
+    sampler = samplers.get("dpmpp_2m")
+    options = sampler.settings(schedule, {})
+    ours = sampler.steps(schedule, steps, **options)
+    function = model("epsilon")
+    x = x_theirs = noise().double()
+    for t in theirs.timesteps:
+        x_theirs = theirs.step(function(x_theirs, t), t, x_theirs).prev_sample
+    denoiser = Denoiser(lambda x, t, context: function(x, t), schedule, limits=sampler.limits)
+    for sample in sampler(denoiser, x, ours, draw_noise=noise, **options):
+        x = sample.x
+    torch.testing.assert_close(x.float(), x_theirs.float(), atol=2e-4, rtol=2e-4)

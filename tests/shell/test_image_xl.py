@@ -65,7 +65,7 @@ def test_sdxl_and_its_negative_prompt(root, folder):
 
 
 def test_a_turbo_model_says_what_it_assumes(root):
-    note = b"note: %s looks made for few steps (its scheduler is Euler's, with trailing steps): "
+    note = b"note: %s looks made for few steps (by its name, and Euler's trailing steps): "
     note = note % str(root / "turbo").encode() + b"euler_a, 4 steps, --cfg-scale 1\n"
     done = gencli("image", "-m", root / "turbo", "a red apple", *SMALL, "-o", "a.png")
     assert (done.returncode, done.stderr) == (0, note)

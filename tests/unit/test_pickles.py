@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import json
 import os
 import pickle
 import random
+import sys
+import types
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -209,3 +214,42 @@ def test_weights_that_do_not_fit_are_told_as_ever(folder):
     torch.save(tensors, folder / "pytorch_model.bin")
     refusal(folder, "ln_f.bias is stored as I64")
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "gpt2"
+
+
+def made_up_class(module: str, name: str) -> type:
+    """A class of a library that is not here, as a pickle names it."""
+    parts = module.split(".")
+    for i in range(len(parts)):
+        sys.modules.setdefault(".".join(parts[: i + 1]), types.ModuleType(".".join(parts[: i + 1])))
+    made = type(name, (), {"__module__": module})
+    setattr(sys.modules[module], name, made)
+    return made
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_lightning_keeps_beside_the_weights(folder, zipped):
+    """Callbacks by class, settings, numpy's scalars and arrays: inert, and the weights are read."""
+    expected = load(folder)
+    callback = made_up_class("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    kept = made_up_class("omegaconf.dictconfig", "DictConfig")()
+    kept.settings = {"lr": 1e-4}
+    try:
+        state = {
+            "state_dict": tensors_of(folder), "callbacks": {callback: {"best": callback(), "path": Path("x")}},
+            "global_step": numpy.int64(470000), "lr": numpy.float64(1e-4), "losses": numpy.zeros(3),
+            "hyper_parameters": argparse.Namespace(lr=1e-4, nested=kept),
+            "counts": collections.defaultdict(list, a=[1]),
+        }  # fmt: skip
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    finally:
+        for name in [one for one in sys.modules if one.partition(".")[0] in ("pytorch_lightning", "omegaconf")]:
+            del sys.modules[name]
+    check_same(open_it(folder), expected)
+
+
+def test_a_payload_beside_lightnings_is_refused(folder, tmp_path):
+    mark = tmp_path / "was here"
+    state = {"state_dict": tensors_of(folder), "callbacks": argparse.Namespace(x=Payload(mark))}
+    torch.save(state, folder / "pytorch_model.bin")
+    refusal(folder, "is refused: it asks for posix.system")
+    assert not mark.exists()

@@ -291,7 +291,9 @@ def test_registry() -> None:
     assert [samplers.get(name).name for name in samplers.names()] == samplers.names()
     assert samplers.get("ddim").options == {"eta": 0.0, "use_clipped_model_output": False}
     assert samplers.get("ddpm").options == {"variance_type": "fixed_small"}
-    assert samplers.get("euler").options == samplers.get("dpmpp_2m").options == {"karras": False}
+    assert samplers.get("euler").options == {"karras": False}
+    last = {"lower_order_final": True, "euler_at_final": False}
+    assert samplers.get("dpmpp_2m").options == {"karras": False, **last}
     assert samplers.get("euler_a").options == {}
     with pytest.raises(UsageError, match="nonesuch"):
         samplers.get("nonesuch")

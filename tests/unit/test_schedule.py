@@ -186,7 +186,7 @@ def test_config_defaults_are_those_of_the_class() -> None:
 
 def test_inert_keys_are_known() -> None:
     raw = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "algorithm_type": "dpmsolver", "x": None}
-    raw |= {"solver_type": "heun", "lower_order_final": False, "lambda_min_clipped": -math.inf, "variance_type": None}
+    raw |= {"solver_type": "heun", "lower_order_final": True, "lambda_min_clipped": -math.inf, "variance_type": None}
     assert NoiseSchedule.from_config(json.loads(json.dumps(raw))) == NoiseSchedule(
         timestep_spacing="linspace", clip_sample=False
     )

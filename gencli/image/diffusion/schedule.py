@@ -74,7 +74,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # whole numbers where the lower one 
 }
 # How the scheduler that the file names would solve: gencli's sampler is the caller's choice, not the checkpoint's.
 INERT = (
-    "solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "skip_prk_steps",
+    "solver_order", "solver_type", "algorithm_type", "skip_prk_steps",
     "predict_x0", "disable_corrector", "solver_p", "noise_sampler_seed", "flow_shift", "time_shift_type",
     "tensor_format", "timestep_values",
 )  # fmt: skip
@@ -150,6 +150,8 @@ class NoiseSchedule:
     set_alpha_to_one: bool = True
     final_sigmas_type: str = "zero"
     use_karras_sigmas: bool = False
+    lower_order_final: bool = True  # these two: of DPM-Solver++, whether its last step is of first order
+    euler_at_final: bool = False
     variance_type: str = "fixed_small"
     use_clipped_model_output: bool = False  # no key of diffusers': how guided-diffusion's models are sampled with DDIM
     clip_sample: bool = True

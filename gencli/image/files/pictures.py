@@ -20,6 +20,7 @@ from gencli.errors import GencliError
 from gencli.image.files import inputs, metadata, recipes
 from gencli.image.files.texts import BROKEN, EXIF_IFD, MAKER_NOTE, OWN_NOTE, USER_COMMENT, read_texts
 from gencli.image.request import ImageRequest
+from gencli.json_files import check_no_pointer
 from gencli.stderr import without_stderr
 
 if TYPE_CHECKING:
@@ -245,6 +246,7 @@ def _read(path: Path) -> bytes:
         data = file.read(FILE_LIMIT + 1)
     if len(data) > FILE_LIMIT:
         raise GencliError(f"{path} is too large to be a picture (over {FILE_LIMIT} bytes)")
+    check_no_pointer(data, path)
     return data
 
 

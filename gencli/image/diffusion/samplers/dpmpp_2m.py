@@ -33,11 +33,20 @@ def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karra
     return chain(points, 1 / (1 + schedule.final_sigma**2))
 
 
-def dpmpp_2m(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor]) -> Iterator[Sample]:
+def dpmpp_2m(
+    predict: Predict,
+    x: Tensor,
+    steps: list[Step],
+    *,
+    draw_noise: Callable[[], Tensor],
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+) -> Iterator[Sample]:
     """x' = (s'/s) · x + a' · (1 − e^−h) · D, with a = √ᾱ, s = √(1−ᾱ), λ = log(a/s) and h = λ' − λ.
 
     D = x0 + (h / 2h₋₁) (x0 − x0₋₁) extrapolates x0 to the middle of the step from the step before; the first step has
-    none before it, and the last, to σ = 0, takes x0 alone.
+    none before it, and the last, to σ = 0, takes x0 alone; so it does as in diffusers with `euler_at_final`, and with
+    `lower_order_final` where there are fewer than 15 steps.
     """
     x0_before, h_before = x, 0.0
     for step in steps:
@@ -46,7 +55,8 @@ def dpmpp_2m(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Call
         D = x0
         if decay > 0:
             h = -math.log(decay)
-            if h_before:
+            first_order = euler_at_final or (lower_order_final and len(steps) < 15)
+            if h_before and not (first_order and step.index == len(steps) - 1):
                 D = x0 + h / (2 * h_before) * (x0 - x0_before)
             x0_before, h_before = x0, h
         ratio = step.next.sqrt_one_minus_alpha_cumprod / step.at.sqrt_one_minus_alpha_cumprod
