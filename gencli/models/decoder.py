@@ -163,7 +163,7 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """The gated feed-forward network (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
 
-    STEP = ("gate_proj", "up_proj")
+    STEP, gated = ("gate_proj", "up_proj", "down_proj"), True
 
     def __init__(self, config: DecoderConfig, *, bias: bool = False):
         super().__init__()
@@ -180,7 +180,7 @@ class MLP(nn.Module):
 class AttentionCore(nn.Module):
     """Causal attention with rotary positions and a cache. Subclasses define `project` and `o_proj`."""
 
-    STEP: tuple[str, ...] = ()
+    STEP: tuple[str, ...] = ("o_proj",)
     o_proj: nn.Linear
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -227,7 +227,8 @@ class Attention(AttentionCore):
 class PreNormLayer(nn.Module):
     """A layer with a norm before the attention and one before the feed-forward network."""
 
-    NORMS = ("input_layernorm", None, "post_attention_layernorm", None)  # before and after attention, and the network
+    STEP = ("self_attn", "mlp")  # as `models.step` runs it; NORMS: before and after each of them
+    NORMS = ("input_layernorm", None, "post_attention_layernorm", None)
 
     def __init__(self, config: DecoderConfig, self_attn: nn.Module, mlp: nn.Module):
         super().__init__()
@@ -269,7 +270,6 @@ class Decoder(LanguageModel):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rotary = Rotary(config.rope_parameters, config.head_size, config.max_position_embeddings)
-        self._made: tuple[step.Step | None] | None = None
 
     @property
     def max_length(self) -> int:
@@ -299,18 +299,12 @@ class Decoder(LanguageModel):
         """Return logits (B, T, V) of hidden states (B, T, C) after the last norm."""
         return self.lm_head(x)
 
-    def _step(self) -> step.Step | None:
-        """The layers as `models.step` runs them, made when they are first used, and anew when a weight is replaced."""
-        if self._made is None or (self._made[0] is not None and not self._made[0].is_current()):
-            self._made = (step.make(self.model.layers),)
-        return self._made[0]
-
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         start = 0 if cache is None else cache.length
         stop = start + ids.shape[1]
         x = self.embed(ids)
         per_layer = self.cos_sin_per_layer(start, stop, x)
-        if cache is not None and step.can(x, cache) and (one := self._step()) is not None:
+        if cache is not None and step.can(x, cache) and (one := step.of(self, self.model.layers)) is not None:
             x = one(x, cache, per_layer)
         else:
             for layer, cos_sin in zip(self.model.layers, per_layer, strict=True):

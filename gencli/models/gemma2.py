@@ -85,6 +85,7 @@ class RMSNorm(decoder.RMSNorm):
 class Layer(nn.Module):
     """Norms before and after attention and feed-forward, inside the residual branches."""
 
+    STEP = ("self_attn", "mlp")
     NORMS = (
         "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
     )  # fmt: skip

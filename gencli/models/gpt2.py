@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.models import step
 from gencli.models.activations import ACTIVATIONS, check_activation
 from gencli.models.base import (
     TRANSFORMERS_INERT,
@@ -65,9 +66,13 @@ class GPT2Config(BaseConfig):
 
 
 class Attention(nn.Module):
+    STEP = ("c_attn", "c_proj")
+    rotated, window, softcap = 0, None, None
+
     def __init__(self, config: GPT2Config, layer: int):
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head = self.heads = self.kv_heads = config.n_head
+        self.head_dim = config.n_embd // config.n_head
         self.layer = layer
         scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
         self.scale = scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
@@ -86,12 +91,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    STEP, gated = ("c_fc", "c_proj"), False
+
     def __init__(self, config: GPT2Config):
         super().__init__()
         n_inner = config.n_inner or 4 * config.n_embd
         self.c_fc = Conv1D(config.n_embd, n_inner)
         self.c_proj = Conv1D(n_inner, config.n_embd)
         self.activation = ACTIVATIONS[config.activation_function]
+        self.step_activation = step.ACTIVATIONS.get(config.activation_function)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.activation(self.c_fc(x)))
@@ -105,6 +113,9 @@ def layer_norm(size: int, eps: float) -> nn.Module:
 
 
 class Block(nn.Module):
+    STEP = ("attn", "mlp")
+    NORMS = ("ln_1", None, "ln_2", None)
+
     def __init__(self, config: GPT2Config, layer: int, norm: Norm):
         super().__init__()
         self.ln_1 = norm(config.n_embd, config.layer_norm_epsilon)
@@ -158,8 +169,11 @@ class GPT2(LanguageModel):
         mask = None
         if start and T > 1:  # a new position sees the cache and the new positions up to its own
             mask = positions[:, None] >= torch.arange(start + T, device=ids.device)[None, :]
-        for block in self.transformer.h:
-            x = block(x, cache, mask)
+        if cache is not None and step.can(x, cache) and (one := step.of(self, self.transformer.h)) is not None:
+            x = one(x, cache, [None] * len(self.transformer.h))
+        else:
+            for block in self.transformer.h:
+                x = block(x, cache, mask)
         if cache is not None:
             cache.length += T
         if last_only:

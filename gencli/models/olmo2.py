@@ -53,6 +53,7 @@ class Attention(decoder.Attention):
 class Layer(nn.Module):
     """The outputs of attention and feed-forward are normed before they are added."""
 
+    STEP = ("self_attn", "mlp")
     NORMS = (None, "post_attention_layernorm", None, "post_feedforward_layernorm")
 
     def __init__(self, config: Olmo2Config, layer: int):

@@ -83,7 +83,7 @@ class Attention(AttentionCore):
 class MLP(nn.Module):
     """One projection makes the gate and the values."""
 
-    STEP = ("gate_up_proj",)
+    STEP, gated = ("gate_up_proj", "down_proj"), True
 
     def __init__(self, config: Phi3Config):
         super().__init__()

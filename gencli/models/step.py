@@ -44,13 +44,18 @@ class Step:
         self.weights.append((module._parameters, module.weight))  # type: ignore[arg-type]
         return ctypes.pointer(made[0])
 
-    def norm(self, module: nn.Module | None) -> Norm:
-        """Return a norm, of heads or of all; None: no norm. Raise TypeError for one of another kind."""
+    def norm(self, module: Any) -> Norm:
+        """Return a norm, of heads or of all; None: no norm. Raise AttributeError for one of another kind."""
         if module is None:
             return Norm()
-        weight, bias, eps, centred = module.norm_weights()  # type: ignore[operator]
+        if isinstance(module, nn.LayerNorm):
+            weight, bias, eps, centred = module.weight, module.bias, module.eps, True
+        else:
+            weight, bias, eps, centred = module.norm_weights()
+        if any(one is not None and one.dtype != torch.float32 for one in (weight, bias)):
+            raise TypeError
         self.kept.append((weight, bias))
-        self.weights.append((module._parameters, module.weight))  # type: ignore[arg-type]
+        self.weights.append((module._parameters, module.weight))
         pointers = (None if one is None else one.data_ptr() for one in (weight, bias))
         return Norm(*pointers, weight.numel(), centred, eps)
 
@@ -101,6 +106,14 @@ def can(x: Tensor, cache: KeyValueCache | None) -> bool:
     return single and x.dtype is torch.float32 and x.is_cpu and not x.requires_grad
 
 
+def of(model: Any, layers: Iterable[nn.Module]) -> Step | None:
+    """Return the step of a model with these layers: made when it is first asked for, and anew when a weight changed."""
+    made: tuple[Step | None] | None = vars(model).get("_made_step")
+    if made is None or (made[0] is not None and not made[0].is_current()):
+        made = model._made_step = (make(layers),)
+    return made[0]
+
+
 def _own(module: Any, forward: str, name: str) -> Any:
     """The attribute `name` of the class that defines the method `forward`. Raises TypeError if it has none."""
     for kind in type(module).__mro__:
@@ -113,21 +126,21 @@ def _own(module: Any, forward: str, name: str) -> Any:
 
 def _add(step: Step, layer: Any) -> None:
     norms = [None if name is None else getattr(layer, name) for name in _own(layer, "forward", "NORMS")]
-    attention, mlp = layer.self_attn, layer.mlp
-    _own(attention, "forward", "STEP")
-    qkv = [getattr(attention, name) for name in _own(attention, "project", "STEP")]
-    up = [getattr(mlp, name) for name in _own(mlp, "forward", "STEP")]
+    attention, mlp = (getattr(layer, name) for name in _own(layer, "forward", "STEP"))
+    names = [*(_own(attention, "project", "STEP") if hasattr(attention, "project") else ())]
+    *qkv, out = (getattr(attention, name) for name in (*names, *_own(attention, "forward", "STEP")))
+    *up, down = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
     made = Layer()
     made.qkv = (ctypes.POINTER(Weights) * 3)(*map(step.matrix, qkv))
     made.gate_up = (ctypes.POINTER(Weights) * 2)(*map(step.matrix, up))
-    made.o, made.down = step.matrix(attention.o_proj), step.matrix(mlp.down_proj)
+    made.o, made.down = step.matrix(out), step.matrix(down)
     made.before_attention, made.after_attention, made.before_mlp, made.after_mlp = map(step.norm, norms)
     made.q_norm, made.k_norm = (step.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
     made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
     made.rotated, made.window = attention.rotated, attention.window or 0
     made.scale, made.softcap = attention.scale, attention.softcap or 0
-    made.hidden, made.inner, made.gated = attention.o_proj.out_features, mlp.down_proj.in_features, 1
-    made.activation = mlp.step_activation
+    (made.hidden, _), (_, made.inner) = out.matrix.shape, down.matrix.shape
+    made.activation, made.gated = mlp.step_activation, mlp.gated
     step.layers.append(made)
     widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner
     step.sizes = max(step.sizes[0], 2 * made.hidden + max(widths)), max(step.sizes[1], made.heads)
