@@ -48,18 +48,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            same: dict[torch.Size, list[Tensor]] = {}  # matrices of one shape are orthogonalised together
+            same: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # of one shape: orthogonalised together
             for param in group["params"]:
                 if param.grad is not None:
-                    same.setdefault(param.flatten(1).shape, []).append(param)
-            for shape, params in same.items():
+                    same.setdefault(param.flatten(1).shape, []).append((param, param.grad))
+            for shape, pairs in same.items():
                 updates = []
-                for param in params:
+                for param, grad in pairs:
                     buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
-                    buffer.lerp_(param.grad, 1 - group["momentum"])
-                    updates.append(param.grad.lerp(buffer, group["momentum"]).flatten(1))  # Nesterov
+                    buffer.lerp_(grad, 1 - group["momentum"])
+                    updates.append(grad.lerp(buffer, group["momentum"]).flatten(1))  # Nesterov
                 made = orthogonalize(torch.stack(updates), dtype=self.dtype) * (0.2 * math.sqrt(max(shape)))
-                for param, update in zip(params, made, strict=True):
+                for (param, _), update in zip(pairs, made, strict=True):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(update.view_as(param), alpha=-group["lr"])
 
