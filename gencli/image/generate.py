@@ -17,7 +17,7 @@ from gencli.image import stages
 from gencli.image.conditioning import Conditioning
 from gencli.image.controlnet import Controlled, activate, mark_cond
 from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
-from gencli.image.diffusion.guidance import Denoiser, Model, Predict, check_finite
+from gencli.image.diffusion.guidance import Denoiser, Predict, check_finite
 from gencli.image.families import import_name
 from gencli.image.latents import InitLatents, StageOutput, Start, StartInputs
 from gencli.image.pipeline import LoadedStage, Pipeline
@@ -289,7 +289,7 @@ class _StageRun:
         if request.weighted and uncond is not None:
             cond, uncond = weighting.pad_to_same_length(cond, uncond, self.known.empty)
         cond, uncond, image_uncond = self.start.add_conditioning(init, cond, uncond)
-        model: Model = loaded.predict
+        model = self.start.over(loaded.predict)
         if self.controls:
             model = Controlled(model, self.controls)
             cond, uncond, image_uncond = mark_cond(cond, uncond, image_uncond)

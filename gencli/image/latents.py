@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gencli.image.codec import Codec, LatentDistribution
 from gencli.image.conditioning import Conditioning
+from gencli.image.diffusion.guidance import Model
 from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.files import pictures
 from gencli.image.pipeline import LoadedStage, Pipeline
@@ -95,6 +96,10 @@ class Start:
         if self.edited is None:
             return cond, image_uncond, None
         return cond, replace(uncond, concat=torch.zeros_like(init.concat)), image_uncond
+
+    def over(self, model: Model) -> Model:
+        """The model as this stage asks it."""
+        return model
 
     def apply_mask(self, x: Tensor, init: InitLatents, steps: Sequence[Step], index: int) -> None:
         """After a step, put the image back into x outside the mask, at its next noise level. In place: the sampler

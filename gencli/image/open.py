@@ -28,6 +28,7 @@ KNOWN = {  # what else model_index.json may say
     "requires_aesthetics_score",
     "add_watermarker",
     "is_cosxl_edit",
+    "max_noise_level",
 }
 # generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
 DEFAULTS = {

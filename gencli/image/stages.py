@@ -40,6 +40,11 @@ def plan(request: ImageRequest, checkpoint: ImageCheckpoint, *, has_init: bool |
         if name not in names:
             hint = f"it has {', '.join(names)} beside its main stage" if names else "its only stage takes --steps etc."
             raise UsageError(f"--stage {name}: {checkpoint.name} has no such stage", hint)
+    for stage, owner in checkpoint.stages:
+        asked = request.stages.get(stage.name, {}).get("noise_level", request.noise_level) or 0
+        most = owner.index.get("max_noise_level", 999) if stage.scale > 1 else 999
+        if isinstance(most, int) and asked > most:
+            raise UsageError(f"--noise-level {asked}: {owner.name} knows at most {most}")
     if request.noise_level is not None and not any(stage.scale > 1 for stage, _ in checkpoint.stages):
         raise UsageError("--noise-level is for upscalers", "name one with --upscaler")
     plans = []
@@ -73,7 +78,8 @@ def add_upscaler(checkpoint: ImageCheckpoint, upscaler: ImageCheckpoint) -> Imag
     reads texts which neither of the two encodes."""
     if upscaler.main.scale == 1:
         raise GencliError(f"--upscaler {upscaler.name} draws images and enlarges none")
-    if upscaler.main.conditioner == checkpoint.main.conditioner and "text_encoder" in checkpoint.parts:
+    reads_t5 = upscaler.main.conditioner == checkpoint.main.conditioner == "t5:load"
+    if reads_t5 and "text_encoder" in checkpoint.parts:
         text_encoder = checkpoint.configs["text_encoder"]
         checks.check_text_width(upscaler, text_encoder)
         upscaler = upscaler.with_part("text_encoder", checkpoint.opened.parts["text_encoder"], text_encoder)

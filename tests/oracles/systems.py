@@ -21,7 +21,7 @@ from tests.oracles.ldm_parity import Measured
 from tests.oracles.libraries import diffusers, sentencepiece, transformers
 from tests.oracles.pipelines import draw, generator
 from tests.tiny.sdxl import quiet
-from tests.tiny.systems import UNCLIP_SCHEDULERS, make_if, make_karlo
+from tests.tiny.systems import UNCLIP_SCHEDULERS, make_if, make_karlo, make_x4
 
 PROMPT, NEGATIVE = " A red Apple on the sun ", "blue dog"
 
@@ -30,6 +30,7 @@ def measure(root: Path) -> Iterator[Measured]:
     """Every system, its checkpoints made under `root`."""
     yield _karlo(root / "karlo")
     yield _imagen(root / "if")
+    yield _upscaler(root / "x4")
 
 
 def opened(folder: Path) -> ImageCheckpoint:
@@ -93,6 +94,21 @@ def _imagen(root: Path) -> Measured:
     [ours] = draw(None, pipeline=both, **settings)
     name = "`DeepFloyd/IF-I-XL-v1.0`, `DeepFloyd/IF-II-L-v1.0`"
     return Measured("Imagen (DeepFloyd IF I and II)", name, component, _apart(ours.image, theirs()[1]))
+
+
+@torch.no_grad()
+def _upscaler(folder: Path) -> Measured:
+    theirs = quiet(make_x4(folder))
+    torch.manual_seed(1)
+    x, t, context = torch.randn(2, 7, 16, 24), torch.tensor([981.0, 20.0]), torch.randn(2, 77, 32)
+    levels = torch.tensor([20, 350])
+    expected = theirs.unet(x, t, encoder_hidden_states=context, class_labels=levels).sample
+    component = _largest(build.load(folder / "unet")(x, t, context, class_labels=levels), expected)
+    photo = Image.effect_noise((24, 16), 90).convert("RGB")
+    [ours] = draw(folder, init=photo, prompt=PROMPT, steps=4)
+    drawn = theirs(PROMPT, image=photo, generator=generator(), num_inference_steps=4).images[0]
+    name = "`stabilityai/stable-diffusion-x4-upscaler`"
+    return Measured("x4 upscaler", name, component, _apart(ours.image, drawn))
 
 
 def _largest(ours: Tensor, theirs: Tensor) -> float:

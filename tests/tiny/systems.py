@@ -13,7 +13,17 @@ import torch
 from torch import nn
 
 from tests.oracles.libraries import diffusers, transformers
-from tests.tiny.image import keep_keys, make_tokenizer, randomise, rewrite_json, save, write_scheduler
+from tests.tiny.image import (
+    UNET,
+    keep_keys,
+    make_text_encoder,
+    make_tokenizer,
+    make_vae,
+    randomise,
+    rewrite_json,
+    save,
+    write_scheduler,
+)
 from tests.tiny.sdxl import make_text_encoder_2
 from tests.tiny.sentencepiece import trained
 
@@ -277,3 +287,50 @@ def _make_image_encoder(folder: Path) -> Any:
 def _write_index(folder: Path, pipeline: str, parts: dict[str, Any]) -> None:
     index = {"_class_name": pipeline, "_diffusers_version": "0.14.0", **parts}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def make_x4(folder: Path) -> Any:
+    """stable-diffusion-x4-upscaler's shape; returns diffusers' pipeline."""
+    config = UNET["sd21"] | {
+        "in_channels": 7,
+        "num_class_embeds": 1000,
+        "only_cross_attention": [True, True, True, False],
+        "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
+    }
+    parts = {
+        "unet": make_unet(folder / "unet", config, 110),
+        "vae": make_vae(folder / "vae", X4_VAE),
+        "text_encoder": make_text_encoder(folder / "text_encoder", "sd21"),
+        "tokenizer": make_tokenizer(folder / "tokenizer", "sd21"),
+        "scheduler": write_scheduler(folder / "scheduler", X4_SCHEDULER),
+    }
+    noising = X4_SCHEDULER | {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear"}
+    noising = {key: value for key, value in noising.items() if key not in ("set_alpha_to_one", "steps_offset")}
+    parts["low_res_scheduler"] = write_scheduler(folder / "low_res_scheduler", noising)
+    classes = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
+    classes |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    _write_index(folder, "StableDiffusionUpscalePipeline", {**classes, "max_noise_level": 350})
+    return diffusers.StableDiffusionUpscalePipeline(**parts, max_noise_level=350)
+
+
+X4_VAE: dict[str, Any] = {
+    "block_out_channels": [16, 16, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "sample_size": 64,
+    "scaling_factor": 0.08333,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+}
+X4_SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "_diffusers_version": "0.8.0",
+    "beta_end": 0.02,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.0001,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "trained_betas": None,
+}

@@ -227,6 +227,17 @@ UNCLIP_VARIATIONS = Family(
     reads_init="varies",
     one_at_a_time=True,
 )
+# Rombach et al. 2022: latents of the large image beside the pixels of the small one
+UPSCALER = Family(
+    (Stage("stable_diffusion:load", start="gencli.image.upscale:enlarge_latents", scale=4),),
+    {**STABLE_DIFFUSION.parts, "low_res_scheduler": None},
+    "text",
+    autoencoder="vae",
+    check=checks.upscaler,
+    defaults={"sampler": "ddim", "steps": 75, "guidance": 9.0, "noise_level": 20},
+    needs_init=True,
+    reads_init="enlarges",
+)
 _PRIOR = {"prior": frozenset({"PriorTransformer"}), "prior_scheduler": None}
 UNCLIP = dataclasses.replace(
     UNCLIP_VARIATIONS,
@@ -268,6 +279,7 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModelImg2ImgPipeline": LATENT_CONSISTENCY,
     "StableDiffusionInstructPix2PixPipeline": INSTRUCT,
     "StableDiffusionXLInstructPix2PixPipeline": INSTRUCT_XL,
+    "StableDiffusionUpscalePipeline": UPSCALER,
     "UnCLIPPipeline": UNCLIP,
     "UnCLIPImageVariationPipeline": UNCLIP_VARIATIONS,
     "IFPipeline": IMAGEN,

@@ -176,6 +176,22 @@ def stable_diffusion_xl(checkpoint: Described, channels: Callable[[Described], N
         raise _unsupported(checkpoint, "UNet", key, unet.get(key), f"{word} numbers and the pooled text make {width}")
 
 
+def upscaler(checkpoint: Described) -> None:
+    """The UNet reads latents and the pixels of a small image, and is told the noise in these as a number."""
+    unet, latent = checkpoint.configs["unet"], checkpoint.configs["vae"].get("latent_channels", 4)
+    _check_texts(checkpoint)
+    for key, known in (("in_channels", latent + 3), ("out_channels", latent)):
+        if (value := unet.get(key, 4)) != known:
+            hint = f"its autoencoder has {latent} channels: {known} is known"
+            raise _unsupported(checkpoint, "UNet", key, value, hint)
+    if unet.get("num_class_embeds") is None:
+        raise _unsupported(checkpoint, "UNet", "num_class_embeds", None, "it is told the level of the noise as a class")
+    if len(checkpoint.configs["vae"].get("block_out_channels", [0])) != 3:
+        raise GencliError(
+            f"{checkpoint.folder}: an upscaler's autoencoder has 3 levels, four pixels a side of a latent"
+        )
+
+
 def _check_nothing_added(checkpoint: Described) -> None:
     """The UNet reads nothing that these families do not give."""
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim"):
