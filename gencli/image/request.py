@@ -308,8 +308,9 @@ class ImageRequest:
         "The fraction of the denoising from which on the refiner works, above 0 and below 1 (default: 0.8).", SAMPLING,
         after="sampler_options", valid=_check_refiner_start, infotext="Refiner switch at")
     upscaler: tuple[str, ...] = several(str, "--upscaler NAME",
-        "A model that enlarges the image four times once it is drawn, such as stable-diffusion-x4-upscaler or DeepFloyd "
-        "IF's second stage: a folder or a Hugging Face id (repeatable).", MODEL, after="refiner", infotext="Upscaler", names="model", reload=True)
+        "A model that enlarges the image four times once it is drawn, such as stable-diffusion-x4-upscaler or "
+        "DeepFloyd IF's second stage: a folder or a Hugging Face id (repeatable).", MODEL, after="refiner",
+        infotext="Upscaler", names="model", reload=True)
     noise_level: int | None = integer(None, "--noise-level N",
         "How much noise an upscaler adds to what it enlarges, a timestep; more lets it invent more (default: the "
         "upscaler's, such as 20 or 250).", SAMPLING, after="refiner_start", infotext="Noise level", within=(0, 999))
