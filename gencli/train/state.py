@@ -27,7 +27,12 @@ def load(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not isinstance(recipe := found.get("recipe"), dict | None):
+            raise ValueError("it has no table of a run")
+        if recipe is not None and not isinstance(recipe.get(SIZES, {}), dict):
+            raise ValueError("it has no sizes")
+        return found
     except Exception as error:  # pickle, zip and torch each raise their own
         what = " ".join(str(error).split())[:100]
         raise GencliError(f"{path} is no state of a run: {what}", "another -o begins anew") from None

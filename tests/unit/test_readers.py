@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from gencli.checkpoints.find import Source
@@ -17,6 +18,7 @@ from gencli.errors import HINT_LIMIT, MESSAGE_LIMIT, GencliError, shorten
 from gencli.text.conversation import Conversation, read_examples
 from gencli.train.captions import find_captions
 from gencli.train.pictures import read_pictures
+from gencli.train.state import load as load_state
 from gencli.train.texts import read_texts
 
 DEEP = "[" * 100_000
@@ -89,6 +91,13 @@ def test_a_damaged_gzip(tmp_path: Path):
     (tmp_path / "a.jsonl.gz").write_bytes(data)
     with pytest.raises(GencliError, match=r"a\.jsonl\.gz is no whole gzip file"):
         read_texts(tmp_path / "a.jsonl.gz")
+
+
+@pytest.mark.parametrize("value", ["a text", [1], {"recipe": "a"}, {"recipe": {"sizes": 5}}])
+def test_a_state_of_no_run(tmp_path: Path, value: object):
+    torch.save(value, tmp_path / "state.pt")
+    with pytest.raises(GencliError, match=r"state\.pt is no state of a run"):
+        load_state(tmp_path / "state.pt")
 
 
 @pytest.mark.parametrize("key", ["_class_name", "model_type"])
