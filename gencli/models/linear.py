@@ -112,7 +112,8 @@ class StoredLinear(Stored, nn.Linear):
 class StoredConv1D(Stored, Conv1D):
     @property
     def matrix(self) -> Tensor:
-        return self.weight.t()
+        weight = self.weight
+        return weight.transposed() if isinstance(weight, Packed) else weight.t()
 
 
 class CastLinear(nn.Linear):

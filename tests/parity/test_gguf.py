@@ -215,6 +215,18 @@ def test_logits_are_the_references_from_the_same_file(tmp_path):
     torch.testing.assert_close(opened(file)(ids), theirs(ids).logits, atol=1e-5, rtol=0)
 
 
+def test_packed_layers_of_gpt2_run(tmp_path):
+    """Their tensors are turned; opened as by a user, outside of inference mode."""
+    file = write_gguf(make_gpt2(tmp_path / "model", tokenizer=None), tmp_path / "model.gguf", "Q8_0")
+    config, tensors = open_part(file)
+    model = load(file, dtype=torch.float32, layerwise_casting=True, config=config, tensors=tensors)
+    ids, cache = torch.arange(30)[None], model.new_cache(1, 30)
+    with torch.inference_mode():
+        whole = model(ids)
+        parts = [model(ids[:, a:b], cache) for a, b in ((0, 20), (20, 24), *((i, i + 1) for i in range(24, 30)))]
+    assert (torch.cat(parts, 1) - whole).std() < 0.02 * whole.std()  # activations of 8 bits
+
+
 def test_it_is_described_and_checked(tmp_path):
     file = write_gguf(make_gpt2(tmp_path / "model", tokenizer=None), tmp_path / "m.gguf", "Q8_0")
     told = describe(find(str(file)))
