@@ -25,6 +25,7 @@ class Commands(Group):
         "text": ("gencli.cli.text", "Continue a prompt with a language model."),
         "chat": ("gencli.cli.chat", "Talk with a language model."),
         "image": ("gencli.cli.image", "Draw a picture from a prompt."),
+        "upscale": ("gencli.cli.upscale", "Make an image four times as large."),
         "score": ("gencli.cli.score", "Say how well pictures fit a text."),
         "codes": ("gencli.cli.codes", "Turn a picture into codes of a VQ autoencoder, and back."),
         "models": ("gencli.cli.models", "List, show, fetch, check and remove checkpoints."),

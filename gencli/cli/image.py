@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,8 +93,21 @@ def image(
     A setting that is not given is the checkpoint's own, else the default below. DDIM is the sampler unless another is
     named; how noise lies on its steps is the checkpoint's.
     """
+    draw(ctx.obj, sources, output, asked, where, fetching, reporting)
+
+
+def draw(
+    console: Console,
+    sources: Sources,
+    output: Output,
+    asked: Asked[ImageRequest],
+    where: DrawingSpec,
+    fetching: Fetching,
+    reporting: Reporting,
+    accept: Callable[[Any], None] = lambda opened: None,
+) -> None:
+    """Make images and write them. accept: raises for a checkpoint, opened, that is not for this command."""
     _check_stdin(sources, asked.values)
-    console: Console = ctx.obj
     fetch = fetching.finder(console, where)
     request, finder = _request(console, sources, asked, fetch)
     many = (request.best or request.count) > 1 or sources.lines
@@ -115,7 +128,7 @@ def image(
 
     with signals.raise_pending_signals():
         from gencli.cli.image_ready import ready
-    opened, request = ready(inputs, request, where, lines=sources.lines, note=console.note)
+    opened, request = ready(inputs, request, where, lines=sources.lines, note=console.note, accept=accept)
     if not sources.lines:
         sink.check(request)
         if animation is not None:

@@ -26,8 +26,10 @@ def ready(
     *,
     lines: bool,
     note: Callable[[str], None],
+    accept: Callable[[ImageCheckpoint | Palette], None] = lambda opened: None,
 ) -> tuple[ImageCheckpoint | Palette, ImageRequest]:
-    """Open the checkpoint and resolve the request; return both. Remarks about the two go to `note`.
+    """Open the checkpoint and resolve the request; return both. Remarks about the two go to `note`. accept: raises for
+    a checkpoint that the command is not for.
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
@@ -50,6 +52,7 @@ def ready(
             opened = stages.add_upscaler(opened, open_image_checkpoint(upscaler, allow_pickle=allow_pickle))
         stages.check_reads_text(opened)
         prompted = opened.prompt != "none"
+    accept(opened)
     if lines and not prompted:
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
     if isinstance(opened, Palette):

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.shell.process import gencli, on_terminal
 from tests.tiny.image import DDPM, SCHEDULER, make_unet_2d, write_scheduler
 from tests.tiny.sdxl import make_refiner, make_sdxl
-from tests.tiny.systems import make_karlo
+from tests.tiny.systems import make_karlo, make_x4
 
 TOY = '''
 """A cascade in pixels: half the size, then the whole, which reads the half enlarged beside its own x."""
@@ -235,3 +235,29 @@ def test_karlo_draws_and_varies(tmp_path):
     assert b"super_res_first  175.6k" in gencli("models", "show", tmp_path / "text").stdout
     for name in ("text", "image"):
         assert gencli("models", "check", tmp_path / name).returncode == 0
+
+
+@pytest.mark.slow
+def test_upscale(tmp_path, xl):
+    make_x4(tmp_path / "x4")
+    Image.new("RGB", (24, 16), "red").save("photo.png")
+    few = ("-m", tmp_path / "x4", "--steps", 2, "--seed", 1)
+    done = gencli("upscale", "photo.png", *few, "-o", "big.png")
+    assert (done.returncode, done.stdout) == (0, b"big.png\n") and pixels("big.png").shape == (64, 96, 3)
+    assert gencli("image", "--from", "big.png", "-o", "again.png").returncode == 0
+    np.testing.assert_array_equal(pixels("again.png"), pixels("big.png"))
+    assert (
+        gencli("upscale", "photo.png", *few, "-p", "red apple", "--noise-level", 50, "-o", "told.png").returncode == 0
+    )
+    request, _ = said("told.png")
+    assert (request["prompt"], request["noise_level"], request["init"]) == ("red apple", 50, "photo.png")
+    # an image that says what it shows is read as that
+    assert gencli("upscale", "told.png", *few, "-o", "larger.png").returncode == 0
+    assert said("larger.png")[0]["prompt"] == "red apple" and pixels("larger.png").shape == (256, 384, 3)
+    done = gencli("upscale", "photo.png", "-m", xl / "sdxl", "-o", "no.png")
+    assert done.returncode == 2 and b"draws images and enlarges none" in done.stderr
+    done = gencli("upscale", "-o", "no.png")
+    assert done.returncode == 2 and b"no image to enlarge" in done.stderr
+    after = ("--size", "32x32", "--steps", 2, "--upscaler", tmp_path / "x4", "--stage", "upscaler:steps=2")
+    assert gencli("image", "a fox", "-m", xl / "sdxl", *after, "--seed", 1, "-o", "fox.png").returncode == 0
+    assert pixels("fox.png").shape == (128, 128, 3)

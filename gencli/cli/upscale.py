@@ -1,0 +1,86 @@
+"""`gencli upscale`: make an image four times as large."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from gencli.cli.image import Output, Sources, draw
+from gencli.cli.options import Asked, Fetching, Reporting, command
+from gencli.errors import GencliError, UsageError
+from gencli.image.request import INPUT, PICTURE, SAMPLING, ImageRequest
+from gencli.options import Option, rows, string
+from gencli.spec import DrawingSpec, named_model
+
+UPSCALER, ENVIRONMENT = "stabilityai/stable-diffusion-x4-upscaler", "GENCLI_UPSCALE_MODEL"
+# What an upscaler follows of all that a request may say.
+KEPT = {
+    "negative", "steps", "sampler", "guidance", "guidance_rescale", "seed", "eta", "karras", "spacing", "noise_level",
+    "sampler_options", "count", "batch", "truncate", "vae_tiling", "dtype",
+}  # fmt: skip
+LEFT_OUT = {name for name, _ in rows(ImageRequest)} - KEPT - {"model", "prompt"} | {"save_stages"}
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@dataclass(eq=False, repr=False)
+class Photo:
+    """The image to enlarge, what it shows, and the model."""
+
+    # fmt: off
+    file: str = Option(str, "FILE", "The image to enlarge; `-` is stdin.", INPUT).field("")
+    prompt: str | None = string(None, "-p, --prompt TEXT",
+        "What it shows (default: the prompt that the image says it was made from, else none).", INPUT)
+    # fmt: on
+    model: str = named_model(ENVIRONMENT, UPSCALER, "An upscaler", UPSCALER).field(UPSCALER)
+
+
+@command(
+    app,
+    epilog="""Examples:
+    gencli upscale photo.png -o big.png
+    gencli upscale photo.png --prompt "a lighthouse at dusk" --noise-level 50 -o big.png
+    gencli upscale - < small.png > big.png
+    """,
+    panels=(INPUT, PICTURE, SAMPLING),
+    without=LEFT_OUT,
+)
+def upscale(
+    ctx: typer.Context,
+    photo: Photo,
+    output: Output,
+    asked: Asked[ImageRequest],
+    where: DrawingSpec,
+    fetching: Fetching,
+    reporting: Reporting,
+) -> None:
+    """Make an image four times as large, by a model that invents what is too small to see.
+
+    A large image is asked for in overlapping tiles that are joined at every step, so that there are no seams.
+    """
+    if not photo.file:
+        raise UsageError("no image to enlarge", "as in gencli upscale photo.png -o big.png")
+    prompt = photo.prompt if photo.prompt is not None else _recorded(photo.file)
+    values = {**asked.values, "init": photo.file, "model": photo.model}
+    given = asked.given | {"init", "model"}
+    sources = Sources(prompt=(prompt,) if prompt else ())
+    draw(ctx.obj, sources, output, Asked(ImageRequest, values, given), where, fetching, reporting, _accept)
+
+
+def _recorded(file: str) -> str:
+    """Return the prompt that an image says it was made from, or none."""
+    from gencli.image.files.pictures import read_request
+
+    if file != "-":
+        with contextlib.suppress(GencliError):
+            return str(read_request(file).values.get("prompt") or "")
+    return ""
+
+
+def _accept(opened: Any) -> None:
+    """Raise UsageError for a model that enlarges nothing."""
+    if getattr(getattr(opened, "main", None), "scale", 1) == 1:
+        raise UsageError(f"{opened.name} draws images and enlarges none", f"{UPSCALER} is one that does")
