@@ -263,7 +263,7 @@ def _ask(console: Console, question: str) -> None:
 
 
 def _here() -> Iterator[Source]:
-    """Return everything that `list` lists."""
+    """Yield everything that `list` lists."""
     for name in embedded_names():
         yield Source(name, embedded_root() / name, "embedded")
     for found in hub_cache.snapshots():
