@@ -137,12 +137,13 @@ def folder_part(contents: Contents, name: str, folder: Path, kind: PartKind = "m
 class Hints:
     """What a user says of a checkpoint that its files need not say.
 
-    prediction, betas: `prediction_type` and `beta_schedule` of its scheduler. other_vae: another autoencoder takes the
-    place of its own, which need not be there.
+    prediction, betas, zero_snr: `prediction_type`, `beta_schedule` and `rescale_betas_zero_snr` of its scheduler.
+    other_vae: another autoencoder takes the place of its own, which need not be there.
     """
 
     prediction: str | None = None
     betas: str | None = None
+    zero_snr: bool | None = None
     other_vae: bool = False
 
 

@@ -35,13 +35,14 @@ def ready(
     """
     opened: ImageCheckpoint | Palette
     allow_pickle = where.allow_pickle
-    hints = Hints(request.prediction, request.betas, other_vae=inputs.vae is not None)
+    hints = Hints(request.prediction, request.betas, request.zero_snr, other_vae=inputs.vae is not None)
     found = open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
     if is_palette(found):
         opened = open_palette(found)
         prompted = False
     else:
-        said: dict[str, Any] = {"prediction": request.prediction, "betas": request.betas, "ignore": where.ignore_config}
+        said: dict[str, Any] = {name: getattr(request, name) for name in ("prediction", "betas", "zero_snr")}
+        said["ignore"] = where.ignore_config
         opened = open_image_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
         if inputs.classifier is not None:
             opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)

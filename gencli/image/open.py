@@ -53,22 +53,25 @@ def open_image_checkpoint(
     allow_pickle: bool = False,
     prediction: str | None = None,
     betas: str | None = None,
+    zero_snr: bool | None = None,
     vae: Source | None = None,
     ignore: Collection[str] = (),
 ) -> ImageCheckpoint:
     """Read the small files of a checkpoint, or the header of one in a single file.
 
-    prediction, betas: its `prediction_type` and `beta_schedule`, over what it says itself. vae: what holds another
-    autoencoder for it. ignore: keys of its parts' configs that are taken to change nothing.
+    prediction, betas, zero_snr: its `prediction_type`, `beta_schedule` and `rescale_betas_zero_snr`, over what it says
+    itself. vae: what holds another autoencoder for it. ignore: keys of its parts' configs that are taken to change
+    nothing.
     Raises GencliError for what is no picture checkpoint or not supported.
     """
-    hints = Hints(prediction, betas, other_vae=vae is not None)
+    hints = Hints(prediction, betas, zero_snr, other_vae=vae is not None)
     if isinstance(source, Checkpoint):
         opened = source
     else:
         opened = open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)
     checkpoint = _of_file(opened) if opened.contents.is_file else _of_folder(opened)
-    said = {"prediction_type": prediction, "beta_schedule": betas}
+    said: dict[str, Any] = {"prediction_type": prediction, "beta_schedule": betas, "rescale_betas_zero_snr": zero_snr}
+    said |= {"timestep_spacing": "trailing"} if zero_snr else {}
     if (over := {key: value for key, value in said.items() if value is not None}) and opened.format != SINGLE:
         name = checkpoint.main.scheduler
         configs = {**checkpoint.configs, name: {**checkpoint.configs[name], **over}}

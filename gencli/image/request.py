@@ -172,6 +172,7 @@ class ImageSpec(ModelSpec):
     upscaler: tuple[str, ...] = ()
     prediction: str | None = None
     betas: str | None = None
+    zero_snr: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -328,6 +329,9 @@ class ImageRequest:
     betas: str | None = choice(BETAS, "--betas NAME",
         f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.", MODEL, after="prediction",
         infotext="Betas", reload=True)
+    zero_snr: bool | None = flag(None, "--zero-snr/--no-zero-snr",
+        "Whether its noise schedule ends in noise alone (zero terminal SNR), likewise.", MODEL, after="betas",
+        infotext="Zero SNR", reload=True)
     hashes: Mapping[str, str] = Option(Mapping, called="hashes", valid=_check_hashes).field(
         dataclasses.MISSING, default_factory=dict)
     model: str = dataclasses.replace(named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL), infotext="Model", names="model",

@@ -1,6 +1,7 @@
 """What published folders and files are like: pointers of Git LFS, bookkeeping in configs, old Stable Diffusion."""
 
 import json
+import shutil
 
 import pytest
 
@@ -20,10 +21,17 @@ from tests.tiny.image import make_stable_diffusion, rewrite_json
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 5135149760\n"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "sd"
+    make_stable_diffusion(folder)
+    return folder
+
+
 @pytest.fixture
-def sd(tmp_path):
-    make_stable_diffusion(tmp_path / "sd")
-    return tmp_path / "sd"
+def sd(made, tmp_path):
+    """A folder of Stable Diffusion that a test may change."""
+    return shutil.copytree(made, tmp_path / "sd")
 
 
 def opened(folder, name=None, **said):

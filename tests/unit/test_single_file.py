@@ -426,3 +426,29 @@ def test_models_check(tmp_path, shapes, capsys):
     save_file(tensors, file)
     assert main(["models", "check", str(file)]) == 1
     assert "conv_out.bias has 1 values that are NaN or infinite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [None, "plain", "zero"])
+@pytest.mark.parametrize("said", [None, True, False])
+def test_zero_terminal_snr(shapes, tmp_path, own, said):
+    """Told by the file's own noise schedule, or by --zero-snr; the first step is then the noisiest there is."""
+    tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes["sd1"].items()}
+    if own is not None:
+        tensors["alphas_cumprod"] = torch.tensor(alphas_cumprod("scaled_linear", zero_snr=own == "zero"))
+    save_file(tensors, tmp_path / "a.safetensors")
+    config = configs(tmp_path / "a.safetensors", prediction="v_prediction", zero_snr=said)["scheduler"]
+    wanted = said if said is not None else own == "zero"
+    assert config.get("rescale_betas_zero_snr", False) is wanted
+    assert (config.get("timestep_spacing") == "trailing") is wanted
+
+
+def test_a_scheduler_beside_the_file(shapes, tmp_path):
+    """As its tokenizer may lie there."""
+    tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes["sd1"].items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    (tmp_path / "scheduler").mkdir()
+    beside = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(beside))
+    assert configs(tmp_path / "a.safetensors")["scheduler"] == beside
+    found = configs(tmp_path / "a.safetensors", prediction="epsilon", zero_snr=False)["scheduler"]
+    assert found == {**beside, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}

@@ -76,7 +76,9 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
     if unknown:
         raise GencliError(f"it has tensors that a {family.title} has not: {some(sorted(unknown))}")
     _check(key, family, file.shapes, found)
-    scheduler = scheduler_config(file, key, predicts, hints.betas, _alphas_cumprod(file))
+    scheduler = _scheduler_beside(contents, hints)
+    if scheduler is None:
+        scheduler = scheduler_config(file, key, predicts, hints.betas, _alphas_cumprod(file), hints.zero_snr)
     parts = {name: one.part(contents, name, family.parts[name]) for name, one in found.items()}
     parts["scheduler"] = Part("scheduler", "scheduler", contents.path, lambda: scheduler)
     pipeline = family.pipeline + PIPELINES.get(found["unet"].config["in_channels"], "Pipeline")
@@ -87,6 +89,16 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
     licence = file.metadata.get("modelspec.license")
     more: dict[str, Any] = {"title": family.title, "notes": tuple(notes), "licence": licence, "index": family.index}
     return Checkpoint(contents, "image", pipeline, parts, tokenizers, **more)
+
+
+def _scheduler_beside(contents: Contents, hints: Hints) -> dict[str, Any] | None:
+    """Return scheduler/scheduler_config.json beside a file, as its tokenizer may lie there, under what a user says."""
+    file = "scheduler/scheduler_config.json"
+    if not contents.has(file):
+        return None
+    said: dict[str, Any] = {"prediction_type": hints.prediction, "beta_schedule": hints.betas}
+    said["rescale_betas_zero_snr"] = hints.zero_snr
+    return {**contents.read_json(file), **{key: value for key, value in said.items() if value is not None}}
 
 
 def _tokenizer(contents: Contents, name: str, pad: str, encoder: Part) -> Tokenizer:

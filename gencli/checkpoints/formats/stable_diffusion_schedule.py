@@ -18,6 +18,8 @@ MARK, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that trainers of SDXL put be
 STABLE = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000}
 COMMON = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
 XL = {"interpolation_type": "linear", "sample_max_value": 1.0, "timestep_spacing": "leading"}
+# Lin et al. 2023: the first step is the noisiest there is
+ENDS_IN_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 TOLERANCE = 0.01  # of ᾱ, which files in half precision round
 
 
@@ -40,9 +42,15 @@ def prediction_of(file: TensorFile, family: str, given: str | None) -> str:
 
 
 def scheduler_config(
-    file: TensorFile, family: str, prediction: str, betas: str | None, own: Sequence[float] | None = None
+    file: TensorFile,
+    family: str,
+    prediction: str,
+    betas: str | None,
+    own: Sequence[float] | None = None,
+    zero_snr: bool | None = None,
 ) -> dict[str, Any]:
     """Return scheduler_config.json as the folder of this model has it. own: the file's own ᾱ, if it has them.
+    zero_snr: what the user says of it; else the file's mark tells, or its own ᾱ.
 
     Raise GencliError if the file's own ᾱ are others, unless `betas` names the schedule.
     """
@@ -50,18 +58,25 @@ def scheduler_config(
     xl = family in ("sdxl", "refiner")
     config: dict[str, Any] = {"_class_name": names["sdxl" if xl else family], **STABLE, **COMMON, **(XL if xl else {})}
     config |= {"prediction_type": prediction, "trained_betas": None}
-    if ZERO_SNR in file.shapes:  # Lin et al. 2023: the first step is the noisiest there is
-        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if betas is not None:
         config["beta_schedule"] = betas
     elif own is not None:
-        wanted = alphas_cumprod(config["beta_schedule"], zero_snr=ZERO_SNR in file.shapes)
-        if len(own) != len(wanted) or max(abs(a - b) for a, b in zip(own, wanted, strict=True)) > TOLERANCE:
+        wanted = {zero: alphas_cumprod(config["beta_schedule"], zero_snr=zero) for zero in (False, True)}
+        fits = [zero for zero in wanted if _is_near(own, wanted[zero])]
+        if not fits:
             raise GencliError(
                 "its alphas_cumprod are not those of Stable Diffusion's noise schedule",
-                f"--betas {'|'.join(BETAS)} says which to go by (scaled_linear is Stable Diffusion's)",
+                f"--betas {'|'.join(BETAS)} says which to go by (scaled_linear is Stable Diffusion's), and --zero-snr "
+                "whether it ends in noise alone",
             )
+        zero_snr = fits[0] or ZERO_SNR in file.shapes if zero_snr is None else zero_snr
+    if ZERO_SNR in file.shapes if zero_snr is None else zero_snr:
+        config |= ENDS_IN_NOISE
     return config
+
+
+def _is_near(own: Sequence[float], wanted: Sequence[float]) -> bool:
+    return len(own) == len(wanted) and max(abs(a - b) for a, b in zip(own, wanted, strict=True)) <= TOLERANCE
 
 
 def alphas_cumprod(betas: str, *, zero_snr: bool = False, count: int = 1000) -> list[float]:
