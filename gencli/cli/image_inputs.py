@@ -112,7 +112,6 @@ class Finder:
         yield from zip(request.upscaler, (source.path for source in found.upscalers), strict=True)
         yield from zip(request.lora, (one.path for one in found.loras), strict=True)
         yield from zip(request.embedding, (one.path for one in found.embeddings), strict=True)
-        yield from zip(request.upscaler, (source.path for source in found.upscalers), strict=True)
         yield from zip(request.control, (source.path for source, _ in found.controls), strict=True)
         for name in (request.init, request.mask, *request.control_image):
             if name is not None and name != "-":
