@@ -64,7 +64,7 @@ MODEL_INDEX = {
 }
 
 # the checkpoint's default parameters, named as in diffusers
-DEFAULTS = {"num_inference_steps": 50, "guidance_scale": 3.0}
+DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 3.0}
 CHUNK = 32 * 128 * 128  # pixels that are encoded at once on a CPU; on a GPU times 32
 PAINTED_VARIANTS = 0.25  # variants of a repainted image, to one of an image as it is
 
