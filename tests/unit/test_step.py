@@ -1,4 +1,4 @@
-"""A step of the C library gives the logits of torch's layers, for every family; what it does not know goes their way."""
+"""A step of the C library gives the logits of torch's layers, for every family; others go their way."""
 
 import pytest
 import torch
