@@ -42,7 +42,7 @@ class GgufFile:
             with path.open("rb") as stream:
                 check_no_pointer(stream.read(len(POINTER)), path)
             self._map = np.memmap(path, mode="c")  # changes, if any, stay in memory
-            header = _Header(self._map[:HEADER_LIMIT].tobytes() if len(self._map) < HEADER_LIMIT else _head(path))
+            header = _Header(self._map.data[:HEADER_LIMIT])
             self.metadata, infos, data = header.parse()
             self.shapes = {name: shape for name, (shape, _, _) in infos.items()}
             self.dtypes: dict[str, str] = {}
@@ -123,11 +123,6 @@ class GgufParts:
         return self._where[name].get(name)
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(HEADER_LIMIT)
-
-
 def _other_type(number: int) -> str:
     """The name of a type that gencli does not read."""
     try:
@@ -141,7 +136,7 @@ def _other_type(number: int) -> str:
 class _Header:
     """A cursor over the header's bytes. Raises ValueError or struct.error wherever it does not hold together."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: memoryview):
         self.data, self.at = data, 0
 
     def take(self, form: str) -> Any:
@@ -161,7 +156,7 @@ class _Header:
         if len(value) < size:
             raise ValueError("it is cut off in a text")
         self.at += size
-        return value.decode("utf-8", "replace")
+        return str(value, "utf-8", "replace")
 
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
@@ -178,7 +173,20 @@ class _Header:
             values = list(struct.unpack_from(f"<{count}{SCALARS[inner]}", self.data, self.at))
             self.at += count * size
             return values
-        return [self.value(inner, depth + 1) for _ in range(self.count(left // 8, "values"))]
+        count = self.count(left // 8, "values")
+        return self.texts(count) if inner == STRING else [self.value(inner, depth + 1) for _ in range(count)]
+
+    def texts(self, count: int) -> list[str]:
+        """As `text`, for the many of a vocabulary."""
+        data, at, end, found = self.data, self.at, len(self.data), list[str]()
+        for _ in range(count):
+            start = at + 8
+            at = start + int.from_bytes(data[at:start], "little")
+            if at > end or start > end:
+                raise ValueError("it is cut off in a text")
+            found.append(str(data[start:at], "utf-8", "replace"))
+        self.at = at
+        return found
 
     def parse(self) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]], int]:
         """Metadata, tensors as (shape, type, offset), and where the data begins."""

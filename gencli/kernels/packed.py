@@ -73,11 +73,14 @@ class Packed(Tensor):
         for rows in self.data_rows.split(max(count // max(self.shape), 1)):
             yield _dequantise(self.kind, rows)
 
+    def detach(self) -> Packed:
+        """Return the same tensor anew, as parameters want it: torch's own way here imports its distributed package."""
+        return Packed(self.kind, self.data_rows, self.order, self.turned)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func in (aten.detach.default, aten.alias.default):
-            one = args[0]
-            return Packed(one.kind, one.data_rows, one.order, one.turned)
+            return args[0].detach()
         if func is aten.t.default:
             return args[0].transposed()
         if func._schema.is_mutable:

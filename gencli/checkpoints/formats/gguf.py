@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,14 @@ SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 class GgufTensors(RenamedTensors):
     """A file's tensors under the names, in the shapes and in the order of rows that the checkpoint had."""
 
+    @cached_property
+    def _kinds(self) -> set[str]:
+        return {self._file.dtypes[name] for name, shape in self._file.shapes.items() if len(shape) > 1}
+
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype as safetensors writes it, or GGUF's name of its type. llama.cpp keeps the norms of
         files in BF16 in float32: there they count as BF16."""
-        kinds = {self._file.dtypes[name] for name, shape in self._file.shapes.items() if len(shape) > 1}
-        return "BF16" if kinds == {"BF16"} else super().dtype(name)
+        return "BF16" if self._kinds == {"BF16"} else super().dtype(name)
 
     def forget(self) -> None:
         """Nothing is held that could be let go."""
