@@ -105,8 +105,9 @@ def _receive(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(reader: int) -> None:
-    """End the process at the second signal."""
+    """End the process at the second signal. This thread takes none itself: they interrupt the main one."""
     global _since
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, ENDING)
     while data := os.read(reader, 1):
         now = time.monotonic()
         if data[0] not in _before or now - _answered < PAUSE:

@@ -23,7 +23,8 @@ def run(words, console):
     try:
         print("begun", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})
-        time.sleep(60)
+        for _ in range(600):  # one that begins just as a signal comes would sleep to its end
+            time.sleep(0.1)
     finally:
         time.sleep({cleaning})
         print("in order", flush=True)
