@@ -3,6 +3,7 @@ CPU runs and by torch operations. The library is compiled here, so that it is th
 
 import ctypes
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def multiply(library: Library, weights: Weights, x: np.ndarray, outputs: int) ->
 def test_the_installed_library_is_there_and_current():
     """Where gencli is installed with a C compiler; a clone that was not: `python -m gencli.kernels.build`."""
     assert Library(kernels.HERE / build.NAME).variant == Library(kernels.HERE / build.NAME).variants[0]
+    assert not {module.name for module in pkgutil.iter_modules(kernels.__path__)} & {"kernels"}  # it is no module
 
 
 def test_variants(library_file, tmp_path):
