@@ -29,6 +29,10 @@ STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's names
 NAMES = {number: name for name, (number, _, _) in TYPES.items()}
+OTHER_TYPES = {  # that have a name and are not read
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
+    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip
 
 
 class GgufFile:
@@ -125,12 +129,7 @@ class GgufParts:
 
 def _other_type(number: int) -> str:
     """The name of a type that gencli does not read."""
-    try:
-        from gguf.constants import GGMLQuantizationType  # names it better, where it is installed
-
-        return GGMLQuantizationType(number).name
-    except (ImportError, ValueError):
-        return f"type {number}"
+    return OTHER_TYPES.get(number, f"type {number}")
 
 
 class _Header:
