@@ -76,7 +76,8 @@ def open_model(source: Source, spec: ModelSpec = NO_WISHES, *, adapters: Sequenc
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
     precision = devices.pick_dtype(spec.dtype, device, stored)
     tokenizer = checkpoint.tokenizer()
-    casting = device.type == "cpu" and precision in (None, torch.float32)  # weights stay as they are stored
+    # on a CPU weights stay as they are stored, unless float32 is asked for or a LoRA is to be exact
+    casting = device.type == "cpu" and spec.dtype == "auto" and precision in (None, torch.float32)
     given: dict[str, Any] = {"config": raw, "tensors": tensors, "layerwise_casting": casting}
     module = load(part.path, device=device, dtype=precision, **given)
     assert isinstance(module, LanguageModel)  # `language_model` has looked

@@ -42,7 +42,7 @@ def pick_precision(device: str, dtype: str) -> Precision:
 
 
 def make_trainable(module: nn.Module) -> None:
-    """Let all weights be trained: as copies, for they may be views of the file that they were read from."""
+    """Let all weights be trained, in float32: as copies, for they may be views of the file that they were read from."""
     for param in module.parameters():
-        param.data = param.data.clone()
+        param.data = param.data.to(torch.float32, copy=True)
         param.requires_grad_(True)

@@ -133,7 +133,7 @@ def test_from_a_picture(folders):
     folder, pipe = folders["scaled"]
     small = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
-    encoded = opened_once(folder).encode_picture(picture)
+    encoded = opened_once(folder).codec.encode(picture)
     x = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
     latents = pipe.vqvae.encode(x).latents * 0.6
     assert encoded.std is None

@@ -314,7 +314,7 @@ CLIP = {
     "a vocabulary too small": (within("text_config", vocab_size=4), "does not fit its config"),
     "no vision": (change("config.json", vision_config=[1]), "vision_config is no JSON object"),
     "another kind": (change("config.json", model_type="bert"), "no CLIP"),
-    "a kind of no kind": (change("config.json", model_type={"a": 1}), "no CLIP"),
+    "a kind of no kind": (change("config.json", model_type={"a": 1}), "in its config is no name"),
     "code": (change("config.json", auto_map={"AutoModel": "evil.Model"}), "auto_map"),
     "a config of gigabytes": (sparse("config.json"), "too large"),
     "settings of gigabytes": (sparse(SETTINGS), "too large"),

@@ -166,4 +166,4 @@ def test_hostile_bytes_under_the_sanitizers(tmp_path):
         [sys.executable, "-m", "tests.oracles.fuzz_kernels", "4000"], capture_output=True, text=True, check=False,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
-    assert done.returncode == 0 and "4000 inputs" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 0 and int(done.stdout.split()[0]) >= 4000, done.stderr[-3000:]

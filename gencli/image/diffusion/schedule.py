@@ -52,7 +52,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "EulerDiscreteScheduler": _SIGMA_SPACE,
     "EulerAncestralDiscreteScheduler": _SIGMA_SPACE,
     "DPMSolverMultistepScheduler": _SIGMA_SPACE,
-    "DPMSolverSinglestepScheduler": _SIGMA_SPACE,
+    "DPMSolverSinglestepScheduler": {**_SIGMA_SPACE, "lower_order_final": False},
     "DEISMultistepScheduler": _SIGMA_SPACE,
     "UniPCMultistepScheduler": _SIGMA_SPACE,
     "LMSDiscreteScheduler": _SIGMA_SPACE,
