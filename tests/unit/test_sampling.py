@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gencli.errors import GencliError
-from gencli.text import sampling
+from gencli.text import penalties, sampling
 from gencli.text.request import SamplingParams
 from tests.oracles.sampled import process, sample
 
@@ -111,7 +111,7 @@ def test_no_filter_leaves_nothing_or_brings_back_what_was_excluded(keep, p):
 
 def test_bias_is_added_and_bans():
     logits = torch.zeros(2, 5)
-    biased = sampling.add_bias(logits, [(1, 2.5), (3, -math.inf), (1, 1.0)])
+    biased = penalties.add_bias(logits, [(1, 2.5), (3, -math.inf), (1, 1.0)])
     assert biased.tolist() == [[0, 1.0, 0, -math.inf, 0]] * 2  # of two for one token the last counts
     assert logits.abs().sum() == 0  # the argument is left alone
 
@@ -119,13 +119,13 @@ def test_bias_is_added_and_bans():
 @pytest.mark.parametrize("token", [-1, V, 10**9])
 def test_bias_outside_of_the_vocabulary(token):
     with pytest.raises(GencliError, match=f"token {token}, but the model's vocabulary has {V}"):
-        sampling.add_bias(logits_of(0), [(token, 1.0)])
+        penalties.add_bias(logits_of(0), [(token, 1.0)])
 
 
 def test_repetition_penalty_counts_a_token_once_whatever_its_sign():
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.0]])
     context = torch.tensor([[0, 0, 1, 3]])
-    assert sampling.penalize_repetition(logits, context, 2.0).tolist() == [[1.0, -4.0, 1.0, 0.0]]
+    assert penalties.penalize_repetition(logits, context, 2.0).tolist() == [[1.0, -4.0, 1.0, 0.0]]
 
 
 def test_presence_and_frequency_are_openais():
@@ -275,9 +275,9 @@ def test_extremes_do_as_less_extreme_ones():
         assert found.ids.tolist() == [sorted(row) for row in logits.topk(3).indices.tolist()]
         assert (found.logits.softmax(-1) - 1 / 3).abs().max() < 1e-6
     for penalty in (1e-39, 1e-300, 1e39, 1e300):
-        seen = sampling.penalize_repetition(logits, context, penalty)
+        seen = penalties.penalize_repetition(logits, context, penalty)
         assert torch.isfinite(seen).all()
-        assert torch.equal(seen, sampling.penalize_repetition(logits, context, max(min(penalty, 1e30), 1e-30)))
+        assert torch.equal(seen, penalties.penalize_repetition(logits, context, max(min(penalty, 1e30), 1e-30)))
     assert sample(logits, generators(0, 1, 2), logit_bias=[(5, 1e39)]).tolist() == [5, 5, 5]
     assert 5 not in sample(logits, generators(0, 1, 2), logit_bias=[(5, -1e39)]).tolist()
     assert sample(logits, generators(0, 1, 2), sequence_bias=[[[4], 1e39]]).tolist() == [4, 4, 4]
