@@ -6,14 +6,14 @@
 
 An input is told by its kind and number: `--from N --inputs 1 KIND` runs one again. Findings: another exception than
 GencliError ("a defect of gencli"), over 5 s of processor time, memory beyond twice the input and 1 GB, a message over
-2 kB, words on stderr from a library, a file outside of the input's folder. The kinds are in `benchmarks.fuzz_kinds`.
+2 kB, words on stderr from a library, a file outside of the input's folder. `benchmarks.fuzz_kinds` has the kinds of
+files, `benchmarks.fuzz_live` a hub's answers and command lines; each input is first read as it is, which must succeed.
 Inputs run in this process's forks, a batch each, which the system ends when they exceed a limit.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -212,7 +212,8 @@ def batch(kind: Any, numbers: range, tally: Tally) -> int:
 
 
 def main() -> int:
-    from benchmarks.fuzz_kinds import KINDS
+    from benchmarks.fuzz_kinds import KINDS as READ
+    from benchmarks.fuzz_live import KINDS as LIVE
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", default=[])
@@ -221,15 +222,14 @@ def main() -> int:
     parser.add_argument("--from", dest="first", type=int, default=0, help="number of the first input (default: 0)")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    names, tallies = args.kinds or list(KINDS), Counter[str]()
+    kinds = {**READ, **LIVE}
+    names, tallies = args.kinds or list(kinds), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             root = Path(folder) / name.replace(" ", "-") / "inside"
             root.mkdir(parents=True)
-            kind, tally, number = KINDS[name](name, root), Tally(), args.first
-            kind.changed = kind.files[0] if kind.files else None
-            with contextlib.suppress(Exception):
-                kind.read()  # what it imports is then there in every fork
+            kind, tally, number = kinds[name](name, root), Tally(), args.first
+            kind.read_whole()
             before = {path for path in root.parent.rglob("*") if root not in path.parents}
             began, most = time.monotonic(), args.seconds / len(names)
             while time.monotonic() - began < most if args.inputs is None else number < args.first + args.inputs:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import random
 import struct
 import zipfile
@@ -20,8 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.fuzz import mutate_bytes, mutate_json
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
+from gencli.checkpoints.build import load
 from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.report import check, describe
 from gencli.cli.models_settings import default_settings, judge, small_problems
 from gencli.errors import GencliError
@@ -32,17 +33,39 @@ CPU = ModelSpec(device="cpu")
 
 
 class Kind:
-    """Inputs of one kind: mutations of the files in `root` that `patterns` name. apart: its folders are read each."""
+    """Inputs of one kind: mutations of the files in `root` that `patterns` name.
+
+    apart: each folder in it is one input. parts: the reader is told which part of a model has changed, the others being
+    known to be sound.
+    """
 
     def __init__(
-        self, name: str, root: Path, make: Callable[[Path], Any], read: Read, *patterns: str, apart: bool = False
+        self,
+        name: str,
+        root: Path,
+        make: Callable[[Path], Any],
+        read: Callable[..., None],
+        *patterns: str,
+        apart: bool = False,
+        parts: bool = False,
     ):
-        self.name, self.root, self._read, self.apart = name, root, read, apart
+        self.name, self.root, self._read, self.apart, self.parts = name, root, read, apart, parts
         make(root)
         self.files = sorted(file for pattern in patterns for file in root.rglob(pattern) if file.is_file())
         assert self.files, patterns
         self.contents = {file: file.read_bytes() for file in self.files}
         self.changed: Path | None = None
+
+    def read_whole(self) -> None:
+        """Read every input as it is. An error here means that its mutations would be refused for another reason.
+
+        What this imports is then there in every fork.
+        """
+        for folder in dict.fromkeys(map(self._folder, self.files)):
+            self._read(folder)
+
+    def _folder(self, file: Path) -> Path:
+        return self.root / file.relative_to(self.root).parts[0] if self.apart else self.root
 
     def mutate(self, draw: random.Random) -> int:
         """Change a file. Return its size."""
@@ -53,7 +76,9 @@ class Kind:
 
     def read(self) -> None:
         assert self.changed is not None
-        self._read(self.changed.parent if self.apart else self.root)
+        folder = self._folder(self.changed)
+        more = [self.changed.relative_to(folder).parts[0]] if self.parts else []
+        self._read(folder, *more)
 
     def restore(self) -> None:
         for file, data in self.contents.items():
@@ -141,6 +166,18 @@ def show(root: Path, *, name: str = "") -> None:
         raise GencliError(what.problem)
 
 
+def inspect_part(root: Path, part: str | None = None) -> None:
+    """What `models show` does with a folder, and open one of its models, or all."""
+    contents = Contents(source(root))
+    what = judge(contents, describe(contents))
+    default_settings(contents, what)
+    if what.problem:
+        raise GencliError(what.problem)
+    for name, model in open_checkpoint(contents).models.items():
+        if part in (None, name):
+            load(model.path, config=model.config, tensors=model.tensors())
+
+
 def inspect(root: Path, *, allow_pickle: bool = False, name: str = "") -> None:
     """What `models show` and `models check` do; the longest problem is raised."""
     contents = Contents(source(root, name), allow_pickle=allow_pickle)
@@ -149,6 +186,11 @@ def inspect(root: Path, *, allow_pickle: bool = False, name: str = "") -> None:
     found = [*check(contents, allow_pickle=allow_pickle).problems, *small_problems(contents, weights_are_fine=True)]
     if found:
         raise GencliError(max(found, key=len))
+
+
+def load_folder(root: Path) -> None:
+    """Open the network of a folder that makes no image alone."""
+    load(root)
 
 
 def continue_text(root: Path) -> None:
@@ -244,6 +286,20 @@ def pickle(root: Path) -> None:
     (root / "model.safetensors").unlink()
 
 
+SMALL_UNET: dict[str, Any] = {
+    "block_out_channels": [16, 32],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "layers_per_block": 1,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+SMALL_VAE: dict[str, Any] = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
+
+
 def diffusion(root: Path) -> None:
     from tests.tiny.image import make_ddpm
 
@@ -251,9 +307,48 @@ def diffusion(root: Path) -> None:
 
 
 def stable_diffusion(root: Path) -> None:
-    from tests.tiny.image import make_stable_diffusion
+    from tests.tiny.image import make_stable_diffusion, make_vae
 
-    make_stable_diffusion(root)
+    make_stable_diffusion(root, unet=SMALL_UNET)
+    make_vae(root / "vae", SMALL_VAE)
+
+
+def stable_diffusion_xl(root: Path) -> None:
+    from tests.tiny.sdxl import make_sdxl
+
+    make_sdxl(root, unet={"layers_per_block": 1}, vae=SMALL_VAE)
+
+
+def latent_diffusion(root: Path) -> None:
+    from tests.tiny.ldm import make_ldm
+
+    make_ldm(root)
+
+
+def imagen(root: Path) -> None:
+    from tests.tiny.systems import make_if
+
+    make_if(root)
+
+
+def unclip(root: Path) -> None:
+    from tests.tiny.systems import make_karlo
+
+    make_karlo(root)
+
+
+def upscaler(root: Path) -> None:
+    from tests.tiny.systems import make_x4
+
+    make_x4(root)
+
+
+def controlnet(root: Path) -> None:
+    from tests.tiny.control import make_controlnet
+
+    make_controlnet(
+        root, {key: SMALL_UNET[key] for key in ("block_out_channels", "down_block_types", "layers_per_block")}
+    )
 
 
 def single_file(root: Path) -> None:
@@ -264,15 +359,19 @@ def single_file(root: Path) -> None:
 
 
 def networks(root: Path) -> None:
-    from tests.tiny.classes import make_classifier, make_dit_file, make_guided
+    """Files of one network: DiT, UNet and classifier of guided-diffusion."""
+    from tests.tiny.classes import FLAGS, make_classifier, make_dit_file, make_guided
 
-    for name, make in (("dit", make_dit_file), ("guided", make_guided), ("classifier", make_classifier)):
-        (root / name).mkdir()
-        make(root / name / "a.pt")  # type: ignore[operator]
-        save_file(
-            {k: v.contiguous() for k, v in torch.load(root / name / "a.pt").items()}, root / name / "a.safetensors"
-        )
-        (root / name / "a.pt").unlink()
+    make_dit_file(root / "dit" / "a.safetensors")
+    make_guided(root / "guided" / "a.safetensors", FLAGS)
+    make_classifier(root / "classifier" / "a.safetensors", FLAGS)
+
+
+def load_parts(root: Path) -> None:
+    """Open a file's networks, which need not be all that an image is made with."""
+    problems = check(Contents(source(root, "a.safetensors"))).problems
+    if problems:
+        raise GencliError(max(problems, key=len))
 
 
 def clip(root: Path) -> None:
@@ -353,21 +452,29 @@ def open_embedding(root: Path) -> None:
 
 
 def images(root: Path) -> None:
-    picture = Image.effect_mandelbrot((24, 16), (-3, -2.5, 2, 2.5), 20).convert("RGB")
+    image = Image.effect_mandelbrot((24, 16), (-3, -2.5, 2, 2.5), 20).convert("RGB")
+    exif, info = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x8769] = {0x9286: b"UNICODE\0" + SAID.encode("utf-16-be")}
+    info.add_itxt("parameters", SAID)
     for suffix in ("png", "jpg", "webp", "gif", "bmp", "tiff", "ppm"):
         (root / suffix).mkdir()
-        picture.save(root / suffix / f"a.{suffix}")
+        how: dict[str, Any] = {"pnginfo": info} if suffix == "png" else {"exif": exif} if suffix in TELLING else {}
+        image.save(root / suffix / f"a.{suffix}", **how)
+
+
+TELLING = ("png", "jpg", "webp")  # formats that say how an image was made
 
 
 def open_images(root: Path) -> None:
     from gencli.image.files.pictures import from_mask, from_picture, open_flat, read_request
 
     file = next(root.glob("a.*"))
-    picture = open_flat(file)
-    from_picture(picture)
-    if picture.width * picture.height < 2**16:
-        from_mask(picture.convert("L"), 8, 8)
-    read_request(file)
+    image = open_flat(file)
+    from_picture(image)
+    if image.width * image.height < 2**16:
+        from_mask(image.convert("L"), 8, 8)
+    if root.name in TELLING:
+        read_request(file)
 
 
 def said_image(root: Path) -> None:
@@ -438,7 +545,7 @@ TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% endif %}{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | replace('a', 'b') + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}{% set x = namespace(a=0) %}"
-    "{% for i in range(3) %}{% set x.a = x.a + i %}{{ m | tojson }}{{ 'ab' * 3 }}{% endfor %}"
+    "{% for i in range(3) %}{% set x.a = x.a + i %}{{ messages | tojson }}{{ 'ab' * 3 }}{% endfor %}"
 )
 
 
@@ -462,9 +569,14 @@ def render(root: Path) -> None:
 
 
 def prompts(root: Path) -> None:
-    (root / "in.txt").write_text("Once upon\r\nnaïve 你好\n🙂\n" * 3)
-    (root / "wide.txt").write_bytes("Once upon\r\nnaïve".encode("utf-16"))
-    (root / "codes.txt").write_text("2 3\n1 2 3\n4 5 6\n")
+    for name, data in {
+        "plain": "Once upon\r\nnaïve 你好\n🙂\n".encode() * 3,
+        "wide": "Once upon\r\nnaïve".encode("utf-16"),
+        "codes": b"1 2 3\n4 5 6\n",
+        "bias": b"5=1\n7=-inf\n50256=-100",
+    }.items():
+        (root / name).mkdir()
+        (root / name / "a.txt").write_bytes(data)
 
 
 def read_prompts(root: Path) -> None:
@@ -474,25 +586,21 @@ def read_prompts(root: Path) -> None:
     from gencli.image.codes import parse
     from gencli.text.request import TextRequest, parse_logit_bias
 
+    data = (root / "a.txt").read_bytes()
+    if root.name in ("codes", "bias"):
+        one = {"codes": parse, "bias": lambda text: [parse_logit_bias(word) for word in text.split("\n")]}[root.name]
+        one(data.decode(errors="replace"))
+        return
     before = sys.stdin
-    problems = []
-    for name in ("in.txt", "wide.txt"):
+    try:
         for read in (lambda: [read_prompt(["a", "-"])], lambda: list(each_line())):
-            sys.stdin = io.TextIOWrapper(io.BytesIO((root / name).read_bytes()))
-            try:
-                for text in read():
-                    if isinstance(text, GencliError):
-                        raise text
-                    TextRequest(text)
-            except GencliError as error:
-                problems.append(error)
-    sys.stdin = before
-    for parse_one in (parse, parse_logit_bias):
-        try:
-            parse_one((root / "codes.txt").read_bytes().decode(errors="replace"))
-        except GencliError as error:
-            problems.append(error)
-    raise max(problems, key=lambda error: len(error.message))
+            sys.stdin = io.TextIOWrapper(io.BytesIO(data))
+            for text in read():
+                if isinstance(text, GencliError):
+                    raise text
+                TextRequest(text)
+    finally:
+        sys.stdin = before
 
 
 def state(root: Path) -> None:
@@ -507,57 +615,10 @@ def read_state(root: Path) -> None:
         check_recipe(root, saved.get("recipe"), {"sizes": {"n": 1}, "lr": 1.0}, changes=False)
 
 
-class HubKind(Kind):
-    """Answers of a hub, each changed on its way with some chance: status, headers, body."""
-
-    def __init__(self, name: str, root: Path):
-        from tests.oracles.hub_server import Hub
-        from tests.tiny.hub_cache import tiny
-
-        self.name, self.root, self.files, self.contents, self.changed = name, root, [], {}, None
-        self.hub, self.draw = Hub(), random.Random()
-        small = {key: value for key, value in tiny().items() if len(value) < 2**16}
-        self.hub.commit("org/tiny", {**small, "model.safetensors": b"\x02\0\0\0\0\0\0\0{}"})
-        self.hub.lie = self.lie
-        os.environ |= {"HF_ENDPOINT": self.hub.url, "HF_HUB_CACHE": str(root / "cache"), "HF_HOME": str(root / "home")}
-        os.environ.pop("HF_HUB_OFFLINE", None)
-
-    def lie(self, path: str, status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-        draw = self.draw
-        how = draw.random()
-        if how < 0.1:
-            status = draw.choice((200, 206, 301, 302, 307, 400, 401, 403, 404, 416, 429, 500, 503, 999))
-        elif how < 0.25 and headers:
-            key = draw.choice(list(headers))
-            headers = {
-                **headers,
-                key: draw.choice(("", "../../evil", "a" * 300, "-1", "0", "99999999999", '"../x"', "/etc")),
-            }
-        elif how < 0.45:
-            try:
-                body = json.dumps(mutate_json(json.loads(body), draw)).encode()
-            except (ValueError, RecursionError):
-                body = mutate_bytes(body, draw)
-        return status, headers, body
-
-    def mutate(self, draw: random.Random) -> int:
-        import shutil
-
-        shutil.rmtree(self.root / "cache", ignore_errors=True)
-        self.draw = draw
-        return 2**16
-
-    def read(self) -> None:
-        from gencli.checkpoints.hub import download
-        from gencli.checkpoints.hub_cache import HubId
-
-        hub_id = HubId.parse("org/tiny")
-        assert hub_id is not None
-        download(hub_id)
-
-
-def kind(make: Callable[[Path], Any], read: Read, *patterns: str, apart: bool = False) -> Callable[[str, Path], Kind]:
-    return lambda name, root: Kind(name, root, make, read, *patterns, apart=apart)
+def kind(
+    make: Callable[[Path], Any], read: Callable[..., None], *patterns: str, **how: bool
+) -> Callable[[str, Path], Kind]:
+    return lambda name, root: Kind(name, root, make, read, *patterns, **how)
 
 
 KINDS: dict[str, Callable[[str, Path], Kind]] = {
@@ -583,10 +644,16 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "tokenizer": kind(tokenizer_json, encode, "*.json", "*.txt", apart=True),
     "sentencepiece": kind(pieces, encode, "*.model", apart=True),
     "template": kind(template, render, "*.jinja"),
-    "diffusers": kind(diffusion, inspect, "*.json"),
-    "stable diffusion": kind(stable_diffusion, inspect, "*.json"),
+    "diffusers": kind(diffusion, inspect_part, "*.json", parts=True),
+    "stable diffusion": kind(stable_diffusion, inspect_part, "*.json", parts=True),
+    "stable diffusion xl": kind(stable_diffusion_xl, inspect_part, "*.json", parts=True),
+    "latent diffusion": kind(latent_diffusion, inspect_part, "*.json", parts=True),
+    "imagen": kind(imagen, inspect_part, "*.json", apart=True, parts=True),
+    "unclip": kind(unclip, inspect_part, "*.json", apart=True, parts=True),
+    "upscaler": kind(upscaler, inspect_part, "*.json", parts=True),
+    "controlnet": kind(controlnet, load_folder, "*.json"),
     "single file": kind(single_file, functools.partial(show, name="a.safetensors"), "a.safetensors"),
-    "networks": kind(networks, functools.partial(inspect, name="a.safetensors"), "*.safetensors", apart=True),
+    "networks": kind(networks, load_parts, "*.safetensors", "*.json", apart=True),
     "clip": kind(clip, score, "*.json"),
     "imagegpt": kind(imagegpt, inspect, "*.json"),
     "adapter": kind(adapter, merge, "adapter_*"),
@@ -597,7 +664,6 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "captions": kind(captions, read_captions, "*.jsonl", "*.zip", "*.txt", "*.png"),
     "texts": kind(texts, read_texts, "*"),
     "conversations": kind(conversations, read_conversations, "*.json*"),
-    "prompts": kind(prompts, read_prompts, "*.txt"),
+    "prompts": kind(prompts, read_prompts, "*.txt", apart=True),
     "state": kind(state, read_state, "*.pt"),
-    "hub": HubKind,
 }
