@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -79,17 +78,12 @@ def _brief(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Active:
-    """A ControlNet with its hint (1, C, h, w), which counts by `scale` at timesteps between `low` and `high`."""
+    """A ControlNet with its hint (1, C, h, w), which counts by `scale` at the steps of these indices."""
 
     network: ControlNetModel
     hint: Tensor
     scale: float
-    low: float = -math.inf
-    high: float = math.inf
-
-    def holds(self, timesteps: Tensor) -> bool:
-        always = self.low == -math.inf and self.high == math.inf
-        return self.scale != 0 and (always or self.low < timesteps[0].item() < self.high)
+    steps: range
 
 
 def activate(
@@ -107,20 +101,14 @@ def activate(
         fitting = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
         pixels = (from_picture(fitting, network.config.conditioning_channels) + 1) / 2  # 0..1
         hint = network.embed(pixels.to(stage.device, stage.dtype))
-        active.append(Active(network, hint, chosen.scale, *_window(steps, chosen.start, chosen.end)))
+        active.append(Active(network, hint, chosen.scale, window(len(steps), chosen.start, chosen.end)))
     return active
 
 
-def _window(steps: Sequence[Step], start: float, end: float) -> tuple[float, float]:
-    """The timesteps, both ends excluded, of the steps that lie whole between two shares of all: from half-way to the
-    step before to half-way to the one after, as the model is told timesteps in float32."""
-    kept = [step for step in steps if step.index / len(steps) >= start and (step.index + 1) / len(steps) <= end]
-    if not kept:
-        return math.inf, -math.inf
-    first, last = kept[0].index, kept[-1].index
-    low = -math.inf if last == len(steps) - 1 else (steps[last].at.t + steps[last].next.t) / 2
-    high = math.inf if first == 0 else (steps[first - 1].at.t + steps[first].at.t) / 2
-    return low, high
+def window(count: int, start: float, end: float) -> range:
+    """The indices of the steps that lie whole between two fractions of all, as diffusers counts them."""
+    kept = [i for i in range(count) if i / count >= start and (i + 1) / count <= end]
+    return range(kept[0], kept[-1] + 1) if kept else range(0)
 
 
 Marked = tuple[Conditioning, Conditioning | None, Conditioning | None]
@@ -139,14 +127,15 @@ class Controlled:
     ControlNets with `global_pool_conditions` add nothing where `is_cond` of the conditioning is 0.
     """
 
-    def __init__(self, model: Model, controls: Sequence[Active]):
-        self.model, self.controls = model, controls
+    def __init__(self, model: Model, controls: Sequence[Active], step: Callable[[], int]):
+        """step: tells the index of the step that the sampler is at, as two steps may have the same timestep."""
+        self.model, self.controls, self.step = model, controls, step
 
     def __call__(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         shared = {name: conditioning[name] for name in SHARED_INPUTS if name in conditioning.inputs}
         sums: list[Tensor] = []
         for control in self.controls:
-            if not control.holds(timesteps):
+            if control.scale == 0 or self.step() not in control.steps:
                 continue
             down, middle = control.network(x.to(control.hint.dtype), timesteps, hint=control.hint, **shared)
             scale: float | Tensor = control.scale

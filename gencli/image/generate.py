@@ -243,6 +243,7 @@ class _StageRun:
             pipeline.one_at_a_time or loaded.conditioner is not None
         )
         self.controls = activate(loaded, self.request, plan.steps, controls)
+        self.step = 0  # the one that the sampler is at
 
     def __call__(
         self, prompts: Sequence[str], first: int, noise: Noise, before: StageOutput | None
@@ -256,9 +257,9 @@ class _StageRun:
 
         init = self.start.draw(draw_noise, len(prompts), before)
         x = self._first(init, before)
-        predict = self._guided(self._denoiser(prompts, init), prompts)
+        predict, self.step = self._guided(self._denoiser(prompts, init), prompts), 0
         for sample in self.sampler(predict, x, steps, draw_noise=draw_noise, **self.plan.options):
-            x = sample.x
+            x, self.step = sample.x, sample.index + 1
             self.start.apply_mask(x, init, steps, sample.index)
             check_finite(x, sample.index, self._doubt)
             yield Denoised(sample.index, sample.total, first, sample.x0, self.loaded.codec, self.info)
@@ -291,7 +292,7 @@ class _StageRun:
         cond, uncond, image_uncond = self.start.add_conditioning(init, cond, uncond)
         model = self.start.over(loaded.predict)
         if self.controls:
-            model = Controlled(model, self.controls)
+            model = Controlled(model, self.controls, lambda: self.step)
             cond, uncond, image_uncond = mark_cond(cond, uncond, image_uncond)
         return Denoiser(
             model,

@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gencli.tokens.decode import BYTE_PIECE, IncrementalDecoder, byte_level_byte
 from gencli.tokens.growth import check_growth, check_text
 from gencli.tokens.guard import check_time, is_known_to_be_quick, library
 
+NO_TEXT = "\ufdd1"  # no character
 CONTEXT = 64  # visible tokens of a prompt that a decoder of its continuation looks at: more than any step holds back
 
 
@@ -82,13 +83,35 @@ class Tokenizer:
 
     def _encode(self, text: str, special: bool, add_special_tokens: bool) -> Encoding:
         where, text = str(self.folder), self._begun(text, special)
-        self.backend.encode_special_tokens = self.split_special_tokens or not special
-        encode = partial(self.backend.encode, text, add_special_tokens=add_special_tokens)
+        backend = self.backend
+        if not special and self._pieces_of_no_text and any(piece in text for piece in self._pieces_of_no_text.values()):
+            backend = self._backend_of_words
+        backend.encode_special_tokens = self.split_special_tokens or not special
+        encode = partial(backend.encode, text, add_special_tokens=add_special_tokens)
         with library(f"{where}: the tokenizer cannot encode this text"):
             check_text(self.backend.normalizer, self._growth, text, where)
             if not self._quick:
                 check_time(encode, len(text), where)
             return encode()
+
+    @cached_property
+    def _pieces_of_no_text(self) -> dict[int, str]:
+        """The special and the unknown tokens of a unigram model, which would pick them for words: id → text."""
+        if type(self.backend.model).__name__ != "Unigram":
+            return {}
+        ids = {*self.special_ids, getattr(self.backend.model, "unk_id", None)} - {None}
+        return {i: self.raw_piece(i) for i in ids}
+
+    @cached_property
+    def _backend_of_words(self) -> Backend:
+        """The backend, in which the pieces of no text have names that no text holds."""
+        state = json.loads(self.backend.to_str())
+        for i in self._pieces_of_no_text.keys() & set(range(len(state["model"]["vocab"]))):
+            state["model"]["vocab"][i][0] = f"{NO_TEXT}{i}"
+        for token in state["added_tokens"]:
+            if token["id"] in self._pieces_of_no_text:
+                token["content"] = f"{NO_TEXT}{token['id']}"
+        return Backend.from_str(json.dumps(state))
 
     def _begun(self, text: str, special: bool) -> str:
         """Return a text with `begin`, unless it begins with a special token already."""

@@ -1,7 +1,7 @@
 """ControlNets against diffusers' own: the model, and whole pictures drawn with it."""
 
-import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.controlnet import Active, _window, load_control, open_control
+from gencli.image.controlnet import load_control, open_control, window
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
@@ -25,12 +25,13 @@ from tests.oracles.pipelines import (
     draw,
     generator,
     half_mask,
+    opened,
     opened_once,
     picture,
     with_scheduler,
 )
 from tests.tiny.control import CONTROLNET, edges, make_controlnet, make_inpaint
-from tests.tiny.image import make_ddpm, make_stable_diffusion, make_unet
+from tests.tiny.image import make_ddpm, make_stable_diffusion, make_unet, rewrite_json
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 
@@ -190,17 +191,31 @@ def test_for_a_share_of_the_steps(parts, start, end):
     assert_same(ours[0], theirs(pipe, nets[PLAIN], image=edges(), **shares, **SIZE))
 
 
-@pytest.mark.parametrize("sampler", samplers.names())
-def test_every_step_is_led_or_not(sampler):
-    """diffusers' rule, at every step of every grid, for timesteps as the model sees them."""
-    karras = {"karras": True} if "karras" in samplers.get(sampler).options else {}
-    for options, num in itertools.product([{}, karras], [1, 7, 30]):
-        steps = samplers.get(sampler).steps(NoiseSchedule(), num, **options)
+def test_every_step_is_led_or_not():
+    """diffusers' rule, at every step of every number of steps."""
+    for num in (1, 7, 30, 75, 200):
         for start, end in [(0.0, 1.0), (0.0, 0.5), (0.3, 1.0), (0.21, 0.68), (0.99, 1.0)]:
-            active = Active(None, None, 1.0, *_window(steps, start, end))
-            for i, step in enumerate(steps):
-                wanted = not (i / len(steps) < start or (i + 1) / len(steps) > end)
-                assert active.holds(torch.tensor([step.at.t], dtype=torch.float32)) == wanted, (num, start, end, i)
+            led = window(num, start, end)
+            assert [i in led for i in range(num)] == [not (i / num < start or (i + 1) / num > end) for i in range(num)]
+
+
+def test_steps_of_equal_timesteps_are_told_apart(parts, tmp_path):
+    """dpmpp_2m with Karras' σ may have two steps of one timestep, of which one is led and the other not."""
+    root, _, _ = parts
+    folder = shutil.copytree(root / "sd", tmp_path / "sd")
+    rewrite_json(folder / "scheduler" / "scheduler_config.json", lambda raw: raw | {"num_train_timesteps": 10})
+    pipeline = opened(folder)
+    control = load_control(open_control(Source(PLAIN, root / PLAIN, "folder"), pipeline.checkpoint), pipeline)
+    seen: list[float] = []
+    control.register_forward_pre_hook(lambda network, given: seen.append(float(given[1][0])))
+    asked = ImageRequest(
+        prompt="a", seed=1, steps=8, guidance=1, sampler="dpmpp_2m", sampler_options={"karras": True},
+        control=(PLAIN,), control_image=("c.png",), control_end=(0.75,), **SIZE,
+    )  # fmt: skip
+    list(generate(pipeline, resolve(asked, pipeline.checkpoint), controls=[(control, edges())]))
+    schedule = NoiseSchedule.from_config(pipeline.checkpoint.configs["scheduler"])
+    told = [step.at.t for step in samplers.get("dpmpp_2m").steps(schedule, 8, karras=True)]
+    assert seen == told[:6] and told[5] == told[6]
 
 
 @pytest.mark.parametrize("channels", [4, 9])
