@@ -541,6 +541,20 @@ def read_conversations(root: Path) -> None:
     Conversation().load(root / "b.json")
 
 
+def settings(root: Path) -> None:
+    (root / "config.toml").write_text(
+        'device = "cpu"\n[image]\nsteps = 3 # few\n[profile.draft.image]\ncfg-scale = 2.5\n'
+    )
+
+
+def read_settings(root: Path) -> None:
+    from gencli.cli import config
+
+    data = (root / "config.toml").read_bytes()
+    list(config.values(config.parse(data)))
+    config.changed(data.decode("utf-8", "replace"), ["image", "steps"], "4")
+
+
 TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% endif %}{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | replace('a', 'b') + '<|im_end|>\n' }}{% endfor %}"
@@ -663,6 +677,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "metadata": kind(said_image, read_said, "*.png"),
     "captions": kind(captions, read_captions, "*.jsonl", "*.zip", "*.txt", "*.png"),
     "texts": kind(texts, read_texts, "*"),
+    "settings": kind(settings, read_settings, "*.toml"),
     "conversations": kind(conversations, read_conversations, "*.json*"),
     "prompts": kind(prompts, read_prompts, "*.txt", apart=True),
     "state": kind(state, read_state, "*.pt"),

@@ -60,7 +60,7 @@ def picture_rows() -> Iterator[MeasuredPictures]:
 
 def picture_table() -> str:
     """The table of picture models in Markdown."""
-    lines = ["| family | for example | largest difference of a part | of a picture, of 255 |", "|---|---|---|---|"]
+    lines = ["| family | for example | largest difference of a part | of an image, of 255 |", "|---|---|---|---|"]
     for row in picture_rows():
         picture = "–" if row.picture is None else row.picture
         lines.append(f"| {row.family} | {row.examples} | {row.component:.1e} | {picture} |")

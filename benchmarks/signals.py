@@ -74,7 +74,7 @@ def printed(words: list[str], root: Path, stdin: bytes = b"", *, lines: bool = F
 
     def check(folder: Path, out: bytes) -> str:
         if not whole.startswith(out):
-            return f"stdout is no beginning of the whole one: {out[-60:]!r}"
+            return f"stdout is not a beginning of the whole one: {out[-60:]!r}"
         return "a line is half-written" if lines and out and not out.endswith(b"\n") else ""
 
     run = Run(words, check, stdin)

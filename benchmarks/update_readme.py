@@ -26,7 +26,7 @@ EXAMPLES = (
 
 def help_page(command: str) -> str:
     """`gencli COMMAND --help` as it looks in a pipe on a wide terminal, as a block."""
-    environment = {**os.environ, "COLUMNS": "100"}
+    environment = {**os.environ, "COLUMNS": "100", "GENCLI_CONFIG": os.devnull}
     run = [sys.executable, "-m", "gencli", command, "--help"]
     page = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
     return f"```text\n$ gencli {command} --help\n{page.strip()}\n```"

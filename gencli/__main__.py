@@ -29,6 +29,8 @@ def main(args: Sequence[str] | None = None) -> int:
     console = None
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():  # the user's word counts
         os.environ["GOMP_SPINCOUNT"] = SPINS
+    if args is None:
+        _speak_utf8()
     try:
         _open_standard_streams()
         signals.listen()
@@ -40,7 +42,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
         code = run(words, console)
         if sys.stdout is not None:
-            sys.stdout.flush()
+            from gencli.cli.sinks import writing_to_stdout
+
+            with writing_to_stdout():
+                sys.stdout.flush()
         signals.finish()
         return code
     except BaseException as error:
@@ -90,6 +95,13 @@ def _in_plain_words(error: BaseException) -> GencliError:
         where = f" {error.filename}" if error.filename else ""
         return GencliError(f"cannot read or write{where}: {error.strerror or text}")
     return GencliError(f"{type(error).__name__}: {text}", "this is a defect of gencli; --debug shows where it is")
+
+
+def _speak_utf8() -> None:
+    """Start again in UTF-8 where Python was told another encoding for arguments, names and streams (PYTHONUTF8=0)."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode and os.name == "posix":
+        python = os.fsencode(sys.executable)
+        os.execv(python, [python, b"-X", b"utf8", b"-m", b"gencli", *map(os.fsencode, sys.argv[1:])])
 
 
 def _open_standard_streams() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -115,7 +116,7 @@ def check_target(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise GencliError(f"cannot write {short}: it is a folder")
     if not mode & 0o222 or not os.access(path, os.W_OK):
-        raise GencliError(f"cannot write {short}: it is read-only", f"another name, or chmod u+w {short}")
+        raise GencliError(f"cannot write {short}: it is read-only", f"another name, or chmod u+w {shlex.quote(short)}")
 
 
 def check_folder(path: Path) -> None:
@@ -127,9 +128,9 @@ def check_folder(path: Path) -> None:
     except OSError as error:
         raise GencliError(f"cannot write in {str(path)[:200]}: {error.strerror}") from None
     if exists and not is_folder:
-        raise GencliError(f"{path} is no folder")
+        raise GencliError(f"{path} is not a folder")
     if not exists:
-        raise GencliError(f"there is no folder {path}", f"make it first: mkdir -p {path}")
+        raise GencliError(f"no such folder: {str(path)!r}", f"make it first: mkdir -p {shlex.quote(str(path))}")
     if not os.access(path, os.W_OK | os.X_OK):
         raise GencliError(f"files cannot be written in {path}: permission denied")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,21 +17,26 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+OTHER_DEVICES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 SHORT_DTYPES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
 
 
 def check_names(device: str, dtype: str, threads: int | None) -> None:
     """Raise UsageError for an unknown device or dtype, and for an impossible number of threads."""
     if device not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", device):
-        raise UsageError(
-            f"--device {device!r}: no such device", did_you_mean(device, DEVICES) or "auto, cpu, cuda, cuda:N or mps"
-        )
+        hint = _meant(device, OTHER_DEVICES, DEVICES) or "auto, cpu, cuda, cuda:N or mps"
+        raise UsageError(f"--device {device!r}: no such device", hint)
     if dtype not in DTYPES:
-        close = SHORT_DTYPES.get(dtype.lower())
-        hint = f"did you mean {close}?" if close else did_you_mean(dtype, DTYPES)
-        raise UsageError(f"--dtype {dtype!r}: no such precision", hint or ", ".join(DTYPES))
+        hint = _meant(dtype, SHORT_DTYPES, DTYPES) or ", ".join(DTYPES)
+        raise UsageError(f"--dtype {dtype!r}: no such precision", hint)
     if threads is not None and not 1 <= threads <= 4096:
         raise UsageError(f"--threads {threads}: must be from 1 to 4096")
+
+
+def _meant(word: str, others: Mapping[str, str], known: Iterable[str]) -> str | None:
+    """Return a hint for a word that others use, or that is a slip."""
+    other = others.get(word.lower())
+    return f"did you mean {other}?" if other else did_you_mean(word, known)
 
 
 def pick_device(name: str) -> torch.device:
@@ -86,6 +93,19 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def memory() -> int:
+    """Return this machine's memory in bytes, or what a container may take of it; 0 if the system does not say."""
+    found = []
+    try:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 0
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(file).read_text()))
+    return min(found)
 
 
 def peak_memory() -> int:

@@ -36,9 +36,30 @@ class UsageError(GencliError):
     exit_code = 2
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return a hint that names the one of `known` that is most like a word; None if none is."""
-    from difflib import get_close_matches
+LIKE = 0.75  # how alike two words are, 0 to 1, of which one may be a slip for the other
 
-    close = get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else None
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the one of `known` that a word stands for, if it is a slip of the fingers or a beginning; else None."""
+    from difflib import SequenceMatcher
+
+    plain = word.strip("-").lower()
+
+    def likeness(other: str) -> float:
+        other = other.strip("-").lower()
+        begins = min(len(plain), len(other)) >= 3 and (other.startswith(plain) or plain.startswith(other))
+        return max(SequenceMatcher(None, plain, other).ratio(), LIKE if begins else 0)
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= LIKE else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Return a hint that names the one of `known` that a word stands for; None if it is like none of them."""
+    close = nearest(word, known)
+    return f"did you mean {close}?" if close else None
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: 1 image, 2 images."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -16,12 +16,12 @@ def read_bytes(path: Path) -> bytes:
     """Return the bytes of a small file. Raise GencliError if it is missing, unreadable or too large."""
     try:
         if path.stat().st_size > SIZE_LIMIT:
-            raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for such a file of a checkpoint")
+            raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for such a file of a model")
         content = path.read_bytes()
         check_no_pointer(content, path)
         return content
     except FileNotFoundError:
-        raise GencliError(f"{path.parent} has no {path.name}", "is it a checkpoint's folder?") from None
+        raise GencliError(f"{path.parent} has no {path.name}", "is it a model's folder?") from None
     except OSError as error:
         raise GencliError(f"cannot read {path}: {error.strerror}") from None
 
@@ -40,7 +40,7 @@ def as_unicode(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise GencliError(f"{where}: a text is no valid Unicode at its character {error.start}") from None
+        raise GencliError(f"{where}: a text is not valid Unicode at its character {error.start}") from None
     return text
 
 

@@ -20,8 +20,8 @@ MODEL, OUTPUT, RUN = "Model", "Output", "Running"  # headings on the help pages 
 SEVERAL_LIMIT = 64  # values of an option that may be repeated
 TEXT_LIMIT = 2**20  # characters of a text; a tokenizer would take minutes over more
 KINDS: dict[Any, str] = {
-    str: "a text",
-    int: "a whole number",
+    str: "text",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
     Mapping: "names and values",
@@ -57,7 +57,7 @@ class Option:
     "-k, --top-k K"; without a flag it is an argument, and "" is a field that the command line does not fill. help: a
     text without a full stop is followed by the usual value. panel: the heading on the help page. after: the field that
     it follows there, if that is not the one above. env: the environment variable that holds when the option is not
-    given. extra: more for typer.
+    given. also: what other programs call it, for hints. extra: more for typer.
 
     word: the type on the command line, if that is not `kind`. read: what the command line gave → the value; it gets
     None where nothing was given. called: the name in messages (default: the first long flag).
@@ -78,7 +78,8 @@ class Option:
     after: str | None = None
     several: bool = False
     env: str | None = None
-    complete: Sequence[str] | Callable[..., list[str]] = ()
+    also: tuple[str, ...] = ()
+    complete: Sequence[str] | Callable[..., list[Any]] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     word: Any = None
     read: Callable[[Any], Any] | None = None
@@ -134,7 +135,7 @@ class Option:
             self.check_one(name, value)
             return
         if not isinstance(value, tuple) or len(value) > SEVERAL_LIMIT:
-            raise UsageError(f"{name} {value!r:.80}: wants a list of at most {SEVERAL_LIMIT}")
+            raise UsageError(f"{name} {value!r:.80}: expected a list of at most {SEVERAL_LIMIT}")
         for one in value:
             self.check_one(name, one)
 
@@ -143,20 +144,20 @@ class Option:
         if self.bounds is not None:
             self.bounds.check(name, value)
             if self.kind is int and not isinstance(value, int):
-                raise UsageError(f"{name} {value}: wants {KINDS[int]}")
+                raise UsageError(f"{name} {value}: expected {KINDS[int]}")
             return
         check_kind(name, value, self.kind, self.within)
         if self.kind is str:
             _check_text(name, value)
         if self.choices and value not in self.choices:
-            raise UsageError(f"{name} {value!r}: wants one of {', '.join(self.choices)}")
+            raise UsageError(f"{name} {value!r}: expected one of {', '.join(self.choices)}")
 
 
 def check_kind(name: str, value: Any, kind: Any, within: tuple[float, float] | None = None) -> None:
     """Raise UsageError for a value of another kind, and for a number outside of inclusive limits."""
     right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
     if not right or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"{name} {value!r}: wants {KINDS[kind]}")
+        raise UsageError(f"{name} {value!r}: expected {KINDS[kind]}")
     if within is not None and not within[0] <= value <= within[1]:  # NaN too
         raise UsageError(f"{name} {value}: must be from {within[0]} to {within[1]}")
 
@@ -236,7 +237,7 @@ def _check_text(name: str, value: str) -> None:
 SEED = Option(
     int,
     "-s, --seed N",
-    "The same seed makes the same again; item i of several uses N + i (default: drawn, and reported).",
+    "Random seed; same seed, same result. Output i uses N + i (default: random, and shown).",
     RUN,
     after="vae_tiling",
 )

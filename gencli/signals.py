@@ -61,6 +61,12 @@ def listen() -> None:
         _thread.start_new_thread(_watch, (reader,))
 
 
+def watch() -> None:
+    """Have signals reach the thread that counts them again, after a library (asyncio) has taken them elsewhere."""
+    if _pipe:
+        _signal.set_wakeup_fd(_pipe[0], warn_on_full_buffer=False)
+
+
 def stop_listening() -> None:
     """Put the handlers back that were there before."""
     for number, handler in _before.items():

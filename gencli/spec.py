@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gencli.devices import DEVICES, DTYPES, check_names
@@ -11,33 +12,45 @@ DTYPE = Option(
     str,
     "--dtype NAME",
     (
-        "auto, float32, bfloat16 or float16: what is computed in (default: auto, the file's own, but float32 on a CPU, "
-        "where weights of half precision stay as they are; environment: GENCLI_DTYPE)."
+        "auto, float32, bfloat16 or float16 (default: auto, which computes as stored, but in float32 on a CPU; "
+        "environment: GENCLI_DTYPE)."
     ),
     MODEL,
     env="GENCLI_DTYPE",
     after="device",
     complete=lambda: list(DTYPES),
 )
-THREADS = Option(int, "--threads N", "CPU threads (default: torch's choice, one a core).", MODEL)
-ALLOW_PICKLE = Option(
-    bool, "--allow-pickle", "Also open .bin and .pt files, for nothing but tensors (default: only safetensors).", MODEL
-)
+THREADS = Option(int, "--threads N", "CPU threads (default: one per core).", MODEL)
+ALLOW_PICKLE = Option(bool, "--allow-pickle", "Also allow .bin, .pt and .ckpt files (tensors only).", MODEL)
 
 
-def complete_model(incomplete: str) -> list[str]:
-    """Return the embedded names that begin so, for the shell's completion."""
-    from gencli.checkpoints.find import embedded_names
+def complete_model(incomplete: str, task: str | None = None) -> list[tuple[str, str]]:
+    """Return the names that begin so, with what they are, for the shell's completion: embedded, well known, cached.
 
-    return [name for name in embedded_names() if name.startswith(incomplete)]
+    task: text or image, if only models of that kind are meant.
+    """
+    from gencli.checkpoints.find import known_names
+
+    return [(name, what) for name, what in known_names(task) if name.startswith(incomplete)]
 
 
-def named_model(env: str, default: str | None, what: str = "", example: str = "openai-community/gpt2") -> Option:
-    """Return the row of -m/--model. what: the kind of model, if none of that kind is embedded."""
-    begin = f"{what}: local folder, or" if what else "Embedded name, local folder or file, or"
-    help = f"{begin} Hugging Face id such as {example} (default: {default or 'none'}; environment: {env})."
-    complete = () if what else complete_model
-    return Option(str, "-m, --model NAME", help, MODEL, env=env, complete=complete)
+def complete_cached(incomplete: str) -> list[str]:
+    """Return the names in the Hugging Face cache that begin so."""
+    from gencli.checkpoints.hub_cache import snapshots
+
+    return sorted({found.name for found in snapshots() if found.name.startswith(incomplete)})
+
+
+def completing(task: str | None = None) -> Callable[[str], list[tuple[str, str]]]:
+    """Return `complete_model` for one task, as the shell's completion calls it."""
+    return lambda incomplete: complete_model(incomplete, task)
+
+
+def named_model(env: str, default: str | None, task: str, what: str = "", example: str = "qwen3:4b") -> Option:
+    """Return the row of -m/--model. task: the kind of model; what: in words, if none of that kind is embedded."""
+    begin = f"{what}: short name, folder" if what else "Short name (see `gencli models available`), folder, file"
+    help = f"{begin} or Hugging Face id, such as {example} (default: {default or 'none'}; environment: {env})."
+    return Option(str, "-m, --model NAME", help, MODEL, env=env, complete=completing(task))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +70,7 @@ class ModelSpec:
     dtype: str = DTYPE.field("auto")
     threads: int | None = THREADS.field(None, compare=False)
     lora: tuple[str, ...] = several(str, "--lora NAME[:SCALE]",
-        "Merge a LoRA adapter as peft writes it into the weights, a folder or a Hugging Face id (repeatable; "
-        "default scale: 1).", MODEL)
+        "Apply a LoRA adapter (PEFT format): folder or Hugging Face id (repeatable; default scale: 1).", MODEL)
     allow_pickle: bool = ALLOW_PICKLE.field(False)
     ignore_config: tuple[str, ...] = ()
     # fmt: on
@@ -68,9 +80,7 @@ class ModelSpec:
         object.__setattr__(self, "lora", tuple(self.lora))
 
 
-IGNORE_CONFIG = Option(
-    str, "--ignore-config KEY", "A key of config.json that changes nothing (repeatable).", MODEL, several=True
-)
+IGNORE_CONFIG = Option(str, "--ignore-config KEY", "Ignore this key of config.json (repeatable).", MODEL, several=True)
 TEXT_MODEL = "stories"
 
 
@@ -78,7 +88,7 @@ TEXT_MODEL = "stories"
 class TextSpec(ModelSpec):
     """A language model."""
 
-    model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL).field(TEXT_MODEL)
+    model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL, "text").field(TEXT_MODEL)
     ignore_config: tuple[str, ...] = IGNORE_CONFIG.field(())
 
 

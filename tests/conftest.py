@@ -10,5 +10,6 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GENCLI_CONFIG"] = os.devnull
 os.environ["GENCLI_CACHE"] = os.path.join(tempfile.gettempdir(), "gencli-tests")
 pytest.register_assert_rewrite("tests.oracles", "tests.tiny")

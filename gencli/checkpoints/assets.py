@@ -156,7 +156,7 @@ def _choose(names: Collection[str], *, stem: str, file: str | None, allow_pickle
             candidates = [name for name in sorted(names) if name.endswith(SUFFIXES)]
             raise GencliError(f"no file {file!r}", f"there are {some(candidates)}" if candidates else None)
         if not file.endswith(suffixes):
-            raise GencliError(f"{file} is no .safetensors file", PICKLE_HINT)
+            raise GencliError(f"{file} is not a .safetensors file", PICKLE_HINT)
         return [file]
     if PEFT_CONFIG in names:
         for suffix in (SAFETENSORS, BIN):

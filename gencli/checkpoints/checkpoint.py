@@ -111,7 +111,7 @@ class Part:
         found = self.read_config()
         for key in ("_class_name", "model_type"):
             if not isinstance(value := found.get(key), str | None):
-                raise GencliError(f"{self.path}: {key} = {value!r:.60} in its config is no name")
+                raise GencliError(f"{self.path}: {key} = {value!r:.60} in its config is not a name")
         return found
 
     @cached_property

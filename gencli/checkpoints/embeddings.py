@@ -59,7 +59,7 @@ def read_embedding(file: EmbeddingRef, *, allow_pickle: bool = False) -> Embeddi
         )
     word = file.word or word
     if not word.strip() or len(word) > 200:
-        raise GencliError(f"{path}: {word[:40]!r} is no word", "name one with FILE:WORD")
+        raise GencliError(f"{path}: {word[:40]!r} is not a word", "name one with FILE:WORD")
     return Embedding(word, tuple(_vectors(path, tensor) for tensor in tensors_found), path)
 
 
@@ -81,7 +81,7 @@ def _vectors(path: Path, tensor: Any) -> Tensor:
     plain = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.layout is torch.strided
     if not plain or tensor.is_meta or tensor.dim() not in (1, 2) or not 0 < tensor.numel() < 2**24:
         seen = f"{list(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise GencliError(f"{path}: {seen} is no vectors of a word")
+        raise GencliError(f"{path}: {seen} is not a vectors of a word")
     vectors = tensor.detach().float().reshape(-1, tensor.shape[-1])
     if len(vectors) > MAX_VECTORS:
         raise GencliError(f"{path}: {len(vectors)} vectors are too many for a word (at most {MAX_VECTORS})")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gencli.checkpoints import hub_cache, layout
+from gencli.checkpoints import catalogue, hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
-from gencli.errors import GencliError
+from gencli.errors import GencliError, did_you_mean
 from gencli.json_files import read_json
 
 
@@ -39,39 +39,76 @@ def embedded_names() -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
 
-def find(name: str, *, offline: bool = False, progress: Progress | None = None, allow_pickle: bool = False) -> Source:
+def known_names(task: str | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the names of models, and what they are, that are embedded, well known or in the cache.
+
+    task: a command's, such as text or image, which leaves out models of other kinds where that is known.
+    """
+    for name in embedded_names():
+        kind = "image" if (embedded_root() / name / "model_index.json").is_file() else "text"
+        if task in (None, kind) or (task, kind) == ("chat", "text"):
+            yield name, f"{kind} model, embedded"
+    for entry in catalogue.of_task(task):
+        yield entry.name, entry.good_for
+    for name in {found.name for found in hub_cache.snapshots()}:
+        yield name, "in the cache"
+
+
+def find(
+    name: str, *, offline: bool | str = False, progress: Progress | None = None, allow_pickle: bool = False
+) -> Source:
     """Find the checkpoint called `name`, fetching it from the hub if it is a hub id and not on this machine.
 
     An embedded name wins over a file of the same name here (write `./stories` for a folder called so); then an
     existing path; then the local Hugging Face cache, where a whole snapshot needs no network; then, for `org/name`,
     a download that calls `progress`. With `offline` or HF_HUB_OFFLINE=1 nothing is fetched. Pickles are fetched only
-    with `allow_pickle`, and only where there are no safetensors.
+    with `allow_pickle`, and only where there are no safetensors. offline: may be the command that looks here alone.
     Raise GencliError when nothing has that name.
     """
     if not name.strip():
-        raise GencliError("the model's name is empty", "is it an unset variable?")
+        raise GencliError("the model name is empty", "is it an unset variable?")
     if source := find_local(name):
         return source
     hub_id = HubId.parse(name)
+    bare = hub_id is not None and "/" not in hub_id.repo  # one of the hub's oldest models, a short name, or a typo
+    if bare and hub_id and (folder := hub_cache.snapshot(hub_id)):
+        return Source(str(hub_id), folder, "hub")
+    if entry := catalogue.find_entry(name):
+        hub_id, bare = HubId.parse(entry.id), False
     name = str(hub_id or name)
-    if hub_id is None or "/" not in hub_id.repo:  # a bare word is rather a typo than one of the hub's oldest models
-        if hub_id and (folder := hub_cache.snapshot(hub_id)):
-            return Source(name, folder, "hub")
-        names = ", ".join(embedded_names()) or "none"
-        raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
+    if hub_id is None or bare:
+        hint = did_you_mean(name, [known for known, _ in known_names()])
+        raise GencliError(
+            f"no model {name!r}: not a file or folder, not a short name",
+            hint or "`gencli models available` lists well-known models, `gencli models list` those that are here",
+        )
     folder = hub_cache.snapshot(hub_id)
-    forbidden = "--offline is given" if offline else hub_cache.offline_by_environment()
+    forbidden = "--offline" if offline is True else offline or hub_cache.offline_by_environment()
     json: dict[Path, dict[str, Any]] = {}
     if folder and (forbidden or is_whole(folder, json, allow_pickle=allow_pickle)):
         return Source(name, folder, "hub", json)
     if forbidden:
+        who = forbidden if isinstance(offline, str) else f"with {forbidden}, gencli"
         raise GencliError(
             f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({hub_cache.root()})",
-            f"{forbidden}, so it was not looked for on the hub; `gencli models pull {name}` fetches it",
+            f"{who} looks only on this machine; `gencli models pull {name}` downloads it",
         )
     from gencli.checkpoints.hub import download
 
-    return Source(name, download(hub_id, progress=progress, allow_pickle=allow_pickle), "hub")
+    try:
+        variant = entry.variant if entry else None
+        folder = download(hub_id, variant=variant, progress=progress, allow_pickle=allow_pickle)
+        return Source(name, folder, "hub")
+    except GencliError as error:
+        if "\n" not in name and (near := did_you_mean(name, _folders())):  # a folder of the user's, mistyped
+            error.hint = f"{near} {error.hint or ''}".strip()
+        raise
+
+
+def _folders() -> list[str]:
+    """Return the folders of models that lie here or one folder down, as a user would name them."""
+    found = [*Path().glob("*/config.json"), *Path().glob("*/*/config.json"), *Path().glob("*/model_index.json")]
+    return [str(path.parent) for path in [*found, *Path().glob("*/*/model_index.json")][:1000]]
 
 
 def find_local(name: str) -> Source | None:

@@ -81,7 +81,7 @@ def download(
     is in it. What was fetched stays for the next try.
     """
     if reason := hub_cache.offline_by_environment():
-        raise GencliError(f"cannot fetch {hub_id}: {reason} keeps gencli off the network")
+        raise GencliError(f"cannot fetch {hub_id}: {reason} keeps gencli offline")
     with library():
         return _Download(hub_id, progress).run(
             choose or partial(layout.choose, variant=variant, allow_pickle=allow_pickle)
@@ -215,7 +215,7 @@ def _list_files(hub_id: HubId) -> tuple[str, list[Remote]]:
     try:
         validate_repo_id(hub_id.repo)
     except HFValidationError as error:
-        raise GencliError(f"{str(hub_id)!r} is no id of a model: {' '.join(str(error).split())}") from None
+        raise GencliError(f"{str(hub_id)!r} is not an id of a model: {' '.join(str(error).split())}") from None
     at = "" if hub_id.revision is None else f"/revision/{quote(hub_id.revision, safe='')}"
     file = io.BytesIO()
     url = f"{constants.ENDPOINT}/api/models/{hub_id.repo}{at}?blobs=True"

@@ -49,7 +49,7 @@ class Answer:
             etag = headers.get("ETag") if etag is None and commit is not None else etag
             if etag is not None and not ETAG.fullmatch(etag):
                 word = etag.removeprefix("W/").strip('"')
-                raise GencliError(f"{hub_id}: the hub gives {name} the ETag {word!r:.100}, which is no plain word")
+                raise GencliError(f"{hub_id}: the hub gives {name} the ETag {word!r:.100}, which is not a plain word")
 
 
 class Watch:
@@ -70,7 +70,7 @@ class Watch:
             if left <= 0:
                 if self._bytes < STALL_RATE * STALL_SECONDS:
                     what = f"it sent {self._bytes} bytes in {STALL_SECONDS:.0f} seconds"
-                    raise cannot_fetch(self.hub_id, what)
+                    raise cannot_fetch(self.hub_id, what, begun=True)
                 self.restart()
                 continue
             with contextlib.suppress(queue.Empty):
@@ -139,7 +139,7 @@ def fetch(
         except NetworkError as error:
             failures = 0 if file.tell() > start else failures + 1
             if failures >= tries:
-                raise cannot_fetch(hub_id, str(error)) from None
+                raise cannot_fetch(hub_id, str(error), size is not None or file.tell() > 0) from None
             time.sleep(1)
             continue
         pauses, waited = pauses + 1, waited + pause
@@ -152,14 +152,14 @@ def fetch(
         watch.restart()
 
 
-def cannot_fetch(hub_id: HubId, reason: str) -> GencliError:
-    """Return the error for a hub that cannot be reached, or not any more."""
+def cannot_fetch(hub_id: HubId, reason: str, begun: bool) -> GencliError:
+    """Return the error for a hub that cannot be reached, or not any more. begun: something of it came before."""
     from huggingface_hub import constants
 
-    return GencliError(
-        f"cannot fetch {hub_id} from {constants.ENDPOINT}: {reason}",
-        "what has been fetched is kept; run it again and it goes on from there",
-    )
+    hint = f"is there a network? And {hub_id} is not a folder here"
+    if begun:
+        hint = "run it again to resume the download"
+    return GencliError(f"cannot fetch {hub_id} from {constants.ENDPOINT}: {reason}", hint)
 
 
 @contextlib.contextmanager
@@ -239,4 +239,5 @@ def _refusal(hub_id: HubId, answer: Answer) -> GencliError:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:MESSAGE_LIMIT] or type(error).__name__
+    text = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split()))
+    return text[:MESSAGE_LIMIT] or type(error).__name__

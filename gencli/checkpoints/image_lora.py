@@ -103,7 +103,7 @@ class ImageLora:
                 raise GencliError(f"{self.path}: {sides[key.side]!r} and {name!r} say the same")
             sides[key.side] = name
         if unknown or not self.modules:
-            seen = f"no LoRA for pictures, or of a kind that gencli does not know: {some(sorted(unknown)[:3])}"
+            seen = f"no LoRA for images, or of a kind that gencli does not know: {some(sorted(unknown)[:3])}"
             raise GencliError(f"{self.path}: {len(unknown)} of {len(self.tensors)} names are of {seen}")
         self.peft_configs: Mapping[str, Mapping[str, Any]] = (
             self._read_peft_configs() if peft_config is None else dict.fromkeys(self.modules, peft_config)
@@ -113,7 +113,7 @@ class ImageLora:
         """Return part → peft's config, for the parts that have one in the file's header."""
         raw = parse_json(self.metadata.get(METADATA, "{}"), f"{self.path}: {METADATA} in its header")
         if not isinstance(raw, dict):
-            raise GencliError(f"{self.path}: {METADATA} in its header is no table in JSON")
+            raise GencliError(f"{self.path}: {METADATA} in its header is not a table in JSON")
         configs: dict[str, Mapping[str, Any]] = {}
         for part in self.modules:
             config = {key.removeprefix(f"{part}."): value for key, value in raw.items() if key.startswith(f"{part}.")}

@@ -180,7 +180,7 @@ def shard_names(index: Mapping[str, Any], file: str, suffix: str = SAFETENSORS) 
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if not is_plain(name) or "/" in name or not name.endswith(suffix):
-            raise GencliError(f"{file}: {name!r} is no plain name of a {suffix[1:]} file beside it")
+            raise GencliError(f"{file}: {name!r} is not a plain name of a {suffix[1:]} file beside it")
     found = {wanted for wanted in VARIANTS for name in names if _is_variant(name, wanted)}
     if len(found) > 1:
         raise GencliError(f"{file} mixes variants: {some(names)}")
@@ -210,5 +210,5 @@ def other_hint(names: Collection[str]) -> str:
         return "it is a LoRA adapter: --lora names it, and -m the model that it was made for"
     for suffix in (".gguf", ".safetensors"):
         if single := sorted(name for name in names if name.endswith(suffix) and "/" not in name):
-            return f"{single[0]} is a checkpoint in one file: give its path"
-    return "is it a checkpoint in the layout of transformers or diffusers?"
+            return f"{single[0]} is a model in one file: give its path"
+    return "is it a model in the layout of transformers or diffusers?"

@@ -203,7 +203,7 @@ def peft_scale(file: Path | str, config: Mapping[str, Any], path: str, rank: int
     r = _match_pattern(config.get("rank_pattern"), path, config.get("r", 8))
     alpha = _match_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", config.get("alpha", 8)))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise GencliError(f"{file}: lora_alpha = {alpha!r:.60} is no number")
+        raise GencliError(f"{file}: lora_alpha = {alpha!r:.60} is not a number")
     if r != rank or rank == 0:
         raise GencliError(f"{file}: the rank of {path} is {r!r:.60} here and {rank} in its tensors")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -218,7 +218,7 @@ def _match_pattern(table: Mapping[str, Any] | None, path: str, default: Any) -> 
             if re.match(rf"(.*\.)?({key})$", path):
                 return value
         except (re.error, RecursionError, OverflowError):
-            raise GencliError(f"{PEFT_CONFIG}: {key[:60]!r} is no pattern of names that gencli reads") from None
+            raise GencliError(f"{PEFT_CONFIG}: {key[:60]!r} is not a pattern of names that gencli reads") from None
     return default
 
 

@@ -49,7 +49,7 @@ class PickledFile:
         for name, value in state.items():
             plain = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
             if not isinstance(name, str) or not plain or value.is_quantized:
-                raise GencliError(f"{path}: {str(name)[:60]!r} is no plain tensor")
+                raise GencliError(f"{path}: {str(name)[:60]!r} is not a plain tensor")
         self._tensors = {name: value.detach() for name, value in state.items()}
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.dtypes = {name: DTYPES.get(value.dtype, str(value.dtype)) for name, value in state.items()}
@@ -127,7 +127,7 @@ def unpickle(file: Path, *, tables: bool = False) -> Any:
             if name and BESIDE.fullmatch(name[1]) and len(names) < STAND_INS and _stand_in(name[1]) not in names:
                 names.append(_stand_in(name[1]))
                 continue
-            wants = f"it asks for {name[1]}" if name else reason[1] if reason else "it is no plain pickle"
+            wants = f"it asks for {name[1]}" if name else reason[1] if reason else "it is not a plain pickle"
             raise GencliError(
                 f"{file} is refused: {wants}; only tensors are read from a pickle",
                 "such a file may run code when it is opened, or be none of weights; nothing of it was run",

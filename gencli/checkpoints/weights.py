@@ -39,7 +39,7 @@ def open_file(path: Path) -> TensorFile:
 def check_suffix(path: Path, *, allow_pickle: bool) -> None:
     """Raise GencliError for a file that is no .safetensors file, nor a pickle that may be opened."""
     if path.suffix != SAFETENSORS and not (allow_pickle and f"*{path.suffix}" in PICKLES):
-        raise GencliError(f"{path} is no .safetensors file", PICKLE_HINT if find_pickles([path.name]) else None)
+        raise GencliError(f"{path} is not a .safetensors file", PICKLE_HINT if find_pickles([path.name]) else None)
 
 
 def open_tensors(

@@ -7,33 +7,44 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
+from typer.completion import completion_init
 
 from gencli import __version__
 from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Group, explain
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError
 
 # The root of the parser's errors, the same class in every version of typer.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+SHELLS = "bash, zsh, fish, powershell or pwsh (default: the one that runs)"
+
+
 class Commands(Group):
     LAZY: ClassVar = {
         "text": ("gencli.cli.text", "Continue a prompt with a language model."),
-        "chat": ("gencli.cli.chat", "Talk with a language model."),
-        "image": ("gencli.cli.image", "Draw a picture from a prompt."),
-        "upscale": ("gencli.cli.upscale", "Make an image four times as large."),
-        "score": ("gencli.cli.score", "Say how well pictures fit a text."),
-        "codes": ("gencli.cli.codes", "Turn a picture into codes of a VQ autoencoder, and back."),
-        "models": ("gencli.cli.models", "List, show, fetch, check and remove checkpoints."),
-        "train": ("gencli.cli.train", "Train a small checkpoint from texts or captioned pictures."),
+        "chat": ("gencli.cli.chat", "Chat with a language model."),
+        "image": ("gencli.cli.image", "Draw an image from a prompt."),
+        "upscale": ("gencli.cli.upscale", "Enlarge an image four times."),
+        "score": ("gencli.cli.score", "Score how well images match a text (CLIP)."),
+        "codes": ("gencli.cli.codes", "Encode an image into VQ codes, or decode codes into an image."),
+        "models": ("gencli.cli.models", "Find, download, check and remove models."),
+        "config": ("gencli.cli.config_command", "Show and set your own defaults."),
+        "train": ("gencli.cli.train", "Train a small model from scratch or fine-tune one."),
     }
 
 
-app = typer.Typer(cls=Commands, name="gencli", context_settings=SETTINGS, rich_markup_mode=None)
+app = typer.Typer(cls=Commands, name="gencli", context_settings=SETTINGS, rich_markup_mode=None, add_completion=False)
+WELCOME = """Three things to try:
+  gencli text "Once upon a time"
+  gencli image "red apple" -o apple.png
+  gencli models available      well-known models for this machine
+
+gencli --help lists all commands."""
 
 
 def _version(value: bool) -> None:
@@ -42,25 +53,62 @@ def _version(value: bool) -> None:
         raise typer.Exit()
 
 
+def _install_completion(value: str | None) -> None:
+    if value is not None:
+        from gencli.cli.completion import install
+
+        typer.echo(f"{value} completion is installed in {install(value)}; new shells have it")
+        raise typer.Exit()
+
+
+def _show_completion(value: str | None) -> None:
+    if value is not None:
+        from gencli.cli.completion import show
+
+        typer.echo(show(value))
+        raise typer.Exit()
+
+
+def _man(ctx: typer.Context, value: bool) -> None:
+    if value:
+        from gencli.cli.man import page
+
+        typer.echo(page(ctx.command, ctx), nl=False)
+        raise typer.Exit()
+
+
+def _option(names: str, help: str, callback: Any, **more: Any) -> Any:
+    return typer.Option(*names.split(), help=help, callback=callback, is_eager=True, **more)
+
+
 @app.callback(
     invoke_without_command=True,
     epilog="""Examples:
     gencli text "Once upon a time"
-    gencli text --help
+    gencli image "red apple" -o apple.png
+    gencli chat -m smollm2
+    gencli models available
     """,
 )
 def gencli(
     ctx: typer.Context,
-    version: Annotated[
-        bool, typer.Option("-V", "--version", help="Print the version.", callback=_version, is_eager=True)
-    ] = False,
+    version: Annotated[bool, _option("-V --version", "Print the version.", _version)] = False,
+    install: Annotated[
+        str | None,
+        _option("--install-completion", f"Install completion: {SHELLS}.", _install_completion, metavar="[SHELL]"),
+    ] = None,
+    man: Annotated[bool, _option("--man", "Print the manual page, as in gencli --man | man -l -.", _man)] = False,
+    shown: Annotated[
+        str | None,
+        _option("--show-completion", "Print the completion script of a shell.", _show_completion, metavar="[SHELL]"),
+    ] = None,
 ) -> None:
-    """Text and pictures from checkpoints you own, made on this machine.
+    """Generate text and images locally, with models on your own machine.
 
     stdout holds only what was asked for; progress, notes and errors go to stderr.
     """
     if ctx.invoked_subcommand is None:
-        raise UsageError("no command", 'see `gencli --help`; to begin: gencli text "Once upon a time"')
+        typer.echo(WELCOME)
 
 
 def _check_current_folder() -> None:
@@ -78,11 +126,20 @@ def run(args: Sequence[str], console: Console) -> int:
     """
     command = typer.main.get_command(app)
     if os.environ.get("_GENCLI_COMPLETE"):
+        from gencli.cli.completion import join_values
+
+        completion_init()
+        join_values()
         command.main(list(args), prog_name="gencli")  # answers the shell's completion and exits
     if {"-h", "--help"}.isdisjoint(args):
         _check_current_folder()
+    words = list(args)
+    if words and words[0].endswith("-completion"):
+        from gencli.cli.completion import named
+
+        words = named(words)
     try:
-        with command.make_context("gencli", list(args), obj=console) as ctx:
+        with command.make_context("gencli", words, obj=console) as ctx:
             command.invoke(ctx)
     except typer.Exit as done:
         return done.exit_code

@@ -23,7 +23,7 @@ from gencli.spec import ModelSpec, named_model
 if TYPE_CHECKING:
     from gencli.image.codes import Codec
 
-INPUT = "What to turn"
+INPUT = "Input"
 ENVIRONMENT = "GENCLI_VQ_MODEL"
 READER = "`-` reads"
 CODES_LIMIT = 2**26  # bytes of a text with codes
@@ -35,13 +35,13 @@ class Turned:
     """The arguments, and where the result goes."""
 
     # fmt: off
-    files: tuple[str, ...] = Option(str, "FILE", "Pictures; with --paint one file of codes. `-`: stdin.", INPUT,
+    files: tuple[str, ...] = Option(str, "FILE", "Images; with --paint one file of codes. `-` is stdin.", INPUT,
         several=True).field(())
-    paint: bool = flag(False, "--paint", "Turn codes into a picture.", INPUT)
-    size: str | None = string(None, "--size WxH", "Scale pictures to this size first (default: as they are).", INPUT)
+    paint: bool = flag(False, "--paint", "Decode codes into an image.", INPUT)
+    size: str | None = string(None, "--size WxH", "Resize images first (default: keep size).", INPUT)
     output: str | None = string(None, "-o, --output PATH",
-        "With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout when it is no terminal, "
-        "else a new file).", OUTPUT)
+        "With --paint: file to write, .png, .jpg or .webp; `-` is stdout (default: stdout if that is not a "
+        "terminal, else a new file).", OUTPUT)
     # fmt: on
     json: bool = JSON.field(False)
 
@@ -51,7 +51,7 @@ class VQSpec(ModelSpec):
     """A VQ autoencoder."""
 
     model: str | None = named_model(
-        ENVIRONMENT, None, "A VQ autoencoder, or a latent diffusion that has one", "CompVis/ldm-celebahq-256"
+        ENVIRONMENT, None, "codes", "A VQ autoencoder, or a latent diffusion that has one", "CompVis/ldm-celebahq-256"
     ).field(None)
 
 
@@ -66,10 +66,10 @@ class VQSpec(ModelSpec):
     without={"dtype", "lora", "stats"},
 )
 def codes(ctx: typer.Context, turned: Turned, spec: VQSpec, fetching: Fetching, reporting: Reporting) -> None:
-    """Turn a picture into codes, and codes into a picture, by a VQ autoencoder.
+    """Encode an image into the codes of a VQ autoencoder, or decode codes into an image.
 
     A code is the number of an entry in the model's codebook, and stands for a small square (4x4 pixels in
-    CompVis/ldm-celebahq-256). stdout gets a line of codes for each row of squares; with --json one object a picture.
+    CompVis/ldm-celebahq-256). Prints one line of codes per row of the grid; with --json one object per image.
     """
     _check(turned)
     size = None if turned.size is None else _size(turned.size)
@@ -77,7 +77,7 @@ def codes(ctx: typer.Context, turned: Turned, spec: VQSpec, fetching: Fetching, 
     stdout_bytes()  # fails now rather than after the work
     if spec.model is None:
         hint = f"name one, as in -m CompVis/ldm-celebahq-256, or set {ENVIRONMENT}"
-        raise UsageError("no model: no VQ autoencoder is embedded", hint)
+        raise UsageError("no model: no VQ autoencoder is built in", hint)
     console: Console = ctx.obj
     source = fetching.finder(console, spec)(spec.model)
     console.progress(f"loading {source.name}")
@@ -105,9 +105,7 @@ def _check(turned: Turned) -> None:
     if not paint and turned.output is not None:
         raise UsageError("-o is for --paint: codes are printed on stdout", "write them into a file with > FILE")
     if not paint and len(paths) > 1 and not turned.json:
-        raise UsageError(
-            "several pictures: their codes would run into each other", "--json prints one object a picture"
-        )
+        raise UsageError("the codes of several images need --json", "--json prints one object per image")
     if paths.count("-") > 1:
         raise UsageError("`-` reads stdin, and once")
 
@@ -115,7 +113,7 @@ def _check(turned: Turned) -> None:
 def _size(size: str) -> tuple[int, int]:
     left, _, right = size.lower().replace("×", "x").partition("x")
     if not all(side.isascii() and side.isdecimal() and 0 < int(side[:6]) <= 2**14 for side in (left, right)):
-        raise UsageError(f"--size {size}: wants WIDTHxHEIGHT, as in 256x256")
+        raise UsageError(f"--size {size}: expected WIDTHxHEIGHT, as in 256x256")
     return int(left), int(right)
 
 
@@ -151,7 +149,7 @@ def _paint(codec: Codec, path: str, sink: ImageSink, *, json: bool) -> None:
     try:
         picture = codec.paint(parse(data.decode()))
     except UnicodeDecodeError:
-        raise GencliError(f"{'stdin' if path == '-' else path} holds no codes: it is no text") from None
+        raise GencliError(f"{'stdin' if path == '-' else path} holds no codes: it is not text") from None
     except GencliError as error:
         raise GencliError(f"{'stdin' if path == '-' else path}: {error.message}", error.hint) from None
     image = encode(picture, sink.kind)

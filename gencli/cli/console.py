@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
+import textwrap
 import time
 import traceback
 import unicodedata
@@ -14,6 +16,7 @@ from gencli.errors import HINT_LIMIT, MESSAGE_LIMIT, GencliError, shorten
 
 BOLD, RED, YELLOW, CYAN, DIM = "1", "1;31", "33", "36", "2"
 PROGRESS_INTERVAL = 0.1  # seconds between two drawings of the progress line
+PATIENCE = 1.0  # seconds after which a speed is trusted
 
 
 def escape_controls(text: str, keep: str = "\n\t") -> str:
@@ -23,6 +26,14 @@ def escape_controls(text: str, keep: str = "\n\t") -> str:
     return "".join(
         c if c in keep or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 40 s, 12 min, 3 h 5 min."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def is_terminal(stream: Any) -> bool:
@@ -47,6 +58,7 @@ class Console:
         self._drawn = False  # the progress line is on the screen
         self._aside = False  # an aside has begun a line
         self._last = 0.0
+        self._began = ("", 0, 0.0)  # the label of the progress line, and what was done when, as it began
 
     def colored(self, stream: Any = None) -> bool:
         """Return whether `stream` (default: stderr) gets colours: by --color, else by its kind, NO_COLOR and TERM."""
@@ -109,11 +121,18 @@ class Console:
         """Whether stderr is a terminal that can redraw a line."""
         return not self.quiet and is_terminal(self.stream) and os.environ.get("TERM") != "dumb"
 
-    def progress(self, label: str, done: int | None = None, total: int | None = None, rate: str = "") -> None:
-        """Draw the progress line: `label`, or `label ━━─ done/total rate`. `clear` or any other line clears it."""
+    def progress(
+        self, label: str, done: int | None = None, total: int | None = None, rate: str = "", left: float | None = None
+    ) -> None:
+        """Draw the progress line: `label`, or `label ━━─ done/total rate, time left`. Any other line clears it.
+
+        left: seconds to the end, if not those that the speed since the label's first line lets expect.
+        """
         if not self.shows_progress:
             return
         now = time.monotonic()
+        if self._began[0] != label or (done or 0) < self._began[1]:
+            self._began = label, done or 0, now
         if self._drawn and now - self._last < PROGRESS_INTERVAL and done is not None and done != total:
             return
         self._last, self._drawn = now, True
@@ -121,6 +140,11 @@ class Console:
         if done is not None and total:
             filled = round(20 * done / total)
             text = f"{text} {'━' * filled}{'─' * (20 - filled)} {done}/{total} {rate}".rstrip()
+            gained, spent = done - self._began[1], now - self._began[2]
+            if left is None and gained and spent >= PATIENCE:
+                left = (total - done) * spent / gained
+            if left:
+                text += f", {duration(left)} left"
         elif rate:
             text = f"{text} {rate}"
         width = self.size.columns - 1
@@ -136,8 +160,11 @@ class Console:
         return escape_controls(text) if is_terminal(self.stream) else text
 
     def _line(self, text: str) -> None:
+        """Write a line, which breaks between words on a terminal."""
         self.clear()
         self.end_aside()
+        if is_terminal(self.stream) and "\n" not in text and len(text) > (columns := self.size.columns):
+            text = "\n".join(textwrap.wrap(text, max(columns - 1, 20), break_long_words=False, break_on_hyphens=False))
         self._write(text + "\n")
 
     def _write(self, text: str) -> None:

@@ -5,8 +5,10 @@ Also here: commands that are imported when they are called, and usage errors in 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -15,35 +17,48 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from gencli.cli import config
 from gencli.cli.console import BOLD, Console
 from gencli.cli.sinks import writing_to_stdout
 from gencli.cli.values import use_plain_values
-from gencli.errors import UsageError, did_you_mean
+from gencli.errors import GencliError, UsageError, nearest, shorten
 
 COLUMN = 30  # where explanations begin
+NARROW, INDENT = 60, 8  # below this width they stand under the option, so far from the left
 WIDTH = 100  # the widest page; terminals that are narrower get narrower pages
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 
-# What people type who come from other tools → what to say.
+# What people type who come from other tools, where gencli has no option for it → what to say. What it has under another
+# name stands in that option's row.
 ELSEWHERE = {
     "--prompt": "write the prompt as an argument, or `-` for stdin",
     "-p": "write the prompt as an argument, or `-` for stdin",
     "--file": "read a prompt from a file with `- < FILE`",
+    "--prompt-file": "read a prompt from a file with `- < FILE`",
     "-f": "read a prompt from a file with `- < FILE`",
-    "--n-predict": "did you mean --max-tokens?",
-    "--num-predict": "did you mean --max-tokens?",
-    "--max-length": "did you mean --max-tokens?",
-    "--num-return-sequences": "did you mean --num-samples?",
-    "--repetition-penalty": "did you mean --repeat-penalty?",
     "--no-display-prompt": "the prompt is shown with --echo only",
-    "--log-disable": "stdout holds nothing but data; -q silences notes and progress",
-    "--verbose": "did you mean --stats?",
-    "--num-inference-steps": "did you mean --steps?",
-    "--guidance-scale": "did you mean --cfg-scale?",
-    "--negative-prompt": "did you mean --negative?",
-    "--batch-count": "did you mean --count?",
-    "--output": "did you mean -o?",
-    "--refiner-steps": "--stage refiner:steps=N counts the whole denoising; --refiner-start F says where it begins",
+    "--log-disable": "stdout holds only data; -q turns notes and progress off",
+    "--output": "the output goes to stdout: `> FILE` saves it",
+    "-o": "the output goes to stdout: `> FILE` saves it",
+    "--version": "did you mean `gencli --version`?",
+    "-V": "did you mean `gencli --version`?",
+    "--refiner-steps": "--stage refiner:steps=N counts all denoising steps; --refiner-start F says where it begins",
+}
+OUTPUTS = ("-o", "--output")
+# The same for commands.
+COMMANDS_ELSEWHERE = {
+    "help": "--help",
+    "version": "--version",
+    "generate": 'text "Once upon a time"',
+    "run": 'text "Once upon a time"',
+    "complete": 'text "Once upon a time"',
+    "draw": 'image "red apple"',
+    "img": 'image "red apple"',
+    "txt2img": 'image "red apple"',
+    "ls": "models list",
+    "download": "models pull",
+    "remove": "models rm",
+    "finetune": "train text",
 }
 
 
@@ -51,17 +66,31 @@ class Command(TyperCommand):
     """A command whose help is a plain page; options are grouped by their `rich_help_panel`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(_page(self, ctx, formatter.width))
+        formatter.write(_page(self, ctx, _width()))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_plain_values(self.get_params(ctx))
         try:
+            self._use_config(ctx, args)
             with writing_to_stdout():  # the help page
                 return super().parse_args(ctx, args)
         except Exception as error:
             if hasattr(error, "ctx"):  # the parser's errors know their command, or are told
                 error.ctx = error.ctx or ctx
             raise
+
+    def _use_config(self, ctx: Any, args: list[str]) -> None:
+        """Let the user's file stand in for options that are not given. A broken file keeps nobody from a help page."""
+        if ctx.parent is not None and ctx.parent.info_name == "config":
+            return
+        try:
+            found = config.defaults(self, ctx, config.said(args))
+        except GencliError:
+            if {"-h", "--help"} & {*args} or ctx.resilient_parsing:
+                return
+            raise
+        ctx.default_map = {name: value for name, (value, _) in found.items()}
+        ctx.meta["gencli.origins"] = {name: place for name, (_, place) in found.items()}
 
 
 class Group(TyperGroup):
@@ -73,7 +102,7 @@ class Group(TyperGroup):
     LAZY: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(_page(self, ctx, formatter.width))
+        formatter.write(_page(self, ctx, _width()))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_plain_values(self.get_params(ctx))
@@ -95,12 +124,29 @@ class Group(TyperGroup):
         return self.LAZY[name][1] if name in self.LAZY else self.get_command(ctx, name).get_short_help_str(200)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0]
-        if not name.startswith("-") and name not in self.list_commands(ctx):
-            known = self.list_commands(ctx)
-            hint = did_you_mean(name, known) or f"commands: {', '.join(known)}"
-            raise UsageError(f"no such command: {name!r}", hint)
-        return super().resolve_command(ctx, args)
+        name, path = args[0], ctx.command_path
+        known = self.list_commands(ctx)
+        if name.startswith("-") or name in known:
+            return super().resolve_command(ctx, args)
+        if " " in name.strip() and "text" in known:
+            hint = f'did you mean {path} text "{shorten(name, 60)}"?'
+        else:
+            meant = COMMANDS_ELSEWHERE.get(name) if ctx.parent is None else None
+            meant = meant or nearest(name, known) or self._inner(ctx, name)
+            hint = f"did you mean `{path} {meant}`?" if meant else f"commands: {', '.join(known)}"
+        raise UsageError(f"no such command: {name!r}", hint)
+
+    def _inner(self, ctx: Any, name: str) -> str | None:
+        """Return a command of an inner group, with the group's name, that a word stands for."""
+        groups = {group: self.get_command(ctx, group) for group in self.list_commands(ctx)}
+        inner = {
+            one: f"{group} {one}"
+            for group, it in groups.items()
+            if isinstance(it, Group)
+            for one in it.list_commands(ctx)
+        }
+        close = nearest(name, inner)
+        return inner[close] if close else None
 
 
 def explain(error: Exception) -> UsageError:
@@ -110,15 +156,40 @@ def explain(error: Exception) -> UsageError:
     hint = f"see `{path} --help`"
     option = getattr(error, "option_name", None)
     if option and hasattr(error, "possibilities"):  # no such option
-        known = [name for param in ctx.command.params for name in param.opts] if ctx is not None else []
-        plain = option.replace("_", "-")
-        if option in ELSEWHERE or plain in ELSEWHERE:
-            hint = ELSEWHERE.get(option) or ELSEWHERE[plain]
-        else:
-            hint = did_you_mean(plain, known) or f"{hint}; put `--` before a prompt that begins with a dash"
-        return UsageError(f"no such option: {option}", hint)
+        return UsageError(f"no such option: {option}", (ctx and _meant(option.replace("_", "-"), ctx)) or hint)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
+    found = UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
+    param = getattr(error, "param", None)
+    if ctx is not None and param is not None and (place := config.origin(ctx, param)):
+        found.message = f"{found.message} (set by {place})"
+    return found
+
+
+def _meant(option: str, ctx: Any) -> str | None:
+    """Return a hint for an option that a command does not have: what it is called here, a slip, or advice."""
+    known = [name for param in ctx.command.params for name in param.opts]
+    rows: Mapping[str, Any] = getattr(ctx.command.callback, "rows", {})
+    called = next((row.name(name) for name, row in rows.items() if option in row.also), None)
+    if called is None and option in ELSEWHERE and not (option in OUTPUTS and "-o" in known):
+        return ELSEWHERE[option]
+    short = option.swapcase() if len(option) == 2 and option.swapcase() in known else None
+    close = called or short or (nearest(option, known) if len(option) > 2 else None)
+    if close:
+        return f"did you mean {close}?"
+    if ctx.parent is None:
+        return f"options follow the command, as in `gencli text {option} …`; see `gencli --help`"
+    if (len(option) == 2 or " " in option) and any(param.name == "prompt" for param in ctx.command.params):
+        return f"see `{ctx.command_path} --help`; put `--` before a prompt that begins with a dash"
+    return None
+
+
+def _width() -> int:
+    """Return how wide a help page is: as the terminal that stdout is, or else the one that stderr is."""
+    columns = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdecimal() else 0
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            columns = columns or os.get_terminal_size(stream.fileno()).columns
+    return max(min(columns or 80, WIDTH) - 2, 20)
 
 
 def _page(command: Any, ctx: Any, width: int) -> str:
@@ -136,11 +207,15 @@ def _page(command: Any, ctx: Any, width: int) -> str:
         parts.append(_section("Commands", rows, width, bold))
     parts.insert(1, f"{_heading('Usage', bold)} {ctx.command_path} [OPTIONS] {' '.join(usage)}".rstrip())
     groups: dict[str, list[tuple[str, str]]] = {}
+    needed: list[tuple[str, str]] = []
     for param in command.get_params(ctx):
         if not getattr(param, "hidden", False):
             group = getattr(param, "rich_help_panel", None) or "Options"
-            groups.setdefault(group, []).append((_left(param), param.help or ""))
+            rows = needed if param.required else groups.setdefault(group, [])
+            rows.append((_left(param), f"{param.help or ''}{_in_force(param, ctx)}"))
     rest = groups.pop("Options", [])
+    if needed:
+        parts.append(_section("Required", needed, width, bold))
     parts += [_section(name, rows, width, bold) for name, rows in groups.items()]
     if rest:
         parts.append(_section("Options" if not groups else "Other", rest, width, bold))
@@ -148,6 +223,16 @@ def _page(command: Any, ctx: Any, width: int) -> str:
         title, _, body = inspect.cleandoc(command.epilog).partition("\n")
         parts.append(f"{_heading(title.rstrip(':'), bold)}\n{textwrap.indent(inspect.cleandoc(body), '  ')}")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _in_force(param: Any, ctx: Any) -> str:
+    """Return what holds for an option that is not given, where the environment or a file sets it."""
+    value, place = param.value_from_envvar(ctx), param.envvar
+    if value is None and (value := ctx.lookup_default(param.name)) is not None:
+        place = ctx.meta["gencli.origins"].get(param.name)
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return "" if value is None else f" Now: {shorten(str(value), 60)} (set by {place})."
 
 
 def _left(param: Any) -> str:
@@ -169,14 +254,14 @@ def _heading(text: str, bold: bool) -> str:
 
 
 def _section(title: str, rows: list[tuple[str, str]], width: int, bold: bool) -> str:
-    lines = [_heading(title, bold)]
+    lines, column = [_heading(title, bold)], COLUMN if width >= NARROW else INDENT
     for left, text in rows:
-        wrapped = textwrap.wrap(" ".join(text.split()), max(width - COLUMN, 20), break_on_hyphens=False) or [""]
-        if len(left) > COLUMN - 2:
+        wrapped = textwrap.wrap(" ".join(text.split()), width - column, break_on_hyphens=False) or [""]
+        if len(left) > column - 2:
             lines.append(left)
             left = ""
-        lines.append(f"{left:{COLUMN}}{wrapped[0]}".rstrip())
-        lines += [" " * COLUMN + line for line in wrapped[1:]]
+        lines.append(f"{left:{column}}{wrapped[0]}".rstrip())
+        lines += [" " * column + line for line in wrapped[1:]]
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,13 @@ from gencli.cli import image_sinks
 from gencli.cli.console import Console
 from gencli.cli.image_inputs import Finder
 from gencli.cli.options import JSON, LINES, STRICT, Asked, Fetching, Reporting, command
-from gencli.cli.prompts import each_line, read_prompt
-from gencli.errors import UsageError
+from gencli.cli.prompts import each_line, note_file, read_prompt
+from gencli.cli.sinks import write_lines, write_object
+from gencli.cli.sweep import parse
+from gencli.cli.wildcards import expand
+from gencli.errors import GencliError, UsageError
 from gencli.image.request import CONTROL, INPUT, PICTURE, PIXELS, SAMPLING, START, ImageRequest
-from gencli.options import OUTPUT, Option, choice, flag, string
+from gencli.options import OUTPUT, Option, choice, flag, several, string
 from gencli.spec import DrawingSpec
 
 FORMATS = ("png", "jpeg", "webp")
@@ -34,15 +37,24 @@ class Sources:
 
     # fmt: off
     prompt: tuple[str, ...] = Option(str, "PROMPT",
-        "What to draw, words joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, an "
-        "unprompted sample is drawn. `--` before one that begins with a dash.", INPUT, several=True).field(())
+        "What to draw; words are joined by spaces. `-` inserts all of stdin, on lines of its own. Put `--` before "
+        "a prompt that starts with a dash. Without a prompt, an unprompted sample is drawn.", INPUT,
+        several=True).field(())
     lines: bool = LINES.field(False)
     strict: bool = STRICT.field(False)
     from_file: str | None = string(None, "--from FILE",
-        "Make the picture in FILE again from what is written in it; what is given beside it overrides.", INPUT,
+        "Recreate FILE from its embedded settings; other options override them.", INPUT,
         after="strict")
+    wildcards: bool = flag(False, "--wildcards",
+        "Choose anew for each image: {red|green} is one of these, __colors__ a line of colors.txt.", INPUT,
+        after="strict")
+    sweep: tuple[str, ...] = several(str, "--sweep KEY=A,B,C",
+        "Generate with each of these values, or KEY=1..4; given again, every combination. With --grid: one contact "
+        "sheet, labelled.", PICTURE, after="grid")
+    info: str | None = string(None, "--info FILE", "Print the settings that are embedded in FILE, and exit.", INPUT,
+        after="from_file")
     size: str | None = string(None, "--size WxH",
-        "Width and height in pixels, as in 512x512 (default: the model's own, or near that of --init or "
+        "Width and height in pixels, as in 512x512 (default: the model's native size, or close to the --init or "
         "--control-image).", PICTURE)
     # fmt: on
 
@@ -53,18 +65,20 @@ class Output:
 
     # fmt: off
     output: str | None = string(None, "-o, --output PATH",
-        "File to write, .png, .jpg or .webp; {seed}, {index} and {prompt} in it stand for the picture's own; `-` "
-        "is stdout (default: stdout when it is no terminal, else a new gencli-SEED.png).", OUTPUT)
-    format: str | None = choice(FORMATS, "--format NAME", "png, jpeg or webp (default: as PATH ends, else png).",
+        "File to write, .png, .jpg or .webp; may contain {seed}, {index} and {prompt}; `-` is stdout (default: "
+        "stdout if that is not a terminal, else a new gencli-SEED.png).", OUTPUT)
+    format: str | None = choice(FORMATS, "--format NAME",
+        "png, jpeg or webp (default: by the ending of PATH, else png).",
         OUTPUT)
     json: bool = JSON.field(False)
-    gif: str | None = string(None, "--gif FILE", "Write the denoising as an animation too.", OUTPUT)
-    save_steps: str | None = string(None, "--save-steps DIR", "Save what the picture looks like after each step.",
+    gif: str | None = string(None, "--gif FILE", "Also save an animation of the denoising (.gif or .webp).", OUTPUT)
+    save_steps: str | None = string(None, "--save-steps DIR", "Save the intermediate image after each step.",
         OUTPUT)
     save_stages: str | None = string(None, "--save-stages DIR",
-        "Save the image of each stage but the last, of a model of several.", OUTPUT)
-    preview: bool = flag(False, "--preview", "Show the picture on the terminal while it is made.", OUTPUT)
-    no_metadata: bool = flag(False, "--no-metadata", "Do not write into the picture how it was made.", OUTPUT)
+        "Save the image of each stage but the last, for models of several stages.", OUTPUT)
+    preview: bool = flag(False, "--preview", "Show the image in the terminal while it is generated.", OUTPUT)
+    show: bool = flag(False, "--show", "Show the finished image in the terminal.", OUTPUT)
+    no_metadata: bool = flag(False, "--no-metadata", "Do not embed the settings in the image.", OUTPUT)
     # fmt: on
 
 
@@ -88,12 +102,29 @@ def image(
     fetching: Fetching,
     reporting: Reporting,
 ) -> None:
-    """Draw a picture. Into a pipe or file go the bytes of the picture and nothing else.
+    """Draw an image. If stdout is a pipe or a file, the image itself is written to it.
 
-    A setting that is not given is the checkpoint's own, else the default below. DDIM is the sampler unless another is
-    named; how noise lies on its steps is the checkpoint's.
+    Options you leave out come from the model, or else from the defaults below. The default sampler is DDIM, with the
+    model's own noise schedule.
     """
+    if sources.info is not None:
+        print_info(sources.info, json=output.json)
+        return
     draw(ctx.obj, sources, output, asked, where, fetching, reporting)
+
+
+def print_info(path: str, *, json: bool) -> None:
+    """Print what an image says about how it was made. Raise GencliError if it says nothing."""
+    from gencli.image.files.pictures import read_request
+
+    found = read_request(path)
+    values = {name: value for name, value in found.values.items() if name != "hashes"}
+    if json:
+        write_object({**values, "left_out": list(found.left_out)})
+        return
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+    lines = [f"{name.replace('_', '-'):18}{value}" for name, value in shown.items() if value not in ("", None, [], {})]
+    write_lines([*lines, *([f"{'left out':18}{', '.join(found.left_out)}"] if found.left_out else [])])
 
 
 def draw(
@@ -108,29 +139,44 @@ def draw(
 ) -> None:
     """Make images and write them. accept: raises for a checkpoint, opened, that is not for this command."""
     _check_stdin(sources, asked.values)
+    note_file(sources.prompt, console.note)
     fetch = fetching.finder(console, where)
     request, finder = _request(console, sources, asked, fetch)
-    many = (request.best or request.count) > 1 or sources.lines
+    lines = each_line() if sources.lines else None
+    sweep = parse(sources.sweep)
+    if len(sweep.variants) > 1 and (lines or sources.wildcards or request.best):
+        raise UsageError("--sweep cannot be combined with --lines, --wildcards or --best")
+    many = (request.best or request.count) * len(sweep.variants) > 1 or sources.lines
+    prompts = sources.lines and request.count == 1
     sink = image_sinks.plan(
         output.output,
         output.format,
         many=many and not request.grid,
         json=output.json,
         metadata=not output.no_metadata,
+        prompts=prompts,
+        sweep=len(sweep.variants) > 1,
         note=console.note,
     )
-    animation = image_sinks.animation(output.gif, many=many, note=console.note)
+    animation = image_sinks.animation(output.gif, many=many, prompts=prompts, note=console.note)
     _note_number(console, request.negative if "negative" in asked.given else None)
     inputs = finder.find(console.note)
     hashes = finder.hashes(inputs, console.note, remember=sink.metadata)
     prompt = read_prompt(sources.prompt) if "-" in sources.prompt else request.prompt
     request = request.replace(hashes=hashes, prompt=prompt)
+    if sources.wildcards:
+        lines, request = _choices(lines or iter([prompt]), request)
 
     with signals.raise_pending_signals():
         from gencli.cli.image_ready import ready
-    opened, request = ready(inputs, request, where, lines=sources.lines, note=console.note, accept=accept)
-    if not sources.lines:
-        sink.check(request)
+    base = request
+    opened, request = ready(inputs, request, where, lines=lines is not None, note=console.note, accept=accept)
+    variants = [
+        ready(inputs, base.replace(**one.values), where, lines=lines is not None, note=lambda text: None)[1]
+        for one in (sweep.variants if sources.sweep else ())
+    ]
+    if lines is None:
+        sink.check(request.replace(count=request.count * max(len(variants), 1)) if request.grid else request)
         if animation is not None:
             animation.check_paths(request)
 
@@ -143,26 +189,50 @@ def draw(
         request,
         inputs,
         sink,
-        prompts=each_line() if sources.lines else None,
+        prompts=lines,
         animation=animation,
         folders={"step_files": output.save_steps, "stage_files": output.save_stages},
         preview=output.preview,
+        show=output.show,
+        variants=variants,
+        labels=[one.label for one in sweep.variants] if sources.sweep else [],
+        columns=sweep.columns * request.count if sources.sweep else None,
         strict=sources.strict,
     ).run(request.spec(where), stats=reporting.stats)
+
+
+def _choices(
+    prompts: Iterator[str | GencliError], request: ImageRequest
+) -> tuple[Iterator[str | GencliError], ImageRequest]:
+    """Return a prompt for each image, chosen by its seed from the wildcards of `prompts`, and a request for one image
+    of each. Raise UsageError for --best, which compares images of one prompt."""
+    if request.best is not None:
+        raise UsageError("--best cannot be combined with --wildcards")
+
+    def chosen() -> Iterator[str | GencliError]:
+        seed = request.seed or 0
+        for number, prompt in enumerate(prompts):
+            for index in range(number * request.count, (number + 1) * request.count):
+                try:
+                    yield prompt if isinstance(prompt, GencliError) else expand(prompt, seed + index)
+                except GencliError as error:
+                    yield error
+
+    return chosen(), request.replace(count=1, prompt="")
 
 
 def _check_stdin(sources: Sources, values: Mapping[str, Any]) -> None:
     """Raise UsageError if stdin is wanted for two things."""
     if sources.lines and sources.prompt:
-        raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
+        raise UsageError("--lines reads prompts from stdin and cannot be combined with PROMPT")
     if sources.strict and not sources.lines:
-        raise UsageError("--strict is for --lines")
+        raise UsageError("--strict needs --lines")
     if values.get("mask") == "-":
         raise UsageError("--mask -: a mask is read from a file only")
     if values.get("init") == "-" and (sources.lines or "-" in sources.prompt):
-        raise UsageError("-i - reads the picture from stdin, so that no prompt can come from there")
+        raise UsageError("-i - reads the image from stdin, so that no prompt can come from there")
     if sources.prompt.count("-") > 1:
-        raise UsageError("`-` stands for all of stdin and can be given once")
+        raise UsageError("`-` (stdin) can be given only once")
 
 
 def _request(
@@ -230,7 +300,7 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
         if name in asked.values:
             merged.setdefault(name, asked.values[name])
     if merged.get("init") == "-" and "init" not in asked.given:
-        raise UsageError(f"{path} was begun from a picture on stdin", "name that picture with -i/--init FILE")
+        raise UsageError(f"{path} was begun from an image on stdin", "name that image with -i/--init FILE")
     return merged
 
 
@@ -238,25 +308,25 @@ def _check_best(request: ImageRequest, given: frozenset[str], *, prompted: bool)
     """Raise UsageError for --best without a CLIP or a prompt, and for --clip without --best."""
     if request.best is None:
         if "clip" in given:
-            raise UsageError("--clip is for --best", "as in --count 16 --best 4")
+            raise UsageError("--clip needs --best", "as in --count 16 --best 4")
         return
     if request.clip is None:
         hint = "name a CLIP, as in --clip openai/clip-vit-base-patch32, or set GENCLI_CLIP_MODEL"
-        raise UsageError("--best without --clip: there is nothing to find the best by", hint)
+        raise UsageError("--best needs a CLIP model", hint)
     if not prompted:
-        raise UsageError("--best without a prompt: there is nothing to compare the pictures with")
+        raise UsageError("--best needs a prompt to compare the images with")
 
 
 def _parse_size(size: str, values: Mapping[str, Any]) -> dict[str, int]:
     if values.get("width") is not None or values.get("height") is not None:
-        raise UsageError("--size says width and height, and does not go with -W or -H")
+        raise UsageError("--size cannot be combined with -W or -H")
     left, _, right = size.lower().replace("×", "x").partition("x")
     try:
         return {"width": int(left), "height": int(right)}
     except ValueError:
-        raise UsageError(f"--size {size}: wants WIDTHxHEIGHT, as in 512x512") from None
+        raise UsageError(f"--size {size}: expected WIDTHxHEIGHT, as in 512x512") from None
 
 
 def _note_number(console: Console, negative: str | None) -> None:
     if negative is not None and negative.strip().isdigit():
-        console.note(f"-n {negative} draws against the prompt {negative!r}; --count {negative} makes several pictures")
+        console.note(f"-n {negative} is a negative prompt: {negative!r}; --count {negative} makes several images")

@@ -125,7 +125,7 @@ class Finder:
             for file in _names(getattr(self.request, field)):
                 if not os.path.isfile(file):
                     raise GencliError(
-                        f"{self.from_file} was made with {file}, which is no file here",
+                        f"{self.from_file} was made with {file}, which is not a file here",
                         f"name it with {option.name(field)} FILE",
                     )
 
@@ -188,7 +188,7 @@ def _open(path: str | None, note: Callable[[str], None], ground: str = "white") 
         return None
     from gencli.image.files.pictures import FILE_LIMIT, open_flat
 
-    return open_flat(read_data(FILE_LIMIT, "-i - reads the picture") if path == "-" else path, ground, note)
+    return open_flat(read_data(FILE_LIMIT, "-i - reads the image") if path == "-" else path, ground, note)
 
 
 def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[str], None]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,12 +13,12 @@ from PIL import Image
 from gencli import devices
 from gencli.atomic import check_folder
 from gencli.checkpoints.embeddings import read_embedding
-from gencli.cli.console import Console
+from gencli.cli.console import PATIENCE, Console
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
-from gencli.errors import GencliError
+from gencli.errors import GencliError, counted
 from gencli.image import imagegpt
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.controlnet import load_control, open_control
@@ -45,14 +46,22 @@ class Run:
         animation: Template | None,
         folders: Mapping[str, str | None],
         preview: bool,
+        show: bool = False,
+        variants: Sequence[ImageRequest] = (),
+        labels: Sequence[str] = (),
+        columns: int | None = None,
         strict: bool = False,
     ):
         self.console, self.opened, self.request, self.inputs, self.sink = console, opened, request, inputs, sink
         self.prompts, self.animation, self.strict = prompts, animation, strict
         self.folders = {kind: _folder(path) for kind, path in folders.items() if path is not None}
+        self.taken: dict[Path, int] = {}  # line whose image a file will hold
+        self.shows = show
+        self.variants, self.labels, self.columns = variants or [request], labels, columns
+        self.total = request.count * len(self.variants)
         self.preview = Preview(console) if preview else None
         if self.preview is not None and not self.preview.works:
-            console.note("no preview: stderr is no terminal that shows colours")
+            console.note("no preview: stderr is not a colour terminal")
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by image
         self.files: dict[str, dict[int, list[Path]]] = {kind: {} for kind in self.folders}  # by image
         self.sheet: list[Made] = []  # what the grid will hold
@@ -90,7 +99,17 @@ class Run:
         """Load a model that draws pixel by pixel; return it with its events. Raise GencliError."""
         self.console.progress(f"loading {palette.name}")
         model = imagegpt.load(palette, device=spec.device, dtype=spec.dtype)
-        return model, imagegpt.generate(model, self.request, init=self.inputs.init)
+        return model, self._each(lambda one: imagegpt.generate(model, one, init=self.inputs.init))
+
+    def _each(self, generate: Callable[[ImageRequest], Iterator[Denoised | Picture]]) -> Iterator[Denoised | Picture]:
+        """Yield the events of every variant, its images numbered after those of the one before."""
+        for number, one in enumerate(self.variants):
+            before = number * self.request.count
+            for event in generate(one):
+                if isinstance(event, Denoised):
+                    yield dataclasses.replace(event, first=event.first + before)
+                else:
+                    yield dataclasses.replace(event, index=event.index + before)
 
     def _denoise(self, checkpoint: ImageCheckpoint, spec: ImageSpec) -> Drawing:
         """Load a model that denoises; return it with its events. Raise GencliError."""
@@ -111,18 +130,20 @@ class Run:
         controls = [(load_control(part, pipeline), image) for part, image in opened]
         images = {"init": inputs.init, "mask": inputs.mask}
         prompts = None if self.prompts is None else self._checked(pipeline, self.prompts)
-        return pipeline, generate(pipeline, self.request, prompts, controls=controls, **images)
+        return pipeline, self._each(lambda one: generate(pipeline, one, prompts, controls=controls, **images))
 
     def _step(self, step: Denoised) -> None:
         """Show the progress of a step, and keep its image if that was asked for."""
         self.clock.stepped()
-        several = self.prompts is not None or self.request.count > 1
+        several = self.prompts is not None or self.total > 1
         numbers = range(step.first, step.first + len(step.x0))
-        label = f"picture {numbers[0] + 1}{f'-{numbers[-1] + 1}' if len(numbers) > 1 else ''}" if several else "drawing"
-        total = "" if self.prompts is not None or not several else f" of {self.request.count}"
+        label = f"image {numbers[0] + 1}{f'-{numbers[-1] + 1}' if len(numbers) > 1 else ''}" if several else "drawing"
+        total = "" if self.prompts is not None or not several else f" of {self.total}"
         label += total + (f", {step.stage}" if step.stage.count > 1 else "")
         done = step.index + 1
-        self.console.progress(label, done, step.total, self.clock.rate())
+        rest = 0 if self.prompts is not None else self.total - numbers.stop
+        left = self.clock.left(step.total - done + -(-rest // len(numbers)) * step.total)
+        self.console.progress(label, done, step.total, self.clock.rate(), left)
         kinds = ["step_files"] if "step_files" in self.folders else []
         if "stage_files" in self.folders and step.ends_stage and step.stage.number < step.stage.count:
             kinds.append("stage_files")
@@ -134,7 +155,7 @@ class Run:
             with self.preview.timed():
                 sketches = [step.codec.sketch(x0[None]) for x0 in step.x0]
                 self.preview.show(pictures.grid(sketches))
-            self.console.progress(label, done, step.total, self.clock.rate())
+            self.console.progress(label, done, step.total, self.clock.rate(), left)
         if last:
             self.console.progress("decoding")
 
@@ -145,8 +166,11 @@ class Run:
         stage = f"-{step.stage.name}" if step.stage.count > 1 else ""
         for kind in kinds:
             which = f"-{step.index + 1:04}" if kind == "step_files" else ""
-            path = self.folders[kind] / f"{(self.request.seed or 0) + number}{stage}{which}.png"
+            seed = (self.request.seed or 0) + number
+            folder = self.folders[kind].path(seed=seed, index=number, prompt=self.request.prompt)
+            path = folder / f"{seed}{stage}{which}.png"
             with self._aside():
+                folder.mkdir(parents=True, exist_ok=True)
                 Template(str(path).replace("{", "{{").replace("}", "}}")).write(
                     pictures.encode(image, "png"), self.request, number
                 )
@@ -179,9 +203,14 @@ class Run:
             self.sheet.append(made)
         else:
             path = self.sink.save(picture.image, picture.request, picture.index)
+            self._show(picture.image)
         if self.animation is not None:
             with self._aside():
-                gif = beside["gif"] = self.animation.write(pictures.gif(made.frames), picture.request, picture.index)
+                gif = beside["gif"] = self.animation.write(
+                    pictures.animation(made.frames, Path(self.animation.text).suffix[1:]),
+                    picture.request,
+                    picture.index,
+                )
                 self.gifs.append(gif)
         for kind, files in self.files.items():
             beside[kind] = files.get(picture.index, [])
@@ -194,8 +223,12 @@ class Run:
 
         Raise GencliError after the last one if any failed, with `strict` at the first.
         """
-        failed, number = 0, -1
+        failed, blank, number = 0, 0, -1
         for number, line in enumerate(lines):
+            if isinstance(line, str) and not line.strip():
+                blank += 1
+                yield None
+                continue
             try:
                 if isinstance(line, GencliError):
                     raise line
@@ -212,6 +245,8 @@ class Run:
                 yield None
             else:
                 yield line
+        if blank:
+            self.console.note(f"skipped {counted(blank, 'blank line')}")
         if failed:
             self.problem = GencliError(f"{failed} of {number + 1} lines failed")
 
@@ -222,6 +257,13 @@ class Run:
         self.sink.check(request, first)
         if self.animation is not None:
             self.animation.check_paths(request, first)
+        for template in (self.sink.template, self.animation):
+            if template is not None and not self.request.grid and not template.fields & {"seed", "index"}:
+                path = template.path(seed=0, index=0, prompt=prompt)
+                if (line := self.taken.setdefault(path, number)) != number and template.stream is None:
+                    raise GencliError(
+                        f"{path} holds the image of line {line + 1}", "{index} in the name tells them apart"
+                    )
         if self.best is not None:
             self.best.vector(prompt)
 
@@ -235,13 +277,24 @@ class Run:
             if sink.metadata:
                 self.console.note("the grid does not say how it was made: one request has no place for several prompts")
             sink = sink.without_metadata()
-        sheet = pictures.grid([made.picture.image for made in self.sheet])
+        labels = [self.labels[made.picture.index // self.request.count] for made in self.sheet] if self.labels else []
+        if labels:
+            sink = sink.without_metadata()
+        sheet = pictures.grid([made.picture.image for made in self.sheet], labels, self.columns)
         scores = {} if self.best is None else {"scores": [made.score for made in self.sheet]}
         beside: dict[str, Sequence[Path]] = {"gifs": self.gifs} if self.gifs else {}
         shown = [made.picture.index for made in self.sheet]
         for kind, files in self.files.items():
             beside[kind] = [path for index in shown for path in files.get(index, [])]
-        sink.report(sink.save(sheet, request, 0), request, 0, self.clock.total(), beside, scores)
+        path = sink.save(sheet, request, 0)
+        self._show(sheet)
+        sink.report(path, request, 0, self.clock.total(), beside, scores)
+
+    def _show(self, image: Image.Image) -> None:
+        if self.shows:
+            from gencli.cli.show import show
+
+            show(self.console, image)
 
 
 class Clock:
@@ -271,6 +324,10 @@ class Clock:
     def total(self) -> float:
         return time.perf_counter() - self.began - self.load
 
+    def left(self, steps: int) -> float:
+        """Return the seconds that so many more steps will take; 0 while that is not known."""
+        return steps * self.steps_time / self.steps if self.steps and self.steps_time >= PATIENCE else 0.0
+
     def rate(self) -> str:
         """Return steps per second, or seconds per step if that is more than one."""
         each = self.steps_time / self.steps if self.steps else 0.0
@@ -281,15 +338,17 @@ class Clock:
         peak = devices.peak_memory()
         memory = f"; peak {peak / 2**20:.0f} MiB" if peak else ""
         return (
-            f"load {self.load:.2f} s; {self.steps} steps in {self.steps_time:.2f} s, {self.rate()}; "
-            f"{self.pictures} pictures, {rest:.2f} s for the rest{memory}"
+            f"load {self.load:.2f} s; {counted(self.steps, 'step')} in {self.steps_time:.2f} s, {self.rate()}; "
+            f"{counted(self.pictures, 'image')}, {rest:.2f} s for the rest{memory}"
         )
 
 
-def _folder(path: str) -> Path:
-    """Return the folder of --save-steps; make it if it does not exist. Raise GencliError or OSError."""
-    folder = Path(path)
-    if not folder.exists():
-        folder.mkdir(parents=True)
-    check_folder(folder)
-    return folder
+def _folder(path: str) -> Template:
+    """Return the folder of --save-steps, which is made if it does not exist. Raise GencliError or OSError."""
+    template = Template(path)
+    if not template.fields:
+        folder = template.path(seed=0, index=0, prompt="")
+        if not folder.exists():
+            folder.mkdir(parents=True)
+        check_folder(folder)
+    return template

@@ -50,10 +50,8 @@ class Template:
                     raise ValueError
             self.path(seed=0, index=0, prompt="")
         except (ValueError, IndexError, KeyError):
-            raise UsageError(
-                f"-o {self.text}: cannot be filled in",
-                "{seed}, {index} and {prompt} are known, and {index:03}; a brace itself is written twice",
-            ) from None
+            hint = "known: {seed}, {index}, {prompt}, with a width as in {index:03}; write {{ for a literal brace"
+            raise UsageError(f"{self.text}: unknown placeholder", hint) from None
 
     @property
     def fields(self) -> set[str]:
@@ -62,13 +60,16 @@ class Template:
     def path(self, *, seed: int, index: int, prompt: str) -> Path:
         return Path(self.text.format(seed=seed, index=index, prompt=slug(prompt)))
 
-    def check(self, what: str, *, many: bool) -> None:
-        """Raise UsageError if several images would go to one file, GencliError if their folder does not exist."""
-        if many and not self.fields & {"seed", "index"}:
+    def check(self, what: str, *, many: bool, prompts: bool = False) -> None:
+        """Raise UsageError if several images would go to one file, GencliError if their folder does not exist.
+
+        prompts: each image has a prompt of its own.
+        """
+        if many and not self.fields & {"seed", "index", *(["prompt"] if prompts else [])}:
             path = Path(self.text)
             hint = f"{what} '{path.with_stem(path.stem + '-{seed}')}'"
             hint += ", or --grid" if what == "-o" else ""  # of a grid each picture has its own animation
-            raise UsageError(f"{what} {self.text}: several pictures would go into one file", hint)
+            raise UsageError(f"{what} {self.text}: several images would overwrite one file", hint)
         if not self.fields:
             self.check_path(self.path(seed=0, index=0, prompt=""))
         elif not any(field in str(Path(self.text).parent) for field in ("{seed", "{index", "{prompt")):
@@ -192,12 +193,18 @@ class ImageSink:
 
 def _text(path: Path) -> str:
     """Return a path as text for JSON, which is UTF-8 whatever the file system uses."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    return _as_typed(path).decode("utf-8", "replace")
 
 
 def print_path(path: Path) -> None:
     """Print a path on a line, in the bytes of the file system."""
-    write(os.fsencode(path) + b"\n")
+    write(_as_typed(path) + b"\n")
+
+
+def _as_typed(path: Path) -> bytes:
+    """Return a path in the bytes of the file system; one that begins with a dash is not to be taken for an option."""
+    name = os.fsencode(path)
+    return b"./" + name if name.startswith(b"-") else name
 
 
 def plan(
@@ -207,6 +214,8 @@ def plan(
     many: bool,
     json: bool,
     metadata: bool,
+    prompts: bool = False,
+    sweep: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> ImageSink:
     """Return where images go, by -o, --format and what stdout is. Raise UsageError for an impossible combination.
@@ -220,17 +229,20 @@ def plan(
         if json:
             raise UsageError("--json prints on stdout and does not go with -o -", "name a file with -o")
         if terminal:
-            raise UsageError("-o -: a terminal cannot show a picture's bytes", "redirect stdout, or use --preview")
+            raise UsageError("-o -: a terminal cannot display raw image data", "redirect stdout, or use --preview")
         if many:
             raise UsageError(
-                "several pictures do not fit into one stdout", "-o 'NAME-{seed}.png' makes files, --grid one picture"
+                "stdout can hold one image only", "-o 'NAME-{seed}.png' saves files, --grid makes one image"
             )
         return ImageSink(None, _kind(None, kind), json, metadata)
     if output == "":
         raise UsageError("-o '': a file name cannot be empty")
     kind = _kind(output, kind)
     template = _template(output, kind)
-    template.check("-o", many=many)
+    if many and sweep and not template.new and "index" not in template.fields:
+        hint = "{index} in the name tells them apart; --grid makes one sheet"
+        raise UsageError(f"-o {output}: images of --sweep may have the same seed", hint)
+    template.check("-o", many=many, prompts=prompts)
     return ImageSink(template.opened(note), kind, json, metadata)
 
 
@@ -238,10 +250,10 @@ def _kind(output: str | None, kind: str | None) -> str:
     """Return the format: --format, else by the extension, else PNG."""
     found = "" if output is None or output.endswith("/") else Path(output).suffix.removeprefix(".").lower()
     if kind is not None and kind not in EXTENSIONS:
-        raise UsageError(f"--format {kind}: unknown kind of picture", f"gencli writes {', '.join(EXTENSIONS)}")
+        raise UsageError(f"--format {kind}: unknown kind of image", f"gencli writes {', '.join(EXTENSIONS)}")
     if found not in EXTENSIONS:
         if found and kind is None and not Path(output or "").is_dir():
-            raise UsageError(f"-o {output}: unknown kind of picture .{found}", f"gencli writes {', '.join(EXTENSIONS)}")
+            raise UsageError(f"-o {output}: unknown kind of image .{found}", f"gencli writes {', '.join(EXTENSIONS)}")
         return kind or "png"
     if kind is not None and kind.replace("jpeg", "jpg") != found.replace("jpeg", "jpg"):
         raise UsageError(f"--format {kind} does not fit -o {output}")
@@ -258,12 +270,14 @@ def _template(output: str | None, kind: str) -> Template:
     return Template(output)
 
 
-def animation(path: str | None, *, many: bool, note: Callable[[str], None] = lambda text: None) -> Template | None:
-    """Return where --gif goes. Raise UsageError unless it is a .gif file, and one per image."""
+def animation(
+    path: str | None, *, many: bool, prompts: bool = False, note: Callable[[str], None] = lambda text: None
+) -> Template | None:
+    """Return where --gif goes. Raise UsageError unless it is a .gif or .webp file, and one per image."""
     if path is None:
         return None
-    if not path.lower().endswith(".gif"):
-        raise UsageError(f"--gif {path}: must be a file that ends in .gif")
+    if not path.lower().endswith((".gif", ".webp")):
+        raise UsageError(f"--gif {path}: expected a name that ends in .gif or .webp")
     template = Template(path)
-    template.check("--gif", many=many)
+    template.check("--gif", many=many, prompts=prompts)
     return template.opened(note)

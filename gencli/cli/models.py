@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gencli import devices
 from gencli.checkpoints import hub_cache
-from gencli.checkpoints.checkpoint import Contents
+from gencli.checkpoints.catalogue import entries, find_entry, of_task
 from gencli.checkpoints.find import Source, embedded_names, embedded_root, find, find_local, is_whole
 from gencli.checkpoints.hub_cache import HubId
 from gencli.cli import models_output as output
+from gencli.cli.config import set_value
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import in_words, show_download
 from gencli.cli.help import SETTINGS, Group
-from gencli.cli.models_output import write_lines, write_object
-from gencli.cli.models_settings import default_settings, judge, small_problems, stages_of
 from gencli.cli.options import JSON, Reporting, command
-from gencli.errors import GencliError, UsageError
-from gencli.options import MODEL, OUTPUT, flag, string
-from gencli.spec import ALLOW_PICKLE, complete_model
+from gencli.cli.sinks import write_lines, write_object
+from gencli.errors import GencliError, UsageError, did_you_mean
+from gencli.options import MODEL, OUTPUT, check_values, choice, flag, string
+from gencli.spec import ALLOW_PICKLE, complete_cached, completing
 
-PANEL = "Checkpoint"
+PANEL = "Model"
+TASKS = ("chat", "text", "image", "upscale", "score")
 PANELS = (PANEL, MODEL, OUTPUT)
 
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
@@ -40,21 +44,31 @@ class Opened:
 
 @dataclass(eq=False, repr=False)
 class Listed:
-    all: bool = flag(False, "-a, --all", "Also those in the cache that gencli cannot open.", PANEL)
+    all: bool = flag(False, "-a, --all", "Also list models in the cache that gencli cannot open.", PANEL)
     json: bool = JSON.field(False)
+
+
+@dataclass(eq=False, repr=False)
+class Known:
+    task: str | None = choice(TASKS, "--task NAME", f"Only models for one task: {', '.join(TASKS)}.", PANEL)
+    json: bool = JSON.field(False)
+
+    def __post_init__(self) -> None:
+        check_values(Known, {"task": self.task})
 
 
 # fmt: off
 @dataclass(eq=False, repr=False)
 class Pulled(Opened):
-    update: bool = flag(False, "--update", "Look for something newer although a whole copy is here.", PANEL)
-    variant: str | None = string(None, "--variant NAME", "Which weights where there are several, such as fp16.", PANEL)
+    update: bool = flag(False, "--update", "Check for a newer revision even if the model is complete.", PANEL)
+    variant: str | None = string(None, "--variant NAME",
+        "Which weights to download if there are several, such as fp16.", PANEL)
 # fmt: on
 
 
 @dataclass(eq=False, repr=False)
 class Removed:
-    yes: bool = flag(False, "-y, --yes", "Do not ask.", PANEL)
+    yes: bool = flag(False, "-y, --yes", "Do not ask for confirmation.", PANEL)
     json: bool = JSON.field(False)
 
 
@@ -62,17 +76,19 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
-        help="Embedded name, local folder or file, or Hugging Face id that is in the cache, as org/name[@revision].",
+        help="Short name, local folder or file, or Hugging Face id in the cache, as org/name[@revision].",
         rich_help_panel=PANEL,
-        autocompletion=complete_model,
+        autocompletion=completing(),
     ),
 ]
 Id = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="ID",
-        help="Hugging Face id: org/name, or org/name@revision (a branch, tag or commit).",
+        help="Short name, or Hugging Face id: org/name, or org/name@revision (a branch, tag or commit). Without one, "
+        "well-known models are listed.",
         rich_help_panel=PANEL,
+        autocompletion=completing(),
     ),
 ]
 
@@ -80,16 +96,17 @@ Id = Annotated[
 @app.callback(
     invoke_without_command=True,
     epilog="""Examples:
+    gencli models available
+    gencli models pull smollm2
+    gencli models use smollm2
     gencli models list
-    gencli models pull openai-community/gpt2
-    gencli models show openai-community/gpt2
     gencli models list --json | jq -r .name
     """,
 )
 def models(ctx: typer.Context) -> None:
-    """The checkpoints on this machine: embedded ones, and those in the Hugging Face cache."""
+    """Find, download, check and remove models: built-in ones, and those in the Hugging Face cache."""
     if ctx.invoked_subcommand is None:
-        raise UsageError("no command", "see `gencli models --help`; to begin: gencli models list")
+        typer.echo(ctx.get_help(), nl=False)
 
 
 @command(app, name="list", without={"stats"})
@@ -98,8 +115,10 @@ def list_(
     listed: Listed,
     reporting: Reporting,
 ) -> None:
-    """List the checkpoints that are here, with kind, family, parameters, size and licence."""
+    """List the models on this machine, with kind, family, parameters, size and licence."""
+    from gencli.checkpoints.checkpoint import Contents
     from gencli.checkpoints.report import describe
+    from gencli.cli.models_settings import judge
 
     console: Console = ctx.obj
     opened = [(source, Contents(source)) for source in _here()]
@@ -111,7 +130,7 @@ def list_(
     elif shown:
         write_lines(output.table(shown, with_problems=listed.all))
     else:
-        console.note("nothing here yet; `gencli models pull ID` fetches a checkpoint")
+        console.note("no models yet; `gencli models pull NAME` downloads one")
     if hidden := len(found) - len(shown):
         console.note(
             f"{hidden} more in the cache that gencli cannot open: --all lists {'it' if hidden == 1 else 'them'}"
@@ -125,37 +144,49 @@ def show(
     opened: Opened,
     reporting: Reporting,
 ) -> None:
-    """Show what a checkpoint is: config, components, what is not loaded, default settings, files."""
+    """Show a model: config, components, what is not loaded, default settings, files."""
+    from gencli.checkpoints.checkpoint import Contents
     from gencli.checkpoints.report import describe
+    from gencli.cli.models_settings import default_settings, judge, stages_of
 
-    source = find(name, offline=True)
+    source = find(name, offline="`gencli models show`")
     contents = Contents(source, allow_pickle=opened.allow_pickle)
     what = judge(contents, describe(contents))
+    if what.problem and what.kind == "other":
+        raise GencliError(what.problem)
     defaults, stages = default_settings(contents, what), stages_of(contents, what)
     if opened.json:
         write_object(output.everything(source, what, defaults, stages))
     else:
         write_lines(output.page(source, what, defaults, stages))
+    if what.problem:
+        raise GencliError(what.problem)
 
 
 @command(app, panels=PANELS, without={"stats"})
 def pull(
     ctx: typer.Context,
-    id: Id,
     pulled: Pulled,
     reporting: Reporting,
+    id: Id = None,
 ) -> None:
-    """Fetch a checkpoint from the hub into the Hugging Face cache, and print its folder.
+    """Download a model from the Hugging Face Hub into the cache, and print its folder.
 
-    Only what gencli opens is fetched. A download that broke off goes on where it stopped. HF_TOKEN, HF_ENDPOINT,
-    HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    Downloads only the files that gencli opens. Interrupted downloads resume. HF_TOKEN, HF_ENDPOINT, HF_HOME and
+    HF_HUB_OFFLINE work as in huggingface_hub.
     """
     console: Console = ctx.obj
-    wanted = HubId.parse(id)
+    if id is None:
+        _list_available(None, json=pulled.json)
+        return
+    entry = find_entry(id)
+    wanted = HubId.parse(id if entry is None else entry.id)
     if (local := find_local(id)) is not None:
-        raise GencliError(f"{id} is here already: {local.path}")
+        raise GencliError(f"{id} is already installed: {local.path}")
     if wanted is None or "/" not in wanted.repo:
-        raise UsageError(f"{id!r} is no id of the hub", "one looks like openai-community/gpt2")
+        hint = did_you_mean(id, [one.name for one in entries()]) or "`gencli models available` lists short names"
+        raise UsageError(f"{id!r} is not a short name or a Hub id (owner/name)", hint)
+    variant = pulled.variant or (entry.variant if entry else None)
     folder = hub_cache.snapshot(wanted)
     if (
         folder is not None
@@ -163,14 +194,12 @@ def pull(
         and not pulled.update
         and pulled.variant is None
     ):
-        console.note(f"{wanted} is here already; --update looks for something newer")
+        console.note(f"{wanted} is already installed; --update checks for a newer revision")
     else:
         from gencli.checkpoints.hub import download
 
         console.progress(f"looking for {wanted}")
-        folder = download(
-            wanted, variant=pulled.variant, progress=show_download(console), allow_pickle=pulled.allow_pickle
-        )
+        folder = download(wanted, variant=variant, progress=show_download(console), allow_pickle=pulled.allow_pickle)
         console.clear()
     if pulled.json:
         files = hub_cache.files(folder)
@@ -187,6 +216,51 @@ def pull(
         write_lines([str(folder)])
 
 
+@command(app, without={"stats"})
+def available(ctx: typer.Context, known: Known, reporting: Reporting) -> None:
+    """List well-known open models: purpose, licence, size, and whether they fit this machine.
+
+    Each name works with -m and with `gencli models pull`. MEMORY is what a model needs as stored, Q8_0 and Q4_K_M what
+    it needs with --quantize.
+    """
+    _list_available(known.task, json=known.json)
+
+
+def _list_available(task: str | None, *, json: bool) -> None:
+    memory = devices.memory()
+    found = of_task(task)
+    if json:
+        for entry in found:
+            write_object({**dataclasses.asdict(entry), "memory": entry.formats, "here": entry.fit(memory)})
+    else:
+        write_lines(output.available(found, memory))
+
+
+@command(app, panels=PANELS, without={"stats"})
+def use(ctx: typer.Context, name: Name, reporting: Reporting) -> None:
+    """Make a model the default of `gencli text` and `chat`, or of `gencli image`, in the config file."""
+    entry, kind = find_entry(name), None
+    if entry is None:
+        from gencli.checkpoints.report import describe
+
+        kind = describe(find(name, offline="`gencli models use`")).kind
+    task = kind or (entry and entry.task)
+    commands = {"text": ("text", "chat"), "chat": ("text", "chat"), "image": ("image",)}.get(task or "")
+    commands = commands or {"upscale": ("upscale",), "score": ("score",)}.get(task or "")
+    if commands is None:
+        raise UsageError(f"{name} is not a model for texts or images")
+    for one in commands:
+        set_value((one, "model"), entry.name if entry else str(_absolute(name)))
+    console: Console = ctx.obj
+    console.note(f"{name} is now the default model of {' and '.join(f'gencli {one}' for one in commands)}")
+
+
+def _absolute(name: str) -> Path | str:
+    """Return a folder's or file's whole path: a default holds wherever gencli runs. Other names stay."""
+    source = find_local(name)
+    return name if source is None or source.kind == "embedded" else Path(name).expanduser().resolve()
+
+
 @command(app, panels=PANELS, without={"stats"})
 def check(
     ctx: typer.Context,
@@ -194,11 +268,13 @@ def check(
     opened: Opened,
     reporting: Reporting,
 ) -> None:
-    """Open every tensor, compare with the config, and say what is wrong (exit code 1 when something is)."""
-    source = find(name, offline=True)
+    """Verify every tensor against the config and report problems (exit code 1 if there are any)."""
+    source = find(name, offline="`gencli models check`")
     console: Console = ctx.obj
     console.progress(f"opening {source.name}")
+    from gencli.checkpoints.checkpoint import Contents
     from gencli.checkpoints.report import check as check_weights
+    from gencli.cli.models_settings import small_problems
 
     contents = Contents(source, allow_pickle=opened.allow_pickle)
     result = check_weights(contents, opened=lambda tensor: console.progress(f"checking {tensor}"))
@@ -208,7 +284,7 @@ def check(
     if opened.json:
         write_object({"name": source.name, "ok": not problems, "tensors": result.tensors, "problems": problems})
     else:
-        write_lines(problems or [f"{source.name}: {result.tensors} tensors, all well"])
+        write_lines(problems or [f"{source.name}: {result.tensors} tensors, OK"])
     if problems:
         raise GencliError(f"{source.name}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
 
@@ -219,22 +295,25 @@ def rm(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Hugging Face id in the cache: org/name[@revision].", rich_help_panel=PANEL
+            metavar="NAME",
+            help="Hugging Face id in the cache: org/name[@revision].",
+            rich_help_panel=PANEL,
+            autocompletion=complete_cached,
         ),
     ],
     removed: Removed,
     reporting: Reporting,
 ) -> None:
-    """Remove a checkpoint from the Hugging Face cache: all of its revisions, or the one that is named.
+    """Remove a model from the Hugging Face cache: all of its revisions, or the one you name.
 
-    Embedded checkpoints and folders of yours are never removed.
+    Built-in models and your own folders are never deleted.
     """
     if (local := find_local(name)) is not None:
-        what = "belongs to gencli" if local.kind == "embedded" else "is no part of the Hugging Face cache"
+        what = "belongs to gencli" if local.kind == "embedded" else "is not part of the Hugging Face cache"
         raise GencliError(f"{name} {what} and is not removed")
     wanted = HubId.parse(name)
     if wanted is None:
-        raise UsageError(f"{name!r} is no id of the hub", "`gencli models list` says what is here")
+        raise UsageError(f"{name!r} is not a Hub id (owner/name)", "`gencli models list` says what is here")
     there = hub_cache.commit(wanted) is not None if wanted.revision else wanted.folder.is_dir()
     if not there:
         raise GencliError(f"{name!r} is not in the Hugging Face cache ({hub_cache.root()})")
@@ -255,7 +334,7 @@ def rm(
 def _ask(console: Console, question: str) -> None:
     """Ask whether to remove. Raise UsageError if there is nobody to ask, GencliError if the answer is not yes."""
     if not (is_terminal(sys.stdin) and is_terminal(console.stream)):
-        raise UsageError("there is no terminal to ask on before removing", "--yes removes without asking")
+        raise UsageError("cannot ask for confirmation without a terminal", "--yes removes without asking")
     console.stream.write(f"{question} [y/N] ")
     console.stream.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gencli.checkpoints.find import Source
-from gencli.checkpoints.report import Description
+from gencli.checkpoints.catalogue import FORMATS, Entry
 from gencli.cli.download import in_words
-from gencli.cli.sinks import TextSink, write_json
+from gencli.errors import counted
+
+if TYPE_CHECKING:
+    from gencli.checkpoints.find import Source
+    from gencli.checkpoints.report import Description
 
 WHERE = {"embedded": "embedded", "hub": "cached", "folder": "folder", "file": "file"}
 # What matters of a config: words → its keys in different families
@@ -23,19 +25,6 @@ SUMMARY = {
     "key/value heads": ("num_key_value_heads",),
     "sliding window": ("sliding_window",),
 }
-
-
-def write_lines(lines: Iterable[str]) -> None:
-    """Write lines on stdout. File names need not be UTF-8; bytes that are not become `?`."""
-    sink = TextSink()
-    sink.write("\n".join(lines).encode("utf-8", "replace").decode())
-    sink.end()
-
-
-def write_object(value: Mapping[str, Any]) -> None:
-    """Write a JSON object on stdout. It is strict JSON whatever a config holds: its NaN and Infinity become strings."""
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
-    write_json(json.loads(text, parse_constant=str))
 
 
 def row(source: Source, what: Description) -> dict[str, Any]:
@@ -93,6 +82,24 @@ def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -
     return _columns(rows if with_problems else [cells[:-1] for cells in rows], right={3, 4})
 
 
+def available(entries: Iterable[Entry], memory: int) -> list[str]:
+    """Return a heading and one line per well-known model. memory: bytes of this machine."""
+    heads = ["NAME", "TASK", "FOR", "LICENCE", "DOWNLOAD", "MEMORY", "Q8_0", "Q4_K_M", "HERE"]
+    rows = [
+        [
+            entry.name,
+            entry.task,
+            entry.good_for,
+            f"{entry.licence}{' (gated)' if entry.gated else ''}",
+            in_words(entry.download),
+            *(in_words(entry.formats[name]) if name in entry.formats else "-" for name in ("stored", *FORMATS)),
+            entry.fit(memory),
+        ]
+        for entry in entries
+    ]
+    return _columns([heads, *rows], right={4, 5, 6, 7})
+
+
 def page(
     source: Source, what: Description, defaults: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
 ) -> list[str]:
@@ -103,7 +110,7 @@ def page(
         "kind": what.kind,
         "family": what.family,
         "parameters": f"{what.parameters:,} ({', '.join(dtypes)})" if what.parameters is not None else None,
-        "size": f"{in_words(what.bytes)} in {len(what.files)} files",
+        "size": f"{in_words(what.bytes)} in {counted(len(what.files), 'file')}",
         "licence": what.licence,
         "path": str(what.path),
         "revision": revision(source),
@@ -124,7 +131,12 @@ def page(
 
 
 def _stage(stage: Mapping[str, Any]) -> list[str]:
-    size = [_short(stage["parameters"] or 0), in_words(stage["bytes"]), f"{stage['steps']} steps", stage["sampler"]]
+    size = [
+        _short(stage["parameters"] or 0),
+        in_words(stage["bytes"]),
+        counted(stage["steps"], "step"),
+        stage["sampler"],
+    ]
     guided = [f"guidance {stage['guidance']:g}"] if "guidance" in stage else []
     return [stage["name"], stage["network"], *size, *guided]
 

@@ -22,10 +22,12 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_t
 import typer
 
 from gencli.checkpoints.find import Source, find
+from gencli.cli import config
 from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
-from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row
+from gencli.errors import GencliError
+from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row, string
 from gencli.spec import ModelSpec, named_model
 
 COMMON = (OUTPUT, MODEL, RUN)
@@ -77,9 +79,13 @@ def command(
         def run(**words: Any) -> None:
             rest = {name: value for name, value in words.items() if name not in table}
             said = {name: words[name] for name in table}
-            function(**rest, **{name: _fill(record, said, words["ctx"]) for name, record in records.items()})
+            try:
+                function(**rest, **{name: _fill(record, said, words["ctx"]) for name, record in records.items()})
+            except GencliError as error:
+                raise config.located(error, words["ctx"]) from error
 
         run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
+        run.rows = {name: option for name, (option, _) in table.items()}  # type: ignore[attr-defined]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         app.command(name, cls=Command, context_settings=SETTINGS, epilog=epilog)(run)
@@ -140,13 +146,14 @@ def declare(option: Option) -> Any:
     if not option.flags:
         return typer.Argument(**shown, **option.extra)
     known = option.complete
-    complete = known if callable(known) else _completion(known) if known else None
+    complete = known if callable(known) else _completion(known, option.labels) if known else None
     more: dict[str, Any] = {**shown, **option.extra}
     return typer.Option(*option.flags, **more, envvar=option.env, autocompletion=complete)
 
 
-def _completion(known: Collection[str]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [name for name in known if name.startswith(incomplete)]
+def _completion(known: Collection[str], labels: Mapping[Any, str]) -> Callable[[str], list[tuple[str, str]]]:
+    """Return what completes one of several names. labels: what else a name is called."""
+    return lambda incomplete: [(name, labels.get(name, "")) for name in known if name.startswith(incomplete)]
 
 
 def _fill(annotation: Any, words: Mapping[str, Any], ctx: typer.Context) -> Any:
@@ -206,18 +213,18 @@ def _set_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
-LINES = Option(bool, "--lines", "Every line of stdin is a prompt of its own.", "Prompt", after="negative")
+LINES = Option(bool, "--lines", "Treat each line of stdin as a separate prompt.", "Prompt", after="negative")
 STRICT = Option(
     bool,
     "--strict",
-    "With --lines: end at the first line that fails (otherwise the rest goes on).",
+    "With --lines: stop at the first line that fails, instead of continuing.",
     "Prompt",
     after="lines",
 )
-JSON = Option(bool, "--json", "Print JSON, one object a line.", OUTPUT)
-OFFLINE = Option(bool, "--offline", "Never use the network (as HF_HUB_OFFLINE=1 does).", MODEL, after="threads")
+JSON = Option(bool, "--json", "Print JSON, one object per line.", OUTPUT)
+OFFLINE = Option(bool, "--offline", "Never use the network (like HF_HUB_OFFLINE=1).", MODEL, after="threads")
 QUIET = Option(
-    bool, "-q, --quiet", "No progress, no notes on stderr.", RUN, extra={"callback": _set_quiet, "is_eager": True}
+    bool, "-q, --quiet", "No progress and no notes on stderr.", RUN, extra={"callback": _set_quiet, "is_eager": True}
 )
 COLOR = Option(
     When,
@@ -247,12 +254,19 @@ class Fetching:
 class Reporting:
     """What is said on stderr. --quiet, --color and --debug set the console (`ctx.obj`) by themselves."""
 
-    stats: bool = flag(False, "--stats", "Say seed, times and speed on stderr.", RUN)
+    stats: bool = flag(False, "--stats", "Print seed, timings and speed to stderr.", RUN, also=("-v", "--verbose"))
     quiet: bool = QUIET.field(False)
     color: When = COLOR.field(When.auto)  # noqa: RUF009
     debug: bool = DEBUG.field(False)
+    profile: str | None = string(
+        None,
+        "--profile NAME",
+        "Defaults from [profile.NAME] of the config file (environment: GENCLI_PROFILE).",
+        RUN,
+        env=config.PROFILE,
+    )
 
 
-def model_option(env: str, default: str) -> Any:
-    """Return typer's option -m/--model with this environment variable and default."""
-    return declare(named_model(env, default))
+def model_option(env: str, default: str, task: str) -> Any:
+    """Return typer's option -m/--model with this environment variable and default, for models of one task."""
+    return declare(named_model(env, default, task))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import os
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from gencli.cli.console import is_terminal
@@ -25,7 +27,7 @@ EXAMPLES = 'try `gencli text "Once upon a time"`, or pipe a prompt in; see `genc
 def check_arguments(arguments: Sequence[str], *, stdin_by_default: bool = True) -> None:
     """Raise UsageError if there is no prompt, or stdin is named twice."""
     if arguments.count("-") > 1:
-        raise UsageError("`-` stands for all of stdin and can be given once")
+        raise UsageError("`-` (stdin) can be given only once")
     if not arguments and stdin_by_default and is_terminal(sys.stdin):
         raise UsageError("no prompt", EXAMPLES)
 
@@ -48,6 +50,13 @@ def read_prompt(arguments: Sequence[str], *, stdin_by_default: bool = True) -> s
     if arguments[where + 1 :]:
         parts.append(" ".join(arguments[where + 1 :]))
     return "\n".join(parts)
+
+
+def note_file(arguments: Sequence[str], note: Callable[[str], None]) -> None:
+    """Note an argument like @notes.txt, which other programs would read from that file."""
+    for argument in arguments:
+        if len(argument) > 1 and argument.startswith("@") and os.path.isfile(argument[1:]):
+            note(f"{argument} is taken as text; `- < {shlex.quote(argument[1:])}` reads the file")
 
 
 def read_stdin(begun: bytes = b"") -> str:

@@ -17,7 +17,7 @@ from gencli.cli.console import Console, escape_controls, is_terminal
 from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
 from gencli.cli.prompts import read_data, read_lines
 from gencli.cli.sinks import stdout_bytes, write, write_json
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError, UsageError, counted
 from gencli.image.request import SIDES
 from gencli.options import OUTPUT, RUN, Option, check_values, choice, flag, integer, several
 from gencli.spec import ModelSpec, named_model
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from gencli.image.score import Scorer
 
-INPUT = "What to compare"
+INPUT = "Input"
 ENVIRONMENT = "GENCLI_CLIP_MODEL"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -37,17 +37,17 @@ class Compared:
     """What is compared, and how it is printed."""
 
     # fmt: off
-    arguments: tuple[str, ...] = Option(str, "TEXT PICTURE",
-        "The text, then the files to compare with it (`-`: one from stdin); with --text or --lines, files alone.",
+    arguments: tuple[str, ...] = Option(str, "TEXT IMAGE",
+        "The text, then the images to compare with it (`-`: one from stdin); with --text or --lines, images only.",
         INPUT, several=True).field(())
-    text: tuple[str, ...] = several(str, "-t, --text TEXT", "A text (repeatable).", INPUT)
-    lines: bool = replace(LINES, help="Every line of stdin is a text.", panel=INPUT).field(False)
+    text: tuple[str, ...] = several(str, "-t, --text TEXT", "A text to compare with (repeatable).", INPUT)
+    lines: bool = replace(LINES, help="Treat each line of stdin as a text.", panel=INPUT).field(False)
     truncate: str | None = choice(SIDES, "--truncate SIDE",
-        "Leave out the left or right end of a text that is too long (otherwise it is an error).", INPUT,
+        "If a text is too long, cut off its left or right end instead of failing.", INPUT,
         complete=lambda: list(SIDES))
-    sort: bool = flag(False, "--sort", "The best first, when all are known (default: as given).", OUTPUT)
+    sort: bool = flag(False, "--sort", "Sort by score, best first (printed at the end).", OUTPUT)
     json: bool = JSON.field(False)
-    batch: int = integer(8, "--batch N", "Send N pictures through the model at once (default: 8).", RUN,
+    batch: int = integer(8, "--batch N", "Process N images at a time (default: 8).", RUN,
         within=(1, 4096))
     # fmt: on
 
@@ -59,7 +59,7 @@ class Compared:
 class ClipSpec(ModelSpec):
     """A CLIP."""
 
-    model: str | None = named_model(ENVIRONMENT, None, "A CLIP", "openai/clip-vit-base-patch32").field(None)
+    model: str | None = named_model(ENVIRONMENT, None, "score", "A CLIP", "openai/clip-vit-base-patch32").field(None)
 
 
 @command(
@@ -74,16 +74,16 @@ class ClipSpec(ModelSpec):
     without={"lora"},
 )
 def score(ctx: typer.Context, compared: Compared, spec: ClipSpec, fetching: Fetching, reporting: Reporting) -> None:
-    """Say how well pictures fit a text: the cosine between their vectors, from -1 to 1, by a CLIP.
+    """Score how well images match a text: the cosine similarity of their CLIP embeddings, from -1 to 1.
 
-    stdout gets a line for each picture: the score, a tab, the path. With several texts it is one for each picture and
-    text, and the text stands behind another tab. What fits gets about 0.3 from OpenAI's models, what does not about
-    0.2. A file that cannot be read is told on stderr, and the others are scored; the exit code is then 1.
+    Prints one line per image: score, tab, path; with several texts, one line per image and text, with another tab and
+    the text. With OpenAI's models a good match scores about 0.3, a poor one about 0.2. Unreadable files are reported
+    on stderr and skipped; the exit code is then 1.
     """
     texts, paths = _split([*compared.arguments], [*compared.text], lines=compared.lines)
     if spec.model is None:
         hint = f"name one, as in -m openai/clip-vit-base-patch32, or set {ENVIRONMENT}"
-        raise UsageError("no model: none that compares texts with pictures is embedded", hint)
+        raise UsageError("no model: no CLIP is built in", hint)
     stdout_bytes()  # fails now rather than after the work
     console: Console = ctx.obj
     paths, failed = _present(console, paths)
@@ -110,7 +110,7 @@ def score(ctx: typer.Context, compared: Compared, spec: ClipSpec, fetching: Fetc
         if reporting.stats:
             seconds = time.perf_counter() - loaded
             console.stats(scorer.describe())
-            console.stats(f"load {loaded - began:.2f} s; {run.count} pictures in {seconds:.2f} s")
+            console.stats(f"load {loaded - began:.2f} s; {counted(run.count, 'image')} in {seconds:.2f} s")
     if run.failed or failed:
         raise typer.Exit(1)
 
@@ -118,19 +118,19 @@ def score(ctx: typer.Context, compared: Compared, spec: ClipSpec, fetching: Fetc
 def _split(arguments: list[str], texts: list[str], *, lines: bool) -> tuple[list[str], list[str]]:
     """Return the texts and the paths. Raise UsageError for arguments that make no sense."""
     if lines and texts:
-        raise UsageError("--lines reads the texts from stdin and takes no --text beside it")
+        raise UsageError("--lines reads texts from stdin and cannot be combined with --text")
     if not (lines or texts):
         texts, arguments = arguments[:1], arguments[1:]
         if not texts:
-            raise UsageError("no text and no picture", 'try `gencli score "red apple" apple.png`')
+            raise UsageError("no text and no image", 'try `gencli score "red apple" apple.png`')
         if not arguments and os.path.exists(texts[0]):
-            raise UsageError(f"{texts[0]} is taken for the text, and no picture is named", "write the text first")
+            raise UsageError(f"{texts[0]} is read as the text, and there is no image", "the text comes first")
     if not arguments:
-        raise UsageError("no picture to compare with", "name files, or `-` for one from stdin")
+        raise UsageError("no image to compare with", "name files, or `-` for one from stdin")
     if arguments.count("-") > (0 if lines else 1):
-        raise UsageError("`-` reads a picture from stdin, " + ("where --lines has its texts" if lines else "and once"))
+        raise UsageError("`-` reads an image from stdin, " + ("where --lines has its texts" if lines else "and once"))
     if "" in texts:
-        raise UsageError("an empty text fits everything and nothing")
+        raise UsageError("the text is empty")
     for one in texts:
         try:
             one.encode()
@@ -183,7 +183,7 @@ class Run:
         for number, path in enumerate(paths):
             self.console.progress("scoring", number, len(paths))
             try:
-                data = read_data(FILE_LIMIT, "`-` reads a picture") if path == "-" else path
+                data = read_data(FILE_LIMIT, "`-` reads an image") if path == "-" else path
                 yield path, self.scorer.prepare(open_flat(data))
             except GencliError as error:
                 message = error.message if path == "-" or path in error.message else f"{path}: {error.message}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from gencli.cli.console import escape_controls, is_terminal
@@ -79,6 +78,23 @@ class TextSink:
 
 def write_json(value: Mapping[str, Any]) -> None:
     """Write a JSON object on one line, and flush."""
+    import json
+
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text = UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     write(text.encode("utf-8") + b"\n")
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Write lines on stdout. File names need not be UTF-8; bytes that are not become `?`."""
+    sink = TextSink()
+    sink.write("\n".join(lines).encode("utf-8", "replace").decode())
+    sink.end()
+
+
+def write_object(value: Mapping[str, Any]) -> None:
+    """Write a JSON object on stdout. It is strict JSON whatever a config holds: its NaN and Infinity become strings."""
+    import json
+
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+    write_json(json.loads(text, parse_constant=str))

@@ -16,9 +16,9 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
-from gencli.cli.prompts import check_arguments, each_line, read_prompt
+from gencli.cli.prompts import check_arguments, each_line, note_file, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError, UsageError, counted
 from gencli.options import OUTPUT, Option, flag, string
 from gencli.spec import TextSpec
 from gencli.text.events import (
@@ -45,8 +45,9 @@ class Prompts:
 
     # fmt: off
     prompt: tuple[str, ...] = Option(str, "PROMPT",
-        "Words to continue, joined by spaces; `-` stands for all of stdin, set off by newlines. Without any, "
-        "stdin is the prompt. `--` before one that begins with a dash.", INPUT, several=True).field(())
+        "Text to continue; words are joined by spaces. `-` inserts all of stdin, on lines of its own. Put `--` "
+        "before a prompt that starts with a dash. Without a prompt, stdin is the prompt.", INPUT,
+        several=True).field(())
     lines: bool = LINES.field(False)
     strict: bool = STRICT.field(False)
     # fmt: on
@@ -58,10 +59,12 @@ class ConversationStart:
 
     # fmt: off
     chat: bool = flag(False, "--chat",
-        "The prompt is a message, given to the model as its chat template says; the text is the answer.", CONVERSATION)
-    system: str | None = string(None, "--system TEXT", "The system prompt; implies a conversation.", CONVERSATION)
+        "Send the prompt as a chat message (using the model's chat template) and print the reply.", CONVERSATION)
+    system: str | None = string(None, "--system TEXT", "System prompt (turns on --chat).", CONVERSATION,
+        also=("-sys", "--system-prompt", "--sys"))
     examples: Path | None = Option(Path, "--examples FILE",  # noqa: RUF009
-        "Turns that stand before the first message: JSON lines with `user` and `assistant`, or with `messages`.",
+        "Example exchanges placed before the first message: JSON lines with `user` and `assistant`, or with "
+        "`messages`.",
         CONVERSATION).field(None)
     # fmt: on
 
@@ -78,7 +81,7 @@ class Shown:
 
     # fmt: off
     echo: bool = flag(False, "--echo", "Print the prompt before the text.", OUTPUT)
-    null: bool = flag(False, "-0, --null", "End each sample with a NUL byte, not a newline.", OUTPUT)
+    null: bool = flag(False, "-0, --null", "End each sample with a NUL byte instead of a newline.", OUTPUT)
     # fmt: on
     json: bool = JSON.field(False)
 
@@ -104,13 +107,14 @@ def text(
     fetching: Fetching,
     reporting: Reporting,
 ) -> None:
-    """Continue a prompt with a language model. The text streams to stdout as it is made, and nothing else does.
+    """Continue a prompt with a language model. Only the generated text is written to stdout, as it is produced.
 
-    A setting that is not given is the checkpoint's own (generation_config.json), else the default below.
+    Options you leave out come from the model's generation_config.json, or else from the defaults below.
     """
     adapters = [LoraRef.parse(one) for one in spec.lora]
     check_arguments(source.prompt, stdin_by_default=not source.lines)
     _check_combinations(source, shown, request)
+    note_file(source.prompt, ctx.obj.note)
     chats = start.chat or start.system is not None or start.examples is not None
     if chats and (shown.echo or request.truncate):
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
@@ -125,10 +129,10 @@ def text(
     prompts = each_line() if source.lines else iter([read_prompt(source.prompt)])
 
     model = open_text_model(console, checkpoint, spec, adapters)
-    if conversation is None and model.tokenizer.chat_template is not None:
-        console.note(
-            f"{model.name} is tuned for conversation and gets a raw prompt; --chat speaks to it in its own form"
-        )
+    if conversation is not None:
+        note_no_conversation(console, model)
+    elif model.tokenizer.chat_template is not None:
+        console.note(f"{model.name} is a chat model, but the prompt is sent as it is; --chat sends it as a message")
     _run(console, model, request, prompts, output, conversation, source, stats=reporting.stats)
 
 
@@ -145,12 +149,26 @@ def open_text_model(console: Console, source: Source, spec: TextSpec, adapters: 
     return model
 
 
+def note_no_conversation(console: Console, model: TextModel) -> None:
+    """Say of a model that was never taught to converse that it cannot, and how to get one that can."""
+    if model.tokenizer.chat_template is None:
+        from gencli.checkpoints.catalogue import SUGGESTED, find_entry
+        from gencli.cli.download import in_words
+
+        entry = find_entry(SUGGESTED)
+        size = f" ({in_words(entry.download)})" if entry else ""
+        console.note(
+            f"{model.name} only continues texts: it has no chat template and cannot converse. For one that can: "
+            f"`gencli models pull {SUGGESTED}`{size}, then `gencli chat -m {SUGGESTED}`"
+        )
+
+
 def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> None:
     """Raise UsageError for options that exclude each other."""
     if source.lines and source.prompt:
-        raise UsageError("--lines reads its prompts from stdin and takes no PROMPT beside it")
+        raise UsageError("--lines reads prompts from stdin and cannot be combined with PROMPT")
     if source.strict and not source.lines:
-        raise UsageError("--strict is for --lines")
+        raise UsageError("--strict needs --lines")
     if shown.json and shown.null:
         raise UsageError("--json ends its objects with newlines and does not go with --null")
     if request.logprobs is not None and not shown.json:
@@ -186,10 +204,11 @@ def _run(
                 one = dataclasses.replace(request, prompt=prompt, seed=seed)
                 for event in in_order(continued(one)):
                     if isinstance(event, PromptTruncated):
-                        console.note(f"of the prompt's {event.tokens} tokens only the last {event.kept} are used")
+                        console.note(f"only the last {event.kept} of the prompt's {event.tokens} tokens are used")
                         continue
                     if isinstance(event, CharactersLost):
-                        note = f"{event.count} characters of the prompt are not in the model's vocabulary and are lost"
+                        lost = counted(event.count, "character")
+                        note = f"the model's vocabulary lacks {lost} of the prompt, which it does not see"
                         console.note(f"line {number + 1}: {note}" if lines else note)
                         continue
                     if isinstance(event, ReasoningDelta):
@@ -198,7 +217,11 @@ def _run(
                     console.end_aside()
                     _show_progress(console, totals)
                     output.show(event, prompt, first=number * request.num_samples)
-                    if before is not None and isinstance(event, Completion) and (reason := why_empty(event)):
+                    if (
+                        before is not None
+                        and isinstance(event, Completion)
+                        and (reason := why_empty(event, model.max_length))
+                    ):
                         console.note(f"line {number + 1}: {reason}" if lines else reason)
             except GencliError as error:
                 if lines and error is not prompt:

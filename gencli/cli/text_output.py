@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from gencli.cli.sinks import TextSink, stdout_bytes, write_json
+from gencli.errors import counted
 from gencli.text.events import Completion, Logprobs, TextDelta
 
 
@@ -44,15 +45,17 @@ class JsonOutput:
     def show(self, event: TextDelta | Completion, prompt: str, *, first: int) -> None:
         """As `PlainOutput.show`."""
         if isinstance(event, Completion):
-            write_json(self.record(event, prompt if self.echo else "", first + event.index))
+            write_json(self.record(event, prompt, first + event.index))
 
     def record(self, sample: Completion, prompt: str, index: int) -> dict[str, Any]:
-        """Return a sample with the names of the completion API; `prompt` is put before the text."""
+        """Return a sample with the names of the completion API; with `echo` the prompt is put before the text."""
+        before = prompt if self.echo else ""
         return {
             "index": index,
-            "text": prompt + sample.text,
+            "prompt": prompt,
+            "text": before + sample.text,
             "finish_reason": sample.finish_reason,
-            "logprobs": sample.logprobs and _logprobs(sample.logprobs, len(prompt)),
+            "logprobs": sample.logprobs and _logprobs(sample.logprobs, len(before)),
             "usage": {
                 "prompt_tokens": sample.prompt_tokens,
                 "completion_tokens": sample.completion_tokens,
@@ -66,16 +69,28 @@ class JsonOutput:
         pass
 
 
-def why_empty(sample: Completion) -> str | None:
-    """Return why a sample of a conversation has no text, or None if it has."""
+def why_empty(sample: Completion, context: int) -> str | None:
+    """Return why a sample of a conversation has no text, or None if it has. context: of the model, in tokens."""
     if sample.text:
         return None
     if sample.finish_reason == "length":
         what = "reasoning took all of its" if sample.unanswered else "nothing came within"
-        return f"the answer is empty: {what} {sample.completion_tokens} tokens (see --max-tokens)"
+        return f"the answer is empty: {what} {counted(sample.completion_tokens, 'token')} ({_limit(sample, context)})"
     return (
         "the model ended with its reasoning and gave no answer" if sample.unanswered else "the model had nothing to say"
     )
+
+
+def why_cut(sample: Completion, context: int) -> str | None:
+    """Return why a sample ends in the middle, or None if it does not."""
+    if sample.finish_reason != "length":
+        return None
+    return f"cut off after {counted(sample.completion_tokens, 'token')} ({_limit(sample, context)})"
+
+
+def _limit(sample: Completion, context: int) -> str:
+    full = sample.prompt_tokens + sample.completion_tokens >= context
+    return f"the context of {context} tokens is full" if full else "see --max-tokens"
 
 
 def _logprobs(logprobs: Logprobs, offset: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gencli import devices, signals
-from gencli.cli.console import Console
+from gencli.cli.console import Console, is_terminal
 from gencli.cli.help import SETTINGS, Group
 from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError, UsageError, counted
 from gencli.options import Option, check, integer, number, rows, string
 from gencli.spec import named_model
 from gencli.train.recipe import SEED, THREADS, ImageRecipe, TextRecipe, at_least
@@ -32,10 +32,10 @@ INIT_RATE, LORA_RATE, IMAGE_INIT_RATE = 5e-4, 1e-3, 1e-4  # learning rates of ru
 DATA = 'JSON lines with a key "text", or plain text; a file (.jsonl or .txt, also with .gz) or a folder of such.'
 CAPTIONS = (
     'JSON lines: "file" and "label", or "file_name" and "text", and "tags" if there are any (default: metadata.jsonl '
-    "among the pictures, or a .txt beside each)."
+    "among the images, or a .txt beside each)."
 )
 
-DRAWN = "What to draw"
+DRAWN = "Drawing"
 
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
 
@@ -50,7 +50,7 @@ class Captions:
     captions: tuple[Path, ...] = Option(
         Path,
         "--captions FILE",
-        f"{CAPTIONS} Given again: further labels and tags for the same pictures.",
+        f"{CAPTIONS} Given again: further captions and tags for the same images.",
         "",
         several=True,
         after="out",
@@ -63,20 +63,21 @@ class Scored:
 
     # fmt: off
     captions: str | None = string(None, "--captions FILE", CAPTIONS, DRAWN)
-    count: int = integer(200, "--count N", "Labels to draw", DRAWN, valid=partial(at_least, 1), usual=200)
+    count: int = integer(200, "--count N", "Captions to draw", DRAWN, valid=partial(at_least, 1), usual=200)
     steps: int | None = integer(None, "--steps N", "Steps (default: the model's).", DRAWN, valid=partial(at_least, 1))
     cfg_scale: float | None = number(None, "--cfg-scale X", "Guidance (default: the model's).", DRAWN)
     unseen_colors: int | None = integer(None, "--unseen-colors N",
-        "Draw things in colours that the data, and `train image --recolor N`, do not show.", DRAWN,
+        "Draw things in colours that neither the data nor `train image --recolor N` shows.", DRAWN,
         valid=partial(at_least, 0))
     synonyms: str | None = string(None, "--synonyms FILE",
-        "Draw other words for labels: lines label, tab, word.", DRAWN)
+        "Draw other words for captions: one line per word, CAPTION tab WORD.", DRAWN)
     pairs: int | None = integer(None, "--pairs N", 'Draw N times "a A and a B"; both must be recognised.', DRAWN,
         valid=partial(at_least, 1))
-    seeds: int = integer(1, "--seeds N", "Draw everything N times, and say how much that differs, of 255", DRAWN,
+    seeds: int = integer(1, "--seeds N",
+        "Draw everything N times, and report the mean difference of pixels, of 255", DRAWN,
         valid=partial(at_least, 1), usual=1)
     seed: int = replace(SEED, panel=DRAWN).field(0)
-    model: str = named_model("GENCLI_IMAGE_MODEL", "emoji").field("emoji")
+    model: str = named_model("GENCLI_IMAGE_MODEL", "emoji", "image").field("emoji")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -85,9 +86,9 @@ class Scored:
 
 @app.callback(invoke_without_command=True)
 def train(ctx: typer.Context) -> None:
-    """Train a small checkpoint from nothing, or go on from one. A run that was stopped goes on where it was."""
+    """Train a small model from scratch or fine-tune one. Interrupted runs resume."""
     if ctx.invoked_subcommand is None:
-        raise UsageError("no command", "see `gencli train --help`")
+        typer.echo(ctx.get_help(), nl=False)
 
 
 @command(app, name="text", without=("stats",))
@@ -99,10 +100,11 @@ def text(
     fetching: Fetching,
     reporting: Reporting,
 ) -> None:
-    """Texts → BPE and a GPT-2 checkpoint in the hub's layout, or on from any decoder's, or LoRA adapters of it.
+    """Train a tokenizer and a GPT-2 model on your texts, or fine-tune an existing model (--init), fully or as LoRA
+    (--lora-rank).
 
-    What is made lies in DIR/checkpoint, adapters in DIR/adapter; loss.csv and loss.png grow beside it. stdout gets a
-    JSON line now and then: step, loss (nats a token), speed, and bits per byte where texts were scored.
+    The result is DIR/checkpoint (or DIR/adapter); loss.csv and loss.png are updated during training. Progress is
+    printed as JSON lines: step, loss (nats per token), speed, and bits per byte at each evaluation.
     """
     recipe = asked.make(data=str(data))
     _need(data, *([Path(recipe.validation)] if recipe.validation else []))
@@ -111,15 +113,16 @@ def text(
     if lora and recipe.lora_rank is None:
         raise UsageError(f"{lora[0]} without --lora-rank", "--lora-rank 8 is a common choice")
     if lora and not recipe.init:
-        raise UsageError("--lora-rank without --init", "adapters belong to a checkpoint: name it")
+        raise UsageError("--lora-rank without --init", "adapters belong to a model: name it")
     if recipe.init and (sizes := _given(asked, "n_layer", "n_embd", "n_head", "vocab_size")):
-        raise UsageError(f"{sizes[0]} with --init", "a checkpoint's own sizes and tokenizer hold")
+        raise UsageError(f"{sizes[0]} with --init", "a model's own sizes and tokenizer hold")
     recipe.check_sizes()
     usual: dict[str, Any] = {"lr": INIT_RATE} if recipe.init else {}
     if recipe.lora_rank is not None:
         usual = {"lr": LORA_RATE, "optimizer": "adamw"}
     recipe = dataclasses.replace(recipe, **{name: usual[name] for name in usual.keys() - asked.given})
     console: Console = ctx.obj
+    _note_rate(console, recipe)
     _fetch(console, recipe.init, fetching)
     with signals.raise_pending_signals():
         from gencli.train.text import train
@@ -132,18 +135,18 @@ def text(
 @command(app, name="image", without=("stats",))
 def image(
     ctx: typer.Context,
-    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Zip or folder of pictures.")],
+    pictures: Annotated[Path, typer.Argument(metavar="IMAGES", help="Zip or folder of images.")],
     asked: Asked[ImageRecipe],
     captions: Captions,
     machine: Machine,
     fetching: Fetching,
     reporting: Reporting,
 ) -> None:
-    """Captioned pictures → an autoencoder, then a text-to-image checkpoint in Stable Diffusion's layout.
+    """Train an autoencoder and a text-to-image model in Stable Diffusion's layout on your captioned images, or
+    fine-tune an existing model (--init).
 
-    What is made lies in DIR/checkpoint; loss.csv and loss.png grow beside it, and the like for the other stages.
-    stdout gets a JSON line now and then: stage, step, loss, speed, and under "validation" the loss of the averaged
-    weights on pictures and noise that stay the same.
+    The result is DIR/checkpoint; loss.csv and loss.png are updated during training. Progress is printed as JSON lines:
+    stage, step, loss, speed, and under "validation" the loss of the averaged weights on fixed images and noise.
     """
     recipe = asked.make()
     _need(pictures, *captions.captions)
@@ -154,17 +157,18 @@ def image(
         raise UsageError("--words-steps needs --init, and no --keep-text-encoder", "the text encoder is what it trains")
     new = ("autoencoder_widths", "widths", "text_width", "vocabulary", "autoencoder_steps")
     if recipe.init and (said := _given(asked, *new)):
-        raise UsageError(f"{said[0]} with --init", "a checkpoint's own sizes, tokenizer and autoencoder hold")
+        raise UsageError(f"{said[0]} with --init", "a model's own sizes, tokenizer and autoencoder hold")
     if recipe.init and "lr" not in asked.given:
         recipe = dataclasses.replace(recipe, lr=IMAGE_INIT_RATE)
     if not recipe.init:
         recipe.check_sizes()
     console: Console = ctx.obj
+    _note_rate(console, recipe)
     _fetch(console, recipe.init, fetching)
     with signals.raise_pending_signals():
         from gencli.train.image import train
     devices.set_threads(machine.threads)
-    console.progress("reading pictures")
+    console.progress("reading images")
     _follow(console, train(pictures, captions.captions, recipe), "pictures", "validation")
     _write(console, {"made": str(Path(recipe.out) / "checkpoint")})
 
@@ -175,12 +179,12 @@ def score_text(
     data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
     machine: Machine,
     reporting: Reporting,
-    model: Annotated[str, model_option("GENCLI_TEXT_MODEL", "stories")] = "stories",
-    lead: Annotated[str, typer.Option("--lead", metavar="PREFIX", help='Records whose "source" begins so.')] = (
-        "tinystories:"
-    ),
+    model: Annotated[str, model_option("GENCLI_TEXT_MODEL", "stories", "text")] = "stories",
+    lead: Annotated[
+        str, typer.Option("--lead", metavar="PREFIX", help="Texts whose source starts with PREFIX are the main corpus.")
+    ] = ("tinystories:"),
 ) -> None:
-    """Bits per byte of a language model on texts, those of --lead and the others apart, as JSON."""
+    """Evaluate a language model in bits per byte, as JSON (main corpus and rest separately)."""
     _need(data)
     devices.set_threads(machine.threads)
     from gencli.train.score import score_texts
@@ -194,12 +198,12 @@ def score_text(
 @command(app, name="score-image", without=("stats",))
 def score_image(
     ctx: typer.Context,
-    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Zip or folder of pictures.")],
+    pictures: Annotated[Path, typer.Argument(metavar="IMAGES", help="Zip or folder of images.")],
     machine: Machine,
     scored: Scored,
     reporting: Reporting,
 ) -> None:
-    """Share of labels whose drawing has the label's own picture as its nearest of all, as JSON, a line a label."""
+    """Recall: fraction of captions whose generated image is nearest to its own training image (JSON per caption)."""
     captions, synonyms = ([Path(file)] if file else [] for file in (scored.captions, scored.synonyms))
     _need(pictures, *captions, *synonyms)
     devices.set_threads(machine.threads)
@@ -256,6 +260,15 @@ def _check(recipe: TextRecipe | ImageRecipe, machine: Machine) -> None:
     check(recipe)
 
 
+def _note_rate(console: Console, recipe: TextRecipe | ImageRecipe) -> None:
+    """Note a run that ends before its learning rate has reached --lr."""
+    if recipe.warmup > recipe.steps * (1 - recipe.cooldown):
+        console.note(
+            f"the learning rate falls before it has reached {recipe.lr:g}: of {counted(recipe.steps, 'step')}, "
+            f"--warmup takes {recipe.warmup} and --cooldown {recipe.cooldown:g} of all"
+        )
+
+
 def _fetch(console: Console, init: str, fetching: Fetching) -> None:
     """Have the checkpoint that a run begins with here."""
     if init:
@@ -274,7 +287,7 @@ def _follow(console: Console, run: Generator[Progress, None, Any], items: str, s
             stage = {} if at.stage == "text" else {"stage": at.stage}
             rate = f"{at.rate:.0f}" if at.rate >= 100 else f"{at.rate:.1f}"
             label = " ".join([*stage.values(), "loss", f"{at.loss:.3f}"])
-            console.progress(label, at.step, at.steps, f"{rate} {items}/s, {_duration(at.left)} left")
+            console.progress(label, at.step, at.steps, f"{rate} {items}/s", at.left)
             if at.validation is None and at.step % TOLD_EVERY and at.step != at.steps:
                 continue
             told: dict[str, Any] = {**stage, "step": at.step, "loss": round(at.loss, 5), "lr": float(f"{at.lr:.4g}")}
@@ -308,16 +321,19 @@ def _told_where_it_stopped(console: Console, where: Callable[[], Progress | None
         raise
 
 
-def _duration(seconds: float) -> str:
-    """Return a time as people say it: 40 s, 12 min, 3 h 5 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _write(console: Console, line: dict[str, Any]) -> None:
-    """Write a JSON line on stdout."""
+    """Write a JSON line on stdout; on a terminal, the same in words."""
     console.clear()
-    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    text = "  ".join(_words(line)) if is_terminal(sys.stdout) else json.dumps(line, ensure_ascii=False)
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def _words(line: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Yield the values of a JSON line, each after its name."""
+    for key, value in line.items():
+        name = f"{before}{key}".replace("_", " ").replace(" per second", "/s")
+        if isinstance(value, Mapping):
+            yield from _words(value, f"{name} ")
+        else:
+            yield f"{name} {value:<9}" if isinstance(value, float | int) else f"{name} {value}"

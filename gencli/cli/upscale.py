@@ -33,9 +33,9 @@ class Photo:
     # fmt: off
     file: str = Option(str, "FILE", "The image to enlarge; `-` is stdin.", INPUT).field("")
     prompt: str | None = string(None, "-p, --prompt TEXT",
-        "What it shows (default: the prompt that the image says it was made from, else none).", INPUT)
+        "What the image shows (default: the prompt in its embedded settings, if any).", INPUT)
     # fmt: on
-    model: str = named_model(ENVIRONMENT, UPSCALER, "An upscaler", UPSCALER).field(UPSCALER)
+    model: str = named_model(ENVIRONMENT, UPSCALER, "upscale", "An upscaler", "x4-upscaler").field(UPSCALER)
 
 
 @command(
@@ -57,9 +57,9 @@ def upscale(
     fetching: Fetching,
     reporting: Reporting,
 ) -> None:
-    """Make an image four times as large, by a model that invents what is too small to see.
+    """Enlarge an image four times, with a model that adds detail.
 
-    A large image is asked for in overlapping tiles that are joined at every step, so that there are no seams.
+    Large images are processed in overlapping tiles that are joined at every step, so there are no seams.
     """
     if not photo.file:
         raise UsageError("no image to enlarge", "as in gencli upscale photo.png -o big.png")

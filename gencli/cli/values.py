@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 import typer
 
-NAMES = {int: "whole number", float: "number", bool: "yes or no"}
+NAMES = {int: "an integer", float: "a number", bool: "yes or no"}
 SAID = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -37,7 +37,7 @@ class PlainValues:
             if issubclass(self.kind, Enum):
                 message = f"{word!r} is not one of {', '.join(member.value for member in self.kind)}"
             else:
-                message = f"{word!r} is no {NAMES[self.kind]}"
+                message = f"{word!r} is not {NAMES[self.kind]}"
             raise typer.BadParameter(message, ctx=ctx, param=param) from None
 
 

@@ -155,7 +155,7 @@ class ImageCheckpoint:
         if width is None or height is None:
             return None
         if not all(isinstance(side, int) and 1 <= side <= 4096 for side in (width, height)):
-            raise GencliError(f"{self.parts[last]}: sample_size = {sample!r} is no size of a picture")
+            raise GencliError(f"{self.parts[last]}: sample_size = {sample!r} is not an image size")
         return width * self.factor, height * self.factor
 
 

@@ -81,7 +81,9 @@ def open_codec(source: Source, *, device: str = "auto", allow_pickle: bool = Fal
     config = part.config
     kind = config.get("_class_name") or config.get("model_type")
     if kind != "VQModel":
-        raise GencliError(f"{source.name}: its {kind!s:.40} is no VQ autoencoder", "CompVis/ldm-celebahq-256 has one")
+        raise GencliError(
+            f"{source.name}: its {kind!s:.40} is not a VQ autoencoder", "CompVis/ldm-celebahq-256 has one"
+        )
     tensors = part.tensors()
     place = pick_device(device)
     return Codec(source.name, build.load(part.path, device=place, dtype=torch.float32, config=config, tensors=tensors))
@@ -117,4 +119,4 @@ def _code(value: Any) -> int:
         return int(value)
     if type(value) is int and 0 <= value < 10**9:
         return value
-    raise GencliError(f"{str(value)[:40]!r} is no code: whole numbers from 0 are")
+    raise GencliError(f"{str(value)[:40]!r} is not a code: whole numbers from 0 are")

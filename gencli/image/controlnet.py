@@ -55,7 +55,7 @@ def _check_fit(source: Source, control: ControlNetConfig, checkpoint: ImageCheck
         raise GencliError(f"{checkpoint.name} has no UNet that a ControlNet could lead", "Stable Diffusion has")
     config = UNet2DConditionConfig.from_dict(unet)
     if control.conditioning_channels not in (1, 3):
-        raise GencliError(f"{source.name} reads pictures of {control.conditioning_channels} channels, not of 1 or 3")
+        raise GencliError(f"{source.name} reads images of {control.conditioning_channels} channels, not of 1 or 3")
     pairs: dict[str, tuple[Any, Any]] = {
         key: (control.levels(key), config.levels(key)) for key in ("layers_per_block", "cross_attention_dim")
     }

@@ -109,7 +109,7 @@ def open_palette(source: Source | Checkpoint, *, allow_pickle: bool = False) -> 
     settings = read_settings(folder)
     preprocessing = from_settings(settings, DEFAULTS, where, square=True)
     if preprocessing.size is None:
-        raise GencliError(f"{where} does not say the size of a picture")
+        raise GencliError(f"{where} does not say the image size")
     height, width = preprocessing.size
     positions = config.get("n_positions", 1024)
     if height * width != positions or height * width > PIXEL_LIMIT:
@@ -124,11 +124,11 @@ def _colours(clusters: Any, vocab_size: Any, where: str) -> np.ndarray:
     """The palette, (K, 3). Raises GencliError for one that is none, or of another size than the model's."""
     if not isinstance(clusters, list) or not 1 <= len(clusters) <= COLOUR_LIMIT:
         seen = f"{len(clusters)} entries" if isinstance(clusters, list) else f"{clusters!r:.40}"
-        raise GencliError(f"{where}: clusters ({seen}) is no palette of 1 to {COLOUR_LIMIT} colours")
+        raise GencliError(f"{where}: clusters ({seen}) is not a palette of 1 to {COLOUR_LIMIT} colours")
     for row in clusters:
         right = isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)
         if not right or not all(-1.01 <= value <= 1.01 for value in row):
-            raise GencliError(f"{where}: clusters has {row!r:.60}, which is no colour of three numbers in -1 to 1")
+            raise GencliError(f"{where}: clusters has {row!r:.60}, which is not a colour of three numbers in -1 to 1")
     if vocab_size != len(clusters) + 1:  # one token begins the picture
         raise GencliError(f"{where}: {len(clusters)} colours do not fit vocab_size = {vocab_size!r:.40} in config.json")
     return np.array(clusters, np.float64)
@@ -161,7 +161,7 @@ def resolve(request: ImageRequest, palette: Palette) -> ImageRequest:
     if request.init is not None:
         values["keep_rows"] = height // 2
         if height < 2:
-            raise UsageError(f"{palette.name} draws a single row: there is nothing to keep of a picture")
+            raise UsageError(f"{palette.name} draws a single row: there is nothing to keep of an image")
     return request.replace(**{name: value for name, value in values.items() if getattr(request, name) is None})
 
 

@@ -96,7 +96,7 @@ def _of_file(opened: Checkpoint) -> ImageCheckpoint:
     if opened.problem is not None:
         raise opened.problem
     if opened.kind == "text":
-        raise _no_image_model(path, opened.family, text=True)
+        raise _no_image_model(opened.name, opened.family, text=True)
     if opened.kind != "image":
         if opened.parts.keys() == {"classifier"}:
             raise GencliError(f"{path} is a {opened.title}, which draws nothing by itself", "--classifier guides by it")
@@ -168,14 +168,15 @@ def _index(opened: Checkpoint) -> Mapping[str, Any]:
     if config.get("_class_name") == "UNet2DModel" and "scheduler" in opened.parts:
         return {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", ""]}
     if kind := config.get("model_type") or config.get("_class_name"):
-        raise _no_image_model(folder, kind, text="model_type" in config)
+        raise _no_image_model(opened.name, kind, text="model_type" in config)
     raise GencliError(f"{folder} has no model_index.json", layout.other_hint(opened.contents.files))
 
 
-def _no_image_model(path: Path, kind: Any, *, text: bool) -> GencliError:
-    hint = "text models are for `gencli text`" if text else "it is one part of a checkpoint"
-    hint = "`gencli codes` turns pictures into its codes, and back" if kind == "VQModel" else hint
-    return GencliError(f"{path} holds a {kind!s:.40}, no model for pictures", hint)
+def _no_image_model(name: str, kind: Any, *, text: bool) -> GencliError:
+    what = "a text model" if text else "one part of a model"
+    hint = f"`gencli text -m {name}` continues texts with it" if text else None
+    hint = "`gencli codes` encodes images into its codes, and decodes them" if kind == "VQModel" else hint
+    return GencliError(f"{name} is {what} ({kind!s:.40}), not an image model", hint)
 
 
 def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
@@ -245,7 +246,7 @@ def with_classifier(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle
     network = checkpoint.configs[checkpoint.family.network]
     if checkpoint.family.autoencoder is not None or network.get("in_channels", 3) != config.get("in_channels", 3):
         raise GencliError(
-            f"{path} judges pictures in pixels, of {config.get('in_channels', 3)} channels, and {checkpoint.name} "
+            f"{path} judges images in pixels, of {config.get('in_channels', 3)} channels, and {checkpoint.name} "
             "draws others",
             "classifiers are for models such as guided-diffusion's",
         )
@@ -265,10 +266,10 @@ def _classifier(source: Source, allow_pickle: bool) -> tuple[Part, Any]:
         if "classifier" not in opened.parts:
             known = opened.format in NETWORKS
             what = f"it is a {opened.title}" if known else "its tensors are none of guided-diffusion's"
-            raise GencliError(f"{path} is no classifier of noisy pictures: {what}")
+            raise GencliError(f"{path} is not a classifier of noisy images: {what}")
         return opened.parts["classifier"], opened.labels
     part = opened.only_part("a classifier")
     if part.config.get("_class_name") != CLASSIFIER:
         found = part.config.get("_class_name") or part.config.get("model_type")
-        raise GencliError(f"{path} is no classifier of noisy pictures but a {found!s:.40}")
+        raise GencliError(f"{path} is not a classifier of noisy images but a {found!s:.40}")
     return part, part.config.get("id2label")

@@ -54,7 +54,7 @@ DEFAULT_MODEL = "emoji"
 BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
 BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
 # Headings on the help page.
-INPUT, PICTURE, SAMPLING, START = "Prompt", "Picture", "Sampling", "Starting from a picture"
+INPUT, PICTURE, SAMPLING, START = "Prompt", "Image", "Sampling", "Starting from an image"
 CONTROL, PIXELS = "ControlNets", "Models that draw pixel by pixel"
 # How the web UI calls values; a sampler that it lacks goes by its own name.
 SAMPLER_LABELS = {
@@ -75,7 +75,7 @@ def parse_sampler_options(pairs: Sequence[str] | None) -> dict[str, bool | float
     for pair in pairs or ():
         name, equals, word = pair.partition("=")
         if not equals or not name:
-            raise UsageError(f"--sampler-option {pair!r}: wants NAME=VALUE")
+            raise UsageError(f"--sampler-option {pair!r}: expected NAME=VALUE")
         value: bool | float | str = {"true": True, "false": False}.get(word.lower(), word)
         for kind in (float, int):  # whole numbers stay whole
             with contextlib.suppress(ValueError):
@@ -96,7 +96,7 @@ def _check_sampler_options(name: str, values: Any) -> None:
     check_kind(name, values, Mapping)
     for key, value in values.items():
         if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
-            raise UsageError(f"--sampler-option {key}={value!r}: wants NAME=VALUE")
+            raise UsageError(f"--sampler-option {key}={value!r}: expected NAME=VALUE")
 
 
 def _check_hashes(name: str, values: Any) -> None:
@@ -104,7 +104,7 @@ def _check_hashes(name: str, values: Any) -> None:
     for key, value in values.items():
         Option(str).check_one(name, key)
         if not (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)):
-            raise UsageError(f"{name}: {str(value)[:40]!r} is no fingerprint")
+            raise UsageError(f"{name}: {str(value)[:40]!r} is not a fingerprint")
 
 
 def _check_stages(name: str, values: Any) -> None:
@@ -119,7 +119,7 @@ def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         name, _, assignment = text.partition(":")
         key, equals, word = assignment.partition("=")
         if not (name and key and equals):
-            raise UsageError(f"--stage {text!r:.80}: wants NAME:KEY=VALUE", "as in refiner:steps=20")
+            raise UsageError(f"--stage {text!r:.80}: expected NAME:KEY=VALUE", "as in refiner:steps=20")
         if key not in STAGE_KEYS:
             raise UsageError(f"--stage {text!r:.80}: no key {key!r:.40}", f"there are {', '.join(STAGE_KEYS)}")
         field = STAGE_KEYS[key]
@@ -128,7 +128,7 @@ def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
             value = {"true": True, "false": False}[word.lower()] if option.kind is bool else option.kind(word)
         except (KeyError, ValueError):
             hint = "each --stage sets one KEY; give it again for another" if "," in word else None
-            raise UsageError(f"--stage {text!r:.80}: wants {KINDS[option.kind]}", hint) from None
+            raise UsageError(f"--stage {text!r:.80}: expected {KINDS[option.kind]}", hint) from None
         try:
             option.check(field, value)
         except UsageError as error:
@@ -138,15 +138,16 @@ def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _check_refiner_start(name: str, value: Any) -> None:
-    check_kind(name, value, float, (0, 1))
-    if value in (0, 1):
+    check_kind(name, value, float)
+    if not 0 < value < 1:
         raise UsageError(f"{name} {value:g}: must be more than 0 and less than 1")
 
 
 def _check_strength(name: str, value: Any) -> None:
-    check_kind(name, value, float, (0, 1))
-    if value == 0:
-        raise UsageError(f"{name} 0: must be more than 0 and at most 1", "0 would leave the picture as it is")
+    check_kind(name, value, float)
+    if not 0 < value <= 1:
+        hint = "0 would leave the image unchanged" if value == 0 else None
+        raise UsageError(f"{name} {value:g}: must be more than 0 and at most 1", hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,144 +198,159 @@ class ImageRequest:
 
     # fmt: off
     prompt: str = string("", called="the prompt")
-    negative: str | None = string(None, "-n, --negative TEXT", "What not to draw.", INPUT, after="prompt")
+    negative: str | None = string(None, "-n, --negative TEXT", "Negative prompt: what to avoid.", INPUT,
+        after="prompt", also=("--negative-prompt", "--neg"))
     steps: int | None = integer(None, "--steps N", "Denoising steps (default: 50; 4 for LCM and Turbo models).",
-        SAMPLING, infotext="Steps", within=(1, 10_000))
+        SAMPLING, infotext="Steps", within=(1, 10_000), also=("--num-inference-steps", "--inference-steps"))
     sampler: str | None = string(None, "--sampler NAME",
-        f"{', '.join(samplers.names())} (default: ddim; that of their own for LCM and Turbo models).", SAMPLING,
+        f"{', '.join(samplers.names())} (default: ddim; LCM and Turbo models use their own).", SAMPLING,
         after="guidance_rescale", complete=samplers.names(), valid=_check_sampler, infotext="Sampler",
-        labels=SAMPLER_LABELS)
-    karras: bool | None = flag(None, "--karras/--no-karras", "Karras noise levels, for samplers with such, as euler.",
+        labels=SAMPLER_LABELS, also=("--scheduler", "--sampling-method"))
+    karras: bool | None = flag(None, "--karras/--no-karras",
+        "Use Karras noise levels, with samplers that have them, such as euler.",
         SAMPLING, after="spacing", infotext="Schedule type", labels=SCHEDULE_LABELS)
     guidance: float | None = number(None, "--cfg-scale, --guidance S",
-        "How closely to follow the prompt; 1 or less is the model's own prediction (default: 7.5; SDXL 5, LCM "
-        "8.5, Turbo 1).", SAMPLING, infotext="CFG scale", within=(-1000, 1000))
+        "How closely to follow the prompt; 1 or less turns guidance off (default: 7.5; SDXL 5, LCM 8.5, Turbo 1).",
+        SAMPLING, infotext="CFG scale", within=(-1000, 1000),
+        also=("--guidance-scale", "--cfg"))
     guidance_rescale: float | None = number(None, "--guidance-rescale R",
-        "Against overexposure by guidance, 0 to 1 (default: 0, off).", SAMPLING, infotext="CFG rescale", within=(0, 1))
+        "Reduces over-exposure from high guidance, 0 to 1 (default: 0, off).", SAMPLING, infotext="CFG rescale",
+        within=(0, 1))
     seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed",
         read=lambda seed: None if seed == -1 else seed).field(None)
-    width: int | None = integer(None, "-W, --width N", "Width alone.", PICTURE, within=(1, 2**14))
-    height: int | None = integer(None, "-H, --height N", "Height alone.", PICTURE, within=(1, 2**14))
-    eta: float | None = number(None, "--eta E", "Fresh noise in ddim's steps: 0 none, 1 as much as DDPM (default: 0).",
+    width: int | None = integer(None, "-W, --width N", "Width in pixels.", PICTURE, within=(1, 2**14))
+    height: int | None = integer(None, "-H, --height N", "Height in pixels.", PICTURE, within=(1, 2**14))
+    eta: float | None = number(None, "--eta E",
+        "Fresh noise in ddim's steps: 0 = none, 1 = as much as DDPM (default: 0).",
         SAMPLING, infotext="Eta", within=(0, 1))
     spacing: str | None = choice(SPACINGS, "--spacing NAME",
-        f"How steps lie on the schedule: {', '.join(SPACINGS)} (default: the checkpoint's; lcm has its own).", SAMPLING,
+        f"How timesteps are spaced: {', '.join(SPACINGS)} (default: the model's; lcm has its own).", SAMPLING,
         infotext="Timestep spacing")
     sampler_options: Mapping[str, bool | float | str] = Option(Mapping, "--sampler-option NAME=VALUE",
-        "Any other option that the sampler has (repeatable).", SAMPLING, called="--sampler-options", word=list[str],
+        "Sampler-specific option (repeatable).", SAMPLING, called="--sampler-options", word=list[str],
         read=parse_sampler_options, valid=_check_sampler_options,
         infotext="Sampler options").field(dataclasses.MISSING, default_factory=dict)
-    init: str | None = string(None, "-i, --init FILE", "Begin from this picture (`-`: from stdin).", START,
-        infotext="Init image", names="file")
+    init: str | None = string(None, "-i, --init FILE",
+        "Start from this image (img2img); `-` reads it from stdin.", START,
+        infotext="Init image", names="file", also=("--init-image", "--init-img", "--image", "--image-path"))
     mask: str | None = string(None, "--mask FILE",
-        "Paint anew only where this picture is white; what is transparent in it is black.", START,
+        "Repaint only the white areas of this mask; transparent areas count as black.", START,
         after="strength", infotext="Mask image", names="file")
     paste: bool = flag(True, "--paste/--no-paste",
-        "Where --mask is black, put the picture's own pixels back in the end; from there into the white the new ones "
-        "fade in over 4 pixels (default: they are put back; without, as in diffusers, they are only near).", START,
+        "Restore the original pixels where --mask is black, with a fade of 4 pixels (default: on; off as in "
+        "diffusers, where they change slightly).", START,
         after="mask", infotext="Paste")
     strength: float | None = number(None, "--strength S",
-        "How much of it to give up, above 0 and at most 1 (default: 0.8; with --mask 1).", START, valid=_check_strength,
-        infotext="Denoising strength")
-    keep_rows: int | None = integer(None, "--keep-rows N", "Rows of --init to keep, from the top (default: half).",
+        "How much to change the image: near 0 keeps it, 1 replaces it (default: 0.8; with --mask 1).", START,
+        valid=_check_strength,
+        infotext="Denoising strength", also=("--denoise", "--denoising-strength", "--image-strength"))
+    keep_rows: int | None = integer(None, "--keep-rows N",
+        "Rows of --init to keep, from the top (default: half).",
         PIXELS, infotext="Keep rows", within=(1, 2**14))
     temperature: float | None = number(None, "--temperature, --temp T",
-        "Lower is safer, higher is wilder, 0 always takes the likeliest colour (default: 1).", PIXELS,
+        "Lower is safer, higher is wilder; 0 always takes the most likely colour (default: 1).", PIXELS,
         infotext="Temperature", within=(0, 1000))
-    top_k: int | None = integer(None, "--top-k K", "Only the K likeliest colours; 0 is all (default: 0).", PIXELS,
+    top_k: int | None = integer(None, "--top-k K",
+        "Sample from the K most likely colours; 0 = all (default: 0).", PIXELS,
         infotext="Top K", within=(0, 2**22))
     top_p: float | None = number(None, "--top-p P",
-        "Only the likeliest colours that together reach P (default: 1, off).", PIXELS, infotext="Top P", within=(0, 1))
+        "Sample from the most likely colours that add up to probability P (default: 1, off).", PIXELS,
+        infotext="Top P", within=(0, 1))
     image_guidance: float | None = number(None, "--image-cfg-scale S",
-        "How closely to keep to --init, for models that edit a picture (default: 1.5).", START,
+        "How closely edit models follow --init (default: 1.5).", START,
         infotext="Image CFG scale", within=(0, 1000))
     classifier: str | None = string(None, "--classifier NAME",
-        "A classifier of noisy pictures that leads them to the class of the prompt: guidance for models in pixels "
-        "such as guided-diffusion's.", SAMPLING, infotext="Classifier", names="model", reload=True)
+        "Classifier guidance: a noisy-image classifier (for guided-diffusion models).", SAMPLING,
+        infotext="Classifier", names="model", reload=True)
     classifier_scale: float | None = number(None, "--classifier-scale S",
-        "How much the classifier counts (default: 1; models that are not told the class want about 10).", SAMPLING,
+        "Strength of the classifier (default: 1; use about 10 with unconditional models).", SAMPLING,
         infotext="Classifier scale", within=(0, 1000))
     control: tuple[str, ...] = several(str, "--control NAME",
-        "A ControlNet to lead the picture, such as lllyasviel/sd-controlnet-canny (repeatable, each with its "
+        "A ControlNet to guide the image, such as lllyasviel/sd-controlnet-canny (repeatable, each with its "
         "--control-image).", CONTROL, infotext="ControlNet model", names="model", reload=True)
     control_image: tuple[str, ...] = several(str, "--control-image FILE",
-        "What the ControlNet reads, as it is: edges, depth or a pose, made by another program (repeatable).", CONTROL,
+        "Ready-made control image: edges, depth or pose (repeatable).", CONTROL,
         infotext="ControlNet image", names="file")
     control_scale: tuple[float, ...] = several(float, "--control-scale S",
-        "How much the ControlNet counts; one for all, or one each (default: 1).", CONTROL, infotext="ControlNet scale",
+        "Strength of the ControlNet: one for all, or one each (default: 1).", CONTROL, infotext="ControlNet scale",
         within=(-100, 100))
     control_start: tuple[float, ...] = several(float, "--control-start F",
-        "Share of the steps after which it counts, 0 to 1 (default: 0).", CONTROL, infotext="ControlNet start",
+        "Fraction of the steps at which the ControlNet begins, 0 to 1 (default: 0).", CONTROL,
+        infotext="ControlNet start",
         within=(0, 1))
     control_end: tuple[float, ...] = several(float, "--control-end F",
-        "Share of the steps up to which it counts, 0 to 1 (default: 1).", CONTROL, infotext="ControlNet end",
+        "Fraction of the steps at which the ControlNet ends, 0 to 1 (default: 1).", CONTROL, infotext="ControlNet end",
         within=(0, 1))
-    count: int = integer(1, "--count N", "Make N pictures, from the seeds seed, seed + 1, … (default: 1).", PICTURE,
-        infotext="Count", within=(1, 1_000_000))
+    count: int = integer(1, "--count N", "Generate N images, with the seeds seed, seed + 1, … (default: 1).", PICTURE,
+        infotext="Count", within=(1, 1_000_000),
+        also=("--num-images", "--batch-count", "--num-samples", "--n-samples"))
     best: int | None = integer(None, "--best N",
-        "Make --count pictures and keep the N that fit the prompt best, by the model of --clip.", PICTURE,
+        "Of the --count images, keep the N that match the prompt best according to --clip.", PICTURE,
         infotext="Best", within=(1, 1_000_000))
     clip: str | None = string(None, "--clip NAME",
         "A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none; environment: GENCLI_CLIP_MODEL).",
         PICTURE, env="GENCLI_CLIP_MODEL", infotext="CLIP", names="model")
-    grid: bool = flag(False, "--grid/--no-grid", "Put all pictures into one.", PICTURE, infotext="Grid")
+    grid: bool = flag(False, "--grid/--no-grid", "Combine all images into one grid.", PICTURE, infotext="Grid")
     batch: int = integer(1, "--batch N",
-        "Send N pictures through the model at once (default: 1). Noise is the same, rounding may differ.", PICTURE,
+        "Generate N images at a time (default: 1; tiny rounding differences are possible).", PICTURE,
         infotext="Batch", within=(1, 4096))
     truncate: str | None = choice(SIDES, "--truncate SIDE",
-        "Leave out the left or right end of a prompt that is too long (otherwise it is an error).", INPUT,
+        "If the prompt is too long, cut off its left or right end instead of failing.", INPUT,
         infotext="Truncate")
     weighted: bool = flag(False, "--weighted/--no-weighted",
-        "Read prompts as the web UI does: (word), ((word)), [word] and (word:1.2) are weights, \\( is a bracket, "
-        "BREAK ends a chunk, and prompts may be of any length (default: brackets are text).", INPUT,
+        "AUTOMATIC1111 prompt syntax: (word), ((word)), [word] and (word:1.2) set weights, \\( is a bracket, "
+        "BREAK starts a new chunk, and prompts may have any length (default: brackets are text).", INPUT,
         infotext="Emphasis", labels=EMPHASIS_LABELS)
     lora: tuple[str, ...] = several(str, "--lora NAME[:SCALE]",
-        "Merge a LoRA into the weights: a file or folder as diffusers, kohya's trainer or peft writes it, or a "
-        "Hugging Face id, with /FILE where there are several (repeatable; default scale: 1).", MODEL, after="offline",
+        "Apply a LoRA: a file or folder (diffusers, kohya or PEFT format), or a Hugging Face id, with /FILE if it "
+        "has several (repeatable; default scale: 1).", MODEL, after="offline",
         infotext="Lora", names="asset", reload=True)
     clip_skip: int | None = integer(None, "--clip-skip N",
-        "Take the prompt's states N layers from the text encoder's end, as the web UI counts: 1 is the last "
-        "(default: as the model was trained, 1; SDXL 2).", SAMPLING, after="guidance_rescale", infotext="Clip skip",
+        "Use the text encoder's layer N from the end, as AUTOMATIC1111's web UI counts: 1 is the last (default: "
+        "as the model was trained, 1; SDXL 2).", SAMPLING, after="guidance_rescale", infotext="Clip skip",
         within=(1, 64))
     embedding: tuple[str, ...] = several(str, "--embedding FILE[:WORD]",
-        "Teach the model a word by textual inversion, to be used in prompts: the one that the file names, else "
-        "the file's own name, or WORD (repeatable).", INPUT, infotext="Embeddings", names="asset", reload=True)
+        "Load a textual-inversion embedding. Use it in prompts as WORD (default: the name in the file, else the "
+        "file's name; repeatable).", INPUT, infotext="Embeddings", names="asset", reload=True)
     vae: str | None = string(None, "--vae NAME",
-        "An autoencoder in the place of the model's own: a folder, a .safetensors file or a Hugging Face id.", RUN,
+        "Use this VAE instead of the model's own: a folder, a .safetensors file or a Hugging Face id.", RUN,
         infotext="VAE", names="model", reload=True)
     refiner: str | None = string(None, "--refiner NAME",
-        "A second model that finishes what SDXL began, such as SDXL's refiner: a folder, a single file or a "
-        "Hugging Face id.", MODEL, after="allow_pickle", infotext="Refiner", names="model", reload=True)
+        "A second model for the last steps, such as SDXL's refiner: a folder, a file or a Hugging Face id.", MODEL,
+        after="allow_pickle", infotext="Refiner", names="model", reload=True)
     refiner_start: float | None = number(None, "--refiner-start F",
-        "The fraction of the denoising from which on the refiner works, above 0 and below 1 (default: 0.8).", SAMPLING,
+        "Fraction of the steps at which the refiner takes over, above 0 and below 1 (default: 0.8).", SAMPLING,
         after="sampler_options", valid=_check_refiner_start, infotext="Refiner switch at")
     upscaler: tuple[str, ...] = several(str, "--upscaler NAME",
-        "A model that enlarges the image four times once it is drawn, such as stable-diffusion-x4-upscaler or "
-        "DeepFloyd IF's second stage: a folder or a Hugging Face id (repeatable).", MODEL, after="refiner",
+        "Enlarge the image four times with this model, such as x4-upscaler or DeepFloyd IF's second stage: a "
+        "folder or a Hugging Face id (repeatable).", MODEL, after="refiner",
         infotext="Upscaler", names="model", reload=True)
     noise_level: int | None = integer(None, "--noise-level N",
-        "How much noise an upscaler adds to what it enlarges, a timestep; more lets it invent more (default: the "
-        "upscaler's, such as 20 or 250).", SAMPLING, after="refiner_start", infotext="Noise level", within=(0, 999))
+        "Noise that an upscaler adds to its input, as a timestep; more noise lets it invent more (default: the "
+        "model's, such as 20 or 250).", SAMPLING, after="refiner_start", infotext="Noise level", within=(0, 999))
     stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
         "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
         f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count the whole denoising.",
         SAMPLING, after="noise_level", valid=_check_stages, infotext="Stages")
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
-        "Decode in tiles: less memory for large pictures, slightly other pixels.", RUN, infotext="VAE tiling")
+        "Decode in tiles: less memory for large images, with slightly different pixels.", RUN, infotext="VAE tiling")
     dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, read=lambda word: None if word == "auto" else word,
         infotext="Dtype", reload=True).field(None)
     prediction: str | None = choice(PREDICTIONS, "--prediction NAME",
-        "What the model predicts, where its file does not say it: epsilon, v_prediction or sample.", MODEL,
+        "Prediction type, if the model file does not specify it: epsilon, v_prediction or sample.", MODEL,
         after="model", infotext="Prediction", reload=True)
     betas: str | None = choice(BETAS, "--betas NAME",
-        f"The noise schedule that it was trained on, likewise: {', '.join(BETAS)}.", MODEL, after="prediction",
+        f"Noise schedule of the training, if the file does not specify it: {', '.join(BETAS)}.", MODEL,
+        after="prediction",
         infotext="Betas", reload=True)
     zero_snr: bool | None = flag(None, "--zero-snr/--no-zero-snr",
-        "Whether its noise schedule ends in noise alone (zero terminal SNR), likewise.", MODEL, after="betas",
+        "Whether the noise schedule ends in pure noise (zero terminal SNR), if the file does not specify it.", MODEL,
+        after="betas",
         infotext="Zero SNR", reload=True)
     hashes: Mapping[str, str] = Option(Mapping, called="hashes", valid=_check_hashes).field(
         dataclasses.MISSING, default_factory=dict)
-    model: str = dataclasses.replace(named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL), infotext="Model", names="model",
+    model: str = dataclasses.replace(named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL, "image",
+        example="sdxl-turbo"), infotext="Model", names="model",
         reload=True).field(DEFAULT_MODEL)
     # fmt: on
 
@@ -347,9 +363,9 @@ class ImageRequest:
             raise UsageError(f"--seed {self.seed} with --count {self.count}: the last seed is above {SEED_LIMIT - 1}")
         if self.init is None and (self.mask is not None or self.strength is not None):
             what = "mask" if self.mask is not None else "strength"
-            raise UsageError(f"--{what} without a picture to start from", "name one with -i/--init FILE")
+            raise UsageError(f"--{what} without an image to start from", "name one with -i/--init FILE")
         if self.init is None and self.keep_rows is not None:
-            raise UsageError("--keep-rows without a picture to keep them of", "name one with -i/--init FILE")
+            raise UsageError("--keep-rows needs --init", "name one with -i/--init FILE")
         if self.best is not None and self.best > self.count:
             raise UsageError(f"--best {self.best} of --count {self.count}: there are not that many", "raise --count")
 
@@ -362,7 +378,7 @@ class ImageRequest:
         count = len(self.control)
         if count != len(self.control_image):
             raise UsageError(
-                f"{count} --control and {len(self.control_image)} --control-image: each ControlNet reads one picture",
+                f"{count} --control and {len(self.control_image)} --control-image: each ControlNet reads one image",
                 "give --control ID and --control-image FILE in pairs",
             )
         for name in ("control_scale", "control_start", "control_end"):

@@ -184,21 +184,21 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """Raise UsageError if a network that reads an image gets none, or options that it cannot follow."""
     name, reads = checkpoint.name, checkpoint.also_reads
     if reads == "mask" and (request.init is None or request.mask is None):
-        raise UsageError(f"{name} paints by a mask", "give it a picture and a mask: -i/--init FILE --mask FILE")
+        raise UsageError(f"{name} paints by a mask", "give it an image and a mask: -i/--init FILE --mask FILE")
     if checkpoint.family.reads_init != "changes":
         _check_whole(request, checkpoint)
     if checkpoint.family.needs_init and request.init is None:
         hint = "give it one with -i/--init FILE, or name it with --refiner beside SDXL's base model"
-        raise UsageError(f"{name} refines a picture and draws none from noise", hint)
+        raise UsageError(f"{name} refines an image and draws none from noise", hint)
     if reads != "picture":
         if request.image_guidance is not None:
-            raise UsageError(f"--image-cfg-scale is for models that edit a picture, and {name} is none")
+            raise UsageError(f"--image-cfg-scale is for models that edit an image, and {name} is none")
         return
     if request.init is None:
-        raise UsageError(f"{name} edits a picture as the prompt says", "name the picture with -i/--init FILE")
+        raise UsageError(f"{name} edits an image as the prompt says", "name the image with -i/--init FILE")
     given = {"--strength": request.strength, "--mask": request.mask}
     if wrong := [flag for flag, value in given.items() if value is not None]:
-        raise UsageError(f"{name} edits the whole picture: {' and '.join(wrong)} cannot be followed")
+        raise UsageError(f"{name} edits the whole image: {' and '.join(wrong)} cannot be followed")
 
 
 def _check_whole(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
@@ -252,7 +252,7 @@ def _check_classifier(request: ImageRequest, checkpoint: ImageCheckpoint, width:
     side = config.get("image_size")
     if config.get("pool", "attention") == "attention" and side is not None and (width, height) != (side, side):
         raise UsageError(
-            f"--classifier judges pictures of {side}x{side} pixels, not of {width}x{height}", f"--size {side}x{side}"
+            f"--classifier judges images of {side}x{side} pixels, not of {width}x{height}", f"--size {side}x{side}"
         )
 
 
@@ -281,9 +281,9 @@ def _check_option(sampler: str, name: str, value: Any, default: Any) -> None:
     """Raise UsageError for an option of another type than its default's, or not among its known values."""
     known = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, known) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise UsageError(f"sampler {sampler}: option {name} = {value!r}: wants {_WORDS[type(default)]}")
+        raise UsageError(f"sampler {sampler}: option {name} = {value!r}: expected {_WORDS[type(default)]}")
     if value not in CHOICES.get(name, [value]):
-        raise UsageError(f"sampler {sampler}: option {name} = {value!r}: wants one of {', '.join(CHOICES[name])}")
+        raise UsageError(f"sampler {sampler}: option {name} = {value!r}: expected one of {', '.join(CHOICES[name])}")
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}

@@ -96,13 +96,13 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
     checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
     folder = checkpoint.contents.folder
     if source.kind != "file" and checkpoint.contents.has("model_index.json"):
-        raise GencliError(f"{source.name} draws pictures, and compares none with texts", "-m names a CLIP")
+        raise GencliError(f"{source.name} draws images, and compares none with texts", "-m names a CLIP")
     part = checkpoint.only_part("a CLIP")
     raw = part.config
     kind = raw.get("model_type") or raw.get("_class_name")
     if kind != "clip":
         raise GencliError(
-            f"{source.name} holds a {kind!s:.40}, no CLIP that compares texts with pictures",
+            f"{source.name} is a {kind!s:.40}, not a CLIP that compares texts with images",
             "openai/clip-vit-base-patch32 is one",
         )
     place = pick_device(device)
@@ -115,5 +115,5 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
     given = preprocessing.crop or preprocessing.size
     if given != (size, size):
         said = f"{given[1]}x{given[0]}" if given else "any size"
-        raise GencliError(f"{folder}: its {FILE} makes pictures of {said}, and its config.json wants {size}x{size}")
+        raise GencliError(f"{folder}: its {FILE} makes images of {said}, and its config.json expects {size}x{size}")
     return Scorer(source.name, module, checkpoint.tokenizer(), preprocessing)

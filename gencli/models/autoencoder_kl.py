@@ -65,7 +65,7 @@ class AutoencoderKLConfig(BaseConfig):
             value: Any = given[key]
             right = isinstance(value, tuple) and len(value) == self.latent_channels
             if not right or not all(type(one) in (int, float) and least <= one <= 1e6 for one in value):
-                raise GencliError(f"config.json: {key} = {value!r:.80} is no list of {self.latent_channels} numbers")
+                raise GencliError(f"config.json: {key} = {value!r:.80} is not a list of {self.latent_channels} numbers")
         if self.shift_factor:
             raise GencliError("config.json: shift_factor beside latents_mean is not supported")
 

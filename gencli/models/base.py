@@ -185,7 +185,7 @@ def check_multiple(config: Any, key: str, of: str) -> None:
     """Raise GencliError unless one integer field is a multiple of another."""
     value, factor = getattr(config, key), getattr(config, of)
     if value % factor:
-        raise GencliError(f"config.json: {key} = {value} is no multiple of {of} = {factor}")
+        raise GencliError(f"config.json: {key} = {value} is not a multiple of {of} = {factor}")
 
 
 def check_flags(config: Any) -> None:

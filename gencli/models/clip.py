@@ -49,7 +49,7 @@ class CLIPVisionConfig(BaseConfig):
                 f"config.json: patch_size = {self.patch_size} is more than image_size = {self.image_size}"
             )
         if self.patches > 2**16:
-            raise GencliError(f"config.json: {self.patches} patches of a picture are too many")
+            raise GencliError(f"config.json: {self.patches} patches of an image are too many")
 
     @property
     def patches(self) -> int:
@@ -81,7 +81,7 @@ def _encoder(raw: Mapping[str, Any], name: str, cls: Any) -> Any:
     found, old = raw.get(name), raw.get(f"{name}_dict")
     for value in (found, old):
         if value is not None and not isinstance(value, dict):
-            raise GencliError(f"config.json: {name} is no JSON object")
+            raise GencliError(f"config.json: {name} is not JSON object")
     defaults = {field.name: field.default for field in dataclasses.fields(cls)} if old else {}
     values = {**(found or {}), **defaults, **(old or {})}
     values = {key: value for key, value in values.items() if (key, value) not in LEGACY and key != "architectures"}

@@ -56,7 +56,9 @@ class ControlNetConfig(UNet2DConditionConfig):
         super().check()
         widths = self.conditioning_embedding_out_channels
         if not isinstance(widths, tuple) or not 1 <= len(widths) <= 8:
-            raise GencliError(f"config.json: conditioning_embedding_out_channels = {widths!r:.80} is no list of 1 to 8")
+            raise GencliError(
+                f"config.json: conditioning_embedding_out_channels = {widths!r:.80} is not a list of 1 to 8"
+            )
         check_ints(self, {"conditioning_embedding_out_channels": 2**14, "conditioning_channels": 64})
         if self.controlnet_conditioning_channel_order not in ("rgb", "bgr"):
             order = self.controlnet_conditioning_channel_order

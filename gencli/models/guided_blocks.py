@@ -60,12 +60,12 @@ class GuidedConfig(BaseConfig):
         check_ints(self, {"num_res_blocks": 16, "num_heads": 2**10, "attention_resolutions": 2**12})
         check_numbers(self, {"dropout": (0.0, 1.0)})
         if not isinstance(self.attention_resolutions, tuple):
-            raise GencliError(f"attention_resolutions = {self.attention_resolutions!r:.80} is no list")
+            raise GencliError(f"attention_resolutions = {self.attention_resolutions!r:.80} is not a list")
         check_flags(self)
         if self.num_head_channels != -1:
             check_ints(self, {"num_head_channels": 2**12})
         if not isinstance(self.channel_mult, tuple) or not 1 <= len(self.channel_mult) <= 10:
-            raise GencliError(f"channel_mult = {self.channel_mult!r:.80} is no list of 1 to 10 widths")
+            raise GencliError(f"channel_mult = {self.channel_mult!r:.80} is not a list of 1 to 10 widths")
         for multiple, width in zip(self.channel_mult, self._checked_widths(), strict=True):
             if not 0 < width <= 2**14 or width % GROUPS:
                 raise GencliError(f"channel_mult {multiple:g} makes {width} channels, no multiple of {GROUPS}")
@@ -79,7 +79,7 @@ class GuidedConfig(BaseConfig):
     def _checked_widths(self) -> tuple[int, ...]:
         for multiple in self.channel_mult:
             if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < multiple <= 1024:
-                raise GencliError(f"channel_mult = {self.channel_mult!r:.80} is no list of widths")
+                raise GencliError(f"channel_mult = {self.channel_mult!r:.80} is not a list of widths")
         return self.widths
 
     def heads(self, channels: int) -> int:

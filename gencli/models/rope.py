@@ -116,7 +116,7 @@ def check_pairs(rope: Rope, head_dim: int) -> None:
         if factors is None:
             continue
         if not isinstance(factors, tuple) or len(factors) != dim // 2 or not all(map(_is_factor, factors)):
-            raise GencliError(f"config.json: {name} is no list of {dim // 2} factors, one for each pair")
+            raise GencliError(f"config.json: {name} is not a list of {dim // 2} factors, one for each pair")
 
 
 def _is_factor(value: Any) -> bool:

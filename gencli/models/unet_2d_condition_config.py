@@ -132,7 +132,7 @@ class UNet2DConditionConfig(BaseConfig):
             check_ints(self, {"addition_embed_type_num_heads": 2**10})
             if self.text_width % self.addition_embed_type_num_heads:
                 raise GencliError(
-                    f"config.json: a text of width {self.text_width} is no multiple of addition_embed_type_num_heads = "
+                    f"config.json: text width {self.text_width} is not a multiple of addition_embed_type_num_heads = "
                     f"{self.addition_embed_type_num_heads}"
                 )
 
@@ -148,7 +148,7 @@ class UNet2DConditionConfig(BaseConfig):
             if kinds & {*SIMPLE} and width % size:
                 raise GencliError(f"config.json: block_out_channels has {width}, no multiple of its heads' size {size}")
         if self.cross_attention_norm is not None and any(one % 32 for one in self.levels("cross_attention_dim")):
-            raise GencliError(f"config.json: cross_attention_dim = {self.cross_attention_dim} is no multiple of 32")
+            raise GencliError(f"config.json: cross_attention_dim = {self.cross_attention_dim} is not a multiple of 32")
 
     def _kinds(self) -> list[set[str | None]]:
         """The types of the blocks of each level; the mid block is of the deepest."""

@@ -287,7 +287,7 @@ def check_levels(
     for key, known in (("block_out_channels", None), ("down_block_types", down), ("up_block_types", up)):
         value = getattr(config, key)
         if not isinstance(value, tuple) or not 1 <= len(value) <= 8:
-            raise GencliError(f"config.json: {key} = {value!r} is no list of 1 to 8")
+            raise GencliError(f"config.json: {key} = {value!r} is not a list of 1 to 8")
         for name in value:
             if known is not None and name not in known:
                 raise refuse(key, name, f"gencli knows {', '.join(known)}")
@@ -323,4 +323,4 @@ def check_sample_size(config: Any) -> None:
     if config.sample_size is not None:
         check_ints(config, {"sample_size": 2**14})
         if isinstance(config.sample_size, tuple) and len(config.sample_size) != 2:
-            raise GencliError(f"config.json: sample_size = {config.sample_size!r} is no height and width")
+            raise GencliError(f"config.json: sample_size = {config.sample_size!r} is not a height and width")

@@ -86,7 +86,7 @@ def _example(line: str, where: str) -> list[Message]:
     elif isinstance(value, dict) and {"user", "assistant"} <= value.keys():
         messages = _messages([{"role": role, "content": value[role]} for role in ("user", "assistant")], where)
     else:
-        raise GencliError(f"{where}: wants an object with `user` and `assistant`, or with `messages`")
+        raise GencliError(f"{where}: expected an object with `user` and `assistant`, or with `messages`")
     if any(message["role"] == "system" for message in messages):
         raise GencliError(f"{where}: an example holds no system prompt", "give it with --system")
     if messages and messages[-1]["role"] != "assistant":
@@ -101,7 +101,7 @@ def _messages(value: Any, where: str) -> list[Message]:
     for message in value:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in ROLES or not isinstance(content, str):
-            raise GencliError(f"{where}: {str(message)[:60]!r} is no message: wants `role` and `content`")
+            raise GencliError(f"{where}: {str(message)[:60]!r} is not a message: expected `role` and `content`")
         messages.append({"role": role, "content": as_unicode(content, where)})
     return messages
 

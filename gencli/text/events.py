@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from gencli.errors import counted
+
 
 @dataclass
 class Logprobs:
@@ -108,8 +110,8 @@ class GenerationStats:
     def __str__(self) -> str:
         reading = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
         return (
-            f"prompt {self.prompt_tokens} tokens, {reading:.1f} tokens/s; "
-            f"generated {self.generated} tokens, {self.rate:.1f} tokens/s"
+            f"prompt {counted(self.prompt_tokens, 'token')}, {reading:.1f} tokens/s; "
+            f"generated {counted(self.generated, 'token')}, {self.rate:.1f} tokens/s"
         )
 
 

@@ -111,7 +111,9 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
         raise checkpoint.problem
     if checkpoint.kind == "text" or checkpoint.format == "gguf":
         return checkpoint.parts[""], checkpoint.parts[""].config
-    images = GencliError(f"{checkpoint.name} is no language model", "pictures are made by `gencli image`")
+    images = GencliError(
+        f"{checkpoint.name} is not a text model", f"`gencli image -m {checkpoint.name}` draws with image models"
+    )
     part = checkpoint.only_part("a language model")
     if checkpoint.contents.has("model_index.json"):
         raise images

@@ -14,6 +14,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, number, rows, several
 
 MAX_SEED = 2**63 - 1
+TOKENS_ELSEWHERE = ("--n-predict", "--num-predict", "--max-length", "--tokens", "--length")
 INPUT, CONVERSATION, SAMPLING, LENGTH = "Prompt", "Conversation", "Sampling", "Length"  # headings on the help pages
 
 
@@ -29,7 +30,7 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
             return int(token), float(bias)
     except ValueError:
         pass
-    raise UsageError(f"--logit-bias {text!r}: wants ID=BIAS, as in 50256=-100")
+    raise UsageError(f"--logit-bias {text!r}: expected ID=BIAS, as in 50256=-100")
 
 
 def draw_seed(seed: int | None) -> int:
@@ -40,7 +41,7 @@ def draw_seed(seed: int | None) -> int:
 def _check_bias(name: str, value: Sequence[tuple[int, float]]) -> None:
     for token, bias in value:
         if token < 0 or math.isnan(bias) or bias == math.inf:
-            raise UsageError(f"{name} {token}={bias}: wants a token id and a finite bias, or -inf to ban it")
+            raise UsageError(f"{name} {token}={bias}: expected a token id and a finite bias, or -inf to ban it")
 
 
 def _check_stops(name: str, value: Sequence[str]) -> None:
@@ -56,25 +57,25 @@ def _list_of_ids(value: Any) -> bool:
 
 def _check_ids(name: str, value: Any) -> None:
     if not _list_of_ids(value):
-        raise UsageError(f"{name} {value!r:.60}: wants a list of token ids")
+        raise UsageError(f"{name} {value!r:.60}: expected a list of token ids")
 
 
 def _check_sequences(name: str, value: Any) -> None:
     if not isinstance(value, list | tuple) or not all(_list_of_ids(one) and one for one in value):
-        raise UsageError(f"{name} {value!r:.60}: wants lists of token ids")
+        raise UsageError(f"{name} {value!r:.60}: expected lists of token ids")
 
 
 def _check_sequence_bias(name: str, value: Any) -> None:
     for one in value if isinstance(value, list | tuple) else [None]:
         pair: Any = one if isinstance(one, list | tuple) and len(one) == 2 else ((), None)
         if not _list_of_ids(pair[0]) or not pair[0] or type(pair[1]) not in (int, float) or not pair[1] < math.inf:
-            raise UsageError(f"{name} {one!r:.60}: wants pairs of a list of token ids and a bias")
+            raise UsageError(f"{name} {one!r:.60}: expected pairs of a list of token ids and a bias")
 
 
 def _check_decay(name: str, value: Any) -> None:
     pair: Any = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
     if type(pair[0]) is not int or type(pair[1]) not in (int, float) or pair[0] < 0 or not 0 < pair[1] < math.inf:
-        raise UsageError(f"{name} {value!r:.60}: wants a number of tokens and a factor")
+        raise UsageError(f"{name} {value!r:.60}: expected a number of tokens and a factor")
 
 
 def _check_side(name: str, value: str) -> None:
@@ -109,24 +110,30 @@ class SamplingParams:
 
     # fmt: off
     temperature: float | None = number(None, "--temperature, --temp T",
-        "Lower is safer, higher is wilder, 0 always takes the likeliest token", SAMPLING, bounds=Bounds(0), usual=0.8,
-        off=1.0, config_key="temperature")
-    top_k: int | None = integer(None, "-k, --top-k K", "Only the K likeliest tokens; 0 is all of them", SAMPLING,
+        "Lower is safer, higher is wilder; 0 always takes the most likely token", SAMPLING, bounds=Bounds(0), usual=0.8,
+        off=1.0, config_key="temperature", also=("-t",))
+    top_k: int | None = integer(None, "-k, --top-k K", "Sample from the K most likely tokens; 0 = all", SAMPLING,
         bounds=Bounds(-1), usual=40, off=0, config_key="top_k")
-    top_p: float | None = number(None, "--top-p P", "Only the likeliest tokens that together reach P; 1 is off",
+    top_p: float | None = number(None, "--top-p P",
+        "Sample from the most likely tokens that add up to probability P; 1 = off",
         SAMPLING, bounds=Bounds(0, 1), usual=0.95, off=1.0, config_key="top_p")
-    min_p: float | None = number(None, "--min-p P", "Only tokens at least P times as likely as the likeliest; 0 is off",
+    min_p: float | None = number(None, "--min-p P",
+        "Drop tokens less than P times as likely as the most likely one; 0 = off",
         SAMPLING, bounds=Bounds(0, 1), usual=0.0, off=0.0, config_key="min_p")
-    typical_p: float | None = number(None, "--typical-p P", "Locally typical sampling; 1 is off", SAMPLING,
+    typical_p: float | None = number(None, "--typical-p P", "Locally typical sampling; 1 = off", SAMPLING,
         bounds=Bounds(0, 1, open_low=True), usual=1.0, off=1.0, config_key="typical_p")
-    repeat_penalty: float | None = number(None, "--repeat-penalty R", "Divide down tokens of prompt and text; 1 is off",
-        SAMPLING, bounds=Bounds(0, open_low=True), usual=1.0, off=1.0, config_key="repetition_penalty")
+    repeat_penalty: float | None = number(None, "--repeat-penalty R",
+        "Penalise tokens already in the prompt or output; 1 = off",
+        SAMPLING, bounds=Bounds(0, open_low=True), usual=1.0, off=1.0, config_key="repetition_penalty",
+        also=("--repetition-penalty",))
     presence_penalty: float | None = number(None, "--presence-penalty A",
-        "Subtract A once from tokens that were generated, -2 to 2", SAMPLING, bounds=Bounds(-2, 2), usual=0.0, off=0.0)
+        "Lower the score of every token already generated by A, -2 to 2", SAMPLING, bounds=Bounds(-2, 2), usual=0.0,
+        off=0.0)
     frequency_penalty: float | None = number(None, "--frequency-penalty A",
-        "Subtract A for each time a token was generated, -2 to 2", SAMPLING, bounds=Bounds(-2, 2), usual=0.0, off=0.0)
+        "Lower a token's score by A for each time it was generated, -2 to 2", SAMPLING, bounds=Bounds(-2, 2),
+        usual=0.0, off=0.0)
     logit_bias: tuple[tuple[int, float], ...] = Option(tuple, "--logit-bias ID=BIAS",
-        "Add to a token's logit (repeatable).", SAMPLING, several=True, word=str,
+        "Add BIAS to a token's score (repeatable).", SAMPLING, several=True, word=str,
         read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())), valid=_check_bias, off=()).field(())
     # A checkpoint's own, which the command line does not name. eos_ids and max_tokens are filled in for each prompt.
     sequence_bias: Any = _own("sequence_bias", _check_sequence_bias)  # noqa: RUF009
@@ -162,18 +169,19 @@ class TextRequest:
     # fmt: off
     seed: int = dataclasses.replace(SEED, read=draw_seed).field(0)
     truncate: Literal["left"] | None = Option(str, "--truncate left",
-        "Cut a prompt that is longer than the context at its beginning (otherwise it is an error).", INPUT, word=Side,
+        "If the prompt does not fit the context, drop its beginning instead of failing.", INPUT, word=Side,
         read=lambda side: None if side is None else "left", valid=_check_side).field(None)
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N",
-        "Tokens to generate at most, as far as the context goes", LENGTH, bounds=Bounds(1), usual=256,
-        config_key="max_new_tokens")
-    stop: tuple[str, ...] = several(str, "--stop TEXT", "End before this text (repeatable); never printed.", LENGTH,
+        "Maximum tokens to generate (limited by the context)", LENGTH, bounds=Bounds(1), usual=256,
+        config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
+    stop: tuple[str, ...] = several(str, "--stop TEXT",
+        "Stop before this text, which is not printed (repeatable).", LENGTH,
         valid=_check_stops)
     num_samples: int = integer(1, "--num-samples N", "Continue the prompt N times (default: 1).", LENGTH,
-        bounds=Bounds(1))
+        bounds=Bounds(1), also=("--num-return-sequences", "--count"))
     logprobs: int | None = integer(None, "--logprobs N",
-        "With --json: each token's log-probability, and the N likeliest tokens beside it.", OUTPUT, bounds=Bounds(0))
+        "With --json: log-probabilities of each token and its N most likely alternatives.", OUTPUT, bounds=Bounds(0))
     max_length: int | None = integer(None, bounds=Bounds(1), called="max_length", config_key="max_length")
     # fmt: on
 
@@ -209,7 +217,7 @@ class TextRequest:
         stops = (stops,) if isinstance(stops, str) else stops
         try:
             if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
-                raise UsageError(f"stop_strings {stops!r:.60}: wants a list of texts")
+                raise UsageError(f"stop_strings {stops!r:.60}: expected a list of texts")
             stop = tuple(dict.fromkeys((*self.stop, *stops)))
             sampling = dataclasses.replace(self.sampling, **_missing(self.sampling, config))
             return dataclasses.replace(self, sampling=sampling, stop=stop, **_missing(self, config))

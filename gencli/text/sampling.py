@@ -81,7 +81,7 @@ def check(logits: Tensor) -> None:
         raise GencliError(
             "the model's logits are infinite", "broken weights, or a precision too low: try --dtype float32"
         )
-    hint = "by a --logit-bias of -inf, or by the checkpoint's own suppress_tokens, bad_words_ids and the like"
+    hint = "by a --logit-bias of -inf, or by the model's own suppress_tokens, bad_words_ids and the like"
     raise GencliError("no token is left to pick: every one is excluded", hint)
 
 

@@ -110,5 +110,5 @@ def _merges(path: Path) -> Iterator[tuple[str, str]]:
         if not pair or (number == 1 and line.startswith("#version")):
             continue
         if len(pair) != 2:
-            raise GencliError(f"{path}, line {number}: {line[:60]!r} is no pair of pieces")
+            raise GencliError(f"{path}, line {number}: {line[:60]!r} is not a pair of pieces")
         yield pair[0], pair[1]

@@ -86,7 +86,7 @@ def _byte_bpe(given: Mapping[str, Any], tokens: list[str]) -> Backend:
     if not isinstance(lines, list):
         raise GencliError("the metadata hold no merges")
     if any(str(line).count(" ") != 1 for line in lines):
-        raise GencliError(f"{START}merges has a line that is no pair")
+        raise GencliError(f"{START}merges has a line that is not a pair")
     merges = [(left, right) for left, _, right in (str(line).partition(" ") for line in lines)]
     vocab = {token: i for i, token in enumerate(tokens)}
     return byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS), SPLITTERS[pre])
@@ -113,5 +113,5 @@ def _id(given: Mapping[str, Any], key: str, count: int, default: int | None = No
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < count:
-        raise GencliError(f"{START}{key}_token_id = {str(value)[:40]} is no token of {count}")
+        raise GencliError(f"{START}{key}_token_id = {str(value)[:40]} is not a token of {count}")
     return value

@@ -130,7 +130,7 @@ def _finish(
 
 def _from_json(path: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
     content = read_bytes(path)
-    with library(f"{path} is no tokenizer"):
+    with library(f"{path} is not a tokenizer"):
         backend = Backend.from_buffer(content)
     word_end = getattr(backend.model, "end_of_word_suffix", None)
     if word_end == clip.WORD_END and isinstance(backend.decoder, decoders.ByteLevel):
@@ -192,7 +192,7 @@ def _max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
     if length is None or (isinstance(length, (int, float)) and length >= UNLIMITED):
         return None
     if type(length) is not int or length < 1:
-        raise GencliError(f"{folder / 'tokenizer_config.json'}: model_max_length = {length!r} is no length")
+        raise GencliError(f"{folder / 'tokenizer_config.json'}: model_max_length = {length!r} is not a length")
     return length
 
 

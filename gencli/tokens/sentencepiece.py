@@ -169,7 +169,7 @@ def backend(pieces: Pieces, *, prefix_every_part: bool = True, extra: tuple[str,
     if len(ids) != len(texts) or "" in ids:
         raise GencliError("the vocabulary has a piece twice, or an empty one")
     if not all(math.isfinite(score) for score in pieces.scores) or UNUSED in pieces.types:
-        raise GencliError("the vocabulary has pieces with a score that is no number, or that are unused")
+        raise GencliError("the vocabulary has pieces with a score that is not a number, or that are unused")
     unk = pieces.texts[pieces.unk_id] if pieces.unk_id is not None else None
     try:
         model: models.Model

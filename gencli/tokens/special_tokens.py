@@ -74,7 +74,7 @@ def token_id(value: Any, where: str) -> int:
     if isinstance(value, str) and value.isdecimal() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < 2**31:
-        raise GencliError(f"{where}: {str(value)[:60]!r} is no token id")
+        raise GencliError(f"{where}: {str(value)[:60]!r} is not a token id")
     return value
 
 
@@ -99,7 +99,7 @@ def _token(value: Any, where: str, *, special: bool = False) -> AddedToken:
         if special:
             flags["special"] = True
         return AddedToken(value["content"], **flags)
-    raise GencliError(f"{where}: {str(value)[:60]!r} is no token's text")
+    raise GencliError(f"{where}: {str(value)[:60]!r} is not a token's text")
 
 
 def _listed(value: Any) -> list[Any]:

@@ -32,5 +32,5 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
             raise GencliError(f"{file}: none of the chat templates {', '.join(map(str, named))} is the default")
         found = named.get("default", next(iter(named.values()), None))
     if found is not None and not isinstance(found, str):
-        raise GencliError(f"{file}: chat_template is no text")
+        raise GencliError(f"{file}: chat_template is not text")
     return found

@@ -77,7 +77,7 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise GencliError(f"the text is no valid Unicode at character {error.start}") from None
+            raise GencliError(f"the text is not valid Unicode at character {error.start}") from None
         ids = self._encode(text, special, add_special_tokens).ids
         return [one for i in ids for one in self.groups.get(i, (i,))] if self.groups else ids
 

@@ -13,7 +13,7 @@ from gencli.train.pictures import Caption, ImageFiles
 METADATA = "metadata.jsonl"  # of an image folder, as the datasets library lays it out
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 HINT = (
-    f"captions are JSON lines (--captions), a {METADATA} among the pictures, or a .txt beside each picture: "
+    f"captions are JSON lines (--captions), a {METADATA} among the images, or a .txt beside each image: "
     "cat.png, cat.txt"
 )
 

@@ -75,7 +75,6 @@ def train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe) -> Gene
     pictures: a zip or folder. captions: see `captions.find_captions`.
     """
     out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
     with state.only_run(out):
         yield from _train(pictures, captions, recipe, out)
 
@@ -94,7 +93,7 @@ def _train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: P
     vae = yield from _make_latents(recipe, pipeline, collection, data, precision)
     saved = state.load(out / "latents.pt") or {}
     if len(saved["mean"]) != len(labels):  # a file from before it recorded its recipe
-        raise GencliError(f"{out / 'latents.pt'} is of other pictures", "another -o begins anew")
+        raise GencliError(f"{out / 'latents.pt'} is of other images", "choose another -o to start again")
     mean, std = saved["mean"], saved["deviation"]
     dataset = LatentDataset(collection.captions, mean, std, collection.originals, collection.groups)
     if pipeline is None:

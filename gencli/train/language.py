@@ -77,7 +77,7 @@ def open_language_model(name: str, precision: Precision, context: int | None, *,
     source = find(name)
     folder = source.path.parent if source.kind == "file" else source.path
     if open_checkpoint(source).format == "gguf":
-        raise GencliError(f"--init {name}: a GGUF file cannot be trained", "take the checkpoint it was made from")
+        raise GencliError(f"--init {name}: a GGUF file cannot be trained", "take the model it was made from")
     keep = frozen and precision.dtype is torch.bfloat16  # what is not trained need not be held in float32
     opened = open_model(source, ModelSpec(device=str(precision.device), dtype="bfloat16" if keep else "float32"))
     if opened.tokenizer.vocab_size > opened.vocab_size:

@@ -42,7 +42,7 @@ class ImageFiles:
         except OSError as error:
             raise GencliError(f"cannot read {path}: {error.strerror}") from None
         except Exception:  # the library raises many kinds for what is broken
-            raise GencliError(f"{path} is no folder and no zip") from None
+            raise GencliError(f"{path} is not a folder and no zip") from None
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raise GencliError for one that is missing, broken, encrypted or too large."""
@@ -73,7 +73,7 @@ def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
             with without_stderr(), Image.open(io.BytesIO(data)) as opened:
                 picture = opened.convert("RGBA")
         except Exception as error:  # Pillow raises many kinds for what is broken
-            raise GencliError(f"{source}: {name} is no picture: {' '.join(str(error).split())[:120]}") from None
+            raise GencliError(f"{source}: {name} is not an image: {' '.join(str(error).split())[:120]}") from None
         ground = Image.new("RGBA", picture.size, "white")
         ground.alpha_composite(picture)
         square = ground.convert("RGB")

@@ -11,7 +11,7 @@ from typing import Any
 
 from gencli.errors import UsageError
 from gencli.options import MODEL, Option, flag, integer, number, rows, string
-from gencli.spec import ModelSpec, complete_model
+from gencli.spec import ModelSpec, completing
 
 START, SIZES, RECIPE = "Start", "Sizes", "Recipe"  # headings on the help pages
 
@@ -41,7 +41,7 @@ def _channels(default: tuple[int, ...], name: str, help: str) -> Any:
             return default
         parts = [word.strip() for word in words.split(",")]
         if not 1 <= len(parts) <= 8 or not all(word.isdecimal() and 0 < int(word) <= 2**16 for word in parts):
-            raise UsageError(f"{name} {words!r}: numbers with commas between are wanted, such as 64,128")
+            raise UsageError(f"{name} {words!r}: expected comma-separated numbers, such as 64,128")
         return tuple(int(word) for word in parts)
 
     return Option(tuple, name, help, SIZES, word=str, read=read, extra={"metavar": "N,N…"}).field(default)
@@ -60,17 +60,17 @@ def _fraction(default: float, usage: str, help: str, most: float = 1.0) -> Any:
 RATE, COOLDOWN = partial(_within, 0, 1e6), partial(_within, 0, 1)
 
 # Rows that both recipes have.
-OUT = Option(str, "-o, --out DIR", "Folder for the state, the curve, and what is made at the end.", "")
+OUT = Option(str, "-o, --out DIR", "Folder for the result, the training state and the loss curve.", "")
 OPTIMIZER = Option(
     str, "--optimizer KIND", "muon or adamw (default: muon).", RECIPE,
     word=OptimizerKind, read=lambda kind: OptimizerKind(kind or "muon").value,
 )  # fmt: skip
 SEED = Option(int, "-s, --seed N", "Seed of the run (default: 0).", RECIPE)
-CHANGES = Option(bool, "--allow-changes", "Go on although the recipe is not the one that the run was begun with.", "")
+CHANGES = Option(bool, "--allow-changes", "Continue even if the settings differ from the original run's.", "")
 DTYPE = Option(
     str,
     "--dtype NAME",
-    "Precision of products: float32, or bfloat16, which is quicker on CPUs with AMX too (default: auto, bfloat16 on "
+    "Compute precision: float32 or bfloat16, which is faster on CPUs with AMX too (default: auto, bfloat16 on "
     "CUDA, else float32).",
     MODEL,
     after="device",
@@ -105,37 +105,38 @@ class TextRecipe:
     # fmt: off
     data: str
     out: str = OUT.field(dataclasses.MISSING)
-    validation: str = string("", "--validation DATA", "Texts to score as training goes (default: every 50th).")
+    validation: str = string("", "--validation DATA", "Validation texts (default: every 50th text is held out).")
     init: str = string("", "--init MODEL",
-        "Go on from this checkpoint, with its tokenizer: embedded name, folder or Hugging Face id.", START,
-        complete=complete_model)
+        "Fine-tune this model, with its tokenizer: short name, folder or Hugging Face id.", START,
+        complete=completing("text"))
     lora_rank: int | None = integer(None, "--lora-rank R",
-        "Train LoRA adapters of this rank on --init, and nothing else.", START, valid=partial(at_least, 1))
+        "Train LoRA adapters of this rank for --init, and nothing else.", START, valid=partial(at_least, 1))
     lora_alpha: float | None = number(None, "--lora-alpha X",
-        "Updates count alpha / rank times (default: twice the rank).", START, valid=RATE)
+        "LoRA alpha; the adapter's scale is alpha / rank (default: twice the rank).", START, valid=RATE)
     lora_targets: str = string("", "--lora-targets NAMES",
-        "Layers that get one, with commas between (default: all linear ones but the head).", START)
+        "Layers to adapt, comma-separated (default: all linear layers but the head).", START)
     n_layer: int = _count(6, "--layers N", "Layers of a new model", SIZES)
-    n_embd: int = _count(256, "--width N", "Its numbers a token", SIZES)
-    n_head: int = _count(8, "--heads N", "Its attention heads", SIZES)
+    n_embd: int = _count(256, "--width N", "Hidden size of a new model", SIZES)
+    n_head: int = _count(8, "--heads N", "Attention heads of a new model", SIZES)
     n_positions: int | None = integer(None, "--context N",
-        "Its longest text, in tokens; with --init, of a row (default: 512).", SIZES, valid=partial(at_least, 1))
-    vocab_size: int = integer(4096, "--vocab N", "Its tokens (default: 4096).", SIZES)
+        "Context length of a new model, or with --init of a training row, in tokens (default: 512).", SIZES,
+        valid=partial(at_least, 1))
+    vocab_size: int = integer(4096, "--vocab N", "Vocabulary size, at least 257 (default: 4096).", SIZES)
     lead: str = string("tinystories:", "--lead PREFIX",
-        'Texts whose "source" or file begins so lead (default: tinystories:).', RECIPE)
-    lead_share: float = _fraction(0.85, "--lead-share P", "Share of the leading texts")
-    steps: int = _count(2000, "--steps N", "Steps in all")
-    batch: int = _count(8, "--batch N", "Rows of texts a step")
+        "Texts whose source or file name starts with PREFIX are the main corpus.", RECIPE)
+    lead_share: float = _fraction(0.85, "--lead-share P", "Fraction of training drawn from the main corpus")
+    steps: int = _count(2000, "--steps N", "Training steps")
+    batch: int = _count(8, "--batch N", "Batch size")
     lr: float = number(2e-3, "--lr X", "Highest learning rate (default: 2e-3; with --init 5e-4, --lora-rank 1e-3).",
         RECIPE, valid=RATE)
     optimizer: str = OPTIMIZER.field("muon")
-    weight_decay: float = _fraction(0.05, "--weight-decay X", "Decoupled decay, of matrices only")
-    dropout: float = _fraction(0.0, "--dropout P", "Share that is dropped, against overfitting", 0.99)
-    warmup: int = _count(50, "--warmup N", "Steps until the rate is highest", least=0)
-    cooldown: float = number(0.5, "--cooldown P", "Last share of the steps, in which the rate falls", RECIPE,
+    weight_decay: float = _fraction(0.05, "--weight-decay X", "Decoupled weight decay, of matrices only")
+    dropout: float = _fraction(0.0, "--dropout P", "Dropout rate", 0.99)
+    warmup: int = _count(50, "--warmup N", "Warm-up steps of the learning rate", least=0)
+    cooldown: float = number(0.5, "--cooldown P", "Fraction of the steps over which the learning rate decays", RECIPE,
         valid=COOLDOWN, usual=0.5)
-    evaluate_every: int = _count(200, "--evaluate-every N", "Steps between two scores")
-    save_every: float = _fraction(180.0, "--save-every S", "Seconds between two savings of the state", 1e9)
+    evaluate_every: int = _count(200, "--evaluate-every N", "Steps between evaluations")
+    save_every: float = _fraction(180.0, "--save-every S", "Seconds between savings of the training state", 1e9)
     seed: int = SEED.field(0)
     allow_changes: bool = CHANGES.field(False)
     device: str = DEVICE.field("auto")
@@ -154,9 +155,9 @@ class TextRecipe:
     def check_sizes(self) -> None:
         """Raise UsageError for sizes that no model can have."""
         if self.n_embd % self.n_head:
-            raise UsageError(f"--width {self.n_embd} is no multiple of --heads {self.n_head}")
+            raise UsageError(f"--width {self.n_embd} is not a multiple of --heads {self.n_head}")
         if self.vocab_size < 257:
-            raise UsageError(f"--vocab {self.vocab_size}: 256 bytes and an end of text need 257 tokens")
+            raise UsageError(f"--vocab {self.vocab_size}: must be at least 257")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,48 +182,49 @@ class ImageRecipe:
     # fmt: off
     out: str = OUT.field(dataclasses.MISSING)
     init: str = string("", "--init MODEL",
-        "Go on from this checkpoint in Stable Diffusion's layout; its autoencoder is kept.", START,
-        complete=complete_model)
-    keep_text_encoder: bool = flag(False, "--keep-text-encoder", "Train its UNet alone.", START)
+        "Fine-tune this model in Stable Diffusion's layout; its autoencoder is kept.", START,
+        complete=completing("image"))
+    keep_text_encoder: bool = flag(False, "--keep-text-encoder", "Train the UNet only.", START)
     size: int | None = integer(None, "--size PIXELS",
-        "Width and height of pictures (default: 128, or what --init was trained with).", SIZES,
+        "Width and height of images (default: 128, or what --init was trained with).", SIZES,
         valid=partial(at_least, 1))
     autoencoder_widths: tuple[int, ...] = _channels((24, 48, 96, 128), "--autoencoder-widths",
-        "The autoencoder's channels; each but the last halves the picture (default: 24,48,96,128).")
+        "Channels of the autoencoder; each but the last halves the image (default: 24,48,96,128).")
     widths: tuple[int, ...] = _channels((64, 128, 112), "--widths",
-        "The UNet's channels, multiples of 16; each but the last halves the latents (default: 64,128,112).")
-    text_width: int = _count(128, "--text-width N", "Numbers a token of the text encoder", SIZES)
-    vocabulary: int = _count(4096, "--vocab N", "Its tokens", SIZES)
+        "Channels of the UNet, multiples of 16; each but the last halves the latents (default: 64,128,112).")
+    text_width: int = _count(128, "--text-width N", "Hidden size of the text encoder", SIZES)
+    vocabulary: int = _count(4096, "--vocab N", "Vocabulary size, at least 514", SIZES)
     text_layers: int = _count(2, "--text-layers N", "Layers of the text encoder", SIZES)
     max_length: int = 32  # tokens a caption is padded to
-    autoencoder_steps: int = _count(1000, "--autoencoder-steps N", "Steps of the first stage")
-    autoencoder_batch: int = _count(8, "--autoencoder-batch N", "Images per step of the first and third stage")
+    autoencoder_steps: int = _count(1000, "--autoencoder-steps N", "Steps of the first stage, the autoencoder")
+    autoencoder_batch: int = _count(8, "--autoencoder-batch N", "Batch size of the first and third stage")
     words_steps: int = _count(0, "--words-steps N",
-        "Steps between, with --init: its text encoder learns other names, without pictures", least=0)
-    steps: int = _count(4000, "--steps N", "Steps of the second")
+        "With --init: steps in which only the text encoder learns other names, without images", least=0)
+    steps: int = _count(4000, "--steps N", "Training steps of the second stage, the UNet")
     decoder_steps: int = _count(0, "--decoder-steps N",
-        "Steps of a third: the decoder learns to draw from inexact latents", least=0)
-    batch: int = _count(64, "--batch N", "Pictures a step")
+        "Steps of the third stage: the decoder learns to draw from inexact latents", least=0)
+    batch: int = _count(64, "--batch N", "Batch size")
     lr: float = number(1.5e-3, "--lr X", "Highest learning rate (default: 1.5e-3; with --init 1e-4).", RECIPE,
         valid=RATE)
     optimizer: str = OPTIMIZER.field("muon")
-    weight_decay: float = _fraction(0.01, "--weight-decay X", "Decoupled decay, of matrices only")
-    warmup: int = _count(50, "--warmup N", "Steps until the rate is highest", least=0)
-    cooldown: float = number(0.4, "--cooldown P", "Last share of the steps, as the rate falls", RECIPE, valid=COOLDOWN,
+    weight_decay: float = _fraction(0.01, "--weight-decay X", "Decoupled weight decay, of matrices only")
+    warmup: int = _count(50, "--warmup N", "Warm-up steps of the learning rate", least=0)
+    cooldown: float = number(0.4, "--cooldown P", "Fraction of the steps over which the learning rate decays", RECIPE,
+        valid=COOLDOWN,
         usual=0.4)
-    ema: float = _fraction(0.999, "--ema P", "Decay of the average of weights that is kept", 0.99999)
-    drop: float = _fraction(0.1, "--drop P", "Share of captions left out, for guidance")
+    ema: float = _fraction(0.999, "--ema P", "Decay of the moving average of the weights, which is kept", 0.99999)
+    drop: float = _fraction(0.1, "--drop P", "Fraction of captions left out, for guidance")
     min_snr: float = number(0.0, "--min-snr X",
-        "Let errors of x0 count min(SNR, X) times, often 5 (default: 0, all alike).", RECIPE,
+        "Min-SNR loss weighting; gamma X, usually 5 (default: 0, off).", RECIPE,
         valid=partial(_within, -1e-9, 1e9))
-    variants: int = _count(0, "--variants N", "Copies a picture, turned, moved and tinted a little", least=0)
-    copies: int = _count(0, "--recolor N", "Repainted copies a picture", least=0)
-    pairs: int = _count(0, "--pairs N", 'Pictures of "A and B"', least=0)
-    hold_out: float = _fraction(0.0, "--hold-out P", "Share of pictures that is only scored", 0.99999)
+    variants: int = _count(0, "--variants N", "Slightly turned, moved and tinted copies per image", least=0)
+    copies: int = _count(0, "--recolor N", "Recoloured copies per image", least=0)
+    pairs: int = _count(0, "--pairs N", 'Number of "A and B" composites', least=0)
+    hold_out: float = _fraction(0.0, "--hold-out P", "Fraction of images held out for validation", 0.99999)
     recolor_share: float = 0.15
     pair_share: float = 0.25
-    evaluate_every: int = _count(200, "--evaluate-every N", "Steps between two scores")
-    save_every: float = _fraction(180.0, "--save-every S", "Seconds between two savings of the state", 1e9)
+    evaluate_every: int = _count(200, "--evaluate-every N", "Steps between evaluations")
+    save_every: float = _fraction(180.0, "--save-every S", "Seconds between savings of the training state", 1e9)
     seed: int = SEED.field(0)
     allow_changes: bool = CHANGES.field(False)
     device: str = DEVICE.field("auto")
@@ -253,18 +255,16 @@ class ImageRecipe:
     def check_sizes(self) -> None:
         """Raise UsageError for sizes that no model can have."""
         if wrong := [width for width in self.autoencoder_widths if width % 8]:
-            raise UsageError(f"--autoencoder-widths: {wrong[0]} is no multiple of 8")
+            raise UsageError(f"--autoencoder-widths: {wrong[0]} is not a multiple of 8")
         if wrong := [width for width in self.widths if width % 16]:
-            raise UsageError(f"--widths: {wrong[0]} is no multiple of 16")
+            raise UsageError(f"--widths: {wrong[0]} is not a multiple of 16")
         multiple = 2 ** (len(self.autoencoder_widths) - 1 + len(self.widths) - 1)
         if (self.size or 128) % multiple:
             raise UsageError(f"--size {self.size}: with these widths it must be a multiple of {multiple}")
         if self.text_width % 4:
-            raise UsageError(f"--text-width {self.text_width} is no multiple of 4, its attention heads")
+            raise UsageError(f"--text-width {self.text_width} is not a multiple of 4, its attention heads")
         if self.vocabulary < 514:
-            raise UsageError(
-                f"--vocab {self.vocabulary}: 256 bytes, alone and at a word's end, and two marks need 514 tokens"
-            )
+            raise UsageError(f"--vocab {self.vocabulary}: must be at least 514")
 
 
 Recipe = TextRecipe | ImageRecipe

@@ -133,7 +133,7 @@ def read_synonyms(file: Path, labels: Sequence[str]) -> list[Task]:
     for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
         label, tab, word = line.partition("\t")
         if not tab or not word or label not in labels:
-            raise GencliError(f"{file}, line {number}: wants a label of the pictures, a tab, and another word for it")
+            raise GencliError(f"{file}, line {number}: expected a label of the images, a tab, and another word for it")
         tasks.append(Task(word, (label,)))
     return tasks
 

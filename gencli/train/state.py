@@ -35,7 +35,7 @@ def load(path: Path) -> dict[str, Any] | None:
         return found
     except Exception as error:  # pickle, zip and torch each raise their own
         what = " ".join(str(error).split())[:100]
-        raise GencliError(f"{path} is no state of a run: {what}", "another -o begins anew") from None
+        raise GencliError(f"{path} is no state of a run: {what}", "choose another -o to start again") from None
 
 
 def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], *, changes: bool) -> None:
@@ -48,21 +48,23 @@ def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str
         return
     fixed = _differences(before.get(SIZES, {}), now.get(SIZES, {}))
     if fixed:
-        raise GencliError(f"{where} was begun with other sizes: {'; '.join(fixed)}", "another -o begins anew")
+        raise GencliError(
+            f"{where} was started with other sizes: {'; '.join(fixed)}", "choose another -o to start again"
+        )
     loose = _differences(
         {key: value for key, value in before.items() if key != SIZES},
         {key: value for key, value in now.items() if key != SIZES},
     )
     if loose and not changes:
         raise GencliError(
-            f"{where} was begun with another recipe: {'; '.join(loose)}",
-            "give the same as then, or another -o to begin anew, or --allow-changes to go on with what is new",
+            f"{where} was started with other settings: {'; '.join(loose)}",
+            "use the same, another -o, or --allow-changes",
         )
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = sorted(name for name in before if before[name] != now.get(name))
-    return [f"{name} was {_short(before[name])}, is {_short(now.get(name))}" for name in names]
+    return [f"{name} {_short(before[name])}, now {_short(now.get(name))}" for name in names]
 
 
 def _short(value: Any) -> str:
@@ -81,7 +83,12 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
 
 @contextlib.contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Lock a run's folder to this process until it ends. Raise GencliError if another one has the lock."""
+    """Lock a run's folder, made if need be, to this process until it ends. Raise GencliError if another one has it.
+
+    A run that ends before it has written anything leaves no folder of its own.
+    """
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows
@@ -91,7 +98,13 @@ def only_run(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise GencliError(f"another run is at work in {out}", "another -o is for another run") from None
+            raise GencliError(f"{out} is in use by another training run", "choose a different -o") from None
         except OSError:  # a file system that knows no locks
             pass
-        yield
+        try:
+            yield
+        except BaseException:
+            if new and [path.name for path in out.iterdir()] == ["lock"]:
+                (out / "lock").unlink()
+                out.rmdir()
+            raise

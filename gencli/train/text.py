@@ -48,7 +48,6 @@ def train(recipe: TextRecipe, note: Callable[[str], None] = lambda text: None) -
     texts, validation = (texts, read_texts(recipe.validation)) if recipe.validation else hold_out(texts)
     if single:
         note(f"the last {len(validation[0][1])} characters are not trained on, but scored")
-    Path(recipe.out).mkdir(parents=True, exist_ok=True)
     with state.only_run(Path(recipe.out)):
         yield from _train(recipe, texts, validation)
 
@@ -72,7 +71,7 @@ def _train(recipe: TextRecipe, texts: list[Text], validation: list[Text]) -> Gen
         "state.pt",
         _identity(recipe, texts, validation, language, precision),
         model,
-        Curve(out / "loss", "tokens", list(_groups(validation, recipe.lead)), "loss, nats a token", "bits a byte"),
+        Curve(out / "loss", "tokens", list(_groups(validation, recipe.lead)), "loss, nats per token", "bits per byte"),
         precision,
         names_for_adam=EMBEDDINGS,
     )

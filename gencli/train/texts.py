@@ -63,7 +63,7 @@ def _read(path: Path, name: str) -> Iterator[Text]:
     except UnicodeDecodeError as error:
         raise GencliError(f"{path} is not UTF-8 at byte {error.start}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise GencliError(f"{path} is no whole gzip file: {error}") from None
+        raise GencliError(f"{path} is not a whole gzip file: {error}") from None
 
 
 def hold_out(texts: list[Text]) -> tuple[list[Text], list[Text]]:
@@ -92,7 +92,7 @@ def _cut(text: str) -> tuple[str, str]:
         first, last = text[: at + 1].strip("\n"), text[at + len(mark) :].strip("\n")
         if at > 0 and first.strip() and last.strip():
             return first, last
-    raise GencliError("a single short text leaves none to validate on", "--validation names a file for that")
+    raise GencliError("only one short text: nothing left for validation", "--validation names a file for that")
 
 
 def own_tokenizer(path: Path, texts: list[Text], lead: str, vocab_size: int) -> Tokenizer:
@@ -105,7 +105,7 @@ def own_tokenizer(path: Path, texts: list[Text], lead: str, vocab_size: int) -> 
     backend = BPE.from_file(str(path))
     end = backend.token_to_id(END)
     if end is None:
-        raise GencliError(f"{path} has no {END}", "another -o begins anew")
+        raise GencliError(f"{path} has no {END}", "choose another -o to start again")
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
     return Tokenizer(backend, path.parent, bos_id=end, eos_ids=(end,), names=names)
 

@@ -246,7 +246,9 @@ class Trainer:
                 self.done = int(saved["step"])
             except (KeyError, ValueError, RuntimeError, TypeError) as error:
                 what = " ".join(str(error).split())[:100]
-                raise GencliError(f"{self.state_file} is of another model: {what}", "another -o begins anew") from None
+                raise GencliError(
+                    f"{self.state_file} is of another model: {what}", "choose another -o to start again"
+                ) from None
             self.seen, self.seconds = int(saved.get("seen", 0)), float(saved.get("seconds", 0.0))
         self.curve.begin(self.done)
 

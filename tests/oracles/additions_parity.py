@@ -83,7 +83,7 @@ def _weighted(ours: Pipeline, pipe: Any) -> Measured:
     made = draw(ours, prompt=prompt, weighted=True, guidance=7.5, **SIZE)
     embeds = {"prompt_embeds": states, "negative_prompt_embeds": torch.cat([empty, empty], dim=1)}
     apart = _apart_pictures(made, pipe, **embeds)
-    return Measured("weights and long prompts", "the web UI's formula", _apart(told, states), apart)
+    return Measured("weights and long prompts", "AUTOMATIC1111's web UI's formula", _apart(told, states), apart)
 
 
 def _apart_pictures(ours: Any, pipe: Any, **call: Any) -> int:

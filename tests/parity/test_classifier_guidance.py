@@ -172,10 +172,10 @@ def test_what_does_not_go_together(files, tmp_path):
     with pytest.raises(GencliError, match="draws nothing by itself") as error:
         open_image_checkpoint(classifier)
     assert "--classifier" in error.value.hint
-    with pytest.raises(GencliError, match="is no classifier of noisy pictures: it is a UNet"):
+    with pytest.raises(GencliError, match="is not a classifier of noisy images: it is a UNet"):
         with_classifier(plain, source(files["told"][0]))
     make_class_unet(tmp_path / "unet")
-    with pytest.raises(GencliError, match="no classifier of noisy pictures but a UNet2DModel"):
+    with pytest.raises(GencliError, match="not a classifier of noisy images but a UNet2DModel"):
         with_classifier(plain, source(tmp_path / "unet", "folder"))
     save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors")
     with pytest.raises(GencliError, match="its tensors are none of guided-diffusion's"):
@@ -184,11 +184,11 @@ def test_what_does_not_go_together(files, tmp_path):
     with pytest.raises(GencliError, match=r"4 classes apart, and told\.safetensors is told 10"):
         with_classifier(told, source(tmp_path / "few.safetensors"))
     make_dit(tmp_path / "dit")
-    with pytest.raises(GencliError, match="judges pictures in pixels"):
+    with pytest.raises(GencliError, match="judges images in pixels"):
         with_classifier(open_image_checkpoint(source(tmp_path / "dit", "folder")), classifier)
     guided = with_classifier(plain, classifier)
     for values, checkpoint, match in [
-        ({"prompt": "7", "width": 32}, guided, "judges pictures of 16x16 pixels, not of 32x16"),
+        ({"prompt": "7", "width": 32}, guided, "judges images of 16x16 pixels, not of 32x16"),
         ({"prompt": "dog"}, guided, "no names of its classes"),
         ({"prompt": "10"}, guided, "no class 10"),
         ({"prompt": "7"}, plain, "without a prompt"),

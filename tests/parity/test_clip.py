@@ -173,7 +173,7 @@ def test_config_that_a_file_says_twice():
         ({"vision_config": {"mystery": 1}}, "mystery = 1"),
         ({"text_config": {"hidden_act": "relu7"}}, "text_config: hidden_act = 'relu7'"),
         ({"text_config": {"hidden_size": 2**40}}, "text_config: hidden_size"),
-        ({"text_config": 3}, "text_config is no JSON object"),
+        ({"text_config": 3}, "text_config is not JSON object"),
         ({"projection_dim": -1}, "projection_dim = -1"),
         ({"mystery": 1}, "mystery = 1"),
     ],
@@ -188,10 +188,10 @@ def test_processor_and_model_at_odds(cases, tmp_path):
     for file in cases["patch32"].folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     rewrite_json(tmp_path / "preprocessor_config.json", lambda raw: raw | {"crop_size": 24})
-    with pytest.raises(GencliError, match=r"makes pictures of 24x24, and its config.json wants 32x32"):
+    with pytest.raises(GencliError, match=r"makes images of 24x24, and its config.json expects 32x32"):
         opened(tmp_path)
     rewrite_json(tmp_path / "preprocessor_config.json", lambda raw: raw | {"do_center_crop": False})
-    with pytest.raises(GencliError, match="makes pictures of any size"):
+    with pytest.raises(GencliError, match="makes images of any size"):
         opened(tmp_path)
 
 

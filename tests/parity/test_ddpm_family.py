@@ -288,7 +288,7 @@ def without(*parts):
         (lambda weights: weights | {"mid.block_1.conv1.weight": torch.zeros(64, 64, 5, 5)}, "does not fit its config"),
         (lambda weights: weights | {"conv_in.weight": torch.zeros(16, 3, 3, 3)}, "conv_in 16"),
         (lambda weights: weights | {"down.0.block.1.conv1.weight": torch.zeros(1)}, "2, 1, 1 blocks"),
-        (lambda weights: weights | {"conv_in.weight": torch.zeros(32)}, "wants 4 dimensions"),
+        (lambda weights: weights | {"conv_in.weight": torch.zeros(32)}, "must have 4 dimensions"),
         (lambda weights: weights | {f"down.{i}.x": torch.zeros(1) for i in range(99)}, "99 levels: at most 8"),
     ],
 )  # fmt: skip

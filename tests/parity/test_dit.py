@@ -261,7 +261,7 @@ def test_files_that_are_refused(original, tmp_path):
         ("transformer/config.json", {"patch_size": 3}, "patch_size = 3 does not divide 8"),
         ("transformer/config.json", {"in_channels": 16}, "in_channels = 16"),
         ("transformer/config.json", {"num_embeds_ada_norm": 5}, "names a class 5"),
-        ("model_index.json", {"id2label": ["tench"]}, "id2label is no table"),
+        ("model_index.json", {"id2label": ["tench"]}, "id2label is not a table"),
         ("model_index.json", {"vae": [None, None]}, "without vae"),
     ],
 )

@@ -136,13 +136,13 @@ def test_half_precision_and_files_that_stay_as_they_are(bases, tmp_path):
         ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 1280)}, "24 and 1280 wide, and the words of sd15 24"),
         ({"a": torch.ones(1, 24), "b": torch.ones(1, 24)}, "holds a, b: not the vectors of one word"),
         ({}, "holds nothing"),
-        ({"<toy>": torch.ones(1, 24, dtype=torch.int32)}, "[1, 24] of torch.int32 is no vectors"),
+        ({"<toy>": torch.ones(1, 24, dtype=torch.int32)}, "[1, 24] of torch.int32 is not a vectors"),
         ({"<toy>": torch.ones(1, 1, 24)}, "[1, 1, 24]"),
         ({"<toy>": torch.ones(0, 24)}, "[0, 24]"),
         ({"<toy>": torch.ones(76, 24)}, "76 vectors are too many"),
         ({"<toy>": torch.full((1, 24), float("inf"))}, "not numbers"),
         ({"a": torch.ones(1, 24)}, "knows a token 'a' already — name another word with FILE:WORD"),
-        ({" ": torch.ones(1, 24)}, "' ' is no word"),
+        ({" ": torch.ones(1, 24)}, "' ' is not a word"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(bases, tmp_path, tensors, says):

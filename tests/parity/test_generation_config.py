@@ -127,13 +127,13 @@ def test_a_checkpoint_generates_as_the_reference_does(tmp_path: Path, where: str
 def test_whole_numbers_and_what_is_none():
     assert TextRequest().resolve({"top_k": 50.0, "max_new_tokens": 5.0}).max_tokens == 5
     for config, says in [
-        ({"top_k": 50.5}, "generation_config.json: top-k 50.5: wants a whole number"),
-        ({"bad_words_ids": [1]}, "generation_config.json: bad_words_ids [1]: wants lists of token ids"),
-        ({"sequence_bias": {"1": 2}}, "wants pairs of a list of token ids and a bias"),
-        ({"exponential_decay_length_penalty": 3}, "wants a number of tokens and a factor"),
-        ({"no_repeat_ngram_size": "2"}, "no_repeat_ngram_size '2': wants a whole number"),
-        ({"stop_strings": 3}, "stop_strings 3: wants a list of texts"),
-        ({"suppress_tokens": [-1]}, "suppress_tokens [-1]: wants a list of token ids"),
+        ({"top_k": 50.5}, "generation_config.json: top-k 50.5: expected an integer"),
+        ({"bad_words_ids": [1]}, "generation_config.json: bad_words_ids [1]: expected lists of token ids"),
+        ({"sequence_bias": {"1": 2}}, "expected pairs of a list of token ids and a bias"),
+        ({"exponential_decay_length_penalty": 3}, "expected a number of tokens and a factor"),
+        ({"no_repeat_ngram_size": "2"}, "no_repeat_ngram_size '2': expected an integer"),
+        ({"stop_strings": 3}, "stop_strings 3: expected a list of texts"),
+        ({"suppress_tokens": [-1]}, "suppress_tokens [-1]: expected a list of token ids"),
     ]:
         with pytest.raises(GencliError) as caught:
             TextRequest().resolve(config)

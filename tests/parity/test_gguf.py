@@ -362,9 +362,9 @@ def test_pieces(tmp_path):
         ({"pre": "default"}, "pre = 'default' is not supported"),
         ({"tokens": []}, "hold no tokens"),
         ({"merges": None}, "hold no merges"),
-        ({"merges": ["abc"]}, "has a line that is no pair"),
+        ({"merges": ["abc"]}, "has a line that is not a pair"),
         ({"token_type": [1]}, "token_type does not fit 384 tokens"),
-        ({"eos_token_id": 384}, "eos_token_id = 384 is no token of 384"),
+        ({"eos_token_id": 384}, "eos_token_id = 384 is not a token of 384"),
         ({"merges": ["qq zz"]}, "its tokenizer is not usable"),
     ],
 )
@@ -410,7 +410,7 @@ def test_other_quantisations_by_name(tmp_path, kind):
         ({"llama__attention__key_length": (0, gguf.GGUFValueType.UINT32)}, "key_length = 0 is out of range"),
         ({"llama__attention__key_length": (-4, gguf.GGUFValueType.INT32)}, "key_length = -4 is out of range"),
         ({"llama__attention__key_length": (4.0, gguf.GGUFValueType.FLOAT32)}, "key_length = 4.0 is out of range"),
-        ({"llama__attention__key_length": ([4], gguf.GGUFValueType.ARRAY)}, r"key_length = [4] is no number"),
+        ({"llama__attention__key_length": ([4], gguf.GGUFValueType.ARRAY)}, r"key_length = [4] is not a number"),
     ],
 )
 def test_keys_that_change_the_numbers(tmp_path, more, says):

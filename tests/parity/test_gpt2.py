@@ -228,7 +228,7 @@ def test_all_four_sizes(size):
         ("x" * 10**6, 1, "not supported: xxx"),
         ("activation_function", {"a": 1}, "activation_function = .* is not supported"),
         ("activation_function", ["gelu"], "activation_function = .* is not supported"),
-        ("n_embd", 33, "n_embd = 33 is no multiple of n_head = 4"),
+        ("n_embd", 33, "n_embd = 33 is not a multiple of n_head = 4"),
         ("n_embd", 2**40, "n_embd = 1099511627776 is out of range"),
         ("n_layer", 10**9, "n_layer = 1000000000 is out of range"),
         ("n_layer", 0, "n_layer = 0 is out of range"),

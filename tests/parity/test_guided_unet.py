@@ -225,13 +225,13 @@ def test_names_of_classes_beside_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "shape", "match"),
     [
-        (None, {}, "does not say its size of pictures"),
+        (None, {}, "does not say its size of images"),
         ({"image_size": 16}, {}, "must say image_size, and num_heads"),
         (FLAGS | {"rescale_timesteps": True}, {}, "not supported: rescale_timesteps"),
         (FLAGS | {"noise_schedule": "sqrt"}, {}, "noise_schedule = 'sqrt'"),
         (FLAGS | {"diffusion_steps": "many"}, {}, "diffusion_steps"),
         (FLAGS | {"num_head_channels": 24}, {}, "do not come out even"),
-        (FLAGS | {"image_size": "large"}, {}, "is no size of a picture"),
+        (FLAGS | {"image_size": "large"}, {}, "is not an image size"),
         (FLAGS, {"inputs": 6}, "an upsampler"),
         (FLAGS | {"id2label": {"7": "x"}}, {"classes": 5}, "names a class 7"),
     ],

@@ -87,7 +87,7 @@ def test_below_1_the_formula_holds(instruct):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({}, "edits a picture as the prompt says"),
+        ({}, "edits an image as the prompt says"),
         ({"init": "a.png", "strength": 0.5}, "--strength cannot be followed"),
         ({"init": "a.png", "mask": "b.png"}, "--mask cannot be followed"),
     ],

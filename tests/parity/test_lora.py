@@ -164,11 +164,11 @@ def test_only_what_is_touched_is_copied_and_rounded_once(tmp_path):
         ({"alora_invocation_tokens": [1, 2]}, "not supported: alora_invocation_tokens"),
         ({"some_new_key": "x"}, "not supported: some_new_key = 'x'"),
         ({"r": 3}, "is 3 here and 4 in its tensors"),
-        ({"rank_pattern": {"(a+)+": 4}}, "no pattern of names"),
-        ({"rank_pattern": {"(": 4}}, "no pattern of names"),
-        ({"lora_alpha": "8"}, "lora_alpha = '8' is no number"),
-        ({"alpha_pattern": [1]}, "alpha_pattern = [1] is no table of names"),
-        ({"modules_to_save": 5}, "modules_to_save = 5 is no list of names"),
+        ({"rank_pattern": {"(a+)+": 4}}, "not a pattern of names"),
+        ({"rank_pattern": {"(": 4}}, "not a pattern of names"),
+        ({"lora_alpha": "8"}, "lora_alpha = '8' is not a number"),
+        ({"alpha_pattern": [1]}, "alpha_pattern = [1] is not a table of names"),
+        ({"modules_to_save": 5}, "modules_to_save = 5 is not a list of names"),
     ],
 )
 def test_what_changes_the_numbers_is_refused(tmp_path, change, says):

@@ -332,9 +332,9 @@ def test_requests_that_do_not_fit_the_checkpoint(folders):
         (ImageRequest(steps=1001), plain, "1 to 1000"),
         (ImageRequest(sampler="euler", eta=0.5), plain, "no option eta"),
         (ImageRequest(karras=True), plain, "no option karras"),
-        (ImageRequest(sampler_options={"use_clipped_model_output": "x"}), plain, "wants true or false"),
-        (ImageRequest(sampler="ddpm", sampler_options={"variance_type": 3.0}), plain, "wants a name"),
-        (ImageRequest(sampler="ddpm", sampler_options={"variance_type": "wide"}), plain, "wants one of fixed_small"),
+        (ImageRequest(sampler_options={"use_clipped_model_output": "x"}), plain, "expected true or false"),
+        (ImageRequest(sampler="ddpm", sampler_options={"variance_type": 3.0}), plain, "expected a name"),
+        (ImageRequest(sampler="ddpm", sampler_options={"variance_type": "wide"}), plain, "expected one of fixed_small"),
         (ImageRequest(sampler_options={"foo": 1}), plain, "no option foo"),
         (ImageRequest(steps=2, init="x.png", strength=0.3), plain, "leaves no step"),
         (ImageRequest(prompt="a cat"), ddpm, "without a prompt"),
@@ -402,6 +402,6 @@ def test_other_models_are_refused(tmp_path, folders):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(GencliError, match="gpt2"):
         open_image_checkpoint(Source("text", tmp_path, "folder"))
-    with pytest.raises(GencliError, match="no model for pictures"):
+    with pytest.raises(GencliError, match="not an image model"):
         open_image_checkpoint(Source("part", folders["sd15"][0] / "unet", "folder"))
     assert SCHEDULER["sd15"]["_class_name"] == "PNDMScheduler"  # a class that gencli has no sampler for

@@ -147,7 +147,7 @@ def test_gradients_reach_every_weight():
         ({"reverse_transformer_layers_per_block": [[1, 1], 1, 1, 1]}, "reverse_transformer_layers_per_block has .1"),
         ({"transformer_layers_per_block": [[1, 1], 1, 1, 1]}, "transformer_layers_per_block has .1, 1. for level 1"),
         ({"cross_attention_norm": "layer_norm"}, "cross_attention_norm = 'layer_norm'"),
-        ({"cross_attention_norm": "group_norm"}, "cross_attention_dim = 24 is no multiple of 32"),
+        ({"cross_attention_norm": "group_norm"}, "cross_attention_dim = 24 is not a multiple of 32"),
         ({"act_fn": "mish"}, "act_fn = 'mish'"),
         ({"attention_head_dim": 3}, "no multiple of its 3 heads"),
         ({"attention_head_dim": [1, 2]}, "attention_head_dim has 2 entries"),

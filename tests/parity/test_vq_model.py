@@ -119,7 +119,10 @@ def test_a_codec(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "match"),
-    [(None, "holds no VQ autoencoder"), ('{"_class_name": "AutoencoderKL"}', "its AutoencoderKL is no VQ autoencoder")],
+    [
+        (None, "holds no VQ autoencoder"),
+        ('{"_class_name": "AutoencoderKL"}', "its AutoencoderKL is not a VQ autoencoder"),
+    ],
 )
 def test_what_has_no_codes(tmp_path, config, match):
     if config:
@@ -142,11 +145,11 @@ def test_codes_in_a_text():
         ("{", "is not valid JSON"),
         ('{"codes": 3}', "no codes"),
         ('{"codes": [[]]}', "no codes"),
-        ('{"codes": [[true]]}', "'True' is no code"),
+        ('{"codes": [[true]]}', "'True' is not a code"),
         ("1 2\n3", "row 2 has 1 codes, and the first 2"),
-        ("1 -2", "'-2' is no code"),
-        ("1 2.5", "'2.5' is no code"),
-        ("1 99999999999999999999", "is no code"),
+        ("1 -2", "'-2' is not a code"),
+        ("1 2.5", "'2.5' is not a code"),
+        ("1 99999999999999999999", "is not a code"),
         ("0 " * 3000, "3000x1 codes are too many"),
     ],
 )

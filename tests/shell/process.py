@@ -34,7 +34,8 @@ def environment(**changes: str | None) -> dict[str, str]:
     dropped = ("GENCLI_", "HF_", "NO_COLOR", "TERM", "COLUMNS", "LINES", "FORCE_COLOR", "_GENCLI")
     env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     env |= {"GENCLI_CACHE": os.path.join(tempfile.gettempdir(), "gencli-tests"), "HF_HUB_OFFLINE": "1"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    env |= {"XDG_STATE_HOME": os.path.join(tempfile.gettempdir(), "gencli-tests-state")}
+    env |= {"GENCLI_CONFIG": os.devnull, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     for key, value in changes.items():
         env.pop(key, None)
         if value is not None:

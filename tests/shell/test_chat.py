@@ -8,6 +8,7 @@ import pty
 import select
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tests.tiny.text import END, make_gpt2, write_json
 
 pytestmark = pytest.mark.slow
 
+AT_HOME = {"TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1", "EDITOR": "sed -i s/first/edited/"}
+READ = b"\x1b[?2004l"  # the editor of messages lets go of the terminal
 SPOKEN = [part for token, _ in BIAS for part in ("--logit-bias", f"{token}=-inf")]
 
 
@@ -45,7 +48,7 @@ class Terminal:
         if pid == 0:
             os.chdir(folder)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execve(GENCLI[0], [*GENCLI, *map(str, args)], environment(TERM="xterm", COLUMNS="80", NO_COLOR="1"))
+            os.execve(GENCLI[0], [*GENCLI, *map(str, args)], environment(**AT_HOME, XDG_STATE_HOME=str(folder)))
         self.pid = pid
         self.seen = b""
 
@@ -61,11 +64,8 @@ class Terminal:
         return before
 
     def interrupt(self) -> None:
-        """Ctrl-C, until it is noticed: Python's reading of a line can miss one that comes just as it goes to wait."""
-        for _ in range(LIMIT // 5):
-            self.type(b"\x03")
-            if select.select([self.master], [], [], 5)[0]:
-                break
+        """Ctrl-C while a reply is written."""
+        self.type(b"\x03")
         self.wait_for(b"note: stopped")
 
     def type(self, text: bytes) -> None:
@@ -82,34 +82,34 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+def answering(terminal: Terminal, message: bytes) -> None:
+    """Send a message, and wait until its reply has begun, with a long way to go."""
+    terminal.type(message)
+    terminal.wait_for(READ)
+    while len(terminal.seen) < 100:
+        terminal.seen += os.read(terminal.master, 65536)
+
+
 def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
     """Ctrl-C stops the answer alone; several lines are one message; what is saved is what was said; Ctrl-D leaves."""
     terminal = Terminal("chat", "-m", tuned, "-n", 30_000, "-s", 5, *SPOKEN, "--system", "Be kind.", folder=tmp_path)
-    terminal.wait_for(b"Ctrl-D leaves")
+    terminal.wait_for(b"Ctrl-D quits")
     terminal.wait_for(b"> ")
-    terminal.type(b"Once\n")
-    terminal.wait_for(b"Once\r\n")
-    while len(terminal.seen) < 400:  # the answer has begun (the editor of lines writes less), with a long way to go
-        terminal.seen += os.read(terminal.master, 65536)
+    answering(terminal, b"Once\r")
     terminal.interrupt()
     terminal.wait_for(b"> ")
-    terminal.type(b"half a line")
-    terminal.wait_for(b"half a line")
-    terminal.interrupt()
+    terminal.type(b"half a line\x03")
+    terminal.wait_for(b"note: Ctrl-D or /exit quits")
     terminal.wait_for(b"> ")
-    terminal.type(b"/seed 7\n")
-    terminal.wait_for(b"seed 7")
-    terminal.type(b'"""first\nsecond"""\n')
-    terminal.wait_for(b"second")
-    terminal.wait_for(b"\r\n")
-    while len(terminal.seen) < 400:
-        terminal.seen += os.read(terminal.master, 65536)
+    terminal.type(b"/seed 7\r")
+    terminal.wait_for(b"seed 7\r\n")
+    answering(terminal, b'"""first\rsecond"""\r')
     terminal.interrupt()
     for command, answer in (
         (b"/save 'my talk.json'", b"4 messages saved in my talk.json"),
         (b"/nonsense", b"no such command: /nonsense"),
         (b"/system Be brief.", b"Be brief."),
-        (b"/reset", b"forgotten"),
+        (b"/reset", b"conversation cleared"),
         (b"/save empty.json", b"0 messages saved in empty.json"),
         (b"/load my\\ talk.json", b"4 messages loaded from my talk.json"),
         (b"/load none.json", b"error: none.json: there is no such file"),
@@ -117,8 +117,8 @@ def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
         (b"/help", b"a message of several lines."),
     ):
         terminal.wait_for(b"> ")
-        terminal.type(command + b"\n")
-        terminal.wait_for(command)  # its echo
+        terminal.type(command + b"\r")
+        terminal.wait_for(READ)
         terminal.wait_for(answer)
     terminal.wait_for(b"> ")
     terminal.type(b"\x04")
@@ -128,6 +128,51 @@ def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
     assert [m["content"] for m in messages if m["role"] != "assistant"] == ["Be kind.", "Once", "first\nsecond"]
     assert all(m["content"] for m in messages)
     assert json.loads((tmp_path / "empty.json").read_text())["messages"] == [{"role": "system", "content": "Be brief."}]
+
+
+def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
+    """Pasted lines are one message; Up brings it back in the next session, which -c continues; /edit edits it."""
+    chat = ("chat", "-m", tuned, "-n", 4, "-s", 5, *SPOKEN)
+    terminal = Terminal(*chat, folder=tmp_path)
+    terminal.wait_for(b"> ")
+    terminal.type(b"\x1b[200~first line\nsecond line\x1b[201~")
+    terminal.wait_for(b"second line")
+    terminal.type(b"\r")
+    terminal.wait_for(b"cut off after 4 tokens")
+    terminal.wait_for(b"> ")
+    terminal.type(b"\x04")
+    assert terminal.ended() == 0
+    [kept] = (tmp_path / "gencli" / "chats").iterdir()
+    said = json.loads(kept.read_text())["messages"]
+    assert [turn["role"] for turn in said] == ["user", "assistant"]
+    assert said[0]["content"] == "first line\nsecond line"
+
+    terminal = Terminal("chat", "-c", "-n", 4, *SPOKEN, folder=tmp_path)
+    terminal.wait_for(b"continuing " + kept.stem.encode())
+    terminal.wait_for(b"> ")
+    terminal.type(b"\x1b[A\r")
+    terminal.wait_for(b"cut off after 4 tokens")
+    terminal.wait_for(b"> ")
+    terminal.type(b"/edit\r")
+    terminal.wait_for(b"cut off after 4 tokens")
+    terminal.wait_for(b"> ")
+    terminal.type(b"\x04")
+    assert terminal.ended() == 0
+    users = [turn["content"] for turn in json.loads(kept.read_text())["messages"] if turn["role"] == "user"]
+    assert users == ["first line\nsecond line", "edited line\nsecond line"]
+    listed = gencli("chat", "--list", XDG_STATE_HOME=str(tmp_path))
+    assert listed.stdout.decode() == f"{kept.stem}\t{tuned}\t4\tfirst line second line\n"
+
+
+def test_a_second_signal_ends_it_after_messages_too(tuned: Path, tmp_path: Path):
+    """SIGTERM at the editor of messages ends with 143 and leaves the terminal as it was."""
+    terminal = Terminal("chat", "-m", tuned, *SPOKEN, "--no-history", folder=tmp_path)
+    before = termios.tcgetattr(terminal.master)
+    terminal.wait_for(b"\x1b[?2004h")
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 143
+    assert termios.tcgetattr(terminal.master)[3] == before[3]
+    assert not (tmp_path / "gencli").exists()
 
 
 def test_in_a_pipe_it_answers_once(tuned: Path):
@@ -175,7 +220,7 @@ def test_what_goes_wrong_is_one_line(tuned: Path, tmp_path: Path):
     assert (looping.returncode, looping.stdout, looping.stderr.count(b"\n")) == (1, b"", 1)
     assert b"did not end within 5 seconds: does it loop?" in looping.stderr
     for args, stdin, code, message in (
-        (("chat", "-m", tuned), b" \n", 1, b"error: stdin holds no message"),
+        (("chat", "-m", tuned), b" \n", 1, b"error: stdin has no message"),
         (("text", "--chat", "--echo", "hi"), b"", 2, b"error: --echo is for raw prompts"),
         (("chat", "-m", tuned, "--examples", tmp_path), b"hi", 1, b"there is no such file"),
     ):

@@ -54,13 +54,13 @@ def test_several_and_their_sizes(here: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        ((), 2, "no picture"),
+        ((), 2, "no image"),
         (("--paint",), 2, "no codes to paint"),
         (("a.png",), 2, "no model"),
-        (("a.png", "b.png", "-m", "vq"), 2, "several pictures"),
+        (("a.png", "b.png", "-m", "vq"), 2, "several images"),
         (("a.png", "-m", "vq", "-o", "x.txt"), 2, "-o is for --paint"),
         (("a.txt", "b.txt", "--paint", "-m", "vq"), 2, "one file of codes"),
-        (("a.png", "--size", "4", "-m", "vq"), 2, "--size 4: wants WIDTHxHEIGHT"),
+        (("a.png", "--size", "4", "-m", "vq"), 2, "--size 4: expected WIDTHxHEIGHT"),
         (("-", "-", "--json", "-m", "vq"), 2, "once"),
         (("a.png", "-m", "./none"), 1, "no model './none'"),
     ],

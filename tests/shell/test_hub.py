@@ -106,7 +106,7 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub: Hub, env: dict[str, s
     hub.requests.clear()
     again = pull(env, "org/tiny")
     assert (again.returncode, Path(again.stdout.decode().strip())) == (0, folder)
-    assert again.stderr == b"note: org/tiny is here already; --update looks for something newer\n"
+    assert again.stderr == b"note: org/tiny is already installed; --update checks for a newer revision\n"
     assert hub.requests == []
 
 
@@ -212,7 +212,7 @@ def test_a_hub_that_goes_away(hub: Hub, env: dict[str, str | None]) -> None:
     hub.cut_after = 0  # six tries without a byte
     message = refused(env, "org/tiny")
     assert f"cannot fetch org/tiny from {hub.url}: " in message
-    assert "run it again and it goes on from there" in message
+    assert "run it again to resume the download" in message
 
 
 def test_two_at_a_time_do_not_disturb_each_other(hub: Hub, env: dict[str, str | None]) -> None:
@@ -234,7 +234,7 @@ def test_offline_by_flag_and_by_environment(hub: Hub, env: dict[str, str | None]
     assert flag.returncode == 1
     assert "error: no model 'org/tiny'" in flag.stderr.decode()
     assert "hint: --offline is given" in flag.stderr.decode()
-    assert "HF_HUB_OFFLINE=1 keeps gencli off the network" in refused(env | {"HF_HUB_OFFLINE": "1"}, "org/tiny")
+    assert "HF_HUB_OFFLINE=1 keeps gencli offline" in refused(env | {"HF_HUB_OFFLINE": "1"}, "org/tiny")
     assert hub.requests == []
     pulled(env, "org/tiny")
     hub.requests.clear()
@@ -299,8 +299,8 @@ def test_usage(env: dict[str, str | None], hub: Hub, tmp_path: Path) -> None:
     for name in ("gpt2x", "a/b/c", "org/.."):
         done = pull(env, name)
         assert done.returncode == 2, name
-        assert f"error: '{name}' is no id of the hub" in done.stderr.decode()
-    assert "is here already" in refused(env, tmp_path)
+        assert f"error: '{name}' is not a Hub id (owner/name)" in done.stderr.decode()
+    assert "is already installed" in refused(env, tmp_path)
     assert hub.requests == []
 
 
@@ -346,7 +346,7 @@ def test_what_gencli_cannot_open_is_refused_before_its_weights(hub: Hub, env: di
 
 def test_pickles_come_when_they_are_allowed_and_there_is_nothing_better(hub: Hub, env: dict[str, str | None]) -> None:
     hub.commit("org/pickles", {name: data for name, data in tiny().items() if name != "model.safetensors"})
-    script = "from gencli.checkpoints.find import find; print(find('org/pickles', allow_pickle=True).path)"
+    script = "from gencli.models.find import find; print(find('org/pickles', allow_pickle=True).path)"
     folder = Path(library(env, script))
     assert set(content(folder)) == NEEDED - {"model.safetensors"} | {"pytorch_model.bin"}
     hub.requests.clear()
@@ -360,7 +360,7 @@ def test_an_index_leads_nowhere_else(hub: Hub, env: dict[str, str | None], name:
     del files["model.safetensors"]
     hub.commit("org/evil", files)
     message = refused(env, "org/evil")
-    assert f"model.safetensors.index.json: '{name}' is no plain name of a safetensors file" in message
+    assert f"model.safetensors.index.json: '{name}' is not a plain name of a safetensors file" in message
     assert not list(tmp_path.rglob("out.safetensors"))
 
 
@@ -370,7 +370,7 @@ def test_names_and_etags_lead_nowhere_else(hub: Hub, env: dict[str, str | None],
     hub.commit("org/etag", tiny())
     hub.etags = {"model.safetensors": "../../../out"}
     message = refused(env, "org/etag")
-    assert "the ETag '../../../out', which is no plain word" in message
+    assert "the ETag '../../../out', which is not a plain word" in message
     assert not list(tmp_path.rglob("out"))
 
 
@@ -394,8 +394,8 @@ REQUESTS = {  # the requests of a pull → what the answer is known by in the se
 }
 DOWNLOADS = """
 import sys
-from gencli.checkpoints.hub import download
-from gencli.checkpoints.hub_cache import HubId
+from gencli.models.hub import download
+from gencli.models.hub_cache import HubId
 from gencli.errors import GencliError
 for name in sys.argv[1:]:
     try:
@@ -559,7 +559,7 @@ def test_a_hub_that_asks_to_wait(hub: Hub, env: dict[str, str | None], tmp_path:
 def test_a_hub_that_sends_a_byte_now_and_then(hub: Hub, env: dict[str, str | None]) -> None:
     hub.commit("org/tiny", tiny())
     hub.slow = 0.1
-    patience = "import gencli.checkpoints.hub_http as http; http.STALL_SECONDS = 2"
+    patience = "import gencli.models.hub_http as http; http.STALL_SECONDS = 2"
     done = process.gencli("models", "pull", "org/tiny", code=patience, **env)
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.search(rb"error: cannot fetch org/tiny from .*: it sent \d+ bytes in 2 seconds\n", done.stderr)

@@ -85,16 +85,16 @@ def test_the_same_seed_gives_the_same_bytes_and_a_path_on_stdout(sd, apple, fold
 
 
 WRONG = [
-    (("a", "--count", 2), "several pictures do not fit into one stdout"),
-    (("--lines",), "several pictures do not fit into one stdout"),
-    (("a", "--count", 2, "-o", "a.png"), "several pictures would go into one file"),
+    (("a", "--count", 2), "stdout can hold one image only"),
+    (("--lines",), "stdout can hold one image only"),
+    (("a", "--count", 2, "-o", "a.png"), "several images would overwrite one file"),
     (("a", "--count", 2, "--grid", "--gif", "a.gif"), "hint: --gif 'a-{seed}.gif'\n"),
     (("a", "--json", "-o", "-"), "--json"),
     (("a", "--steps", 0), "--steps 0"),
     (("a", "--threads", 5000), "must be from 1 to 4096"),
     (("a", "--size", "64"), "--size 64"),
     (("a", "--sampler", "plms"), "no such sampler"),
-    (("a", "--lines"), "takes no PROMPT"),
+    (("a", "--lines"), "cannot be combined with PROMPT"),
     (("-", "-i", "-"), "-i -"),
     (("a", "--from", "none.png", "--eta", 2), "--eta 2.0"),
     (("a", "-i", "b.png", "--mask", "-"), "--mask -"),
@@ -111,8 +111,8 @@ def test_wrong_usage_is_told_before_anything_is_opened():
 UNFITTING = [
     (("--sampler", "euler", "--eta", 1), "sampler euler has no option eta"),
     (("--sampler-option", "foo=1"), "no option foo"),
-    (("--sampler-option", "use_clipped_model_output=2"), "wants true or false"),
-    (("--sampler", "ddpm", "--sampler-option", "variance_type=wide"), "wants one of fixed_small"),
+    (("--sampler-option", "use_clipped_model_output=2"), "expected true or false"),
+    (("--sampler", "ddpm", "--sampler-option", "variance_type=wide"), "expected one of fixed_small"),
     (("--width", 100), "--width 100: must be a multiple of 8"),
     (("--steps", 1001), "1001 steps: this model can take 1 to 1000"),
     (("--sampler", "lcm", "--steps", 51), "can take 1 to 50"),
@@ -194,7 +194,7 @@ def test_progress_and_preview_go_to_stderr_and_leave_stdout_alone(sd, apple):
     assert "▀" in screen.decode() and "2/2" in screen.decode()
     code, screen, _, err = on_terminal("image", "-m", sd, "a", *QUICK, "-o", "a.png", "--preview", stderr=False)
     assert code == 0 and screen == b"a.png\r\n"
-    assert err == b"note: no preview: stderr is no terminal that shows colours\n"
+    assert err == b"note: no preview: stderr is not a colour terminal\n"
 
 
 def test_from_makes_every_option_again(sd, folder):
@@ -260,7 +260,7 @@ def test_a_picture_from_stdin(sd, apple):
     assert done.returncode == 0
     assert written("b.png")["init"] == "-" and written("b.png")["width"] == 64
     again = gencli("image", "--from", "b.png", "-o", "c.png", stdin=apple.stdout)
-    assert again.returncode == 2 and b"name that picture with -i" in again.stderr
+    assert again.returncode == 2 and b"name that image with -i" in again.stderr
 
 
 def begun(*args):
@@ -337,7 +337,7 @@ def test_nan_is_an_error_and_leaves_no_file(ddpm, root, folder):
 
 def test_errors_of_the_request(sd, ddpm, folder):
     """Each is one line with its exit code, and no file."""
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     for args, code, message in [
         (("-m", sd, "apple " * 80), 1, "has 80 tokens, and this model reads at most 75"),
         (("-m", ddpm, "a cat"), 2, "draws without a prompt"),
@@ -355,4 +355,4 @@ def test_errors_of_the_request(sd, ddpm, folder):
 def test_a_likely_slip_gets_a_note(sd):
     done = gencli("image", "-m", sd, "a", *QUICK, "-n", 4)
     assert done.returncode == 0 and done.stdout.startswith(b"\x89PNG")
-    assert done.stderr.startswith(b"note: -n 4 draws against the prompt '4'; --count 4 ")
+    assert done.stderr.startswith(b"note: -n 4 is a negative prompt: '4'; --count 4 ")

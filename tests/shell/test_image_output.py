@@ -38,7 +38,7 @@ TOO_LATE = {
     "a grid's pixels": (["a", "--count", 65, "--grid", "-o", "g.png"], "too many pixels"),
     "a grid in WebP": (["a", "--size", "4096x8", "--count", 25, "--grid", "-o", "g.webp"], "at most 16383"),
     "an animation's name": (["a", "--gif", "y" * 270 + ".gif", "-o", "y.png"], "File name too long"),
-    "an animation's folder": (["a", "--gif", "none/{seed}.gif", "-o", "y.png"], "no folder none"),
+    "an animation's folder": (["a", "--gif", "none/{seed}.gif", "-o", "y.png"], "no such folder: 'none'"),
     "a folder's name": (["a", "-o", "y.png", "--gif", "d.gif"], "d.gif: it is a folder"),
     "a read-only file": (["a", "-o", "kept.png"], "kept.png: it is read-only"),
 }
@@ -79,7 +79,7 @@ def test_a_folder_per_prompt_on_lines(sd, folder):
     (folder / "a").mkdir()
     done = gencli("image", "-m", sd, *QUICK, "--lines", "-o", "{prompt}/{seed}.png", stdin=b"a\nb\n")
     assert done.returncode == 1 and done.stdout == b"a/5.png\n"
-    assert b"line 2: there is no folder b" in done.stderr
+    assert b"line 2: no such folder: 'b" in done.stderr
 
 
 def test_a_grid_that_grows_too_large_is_written_as_far_as_it_goes(sd):

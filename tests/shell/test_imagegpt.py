@@ -83,7 +83,7 @@ def test_what_is_refused(run):
         (("-m", "igpt", "a", "cat"), 2, "igpt draws without a prompt"),
         (("-m", "igpt", "--steps", 9, "--eta", 1), 2, "igpt draws pixel by pixel and does not denoise: --steps, --eta"),
         (("-m", "igpt", "--size", "64x64"), 2, f"--width 64: igpt draws {SIDE}x{SIDE} pixels and no other size"),
-        (("-m", "igpt", "--keep-rows", 2), 2, "--keep-rows without a picture"),
+        (("-m", "igpt", "--keep-rows", 2), 2, "--keep-rows needs --init"),
         (("-m", "igpt", "-i", "init.png", "--keep-rows", SIDE), 2, "at least one must be left"),
         (("-m", "igpt", "--temperature", -1), 2, "--temperature -1"),
         (("-m", "igpt", "--top-p", 2), 2, "--top-p 2"),
@@ -103,7 +103,8 @@ def test_what_is_refused(run):
     assert not os.path.exists("error.png")
     done = run("text", "-m", "igpt", "hello")
     assert (
-        done.returncode == 1 and b"igpt is no language model\nhint: pictures are made by `gencli image`" in done.stderr
+        done.returncode == 1
+        and b"igpt is not a text model\nhint: `gencli image -m igpt` draws with image models" in done.stderr
     )
 
 

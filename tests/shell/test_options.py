@@ -86,7 +86,7 @@ def test_one_more_sampling_parameter(copy):
     done = toy(copy, "text", "a", "--toy-last", -1, code=2)
     assert done.stderr == b"error: --toy-last -1: must be at least 0\n"
     done = toy(copy, "text", "a", "--toy-last", "one", code=2)
-    assert b"'one' is no whole number" in done.stderr
+    assert b"'one' is not an integer" in done.stderr
 
 
 @pytest.mark.slow

@@ -96,15 +96,15 @@ def test_a_picture_from_stdin_and_one_without_utf8(root, cosines):
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_scored(root, cosines, run):
-    (root / "text.png").write_text("no picture")
+    (root / "text.png").write_text("no image")
     (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:400])
     done = run("score", TEXT, "none.png", "text.png", "1.png", "cut.png", "3.png", "-m", "clip")
     assert done.returncode == 1
     assert done.stdout.decode() == "".join(f"{cosines[i, 0]:.4f}\t{i}.png\n" for i in (1, 3))
     said = done.stderr.decode().splitlines()
     assert said[0] == "error: none.png: no such file"
-    assert said[1].startswith("error: cannot read text.png as a picture")
-    assert said[2].startswith("error: cannot read cut.png as a picture")
+    assert said[1].startswith("error: cannot read text.png as an image")
+    assert said[2].startswith("error: cannot read cut.png as an image")
     assert len(said) == 3
     # nothing to score: not even a model is looked for
     done = run("score", TEXT, "none.png", "-m", "./no-model")
@@ -137,16 +137,16 @@ def test_pickles_are_opened_when_asked(cosines, run):
 
 def test_usage(run):
     for args, message in [
-        ((), "no text and no picture"),
-        (("0.png",), "0.png is taken for the text, and no picture is named"),
-        ((TEXT,), "no picture to compare with"),
-        (("-t", TEXT), "no picture to compare with"),
-        ((TEXT, "0.png"), "no model: none that compares texts with pictures is embedded"),
-        ((TEXT, "-", "-"), "`-` reads a picture from stdin, and once"),
-        (("--lines", "-"), "`-` reads a picture from stdin, where --lines has its texts"),
-        (("--lines", "-t", TEXT, "0.png"), "takes no --text beside it"),
+        ((), "no text and no image"),
+        (("0.png",), "0.png is read as the text, and there is no image"),
+        ((TEXT,), "no image to compare with"),
+        (("-t", TEXT), "no image to compare with"),
+        ((TEXT, "0.png"), "no model: no CLIP is built in"),
+        ((TEXT, "-", "-"), "`-` reads an image from stdin, and once"),
+        (("--lines", "-"), "`-` reads an image from stdin, where --lines has its texts"),
+        (("--lines", "-t", TEXT, "0.png"), "cannot be combined with --text"),
         (("", "0.png"), "an empty text"),
-        ((TEXT, "0.png", "--truncate", "top"), "wants one of left, right"),
+        ((TEXT, "0.png", "--truncate", "top"), "expected one of left, right"),
         ((TEXT, "0.png", "--batch", 0), "--batch 0"),
         ((TEXT, "0.png", "--device", "gpu"), "--device 'gpu'"),
     ]:
@@ -157,7 +157,7 @@ def test_usage(run):
 
 def test_models_that_are_no_clip(root, run):
     for model, message in [
-        ("stories", "stories holds a gpt2, no CLIP that compares texts with pictures"),
+        ("stories", "stories is a gpt2, not a CLIP that compares texts with images"),
         ("./none", "no model './none'"),
     ]:
         done = run("score", TEXT, "0.png", "-m", model)
@@ -168,7 +168,7 @@ def test_models_that_are_no_clip(root, run):
 def test_a_terminal_and_stats():
     code, screen, out, _ = on_terminal("score", TEXT, "0.png", "1.png", "-m", "clip", "--stats", stdout=False)
     assert code == 0 and out.count(b"\n") == 2
-    assert "M parameters, float32" in screen.decode() and "2 pictures in" in screen.decode()
+    assert "M parameters, float32" in screen.decode() and "2 images in" in screen.decode()
 
 
 def test_it_is_described_and_checked(run):
@@ -259,13 +259,13 @@ def test_a_grid_of_the_best_is_made_again_from_what_it_says(drawn, run):
 
 def test_best_needs_a_clip_a_prompt_and_enough_pictures(drawn, run):
     for args, code, message in [
-        ((TEXT, "--count", 4, "--best", 2), 2, "--best without --clip: there is nothing to find the best by"),
+        ((TEXT, "--count", 4, "--best", 2), 2, "--best needs a CLIP model"),
         ((TEXT, "--count", 4, "--best", 5, "--clip", "clip"), 2, "--best 5 of --count 4"),
         ((TEXT, "--best", 0, "--clip", "clip"), 2, "--best 0"),
         (("--count", 4, "--best", 2, "--clip", "clip"), 2, "--best without a prompt"),
-        ((TEXT, "--clip", "clip"), 2, "--clip is for --best"),
+        ((TEXT, "--clip", "clip"), 2, "--clip needs --best"),
         ((TEXT, "--count", 4, "--best", 2, "--clip", "./none"), 1, "no model './none'"),
-        ((TEXT, "--count", 4, "--best", 2, "--clip", "stories"), 1, "no CLIP that compares texts with pictures"),
+        ((TEXT, "--count", 4, "--best", 2, "--clip", "stories"), 1, "not a CLIP that compares texts with images"),
         (("apple " * 76, "--count", 2, "--best", 1, "--clip", "clip"), 1, "reads at most 75"),
     ]:
         done = run("image", *args, "-m", "sd", *DRAW, "-o", "error-{seed}.png")

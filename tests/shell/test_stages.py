@@ -164,15 +164,15 @@ def test_progress_says_which_stage(toy):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--stage", "refiner"), "--stage 'refiner': wants NAME:KEY=VALUE"),
+        (("--stage", "refiner"), "--stage 'refiner': expected NAME:KEY=VALUE"),
         (("--stage", "refiner:stride=3"), "--stage 'refiner:stride=3': no key 'stride'"),
-        (("--stage", "refiner:steps=many"), "--stage 'refiner:steps=many': wants a whole number"),
+        (("--stage", "refiner:steps=many"), "--stage 'refiner:steps=many': expected an integer"),
         (("--stage", "refiner:steps=2,eta=1"), "hint: each --stage sets one KEY; give it again for another"),
-        (("--refiner-steps", 3), "hint: --stage refiner:steps=N counts the whole denoising; --refiner-start F"),
+        (("--refiner-steps", 3), "hint: --stage refiner:steps=N counts all denoising steps; --refiner-start F"),
         (("--sampler", "eulr"), "error: --sampler 'eulr': no such sampler\nhint: did you mean euler?"),
         (("--stage", "refiner:steps=0"), "--stage 'refiner:steps=0': --steps 0: must be from 1 to 10000"),
         (("--stage", "refiner:sampler=nonesuch"), "no such sampler"),
-        (("--stage", "refiner:karras=so"), "wants true or false"),
+        (("--stage", "refiner:karras=so"), "expected true or false"),
         (("--stage", "refiner:steps=3"), "--stage refiner: emoji has no such stage"),
         (("--refiner-start", 0.5), "--refiner-start without a refiner"),
         (("--refiner", "x", "--refiner-start", 1), "--refiner-start 1: must be more than 0 and less than 1"),
@@ -205,7 +205,7 @@ def test_sdxl_and_its_refiner(xl):
 def test_the_refiner_alone_changes_a_picture(xl):
     Image.new("RGB", (64, 64), "red").save("red.png")
     done = gencli("image", "an apple", "-m", xl / "refiner", "--steps", 4, "-o", "a.png")
-    assert done.returncode == 2 and b"refines a picture and draws none from noise" in done.stderr
+    assert done.returncode == 2 and b"refines an image and draws none from noise" in done.stderr
     done = gencli("image", "an apple", "-m", xl / "refiner", "--steps", 4, "-i", "red.png", "-o", "a.png")
     assert (done.returncode, done.stderr) == (0, b"")
     done = gencli("models", "show", xl / "refiner")

@@ -51,7 +51,7 @@ def test_stdout_holds_the_text_and_nothing_else(tiny: Path):
     assert echoed.stdout.decode() == "".join(f"Once upon{s['text']}\0" for s in several[1:])
 
     for index, sample in enumerate(several):
-        fields = {"index", "text", "finish_reason", "logprobs", "usage", "seed", "model"}
+        fields = {"index", "prompt", "text", "finish_reason", "logprobs", "usage", "seed", "model"}
         assert set(sample) == fields
         assert (sample["index"], sample["seed"], sample["model"]) == (index, 3 + index, str(tiny))
         assert (sample["finish_reason"], sample["usage"]["completion_tokens"]) == ("length", 12)
@@ -180,7 +180,7 @@ def test_a_prompt_longer_than_the_context(tiny: Path):
     assert b"hint: " in done.stderr and b"--truncate left" in done.stderr
     done = gencli("text", words, "-m", tiny, "--truncate", "left", "-n", 8, "--json", *NO_END)
     assert json.loads(done.stdout)["usage"]["total_tokens"] == 128
-    assert done.stderr == f"note: of the prompt's {length} tokens only the last 120 are used\n".encode()
+    assert done.stderr == f"note: only the last 120 of the prompt's {length} tokens are used\n".encode()
 
 
 def test_broken_checkpoints(tiny: Path, tmp_path: Path):
@@ -212,7 +212,7 @@ def test_stats_and_environment(tiny: Path):
     first = gencli("text", "a", "-n", 9, "--stats", "-q", *NO_END, GENCLI_TEXT_MODEL=str(tiny), GENCLI_DTYPE="bfloat16")
     assert first.returncode == 0
     said = first.stderr.decode()
-    assert "bfloat16, cpu" in said and "prompt 1 tokens" in said and "generated 9 tokens" in said
+    assert "bfloat16, cpu" in said and "prompt 1 token," in said and "generated 9 tokens" in said
     seed = said.partition("seed ")[2].split()[0]
     again = gencli("text", "a", "-n", 9, "-s", seed, *NO_END, "-m", tiny, "--dtype", "bfloat16")
     assert again.stdout == first.stdout and first.stdout

@@ -83,7 +83,7 @@ def test_characters_that_the_vocabulary_lacks(counts, tmp_path: Path):
     folder = make_scripted(tmp_path, made, [0], 1, generation={"bos_token_id": 1, "eos_token_id": 2})
     for prompt, lost in [("hello world", 0), ("Hello World", 2), ("日本語", 3)]:
         _, said = counts("-m", folder, prompt, stdin=b"")
-        note = f"note: {lost} characters of the prompt are not in the model's vocabulary and are lost\n"
+        note = f"note: the model's vocabulary lacks {lost} characters of the prompt, which it does not see\n"
         assert said.endswith(note) if lost else "note:" not in said
 
 
@@ -118,7 +118,9 @@ def test_the_same_in_models_pull_and_rm(tmp_path: Path, monkeypatch, run):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     put(tmp_path, "org/name", "a" * 40, tiny(), "main")
     address = "https://huggingface.co/org/name/"
-    assert run("models", "pull", address, HF_HUB_CACHE=str(tmp_path)).stderr.startswith(b"note: org/name is here")
+    assert run("models", "pull", address, HF_HUB_CACHE=str(tmp_path)).stderr.startswith(
+        b"note: org/name is already installed"
+    )
     assert run("models", "show", address, HF_HUB_CACHE=str(tmp_path)).stdout.startswith(b"name")
     assert run("models", "rm", "-y", address, HF_HUB_CACHE=str(tmp_path)).stderr.startswith(b"note: removed org/name")
 
@@ -140,7 +142,7 @@ def test_folders_that_hold_something_else(tmp_path: Path, run):
     make_gpt2(tmp_path / "mixed", n_layer=1)
     (tmp_path / "mixed" / "model.safetensors").rename(tmp_path / "mixed" / "model.gguf")
     done = run("text", "-m", tmp_path / "mixed", "a")
-    assert done.returncode == 1 and b"hint: model.gguf is a checkpoint in one file: give its path" in done.stderr
+    assert done.returncode == 1 and b"hint: model.gguf is a model in one file: give its path" in done.stderr
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     for command in ("text", "image"):

@@ -159,7 +159,7 @@ def test_image_killed_twice_ends_as_unbroken(tmp_path: Path) -> None:
     ("arguments", "code", "says"),
     [
         (["--lr", 0], 2, "--lr 0: must be above 0"),
-        (["--width", 30, "--heads", 4], 2, "--width 30 is no multiple of --heads 4"),
+        (["--width", 30, "--heads", 4], 2, "--width 30 is not a multiple of --heads 4"),
         (["--vocab", 100], 2, "--vocab 100: 256 bytes"),
         (["--lora-rank", 4], 2, "--lora-rank without --init"),
         (["--lora-alpha", 4, "--init", "stories"], 2, "--lora-alpha without --lora-rank"),
@@ -187,10 +187,10 @@ def test_what_is_refused(
     ("arguments", "code", "says"),
     [
         (["--size", 30], 2, "--size 30: with these widths it must be a multiple of 32"),
-        (["--widths", "16,x"], 2, "--widths '16,x': numbers with commas"),
-        (["--widths", "16,24"], 2, "--widths: 24 is no multiple of 16"),
-        (["--autoencoder-widths", "4"], 2, "--autoencoder-widths: 4 is no multiple of 8"),
-        (["--text-width", 10], 2, "--text-width 10 is no multiple of 4"),
+        (["--widths", "16,x"], 2, "--widths '16,x': expected comma-separated numbers"),
+        (["--widths", "16,24"], 2, "--widths: 24 is not a multiple of 16"),
+        (["--autoencoder-widths", "4"], 2, "--autoencoder-widths: 4 is not a multiple of 8"),
+        (["--text-width", 10], 2, "--text-width 10 is not a multiple of 4"),
         (["--vocab", 300], 2, "--vocab 300: 256 bytes"),
         (["--hold-out", 1], 2, "--hold-out 1: must be"),
         (["--keep-text-encoder"], 2, "--keep-text-encoder without --init"),

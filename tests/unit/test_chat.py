@@ -13,7 +13,9 @@ import torch
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
-from gencli.cli.chat import Repl
+from gencli.cli.chat_commands import Repl
+from gencli.cli.chat_history import Kept, find_kept, listed
+from gencli.cli.chat_terminal import WrappedSink
 from gencli.cli.console import Console
 from gencli.errors import GencliError
 from gencli.text import chat_template
@@ -164,13 +166,76 @@ def test_a_conversation_that_outgrows_the_context(chat_model):
 
 def test_what_is_left_out_is_said(chat_model, capsysbinary):
     stream = io.StringIO()
-    repl = Repl(Console(stream), ChatSession(chat_model, GREEDY, Conversation()), seed=3)
+    repl = Repl(
+        Console(stream), ChatSession(chat_model, GREEDY, Conversation()), 3, None, lambda name: chat_model.model
+    )
     for _ in range(9):
         repl.answer("a message")
-    assert "outgrown the context of 256 tokens: its oldest 2 messages are left out" in stream.getvalue()
+    assert "no longer fits the context of 256 tokens: the oldest 2 messages will be left out" in stream.getvalue()
     assert repl.seed == 12
     answers = [m["content"] for m in repl.session.conversation.turns[1::2]]
     assert capsysbinary.readouterr().out.decode() == "".join(f"{answer}\n" for answer in answers)
+
+
+def test_commands_of_a_conversation(chat_model, tmp_path, monkeypatch):
+    """/set, /again, /file, /edit, /model: what they change, and that nothing is lost where one fails."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    said, opened = io.StringIO(), []
+
+    def open_other(name: str):
+        opened.append(name)
+        return dataclasses.replace(chat_model.model, name=name)
+
+    kept = Kept.new("first")
+    repl = Repl(Console(said), ChatSession(chat_model, GREEDY, Conversation()), 3, kept, open_other)
+    with pytest.raises(GencliError, match="there is no message yet"):
+        repl.take("/again")
+    repl.take("/set temperature 0.25")
+    repl.take("/set max-tokens 3")
+    request = repl.session.request
+    assert (request.sampling.temperature, request.max_tokens) == (0.25, 3)
+    for wrong in ("/set temperature x", "/set temprature 1", "/set temperature -1"):
+        with pytest.raises(GencliError):
+            repl.take(wrong)
+    assert repl.session.request == request
+    (tmp_path / "my notes.txt").write_text("one\ntwo\n")
+    repl.take(f"/file '{tmp_path / 'my notes.txt'}'")
+    repl.take("what is this?")
+    assert repl.conversation.turns[0]["content"] == "my notes.txt:\n```\none\ntwo\n```\n\nwhat is this?"
+    repl.take("and more")
+    repl.take("/again")
+    assert [turn["role"] for turn in repl.conversation.turns] == ["user", "assistant"] * 2
+    assert repl.conversation.turns[2]["content"] == "and more" and not repl.attached
+    before = list(repl.conversation.turns)
+    monkeypatch.setenv("EDITOR", "sed -i s/more/less/")
+    monkeypatch.delenv("VISUAL", raising=False)
+    repl.take("/edit")
+    assert repl.conversation.turns[2]["content"] == "and less"
+    monkeypatch.setenv("EDITOR", f"sed -i 's/.*/{'far too long ' * 200}/'")
+    turns = list(repl.conversation.turns)
+    with pytest.raises(GencliError, match="the context of"):
+        repl.take("/edit")
+    assert repl.conversation.turns == turns != before
+    repl.take("/model other")
+    assert opened == ["other"] and repl.session.chat_model.model.name == "other" and repl.conversation.turns == turns
+    repl.take("once more")
+    assert find_kept(None).model == "other" and find_kept(kept.id).path == kept.path
+    [line] = listed()
+    assert line.split("\t")[:3] == [kept.id, "other", "6"]
+    again = Conversation()
+    again.load(find_kept(None).path)
+    assert again.turns == repl.conversation.turns
+    assert kept.path.stat().st_mode & 0o077 == 0
+
+
+def test_lines_of_a_reply_break_between_words(capsysbinary):
+    sink = WrappedSink(lambda: 10)
+    for piece in ("a c", "at we", "re talk", "ing\n\n  indented ", "abcdefghijklmnop", " 日本語日本語日"):
+        sink.write(piece)
+    sink.end()
+    assert capsysbinary.readouterr().out.decode() == (
+        "a cat were\ntalking\n\n  indented\nabcdefghij\nklmnop 日\n本語日本語\n日\n"
+    )
 
 
 def test_a_base_model_gets_a_transcript(base):
@@ -274,10 +339,10 @@ def test_examples(tmp_path: Path, chat_model):
     "line, problem",
     [
         ("{", "line 2 is not valid JSON"),
-        ("[]", "line 2: wants an object with `user` and `assistant`"),
-        ('{"user": "a"}', "line 2: wants an object"),
-        ('{"user": "a", "assistant": 3}', "line 2: .* is no message"),
-        ('{"messages": [{"role": "robot", "content": "a"}]}', "line 2: .* is no message"),
+        ("[]", "line 2: expected an object with `user` and `assistant`"),
+        ('{"user": "a"}', "line 2: expected an object"),
+        ('{"user": "a", "assistant": 3}', "line 2: .* is not a message"),
+        ('{"messages": [{"role": "robot", "content": "a"}]}', "line 2: .* is not a message"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: an example ends with an answer"),
         ('{"messages": [{"role": "system", "content": "a"}]}', "line 2: an example holds no system prompt"),
         ('{"messages": 3}', "line 2 holds no list of messages"),
@@ -400,7 +465,7 @@ def test_where_a_template_lies(tmp_path: Path):
             assert load_tokenizer(folder).chat_template == family.template
     config = json.loads((folder / "tokenizer_config.json").read_text())
     rows = [{"name": "a", "template": "A"}, {"name": "b", "template": "B"}]
-    for value, problem in (({"a": "A"}, "chat_template is no text"), (rows, "none of the chat templates a, b is")):
+    for value, problem in (({"a": "A"}, "chat_template is not text"), (rows, "none of the chat templates a, b is")):
         write_json(folder / "tokenizer_config.json", {**config, "chat_template": value})
         with pytest.raises(GencliError, match=problem):
             load_tokenizer(folder)

@@ -126,7 +126,7 @@ def test_flipped_bits_in_the_header(plain):
 
 def test_one_file_by_its_name(plain):
     assert len(open_tensors(plain / "model.safetensors")) == 32
-    with pytest.raises(GencliError, match=r"config\.json is no \.safetensors file"):
+    with pytest.raises(GencliError, match=r"config\.json is not a \.safetensors file"):
         open_tensors(plain / "config.json")
 
 
@@ -142,14 +142,14 @@ def test_an_index_names_plain_files_beside_it(sharded, name):
     """The traversal of `../out.safetensors` works in a current transformers: the file is there, and well-formed."""
     save_file({"h.0.ln_1.bias": torch.zeros(32)}, sharded.parent / "out.safetensors")
     change_index(sharded, lambda names: names.update({"h.0.ln_1.bias": name}))
-    refusal(sharded, "is no plain name of a safetensors file")
+    refusal(sharded, "is not a plain name of a safetensors file")
 
 
 def test_an_absolute_name_of_a_file_that_is_there(sharded):
     outside = sharded.parent / "out.safetensors"
     save_file({"h.0.ln_1.bias": torch.zeros(32)}, outside)
     change_index(sharded, lambda names: names.update({"h.0.ln_1.bias": str(outside)}))
-    refusal(sharded, "is no plain name of a safetensors file")
+    refusal(sharded, "is not a plain name of a safetensors file")
 
 
 def test_links_are_followed(sharded):
@@ -378,7 +378,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 import torch
-from gencli.checkpoints.build import load
+from gencli.models.build import load
 
 def resident(kind):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(kind)) / 1024

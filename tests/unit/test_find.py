@@ -123,12 +123,12 @@ def test_offline_says_why_and_what_would_help(monkeypatch: pytest.MonkeyPatch, c
         find("org/m", offline=True)
     assert str(cache_root) in flag.value.message
     assert flag.value.hint == (
-        "--offline is given, so it was not looked for on the hub; `gencli models pull org/m` fetches it"
+        "with --offline, gencli looks only on this machine; `gencli models pull org/m` downloads it"
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(GencliError) as environment:
         find("org/m")
-    assert (environment.value.hint or "").startswith("HF_HUB_OFFLINE=1, so")
+    assert (environment.value.hint or "").startswith("with HF_HUB_OFFLINE=1, gencli looks only")
 
 
 def test_a_bare_word_is_never_looked_for_on_the_hub(cache_root: Path) -> None:
@@ -258,7 +258,7 @@ def test_pickles_are_never_chosen() -> None:
 )
 def test_an_index_names_plain_files_beside_it(name: object) -> None:
     listing = [*MISTRAL, str(name)]
-    with pytest.raises(GencliError, match="no plain name of a safetensors file"):
+    with pytest.raises(GencliError, match="not a plain name of a safetensors file"):
         choose(listing, index={"weight_map": {"a": name}})
 
 
@@ -280,7 +280,7 @@ def test_pickles_that_are_allowed_come_alone_and_in_one_variant() -> None:
     parts = ("text_encoder/pytorch", "unet/diffusion_pytorch", "vae/diffusion_pytorch")
     assert chosen == [f"{part}_model.bin" for part in parts]
     for name in ("../x.bin", "x.py", "x.safetensors"):
-        with pytest.raises(GencliError, match="no plain name of a bin file"):
+        with pytest.raises(GencliError, match="not a plain name of a bin file"):
             layout.choose(
                 ["config.json", "pytorch_model.bin.index.json", name],
                 lambda _: {"weight_map": {"a": name}},  # noqa: B023
@@ -297,10 +297,10 @@ def test_a_component_is_a_folder_of_the_repository(name: str) -> None:
 @pytest.mark.parametrize(
     ("names", "message", "hint"),
     [
-        (["README.md"], "no model_index.json and no config.json", "is it a checkpoint"),
-        (["m-Q8_0.gguf", "README.md"], "no model_index.json and no config.json", "m-Q8_0.gguf is a checkpoint in one"),
-        (["v1-5.safetensors"], "no model_index.json and no config.json", "v1-5.safetensors is a checkpoint in one"),
-        (["config.json"], "no weights in safetensors", "is it a checkpoint"),
+        (["README.md"], "no model_index.json and no config.json", "is it a model"),
+        (["m-Q8_0.gguf", "README.md"], "no model_index.json and no config.json", "m-Q8_0.gguf is a model in one"),
+        (["v1-5.safetensors"], "no model_index.json and no config.json", "v1-5.safetensors is a model in one"),
+        (["config.json"], "no weights in safetensors", "is it a model"),
     ],
 )
 def test_repositories_that_hold_something_else(names: list[str], message: str, hint: str) -> None:

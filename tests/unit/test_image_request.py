@@ -20,7 +20,7 @@ from gencli.image.request import Control, ImageRequest
 WRONG = [
     ({"steps": 0}, "--steps 0"),
     ({"steps": 10_001}, "--steps 10001"),
-    ({"steps": 2.5}, "wants a whole number"),
+    ({"steps": 2.5}, "expected an integer"),
     ({"guidance": float("nan")}, "--cfg-scale nan"),
     ({"guidance": float("inf")}, "--cfg-scale inf"),
     ({"guidance_rescale": 1.1}, "--guidance-rescale 1.1"),
@@ -35,8 +35,8 @@ WRONG = [
     ({"seed": -1}, "--seed -1"),
     ({"seed": 2**63}, "--seed"),
     ({"seed": 2**63 - 1, "count": 2}, "the last seed"),
-    ({"strength": 0.5}, "--strength without a picture"),
-    ({"mask": "m.png"}, "--mask without a picture"),
+    ({"strength": 0.5}, "--strength without an image"),
+    ({"mask": "m.png"}, "--mask without an image"),
     ({"init": "a.png", "strength": 0.0}, "--strength 0"),
     ({"init": "a.png", "strength": 1.1}, "--strength 1.1"),
     ({"truncate": "middle"}, "--truncate 'middle'"),
@@ -51,8 +51,8 @@ WRONG = [
     ({"control": ["a"], "control_image": ["b"], "control_scale": [1, 2]}, "2 --control-scale for 1 --control"),
     ({"control": ["a"], "control_image": ["b"], "control_end": [1.5]}, "--control-end 1.5"),
     ({"control": ["a"], "control_image": ["b"], "control_start": [0.5], "control_end": [0.5]}, "is not before"),
-    ({"control": "a", "control_image": "b"}, "wants a list"),
-    ({"control": [1], "control_image": ["b"]}, "--control 1: wants a text"),
+    ({"control": "a", "control_image": "b"}, "expected a list"),
+    ({"control": [1], "control_image": ["b"]}, "--control 1: expected text"),
     ({"control": ["a"] * 65, "control_image": ["b"] * 65}, "at most 64"),
 ]
 
@@ -147,7 +147,7 @@ def test_templates():
         "{",
         "{seed[0]}",
     ):
-        with pytest.raises(UsageError, match="cannot be filled in"):
+        with pytest.raises(UsageError, match="unknown placeholder"):
             Template(wrong)
 
 
@@ -166,7 +166,7 @@ def test_where_pictures_go(tmp_path, monkeypatch, capsysbinary):
     assert plan(None, json=True, many=True).template == Template("gencli-{seed}.png", new=True)
     for arguments, match in [
         ({"output": "-", "json": True}, "--json"),
-        ({"output": None, "many": True}, "one stdout"),
+        ({"output": None, "many": True}, "one image only"),
         ({"output": "a.png", "many": True}, "-o 'a-{seed}.png'|one file"),
         ({"output": "x-{prompt}.png", "many": True}, "one file"),
         ({"output": "a.bmp"}, "unknown kind"),
@@ -176,7 +176,7 @@ def test_where_pictures_go(tmp_path, monkeypatch, capsysbinary):
     ]:
         with pytest.raises(UsageError, match=match):
             plan(**arguments)
-    with pytest.raises(GencliError, match="no folder none"):
+    with pytest.raises(GencliError, match="no such folder: 'none'"):
         plan("none/a.png")
     with pytest.raises(UsageError, match=r"\.gif"):
         image_sinks.animation("a.png", many=False)

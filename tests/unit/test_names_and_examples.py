@@ -38,7 +38,7 @@ def test_templates_get_the_names_of_extra_tokens(tmp_path: Path):
 
 
 def test_no_name_is_not_this_folder():
-    with pytest.raises(GencliError, match="the model's name is empty") as caught:
+    with pytest.raises(GencliError, match="the model name is empty") as caught:
         find("")
     assert caught.value.hint == "is it an unset variable?"
 
@@ -58,4 +58,4 @@ def test_a_lone_surrogate_is_told_with_its_line(tmp_path: Path):
     file.write_bytes(b'{"user": "a", "assistant": "b"}\n{"user": "ab\\ud800", "assistant": "b"}\n')
     with pytest.raises(GencliError) as caught:
         read_examples(file)
-    assert caught.value.message == f"{file}, line 2: a text is no valid Unicode at its character 2"
+    assert caught.value.message == f"{file}, line 2: a text is not valid Unicode at its character 2"

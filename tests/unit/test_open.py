@@ -137,7 +137,7 @@ def test_a_new_format_is_one_row(toy: Path, capsys: pytest.CaptureFixture[str]) 
     assert (shown["kind"], shown["family"], shown["problem"]) == ("text", "gpt2", None)
     assert shown["parameters"] > 1000 and shown["defaults"]["top_k"] == 40
     assert main(["models", "check", str(toy)]) == 0
-    assert "all well" in capsys.readouterr().out
+    assert "OK" in capsys.readouterr().out
     said = []
     for model in (toy, toy.parent / "gpt2"):
         assert main(["text", "-m", str(model), "hello", "--temperature", "0", "--max-tokens", "8"]) == 0

@@ -94,7 +94,7 @@ def test_several_files_with_an_index(folder):
     refusal(folder, "is not where the index says")
     for outside in ("../x.bin", "/etc/x.bin", "model.safetensors", "x.so"):
         write_json(index, {"weight_map": {**files, "ln_f.bias": outside}})
-        refusal(folder, "is no plain name of a bin file beside it")
+        refusal(folder, "is not a plain name of a bin file beside it")
 
 
 def test_safetensors_come_first(folder):
@@ -172,7 +172,7 @@ def test_the_payload_would_have_run(folder, tmp_path):
 def test_what_is_no_table_of_tensors(folder, value):
     tensors_of(folder)
     torch.save(value, folder / "pytorch_model.bin")
-    with pytest.raises(GencliError, match=r"holds no table of tensors|is no plain tensor|is broken|is refused"):
+    with pytest.raises(GencliError, match=r"holds no table of tensors|is not a plain tensor|is broken|is refused"):
         open_it(folder)
 
 

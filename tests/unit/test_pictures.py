@@ -31,7 +31,7 @@ FULL = ImageRequest(
     eta=0.3,
     spacing="trailing",
     sampler_options={"use_clipped_model_output": True, "variance_type": "fixed_large", "s_noise": 1.5},
-    init="dir/my, picture: one.png",
+    init="dir/my, image: one.png",
     mask="mask.png",
     paste=False,
     strength=0.35,
@@ -181,11 +181,11 @@ def png_with(key, text):
         ("[" * 100_000, "not valid JSON"),
         ("[1]", "no JSON object"),
         ('{"steps": 0}', "steps 0: must be from"),
-        ('{"steps": "7"}', "wants a whole number"),
-        ('{"steps": true}', "wants a whole number"),
+        ('{"steps": "7"}', "expected an integer"),
+        ('{"steps": true}', "expected an integer"),
         ('{"guidance": NaN}', "cfg-scale nan"),
-        ('{"width": 1e400}', "wants a whole number"),
-        ('{"prompt": ["x"]}', "wants a text"),
+        ('{"width": 1e400}', "expected an integer"),
+        ('{"prompt": ["x"]}', "expected text"),
         ('{"prompt": "\\ud800"}', "not UTF-8"),
         ('{"sampler": "../../x"}', "no such sampler"),
         ('{"sampler_options": [1]}', "names and values"),
@@ -224,7 +224,7 @@ HOSTILE = {
     "cut short": header() + BODY[:20],
     "nothing": b"",
     "only its name": SIGNATURE,
-    "no picture": b"hello world",
+    "no image": b"hello world",
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(hi) show\n",
     "wrong checksum": header()[:-1] + b"\0" + BODY,
 }
@@ -289,7 +289,7 @@ def test_grid_has_a_limit():
 
 def test_gif_has_every_frame():
     colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    data = pictures.gif([Image.new("RGB", (4, 4), color) for color in colors])
+    data = pictures.animation([Image.new("RGB", (4, 4), color) for color in colors])
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.n_frames == 3
         assert opened.info["loop"] == 0

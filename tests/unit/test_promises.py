@@ -25,6 +25,7 @@ FUZZED = {
     "LoRA adapter": "adapter", "LoRA of images": "image lora", "embedding": "embedding", "image": "images",
     "metadata": "metadata", "preprocessor of a CLIP": "clip", "palette of an iGPT": "imagegpt",
     "prompt on stdin": "prompts", "examples, saved conversation": "conversations", "captions": "captions",
+    "config file": "settings",
     "texts to train on": "texts", "state of a run": "state", "hub, paths": "hub",
 }  # fmt: skip
 

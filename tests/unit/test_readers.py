@@ -47,7 +47,7 @@ def damaged(file: Path, at: int, value: int) -> Path:
 )
 def test_a_zip_with_a_bad_member(tmp_path: Path, at: int, value: int):
     file = damaged(zipped(tmp_path / "p.zip"), at, value)
-    with pytest.raises(GencliError, match=r"p\.zip: a\.png (cannot be read|is no picture)|p\.zip: metadata\.jsonl"):
+    with pytest.raises(GencliError, match=r"p\.zip: a\.png (cannot be read|is not an image)|p\.zip: metadata\.jsonl"):
         read_pictures(file, [name for name, _ in find_captions(file, [])], 8)
 
 
@@ -81,7 +81,7 @@ def test_lone_surrogates(tmp_path: Path):
     (tmp_path / "c.jsonl").write_text('{"file": "a.png", "label": "a\\ud800"}')
     (tmp_path / "t.jsonl").write_text('{"text": "a\\ud800"}')
     for name, read in (("c.jsonl", lambda file: find_captions(tmp_path, [file])), ("t.jsonl", read_texts)):
-        with pytest.raises(GencliError, match=rf"{name}, line 1: a text is no valid Unicode at its character 1"):
+        with pytest.raises(GencliError, match=rf"{name}, line 1: a text is not valid Unicode at its character 1"):
             read(tmp_path / name)
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_gzip(tmp_path: Path):
     data = bytearray(gzip.compress(json.dumps({"text": "a b c d e" * 50}).encode()))
     data[14:20] = b"\xff" * 6
     (tmp_path / "a.jsonl.gz").write_bytes(data)
-    with pytest.raises(GencliError, match=r"a\.jsonl\.gz is no whole gzip file"):
+    with pytest.raises(GencliError, match=r"a\.jsonl\.gz is not a whole gzip file"):
         read_texts(tmp_path / "a.jsonl.gz")
 
 
@@ -105,7 +105,7 @@ def test_a_state_of_no_run(tmp_path: Path, value: object):
 def test_a_config_that_names_no_kind(tmp_path: Path, key: str, value: object):
     config = {"_class_name": "AutoencoderKL", "model_type": "gpt2"} | {key: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert f"{key} = {value!r} in its config is no name" in describe(Source("a", tmp_path, "folder")).problem
+    assert f"{key} = {value!r} in its config is not a name" in describe(Source("a", tmp_path, "folder")).problem
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🙂", "\udc80", "\n"])

@@ -73,8 +73,8 @@ OTHERS = {
     "transformer.h.0.attn.c_attn.weight": "it is a text model",
     "first_stage_model.decoder.conv_in.weight": "it is an autoencoder, one part",
     "decoder.mid_block.resnets.0.conv1.weight": "it is an autoencoder, one part",
-    "down_blocks.0.resnets.0.conv1.weight": "it is one part of a checkpoint in diffusers' layout",
-    "something.else": "its keys are of no model for pictures that gencli knows (something.else)",
+    "down_blocks.0.resnets.0.conv1.weight": "it is one part of a model in diffusers' layout",
+    "something.else": "its keys are of no model for images that gencli knows (something.else)",
 }
 
 
@@ -217,7 +217,7 @@ def test_tensors_that_lie_on_each_other(refusal, good):
 LAYER = f"{UNET}input_blocks.1.1.transformer_blocks.0."
 TEXT = "cond_stage_model.transformer.text_model."
 WRONG = {
-    f"{UNET}input_blocks.0.0.weight": ((32, 4), "wants 4 dimensions"),
+    f"{UNET}input_blocks.0.0.weight": ((32, 4), "must have 4 dimensions"),
     f"{UNET}input_blocks.1.0.out_layers.3.weight": ((48, 48, 3, 3), "is not of one width and one kind of block"),
     f"{UNET}input_blocks.2.0.emb_layers.1.weight": ((32, 127), "does not fit its config: "),
     f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight": (
@@ -228,7 +228,7 @@ WRONG = {
     f"{VAE}decoder.conv_in.weight": ((64, 5, 3, 3), "first_stage_model.*|channels|in_channels"),
     f"{VAE}encoder.mid.attn_1.q.weight": ((64, 64, 3, 3), "does not fit its config: encoder.mid_block.attentions.0"),
     f"{TEXT}embeddings.token_embedding.weight": ((49408, 96), "is 96 wide, no multiple of CLIP's heads of 64"),
-    f"{TEXT}encoder.layers.0.mlp.fc1.weight": ((64,), "wants 2 dimensions"),
+    f"{TEXT}encoder.layers.0.mlp.fc1.weight": ((64,), "must have 2 dimensions"),
     f"{UNET}label_emb.0.0.weight": ((128, 256), "it has label_emb (model.diffusion_model.label_emb.0.0.weight)"),
     f"{UNET}input_blocks.1.2.weight": ((8,), "it has tensors that a Stable Diffusion 1 has not"),
     f"{UNET}input_blocks.13.0.weight": ((8,), "input_blocks.12 is missing"),
@@ -315,7 +315,7 @@ def test_sd2_is_not_guessed(refusal, tmp_path, shapes):
 
 def test_a_prediction_that_is_none(tmp_path, shapes, capsys):
     assert main(["image", "-m", "nothing.safetensors", "x", "--prediction", "velocity"]) == 2
-    assert "wants one of epsilon, v_prediction, sample" in capsys.readouterr().err
+    assert "expected one of epsilon, v_prediction, sample" in capsys.readouterr().err
 
 
 SAYING = {
@@ -417,7 +417,7 @@ def test_models_check(tmp_path, shapes, capsys):
     names = changed(shapes, "sd2", **{"cond_stage_model.model.token_embedding.weight": (49408, 64)})
     file = tiny.write_header(tmp_path / "a.safetensors", names)
     assert main(["models", "check", str(file)]) == 0, capsys.readouterr()
-    assert "all well" in capsys.readouterr().out
+    assert "OK" in capsys.readouterr().out
     tiny.write_header(file, without({"sd2": names}, "sd2", f"{UNET}out.2.bias"))
     assert main(["models", "check", str(file)]) == 1
     assert "lacks tensors: conv_out.bias" in capsys.readouterr().out

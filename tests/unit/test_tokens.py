@@ -458,18 +458,18 @@ def test_no_tokenizer(tmp_path):
         ("vocab.json", b"[1, 2]", "vocab.json holds no JSON object"),
         ("vocab.json", b'{"a": "0"}', "vocab.json: token ids must be whole numbers"),
         ("vocab.json", b'{"a": -1}', "vocab.json: token ids must be whole numbers"),
-        ("merges.txt", b"#version: 0.2\na\n", "merges.txt, line 2: 'a' is no pair"),
+        ("merges.txt", b"#version: 0.2\na\n", "merges.txt, line 2: 'a' is not a pair"),
         ("merges.txt", b"\xff\xfe", "merges.txt is not UTF-8"),
         ("merges.txt", b"qqq zzz\n" * 100, "merges.txt does not fit vocab.json"),
         ("merges.txt", b"#version: 0.2\n", "0 merges for"),
-        ("tokenizer_config.json", b'{"eos_token": 5}', "eos_token: '5' is no token"),
-        ("tokenizer_config.json", b'{"model_max_length": "long"}', "model_max_length = 'long' is no length"),
+        ("tokenizer_config.json", b'{"eos_token": 5}', "eos_token: '5' is not a token"),
+        ("tokenizer_config.json", b'{"model_max_length": "long"}', "model_max_length = 'long' is not a length"),
         ("tokenizer_config.json", b'{"tokenizer_class": "BartTokenizer"}', "'BartTokenizer' do not say how"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": "<x>"}}', "'x' is no token id"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": "<x>"}}', "'x' is not a token id"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"900": "<x>"}}', "should be 900, but .* gives 384"),
         ("added_tokens.json", b'{"<x>": 3}', "should be 3, but the vocabulary gives 384"),
-        ("generation_config.json", b'{"eos_token_id": "383x"}', "generation_config.json: '383x' is no token id"),
-        ("generation_config.json", b'{"eos_token_id": [1, null]}', "generation_config.json: 'None' is no token id"),
+        ("generation_config.json", b'{"eos_token_id": "383x"}', "generation_config.json: '383x' is not a token id"),
+        ("generation_config.json", b'{"eos_token_id": [1, null]}', "generation_config.json: 'None' is not a token id"),
         ("special_tokens_map.json", b"{", "special_tokens_map.json is not valid JSON"),
     ],
 )
@@ -514,7 +514,7 @@ def test_cut_and_damaged_files_give_one_line(folders, tmp_path, layout):
 
 
 def test_a_text_that_is_no_unicode(folders):
-    with pytest.raises(GencliError, match="no valid Unicode at character 1"):
+    with pytest.raises(GencliError, match="not valid Unicode at character 1"):
         load_tokenizer(folders["json"]).encode("a\udc80b")
 
 

@@ -31,7 +31,7 @@ SAMPLER = Sampler(run=toy)
 '''
 
 ARCHITECTURE = '''
-"""A network of one layer that says of every picture how far it is from grey."""
+"""A network of one layer that says of every image how far it is from grey."""
 from dataclasses import dataclass
 from torch import nn
 from gencli.models.base import Layout, check_ints, read_config
@@ -98,7 +98,7 @@ def test_a_sampler_is_one_file(tmp_path, monkeypatch, gencli):
     assert gencli("image", "--from", "far.png", "-o", "again.png") == (0, "")
     np.testing.assert_array_equal(pixels("far.png"), pixels("again.png"))
     code, said = gencli(*common, "--sampler", "toy", "--sampler-option", "memory=much")
-    assert code == 2 and "option memory = 'much': wants a number" in said
+    assert code == 2 and "option memory = 'much': expected a number" in said
     code, said = gencli(*common, "--sampler", "toy", "--eta", 1)
     assert code == 2 and "no option eta" in said
 

@@ -111,7 +111,7 @@ def test_pictures_without_captions(tmp_path: Path) -> None:
     with pytest.raises(GencliError, match="holds no captions"):
         find_captions(files(tmp_path / "none", a_md=""), [])
     (tmp_path / "no.zip").write_bytes(b"PK")
-    with pytest.raises(GencliError, match="is no folder and no zip"):
+    with pytest.raises(GencliError, match="is not a folder and no zip"):
         find_captions(tmp_path / "no.zip", [])
     (tmp_path / "latin.jsonl").write_bytes('{"file": "é"}'.encode("latin-1"))
     with pytest.raises(GencliError, match="is not UTF-8"):

@@ -129,24 +129,24 @@ def test_the_curve_is_drawn(texts: Path, tmp_path: Path) -> None:
 
 def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -> None:
     list(train(recipe(texts, tmp_path / "run", 2)))
-    with pytest.raises(GencliError, match=r"another recipe: lr was 0\.002, is 0\.001"):
+    with pytest.raises(GencliError, match=r"other settings: lr 0\.002, now 0\.001"):
         list(train(recipe(texts, tmp_path / "run", 2, lr=1e-3)))
     other = tmp_path / "other.txt"
     other.write_text("One text.\n")
-    with pytest.raises(GencliError, match=r"another recipe: data was \w+, is \w+"):
+    with pytest.raises(GencliError, match=r"other settings: data \w+, now \w+"):
         list(train(recipe(other, tmp_path / "run", 2)))
     assert [at.step for at in train(recipe(texts, tmp_path / "run", 4, lr=1e-3, allow_changes=True))] == [3, 4]
     with pytest.raises(GencliError, match=r"other sizes: .*n_layer was 2, is 1"):
         list(train(recipe(texts, tmp_path / "run", 4, n_layer=1, allow_changes=True)))
     (tmp_path / "run" / "state.pt").write_bytes(b"PK")
-    with pytest.raises(GencliError, match="is no state of a run"):
+    with pytest.raises(GencliError, match="is not a state of a run"):
         list(train(recipe(texts, tmp_path / "run", 4)))
 
 
 def test_a_folder_is_one_runs(texts: Path, tmp_path: Path) -> None:
     first = train(recipe(texts, tmp_path / "run", 3))
     next(first)
-    with pytest.raises(GencliError, match="another run is at work in"):
+    with pytest.raises(GencliError, match="is in use by another training run"):
         next(train(recipe(texts, tmp_path / "run", 3)))
     first.close()
     assert [at.step for at in train(recipe(texts, tmp_path / "run", 3))] == [2, 3]
@@ -265,7 +265,7 @@ def test_what_cannot_be_gone_on_from(texts: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(GencliError, match="a GGUF file cannot be trained"):
         list(train(recipe(texts, tmp_path / "e", 2, init=str(tmp_path / "x.gguf"))))
-    with pytest.raises(GencliError, match="is no language model"):
+    with pytest.raises(GencliError, match="is not a text model"):
         list(train(recipe(texts, tmp_path / "f", 2, init="emoji")))
 
 
@@ -322,7 +322,7 @@ def test_a_single_text_keeps_its_end_for_validation(text: str, first: str, last:
 
 
 def test_a_text_that_cannot_be_cut_is_refused() -> None:
-    with pytest.raises(GencliError, match="a single short text leaves none to validate on"):
+    with pytest.raises(GencliError, match="only one short text: nothing left for validation"):
         hold_out([("a.txt", "word")])
 
 
@@ -333,8 +333,8 @@ def test_a_text_that_cannot_be_cut_is_refused() -> None:
         ("a.jsonl", b'{"text": 5}\n', "line 1: no JSON object"),
         ("a.jsonl", b"[1]\n", "line 1: no JSON object"),
         ("a.jsonl", b'{"text": "\xff"}\n', "is not UTF-8"),
-        ("a.jsonl.gz", b"text", "is no whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}', mtime=0)[:-9], "is no whole gzip file"),
+        ("a.jsonl.gz", b"text", "is not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}', mtime=0)[:-9], "is not a whole gzip file"),
         ("a.txt", b" \n", "holds no texts"),
         ("a.jsonl", b"", "holds no texts"),
     ],

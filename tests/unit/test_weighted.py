@@ -76,7 +76,7 @@ def test_brackets(prompt, pieces):
 @pytest.mark.parametrize(
     ("prompt", "match"),
     [
-        ("(a:1.2.3)", "weight '1.2.3' is no number"),
+        ("(a:1.2.3)", "weight '1.2.3' is not a number"),
         ("(" * 101 + "a", "more than 100 brackets"),
         ("((a:" + "9" * 300 + "):" + "9" * 300 + ")", "too large"),
         ("a [cat:dog:0.5]", r"'\[cat:dog:0.5\]': prompts that change"),

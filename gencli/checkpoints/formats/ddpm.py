@@ -161,7 +161,7 @@ def _config(shapes: Shapes, levels: int, beside: Mapping[str, Any]) -> dict[str,
     if widths[0] != first:
         raise GencliError(f"its first level is {widths[0]} wide, and conv_in {first}: only equal ones are supported")
     if levels > 1 and "down.0.downsample.conv.weight" not in shapes:
-        raise GencliError("it halves pictures without convolutions (resamp_with_conv = false), which is not supported")
+        raise GencliError("it halves images without convolutions (resamp_with_conv = false), which is not supported")
     sizes(shapes, "mid.attn_1.q.weight", 4)
     size = beside.get("image_size")
     if size is None and sum(attends) == 1:

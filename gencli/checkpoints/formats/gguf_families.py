@@ -167,7 +167,7 @@ def read_config(file: TensorFile) -> dict[str, Any]:
 def _number(key: str, value: Any, *, whole: bool) -> Any:
     """A key's number. Raises GencliError for what is none, and for counts below one (a window of 0 is none)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise GencliError(f"{key} = {str(value)[:60]} is no number")
+        raise GencliError(f"{key} = {str(value)[:60]} is not a number")
     if whole and (not isinstance(value, int) or value < (0 if key.endswith("sliding_window") else 1)):
         raise GencliError(f"{key} = {str(value)[:60]} is out of range")
     return value

@@ -92,7 +92,7 @@ def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
         known = next((found for name, found in PUBLISHED.items() if stem.startswith(name)), None)
         if known is None:
             raise GencliError(
-                f"{stem}: a file of guided-diffusion does not say its size of pictures and its heads of attention, "
+                f"{stem}: a file of guided-diffusion does not say its size of images and its heads of attention, "
                 f"and its name is none under which OpenAI published one",
                 f'write them into {stem}.json beside it, as in {{"image_size": 256, "num_head_channels": 64}}',
             )
@@ -104,7 +104,7 @@ def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
         raise GencliError(f"{stem}.json must say image_size, and num_heads or num_head_channels")
     size = beside["image_size"]
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 2**13:
-        raise GencliError(f"{stem}.json: image_size = {size!r:.80} is no size of a picture")
+        raise GencliError(f"{stem}.json: image_size = {size!r:.80} is not an image size")
     return beside
 
 
@@ -114,7 +114,7 @@ def unet_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
     config = {**_encoder_config(shapes, flags), "_class_name": "UNetModel"}
     if config["in_channels"] == 6:
         raise GencliError(
-            "its UNet reads 6 channels: an upsampler, which needs a small picture",
+            "its UNet reads 6 channels: an upsampler, which needs a small image",
             "gencli draws with guided-diffusion's other models",
         )
     config["out_channels"] = sizes(shapes, "out.2.weight", 4)[0]
@@ -149,7 +149,7 @@ def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dic
     if not isinstance(named, str) or named not in SCHEDULES:
         raise GencliError(f"noise_schedule = {named!r:.80} is not supported", f"gencli knows {', '.join(SCHEDULES)}")
     if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= 2**16:
-        raise GencliError(f"diffusion_steps = {steps!r:.80} is no number of steps")
+        raise GencliError(f"diffusion_steps = {steps!r:.80} is not a number of steps")
     return {
         "_class_name": "DDPMScheduler",
         "beta_schedule": SCHEDULES[named],

@@ -85,7 +85,7 @@ def sizes(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
     if name not in shapes:
         raise GencliError(f"{name} is missing")
     if len(shapes[name]) != dimensions:
-        raise GencliError(f"{name} is {list(shapes[name])}, and wants {dimensions} dimensions")
+        raise GencliError(f"{name} is {list(shapes[name])}, and must have {dimensions} dimensions")
     return shapes[name]
 
 

@@ -93,22 +93,22 @@ LEFT_OUT = {
 # What other files are: pattern of a key → what it is, and what to do with it
 OTHERS: tuple[tuple[str, str, str | None], ...] = (
     (r"lora_(unet|te\d?|prior)_.*|.*\.lora_(A|B|up|down|linear_layer)\..*|.*\.lora\.(up|down)\..*|.*\.(hada|lokr)_w.*",
-     "a LoRA, which changes a model and is none", "-m wants the model that it was trained on, and --lora this file"),
+     "a LoRA, which changes a model and is none", "-m names the model it was trained on, and --lora this file"),
     (r"emb_params|clip_[gl]|string_to_param\..*|<[^>]*>",
      "a textual inversion embedding, which teaches a model a word and is none",
-     "-m wants the model that it was trained on, and --embedding this file"),
+     "-m names the model it was trained on, and --embedding this file"),
     (r"(control_model|controlnet_cond_embedding|input_hint_block)\..*", "a ControlNet, which steers a model",
-     "-m wants the model that it was trained on, and --control a folder of the ControlNet"),
+     "-m names the model it was trained on, and --control a folder of the ControlNet"),
     (r"(model\.diffusion_model\.)?joint_blocks\..*", "a Stable Diffusion 3, which is not supported", None),
     (r"(model\.diffusion_model\.)?(double|single)_(stream_)?blocks\..*", "a FLUX, which is not supported", None),
     (r"model\.diffusion_model\.(transformer_blocks|blocks|layers)\..*", "a transformer, which is not supported", None),
     (r"(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.0\.self_attn\.q_proj)\..*",
-     "a text encoder, one part of a model for pictures", None),
+     "a text encoder, one part of a model for images", None),
     (r"((transformer|model)\.)?(wte|embed_tokens|h\.0|layers\.0)\..*", "a text model", "`gencli text` runs those"),
     (r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|mid_block)\..*",
-     "an autoencoder, one part of a model for pictures", "--vae gives it to a model in the place of its own"),
-    (r"(down_blocks|up_blocks|mid_block)\..*", "one part of a checkpoint in diffusers' layout",
-     "-m wants the folder that has the model_index.json"),
+     "an autoencoder, one part of a model for images", "--vae gives it to a model in the place of its own"),
+    (r"(down_blocks|up_blocks|mid_block)\..*", "one part of a model in diffusers' layout",
+     "-m expects the folder with the model_index.json"),
 )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def recognise(names: Collection[str]) -> str:
         raise GencliError(f"it has the text encoder of {FAMILIES[next(iter(seen))].title}, and no UNet ({UNET}*)")
     first = ", ".join(name[:60] for name in sorted(names)[:3]) or "none at all"
     raise GencliError(
-        f"its keys are of no model for pictures that gencli knows ({first}{', …' if len(names) > 3 else ''})",
+        f"its keys are of no model for images that gencli knows ({first}{', …' if len(names) > 3 else ''})",
         "single files may be Stable Diffusion 1, 2 and XL in the original layout",
     )
 

@@ -54,7 +54,7 @@ def _check_channels(checkpoint: Described, fitting: Callable[[int], tuple[int, .
     _check_nothing_added(checkpoint)
     latent = vae.get("latent_channels", 4)
     if not isinstance(latent, int):
-        raise GencliError(f"{checkpoint.folder}: vae: latent_channels = {latent!r:.80} is no number")
+        raise GencliError(f"{checkpoint.folder}: vae: latent_channels = {latent!r:.80} is not a number")
     if (channels := unet.get("in_channels", 4)) not in fitting(latent):
         known = f"with its autoencoder of {latent} channels, {' or '.join(map(str, fitting(latent)))} is known"
         raise _unsupported(checkpoint, "UNet", "in_channels", channels, known)
@@ -217,7 +217,7 @@ def _check_texts(checkpoint: Described) -> None:
 def _number(config: Config, key: str, default: int) -> int:
     value = config.get(key, default)
     if not isinstance(value, int):
-        raise GencliError(f"config.json: {key} = {value!r:.40} is no number")
+        raise GencliError(f"config.json: {key} = {value!r:.40} is not a number")
     return value
 
 

@@ -27,7 +27,7 @@ SAMPLERS = {"euler_ancestral": "euler_a", "dpmpp2m": "dpmpp_2m", "dpmpp_2m": "dp
 USUAL = ("automatic", "normal", "native", "default")  # words of other tools for no schedule of their own
 TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>")
 NO_RECIPE_HINT = (
-    "a picture has that from gencli (without --no-metadata) or tools that write their settings; copies often lose it"
+    "an image has that from gencli (without --no-metadata) or tools that write their settings; copies often lose it"
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
 
 from gencli.errors import GencliError
 from gencli.image.files import inputs, metadata, recipes
@@ -40,7 +40,7 @@ def to_picture(x: Tensor) -> Image.Image:
     pixels = (x.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(pixels).all():
         raise GencliError(
-            "the picture holds values that are not numbers", "`gencli models check` looks for broken weights"
+            "the image holds values that are not numbers", "`gencli models check` looks for broken weights"
         )
     array = (pixels * 255).round().astype(np.uint8)
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
@@ -159,11 +159,11 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
                 raise GencliError(f"{where}: {picture.width}x{picture.height} pixels are too many")
             picture.load()
     except OSError as error:
-        raise GencliError(f"cannot read {where} as a picture: {error.strerror or 'unknown or broken format'}") from None
+        raise GencliError(f"cannot read {where} as an image: {error.strerror or 'unknown or broken format'}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise GencliError(f"{where}: too many pixels") from None
     except BROKEN as error:
-        raise GencliError(f"cannot read {where} as a picture: {' '.join(str(error).split())[:120]}") from None
+        raise GencliError(f"cannot read {where} as an image: {' '.join(str(error).split())[:120]}") from None
     return picture
 
 
@@ -208,36 +208,56 @@ def _to_bytes(picture: Image.Image, where: str, is_tiff: bool, note: Callable[[s
     return (array * (255 / top)).round().astype(np.uint8)
 
 
-def sheet_size(count: int, width: int, height: int) -> tuple[int, int]:
+def sheet_size(count: int, width: int, height: int, columns: int | None = None) -> tuple[int, int]:
     """Width and height of a grid of images. Raises GencliError for too many pixels."""
-    columns = math.ceil(math.sqrt(count))
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)
     if columns * width * rows * height > PIXEL_LIMIT:
         raise GencliError(f"a grid of {columns}x{rows} images of {width}x{height} has too many pixels")
     return columns * width, rows * height
 
 
-def grid(pictures: Sequence[Image.Image]) -> Image.Image:
-    """All images in one, row by row, as near to a square as goes; empty places are white."""
+def grid(pictures: Sequence[Image.Image], labels: Sequence[str] = (), columns: int | None = None) -> Image.Image:
+    """All images in one, row by row, as near to a square as goes; empty places are white.
+
+    labels: written above each. columns: images in a row.
+    """
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-    sheet = Image.new(pictures[0].mode, sheet_size(len(pictures), width, height), "white")
+    size = max(10, min(width // 12, 28))  # of letters
+    room = 2 * size if labels else 0
+    sheet = Image.new(pictures[0].mode, sheet_size(len(pictures), width, height + room, columns), "white")
     columns = sheet.width // width
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
     for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % columns * width, index // columns * height))
+        left, top = index % columns * width, index // columns * (height + room)
+        sheet.paste(picture, (left, top + room))
+        if labels:
+            text = labels[index]
+            while len(text) > 1 and draw.textlength(text, font) > width - size:
+                text = f"{text[:-2]}…"
+            draw.text((left + size // 2, top + size // 3), text, "black", font)
     return sheet
 
 
-def gif(frames: Sequence[Image.Image], *, milliseconds: int = 80, last: int = 1500) -> bytes:
-    """An animation that loops and rests on its last frame. Smaller frames are enlarged to the last one's size."""
+def animation(frames: Sequence[Image.Image], kind: str = "gif", *, milliseconds: int = 80, last: int = 1500) -> bytes:
+    """An animation that loops and rests on its last frame. Smaller frames are enlarged to the last one's size.
+
+    kind: gif, or webp, which is lossless.
+    """
     out = io.BytesIO()
     durations = [milliseconds] * (len(frames) - 1) + [last]
     first, *rest = [
-        (frame if frame.size == frames[-1].size else frame.resize(frames[-1].size, Image.Resampling.NEAREST))
-        .convert("RGB")
-        .quantize(256, dither=Image.Dither.NONE)
+        (frame if frame.size == frames[-1].size else frame.resize(frames[-1].size, Image.Resampling.NEAREST)).convert(
+            "RGB"
+        )
         for frame in frames
     ]
-    first.save(out, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, disposal=1)
+    shown: dict[str, Any] = {"save_all": True, "duration": durations, "loop": 0}
+    if kind.lower() == "webp":
+        first.save(out, "WEBP", append_images=rest, lossless=True, **shown)
+        return out.getvalue()
+    first, *rest = [frame.quantize(256, dither=Image.Dither.NONE) for frame in (first, *rest)]
+    first.save(out, "GIF", append_images=rest, disposal=1, **shown)
     return out.getvalue()
 
 
@@ -245,7 +265,7 @@ def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(FILE_LIMIT + 1)
     if len(data) > FILE_LIMIT:
-        raise GencliError(f"{path} is too large to be a picture (over {FILE_LIMIT} bytes)")
+        raise GencliError(f"{path} is too large to be an image (over {FILE_LIMIT} bytes)")
     check_no_pointer(data, path)
     return data
 

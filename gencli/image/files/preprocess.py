@@ -85,7 +85,7 @@ class Preprocessing:
         short, long = sorted(picture.size)
         other = int(self.shortest * long / short)
         if self.shortest * other > PIXEL_LIMIT:
-            raise GencliError(f"a picture of {picture.width}x{picture.height} pixels is too narrow to be looked at")
+            raise GencliError(f"an image of {picture.width}x{picture.height} pixels is too narrow to be looked at")
         return (other, self.shortest) if picture.height > picture.width else (self.shortest, other)
 
 
@@ -106,7 +106,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     raw = read_json(file)
     settings = raw.get(IMAGE) if new else raw
     if not isinstance(settings, dict):
-        raise GencliError(f"{file} has no settings for pictures ({IMAGE})")
+        raise GencliError(f"{file} has no settings for images ({IMAGE})")
     return settings
 
 
@@ -161,7 +161,7 @@ def _rectangle(value: Any, name: str, where: str) -> tuple[int, int]:
         return value, value
     if isinstance(value, dict) and set(value) == {"height", "width"} and all(map(_is_side, value.values())):
         return value["height"], value["width"]
-    raise GencliError(f"{where}: {name} = {value!r:.80} is no size of a picture (1 to {SIDE_LIMIT} a side)")
+    raise GencliError(f"{where}: {name} = {value!r:.80} is not an image size (1 to {SIDE_LIMIT} a side)")
 
 
 def _is_side(value: Any) -> bool:

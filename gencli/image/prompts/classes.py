@@ -55,7 +55,7 @@ class Classes:
             return int(wanted)
         if not self.names:
             raise UsageError(
-                f"no class {prompt[:60]!r}: this checkpoint has no names of its classes",
+                f"no class {prompt[:60]!r}: this model has no names of its classes",
                 f"give a number, 0 to {self.count - 1}",
             )
         found = sorted(number for number, names in self.names.items() if wanted in _plain_names(names))
@@ -118,7 +118,7 @@ def classes_of(config: Mapping[str, Any], names: Mapping[int, str]) -> Classes |
     if count is None:
         return None
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 2**20:
-        raise GencliError(f"{key} = {count!r:.80} is no number of classes")
+        raise GencliError(f"{key} = {count!r:.80} is not a number of classes")
     if wrong := [number for number in names if number >= count]:
         raise GencliError(f"id2label names a class {wrong[0]}, and there are {count}")
     return Classes(count, names, count if kind in WITH_NULL else None)
@@ -132,7 +132,7 @@ def read_names(raw: Any) -> dict[int, str]:
         str(number).isdecimal() and len(str(number)) < 10 and isinstance(name, str) for number, name in raw.items()
     )
     if not right:
-        raise GencliError("id2label is no table of numbers and names")
+        raise GencliError("id2label is not a table of numbers and names")
     return {int(number): name for number, name in raw.items()}
 
 

@@ -96,7 +96,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise GencliError(f"the prompt's weight {text[:40]!r} is no number") from None
+        raise GencliError(f"the prompt's weight {text[:40]!r} is not a number") from None
 
 
 def _split_at_breaks(text: str) -> Iterator[WeightedText]:

@@ -60,7 +60,7 @@ def _std(variance_type: str, small: float, large: float, learned: Tensor | None)
     """σ of the noise of one step."""
     if variance_type == "learned_range":
         if learned is None:
-            raise GencliError("this checkpoint's scheduler expects a variance from the model, which gives none")
+            raise GencliError("this model's scheduler expects a variance from the model, which gives none")
         fraction = (learned + 1) / 2
         return (0.5 * (fraction * math.log(large) + (1 - fraction) * math.log(small))).exp()
     return math.sqrt(large if variance_type.startswith("fixed_large") else small)

@@ -1,0 +1,89 @@
+"""Conversations that are kept between sessions: one JSON file each, in the user's state folder. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gencli.atomic import write_over
+from gencli.errors import GencliError, did_you_mean
+from gencli.json_files import read_json
+
+if TYPE_CHECKING:
+    from gencli.text.conversation import Conversation
+
+SHOWN = 60  # characters of a first message in the list
+
+
+def folder() -> Path:
+    """Return the folder of what chat keeps, made if need be, which others cannot read. Raise GencliError."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    path = home / "gencli" / "chats"
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise GencliError(f"cannot make {path}: {error.strerror}", "--no-history keeps nothing") from None
+    return path
+
+
+@dataclass
+class Kept:
+    """The file of one conversation. It is written after every reply, and not before there is one."""
+
+    path: Path
+    model: str
+
+    @classmethod
+    def new(cls, model: str) -> Kept:
+        """Return a file for a conversation that begins now."""
+        name = time.strftime("%Y%m%d-%H%M%S")
+        while (path := folder() / f"{name}.json").exists():
+            name += "+"
+        return cls(path, model)
+
+    @property
+    def id(self) -> str:
+        return self.path.stem
+
+    def save(self, conversation: Conversation) -> None:
+        """Write the conversation. Raise GencliError."""
+        content = {"model": self.model, **json.loads(conversation.dump())}
+        try:
+            self.path.touch(mode=0o600)
+            write_over(self.path, json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            raise GencliError(f"cannot write {self.path}: {error.strerror}", "--no-history keeps nothing") from None
+
+
+def kept() -> list[Kept]:
+    """Return the conversations that are kept, the newest last."""
+    found = []
+    for path in sorted(folder().glob("*.json"), key=lambda path: path.stat().st_mtime):
+        with contextlib.suppress(GencliError):
+            found.append(Kept(path, str(read_json(path).get("model", ""))))
+    return found
+
+
+def find_kept(id: str | None) -> Kept:
+    """Return the conversation of an id, the newest one for None. Raise GencliError if there is none."""
+    known = {one.id: one for one in kept()}
+    if id is None and known:
+        return [*known.values()][-1]
+    if id not in known:
+        what = "no conversation to continue" if id is None else f"no conversation {id!r}"
+        raise GencliError(what, did_you_mean(id or "", known) or "`gencli chat --list` shows those that are kept")
+    return known[id]
+
+
+def listed() -> Iterator[str]:
+    """Yield a line for each conversation: id, model, number of messages, and how it begins."""
+    for one in kept():
+        turns = [turn for turn in read_json(one.path).get("messages", []) if turn.get("role") != "system"]
+        first = " ".join(str(turns[0].get("content", "")).split())[:SHOWN] if turns else ""
+        yield f"{one.id}\t{one.model}\t{len(turns)}\t{first}"

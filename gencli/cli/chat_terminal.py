@@ -1,0 +1,190 @@
+"""The terminal of a conversation: messages are edited with prompt_toolkit, replies break between words."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from gencli import signals
+from gencli.cli.console import Console, is_terminal
+from gencli.cli.sinks import TextSink
+from gencli.errors import GencliError
+
+BLOCK = '"""'
+PROMPT, MORE = "> ", ". "
+CLIPBOARDS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"))
+
+
+class Prompter:
+    """Reads messages. history: the file of earlier ones; None keeps none. commands: names to complete."""
+
+    def __init__(self, history: Path | None, commands: Iterable[str]):
+        os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")  # nothing here needs to know where the cursor is
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+        from prompt_toolkit.output import DummyOutput, Output, create_output
+
+        stream = next((one for one in (sys.stdout, sys.stderr) if is_terminal(one)), None)
+        output: Output = DummyOutput() if stream is None else create_output(stdout=stream)
+        kept: History = InMemoryHistory()
+        if history is not None:
+            history.touch(mode=0o600)
+            kept = FileHistory(str(history))
+        self.session: PromptSession[str] = PromptSession(
+            multiline=True,
+            history=kept,
+            output=output,
+            key_bindings=_keys(),
+            completer=WordCompleter(list(commands), sentence=True),
+            complete_while_typing=False,
+            prompt_continuation=MORE,
+        )
+
+    def read(self) -> str:
+        """Return a message: what was typed or pasted until Enter. Enter goes on in a new line after a backslash and
+        inside triple quotes.
+
+        Raise EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, GencliError for bytes that are not text.
+        """
+        before = _terminal_state()
+        try:
+            text = self.session.prompt(PROMPT)
+            text.encode()
+        except UnicodeEncodeError:
+            raise GencliError("the line is not valid UTF-8") from None
+        finally:
+            _restore(before)
+            signals.watch()  # prompt_toolkit has taken the place where signals arrive
+        if text.lstrip().startswith(BLOCK):
+            return text.strip().removeprefix(BLOCK).removesuffix(BLOCK).strip("\n")
+        return text
+
+
+def _keys() -> object:
+    """Return what Enter and Alt-Enter do."""
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        text = buffer.text
+        opened = text.lstrip().startswith(BLOCK) and not (len(text.strip()) > 5 and text.rstrip().endswith(BLOCK))
+        if opened:
+            buffer.insert_text("\n")
+        elif buffer.document.is_cursor_at_the_end and text.endswith("\\"):
+            buffer.delete_before_cursor(1)
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def newline(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _terminal_state() -> list[object] | None:
+    try:
+        import termios
+
+        return termios.tcgetattr(sys.stdin.fileno())
+    except (ImportError, OSError, ValueError, AttributeError):
+        return None
+    except Exception:  # termios.error, where stdin is not a terminal
+        return None
+
+
+def _restore(state: list[object] | None) -> None:
+    """Set the terminal back as it was: a signal may leave prompt_toolkit before it can."""
+    if state is not None:
+        import termios
+
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, state)
+
+
+class WrappedSink(TextSink):
+    """Text on a terminal whose lines break between words. A word is written once it is whole."""
+
+    def __init__(self, columns: Callable[[], int]):
+        super().__init__()
+        self.columns = columns
+        self._column, self._space, self._word = 0, "", ""
+
+    def write(self, text: str) -> None:
+        width = self.columns()
+        for piece in re.findall(r"\n|[^\S\n]|[^\s]", text):
+            if piece.isspace():
+                self._flush()
+                self._space += piece
+                if piece == "\n":
+                    super().write(self._space)
+                    self._column, self._space = 0, ""
+            else:
+                if _width(piece) > 1:  # scripts without spaces may break anywhere
+                    self._flush()
+                self._word += piece
+                if len(self._word) >= width:  # longer than any line
+                    self._flush()
+
+    def end(self) -> None:
+        self._flush()
+        super().end()
+        self._column, self._space = 0, ""
+
+    def interrupted(self) -> None:
+        self._flush()
+        super().interrupted()
+        self._column, self._space = 0, ""
+
+    def _flush(self) -> None:
+        if not self._word:
+            return
+        width, gap = _width(self._word), _width(self._space)
+        if self._column and self._column + gap + width > self.columns():
+            self._space, self._column, gap = "\n", 0, 0
+        super().write(self._space + self._word)
+        self._column, self._space, self._word = self._column + gap + width, "", ""
+
+
+def _width(text: str) -> int:
+    """Return the columns that a text takes on a terminal."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def edit(text: str) -> str:
+    """Return a text as the user's editor leaves it ($VISUAL, $EDITOR, else vi). Raise GencliError if that fails."""
+    import shlex
+
+    editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "message.txt"
+        file.write_text(text, encoding="utf-8")
+        try:
+            code = subprocess.run([*editor, str(file)], check=False).returncode
+        except OSError as error:
+            raise GencliError(f"cannot start {editor[0]}: {error.strerror}", "EDITOR names another editor") from None
+        if code:
+            raise GencliError(f"{editor[0]} ended with exit code {code}: the message stays as it was")
+        return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+
+
+def copy(text: str, console: Console) -> None:
+    """Put a text on the clipboard: by the system's own program, else by the terminal (OSC 52)."""
+    tool = next((tool for tool in CLIPBOARDS if shutil.which(tool[0])), None)
+    shown = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")) or sys.platform == "darwin"
+    if tool is not None and shown and subprocess.run(tool, input=text.encode(), check=False).returncode == 0:
+        return
+    console.stream.write(f"\x1b]52;c;{b64encode(text.encode()).decode()}\x07")
+    console.stream.flush()

@@ -1,0 +1,57 @@
+"""Completion for shells: the script of each, and its installation. Imported when it is asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from gencli.errors import UsageError, did_you_mean
+
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+ASKED = ("--install-completion", "--show-completion")
+MENU = "zstyle ':completion:*' menu select"  # what typer adds to .zshrc, which changes completion of all programs
+
+
+def named(words: list[str]) -> list[str]:
+    """Return a command line in which the shell of --install-completion is named: the one that runs, unless given."""
+    if words and words[0] in ASKED and (len(words) == 1 or words[1].startswith("-")):
+        return [words[0], Path(os.environ.get("SHELL", "")).name or "bash", *words[1:]]
+    return words
+
+
+def _check(shell: str) -> None:
+    if shell not in SHELLS:
+        raise UsageError(f"no completion for {shell!r}", did_you_mean(shell, SHELLS) or f"shells: {', '.join(SHELLS)}")
+
+
+def show(shell: str) -> str:
+    """Return the script that makes a shell complete gencli's command line. Raise UsageError for an unknown shell."""
+    _check(shell)
+    from typer.completion import get_completion_script
+
+    script: str = get_completion_script(prog_name="gencli", complete_var="_GENCLI_COMPLETE", shell=shell)
+    return script
+
+
+def install(shell: str) -> Path:
+    """Install the script for a shell; return where it lies. Raise UsageError for an unknown shell."""
+    _check(shell)
+    from typer.completion import install as install_script
+
+    file = Path.home() / ".zshrc"
+    before = file.read_text() if file.is_file() else ""
+    found: Any = install_script(shell=shell, prog_name="gencli", complete_var="_GENCLI_COMPLETE")
+    if shell == "zsh" and MENU not in before:
+        file.write_text(file.read_text().replace(MENU, "").rstrip() + "\n")
+    return Path(found[1])
+
+
+def join_values() -> None:
+    """Have bash's words as the other shells have them: bash cuts `--sampler=dd` into three."""
+    words = os.environ.get("COMP_WORDS", "").split("\n")
+    at = int(os.environ.get("COMP_CWORD") or 0)
+    kept = [(number, word) for number, word in enumerate(words) if word != "=" or number == at]
+    if len(words) > 1 and "=" in words:
+        os.environ["COMP_WORDS"] = "\n".join(word if word != "=" else "" for _, word in kept)
+        os.environ["COMP_CWORD"] = str(sum(number < at for number, _ in kept))

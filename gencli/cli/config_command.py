@@ -1,0 +1,127 @@
+"""`gencli config`: show, set and find the user's defaults."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from gencli.cli import config
+from gencli.cli.help import SETTINGS, Group
+from gencli.cli.options import JSON, declare
+from gencli.cli.sinks import write_lines, write_object
+from gencli.errors import UsageError, did_you_mean
+
+Key = Annotated[
+    str,
+    typer.Argument(metavar="KEY", help="COMMAND.OPTION, as in image.steps, or OPTION for every command that has it."),
+]
+Value = Annotated[str | None, typer.Argument(metavar="VALUE", help="Its new value; none removes it from the file.")]
+Profile = Annotated[
+    str | None, typer.Option("--profile", metavar="NAME", help="Set it in this profile, for `--profile NAME`.")
+]
+
+app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="""Examples:
+    gencli config set image.steps 30
+    gencli config set image.steps 8 --profile draft
+    gencli config set device cpu
+    gencli config show
+    """,
+)
+def config_(ctx: typer.Context) -> None:
+    """Defaults of your own, for any option of any command, in one TOML file.
+
+    Order: flag, environment, profile, file, the model's own setting, built-in default.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), nl=False)
+
+
+@app.command("path")
+def path_() -> None:
+    """Print where the file is, or would be."""
+    write_lines([str(config.path())])
+
+
+@app.command()
+def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> None:
+    """Print every value that the file or the environment sets, and where it comes from."""
+    rows = list(_in_force(ctx))
+    if json:
+        for key, value, place in rows:
+            write_object({"key": key, "value": value, "from": place})
+    else:
+        write_lines([f"{key} = {value}  ({place})" for key, value, place in rows])
+
+
+@app.command("set")
+def set_(ctx: typer.Context, key: Key, value: Value = None, profile: Profile = None) -> None:
+    """Set a default in the file."""
+    *words, flag = key.removeprefix("--").split(".")
+    root = ctx.find_root()
+    commands = dict(_commands(root.command, root))
+    if words and ".".join(words) not in commands:
+        raise UsageError(f"{key}: no such command", did_you_mean(".".join(words), commands))
+    chosen = [commands[".".join(words)]] if words else list(commands.values())
+    params = [param for one in chosen for param in one.params if f"--{flag}" in param.opts]
+    if not params or flag not in {name for one in chosen for name in config.flags(one)}:
+        known = sorted({name for one in chosen for name in config.flags(one)})
+        raise UsageError(f"{key}: no such option", did_you_mean(flag, known))
+    if value is not None:
+        _check(ctx, chosen[0], params[0], value)
+    before = [config.PROFILES, profile] if profile else []
+    config.set_value([*before, *words, flag], None if value is None else _typed(params[0], value))
+
+
+def _commands(group: Any, ctx: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command by its path, with dots between. Imports all of them, and no torch."""
+    for name in group.list_commands(ctx):
+        found = group.get_command(ctx, name)
+        if hasattr(found, "list_commands"):
+            yield from _commands(found, ctx, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", found
+
+
+def _check(ctx: Any, command: Any, param: Any, value: str) -> None:
+    """Raise the parser's error, or UsageError, for a value that the option cannot have."""
+    from gencli.cli.values import use_plain_values
+
+    use_plain_values([param])
+    word = [value] if param.multiple else value
+    found = param.process_value(ctx, word)
+    row = getattr(command.callback, "rows", {}).get(param.name)
+    if row is not None and row.read is None and row.word is None:
+        row.check(param.name, tuple(found) if row.several else found)
+
+
+def _typed(param: Any, value: str) -> Any:
+    """Return a value as TOML has it: numbers and truth values as such, lists for what may be repeated."""
+    if param.multiple:
+        return [value]
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
+
+
+def _in_force(ctx: Any) -> Iterator[tuple[str, Any, str]]:
+    root = ctx.find_root()
+    seen = set()
+    for name, command in _commands(root.command, root):
+        for param in command.params:
+            value = param.resolve_envvar_value(ctx) if param.envvar else None
+            if value is not None and param.envvar not in seen:
+                seen.add(param.envvar)
+                yield f"{name}.{param.opts[-1].lstrip('-')}", value, str(param.envvar)
+    for keys, value in config.values(config.read()):
+        yield ".".join(keys), value, str(config.path())

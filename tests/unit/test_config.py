@@ -1,0 +1,176 @@
+"""The config file: whose value holds, where each comes from, changing it; the catalogue of well-known models."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gencli.__main__ import main
+from gencli.checkpoints import catalogue
+from gencli.checkpoints.find import find
+from gencli.checkpoints.hub_cache import HubId
+from gencli.cli import config
+from gencli.errors import GencliError
+from gencli.models import ARCHITECTURES
+from tests.tiny.hub_cache import put, tiny
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("GENCLI_DEVICE", "GENCLI_PROFILE", "GENCLI_TEXT_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GENCLI_CONFIG", str(tmp_path / "deep" / "config.toml"))
+    return tmp_path / "deep" / "config.toml"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main([*args]) == 2
+    return capsys.readouterr().err
+
+
+def test_where_the_file_is(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.delenv("GENCLI_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert config.path() == tmp_path / "gencli" / "config.toml"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.path() == tmp_path / ".config" / "gencli" / "config.toml"
+    assert main(["config", "path"]) == 0 and capsys.readouterr().out.strip() == str(config.path())
+
+
+def test_flag_environment_profile_file(file: Path, monkeypatch, capsys) -> None:
+    """Each is stronger than those after it; an error says which one spoke. Temperatures below 0 tell which holds."""
+    file.parent.mkdir()
+    file.write_text('device = "in-all"\n[text]\ntemperature = -4\n[profile.draft.text]\ntemperature = -3\n')
+    assert "--temperature -4.0: must be at least 0 (--temp is set by config.toml)" in refused(capsys, "text", "a")
+    monkeypatch.setenv("GENCLI_PROFILE", "draft")
+    assert "--temperature -3.0" in (said := refused(capsys, "text", "a")) and "set by profile draft" in said
+    said = refused(capsys, "text", "a", "--temp", "-1")
+    assert "--temperature -1.0: must be at least 0\n" in said
+    said = refused(capsys, "text", "a", "--temp", "1")
+    assert "--device 'in-all': no such device (--device is set by config.toml)" in said
+    monkeypatch.setenv("GENCLI_DEVICE", "in-environment")
+    assert "'in-environment': no such device (--device is set by GENCLI_DEVICE)" in refused(
+        capsys, "text", "a", "--temp", "1"
+    )
+    said = refused(capsys, "text", "a", "--profile", "drft")
+    assert "--profile 'drft': no such profile" in said and "did you mean draft?" in said
+
+
+def test_help_shows_what_is_in_force(file: Path, monkeypatch, capsys) -> None:
+    file.parent.mkdir()
+    file.write_text("[image]\nsteps = 3\n[profile.draft.image]\nsteps = 8\n")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("GENCLI_IMAGE_MODEL", "mine")
+    for words, now in (
+        ([], "Now: 3 (set by config.toml)."),
+        (["--profile", "draft"], "Now: 8 (set by profile draft)."),
+    ):
+        assert main(["image", "--help", *words]) == 0
+        page = " ".join(capsys.readouterr().out.split())
+        assert now in page and "Now: mine (set by GENCLI_IMAGE_MODEL)." in page
+    file.write_text("broken")
+    assert main(["image", "--help"]) == 0 and "Now:" not in capsys.readouterr().out.replace("Now: mine", "")
+
+
+def test_what_is_wrong_in_it(file: Path, capsys) -> None:
+    file.parent.mkdir()
+    for text, says in (
+        ("[text]\nstpes = 3\n", "[text] has no option 'stpes'"),
+        ("[text]\nmax-tokens = 2.5\n", "'2.5' is not an integer (set by config.toml)"),
+        ("[text]\ntemperature = 'warm'\n", "'warm' is not a number (set by config.toml)"),
+    ):
+        file.write_text(text)
+        assert says in refused(capsys, "text", "a")
+    file.write_bytes(b"\xff = 3")
+    assert main(["text", "a"]) == 1 and "config.toml is not valid TOML" in capsys.readouterr().err
+    assert main(["config", "path"]) == 0, "so that it can be mended"
+
+
+def test_set_and_show(file: Path, capsys) -> None:
+    for words in (["image.steps", "30"], ["image.cfg-scale", "5.5"], ["device", "cpu"], ["text.stop", "END"]):
+        assert main(["config", "set", *words]) == 0
+    assert main(["config", "set", "image.steps", "8", "--profile", "draft"]) == 0
+    assert main(["config", "set", "image.karras", "true"]) == 0
+    assert config.read() == {
+        "device": "cpu",
+        "image": {"steps": 30, "cfg-scale": 5.5, "karras": True},
+        "text": {"stop": ["END"]},
+        "profile": {"draft": {"image": {"steps": 8}}},
+    }
+    assert main(["config", "set", "image.cfg-scale"]) == 0 and "cfg-scale" not in config.read()["image"]
+    for words, says in (
+        (["image.stpes", "3"], "did you mean steps?"),
+        (["imag.steps", "3"], "did you mean image?"),
+        (["image.steps", "many"], "'many' is not an integer"),
+        (["image.steps", "0"], "--steps 0: must be from 1 to 10000"),
+    ):
+        assert says in refused(capsys, "config", "set", *words)
+    assert main(["config", "show", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"key": "image.steps", "value": 30, "from": str(file)} in rows
+
+
+def test_changing_keeps_the_rest_of_the_file() -> None:
+    text = '# mine\ndevice = "cpu"  # always\n\n[ image ]\nsteps = 3\n\n[text]\nx = 1\n'
+    made = config.changed(text, ["image", "steps"], "4")
+    assert made == text.replace("steps = 3", "steps = 4")
+    assert config.changed(text, ["image", "eta"], "0.5") == text.replace("steps = 3\n", "steps = 3\neta = 0.5\n")
+    assert config.changed(text, ["threads"], "2").startswith('# mine\ndevice = "cpu"  # always\nthreads = 2\n')
+    assert config.changed(text, ["image", "steps"], None) == text.replace("steps = 3\n", "")
+    with pytest.raises(GencliError, match="cannot change"):
+        config.changed("image.steps = 3\n", ["image", "steps"], "4")
+
+
+def test_every_row_of_the_catalogue_makes_sense() -> None:
+    entries = catalogue.entries()
+    names = [entry.name for entry in entries]
+    assert 20 <= len(names) == len(set(names)) and catalogue.SUGGESTED in names
+    for entry in entries:
+        assert re.fullmatch(r"[a-z0-9.-]+(:[0-9.]+[bm])?", entry.name) and HubId.parse(entry.id)
+        assert entry.task in ("chat", "text", "image", "upscale", "score") and entry.good_for and entry.licence
+        bits = entry.download / entry.parameters * 8
+        assert 15 < bits < 36, f"{entry.name}: {bits} bits per parameter"
+    assert catalogue.find_entry("QWEN3:4B") == catalogue.find_entry("qwen3:4b") is not None
+    assert {"qwen3", "llama", "phi3", "gemma2", "gemma3_text", "olmo2", "smollm3", "mistral"} <= ARCHITECTURES.keys()
+
+
+def test_what_fits() -> None:
+    entry = catalogue.find_entry("qwen3:4b")
+    assert entry is not None
+    stored, q8, q4 = (entry.formats[name] for name in ("stored", "q8_0", "q4_k_m"))
+    assert stored > 1.7 * q8 > 2.7 * q4 > 4 * 10**9
+    assert entry.fit(stored) == "fits" and entry.fit(stored - 1) == "fits with --quantize q8_0"
+    assert entry.fit(q8 - 1) == "fits with --quantize q4_k_m" and entry.fit(q4 - 1) == "too large"
+
+
+def test_short_names_are_models(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = put(tmp_path, "HuggingFaceTB/SmolLM2-360M-Instruct", "a" * 40, tiny(), "main")
+    source = find("smollm2", offline=True)
+    assert (source.name, source.path) == ("HuggingFaceTB/SmolLM2-360M-Instruct", folder)
+    assert main(["models", "pull", "smollm2"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder)
+    assert main(["models", "pull", "smolm"]) == 2
+    assert "did you mean smollm" in capsys.readouterr().err
+
+
+def test_available_and_use(file: Path, monkeypatch, capsys) -> None:
+    for words in (["models", "available"], ["models", "pull"]):
+        assert main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(catalogue.entries()) + 1 and lines[0].split()[0] == "NAME"
+    assert main(["models", "available", "--task", "image", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["task"] for row in rows} == {"image"} and {"id", "licence", "memory", "here"} <= rows[0].keys()
+    assert main(["models", "use", "SmolLM2"]) == 0 and main(["models", "use", "emoji"]) == 0
+    assert config.read() == {
+        "text": {"model": "smollm2"}, "chat": {"model": "smollm2"}, "image": {"model": "emoji"},
+    }  # fmt: skip
+    assert main(["models", "use", "no-such-model"]) == 1
+    assert "no-such-model" not in file.read_text()
