@@ -35,7 +35,7 @@ class Contents:
 
     def __init__(self, source: Source, *, allow_pickle: bool = False):
         self.source, self.path, self.allow_pickle = source, source.path, allow_pickle
-        self.is_file = source.kind == "file"
+        self.is_file = source.path.is_file()
         self.folder = source.path.parent if self.is_file else source.path
         self._json = dict(source.json)
         self._files: dict[Path, TensorFile | GencliError] = {}

@@ -1,4 +1,5 @@
-"""Finding a checkpoint by name: an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
+"""Finding a checkpoint by name: an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`), and
+of several GGUF files there one by its type (`org/name:Q4_K_M`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gencli.checkpoints import hub_cache, layout
+from gencli.checkpoints import gguf_names, hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError
 from gencli.json_files import read_json
@@ -52,18 +53,18 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         raise GencliError("the model's name is empty", "is it an unset variable?")
     if source := find_local(name):
         return source
-    hub_id = HubId.parse(name)
-    name = str(hub_id or name)
+    hub_id, gguf = parse_hub_name(name)
+    name = _name(hub_id, gguf) if hub_id else name
     if hub_id is None or "/" not in hub_id.repo:  # a bare word is rather a typo than one of the hub's oldest models
         if hub_id and (folder := hub_cache.snapshot(hub_id)):
-            return Source(name, folder, "hub")
+            return in_snapshot(name, folder, gguf)
         names = ", ".join(embedded_names()) or "none"
         raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
     folder = hub_cache.snapshot(hub_id)
     forbidden = "--offline is given" if offline else hub_cache.offline_by_environment()
     json: dict[Path, dict[str, Any]] = {}
-    if folder and (forbidden or is_whole(folder, json, allow_pickle=allow_pickle)):
-        return Source(name, folder, "hub", json)
+    if folder and (is_whole(folder, json, allow_pickle=allow_pickle, gguf=gguf) or (forbidden and gguf is None)):
+        return in_snapshot(name, folder, gguf, json)
     if forbidden:
         raise GencliError(
             f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({hub_cache.root()})",
@@ -71,7 +72,31 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         )
     from gencli.checkpoints.hub import download
 
-    return Source(name, download(hub_id, progress=progress, allow_pickle=allow_pickle), "hub")
+    return in_snapshot(name, download(hub_id, progress=progress, allow_pickle=allow_pickle, gguf=gguf), gguf)
+
+
+def parse_hub_name(name: str) -> tuple[HubId | None, str | None]:
+    """Return the repository and the type of GGUF file of `org/name[@revision][:TYPE]`; None for what is not said."""
+    base, gguf = gguf_names.split_name(name)
+    return HubId.parse(base), gguf
+
+
+def _name(hub_id: HubId, gguf: str | None) -> str:
+    return str(hub_id) if gguf is None else f"{hub_id}:{gguf}"
+
+
+def in_snapshot(
+    name: str, folder: Path, gguf: str | None = None, json: Mapping[Path, dict[str, Any]] | None = None
+) -> Source:
+    """Return what lies in a snapshot: its folder, or its GGUF file of a type, of a split one the first."""
+    names = hub_cache.files(folder)
+    if gguf is not None or layout.is_gguf(names):
+        try:
+            return Source(name, folder / gguf_names.choose(names, gguf)[0], "hub", json or {})
+        except GencliError:
+            if gguf is not None:
+                raise
+    return Source(name, folder, "hub", json or {})
 
 
 def find_local(name: str) -> Source | None:
@@ -88,10 +113,16 @@ def find_local(name: str) -> Source | None:
     return Source(name, path, "file") if path.is_file() else None
 
 
-def is_whole(folder: Path, json: dict[Path, dict[str, Any]] | None = None, *, allow_pickle: bool = False) -> bool:
+def is_whole(
+    folder: Path,
+    json: dict[Path, dict[str, Any]] | None = None,
+    *,
+    allow_pickle: bool = False,
+    gguf: str | None = None,
+) -> bool:
     """Return whether a snapshot has every file needed to open it, by its own configs: some programs fetch in parts.
 
-    json: gets what was read.
+    json: gets what was read. gguf: as `layout.choose`.
     """
     known = {} if json is None else json
 
@@ -100,7 +131,7 @@ def is_whole(folder: Path, json: dict[Path, dict[str, Any]] | None = None, *, al
         return known[folder / name]
 
     try:
-        layout.choose(hub_cache.files(folder), read, allow_pickle=allow_pickle)
+        layout.choose(hub_cache.files(folder), read, allow_pickle=allow_pickle, gguf=gguf)
     except GencliError:
         return False
     return True

@@ -71,7 +71,10 @@ def everything(
 
 def revision(source: Source) -> str | None:
     """Return the commit of a snapshot in the cache; None for other sources."""
-    return source.path.name if source.kind == "hub" else None
+    if source.kind != "hub":
+        return None
+    parts = source.path.parts
+    return parts[-parts[::-1].index("snapshots")] if "snapshots" in parts else None
 
 
 def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -> list[str]:

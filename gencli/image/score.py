@@ -95,7 +95,7 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
     """
     checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
     folder = checkpoint.contents.folder
-    if source.kind != "file" and checkpoint.contents.has("model_index.json"):
+    if not checkpoint.contents.is_file and checkpoint.contents.has("model_index.json"):
         raise GencliError(f"{source.name} draws pictures, and compares none with texts", "-m names a CLIP")
     part = checkpoint.only_part("a CLIP")
     raw = part.config
