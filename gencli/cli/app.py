@@ -28,6 +28,7 @@ class Commands(Group):
         "upscale": ("gencli.cli.upscale", "Make an image four times as large."),
         "score": ("gencli.cli.score", "Say how well pictures fit a text."),
         "codes": ("gencli.cli.codes", "Turn a picture into codes of a VQ autoencoder, and back."),
+        "bench": ("gencli.cli.bench", "Measure how fast models run on this machine."),
         "models": ("gencli.cli.models", "List, show, fetch, check and remove checkpoints."),
         "train": ("gencli.cli.train", "Train a small checkpoint from texts or captioned pictures."),
     }

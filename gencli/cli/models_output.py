@@ -93,7 +93,7 @@ def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -
                 what.problem or "-",
             ]
         )
-    return _columns(rows if with_problems else [cells[:-1] for cells in rows], right={3, 4})
+    return columns(rows if with_problems else [cells[:-1] for cells in rows], right={3, 4})
 
 
 def page(
@@ -114,7 +114,7 @@ def page(
         **{word: _first(what.config, keys) for word, keys in SUMMARY.items()},
         "not loaded": ", ".join(what.not_loaded),
     }
-    lines = _columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])
+    lines = columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])
     parts = [
         [part.name, part.family, "" if part.parameters is None else f"{_short(part.parameters)}", *part.dtypes]
         for part in what.components
@@ -133,10 +133,10 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _section(title: str, rows: Sequence[list[str]]) -> list[str]:
-    return ["", f"{title}:", *("  " + line for line in _columns(rows))] if rows else []
+    return ["", f"{title}:", *("  " + line for line in columns(rows))] if rows else []
 
 
-def _columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = frozenset()) -> list[str]:
+def columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = frozenset()) -> list[str]:
     """Return rows of cells as aligned lines: columns in `right` at the right, the others at the left."""
     clean = [[" ".join(str(cell).split()) for cell in cells] for cells in rows]
     widths = [max(len(cells[i]) for cells in clean if i < len(cells)) for i in range(max(map(len, clean)))]
