@@ -187,11 +187,6 @@ class Checkpoint:
         """Return the parts that have weights."""
         return {name: part for name, part in self.parts.items() if part.kind == "model"}
 
-    @property
-    def schedulers(self) -> dict[str, Mapping[str, Any]]:
-        """Configs of the noise schedules. Raises GencliError for a broken one."""
-        return {name: part.config for name, part in self.parts.items() if part.kind == "scheduler"}
-
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
         """Return generation_config.json, empty if there is none. Raise GencliError if it is broken."""

@@ -3,6 +3,8 @@ of several GGUF files there one by its type (`org/name:Q4_K_M`)."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +61,10 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         if hub_id and (folder := hub_cache.snapshot(hub_id)):
             return in_snapshot(name, folder, gguf)
         names = ", ".join(embedded_names()) or "none"
-        raise GencliError(f"no model {name!r}: not a file or folder, not an embedded name", f"embedded models: {names}")
+        raise GencliError(
+            f"{_variable(name)}no model {name!r}: not a file or folder, not an embedded name",
+            f"embedded models: {names}",
+        )
     folder = hub_cache.snapshot(hub_id)
     forbidden = "--offline is given" if offline else hub_cache.offline_by_environment()
     json: dict[Path, dict[str, Any]] = {}
@@ -67,7 +72,8 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None, 
         return in_snapshot(name, folder, gguf, json)
     if forbidden:
         raise GencliError(
-            f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({hub_cache.root()})",
+            f"{_variable(name)}no model {name!r}: no folder of that name here, and not in the Hugging Face cache "
+            f"({hub_cache.root()})",
             f"{forbidden}, so it was not looked for on the hub; `gencli models pull {name}` fetches it",
         )
     from gencli.checkpoints.hub import download
@@ -97,6 +103,12 @@ def in_snapshot(
             if gguf is not None:
                 raise
     return Source(name, folder, "hub", json or {})
+
+
+def _variable(name: str) -> str:
+    """Return the environment variable that names a model, for the beginning of an error, or nothing."""
+    named = (key for key, value in os.environ.items() if re.fullmatch("GENCLI_.*_MODEL", key) and value == name)
+    return "".join(f"{key}: " for key in list(named)[:1])
 
 
 def find_local(name: str) -> Source | None:

@@ -84,7 +84,9 @@ class Scorer:
 def _checked(vectors: Tensor) -> Tensor:
     vectors = vectors.float().cpu()
     if not torch.isfinite(vectors).all():
-        raise GencliError("the model's vectors are NaN", "broken weights, or a precision too low: try --dtype float32")
+        raise GencliError(
+            "the model's vectors are NaN", "the weights may be broken, or half precision overflowed (--dtype)"
+        )
     return vectors
 
 

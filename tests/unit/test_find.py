@@ -381,3 +381,13 @@ def test_a_link_to_nowhere_is_a_file_that_is_missing(cache_root: Path) -> None:
     folder = put(cache_root, "org/m", COMMIT, tiny(), "main")
     os.remove(folder.resolve() / os.readlink(folder / "model.safetensors"))
     assert "no weights in safetensors" in (describe(Source("org/m", folder, "hub")).problem or "")
+
+
+def test_a_name_that_an_environment_variable_gave_is_told_with_it(monkeypatch):
+    monkeypatch.setenv("GENCLI_TEXT_MODEL", "nosuch")
+    for name, told in (("nosuch", "GENCLI_TEXT_MODEL: no model 'nosuch'"), ("other", "no model 'other'")):
+        with pytest.raises(GencliError, match=f"^{told}: not a file"):
+            find(name)
+    monkeypatch.setenv("GENCLI_CLIP_MODEL", "org/nosuch")
+    with pytest.raises(GencliError, match=r"^GENCLI_CLIP_MODEL: no model 'org/nosuch': no folder"):
+        find("org/nosuch", offline=True)

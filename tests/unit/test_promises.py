@@ -26,6 +26,8 @@ FUZZED = {
     "metadata": "metadata", "preprocessor of a CLIP": "clip", "palette of an iGPT": "imagegpt",
     "prompt on stdin": "prompts", "examples, saved conversation": "conversations", "captions": "captions",
     "texts to train on": "texts", "state of a run": "state", "hub, paths": "hub",
+    "argv": "command line", "scheduler_config.json": "stable diffusion", "systems of several models": "unclip",
+    "ControlNet": "controlnet", "files beside a single file": "networks",
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def to_picture(x: Tensor) -> Image.Image:
     pixels = (x.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     if not np.isfinite(pixels).all():
         raise GencliError(
-            "the picture holds values that are not numbers", "`gencli models check` looks for broken weights"
+            "the image holds values that are not numbers", "`gencli models check` looks for broken weights"
         )
     array = (pixels * 255).round().astype(np.uint8)
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
