@@ -26,10 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.oracles.hub_server import Hub, safetensors
-from tests.shell.process import GENCLI, environment, obey_signals
+from tests.shell.process import environment, start
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 AT_ONCE = 5.0  # seconds in which a second signal ends a process, on a busy machine that reads libraries
+FRESH, STARTING = 5, 6.0  # one run in so many starts an interpreter, which takes seconds
 PAUSE = 0.2  # seconds between the two
 SMALL = ["--layers", "1", "--width", "16", "--heads", "2", "--context", "16", "--vocab", "260", "--batch", "2"]
 
@@ -44,14 +45,13 @@ class Run:
     env: dict[str, str | None] = field(default_factory=dict)
     seconds: float = 0.0  # that it takes
 
-    def start(self, folder: Path) -> subprocess.Popen[bytes]:
+    def start(self, folder: Path, *, fresh: bool = False) -> subprocess.Popen[bytes]:
         (folder / "stdin").write_bytes(self.stdin)
         (folder / "cwd").mkdir(exist_ok=True)
+        os.chdir(folder / "cwd")
         with (folder / "stdin").open("rb") as stdin, (folder / "stdout").open("wb") as out:
-            return subprocess.Popen(
-                [*GENCLI, *self.words], stdin=stdin, stdout=out, stderr=subprocess.PIPE, cwd=folder / "cwd",
-                env=environment(**self.env), preexec_fn=obey_signals,
-            )  # fmt: skip
+            streams = {"stdin": stdin.fileno(), "stdout": out.fileno()}
+            return start(*self.words, env=environment(**self.env), fresh=fresh, **streams)
 
     def whole(self, folder: Path) -> bytes:
         """Run it to its end; return its stdout."""
@@ -156,10 +156,14 @@ def fresh(root: Path) -> Path:
 
 
 def interrupt(run: Run, number: signal.Signals, root: Path, draw: random.Random) -> tuple[str, str]:
-    """Run it, and send a signal at a random moment. Return how it ended, and what is wrong, if anything."""
-    folder = fresh(root)
-    process = run.start(folder)
-    time.sleep(draw.uniform(0, run.seconds))
+    """Run it, and send a signal at a random moment. Return how it ended, and what is wrong, if anything.
+
+    One run in `FRESH` starts an interpreter, and gets its signal while it imports; the others are forked from a server
+    that has imported everything, and get it while they work.
+    """
+    folder, starts = fresh(root), draw.randrange(FRESH) == 0
+    process = run.start(folder, fresh=starts)
+    time.sleep(draw.uniform(0, STARTING if starts else run.seconds))
     process.send_signal(number)
     twice = number != signal.SIGKILL and draw.random() < 0.5
     if twice:
@@ -190,6 +194,7 @@ def main() -> int:
     draw, wrong = random.Random(args.seed), 0
     with Hub() as hub, tempfile.TemporaryDirectory() as name:
         os.environ["OMP_NUM_THREADS"] = "1"
+        start("--version").communicate()  # starts the server
         for kind in args.kinds or KINDS:
             root = Path(name) / kind
             root.mkdir()

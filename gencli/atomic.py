@@ -24,9 +24,17 @@ def write_over(path: Path, data: bytes) -> None:
     if is_stream(path):  # before its links are followed: those of a pipe lead to no file
         path.write_bytes(data)
         return
+    with open_over(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_over(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write that takes the place of `path` at the end, as `write_over` does. Raise OSError."""
     path = Path(os.path.realpath(path))
     with _partial_file(path) as partial:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            yield file
         os.replace(partial, path)
 
 

@@ -87,6 +87,20 @@ def _has_amx() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
+def read_bandwidth(size: int = 2**28) -> float:
+    """Return how many bytes per second the CPU's threads read from memory: the best of some sums over `size` bytes."""
+    import time
+
+    import torch
+
+    numbers, best = torch.ones(size // 4), float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return numbers.nbytes / best
+
+
 def set_threads(threads: int | None) -> None:
     """Set the number of CPU threads; None leaves it to torch."""
     if threads is not None:
@@ -106,6 +120,12 @@ def memory() -> int:
         with contextlib.suppress(OSError, ValueError):
             found.append(int(Path(file).read_text()))
     return min(found)
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew, where the system can do that (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:

@@ -1,6 +1,7 @@
 """Errors that a user may see. Any other exception is a defect of gencli."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MESSAGE_LIMIT, HINT_LIMIT = 1200, 600  # bytes: with both, what is printed stays below 2 kB
 
@@ -63,3 +64,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
 def counted(number: int, noun: str) -> str:
     """Return a number of things: 1 image, 2 images."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Put what an error is about, such as an option, before its message. Nothing, if `what` is empty."""
+    try:
+        yield
+    except GencliError as error:
+        raise type(error)(f"{what}: {error.message}" if what else error.message, error.hint) from None

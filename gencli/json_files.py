@@ -26,6 +26,14 @@ def read_bytes(path: Path) -> bytes:
         raise GencliError(f"cannot read {path}: {error.strerror}") from None
 
 
+def read_text(path: Path) -> str:
+    """Return a small file's text without its byte order mark. Raise GencliError as `read_bytes`, and for no UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise GencliError(f"{path} is not UTF-8") from None
+
+
 def check_no_pointer(head: bytes, path: Path) -> None:
     """Raise GencliError for a file, by its first bytes, that stands for one which Git LFS did not fetch."""
     if head.startswith(POINTER):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gencli.checkpoints.mixes import PACKING, check_mix
 from gencli.devices import DEVICES, DTYPES, check_names
+from gencli.errors import UsageError
 from gencli.options import MODEL, Option, several, string
 
 DTYPE = Option(
@@ -89,7 +91,18 @@ class TextSpec(ModelSpec):
     """A language model."""
 
     model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL, "text").field(TEXT_MODEL)
+    # fmt: off
+    quantize: str | None = string(None, "--quantize TYPE", f"Pack the weights, once, in a copy that is kept: "
+        f"{', '.join(PACKING)} (default: as they are).", MODEL, after="dtype", complete=lambda: list(PACKING))
+    # fmt: on
     ignore_config: tuple[str, ...] = IGNORE_CONFIG.field(())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantize is not None:
+            object.__setattr__(self, "quantize", check_mix("--quantize", self.quantize, PACKING))
+            if self.dtype != "auto":
+                raise UsageError(f"--quantize packs the weights, and --dtype {self.dtype} holds them in another type")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -35,7 +35,7 @@ class Contents:
 
     def __init__(self, source: Source, *, allow_pickle: bool = False):
         self.source, self.path, self.allow_pickle = source, source.path, allow_pickle
-        self.is_file = source.kind == "file"
+        self.is_file = source.path.is_file()
         self.folder = source.path.parent if self.is_file else source.path
         self._json = dict(source.json)
         self._files: dict[Path, TensorFile | GencliError] = {}
@@ -186,11 +186,6 @@ class Checkpoint:
     def models(self) -> dict[str, Part]:
         """Return the parts that have weights."""
         return {name: part for name, part in self.parts.items() if part.kind == "model"}
-
-    @property
-    def schedulers(self) -> dict[str, Mapping[str, Any]]:
-        """Configs of the noise schedules. Raises GencliError for a broken one."""
-        return {name: part.config for name, part in self.parts.items() if part.kind == "scheduler"}
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:

@@ -1,4 +1,5 @@
-"""Finding a checkpoint by name: an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`)."""
+"""Finding a checkpoint by name: an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`), and
+of several GGUF files there one by its type (`org/name:Q4_K_M`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gencli.checkpoints import catalogue, hub_cache, layout
+from gencli.checkpoints import catalogue, gguf_names, hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError, did_you_mean
 from gencli.json_files import read_json
@@ -69,13 +70,13 @@ def find(
         raise GencliError("the model name is empty", "is it an unset variable?")
     if source := find_local(name):
         return source
-    hub_id = HubId.parse(name)
+    hub_id, gguf = parse_hub_name(name)
     bare = hub_id is not None and "/" not in hub_id.repo  # one of the hub's oldest models, a short name, or a typo
     if bare and hub_id and (folder := hub_cache.snapshot(hub_id)):
-        return Source(str(hub_id), folder, "hub")
+        return in_snapshot(_name(hub_id, gguf), folder, gguf)
     if entry := catalogue.find_entry(name):
-        hub_id, bare = HubId.parse(entry.id), False
-    name = str(hub_id or name)
+        hub_id, bare, gguf = HubId.parse(entry.id), False, None
+    name = _name(hub_id, gguf) if hub_id else name
     if hub_id is None or bare:
         hint = did_you_mean(name, [known for known, _ in known_names()])
         raise GencliError(
@@ -85,8 +86,8 @@ def find(
     folder = hub_cache.snapshot(hub_id)
     forbidden = "--offline" if offline is True else offline or hub_cache.offline_by_environment()
     json: dict[Path, dict[str, Any]] = {}
-    if folder and (forbidden or is_whole(folder, json, allow_pickle=allow_pickle)):
-        return Source(name, folder, "hub", json)
+    if folder and (is_whole(folder, json, allow_pickle=allow_pickle, gguf=gguf) or (forbidden and gguf is None)):
+        return in_snapshot(name, folder, gguf, json)
     if forbidden:
         who = forbidden if isinstance(offline, str) else f"with {forbidden}, gencli"
         raise GencliError(
@@ -95,20 +96,44 @@ def find(
         )
     from gencli.checkpoints.hub import download
 
+    variant = entry.variant if entry else None
     try:
-        variant = entry.variant if entry else None
-        folder = download(hub_id, variant=variant, progress=progress, allow_pickle=allow_pickle)
-        return Source(name, folder, "hub")
+        folder = download(hub_id, variant=variant, progress=progress, allow_pickle=allow_pickle, gguf=gguf)
     except GencliError as error:
         if "\n" not in name and (near := did_you_mean(name, _folders())):  # a folder of the user's, mistyped
             error.hint = f"{near} {error.hint or ''}".strip()
         raise
+    return in_snapshot(name, folder, gguf)
 
 
 def _folders() -> list[str]:
     """Return the folders of models that lie here or one folder down, as a user would name them."""
     found = [*Path().glob("*/config.json"), *Path().glob("*/*/config.json"), *Path().glob("*/model_index.json")]
     return [str(path.parent) for path in [*found, *Path().glob("*/*/model_index.json")][:1000]]
+
+
+def parse_hub_name(name: str) -> tuple[HubId | None, str | None]:
+    """Return the repository and the type of GGUF file of `org/name[@revision][:TYPE]`; None for what is not said."""
+    base, gguf = gguf_names.split_name(name)
+    return HubId.parse(base), gguf
+
+
+def _name(hub_id: HubId, gguf: str | None) -> str:
+    return str(hub_id) if gguf is None else f"{hub_id}:{gguf}"
+
+
+def in_snapshot(
+    name: str, folder: Path, gguf: str | None = None, json: Mapping[Path, dict[str, Any]] | None = None
+) -> Source:
+    """Return what lies in a snapshot: its folder, or its GGUF file of a type, of a split one the first."""
+    names = hub_cache.files(folder)
+    if gguf is not None or layout.is_gguf(names):
+        try:
+            return Source(name, folder / gguf_names.choose(names, gguf)[0], "hub", json or {})
+        except GencliError:
+            if gguf is not None:
+                raise
+    return Source(name, folder, "hub", json or {})
 
 
 def find_local(name: str) -> Source | None:
@@ -125,10 +150,16 @@ def find_local(name: str) -> Source | None:
     return Source(name, path, "file") if path.is_file() else None
 
 
-def is_whole(folder: Path, json: dict[Path, dict[str, Any]] | None = None, *, allow_pickle: bool = False) -> bool:
+def is_whole(
+    folder: Path,
+    json: dict[Path, dict[str, Any]] | None = None,
+    *,
+    allow_pickle: bool = False,
+    gguf: str | None = None,
+) -> bool:
     """Return whether a snapshot has every file needed to open it, by its own configs: some programs fetch in parts.
 
-    json: gets what was read.
+    json: gets what was read. gguf: as `layout.choose`.
     """
     known = {} if json is None else json
 
@@ -137,7 +168,7 @@ def is_whole(folder: Path, json: dict[Path, dict[str, Any]] | None = None, *, al
         return known[folder / name]
 
     try:
-        layout.choose(hub_cache.files(folder), read, allow_pickle=allow_pickle)
+        layout.choose(hub_cache.files(folder), read, allow_pickle=allow_pickle, gguf=gguf)
     except GencliError:
         return False
     return True

@@ -70,13 +70,14 @@ def download(
     variant: str | None = None,
     progress: Progress | None = None,
     allow_pickle: bool = False,
+    gguf: str | None = None,
     choose: Choose | None = None,
 ) -> Path:
     """Fetch the missing files of a checkpoint's newest commit at a revision. Return the folder of the snapshot.
 
     variant: which weights where there are several, such as fp16. allow_pickle: fetch pickles where there are no
-    safetensors. choose: selects the files, if not those of a checkpoint. `progress` is called with the repository's
-    name, the bytes so far and the bytes in all.
+    safetensors. gguf: the type of a GGUF file, if that is wanted. choose: selects the files, if not those of a
+    checkpoint. `progress` is called with the repository's name, the bytes so far and the bytes in all.
     Raise GencliError when the hub cannot be reached, lacks or refuses the repository, and when gencli cannot open what
     is in it. What was fetched stays for the next try.
     """
@@ -84,7 +85,7 @@ def download(
         raise GencliError(f"cannot fetch {hub_id}: {reason} keeps gencli offline")
     with library():
         return _Download(hub_id, progress).run(
-            choose or partial(layout.choose, variant=variant, allow_pickle=allow_pickle)
+            choose or partial(layout.choose, variant=variant, allow_pickle=allow_pickle, gguf=gguf)
         )
 
 
@@ -107,7 +108,7 @@ class _Download:
         blobs = {self._blob(self.remotes[name]): self.remotes[name].size or 0 for name in missing}
         self.total = sum(size for blob, size in blobs.items() if not blob.exists())
         self._check_room(self.total - sum(_size(_incomplete(blob)) for blob in blobs))
-        weights = [name for name in missing if name.endswith((layout.SAFETENSORS, layout.BIN))]
+        weights = [name for name in missing if name.endswith((layout.SAFETENSORS, layout.BIN, ".gguf"))]
         for name in [name for name in missing if name not in weights]:
             self._fetch(name)
         for name in names:
@@ -272,3 +273,21 @@ def remove(hub_id: HubId) -> int:
     if commit and hub_id.revision and (folder / "snapshots" / commit).exists():
         raise GencliError(f"cannot remove {folder / 'snapshots' / commit}", "is it yours to remove?")
     return before - hub_cache.disk_usage(folder)
+
+
+def remove_files(hub_id: HubId, names: list[str]) -> int:
+    """Delete files of a snapshot from the local cache, and the repository with its last file. Return the bytes freed.
+
+    What another snapshot has too stays there.
+    """
+    folder = hub_cache.snapshot(hub_id)
+    assert folder is not None  # the caller has found the files in it
+    before = hub_cache.disk_usage(hub_id.folder)
+    for name in names:
+        blob = (folder / name).resolve()
+        (folder / name).unlink()
+        others = (path.resolve() for path in (hub_id.folder / "snapshots").rglob("*") if path.is_symlink())
+        if blob.is_file() and blob not in others:
+            blob.unlink()
+    after = hub_cache.disk_usage(hub_id.folder)
+    return before - after + (0 if hub_cache.files(folder) else remove(hub_id))

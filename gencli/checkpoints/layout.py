@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, Literal
 
+from gencli.checkpoints import gguf_names
 from gencli.errors import GencliError
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
@@ -105,12 +106,22 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and value[1] is not None
 
 
-def choose(names: Collection[str], read: Read, variant: str | None = None, *, allow_pickle: bool = False) -> list[str]:
+def choose(
+    names: Collection[str],
+    read: Read,
+    variant: str | None = None,
+    *,
+    allow_pickle: bool = False,
+    gguf: str | None = None,
+) -> list[str]:
     """Return the files in `names` that opening needs: small ones first, weights in one variant, nothing twice.
 
     allow_pickle: a component without safetensors may have pickles. A component without weights in `variant` gets its
-    ordinary ones. Raise GencliError if something is missing, or if no component has that variant.
+    ordinary ones. gguf: the type of a GGUF file, which is then all; so it is where nothing but GGUF files has weights.
+    Raise GencliError if something is missing, or if no component has that variant.
     """
+    if gguf is not None or is_gguf(names):
+        return gguf_names.choose(names, gguf)
     chosen = [name for name in (CARD, "model_index.json", "generation_config.json") if name in names]
     heavy: list[str] = []
     for part in parts(names, read):
@@ -120,6 +131,12 @@ def choose(names: Collection[str], read: Read, variant: str | None = None, *, al
     if variant and not any(f".{variant}." in name for name in heavy):
         raise GencliError(f"no {variant} weights")
     return list(dict.fromkeys(chosen + heavy))
+
+
+def is_gguf(names: Collection[str]) -> bool:
+    """Return whether the only weights are in GGUF files."""
+    others = (SAFETENSORS, *(pattern[1:] for pattern in PICKLES))
+    return bool(gguf_names.by_type(names)) and not any(name.endswith(others) for name in names)
 
 
 def _small(names: Collection[str], part: PartFolder) -> list[str]:

@@ -82,7 +82,7 @@ class SafetensorsFile:
         """Return a small tensor of floats without torch, or None for other kinds of numbers."""
         letter = LETTERS.get(self.dtypes[name])
         count = math.prod(self.shapes[name])
-        return letter and struct.unpack_from(f"<{count}{letter}", self._map, self._spans[name][0])  # type: ignore[return-value]
+        return struct.unpack_from(f"<{count}{letter}", self._map, self._spans[name][0]) if letter else None
 
     def forget(self) -> None:
         """Let go of the pages that were read, which are read again if they are used again; changes to them are lost."""

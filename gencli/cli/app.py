@@ -32,6 +32,7 @@ class Commands(Group):
         "upscale": ("gencli.cli.upscale", "Enlarge an image four times."),
         "score": ("gencli.cli.score", "Score how well images match a text (CLIP)."),
         "codes": ("gencli.cli.codes", "Encode an image into VQ codes, or decode codes into an image."),
+        "bench": ("gencli.cli.bench", "Measure how fast models run on this machine."),
         "models": ("gencli.cli.models", "Find, download, check and remove models."),
         "config": ("gencli.cli.config_command", "Show and set your own defaults."),
         "train": ("gencli.cli.train", "Train a small model from scratch or fine-tune one."),

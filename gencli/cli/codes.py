@@ -147,7 +147,7 @@ def _paint(codec: Codec, path: str, sink: ImageSink, *, json: bool) -> None:
 
     data = read_data(CODES_LIMIT, READER) if path == "-" else read_bytes(Path(path))
     try:
-        picture = codec.paint(parse(data.decode()))
+        picture = codec.paint(parse(data.decode("utf-8-sig")))
     except UnicodeDecodeError:
         raise GencliError(f"{'stdin' if path == '-' else path} holds no codes: it is not text") from None
     except GencliError as error:

@@ -17,7 +17,7 @@ from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, find
 from gencli.cli.options import Asked
 from gencli.cli.prompts import read_data
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError, UsageError, about
 from gencli.image.request import ImageRequest
 from gencli.options import rows
 
@@ -138,11 +138,8 @@ class Finder:
         """Find the models that a field names."""
         names, found = _names(getattr(self.request, field)), []
         if not self._is_foreign(field):
-            try:
+            with about("" if field == "model" else ROWS[field].name(field)):
                 return [self.fetch(name) for name in names]
-            except GencliError as error:
-                where = "" if field == "model" else f"{ROWS[field].name(field)}: "
-                raise type(error)(f"{where}{error.message}", error.hint) from None
         for name in names:
             try:
                 found.append(find(name, offline=True))

@@ -12,22 +12,32 @@ from typing import Annotated
 import typer
 
 from gencli import devices
-from gencli.checkpoints import hub_cache
+from gencli.checkpoints import gguf_names, hub_cache, layout, packed_cache
 from gencli.checkpoints.catalogue import entries, find_entry, of_task
-from gencli.checkpoints.find import Source, embedded_names, embedded_root, find, find_local, is_whole
+from gencli.checkpoints.find import (
+    Source,
+    embedded_names,
+    embedded_root,
+    find,
+    find_local,
+    in_snapshot,
+    is_whole,
+    parse_hub_name,
+)
 from gencli.checkpoints.hub_cache import HubId
 from gencli.cli import models_output as output
 from gencli.cli.config import set_value
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import in_words, show_download
 from gencli.cli.help import SETTINGS, Group
+from gencli.cli.models_convert import EXAMPLES as CONVERT_EXAMPLES
+from gencli.cli.models_convert import PANEL, convert
 from gencli.cli.options import JSON, Reporting, command
 from gencli.cli.sinks import write_lines, write_object
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.options import MODEL, OUTPUT, check_values, choice, flag, string
 from gencli.spec import ALLOW_PICKLE, complete_cached, completing
 
-PANEL = "Model"
 TASKS = ("chat", "text", "image", "upscale", "score")
 PANELS = (PANEL, MODEL, OUTPUT)
 
@@ -85,8 +95,8 @@ Id = Annotated[
     str | None,
     typer.Argument(
         metavar="ID",
-        help="Short name, or Hugging Face id: org/name, or org/name@revision (a branch, tag or commit). Without one, "
-        "well-known models are listed.",
+        help="Short name, or Hugging Face id: org/name, org/name@revision (a branch, tag or commit), or org/name:TYPE "
+        "of GGUF files. Without one, well-known models are listed.",
         rich_help_panel=PANEL,
         autocompletion=completing(),
     ),
@@ -131,6 +141,11 @@ def list_(
         write_lines(output.table(shown, with_problems=listed.all))
     else:
         console.note("no models yet; `gencli models pull NAME` downloads one")
+    if copies := packed_cache.copies():
+        size = in_words(sum(copies.values()))
+        console.note(
+            f"quantized copies (--quantize): {len(copies)}, {size}: `gencli models rm NAME` removes those of a model"
+        )
     if hidden := len(found) - len(shown):
         console.note(
             f"{hidden} more in the cache that gencli cannot open: --all lists {'it' if hidden == 1 else 'them'}"
@@ -170,50 +185,42 @@ def pull(
     reporting: Reporting,
     id: Id = None,
 ) -> None:
-    """Download a model from the Hugging Face Hub into the cache, and print its folder.
+    """Download a model from the Hugging Face Hub into the cache, and print its folder, or the path of its GGUF file.
 
-    Downloads only the files that gencli opens. Interrupted downloads resume. HF_TOKEN, HF_ENDPOINT, HF_HOME and
-    HF_HUB_OFFLINE work as in huggingface_hub.
+    Downloads only the files that gencli opens: of a repository of GGUF files one, by its type, or Q4_K_M. Interrupted
+    downloads resume. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE work as in huggingface_hub.
     """
     console: Console = ctx.obj
     if id is None:
         _list_available(None, json=pulled.json)
         return
     entry = find_entry(id)
-    wanted = HubId.parse(id if entry is None else entry.id)
+    wanted, gguf = parse_hub_name(id if entry is None else entry.id)
     if (local := find_local(id)) is not None:
         raise GencliError(f"{id} is already installed: {local.path}")
     if wanted is None or "/" not in wanted.repo:
         hint = did_you_mean(id, [one.name for one in entries()]) or "`gencli models available` lists short names"
         raise UsageError(f"{id!r} is not a short name or a Hub id (owner/name)", hint)
     variant = pulled.variant or (entry.variant if entry else None)
-    folder = hub_cache.snapshot(wanted)
-    if (
-        folder is not None
-        and is_whole(folder, allow_pickle=pulled.allow_pickle)
-        and not pulled.update
-        and pulled.variant is None
-    ):
-        console.note(f"{wanted} is already installed; --update checks for a newer revision")
+    folder, allow = hub_cache.snapshot(wanted), pulled.allow_pickle
+    if folder is not None and is_whole(folder, allow_pickle=allow, gguf=gguf) and not (pulled.update or pulled.variant):
+        console.note(f"{id} is already installed; --update checks for a newer revision")
     else:
         from gencli.checkpoints.hub import download
 
         console.progress(f"looking for {wanted}")
-        folder = download(wanted, variant=variant, progress=show_download(console), allow_pickle=pulled.allow_pickle)
+        show = show_download(console)
+        folder = download(wanted, variant=variant, progress=show, allow_pickle=allow, gguf=gguf)
         console.clear()
+    source = in_snapshot(id, folder, gguf)
     if pulled.json:
-        files = hub_cache.files(folder)
-        write_object(
-            {
-                "name": str(wanted),
-                "revision": folder.name,
-                "path": str(folder),
-                "bytes": sum(files.values()),
-                "files": files,
-            }
-        )
+        files, names = hub_cache.files(folder), layout.is_gguf(hub_cache.files(folder)) or gguf
+        files = {name: files[name] for name in gguf_names.choose(files, gguf)} if names else files
+        size = sum(files.values())
+        named = {"name": id, "revision": folder.name, "path": str(source.path), "bytes": size, "files": files}
+        write_object(named)
     else:
-        write_lines([str(folder)])
+        write_lines([str(source.path)])
 
 
 @command(app, without={"stats"})
@@ -289,6 +296,9 @@ def check(
         raise GencliError(f"{source.name}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
 
 
+command(app, panels=PANELS, without={"stats", "device", "dtype"}, epilog=CONVERT_EXAMPLES)(convert)
+
+
 @command(app, panels=PANELS, without={"stats"})
 def rm(
     ctx: typer.Context,
@@ -296,7 +306,7 @@ def rm(
         str,
         typer.Argument(
             metavar="NAME",
-            help="Hugging Face id in the cache: org/name[@revision].",
+            help="Short name, or Hugging Face id in the cache: org/name[@revision], or org/name:TYPE of GGUF files.",
             rich_help_panel=PANEL,
             autocompletion=complete_cached,
         ),
@@ -304,31 +314,44 @@ def rm(
     removed: Removed,
     reporting: Reporting,
 ) -> None:
-    """Remove a model from the Hugging Face cache: all of its revisions, or the one you name.
+    """Remove a model from the Hugging Face cache: all of its revisions, or the one or the GGUF file you name.
 
-    Built-in models and your own folders are never deleted.
+    Its quantized copies (--quantize) are removed too. Of built-in models, and of your own folders and files, only these
+    copies are removed.
     """
-    if (local := find_local(name)) is not None:
-        what = "belongs to gencli" if local.kind == "embedded" else "is not part of the Hugging Face cache"
-        raise GencliError(f"{name} {what} and is not removed")
-    wanted = HubId.parse(name)
-    if wanted is None:
-        raise UsageError(f"{name!r} is not a Hub id (owner/name)", "`gencli models list` says what is here")
-    there = hub_cache.commit(wanted) is not None if wanted.revision else wanted.folder.is_dir()
-    if not there:
-        raise GencliError(f"{name!r} is not in the Hugging Face cache ({hub_cache.root()})")
     console: Console = ctx.obj
-    if not removed.yes:
-        folder = hub_cache.snapshot(wanted) if wanted.revision else None
-        size = hub_cache.disk_usage(wanted.folder) if folder is None else sum(hub_cache.files(folder).values())
-        _ask(console, f"remove {wanted}, {in_words(size)} in {wanted.folder}?")
-    from gencli.checkpoints.hub import remove
-
-    freed = remove(wanted)
-    if removed.json:
-        write_object({"removed": str(wanted), "bytes": freed})
+    entry = find_entry(name)
+    wanted, gguf = parse_hub_name(name if entry is None else entry.id)
+    if (local := find_local(name)) is not None:
+        if not (size := sum(packed_cache.copies(local.path).values())):
+            what = "belongs to gencli" if local.kind == "embedded" else "is not part of the Hugging Face cache"
+            raise GencliError(f"{name} {what} and is not removed")
+        said, place = f"the packed copies of {name}", packed_cache.root()
     else:
-        console.note(f"removed {wanted}, {in_words(freed)} freed")
+        if wanted is None:
+            raise UsageError(f"{name!r} is not a Hub id (owner/name)", "`gencli models list` says what is here")
+        folder = hub_cache.snapshot(wanted)
+        if folder is None if wanted.revision or gguf else not wanted.folder.is_dir():
+            raise GencliError(f"{name!r} is not in the Hugging Face cache ({hub_cache.root()})")
+        files = {} if folder is None else hub_cache.files(folder)
+        files = {one: files[one] for one in gguf_names.choose(files, gguf)} if gguf else files
+        size = sum(files.values()) if wanted.revision or gguf else hub_cache.disk_usage(wanted.folder)
+        said, place = name if gguf else str(wanted), wanted.folder
+    if not removed.yes:
+        _ask(console, f"remove {said}, {in_words(size)} in {place}?")
+    freed = _remove(wanted, list(files) if gguf else None) if local is None and wanted else 0
+    freed += packed_cache.remove(local.path if local else place, only_lost=local is None)
+    if removed.json:
+        write_object({"removed": name if local else said, "bytes": freed})
+    else:
+        console.note(f"removed {said}, {in_words(freed)} freed")
+
+
+def _remove(wanted: HubId, files: list[str] | None) -> int:
+    """Remove files of a snapshot, or without them all of it. Return the bytes that were freed."""
+    from gencli.checkpoints.hub import remove, remove_files
+
+    return remove(wanted) if files is None else remove_files(wanted, files)
 
 
 def _ask(console: Console, question: str) -> None:
@@ -346,4 +369,8 @@ def _here() -> Iterator[Source]:
     for name in embedded_names():
         yield Source(name, embedded_root() / name, "embedded")
     for found in hub_cache.snapshots():
-        yield Source(found.name, found.folder, "hub")
+        names = hub_cache.files(found.folder)
+        for kind in gguf_names.by_type(names):
+            yield in_snapshot(f"{found.name}:{kind}", found.folder, kind)
+        if not layout.is_gguf(names):
+            yield Source(found.name, found.folder, "hub")

@@ -60,7 +60,10 @@ def everything(
 
 def revision(source: Source) -> str | None:
     """Return the commit of a snapshot in the cache; None for other sources."""
-    return source.path.name if source.kind == "hub" else None
+    if source.kind != "hub":
+        return None
+    parts = source.path.parts
+    return parts[-parts[::-1].index("snapshots")] if "snapshots" in parts else None
 
 
 def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -> list[str]:
@@ -79,7 +82,7 @@ def table(shown: Iterable[tuple[Source, Description]], *, with_problems: bool) -
                 what.problem or "-",
             ]
         )
-    return _columns(rows if with_problems else [cells[:-1] for cells in rows], right={3, 4})
+    return columns(rows if with_problems else [cells[:-1] for cells in rows], right={3, 4})
 
 
 def available(entries: Iterable[Entry], memory: int) -> list[str]:
@@ -97,7 +100,7 @@ def available(entries: Iterable[Entry], memory: int) -> list[str]:
         ]
         for entry in entries
     ]
-    return _columns([heads, *rows], right={4, 5, 6, 7})
+    return columns([heads, *rows], right={4, 5, 6, 7})
 
 
 def page(
@@ -118,7 +121,7 @@ def page(
         **{word: _first(what.config, keys) for word, keys in SUMMARY.items()},
         "not loaded": ", ".join(what.not_loaded),
     }
-    lines = _columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])
+    lines = columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])
     parts = [
         [part.name, part.family, "" if part.parameters is None else f"{_short(part.parameters)}", *part.dtypes]
         for part in what.components
@@ -142,10 +145,10 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _section(title: str, rows: Sequence[list[str]]) -> list[str]:
-    return ["", f"{title}:", *("  " + line for line in _columns(rows))] if rows else []
+    return ["", f"{title}:", *("  " + line for line in columns(rows))] if rows else []
 
 
-def _columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = frozenset()) -> list[str]:
+def columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = frozenset()) -> list[str]:
     """Return rows of cells as aligned lines: columns in `right` at the right, the others at the left."""
     clean = [[" ".join(str(cell).split()) for cell in cells] for cells in rows]
     widths = [max(len(cells[i]) for cells in clean if i < len(cells)) for i in range(max(map(len, clean)))]

@@ -37,8 +37,12 @@ def _true(pixels: bytes, at: int) -> str:
     return f"2;{pixels[at]};{pixels[at + 1]};{pixels[at + 2]}"
 
 
+def _nearest_level(value: int) -> int:
+    return min(range(6), key=lambda i: abs(LEVELS[i] - value))
+
+
 def _cube(pixels: bytes, at: int) -> str:
-    r, g, b = (min(range(6), key=lambda i, value=value: abs(LEVELS[i] - value)) for value in pixels[at : at + 3])  # type: ignore[misc]
+    r, g, b = (_nearest_level(value) for value in pixels[at : at + 3])
     return f"5;{16 + 36 * r + 6 * g + b}"
 
 

@@ -20,7 +20,7 @@ from gencli.cli.prompts import check_arguments, each_line, note_file, read_promp
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
 from gencli.errors import GencliError, UsageError, counted
 from gencli.options import OUTPUT, Option, flag, string
-from gencli.spec import TextSpec
+from gencli.spec import ModelSpec, TextSpec
 from gencli.text.events import (
     CharactersLost,
     Completion,
@@ -136,13 +136,16 @@ def text(
     _run(console, model, request, prompts, output, conversation, source, stats=reporting.stats)
 
 
-def open_text_model(console: Console, source: Source, spec: TextSpec, adapters: Sequence[LoraRef]) -> TextModel:
+def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:
     """Open the model that was found, with progress and its notes on stderr. Raise GencliError."""
     console.progress(f"loading {source.name}")
     with signals.raise_pending_signals():
         from gencli.text.load import open_model
 
-    model = open_model(source, spec, adapters=adapters)
+    def show(_: str, done: int, total: int) -> None:
+        console.progress(f"packing {source.name}", done // 10**6, total // 10**6, "million weights")
+
+    model = open_model(source, spec, adapters=adapters, quantize=getattr(spec, "quantize", None), progress=show)
     console.clear()
     for note in model.notes:
         console.note(note)

@@ -18,7 +18,7 @@ from gencli import devices, signals
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.help import SETTINGS, Group
 from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
-from gencli.errors import GencliError, UsageError, counted
+from gencli.errors import GencliError, UsageError, about, counted
 from gencli.options import Option, check, integer, number, rows, string
 from gencli.spec import named_model
 from gencli.train.recipe import SEED, THREADS, ImageRecipe, TextRecipe, at_least
@@ -275,7 +275,8 @@ def _fetch(console: Console, init: str, fetching: Fetching) -> None:
         from gencli.checkpoints.find import find
         from gencli.cli.download import show_download
 
-        find(init, offline=fetching.offline, progress=show_download(console))
+        with about("--init"):
+            find(init, offline=fetching.offline, progress=show_download(console))
 
 
 def _follow(console: Console, run: Generator[Progress, None, Any], items: str, score: str) -> None:

@@ -318,9 +318,9 @@ class _StageRun:
     @property
     def _doubt(self) -> str:
         """What may be wrong when the network gives NaN."""
-        if self.loaded.dtype != torch.float32:
-            return "half precision may have overflowed: try --dtype float32"
-        return "a LoRA may be broken: try it without --lora, or with a smaller SCALE" if self.request.lora else ""
+        doubts = ["half precision may have overflowed: try --dtype float32"] * (self.loaded.dtype != torch.float32)
+        doubts += ["a LoRA may be broken: try it without --lora, or with a smaller SCALE"] * bool(self.request.lora)
+        return "; ".join(doubts)
 
     def count_chunks(self, prompt: str) -> int:
         """Chunks of a prompt, which are as many for all of a batch."""

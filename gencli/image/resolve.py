@@ -335,4 +335,5 @@ def _near(given: tuple[int, int], own: tuple[int, int] | None, multiple: int) ->
     scale = 1.0
     if own is not None and max(width / own[0], height / own[1]) > 2:
         scale = (own[0] * own[1] / (width * height)) ** 0.5
-    return tuple(max(int(side * scale) // multiple, 1) * multiple for side in (width, height))  # type: ignore[return-value]
+    width, height = (max(int(side * scale) // multiple, 1) * multiple for side in given)
+    return width, height

@@ -84,7 +84,9 @@ class Scorer:
 def _checked(vectors: Tensor) -> Tensor:
     vectors = vectors.float().cpu()
     if not torch.isfinite(vectors).all():
-        raise GencliError("the model's vectors are NaN", "broken weights, or a precision too low: try --dtype float32")
+        raise GencliError(
+            "the model's vectors are NaN", "the weights may be broken, or half precision overflowed (--dtype)"
+        )
     return vectors
 
 
@@ -95,7 +97,7 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
     """
     checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
     folder = checkpoint.contents.folder
-    if source.kind != "file" and checkpoint.contents.has("model_index.json"):
+    if not checkpoint.contents.is_file and checkpoint.contents.has("model_index.json"):
         raise GencliError(f"{source.name} draws images, and compares none with texts", "-m names a CLIP")
     part = checkpoint.only_part("a CLIP")
     raw = part.config

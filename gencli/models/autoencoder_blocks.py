@@ -73,6 +73,7 @@ class Level(nn.Module):
         self.upsamplers = nn.ModuleList([resample] if isinstance(resample, Upsample2D) else [])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C', H', W') for x (B, C, H, W): half or twice the size, or the same."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x)
             x = self.attentions[i](x) if self.attentions else x
@@ -123,6 +124,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what latents are made of, (B, out_channels, h, w), for images x (B, 3, H, W)."""
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
@@ -142,6 +144,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) of latents z (B, C, h, w)."""
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from gencli.errors import GencliError
 
@@ -84,7 +84,7 @@ def read_config(
     with the values listed there and no others.
     Raises GencliError for any other key: a config key that is not understood may change the numbers.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     only = only or {}
     known = {}
     unknown = []

@@ -99,6 +99,7 @@ class CLIPTextEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return embeddings (B, T, C) of token ids (B, T), with those of their positions."""
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
 
 
@@ -113,6 +114,7 @@ class CLIPAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the attention of x (B, T, C) to itself."""
         q, k, v = (projection(x) for projection in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(multi_head_attention(q, k, v, self.heads, causal=self.causal))
 
@@ -125,6 +127,7 @@ class CLIPMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, C) for x (B, T, C)."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -137,6 +140,7 @@ class CLIPEncoderLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the next states (B, T, C) of x (B, T, C)."""
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 

@@ -300,6 +300,7 @@ class Decoder(LanguageModel):
         return self.lm_head(x)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
+        """Return logits (B, T, V) of ids (B, T) that follow those in `cache`; (B, 1, V) if `last_only`."""
         start = 0 if cache is None else cache.length
         stop = start + ids.shape[1]
         x = self.embed(ids)

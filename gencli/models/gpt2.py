@@ -162,6 +162,7 @@ class GPT2(LanguageModel):
         return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
+        """Return logits (B, T, V) of ids (B, T) that follow those in `cache`; (B, 1, V) if `last_only`."""
         start = 0 if cache is None else cache.length
         T = ids.shape[1]
         positions = torch.arange(start, start + T, device=ids.device)

@@ -122,6 +122,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Return (B, C', H', W') for x (B, C, H, W) and the time embedding (B, E)."""
         h = self._resize(self.in_layers[1](self.in_layers[0](x)))
         h = self.in_layers[2](h)
         shift = self.emb_layers(emb)[:, :, None, None]

@@ -69,6 +69,7 @@ class LDMBertEncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the next states (B, T, C) of x (B, T, C)."""
         x = x + self.self_attn(self.self_attn_layer_norm(x))
         return x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
 
@@ -82,6 +83,7 @@ class LDMBertEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return states (B, T, C), normed, of token ids (B, T)."""
         x = self.embed_tokens(ids) + self.embed_positions.weight[: ids.shape[1]]
         for layer in self.layers:
             x = layer(x)

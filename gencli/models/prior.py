@@ -82,6 +82,7 @@ class PriorBlock(nn.Module):
         self.ff = FeedForward(config.width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the next states (B, T, C) of x (B, T, C). mask (B, 1, T, T): true where a position is seen."""
         h, own = self.norm1(x), self.attn1
         x = x + own.to_out[0](multi_head_attention(own.to_q(h), own.to_k(h), own.to_v(h), own.heads, mask=mask))
         return x + self.ff(self.norm3(x))

@@ -37,11 +37,10 @@ class Step:
 
     def matrix(self, module: nn.Module) -> Any:
         """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
-        made = as_weights(module.matrix, module.bias) if isinstance(module, Stored) else None
-        if made is None:
+        if not isinstance(module, Stored) or (made := as_weights(module.matrix, module.bias)) is None:
             raise TypeError
         self.kept.append(made)
-        self.weights.append((module._parameters, module.weight))  # type: ignore[arg-type]
+        self.weights.append((module._parameters, module.weight))
         return ctypes.pointer(made[0])
 
     def norm(self, module: Any) -> Norm:

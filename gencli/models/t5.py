@@ -150,6 +150,7 @@ class T5Block(nn.Module):
         self.layer = nn.ModuleList([T5SelfAttentionLayer(config, has_bias=has_bias), T5FeedForwardLayer(config)])
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Return the next states (B, T, C) of x (B, T, C). bias (B, H, T, T) is added to the attention."""
         for layer in self.layer:
             x = layer(x, bias)
         return x
@@ -162,6 +163,7 @@ class T5Stack(nn.Module):
         self.final_layer_norm = T5LayerNorm(config)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return states (B, T, C) of embeddings x (B, T, C); mask (B, T) is true for tokens that are read."""
         first: Any = self.block[0]
         bias = first.layer[0].SelfAttention.position_bias(x.shape[1], x.device).to(x.dtype)
         bias = bias.masked_fill(~mask[:, None, None], torch.finfo(x.dtype).min)

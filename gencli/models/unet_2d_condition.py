@@ -87,9 +87,10 @@ class DownPath(BaseModel):
 
     def embed_added(self, text_embeds: Tensor, time_ids: Tensor, sample: Tensor) -> Tensor:
         """Return SDXL's embedding (B, E) of pooled texts (B, P) and of numbers (B or 1, N), each as sinusoids."""
+        assert self.config.addition_time_embed_dim is not None
         waves = timestep_embedding(
             time_ids.flatten(),
-            self.config.addition_time_embed_dim,  # type: ignore[arg-type]
+            self.config.addition_time_embed_dim,
             flip_sin_to_cos=self.config.flip_sin_to_cos,
             freq_shift=self.config.freq_shift,
         )

@@ -52,6 +52,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the embedding (B, E) of sinusoids x (B, C), of a condition (B, D) too if there is one."""
         if cond is not None:
             x = x + self.cond_proj(cond)
         return self.linear_2(self.act(self.linear_1(x)))

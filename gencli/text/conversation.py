@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli.errors import GencliError
-from gencli.json_files import as_unicode, parse_json, read_bytes
+from gencli.json_files import as_unicode, parse_json, read_text
 from gencli.text.chat_template import Message
 
 ROLES = ("system", "user", "assistant")
@@ -109,7 +109,4 @@ def _messages(value: Any, where: str) -> list[Message]:
 def _text(path: Path) -> str:
     if not path.exists() or path.is_dir():  # a pipe is a file too
         raise GencliError(f"{path}: there is no such file")
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise GencliError(f"{path} is not UTF-8") from None
+    return read_text(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from gencli.checkpoints.checkpoint import Checkpoint, Part
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats.folders import kind_of
 from gencli.checkpoints.open import open_checkpoint
+from gencli.checkpoints.packed_cache import open_packed
+from gencli.checkpoints.tensors import Tensors
 from gencli.errors import GencliError
+from gencli.kernels import PACKED
 from gencli.models import architecture
 from gencli.models.base import Layout
 from gencli.models.module import LanguageModel, describe
@@ -57,10 +60,18 @@ class TextModel:
         return describe(self.name, [self.module])
 
 
-def open_model(source: Source, spec: ModelSpec = NO_WISHES, *, adapters: Sequence[LoraRef] = ()) -> TextModel:
+def open_model(
+    source: Source,
+    spec: ModelSpec = NO_WISHES,
+    *,
+    adapters: Sequence[LoraRef] = (),
+    quantize: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> TextModel:
     """Open the language model at `source`, which was found under the name that `spec` has.
 
-    adapters: the LoRA folders of `spec`, found, which are merged into the weights.
+    adapters: the LoRA folders of `spec`, found, which are merged into the weights. quantize: a mix of types (`mixes`)
+    that the weights are packed in, in a copy that is kept; progress: called while it is made, see `write_gguf`.
     Raises GencliError for a checkpoint that is broken, not supported, or no language model.
     """
     start = time.perf_counter()
@@ -73,6 +84,8 @@ def open_model(source: Source, spec: ModelSpec = NO_WISHES, *, adapters: Sequenc
     raw = {key: value for key, value in raw.items() if key not in spec.ignore_config}
     tensors = part.tensors()
     layout = architecture(raw["model_type"]).LAYOUT
+    if quantize is not None:
+        tensors = _packed(source, part, raw, device, quantize, progress)
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
     precision = devices.pick_dtype(spec.dtype, device, stored)
     tokenizer = checkpoint.tokenizer()
@@ -85,6 +98,27 @@ def open_model(source: Source, spec: ModelSpec = NO_WISHES, *, adapters: Sequenc
     settings = generation_config(checkpoint.defaults, raw)
     notes = (*notes, *not_followed(source.name, settings))
     return TextModel(source.name, module, tokenizer, settings, time.perf_counter() - start, notes)
+
+
+def _packed(
+    source: Source,
+    part: Part,
+    raw: Mapping[str, Any],
+    device: torch.device,
+    mix: str,
+    progress: Callable[[str, int, int], None],
+) -> Tensors:
+    """Return the tensors of the packed copy. Raise GencliError for weights that are packed, and for another device."""
+    tensors = part.tensors()
+    if packed := sorted({tensors.dtype(name) for name in tensors} & set(PACKED)):
+        raise GencliError(f"--quantize: the weights of {source.name} are packed already ({', '.join(packed)})")
+    if device.type != "cpu":
+        raise GencliError(f"--quantize: packed weights run on the CPU, not on {device}", "--device cpu")
+
+    def module() -> Any:
+        return load(part.path, dtype=torch.float32, layerwise_casting=True, config=raw, tensors=tensors)
+
+    return open_packed(tensors.files, mix, module, progress)
 
 
 def _merge(

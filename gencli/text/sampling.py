@@ -21,6 +21,7 @@ from gencli.text.candidates import PROCESSORS, Candidates, logits_processor, pro
 from gencli.text.request import SamplingParams
 
 OFF = {name: option.off for name, option in rows(SamplingParams)}  # values that change nothing
+DOUBT = "the weights or a LoRA may be broken; or half precision may have overflowed, which float32 does not (--dtype)"
 HEAD = 1024  # candidates that top-p looks at before it sorts a whole vocabulary
 
 
@@ -76,11 +77,9 @@ def check(logits: Tensor) -> None:
     if torch.isfinite(top).all():
         return
     if torch.isnan(top).any():
-        raise GencliError("the model's logits are NaN", "broken weights, or a precision too low: try --dtype float32")
+        raise GencliError("the model's logits are NaN", DOUBT)
     if (top == torch.inf).any():
-        raise GencliError(
-            "the model's logits are infinite", "broken weights, or a precision too low: try --dtype float32"
-        )
+        raise GencliError("the model's logits are infinite", DOUBT)
     hint = "by a --logit-bias of -inf, or by the model's own suppress_tokens, bad_words_ids and the like"
     raise GencliError("no token is left to pick: every one is excluded", hint)
 

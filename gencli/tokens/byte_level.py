@@ -10,7 +10,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
-from gencli.json_files import read_bytes, read_json
+from gencli.json_files import read_json, read_text
 from gencli.tokens import clip
 from gencli.tokens.special_tokens import token_text
 
@@ -101,11 +101,7 @@ def from_vocab(folder: Path, config: Mapping[str, Any], named_class: str | None)
 
 def _merges(path: Path) -> Iterator[tuple[str, str]]:
     """Yield pairs of pieces, one per line, best first; the first line may be a version."""
-    try:
-        lines = read_bytes(path).decode().split("\n")
-    except UnicodeDecodeError:
-        raise GencliError(f"{path} is not UTF-8") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         pair = line.split()
         if not pair or (number == 1 and line.startswith("#version")):
             continue

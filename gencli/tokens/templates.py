@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli.errors import GencliError
-from gencli.json_files import read_bytes, read_json
+from gencli.json_files import read_json, read_text
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -18,10 +18,7 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """
     file = folder / "chat_template.jinja"
     if file.is_file():
-        try:
-            return read_bytes(file).decode()
-        except UnicodeDecodeError:
-            raise GencliError(f"{file} is not UTF-8") from None
+        return read_text(file)
     found, file = config.get("chat_template"), folder / "tokenizer_config.json"
     if found is None and (folder / "chat_template.json").is_file():
         file = folder / "chat_template.json"

@@ -99,8 +99,8 @@ class Tokenizer:
         """The special and the unknown tokens of a unigram model, which would pick them for words: id → text."""
         if type(self.backend.model).__name__ != "Unigram":
             return {}
-        ids = {*self.special_ids, getattr(self.backend.model, "unk_id", None)} - {None}
-        return {i: self.raw_piece(i) for i in ids}
+        ids = {*self.special_ids, getattr(self.backend.model, "unk_id", None)}
+        return {i: self.raw_piece(i) for i in ids if i is not None}
 
     @cached_property
     def _backend_of_words(self) -> Backend:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from gencli.errors import GencliError
-from gencli.json_files import read_bytes
+from gencli.json_files import read_text
 
 CLASSES = (None, "BertTokenizer")
 NAMES = {
@@ -56,11 +56,7 @@ def backend(path: Path, config: Mapping[str, Any]) -> Backend:
 
 def _read(path: Path) -> dict[str, int]:
     """Return piece → number of its line, from 0. The last of two equal lines counts, as in the reference."""
-    try:
-        text = read_bytes(path).decode()
-    except UnicodeDecodeError:
-        raise GencliError(f"{path} is not UTF-8") from None
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    lines = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
     if not any(lines):
         raise GencliError(f"{path} holds no vocabulary")
     return {line: number for number, line in enumerate(lines)}

@@ -75,7 +75,7 @@ def open_language_model(name: str, precision: Precision, context: int | None, *,
     Raise GencliError if `context` is longer than the model's, and if tokenizer and model do not fit.
     """
     source = find(name)
-    folder = source.path.parent if source.kind == "file" else source.path
+    folder = source.path.parent if source.path.is_file() else source.path
     if open_checkpoint(source).format == "gguf":
         raise GencliError(f"--init {name}: a GGUF file cannot be trained", "take the model it was made from")
     keep = frozen and precision.dtype is torch.bfloat16  # what is not trained need not be held in float32

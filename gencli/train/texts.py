@@ -46,7 +46,8 @@ def read_texts(path: str | Path) -> list[Text]:
 
 def _read(path: Path, name: str) -> Iterator[Text]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             if re.search(r"\.txt(\.gz)?$", path.name):
                 parts = re.split(rf"^{re.escape(END)}$", file.read(), flags=re.MULTILINE)
                 yield from ((name, part.strip("\n")) for part in parts if part.strip())

@@ -297,13 +297,16 @@ def test_nan_is_an_error_and_no_picture(folders):
     pipeline = opened(folder)
     with torch.no_grad():
         pipeline.main.network.conv_out.bias.copy_(torch.full((4,), float("nan")))
-    with pytest.raises(GencliError, match="NaN"):
-        draw(folder, pipeline=pipeline, prompt="a", steps=2, **SIZE)
+    for more, hint in [({}, "models check"), ({"lora": ("x.safetensors",)}, "--lora")]:
+        with pytest.raises(GencliError, match="NaN") as caught:
+            draw(folder, pipeline=pipeline, prompt="a", steps=2, **SIZE, **more)
+        assert hint in caught.value.hint and "float32" not in caught.value.hint
     pipeline = opened(folder)
     with torch.no_grad():
         pipeline.vae.decoder.conv_out.bias.copy_(torch.full((3,), float("nan")))
-    with pytest.raises(GencliError, match="not numbers"):
+    with pytest.raises(GencliError, match="not numbers") as caught:
         draw(folder, pipeline=pipeline, prompt="a", steps=2, **SIZE)
+    assert "float32" not in caught.value.hint  # in which it was
 
 
 def test_settings_come_from_the_request_then_the_checkpoint_then_the_defaults(folders, tmp_path):

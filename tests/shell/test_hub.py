@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gencli.checkpoints.gguf_file import GgufFile
 from tests.oracles.hub_server import Hub, git_id, safetensors, sha256
 from tests.shell import process
 from tests.tiny.hub_cache import SD15, SD15_INDEX
@@ -346,7 +347,7 @@ def test_what_gencli_cannot_open_is_refused_before_its_weights(hub: Hub, env: di
 
 def test_pickles_come_when_they_are_allowed_and_there_is_nothing_better(hub: Hub, env: dict[str, str | None]) -> None:
     hub.commit("org/pickles", {name: data for name, data in tiny().items() if name != "model.safetensors"})
-    script = "from gencli.models.find import find; print(find('org/pickles', allow_pickle=True).path)"
+    script = "from gencli.checkpoints.find import find; print(find('org/pickles', allow_pickle=True).path)"
     folder = Path(library(env, script))
     assert set(content(folder)) == NEEDED - {"model.safetensors"} | {"pytorch_model.bin"}
     hub.requests.clear()
@@ -394,8 +395,8 @@ REQUESTS = {  # the requests of a pull → what the answer is known by in the se
 }
 DOWNLOADS = """
 import sys
-from gencli.models.hub import download
-from gencli.models.hub_cache import HubId
+from gencli.checkpoints.hub import download
+from gencli.checkpoints.hub_cache import HubId
 from gencli.errors import GencliError
 for name in sys.argv[1:]:
     try:
@@ -559,7 +560,7 @@ def test_a_hub_that_asks_to_wait(hub: Hub, env: dict[str, str | None], tmp_path:
 def test_a_hub_that_sends_a_byte_now_and_then(hub: Hub, env: dict[str, str | None]) -> None:
     hub.commit("org/tiny", tiny())
     hub.slow = 0.1
-    patience = "import gencli.models.hub_http as http; http.STALL_SECONDS = 2"
+    patience = "import gencli.checkpoints.hub_http as http; http.STALL_SECONDS = 2"
     done = process.gencli("models", "pull", "org/tiny", code=patience, **env)
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.search(rb"error: cannot fetch org/tiny from .*: it sent \d+ bytes in 2 seconds\n", done.stderr)
@@ -616,3 +617,76 @@ def test_a_terminal_gets_one_progress_line(hub: Hub, env: dict[str, str | None])
     assert screen.endswith(b"\r\x1b[K")
     assert b"\n" not in screen
     assert out.count(b"\n") == 1
+
+
+# --- GGUF files by their type
+
+
+def gguf_files(tmp_path: Path) -> dict[str, bytes]:
+    """A repository of one model in several types, one of them in two parts, and files beside them."""
+    from gencli.checkpoints.find import find
+    from gencli.checkpoints.formats.gguf_draft import make_draft
+    from gencli.checkpoints.gguf_write import write_gguf
+    from gencli.text.convert import convert
+    from gencli.text.load import open_model
+
+    model, files = open_model(find("stories")), {"README.md": b"---\nlicense: mit\n---\n", "mmproj-F16.gguf": b"GGUF"}
+    for kind in ("Q8_0", "Q4_0"):
+        convert(model, kind.lower(), tmp_path / "one.gguf")
+        files[f"stories-{kind}.gguf"] = (tmp_path / "one.gguf").read_bytes()
+    draft = make_draft(model.module, "f16", {}, tmp_path)
+    tensors, metadata = list(draft.tensors.values()), GgufFile(tmp_path / "one.gguf").metadata
+    for number, some in enumerate((tensors[:40], tensors[40:]), 1):
+        part = {**(metadata if number == 1 else {}), "split.count": 2, "split.no": number - 1}
+        with (tmp_path / "part.gguf").open("wb") as stream:
+            write_gguf(stream, part, some)
+        files[f"F16/stories-F16-{number:05}-of-00002.gguf"] = (tmp_path / "part.gguf").read_bytes()
+    return files
+
+
+def test_a_gguf_file_is_named_by_its_type(hub: Hub, env: dict[str, str | None], tmp_path: Path) -> None:
+    """In small letters too, and all parts of a split one; what is there is told when the type is not."""
+    files = gguf_files(tmp_path)
+    hub.commit("org/stories-GGUF", files)
+    said = refused(env, "org/stories-GGUF:Q5_0")
+    assert said.startswith("error: org/stories-GGUF: no GGUF file of the type Q5_0\nhint: there are F16, Q4_0, Q8_0")
+    assert "3 GGUF files, none of the type Q4_K_M" in refused(env, "org/stories-GGUF")
+    path = pulled(env, "https://huggingface.co/org/stories-GGUF:q8_0")
+    assert path.name == "stories-Q8_0.gguf" and path.read_bytes() == files[path.name]
+    hub.requests.clear()
+    run = ("text", "Once upon", "-n", "8", "--temperature", "0", "-m")
+    alone = process.gencli(*run, path).stdout
+    assert process.gencli(*run, "org/stories-GGUF:Q8_0", **env).stdout == alone != b""
+    assert process.gencli(*run, "org/stories-GGUF:Q8_0", "--offline", **env).stdout == alone
+    assert hub.requests == []  # it is here
+    assert process.gencli(*run, "org/stories-GGUF:F16", **env).stdout == process.gencli(*run, "stories").stdout
+    assert sorted(hub.fetched()) == ["F16/stories-F16-00001-of-00002.gguf", "F16/stories-F16-00002-of-00002.gguf"]
+    rows = [json.loads(line) for line in process.gencli("models", "list", "--json", **env).stdout.splitlines()]
+    names = {row["name"]: row["where"] for row in rows if row["where"] != "embedded"}
+    assert names == {"org/stories-GGUF:F16": "cached", "org/stories-GGUF:Q8_0": "cached"}
+    (shown,) = process.gencli("models", "show", "org/stories-GGUF:Q8_0", "--json", **env).stdout.splitlines()
+    assert json.loads(shown)["revision"] == path.parent.name and json.loads(shown)["problem"] is None
+    done = process.gencli("models", "rm", "org/stories-GGUF:F16", "--yes", "--json", **env)
+    parts = sum(len(data) for name, data in files.items() if name.startswith("F16/"))
+    assert json.loads(done.stdout) == {"removed": "org/stories-GGUF:F16", "bytes": parts}
+    assert path.is_file() and process.gencli("models", "rm", "org/stories-GGUF:F16", "--yes", **env).returncode == 1
+    assert process.gencli("models", "rm", "org/stories-GGUF:q8_0", "--yes", **env).returncode == 0
+    assert not list(Path(str(env["HF_HUB_CACHE"])).glob("models--*"))
+
+
+def test_packed_copies_go_with_what_they_are_of(hub: Hub, env: dict[str, str | None], tmp_path: Path) -> None:
+    from gencli.checkpoints.find import find
+
+    hub.commit("org/stories", find("stories").path)
+    run = ("text", "Once", "-n", "4", "--temperature", "0", "--quantize", "q8_0", "-m")
+    assert process.gencli(*run, "org/stories", **env).returncode == 0
+    assert process.gencli(*run, "stories", **env).returncode == 0
+    copies = Path(str(env["HF_HUB_CACHE"])).parent / "gencli"
+    assert len(list(copies.iterdir())) == 2
+    said = process.gencli("models", "list", **env).stderr
+    assert b"note: 2 packed copies (--quantize), 16.9 MB: `gencli models rm NAME` removes" in said
+    assert process.gencli("models", "rm", "org/stories", "--yes", **env).returncode == 0
+    assert len(list(copies.iterdir())) == 1
+    done = process.gencli("models", "rm", "stories", "--yes", **env)
+    assert (done.returncode, list(copies.iterdir())) == (0, [])
+    assert done.stderr.startswith(b"note: removed the packed copies of stories, 8.4 MB freed")

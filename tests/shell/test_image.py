@@ -340,6 +340,7 @@ def test_errors_of_the_request(sd, ddpm, folder):
     (folder / "text.png").write_text("no image")
     for args, code, message in [
         (("-m", sd, "apple " * 80), 1, "has 80 tokens, and this model reads at most 75"),
+        (("-m", sd, "a", "--negative", "apple " * 80), 1, "the negative prompt has 80 tokens"),
         (("-m", ddpm, "a cat"), 2, "draws without a prompt"),
         (("-m", "./none", "a"), 1, "./none"),
         (("-m", sd, "a", "-i", "text.png"), 1, "cannot read text.png"),

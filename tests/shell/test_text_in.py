@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import json
 import sys
@@ -13,10 +14,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gencli.text.conversation import read_examples
 from gencli.text.request import SamplingParams, TextRequest, draw_seed
+from gencli.tokens import load_tokenizer
+from gencli.tokens.templates import read_chat_template
 from gencli.train.captions import parse
+from gencli.train.texts import read_texts
 from tests.tiny.hub_cache import put, tiny
 from tests.tiny.scripted import END, bytes_tokenizer, make_scripted, make_scripted_chat
-from tests.tiny.text import make_gpt2
+from tests.tiny.text import make_gpt2, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,24 @@ def test_byte_order_marks(counts, model: Path):
     assert counts("-m", model, "--lines", stdin="One\r\nTwo!\n".encode("utf-16")) == ([3, 4], "")
     _, said = counts("-m", model, stdin="Once upon".encode("utf-16-le"), code=1)
     assert said == "error: stdin is not UTF-8: it looks like UTF-16\nhint: convert it: `iconv -f utf-16le -t utf-8`\n"
+
+
+def test_byte_order_marks_of_files(tmp_path: Path):
+    """As editors of Windows put them: texts to train on, chat templates, vocabularies."""
+    for name, data in (
+        ("a.txt", b"one"),
+        ("b.jsonl", b'{"text": "one"}'),
+        ("c.txt.gz", gzip.compress(b"\xef\xbb\xbfone")),
+    ):
+        (tmp_path / name).write_bytes(data if name.endswith("gz") else codecs.BOM_UTF8 + data)
+    assert [text for _, text in read_texts(tmp_path)] == ["one"] * 3
+    (tmp_path / "chat_template.jinja").write_bytes(codecs.BOM_UTF8 + b"{{ messages }}")
+    assert read_chat_template(tmp_path, {}) == "{{ messages }}"
+    make_tokenizer(tmp_path, "vocab")
+    ids = load_tokenizer(tmp_path).encode("The dog")
+    merges = tmp_path / "merges.txt"
+    merges.write_bytes(codecs.BOM_UTF8 + merges.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_tokenizer(tmp_path).encode("The dog") == ids
 
 
 def test_one_bad_line_among_many(counts, model: Path):

@@ -378,7 +378,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 import torch
-from gencli.models.build import load
+from gencli.checkpoints.build import load
 
 def resident(kind):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(kind)) / 1024

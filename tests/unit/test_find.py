@@ -298,7 +298,7 @@ def test_a_component_is_a_folder_of_the_repository(name: str) -> None:
     ("names", "message", "hint"),
     [
         (["README.md"], "no model_index.json and no config.json", "is it a model"),
-        (["m-Q8_0.gguf", "README.md"], "no model_index.json and no config.json", "m-Q8_0.gguf is a model in one"),
+        (["m-Q8_0.gguf", "m-Q2_K.gguf"], "2 GGUF files, none of the type Q4_K_M", "there are Q2_K, Q8_0: add :TYPE"),
         (["v1-5.safetensors"], "no model_index.json and no config.json", "v1-5.safetensors is a model in one"),
         (["config.json"], "no weights in safetensors", "is it a model"),
     ],

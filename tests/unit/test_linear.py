@@ -106,7 +106,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from gencli.models.build import load
+from gencli.checkpoints.build import load
 from gencli.devices import peak_memory
 
 before = peak_memory()

@@ -27,6 +27,8 @@ FUZZED = {
     "prompt on stdin": "prompts", "examples, saved conversation": "conversations", "captions": "captions",
     "config file": "settings",
     "texts to train on": "texts", "state of a run": "state", "hub, paths": "hub",
+    "argv": "command line", "scheduler_config.json": "stable diffusion", "systems of several models": "unclip",
+    "ControlNet": "controlnet", "files beside a single file": "networks",
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def test_a_damaged_gzip(tmp_path: Path):
 @pytest.mark.parametrize("value", ["a text", [1], {"recipe": "a"}, {"recipe": {"sizes": 5}}])
 def test_a_state_of_no_run(tmp_path: Path, value: object):
     torch.save(value, tmp_path / "state.pt")
-    with pytest.raises(GencliError, match=r"state\.pt is no state of a run"):
+    with pytest.raises(GencliError, match=r"state\.pt is not a state of a run"):
         load_state(tmp_path / "state.pt")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
 from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, read_config
 from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
+from gencli.checkpoints.gguf_names import SPLIT
 from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile
 from gencli.errors import GencliError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gencli.tokens import Tokenizer
 
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's layers hold (in, out)
-SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 class GgufTensors(RenamedTensors):
@@ -82,7 +81,7 @@ def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
         "model",
         path,
         lambda: _read_config(file),
-        lambda: GgufTensors(file, _pieces(file, part.config)),
+        lambda: gguf_tensors(file, part.config),
         lambda: stored,
     )
     return Checkpoint(
@@ -127,8 +126,14 @@ def _tokenizer(file: TensorFile) -> Tokenizer:
     return gguf_tokenizer(file.path, file.metadata)
 
 
+def gguf_tensors(file: TensorFile, config: Mapping[str, Any]) -> GgufTensors:
+    """Return the tensors of a file under the names of the checkpoint that has this config. Raise GencliError for one
+    that no row knows, and for rows that do not fit."""
+    return GgufTensors(file, _pieces(file, config))
+
+
 def _pieces(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Piece]:
-    """Tensors by the checkpoint's names. Raises GencliError for one that no row knows, and for rows that do not fit."""
+    """Tensors by the checkpoint's names."""
     name = family_of(file)
     family, heads = FAMILIES[name], config.get("num_attention_heads", 1)
     counts = {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)} if family.neighbours else {}

@@ -15,7 +15,12 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
 SCHEDULES = ("alphas_cumprod", "model.alphas_cumprod")  # where a file has its ᾱ
 MARK, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that trainers of SDXL put beside the weights
-STABLE = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000}
+STABLE: dict[str, Any] = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+}
 COMMON = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
 XL = {"interpolation_type": "linear", "sample_max_value": 1.0, "timestep_spacing": "leading"}
 # Lin et al. 2023: the first step is the noisiest there is
@@ -85,7 +90,7 @@ def alphas_cumprod(betas: str, *, zero_snr: bool = False, count: int = 1000) -> 
     power = 0.5 if betas == "scaled_linear" else 1.0
     found, product = [], 1.0
     for i in range(count):
-        beta = (start**power + (end**power - start**power) * i / (count - 1)) ** (1 / power)  # type: ignore[operator]
+        beta = (start**power + (end**power - start**power) * i / (count - 1)) ** (1 / power)
         if betas == "squaredcos_cap_v2":
             beta = min(1 - _cosine((i + 1) / count) / _cosine(i / count), 0.999)
         product *= 1 - beta

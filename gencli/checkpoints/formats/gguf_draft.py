@@ -1,0 +1,205 @@
+"""A language model as a GGUF file would hold it: its config → metadata, its parameters → tensors; the way back of
+`gguf` and `gguf_families`. What comes back of it is compared with the model, so that nothing is lost unseen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gencli.checkpoints.formats.gguf import TRANSPOSED, turned
+from gencli.checkpoints.formats.gguf_families import FAMILIES, REALS, Family, read_config
+from gencli.checkpoints.gguf_write import Planned
+from gencli.checkpoints.mixes import MIXES, kind_of
+from gencli.errors import GencliError
+from gencli.kernels.packed import Packed
+from gencli.models import architecture
+from gencli.models.module import LanguageModel
+from gencli.models.rope import KINDS, Rope
+
+ALIKE = {"mistral": "llama"}  # a file of gencli.models → general.architecture, if it is another
+# Fields of configs whose effect is compared in other words, or that have none here.
+OTHERWISE = frozenset(
+    """layer_types use_sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern
+    tie_word_embeddings original_max_position_embeddings""".split()  # noqa: SIM905
+)
+
+
+class Draft:
+    """The file before it is written, as a `TensorFile`: tensors have their shapes there, and the model's numbers."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any], tensors: Sequence[Planned]):
+        self.path, self.metadata = path, metadata
+        self.tensors = {tensor.name: tensor for tensor in tensors}
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        self.dtypes = {name: tensor.kind for name, tensor in self.tensors.items()}
+
+    def get(self, name: str) -> Tensor:
+        """Return a tensor."""
+        return self.tensors[name].get()
+
+    def numbers(self, name: str) -> Sequence[float] | None:
+        """Return a tensor's numbers."""
+        return self.get(name).flatten().tolist()
+
+    def forget(self) -> None:
+        """Nothing is held that could be let go."""
+
+
+def family_of(module: LanguageModel) -> str:
+    """Return the row of FAMILIES that a model is. Raise GencliError for one that GGUF has no name for."""
+    own = type(module).__module__.rpartition(".")[2]
+    if (name := ALIKE.get(own, own)) not in FAMILIES:
+        raise GencliError(f"gencli does not write GGUF files of {own}", f"it writes {', '.join(FAMILIES)}")
+    return name
+
+
+def make_draft(module: Any, mix: str, metadata: Mapping[str, Any], path: Path) -> Draft:
+    """Return the file of a model in a mix of types (`mixes`). metadata: what the file says besides.
+
+    Raise GencliError for a model that such a file cannot say, and for weights that are packed already.
+    """
+    name, config = family_of(module), module.config
+    said = {"general.architecture": name, "general.type": "model", "general.file_type": MIXES[mix].file_type}
+    said |= {"general.quantization_version": 2, **_metadata(name, config)}
+    tensors = [*plan(module, mix), *_rope_tensors(config)]
+    draft = Draft(path, {**said, **metadata}, tensors)
+    _compare(config, architecture(read_config(draft)["model_type"]).Config.from_dict(read_config(draft)))
+    return draft
+
+
+def plan(module: Any, mix: str) -> list[Planned]:
+    """Return the tensors of a model under GGUF's names, in its order of rows, with their types in a mix."""
+    name, config = family_of(module), module.config
+    family, state = FAMILIES[name], module.state_dict(keep_vars=True)
+    own = {new: old for old, new in family.names.items()}
+    heads, layers = (
+        (config.n_head, config.n_layer) if name == "gpt2" else (config.num_attention_heads, config.num_hidden_layers)
+    )
+    kv_heads = getattr(config, "kv_heads", heads)
+    counts = {"attn_q": heads, "attn_k": kv_heads} if family.neighbours else {}
+    embedding, head = (state[f"{family.names[old]}.weight"] for old in ("token_embd", "output"))
+    tied = head is embedding or (config.tie_word_embeddings and torch.equal(head, embedding))
+    if any(isinstance(value, Packed) for value in state.values()):
+        raise GencliError("its weights are packed already", "convert the model that they were packed from")
+    planned = []
+    for parameter, value in state.items():
+        stem, _, ending = parameter.rpartition(".")
+        if stem == family.names["output"] and tied:
+            continue
+        layer, _, inner = stem.removeprefix(f"{family.layers}.").partition(".")
+        in_layer = stem.startswith(f"{family.layers}.")
+        new = inner if in_layer else stem
+        old = own[new]
+        title = f"blk.{layer}.{old}.{ending}" if in_layer else f"{old}.{ending}"
+        get = _Changed(value, family, old, new, counts.get(old, 0))
+        shape = tuple(value.shape[::-1] if new in TRANSPOSED else value.shape)
+        planned.append(Planned(title, shape, kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied), get))
+    return planned
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Changed:
+    """A parameter in GGUF's shape and order of rows, when it is called. heads: whose rows turn neighbours."""
+
+    value: Tensor
+    family: Family
+    old: str
+    new: str
+    heads: int
+
+    def __call__(self) -> Tensor:
+        value = self.value.detach()
+        if self.new in TRANSPOSED:
+            return turned(value)
+        if self.heads:
+            return value.reshape(self.heads, 2, -1, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+        return value.float() + 1 if self.family.one_more and self.old.endswith("norm") else value
+
+
+def _metadata(name: str, config: Any) -> dict[str, Any]:
+    """The keys of an architecture."""
+    family, found = FAMILIES[name], {f"{name}.vocab_size": config.vocab_size}
+    special = {"n_inner": lambda: config.n_inner or 4 * config.n_embd, "head_dim": lambda: config.head_size,
+               "num_key_value_heads": lambda: config.kv_heads, "rope_theta": lambda: config.rope_parameters.rope_theta,
+               "sliding_window": lambda: max(filter(None, _windows(config)), default=None)}  # fmt: skip
+    for key, own in family.keys.items():
+        value = special[own]() if own in special else getattr(config, own, None)
+        if value is not None:
+            found[f"{name}.{key}"] = float(value) if own in REALS else value
+    if name == "gpt2":
+        return found
+    rope, size = config.rope_parameters, config.head_size
+    found[f"{name}.attention.value_length"] = size
+    found[f"{name}.rope.dimension_count"] = int(size * rope.partial_rotary_factor)
+    if rope.rope_type not in ("default", "linear", "llama3", "longrope"):
+        raise GencliError(f"gencli cannot say rope_type = {rope.rope_type!r} in a GGUF file")
+    scaling = f"{name}.rope.scaling"
+    if rope.rope_type == "linear":
+        found |= {f"{scaling}.type": "linear", f"{scaling}.factor": float(rope.factor)}
+    if hasattr(config, "original_max_position_embeddings"):
+        found[f"{scaling}.original_context_length"] = config.original_max_position_embeddings
+    if rope.rope_type == "longrope":
+        found |= {f"{scaling}.type": "longrope", f"{scaling}.attn_factor": _frequencies(config, rope, 1)[1]}
+    return found
+
+
+def _rope_tensors(config: Any) -> list[Planned]:
+    rope = getattr(config, "rope_parameters", None)
+    factors: dict[str, Tensor] = {}
+    if rope is not None and rope.rope_type == "llama3":
+        plain = _frequencies(config, dataclasses.replace(rope, rope_type="default"), 1)[0]
+        factors["rope_freqs"] = plain / _frequencies(config, rope, 1)[0]
+    if rope is not None and rope.rope_type == "longrope":
+        factors = {f"rope_factors_{size}": torch.tensor(getattr(rope, f"{size}_factor")) for size in ("long", "short")}
+    return [
+        Planned(f"{name}.weight", tuple(value.shape), "F32", lambda value=value: value.float())  # type: ignore[misc]
+        for name, value in factors.items()
+    ]
+
+
+def _frequencies(config: Any, rope: Rope, length: int) -> tuple[Tensor, float]:
+    dim = int(config.head_size * rope.partial_rotary_factor)
+    return KINDS[rope.rope_type].frequencies(rope, dim, config.max_position_embeddings, length)
+
+
+def _windows(config: Any) -> list[int | None]:
+    """The window of each layer; None where it is as long as the context."""
+    windows = (config.window(layer) for layer in range(config.num_hidden_layers))
+    return [None if window and window >= config.max_position_embeddings else window for window in windows]
+
+
+def _effects(config: Any) -> dict[str, Any]:
+    """What a config says, by its fields, in numbers that are equal where the models are."""
+    found = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if "n_embd" in found:
+        return {**found, "n_inner": found["n_inner"] or 4 * found["n_embd"]}
+    limit = config.max_position_embeddings
+    for key in ("rope_parameters", "sliding_rope"):
+        if key in found:
+            parts = [_frequencies(config, found[key], length) for length in (1, limit, 2 * limit)]
+            found[key] = [number for inv_freq, scale in parts for number in (*inv_freq.tolist(), scale)]
+    found |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "sliding_window": _windows(config)}
+    return {**found, "no_rope_layers": getattr(config, "rope_layers", None)}
+
+
+def _compare(config: Any, back: Any) -> None:
+    """Raise GencliError for a field that does not come back. One that only one of the two has is off in the other."""
+    ours, theirs = _effects(config), _effects(back)
+    for key in sorted((ours.keys() | theirs.keys()) - OTHERWISE):
+        if not _alike(ours.get(key), theirs.get(key)):
+            raise GencliError(f"a GGUF file cannot say {key} = {str(getattr(config, key, None))[:80]} of this model")
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) or isinstance(b, float):
+        return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5)  # float32 there
+    return (a or None) == (b or None)

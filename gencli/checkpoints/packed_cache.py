@@ -1,0 +1,115 @@
+"""Packed copies of language models (`--quantize`), beside the hub's cache: made once, then mapped as GGUF files are.
+
+gencli/FILES-MIX-CONTENT.gguf      FILES: hash of the weights' paths; CONTENT: of their sizes, times and VERSION
+
+A copy has the tensors alone; config and tokenizer stay the checkpoint's. A copy of what a file was before is removed
+when a new one is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gencli.atomic import open_over
+from gencli.checkpoints import hub_cache
+from gencli.checkpoints.gguf_file import GgufFile
+from gencli.checkpoints.tensors import Tensors
+from gencli.errors import GencliError
+
+VERSION = 1  # of how weights are packed
+SOURCES, HEADS = "gencli.sources", "gencli.heads"
+
+Show = Callable[[str, int, int], None]
+
+
+def root() -> Path:
+    """Return the folder of the copies."""
+    return hub_cache.root().parent / "gencli"
+
+
+def open_packed(files: Sequence[Path], mix: str, module: Callable[[], Any], progress: Show) -> Tensors:
+    """Return the tensors of a language model packed, from the copy in the cache, which is made if it is not there.
+
+    files: of its weights. mix: a row of `mixes.MIXES`. module: opens the model. progress: as `gguf_write.write_gguf`.
+    Raise GencliError where the copy cannot be written, and for weights that cannot be packed.
+    """
+    from gencli.checkpoints.formats.gguf import gguf_tensors
+
+    path = _path(files, mix)
+    if (found := _read(path)) is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, files, mix, module(), progress)
+        except OSError as error:
+            raise GencliError(
+                f"cannot keep the packed weights as {path}: {error.strerror or error}",
+                "HF_HOME names another place; or `gencli models convert` writes a file for -m",
+            ) from None
+        for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.gguf"):
+            if old != path:
+                old.unlink(missing_ok=True)
+        found = GgufFile(path)
+    heads = dict(zip(("num_attention_heads", "num_key_value_heads"), found.metadata[HEADS], strict=True))
+    return gguf_tensors(found, heads)
+
+
+def _read(path: Path) -> GgufFile | None:
+    """The file of a copy; None if it is not there, or damaged."""
+    try:
+        return GgufFile(path) if path.is_file() else None
+    except GencliError:
+        return None
+
+
+def _write(path: Path, files: Sequence[Path], mix: str, module: Any, progress: Show) -> None:
+    from gencli.checkpoints.formats.gguf_draft import family_of, plan
+    from gencli.checkpoints.gguf_write import write_gguf
+
+    heads = getattr(module.config, "num_attention_heads", 1)
+    metadata = {"general.architecture": family_of(module), SOURCES: [os.path.realpath(file) for file in files]}
+    metadata |= {HEADS: [heads, getattr(module.config, "kv_heads", heads)]}
+    with open_over(path) as stream:
+        write_gguf(stream, metadata, plan(module, mix), progress)
+
+
+def _path(files: Sequence[Path], mix: str) -> Path:
+    paths = sorted(os.path.realpath(file) for file in files)
+    states = [(path, (state := os.stat(path)).st_size, state.st_mtime_ns) for path in paths]
+    return root() / f"{_digest(paths)}-{mix}-{_digest([VERSION, states])}.gguf"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def copies(folder: Path | None = None) -> dict[Path, int]:
+    """Return the copies, and their bytes; with a folder or file those of weights that lie in it."""
+    found = {}
+    for path in sorted(root().glob("*-*-*.gguf")):
+        sources = _sources(path)
+        place = None if folder is None else Path(os.path.realpath(folder))
+        if place is None or any(place == source or place in source.parents for source in sources):
+            found[path] = path.stat().st_size
+    return found
+
+
+def _sources(copy: Path) -> list[Path]:
+    file = _read(copy)
+    return [] if file is None else [Path(source) for source in file.metadata.get(SOURCES, ())]
+
+
+def remove(folder: Path, *, only_lost: bool = False) -> int:
+    """Remove the copies of weights in a folder or file. Return the bytes that were freed.
+
+    only_lost: those alone of which some weights are not there any more.
+    """
+    found = copies(folder)
+    if only_lost:
+        found = {path: size for path, size in found.items() if not all(map(os.path.exists, _sources(path)))}
+    for path in found:
+        path.unlink(missing_ok=True)
+    return sum(found.values())

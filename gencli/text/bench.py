@@ -1,0 +1,84 @@
+"""How fast a language model runs here: reading a prompt, making tokens, and what memory and bandwidth that takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from gencli import devices
+from gencli.kernels import library
+from gencli.kernels.packed import FLOATS, Packed
+from gencli.models.linear import Conv1D
+from gencli.text.events import GenerationStats
+from gencli.text.generate import generate
+from gencli.text.load import TextModel
+from gencli.text.request import TextRequest
+
+WORDS = "Once upon a time there was a little girl who lived in a small house near the forest. "
+SHORT = 8  # tokens of the prompt that decoding is measured after
+
+
+def measure(
+    model: TextModel, batches: tuple[int, ...], prompt: int, tokens: int, rounds: int, bandwidth: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield what is measured for each batch size, as `--json` has it; times of every round are in lists.
+
+    prompt, tokens: how many are read and made, or what the context has room for. bandwidth: bytes per second that this
+    machine reads, if it is known. The first round of each is not counted.
+    """
+    prompt = min(prompt, model.max_length - 1)
+    tokens = min(tokens, model.max_length - SHORT - 1)
+    ids = model.tokenizer.encode(WORDS * (prompt // 8 + 1))[:prompt]
+    model = dataclasses.replace(model, generation_config={})
+    kernels, size = library(), step_bytes(model.module)
+    for batch in batches:
+        devices.forget_peak_memory()
+        reads = [_run(model, ids, 1, 1) for _ in range(rounds + 1)][1:]
+        makes = [_run(model, ids[:SHORT], tokens + 1, batch) for _ in range(rounds + 1)][1:]
+        rates = [stats.rate for stats in makes]
+        shares = [rate / batch * size / bandwidth for rate in rates] if bandwidth else []
+        yield {
+            "model": model.name, "weights": weights_kind(model.module), "batch": batch,
+            "prompt_tokens": len(ids), "decode_tokens": tokens,
+            "prompt_rate": [stats.prompt_tokens / stats.prompt_seconds for stats in reads],
+            "first_token_seconds": [stats.prompt_seconds for stats in reads],
+            "decode_rate": rates, "bandwidth_share": shares, "load_seconds": model.load_seconds,
+            "weight_bytes": size, "bandwidth": bandwidth, "peak_memory": devices.peak_memory(),
+            "device": str(model.device), "dtype": str(model.module.compute_dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(), "kernels": kernels.variant if kernels else None,
+        }  # fmt: skip
+
+
+def _run(model: TextModel, ids: list[int], tokens: int, batch: int) -> GenerationStats:
+    ends = tuple((token, -math.inf) for token in model.tokenizer.eos_ids)  # never, so that all have their length
+    request = TextRequest.of("", max_tokens=tokens, num_samples=batch, temperature=0, seed=0, logit_bias=ends)
+    stats = GenerationStats()
+    for _ in generate(model, request, stats, ids=ids):
+        pass
+    return stats
+
+
+def _matrices(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The weights that a step multiplies with; one that two layers share counts twice, and embeddings do not."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | Conv1D):
+            yield layer.weight.data
+
+
+def step_bytes(module: nn.Module) -> int:
+    """Return how many bytes of weights one step of a model reads."""
+    return sum((one.data_rows if isinstance(one, Packed) else one).nbytes for one in _matrices(module))
+
+
+def weights_kind(module: nn.Module) -> str:
+    """Return the type, by GGUF's names, that most of a model's weights are stored in."""
+    sizes: Counter[str] = Counter()
+    for one in _matrices(module):
+        sizes[one.kind if isinstance(one, Packed) else FLOATS.get(one.dtype, str(one.dtype))] += one.numel()
+    return sizes.most_common(1)[0][0]
