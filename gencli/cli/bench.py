@@ -15,8 +15,9 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.mixes import PACKING, check_mix
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.help import SETTINGS, Group
-from gencli.cli.models_output import columns, write_lines, write_object
+from gencli.cli.models_output import columns
 from gencli.cli.options import JSON, Fetching, Reporting, command
+from gencli.cli.sinks import write_lines, write_object
 from gencli.errors import UsageError
 from gencli.options import MODEL, OUTPUT, check_values, integer, several
 from gencli.spec import TEXT_MODEL, ModelSpec, named_model
