@@ -19,7 +19,7 @@ from gencli.cli.image_inputs import Finder
 from gencli.cli.options import JSON, LINES, STRICT, Asked, Fetching, Reporting, command
 from gencli.cli.prompts import each_line, read_prompt
 from gencli.errors import UsageError
-from gencli.image.request import CONTROL, INPUT, PICTURE, PIXELS, SAMPLING, START, ImageRequest
+from gencli.image.request import CONTROL, DRAWERS, INPUT, PICTURE, SAMPLING, START, ImageRequest
 from gencli.options import OUTPUT, Option, choice, flag, string
 from gencli.spec import DrawingSpec
 
@@ -58,7 +58,8 @@ class Output:
     format: str | None = choice(FORMATS, "--format NAME", "png, jpeg or webp (default: as PATH ends, else png).",
         OUTPUT)
     json: bool = JSON.field(False)
-    gif: str | None = string(None, "--gif FILE", "Write the denoising as an animation too.", OUTPUT)
+    gif: str | None = string(None, "--gif FILE",
+        "Write the denoising as an animation too; of a GAN, the way from each image to the next.", OUTPUT)
     save_steps: str | None = string(None, "--save-steps DIR", "Save what the picture looks like after each step.",
         OUTPUT)
     save_stages: str | None = string(None, "--save-stages DIR",
@@ -77,7 +78,7 @@ class Output:
     gencli image --from apple.png --seed 7 -o other.png
     gencli image --lines -o '{index:03}-{prompt}.png' < prompts.txt
     """,
-    panels=(INPUT, PICTURE, SAMPLING, START, CONTROL, PIXELS),
+    panels=(INPUT, PICTURE, SAMPLING, START, CONTROL, DRAWERS),
 )
 def image(
     ctx: typer.Context,
@@ -119,7 +120,7 @@ def draw(
         metadata=not output.no_metadata,
         note=console.note,
     )
-    animation = image_sinks.animation(output.gif, many=many, note=console.note)
+    animation = image_sinks.animation(output.gif, console.note)
     _note_number(console, request.negative if "negative" in asked.given else None)
     inputs = finder.find(console.note)
     hashes = finder.hashes(inputs, console.note, remember=sink.metadata)
@@ -129,6 +130,8 @@ def draw(
     with signals.raise_pending_signals():
         from gencli.cli.image_ready import ready
     opened, request = ready(inputs, request, where, lines=sources.lines, note=console.note, accept=accept)
+    if animation is not None:
+        image_sinks.check_animation(animation, many=many, walks=getattr(opened, "walks", False))
     if not sources.lines:
         sink.check(request)
         if animation is not None:

@@ -118,7 +118,7 @@ UNFITTING = [
     (("--sampler", "lcm", "--steps", 51), "can take 1 to 50"),
     (("-i", "a.png", "--strength", 0.1, "--steps", 5), "leaves no step"),
     (("--image-cfg-scale", 2), "--image-cfg-scale is for models that edit"),
-    (("--temperature", 1), "does not draw pixel by pixel"),
+    (("--temperature", 1), "emoji denoises: --temperature has no meaning"),
 ]
 
 
