@@ -386,6 +386,16 @@ def imagegpt(root: Path) -> None:
     make_imagegpt(root)
 
 
+def biggan(root: Path) -> None:
+    from safetensors.torch import save_file
+
+    from tests.tiny.biggan import make_biggan
+
+    tensors = make_biggan(root)
+    save_file({name: one.contiguous() for name, one in tensors.items()}, root / "model.safetensors")
+    (root / "pytorch_model.bin").unlink()
+
+
 def score(root: Path) -> None:
     from gencli.image.score import open_scorer
 
@@ -670,6 +680,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "networks": kind(networks, load_parts, "*.safetensors", "*.json", apart=True),
     "clip": kind(clip, score, "*.json"),
     "imagegpt": kind(imagegpt, inspect, "*.json"),
+    "biggan": kind(biggan, inspect, "*.json", "*.safetensors"),
     "adapter": kind(adapter, merge, "adapter_*"),
     "image lora": kind(image_lora, open_image_lora, "*.safetensors"),
     "embedding": kind(embedding, open_embedding, "a.*"),

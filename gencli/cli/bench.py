@@ -62,7 +62,7 @@ class Repeated:
 @dataclass(eq=False, repr=False)
 class TextBench(Repeated):
     # fmt: off
-    model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL).field(TEXT_MODEL)
+    model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL, "text").field(TEXT_MODEL)
     quantize: tuple[str, ...] = several(str, "--quantize TYPE",
         "Weights packed as `gencli text --quantize` packs them (repeatable; default: as they are).", PANEL,
         complete=lambda: list(PACKING))
@@ -78,7 +78,7 @@ class TextBench(Repeated):
 @dataclass(eq=False, repr=False)
 class ImageBench(Repeated):
     # fmt: off
-    model: str = named_model("GENCLI_IMAGE_MODEL", IMAGE_MODEL).field(IMAGE_MODEL)
+    model: str = named_model("GENCLI_IMAGE_MODEL", IMAGE_MODEL, "image").field(IMAGE_MODEL)
     size: tuple[str, ...] = several(str, "--size WxH", "Width and height (repeatable; default: the model's own).",
         PANEL)
     steps: int = integer(10, "--steps N", "Denoising steps (default: 10).", PANEL, within=(1, 1000))

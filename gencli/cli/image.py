@@ -22,7 +22,7 @@ from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.sweep import parse
 from gencli.cli.wildcards import expand
 from gencli.errors import GencliError, UsageError
-from gencli.image.request import CONTROL, INPUT, PICTURE, PIXELS, SAMPLING, START, ImageRequest
+from gencli.image.request import CONTROL, DRAWERS, INPUT, PICTURE, SAMPLING, START, ImageRequest
 from gencli.options import OUTPUT, Option, choice, flag, several, string
 from gencli.spec import DrawingSpec
 
@@ -71,7 +71,9 @@ class Output:
         "png, jpeg or webp (default: by the ending of PATH, else png).",
         OUTPUT)
     json: bool = JSON.field(False)
-    gif: str | None = string(None, "--gif FILE", "Also save an animation of the denoising (.gif or .webp).", OUTPUT)
+    gif: str | None = string(None, "--gif FILE",
+        "Also save an animation of the denoising (.gif or .webp); of a GAN, the way from each image to the next.",
+        OUTPUT)
     save_steps: str | None = string(None, "--save-steps DIR", "Save the intermediate image after each step.",
         OUTPUT)
     save_stages: str | None = string(None, "--save-stages DIR",
@@ -91,7 +93,7 @@ class Output:
     gencli image --from apple.png --seed 7 -o other.png
     gencli image --lines -o '{index:03}-{prompt}.png' < prompts.txt
     """,
-    panels=(INPUT, PICTURE, SAMPLING, START, CONTROL, PIXELS),
+    panels=(INPUT, PICTURE, SAMPLING, START, CONTROL, DRAWERS),
 )
 def image(
     ctx: typer.Context,
@@ -158,7 +160,7 @@ def draw(
         sweep=len(sweep.variants) > 1,
         note=console.note,
     )
-    animation = image_sinks.animation(output.gif, many=many, prompts=prompts, note=console.note)
+    animation = image_sinks.animation(output.gif, console.note)
     _note_number(console, request.negative if "negative" in asked.given else None)
     inputs = finder.find(console.note)
     hashes = finder.hashes(inputs, console.note, remember=sink.metadata)
@@ -175,6 +177,9 @@ def draw(
         ready(inputs, base.replace(**one.values), where, lines=lines is not None, note=lambda text: None)[1]
         for one in (sweep.variants if sources.sweep else ())
     ]
+    if animation is not None:
+        walks = getattr(opened, "walks", False)
+        image_sinks.check_animation(animation, many=many, walks=walks, prompts=prompts)
     if lines is None:
         sink.check(request.replace(count=request.count * max(len(variants), 1)) if request.grid else request)
         if animation is not None:

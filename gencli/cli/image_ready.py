@@ -9,10 +9,11 @@ from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.open import open_checkpoint
 from gencli.cli.image_inputs import Inputs
 from gencli.errors import UsageError
-from gencli.image import imagegpt, stages
+from gencli.image import stages
 from gencli.image.checkpoint import ImageCheckpoint
+from gencli.image.drawers import is_drawer, open_drawer
+from gencli.image.drawers.base import Drawer
 from gencli.image.files.pictures import is_blank
-from gencli.image.imagegpt import Palette, is_palette, open_palette
 from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, notes, resolve
@@ -26,20 +27,19 @@ def ready(
     *,
     lines: bool,
     note: Callable[[str], None],
-    accept: Callable[[ImageCheckpoint | Palette], None] = lambda opened: None,
-) -> tuple[ImageCheckpoint | Palette, ImageRequest]:
+    accept: Callable[[ImageCheckpoint | Drawer], None] = lambda opened: None,
+) -> tuple[ImageCheckpoint | Drawer, ImageRequest]:
     """Open the checkpoint and resolve the request; return both. Remarks about the two go to `note`. accept: raises for
     a checkpoint that the command is not for.
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
-    opened: ImageCheckpoint | Palette
+    opened: ImageCheckpoint | Drawer
     allow_pickle = where.allow_pickle
     hints = Hints(request.prediction, request.betas, request.zero_snr, other_vae=inputs.vae is not None)
     found = open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
-    if is_palette(found):
-        opened = open_palette(found)
-        prompted = False
+    if is_drawer(found):
+        opened = open_drawer(found)
     else:
         said: dict[str, Any] = {name: getattr(request, name) for name in ("prediction", "betas", "zero_snr")}
         said["ignore"] = where.ignore_config
@@ -52,12 +52,14 @@ def ready(
         for upscaler in inputs.upscalers:
             opened = stages.add_upscaler(opened, open_image_checkpoint(upscaler, allow_pickle=allow_pickle))
         stages.check_reads_text(opened)
-        prompted = opened.prompt != "none"
     accept(opened)
-    if lines and not prompted:
+    if lines and opened.prompt == "none":
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
-    if isinstance(opened, Palette):
-        return opened, imagegpt.resolve(request, opened)
+    if isinstance(opened, Drawer):
+        resolved = opened.resolve(request)
+        if not lines:
+            opened.check_asked(resolved)
+        return opened, resolved
     given = [image for image in (inputs.init, *(image for _, image in inputs.controls)) if image is not None]
     resolved = resolve(request, opened, given[0].size if given else None)
     stages.plan(resolved, opened, has_init=inputs.init is not None)  # raises for what a stage cannot follow

@@ -19,16 +19,15 @@ from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.errors import GencliError, counted
-from gencli.image import imagegpt
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.controlnet import load_control, open_control
+from gencli.image.drawers.base import Drawer, Loaded
 from gencli.image.files import pictures
 from gencli.image.generate import Denoised, Picture, generate
-from gencli.image.imagegpt import Palette, PixelModel
 from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest, ImageSpec
 
-Drawing = tuple[Pipeline | PixelModel, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
+Drawing = tuple[Pipeline | Loaded, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
 
 
 class Run:
@@ -37,7 +36,7 @@ class Run:
     def __init__(
         self,
         console: Console,
-        opened: ImageCheckpoint | Palette,
+        opened: ImageCheckpoint | Drawer,
         request: ImageRequest,
         inputs: Inputs,
         sink: ImageSink,
@@ -63,6 +62,7 @@ class Run:
         if self.preview is not None and not self.preview.works:
             console.note("no preview: stderr is not a colour terminal")
         self.frames: dict[int, list[Image.Image]] = {}  # of the animation, by image
+        self.joined: list[Image.Image] = []  # frames of an animation that goes from image to image
         self.files: dict[str, dict[int, list[Path]]] = {kind: {} for kind in self.folders}  # by image
         self.sheet: list[Made] = []  # what the grid will hold
         self.gifs: list[Path] = []  # of its images
@@ -73,8 +73,8 @@ class Run:
     def run(self, spec: ImageSpec, *, stats: bool) -> None:
         """Draw with the model that `spec` names. Raise GencliError if anything fails."""
         devices.set_threads(spec.threads)
-        if isinstance(self.opened, Palette):
-            model, events = self._draw_pixels(self.opened, spec)
+        if isinstance(self.opened, Drawer):
+            model, events = self._draw(self.opened, spec)
         else:
             model, events = self._denoise(self.opened, spec)
         if (clip := self.inputs.clip) is not None:
@@ -86,6 +86,7 @@ class Run:
                     self._step(event)
                 else:
                     self._picture(event)
+            self._write_joined()
             self._write_sheet()
         finally:
             self.console.clear()
@@ -95,11 +96,13 @@ class Run:
             self.console.stats(f"{model.describe()}, seed {self.request.seed}")
             self.console.stats(str(self.clock))
 
-    def _draw_pixels(self, palette: Palette, spec: ImageSpec) -> Drawing:
-        """Load a model that draws pixel by pixel; return it with its events. Raise GencliError."""
-        self.console.progress(f"loading {palette.name}")
-        model = imagegpt.load(palette, device=spec.device, dtype=spec.dtype)
-        return model, self._each(lambda one: imagegpt.generate(model, one, init=self.inputs.init))
+    def _draw(self, drawer: Drawer, spec: ImageSpec) -> Drawing:
+        """Load a model that does not denoise; return it with its events. Raise GencliError."""
+        self.console.progress(f"loading {drawer.name}")
+        model = drawer.load(device=spec.device, dtype=spec.dtype)
+        prompts = None if self.prompts is None else self._checked(model, self.prompts)
+        walk = self.animation is not None or "step_files" in self.folders
+        return model, self._each(lambda one: model.generate(one, prompts, init=self.inputs.init, walk=walk))
 
     def _each(self, generate: Callable[[ImageRequest], Iterator[Denoised | Picture]]) -> Iterator[Denoised | Picture]:
         """Yield the events of every variant, its images numbered after those of the one before."""
@@ -204,13 +207,12 @@ class Run:
         else:
             path = self.sink.save(picture.image, picture.request, picture.index)
             self._show(picture.image)
-        if self.animation is not None:
+        if self.joins:
+            self.joined += made.frames
+        elif self.animation is not None:
             with self._aside():
-                gif = beside["gif"] = self.animation.write(
-                    pictures.animation(made.frames, Path(self.animation.text).suffix[1:]),
-                    picture.request,
-                    picture.index,
-                )
+                data = self._animated(made.frames)
+                gif = beside["gif"] = self.animation.write(data, picture.request, picture.index)
                 self.gifs.append(gif)
         for kind, files in self.files.items():
             beside[kind] = files.get(picture.index, [])
@@ -218,7 +220,27 @@ class Run:
             score = {} if made.score is None else {"score": made.score}
             self.sink.report(path, picture.request, picture.index, made.seconds, beside, score)
 
-    def _checked(self, pipeline: Pipeline, lines: Iterable[str | GencliError]) -> Iterator[str | None]:
+    @property
+    def joins(self) -> bool:
+        """Whether the animation is one of all images, from each to the next."""
+        walks = isinstance(self.opened, Drawer) and self.opened.walks
+        return walks and self.animation is not None and not self.animation.fields
+
+    def _animated(self, frames: Sequence[Image.Image]) -> bytes:
+        """Return frames as an animation of the kind that its file's name ends in."""
+        return pictures.animation(frames, Path(self.animation.text if self.animation else "").suffix[1:])
+
+    def _write_joined(self) -> None:
+        """Write the animation of all images, and print its path, which a grid prints with its own."""
+        if self.animation is None or not self.joined:
+            return
+        self.console.clear()
+        with self._aside():
+            self.gifs.append(self.animation.write(self._animated(self.joined), self.request, 0))
+            if not self.request.grid:
+                self.sink.report_beside("gif", self.gifs[-1])
+
+    def _checked(self, model: Pipeline | Loaded, lines: Iterable[str | GencliError]) -> Iterator[str | None]:
         """Yield lines as they arrive, None for one that fails, which is told: what can be known before it is drawn.
 
         Raise GencliError after the last one if any failed, with `strict` at the first.
@@ -232,7 +254,7 @@ class Run:
             try:
                 if isinstance(line, GencliError):
                     raise line
-                self._check_line(pipeline, line, number)
+                self._check_line(model, line, number)
             except GencliError as error:
                 if error is not line:
                     error.message = f"line {number + 1}: {error.message}"
@@ -250,10 +272,10 @@ class Run:
         if failed:
             self.problem = GencliError(f"{failed} of {number + 1} lines failed")
 
-    def _check_line(self, pipeline: Pipeline, prompt: str, number: int) -> None:
+    def _check_line(self, model: Pipeline | Loaded, prompt: str, number: int) -> None:
         """Raise GencliError for a prompt that the model cannot follow, or whose images could not be written."""
         request, first = self.request.replace(prompt=prompt), number * self.request.count
-        pipeline.check_prompt(request)
+        model.check_prompt(request)
         self.sink.check(request, first)
         if self.animation is not None:
             self.animation.check_paths(request, first)

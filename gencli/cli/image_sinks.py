@@ -190,6 +190,13 @@ class ImageSink:
             for saved in [one] if isinstance(one, Path) else one:
                 print_path(saved)
 
+    def report_beside(self, name: str, path: Path) -> None:
+        """Print the path of a file that is of all images."""
+        if self.json:
+            write_json({name: _text(path)})
+        elif self.template is not None:
+            print_path(path)
+
 
 def _text(path: Path) -> str:
     """Return a path as text for JSON, which is UTF-8 whatever the file system uses."""
@@ -270,14 +277,20 @@ def _template(output: str | None, kind: str) -> Template:
     return Template(output)
 
 
-def animation(
-    path: str | None, *, many: bool, prompts: bool = False, note: Callable[[str], None] = lambda text: None
-) -> Template | None:
-    """Return where --gif goes. Raise UsageError unless it is a .gif or .webp file, and one per image."""
+def animation(path: str | None, note: Callable[[str], None] = lambda text: None) -> Template | None:
+    """Return where --gif goes. Raise UsageError unless it is a .gif or .webp file."""
     if path is None:
         return None
     if not path.lower().endswith((".gif", ".webp")):
         raise UsageError(f"--gif {path}: expected a name that ends in .gif or .webp")
     template = Template(path)
-    template.check("--gif", many=many, prompts=prompts)
+    template.check("--gif", many=False)
     return template.opened(note)
+
+
+def check_animation(template: Template, *, many: bool, walks: bool, prompts: bool = False) -> None:
+    """Raise UsageError unless each image has a file for its animation; of a model that walks, unless there are two."""
+    if not walks:
+        template.check("--gif", many=many, prompts=prompts)
+    elif not many:
+        raise UsageError(f"--gif {template.text}: leads from image to image, and there is one", "--count 2 makes two")

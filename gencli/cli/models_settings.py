@@ -10,19 +10,18 @@ from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.report import Description, describe
 from gencli.errors import GencliError
-from gencli.models import PALETTES
 
 
 def judge(contents: Contents, what: Description, prediction: str | None = None) -> Description:
     """Return the description, with what keeps images from being made. prediction: as `--prediction`. No torch."""
     if what.kind != "image" or what.problem:
         return what
-    from gencli.image.imagegpt import open_palette
+    from gencli.image.drawers import is_drawer, open_drawer
     from gencli.image.open import open_image_checkpoint
 
     try:
-        if what.family in PALETTES:
-            open_palette(open_checkpoint(contents))
+        if is_drawer(opened := open_checkpoint(contents)):
+            open_drawer(opened)
         else:
             open_image_checkpoint(contents, prediction=prediction)
     except GencliError as error:
@@ -35,8 +34,6 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
     if what.problem:
         return {}
     try:
-        if what.family in PALETTES:
-            return _of_palette(contents)
         if what.kind == "image":
             return _of_image(contents)
         return _of_text(contents) if what.kind == "text" else {}
@@ -46,10 +43,12 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
 
 def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
     """The stages of an image model that has several: the network of each, its size, and its own settings."""
-    if what.problem or what.kind != "image" or what.family in PALETTES:
-        return []
+    from gencli.image.drawers import DRAWERS
     from gencli.image.open import open_image_checkpoint
     from gencli.image.resolve import built_in
+
+    if what.problem or what.kind != "image" or what.family in DRAWERS:
+        return []
 
     checkpoint, parameters = open_image_checkpoint(contents), {part.name: part.parameters for part in what.components}
     if len(checkpoint.stages) == 1:
@@ -77,9 +76,12 @@ def _of_text(contents: Contents) -> dict[str, Any]:
 
 
 def _of_image(contents: Contents) -> dict[str, Any]:
+    from gencli.image.drawers import is_drawer, open_drawer
     from gencli.image.open import open_image_checkpoint
     from gencli.image.resolve import built_in
 
+    if is_drawer(opened := open_checkpoint(contents)):
+        return open_drawer(opened).settings
     checkpoint = open_image_checkpoint(contents)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     scheduler = checkpoint.configs[checkpoint.main.scheduler]
@@ -87,14 +89,6 @@ def _of_image(contents: Contents) -> dict[str, Any]:
     size = {} if checkpoint.size is None else dict(zip(("width", "height"), checkpoint.size, strict=True))
     found = {**built_in(checkpoint), **own, **size}
     return found | {name: value for name, value in named.items() if value is not None}
-
-
-def _of_palette(contents: Contents) -> dict[str, Any]:
-    from gencli.image.imagegpt import BUILT_IN, open_palette
-
-    palette = open_palette(open_checkpoint(contents))
-    width, height = palette.size
-    return {**BUILT_IN, **palette.defaults, "width": width, "height": height, "colours": len(palette.colours)}
 
 
 def small_problems(contents: Contents, *, weights_are_fine: bool) -> Iterator[str]:
@@ -114,7 +108,7 @@ def small_problems(contents: Contents, *, weights_are_fine: bool) -> Iterator[st
 
             from_settings(read_settings(contents.path), CLIP, str(contents.path / FILE))
             open_checkpoint(contents).tokenizer()
-        elif what.kind == "image" and what.family not in PALETTES and not what.problem:
+        elif what.kind == "image" and not what.problem:
             _open_image(contents)
     except GencliError as error:
         yield error.message
@@ -127,10 +121,14 @@ def _any_prediction(contents: Contents) -> str | None:
 
 def _open_image(contents: Contents) -> None:
     """Open what the image recipe needs before the weights. Raise GencliError for what it would fail at."""
+    from gencli.image.drawers import is_drawer, open_drawer
     from gencli.image.open import open_image_checkpoint
     from gencli.image.request import ImageRequest
     from gencli.image.resolve import resolve
 
+    if is_drawer(opened := open_checkpoint(contents)):
+        open_drawer(opened).resolve(ImageRequest())
+        return
     checkpoint = open_image_checkpoint(contents, prediction=_any_prediction(contents))
     for part in checkpoint.parts:
         if part.startswith("tokenizer"):

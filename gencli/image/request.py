@@ -20,6 +20,7 @@ from gencli.options import (
     MODEL,
     RUN,
     SEED,
+    Bounds,
     Option,
     check,
     check_kind,
@@ -55,7 +56,7 @@ BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
 BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
 # Headings on the help page.
 INPUT, PICTURE, SAMPLING, START = "Prompt", "Image", "Sampling", "Starting from an image"
-CONTROL, PIXELS = "ControlNets", "Models that draw pixel by pixel"
+CONTROL, DRAWERS = "ControlNets", "Models that do not denoise (GANs, and those that draw token by token)"
 # How the web UI calls values; a sampler that it lacks goes by its own name.
 SAMPLER_LABELS = {
     "ddim": "DDIM",
@@ -186,8 +187,8 @@ class ImageRequest:
     sampler_options: further keyword arguments of the sampler. truncate: the side of a prompt that may be cut away when
     it is too long (None: that is an error). weighted: brackets in prompts are weights, and prompts may be of any length
     (`prompts.weighting`). lora, embedding: as their options name them, FILE[:SCALE] and FILE[:TOKEN]. batch: how many
-    images go through the model at once. keep_rows, temperature, top_k, top_p: of models that draw pixel by pixel. best:
-    how many of `count` to keep, by the similarity to the prompt that `clip` finds.
+    images go through the model at once. keep_rows, temperature, top_k, top_p, truncation: of models that do not
+    denoise. best: how many of `count` to keep, by the similarity to the prompt that `clip` finds.
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
     of what holds another autoencoder for it. refiner: the name of what continues the denoising from the fraction
     refiner_start on. upscaler: names of what enlarges the image, in this order. stage: settings of stages other than
@@ -246,16 +247,19 @@ class ImageRequest:
         infotext="Denoising strength", also=("--denoise", "--denoising-strength", "--image-strength"))
     keep_rows: int | None = integer(None, "--keep-rows N",
         "Rows of --init to keep, from the top (default: half).",
-        PIXELS, infotext="Keep rows", within=(1, 2**14))
+        DRAWERS, infotext="Keep rows", within=(1, 2**14))
     temperature: float | None = number(None, "--temperature, --temp T",
-        "Lower is safer, higher is wilder; 0 always takes the most likely colour (default: 1).", PIXELS,
+        "Lower is safer, higher is wilder; 0 always takes the most likely token (default: 1).", DRAWERS,
         infotext="Temperature", within=(0, 1000))
     top_k: int | None = integer(None, "--top-k K",
-        "Sample from the K most likely colours; 0 = all (default: 0).", PIXELS,
+        "Sample from the K most likely tokens; 0 = all (default: 0).", DRAWERS,
         infotext="Top K", within=(0, 2**22))
     top_p: float | None = number(None, "--top-p P",
-        "Sample from the most likely colours that add up to probability P (default: 1, off).", PIXELS,
+        "Sample from the most likely tokens that add up to probability P (default: 1, off).", DRAWERS,
         infotext="Top P", within=(0, 1))
+    truncation: float | None = number(None, "--truncation T",
+        "How far a GAN's noise may lie from its middle, above 0 and at most 1: less makes images alike, and better "
+        "(default: 0.4).", DRAWERS, infotext="Truncation", bounds=Bounds(0, 1, open_low=True))
     image_guidance: float | None = number(None, "--image-cfg-scale S",
         "How closely edit models follow --init (default: 1.5).", START,
         infotext="Image CFG scale", within=(0, 1000))

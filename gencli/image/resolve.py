@@ -39,7 +39,7 @@ def resolve(
     """
     schedule = NoiseSchedule.from_config(checkpoint.configs[checkpoint.main.scheduler])
     _check_text(request, checkpoint)
-    _check_pixels(request, checkpoint)
+    _check_drawers(request, checkpoint)
     defaults = built_in(checkpoint, request.sampler)
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = named_spacing(checkpoint.configs[checkpoint.main.scheduler])
@@ -145,13 +145,11 @@ def _reads_guidance(checkpoint: ImageCheckpoint) -> bool:
     return checkpoint.configs[checkpoint.family.network].get("time_cond_proj_dim") is not None
 
 
-def _check_pixels(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
-    """Raise UsageError for options of models that draw pixel by pixel."""
-    names = ("keep_rows", "temperature", "top_k", "top_p")
+def _check_drawers(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
+    """Raise UsageError for options of models that do not denoise."""
+    names = ("keep_rows", "temperature", "top_k", "top_p", "truncation")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(request, name) is not None]:
-        raise UsageError(
-            f"{checkpoint.name} denoises and does not draw pixel by pixel: {', '.join(given)} has no meaning"
-        )
+        raise UsageError(f"{checkpoint.name} denoises: {', '.join(given)} has no meaning")
 
 
 def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:

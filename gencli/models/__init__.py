@@ -26,6 +26,7 @@ ARCHITECTURES: dict[str, str] = {
     "clip_text_model": "clip_text",
     "clip": "clip",
     "imagegpt": "imagegpt",
+    "biggan-deep": "biggan",
     "ldmbert": "ldmbert",
     "t5": "t5",
     "clip_vision_model": "clip_vision",
@@ -41,9 +42,6 @@ ARCHITECTURES: dict[str, str] = {
     "EncoderUNetModel": "guided_classifier",
     "ControlNetModel": "controlnet",
 }
-
-# Decoders whose tokens are colours of a palette.
-PALETTES = frozenset({"imagegpt"})
 
 
 def stands_for(name: object, places: Collection[str]) -> bool:

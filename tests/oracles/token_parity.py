@@ -1,4 +1,4 @@
-"""How far CLIP and iGPT are from transformers, measured for the README's table: `measure(folder)`."""
+"""How far CLIP and what draws without denoising are from their references, for README: `measure(folder)`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.open import open_checkpoint
+from gencli.image.drawers import open_drawer
 from gencli.image.generate import Picture
-from gencli.image.imagegpt import generate, load, open_palette, resolve
 from gencli.image.request import ImageRequest
 from gencli.image.score import open_scorer
+from tests.oracles import biggan
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.libraries import transformers
+from tests.tiny.biggan import CONFIG, make_biggan
 from tests.tiny.clip import KINDS, make_clip, make_pictures
 from tests.tiny.imagegpt import COLOURS, SIDE, clusters, make_imagegpt
 
@@ -22,9 +25,10 @@ TEXTS = ["red apple", "a blue dog and the cat", "", "green star!"]
 
 
 def measure(root: Path) -> Iterator[Measured]:
-    """Both, their checkpoints made in folders of their own under `root`."""
+    """All, their checkpoints made in folders of their own under `root`."""
     yield _clip(root)
     yield _imagegpt(root / "imagegpt")
+    yield _biggan(root / "biggan")
 
 
 def _clip(root: Path) -> Measured:
@@ -51,15 +55,31 @@ def _clip(root: Path) -> Measured:
 def _imagegpt(folder: Path) -> Measured:
     """Logits of a whole sequence, and the likeliest picture of all."""
     theirs, _ = make_imagegpt(folder)
-    ours = load(open_palette(Source("imagegpt", folder, "folder")), device="cpu")
+    ours = open_drawer(open_checkpoint(Source("imagegpt", folder, "folder"))).load(device="cpu")
     colours = torch.randint(COLOURS, (2, SIDE * SIDE - 1), generator=torch.Generator().manual_seed(0))
     begin = torch.full((2, 1), COLOURS)
     ids = torch.cat([begin, colours], 1)
     with torch.no_grad():
         component = float((ours.module(ids) - theirs(ids).logits).abs().max())
         wanted = theirs.generate(begin[:1], max_length=SIDE * SIDE + 1, do_sample=False)[0, 1:]
-    *_, drawn = generate(ours, resolve(ImageRequest(temperature=0, seed=0), ours.palette))
+    *_, drawn = ours.generate(ours.drawer.resolve(ImageRequest(temperature=0, seed=0)))
     assert isinstance(drawn, Picture)
     pixels = np.rint(127.5 * (clusters()[wanted.numpy()] + 1)).reshape(SIDE, SIDE, 3)
     apart = int(np.abs(np.asarray(drawn.image) - pixels).max())
     return Measured("iGPT", "`openai/imagegpt-small`", component, apart)
+
+
+def _biggan(folder: Path) -> Measured:
+    """Images of every class, at a truncation with statistics of its own and at one between two."""
+    tensors, component, apart = make_biggan(folder), 0.0, 0
+    ours = open_drawer(open_checkpoint(Source("biggan", folder, "folder"), allow_pickle=True)).load(device="cpu")
+    for truncation in (0.4, 0.33):
+        for number in range(CONFIG["num_classes"]):
+            request = ours.drawer.resolve(ImageRequest(prompt=str(number), seed=number, truncation=truncation))
+            step, drawn = ours.generate(request)
+            z, classes = ours._input(request, 0, str(number)).split([CONFIG["z_dim"], CONFIG["num_classes"]], 1)
+            wanted = biggan.draw(tensors, CONFIG, z, classes, truncation)
+            component = max(component, float((step.x0 - wanted).abs().max()))
+            pixels = ((wanted[0] + 1) * 127.5).round().movedim(0, -1).numpy()
+            apart = max(apart, int(np.abs(np.asarray(drawn.image) - pixels).max()))
+    return Measured("BigGAN-deep", "`biggan-deep-{128,256,512}`", component, apart)

@@ -14,8 +14,9 @@ from torch.testing import assert_close
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError, UsageError
+from gencli.image.drawers import is_drawer, open_drawer
+from gencli.image.drawers.imagegpt import Palette, PixelModel
 from gencli.image.generate import Denoised, Picture
-from gencli.image.imagegpt import PixelModel, generate, is_palette, load, open_palette, resolve
 from gencli.image.request import ImageRequest
 from tests.oracles.libraries import transformers
 from tests.oracles.token_parity import measure
@@ -34,8 +35,12 @@ class Case(NamedTuple):
     processor: transformers.ImageGPTImageProcessorPil
 
 
+def read(folder: Path, **how: Any) -> Palette:
+    return open_drawer(open_checkpoint(Source("tiny", folder, "folder"), **how))
+
+
 def opened(folder: Path, **how: Any) -> PixelModel:
-    return load(open_palette(Source("tiny", folder, "folder"), **how), device="cpu")
+    return read(folder, **how).load(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def test_as_transformers_saves_today(tmp_path):
     reference, _ = make_imagegpt(tmp_path, old=False)
     model, ids = opened(tmp_path), some_ids(1)
     assert_close(model.module(ids), reference(ids).logits, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(model.palette.colours, clusters())
+    np.testing.assert_array_equal(model.drawer.colours, clusters())
 
 
 @pytest.mark.parametrize(
@@ -103,8 +108,8 @@ def test_greedy_pictures_are_those_of_transformers(case, use_cache):
     """All colours of a picture equal those of `generate`, which reads its own cache or reads all anew each time."""
     start = torch.tensor([[BEGIN]])
     wanted = case.reference.generate(start, max_length=PIXELS + 1, do_sample=False, use_cache=use_cache)[0, 1:]
-    request = resolve(ImageRequest(temperature=0, seed=0), case.model.palette)
-    *_, picture = generate(case.model, request)
+    request = case.model.drawer.resolve(ImageRequest(temperature=0, seed=0))
+    *_, picture = case.model.generate(request)
     assert isinstance(picture, Picture)
     values = np.array(case.processor.clusters)[wanted.numpy()]
     np.testing.assert_array_equal(np.asarray(picture.image), rendered(values))
@@ -117,7 +122,7 @@ def rendered(values: np.ndarray) -> np.ndarray:
 
 
 def test_colours_of_pictures(case):
-    palette = case.model.palette
+    palette = case.model.drawer
     for picture in [*make_pictures(), *make_pictures(1)]:
         wanted = case.processor(picture, return_tensors="pt")["input_ids"][0]
         assert palette.encode(picture) == wanted.tolist()
@@ -126,12 +131,12 @@ def test_colours_of_pictures(case):
 
 def test_the_lower_half_is_completed(case):
     """Kept rows are the picture's own in the palette; the rest continues them as `generate` does."""
-    palette, init = case.model.palette, make_pictures()[0]
+    palette, init = case.model.drawer, make_pictures()[0]
     kept = palette.encode(init)
     for rows in (None, 3):
-        request = resolve(ImageRequest(temperature=0, seed=0, init="x.png", keep_rows=rows), palette)
+        request = palette.resolve(ImageRequest(temperature=0, seed=0, init="x.png", keep_rows=rows))
         assert request.keep_rows == (rows or SIDE // 2)
-        events = list(generate(case.model, request, init=init))
+        events = list(case.model.generate(request, init=init))
         start = torch.tensor([[BEGIN, *kept[: request.keep_rows * SIDE]]])
         wanted = case.reference.generate(start, max_length=PIXELS + 1, do_sample=False)[0, 1:].tolist()
         np.testing.assert_array_equal(np.asarray(events[-1].image), np.asarray(palette.decode(wanted)))
@@ -151,8 +156,8 @@ def test_the_lower_half_is_completed(case):
 
 
 def images(model: PixelModel, **values: Any) -> list[np.ndarray]:
-    request = resolve(ImageRequest(**values), model.palette)
-    return [np.asarray(event.image) for event in generate(model, request) if isinstance(event, Picture)]
+    request = model.drawer.resolve(ImageRequest(**values))
+    return [np.asarray(event.image) for event in model.generate(request) if isinstance(event, Picture)]
 
 
 def test_each_of_several_is_made_again_alone(case):
@@ -173,9 +178,9 @@ def test_picks_follow_the_models_own_probabilities(case):
     """The first pixel of many pictures: its colours as often as the model says."""
     with torch.no_grad():
         wanted = case.reference(torch.tensor([[BEGIN]])).logits[0, -1].softmax(-1)
-    palette = case.model.palette
-    request = resolve(ImageRequest(seed=0, count=400, batch=400), palette)
-    first = next(generate(case.model, request)).x0[:, :, 0, 0].numpy()
+    palette = case.model.drawer
+    request = palette.resolve(ImageRequest(seed=0, count=400, batch=400))
+    first = next(case.model.generate(request)).x0[:, :, 0, 0].numpy()
     seen = np.array([np.isclose(first, colour).all(-1).mean() for colour in palette.colours])
     assert seen.sum() == pytest.approx(1)
     assert np.abs(seen - wanted.numpy()).max() < 0.09  # 3.6 standard deviations of 400 draws
@@ -185,12 +190,12 @@ def test_own_settings_of_a_checkpoint(tmp_path):
     make_imagegpt(tmp_path)
     file = tmp_path / "generation_config.json"
     file.write_text(json.dumps({"temperature": 0.5, "top_k": 4, "max_length": 65}))
-    palette = open_palette(Source("tiny", tmp_path, "folder"))
-    found = resolve(ImageRequest(top_k=7), palette)
+    palette = read(tmp_path)
+    found = palette.resolve(ImageRequest(top_k=7))
     assert (found.temperature, found.top_k, found.top_p, found.width, found.height) == (0.5, 7, 1.0, SIDE, SIDE)
     file.write_text(json.dumps({"temperature": -1}))
     with pytest.raises(GencliError, match=r"generation_config.json: temperature -1"):
-        resolve(ImageRequest(), open_palette(Source("tiny", tmp_path, "folder")))
+        read(tmp_path).resolve(ImageRequest())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +212,7 @@ def test_own_settings_of_a_checkpoint(tmp_path):
 )
 def test_what_such_a_model_cannot_follow(case, values, message):
     with pytest.raises(UsageError, match=message):
-        resolve(ImageRequest(**values), case.model.palette)
+        case.model.drawer.resolve(ImageRequest(**values))
 
 
 def test_pickles_of_the_hub(tmp_path):
@@ -253,14 +258,14 @@ def test_folders_at_odds_with_themselves(tmp_path, file, change, message):
 
 def test_what_is_told_as_one(tmp_path):
     make_imagegpt(tmp_path)
-    assert is_palette(open_checkpoint(Source("tiny", tmp_path, "folder")))
+    assert is_drawer(open_checkpoint(Source("tiny", tmp_path, "folder")))
     rewrite_json(tmp_path / "config.json", lambda raw: raw | {"model_type": "gpt2"})
-    assert not is_palette(open_checkpoint(Source("tiny", tmp_path, "folder")))
+    assert not is_drawer(open_checkpoint(Source("tiny", tmp_path, "folder")))
 
 
 def test_the_readmes_figures(tmp_path):
     """The rows of CLIP and iGPT in the table of families."""
     rows = list(measure(tmp_path))
-    assert [row.family for row in rows] == ["CLIP", "iGPT"]
+    assert [row.family for row in rows] == ["CLIP", "iGPT", "BigGAN-deep"]
     for row in rows:
-        assert 0 < row.component < 1e-4 and row.picture == 0, row
+        assert 0 < row.component < 1e-4 and row.picture <= (row.family == "BigGAN-deep"), row

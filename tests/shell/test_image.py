@@ -88,7 +88,6 @@ WRONG = [
     (("a", "--count", 2), "stdout can hold one image only"),
     (("--lines",), "stdout can hold one image only"),
     (("a", "--count", 2, "-o", "a.png"), "several images would overwrite one file"),
-    (("a", "--count", 2, "--grid", "--gif", "a.gif"), "hint: --gif 'a-{seed}.gif'\n"),
     (("a", "--json", "-o", "-"), "--json"),
     (("a", "--steps", 0), "--steps 0"),
     (("a", "--threads", 5000), "must be from 1 to 4096"),
@@ -118,7 +117,8 @@ UNFITTING = [
     (("--sampler", "lcm", "--steps", 51), "can take 1 to 50"),
     (("-i", "a.png", "--strength", 0.1, "--steps", 5), "leaves no step"),
     (("--image-cfg-scale", 2), "--image-cfg-scale is for models that edit"),
-    (("--temperature", 1), "does not draw pixel by pixel"),
+    (("--temperature", 1), "denoises: --temperature has no meaning"),
+    (("--count", 2, "--grid", "--gif", "a.gif"), "--gif a.gif: several images would overwrite one file"),
 ]
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from gencli.checkpoints.find import Source
-from gencli.image.imagegpt import open_palette
+from gencli.checkpoints.open import open_checkpoint
+from gencli.image.drawers import open_drawer
 from tests.shell.process import gencli, on_terminal
 from tests.tiny.clip import make_pictures
 from tests.tiny.imagegpt import SIDE, make_imagegpt
@@ -57,7 +58,7 @@ def test_completion_says_how_it_was_made_and_is_made_again(run):
     row = json.loads(done.stdout)
     wanted = {"init": "init.png", "keep_rows": SIDE // 2, "temperature": 0.8, "top_k": 10, "top_p": 0.9, "seed": 1}
     assert wanted.items() <= row.items() and "steps" not in row and "sampler" not in row
-    palette = open_palette(Source("igpt", Path("igpt"), "folder"))
+    palette = open_drawer(open_checkpoint(Source("igpt", Path("igpt"), "folder")))
     kept = np.asarray(palette.decode(palette.encode(Image.open("init.png"))))[: SIDE // 2]
     np.testing.assert_array_equal(pixels("half.png")[: SIDE // 2], kept)
     with Image.open("half.gif") as animation:
@@ -87,7 +88,11 @@ def test_what_is_refused(run):
         (("-m", "igpt", "-i", "init.png", "--keep-rows", SIDE), 2, "at least one must be left"),
         (("-m", "igpt", "--temperature", -1), 2, "--temperature -1"),
         (("-m", "igpt", "--top-p", 2), 2, "--top-p 2"),
-        (("-m", "emoji", "x", "--temperature", 1, "--top-k", 3), 2, "emoji denoises"),
+        (
+            ("-m", "emoji", "x", "--temperature", 1, "--top-k", 3),
+            2,
+            "emoji denoises: --temperature, --top-k has no meaning",
+        ),
         (
             (
                 "-m",

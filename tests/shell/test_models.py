@@ -294,6 +294,36 @@ def test_rm_asks_on_a_terminal_and_only_there(cached: Path) -> None:
     assert not (cached / "models--org--tiny").exists()
 
 
+# --- convert
+
+
+def test_convert_writes_a_file_that_runs(tmp_path: Path) -> None:
+    """Its types are those of the file's name, or of --to; without either the precision of the weights."""
+    types = {"s-q4_0.gguf": "Q4_0", "plain.gguf": "F16", "s-q8_0.gguf": "Q5_1"}
+    for name, kind in types.items():
+        more = ("--to", "q5_1") if kind == "Q5_1" else ()
+        (said,) = objects(gencli("models", "convert", "stories", "-o", tmp_path / name, "--json", *more))
+        assert said["types"][kind] > 30 and said["bytes"] == (tmp_path / name).stat().st_size
+    run = ("text", "Once", "-n", "8", "--temperature", "0", "-m")
+    assert gencli(*run, tmp_path / "plain.gguf").stdout == gencli(*run, "stories").stdout != b""
+    done = gencli("models", "convert", "stories", "-o", tmp_path / "x.gguf")
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'x.gguf'}\n".encode(), b"")
+
+
+def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
+    refused: dict[tuple[object, ...], tuple[int, str]] = {
+        ("stories",): (2, "no file to write"),
+        ("stories", "-o", tmp_path / "a.gguf", "--to", "q9"): (2, "--to 'q9': no such type of weights"),
+        ("emoji", "-o", tmp_path / "a.gguf"): (1, "emoji is not a text model"),
+        ("stories", "-o", tmp_path / "no" / "a.gguf"): (1, "there is no folder"),
+        ("stories", "-o", tmp_path): (1, "it is a folder"),
+    }
+    for args, (code, why) in refused.items():
+        done = gencli("models", "convert", *args)
+        assert (done.returncode, done.stdout) == (code, b"") and why in done.stderr.decode(), args
+    assert not list(tmp_path.iterdir())
+
+
 # --- the group
 
 

@@ -45,6 +45,7 @@ FULL = ImageRequest(
     temperature=0.9,
     top_k=5,
     top_p=0.8,
+    truncation=0.7,
     count=3,
     best=2,
     clip="org/a clip, large",

@@ -20,6 +20,7 @@ from gencli.checkpoints.formats.gguf_draft import make_draft
 from gencli.checkpoints.gguf_file import GgufFile
 from gencli.checkpoints.gguf_names import by_type, choose, split_name, type_of
 from gencli.checkpoints.mixes import MIXES, PACKING, check_mix, kind_of
+from gencli.devices import pick_dtype
 from gencli.errors import GencliError, UsageError
 from gencli.kernels.pack import PARTS, pack
 from gencli.kernels.packed import Packed
@@ -286,3 +287,27 @@ def test_what_is_not_packed(tmp_path, cache, llama):
     cache.write_bytes(b"")  # no folder can be made there
     with pytest.raises(GencliError, match="cannot keep the packed weights"):
         opened(tmp_path / "model")
+
+
+# --- dtype auto
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_is_what_the_cpu_computes_fast(monkeypatch, amx):
+    """Not what the file holds: bfloat16 on a CPU that has AMX alone, float16 on none; GPUs keep the file's own."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    half = None if amx else torch.float32
+    files = {("F32",): None, ("BF16",): half, ("F16",): torch.float32, ("BF16", "F32"): torch.float32,
+             ("Q4_K", "F32"): None, ("Q8_0", "F16", "F32"): torch.float32}  # fmt: skip
+    assert {kinds: pick_dtype("auto", cpu, kinds) for kinds in files} == files
+    assert all(pick_dtype("auto", cuda, [kind]) is None for kind in ("F32", "F16", "BF16"))
+    assert pick_dtype("bfloat16", cpu, ["F32"]) is torch.bfloat16
+
+
+def test_halves_stay_stored_and_compute_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = open_model(find(str(made(tmp_path / str(dtype), dtype=dtype))))
+        assert model.module.model.layers[0].mlp.up_proj.weight.dtype is dtype
+        assert model.module.compute_dtype is torch.float32 and logits(model).dtype is torch.float32

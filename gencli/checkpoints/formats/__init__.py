@@ -11,6 +11,7 @@ from typing import NamedTuple
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints
 from gencli.checkpoints.formats import folders
 from gencli.checkpoints.formats.autoencoder import is_autoencoder, read_autoencoder
+from gencli.checkpoints.formats.biggan import is_biggan, read_biggan
 from gencli.checkpoints.formats.ddpm import is_ddpm, read_ddpm
 from gencli.checkpoints.formats.dit import is_dit, read_dit
 from gencli.checkpoints.formats.gguf import is_gguf, read_gguf
@@ -33,6 +34,7 @@ class Format(NamedTuple):
 
 FORMATS: tuple[Format, ...] = (
     Format("diffusers", folders.is_diffusers, folders.read_diffusers),
+    Format("biggan", is_biggan, read_biggan),
     Format("transformers", folders.is_transformers, folders.read_transformers),
     Format("gguf", is_gguf, read_gguf),
     Format("folder", folders.is_folder, folders.read_folder),

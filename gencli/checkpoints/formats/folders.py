@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from gencli.checkpoints import layout
 from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Kind, Part, folder_part
 from gencli.errors import GencliError
-from gencli.models import ARCHITECTURES, PALETTES
+from gencli.models import ARCHITECTURES
 
 if TYPE_CHECKING:
     from gencli.tokens import Tokenizer
 
 INDEX, CONFIG = "model_index.json", "config.json"
 PARTS_ALONE = {"clip_text_model", "clip_vision_model", "ldmbert", "t5"}  # `model_type`s that are a part of other models
-KINDS: dict[str, Kind] = {"clip": "score", **dict.fromkeys(PALETTES, "image")}  # and those that are whole, but no text
+KINDS: dict[str, Kind] = {"clip": "score", "imagegpt": "image"}  # and those that are whole, but no text
 
 
 def is_diffusers(contents: Contents) -> bool:

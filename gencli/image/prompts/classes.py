@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from gencli.models.module import BaseModel
     from gencli.tokens import Tokenizer
 
-# `_class_name` of a network → the key of its config with the number of classes, and what the key is when absent
+# kind of a network → the key of its config with the number of classes, and what the key is when absent
 COUNTS: dict[str, tuple[str, int | None]] = {
     "DiTTransformer2DModel": ("num_embeds_ada_norm", 1000),
     "Transformer2DModel": ("num_embeds_ada_norm", 1000),
     "UNetModel": ("num_classes", None),
     "UNet2DModel": ("num_class_embeds", None),
     "EncoderUNetModel": ("out_channels", None),
+    "biggan-deep": ("num_classes", 1000),
 }
 WITH_NULL = {"DiTTransformer2DModel", "Transformer2DModel"}  # they have one class more, which stands for none
 NEAREST = 3
@@ -112,7 +113,7 @@ class ClassPrompts:
 
 def classes_of(config: Mapping[str, Any], names: Mapping[int, str]) -> Classes | None:
     """The classes that the network of this config is told of, None for a network without. Raises GencliError."""
-    kind = str(config.get("_class_name"))
+    kind = str(config.get("_class_name") or config.get("model_type"))
     key, default = COUNTS.get(kind, ("", None))
     count = config.get(key) or default
     if count is None:

@@ -1,0 +1,102 @@
+"""Images as texts: a decoder picks token after token, row by row (Chen et al. 2020, iGPT; Ramesh et al. 2021, DALL·E).
+
+Cache, loop and samplers are those of text. No torch before the weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gencli.checkpoints.checkpoint import Checkpoint
+from gencli.image.drawers.base import ALWAYS, Drawer, Loaded, batches, made
+from gencli.image.request import ImageRequest
+from gencli.text.request import TextRequest
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from gencli.image.generate import Denoised, Picture
+    from gencli.models.module import LanguageModel
+
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDrawer(Drawer):
+    """A decoder of images. grid: columns and rows of tokens."""
+
+    grid: tuple[int, int]
+    FOLLOWED = ALWAYS | set(SAMPLING)
+    # The model's own distribution, as its authors sampled.
+    BUILT_IN: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+def own_sampling(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a checkpoint's generation_config.json says of sampling."""
+    own = checkpoint.defaults
+    return {name: own[name] for name in SAMPLING if own.get(name) is not None}
+
+
+class TokenModel(Loaded):
+    """Such a decoder with its weights."""
+
+    def begin(
+        self, request: ImageRequest, prompt: str, init: Image.Image | None
+    ) -> tuple[LanguageModel, list[int], int]:
+        """Return the decoder of an image's tokens, the ids that it begins from, and how many of them, at the end, are
+        tokens of the image already. Raise GencliError for a prompt that it cannot follow."""
+        raise NotImplementedError
+
+    def partial(self, ids: Tensor) -> Tensor:
+        """Return x0 of the first tokens of images, (B, N)."""
+        raise NotImplementedError
+
+    def finish(self, ids: list[int]) -> Image.Image:
+        """Return the image of all of its tokens."""
+        raise NotImplementedError
+
+    def generate(
+        self,
+        request: ImageRequest,
+        prompts: Iterable[str | None] | None = None,
+        *,
+        init: Image.Image | None = None,
+        walk: bool = False,
+    ) -> Iterator[Denoised | Picture]:
+        """See `Loaded`. A step is a row. Picture i picks with `torch.Generator("cpu")` seeded with `request.seed + i`,
+        one number a token."""
+        for prompt, numbers in batches(request, prompts):
+            decoder, begun, kept = self.begin(request, prompt, init)
+            yield from self._together(request, decoder, begun, kept, prompt, numbers)
+
+    def _together(
+        self,
+        request: ImageRequest,
+        decoder: LanguageModel,
+        begun: list[int],
+        kept: int,
+        prompt: str,
+        numbers: range,
+    ) -> Iterator[Denoised | Picture]:
+        """Draw images that go through the model as one batch."""
+        import torch
+
+        from gencli.image.generate import Denoised, Picture
+        from gencli.text.batch import Batch
+
+        columns, rows = self.drawer.grid
+        generators = [torch.Generator("cpu").manual_seed((request.seed or 0) + number) for number in numbers]
+        asked = TextRequest.of(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
+        batch = Batch(decoder, asked.resolve({}), begun, generators, columns * rows - kept)
+        left, first = rows - kept // columns, len(begun) - kept
+        for row in range(left):
+            for column in range(columns):
+                if row or column:
+                    batch.advance()
+                batch.pick()
+            yield Denoised(row, left, numbers[0], self.partial(batch.ids[:, first:].cpu()), self)
+        for number, ids in zip(numbers, batch.ids[:, first:].tolist(), strict=True):
+            yield Picture(number, self.finish(ids), made(request, number, prompt, self.dtype))
