@@ -17,20 +17,20 @@ from gencli.errors import GencliError
 
 
 def write_over(path: Path, data: bytes) -> None:
-    """Write a file in place of an old one, if any. A link is followed; a device or pipe is written into.
-
-    The file keeps its mode. Raise OSError.
-    """
-    if is_stream(path):  # before its links are followed: those of a pipe lead to no file
-        path.write_bytes(data)
-        return
+    """Write a file in place of an old one, if any, as `open_over` does. Raise OSError."""
     with open_over(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def open_over(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write that takes the place of `path` at the end, as `write_over` does. Raise OSError."""
+    """Yield a file to write that takes the place of `path` at the end. A link is followed; a device or pipe is written
+    into. The file keeps its mode. Raise OSError.
+    """
+    if is_stream(path):  # before its links are followed: those of a pipe lead to no file
+        with path.open("wb") as file:
+            yield file
+        return
     path = Path(os.path.realpath(path))
     with _partial_file(path) as partial:
         with partial.open("wb") as file:

@@ -40,7 +40,7 @@ class Converted:
     @property
     def kind(self) -> str | None:
         """Return the mix of types that is asked for, or is in the file's name. Raise UsageError."""
-        if self.output is None:
+        if self.output in (None, "-"):
             raise UsageError("no file to write", "-o model-q4_k_m.gguf names it")
         if self.to is not None:
             return check_mix("--to", self.to)

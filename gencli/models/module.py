@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gencli.kernels import library
+from gencli.kernels.packed import Packed
 from gencli.models.kv_cache import KeyValueCache
 
 
@@ -55,13 +57,22 @@ class LanguageModel(BaseModel):
         raise NotImplementedError
 
 
+def stored_as(module: nn.Module) -> str:
+    """Return the type that most of a model's parameters are stored in: `torch.float16`, or `Q4_K` of packed ones."""
+    sizes: Counter[str] = Counter()
+    for parameter in module.parameters():
+        one = parameter.data
+        sizes[one.kind if isinstance(one, Packed) else str(one.dtype)] += one.numel()
+    return sizes.most_common(1)[0][0]
+
+
 def describe(name: str, models: Sequence[BaseModel], device: torch.device | None = None) -> str:
     """Describe models in one line: size of all; of the first its precision, device (if not told), threads, kernels."""
     first = models[0]
     device = device or first.device
     millions = sum(parameter.numel() for model in models for parameter in model.parameters()) / 1e6
-    stored = next(first.parameters()).dtype
-    dtype = f"{first.compute_dtype}" + (f" from {stored} weights" if stored != first.compute_dtype else "")
+    kind, dtype = stored_as(first), str(first.compute_dtype)
+    dtype += f" from {kind} weights" if kind != dtype else ""
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
     if threads and isinstance(first, LanguageModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import nn
 
 from gencli import devices
 from gencli.kernels import library
-from gencli.kernels.packed import FLOATS, Packed
+from gencli.kernels.packed import Packed
 from gencli.models.linear import Conv1D
+from gencli.models.module import stored_as
 from gencli.text.events import GenerationStats
 from gencli.text.generate import generate
 from gencli.text.load import TextModel
@@ -44,7 +44,7 @@ def measure(
         rates = [stats.rate for stats in makes]
         shares = [rate / batch * size / bandwidth for rate in rates] if bandwidth else []
         yield {
-            "model": model.name, "weights": weights_kind(model.module), "batch": batch,
+            "model": model.name, "weights": stored_as(model.module).removeprefix("torch."), "batch": batch,
             "prompt_tokens": len(ids), "decode_tokens": tokens,
             "prompt_rate": [stats.prompt_tokens / stats.prompt_seconds for stats in reads],
             "first_token_seconds": [stats.prompt_seconds for stats in reads],
@@ -74,11 +74,3 @@ def _matrices(module: nn.Module) -> Iterator[torch.Tensor]:
 def step_bytes(module: nn.Module) -> int:
     """Return how many bytes of weights one step of a model reads."""
     return sum((one.data_rows if isinstance(one, Packed) else one).nbytes for one in _matrices(module))
-
-
-def weights_kind(module: nn.Module) -> str:
-    """Return the type, by GGUF's names, that most of a model's weights are stored in."""
-    sizes: Counter[str] = Counter()
-    for one in _matrices(module):
-        sizes[one.kind if isinstance(one, Packed) else FLOATS.get(one.dtype, str(one.dtype))] += one.numel()
-    return sizes.most_common(1)[0][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +9,11 @@ from gencli.atomic import open_over
 from gencli.checkpoints.formats.gguf_draft import make_draft
 from gencli.checkpoints.gguf_write import write_gguf
 from gencli.errors import GencliError
-from gencli.kernels.packed import FLOATS
+from gencli.models.module import stored_as
 from gencli.text.load import TextModel
 from gencli.tokens.gguf_metadata import gguf_metadata
+
+PRECISIONS = {"torch.float16": "f16", "torch.bfloat16": "bf16"}  # how weights are stored → a mix
 
 
 def convert(
@@ -32,18 +33,10 @@ def convert(
     metadata = {key: value for key, value in named.items() if value is not None}
     try:
         metadata |= gguf_metadata(model.tokenizer, model.vocab_size)
-        draft = make_draft(model.module, mix or stored_mix(model), metadata, path)
+        draft = make_draft(model.module, mix or PRECISIONS.get(stored_as(model.module), "f32"), metadata, path)
     except GencliError as error:
         raise GencliError(f"{model.name}: {error.message}", error.hint) from None
     with open_over(path) as file:
         write_gguf(file, draft.metadata, list(draft.tensors.values()), progress)
     kinds = list(draft.dtypes.values())
     return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-
-
-def stored_mix(model: TextModel) -> str:
-    """Return the mix of the precision in which most of a model's weights are stored."""
-    sizes: Counter[str] = Counter()
-    for parameter in model.module.parameters():
-        sizes[FLOATS.get(parameter.dtype, "F32").lower()] += parameter.numel()
-    return sizes.most_common(1)[0][0]
