@@ -34,7 +34,14 @@ def read_text(path: Path) -> str:
         raise GencliError(f"{path} is not UTF-8") from None
 
 
-def check_no_pointer(head: bytes, path: Path) -> None:
+def check_head(path: Path) -> None:
+    """Raise GencliError for a pointer of Git LFS in the place of a large file."""
+    if path.is_file():  # a pipe is read only once
+        with path.open("rb") as file:
+            check_no_pointer(file.read(len(POINTER)), path)
+
+
+def check_no_pointer(head: bytes, path: Path | str) -> None:
     """Raise GencliError for a file, by its first bytes, that stands for one which Git LFS did not fetch."""
     if head.startswith(POINTER):
         raise GencliError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gencli.errors import GencliError
-from gencli.json_files import as_unicode, parse_json
+from gencli.json_files import as_unicode, check_no_pointer, parse_json
 from gencli.train.pictures import Caption, ImageFiles
 
 METADATA = "metadata.jsonl"  # of an image folder, as the datasets library lays it out
@@ -105,6 +105,7 @@ def _beside(pictures: Path, names: list[str], read: Callable[[str], bytes]) -> l
 
 
 def _text(content: bytes, where: str) -> str:
+    check_no_pointer(content, where)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from gencli.errors import GencliError
-from gencli.json_files import SIZE_LIMIT
+from gencli.json_files import SIZE_LIMIT, check_head, check_no_pointer
 from gencli.stderr import without_stderr
 
 
@@ -37,10 +37,13 @@ class ImageFiles:
             self.names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
             return
         try:
+            check_head(path)
             self._archive = zipfile.ZipFile(path)
             self.names = sorted(info.filename for info in self._archive.infolist() if not info.is_dir())
         except OSError as error:
             raise GencliError(f"cannot read {path}: {error.strerror}") from None
+        except GencliError:
+            raise
         except Exception:  # the library raises many kinds for what is broken
             raise GencliError(f"{path} is not a folder and no zip") from None
 
@@ -51,7 +54,9 @@ class ImageFiles:
             size = (self.path / name).stat().st_size if self._archive is None else self._archive.getinfo(name).file_size
             if size > SIZE_LIMIT:
                 raise GencliError(f"{where} has {size} bytes, more than any image or caption")
-            return (self.path / name).read_bytes() if self._archive is None else self._archive.read(name)
+            data = (self.path / name).read_bytes() if self._archive is None else self._archive.read(name)
+            check_no_pointer(data, where)
+            return data
         except (FileNotFoundError, KeyError):
             raise GencliError(f"{self.path} has no {name}") from None
         except GencliError:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gencli.atomic import replace_file
 from gencli.errors import GencliError
-from gencli.json_files import as_unicode, parse_json
+from gencli.json_files import as_unicode, check_head, parse_json
 from gencli.tokens import Tokenizer
 
 END = "<|endoftext|>"
@@ -45,6 +45,7 @@ def read_texts(path: str | Path) -> list[Text]:
 
 
 def _read(path: Path, name: str) -> Iterator[Text]:
+    check_head(path)
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig") as file:

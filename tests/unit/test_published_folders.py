@@ -16,6 +16,9 @@ from gencli.json_files import read_json
 from gencli.models.autoencoder_kl import AutoencoderKLConfig
 from gencli.models.unet_2d_condition_config import UNet2DConditionConfig
 from gencli.tokens import load_tokenizer
+from gencli.train.captions import find_captions
+from gencli.train.pictures import read_pictures
+from gencli.train.texts import read_texts
 from tests.tiny.image import make_stable_diffusion, rewrite_json
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 5135149760\n"
@@ -43,6 +46,11 @@ READERS = {
     "config.json": read_json, "a.png": open_picture,
     "tokenizer.json": lambda path: load_tokenizer(path.parent),
     "tokenizer.model": lambda path: load_tokenizer(path.parent),
+    "a.txt": read_texts, "a.jsonl": read_texts, "a.jsonl.gz": read_texts,
+    "captions.jsonl": lambda path: find_captions(path.parent, [path]),
+    "images.zip": lambda path: find_captions(path, []),
+    "metadata.jsonl": lambda path: find_captions(path.parent, []),
+    "1.png": lambda path: read_pictures(path.parent, [path.name], 8),
 }  # fmt: skip
 
 
