@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gencli.checkpoints.find import find
+from gencli.kernels.packed import Packed
 from gencli.spec import ModelSpec
 from gencli.text.convert import convert
 from gencli.text.load import TextModel, open_model
@@ -41,7 +42,7 @@ def main() -> None:
         sep="\n",
     )
     for name in args.models:
-        source = open_model(find(name), ModelSpec(dtype="float32"))
+        source = unpacked(open_model(find(name), ModelSpec(dtype="float32")))
         ids = [encoded for text in texts if len(encoded := encode(source, text)) > 1]
         size = sum(len(source.tokenizer.decode(one).encode()) for one in ids)
         exact = [logprobs(source, one) for one in ids]
@@ -58,6 +59,15 @@ def main() -> None:
             same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(exact, found, strict=True)]).float().mean()
             change = f"{after / before - 1:+.2%}"
             print(f"| | {mix} | {megabytes:.1f} | {after:.4f} | {change} | {apart:.5f} | {same:.1%} |", flush=True)
+
+
+def unpacked(model: TextModel) -> TextModel:
+    """A model whose packed weights, if it has some, are numbers again: what there is to compare with."""
+    for layer in model.module.modules():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            if isinstance(parameter.data, Packed):
+                setattr(layer, name, nn.Parameter(parameter.data.values(), requires_grad=False))
+    return model
 
 
 def read(file: Path, most: int) -> list[str]:

@@ -99,10 +99,11 @@ def _spans(x: Tensor, w: Tensor, top: int, steps: Sequence[float], *, absolute: 
     w: what an error of each weighs. steps: how much further than `top` the row's span is cut. absolute: errors count
     as they are, not squared.
     """
-    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True)
+    x, w = x.movedim(-1, 0).contiguous(), w.movedim(-1, 0).contiguous()  # sums of many short rows are slow
+    low, high = x.amin(0).clamp(max=0), x.amax(0)
     span, above = high - low, x - low
-    wx, sum_w = w * x, w.sum(-1, keepdim=True)
-    sum_x, cuts = wx.sum(-1, keepdim=True), _inverse(span)
+    wx, sum_w = w * x, w.sum(0)
+    sum_x, sum_xx, cuts = wx.sum(0), (wx * x).sum(0), _inverse(span)
     best = torch.full_like(span, torch.inf)
     scale, offset = torch.zeros_like(span), -low
     for extra in (None, *steps):
@@ -111,33 +112,36 @@ def _spans(x: Tensor, w: Tensor, top: int, steps: Sequence[float], *, absolute: 
             new, base = span / top, low
         else:
             wl = w * code
-            sum_l, sum_ll, sum_xl = (one.sum(-1, keepdim=True) for one in (wl, wl * code, wx * code))
+            sum_xl, sum_l, sum_ll = (wx * code).sum(0), wl.sum(0), wl.mul_(code)
+            sum_ll = sum_ll.sum(0)
             divisor = sum_w * sum_ll - sum_l * sum_l
             new, base = (sum_w * sum_xl - sum_x * sum_l) / divisor, (sum_ll * sum_x - sum_l * sum_xl) / divisor
-            positive = base > 0
-            new, base = torch.where(positive, sum_xl * _inverse(sum_ll), new), base.clamp(max=0)
+            new, base = torch.where(base > 0, sum_xl * _inverse(sum_ll), new), base.clamp(max=0)
             new = torch.where(divisor > 0, new, torch.nan)
-        error = code.mul_(new).add_(base).sub_(x)
-        error = ((error.abs_() if absolute else error.square_()) * w).sum(-1, keepdim=True)
+        if absolute or extra is None:
+            off = code.mul_(new).add_(base).sub_(x)
+            error = ((off.abs_() if absolute else off.square_()) * w).sum(0)
+        else:  # what least squares leave
+            error = sum_xx - new * sum_xl - base * sum_x
         better = error < best  # never for NaN
         scale, offset = torch.where(better, new, scale), torch.where(better, -base, offset)
         best = torch.where(better, error, best)
-    return scale[..., 0].clamp(min=0), offset[..., 0].clamp(min=0)
+    return scale.clamp(min=0), offset.clamp(min=0)
 
 
 def _levels(x: Tensor, top: int) -> Tensor:
     """Find scales (…,) of rows (…, S) ≈ scale * code, codes -top to top - 1; an error weighs x²."""
-    largest = _largest(x)
+    largest, x = _largest(x)[..., 0], x.movedim(-1, 0).contiguous()
     cuts, w = _inverse(largest), x * x
     wx = w * x
     best, scale = torch.zeros_like(largest), torch.zeros_like(largest)
     for step in (0, *range(-9, 0), *range(1, 10)):
         code = (x * (cuts * -(top + 0.1 * step))).round_().clamp_(-top, top - 1)
-        sum_xl, sum_ll = (wx * code).sum(-1, keepdim=True), (w * code).mul_(code).sum(-1, keepdim=True)
+        sum_xl, sum_ll = (wx * code).sum(0), (w * code).mul_(code).sum(0)
         gain = sum_xl * sum_xl * _inverse(sum_ll)
         better = gain > best
         best, scale = torch.where(better, gain, best), torch.where(better, sum_xl * _inverse(sum_ll), scale)
-    return scale[..., 0]
+    return scale
 
 
 def _shared(values: Tensor, top: int) -> tuple[Tensor, Tensor]:
