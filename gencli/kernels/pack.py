@@ -74,6 +74,7 @@ def _largest(x: Tensor) -> Tensor:
 
 def _simple(bits: int, *, minimum: bool) -> Callable[[Tensor], Tensor]:
     def packed(x: Tensor) -> Tensor:
+        halves: tuple[Tensor, ...]
         if minimum:
             low = x.amin(1, keepdim=True)
             d = (x.amax(1, keepdim=True) - low) / (2**bits - 1)

@@ -84,10 +84,10 @@ def plan(module: Any, mix: str) -> list[Planned]:
     )
     kv_heads = getattr(config, "kv_heads", heads)
     counts = {"attn_q": heads, "attn_k": kv_heads} if family.neighbours else {}
+    if any(isinstance(value.data, Packed) for value in state.values()):
+        raise GencliError("its weights are packed already", "convert the model that they were packed from")
     embedding, head = (state[f"{family.names[old]}.weight"] for old in ("token_embd", "output"))
     tied = head is embedding or (config.tie_word_embeddings and torch.equal(head, embedding))
-    if any(isinstance(value, Packed) for value in state.values()):
-        raise GencliError("its weights are packed already", "convert the model that they were packed from")
     planned = []
     for parameter, value in state.items():
         stem, _, ending = parameter.rpartition(".")
@@ -158,10 +158,7 @@ def _rope_tensors(config: Any) -> list[Planned]:
         factors["rope_freqs"] = plain / _frequencies(config, rope, 1)[0]
     if rope is not None and rope.rope_type == "longrope":
         factors = {f"rope_factors_{size}": torch.tensor(getattr(rope, f"{size}_factor")) for size in ("long", "short")}
-    return [
-        Planned(f"{name}.weight", tuple(value.shape), "F32", lambda value=value: value.float())  # type: ignore[misc]
-        for name, value in factors.items()
-    ]
+    return [Planned(f"{name}.weight", tuple(value.shape), "F32", value.float) for name, value in factors.items()]
 
 
 def _frequencies(config: Any, rope: Rope, length: int) -> tuple[Tensor, float]:
