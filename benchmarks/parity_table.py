@@ -12,13 +12,22 @@ from pathlib import Path
 
 import torch
 
-from tests.oracles import additions_parity, classes_parity, control_parity, ldm_parity, systems, token_parity, xl_parity
+from tests.oracles import (
+    additions_parity,
+    classes_parity,
+    control_parity,
+    flow,
+    ldm_parity,
+    systems,
+    token_parity,
+    xl_parity,
+)
 from tests.oracles.decoders import Measured, measure
 from tests.oracles.ldm_parity import Measured as MeasuredPictures
 from tests.tiny import single
 from tests.tiny.decoder_cases import CASES
 
-PICTURES = (xl_parity, additions_parity, control_parity, ldm_parity, systems, classes_parity, token_parity)
+PICTURES = (xl_parity, additions_parity, control_parity, ldm_parity, systems, flow, classes_parity, token_parity)
 SINGLE = (
     ("sd1", None, "Stable Diffusion 1.x in one file"),
     ("sd2", "v_prediction", "Stable Diffusion 2.x in one file"),

@@ -65,6 +65,11 @@ def bytes_as(tensors: Tensors, dtype: torch.dtype) -> int:
     return dtype.itemsize * sum(math.prod(tensors.shape(name)) for name in halves)
 
 
+def is_packed(tensors: Tensors) -> bool:
+    """Return whether some tensors are packed, as in a GGUF file."""
+    return any(tensors.dtype(name) in PACKED for name in tensors)
+
+
 def overflows_in_half(name: str) -> bool:
     """Return whether an architecture's numbers are too large for float16; it then computes in bfloat16."""
     return name in ARCHITECTURES and getattr(architecture(name), "OVERFLOWS_IN_HALF", False)

@@ -45,7 +45,7 @@ from gencli.models.base import Rename
 METADATA = "lora_adapter_metadata"  # the key of the header under which diffusers writes peft's config
 # Widths of the texts that a UNet attends to → the models that have them.
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 1280: "the XL refiner"}
-UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
+UNET, TRANSFORMER, TEXT, TEXT_2 = "unet", "transformer", "text_encoder", "text_encoder_2"
 # A tensor's name becomes MODULE:SIDE, and MODULE becomes PART:MODULE. The first row that matches counts.
 NAMED = r"(?:\.[\w-]+)?"  # the adapter's name in peft: default, default_0, …
 SIDES = (
@@ -60,6 +60,7 @@ PARTS = (
     Rename(r"(?:lora_te1?_|text_encoder\.|text_encoders\.clip_l\.(?:transformer\.)?)(.+)", rf"{TEXT}:\1"),
     Rename(r"(?:lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.(?:transformer\.)?)(.+)", rf"{TEXT_2}:\1"),
     Rename(r"lycoris_(text_model_.+)", rf"{TEXT}:\1"),
+    Rename(r"transformer\.(.+)", rf"{TRANSFORMER}:\1"),
     Rename(r"(?:lora_unet_|lycoris_unet_|lycoris_|unet\.|diffusion_model\.)(.+)", rf"{UNET}:\1"),
     # The first files of diffusers, and PEFT folders, have no prefix.
     Rename(r"((?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\b.*)", rf"{UNET}:\1"),
@@ -220,6 +221,10 @@ def open_loras(
     """Open LoRA files for a checkpoint with these parts. Raise GencliError for one that changes other parts."""
     loras = [ImageLora(adapter, allow_pickle=allow_pickle) for adapter in adapters]
     for lora in loras:
+        if (
+            UNET in lora.modules and UNET not in parts and TRANSFORMER in parts
+        ):  # as kohya's and ComfyUI's names have it
+            lora.modules[TRANSFORMER] = lora.modules.pop(UNET) | lora.modules.get(TRANSFORMER, {})
         if lost := [part for part in lora.modules if part not in parts]:
             raise GencliError(
                 f"{lora.path} does not fit: it changes the {' and the '.join(lost)}, and {model} has none",
@@ -300,7 +305,7 @@ def _names_of_modules(part: str, model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             names[path] = path
-            for name in _text_names(path) if part != UNET else ():
+            for name in _text_names(path) if part not in (UNET, TRANSFORMER) else ():
                 names[name] = path
             if path.endswith(".to_out.0"):
                 names[path.removesuffix(".0")] = path

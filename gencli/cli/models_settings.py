@@ -116,7 +116,9 @@ def small_problems(contents: Contents, *, weights_are_fine: bool) -> Iterator[st
 
 def _any_prediction(contents: Contents) -> str | None:
     """Return a prediction type for a file that need not say it: for wholeness either will do."""
-    return "epsilon" if contents.is_file else None
+    from gencli.image.open import SINGLE
+
+    return "epsilon" if contents.is_file and open_checkpoint(contents).format == SINGLE else None
 
 
 def _open_image(contents: Contents) -> None:

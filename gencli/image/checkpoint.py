@@ -132,7 +132,10 @@ class ImageCheckpoint:
     @cached_property
     def factor(self) -> int:
         """Pixels a side of one latent."""
-        return 2 ** (len(_blocks(self, self.family.autoencoder)) - 1) if self.family.autoencoder else 1
+        if (name := self.family.autoencoder) is None:
+            return 1
+        packed = self.configs[name].get("_class_name") == "AutoencoderKLFlux2"  # of which 2 × 2 are one
+        return 2 ** (len(_blocks(self, name)) - 1) * (2 if packed else 1)
 
     @cached_property
     def multiple(self) -> int:
@@ -153,7 +156,7 @@ class ImageCheckpoint:
         sample = config.get("sample_size", config.get("image_size"))
         height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
         if width is None or height is None:
-            return None
+            return (self.family.side, self.family.side) if self.family.side else None
         if not all(isinstance(side, int) and 1 <= side <= 4096 for side in (width, height)):
             raise GencliError(f"{self.parts[last]}: sample_size = {sample!r} is not an image size")
         return width * self.factor, height * self.factor
@@ -161,7 +164,7 @@ class ImageCheckpoint:
 
 def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
     # Defaults as in diffusers' classes.
-    default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1, "VQModel": 1}
+    default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1, "VQModel": 1, "AutoencoderKLFlux2": 4}
     config = checkpoint.configs[part]
     blocks = config.get("block_out_channels", [0] * default.get(str(config.get("_class_name")), 1))
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 16:
@@ -171,7 +174,8 @@ def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
 
 def patch_size(config: Mapping[str, Any]) -> int:
     """Latents a side of a transformer's patch; 1 for other networks. Raises GencliError."""
-    size = config.get("patch_size", 2 if "Transformer2DModel" in str(config.get("_class_name")) else 1)
+    kind = str(config.get("_class_name"))
+    size = config.get("patch_size", {"Flux2Transformer2DModel": 1}.get(kind, 2) if "Transformer2DModel" in kind else 1)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 64:
         raise GencliError(f"patch_size = {size!r:.80} is not supported")
     return size

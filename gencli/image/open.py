@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from gencli.checkpoints import layout
+from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, folder_part
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats import stable_diffusion_keys
 from gencli.checkpoints.formats.autoencoder import read_alone
+from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
@@ -29,6 +30,7 @@ KNOWN = {  # what else model_index.json may say
     "add_watermarker",
     "is_cosxl_edit",
     "max_noise_level",
+    "is_distilled",
 }
 # generation_config.json beside model_index.json, with the names of diffusers' call → fields of ImageRequest
 DEFAULTS = {
@@ -104,6 +106,8 @@ def _of_file(opened: Checkpoint) -> ImageCheckpoint:
             stable_diffusion_keys.recognise(opened.contents.shapes)  # says what else it is
         except GencliError as error:
             raise GencliError(f"{path}: {error.message}", error.hint) from None
+    if opened.rest is not None:
+        return _of_folder(_with_rest(opened))
     family = find_family(opened.family, opened.parts)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
@@ -111,6 +115,23 @@ def _of_file(opened: Checkpoint) -> ImageCheckpoint:
     configs = {name: part.config for name, part in opened.parts.items()}
     labels = _labels(opened.labels, opened.labels_file)
     return ImageCheckpoint(opened, family, configs, notes=opened.notes, labels=labels, index=opened.index)
+
+
+def _with_rest(opened: Checkpoint) -> Checkpoint:
+    """A network in a file with the other parts of a folder: the one that it lies in, else its repository's in the local
+    cache. Raises GencliError where there is none, and for one of another pipeline."""
+    beside, rest = opened.contents.folder, str(opened.rest)
+    cached = hub_cache.snapshot(HubId(rest))
+    folder = beside if opened.contents.has("model_index.json") else cached
+    if folder is None:
+        raise GencliError(
+            f"{opened.path} is {opened.title} without the other parts of {opened.family}",
+            f"`gencli models pull {rest}` fetches them; or put it into a folder that has them and model_index.json",
+        )
+    found = open_checkpoint(Source(opened.name, folder, "folder"), allow_pickle=opened.contents.allow_pickle)
+    if found.family != opened.family:
+        raise GencliError(f"{opened.path} is {opened.title}, and {folder} holds a {found.family:.40}")
+    return dataclasses.replace(found, parts={**found.parts, **opened.parts})
 
 
 def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
@@ -139,6 +160,8 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
             configs[name] = part.config
     if kind in FIRST_PIPELINES:
         configs |= _as_first_pipelines_take(configs)
+    if configs.get("transformer", {}).get("norm_type") == "ada_norm_single":  # which older files call otherwise
+        configs["transformer"] = {**configs["transformer"], "_class_name": "PixArtTransformer2DModel"}
     _check_architectures(folder, family, configs)
     labels = _labels(index.get("id2label"), folder / "model_index.json")
     opened = dataclasses.replace(opened, parts=parts)

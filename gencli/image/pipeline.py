@@ -218,7 +218,8 @@ class _Loader:
         kind = str(config.get("model_type") or config.get("_class_name"))
         if dtype == torch.float16 and build.overflows_in_half(kind):
             dtype = torch.bfloat16
-        casting = self.place.type == "cpu" and dtype == torch.float32 and build.bytes_as(tensors, dtype) > limit
+        large = build.is_packed(tensors) or build.bytes_as(tensors, torch.float32) > limit
+        casting = self.place.type == "cpu" and dtype == torch.float32 and large
         given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
         module = build.load(owner.parts[name], device=self.place, dtype=dtype, **given)
         merge(self.changes if owner is self.checkpoint else [], name, module)
@@ -231,6 +232,8 @@ class _Loader:
         precision = pick_dtype(self.dtype, self.place, kinds)
         if self.dtype == "auto" and self.place.type == "cpu":
             precision = torch.float32
+        elif precision is None and build.is_packed(tensors):  # of which no other device multiplies packed matrices
+            precision = torch.bfloat16
         config = architecture(build.architecture_name(raw, owner.parts[stage.network])).Config.from_dict(raw)
         network: Held[BaseModel] = Held(
             lambda: _for_convolution(self.part(owner, stage.network, precision, NETWORK_LIMIT), self.place),

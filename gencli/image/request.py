@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gencli.errors import UsageError, did_you_mean
+from gencli.errors import UsageError
 from gencli.image.diffusion import samplers
 from gencli.options import (
     KINDS,
@@ -64,6 +64,11 @@ SAMPLER_LABELS = {
     "euler": "Euler",
     "euler_a": "Euler a",
     "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_sde": "DPM++ SDE",
+    "heun": "Heun",
+    "lms": "LMS",
+    "unipc": "UniPC",
     "lcm": "LCM",
 }
 SCHEDULE_LABELS = {True: "Karras", False: "Automatic"}
@@ -87,10 +92,10 @@ def parse_sampler_options(pairs: Sequence[str] | None) -> dict[str, bool | float
 
 def _check_sampler(name: str, value: Any) -> None:
     Option(str).check_one(name, value)
-    if value not in samplers.names():
-        known = samplers.names()
-        hint = did_you_mean(value, known)
-        raise UsageError(f"{name} {value!r}: no such sampler", hint or f"there are {', '.join(known)}")
+    try:
+        samplers.find(value)
+    except UsageError as error:
+        raise UsageError(f"{name} {value!r:.80}: no such sampler", error.hint) from None
 
 
 def _check_sampler_options(name: str, values: Any) -> None:
@@ -135,7 +140,17 @@ def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         except UsageError as error:
             raise UsageError(f"--stage {text!r:.80}: {error.message}", error.hint) from None
         stages.setdefault(name, {})[field] = value
-    return stages
+    return {name: {**values, **named_sampler(values)} for name, values in stages.items()}
+
+
+def named_sampler(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler of some fields' values as it is called here, with Karras' noise levels if its name elsewhere has
+    them."""
+    if values.get("sampler") is None:
+        return {}
+    name, karras = samplers.find(values["sampler"])
+    known = karras is None or values.get("karras") is not None
+    return {"sampler": name} | ({} if known else {"karras": karras})
 
 
 def _check_refiner_start(name: str, value: Any) -> None:
@@ -360,6 +375,8 @@ class ImageRequest:
 
     def __post_init__(self) -> None:
         check(self)
+        for name, value in named_sampler(vars(self)).items():
+            object.__setattr__(self, name, value)
         self._check_controls()
         if self.refiner_start is not None and self.refiner is None:
             raise UsageError("--refiner-start without a refiner", "name one with --refiner")

@@ -23,9 +23,11 @@ FEW = {"steps": 4, "guidance": 1.0}  # of models distilled to few steps; at guid
 FEW_STEPS = re.compile(r"turbo|lightning|hyper|schnell|flash|dmd|[0-9]-?step", re.IGNORECASE)  # in their names
 DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tells that it is such a model
     "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_a",
 }
+FEW_SAMPLERS = ("lcm", "tcd")  # for such models alone
 
 
 def resolve(
@@ -65,7 +67,7 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
     """Return the built-in values by name. sampler: the request's, if it names one.
 
     The family's own, which are those of diffusers' pipeline; 4 steps and no guidance for models distilled to few steps,
-    and for the sampler lcm; such models' guidance is the family's where the UNet is told it as a number.
+    and for the samplers lcm and tcd; such models' guidance is the family's where the UNet is told it as a number.
     """
     values = {**BUILT_IN, **(BUILT_IN_TEXT if checkpoint.prompt == "text" else {}), **checkpoint.family.defaults}
     if any(one.family.stages[0].name == "refiner" for one in checkpoint.further):
@@ -74,10 +76,12 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
         values["image_guidance"] = IMAGE_GUIDANCE
     if "classifier" in checkpoint.configs:
         values["classifier_scale"] = CLASSIFIER_SCALE
+    if _is_distilled(checkpoint):
+        values |= checkpoint.family.few
     own = distilled_sampler(checkpoint)
     if own is not None:
         values["sampler"] = own
-    if own is not None or sampler == "lcm":
+    if own is not None or sampler in FEW_SAMPLERS:
         values["steps"] = FEW["steps"]
         if "guidance" in values and not _reads_guidance(checkpoint):
             values["guidance"] = FEW["guidance"]
@@ -88,7 +92,13 @@ def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
     """Return the sampler of a model distilled to few steps: by its scheduler's class a latent consistency model's, and
     by its scheduler and its name one like SD Turbo."""
     sampler = _few_steps_sampler(checkpoint)
-    return sampler if sampler == "lcm" or FEW_STEPS.search(_names(checkpoint)) else None
+    return sampler if sampler in FEW_SAMPLERS or FEW_STEPS.search(_names(checkpoint)) else None
+
+
+def _is_distilled(checkpoint: ImageCheckpoint) -> bool:
+    """Return whether a model of a family with few-step forms is one, as model_index.json says it, or its name."""
+    said, pattern = checkpoint.index.get("is_distilled"), checkpoint.family.distilled
+    return bool(said) if said is not None else bool(pattern and re.search(pattern, _names(checkpoint), re.IGNORECASE))
 
 
 def _names(checkpoint: ImageCheckpoint) -> str:
@@ -103,7 +113,7 @@ def _few_steps_sampler(checkpoint: ImageCheckpoint) -> str | None:
     scheduler = checkpoint.configs[checkpoint.main.scheduler]
     kind = str(scheduler.get("_class_name"))
     sampler = DISTILLED.get(kind)
-    if sampler in (None, "lcm") or checkpoint.prompt != "text":
+    if sampler in (None, *FEW_SAMPLERS) or checkpoint.prompt != "text":
         return sampler if checkpoint.prompt == "text" else None
     trailing = scheduler.get("timestep_spacing") == "trailing"
     eps = scheduler.get("prediction_type", "epsilon") == "epsilon" and not scheduler.get("rescale_betas_zero_snr")
@@ -113,7 +123,7 @@ def _few_steps_sampler(checkpoint: ImageCheckpoint) -> str | None:
 def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoint) -> Iterator[str]:
     """Yield remarks about a request as it was asked and as it was resolved."""
     like = _few_steps_sampler(checkpoint)
-    if like not in (None, "lcm") and None in (asked.steps, asked.guidance, asked.sampler):
+    if like not in (None, *FEW_SAMPLERS) and None in (asked.steps, asked.guidance, asked.sampler):
         values = f"{request.sampler}, {request.steps} steps, --cfg-scale {request.guidance:g}"
         if distilled_sampler(checkpoint) is not None:
             yield f"{checkpoint.name} looks made for few steps (by its name, and Euler's trailing steps): {values}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,8 @@ def _plan_stage(
     request: ImageRequest, checkpoint: ImageCheckpoint, stage: Stage, owner: ImageCheckpoint, has_init: bool
 ) -> StagePlan:
     schedule = NoiseSchedule.from_config(owner.configs[stage.scheduler])
+    tokens = math.prod((side or 0) // owner.multiple for side in (request.width, request.height))
+    schedule = schedule.for_image(tokens, stage.law)
     if stage is not checkpoint.main:
         request = _own_request(request, stage, owner, schedule)
     sampler = samplers.get(request.sampler or "ddim")

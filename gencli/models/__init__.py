@@ -41,6 +41,10 @@ ARCHITECTURES: dict[str, str] = {
     "UNetModel": "guided_unet",
     "EncoderUNetModel": "guided_classifier",
     "ControlNetModel": "controlnet",
+    "PixArtTransformer2DModel": "pixart",
+    "ZImageTransformer2DModel": "z_image",
+    "Flux2Transformer2DModel": "flux2",
+    "AutoencoderKLFlux2": "autoencoder_kl_flux2",
 }
 
 

@@ -34,7 +34,14 @@ def multi_head_attention(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    seen: int | None = None,
 ) -> Tensor:
     """Return causal attention: each of the last T of S positions attends to those up to itself.
 
@@ -50,17 +57,19 @@ def attend(
         y = _scores(q.view(B, K, H // K, D), k, v, None, scale, softcap)
         return y.reshape(B, 1, H * D)
     q = q.transpose(1, 2)
-    if T == S and softcap is None and (window is None or window >= S):
+    seen = S if seen is None else seen
+    if T == S == seen and softcap is None and (window is None or window >= S):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=K < H)
         return y.transpose(1, 2).reshape(B, T, H * D)
     parts = []
     for low in range(S - T, S, BLOCK):  # absolute positions of the queries
         high = min(low + BLOCK, S)
         first = 0 if window is None else max(0, low - window + 1)
-        distance = torch.arange(low, high, device=q.device)[:, None] - torch.arange(first, high, device=q.device)
+        last = min(high, seen)
+        distance = torch.arange(low, high, device=q.device)[:, None] - torch.arange(first, last, device=q.device)
         mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
         block = q[:, :, low - (S - T) : high - (S - T)]
-        parts.append(_scores(block, k[:, :, first:high], v[:, :, first:high], mask, scale, softcap))
+        parts.append(_scores(block, k[:, :, first:last], v[:, :, first:last], mask, scale, softcap))
     return torch.cat(parts, dim=2).transpose(1, 2).reshape(B, T, H * D)
 
 

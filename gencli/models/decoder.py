@@ -203,7 +203,8 @@ class AttentionCore(nn.Module):
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        return self.o_proj(attend(q, k, v, scale=self.scale, window=self.window, softcap=self.softcap))
+        seen = None if cache is None else cache.seen
+        return self.o_proj(attend(q, k, v, scale=self.scale, window=self.window, softcap=self.softcap, seen=seen))
 
 
 class Attention(AttentionCore):
@@ -315,3 +316,22 @@ class Decoder(LanguageModel):
         if last_only:
             x = x[:, -1:]
         return self.head(self.model.norm(x))
+
+    def states(self, ids: Tensor, layers: Sequence[int], length: int | None = None) -> list[Tensor]:
+        """Return the states (B, T, C) after so many layers, each, of token ids (B, T); no further layer is run.
+
+        length: how many tokens there are before those that pad, which no token attends to.
+        """
+        cache = None if length is None else self.new_cache(*ids.shape)
+        if cache is not None:
+            cache.seen = length
+        x = self.embed(ids)
+        found = {0: x}
+        per_layer = self.cos_sin_per_layer(0, ids.shape[1], x)
+        for number, (layer, cos_sin) in enumerate(zip(self.model.layers, per_layer, strict=True), 1):
+            if number > max(layers):
+                break
+            x = layer(x, cos_sin, cache)
+            if number in layers:
+                found[number] = x
+        return [found[number] for number in layers]

@@ -164,9 +164,7 @@ class DiTTransformer2DModel(BaseModel):
         emb: nn.Module = self.transformer_blocks[0].get_submodule("norm1.emb")
         shift, scale = self.proj_out_1(F.silu(emb(waves, class_labels)))[:, None].chunk(2, dim=-1)
         tokens = self.proj_out_2(norm(tokens, 1e-6) * (1 + scale) + shift)
-        p = self.config.patch_size
-        out = tokens.unflatten(1, (height, width)).unflatten(3, (p, p, self.out_channels))  # (B, h, w, p, p, C)
-        return out.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.out_channels, height * p, width * p)
+        return unpatchify(tokens, height, width, self.config.patch_size, self.out_channels)
 
     def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
         if (height, width) not in self.positions:
@@ -180,13 +178,20 @@ def norm(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
-def positions(dim: int, height: int, width: int, base: int) -> Tensor:
+def unpatchify(tokens: Tensor, height: int, width: int, size: int, channels: int) -> Tensor:
+    """Return the image (B, C, h · size, w · size) of tokens (B, h · w, size · size · C)."""
+    out = tokens.unflatten(1, (height, width)).unflatten(3, (size, size, channels))  # (B, h, w, size, size, C)
+    return out.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), channels, height * size, width * size)
+
+
+def positions(dim: int, height: int, width: int, base: int, finer: float = 1.0) -> Tensor:
     """Return sines and cosines of each patch's column, then of its row: (height · width, dim) in float32.
 
-    If a side has another number of patches than `base`, they are spread evenly over the same range.
+    If a side has another number of patches than `base`, they are spread evenly over the same range. finer: how many
+    times nearer to each other they lie.
     """
-    rows = torch.arange(height, dtype=torch.float32) / (height / base)
-    columns = torch.arange(width, dtype=torch.float32) / (width / base)
+    rows = torch.arange(height, dtype=torch.float32) / (height / base) / finer
+    columns = torch.arange(width, dtype=torch.float32) / (width / base) / finer
     frequencies = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
 
     def waves(places: Tensor) -> Tensor:

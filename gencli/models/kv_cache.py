@@ -10,8 +10,10 @@ class KeyValueCache:
     """Keys and values of every layer, allocated once: (B, K, S, D) each. `length` positions are filled.
 
     B: batch, K: key/value heads, S: positions, D: size of a head. dtype: that of the cache, whatever the weights are
-    stored as.
+    stored as. seen: how many positions are attended to, where those after them are padding; None: all.
     """
+
+    seen: int | None = None
 
     def __init__(
         self,

@@ -151,6 +151,10 @@ def _is_stored(layer: Any, compute_dtype: torch.dtype) -> bool:
     return isinstance(layer.weight, Packed) or _differs(layer.weight, compute_dtype)
 
 
+def _is_packed(layer: Any, compute_dtype: torch.dtype) -> bool:
+    return isinstance(layer.weight, Packed)
+
+
 def _has_kernel(layer: Any, compute_dtype: torch.dtype) -> bool:
     known = isinstance(layer.weight, Packed) or layer.weight.dtype in FLOATS
     return known and layer.weight.is_cpu and compute_dtype is torch.float32 and library() is not None
@@ -172,6 +176,7 @@ LAYERS = (
     Row(nn.Linear, StoredLinear, _is_stored, language=True),
     Row(Conv1D, StoredConv1D, _is_stored, language=True),
     Row(nn.Embedding, StoredEmbedding, _is_stored),
+    Row(nn.Linear, StoredLinear, _is_packed),
     Row(nn.Linear, CastLinear, _is_stored),
     Row(nn.Conv2d, CastConv2d, _is_stored),
 )

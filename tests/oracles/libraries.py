@@ -19,6 +19,7 @@ class Library:
 
 
 diffusers = Library("diffusers")
+flux2_klein = Library("diffusers.pipelines.flux2.pipeline_flux2_klein")
 ldm_bert = Library("diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion")
 peft = Library("peft")
 sentencepiece = Library("sentencepiece")

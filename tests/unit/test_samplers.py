@@ -31,10 +31,15 @@ def exact(x: Tensor, point: Point) -> Prediction:
     return Prediction(x0, eps)
 
 
+def flow(x: Tensor, start: Point, end: Point) -> Tensor:
+    """Where the probability flow takes x: the same number of standard deviations from the mean."""
+    first, last = (math.sqrt(at.alpha_cumprod * DEVIATION**2 + 1 - at.alpha_cumprod) for at in (start, end))
+    return end.sqrt_alpha_cumprod * MEAN + last * (x - start.sqrt_alpha_cumprod * MEAN) / first
+
+
 def ode_solution(x: Tensor, start: Point) -> Tensor:
-    """Where the probability flow takes x: the same number of standard deviations from the mean, at ᾱ = 1."""
-    spread = start.alpha_cumprod * DEVIATION**2 + 1 - start.alpha_cumprod
-    return MEAN + DEVIATION * (x - start.sqrt_alpha_cumprod * MEAN) / math.sqrt(spread)
+    """Where the probability flow takes x at ᾱ = 1."""
+    return flow(x, start, Point(-1.0, 1.0))
 
 
 def run(
@@ -72,6 +77,37 @@ def test_dpmpp_2m_is_of_second_order() -> None:
     found = errors("dpmpp_2m", [20, 40, 80, 160], karras=True)
     assert all(1.8 < order < 2.5 for order in orders(found))
     assert found[-1] < 0.1 * errors("euler", [160], karras=True)[0]
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("heun", 1.8, 2.4), ("unipc", 2.0, 3.5), ("lms", 2.8, 4.2)])
+def test_second_order_and_more(name: str, least: float, most: float) -> None:
+    """Before the step to σ = 0, which is one of Euler's or less. UniC-2 has an order more than UniP-2; lms begins with
+    a step of first order."""
+    schedule, sampler, found = NoiseSchedule(), samplers.get(name), []
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    for num in (20, 40, 80, 160):
+        steps = sampler.steps(schedule, num, "trailing", karras=True)
+        *_, before, _ = sampler(exact, x, steps, draw_noise=lambda: x)
+        found.append((before.x - flow(x, steps[0].at, steps[-1].at)).abs().max().item())
+    assert all(least < order < most for order in orders(found)), orders(found)
+
+
+NUMBERS = [*range(1, 60), *range(60, 1000, 47), 499, 500, 501, 998, 999, 1000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", samplers.names())
+def test_every_number_of_steps(name: str) -> None:
+    """From 1 to 1000, or as many as a model of few steps learned: as many steps, down to noise that is nearly none."""
+    schedule, sampler = NoiseSchedule(), samplers.get(name)
+    x, limit = torch.linspace(-2, 2, 3), 50 if name in ("lcm", "tcd") else 1000
+    for num in (num for num in NUMBERS if num <= limit):
+        steps = sampler.steps(schedule, num)
+        assert [step.index for step in steps] == list(range(num))
+        assert all(a.next == b.at for a, b in pairwise(steps)) and steps[-1].next.alpha_cumprod > 0.999
+        assert all(step.at.alpha_cumprod <= step.next.alpha_cumprod for step in steps)
+    for num in (1, 2, 3, 7, limit):
+        assert run(name, x, sampler.steps(schedule, num)).isfinite().all()
 
 
 def test_euler_is_the_ode_step_of_ddim() -> None:
@@ -166,7 +202,9 @@ def test_ddpm_is_ddim_at_eta_1() -> None:
     torch.testing.assert_close(ancestral, ddim, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("name", samplers.names())
+@pytest.mark.parametrize(
+    "name", [name for name in samplers.names() if name not in ("tcd", "lms")]
+)  # they end elsewhere
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "quadratic"])
 def test_every_sampler_ends_at_x0(name: str, spacing: str) -> None:
     schedule, sampler = NoiseSchedule(), samplers.get(name)
@@ -221,7 +259,9 @@ def test_samplers_go_on_from_a_changed_x(name: str) -> None:
         torch.testing.assert_close(sample.x0, before)
 
 
-@pytest.mark.parametrize("name", [name for name in samplers.names() if name != "lcm"])  # lcm wants a model of its kind
+@pytest.mark.parametrize(
+    "name", [name for name in samplers.names() if name not in ("lcm", "tcd")]
+)  # those want models of their kind
 def test_zero_terminal_snr(name: str) -> None:
     schedule = NoiseSchedule(rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=False)
     sampler = samplers.get(name)
@@ -260,13 +300,55 @@ def test_ddim_without_eta_draws_no_noise() -> None:
         raise AssertionError("noise was drawn")
 
     x, steps = torch.randn(1, 1, 2, 2), NoiseSchedule().steps(3)
-    for name in ("ddim", "euler", "dpmpp_2m"):
+    for name in ("ddim", "euler", "dpmpp_2m", "heun", "lms", "unipc"):
         assert len(list(samplers.get(name)(exact, x, steps, draw_noise=never))) == 3
     with pytest.raises(AssertionError, match="noise was drawn"):
         list(samplers.get("ddim")(exact, x, steps, draw_noise=never, eta=0.1))
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(UsageError, match="eta"):
             list(samplers.get("ddim")(exact, x, steps, draw_noise=never, eta=eta))
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_sde"])
+def test_solvers_of_the_sde_end_with_the_variance_of_the_data(name: str) -> None:
+    """From the noise of the beginning; in 100 steps, and nearer than ancestral steps of first order."""
+    schedule, count, found = NoiseSchedule(), 40_000, {}
+    for one in ("euler_a", name):
+        sampler, generator = samplers.get(one), torch.Generator().manual_seed(5)
+        steps = sampler.steps(schedule, 100, "linspace")
+        x = torch.randn(count, dtype=torch.float64, generator=generator)
+        x = run(one, x, steps, lambda g=generator: torch.randn(count, dtype=torch.float64, generator=g))
+        found[one] = abs(x.var().item() / DEVIATION**2 - 1), x.mean().item()
+    assert found[name][0] < 5 * math.sqrt(2 / count) < found["euler_a"][0]
+    assert found[name][1] == pytest.approx(MEAN, abs=5 * DEVIATION / math.sqrt(count))
+
+
+def test_the_middle_of_a_step_lies_within_it() -> None:
+    schedule = NoiseSchedule()
+    for name, options in (("dpmpp_sde", {}), ("dpmpp_sde", {"karras": True}), ("tcd", {"eta": 0.5})):
+        *steps, last = samplers.get(name).steps(schedule, 10, "trailing", **options)
+        assert all(step.next.alpha_cumprod <= step.middle.alpha_cumprod for step in steps) is (name == "tcd")
+        if name == "dpmpp_sde":
+            assert last.middle is None
+            for step in steps:
+                assert step.middle.sigma**2 == pytest.approx(step.at.sigma * step.next.sigma)
+                assert step.next.t < step.middle.t < step.at.t
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("DPM++ 2M Karras", ("dpmpp_2m", True)), ("DPM++ 2M SDE", ("dpmpp_2m_sde", None)),
+        ("DPM++ SDE Karras", ("dpmpp_sde", True)), ("Euler a", ("euler_a", None)), ("UniPC", ("unipc", None)),
+        ("LMS Karras", ("lms", True)), ("DPMSolverMultistepScheduler", ("dpmpp_2m", None)),
+        ("EulerAncestralDiscreteScheduler", ("euler_a", None)), ("UniPCMultistepScheduler", ("unipc", None)),
+        ("TCDScheduler", ("tcd", None)), ("FlowMatchEulerDiscreteScheduler", ("euler", None)),
+        ("k_euler_ancestral", ("euler_a", None)), ("dpmpp_2m_sde_k", ("dpmpp_2m_sde", True)),
+        ("uni_pc", ("unipc", None)), ("dpm++2m", ("dpmpp_2m", None)),
+    ],
+)  # fmt: skip
+def test_names_elsewhere(text: str, found: tuple[str, bool | None]) -> None:
+    assert samplers.find(text) == found
 
 
 def test_learned_range_lies_between_the_fixed_variances() -> None:
@@ -295,6 +377,10 @@ def test_registry() -> None:
     last = {"lower_order_final": True, "euler_at_final": False}
     assert samplers.get("dpmpp_2m").options == {"karras": False, **last}
     assert samplers.get("euler_a").options == {}
+    assert samplers.get("dpmpp_2m_sde").options == {"karras": False, **last}
+    assert samplers.get("unipc").options == {"karras": False, "lower_order_final": True}
+    assert samplers.get("tcd").options == {"original_inference_steps": 50, "eta": 0.3}
+    assert all(samplers.get(name).options == {"karras": False} for name in ("heun", "lms", "dpmpp_sde"))
     with pytest.raises(UsageError, match="nonesuch"):
         samplers.get("nonesuch")
     with pytest.raises(UsageError) as caught:

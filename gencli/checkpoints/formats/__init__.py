@@ -14,6 +14,7 @@ from gencli.checkpoints.formats.autoencoder import is_autoencoder, read_autoenco
 from gencli.checkpoints.formats.biggan import is_biggan, read_biggan
 from gencli.checkpoints.formats.ddpm import is_ddpm, read_ddpm
 from gencli.checkpoints.formats.dit import is_dit, read_dit
+from gencli.checkpoints.formats.flow import is_flow, read_flow
 from gencli.checkpoints.formats.gguf import is_gguf, read_gguf
 from gencli.checkpoints.formats.guided_diffusion import is_guided_diffusion, read_guided_diffusion
 from gencli.checkpoints.formats.stable_diffusion import is_stable_diffusion, read_stable_diffusion
@@ -36,6 +37,7 @@ FORMATS: tuple[Format, ...] = (
     Format("diffusers", folders.is_diffusers, folders.read_diffusers),
     Format("biggan", is_biggan, read_biggan),
     Format("transformers", folders.is_transformers, folders.read_transformers),
+    Format("flow", is_flow, read_flow),
     Format("gguf", is_gguf, read_gguf),
     Format("folder", folders.is_folder, folders.read_folder),
     Format("stable diffusion", is_stable_diffusion, read_stable_diffusion),

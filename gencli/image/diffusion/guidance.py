@@ -73,7 +73,10 @@ class Denoiser:
 
         Raises GencliError for an ε-model at zero SNR, where ε says nothing about x0.
         """
-        output, variance = self.output(x, point.t)
+        seen = x
+        if self.schedule.prediction_type == "flow":  # whose x is (1 − σ) · x0 + σ · ε
+            seen = x / (point.sqrt_alpha_cumprod + point.sqrt_one_minus_alpha_cumprod)
+        output, variance = self.output(seen, point.t)
         x0, eps = to_x0_eps(self.schedule.prediction_type, output, x, point)
         if self.schedule.thresholding and "threshold" in self.limits:
             x0 = dynamic_threshold(x0, self.schedule.dynamic_thresholding_ratio, self.schedule.sample_max_value)
@@ -121,13 +124,15 @@ def rescale(guided: Tensor, cond: Tensor, fraction: float) -> Tensor:
 
 
 def to_x0_eps(prediction_type: str, output: Tensor, x: Tensor, point: Point) -> tuple[Tensor, Tensor]:
-    """x0 and ε of a model's output at x. v is √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022).
+    """x0 and ε of a model's output at x. v is √ᾱ·ε − √(1−ᾱ)·x0 (Salimans & Ho 2022), or of flow matching ε − x0.
 
     Raises GencliError for ε at zero SNR.
     """
     a, s = point.sqrt_alpha_cumprod, point.sqrt_one_minus_alpha_cumprod
     if prediction_type == "v_prediction":
         return a * x - s * output, a * output + s * x
+    if prediction_type == "flow":
+        return (x - s * output) / (a + s), (x + a * output) / (a + s)
     if prediction_type == "sample":
         return output, (x - a * output) / s
     if a == 0:

@@ -48,6 +48,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "variance_type": "fixed_small_log",
     },
     "LCMScheduler": {**_LATENT, "clip_sample": False},
+    "TCDScheduler": {**_LATENT, "clip_sample": False},
     "PNDMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
     "EulerDiscreteScheduler": _SIGMA_SPACE,
     "EulerAncestralDiscreteScheduler": _SIGMA_SPACE,
@@ -57,9 +58,12 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "UniPCMultistepScheduler": _SIGMA_SPACE,
     "LMSDiscreteScheduler": _SIGMA_SPACE,
     "HeunDiscreteScheduler": _K_DIFFUSION,
+    "DPMSolverSDEScheduler": _K_DIFFUSION,
     "KDPM2DiscreteScheduler": _K_DIFFUSION,
     "KDPM2AncestralDiscreteScheduler": _K_DIFFUSION,
 }
+FLOW = "FlowMatchEulerDiscreteScheduler"
+ONE_WAY = {"UnCLIPScheduler": "linspace", FLOW: "trailing"}  # classes without that field
 TINY = 1e-12
 BOUNDS: dict[str, tuple[float, float]] = {  # whole numbers where the lower one is whole
     "num_train_timesteps": (2, 2**16),
@@ -94,8 +98,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
 def named_spacing(raw: Mapping[str, Any]) -> str | None:
     """How steps lie on the schedule of a scheduler_config.json, if it says so, by its field or by a class that has one
     way only; otherwise a sampler has its own."""
-    own = "linspace" if raw.get("_class_name") == "UnCLIPScheduler" else None
-    return raw.get("timestep_spacing") or own
+    return raw.get("timestep_spacing") or ONE_WAY.get(str(raw.get("_class_name")))
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Step:
-    """From one noise level down to the next; `index` counts from 0. A step's `next` is the following step's `at`."""
+    """From one noise level down to the next; `index` counts from 0. A step's `next` is the following step's `at`.
+
+    middle: a noise level on the way, for samplers that stop there.
+    """
 
     index: int
     at: Point
     next: Point
+    middle: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -174,13 +181,21 @@ class NoiseSchedule:
         values out of range.
         """
         name = raw.get("_class_name", "DDIMScheduler")
+        if name == FLOW:
+            from gencli.image.diffusion.flow import FlowSchedule
+
+            return FlowSchedule.from_config(raw)
         if not isinstance(name, str) or name not in CLASS_DEFAULTS:
             raise GencliError(
                 f"{FILE}: scheduler class {name!r} is not supported",
-                f"gencli knows the noise schedules of {', '.join(CLASS_DEFAULTS)}",
+                f"gencli knows the noise schedules of {', '.join([*CLASS_DEFAULTS, FLOW])}",
             )
         given = {key: value for key, value in raw.items() if value is not None}
         return read_config(cls, {**CLASS_DEFAULTS[name], **given}, inert=INERT, only=ONLY, file=FILE)
+
+    def for_image(self, tokens: int, law: str) -> NoiseSchedule:
+        """The schedule for an image of so many tokens: the same, but for some of flow matching."""
+        return self
 
     @cached_property
     def betas(self) -> np.ndarray:
@@ -246,10 +261,13 @@ class NoiseSchedule:
 
     def steps(self, num: int, spacing: str | None = None, *, final: float | None = None) -> list[Step]:
         """The steps of DDIM: each of `timesteps` to the next, the last to ᾱ = `final` (None: the checkpoint's)."""
-        timesteps = self.timesteps(num, spacing)
-        levels = self.alphas_cumprod[timesteps].tolist()
-        points = [Point(float(t), level) for t, level in zip(timesteps, levels, strict=True)]
+        points = self.at_whole(self.timesteps(num, spacing))
         return chain(points, self.final_alpha_cumprod if final is None else final)
+
+    def at_whole(self, timesteps: Sequence[int]) -> list[Point]:
+        """The noise levels of whole timesteps."""
+        levels = self.alphas_cumprod[timesteps].tolist()
+        return [Point(float(t), level) for t, level in zip(timesteps, levels, strict=True)]
 
     # What samplers in σ space make their grids from.
 
@@ -275,6 +293,11 @@ class NoiseSchedule:
         """The noise levels σ, with the timesteps, fractions, of each: log σ is linear between whole ones."""
         timesteps = np.interp(np.log(sigmas), np.log(self.sigmas), np.arange(len(self.sigmas)))
         return [Point(float(t), 1 / (1 + sigma**2)) for t, sigma in zip(timesteps, sigmas, strict=True)]
+
+    def karras_points(self, num: int, first: float | None = None, last: float | None = None) -> list[Point]:
+        """`num` noise levels even in the 7th root of σ, from `first` to `last` (None: the ends of the schedule)."""
+        first, last = first or float(self.sigmas[-1]), last or float(self.sigmas[0])
+        return self.at_sigmas(karras_sigmas(first, last, num))
 
 
 def karras_sigmas(first: float, last: float, num: int, rho: float = 7.0) -> list[float]:

@@ -28,7 +28,8 @@ class Stage:
     steps: which of its steps it takes, of all that its settings make; follows: the stage whose settings it takes, where
     a second network finishes what the first began. scale: how many times larger its image is than the one that it
     enlarges; 1 where it enlarges none. shows: whether its x0 can be decoded to an image. defaults: values for
-    `ImageRequest` that are not the main stage's.
+    `ImageRequest` that are not the main stage's. law: how the shift of a flow's noise levels grows with the image (see
+    `diffusion.flow`).
     """
 
     conditioner: str | None
@@ -41,6 +42,7 @@ class Stage:
     scale: int = 1
     shows: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    law: str = "linear"
 
 
 def import_name(name: str) -> Any:
@@ -73,6 +75,9 @@ class Family:
     reads_init: Literal["changes", "enlarges", "varies", "none"] = "changes"
     one_at_a_time: bool = False
     main: int = 0
+    side: int | None = None
+    distilled: str | None = None
+    few: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> str:
@@ -157,6 +162,24 @@ DIT = Family(
 )
 # Dhariwal & Nichol 2021, in pixels; of a class where the UNet is told one
 GUIDED_DIFFUSION = Family(CLASSES, {"unet": frozenset({"UNetModel"}), "scheduler": None}, "none", check=checks.pixels)
+
+# Chen et al. 2023 and 2024: a DiT that attends to the states of T5
+PIXART_SIGMA = Family(
+    (Stage("t5:load_sigma", network="transformer"),),
+    {
+        "transformer": frozenset({"PixArtTransformer2DModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKL"}),
+        "text_encoder": frozenset({"t5"}),
+        "tokenizer": None,
+    },
+    "text",
+    autoencoder="vae",
+    check=checks.pixart,
+    defaults={"sampler": "dpmpp_2m", "steps": 20, "guidance": 4.5},
+    one_at_a_time=True,
+)
+PIXART_ALPHA = dataclasses.replace(PIXART_SIGMA, stages=(Stage("t5:load_alpha", network="transformer"),))
 
 # Saharia et al. 2022 (Imagen), as DeepFloyd IF: 64 pixels a side, then a network that enlarges them four times
 IMAGEN = Family(
@@ -259,6 +282,33 @@ UNCLIP = dataclasses.replace(
     main=1,
 )
 
+# Cai et al. 2025 (Z-Image and its Turbo), and Black Forest Labs 2025 (FLUX.2 klein), by flow matching
+_QWEN3 = {"scheduler": None, "text_encoder": frozenset({"qwen3"}), "tokenizer": None}
+Z_IMAGE = Family(
+    (Stage("qwen3:load_z_image", network="transformer"),),
+    {"transformer": frozenset({"ZImageTransformer2DModel"}), "vae": frozenset({"AutoencoderKL"}), **_QWEN3},
+    "text",
+    autoencoder="vae",
+    check=checks.z_image,
+    defaults={"sampler": "euler", "steps": 50, "guidance": 5.0},
+    one_at_a_time=True,
+    side=1024,
+    distilled="turbo",
+    few={"steps": 8, "guidance": 1.0},
+)
+FLUX2_KLEIN = Family(
+    (Stage("qwen3:load_flux2", network="transformer", law="steps"),),
+    {"transformer": frozenset({"Flux2Transformer2DModel"}), "vae": frozenset({"AutoencoderKLFlux2"}), **_QWEN3},
+    "text",
+    autoencoder="vae",
+    check=checks.flux2,
+    defaults={"sampler": "euler", "steps": 50, "guidance": 4.0},
+    one_at_a_time=True,
+    side=1024,
+    distilled="^(?!.*base)",
+    few={"steps": 4, "guidance": 1.0},
+)
+
 # `_class_name` of model_index.json → family
 FAMILIES: dict[str, Family] = {
     "DDPMPipeline": UNCONDITIONAL,
@@ -284,6 +334,11 @@ FAMILIES: dict[str, Family] = {
     "UnCLIPImageVariationPipeline": UNCLIP_VARIATIONS,
     "IFPipeline": IMAGEN,
     "IFSuperResolutionPipeline": IMAGEN_UPSCALER,
+    "PixArtAlphaPipeline": PIXART_ALPHA,
+    "PixArtSigmaPipeline": PIXART_SIGMA,
+    "ZImagePipeline": Z_IMAGE,
+    "ZImageImg2ImgPipeline": Z_IMAGE,
+    "Flux2KleinPipeline": FLUX2_KLEIN,
 }
 
 

@@ -77,6 +77,40 @@ def transformer(checkpoint: Described) -> None:
             raise _unsupported(checkpoint, "transformer", key, value, hint)
 
 
+def pixart(checkpoint: Described) -> None:
+    """As `transformer`; it reads states as wide as those of T5."""
+    transformer(checkpoint)
+    reads, width = (
+        _number(checkpoint.configs[part], key, 4096)
+        for part, key in (("transformer", "caption_channels"), ("text_encoder", "d_model"))
+    )
+    if reads != width:
+        raise _unsupported(checkpoint, "transformer", "caption_channels", reads, f"its text encoder gives {width}")
+
+
+def z_image(checkpoint: Described) -> None:
+    """The transformer reads as many channels as the latents have, and captions as wide as the text encoder's states."""
+    _check_flow(checkpoint, 1, "cap_feat_dim", 2560, 1)
+
+
+def flux2(checkpoint: Described) -> None:
+    """As `z_image`; four latents are one, and three layers of states lie beside each other, of which the last is the
+    27th."""
+    _check_flow(checkpoint, 4, "joint_attention_dim", 15360, 3)
+    if (layers := _number(checkpoint.configs["text_encoder"], "num_hidden_layers", 32)) < 27:
+        raise _unsupported(checkpoint, "text encoder", "num_hidden_layers", layers, "its 27th layer is read")
+
+
+def _check_flow(checkpoint: Described, latents: int, key: str, default: int, layers: int) -> None:
+    network, configs = checkpoint.configs["transformer"], checkpoint.configs
+    channels = latents * _number(configs["vae"], "latent_channels", 32 if latents > 1 else 4)
+    if (reads := network.get("in_channels", 128 if latents > 1 else 16)) != channels:
+        raise _unsupported(checkpoint, "transformer", "in_channels", reads, f"its autoencoder makes {channels}")
+    width = layers * _number(configs["text_encoder"], "hidden_size", 4096)
+    if (reads := network.get(key, default)) != width:
+        raise _unsupported(checkpoint, "transformer", key, reads, f"its text encoder gives {width}")
+
+
 def imagen(checkpoint: Described, reads: int = 3) -> None:
     """The UNet reads as many channels as `reads`, predicts ε and a variance, and reads the states of T5."""
     unet = checkpoint.configs["unet"]

@@ -22,8 +22,6 @@ INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
 LIMIT = 32 * TEXT_LIMIT  # characters of either: two prompts of that length, each character as two JSON escapes
 ALIASES = {"Eta DDIM": "Eta", "Guidance Scale": "CFG scale"}
 INERT = {"Version", "Model hash", "VAE hash", "App", "Size-1", "Size-2"}  # say nothing about the pixels
-# Names of samplers elsewhere, in lower case and joined by underscores → ours.
-SAMPLERS = {"euler_ancestral": "euler_a", "dpmpp2m": "dpmpp_2m", "dpmpp_2m": "dpmpp_2m"}
 USUAL = ("automatic", "normal", "native", "default")  # words of other tools for no schedule of their own
 TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>")
 NO_RECIPE_HINT = (
@@ -170,9 +168,8 @@ def _read(field: str | None, text: str, ours: bool) -> dict[str, Any] | None:
 
 def _sampler_words(text: str) -> tuple[str, dict[str, Any]]:
     """Return a sampler as gencli calls it, by the names of the web UI, k-diffusion and others, and its schedule."""
-    name = re.sub(r"[ _]+", "_", text.lower().replace("++", "pp")).removeprefix("k_")
-    name, more = (name[: -len(end[0])], {"karras": True}) if (end := re.search("_k(arras)?$", name)) else (name, {})
-    return SAMPLERS.get(name, name), more
+    name, karras = samplers.find(text)
+    return name, {} if karras is None else {"karras": karras}
 
 
 def _schedule_words(text: str) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Prompts of Imagen's form (Saharia et al. 2022): the last states of T5, whose padding only T5 itself leaves out."""
+"""Prompts as the last states of T5: of Imagen's form (Saharia et al. 2022), whose padding only T5 itself leaves out,
+and of PixArt's, which leaves it out too."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.image.conditioning import Conditioning
@@ -15,7 +17,7 @@ from gencli.image.request import ImageRequest
 from gencli.models.t5 import T5EncoderModel
 from gencli.tokens import Tokenizer
 
-LENGTH = 77  # tokens that DeepFloyd IF was trained with
+LENGTH, ALPHA_LENGTH, SIGMA_LENGTH = 77, 120, 300  # tokens that DeepFloyd IF and PixArt-α and Σ were trained with
 
 
 def load(checkpoint: PromptParts, loader: Loader) -> T5Prompts:
@@ -23,12 +25,23 @@ def load(checkpoint: PromptParts, loader: Loader) -> T5Prompts:
     return T5Prompts(checkpoint.tokenizer(), cast(T5EncoderModel, loader("text_encoder")))
 
 
+def load_alpha(checkpoint: PromptParts, loader: Loader) -> PixArtPrompts:
+    """Load the text encoder and its tokenizer."""
+    return PixArtPrompts(checkpoint.tokenizer(), cast(T5EncoderModel, loader("text_encoder")), ALPHA_LENGTH)
+
+
+def load_sigma(checkpoint: PromptParts, loader: Loader) -> PixArtPrompts:
+    """Load the text encoder and its tokenizer."""
+    return PixArtPrompts(checkpoint.tokenizer(), cast(T5EncoderModel, loader("text_encoder")), SIGMA_LENGTH)
+
+
 @dataclass(frozen=True)
 class T5Prompts:
-    """Prompts, in lower case, → `encoder_hidden_states` (B, 77, C)."""
+    """Prompts, in lower case, → `encoder_hidden_states` (B, length, C)."""
 
     tokenizer: Tokenizer
     t5: T5EncoderModel
+    length: int = LENGTH
 
     @property
     def text_encoders(self) -> list[tuple[Tokenizer, T5EncoderModel]]:
@@ -36,25 +49,40 @@ class T5Prompts:
 
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
         """Raises GencliError for a prompt that is too long."""
-        ids = [self._ids(prompt.lower().strip(), request.truncate) for prompt in prompts]
-        padded = torch.tensor([[*one, *[0] * (LENGTH - len(one))] for one in ids], device=self.t5.device)
-        mask = torch.arange(LENGTH, device=self.t5.device) < torch.tensor([[len(one)] for one in ids]).to(padded)
+        padded, mask = self._padded(prompts, request)
         return Conditioning({"encoder_hidden_states": self.t5(padded, mask)})
 
     def negative(self, request: ImageRequest) -> Conditioning:
         return self.encode([request.negative or ""], request)
+
+    def _padded(self, prompts: Sequence[str], request: ImageRequest) -> tuple[Tensor, Tensor]:
+        """Token ids (B, length) and their mask, false for padding."""
+        ids = [self._ids(prompt.lower().strip(), request.truncate) for prompt in prompts]
+        padded = torch.tensor([[*one, *[0] * (self.length - len(one))] for one in ids], device=self.t5.device)
+        mask = torch.arange(self.length, device=self.t5.device) < torch.tensor([[len(one)] for one in ids]).to(padded)
+        return padded, mask
 
     def _ids(self, prompt: str, truncate: str | None) -> list[int]:
         end = next(iter(self.tokenizer.eos_ids), None)
         if end is None:
             raise GencliError(f"{self.tokenizer.folder}: the tokenizer names no end token")
         ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        if len(ids) >= LENGTH and truncate is None:
+        if len(ids) >= self.length and truncate is None:
             raise GencliError(
-                f"the prompt has {len(ids)} tokens, and this model reads at most {LENGTH - 1}: {prompt[:40]!r}…",
+                f"the prompt has {len(ids)} tokens, and this model reads at most {self.length - 1}: {prompt[:40]!r}…",
                 "--truncate right leaves out its end, --truncate left its beginning",
             )
-        ids = ids[1 - LENGTH :] if truncate == "left" else ids[: LENGTH - 1]
+        ids = ids[1 - self.length :] if truncate == "left" else ids[: self.length - 1]
         if max([*ids, end]) >= self.t5.config.vocab_size:
             raise GencliError(f"{self.tokenizer.folder}: the tokenizer knows more tokens than the text encoder")
         return [*ids, end]
+
+
+class PixArtPrompts(T5Prompts):
+    """The same with their mask, and the size of the image, which some of the networks read."""
+
+    def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
+        padded, mask = self._padded(prompts, request)
+        size = torch.tensor([[float(request.height or 0), float(request.width or 0)]], device=self.t5.device)
+        states = self.t5(padded, mask)
+        return Conditioning({"encoder_hidden_states": states, "encoder_attention_mask": mask, "size": size})

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
     from gencli.image.diffusion.guidance import Predict
     from gencli.image.diffusion.schedule import NoiseSchedule, Step
+
+# Names elsewhere, as `_plain` leaves them → ours: the web UI's, k-diffusion's and ComfyUI's, diffusers' classes.
+ALIASES = {
+    "eulerancestral": "euler_a", "eulerdiscrete": "euler", "eulerancestraldiscrete": "euler_a",
+    "flowmatcheulerdiscrete": "euler", "heundiscrete": "heun", "flowmatchheundiscrete": "heun", "lmsdiscrete": "lms",
+    "dpmsolvermultistep": "dpmpp_2m", "dpmsolversde": "dpmpp_sde", "dpmpp2msdegpu": "dpmpp_2m_sde",
+    "dpmppsdegpu": "dpmpp_sde", "unipcmultistep": "unipc", "unipcbh2": "unipc", "ddimparallel": "ddim",
+    "ddpmparallel": "ddpm",
+}  # fmt: skip
+KARRAS = re.compile(r"[ _](?:karras|k)$")
 
 
 @dataclass(frozen=True)
@@ -45,11 +56,27 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def find(text: str) -> tuple[str, bool | None]:
+    """The name of a sampler that is called so here or elsewhere ("DPM++ 2M Karras", "EulerDiscreteScheduler"), and
+    whether Karras' noise levels belong to it: None where the text says nothing of them. Raises UsageError."""
+    low = text.strip().lower()
+    words = KARRAS.sub("", low)
+    known = {**ALIASES, **{_plain(name): name for name in names()}}
+    if (name := known.get(_plain(words))) is None:
+        close = did_you_mean(_plain(words), known)
+        hint = close and f"did you mean {known[close.removeprefix('did you mean ').removesuffix('?')]}?"
+        raise UsageError(f"no sampler {text!r:.80}", hint or f"gencli has {', '.join(names())}")
+    return name, True if words != low else None
+
+
+def _plain(text: str) -> str:
+    """A name without what others write differently."""
+    return re.sub("[^a-z0-9]", "", text.replace("++", "pp").removeprefix("k_")).removesuffix("scheduler")
+
+
 def get(name: str) -> Sampler:
     """The sampler of that name. Raises UsageError for an unknown one."""
-    if name not in names():
-        raise UsageError(f"no sampler {name!r}", did_you_mean(name, names()) or f"gencli has {', '.join(names())}")
-    sampler: Sampler = importlib.import_module(f"{__name__}.{name}").SAMPLER
+    sampler: Sampler = importlib.import_module(f"{__name__}.{find(name)[0]}").SAMPLER
     return sampler
 
 

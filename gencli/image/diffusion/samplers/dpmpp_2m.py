@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.image.diffusion.samplers import Sample, Sampler
-from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step, chain, karras_sigmas
+from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step, chain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +28,29 @@ def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karra
     timesteps = schedule.timesteps(num + 1, spacing)[:-1] if extra else schedule.timesteps(num, spacing)
     points = schedule.at_times(timesteps)
     if karras:
-        sigmas = karras_sigmas(float(schedule.sigmas[-1]), float(schedule.sigmas[0]), num)
-        points = [Point(float(round(point.t)), point.alpha_cumprod) for point in schedule.at_sigmas(sigmas)]
+        points = [Point(float(round(point.t)), point.alpha_cumprod) for point in schedule.karras_points(num)]
     return chain(points, 1 / (1 + schedule.final_sigma**2))
+
+
+class Extrapolation:
+    """D = x0 + (h / 2h₋₁) (x0 − x0₋₁) extrapolates x0 to the middle of the step from the step before; the first step
+    has none before it, and the last, to σ = 0, takes x0 alone; so it does as in diffusers with `euler_at_final`, and
+    with `lower_order_final` where there are fewer than 15 steps."""
+
+    def __init__(self, count: int, *, lower_order_final: bool, euler_at_final: bool):
+        self.last = count - 1 if euler_at_final or (lower_order_final and count < 15) else count
+        self.x0: Tensor | None = None
+        self.h = 0.0
+
+    def __call__(self, x0: Tensor, step: Step) -> Tensor:
+        """D of a step; those before it have been asked for."""
+        D, decay = x0, step.next.sigma / step.at.sigma
+        if decay > 0:
+            h = -math.log(decay)
+            if self.x0 is not None and step.index != self.last:
+                D = x0 + h / (2 * self.h) * (x0 - self.x0)
+            self.x0, self.h = x0, h
+        return D
 
 
 def dpmpp_2m(
@@ -42,25 +62,15 @@ def dpmpp_2m(
     lower_order_final: bool = True,
     euler_at_final: bool = False,
 ) -> Iterator[Sample]:
-    """x' = (s'/s) · x + a' · (1 − e^−h) · D, with a = √ᾱ, s = √(1−ᾱ), λ = log(a/s) and h = λ' − λ.
-
-    D = x0 + (h / 2h₋₁) (x0 − x0₋₁) extrapolates x0 to the middle of the step from the step before; the first step has
-    none before it, and the last, to σ = 0, takes x0 alone; so it does as in diffusers with `euler_at_final`, and with
-    `lower_order_final` where there are fewer than 15 steps.
+    """x' = (s'/s) · x + a' · (1 − e^−h) · D, with a = √ᾱ, s = √(1−ᾱ), λ = log(a/s) and h = λ' − λ; for D see
+    `Extrapolation`.
     """
-    x0_before, h_before = x, 0.0
+    extrapolate = Extrapolation(len(steps), lower_order_final=lower_order_final, euler_at_final=euler_at_final)
     for step in steps:
         x0 = predict(x, step.at).x0
         decay = step.next.sigma / step.at.sigma  # e^−h
-        D = x0
-        if decay > 0:
-            h = -math.log(decay)
-            first_order = euler_at_final or (lower_order_final and len(steps) < 15)
-            if h_before and not (first_order and step.index == len(steps) - 1):
-                D = x0 + h / (2 * h_before) * (x0 - x0_before)
-            x0_before, h_before = x0, h
         ratio = step.next.sqrt_one_minus_alpha_cumprod / step.at.sqrt_one_minus_alpha_cumprod
-        x = ratio * x + step.next.sqrt_alpha_cumprod * (1 - decay) * D
+        x = ratio * x + step.next.sqrt_alpha_cumprod * (1 - decay) * extrapolate(x0, step)
         yield Sample(step.index, len(steps), x, x0)
 
 

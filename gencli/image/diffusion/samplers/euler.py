@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gencli.image.diffusion.samplers import Sample, Sampler
-from gencli.image.diffusion.schedule import NoiseSchedule, Step, chain, karras_sigmas
+from gencli.image.diffusion.schedule import NoiseSchedule, Step, chain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karra
         timesteps = [top * i / (num - 1) for i in reversed(range(num))]
     points = schedule.at_times(timesteps)
     if karras:
-        points = schedule.at_sigmas(karras_sigmas(points[0].sigma, points[-1].sigma, num))
+        points = schedule.karras_points(num, points[0].sigma, points[-1].sigma)
     return chain(points, 1 / (1 + schedule.final_sigma**2))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gencli.errors import UsageError
 from gencli.image.diffusion.samplers import Sample, Sampler
-from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step, chain
+from gencli.image.diffusion.schedule import NoiseSchedule, Step, chain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +41,7 @@ def grid(
         limit = "" if strength == 1 else f" at strength {strength}"
         raise UsageError(f"{num} steps: sampler lcm can take 1 to {count}{limit}", f"the model learned {O} timesteps")
     timesteps = [(count - i * count // num) * (T // O) - 1 for i in range(num)]
-    levels = schedule.alphas_cumprod[timesteps].tolist()
-    return chain([Point(float(t), level) for t, level in zip(timesteps, levels, strict=True)], 1.0)
+    return chain(schedule.at_whole(timesteps), 1.0)
 
 
 def lcm(

@@ -1,0 +1,136 @@
+"""Memory of `gencli image` on the shapes of Z-Image and FLUX.2 klein with packed weights, and the seconds of a step:
+
+    python benchmarks/bench_flow.py [z-image | klein] [Q4_K | Q8_0] [whole] [SIDE]
+
+The transformer is a GGUF file, the text encoder in bfloat16, the autoencoder in float32; all random. The peak of one
+step at SIDE × SIDE pixels (default: 512) is wanted to be at most the weights on disk and 3 GB. Without `whole` the
+widths are real and the layers fewer (a quarter of Z-Image's and of its text encoder's, and of klein's transformer), for
+machines and disks that the whole (12 and 11 GB, more with 8 bits) would fill; what is said is of that.
+
+Not collected by pytest, and no test depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.tiny import flow  # noqa: E402
+from tests.tiny.chat_templates import FAMILIES, make_chat_tokenizer  # noqa: E402
+from tests.tiny.gguf import packed  # noqa: E402
+from tests.tiny.image import VAE  # noqa: E402
+
+WIDE = {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+QWEN3 = flow.QWEN3 | {
+    "head_dim": 128, "hidden_size": 2560, "intermediate_size": 9728, "max_position_embeddings": 40960,
+    "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8, "vocab_size": 151936,
+}  # fmt: skip
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "z-image": flow.Z_IMAGE | {
+        "axes_dims": [32, 48, 48], "cap_feat_dim": 2560, "dim": 3840, "n_heads": 30, "n_kv_heads": 30, "n_layers": 30,
+    },
+    "klein": flow.FLUX2 | {
+        "attention_head_dim": 128, "axes_dims_rope": [32, 32, 32, 32], "in_channels": 128, "joint_attention_dim": 7680,
+        "num_attention_heads": 24, "num_layers": 5, "num_single_layers": 20,
+    },
+}  # fmt: skip
+FEWER = {
+    "z-image": ({"n_layers": 7}, {"num_hidden_layers": 9}),
+    "klein": ({"num_layers": 2, "num_single_layers": 5}, {"num_hidden_layers": 28}),  # whose 27th is read
+}
+
+
+def shapes_of(config: dict[str, Any]) -> dict[str, torch.Size]:
+    from gencli.models import architecture
+
+    module = architecture(config.get("_class_name") or config["model_type"])
+    with torch.device("meta"):
+        return {name: one.shape for name, one in module.Model(module.Config.from_dict(config)).state_dict().items()}
+
+
+def write_model(folder: Path, config: dict[str, Any], stem: str, dtype: torch.dtype) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {}
+    for name, shape in shapes_of(config).items():
+        if not (config.get("tie_word_embeddings") and name == "lm_head.weight"):
+            tensors[name] = torch.empty(shape, dtype=dtype).normal_(0, 0.02).abs_() + (
+                0.5 if name.startswith("bn.") else 0
+            )
+    save_file(tensors, folder / f"{stem}.safetensors", {"format": "pt"})
+
+
+def write_transformer(folder: Path, config: dict[str, Any], kind: str) -> Path:
+    """Under the names of the original, fused; every packed row is the same."""
+    import gguf
+
+    (folder / "transformer").mkdir()
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    tensors = flow.as_original({name: torch.empty(shape, device="meta") for name, shape in shapes_of(config).items()})
+    writer = gguf.GGUFWriter(folder / f"{kind}.gguf", "lumina2", use_temp_file=True)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and tensor.shape[1] % 256 == 0 and not name.endswith("_pad_token"):
+            row = packed(np.random.default_rng(0).normal(0, 0.02, (1, tensor.shape[1])).astype(np.float32), kind)
+            writer.add_tensor(name, np.tile(row, (tensor.shape[0], 1)), raw_dtype=gguf.GGMLQuantizationType[kind])
+        else:
+            writer.add_tensor(name, np.full(tensor.shape, 0.02, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / f"{kind}.gguf"
+
+
+def write(folder: Path, shape: str, kind: str, *, whole: bool) -> Path:
+    network, text = ({}, {}) if whole else FEWER[shape]
+    write_model(folder / "text_encoder", QWEN3 | text, "model", torch.bfloat16)
+    vae = VAE | WIDE | {"_class_name": "AutoencoderKL"} | flow.FLUX_VAE
+    if shape == "klein":
+        vae = VAE | WIDE | {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32}
+    write_model(folder / "vae", vae, "diffusion_pytorch_model", torch.float32)
+    make_chat_tokenizer(folder / "tokenizer", next(one for one in FAMILIES if one.name == "qwen3"))
+    (folder / "scheduler").mkdir()
+    scheduler = flow.DYNAMIC if shape == "klein" else flow.FLOW
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = {name: ["library", "class"] for name in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")}
+    pipeline = "Flux2KleinPipeline" if shape == "klein" else "ZImagePipeline"
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **index}))
+    return write_transformer(folder, TRANSFORMERS[shape] | network, kind)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    shape = "klein" if "klein" in words else "z-image"
+    kind = next((word for word in words if word in ("Q4_K", "Q8_0")), "Q4_K")
+    side = next((word for word in words if word.isdecimal()), "512")
+    with tempfile.TemporaryDirectory() as temporary:
+        file = write(Path(temporary), shape, kind, whole="whole" in words)
+        weights = [path for path in Path(temporary).rglob("*") if path.suffix in (".gguf", ".safetensors")]
+        disk = sum(path.stat().st_size for path in weights) / 2**30
+        command = [sys.executable, "-m", "gencli", "image", "-m", str(file), "a red apple", "--size", f"{side}x{side}"]
+        command += ["--steps", "1", "--stats", "--device", "cpu", "-o", os.devnull, "--format", "png", "--vae-tiling"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        print(done.stderr.strip())
+        peak = re.search(r"peak ([\d.]+) ([MG])iB", done.stderr)
+        assert peak is not None, "no peak in what --stats says"
+        held = float(peak[1]) / (1024 if peak[2] == "M" else 1)
+        of = "" if "whole" in words else " (real widths, fewer layers)"
+        print(f"{shape}{of}, {kind}, {side}x{side}: {disk:.2f} GiB of weights on disk, peak {held:.2f} GiB")
+        print(f"  {held - disk:+.2f} GiB beside the weights (wanted: at most +3)")
+
+
+if __name__ == "__main__":
+    main()

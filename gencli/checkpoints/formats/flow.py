@@ -1,0 +1,202 @@
+"""The transformers of Z-Image and FLUX.2 alone in a file, safetensors or GGUF, under the names of their authors' code →
+what a folder in diffusers' layout would hold. The other parts are a folder's: see `Checkpoint.rest`. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, Shapes
+from gencli.checkpoints.formats.renaming import THIRDS, numbered, rename, sizes
+from gencli.checkpoints.layout import some
+from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile
+from gencli.checkpoints.weights import check_suffix
+from gencli.errors import GencliError
+from gencli.models.base import Rename
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
+KIND = r"(weight|bias)"
+
+
+def _one_row(tensor: Tensor) -> Tensor:
+    return tensor.reshape(1, -1)
+
+
+def _swapped(tensor: Tensor) -> Tensor:
+    """Shift and scale, as (2 D, …), in the other order."""
+    import torch
+
+    return torch.cat(tuple(reversed(tensor.chunk(2))))
+
+
+Z_BLOCK = r"((?:layers|noise_refiner|context_refiner)\.\d+)"
+Z_IMAGE_ROWS = (
+    Rename(rf"x_embedder\.{KIND}", r"all_x_embedder.2-1.\1"),
+    Rename(rf"final_layer\.(linear|adaLN_modulation\.1)\.{KIND}", r"all_final_layer.2-1.\1.\2"),
+    Rename(rf"(t_embedder\.mlp\.[02]|cap_embedder\.[01])\.{KIND}", r"\1.\2"),
+    Rename(r"(x|cap)_pad_token", r"\1_pad_token", _one_row),
+    *(Rename(rf"{Z_BLOCK}\.attention\.qkv\.weight", rf"\1.attention.to_{x}.weight", THIRDS[x]) for x in "qkv"),
+    Rename(rf"{Z_BLOCK}\.attention\.out\.weight", r"\1.attention.to_out.0.weight"),
+    Rename(rf"{Z_BLOCK}\.attention\.([qk])_norm\.weight", r"\1.attention.norm_\2.weight"),
+    Rename(rf"{Z_BLOCK}\.(feed_forward\.w[123]|(?:attention|ffn)_norm[12])\.weight", r"\1.\2.weight"),
+    Rename(rf"{Z_BLOCK}\.adaLN_modulation\.0\.{KIND}", r"\1.adaLN_modulation.0.\2"),
+    Rename(r"norm_final\.weight", r"norm_final.weight"),  # which the module does without
+)
+FLUX2_ROWS = (
+    Rename(r"img_in\.weight", "x_embedder.weight"),
+    Rename(r"txt_in\.weight", "context_embedder.weight"),
+    Rename(r"time_in\.in_layer\.weight", "time_guidance_embed.timestep_embedder.linear_1.weight"),
+    Rename(r"time_in\.out_layer\.weight", "time_guidance_embed.timestep_embedder.linear_2.weight"),
+    Rename(r"((?:double_stream_modulation_(?:img|txt)|single_stream_modulation))\.lin\.weight", r"\1.linear.weight"),
+    Rename(r"final_layer\.linear\.weight", "proj_out.weight"),
+    Rename(r"final_layer\.adaLN_modulation\.1\.weight", "norm_out.linear.weight", _swapped),
+    *(
+        Rename(rf"double_blocks\.(\d+)\.{old}", rf"transformer_blocks.\1.{new}.weight", transform)
+        for stream, to, norm, out, ff in (
+            ("img", "to_{}", "norm_{}", "to_out.0", "ff"),
+            ("txt", "add_{}_proj", "norm_added_{}", "to_add_out", "ff_context"),
+        )
+        for old, new, transform in (
+            *((rf"{stream}_attn\.qkv\.weight", f"attn.{to.format(x)}", THIRDS[x]) for x in "qkv"),
+            (rf"{stream}_attn\.norm\.query_norm\.(?:scale|weight)", f"attn.{norm.format('q')}", None),
+            (rf"{stream}_attn\.norm\.key_norm\.(?:scale|weight)", f"attn.{norm.format('k')}", None),
+            (rf"{stream}_attn\.proj\.weight", f"attn.{out}", None),
+            (rf"{stream}_mlp\.0\.weight", f"{ff}.linear_in", None),
+            (rf"{stream}_mlp\.2\.weight", f"{ff}.linear_out", None),
+        )
+    ),
+    *(
+        Rename(rf"single_blocks\.(\d+)\.{old}", rf"single_transformer_blocks.\1.attn.{new}.weight")
+        for old, new in (
+            (r"linear1\.weight", "to_qkv_mlp_proj"),
+            (r"linear2\.weight", "to_out"),
+            (r"norm\.query_norm\.(?:scale|weight)", "norm_q"),
+            (r"norm\.key_norm\.(?:scale|weight)", "norm_k"),
+        )
+    ),
+)
+
+
+def _z_image(shapes: Shapes) -> dict[str, Any]:
+    width, inputs = sizes(shapes, "x_embedder.weight", 2)
+    [head] = sizes(shapes, "layers.0.attention.q_norm.weight", 1)
+    if head % 16 or width % head:
+        raise GencliError(f"a Z-Image {width} wide with heads of {head} is not known")
+    return {
+        "_class_name": "ZImageTransformer2DModel",
+        "axes_dims": [head // 4, head // 8 * 3, head // 8 * 3],
+        "axes_lens": [1536, 512, 512],
+        "cap_feat_dim": sizes(shapes, "cap_embedder.1.weight", 2)[1],
+        "dim": width,
+        "in_channels": inputs // 4,
+        "n_heads": width // head,
+        "n_kv_heads": width // head,
+        "n_layers": numbered(shapes, "layers"),
+        "n_refiner_layers": numbered(shapes, "noise_refiner"),
+    }
+
+
+def _flux2(shapes: Shapes) -> dict[str, Any]:
+    if "guidance_in.in_layer.weight" in shapes:
+        raise GencliError("it is a FLUX.2 that is told the guidance (dev), which is not supported")
+    width, channels = sizes(shapes, "img_in.weight", 2)
+    [head] = _norm(shapes)
+    if head % 8 or width % head:
+        raise GencliError(f"a FLUX.2 {width} wide with heads of {head} is not known")
+    return {
+        "_class_name": "Flux2Transformer2DModel",
+        "attention_head_dim": head,
+        "axes_dims_rope": [head // 4] * 4,
+        "guidance_embeds": False,
+        "in_channels": channels,
+        "joint_attention_dim": sizes(shapes, "txt_in.weight", 2)[1],
+        "mlp_ratio": sizes(shapes, "double_blocks.0.img_mlp.2.weight", 2)[1] / max(width, 1),
+        "num_attention_heads": width // head,
+        "num_layers": numbered(shapes, "double_blocks"),
+        "num_single_layers": numbered(shapes, "single_blocks"),
+    }
+
+
+def _norm(shapes: Shapes) -> tuple[int, ...]:
+    """GGUF files may call the norms' scales weights."""
+    name = "single_blocks.0.norm.query_norm"
+    return sizes(shapes, f"{name}.scale" if f"{name}.scale" in shapes else f"{name}.weight", 1)
+
+
+@dataclass(frozen=True)
+class Family:
+    """key: a tensor that only these have. rows, config: what its tensors become, and what their shapes tell. pipeline:
+    as model_index.json names it. rest: a repository with its other parts."""
+
+    title: str
+    key: str
+    rows: tuple[Rename, ...]
+    config: Callable[[Shapes], dict[str, Any]]
+    pipeline: str
+    rest: str
+
+
+FAMILIES = (
+    Family(
+        "Z-Image's transformer", "cap_pad_token", Z_IMAGE_ROWS, _z_image, "ZImagePipeline", "Tongyi-MAI/Z-Image-Turbo"
+    ),
+    Family(
+        "FLUX.2's transformer",
+        "double_stream_modulation_img.lin.weight",
+        FLUX2_ROWS,
+        _flux2,
+        "Flux2KleinPipeline",
+        "black-forest-labs/FLUX.2-klein-4B",
+    ),
+)
+
+
+class FlowTensors(RenamedTensors):
+    """Tensors under new names; of packed ones, as in a GGUF file, the rows are cut, which stay packed."""
+
+    def get(self, name: str) -> Tensor:
+        from gencli.kernels.packed import Packed
+
+        piece = self._pieces[name]
+        tensor = self._file.get(piece.source)
+        if not isinstance(tensor, Packed) or piece.transform is None:
+            return self._changed(piece, tensor)
+        return Packed(tensor.kind, self._changed(piece, tensor.data_rows))
+
+
+def _find(shapes: Shapes) -> tuple[Family, str] | None:
+    """The family of a file, and what stands before all names of its tensors."""
+    return next(((row, start) for row in FAMILIES for start in PREFIXES if start + row.key in shapes), None)
+
+
+def is_flow(contents: Contents) -> bool:
+    """Return whether a file holds such a transformer, under its authors' names."""
+    found = _find(contents.shapes)
+    return found is not None and not any(name.startswith("all_x_embedder") for name in contents.shapes)
+
+
+def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
+    """Read a transformer without its other parts. Raise GencliError for tensors that are missing or unknown."""
+    file, found = contents.tensor_file, _find(contents.shapes)
+    assert found is not None
+    family, start = found
+    shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
+    pieces, unknown = rename(shapes, family.rows)
+    unknown += [name for name in file.shapes if not name.startswith(start)]
+    if unknown:
+        raise GencliError(f"it has tensors that {family.title} has not: {some(sorted(unknown))}")
+    config = family.config(shapes)
+    placed = {name: Piece(start + piece.source, piece.transform) for name, piece in pieces.items()}
+    part = Part("transformer", "model", contents.path, lambda: config, lambda: _open(contents, file, placed))
+    return Checkpoint(contents, "image", family.pipeline, {"transformer": part}, title=family.title, rest=family.rest)
+
+
+def _open(contents: Contents, file: TensorFile, pieces: Mapping[str, Piece]) -> FlowTensors:
+    if contents.path.suffix != ".gguf":
+        check_suffix(contents.path, allow_pickle=contents.allow_pickle)
+    return FlowTensors(file, pieces)

@@ -1,0 +1,122 @@
+"""What diffusers' pipelines of Z-Image, FLUX.2 klein and PixArt draw, called as gencli's requests say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gencli.checkpoints import build
+from tests.oracles.ldm_parity import Measured
+from tests.oracles.pipelines import draw, generator, opened
+from tests.tiny.flow import make_klein, make_pixart, make_z_image
+
+PROMPT, NEGATIVE, SIZE = "a red apple in the garden", "the dog", {"width": 96, "height": 64}
+
+
+def draw_z_image(pipe: Any, *, guidance: float = 1.0, steps: int = 3, **more: Any) -> Image.Image:
+    """guidance as elsewhere, which is one more than ZImagePipeline's."""
+    given = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance_scale": guidance - 1, **SIZE, **more}
+    return pipe(num_inference_steps=steps, generator=generator(), **given).images[0]
+
+
+def draw_klein(pipe: Any, *, guidance: float = 1.0, steps: int = 3, **more: Any) -> Image.Image:
+    """Its pipeline knows no negative prompt but an empty one."""
+    given = {"prompt": PROMPT, "guidance_scale": guidance, **SIZE, **more}
+    return pipe(num_inference_steps=steps, generator=generator(), **given).images[0]
+
+
+def t5_states(pipe: Any, tokenizer: Any, text: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states and the mask of a text, by its token ids."""
+    ids = [*tokenizer.encode(text.lower().strip(), add_special_tokens=False)[: length - 1], 1]
+    padded = torch.tensor([[*ids, *[0] * (length - len(ids))]])
+    mask = (torch.arange(length) < len(ids)).long()[None]
+    return pipe.text_encoder(padded, attention_mask=mask)[0], mask
+
+
+def draw_pixart(pipe: Any, tokenizer: Any, *, guidance: float = 4.5, steps: int = 4, **more: Any) -> Image.Image:
+    length = 120 if "Alpha" in type(pipe).__name__ else 300
+    (states, mask), (no, no_mask) = (t5_states(pipe, tokenizer, text, length) for text in (PROMPT, NEGATIVE))
+    given = {"prompt_embeds": states, "prompt_attention_mask": mask, "negative_prompt": None, **SIZE, **more}
+    given |= {"negative_prompt_embeds": no, "negative_prompt_attention_mask": no_mask}
+    pipe.set_progress_bar_config(disable=True)
+    given |= {"guidance_scale": guidance, "use_resolution_binning": False, "num_inference_steps": steps}
+    return pipe(generator=generator(), **given).images[0]
+
+
+class Checkpoints:
+    """The three families and PixArt-α, made in a folder, with diffusers' pipelines."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.pipes = {
+            "z-image-turbo": make_z_image(root / "z-image-turbo"),
+            "klein": make_klein(root / "klein"),
+            "sigma": make_pixart(root / "sigma"),
+            "alpha": make_pixart(root / "alpha", "Alpha"),
+        }
+        self.pipelines = {name: opened(root / name) for name in self.pipes}
+
+    @torch.no_grad()
+    def theirs(self, name: str, **settings: Any) -> Image.Image:
+        pipe = self.pipes[name]
+        if name == "z-image-turbo":
+            return draw_z_image(pipe, **settings)
+        if name == "klein":
+            return draw_klein(pipe, **settings)
+        return draw_pixart(pipe, self.pipelines[name].checkpoint.tokenizer(), **settings)
+
+    def ours(self, name: str, **settings: Any) -> Image.Image:
+        negative = "" if name == "klein" else NEGATIVE
+        [made] = draw(None, pipeline=self.pipelines[name], prompt=PROMPT, negative=negative, **SIZE, **settings)
+        return made.image
+
+    @torch.no_grad()
+    def network_difference(self, name: str) -> float:
+        """The largest difference of the networks' outputs for the same tensors, a batch of two."""
+        network, theirs = build.load(self.root / name / "transformer"), self.pipes[name].transformer
+        generator = torch.Generator().manual_seed(1)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator)
+
+        t = torch.tensor([1000.0, 431.0])
+        if name == "z-image-turbo":
+            x, caption, lengths = normal(2, 16, 8, 12), normal(2, 40, 32), torch.tensor([40, 7])
+            texts = [one[:length] for one, length in zip(caption, lengths, strict=True)]
+            expected = theirs(list(x[:, :, None]), (1000 - t) / 1000, texts, return_dict=False)[0]
+            return (network(x, t, caption, lengths) + torch.stack(list(expected))[:, :, 0]).abs().max().item()
+        if name == "klein":
+            x, states = normal(2, 32, 4, 6), normal(2, 20, 96)
+            ids = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(6), torch.arange(1))
+            text_ids = torch.nn.functional.pad(torch.arange(20)[:, None], (3, 0))
+            tokens = x.flatten(2).transpose(1, 2)
+            expected = theirs(tokens, states, t / 1000, ids, text_ids, return_dict=False)[0]
+            expected = expected.transpose(1, 2).reshape(x.shape)
+            return (network(x, t, states) - expected).abs().max().item()
+        x, states, mask = normal(2, 4, 8, 12), normal(2, 20, 64), torch.arange(20) < torch.tensor([[20], [6]])
+        size = torch.tensor([[64.0, 96.0]])
+        told = {"resolution": size.repeat(2, 1), "aspect_ratio": (size[:, :1] / size[:, 1:]).repeat(2, 1)}
+        told = told if name == "alpha" else dict.fromkeys(told)
+        expected = theirs(x, states, t - 1, told, encoder_attention_mask=mask.long(), return_dict=False)[0]
+        return (network(x, t - 1, states, mask, size) - expected).abs().max().item()
+
+
+ROWS = {
+    "sigma": ("PixArt-Σ", "`PixArt-alpha/PixArt-Sigma-XL-2-1024-MS`"),
+    "alpha": ("PixArt-α", "`PixArt-alpha/PixArt-XL-2-1024-MS`"),
+    "z-image-turbo": ("Z-Image", "`Tongyi-MAI/Z-Image-Turbo`"),
+    "klein": ("FLUX.2 klein", "`black-forest-labs/FLUX.2-klein-4B`"),
+}
+
+
+def measure(root: Path) -> Iterator[Measured]:
+    """Every family, its checkpoints made under `root`."""
+    made = Checkpoints(root)
+    for name, (family, examples) in ROWS.items():
+        a, b = (np.asarray(image).astype(int) for image in (made.ours(name, steps=4), made.theirs(name, steps=4)))
+        yield Measured(family, examples, made.network_difference(name), int(np.abs(a - b).max()))

@@ -1,0 +1,40 @@
+"""diffusers' scheduler of DPM++ SDE without torchsde, which gives it nothing but a path of noise."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from tests.oracles.libraries import diffusers
+
+SDE = "DPMSolverSDEScheduler"
+
+
+def scheduler_class(name: str) -> Any:
+    """A scheduler's class, by its name."""
+    if name != SDE:
+        return getattr(diffusers, name)
+    sys.modules.setdefault("torchsde", ModuleType("torchsde"))
+    return getattr(importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde"), SDE)
+
+
+class Path:
+    """W(end) − W(start), divided by its deviation, of one Brownian path per step: asked to the middle, then to the
+    end. draw: draws normal noise, in that order."""
+
+    def __init__(self, draw: Callable[[], Tensor]):
+        self.draw, self.half = draw, None
+
+    def __call__(self, start: Tensor, end: Tensor) -> Tensor:
+        start, end = float(start), float(end)
+        if self.half is None:
+            self.half = (end, self.draw(), self.draw())
+            return self.half[1]
+        (middle, first, second), self.half = self.half, None
+        return (math.sqrt(start - middle) * first + math.sqrt(middle - end) * second) / math.sqrt(start - end)

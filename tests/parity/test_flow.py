@@ -1,0 +1,316 @@
+"""Z-Image, FLUX.2 klein and PixArt against diffusers: every part within 1e-4, whole images within 2/255; their noise
+levels, and their real sizes without a number in them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gencli.checkpoints import build
+from gencli.checkpoints.assets import LoraRef
+from gencli.checkpoints.find import Source
+from gencli.errors import GencliError
+from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.image.open import open_image_checkpoint
+from gencli.image.pipeline import load
+from gencli.image.prompts.qwen3 import KLEIN_LAYERS, MESSAGE, NO_REASONING
+from gencli.image.request import ImageRequest
+from gencli.kernels.packed import Packed
+from gencli.models import architecture
+from tests.oracles.flow import PROMPT, SIZE, Checkpoints, draw_klein, draw_z_image
+from tests.oracles.libraries import diffusers, flux2_klein
+from tests.oracles.pipelines import assert_same, draw, opened
+from tests.tiny import flow
+from tests.tiny.image import VAE, rewrite_json
+
+NAMES = ("z-image-turbo", "klein", "sigma", "alpha")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Checkpoints(tmp_path_factory.mktemp("flow"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks(made, name):
+    assert made.network_difference(name) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "guidance"), [(name, 1.0) for name in NAMES] + [(name, 3.5) for name in NAMES])
+def test_images(made, name, guidance, monkeypatch):
+    monkeypatch.setattr(made.pipes["klein"].config, "is_distilled", guidance == 1, raising=False)
+    assert_same(made.ours(name, guidance=guidance, steps=3), made.theirs(name, guidance=guidance, steps=3))
+
+
+@pytest.mark.parametrize("name", ["z-image-turbo", "klein"])
+@torch.no_grad()
+def test_text_encoders(made, name):
+    """The template, the ids, and the states of all tokens, padding too where the network reads it."""
+    pipe, conditioner = made.pipes[name], opened(made.root / name).main.conditioner
+    for text in (PROMPT, "", 'a "fox"\n and 你好', " two  spaces "):
+        thinking = name != "klein"
+        messages = [{"role": "user", "content": text}]
+        templated = pipe.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        ids = conditioner.ids(text, MESSAGE if thinking else NO_REASONING, None)
+        assert ids == pipe.tokenizer(templated)["input_ids"]
+        ours = conditioner.encode([text, PROMPT], ImageRequest())
+        if name == "klein":
+            theirs, _ = pipe.encode_prompt([text, PROMPT])
+            torch.testing.assert_close(ours["encoder_hidden_states"], theirs, atol=1e-4, rtol=0)
+            continue
+        theirs, _ = pipe.encode_prompt([text, PROMPT], do_classifier_free_guidance=False)
+        assert ours["lengths"].tolist() == [len(one) for one in theirs]
+        for mine, one in zip(ours["caption"], theirs, strict=True):
+            torch.testing.assert_close(mine[: len(one)], one, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_the_autoencoder_of_flux2(made):
+    ours, pipe = build.load(made.root / "klein" / "vae"), made.pipes["klein"]
+    x = torch.rand(2, 3, 64, 96) * 2 - 1
+    theirs = torch.cat([pipe._encode_vae_image(one[None], None) for one in x])
+    torch.testing.assert_close(ours.encode(x), theirs, atol=1e-4, rtol=0)
+    mean, std = pipe.vae.bn.running_mean, (pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    z = torch.randn(2, 32, 4, 6)
+    unpacked = pipe._unpatchify_latents(z * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1))
+    torch.testing.assert_close(ours.decode(z), pipe.vae.decode(unpacked).sample, atol=1e-4, rtol=0)
+    assert (ours.latent_channels, ours.scale) == (32, 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_of_a_batch_is_as_alone(made, name):
+    """Prompts of several lengths together, and a negative prompt of another one."""
+    prompts, settings = ["a red apple", "the dog and the girl ran home together", "sun"], {"steps": 2, "guidance": 2.0}
+    pipeline = made.pipelines[name]
+    together = draw(None, pipeline=pipeline, prompts=prompts, batch=3, negative="a cat", **SIZE, **settings)
+    for i, one in enumerate(together):
+        [alone] = draw(None, pipeline=pipeline, prompt=prompts[i], seed=3 + i, negative="a cat", **SIZE, **settings)
+        assert_same(one.image, alone.image, tolerance=1)
+
+
+def test_defaults(made, tmp_path):
+    """Few steps by model_index.json (klein) or by name (Turbo), else those of the family."""
+    few = {"z-image-turbo": (8, 1.0, "euler"), "klein": (4, 1.0, "euler"), "sigma": (20, 4.5, "dpmpp_2m")}
+    for name, expected in few.items():
+        [made_now] = draw(None, pipeline=made.pipelines[name], prompt="a", **SIZE)
+        assert (made_now.request.steps, made_now.request.guidance, made_now.request.sampler) == expected
+    flow.make_z_image(tmp_path / "z")
+    [base] = draw(tmp_path / "z", prompt="a", width=32, height=32)
+    assert (base.request.steps, base.request.guidance) == (50, 5.0)
+
+
+def test_from_an_image(made):
+    """At the k-th noise level, after strength has cut the first ones; the same seed, the same noise."""
+    before = made.ours("z-image-turbo", steps=4)
+    for name, strength in (("z-image-turbo", 0.5), ("klein", 0.25)):
+        [changed] = draw(None, init=before, pipeline=made.pipelines[name], prompt=PROMPT, steps=4, strength=strength)
+        assert changed.image.size == before.size
+
+
+# --- networks alone in a file
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Z-Image and klein whose matrices are wide enough to be packed, as folders, with diffusers' pipelines."""
+    root = tmp_path_factory.mktemp("wide")
+    z = flow.make_z_image(root / "z-turbo", axes_dims=[8, 12, 12], dim=96)
+    klein = flow.make_klein(root / "klein", attention_head_dim=32, axes_dims_rope=[8, 8, 8, 8])
+    return root, {"z-turbo": z, "klein": klein}
+
+
+def image_of(file):
+    [made] = draw(file, pipeline=load(open_image_checkpoint(Source(file.name, file, "file")), device="cpu"), **SETTINGS)
+    return made.image
+
+
+SETTINGS = {"prompt": PROMPT, "steps": 3, **SIZE}
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("z-turbo", ""), ("klein", "model.diffusion_model.")])
+def test_original_names(wide, name, prefix):
+    """The other parts are those of the folder that the file lies in."""
+    root, pipes = wide
+    file = flow.write_single(root / name / "one.safetensors", flow.original_names(root / name / "transformer"), prefix)
+    theirs = (draw_klein if name == "klein" else draw_z_image)(pipes[name])
+    assert_same(image_of(file), theirs)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("name", ["z-turbo", "klein"])
+def test_gguf(wide, name, kind):
+    """Equal to diffusers with what the packed matrices stand for; they stay packed in memory."""
+    root, _ = wide
+    tensors = flow.original_names(root / name / "transformer")
+    seen = flow.write_gguf(root / name / f"{kind}.gguf", tensors, kind, "lumina2")
+    assert sum(seen[one] is not tensors[one] for one in seen) > 15
+    plain = flow.write_single(root / name / f"{kind}.safetensors", seen)
+    packed = load(open_image_checkpoint(Source("x", root / name / f"{kind}.gguf", "file")), device="cpu")
+    assert_same(image_of(plain), draw(None, pipeline=packed, **SETTINGS)[0].image)
+    network = packed.main.network
+    weights = [module.weight for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    assert sum(isinstance(weight, Packed) for weight in weights) > 15
+    block = network.layers[0].attention if name == "z-turbo" else network.transformer_blocks[0].attn
+    assert isinstance(block.to_k.weight, Packed) and block.to_k.weight.shape == (96, 96)
+
+
+def test_a_network_alone_says_what_it_lacks(wide, tmp_path, monkeypatch):
+    root, _ = wide
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nothing"))
+    tensors = flow.original_names(root / "z-turbo" / "transformer")
+    lone = flow.write_single(tmp_path / "z_image_turbo.safetensors", tensors)
+    with pytest.raises(GencliError, match="without the other parts") as refusal:
+        open_image_checkpoint(Source("z", lone, "file"))
+    assert "Tongyi-MAI/Z-Image-Turbo" in (refusal.value.hint or "")
+    other = flow.write_single(root / "klein" / "z.safetensors", tensors)
+    with pytest.raises(GencliError, match="holds a Flux2KleinPipeline"):
+        open_image_checkpoint(Source("z", other, "file"))
+    broken = {
+        "lacks tensors": {name: one for name, one in tensors.items() if name != "layers.1.attention.out.weight"},
+        "tensors that Z-Image's transformer has not": {**tensors, "layers.0.nonesuch": torch.ones(1)},
+        r"layers\.1 is missing": {name: one for name, one in tensors.items() if not name.startswith("layers.1.")},
+    }
+    for said, changed in broken.items():
+        file = flow.write_single(root / "z-turbo" / "broken.safetensors", changed)
+        with pytest.raises(GencliError, match=said):
+            image_of(file)
+    dev = flow.original_names(root / "klein" / "transformer") | {"guidance_in.in_layer.weight": torch.ones(2, 2)}
+    with pytest.raises(GencliError, match="told the guidance"):
+        image_of(flow.write_single(root / "klein" / "dev.safetensors", dev))
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("z-turbo", "transformer.layers.1.attention.to_q"), ("z-turbo", "diffusion_model.layers.0.feed_forward.w1"),
+     ("klein", "transformer.transformer_blocks.0.attn.add_k_proj"),
+     ("sigma", "transformer.transformer_blocks.2.attn2.to_v"),
+     ("klein", "lora_unet_single_transformer_blocks_1_attn_to_out")],
+)  # fmt: skip
+def test_lora(wide, made, tmp_path, name, module):
+    """Equal to the same change made by hand in the folder's weights."""
+    root, _ = wide
+    folder = made.root / name if name == "sigma" else root / name
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    path = module.partition(".")[2] if "." in module else "single_transformer_blocks.1.attn.to_out"
+    weight = tensors[f"{path}.weight"]
+    torch.manual_seed(5)
+    down, up = torch.randn(4, weight.shape[1]), torch.randn(weight.shape[0], 4)
+    sides = (".lora_A.weight", ".lora_B.weight") if "." in module else (".lora_down.weight", ".lora_up.weight")
+    save_file({module + sides[0]: down, module + sides[1]: up}, tmp_path / "lora.safetensors")
+    shutil.copytree(folder, tmp_path / name)
+    changed = tensors | {f"{path}.weight": weight + 0.5 * up @ down}
+    save_file(changed, tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors")
+    with_lora = opened(folder, loras=[LoraRef(tmp_path / "lora.safetensors", 0.5)])
+    [ours], [expected] = draw(None, pipeline=with_lora, **SETTINGS), draw(tmp_path / name, **SETTINGS)
+    assert_same(ours.image, expected.image, tolerance=1)
+
+
+# --- noise levels
+
+
+@pytest.mark.parametrize("num", [1, 2, 4, 8, 28, 50, 1000])
+@pytest.mark.parametrize("tokens", [64, 256, 1024, 4096, 4400])
+def test_dynamic_shift(tokens, num):
+    raw = flow.DYNAMIC
+    reference = diffusers.FlowMatchEulerDiscreteScheduler.from_config(raw)
+    sigmas = torch.linspace(1, 1 / num, num, dtype=torch.float64).numpy()
+    share = (tokens - 256) / (4096 - 256)
+    laws = {"linear": 0.5 + share * 0.65, "steps": flux2_klein.compute_empirical_mu(tokens, num)}
+    for law, mu in laws.items():
+        for terminal in (None, 0.02) if num > 1 else (None,):
+            reference.register_to_config(shift_terminal=terminal)
+            reference.set_timesteps(num, sigmas=sigmas, mu=mu)
+            ours = NoiseSchedule.from_config({**raw, "shift_terminal": terminal}).for_image(tokens, law).steps(num)
+            found = torch.tensor([step.at.t / 1000 for step in ours] + [0.0])
+            torch.testing.assert_close(found, reference.sigmas, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_static_shift(shift):
+    reference = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    for num in (1, 3, 8, 50):
+        reference.set_timesteps(num, sigmas=torch.linspace(1, 1 / num, num, dtype=torch.float64).numpy())
+        ours = NoiseSchedule.from_config({**flow.FLOW, "shift": shift}).steps(num)
+        found = torch.tensor([step.at.t / 1000 for step in ours] + [0.0])
+        torch.testing.assert_close(found, reference.sigmas, atol=1e-5, rtol=0)
+
+
+# --- real sizes
+
+Z_IMAGE = flow.Z_IMAGE | {
+    "axes_dims": [32, 48, 48], "cap_feat_dim": 2560, "dim": 3840, "n_heads": 30, "n_kv_heads": 30, "n_layers": 30,
+}  # fmt: skip
+KLEIN = flow.FLUX2 | {
+    "attention_head_dim": 128, "axes_dims_rope": [32, 32, 32, 32], "in_channels": 128, "joint_attention_dim": 7680,
+    "num_attention_heads": 24, "num_layers": 5, "num_single_layers": 20,
+}  # fmt: skip
+SIGMA = flow.PIXART | {
+    "attention_head_dim": 72, "caption_channels": 4096, "cross_attention_dim": 1152, "num_attention_heads": 16,
+    "num_layers": 28,
+}  # fmt: skip
+ALPHA = SIGMA | {"use_additional_conditions": True}
+WIDE = {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
+FLUX2_VAE = VAE | WIDE | {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "billions"),
+    [(Z_IMAGE, 6.155), (KLEIN, 3.876), (SIGMA, 0.611), (ALPHA, 0.611), (FLUX2_VAE, 0.084)],
+    ids=["z-image", "klein", "sigma", "alpha", "flux2-vae"],
+)
+def test_names_and_counts(config, billions):
+    module, own = architecture(config["_class_name"]), {k: v for k, v in config.items() if k != "_class_name"}
+    with torch.device("meta"):
+        ours = module.Model(module.Config.from_dict(config)).state_dict()
+        theirs = getattr(diffusers, config["_class_name"])(**own).state_dict()
+    theirs = {name: tensor.shape for name, tensor in theirs.items() if module.LAYOUT.rename(name) is not None}
+    assert {name: tensor.shape for name, tensor in ours.items()} == theirs
+    assert sum(tensor.numel() for tensor in ours.values()) / 1e9 == pytest.approx(billions, abs=0.0011)
+    assert config is FLUX2_VAE or not set(KLEIN_LAYERS) - set(range(36))
+
+
+# --- what is not supported
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "changes", "said"),
+    [
+        ("klein", "transformer", {"guidance_embeds": True}, "guidance_embeds"),
+        ("klein", "transformer", {"axes_dims_rope": [4, 4, 8]}, "axes_dims_rope"),
+        ("klein", "transformer", {"joint_attention_dim": 64}, "joint_attention_dim"),
+        ("klein", "vae", {"decoder_block_out_channels": [8, 8]}, "decoder_block_out_channels"),
+        ("klein", "text_encoder", {"num_hidden_layers": 12}, "num_hidden_layers"),
+        ("z-image-turbo", "transformer", {"siglip_feat_dim": 16}, "siglip_feat_dim"),
+        ("z-image-turbo", "transformer", {"n_kv_heads": 1}, "n_kv_heads"),
+        ("z-image-turbo", "transformer", {"in_channels": 32}, "in_channels"),
+        ("z-image-turbo", "transformer", {"cap_feat_dim": 64}, "cap_feat_dim"),
+        ("z-image-turbo", "scheduler", {"invert_sigmas": True}, "invert_sigmas"),
+        ("sigma", "transformer", {"attention_type": "gated"}, "attention_type"),
+        ("sigma", "transformer", {"caption_channels": 32}, "caption_channels"),
+        ("sigma", "transformer", {"nonesuch": 3}, "nonesuch"),
+    ],
+)
+def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, name, part, changes, said):
+    shutil.copytree(made.root / name, tmp_path / name)
+    file = "scheduler_config.json" if part == "scheduler" else "config.json"
+    rewrite_json(tmp_path / name / part / file, lambda raw: raw | changes)
+    with pytest.raises(GencliError, match=said):
+        opened(tmp_path / name)
+
+
+@pytest.mark.parametrize("pipeline", ["StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "SanaPipeline"])
+def test_other_wiring_is_told_in_one_line(made, tmp_path, pipeline):
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"_class_name": pipeline, "transformer": ["diffusers", "X"], "scheduler": ["diffusers", "Y"]})
+    )
+    for part, file in (("transformer", "config.json"), ("scheduler", "scheduler_config.json")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / file).write_text("{}")
+    with pytest.raises(GencliError) as refusal:
+        opened(tmp_path)
+    assert pipeline in refusal.value.message and "Flux2KleinPipeline" in (refusal.value.hint or "")
