@@ -17,6 +17,7 @@ from gencli.devices import pick_device, pick_dtype
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.codec import Codec
 from gencli.image.conditioning import Conditioning
+from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.families import Stage, import_name
 from gencli.image.prompts.base import Conditioner
@@ -226,7 +227,7 @@ class _Loader:
         return module
 
     def stage(self, stage: Stage, owner: ImageCheckpoint) -> LoadedStage:
-        schedule = NoiseSchedule.from_config(owner.configs[stage.scheduler])
+        schedule = schedule_of(owner.configs[stage.scheduler])
         raw, tensors = owner.open(stage.network)
         kinds = {tensors.dtype(name) for name in tensors}
         precision = pick_dtype(self.dtype, self.place, kinds)
@@ -234,7 +235,10 @@ class _Loader:
             precision = torch.float32
         elif precision is None and build.is_packed(tensors):  # of which no other device multiplies packed matrices
             precision = torch.bfloat16
-        config = architecture(build.architecture_name(raw, owner.parts[stage.network])).Config.from_dict(raw)
+        kind = build.architecture_name(raw, owner.parts[stage.network])
+        if precision == torch.float16 and build.overflows_in_half(kind):
+            precision = torch.bfloat16
+        config = architecture(kind).Config.from_dict(raw)
         network: Held[BaseModel] = Held(
             lambda: _for_convolution(self.part(owner, stage.network, precision, NETWORK_LIMIT), self.place),
             lambda module: [module],

@@ -10,6 +10,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.image import words
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
+from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule, named_spacing
 from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
@@ -39,7 +40,7 @@ def resolve(
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
     make no sense. Only the seed and the dtype stay as they are.
     """
-    schedule = NoiseSchedule.from_config(checkpoint.configs[checkpoint.main.scheduler])
+    schedule = schedule_of(checkpoint.configs[checkpoint.main.scheduler])
     _check_text(request, checkpoint)
     _check_drawers(request, checkpoint)
     defaults = built_in(checkpoint, request.sampler)

@@ -11,6 +11,7 @@ from typing import Any
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
+from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing, window
 from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner, as_upscaler, checks
 from gencli.image.request import ImageRequest
@@ -104,7 +105,7 @@ def check_reads_text(checkpoint: ImageCheckpoint) -> None:
 def _plan_stage(
     request: ImageRequest, checkpoint: ImageCheckpoint, stage: Stage, owner: ImageCheckpoint, has_init: bool
 ) -> StagePlan:
-    schedule = NoiseSchedule.from_config(owner.configs[stage.scheduler])
+    schedule = schedule_of(owner.configs[stage.scheduler])
     tokens = math.prod((side or 0) // owner.multiple for side in (request.width, request.height))
     schedule = schedule.for_image(tokens, stage.law)
     if stage is not checkpoint.main:

@@ -54,8 +54,8 @@ def heads(x: Tensor, size: int, norm: RMSNorm | None = None) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, by: Rotation) -> Tensor:
     """Return attention of all tokens to all, (B, T, H · D), for q, k, v (B, T, H, D)."""
-    q, k = rotate(q, by), rotate(k, by)
-    return F.scaled_dot_product_attention(*(one.transpose(1, 2) for one in (q, k, v))).transpose(1, 2).flatten(2)
+    q, k, v = (one.transpose(1, 2) for one in (rotate(q, by), rotate(k, by), v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def grid(height: int, width: int, device: torch.device) -> Tensor:

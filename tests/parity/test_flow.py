@@ -12,7 +12,7 @@ from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
-from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.image.diffusion.flow import schedule_of
 from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
 from gencli.image.prompts.qwen3 import KLEIN_LAYERS, MESSAGE, NO_REASONING
@@ -225,7 +225,7 @@ def test_dynamic_shift(tokens, num):
         for terminal in (None, 0.02) if num > 1 else (None,):
             reference.register_to_config(shift_terminal=terminal)
             reference.set_timesteps(num, sigmas=sigmas, mu=mu)
-            ours = NoiseSchedule.from_config({**raw, "shift_terminal": terminal}).for_image(tokens, law).steps(num)
+            ours = schedule_of({**raw, "shift_terminal": terminal}).for_image(tokens, law).steps(num)
             found = torch.tensor([step.at.t / 1000 for step in ours] + [0.0])
             torch.testing.assert_close(found, reference.sigmas, atol=1e-5, rtol=0)
 
@@ -235,7 +235,7 @@ def test_static_shift(shift):
     reference = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     for num in (1, 3, 8, 50):
         reference.set_timesteps(num, sigmas=torch.linspace(1, 1 / num, num, dtype=torch.float64).numpy())
-        ours = NoiseSchedule.from_config({**flow.FLOW, "shift": shift}).steps(num)
+        ours = schedule_of({**flow.FLOW, "shift": shift}).steps(num)
         found = torch.tensor([step.at.t / 1000 for step in ours] + [0.0])
         torch.testing.assert_close(found, reference.sigmas, atol=1e-5, rtol=0)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion import samplers
-from gencli.image.diffusion.flow import FlowSchedule
+from gencli.image.diffusion.flow import FlowSchedule, schedule_of
 from gencli.image.diffusion.guidance import Denoiser
 from gencli.image.diffusion.schedule import NoiseSchedule
 
@@ -39,7 +39,7 @@ def walk(name: str, schedule: NoiseSchedule, num: int, x: Tensor) -> Tensor:
 
 
 def test_noise_levels() -> None:
-    schedule = NoiseSchedule.from_config({**FLOW, "shift": 3.0})
+    schedule = schedule_of({**FLOW, "shift": 3.0})
     assert isinstance(schedule, FlowSchedule)
     steps = schedule.steps(8)
     sigmas = [1, 21 / 22, 0.9, 15 / 18, 0.75, 9 / 14, 0.5, 0.3, 0]
@@ -53,7 +53,7 @@ def test_noise_levels() -> None:
 
 def test_eulers_step_in_sigma_is_that_of_ddim() -> None:
     schedule, x = (
-        NoiseSchedule.from_config({**FLOW, "shift": 3.0}),
+        schedule_of({**FLOW, "shift": 3.0}),
         torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 3, 3),
     )
     for num in (1, 2, 7):
@@ -67,14 +67,14 @@ def test_eulers_step_in_sigma_is_that_of_ddim() -> None:
 @pytest.mark.parametrize(("name", "least"), [("euler", 0.8), ("heun", 1.7), ("dpmpp_2m", 1.7), ("unipc", 1.7)])
 def test_orders_of_convergence(name: str, least: float) -> None:
     """From noise alone, at σ = 1, to where the probability flow leads."""
-    schedule, x = NoiseSchedule.from_config(FLOW), torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 3, 3)
+    schedule, x = schedule_of(FLOW), torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 3, 3)
     errors = [(walk(name, schedule, num, x) - (MEAN + DEVIATION * x)).abs().max().item() for num in (40, 80, 160, 320)]
     assert math.log2(errors[0] / errors[-1]) / 3 > least, errors
 
 
 @pytest.mark.parametrize("name", FOLLOW)
 def test_every_sampler_follows(name: str) -> None:
-    schedule, x = NoiseSchedule.from_config({**FLOW, "shift": 3.0}), torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    schedule, x = schedule_of({**FLOW, "shift": 3.0}), torch.randn(2, 1, 3, 3, dtype=torch.float64)
     for num in (1, 2, 3, 8, 100, 1000):
         assert walk(name, schedule, num, x).isfinite().all()
 
@@ -82,12 +82,12 @@ def test_every_sampler_follows(name: str) -> None:
 @pytest.mark.parametrize("name", ["lcm", "tcd"])
 def test_samplers_of_counted_timesteps_say_that_they_cannot(name: str) -> None:
     with pytest.raises(UsageError, match="counts the timesteps") as refusal:
-        samplers.get(name).steps(NoiseSchedule.from_config(FLOW), 4)
+        samplers.get(name).steps(schedule_of(FLOW), 4)
     assert "dpmpp_2m" in (refusal.value.hint or "")
 
 
 def test_what_a_flow_cannot_follow() -> None:
-    schedule = NoiseSchedule.from_config(FLOW)
+    schedule = schedule_of(FLOW)
     for name in ("euler", "dpmpp_2m", "heun"):
         with pytest.raises(UsageError, match="karras"):
             samplers.get(name).steps(schedule, 4, "trailing", karras=True)
@@ -110,5 +110,5 @@ def test_what_a_flow_cannot_follow() -> None:
 )  # fmt: skip
 def test_what_is_not_supported_is_refused_by_name(raw: dict) -> None:
     with pytest.raises(GencliError) as refusal:
-        NoiseSchedule.from_config({**FLOW, **raw})
+        schedule_of({**FLOW, **raw})
     assert list(raw)[-1] in refusal.value.message

@@ -27,6 +27,7 @@ WRONG = [
     ({"eta": -0.1}, "--eta -0.1"),
     ({"eta": 1.5}, "--eta 1.5"),
     ({"sampler": "plms"}, "--sampler 'plms'"),
+    ({"sampler": "DPM++ 3M Karras"}, "--sampler 'DPM++ 3M Karras'"),
     ({"spacing": "log"}, "--spacing 'log'"),
     ({"width": 0}, "--width 0"),
     ({"height": 2**20}, "--height"),
@@ -267,3 +268,11 @@ def test_half_blocks():
     assert half_blocks(picture, 4, 10, true_color=False)[0].startswith("\x1b[38;5;196;48;5;16m▀")
     assert len(half_blocks(Image.new("RGB", (100, 300)), 48, 20, true_color=True)) == 20
     assert [line.count("▀") for line in half_blocks(Image.new("RGB", (300, 100)), 48, 20, true_color=True)] == [48] * 8
+
+
+def test_a_samplers_name_elsewhere_brings_its_noise_levels():
+    named = ImageRequest(sampler="DPM++ 2M Karras", stage=("refiner:sampler=LMS Karras", "refiner:steps=3"))
+    assert (named.sampler, named.karras) == ("dpmpp_2m", True)
+    assert named.stages == {"refiner": {"sampler": "lms", "karras": True, "steps": 3}}
+    assert ImageRequest(sampler="DPM++ 2M Karras", karras=False).karras is False
+    assert ImageRequest(sampler="HeunDiscreteScheduler").karras is None

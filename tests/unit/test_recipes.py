@@ -50,8 +50,10 @@ def read(**texts):
         ("DDIM", "ddim", None),
         ("k_euler_ancestral", "euler_a", None),
         ("dpmpp_2m_k", "dpmpp_2m", True),
-        ("UniPC", None, None),
-        ("DPM++ 2M SDE Karras", None, None),
+        ("UniPC", "unipc", None),
+        ("DPM++ 2M SDE Karras", "dpmpp_2m_sde", True),
+        ("Restart", None, None),
+        ("DPM++ 3M SDE Karras", None, None),
     ],
 )
 def test_the_web_ui(tmp_path, label, sampler, karras):
@@ -73,7 +75,8 @@ def test_the_web_ui(tmp_path, label, sampler, karras):
         ("Euler a, Eta: 0.67", {"Eta"}, {"sampler": "euler_a"}),
         ("Euler a, Schedule type: Karras", {"Schedule type"}, {"sampler": "euler_a"}),
         ("DDIM, Schedule type: Karras", {"Schedule type"}, {"sampler": "ddim"}),
-        ("DPM++ 2M SDE, Schedule type: Karras, Eta: 1", {"Sampler", "Schedule type", "Eta"}, {"sampler": None}),
+        ("DPM++ 2M SDE, Schedule type: Karras, Eta: 1", {"Eta"}, {"sampler": "dpmpp_2m_sde", "karras": True}),
+        ("DPM++ 3M SDE, Schedule type: Karras, Eta: 1", {"Sampler", "Schedule type", "Eta"}, {"sampler": None}),
         ("DDIM, Schedule type: Automatic", set(), {"sampler": "ddim", "karras": None}),
         ("DDIM, Eta DDIM: 0.5", set(), {"sampler": "ddim", "eta": 0.5}),
         ("DPM++ 2M, Schedule type: Karras", set(), {"sampler": "dpmpp_2m", "karras": True}),

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gencli.errors import GencliError, UsageError
-from gencli.image.diffusion.schedule import FILE, NoiseSchedule, Point, Step, chain
+from gencli.image.diffusion.schedule import FILE, FLOW, NoiseSchedule, Point, Step, chain
 from gencli.models.base import check_flags, check_ints, check_numbers, read_config
 
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -124,6 +124,11 @@ class FlowSchedule(NoiseSchedule):
     def karras_points(self, num: int, first: float | None = None, last: float | None = None) -> list[Point]:
         """Raises UsageError: Karras' noise levels begin where some signal is left."""
         raise UsageError("--karras: flow matching has noise levels of its own", "leave it out")
+
+
+def schedule_of(raw: Mapping[str, Any]) -> NoiseSchedule:
+    """The schedule that a scheduler_config.json describes, of flow matching or another. Raises GencliError."""
+    return (FlowSchedule if raw.get("_class_name") == FLOW else NoiseSchedule).from_config(raw)
 
 
 def _point(t: float, sigma: float) -> Point:

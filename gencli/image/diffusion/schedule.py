@@ -181,10 +181,6 @@ class NoiseSchedule:
         values out of range.
         """
         name = raw.get("_class_name", "DDIMScheduler")
-        if name == FLOW:
-            from gencli.image.diffusion.flow import FlowSchedule
-
-            return FlowSchedule.from_config(raw)
         if not isinstance(name, str) or name not in CLASS_DEFAULTS:
             raise GencliError(
                 f"{FILE}: scheduler class {name!r} is not supported",
