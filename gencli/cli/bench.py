@@ -22,7 +22,7 @@ from gencli.errors import UsageError
 from gencli.options import MODEL, OUTPUT, check_values, integer, several
 from gencli.spec import TEXT_MODEL, ModelSpec, named_model
 
-PANEL = "What to measure"
+PANEL = "Measurement"
 PANELS = (PANEL, MODEL, OUTPUT)
 IMAGE_MODEL = "emoji"
 Table = Mapping[str, tuple[str, float, str]]
@@ -47,9 +47,9 @@ class Repeated:
     """How often, and how many at once."""
 
     # fmt: off
-    batch: tuple[int, ...] = several(int, "--batch N", "Samples at once (repeatable; default: 1).", PANEL,
+    batch: tuple[int, ...] = several(int, "--batch N", "Generate N samples at a time (repeatable; default: 1).", PANEL,
         within=(1, 16))
-    rounds: int = integer(5, "-r, --rounds N", "Rounds, after one that is not counted (default: 5).", PANEL,
+    rounds: int = integer(5, "-r, --rounds N", "Rounds, after one warm-up round (default: 5).", PANEL,
         within=(1, 1000))
     # fmt: on
     json: bool = JSON.field(False)
@@ -64,10 +64,10 @@ class TextBench(Repeated):
     # fmt: off
     model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL, "text").field(TEXT_MODEL)
     quantize: tuple[str, ...] = several(str, "--quantize TYPE",
-        "Weights packed as `gencli text --quantize` packs them (repeatable; default: as they are).", PANEL,
+        "Quantized weights, as with `gencli text --quantize` (repeatable; default: as stored).", PANEL,
         complete=lambda: list(PACKING))
-    prompt: int = integer(512, "-p, --prompt N", "Tokens of the prompt (default: 512).", PANEL, within=(1, 2**20))
-    tokens: int = integer(64, "-n, --tokens N", "Tokens to make (default: 64).", PANEL, within=(1, 2**20))
+    prompt: int = integer(512, "-p, --prompt N", "Length of the prompt in tokens (default: 512).", PANEL, within=(1, 2**20))
+    tokens: int = integer(64, "-n, --tokens N", "Tokens to generate (default: 64).", PANEL, within=(1, 2**20))
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class TextBench(Repeated):
 class ImageBench(Repeated):
     # fmt: off
     model: str = named_model("GENCLI_IMAGE_MODEL", IMAGE_MODEL, "image").field(IMAGE_MODEL)
-    size: tuple[str, ...] = several(str, "--size WxH", "Width and height (repeatable; default: the model's own).",
+    size: tuple[str, ...] = several(str, "--size WxH", "Width and height (repeatable; default: the model's native size).",
         PANEL)
     steps: int = integer(10, "--steps N", "Denoising steps (default: 10).", PANEL, within=(1, 1000))
     # fmt: on
@@ -106,17 +106,17 @@ class ImageBench(Repeated):
     """,
 )
 def bench(ctx: typer.Context) -> None:
-    """How fast models run on this machine: medians of some rounds, with the lowest and the highest."""
+    """Measure how fast models run on this machine: medians of several rounds, with the lowest and the highest."""
     if ctx.invoked_subcommand is None:
-        raise UsageError("no command", "see `gencli bench --help`; to begin: gencli bench text")
+        typer.echo(ctx.get_help(), nl=False)
 
 
 @command(app, panels=PANELS, without={"stats"})
 def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
-    """Measure a language model: reading a prompt, the time to the first token after it, and making tokens.
+    """Measure a language model: reading a prompt, the time to the first token, and generating tokens.
 
-    BANDWIDTH is the share of what this machine reads per second that a step's weights are. Without a C compiler at
-    installation there are no kernels, and torch's operations do all of it.
+    BANDWIDTH is the speed at which weights are read, as a percentage of this machine's memory bandwidth. If gencli was
+    installed without a C compiler, there are no kernels, and torch's operations are measured.
     """
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
@@ -151,7 +151,7 @@ def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetchi
 
 @command(app, panels=PANELS, without={"stats", "lora"})
 def image(ctx: typer.Context, asked: ImageBench, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
-    """Measure an image model: a step, an image with all that belongs to it, and the memory that it takes."""
+    """Measure an image model: one step, one whole image, and the memory that it takes."""
     console: Console = ctx.obj
     sizes = asked.sizes()
     source = fetching.finder(console, spec)(asked.model)

@@ -53,7 +53,6 @@ def test_image():
         (("text", "--rounds", "0"), "--rounds 0: must be from 1 to 1000"),
         (("text", "--quantize", "q9"), "--quantize 'q9': no such type"),
         (("image", "--size", "3"), "--size 3: expected WIDTHxHEIGHT"),
-        ((), "no command"),
     ],
 )
 def test_usage(args, said):
