@@ -297,7 +297,7 @@ class Run:
         sink = self.sink
         if self.prompts is not None and len({made.picture.request.prompt for made in self.sheet}) > 1:
             if sink.metadata:
-                self.console.note("the grid does not say how it was made: one request has no place for several prompts")
+                self.console.note("the grid has no generation settings: they cannot hold several prompts")
             sink = sink.without_metadata()
         labels = [self.labels[made.picture.index // self.request.count] for made in self.sheet] if self.labels else []
         if labels:

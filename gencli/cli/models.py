@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gencli import devices
-from gencli.checkpoints import gguf_names, hub_cache, layout, packed_cache
+from gencli.checkpoints import gguf_names, hub_cache, layout
 from gencli.checkpoints.catalogue import entries, find_entry, of_task
 from gencli.checkpoints.find import (
     Source,
@@ -126,6 +126,7 @@ def list_(
     reporting: Reporting,
 ) -> None:
     """List the models on this machine, with kind, family, parameters, size and licence."""
+    from gencli.checkpoints import packed_cache
     from gencli.checkpoints.checkpoint import Contents
     from gencli.checkpoints.report import describe
     from gencli.cli.models_settings import judge
@@ -319,6 +320,8 @@ def rm(
     Its quantized copies (--quantize) are removed too. Of built-in models, and of your own folders and files, only these
     copies are removed.
     """
+    from gencli.checkpoints import packed_cache
+
     console: Console = ctx.obj
     entry = find_entry(name)
     wanted, gguf = parse_hub_name(name if entry is None else entry.id)

@@ -35,7 +35,7 @@ def load(path: Path) -> dict[str, Any] | None:
         return found
     except Exception as error:  # pickle, zip and torch each raise their own
         what = " ".join(str(error).split())[:100]
-        raise GencliError(f"{path} is no state of a run: {what}", "choose another -o to start again") from None
+        raise GencliError(f"{path} is not a state of a run: {what}", "choose another -o to start again") from None
 
 
 def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], *, changes: bool) -> None:

@@ -21,6 +21,7 @@ from tests.tiny.text import END, make_gpt2, write_json
 pytestmark = pytest.mark.slow
 
 AT_HOME = {"TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1", "EDITOR": "sed -i s/first/edited/"}
+READY = b"\x1b[?2004h"  # the editor of messages has the terminal
 READ = b"\x1b[?2004l"  # the editor of messages lets go of the terminal
 SPOKEN = [part for token, _ in BIAS for part in ("--logit-bias", f"{token}=-inf")]
 
@@ -94,13 +95,13 @@ def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
     """Ctrl-C stops the answer alone; several lines are one message; what is saved is what was said; Ctrl-D leaves."""
     terminal = Terminal("chat", "-m", tuned, "-n", 30_000, "-s", 5, *SPOKEN, "--system", "Be kind.", folder=tmp_path)
     terminal.wait_for(b"Ctrl-D quits")
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     answering(terminal, b"Once\r")
     terminal.interrupt()
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"half a line\x03")
     terminal.wait_for(b"note: Ctrl-D or /exit quits")
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"/seed 7\r")
     terminal.wait_for(b"seed 7\r\n")
     answering(terminal, b'"""first\rsecond"""\r')
@@ -116,11 +117,11 @@ def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
         (b"/save", b"hint: as in /save talk.json"),
         (b"/help", b"a message of several lines."),
     ):
-        terminal.wait_for(b"> ")
+        terminal.wait_for(READY)
         terminal.type(command + b"\r")
         terminal.wait_for(READ)
         terminal.wait_for(answer)
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"\x04")
     assert terminal.ended() == 0
     messages = json.loads((tmp_path / "my talk.json").read_text())["messages"]
@@ -134,12 +135,12 @@ def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
     """Pasted lines are one message; Up brings it back in the next session, which -c continues; /edit edits it."""
     chat = ("chat", "-m", tuned, "-n", 4, "-s", 5, *SPOKEN)
     terminal = Terminal(*chat, folder=tmp_path)
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"\x1b[200~first line\nsecond line\x1b[201~")
     terminal.wait_for(b"second line")
     terminal.type(b"\r")
     terminal.wait_for(b"cut off after 4 tokens")
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"\x04")
     assert terminal.ended() == 0
     [kept] = (tmp_path / "gencli" / "chats").iterdir()
@@ -149,13 +150,13 @@ def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
 
     terminal = Terminal("chat", "-c", "-n", 4, *SPOKEN, folder=tmp_path)
     terminal.wait_for(b"continuing " + kept.stem.encode())
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"\x1b[A\r")
     terminal.wait_for(b"cut off after 4 tokens")
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"/edit\r")
     terminal.wait_for(b"cut off after 4 tokens")
-    terminal.wait_for(b"> ")
+    terminal.wait_for(READY)
     terminal.type(b"\x04")
     assert terminal.ended() == 0
     users = [turn["content"] for turn in json.loads(kept.read_text())["messages"] if turn["role"] == "user"]
@@ -168,7 +169,7 @@ def test_a_second_signal_ends_it_after_messages_too(tuned: Path, tmp_path: Path)
     """SIGTERM at the editor of messages ends with 143 and leaves the terminal as it was."""
     terminal = Terminal("chat", "-m", tuned, *SPOKEN, "--no-history", folder=tmp_path)
     before = termios.tcgetattr(terminal.master)
-    terminal.wait_for(b"\x1b[?2004h")
+    terminal.wait_for(READY)
     os.kill(terminal.pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 143
     assert termios.tcgetattr(terminal.master)[3] == before[3]

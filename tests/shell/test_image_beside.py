@@ -60,7 +60,7 @@ def test_every_file_beside_a_picture_is_told(gencli):
 def test_a_grid_of_several_prompts_says_that_it_does_not_say_how_it_was_made(gencli):
     args = ("--lines", "--grid", "-o", "grid.png")
     out, said = gencli(*args, stdin=b"red apple\nblue dog\n")
-    assert out == ["grid.png"] and "the grid does not say how it was made" in said
+    assert out == ["grid.png"] and "the grid has no generation settings" in said
     with Image.open("grid.png") as opened:
         assert opened.text == {}
     assert "grid does not" not in gencli(*args, "--no-metadata", stdin=b"red apple\nblue dog\n")[1]

@@ -315,7 +315,7 @@ def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
         ("stories",): (2, "no file to write"),
         ("stories", "-o", tmp_path / "a.gguf", "--to", "q9"): (2, "--to 'q9': no such type of weights"),
         ("emoji", "-o", tmp_path / "a.gguf"): (1, "emoji is not a text model"),
-        ("stories", "-o", tmp_path / "no" / "a.gguf"): (1, "there is no folder"),
+        ("stories", "-o", tmp_path / "no" / "a.gguf"): (1, "no such folder"),
         ("stories", "-o", tmp_path): (1, "it is a folder"),
     }
     for args, (code, why) in refused.items():

@@ -172,6 +172,7 @@ def test_time_left_on_every_bar(terminal, monkeypatch) -> None:
     now = iter([0.0, 2.0, 4.0])
     monkeypatch.setattr(consoles.time, "monotonic", lambda: next(now))
     console.progress("fetching", 0, 100, "MB")
+    seen()
     console.progress("fetching", 20, 100, "MB")
     assert seen().endswith("20/100 MB, 8 s left")
     console.progress("drawing", 1, 4, "2 s/step", 3700)
@@ -371,7 +372,7 @@ def test_images_of_wildcards_have_prompts_and_seeds_of_their_own(tmp_path, monke
     assert main(["image", "--info", "4.png"]) == 0
     assert "\nsteps             1\n" in capfd.readouterr().out
     Image.new("RGB", (8, 8)).save("none.png")
-    assert "none.png has no generation settings" in says(capfd, "image", "--info", "none.png")
+    assert "none.png: it has no generation settings" in says(capfd, "image", "--info", "none.png")
     assert "--best cannot be combined" in says(capfd, *line, "--best", "1", "--clip", "stories", "-o", "a.png")
 
 

@@ -180,9 +180,9 @@ def test_where_pictures_go(tmp_path, monkeypatch, capsysbinary):
     with pytest.raises(GencliError, match="no such folder: 'none'"):
         plan("none/a.png")
     with pytest.raises(UsageError, match=r"\.gif"):
-        image_sinks.animation("a.png", many=False)
+        image_sinks.animation("a.png")
     with pytest.raises(UsageError, match="one file"):
-        image_sinks.animation("a.gif", many=True)
+        image_sinks.check_animation(image_sinks.Template("a.gif"), many=True, walks=False)
 
 
 def test_written_over_in_one_move(tmp_path):

@@ -163,7 +163,7 @@ def test_without_metadata():
 
 def test_a_file_that_says_nothing(tmp_path):
     some_picture().save(tmp_path / "a.png")
-    with pytest.raises(GencliError, match="does not say how it was made"):
+    with pytest.raises(GencliError, match="has no generation settings"):
         pictures.read_request(tmp_path / "a.png")
 
 

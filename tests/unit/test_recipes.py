@@ -248,7 +248,7 @@ REFUSED = {
     "the editor's graph": ({"workflow": {"last_node_id": 9, "nodes": []}}, "editor's graph of ComfyUI"),
     "JSON of no tool": ({"parameters": {"a": 1}}, "JSON of no known tool"),
     "broken JSON": ({"parameters": '{"sui_image_params": {"prompt": '}, "does not say"),
-    "a screenshot": ({"UserComment": "Screenshot"}, "does not say how it was made"),
+    "a screenshot": ({"UserComment": "Screenshot"}, "has no generation settings"),
     "a comment": ({"comment": "style: photo, light: soft, mood: calm"}, "does not say"),
     "Midjourney": ({"Description": "a cat --v 6 Job ID: 01234567-89ab-cdef-0123-456789abcdef"}, "Midjourney"),
     "Draw Things": ({"XML:com.adobe.xmp": "<xmp:CreatorTool>Draw Things</xmp:CreatorTool>"}, "Draw Things"),

@@ -136,7 +136,7 @@ def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -
     with pytest.raises(GencliError, match=r"other settings: data \w+, now \w+"):
         list(train(recipe(other, tmp_path / "run", 2)))
     assert [at.step for at in train(recipe(texts, tmp_path / "run", 4, lr=1e-3, allow_changes=True))] == [3, 4]
-    with pytest.raises(GencliError, match=r"other sizes: .*n_layer was 2, is 1"):
+    with pytest.raises(GencliError, match=r"other sizes: .*n_layer 2, now 1"):
         list(train(recipe(texts, tmp_path / "run", 4, n_layer=1, allow_changes=True)))
     (tmp_path / "run" / "state.pt").write_bytes(b"PK")
     with pytest.raises(GencliError, match="is not a state of a run"):

@@ -24,9 +24,7 @@ ALIASES = {"Eta DDIM": "Eta", "Guidance Scale": "CFG scale"}
 INERT = {"Version", "Model hash", "VAE hash", "App", "Size-1", "Size-2"}  # say nothing about the pixels
 USUAL = ("automatic", "normal", "native", "default")  # words of other tools for no schedule of their own
 TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>")
-NO_RECIPE_HINT = (
-    "an image has that from gencli (without --no-metadata) or tools that write their settings; copies often lose it"
-)
+NO_RECIPE_HINT = "gencli (without --no-metadata) and many other tools embed them; many programs strip them"
 
 
 ROWS = dict(rows(ImageRequest))

@@ -94,7 +94,7 @@ def read(texts: Texts) -> metadata.Found:
         raise GencliError("it has the editor's graph of ComfyUI alone, not the one that was run", HINT)
     if any(_json(texts.get(name)) for name in COMMENTS[:2]):
         raise GencliError("it says how it was made as JSON of no known tool", HINT)
-    raise GencliError("it does not say how it was made", metadata.NO_RECIPE_HINT)
+    raise GencliError("it has no generation settings", metadata.NO_RECIPE_HINT)
 
 
 HINT = "give its prompt and settings as options instead of --from"
