@@ -286,12 +286,6 @@ def pickle(root: Path) -> None:
     (root / "model.safetensors").unlink()
 
 
-SMALL_UNET: dict[str, Any] = {
-    "block_out_channels": [16, 32],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "layers_per_block": 1,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-}
 SMALL_VAE: dict[str, Any] = {
     "block_out_channels": [8, 16],
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -307,7 +301,7 @@ def diffusion(root: Path) -> None:
 
 
 def stable_diffusion(root: Path) -> None:
-    from tests.tiny.image import make_stable_diffusion, make_vae
+    from tests.tiny.image import SMALL_UNET, make_stable_diffusion, make_vae
 
     make_stable_diffusion(root, unet=SMALL_UNET)
     make_vae(root / "vae", SMALL_VAE)
@@ -345,6 +339,7 @@ def upscaler(root: Path) -> None:
 
 def controlnet(root: Path) -> None:
     from tests.tiny.control import make_controlnet
+    from tests.tiny.image import SMALL_UNET
 
     make_controlnet(
         root, {key: SMALL_UNET[key] for key in ("block_out_channels", "down_block_types", "layers_per_block")}

@@ -108,7 +108,7 @@ class CommandKind(Kind):
         options = parameters(command)
         words = [*command.split(), *COMMANDS[command]]
         if command == "text":
-            words += ["-m", str(self.root / "model"), "-n", "2"] if draw.random() < 0.8 else []
+            words += ["-m", str(self.root / "model"), "-n", "2"]
         self.variables = {}
         for _ in range(draw.choice((1, 1, 2, 3, 6))):
             option = draw.choice(options)

@@ -6,15 +6,25 @@ text that AUTOMATIC1111's web UI writes into its images ("infotext"). No torch i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gencli.errors import UsageError
 from gencli.image.diffusion import samplers
+from gencli.image.values import (
+    EMPHASIS_LABELS,
+    SAMPLER_LABELS,
+    SCHEDULE_LABELS,
+    Control,
+    check_hashes,
+    check_refiner_start,
+    check_sampler,
+    check_sampler_options,
+    check_strength,
+    named_sampler,
+    parse_sampler_options,
+)
 from gencli.options import (
     KINDS,
     MODEL,
@@ -23,7 +33,6 @@ from gencli.options import (
     Bounds,
     Option,
     check,
-    check_kind,
     choice,
     flag,
     integer,
@@ -40,15 +49,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
 STAGE_KEYS = {  # what --stage NAME:KEY=VALUE may set: key → field
-    "steps": "steps",
-    "cfg-scale": "guidance",
-    "guidance-rescale": "guidance_rescale",
-    "sampler": "sampler",
-    "eta": "eta",
-    "spacing": "spacing",
-    "karras": "karras",
-    "noise-level": "noise_level",
-}
+    "steps": "steps", "cfg-scale": "guidance", "guidance-rescale": "guidance_rescale", "sampler": "sampler",
+    "eta": "eta", "spacing": "spacing", "karras": "karras", "noise-level": "noise_level",
+}  # fmt: skip
 SEED_LIMIT = 2**63  # above the largest seed
 DEFAULT_MODEL = "emoji"
 # What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
@@ -57,60 +60,6 @@ BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_resc
 # Headings on the help page.
 INPUT, PICTURE, SAMPLING, START = "Prompt", "Image", "Sampling", "Starting from an image"
 CONTROL, DRAWERS = "ControlNets", "Models that do not denoise (GANs, and those that draw token by token)"
-# How the web UI calls values; a sampler that it lacks goes by its own name.
-SAMPLER_LABELS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_sde": "DPM++ SDE",
-    "heun": "Heun",
-    "lms": "LMS",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
-SCHEDULE_LABELS = {True: "Karras", False: "Automatic"}
-EMPHASIS_LABELS = {True: "Original", False: "None"}  # its ways to read brackets in prompts
-
-
-def parse_sampler_options(pairs: Sequence[str] | None) -> dict[str, bool | float | str]:
-    """Parse `NAME=VALUE`, each. Raise UsageError for anything else."""
-    options: dict[str, bool | float | str] = {}
-    for pair in pairs or ():
-        name, equals, word = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--sampler-option {pair!r}: expected NAME=VALUE")
-        value: bool | float | str = {"true": True, "false": False}.get(word.lower(), word)
-        for kind in (float, int):  # whole numbers stay whole
-            with contextlib.suppress(ValueError):
-                value = kind(word)
-        options[name.replace("-", "_")] = value
-    return options
-
-
-def _check_sampler(name: str, value: Any) -> None:
-    Option(str).check_one(name, value)
-    try:
-        samplers.find(value)
-    except UsageError as error:
-        raise UsageError(f"{name} {value!r:.80}: no such sampler", error.hint) from None
-
-
-def _check_sampler_options(name: str, values: Any) -> None:
-    check_kind(name, values, Mapping)
-    for key, value in values.items():
-        if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
-            raise UsageError(f"--sampler-option {key}={value!r}: expected NAME=VALUE")
-
-
-def _check_hashes(name: str, values: Any) -> None:
-    check_kind(name, values, Mapping)
-    for key, value in values.items():
-        Option(str).check_one(name, key)
-        if not (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)):
-            raise UsageError(f"{name}: {str(value)[:40]!r} is not a fingerprint")
 
 
 def _check_stages(name: str, values: Any) -> None:
@@ -141,40 +90,6 @@ def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"--stage {text!r:.80}: {error.message}", error.hint) from None
         stages.setdefault(name, {})[field] = value
     return {name: {**values, **named_sampler(values)} for name, values in stages.items()}
-
-
-def named_sampler(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler of some fields' values as it is called here, with Karras' noise levels if its name elsewhere has
-    them."""
-    if values.get("sampler") is None:
-        return {}
-    name, karras = samplers.find(values["sampler"])
-    known = karras is None or values.get("karras") is not None
-    return {"sampler": name} | ({} if known else {"karras": karras})
-
-
-def _check_refiner_start(name: str, value: Any) -> None:
-    check_kind(name, value, float)
-    if not 0 < value < 1:
-        raise UsageError(f"{name} {value:g}: must be more than 0 and less than 1")
-
-
-def _check_strength(name: str, value: Any) -> None:
-    check_kind(name, value, float)
-    if not 0 < value <= 1:
-        hint = "0 would leave the image unchanged" if value == 0 else None
-        raise UsageError(f"{name} {value:g}: must be more than 0 and at most 1", hint)
-
-
-@dataclasses.dataclass(frozen=True)
-class Control:
-    """One ControlNet of a request: its name, its image's file, its scale, and between which fractions of the steps."""
-
-    model: str
-    image: str
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +135,7 @@ class ImageRequest:
         SAMPLING, infotext="Steps", within=(1, 10_000), also=("--num-inference-steps", "--inference-steps"))
     sampler: str | None = string(None, "--sampler NAME",
         f"{', '.join(samplers.names())} (default: ddim; LCM and Turbo models use their own).", SAMPLING,
-        after="guidance_rescale", complete=samplers.names(), valid=_check_sampler, infotext="Sampler",
+        after="guidance_rescale", complete=samplers.names(), valid=check_sampler, infotext="Sampler",
         labels=SAMPLER_LABELS, also=("--scheduler", "--sampling-method"))
     karras: bool | None = flag(None, "--karras/--no-karras",
         "Use Karras noise levels, with samplers that have them, such as euler.",
@@ -244,7 +159,7 @@ class ImageRequest:
         infotext="Timestep spacing")
     sampler_options: Mapping[str, bool | float | str] = Option(Mapping, "--sampler-option NAME=VALUE",
         "Sampler-specific option (repeatable).", SAMPLING, called="--sampler-options", word=list[str],
-        read=parse_sampler_options, valid=_check_sampler_options,
+        read=parse_sampler_options, valid=check_sampler_options,
         infotext="Sampler options").field(dataclasses.MISSING, default_factory=dict)
     init: str | None = string(None, "-i, --init FILE",
         "Start from this image (img2img); `-` reads it from stdin.", START,
@@ -258,7 +173,7 @@ class ImageRequest:
         after="mask", infotext="Paste")
     strength: float | None = number(None, "--strength S",
         "How much to change the image: near 0 keeps it, 1 replaces it (default: 0.8; with --mask 1).", START,
-        valid=_check_strength,
+        valid=check_strength,
         infotext="Denoising strength", also=("--denoise", "--denoising-strength", "--image-strength"))
     keep_rows: int | None = integer(None, "--keep-rows N",
         "Rows of --init to keep, from the top (default: half).",
@@ -339,7 +254,7 @@ class ImageRequest:
         after="allow_pickle", infotext="Refiner", names="model", reload=True)
     refiner_start: float | None = number(None, "--refiner-start F",
         "Fraction of the steps at which the refiner takes over, above 0 and below 1 (default: 0.8).", SAMPLING,
-        after="sampler_options", valid=_check_refiner_start, infotext="Refiner switch at")
+        after="sampler_options", valid=check_refiner_start, infotext="Refiner switch at")
     upscaler: tuple[str, ...] = several(str, "--upscaler NAME",
         "Enlarge the image four times with this model, such as x4-upscaler or DeepFloyd IF's second stage: a "
         "folder or a Hugging Face id (repeatable).", MODEL, after="refiner",
@@ -366,7 +281,7 @@ class ImageRequest:
         "Whether the noise schedule ends in pure noise (zero terminal SNR), if the file does not specify it.", MODEL,
         after="betas",
         infotext="Zero SNR", reload=True)
-    hashes: Mapping[str, str] = Option(Mapping, called="hashes", valid=_check_hashes).field(
+    hashes: Mapping[str, str] = Option(Mapping, called="hashes", valid=check_hashes).field(
         dataclasses.MISSING, default_factory=dict)
     model: str = dataclasses.replace(named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL, "image",
         example="sdxl-turbo"), infotext="Model", names="model",

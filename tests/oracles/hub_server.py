@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -54,6 +55,13 @@ class Repo:
         return next((commit for commit in self.commits if commit.startswith(revision) and len(revision) >= 7), None)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Hub:
     """Repositories, and the two servers that serve them.
 
@@ -82,7 +90,7 @@ class Hub:
         self.url, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
     def _serve(self, handler: type[_Handler]) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type(handler.__name__, (handler,), {"hub": self}))
+        server = _Server(("127.0.0.1", 0), type(handler.__name__, (handler,), {"hub": self}))
         server.daemon_threads = True
         server.block_on_close = False
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -85,6 +85,15 @@ UNET["sd21"] = UNET["sd15"] | {
 }
 
 
+# changes of it, for what needs no UNet of the usual depth
+SMALL_UNET: dict[str, Any] = {
+    "block_out_channels": [16, 32],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "layers_per_block": 1,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+
+
 def make_unet(folder: Path, kind: str = "sd15", changes: dict[str, Any] | None = None, **saving: Any):
     """A UNet2DConditionModel in `folder`, its config.json with the keys of the hub's file alone."""
     config = UNET[kind] | (changes or {})

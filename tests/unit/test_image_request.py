@@ -15,7 +15,8 @@ from gencli.cli.image_sinks import Template, slug
 from gencli.cli.preview import half_blocks
 from gencli.errors import GencliError, UsageError
 from gencli.image.files import metadata, recipes
-from gencli.image.request import Control, ImageRequest
+from gencli.image.request import ImageRequest
+from gencli.image.values import Control
 
 WRONG = [
     ({"steps": 0}, "--steps 0"),

@@ -107,6 +107,7 @@ def test_values_that_are_not_numbers():
 # What a mask keeps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["latents", "reads the mask", "pixels"])
 def test_what_is_black_is_kept_to_the_pixel(models, model):
     pipeline = models[model]
@@ -129,6 +130,7 @@ def test_the_edge_is_soft_and_four_pixels_wide():
     assert hard[30, 38:42].tolist() == [0, 0, 255, 255]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", range(56, 64))
 def test_a_thin_mask_paints(sd, left):
     """Wherever a stripe lies, all latents that it touches are painted."""

@@ -34,7 +34,7 @@ from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel
 from gencli.train.trainer import Progress
 from tests.oracles.libraries import diffusers
-from tests.tiny.image import make_stable_diffusion
+from tests.tiny.image import SMALL_UNET, make_stable_diffusion, make_text_encoder, rewrite_json
 from tests.tiny.pictures import COLORS, make_pictures
 
 pytestmark = pytest.mark.slow
@@ -120,11 +120,12 @@ def test_opens_in_diffusers(whole: tuple[Path, list[Progress]]) -> None:
 
 
 def test_learns(pictures: Path, tmp_path: Path) -> None:
-    told = run(pictures, recipe(tmp_path, (40, 40, 0), evaluate_every=1, lr=5e-3))
+    told = run(pictures, recipe(tmp_path, (20, 24, 0), evaluate_every=12, lr=1e-2))
     first, second = ([at for at in told if at.stage == stage] for stage in STAGES[:2])
     assert first[-1].loss < 0.7 * first[0].loss
     scores = [at.validation["seen"] for at in second if at.validation]
-    assert scores[-1] < 0.9 * scores[0]
+    assert scores[-1] < scores[0]
+    assert sum(at.loss for at in second[-8:]) < 0.9 * sum(at.loss for at in second[:8])
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -180,14 +181,14 @@ def test_variants_are_seen_in_place_of_the_pictures(pictures: Path, tmp_path: Pa
 
 def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path) -> None:
     run(pictures, recipe(tmp_path, (2, 2, 0)))
-    with pytest.raises(GencliError, match=r"another recipe: lr was 0\.0015, is 0\.1"):
+    with pytest.raises(GencliError, match=r"other settings: lr 0\.0015, now 0\.1"):
         run(pictures, recipe(tmp_path, (2, 2, 0), lr=0.1))
-    with pytest.raises(GencliError, match=r"another recipe: steps was 2, is 3"):
+    with pytest.raises(GencliError, match=r"other settings: steps 2, now 3"):
         run(pictures, recipe(tmp_path, (3, 2, 0)))
-    with pytest.raises(GencliError, match=r"other sizes: widths was \(16, 16\), is \(16, 32\)"):
+    with pytest.raises(GencliError, match=r"other sizes: widths \(16, 16\), now \(16, 32\)"):
         run(pictures, recipe(tmp_path, (2, 2, 0), widths=(16, 32), allow_changes=True))
     assert [at.step for at in run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, allow_changes=True))] == [3, 4]
-    with pytest.raises(GencliError, match="another recipe: data was"):
+    with pytest.raises(GencliError, match=r"other settings: data \w+, now"):
         run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, copies=1))
 
 
@@ -211,7 +212,8 @@ def test_latents_are_normalised_and_decode_alike(pictures: Path, whole: tuple[Pa
 def test_on_from_a_checkpoint(pictures: Path, tmp_path: Path, prediction: str) -> None:
     """Stable Diffusion, as the hub has it: names and precisions are the source's, and what is not trained."""
     source = tmp_path / "source"
-    make_stable_diffusion(source, "sd15" if prediction == "epsilon" else "sd21")
+    kind, heads = ("sd15", {}) if prediction == "epsilon" else ("sd21", {"attention_head_dim": [1, 2]})
+    make_stable_diffusion(source, kind, unet=SMALL_UNET | heads)
     before = weights(source)
     changes = {"init": str(source), "size": 32, "evaluate_every": 2, "lr": 1e-3, "optimizer": "adamw"}
     told = run(pictures, recipe(tmp_path / "whole", (0, 4, 0), **changes))
@@ -237,7 +239,12 @@ def test_on_from_a_checkpoint(pictures: Path, tmp_path: Path, prediction: str) -
 
 def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path) -> None:
     """Before the second stage, which then begins with another text encoder; resumed equals unbroken."""
-    make_stable_diffusion(tmp_path / "source", "sd15")
+    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
+    make_text_encoder(
+        tmp_path / "source" / "text_encoder", changes={"num_hidden_layers": 1, "max_position_embeddings": 16}
+    )
+    config = tmp_path / "source" / "tokenizer" / "tokenizer_config.json"
+    rewrite_json(config, lambda raw: raw | {"model_max_length": 16})
     changes = {"init": str(tmp_path / "source"), "size": 32, "words_steps": 16}
     told = run(pictures, recipe(tmp_path / "whole", (0, 1, 0), **changes))
     words = [at.loss for at in told if at.stage == "words"]
@@ -250,7 +257,7 @@ def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path) -> N
 
 def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
     """A third stage after --init: of the autoencoder, whose file is an old one, the decoder alone is another."""
-    make_stable_diffusion(tmp_path / "source", "sd15")
+    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
     told = run(pictures, recipe(tmp_path / "run", (0, 1, 20), init=str(tmp_path / "source"), size=32))
     assert told[-1].stage == "decoder" and told[-1].loss < told[1].loss
     folder = tmp_path / "run" / "checkpoint" / "vae"
@@ -268,7 +275,7 @@ def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_the_text_encoder_may_be_kept(pictures: Path, tmp_path: Path) -> None:
-    make_stable_diffusion(tmp_path / "source", "sd15")
+    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
     changes = {"init": str(tmp_path / "source"), "size": 32, "keep_text_encoder": True, "min_snr": 5.0}
     run(pictures, recipe(tmp_path / "run", (0, 2, 0), **changes))
     before, after = weights(tmp_path / "source"), weights(tmp_path / "run" / "checkpoint")
@@ -279,7 +286,7 @@ def test_the_text_encoder_may_be_kept(pictures: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_gone_on_from(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(GencliError, match=r"stories is a text model \(gpt2\), not an image model"):
         run(pictures, recipe(tmp_path / "a", init="stories"))
-    make_stable_diffusion(tmp_path / "source", "sd15")
+    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
     with pytest.raises(GencliError, match=r"--size 30: .* draws sizes that are multiples of 8"):
         run(pictures, recipe(tmp_path / "b", init=str(tmp_path / "source"), size=30))
     file = tmp_path / "source" / "unet" / "config.json"

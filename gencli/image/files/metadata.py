@@ -15,7 +15,8 @@ from gencli import __version__
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion import samplers
 from gencli.image.files.infotext import NEGATIVE, PLAIN_KEY, Recipe, quote
-from gencli.image.request import SCHEDULE_LABELS, ImageRequest
+from gencli.image.request import ImageRequest
+from gencli.image.values import SCHEDULE_LABELS
 from gencli.options import TEXT_LIMIT, Option, rows
 
 INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
