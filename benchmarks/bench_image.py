@@ -112,29 +112,34 @@ def main() -> None:
 
 def write_checkpoint(folder: Path, shape: str) -> None:
     """Random weights in the true shapes, float32 (SDXL's: float16), in the hub's layout."""
-    from gencli.models import architecture
     from tests.tiny.image import INDEX, SCHEDULER, make_tokenizer
     from tests.tiny.sdxl import INDEX as _  # noqa: F401 (adds SDXL's rows)
 
     dtype = torch.float32 if shape == "sd15" else torch.float16
     for name, config in SHAPES[shape].items():
-        module = architecture(config.get("_class_name") or config["model_type"])
-        with torch.device("meta"):
-            state = module.Model(module.Config.from_dict(config)).state_dict()
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        generator = torch.Generator().manual_seed(0)
-        tensors = {
-            key: torch.empty(t.shape, dtype=dtype).normal_(0, 0.02, generator=generator) for key, t in state.items()
-        }
-        stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
-        save_file(tensors, folder / name / f"{stem}.safetensors", {"format": "pt"})
-        (folder / name / "config.json").write_text(json.dumps(config))
+        write_part(folder / name, config, dtype)
     for name in ("tokenizer", "tokenizer_2")[: len(SHAPES[shape]) - 2]:
         make_tokenizer(folder / name)
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER[shape]))
     index = {name: value for name, value in INDEX[shape].items() if name not in ("safety_checker", "feature_extractor")}
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def write_part(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> int:
+    """A model's random weights in its true shapes, in the hub's layout; returns their bytes."""
+    from gencli.models import architecture
+
+    module = architecture(config.get("_class_name") or config["model_type"])
+    with torch.device("meta"):
+        state = module.Model(module.Config.from_dict(config)).state_dict()
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {key: torch.empty(t.shape, dtype=dtype).normal_(0, 0.02, generator=generator) for key, t in state.items()}
+    stem = "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
+    save_file(tensors, folder / f"{stem}.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 @torch.no_grad()

@@ -23,8 +23,10 @@ PICKLE_HINT = (
     "or have nothing but tensors read from them with --allow-pickle"
 )
 VARIATIONS = "image_encoder"  # which only pipelines read that vary an image
-VARYING = frozenset({"UnCLIPImageVariationPipeline"})
-UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder", "watermarker"})  # never opened
+VARYING = frozenset({"UnCLIPImageVariationPipeline", "StableUnCLIPImg2ImgPipeline", "KandinskyV22PriorPipeline"})
+UNUSED = frozenset(  # never opened
+    {"safety_checker", "feature_extractor", "image_encoder", "watermarker", "image_processor", "prior_image_processor"}
+)
 CARD = "README.md"  # for its licence
 SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZER = (
@@ -76,7 +78,7 @@ def parts(names: Collection[str], read: Read) -> list[PartFolder]:
     found = []
     for name in components:
         kind: PartKind = "scheduler" if name.endswith("scheduler") else "model"
-        kind = "tokenizer" if name.startswith("tokenizer") else kind
+        kind = "tokenizer" if "tokenizer" in name else kind
         inside = any(file.startswith(f"{name}/") for file in names)
         # Pipelines of one network may have it at the root (google/ddpm-cifar10-32).
         found.append(PartFolder(name, f"{name}/" if inside else "", kind))
@@ -228,4 +230,6 @@ def other_hint(names: Collection[str]) -> str:
     for suffix in (".gguf", ".safetensors"):
         if single := sorted(name for name in names if name.endswith(suffix) and "/" not in name):
             return f"{single[0]} is a model in one file: give its path"
+    if "config.json" in names:
+        return "its config.json is here alone: fetch model.safetensors or diffusion_pytorch_model.safetensors beside it"
     return "is it a model in the layout of transformers or diffusers?"

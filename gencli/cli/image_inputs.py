@@ -7,7 +7,7 @@ One rule for all of it: what the command line or the environment names is found 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from gencli.checkpoints.find import Source, find
 from gencli.cli.options import Asked
 from gencli.cli.prompts import read_data
 from gencli.errors import GencliError, UsageError, about
+from gencli.image.families import PRIORS
+from gencli.image.mix import parse_mix
 from gencli.image.request import ImageRequest
 from gencli.options import rows
 
@@ -37,12 +39,14 @@ class Inputs:
     classifier: Source | None
     vae: Source | None
     refiner: Source | None
+    prior: Source | None
     upscalers: tuple[Source, ...]
     loras: tuple[LoraRef, ...]
     embeddings: tuple[EmbeddingRef, ...]
     controls: tuple[tuple[Source, Image.Image], ...]
     init: Image.Image | None
     mask: Image.Image | None
+    mix: Mapping[str, Image.Image]
 
 
 class Finder:
@@ -77,12 +81,14 @@ class Finder:
             classifier=next(iter(classifier), None),
             vae=next(iter(vae), None),
             refiner=next(iter(refiner), None),
+            prior=self._prior(model),
             upscalers=tuple(self._models("upscaler")),
             loras=loras,
             embeddings=embeddings,
             controls=controls,
             init=init,
             mask=mask,
+            mix=self._mixed(note),
         )
 
     def hashes(self, found: Inputs, note: Callable[[str], None], *, remember: bool) -> dict[str, str]:
@@ -106,9 +112,9 @@ class Finder:
     def _paths(self, found: Inputs) -> Iterator[tuple[str, Path]]:
         """Yield what the request names, as it names it, and where that is."""
         request = self.request
-        for field in ("model", "clip", "classifier", "vae", "refiner"):
+        for field in ("model", "clip", "classifier", "vae", "refiner", "prior"):
             if (source := getattr(found, field)) is not None:
-                yield getattr(request, field), source.path
+                yield getattr(request, field) or source.name, source.path
         yield from zip(request.upscaler, (source.path for source in found.upscalers), strict=True)
         yield from zip(request.lora, (one.path for one in found.loras), strict=True)
         yield from zip(request.embedding, (one.path for one in found.embeddings), strict=True)
@@ -116,13 +122,17 @@ class Finder:
         for name in (request.init, request.mask, *request.control_image):
             if name is not None and name != "-":
                 yield name, Path(name)
+        for text in request.mix:
+            [one] = parse_mix([text])
+            if one.is_image:
+                yield text, Path(one.name)
 
     def check_files(self) -> None:
         """Raise GencliError if the image of --from names a file that is not a regular file here, such as a device."""
         for field, option in ROWS.items():
-            if option.names != "file" or not self._is_foreign(field):
+            if option.names not in ("file", "mix") or not self._is_foreign(field):
                 continue
-            for file in _names(getattr(self.request, field)):
+            for file in _files(getattr(self.request, field), option.names):
                 if not os.path.isfile(file):
                     raise GencliError(
                         f"{self.from_file} was made with {file}, which is not a file here",
@@ -151,6 +161,22 @@ class Finder:
                 ) from None
         return found
 
+    def _prior(self, model: Source) -> Source | None:
+        """Find the prior that the request names, or the one that goes with its model's repository."""
+        if self.request.prior is not None:
+            return self._models("prior")[0]
+        name = PRIORS.get(model.name) if model.kind == "hub" else None
+        if name is None:
+            return None
+        return find(name, offline=True) if self._is_foreign("model") else self.fetch(name)
+
+    def _mixed(self, note: Callable[[str], None]) -> dict[str, Image.Image]:
+        """Open the images that are mixed."""
+        from gencli.image.files.pictures import open_flat
+
+        images = [one.name for one in parse_mix(self.request.mix) if one.is_image]
+        return {name: open_flat(name, "white", note) for name in images}
+
     def _asset(self, field: str, asset: T) -> T:
         fetching: dict[str, Any] = self.fetch.keywords
         if not self._is_foreign(field):
@@ -177,6 +203,13 @@ class Finder:
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the names in a field, which may hold none, one or several."""
     return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def _files(value: str | tuple[str, ...] | None, names: str) -> list[str]:
+    """Return the files in a field that holds such, or what is mixed."""
+    if names == "file":
+        return [*_names(value)]
+    return [one.name for one in parse_mix(_names(value)) if one.is_image]
 
 
 def _open(path: str | None, note: Callable[[str], None], ground: str = "white") -> Image.Image | None:

@@ -46,6 +46,8 @@ def ready(
         opened = open_image_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
         if inputs.classifier is not None:
             opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)
+        if inputs.prior is not None:
+            opened = stages.add_prior(opened, open_image_checkpoint(inputs.prior, allow_pickle=allow_pickle))
         if inputs.refiner is not None:
             further = open_image_checkpoint(inputs.refiner, allow_pickle=allow_pickle)
             opened = stages.add_refiner(opened, further)

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -126,12 +127,13 @@ class Run:
             dtype=spec.dtype,
             loras=inputs.loras,
             embeddings=embeddings,
+            views=self.animation is not None or self.preview is not None or "step_files" in self.folders,
             loading=lambda what: self.console.progress(f"loading {what}"),
         )
         if self.prompts is None:
             note_slips(self.request, [embedding.word for embedding in embeddings], self.console.note)
         controls = [(load_control(part, pipeline), image) for part, image in opened]
-        images = {"init": inputs.init, "mask": inputs.mask}
+        images: dict[str, Any] = {"init": inputs.init, "mask": inputs.mask, "mix": inputs.mix}
         prompts = None if self.prompts is None else self._checked(pipeline, self.prompts)
         return pipeline, self._each(lambda one: generate(pipeline, one, prompts, controls=controls, **images))
 
@@ -152,11 +154,12 @@ class Run:
             kinds.append("stage_files")
         if step.stage.shows and (self.animation is not None or kinds):
             for i, number in enumerate(numbers):
-                self._keep(step.codec.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step, kinds)
+                decoder = step.codec if "stage_files" in kinds else step.view
+                self._keep(decoder.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step, kinds)
         last = done == step.total and step.stage.number == step.stage.count
         if step.stage.shows and self.preview is not None and self.preview.wanted() and not last:
             with self.preview.timed():
-                sketches = [step.codec.sketch(x0[None]) for x0 in step.x0]
+                sketches = [step.view.sketch(x0[None]) for x0 in step.x0]
                 self.preview.show(pictures.grid(sketches))
             self.console.progress(label, done, step.total, self.clock.rate(), left)
         if last:

@@ -214,6 +214,10 @@ def pull(
         folder = download(wanted, variant=variant, progress=show, allow_pickle=allow, gguf=gguf)
         console.clear()
     source = in_snapshot(id, folder, gguf)
+    from gencli.cli.models_settings import belongs_to
+
+    if remark := belongs_to(Contents(Source(wanted.repo, source.path, source.kind), allow_pickle=allow)):
+        console.note(remark)
     if pulled.json:
         files, names = hub_cache.files(folder), layout.is_gguf(hub_cache.files(folder)) or gguf
         files = {name: files[name] for name in gguf_names.choose(files, gguf)} if names else files

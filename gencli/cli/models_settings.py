@@ -41,6 +41,23 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
         return {}  # `check` says what is wrong
 
 
+def belongs_to(contents: Contents) -> str | None:
+    """Return which models a tiny autoencoder of the hub is for, or which one is for an image model and is not here."""
+    from gencli.image.families import TINY
+    from gencli.image.open import find_tiny, open_image_checkpoint
+
+    if (what := TINY.get(contents.source.name)) is not None:
+        return f"it reads the latents of {what}: --vae names it, and --preview and --save-steps take it by themselves"
+    try:
+        checkpoint = open_image_checkpoint(contents)
+    except GencliError:
+        return None
+    tiny = checkpoint.family.tiny
+    if tiny is None or find_tiny(checkpoint) is not None:
+        return None
+    return f"{tiny} (10 MB) makes --preview and --save-steps fast with it: gencli models pull {tiny}"
+
+
 def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
     """The stages of an image model that has several: the network of each, its size, and its own settings."""
     from gencli.image.drawers import DRAWERS
@@ -133,7 +150,7 @@ def _open_image(contents: Contents) -> None:
         return
     checkpoint = open_image_checkpoint(contents, prediction=_any_prediction(contents))
     for part in checkpoint.parts:
-        if part.startswith("tokenizer"):
+        if "tokenizer" in part:
             checkpoint.tokenizer(part)
     reads: dict[str, dict[str, Any]] = {"mask": {"init": "?", "mask": "?"}, "picture": {"init": "?"}}
     given = reads.get(checkpoint.also_reads or "", {"init": "?"} if checkpoint.family.needs_init else {})

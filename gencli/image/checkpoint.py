@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class ImageCheckpoint:
     """A checkpoint of a family. opened: what lies there. configs: all parts but tokenizers → their JSON, where a user's
     word holds over the file's. defaults: its own values for `ImageRequest`. notes: what goes unused. labels: names of
-    classes, by number. index: model_index.json. further: checkpoints whose stages follow this one's."""
+    classes, by number. index: model_index.json. further: checkpoints whose stages follow this one's.
+    earlier: those whose stages come before."""
 
     opened: Checkpoint
     family: Family
@@ -37,11 +38,12 @@ class ImageCheckpoint:
     labels: Mapping[int, str] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
     further: tuple[ImageCheckpoint, ...] = ()
+    earlier: tuple[ImageCheckpoint, ...] = ()
 
     @property
     def stages(self) -> list[tuple[Stage, ImageCheckpoint]]:
         """All stages in order, each with the checkpoint that holds its parts."""
-        return [(stage, one) for one in (self, *self.further) for stage in one.family.stages]
+        return [(stage, one) for one in (*self.earlier, self, *self.further) for stage in one.family.stages]
 
     @property
     def main(self) -> Stage:
@@ -117,6 +119,8 @@ class ImageCheckpoint:
     def also_reads(self) -> Literal["mask", "picture"] | None:
         """What the network reads beside the latents, as further channels: a mask and what it leaves of a picture (to
         paint there), a picture (to edit it), or nothing."""
+        if self.family.autoencoder is None:  # GLIDE
+            return "mask" if self.configs[self.family.network].get("in_channels") == 7 else None
         if self.family.autoencoder != "vae":
             return None
         channels = self.configs["vae"].get("latent_channels", 4)
@@ -164,9 +168,12 @@ class ImageCheckpoint:
 
 def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
     # Defaults as in diffusers' classes.
-    default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1, "VQModel": 1, "AutoencoderKLFlux2": 4}
+    default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1, "VQModel": 1}
+    default |= {"AutoencoderTiny": 4, "AutoencoderKLFlux2": 4}
     config = checkpoint.configs[part]
-    blocks = config.get("block_out_channels", [0] * default.get(str(config.get("_class_name")), 1))
+    kind = str(config.get("_class_name"))
+    key = "decoder_block_out_channels" if kind == "AutoencoderTiny" else "block_out_channels"
+    blocks = config.get(key, [0] * default.get(kind, 1))
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 16:
         raise GencliError(f"{checkpoint.parts[part]}: block_out_channels = {blocks!r} is not supported")
     return blocks

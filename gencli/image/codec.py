@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.image.files.pictures import from_picture, to_picture
-from gencli.models.autoencoder_kl import AutoencoderKL
-from gencli.models.vq_model import VQModel
+from gencli.models.autoencoder_blocks import Autoencoder
 
 SKETCH = 24  # latents a side of a sketch
 
@@ -37,7 +36,7 @@ class LatentDistribution:
 class Codec:
     """vae: None for networks in pixels. channels: of an image in pixels. factor: pixels a side of one latent."""
 
-    vae: AutoencoderKL | VQModel | None
+    vae: Autoencoder | None
     channels: int
     factor: int
     device: torch.device

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -26,6 +27,8 @@ from gencli.image.prompts.base import Conditioner
 from gencli.image.request import ImageRequest
 from gencli.models.controlnet import ControlNetModel
 from gencli.options import check_values
+
+NO_IMAGES: Mapping[str, Image.Image] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Denoised:
-    """One step of a stage is done for images `first` … `first + B - 1`; x0 (B, C, h, w) is what they are so far, and
-    codec makes images of it."""
+    """One step of a stage is done for images `first` … `first + B - 1`; x0 (B, C, h, w) is what they are so far. codec
+    makes images of it such as the finished one, and fast others in less time, if there is one that does."""
 
     index: int
     total: int
@@ -59,6 +62,12 @@ class Denoised:
     x0: Tensor
     codec: Decoder
     stage: StageInfo = StageInfo()
+    fast: Decoder | None = None
+
+    @property
+    def view(self) -> Decoder:
+        """What makes images of it on the way."""
+        return self.fast or self.codec
 
     @property
     def ends_stage(self) -> bool:
@@ -94,17 +103,19 @@ def generate(
     init: Image.Image | None = None,
     mask: Image.Image | None = None,
     controls: Sequence[tuple[ControlNetModel, Image.Image]] = (),
+    mix: Mapping[str, Image.Image] = NO_IMAGES,
 ) -> Iterator[Denoised | Picture]:
     """Make `request.count` images of every prompt (default: the request's own), `request.batch` at a time.
 
     A prompt that is None is passed over, and its seeds with it. `request` is a resolved one. Image i draws from
     `torch.Generator("cpu")` seeded with `request.seed + i`, in diffusers' order: with `init` first its latents, then
     the noise, with a mask one more that goes unused, the steps; then the same for the next stage. controls: the
-    ControlNets of the request, each with its image. Of a family that holds one stage at a time, all images pass a stage
+    ControlNets of the request, each with its image. mix: the images that it mixes, by their names in it.
+    Of a family that holds one stage at a time, all images pass a stage
     before the next one begins, and all prompts are read before the first.
     Raises GencliError for a prompt that is too long and for NaN from the model.
     """
-    runs = _prepare(pipeline, request, init, mask, controls)
+    runs = _prepare(pipeline, request, init, mask, controls, mix)
     batches = _batches(pipeline, [request.prompt] if prompts is None else prompts, request, runs)
     groups: Iterable[list[_Batch]] = [list(batches)] if pipeline.one_at_a_time else ([one] for one in batches)
     for group in groups:
@@ -165,13 +176,14 @@ def _prepare(
     init: Image.Image | None,
     mask: Image.Image | None,
     controls: Sequence[tuple[ControlNetModel, Image.Image]],
+    mix: Mapping[str, Image.Image],
 ) -> list[_StageRun]:
     """All stages of a request, ready to run."""
     runs: list[_StageRun] = []
     known: dict[int, _Prompts] = {}
     plans = stages.plan(request, pipeline.checkpoint, has_init=init is not None)
     for loaded, plan in zip(pipeline.stages, plans, strict=True):
-        inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None)
+        inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None, mix)
         start: Start = import_name(loaded.stage.start)(pipeline, inputs)
         prompts = known.setdefault(id(loaded.conditioner_part), _Prompts(loaded, plan.request))
         runs.append(_StageRun(pipeline, loaded, plan, start, prompts, controls if loaded is pipeline.main else ()))
@@ -257,12 +269,14 @@ class _StageRun:
 
         init = self.start.draw(draw_noise, len(prompts), before)
         x = self._first(init, before)
-        predict, self.step = self._guided(self._denoiser(prompts, init), prompts), 0
+        predict = self.start.over_predictions(self._guided(self._denoiser(prompts, init), prompts))
+        self.step = 0
         for sample in self.sampler(predict, x, steps, draw_noise=draw_noise, **self.plan.options):
             x, self.step = sample.x, sample.index + 1
             self.start.apply_mask(x, init, steps, sample.index)
             check_finite(x, sample.index, self._doubt)
-            yield Denoised(sample.index, sample.total, first, sample.x0, self.loaded.codec, self.info)
+            made = self.loaded.codec, self.info, self.loaded.view
+            yield Denoised(sample.index, sample.total, first, sample.x0, *made)
         return StageOutput(x, steps[-1].next, init, self.loaded.codec)
 
     def _first(self, init: InitLatents, before: StageOutput | None) -> Tensor:
@@ -278,7 +292,7 @@ class _StageRun:
     def _denoiser(self, prompts: Sequence[str], init: InitLatents) -> Denoiser:
         request, loaded = self.request, self.loaded
         # Latents have no range to be clipped to, whatever the checkpoint's scheduler says.
-        limits = self.sampler.limits - ({"clip"} if loaded.codec.vae is not None else set())
+        limits = self.sampler.limits - ({"clip"} if loaded.codec.vae is not None and loaded.stage.shows else set())
         if not self.has_prompts:
             cond, _, _ = self.start.add_conditioning(init, Conditioning(), None)
             return Denoiser(loaded.predict, loaded.schedule, cond=cond, limits=limits)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gencli.image.codec import Codec, LatentDistribution
 from gencli.image.conditioning import Conditioning
-from gencli.image.diffusion.guidance import Model
+from gencli.image.diffusion.guidance import Model, Predict
 from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.files import pictures
 from gencli.image.pipeline import LoadedStage, Pipeline
@@ -101,6 +101,10 @@ class Start:
         """The model as this stage asks it."""
         return model
 
+    def over_predictions(self, predict: Predict) -> Predict:
+        """What this stage makes of the predictions."""
+        return predict
+
     def apply_mask(self, x: Tensor, init: InitLatents, steps: Sequence[Step], index: int) -> None:
         """After a step, put the image back into x outside the mask, at its next noise level. In place: the sampler
         continues from it. Networks that read the mask do without."""
@@ -128,13 +132,15 @@ class Continued(Start):
 
 @dataclass(frozen=True)
 class StartInputs:
-    """What a stage can begin from. request: as it holds for this stage. before: the start of the stage before."""
+    """What a stage can begin from. request: as it holds for this stage. before: the start of the stage before.
+    mix: images by what the request calls them."""
 
     request: ImageRequest
     stage: LoadedStage
     init: Image.Image | None = None
     mask: Image.Image | None = None
     before: Start | None = None
+    mix: Mapping[str, Image.Image] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, folder_part
-from gencli.checkpoints.find import Source
+from gencli.checkpoints.find import Source, is_whole
 from gencli.checkpoints.formats import stable_diffusion_keys
 from gencli.checkpoints.formats.autoencoder import read_alone
 from gencli.checkpoints.hub_cache import HubId
@@ -155,8 +155,11 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
         # Only a pipeline of one network can keep it at the root: two would clash over config.json.
         if part.path == folder and set(family.parts) != {family.network, "scheduler"}:
             part = folder_part(opened.contents, name, folder / name, part.kind)
+        if not part.path.is_dir():
+            where = f"{folder / 'model_index.json'} names {name}"
+            raise GencliError(f"{where}, whose folder is not there", f"fetch {name}/ from where the rest came")
         parts[name] = part
-        if not name.startswith("tokenizer"):
+        if "tokenizer" not in name:
             configs[name] = part.config
     if kind in FIRST_PIPELINES:
         configs |= _as_first_pipelines_take(configs)
@@ -238,14 +241,18 @@ def with_vae(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool 
     part = _autoencoder(source, old, allow_pickle)
     config = part.config
     kind, kinds = config.get("_class_name"), checkpoint.family.parts[name] or frozenset()
-    if kind not in kinds:
+    if not stands_for(kind, kinds):
         found = kind or config.get("model_type")
         raise GencliError(f"--vae {part.path} is a {found!s:.40}", f"{' or '.join(kinds)} fits")
     channels = [one.get("latent_channels", 4) for one in (config, old)]
     if old and channels[0] != channels[1]:
         makes = f"makes latents of {channels[0]!s:.20} channels"
         raise GencliError(f"--vae {part.path} {makes}, and {checkpoint.name} knows {channels[1]}")
-    return checkpoint.with_part(name, part, config)
+    changed = checkpoint.with_part(name, part, config)
+    if old and changed.factor != checkpoint.factor:
+        has = f"has {changed.factor} pixels a side of a latent"
+        raise GencliError(f"--vae {part.path} {has}, and {checkpoint.name} has {checkpoint.factor}")
+    return changed
 
 
 def _autoencoder(source: Source, old: Mapping[str, Any], allow_pickle: bool) -> Part:
@@ -256,6 +263,15 @@ def _autoencoder(source: Source, old: Mapping[str, Any], allow_pickle: bool) -> 
     if part := opened.find_part("", "vae", "vqvae"):
         return part
     raise GencliError(f"--vae {opened.path} holds no autoencoder: no config.json, and no vae/config.json")
+
+
+def find_tiny(checkpoint: ImageCheckpoint) -> Part | None:
+    """Return the tiny autoencoder that reads the latents of a checkpoint, if a whole one is in the hub's cache."""
+    name = checkpoint.family.tiny
+    folder = None if name is None else hub_cache.snapshot(hub_cache.HubId(name))
+    if name is None or folder is None or not is_whole(folder):
+        return None
+    return open_checkpoint(Source(name, folder, "hub")).parts.get("")
 
 
 def with_classifier(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool = False) -> ImageCheckpoint:

@@ -20,13 +20,13 @@ from gencli.image.conditioning import Conditioning
 from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.families import Stage, import_name
+from gencli.image.open import find_tiny
 from gencli.image.prompts.base import Conditioner
 from gencli.image.request import ImageRequest
 from gencli.models import architecture
-from gencli.models.autoencoder_kl import AutoencoderKL
+from gencli.models.autoencoder_blocks import Autoencoder
 from gencli.models.module import BaseModel, describe
 from gencli.models.unet_blocks import timestep_embedding
-from gencli.models.vq_model import VQModel
 
 # Parts of half precision that would be larger in float32 stay as they lie in the file on a CPU. The network is run step
 # by step, and so is converted where that fits any machine; what is run once a prompt gains little by it.
@@ -66,7 +66,8 @@ class Held(Generic[T]):
 @dataclass(frozen=True)
 class LoadedStage:
     """A stage's parts with their weights, on one device. checkpoint: the one that holds them. config: the network's.
-    codec: between the stage's images and what it draws. load_part: loads another part of the checkpoint."""
+    codec: between the stage's images and what it draws. view: what makes images of x0 on the way, in less time where
+    a tiny autoencoder is here. load_part: loads another part of the checkpoint."""
 
     stage: Stage
     checkpoint: ImageCheckpoint
@@ -74,6 +75,7 @@ class LoadedStage:
     config: Any
     dtype: torch.dtype
     codec: Codec
+    view: Codec
     network_part: Held[BaseModel]
     conditioner_part: Held[Conditioner | None]
     load_part: Callable[[str], BaseModel]
@@ -125,14 +127,14 @@ class Pipeline:
 
     @property
     def one_at_a_time(self) -> bool:
-        return any(one.family.one_at_a_time for one in (self.checkpoint, *self.checkpoint.further))
+        return any(owner.family.one_at_a_time for _, owner in self.checkpoint.stages)
 
     @property
     def codec(self) -> Codec:
         return self.main.codec
 
     @property
-    def vae(self) -> AutoencoderKL | VQModel | None:
+    def vae(self) -> Autoencoder | None:
         return self.codec.vae
 
     @property
@@ -169,6 +171,7 @@ def load(
     dtype: str = "auto",
     loras: Sequence[LoraRef] = (),
     embeddings: Sequence[Embedding] = (),
+    views: bool = False,
     loading: Callable[[str], None] = lambda what: None,
 ) -> Pipeline:
     """Load the weights of all stages; of a family that holds one at a time, each when it is used.
@@ -178,10 +181,11 @@ def load(
     show bands, and it runs only once per image.
     On a CPU large weights of half precision stay in the file and are converted as they are used (`models.linear`).
     loras: files that are merged into the main stage's weights. embeddings: words that its text encoders learn.
-    loading: told of each part before it is loaded.
+    views: whether images are made of what stages have on the way; a tiny autoencoder that reads the family's latents
+    does it where it is in the hub's cache. loading: told of each part before it is loaded.
     Raises GencliError for parts that are broken or not supported, and for files that do not fit them.
     """
-    loader = _Loader(checkpoint, device, dtype, loras, embeddings, loading)
+    loader = _Loader(checkpoint, device, dtype, loras, embeddings, views, loading)
     pipeline = Pipeline(checkpoint, tuple(loader.stage(stage, owner) for stage, owner in checkpoint.stages))
     if not pipeline.one_at_a_time:
         for one in pipeline.stages:
@@ -203,11 +207,12 @@ class _Loader:
         dtype: str,
         loras: Sequence[LoraRef],
         embeddings: Sequence[Embedding],
+        views: bool,
         loading: Callable[[str], None],
     ):
         self.checkpoint, self.dtype, self.place, self.loading = checkpoint, dtype, pick_device(device), loading
         self.changes = open_loras(loras, checkpoint.configs, checkpoint.name, allow_pickle=checkpoint.allow_pickle)
-        self.embeddings = embeddings
+        self.embeddings, self.views = embeddings, views
         self.codecs: dict[str, Codec] = {}
         self.conditioners: dict[object, Held[Conditioner | None]] = {}
 
@@ -247,33 +252,44 @@ class _Loader:
         compute = precision or next((STORED[kind] for kind in sorted(kinds) if kind in STORED), torch.float32)
         conditioner = self.conditioner(stage, owner, precision)
         codec = self.codec(owner)
+        view = self.view(owner, codec)
 
         def load_part(name: str) -> BaseModel:
             return self.part(owner, name, precision)
 
-        return LoadedStage(stage, owner, schedule, config, compute, codec, network, conditioner, load_part)
+        return LoadedStage(stage, owner, schedule, config, compute, codec, view, network, conditioner, load_part)
 
     def codec(self, owner: ImageCheckpoint) -> Codec:
         """Load the autoencoder of a checkpoint, once."""
         if (key := str(owner.folder)) not in self.codecs:
             name, vae = owner.family.autoencoder, None
             if name is not None:
-                vae = cast(AutoencoderKL | VQModel, self.part(owner, name, torch.float32))
+                vae = cast(Autoencoder, self.part(owner, name, torch.float32))
                 vae = _for_convolution(vae, self.place)
             self.codecs[key] = Codec(vae, owner.channels, owner.factor, self.place)
         return self.codecs[key]
+
+    def view(self, owner: ImageCheckpoint, codec: Codec) -> Codec:
+        """Load the tiny autoencoder of a checkpoint, if it is wanted and here."""
+        part = find_tiny(owner) if self.views else None
+        if part is None or codec.vae is None or part.config.get("latent_channels", 4) != codec.vae.latent_channels:
+            return codec
+        self.loading(f"{owner.family.tiny}")
+        config, tensors = part.config, part.tensors()
+        tiny = build.load(part.path, device=self.place, dtype=torch.float32, config=config, tensors=tensors)
+        return Codec(cast(Autoencoder, tiny), owner.channels, owner.factor, self.place)
 
     def conditioner(
         self, stage: Stage, owner: ImageCheckpoint, precision: torch.dtype | None
     ) -> Held[Conditioner | None]:
         """What turns prompts into conditioning; one for all stages that read by the same text encoder."""
-        encoders = sorted(path for name, path in owner.parts.items() if name.startswith("text_encoder"))
+        encoders = sorted(path for name, path in owner.parts.items() if "text_encoder" in name)
         key: object = (stage.conditioner, *encoders) if encoders and stage.conditioner else id(stage)
         if key not in self.conditioners:
             self.conditioners[key] = Held(
                 lambda: self._load_conditioner(stage, owner, precision),
                 lambda made: [] if made is None else [encoder for _, encoder in made.text_encoders],
-                lambda: owner.forget(*(name for name in owner.parts if name.startswith("text_encoder"))),
+                lambda: owner.forget(*(name for name in owner.parts if "text_encoder" in name)),
             )
         return self.conditioners[key]
 

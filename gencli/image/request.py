@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gencli.errors import UsageError
-from gencli.image.diffusion import samplers
+from gencli.image.diffusion import samplers, spacings
+from gencli.image.mix import check_mix
 from gencli.image.values import (
     EMPHASIS_LABELS,
     SAMPLER_LABELS,
@@ -43,7 +44,6 @@ from gencli.options import (
 )
 from gencli.spec import DTYPE, ModelSpec, named_model
 
-SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -101,6 +101,7 @@ class ImageSpec(ModelSpec):
     embedding: tuple[str, ...] = ()
     vae: str | None = None
     refiner: str | None = None
+    prior: str | None = None
     upscaler: tuple[str, ...] = ()
     prediction: str | None = None
     betas: str | None = None
@@ -121,7 +122,8 @@ class ImageRequest:
     denoise. best: how many of `count` to keep, by the similarity to the prompt that `clip` finds.
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
     of what holds another autoencoder for it. refiner: the name of what continues the denoising from the fraction
-    refiner_start on. upscaler: names of what enlarges the image, in this order. stage: settings of stages other than
+    refiner_start on. prior: the name of what draws the embeddings that it is told. mix: texts and images in place of
+    the prompt (`mix`). upscaler: names of what enlarges the image, in this order. stage: settings of stages other than
     the main one, NAME:KEY=VALUE.
     hashes: name of a file or model → its fingerprint (see `files.inputs`), of those that the image was made with.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
@@ -154,8 +156,9 @@ class ImageRequest:
     eta: float | None = number(None, "--eta E",
         "Fresh noise in ddim's steps: 0 = none, 1 = as much as DDPM (default: 0).",
         SAMPLING, infotext="Eta", within=(0, 1))
-    spacing: str | None = choice(SPACINGS, "--spacing NAME",
-        f"How timesteps are spaced: {', '.join(SPACINGS)} (default: the model's; lcm has its own).", SAMPLING,
+    spacing: str | None = choice(spacings.ALL, "--spacing NAME",
+        f"How timesteps are spaced: {', '.join(spacings.SPACINGS)}, or a list made for GLIDE or DeepFloyd IF: "
+        f"{', '.join(spacings.SECTIONS)} (default: the model's; lcm has its own).", SAMPLING,
         infotext="Timestep spacing")
     sampler_options: Mapping[str, bool | float | str] = Option(Mapping, "--sampler-option NAME=VALUE",
         "Sampler-specific option (repeatable).", SAMPLING, called="--sampler-options", word=list[str],
@@ -231,6 +234,10 @@ class ImageRequest:
     truncate: str | None = choice(SIDES, "--truncate SIDE",
         "If the prompt is too long, cut off its left or right end instead of failing.", INPUT,
         infotext="Truncate")
+    mix: tuple[str, ...] = several(str, "--mix TEXT|FILE[:WEIGHT]",
+        "Instead of a prompt, mix texts and images, each with a weight, as in --mix photo.png:0.3 --mix "
+        "'a red cat:0.7' (repeatable; for models with a prior, such as Kandinsky 2.2).", INPUT,
+        after="negative", valid=check_mix, infotext="Mix", names="mix")
     weighted: bool = flag(False, "--weighted/--no-weighted",
         "AUTOMATIC1111 prompt syntax: (word), ((word)), [word] and (word:1.2) set weights, \\( is a bracket, "
         "BREAK starts a new chunk, and prompts may have any length (default: brackets are text).", INPUT,
@@ -255,9 +262,13 @@ class ImageRequest:
     refiner_start: float | None = number(None, "--refiner-start F",
         "Fraction of the steps at which the refiner takes over, above 0 and below 1 (default: 0.8).", SAMPLING,
         after="sampler_options", valid=check_refiner_start, infotext="Refiner switch at")
+    prior: str | None = string(None, "--prior NAME",
+        "The prior of a decoder such as Kandinsky 2.2's: a folder or a Hugging Face id (default: the one that "
+        "belongs to the decoder on the hub).", MODEL, after="refiner", infotext="Prior",
+        names="model", reload=True)
     upscaler: tuple[str, ...] = several(str, "--upscaler NAME",
         "Enlarge the image four times with this model, such as x4-upscaler or DeepFloyd IF's second stage: a "
-        "folder or a Hugging Face id (repeatable).", MODEL, after="refiner",
+        "folder or a Hugging Face id (repeatable).", MODEL, after="prior",
         infotext="Upscaler", names="model", reload=True)
     noise_level: int | None = integer(None, "--noise-level N",
         "Noise that an upscaler adds to its input, as a timestep; more noise lets it invent more (default: the "
@@ -293,6 +304,8 @@ class ImageRequest:
         for name, value in named_sampler(vars(self)).items():
             object.__setattr__(self, name, value)
         self._check_controls()
+        if self.mix and self.prompt:
+            raise UsageError("a prompt beside --mix", "mix it too, with its share: --mix 'TEXT:0.5'")
         if self.refiner_start is not None and self.refiner is None:
             raise UsageError("--refiner-start without a refiner", "name one with --refiner")
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:

@@ -12,6 +12,8 @@ from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule, named_spacing
+from gencli.image.diffusion.spacings import SECTIONS
+from gencli.image.families import TINY, tiny_named
 from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 from gencli.options import check_values
@@ -47,9 +49,13 @@ def resolve(
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = named_spacing(checkpoint.configs[checkpoint.main.scheduler])
     defaults["spacing"] = named or samplers.get(request.sampler or defaults["sampler"]).spacing
+    defaults |= own_steps(request.spacing or defaults["spacing"])
     _check_start(request, checkpoint)
     if request.init is not None and checkpoint.also_reads != "picture" and checkpoint.family.reads_init == "changes":
-        defaults["strength"] = STRENGTH if request.mask is None else STRENGTH_WITH_MASK
+        defaults.setdefault("strength", STRENGTH)
+        defaults["strength"] = defaults["strength"] if request.mask is None else STRENGTH_WITH_MASK
+    else:
+        defaults.pop("strength", None)
     own = {name: value for name, value in checkpoint.defaults.items() if checkpoint.prompt != "none" or name == "steps"}
     try:
         check_values(ImageRequest, own)
@@ -62,6 +68,11 @@ def resolve(
     _check_classifier(request, checkpoint, values["width"], values["height"])
     values = {**values, **_sampler_values({**vars(request), **values}, schedule)}
     return request.replace(**values)
+
+
+def own_steps(spacing: str) -> dict[str, int]:
+    """Return `steps` where a spacing is a list of so many."""
+    return {"steps": sum(SECTIONS[spacing])} if spacing in SECTIONS else {}
 
 
 def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[str, Any]:
@@ -131,6 +142,8 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
         else:
             few = f"--sampler {like} --steps {FEW['steps']} --cfg-scale {FEW['guidance']:g}"
             yield f"{checkpoint.name} is drawn with {values}; if it was made for few steps: {few}"
+    if (tiny := tiny_named(request.vae)) is not None and tiny != checkpoint.family.tiny:
+        yield f"--vae {request.vae} reads the latents of {TINY[tiny]}: images of {checkpoint.name} may look wrong"
     if request.negative and _reads_guidance(checkpoint):
         yield f"the negative prompt says nothing to {checkpoint.name}, which is told --cfg-scale as a number"
     elif request.negative and (request.guidance or 0) <= 1:
@@ -165,6 +178,8 @@ def _check_drawers(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
 
 def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given = {"--weighted": request.weighted, "--embedding": request.embedding, "--clip-skip": request.clip_skip}
+    if request.mix and checkpoint.family.prior is None:
+        raise UsageError(f"--mix is for models with a prior, such as Kandinsky 2.2, and {checkpoint.name} is none")
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
         raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} cannot be followed")
     _check_clip_skip(request, checkpoint)

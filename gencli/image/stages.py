@@ -15,7 +15,7 @@ from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing, window
 from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner, as_upscaler, checks
 from gencli.image.request import ImageRequest
-from gencli.image.resolve import sampler_options, with_sampler_options
+from gencli.image.resolve import own_steps, sampler_options, with_sampler_options
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def plan(request: ImageRequest, checkpoint: ImageCheckpoint, *, has_init: bool |
         most = owner.index.get("max_noise_level", 999) if stage.scale > 1 else 999
         if isinstance(most, int) and asked > most:
             raise UsageError(f"--noise-level {asked}: {owner.name} knows at most {most}")
-    if request.noise_level is not None and not any(stage.scale > 1 for stage, _ in checkpoint.stages):
-        raise UsageError("--noise-level is for upscalers", "name one with --upscaler")
+    noises = any("noise_level" in one.family.defaults for one in (checkpoint, *checkpoint.further))
+    if request.noise_level is not None and not noises:
+        raise UsageError("--noise-level is for upscalers and variations", "name an upscaler with --upscaler")
     plans = []
     for stage, owner in checkpoint.stages:
         if owner is not checkpoint and stage.scale > 1:
@@ -75,6 +76,17 @@ def add_refiner(checkpoint: ImageCheckpoint, refiner: ImageCheckpoint) -> ImageC
     return dataclasses.replace(checkpoint, further=(further,))
 
 
+def add_prior(checkpoint: ImageCheckpoint, prior: ImageCheckpoint) -> ImageCheckpoint:
+    """A decoder with what draws the embeddings that it is told. Raises GencliError for what do not go together."""
+    wanted = checkpoint.family.prior
+    if wanted is None or len(checkpoint.stages) > 1:
+        raise GencliError(f"--prior: {checkpoint.name} is told no embedding that another model draws")
+    if prior.main.shows:
+        raise GencliError(f"--prior {prior.name} draws images and no embeddings", f"{wanted} does")
+    checks.check_embeddings(checkpoint, prior.configs[prior.family.network])
+    return dataclasses.replace(checkpoint, earlier=(prior,))
+
+
 def add_upscaler(checkpoint: ImageCheckpoint, upscaler: ImageCheckpoint) -> ImageCheckpoint:
     """A checkpoint with another that enlarges its images. Raises GencliError for what enlarges none, and for one that
     reads texts which neither of the two encodes."""
@@ -94,8 +106,19 @@ def add_upscaler(checkpoint: ImageCheckpoint, upscaler: ImageCheckpoint) -> Imag
 
 
 def check_reads_text(checkpoint: ImageCheckpoint) -> None:
-    """Raise GencliError for a checkpoint whose text encoder is another's."""
-    if checkpoint.prompt == "text" and not any(name.startswith(("text_encoder", "bert")) for name in checkpoint.parts):
+    """Raise GencliError for a checkpoint whose text encoder is another's, and for one that draws no images."""
+    if not checkpoint.stages[-1][0].shows:
+        raise GencliError(
+            f"{checkpoint.name} draws embeddings of images and no image",
+            "--prior names it beside a decoder, as in -m kandinsky-community/kandinsky-2-2-decoder --prior …",
+        )
+    if checkpoint.family.prior is not None and len(checkpoint.stages) == 1:
+        raise GencliError(
+            f"{checkpoint.name} is told the embedding of an image, which a prior draws",
+            f"--prior names it, as in --prior {checkpoint.family.prior}",
+        )
+    own = [name for one in (*checkpoint.earlier, checkpoint) for name in one.parts]
+    if checkpoint.prompt == "text" and not any("text_encoder" in name or name == "bert" for name in own):
         raise GencliError(
             f"{checkpoint.name} has no text encoder of its own",
             "draw with the first stage, as in -m DeepFloyd/IF-I-XL-v1.0 --upscaler DeepFloyd/IF-II-L-v1.0",
@@ -129,11 +152,13 @@ def _plan_stage(
 
 def _own_request(request: ImageRequest, stage: Stage, owner: ImageCheckpoint, schedule: NoiseSchedule) -> ImageRequest:
     """The request with the settings of a stage that is not the main one."""
-    values = {**stage.defaults, **request.stages.get(stage.follows or stage.name, {})}
-    if request.noise_level is not None:
-        values = {**values, "noise_level": request.noise_level, **request.stages.get(stage.follows or stage.name, {})}
+    own = request.stages.get(stage.follows or stage.name, {})
+    said = {} if request.noise_level is None else {"noise_level": request.noise_level}
+    values = {**stage.defaults, **said, **own}
     sampler = samplers.get(values.get("sampler") or request.sampler or "ddim")
     if sampler.name != request.sampler or "sampler" in stage.defaults:  # the options are another sampler's
         values = {"eta": None, "karras": None, "sampler_options": {}, **values}
     values.setdefault("spacing", named_spacing(owner.configs[stage.scheduler]) or sampler.spacing)
+    values |= {} if "steps" in own else own_steps(values["spacing"])
+    values["weighted"] = request.weighted and str(stage.conditioner).startswith("stable_diffusion")
     return with_sampler_options(request.replace(**values, strength=None), schedule)

@@ -32,7 +32,9 @@ ARCHITECTURES: dict[str, str] = {
     "clip_vision_model": "clip_vision",
     "PriorTransformer": "prior",
     "UnCLIPTextProjModel": "unclip_text_proj",
+    "StableUnCLIPImageNormalizer": "image_normalizer",
     "AutoencoderKL": "autoencoder_kl",
+    "AutoencoderTiny": "autoencoder_tiny",
     "VQModel": "vq_model",
     "UNet2DModel": "unet_2d",
     "UNet2DConditionModel": "unet_2d_condition",
@@ -40,6 +42,7 @@ ARCHITECTURES: dict[str, str] = {
     "Transformer2DModel": "dit",  # in files from before diffusers 0.28
     "UNetModel": "guided_unet",
     "EncoderUNetModel": "guided_classifier",
+    "GlideTextModel": "glide_text",
     "ControlNetModel": "controlnet",
     "PixArtTransformer2DModel": "pixart",
     "ZImageTransformer2DModel": "z_image",

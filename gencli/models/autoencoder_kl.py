@@ -82,11 +82,6 @@ class AutoencoderKL(Autoencoder):
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
 
-    @property
-    def latent_channels(self) -> int:
-        """The C of its latents."""
-        return self.config.latent_channels
-
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance (B, C, h, w), unscaled, of the latents of images (B, 3, H, W) in -1..1."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)

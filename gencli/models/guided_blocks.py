@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,7 +29,8 @@ class GuidedConfig(BaseConfig):
     channel_mult: widths of the levels in units of model_channels, largest images first. attention_resolutions: the
     levels with attention, by their downsampling factor (1, 2, 4, …). num_head_channels −1: there are `num_heads` heads
     of any width. use_new_attention_order: the 3·C channels of qkv are split into q, k, v and each of them into heads;
-    otherwise into heads and each head into q, k, v.
+    otherwise into heads and each head into q, k, v. encoder_channels: of the states of a text that attention reads too
+    (GLIDE); None for none.
     """
 
     image_size: int
@@ -43,6 +45,7 @@ class GuidedConfig(BaseConfig):
     use_scale_shift_norm: bool = False
     resblock_updown: bool = False
     use_new_attention_order: bool = False
+    encoder_channels: int | None = None
     dropout: float = 0.0
 
     @property
@@ -64,6 +67,8 @@ class GuidedConfig(BaseConfig):
         check_flags(self)
         if self.num_head_channels != -1:
             check_ints(self, {"num_head_channels": 2**12})
+        if self.encoder_channels is not None:
+            check_ints(self, {"encoder_channels": 2**14})
         if not isinstance(self.channel_mult, tuple) or not 1 <= len(self.channel_mult) <= 10:
             raise GencliError(f"channel_mult = {self.channel_mult!r:.80} is not a list of 1 to 10 widths")
         for multiple, width in zip(self.channel_mult, self._checked_widths(), strict=True):
@@ -157,36 +162,48 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-def attend(qkv: Tensor, heads: int, *, new_order: bool) -> Tensor:
-    """Return self-attention (B, C, T) of qkv (B, 3 C, T). new_order: `use_new_attention_order` of `GuidedConfig`."""
+def attend(qkv: Tensor, heads: int, *, new_order: bool, context: Tensor | None = None) -> Tensor:
+    """Return self-attention (B, C, T) of qkv (B, 3 C, T). new_order: `use_new_attention_order` of `GuidedConfig`.
+    context (B, 2 C, L): further keys and values, head by head, before its own."""
     if new_order:
         q, k, v = qkv.unflatten(1, (3, heads, -1)).transpose(-1, -2).unbind(1)
     else:
         q, k, v = qkv.unflatten(1, (heads, 3, -1)).transpose(-1, -2).unbind(2)
+    if context is not None:
+        further = context.unflatten(1, (heads, 2, -1)).transpose(-1, -2).unbind(2)
+        k, v = (torch.cat(pair, dim=2) for pair in zip(further, (k, v), strict=True))
     return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)  # (B, heads, T, C / heads)
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the positions of an image, normed before and added to it."""
+    """Self-attention over the positions of an image, and attention to the states of a text if there are any, normed
+    before and added to it."""
 
-    def __init__(self, channels: int, heads: int, *, new_order: bool):
+    def __init__(self, channels: int, heads: int, *, new_order: bool, encoder_channels: int | None = None):
         super().__init__()
         self.heads, self.new_order = heads, new_order
         self.norm = norm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        if encoder_channels is not None:
+            self.encoder_kv = nn.Conv1d(encoder_channels, 2 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return (B, C, H, W) for x (B, C, H, W) and states (B, encoder_channels, L)."""
         qkv = self.qkv(self.norm(x).flatten(2))
-        return x + self.proj_out(attend(qkv, self.heads, new_order=self.new_order)).view_as(x)
+        further = None if context is None else self.encoder_kv(context)
+        return x + self.proj_out(attend(qkv, self.heads, new_order=self.new_order, context=further)).view_as(x)
 
 
 class Layers(nn.Sequential):
-    """Layers in sequence, of which residual blocks take the time embedding too."""
+    """Layers in sequence, of which residual blocks take the time embedding too, and attention the states of a text."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            if isinstance(layer, AttentionBlock):
+                x = layer(x, context)
+            else:
+                x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -203,6 +220,8 @@ class GuidedEncoder(BaseModel):
         self.resblock = partial(
             ResBlock, emb_channels=emb_channels, scale_shift=config.use_scale_shift_norm, dropout=config.dropout
         )
+        order, encoder_channels = config.use_new_attention_order, config.encoder_channels
+        self.attend = partial(AttentionBlock, new_order=order, encoder_channels=encoder_channels)
         width = config.widths[0]
         self.skip_channels = [width]
         blocks = [Layers(nn.Conv2d(config.in_channels, width, 3, padding=1))]
@@ -216,14 +235,14 @@ class GuidedEncoder(BaseModel):
                 blocks.append(Layers(down))
                 self.skip_channels.append(width)
         self.input_blocks = nn.ModuleList(blocks)
-        middle = AttentionBlock(width, config.heads(width), new_order=config.use_new_attention_order)
+        middle = self.attend(width, config.heads(width))
         self.middle_block = Layers(self.resblock(width, width), middle, self.resblock(width, width))
 
     def attention(self, level: int, channels: int) -> list[nn.Module]:
         """Return the attention of a level, if it has any."""
         if 1 << level not in self.config.attention_resolutions:
             return []
-        return [AttentionBlock(channels, self.config.heads(channels), new_order=self.config.use_new_attention_order)]
+        return [self.attend(channels, self.config.heads(channels))]
 
     def embed(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Return embeddings (B, E), in the dtype of `like` (B, C, H, W), of timesteps (B,), which may be fractional."""

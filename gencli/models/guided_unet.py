@@ -1,7 +1,8 @@
 """The UNet of guided-diffusion ("ADM"; Dhariwal & Nichol 2021, arXiv 2105.05233), with or without classes.
 
 It is another network than UNet2DModel of diffusers: sizes change inside residual blocks, q, k and v are one tensor, and
-its files do not say their own config (`checkpoints.formats` infers it). B: batch, C, H, W: channels, height and width.
+its files do not say their own config (`checkpoints.formats` infers it). GLIDE's UNets (Nichol et al. 2021, arXiv
+2112.10741) are such ones that read a text. B: batch, C, H, W: channels, height and width.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gencli.models.base import Layout, check_ints
-from gencli.models.guided_blocks import AttentionBlock, GuidedConfig, GuidedEncoder, Layers, Upsample, norm
+from gencli.models.guided_blocks import GuidedConfig, GuidedEncoder, Layers, Upsample, norm
 
 
 @dataclass(frozen=True)
@@ -54,30 +55,41 @@ class GuidedUNetModel(GuidedEncoder):
                 layers: list[nn.Module] = [self.resblock(width + skips.pop(), out)]
                 width = out
                 if 1 << level in config.attention_resolutions:
-                    heads = config.heads_up(width)
-                    layers.append(AttentionBlock(width, heads, new_order=config.use_new_attention_order))
+                    layers.append(self.attend(width, config.heads_up(width)))
                 if level and i == config.num_res_blocks:
                     layers.append(self.resblock(width, width, up=True) if config.resblock_updown else Upsample(width))
                 blocks.append(Layers(*layers))
         self.output_blocks = nn.ModuleList(blocks)
         self.out = nn.Sequential(norm(width), nn.SiLU(), nn.Conv2d(width, config.out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Return the prediction (B, out_channels, H, W) for noisy images (B, C, H, W), timesteps (B,) and classes (B,).
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        class_labels: Tensor | None = None,
+        *,
+        encoder_hidden_states: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Return the prediction (B, out_channels, H, W) for noisy images (B, C, H, W), timesteps (B,) and classes (B,),
+        or the states (B, L, D) of texts and what is added to the time embedding of each (B, E).
 
         H and W are multiples of the downsampling factor.
         """
-        emb = self.embed(timesteps, x)
+        emb, context = self.embed(timesteps, x), None
         if self.config.num_classes is not None:
             assert class_labels is not None
             emb = emb + self.label_emb(class_labels.to(x.device).expand(len(x)))
+        if self.config.encoder_channels is not None:
+            assert encoder_hidden_states is not None and text_embeds is not None
+            emb, context = emb + text_embeds.to(x.dtype), encoder_hidden_states.to(x.dtype).transpose(1, 2)
         skips = []
         for block in self.input_blocks:
-            x = block(x, emb)
+            x = block(x, emb, context)
             skips.append(x)
-        x = self.middle_block(x, emb)
+        x = self.middle_block(x, emb, context)
         for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
         return self.out(x)
 
 

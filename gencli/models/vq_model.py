@@ -6,12 +6,14 @@ B: batch, H, W: height and width of an image, h, w: of its latents, C: size of a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gencli.errors import GencliError
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES
 from gencli.models.autoencoder_blocks import DOWN, UP, Autoencoder, Decoder, Encoder
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
@@ -28,9 +30,9 @@ class VQModelConfig(BaseConfig):
     checkpoints of Latent Diffusion, which do not scale VQ latents (Rombach et al. 2022, D.1). Without it diffusers
     assumes the 0.18215 of Stable Diffusion's KL autoencoder, and so makes noise of them (its issue 6725).
     lookup_from_codebook: for callers of diffusers; here `decode_codes` reads codes.
+    norm_type spatial: MoVQ, whose decoder's norms read the latents. Kandinsky's UNet draws these as they are, neither
+    quantised nor scaled, whatever the file says.
     """
-
-    ONLY: ClassVar = {"norm_type": ("group",)}
 
     in_channels: int = 3
     out_channels: int = 3
@@ -48,10 +50,21 @@ class VQModelConfig(BaseConfig):
     mid_block_add_attention: bool = True
     lookup_from_codebook: bool = False
     force_upcast: bool = False
+    norm_type: str = "group"
 
     shift_factor = None  # a KL autoencoder may have one; not a key here
 
+    @classmethod
+    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**raw, "scaling_factor": 1.0} if raw.get("norm_type") == "spatial" else raw
+
+    @property
+    def is_spatial(self) -> bool:
+        return self.norm_type == "spatial"
+
     def check(self) -> None:
+        if self.norm_type not in ("group", "spatial"):
+            raise GencliError(f"config.json: norm_type = {self.norm_type!r:.80} is not supported")
         check_levels(self, DOWN, UP)
         check_ints(self, {"in_channels": 256, "out_channels": 256, "latent_channels": 1024, "layers_per_block": 16})
         check_ints(self, {"num_vq_embeddings": 2**20})
@@ -93,7 +106,7 @@ class VQModel(Autoencoder):
         self.config = config
         width = self.latent_channels
         self.encoder = Encoder(config, config.latent_channels)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, width if config.is_spatial else None)
         self.quant_conv = nn.Conv2d(config.latent_channels, width, 1)
         self.quantize = VectorQuantizer(config.num_vq_embeddings, width)
         self.post_quant_conv = nn.Conv2d(width, config.latent_channels, 1)
@@ -108,8 +121,9 @@ class VQModel(Autoencoder):
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w), unscaled, which are quantised first."""
-        return self._decode(self.quantize(z))
+        """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w), unscaled, which are quantised first but
+        for MoVQ's."""
+        return self._decode(z if self.config.is_spatial else self.quantize(z))
 
     def codes(self, x: Tensor) -> Tensor:
         """Return the numbers of codebook entries, (B, h, w) int64 in 0..K-1, of images (B, 3, H, W) in -1..1."""
@@ -125,7 +139,7 @@ class VQModel(Autoencoder):
         return self._decode(self.quantize.entries(codes))
 
     def _decode(self, quantised: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(quantised))
+        return self.decoder(self.post_quant_conv(quantised), quantised if self.config.is_spatial else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images to codes and decode those."""

@@ -13,15 +13,21 @@ from torch import Tensor
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.open import open_checkpoint
 from gencli.image import stages
 from gencli.image.checkpoint import ImageCheckpoint
+from gencli.image.files.pictures import to_picture
 from gencli.image.open import open_image_checkpoint
 from gencli.image.pipeline import load
+from tests.oracles import glide
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.libraries import diffusers, sentencepiece, transformers
 from tests.oracles.pipelines import draw, generator
+from tests.tiny.glide import make_glide
+from tests.tiny.image import make_tiny_vae
 from tests.tiny.sdxl import quiet
 from tests.tiny.systems import UNCLIP_SCHEDULERS, make_if, make_karlo, make_x4
+from tests.tiny.unclip import make_kandinsky, make_stable_unclip
 
 PROMPT, NEGATIVE = " A red Apple on the sun ", "blue dog"
 
@@ -31,6 +37,10 @@ def measure(root: Path) -> Iterator[Measured]:
     yield _karlo(root / "karlo")
     yield _imagen(root / "if")
     yield _upscaler(root / "x4")
+    yield _kandinsky(root / "kandinsky")
+    yield _stable_unclip(root / "stable-unclip")
+    yield _glide(root / "glide")
+    yield _tiny(root / "tiny")
 
 
 def opened(folder: Path) -> ImageCheckpoint:
@@ -152,12 +162,88 @@ class Karlo:
         return self.variations(photo, decoder_guidance_scale=guidance, **counts, generator=generator(seed)).images[0]
 
 
+class StableUnclip:
+    """Stable unCLIP of texts and of images in diffusers; the prior is stepped as Karlo's is."""
+
+    def __init__(self, root: Path):
+        self.parts = make_stable_unclip(root)
+        given = {**self.parts, "prior_scheduler": _Stepper(self.parts["prior_scheduler"].config)}
+        encoder = given.pop("image_encoder")
+        self.pipe = quiet(diffusers.StableUnCLIPPipeline(**given))
+        shared = {name: part for name, part in given.items() if not name.startswith("prior")}
+        processor = transformers.CLIPImageProcessor(size=32, crop_size=32)
+        varying = {"image_encoder": encoder, "feature_extractor": processor}
+        self.variations = quiet(diffusers.StableUnCLIPImg2ImgPipeline(**shared, **varying))
+
+    def __call__(self, prompt: str, *, guidance=10.0, prior=4.0, level=0, seed=3, negative=None) -> Image.Image:
+        scales = {"guidance_scale": guidance, "prior_guidance_scale": prior, "noise_level": level}
+        counts = {"num_inference_steps": 3, "prior_num_inference_steps": 3}
+        return self.pipe(prompt, negative_prompt=negative, **scales, **counts, generator=generator(seed)).images[0]
+
+    def vary(self, photo: Image.Image, prompt="", *, guidance=10.0, level=0, seed=3, negative=None) -> Image.Image:
+        settings = {"guidance_scale": guidance, "noise_level": level, "num_inference_steps": 3}
+        return self.variations(photo, prompt, negative_prompt=negative, **settings, generator=generator(seed)).images[0]
+
+
+class Kandinsky:
+    """Kandinsky 2.2 in diffusers; the prior is stepped as Karlo's is."""
+
+    def __init__(self, root: Path):
+        self.parts = parts = make_kandinsky(root)
+        own = {name: parts[name] for name in ("unet", "movq", "scheduler")}
+        prior = {name.removeprefix("prior_"): part for name, part in parts.items() if name.startswith("prior_")}
+        prior["scheduler"] = _Stepper(prior["scheduler"].config)
+        processor = transformers.CLIPImageProcessor(size=32, crop_size=32)
+        self.prior = quiet(diffusers.KandinskyV22PriorPipeline(**prior, image_processor=processor))
+        self.decoder = quiet(diffusers.KandinskyV22Pipeline(**own))
+        self.changer = quiet(diffusers.KandinskyV22Img2ImgPipeline(**own))
+
+    def __call__(
+        self, prompt: str, *, prior=4.0, guidance=4.0, negative=None, seed=3, init=None, strength=1.0, side=64
+    ) -> Image.Image:
+        draws = generator(seed)
+        embeds = self.prior(
+            prompt, negative_prompt=negative, guidance_scale=prior, num_inference_steps=3, generator=draws
+        )
+        return self.decode(embeds.image_embeds, embeds.negative_image_embeds, draws, guidance, init, strength, side)
+
+    def decode(self, asked, none, draws, guidance=4.0, init=None, strength=1.0, side=64) -> Image.Image:
+        """The image of embeddings."""
+        given = {"image_embeds": asked, "negative_image_embeds": none, "guidance_scale": guidance, "generator": draws}
+        given |= {"height": side, "width": side, "num_inference_steps": 4}
+        if init is None:
+            return self.decoder(**given).images[0]
+        return self.changer(**given, image=init, strength=strength).images[0]
+
+    def mixed(self, ingredients: list[tuple[str | Image.Image, float]], seed: int = 3) -> Image.Image:
+        """Texts, whose embeddings are drawn together, and images."""
+        draws, total = generator(seed), 0.0
+        texts = [name for name, _ in ingredients if isinstance(name, str)]
+        drawn = iter(self.prior(texts or [""], num_inference_steps=3, generator=draws).image_embeds)
+        for one, weight in ingredients:
+            total = total + weight * (next(drawn)[None] if isinstance(one, str) else self.embed(one))
+        return self.decode(total, self.prior.get_zero_embed(), draws)
+
+    @torch.no_grad()
+    def embed(self, image: Image.Image) -> Tensor:
+        pixels = self.prior.image_processor(image, return_tensors="pt").pixel_values
+        return self.prior.image_encoder(pixels).image_embeds
+
+
 def _Stepper(config: Any) -> Any:
     """DDPMScheduler with unCLIP's settings, called as UnCLIPScheduler is."""
 
     class Stepper(diffusers.DDPMScheduler):
-        def step(self, output: Tensor, timestep: Any, sample: Tensor, prev_timestep: Any = None, **more: Any) -> Any:
-            return super().step(output, timestep, sample, **more)
+        def step(  # whose names the pipelines look at
+            self,
+            output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            prev_timestep: Any = None,
+            generator: Any = None,
+            return_dict: bool = True,
+        ) -> Any:
+            return super().step(output, timestep, sample, generator=generator, return_dict=return_dict)
 
     return Stepper(
         beta_schedule="squaredcos_cap_v2",
@@ -182,3 +268,70 @@ def _karlo(root: Path) -> Measured:
     apart = max(apart, _apart(varied.image, theirs.vary(photo, guidance=8.0)))
     names = "`kakaobrain/karlo-v1-alpha`, `kakaobrain/karlo-v1-alpha-image-variations`"
     return Measured("unCLIP (DALL·E 2, as Karlo), variations", names, component, apart)
+
+
+@torch.no_grad()
+def _kandinsky(root: Path) -> Measured:
+    theirs = Kandinsky(root)
+    torch.manual_seed(1)
+    z, t, embeds = torch.randn(2, 4, 16, 8), torch.tensor([981.0, 20.0]), torch.randn(2, 32)
+    expected = theirs.parts["unet"](z, t, None, added_cond_kwargs={"image_embeds": embeds}).sample
+    component = _largest(build.load(root / "decoder" / "unet")(z, t, image_embeds=embeds), expected)
+    decoded = theirs.parts["movq"].decode(z, force_not_quantize=True).sample
+    component = max(component, _largest(build.load(root / "decoder" / "movq").decode(z), decoded))
+    both = load(stages.add_prior(opened(root / "decoder"), opened(root / "prior")), device="cpu")
+    settings = {"prompt": "a red apple", "steps": 4, "stage": ("prior:steps=3",), "width": 64, "height": 64}
+    [ours] = draw(None, pipeline=both, **settings)
+    names = "`kandinsky-community/kandinsky-2-2-decoder`, `kandinsky-community/kandinsky-2-2-prior`"
+    return Measured("Kandinsky 2.2, mixing", names, component, _apart(ours.image, theirs("a red apple")))
+
+
+@torch.no_grad()
+def _stable_unclip(root: Path) -> Measured:
+    theirs = StableUnclip(root)
+    torch.manual_seed(1)
+    x, t, context = torch.randn(2, 4, 16, 8), torch.tensor([981.0, 20.0]), torch.randn(2, 77, 32)
+    labels = torch.randn(2, 64)
+    expected = theirs.parts["unet"](x, t, encoder_hidden_states=context, class_labels=labels).sample
+    component = _largest(build.load(root / "image" / "unet")(x, t, context, class_labels=labels), expected)
+    photo = Image.effect_noise((32, 32), 90).convert("RGB")
+    [varied] = draw(root / "image", init=photo, prompt="apple", steps=3, noise_level=20)
+    [drawn] = draw(root / "text", prompt="apple", steps=3, stage=("prior:steps=3",))
+    apart = max(_apart(varied.image, theirs.vary(photo, "apple", level=20)), _apart(drawn.image, theirs("apple")))
+    return Measured("Stable unCLIP 2.1", "`stabilityai/stable-diffusion-2-1-unclip`", component, apart)
+
+
+@torch.no_grad()
+def _glide(root: Path) -> Measured:
+    networks, component = make_glide(root), 0.0
+    torch.manual_seed(1)
+    for name, network in networks.items():
+        file, x = root / f"{name}.safetensors", torch.randn(1, network.inputs, 8, 12)
+        parts = open_checkpoint(Source(name, file, "file")).parts
+        text, unet = (
+            build.load(file, config=parts[part].config, tensors=parts[part].tensors())
+            for part in ("text_encoder", "unet")
+        )
+        states, embeds = text(torch.tensor([[5, 6, *[0] * 14]]), torch.arange(16)[None] < 2)
+        eps_and_v = unet(x, torch.tensor([20.0]), encoder_hidden_states=states, text_embeds=embeds)
+        component = max(component, _largest(eps_and_v, torch.cat(network.told(x, 20.0, [5, 6]), 1)))
+    base, upsampler = (
+        open_image_checkpoint(Source(name, root / f"{name}.safetensors", "file")) for name in ("base", "upsample")
+    )
+    ids = base.tokenizer().encode("a girl with her dog", add_special_tokens=False)
+    both = load(stages.add_upscaler(base, upsampler), device="cpu")
+    [ours] = draw(None, pipeline=both, prompt="A girl with her dog", steps=3, width=8, height=8)
+    expected = glide.both(networks["base"], networks["upsample"], ids, [], scale=3.0, steps=3)
+    return Measured("GLIDE", "`base.pt`, `upsample.pt`, and to inpaint", component, _apart(ours.image, expected))
+
+
+@torch.no_grad()
+def _tiny(root: Path) -> Measured:
+    reference = make_tiny_vae(root)
+    model = build.load(root)
+    torch.manual_seed(1)
+    x, z = torch.rand(2, 3, 48, 32) * 2 - 1, 4 * torch.randn(2, 4, 6, 5)
+    decoded = reference.decode(z).sample
+    component = max(_largest(model.encode(x), reference.encode(x).latents), _largest(model.decode(z), decoded))
+    apart = _apart(to_picture(model.decode(z)[0]), to_picture(decoded[0]))
+    return Measured("AutoencoderTiny", "`madebyollin/taesd`, `madebyollin/taesdxl`", component, apart)

@@ -139,12 +139,40 @@ IF_I_XL = IF["I"] | {
     "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
 }
 IF_I_M = IF_I_XL | {"block_out_channels": [192, 384, 576, 768], "cross_attention_dim": 768}
+IF_II_L = IF_I_XL | {
+    "block_out_channels": [160, 320, 640, 960, 1280],
+    "class_embed_type": "timestep",
+    "cross_attention_dim": 1536,
+    "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"] * 2,
+    "in_channels": 6,
+    "layers_per_block": [2, 2, 3, 5, 5],
+    "mid_block_scale_factor": 1.4142135623730951,
+    "only_cross_attention": True,
+    "resnet_out_scale_factor": 1.4142135623730951,
+    "resnet_skip_time_act": True,
+    "sample_size": 256,
+    "time_embedding_act_fn": "gelu",
+    "time_embedding_dim": 1280,
+    "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 3,
+}
+IF_II_M = IF_II_L | {
+    "block_out_channels": [160, 320, 480, 640, 640],
+    "cross_attention_dim": 768,
+    "time_embedding_dim": 640,
+}
 T5_XXL = T5 | {"d_ff": 10240, "d_kv": 64, "d_model": 4096, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
 
 
-@pytest.mark.parametrize(
-    ("config", "millions"), [(IF_I_XL, 4305), (IF_I_M, 372), (T5_XXL, 4762.3)], ids=["if-i-xl", "if-i-m", "t5-xxl"]
-)
+SIZES = {
+    "if-i-xl": (IF_I_XL, 4305),
+    "if-i-m": (IF_I_M, 372),
+    "if-ii-l": (IF_II_L, 1198),
+    "if-ii-m": (IF_II_M, 448.9),
+    "t5-xxl": (T5_XXL, 4762.3),
+}
+
+
+@pytest.mark.parametrize(("config", "millions"), SIZES.values(), ids=SIZES)
 def test_names_and_shapes(config, millions):
     """In the sizes of the hub, without a number in them: every name, every shape, and how many there are."""
     name = config.get("model_type", "UNet2DConditionModel")

@@ -187,6 +187,16 @@ def make_vae(folder: Path, changes: dict[str, Any] | None = None, *, names: Name
     return model
 
 
+def make_tiny_vae(folder: Path, **changes: Any) -> Any:
+    """An AutoencoderTiny in `folder`, with the config that the hub's taesd has."""
+    torch.manual_seed(34)
+    model = save(randomise(diffusers.AutoencoderTiny(**{"num_decoder_blocks": [1, 1, 1, 1], **changes}), 35), folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter *= 1.3 if name.endswith("weight") else 1.0
+    return save(model, folder)
+
+
 # --- tokenizer
 
 MERGES = ["a p", "ap p", "app l", "appl e</w>", "r e", "re d</w>", "c a", "ca t</w>", "d o", "do g</w>", "a</w> x"]

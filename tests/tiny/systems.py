@@ -170,6 +170,12 @@ def make_if(folder: Path, **saving: Any) -> tuple[Any, Any, Any]:
         write_scheduler(folder / name / "scheduler", DDPM | {"sample_max_value": value})
     noising = {key: value for key, value in DDPM.items() if key not in ("thresholding", "variance_type")}
     write_scheduler(folder / "II" / "image_noising_scheduler", noising)
+    write_if_index(folder)
+    return (*unets, t5)
+
+
+def write_if_index(folder: Path) -> None:
+    """model_index.json of both stages."""
     parts = {
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "requires_safety_checker": True,
@@ -186,7 +192,6 @@ def make_if(folder: Path, **saving: Any) -> tuple[Any, Any, Any]:
     ):
         index = {"_class_name": pipeline, "_diffusers_version": "0.17.0", **parts, **more}
         (folder / name / "model_index.json").write_text(json.dumps(index))
-    return (*unets, t5)
 
 
 CLIP_WIDTH = 32  # of Karlo's embeddings of texts and images
@@ -259,7 +264,7 @@ def make_karlo(folder: Path) -> dict[str, Any]:
     projected = {"hidden_size": CLIP_WIDTH, "projection_dim": CLIP_WIDTH}
     parts["text_encoder"] = make_text_encoder_2(text / "text_encoder", projected)
     parts["tokenizer"] = make_tokenizer(text / "tokenizer", "sd21")  # which pads with "!", the token 0
-    parts["image_encoder"] = _make_image_encoder(folder / "image" / "image_encoder")
+    parts["image_encoder"] = make_image_encoder(folder / "image" / "image_encoder")
     for name, config in UNCLIP_SCHEDULERS.items():
         whole = {"_class_name": "UnCLIPScheduler", "clip_sample": True, "num_train_timesteps": 1000, **config}
         parts[name] = write_scheduler(text / name, whole)
@@ -268,14 +273,14 @@ def make_karlo(folder: Path) -> dict[str, Any]:
             (folder / "image" / part).symlink_to(text / part)
     classes = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
     classes |= {"text_proj": ["unclip", "UnCLIPTextProjModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    _write_index(text, "UnCLIPPipeline", {name: pair for name, pair in classes.items() if name != "image_encoder"})
+    write_index(text, "UnCLIPPipeline", {name: pair for name, pair in classes.items() if name != "image_encoder"})
     varying = {name: pair for name, pair in classes.items() if not name.startswith("prior")}
     varying["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    _write_index(folder / "image", "UnCLIPImageVariationPipeline", varying)
+    write_index(folder / "image", "UnCLIPImageVariationPipeline", varying)
     return parts
 
 
-def _make_image_encoder(folder: Path) -> Any:
+def make_image_encoder(folder: Path) -> Any:
     torch.manual_seed(100)
     config = transformers.CLIPVisionConfig(**KARLO["image_encoder"])
     encoder = save(louder(transformers.CLIPVisionModelWithProjection(config), 101, 1.0), folder)
@@ -284,7 +289,7 @@ def _make_image_encoder(folder: Path) -> Any:
     return encoder
 
 
-def _write_index(folder: Path, pipeline: str, parts: dict[str, Any]) -> None:
+def write_index(folder: Path, pipeline: str, parts: dict[str, Any]) -> None:
     index = {"_class_name": pipeline, "_diffusers_version": "0.14.0", **parts}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
@@ -310,7 +315,7 @@ def make_x4(folder: Path) -> Any:
     parts["low_res_scheduler"] = write_scheduler(folder / "low_res_scheduler", noising)
     classes = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
     classes |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    _write_index(folder, "StableDiffusionUpscalePipeline", {**classes, "max_noise_level": 350})
+    write_index(folder, "StableDiffusionUpscalePipeline", {**classes, "max_noise_level": 350})
     return diffusers.StableDiffusionUpscalePipeline(**parts, max_noise_level=350)
 
 

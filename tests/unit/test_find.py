@@ -300,7 +300,11 @@ def test_a_component_is_a_folder_of_the_repository(name: str) -> None:
         (["README.md"], "no model_index.json and no config.json", "is it a model"),
         (["m-Q8_0.gguf", "m-Q2_K.gguf"], "2 GGUF files, none of the type Q4_K_M", "there are Q2_K, Q8_0: add :TYPE"),
         (["v1-5.safetensors"], "no model_index.json and no config.json", "v1-5.safetensors is a model in one"),
-        (["config.json"], "no weights in safetensors", "is it a model"),
+        (
+            ["config.json"],
+            "no weights in safetensors",
+            "fetch model.safetensors or diffusion_pytorch_model.safetensors",
+        ),
     ],
 )
 def test_repositories_that_hold_something_else(names: list[str], message: str, hint: str) -> None:

@@ -1,5 +1,6 @@
 """The noise schedule: configs, ᾱ, and the grids for every number of steps."""
 
+import importlib
 import json
 import math
 import re
@@ -13,13 +14,13 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.schedule import (
     CLASS_DEFAULTS,
-    SPACINGS,
     NoiseSchedule,
     Point,
     Step,
     from_strength,
     karras_sigmas,
 )
+from gencli.image.diffusion.spacings import SECTIONS, SPACINGS
 
 STABLE_DIFFUSION = {
     "_class_name": "PNDMScheduler",
@@ -70,6 +71,17 @@ def test_other_lengths_of_training(T: int, spacing: str) -> None:
         check_chain(steps, 1.0)
         assert len(steps) == num or spacing == "quadratic"
         assert steps[0].at.t < T
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_lists_of_steps_are_those_of_their_models(name: str) -> None:
+    """diffusers has DeepFloyd IF's; GLIDE's own fast27 begins two timesteps later than IF's."""
+    timesteps = importlib.import_module("diffusers.pipelines.deepfloyd_if.timesteps")
+    expected = list(getattr(timesteps, f"{name}_timesteps"))
+    count = sum(SECTIONS[name])
+    assert NoiseSchedule().timesteps(count, name) == ([997, *expected[1:]] if name == "fast27" else expected)
+    with pytest.raises(UsageError, match=f"spacing {name} has {count} steps, not 5"):
+        NoiseSchedule().timesteps(5, name)
 
 
 @pytest.mark.slow

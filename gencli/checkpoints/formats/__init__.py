@@ -16,6 +16,7 @@ from gencli.checkpoints.formats.ddpm import is_ddpm, read_ddpm
 from gencli.checkpoints.formats.dit import is_dit, read_dit
 from gencli.checkpoints.formats.flow import is_flow, read_flow
 from gencli.checkpoints.formats.gguf import is_gguf, read_gguf
+from gencli.checkpoints.formats.glide import is_glide, read_glide
 from gencli.checkpoints.formats.guided_diffusion import is_guided_diffusion, read_guided_diffusion
 from gencli.checkpoints.formats.stable_diffusion import is_stable_diffusion, read_stable_diffusion
 
@@ -41,6 +42,7 @@ FORMATS: tuple[Format, ...] = (
     Format("gguf", is_gguf, read_gguf),
     Format("folder", folders.is_folder, folders.read_folder),
     Format("stable diffusion", is_stable_diffusion, read_stable_diffusion),
+    Format("glide", is_glide, read_glide),
     Format("dit", is_dit, read_dit, "a DiT"),
     Format("ddpm", is_ddpm, read_ddpm, "DDPM's UNet"),
     Format("guided-diffusion", is_guided_diffusion, read_guided_diffusion, "one of guided-diffusion"),

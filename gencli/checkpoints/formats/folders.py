@@ -34,7 +34,7 @@ def read_diffusers(contents: Contents, hints: Hints) -> Checkpoint:
     except GencliError as error:
         return Checkpoint(contents, "other", own_folder=True, problem=error)
     parts = {part.name: folder_part(contents, part.name, folder / part.prefix, part.kind) for part in found}
-    tokenizers = {name: partial(_tokenizer, contents, folder / name) for name in parts if name.startswith("tokenizer")}
+    tokenizers = {name: partial(_tokenizer, contents, folder / name) for name in parts if "tokenizer" in name}
     labels, family = index.get("id2label"), architecture_of(index)
     return Checkpoint(
         contents, "image", family, parts, tokenizers,

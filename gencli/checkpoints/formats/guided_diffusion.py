@@ -111,7 +111,7 @@ def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def unet_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of the UNet in `shapes`. Raise GencliError for tensors that are missing or misshapen, and for
     an upsampler, which needs a small image."""
-    config = {**_encoder_config(shapes, flags), "_class_name": "UNetModel"}
+    config = {**encoder_config(shapes, flags), "_class_name": "UNetModel"}
     if config["in_channels"] == 6:
         raise GencliError(
             "its UNet reads 6 channels: an upsampler, which needs a small image",
@@ -128,7 +128,7 @@ def unet_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def classifier_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of the classifier in `shapes`. Raise GencliError for tensors that are missing or misshapen."""
-    config = {**_encoder_config(shapes, flags), "_class_name": "EncoderUNetModel"}
+    config = {**encoder_config(shapes, flags), "_class_name": "EncoderUNetModel"}
     if "out.2.positional_embedding" in shapes:
         pool, last = "attention", "out.2.c_proj.weight"
     elif "out.3.weight" in shapes and len(shapes["out.3.weight"]) == 4:
@@ -163,7 +163,7 @@ def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dic
     }
 
 
-def _encoder_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
+def encoder_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the UNet and the classifier have in common."""
     width = sizes(shapes, "time_embed.0.weight", 2)[1]
     if not width:

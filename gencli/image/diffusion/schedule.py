@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gencli.errors import GencliError, UsageError
+from gencli.image.diffusion.spacings import ALL, SECTIONS, sections
 from gencli.models.base import read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "scheduler_config.json"
-SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "sample", "v_prediction"),
-    "timestep_spacing": SPACINGS,
+    "timestep_spacing": ALL,
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"),
     "final_sigmas_type": ("zero", "sigma_min"),
 }
@@ -236,6 +236,7 @@ class NoiseSchedule:
         linspace:  both 0 and T − 1, and evenly between, rounded (one step: 0 alone).
         quadratic: squares of even steps up to √(0.8 T), the DDIM paper's other grid. Steps that round to the same
                    timestep count once, so fewer than `num` may come (49 of 50, 96 of 100, 688 of 1000 at T = 1000).
+        fast27 and others: lists that somebody made (`spacings.SECTIONS`), of as many steps as their name says.
         Raises UsageError for another spacing or a number out of range.
         """
         T, spacing = self.num_train_timesteps, spacing or self.timestep_spacing
@@ -251,8 +252,13 @@ class NoiseSchedule:
             grid = np.round(np.linspace(0, T - 1, num))
         elif spacing == "quadratic":
             grid = np.unique((np.linspace(0, math.sqrt(0.8 * T), num) ** 2).astype(np.int64))
+        elif spacing in SECTIONS:
+            if num != sum(SECTIONS[spacing]):
+                hint = "another spacing, such as linspace, takes any number"
+                raise UsageError(f"spacing {spacing} has {sum(SECTIONS[spacing])} steps, not {num}", hint)
+            grid = np.array(sections(spacing, T))
         else:
-            raise UsageError(f"no spacing {spacing!r}", f"gencli knows {', '.join(SPACINGS)}")
+            raise UsageError(f"no spacing {spacing!r}", f"gencli knows {', '.join(ALL)}")
         return [int(t) for t in grid[::-1]]
 
     def steps(self, num: int, spacing: str | None = None, *, final: float | None = None) -> list[Step]:

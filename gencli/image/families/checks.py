@@ -160,6 +160,81 @@ def unclip(checkpoint: Described) -> None:
             raise _unsupported(checkpoint, name, "in_channels", channels, "6 is known here")
 
 
+def stable_unclip(checkpoint: Described) -> None:
+    """The UNet reads latents, the states of the text, and embeddings as wide as those that it is given, with waves."""
+    configs, unet = checkpoint.configs, checkpoint.configs["unet"]
+    _check_texts(checkpoint)
+    latent = configs["vae"].get("latent_channels", 4)
+    for key in ("in_channels", "out_channels"):
+        if (value := unet.get(key, 4)) != latent:
+            raise _unsupported(checkpoint, "UNet", key, value, f"its autoencoder has {latent} channels")
+    if (kind := unet.get("class_embed_type")) != "projection":
+        raise _unsupported(checkpoint, "UNet", "class_embed_type", kind, "projection is known here")
+    width = _number(configs["image_normalizer"], "embedding_dim", 768)
+    pairs = [("UNet", unet.get("projection_class_embeddings_input_dim"), 2 * width)]
+    if "image_encoder" in configs:
+        pairs.append(("image_encoder", configs["image_encoder"].get("projection_dim", 512), width))
+    if "prior" in configs:
+        pairs.append(("prior", configs["prior"].get("embedding_dim", 768), width))
+        check_prior(checkpoint, "prior_text_encoder")
+    for name, value, wanted in pairs:
+        if value != wanted:
+            fits = f"image_normalizer of {width} wants {wanted}"
+            raise GencliError(f"{checkpoint.folder}: {name} of width {value!s:.40}: {fits}")
+
+
+def kandinsky_prior(checkpoint: Described, prefix: str = "") -> None:
+    """The embeddings of texts, of images and of the prior are as wide as each other."""
+    prior, encoder = checkpoint.configs[f"{prefix}prior"], checkpoint.configs[f"{prefix}image_encoder"]
+    check_prior(checkpoint, f"{prefix}text_encoder", f"{prefix}prior")
+    width, made = prior.get("embedding_dim", 768), encoder.get("projection_dim", 512)
+    if width != made:
+        raise GencliError(
+            f"{checkpoint.folder}: {prefix}prior of width {width!s:.40} and {prefix}image_encoder of {made!s:.40} do "
+            "not fit"
+        )
+
+
+def kandinsky(checkpoint: Described) -> None:
+    """The UNet reads latents and the embedding of an image; of a pipeline with its prior, one as wide as it draws."""
+    unet, latent = checkpoint.configs["unet"], checkpoint.configs["movq"].get("latent_channels", 3)
+    for key, known in (
+        ("addition_embed_type", "image"),
+        ("encoder_hid_dim_type", "image_proj"),
+        ("in_channels", latent),
+        ("out_channels", 2 * latent),
+    ):
+        if (value := unet.get(key)) != known:
+            raise _unsupported(checkpoint, "UNet", key, value, f"{known} is known here")
+    if (kind := checkpoint.configs["movq"].get("norm_type")) != "spatial":
+        raise _unsupported(checkpoint, "movq", "norm_type", kind, "spatial is known here")
+    if "prior_prior" in checkpoint.configs:
+        kandinsky_prior(checkpoint, "prior_")
+        check_embeddings(checkpoint, checkpoint.configs["prior_prior"])
+
+
+def check_embeddings(checkpoint: Described, prior: Config) -> None:
+    """Raise GencliError for a decoder that reads embeddings of another width than a prior draws."""
+    reads, draws = checkpoint.configs["unet"].get("encoder_hid_dim"), prior.get("embedding_dim", 768)
+    if reads != draws:
+        raise GencliError(
+            f"{checkpoint.folder}: a UNet with encoder_hid_dim = {reads!s:.40} and a prior with embedding_dim = "
+            f"{draws!s:.40} do not fit each other"
+        )
+
+
+def check_prior(checkpoint: Described, text_encoder: str = "text_encoder", prior: str = "prior") -> None:
+    """A prior reads texts as wide as its embeddings, projected."""
+    text, width = checkpoint.configs[text_encoder], checkpoint.configs[prior].get("embedding_dim", 768)
+    if text.get("architectures") != ["CLIPTextModelWithProjection"]:
+        found = f"architectures = {text.get('architectures')!s:.80}"
+        raise GencliError(f"{checkpoint.folder}: {text_encoder} has no projection ({found})")
+    for key in ("projection_dim", "hidden_size"):
+        if text.get(key, 512) != width:
+            fits = f"{text_encoder} with {key} = {text.get(key, 512)!s:.40}"
+            raise GencliError(f"{checkpoint.folder}: prior of width {width!s:.40} and {fits} do not fit")
+
+
 def imagen_upscaler(checkpoint: Described) -> None:
     """As `imagen`; the UNet also reads the image to enlarge, and how much noise was added to it."""
     imagen(checkpoint, 6)

@@ -52,15 +52,23 @@ def pad_prompt(
     positions, vocab_size: the text encoder's. truncate: the side that may be cut away. chunks: whether --weighted reads
     longer prompts. Raises GencliError with both lengths when truncate is None and something must be cut.
     """
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
     limit = max_prompt_tokens(tokenizer, positions)
+    ids = prompt_ids(tokenizer, prompt, limit, truncate, chunks=chunks)
+    return add_special_tokens(tokenizer, ids, limit, vocab_size)
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, prompt: str, limit: int, truncate: str | None, *, chunks: bool = False
+) -> list[int]:
+    """Token ids of a prompt, `limit` at most, without begin and end; see `pad_prompt`."""
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
     if len(ids) > limit and truncate is None:
         raise GencliError(
             f"the prompt has {len(ids)} tokens, and this model reads at most {limit}: {prompt[:40]!r}…",
             f"{'--weighted reads all of it, in chunks; ' if chunks else ''}"
             "--truncate right leaves out its end, --truncate left its beginning",
         )
-    return add_special_tokens(tokenizer, ids[-limit:] if truncate == "left" else ids[:limit], limit, vocab_size)
+    return ids[-limit:] if truncate == "left" else ids[:limit]
 
 
 def max_prompt_tokens(tokenizer: Tokenizer, positions: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gencli.errors import GencliError
 from gencli.image.conditioning import Conditioning
-from gencli.image.prompts.base import Loader, PromptParts
+from gencli.image.prompts.base import Loader, PromptParts, prompt_ids
 from gencli.image.request import ImageRequest
 from gencli.models.t5 import T5EncoderModel
 from gencli.tokens import Tokenizer
@@ -66,13 +66,7 @@ class T5Prompts:
         end = next(iter(self.tokenizer.eos_ids), None)
         if end is None:
             raise GencliError(f"{self.tokenizer.folder}: the tokenizer names no end token")
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        if len(ids) >= self.length and truncate is None:
-            raise GencliError(
-                f"the prompt has {len(ids)} tokens, and this model reads at most {self.length - 1}: {prompt[:40]!r}…",
-                "--truncate right leaves out its end, --truncate left its beginning",
-            )
-        ids = ids[1 - self.length :] if truncate == "left" else ids[: self.length - 1]
+        ids = prompt_ids(self.tokenizer, prompt, self.length - 1, truncate)
         if max([*ids, end]) >= self.t5.config.vocab_size:
             raise GencliError(f"{self.tokenizer.folder}: the tokenizer knows more tokens than the text encoder")
         return [*ids, end]

@@ -21,6 +21,12 @@ def load(checkpoint: PromptParts, loader: Loader) -> UnCLIPPrompts:
     return UnCLIPPrompts(checkpoint.tokenizer(), cast(CLIPTextModel, loader("text_encoder")))
 
 
+def load_prior(checkpoint: PromptParts, loader: Loader) -> UnCLIPPrompts:
+    """Load those that only the prior reads, and which no negative prompt reaches: Stable unCLIP's."""
+    text_encoder = cast(CLIPTextModel, loader("prior_text_encoder"))
+    return UnCLIPPrompts(checkpoint.tokenizer("prior_tokenizer"), text_encoder, reads_negative=False)
+
+
 @dataclass(frozen=True)
 class UnCLIPPrompts:
     """Prompts → the inputs of a prior: `encoder_hidden_states` (B, 77, C), `proj_embedding` (B, E), `attention_mask`
@@ -28,6 +34,7 @@ class UnCLIPPrompts:
 
     tokenizer: Tokenizer
     text_encoder: CLIPTextModel
+    reads_negative: bool = True
 
     @property
     def text_encoders(self) -> list[tuple[Tokenizer, CLIPTextModel]]:
@@ -45,4 +52,4 @@ class UnCLIPPrompts:
         return Conditioning({**states, "attention_mask": mask})
 
     def negative(self, request: ImageRequest) -> Conditioning:
-        return self.encode([request.negative or ""], request)
+        return self.encode([(request.negative or "") if self.reads_negative else ""], request)

@@ -1,0 +1,57 @@
+"""Transformers that denoise latents: PixArt, Z-Image, FLUX.2 klein."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gencli.image.families import checks
+from gencli.image.families.base import Family, Stage
+
+_TAESD = "madebyollin/taesd"
+
+# Chen et al. 2023 and 2024: a DiT that attends to the states of T5
+PIXART_SIGMA = Family(
+    (Stage("t5:load_sigma", network="transformer"),),
+    {
+        "transformer": frozenset({"PixArtTransformer2DModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKL"}),
+        "text_encoder": frozenset({"t5"}),
+        "tokenizer": None,
+    },
+    "text",
+    autoencoder="vae",
+    check=checks.pixart,
+    defaults={"sampler": "dpmpp_2m", "steps": 20, "guidance": 4.5},
+    tiny="madebyollin/taesdxl",
+    one_at_a_time=True,
+)
+PIXART_ALPHA = replace(PIXART_SIGMA, stages=(Stage("t5:load_alpha", network="transformer"),), tiny=_TAESD)
+
+# Cai et al. 2025 (Z-Image and its Turbo), and Black Forest Labs 2025 (FLUX.2 klein), by flow matching
+_QWEN3 = {"scheduler": None, "text_encoder": frozenset({"qwen3"}), "tokenizer": None}
+Z_IMAGE = Family(
+    (Stage("qwen3:load_z_image", network="transformer"),),
+    {"transformer": frozenset({"ZImageTransformer2DModel"}), "vae": frozenset({"AutoencoderKL"}), **_QWEN3},
+    "text",
+    autoencoder="vae",
+    check=checks.z_image,
+    defaults={"sampler": "euler", "steps": 50, "guidance": 5.0},
+    tiny="madebyollin/taef1",
+    one_at_a_time=True,
+    side=1024,
+    distilled="turbo",
+    few={"steps": 8, "guidance": 1.0},
+)
+FLUX2_KLEIN = Family(
+    (Stage("qwen3:load_flux2", network="transformer", law="steps"),),
+    {"transformer": frozenset({"Flux2Transformer2DModel"}), "vae": frozenset({"AutoencoderKLFlux2"}), **_QWEN3},
+    "text",
+    autoencoder="vae",
+    check=checks.flux2,
+    defaults={"sampler": "euler", "steps": 50, "guidance": 4.0},
+    one_at_a_time=True,
+    side=1024,
+    distilled="^(?!.*base)",
+    few={"steps": 4, "guidance": 1.0},
+)

@@ -1,0 +1,63 @@
+"""What is mixed to one image: texts and images, each with its share. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from gencli.errors import UsageError
+from gencli.options import Option
+
+if TYPE_CHECKING:
+    from gencli.image.request import ImageRequest
+
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # how files of images end
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredient:
+    """name: a text, or the path of an image. weight: its share."""
+
+    name: str
+    weight: float = 1.0
+    is_image: bool = False
+
+
+def parse_mix(texts: Sequence[str]) -> list[Ingredient]:
+    """Parse TEXT[:SHARE] or FILE[:SHARE], each; a file is what ends as an image's does. Raise UsageError."""
+    found = []
+    for text in texts:
+        name, weight = text, 1.0
+        if ":" in text:
+            try:
+                name, weight = text.rpartition(":")[0], float(text.rpartition(":")[2])
+            except ValueError:
+                name, weight = text, 1.0
+        if not name.strip() or not 0 < abs(weight) <= 1000:
+            raise UsageError(f"--mix {text!r:.80}: wants a text or an image and its share", "as in 'a red cat:0.7'")
+        found.append(Ingredient(name, weight, PurePath(name).suffix.lower() in IMAGES))
+    if found and not sum(one.weight for one in found) > 0:
+        raise UsageError("--mix: all shares together must be more than 0")
+    return found
+
+
+def check_mix(name: str, values: Any) -> None:
+    """Raise UsageError for a value of --mix that cannot be parsed."""
+    Option(str, several=True).check(name, values)
+    parse_mix(values)
+
+
+def mixture(request: ImageRequest) -> list[Ingredient]:
+    """What a request mixes, its shares 1 in all; its prompt alone where it mixes nothing."""
+    found = parse_mix(request.mix)
+    total = math.fsum(one.weight for one in found)
+    mixed = [dataclasses.replace(one, weight=one.weight / total) for one in found]
+    return mixed or [Ingredient(request.prompt)]
+
+
+def texts_of(request: ImageRequest) -> list[Ingredient]:
+    """The texts among them, at least one: an empty one of no share stands for none."""
+    return [one for one in mixture(request) if not one.is_image] or [Ingredient("", 0.0)]
