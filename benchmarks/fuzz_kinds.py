@@ -331,6 +331,24 @@ def unclip(root: Path) -> None:
     make_karlo(root)
 
 
+def kandinsky(root: Path) -> None:
+    from tests.tiny.unclip import make_kandinsky
+
+    make_kandinsky(root)
+
+
+def stable_unclip(root: Path) -> None:
+    from tests.tiny.unclip import make_stable_unclip
+
+    make_stable_unclip(root)
+
+
+def tiny_autoencoder(root: Path) -> None:
+    from tests.tiny.image import make_tiny_vae
+
+    make_tiny_vae(root)
+
+
 def upscaler(root: Path) -> None:
     from tests.tiny.systems import make_x4
 
@@ -354,12 +372,14 @@ def single_file(root: Path) -> None:
 
 
 def networks(root: Path) -> None:
-    """Files of one network: DiT, UNet and classifier of guided-diffusion."""
+    """Files of one network: DiT, UNet and classifier of guided-diffusion, and GLIDE's with its text transformer."""
     from tests.tiny.classes import FLAGS, make_classifier, make_dit_file, make_guided
+    from tests.tiny.glide import make_glide_file
 
     make_dit_file(root / "dit" / "a.safetensors")
     make_guided(root / "guided" / "a.safetensors", FLAGS)
     make_classifier(root / "classifier" / "a.safetensors", FLAGS)
+    make_glide_file(root / "glide" / "a.safetensors", "base")
 
 
 def load_parts(root: Path) -> None:
@@ -669,6 +689,9 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "latent diffusion": kind(latent_diffusion, inspect_part, "*.json", parts=True),
     "imagen": kind(imagen, inspect_part, "*.json", apart=True, parts=True),
     "unclip": kind(unclip, inspect_part, "*.json", apart=True, parts=True),
+    "kandinsky": kind(kandinsky, inspect_part, "*.json", apart=True, parts=True),
+    "stable unclip": kind(stable_unclip, inspect_part, "*.json", apart=True, parts=True),
+    "tiny autoencoder": kind(tiny_autoencoder, load_folder, "*.json"),
     "upscaler": kind(upscaler, inspect_part, "*.json", parts=True),
     "controlnet": kind(controlnet, load_folder, "*.json"),
     "single file": kind(single_file, functools.partial(show, name="a.safetensors"), "a.safetensors"),

@@ -228,6 +228,8 @@ class _Loader:
         casting = self.place.type == "cpu" and dtype == torch.float32 and large
         given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
         module = build.load(owner.parts[name], device=self.place, dtype=dtype, **given)
+        if dtype is not None and not casting and any(STORED.get(tensors.dtype(key)) != dtype for key in tensors):
+            owner.forget(name)  # of which there is a copy now
         merge(self.changes if owner is self.checkpoint else [], name, module)
         return module
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load as load_part
 from gencli.checkpoints.checkpoint import Contents
@@ -72,6 +73,26 @@ def test_in_the_place_of_the_models_own(sd, tiny):
     theirs.register_modules(vae=tiny[1])
     theirs = theirs(PROMPT, image=picture(), strength=0.6, num_inference_steps=2, generator=generator()).images[0]
     assert_same(ours, theirs)
+
+
+def test_from_a_file(sd, tiny, tmp_path):
+    """Its shapes tell its config, and the scaling of the model's own is not taken over."""
+    file = shutil.copy(tiny[0] / "diffusion_pytorch_model.safetensors", tmp_path / "taesd.safetensors")
+    source = Source("taesd.safetensors", tmp_path / "taesd.safetensors", "file")
+    ours = open_image_checkpoint(Source("sd", sd[0], "folder"), vae=source)
+    folder = opened(sd[0], tiny[0])
+    module = architecture("AutoencoderTiny").Config
+    assert module.from_dict(ours.configs["vae"]) == module.from_dict(folder.configs["vae"])
+    made = [load(one, device="cpu").codec.vae.state_dict() for one in (ours, folder)]
+    assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items()), file
+    for change in ({"decoder.layers.0.weight": torch.zeros(3)}, {"encoder.layers.x.weight": torch.zeros(3)}):
+        save_file(load_file(file) | change, tmp_path / "odd.safetensors")
+        with pytest.raises(GencliError):
+            load(
+                open_image_checkpoint(
+                    Source("sd", sd[0], "folder"), vae=Source("odd", tmp_path / "odd.safetensors", "file")
+                )
+            )
 
 
 def test_what_is_seen_on_the_way(sd, tiny, tmp_path, monkeypatch):

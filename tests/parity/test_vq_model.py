@@ -191,7 +191,7 @@ def test_models_show_and_check(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm_type": "spatial"}, "norm_type = 'spatial'"),
+        ({"norm_type": "layer"}, "norm_type = 'layer' is not supported"),
         ({"num_vq_embeddings": 2**40}, "num_vq_embeddings"),
         ({"num_vq_embeddings": True}, "num_vq_embeddings"),
         ({"vq_embed_dim": 0}, "vq_embed_dim"),

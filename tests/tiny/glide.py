@@ -23,14 +23,18 @@ KINDS = {
 
 def make_glide(folder: Path, suffix: str = ".safetensors") -> dict[str, Glide]:
     """Every published file by its name, and its network."""
-    folder.mkdir(parents=True, exist_ok=True)
-    networks = {}
-    for seed, (name, (inputs, shape)) in enumerate(KINDS.items(), 40):
-        network = networks[name] = Glide(**shape, inputs=inputs, seed=seed)
-        network.told(torch.zeros(1, inputs, 8, 8), 0.0, [0])
-        network.state["out.2.weight"] *= 0.3  # else small differences grow to large ones in 27 steps
-        write(folder / f"{name}{suffix}", network.state)
+    networks = {name: make_glide_file(folder / f"{name}{suffix}", name) for name in KINDS}
     vocabulary, merges = bpe_files()
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     return networks
+
+
+def make_glide_file(file: Path, name: str) -> Glide:
+    """One of them, and its network."""
+    inputs, shape = KINDS[name]
+    network = Glide(**shape, inputs=inputs, seed=40 + [*KINDS].index(name))
+    network.told(torch.zeros(1, inputs, 8, 8), 0.0, [0])
+    network.state["out.2.weight"] *= 0.3  # else small differences grow to large ones in 27 steps
+    write(file, network.state)
+    return network

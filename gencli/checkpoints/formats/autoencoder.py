@@ -14,6 +14,7 @@ from gencli.models.base import Rename, squeeze_conv
 
 PREFIX = "first_stage_model."
 DIFFUSERS, ORIGINAL = "encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down.0.block.0.conv1.weight"
+TINY = {"encoder.layers.0.weight", "decoder.layers.0.weight"}
 TRAINING = ("loss.", "model_ema.")  # what was needed to train one
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "sample_size")
 KIND = r"(weight|bias)"
@@ -76,6 +77,32 @@ def _config(shapes: Shapes, down: str, blocks: str) -> dict[str, Any]:
     }
 
 
+def _tiny_config(shapes: Shapes) -> dict[str, Any]:
+    """Return the config of an AutoencoderTiny. A level is a convolution and the blocks after it; the last has none."""
+    config: dict[str, Any] = {"_class_name": "AutoencoderTiny"}
+    for half in ("encoder", "decoder"):
+        blocks: list[int] = []
+        for number in sorted({_place(name) for name in shapes if name.startswith(f"{half}.layers.")}):
+            if f"{half}.layers.{number}.conv.0.weight" in shapes:
+                blocks[-1:] = [blocks[-1] + 1] if blocks else [1]
+            else:
+                blocks.append(0)
+        width = sizes(shapes, f"{half}.layers.0.weight", 4)[0]
+        config |= {f"num_{half}_blocks": blocks[:-1], f"{half}_block_out_channels": [width] * (len(blocks) - 1)}
+    biases = [name for name in shapes if name.startswith("decoder.layers.") and name.endswith(".bias")]
+    last = max(biases, key=_place, default="decoder.layers.0.bias")
+    return config | {
+        "in_channels": sizes(shapes, "encoder.layers.0.weight", 4)[1],
+        "latent_channels": sizes(shapes, "decoder.layers.0.weight", 4)[1],
+        "out_channels": sizes(shapes, last, 1)[0],
+    }
+
+
+def _place(name: str) -> int:
+    number = name.split(".")[2]
+    return int(number) if number.isdecimal() and len(number) < 6 else -1
+
+
 def is_autoencoder(contents: Contents) -> bool:
     """Return whether a file holds an autoencoder, whole and alone."""
     try:
@@ -102,7 +129,9 @@ def read_alone(contents: Contents, known: Mapping[str, Any] = NO_CONFIG) -> Part
     own = {name: shape for name, shape in own.items() if not name.startswith(TRAINING)}
     unknown: list[str] = []
     try:
-        if DIFFUSERS in own:
+        if own.keys() >= TINY:
+            known, found = NO_CONFIG, Renamed(_tiny_config(own), {name: Piece(name) for name in own})
+        elif DIFFUSERS in own:
             quant = {f"use_{name}": f"{name}.weight" in own for name in ("quant_conv", "post_quant_conv")}
             config = _config(own, "down_blocks", "resnets") | {"scaling_factor": 0.18215, **quant}
             found = Renamed(config, {name: Piece(name) for name in own})
