@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -126,6 +127,16 @@ def forget_peak_memory() -> None:
     """Let `peak_memory` begin anew, where the system can do that (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def give_back_memory() -> None:
+    """Give what has been let go of back to the system: CUDA's pool and the C library's keep it for later."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # where the C library has no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int:

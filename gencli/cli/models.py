@@ -213,10 +213,10 @@ def pull(
         show = show_download(console)
         folder = download(wanted, variant=variant, progress=show, allow_pickle=allow, gguf=gguf)
         console.clear()
-    source = in_snapshot(id, folder, gguf)
     from gencli.cli.models_settings import belongs_to
 
-    if remark := belongs_to(Contents(Source(wanted.repo, source.path, source.kind), allow_pickle=allow)):
+    source = in_snapshot(id, folder, gguf)
+    if remark := belongs_to(Source(wanted.repo, source.path, source.kind), allow_pickle=allow):
         console.note(remark)
     if pulled.json:
         files, names = hub_cache.files(folder), layout.is_gguf(hub_cache.files(folder)) or gguf

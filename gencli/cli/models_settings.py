@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gencli.checkpoints.checkpoint import Contents
+from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.report import Description, describe
 from gencli.errors import GencliError
@@ -41,15 +42,15 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
         return {}  # `check` says what is wrong
 
 
-def belongs_to(contents: Contents) -> str | None:
+def belongs_to(source: Source, *, allow_pickle: bool = False) -> str | None:
     """Return which models a tiny autoencoder of the hub is for, or which one is for an image model and is not here."""
     from gencli.image.families import TINY
     from gencli.image.open import find_tiny, open_image_checkpoint
 
-    if (what := TINY.get(contents.source.name)) is not None:
+    if (what := TINY.get(source.name)) is not None:
         return f"it reads the latents of {what}: --vae names it, and --preview and --save-steps take it by themselves"
     try:
-        checkpoint = open_image_checkpoint(contents)
+        checkpoint = open_image_checkpoint(source, allow_pickle=allow_pickle)
     except GencliError:
         return None
     tiny = checkpoint.family.tiny

@@ -13,7 +13,7 @@ from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.embeddings import Embedding, install
 from gencli.checkpoints.image_lora import merge, open_loras
-from gencli.devices import pick_device, pick_dtype
+from gencli.devices import give_back_memory, pick_device, pick_dtype
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.codec import Codec
 from gencli.image.conditioning import Conditioning
@@ -59,8 +59,7 @@ class Held(Generic[T]):
         for module in self.modules:
             module.to("meta")
         self._forget()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_memory()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load as load_part
-from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source
 from gencli.cli.models_settings import belongs_to
 from gencli.errors import GencliError
@@ -98,13 +97,13 @@ def test_from_a_file(sd, tiny, tmp_path):
 def test_what_is_seen_on_the_way(sd, tiny, tmp_path, monkeypatch):
     """Where it is in the hub's cache, and only there; the finished image is the model's own."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    before = Contents(Source("sd", sd[0], "folder"))
+    before = Source("sd", sd[0], "folder")
     assert "gencli models pull madebyollin/taesd" in belongs_to(before)
     assert load(opened(sd[0]), device="cpu", views=True).main.view.vae is not None
     files = {file.name: file.read_bytes() for file in tiny[0].iterdir()}
     folder = put(tmp_path, "madebyollin/taesd", COMMIT, files, "main")
     assert belongs_to(before) is None
-    assert "Stable Diffusion 1 and 2" in belongs_to(Contents(Source("madebyollin/taesd", folder, "hub")))
+    assert "Stable Diffusion 1 and 2" in belongs_to(Source("madebyollin/taesd", folder, "hub"))
     with_views, without = (load(opened(sd[0]), device="cpu", views=views) for views in (True, False))
     request = resolve(ImageRequest(seed=3, **VALUES | {"strength": None}), with_views.checkpoint)
     [*steps, last], [*_, plain] = (list(generate(pipeline, request)) for pipeline in (with_views, without))
