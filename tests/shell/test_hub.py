@@ -684,7 +684,7 @@ def test_packed_copies_go_with_what_they_are_of(hub: Hub, env: dict[str, str | N
     copies = Path(str(env["HF_HUB_CACHE"])).parent / "gencli"
     assert len(list(copies.iterdir())) == 2
     said = process.gencli("models", "list", **env).stderr
-    assert b"note: 2 packed copies (--quantize), 16.9 MB: `gencli models rm NAME` removes" in said
+    assert b"note: quantized copies (--quantize): 2, 16.9 MB: `gencli models rm NAME` removes" in said
     assert process.gencli("models", "rm", "org/stories", "--yes", **env).returncode == 0
     assert len(list(copies.iterdir())) == 1
     done = process.gencli("models", "rm", "stories", "--yes", **env)
