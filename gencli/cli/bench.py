@@ -66,7 +66,8 @@ class TextBench(Repeated):
     quantize: tuple[str, ...] = several(str, "--quantize TYPE",
         "Quantized weights, as with `gencli text --quantize` (repeatable; default: as stored).", PANEL,
         complete=lambda: list(PACKING))
-    prompt: int = integer(512, "-p, --prompt N", "Length of the prompt in tokens (default: 512).", PANEL, within=(1, 2**20))
+    prompt: int = integer(512, "-p, --prompt N", "Length of the prompt in tokens (default: 512).", PANEL, within=(1,
+        2**20))
     tokens: int = integer(64, "-n, --tokens N", "Tokens to generate (default: 64).", PANEL, within=(1, 2**20))
     # fmt: on
 
@@ -79,7 +80,8 @@ class TextBench(Repeated):
 class ImageBench(Repeated):
     # fmt: off
     model: str = named_model("GENCLI_IMAGE_MODEL", IMAGE_MODEL, "image").field(IMAGE_MODEL)
-    size: tuple[str, ...] = several(str, "--size WxH", "Width and height (repeatable; default: the model's native size).",
+    size: tuple[str, ...] = several(str, "--size WxH",
+        "Width and height (repeatable; default: the model's native size).",
         PANEL)
     steps: int = integer(10, "--steps N", "Denoising steps (default: 10).", PANEL, within=(1, 1000))
     # fmt: on
