@@ -6,7 +6,6 @@ whether the hub asks for an account and its terms; download in MB of 10⁶ bytes
 
 from __future__ import annotations
 
-import csv
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +49,8 @@ class Entry:
 @functools.cache
 def entries() -> tuple[Entry, ...]:
     """Return all rows, in the file's order."""
+    import csv
+
     with FILE.open(encoding="utf-8", newline="") as file:
         return tuple(
             Entry(

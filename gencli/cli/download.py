@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import time
 
+from gencli.checkpoints import hub_cache
+from gencli.checkpoints.catalogue import FORMATS, OVERHEAD
+from gencli.checkpoints.find import Source
 from gencli.checkpoints.hub_cache import Progress
 from gencli.cli.console import Console
+
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".ckpt")
+STORED = 2  # bytes per parameter of most models that are too large
 
 
 def show_download(console: Console) -> Progress:
@@ -23,6 +29,24 @@ def show_download(console: Console) -> Progress:
             console.clear()
 
     return show
+
+
+def memory_note(source: Source, memory: int, *, text: bool = False) -> str | None:
+    """Return a remark on a model whose weights need more than the memory of this machine, in bytes; else None.
+
+    text: it is a language model, which may be quantized: what would then fit is named.
+    """
+    files = hub_cache.files(source.path) if source.path.is_dir() else {source.path.name: source.path.stat().st_size}
+    weights = {name: size for name, size in files.items() if name.endswith(WEIGHTS)}
+    needed = round(sum(weights.values()) * OVERHEAD)
+    if not memory or needed <= memory:
+        return None
+    note = f"{source.name} needs about {in_words(needed)} of memory, and this machine has {in_words(memory)}"
+    packed = {name: round(needed * size / STORED) for name, size in FORMATS.items()} if text else {}
+    if any(name.endswith(".gguf") for name in weights):
+        packed = {}
+    fits = next((name for name, size in packed.items() if size <= memory), None)
+    return f"{note}: --quantize {fits} needs about {in_words(packed[fits])}" if fits else f"{note}: it may fail"
 
 
 def in_words(size: int) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 import typer
 
-from gencli import signals
+from gencli import devices, signals
 from gencli.checkpoints.find import Source
 from gencli.cli import image_sinks
 from gencli.cli.console import Console
+from gencli.cli.download import memory_note
 from gencli.cli.image_inputs import Finder
 from gencli.cli.options import JSON, LINES, STRICT, Asked, Fetching, Reporting, command
 from gencli.cli.prompts import each_line, note_file, read_prompt
@@ -185,6 +186,8 @@ def draw(
         if animation is not None:
             animation.check_paths(request)
 
+    if note := memory_note(inputs.model, devices.memory()):
+        console.note(note)
     with signals.raise_pending_signals():
         from gencli.cli.image_run import Run
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gencli import signals
+from gencli import devices, signals
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console, is_terminal
+from gencli.cli.download import memory_note
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
 from gencli.cli.prompts import check_arguments, each_line, note_file, read_prompt
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
@@ -138,6 +139,8 @@ def text(
 
 def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:
     """Open the model that was found, with progress and its notes on stderr. Raise GencliError."""
+    if getattr(spec, "quantize", None) is None and (note := memory_note(source, devices.memory(), text=True)):
+        console.note(note)
     console.progress(f"loading {source.name}")
     with signals.raise_pending_signals():
         from gencli.text.load import open_model

@@ -239,7 +239,7 @@ def test_pickles_of_the_hub(tmp_path):
         ("preprocessor_config.json", {"clusters": [[[0], [0], [0]]] * 24}, "not a colour of three numbers"),
         ("preprocessor_config.json", {"size": 4096}, "does not fit n_positions = 36"),
         ("preprocessor_config.json", {"size": -1}, "size = -1"),
-        ("preprocessor_config.json", {"do_resize": False}, "does not say the size"),
+        ("preprocessor_config.json", {"do_resize": False}, "does not say the image size"),
         ("config.json", {"n_positions": 100}, "does not fit n_positions = 100"),
         ("config.json", {"vocab_size": 10**12}, "24 colours do not fit vocab_size"),
         ("config.json", {"tie_word_embeddings": True}, "tie_word_embeddings"),

@@ -10,9 +10,10 @@ import pytest
 
 from gencli.__main__ import main
 from gencli.checkpoints import catalogue
-from gencli.checkpoints.find import find
+from gencli.checkpoints.find import Source, find
 from gencli.checkpoints.hub_cache import HubId
 from gencli.cli import config
+from gencli.cli.download import memory_note
 from gencli.errors import GencliError
 from gencli.models import ARCHITECTURES
 from tests.tiny.hub_cache import put, tiny
@@ -175,3 +176,13 @@ def test_available_and_use(file: Path, monkeypatch, capsys) -> None:
     }  # fmt: skip
     assert main(["models", "use", "no-such-model"]) == 1
     assert "no-such-model" not in file.read_text()
+
+
+def test_a_model_that_is_larger_than_the_memory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(10**6))
+    source = Source("big", tmp_path, "folder")
+    assert memory_note(source, 1_200_000) is None and memory_note(source, 0) is None
+    note = "big needs about 1.2 MB of memory, and this machine has 1.0 MB"
+    assert memory_note(source, 10**6, text=True) == f"{note}: --quantize q8_0 needs about 637.5 kB"
+    assert memory_note(source, 500_000, text=True).endswith("--quantize q4_k_m needs about 363.8 kB")
+    assert memory_note(source, 10**6) == f"{note}: it may fail"
