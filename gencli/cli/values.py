@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import typer
@@ -16,7 +17,7 @@ SAID = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": F
 
 
 class PlainValues:
-    """Converts one parameter in place of typer: str, int, float, bool, an Enum, or a list of those."""
+    """Converts one parameter in place of typer: str, int, float, bool, Path, an Enum, or a list of those."""
 
     def __init__(self, kind: Any):
         self.kind = kind
@@ -47,6 +48,6 @@ def use_plain_values(params: Iterable[Any]) -> None:
         kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
         if get_origin(kind) is list:
             kind = get_args(kind)[0]
-        known = kind in (str, int, float, bool) or (isinstance(kind, type) and issubclass(kind, Enum))
+        known = kind in (str, int, float, bool, Path) or (isinstance(kind, type) and issubclass(kind, Enum))
         if known and getattr(param, "_runtime_param", param) is None:
             param._runtime_param = PlainValues(kind)

@@ -17,7 +17,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.signals import Terminated
 from tests.shell.process import GENCLI, environment, gencli, obey_signals, on_terminal, shell
 
-HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL"]
+HEAVY = ["torch", "numpy", "transformers", "diffusers", "huggingface_hub", "tokenizers", "safetensors", "PIL", "pydantic"]
 
 FACES = [
     (["--help"], 0),
