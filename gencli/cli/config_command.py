@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gencli.cli import config
-from gencli.cli.help import SETTINGS, Group
+from gencli.cli.help import SETTINGS, Command, Group
 from gencli.cli.options import JSON, declare
 from gencli.cli.sinks import write_lines, write_object
 from gencli.errors import UsageError, did_you_mean
@@ -44,13 +44,13 @@ def config_(ctx: typer.Context) -> None:
         typer.echo(ctx.get_help(), nl=False)
 
 
-@app.command("path")
+@app.command("path", cls=Command)
 def path_() -> None:
     """Print where the file is, or would be."""
     write_lines([str(config.path())])
 
 
-@app.command()
+@app.command(cls=Command)
 def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> None:
     """Print every value that the file or the environment sets, and where it comes from."""
     rows = list(_in_force(ctx))
@@ -61,7 +61,7 @@ def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> No
         write_lines([f"{key} = {value}  ({place})" for key, value, place in rows])
 
 
-@app.command("set")
+@app.command("set", cls=Command)
 def set_(ctx: typer.Context, key: Key, value: Value = None, profile: Profile = None) -> None:
     """Set a default in the file."""
     *words, flag = key.removeprefix("--").split(".")

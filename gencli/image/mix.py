@@ -37,7 +37,7 @@ def parse_mix(texts: Sequence[str]) -> list[Ingredient]:
             except ValueError:
                 name, weight = text, 1.0
         if not name.strip() or not 0 < abs(weight) <= 1000:
-            raise UsageError(f"--mix {text!r:.80}: wants a text or an image and its share", "as in 'a red cat:0.7'")
+            raise UsageError(f"--mix {text!r:.80}: expected a text or an image and its share", "as in 'a red cat:0.7'")
         found.append(Ingredient(name, weight, PurePath(name).suffix.lower() in IMAGES))
     if found and not sum(one.weight for one in found) > 0:
         raise UsageError("--mix: all shares together must be more than 0")

@@ -55,10 +55,10 @@ class AutoencoderTinyConfig(BaseConfig):
         for half in ("encoder", "decoder"):
             widths, blocks = getattr(self, f"{half}_block_out_channels"), getattr(self, f"num_{half}_blocks")
             if not isinstance(widths, tuple) or not isinstance(blocks, tuple) or not 1 <= len(widths) <= 10:
-                raise GencliError(f"config.json: {half}_block_out_channels = {widths!r:.80} is no list of widths")
+                raise GencliError(f"config.json: {half}_block_out_channels = {widths!r:.80} is not a list of widths")
             if len(blocks) != len(widths) or len(set(widths)) > 1:
                 raise GencliError(
-                    f"config.json: {half}_block_out_channels = {widths!r:.80}: wants one width for every level, as "
+                    f"config.json: {half}_block_out_channels = {widths!r:.80}: expected one width for every level, as "
                     f"many as num_{half}_blocks"
                 )
         if len(self.encoder_block_out_channels) != len(self.decoder_block_out_channels):

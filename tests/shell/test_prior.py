@@ -49,7 +49,7 @@ def test_mixed_and_made_again(run, tmp_path):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
     (tmp_path / "photo.png").unlink()
     code, _, error = run("--from", "a.png", "-o", "d.png")
-    assert code == 1 and "a.png was made with photo.png, which is no file here" in error
+    assert code == 1 and "a.png was made with photo.png, which is not a file here" in error
 
 
 def test_the_prior_of_a_repository_is_found(run, root, tmp_path):
