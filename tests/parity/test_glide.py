@@ -159,7 +159,7 @@ def test_files_that_are_none(root, theirs, tmp_path, monkeypatch):
         ({"input_blocks.0.0.weight": torch.zeros(32, 5, 3, 3)}, "reads 5 channels, and GLIDE's read 3, 7, 6, 10"),
         ({"out.2.weight": torch.zeros(3, 32, 3, 3)}, "makes 3 channels"),
         ({"transformer.resblocks.3.ln_1.weight": torch.zeros(128)}, r"transformer.resblocks.2 is missing"),
-        ({"transformer_proj.weight": torch.zeros(128)}, "wants 2 dimensions"),
+        ({"transformer_proj.weight": torch.zeros(128)}, "must have 2 dimensions"),
     ):
         file = tmp_path / f"{len(message)}.safetensors"
         write(file, theirs["base"].state | change)

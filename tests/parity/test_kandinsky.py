@@ -149,9 +149,9 @@ def test_what_does_not_go_together(root, theirs, tmp_path):
 @pytest.mark.parametrize(
     ("mix", "message"),
     [
-        (("a:0",), "wants a text or an image and its share"),
-        ((":0.5",), "wants a text or an image and its share"),
-        (("a:nan",), "wants a text or an image and its share"),
+        (("a:0",), "expected a text or an image and its share"),
+        ((":0.5",), "expected a text or an image and its share"),
+        (("a:nan",), "expected a text or an image and its share"),
         (("a:0.5", "b:-0.5"), "all shares together must be more than 0"),
     ],
 )
