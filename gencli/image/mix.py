@@ -6,13 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gencli.errors import UsageError
 from gencli.options import Option
-
-if TYPE_CHECKING:
-    from gencli.image.request import ImageRequest
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # how files of images end
 
@@ -24,6 +21,15 @@ class Ingredient:
     name: str
     weight: float = 1.0
     is_image: bool = False
+
+
+class Asked(Protocol):
+    """What an `ImageRequest` says of it."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def mix(self) -> tuple[str, ...]: ...
 
 
 def parse_mix(texts: Sequence[str]) -> list[Ingredient]:
@@ -50,7 +56,7 @@ def check_mix(name: str, values: Any) -> None:
     parse_mix(values)
 
 
-def mixture(request: ImageRequest) -> list[Ingredient]:
+def mixture(request: Asked) -> list[Ingredient]:
     """What a request mixes, its shares 1 in all; its prompt alone where it mixes nothing."""
     found = parse_mix(request.mix)
     total = math.fsum(one.weight for one in found)
@@ -58,6 +64,6 @@ def mixture(request: ImageRequest) -> list[Ingredient]:
     return mixed or [Ingredient(request.prompt)]
 
 
-def texts_of(request: ImageRequest) -> list[Ingredient]:
+def texts_of(request: Asked) -> list[Ingredient]:
     """The texts among them, at least one: an empty one of no share stands for none."""
     return [one for one in mixture(request) if not one.is_image] or [Ingredient("", 0.0)]

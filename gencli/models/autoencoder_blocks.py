@@ -77,6 +77,7 @@ class SpatialNorm(nn.Module):
         self.conv_b = nn.Conv2d(latent_channels, channels, 1)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return (B, C, H, W) for x (B, C, H, W) and latents z (B, C', h, w)."""
         z = F.interpolate(z, size=x.shape[2:], mode="nearest")
         return self.norm_layer(x) * self.conv_y(z) + self.conv_b(z)
 
@@ -93,6 +94,7 @@ class SpatialResnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return (B, C, H, W) for x (B, C', H, W) and latents z."""
         h = self.conv1(F.silu(self.norm1(x, z)))
         return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h, z)))
 
@@ -104,10 +106,9 @@ class SpatialAttention(AttentionBlock):
         super().__init__(channels, 1, groups=None, eps=EPS)
         self.spatial_norm = SpatialNorm(channels, latent_channels)
 
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """z: the latents."""
-        assert z is not None
-        return x + to_image(Attention.forward(self, to_tokens(self.spatial_norm(x, z))), like=x)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return (B, C, H, W) for x (B, C, H, W). context (B, C', h, w): the latents."""
+        return x + to_image(Attention.forward(self, to_tokens(self.spatial_norm(x, context))), like=x)
 
 
 def spatial_blocks(latent_channels: int) -> Blocks:

@@ -78,6 +78,7 @@ class Block(nn.Module):
         self.conv = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, channels, H, W) for x of the same shape."""
         return F.relu(self.conv(x) + x)
 
 
@@ -92,6 +93,7 @@ class EncoderTiny(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return latents (B, C, h, w) of images (B, 3, H, W) in -1..1."""
         return self.layers((x + 1) / 2)
 
 
@@ -109,6 +111,7 @@ class DecoderTiny(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w)."""
         return self.layers(torch.tanh(z / RANGE) * RANGE) * 2 - 1
 
 

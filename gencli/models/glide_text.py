@@ -44,6 +44,7 @@ class SelfAttention(nn.Module):
         self.c_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, W) for x (B, T, W)."""
         return self.c_proj(attend(self.c_qkv(x).transpose(1, 2), self.heads, new_order=False).transpose(1, 2))
 
 
@@ -54,6 +55,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, W) for x (B, T, W)."""
         return self.c_proj(F.gelu(self.c_fc(x)))
 
 
@@ -68,6 +70,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, W) for x (B, T, W)."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
