@@ -3,6 +3,7 @@
 The models are too small to share among threads, and pytest-xdist runs a process per core.
 """
 
+import gc
 import os
 import tempfile
 
@@ -13,3 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GENCLI_CONFIG"] = os.devnull
 os.environ["GENCLI_CACHE"] = os.path.join(tempfile.gettempdir(), "gencli-tests")
 pytest.register_assert_rewrite("tests.oracles", "tests.tiny")
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections leave out what stays to the end: torch, and thousands of tests."""
+    gc.collect()
+    gc.freeze()

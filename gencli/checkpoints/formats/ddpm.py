@@ -18,7 +18,7 @@ from gencli.models.base import Rename, squeeze_conv
 
 KIND = r"(weight|bias)"
 PARALLEL = "module."  # what torch's DataParallel puts before every name
-ATTENDED = 16  # the side of the pictures that all published models attend over: tells the side of the first level
+ATTENDED = 16  # the side of the images that all published models attend over: tells the side of the first level
 LEVELS = 8  # more than any has
 FIXED: dict[str, Any] = {  # what no shape tells
     "_class_name": "UNet2DModel",

@@ -15,7 +15,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 class Family:
     """A family of files. key: what the names of its text encoder begin with, and no other's do. parts: part → prefix.
 
-    latents: width and height of the pictures it was made for, in latents, by what the network predicts.
+    latents: width and height of the images it was made for, in latents, by what the network predicts.
     """
 
     title: str
@@ -87,7 +87,7 @@ LEFT_OUT = {
     r"first_stage_model\.loss\..*": "what its autoencoder was trained against goes unused",
     r"embedding_manager\..*": "",
     r"(cond_stage_model|conditioner\.embedders\.\d)\.(.*\.)?(position_ids|attn_mask|logit_scale)": "",
-    # A projection to match pictures with: SDXL's first encoder and SD 1's are read before it.
+    # A projection to match images with: SDXL's first encoder and SD 1's are read before it.
     r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?text_projection(\.weight)?": "",
 }
 # What other files are: pattern of a key → what it is, and what to do with it
