@@ -49,9 +49,9 @@ class Sources:
     wildcards: bool = flag(False, "--wildcards",
         "Choose anew for each image: {red|green} is one of these, __colors__ a line of colors.txt.", INPUT,
         after="strict")
-    sweep: tuple[str, ...] = several(str, "--sweep KEY=A,B,C",
-        "Generate with each of these values, or KEY=1..4; given again, every combination. With --grid: one contact "
-        "sheet, labelled.", PICTURE, after="grid")
+    sweep: tuple[str, ...] = several(str, "--sweep KEY=VALUES",
+        "Generate with each value, as in cfg-scale=1,3,7 or seed=1..4; given again, with every combination. With "
+        "--grid: one labelled contact sheet.", PICTURE, after="grid")
     info: str | None = string(None, "--info FILE", "Print the settings that are embedded in FILE, and exit.", INPUT,
         after="from_file")
     size: str | None = string(None, "--size WxH",

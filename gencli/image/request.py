@@ -191,7 +191,7 @@ class ImageRequest:
         "Sample from the most likely tokens that add up to probability P (default: 1, off).", DRAWERS,
         infotext="Top P", within=(0, 1))
     truncation: float | None = number(None, "--truncation T",
-        "How far a GAN's noise may lie from its middle, above 0 and at most 1: less makes images alike, and better "
+        "Truncation of a GAN's noise, above 0 and at most 1: lower values give better but more similar images "
         "(default: 0.4).", DRAWERS, infotext="Truncation", bounds=Bounds(0, 1, open_low=True))
     image_guidance: float | None = number(None, "--image-cfg-scale S",
         "How closely edit models follow --init (default: 1.5).", START,
@@ -274,8 +274,8 @@ class ImageRequest:
         "Noise that an upscaler adds to its input, as a timestep; more noise lets it invent more (default: the "
         "model's, such as 20 or 250).", SAMPLING, after="refiner_start", infotext="Noise level", within=(0, 999))
     stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
-        "A setting of a model's further stage, as in refiner:steps=20 (repeatable); KEY is "
-        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count the whole denoising.",
+        "Setting of one further stage, as in refiner:steps=20 (repeatable); KEY is "
+        f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count all denoising steps.",
         SAMPLING, after="noise_level", valid=_check_stages, infotext="Stages")
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
         "Decode in tiles: less memory for large images, with slightly different pixels.", RUN, infotext="VAE tiling")
