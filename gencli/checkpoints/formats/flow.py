@@ -186,11 +186,11 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
     assert found is not None
     family, start = found
     shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
+    config = family.config(shapes)
     pieces, unknown = rename(shapes, family.rows)
     unknown += [name for name in file.shapes if not name.startswith(start)]
     if unknown:
         raise GencliError(f"it has tensors that {family.title} has not: {some(sorted(unknown))}")
-    config = family.config(shapes)
     placed = {name: Piece(start + piece.source, piece.transform) for name, piece in pieces.items()}
     part = Part("transformer", "model", contents.path, lambda: config, lambda: _open(contents, file, placed))
     return Checkpoint(contents, "image", family.pipeline, {"transformer": part}, title=family.title, rest=family.rest)
