@@ -55,6 +55,8 @@ def ready(
             opened = stages.add_upscaler(opened, open_image_checkpoint(upscaler, allow_pickle=allow_pickle))
         stages.check_reads_text(opened)
     accept(opened)
+    if lines and request.mix:
+        raise UsageError("--lines beside --mix, which stands for a prompt")
     if lines and opened.prompt == "none":
         raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
     if isinstance(opened, Drawer):

@@ -304,8 +304,6 @@ class ImageRequest:
         for name, value in named_sampler(vars(self)).items():
             object.__setattr__(self, name, value)
         self._check_controls()
-        if self.mix and self.prompt:
-            raise UsageError("a prompt beside --mix", "mix it too, with its share: --mix 'TEXT:0.5'")
         if self.refiner_start is not None and self.refiner is None:
             raise UsageError("--refiner-start without a refiner", "name one with --refiner")
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:

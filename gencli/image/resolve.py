@@ -178,6 +178,8 @@ def _check_drawers(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
 
 def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given = {"--weighted": request.weighted, "--embedding": request.embedding, "--clip-skip": request.clip_skip}
+    if request.mix and request.prompt:
+        raise UsageError("a prompt beside --mix", "mix it too, with its weight: --mix 'TEXT:0.5'")
     if request.mix and checkpoint.family.prior is None:
         raise UsageError(f"--mix is for models with a prior, such as Kandinsky 2.2, and {checkpoint.name} is none")
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):

@@ -162,7 +162,7 @@ def test_refused_mixtures(mix, message):
 
 def test_mixtures_where_they_cannot_be(root, theirs):
     with pytest.raises(UsageError, match="a prompt beside --mix"):
-        ImageRequest(prompt="a", mix=("b",))
+        resolve(ImageRequest(prompt="a", mix=("b",)), opened(root / "decoder"))
 
 
 WIDE = {"block_out_channels": [384, 768, 1152, 1536], "layers_per_block": 3, "norm_num_groups": 32}
