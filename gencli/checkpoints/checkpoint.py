@@ -112,6 +112,8 @@ class Part:
         for key in ("_class_name", "model_type"):
             if not isinstance(value := found.get(key), str | None):
                 raise GencliError(f"{self.path}: {key} = {value!r:.60} in its config is not a name")
+        if found.get("_class_name") == "Transformer2DModel" and found.get("norm_type") == "ada_norm_single":
+            return {**found, "_class_name": "PixArtTransformer2DModel"}  # in files from before diffusers 0.28
         return found
 
     @cached_property

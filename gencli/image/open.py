@@ -163,8 +163,6 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
             configs[name] = part.config
     if kind in FIRST_PIPELINES:
         configs |= _as_first_pipelines_take(configs)
-    if configs.get("transformer", {}).get("norm_type") == "ada_norm_single":  # which older files call otherwise
-        configs["transformer"] = {**configs["transformer"], "_class_name": "PixArtTransformer2DModel"}
     _check_architectures(folder, family, configs)
     labels = _labels(index.get("id2label"), folder / "model_index.json")
     opened = dataclasses.replace(opened, parts=parts)

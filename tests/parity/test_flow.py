@@ -108,6 +108,15 @@ def test_defaults(made, tmp_path):
     assert (request.steps, request.guidance, request.width) == (50, 5.0, 1024)
 
 
+def test_what_older_files_call_pixart(made, tmp_path):
+    shutil.copytree(made.root / "alpha", tmp_path / "old")
+    keys = {"_class_name": "Transformer2DModel", "double_self_attention": False, "num_vector_embeds": None}
+    rewrite_json(tmp_path / "old" / "transformer" / "config.json", lambda raw: raw | keys)
+    settings = {"prompt": PROMPT, "steps": 2, **SIZE}
+    [old], [new] = draw(tmp_path / "old", **settings), draw(None, pipeline=made.pipelines["alpha"], **settings)
+    assert_same(old.image, new.image, tolerance=0)
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @torch.no_grad()
 def test_from_an_image(made, strength):
