@@ -16,7 +16,8 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import Asked, Fetching, Reporting, command
 from gencli.cli.prompts import read_stdin
 from gencli.cli.sinks import stdout_bytes, write_lines
-from gencli.cli.text import ConversationStart, note_no_conversation, open_text_model
+from gencli.cli.speed import Speed, open_text_model
+from gencli.cli.text import ConversationStart, note_no_conversation
 from gencli.errors import GencliError, UsageError
 from gencli.options import Bounds, flag, integer, string
 from gencli.spec import TextSpec
@@ -60,12 +61,13 @@ class ChatStart(ConversationStart):
     gencli chat -m ~/models/SmolLM2-360M-Instruct --system "Answer briefly."
     git diff | gencli chat -m qwen3:4b --system "Write a commit message for this change."
     """,
-    without={"chat", "truncate", "num_samples", "logprobs"},
+    without={"chat", "truncate", "num_samples", "logprobs", "batch"},
 )
 def chat(
     ctx: typer.Context,
     start: ChatStart,
     request: ChatRequest,
+    speed: Speed,
     asked: Asked[TextSpec],
     fetching: Fetching,
     reporting: Reporting,
@@ -101,6 +103,7 @@ def chat(
     from gencli.text.chat import ChatModel, ChatSession
 
     session = ChatSession(ChatModel(model), request, conversation)
+    session.how |= speed.ways(console, opener.fetch, model, spec, session.stats)
     if message is None and not start.no_history:
         kept = kept or Kept.new(spec.model)
     repl = Repl(console, session, request.seed, None if message is not None else kept, opener.named)

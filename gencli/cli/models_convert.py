@@ -71,7 +71,7 @@ def convert(
     source = fetch(name)
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     from gencli.checkpoints.report import describe
-    from gencli.cli.text import open_text_model
+    from gencli.cli.speed import open_text_model
 
     model = open_text_model(console, source, spec, adapters)
     from gencli.text.convert import convert as write

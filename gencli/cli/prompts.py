@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -59,12 +60,12 @@ def note_file(arguments: Sequence[str], note: Callable[[str], None]) -> None:
             note(f"{argument} is taken as text; `- < {shlex.quote(argument[1:])}` reads the file")
 
 
-def read_stdin(begun: bytes = b"") -> str:
+def read_stdin() -> str:
     """Return all of stdin without a newline at its end. Raise GencliError if it is closed or not UTF-8.
 
-    UTF-16 and UTF-32 are read too where a byte order mark tells them. begun: what was read of it already.
+    UTF-16 and UTF-32 are read too where a byte order mark tells them.
     """
-    return _without_newline(_decode(begun + stdin_bytes().read(), "stdin"))
+    return _without_newline(_decode(stdin_bytes().read(), "stdin"))
 
 
 def read_lines() -> Iterator[str]:
@@ -75,14 +76,54 @@ def read_lines() -> Iterator[str]:
         yield line
 
 
-def each_line() -> Iterator[str | GencliError]:
+class LineReader:
+    """The lines of stdin as bytes, and whether one is there. Raise GencliError if it is closed."""
+
+    def __init__(self) -> None:
+        self.stream = stdin_bytes()
+        self.held = b""
+        self.ended = False
+
+    def ready(self) -> bool:
+        """Return whether the next line, or the end, can be had without waiting."""
+        while not self.ended and b"\n" not in self.held and _has_input(self.stream):
+            self._read()
+        return self.ended or b"\n" in self.held
+
+    def readline(self) -> bytes:
+        """Return the next line with its end; b"" after the last."""
+        while not self.ended and b"\n" not in self.held:
+            self._read()
+        line, end, self.held = self.held.partition(b"\n")
+        return line + end
+
+    def rest(self) -> bytes:
+        """Return all that comes."""
+        rest, self.held, self.ended = self.held + self.stream.read(), b"", True
+        return rest
+
+    def _read(self) -> None:
+        more = self.stream.read1(2**16)  # type: ignore[attr-defined]
+        self.held, self.ended = self.held + more, not more
+
+
+def _has_input(stream: BinaryIO) -> bool:
+    """Return whether reading would not wait; False where the system does not say it."""
+    try:
+        return bool(select.select([stream.fileno()], [], [], 0)[0])
+    except (OSError, ValueError):  # Windows; io.UnsupportedOperation is both
+        return False
+
+
+def each_line(reader: LineReader | None = None) -> Iterator[str | GencliError]:
     """Yield the lines of stdin as `read_lines`; an error stands for a line that is not UTF-8."""
-    stream = stdin_bytes()
-    first = stream.readline()
+    reader = reader or LineReader()
+    first = reader.readline()
     if _coding(first) not in ("", "utf-8"):  # wide characters: a line does not end at a byte
-        yield from read_stdin(first).replace("\r\n", "\n").split("\n")
+        text = _without_newline(_decode(first + reader.rest(), "stdin"))
+        yield from text.replace("\r\n", "\n").split("\n")
         return
-    for number, line in enumerate(itertools.chain([first] if first else [], stream), 1):
+    for number, line in enumerate(itertools.chain([first] if first else [], iter(reader.readline, b"")), 1):
         try:
             yield _without_newline(_decode(line, f"line {number} of stdin", first=number == 1))
         except GencliError as error:

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from gencli import devices, signals
 from gencli.checkpoints.assets import LoraRef
-from gencli.checkpoints.find import Source
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.download import memory_note
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
-from gencli.cli.prompts import check_arguments, each_line, note_file, read_prompt
+from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file, read_prompt
+from gencli.cli.speed import Speed, open_text_model
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
 from gencli.errors import GencliError, UsageError, counted
 from gencli.options import OUTPUT, Option, flag, string
-from gencli.spec import ModelSpec, TextSpec
+from gencli.spec import TextSpec
 from gencli.text.events import (
     CharactersLost,
     Completion,
     Event,
+    Failed,
     GenerationStats,
     PromptTruncated,
     ReasoningDelta,
@@ -35,6 +35,7 @@ from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
     from gencli.text.conversation import Conversation
+    from gencli.text.generate import Job
     from gencli.text.load import TextModel
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -104,6 +105,7 @@ def text(
     start: ConversationStart,
     shown: Shown,
     request: TextRequest,
+    speed: Speed,
     spec: TextSpec,
     fetching: Fetching,
     reporting: Reporting,
@@ -127,32 +129,34 @@ def text(
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
     if shown.json:
         output = JsonOutput(checkpoint.name, echo=shown.echo)
-    prompts = each_line() if source.lines else iter([read_prompt(source.prompt)])
+    reader = LineReader() if source.lines else None
+    prompts = each_line(reader) if reader else iter([read_prompt(source.prompt)])
 
     model = open_text_model(console, checkpoint, spec, adapters)
     if conversation is not None:
         note_no_conversation(console, model)
     elif model.tokenizer.chat_template is not None:
         console.note(f"{model.name} is a chat model, but the prompt is sent as it is; --chat sends it as a message")
-    _run(console, model, request, prompts, output, conversation, source, stats=reporting.stats)
+    request.resolve(model.generation_config)  # what is wrong with all of them
+    from gencli.text.generate import generate_all
 
 
-def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:
-    """Open the model that was found, with progress and its notes on stderr. Raise GencliError."""
-    if getattr(spec, "quantize", None) is None and (note := memory_note(source, devices.memory(), text=True)):
-        console.note(note)
-    console.progress(f"loading {source.name}")
-    with signals.raise_pending_signals():
-        from gencli.text.load import open_model
-
-    def show(_: str, done: int, total: int) -> None:
-        console.progress(f"packing {source.name}", done // 10**6, total // 10**6, "million weights")
-
-    model = open_model(source, spec, adapters=adapters, quantize=getattr(spec, "quantize", None), progress=show)
-    console.clear()
-    for note in model.notes:
-        console.note(note)
-    return model
+    stats, seen = GenerationStats(), dict[int, str]()
+    speaking, prepare = _preparing(model, conversation)
+    how = {**speed.ways(console, fetch, model, spec, stats), "ready": reader.ready if reader else lambda: True}
+    events = in_order(generate_all(speaking, _jobs(request, prompts, seen, prepare), stats, **how))
+    try:
+        events = _show_progress(console, stats, events)
+        _run(console, model, request, events, seen, output, source, chats=conversation is not None)
+    except KeyboardInterrupt:
+        console.clear()
+        output.interrupted()
+        raise
+    finally:
+        console.clear()
+        if reporting.stats:
+            console.stats(f"{model.describe()}, seed {request.seed}")
+            console.stats(f"load {model.load_seconds:.2f} s; {stats}")
 
 
 def note_no_conversation(console: Console, model: TextModel) -> None:
@@ -185,94 +189,87 @@ def _run(
     console: Console,
     model: TextModel,
     request: TextRequest,
-    prompts: Iterator[str | GencliError],
+    events: Iterator[Event],
+    prompts: Mapping[int, str],
     output: PlainOutput | JsonOutput,
-    before: Conversation | None,
     source: Prompts,
     *,
-    stats: bool,
+    chats: bool,
 ) -> None:
-    """Continue every prompt in turn, and write the events. Sample i of prompt p has the seed `seed + p * samples + i`.
+    """Write the events of prompts. A line that fails is told and the rest goes on.
 
-    before: what stands before every prompt, if prompts are messages. A line that fails is told and the rest goes on.
     Raise GencliError for a prompt that fails, with lines at the end.
     """
-    totals = GenerationStats()
-    lines, failed, number = source.lines, 0, -1
-    request.resolve(model.generation_config)  # what is wrong with all of them
-    continued = _continuer(model, before, totals)
-    try:
-        for number, prompt in enumerate(prompts):
-            seed = (request.seed + number * request.num_samples) % (MAX_SEED - request.num_samples + 2)
-            try:
-                if isinstance(prompt, GencliError):
-                    raise prompt
-                one = dataclasses.replace(request, prompt=prompt, seed=seed)
-                for event in in_order(continued(one)):
-                    if isinstance(event, PromptTruncated):
-                        console.note(f"only the last {event.kept} of the prompt's {event.tokens} tokens are used")
-                        continue
-                    if isinstance(event, CharactersLost):
-                        lost = counted(event.count, "character")
-                        note = f"the model's vocabulary lacks {lost} of the prompt, which it does not see"
-                        console.note(f"line {number + 1}: {note}" if lines else note)
-                        continue
-                    if isinstance(event, ReasoningDelta):
-                        console.aside(event.text)
-                        continue
-                    console.end_aside()
-                    _show_progress(console, totals)
-                    output.show(event, prompt, first=number * request.num_samples)
-                    if (
-                        before is not None
-                        and isinstance(event, Completion)
-                        and (reason := why_empty(event, model.max_length))
-                    ):
-                        console.note(f"line {number + 1}: {reason}" if lines else reason)
-            except GencliError as error:
-                if lines and error is not prompt:
-                    error.message = f"line {number + 1}: {error.message}"
-                if not lines or source.strict or isinstance(error, UsageError):
-                    raise
-                failed += 1
-                console.clear()
-                console.error(error)
-        if failed:
-            raise GencliError(f"{failed} of {number + 1} lines failed")
-    except KeyboardInterrupt:
-        console.clear()
-        output.interrupted()
-        raise
-    finally:
-        console.clear()
-        if stats:
-            console.stats(f"{model.describe()}, seed {request.seed}")
-            console.stats(f"load {model.load_seconds:.2f} s; {totals}")
+    failed, number = 0, -1
+    for event in events:
+        number = event.index // request.num_samples
+        line = f"line {number + 1}: " if source.lines else ""
+        if isinstance(event, Failed):
+            if source.lines and number in prompts:  # else the error tells its line
+                event.error.message = line + event.error.message
+            if not source.lines or source.strict or isinstance(event.error, UsageError):
+                raise event.error
+            failed += 1
+            console.clear()
+            console.error(event.error)
+        elif isinstance(event, PromptTruncated):
+            console.note(f"{line}only the last {event.kept} of the prompt's {event.tokens} tokens are used")
+        elif isinstance(event, CharactersLost):
+            lost = counted(event.count, "character")
+            console.note(f"{line}the model's vocabulary lacks {lost} of the prompt, which it does not see")
+        elif isinstance(event, ReasoningDelta):
+            console.aside(event.text)
+        else:
+            console.end_aside()
+            output.show(event, prompts[number])
+            if chats and isinstance(event, Completion) and (reason := why_empty(event, model.max_length)):
+                console.note(line + reason)
+    if failed:
+        raise GencliError(f"{failed} of {number + 1} lines failed")
 
 
-def _continuer(
-    model: TextModel, before: Conversation | None, stats: GenerationStats
-) -> Callable[[TextRequest], Iterator[Event]]:
-    """Return a function that continues a request's prompt: as raw text, or as a message of a new conversation."""
-    from gencli.text.generate import generate
+def _jobs(
+    request: TextRequest, prompts: Iterator[str | GencliError], seen: dict[int, str], prepare: Callable[..., Job]
+) -> Iterator[Job]:
+    """Yield a job for each prompt, which is put into `seen`. Sample i of prompt p has seed + p * samples + i."""
+    from gencli.text.generate import Job
+
+    samples = request.num_samples
+    for number, prompt in enumerate(prompts):
+        seed = (request.seed + number * samples) % (MAX_SEED - samples + 2)
+        try:
+            if isinstance(prompt, GencliError):
+                raise prompt
+            seen[number] = prompt
+            job = prepare(dataclasses.replace(request, prompt=prompt, seed=seed))
+        except GencliError as error:
+            job = Job(request, problem=error)
+        yield job
+
+
+def _preparing(model: TextModel, before: Conversation | None) -> tuple[TextModel, Callable[[TextRequest], Job]]:
+    """Return the model and what makes a job of a request: of raw text, or of a message of a new conversation."""
+    from gencli.text.generate import Job
 
     if before is None:
-        return lambda request: generate(model, request, stats)
+        return model, Job
     from gencli.text.chat import ChatModel, ChatSession
 
     chat_model = ChatModel(model)
 
-    def answer(request: TextRequest) -> Iterator[Event]:
+    def message(request: TextRequest) -> Job:
         session = ChatSession(chat_model, request, dataclasses.replace(before, turns=[]))
-        session.stats = stats
-        yield from session.answer(request.prompt, session.prepare(request.prompt), request.seed)
+        prompt = session.prepare(request.prompt)
+        return Job(session.request, prompt.ids, prompt.reasoning, model.tokenizer.lost(request.prompt))
 
-    return answer
+    return chat_model.model, message
 
 
-def _show_progress(console: Console, stats: GenerationStats) -> None:
-    """Show the number of tokens, unless the text itself is on the screen."""
-    if is_terminal(sys.stdout):
-        console.clear()
-    else:
-        console.progress("generating:", rate=f"{stats.generated} tokens, {stats.rate:.1f} tokens/s")
+def _show_progress(console: Console, stats: GenerationStats, events: Iterator[Event]) -> Iterator[Event]:
+    """Show the number of tokens while events come, unless the text itself is on the screen."""
+    for event in events:
+        if is_terminal(sys.stdout):
+            console.clear()
+        else:
+            console.progress("generating:", rate=f"{stats.generated} tokens, {stats.rate:.1f} tokens/s")
+        yield event

@@ -19,8 +19,8 @@ class PlainOutput:
         self.echo = echo
         self._begun = False
 
-    def show(self, event: TextDelta | Completion, prompt: str, *, first: int) -> None:
-        """Write an event of samples in order. `first`: how many samples earlier prompts had."""
+    def show(self, event: TextDelta | Completion, prompt: str) -> None:
+        """Write an event of samples in order."""
         if not self._begun:
             self._begun = True
             self.sink.write(prompt if self.echo else "")
@@ -42,16 +42,16 @@ class JsonOutput:
         self.model = model
         self.echo = echo
 
-    def show(self, event: TextDelta | Completion, prompt: str, *, first: int) -> None:
+    def show(self, event: TextDelta | Completion, prompt: str) -> None:
         """As `PlainOutput.show`."""
         if isinstance(event, Completion):
-            write_json(self.record(event, prompt, first + event.index))
+            write_json(self.record(event, prompt))
 
-    def record(self, sample: Completion, prompt: str, index: int) -> dict[str, Any]:
+    def record(self, sample: Completion, prompt: str) -> dict[str, Any]:
         """Return a sample with the names of the completion API; with `echo` the prompt is put before the text."""
         before = prompt if self.echo else ""
         return {
-            "index": index,
+            "index": sample.index,
             "prompt": prompt,
             "text": before + sample.text,
             "finish_reason": sample.finish_reason,

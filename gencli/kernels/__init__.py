@@ -1,4 +1,4 @@
-"""Products of a few positions with weights as files hold them, by a small C library (see kernels.h). No torch here.
+"""Products with weights as files hold them, and steps of decoders, by a small C library (see kernels.h). No torch here.
 
 The library is compiled when gencli is installed and a C compiler is there (`build`); without it everything runs by
 torch operations. It chooses its variant by what the CPU has, and works on the threads of torch's own OpenMP pool.
@@ -17,8 +17,7 @@ from pathlib import Path
 from gencli.errors import UsageError
 from gencli.kernels.build import HERE, NAME
 
-INTERFACE = 2  # as kernels.h says it
-MOST = 8  # positions of one product
+INTERFACE = 3  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -64,11 +63,11 @@ class Layer(ctypes.Structure):
 
 
 class Place(ctypes.Structure):
-    """`Place` of kernels.h; what it points to are arrays of addresses, one of each layer."""
+    """`Place` of kernels.h: arrays of a number for each row, and of addresses, one of each layer."""
 
     _fields_ = (
-        ("position", ctypes.c_int64), ("capacity", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "cos", "sin")),
+        ("rows", ctypes.c_int64), ("capacity", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("positions", "starts", "keys", "values", "cos", "sin")),
     )  # fmt: skip
 
 
@@ -76,7 +75,7 @@ class Library:
     """The open library. variant: the name of the one in use. variants: those that this CPU runs, best first.
 
     product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), step(layers, count, x,
-    memory, scores, place): see kernels.c and step.c; pointers are addresses, and threads 0 are those of the pool.
+    memory, place): see kernels.c and step.c; pointers are addresses, and threads 0 are those of the pool.
     """
 
     def __init__(self, path: Path, variant: str = ""):
@@ -101,12 +100,12 @@ class Library:
             library.gencli_set_parallel(self._pool.GOMP_parallel)
         pointer, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint
         self.product = library.gencli_product
-        self.product.argtypes = (pointer, pointer, ctypes.c_int, pointer, count)
+        self.product.argtypes = (pointer, pointer, number, pointer, count)
         self.dequantise = library.gencli_dequantise
         self.dequantise.argtypes = (pointer, number, number, pointer, count)
         self.dequantise.restype = None
         self.step = library.gencli_step
-        self.step.argtypes = (pointer, ctypes.c_int, pointer, pointer, pointer, pointer)
+        self.step.argtypes = (pointer, ctypes.c_int, pointer, pointer, pointer)
 
 
 @functools.cache

@@ -55,7 +55,7 @@ def build(to: Path = HERE / NAME, *, flags: Sequence[str] = (), cc: Sequence[str
         have = [f"-DHAS_{name.upper()}" for name, _, _ in variants]
         steps = [(Path(folder) / f"{name}.o", f"{name}.c", have) for name in ("kernels", "step")]
         for name, header, more in (("plain", "simd_plain.h", ()), *variants):
-            defined = [f"-DVARIANT={name}", f'-DSIMD="{header}"']
+            defined = [f"-DVARIANT={name}", f'-DSIMD="{header}"', *(("-DPLAIN",) if name == "plain" else ())]
             steps.append((Path(folder) / f"{name}.o", "variant.c", [*more, *defined]))
         _run(*([*command, *more, "-c", str(HERE / file), "-o", str(made)] for made, file, more in steps))
         whole = to.with_name(f"{to.name}.{os.getpid()}")

@@ -62,9 +62,11 @@ typedef struct {
     float *const *y;
     const Activations *x;
     int count, positions;
-    int64_t step[3], pieces[3];
+    int64_t done, step[3], pieces[3];  /* done: positions before these */
     atomic_llong next;
 } Products;
+
+static int64_t outputs_of(const Weights *w) { return w->sideways ? w->columns : w->rows; }
 
 static void multiply(void *data) {
     Products *job = data;
@@ -74,9 +76,9 @@ static void multiply(void *data) {
         while (i < job->count && piece >= job->pieces[i]) piece -= job->pieces[i++];
         if (i == job->count) return;
         const Weights *w = job->weights[i];
-        int64_t outputs = w->sideways ? w->columns : w->rows, first = piece * job->step[i];
+        int64_t outputs = outputs_of(w), first = piece * job->step[i];
         int64_t last = first + job->step[i] < outputs ? first + job->step[i] : outputs;
-        gencli_chosen->product(w, job->x, job->positions, job->y[i], outputs, first, last);
+        gencli_chosen->product(w, job->x, job->positions, job->y[i] + job->done * outputs, outputs, first, last);
     }
 }
 
@@ -84,43 +86,66 @@ static int64_t rounded_up(int64_t a, int64_t to) { return (a + to - 1) / to * to
 
 static int is_packed(const Weights *w) { return w->type != 0 && w->type != 1 && w->type != 30; }
 
-int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int positions,
-                    unsigned threads) {
-    Activations activations[MOST] = {{0}};
-    int64_t inputs = w[0]->sideways ? w[0]->rows : w[0]->columns, pieces = 0;
-    Products job = {w, y, activations, count, positions, {0}, {0}, 0};
-    int packed = 0;
-    for (int i = 0; i < count; i++) {
-        int64_t outputs = w[i]->sideways ? w[i]->columns : w[i]->rows;
-        packed |= is_packed(w[i]);
-        job.step[i] = w[i]->sideways ? rounded_up(outputs / 8 + 1, 64) : PIECE / (w[i]->stride ? w[i]->stride : 1) + 1;
-        job.pieces[i] = rounded_up(outputs, job.step[i]) / job.step[i];
-        pieces += job.pieces[i];
+typedef struct {
+    Activations *all;
+    int64_t positions, inputs, blocks;
+    atomic_llong next;
+} Preparing;
+
+static void prepare(void *data) {
+    Preparing *job = data;
+    for (int64_t p; (p = atomic_fetch_add(&job->next, 1)) < job->positions;) {
+        Activations *to = job->all + p;
+        memset(to->codes + (job->blocks - 8) * 32, 0, 256);  /* the last group may be read as a whole */
+        memset(to->scales, 0, (size_t)(job->blocks * 24));
+        gencli_chosen->prepare(to, job->inputs);
     }
+}
+
+/* Products of at most CHUNK positions, for which `job` is filled in but for the activations. */
+static int products_of_some(Products *job, const float *x, int64_t inputs, int packed, unsigned threads) {
+    Activations activations[CHUNK] = {{0}};
     int64_t blocks = rounded_up(inputs, 256) / 32, each = blocks * (32 + 24);  /* bytes: codes, and six floats */
-    uint8_t *memory = packed ? gencli_scratch((size_t)(each * positions)) : NULL;
+    uint8_t *memory = packed ? gencli_scratch((size_t)(each * job->positions)) : NULL;
     if (packed && !memory) return 1;
-    for (int p = 0; p < positions; p++) {
+    for (int p = 0; p < job->positions; p++) {
         Activations *to = activations + p;
         to->x = x + p * inputs;
         if (!packed) continue;
-        uint8_t *at = memory + p * each;
-        memset(at + (blocks - 8) * 32, 0, 256);  /* the last group may be read as a whole */
-        memset(at + blocks * 32, 0, (size_t)(blocks * 24));
-        to->codes = (int8_t *)at;
-        to->scales = (float *)(at + blocks * 32);
+        to->codes = (int8_t *)(memory + p * each);
+        to->scales = (float *)(memory + p * each + blocks * 32);
         to->sums32 = to->scales + blocks;
         to->sums16 = to->sums32 + blocks;
         to->scales16 = to->sums16 + 2 * blocks;
-        gencli_chosen->prepare(to, inputs);
     }
-    gencli_run(multiply, &job, pieces > 1 ? threads : 1);
+    Preparing preparing = {activations, job->positions, inputs, blocks, 0};
+    if (packed) gencli_run(prepare, &preparing, job->positions * inputs > PIECE ? threads : 1);
+    job->x = activations;
+    gencli_run(multiply, job, job->pieces[0] + job->pieces[1] + job->pieces[2] > 1 ? threads : 1);
     return 0;
 }
 
-/* y[position * outputs + output] of x (positions, inputs), positions <= MOST. threads: 0 for the pool's own number.
+int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int64_t positions,
+                    unsigned threads) {
+    int64_t inputs = w[0]->sideways ? w[0]->rows : w[0]->columns;
+    int packed = 0, failed = 0;
+    for (int64_t done = 0; done < positions; done += CHUNK) {
+        int now = (int)(positions - done < CHUNK ? positions - done : CHUNK);
+        Products job = {w, y, NULL, count, now, done, {0}, {0}, 0};
+        for (int i = 0; i < count; i++) {
+            int64_t rows = PIECE / (w[i]->stride ? w[i]->stride : 1) + 1;
+            packed |= is_packed(w[i]);
+            job.step[i] = w[i]->sideways ? rounded_up(outputs_of(w[i]) / 8 + 1, 64) : rounded_up(rows, 8);
+            job.pieces[i] = rounded_up(outputs_of(w[i]), job.step[i]) / job.step[i];
+        }
+        failed |= products_of_some(&job, x + done * inputs, inputs, packed, threads);
+    }
+    return failed;
+}
+
+/* y[position * outputs + output] of x (positions, inputs). threads: 0 for the pool's own number.
    Returns 0, or 1 when there is no memory. */
-PUBLIC int gencli_product(const Weights *w, const float *x, int positions, float *y, unsigned threads) {
+PUBLIC int gencli_product(const Weights *w, const float *x, int64_t positions, float *y, unsigned threads) {
     return gencli_products(&w, &y, 1, x, positions, threads);
 }
 

@@ -1,4 +1,4 @@
-/* Products of a few positions with packed weights, and their dequantisation. What a variant offers, and what all share.
+/* Products with packed weights, their dequantisation, and steps of decoders. What a variant offers, and what all share.
 
    Weights lie in rows, packed as in a GGUF file; x and y are float32. Activations are rounded to 8 bits in blocks of 32
    for packed types (as llama.cpp does), and stay float32 for F32, F16 and BF16. */
@@ -9,8 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 2  /* what the Python side asks for: changes with the functions and structures below */
-#define MOST 8       /* positions of one product */
+#define INTERFACE 3  /* what the Python side asks for: changes with the functions and structures below */
+#define CHUNK 128    /* positions whose activations are prepared together */
 
 typedef struct {
     const uint8_t *data;   /* the first row */
@@ -51,9 +51,12 @@ typedef struct {
     float scale, softcap;                         /* softcap: 0 for none */
 } Layer;
 
-/* Where a step is: caches (K, capacity, D) and the tables of `position` (rotated,), of each layer; no table: no RoPE. */
+/* Where the rows of a step are. Row r is position positions[r] of a text whose cache (K, capacity, D) begins starts[r]
+   numbers behind keys[layer] and values[layer]; rows of one text come in order. cos and sin, of each layer: (rows,
+   rotated); no table: no RoPE. */
 typedef struct {
-    int64_t position, capacity;
+    int64_t rows, capacity;
+    const int64_t *positions, *starts;
     float *const *keys, *const *values;
     const float *const *cos, *const *sin;
 } Place;
@@ -76,7 +79,8 @@ typedef struct {
 
 /* kernels.c */
 extern const Variant *gencli_chosen;
-int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int positions, unsigned threads);
+int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int64_t positions,
+                    unsigned threads);
 void gencli_run(void (*work)(void *), void *data, unsigned threads);
 void *gencli_scratch(size_t size);
 

@@ -1,5 +1,6 @@
-"""Matrices as files hold them: products of a few positions with them by the library, rows of them as floats by it or
-by torch. A matrix has outputs as rows and inputs as columns.
+"""Matrices as files hold them: products with them by the library, rows of them as floats by it or by torch.
+
+A matrix has outputs as rows and inputs as columns.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gencli.kernels import MOST, TYPES, Weights, library
+from gencli.kernels import TYPES, Weights, library
 from gencli.kernels.unpack import unpack
 
+FEW = 8  # positions for which the library is quicker than torch with weights that are no packed ones
 FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 aten = torch.ops.aten
 
@@ -136,7 +138,7 @@ def as_weights(matrix: Tensor, bias: Tensor | None) -> tuple[Weights, tuple[Any,
 
 
 def product(matrix: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
-    """Return what multiplies x (..., columns), float32 and at most MOST positions, with a matrix: x @ matrix.T + bias.
+    """Return what multiplies x (..., columns), float32, with a matrix: x @ matrix.T + bias.
 
     None where the library cannot. The matrix and the bias must stay where they are in memory.
     """
@@ -156,6 +158,6 @@ def product(matrix: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] |
     return multiply
 
 
-def fits(x: Tensor, inputs: int) -> bool:
-    """Return whether x (..., inputs) is of few enough positions for `product`."""
-    return x.numel() <= MOST * inputs
+def fits(x: Tensor, matrix: Tensor) -> bool:
+    """Return whether `product` is the quickest for x (..., inputs)."""
+    return isinstance(matrix, Packed) or x.numel() <= FEW * x.shape[-1]

@@ -73,6 +73,34 @@ INLINE floats dot_signed(bytes w, const int8_t *x) {
     return dot_unsigned(_mm256_abs_epi8(w), (const int8_t *)&turned);
 }
 
+INLINE void dots(const uint8_t *w, int steps, const int8_t *const *x, int positions, int sign, int fit, floats *to) {
+    __m256i sums[4], pairs[4];
+    UNROLL(4)
+    for (int p = 0; p < positions; p++) sums[p] = _mm256_setzero_si256();
+    UNROLL(8)
+    for (int k = 0; k < steps; k++) {
+        bytes codes = load(w + 32 * k), plain = sign ? _mm256_abs_epi8(codes) : codes;
+        UNROLL(4)
+        for (int p = 0; p < positions; p++) {
+            int four;
+            memcpy(&four, x[p] + 4 * k, 4);
+            bytes with = _mm256_set1_epi32(four);
+            if (sign) with = _mm256_sign_epi8(with, codes);
+#ifdef __AVX512VNNI__
+            sums[p] = _mm256_dpbusd_epi32(sums[p], plain, with);
+            (void)pairs, (void)fit;
+#else
+            __m256i pair = _mm256_maddubs_epi16(plain, with);
+            pairs[p] = k % fit ? _mm256_add_epi16(pairs[p], pair) : pair;
+            if (k % fit == fit - 1 || k == steps - 1)
+                sums[p] = _mm256_add_epi32(sums[p], _mm256_madd_epi16(pairs[p], _mm256_set1_epi16(1)));
+#endif
+        }
+    }
+    UNROLL(4)
+    for (int p = 0; p < positions; p++) to[p] = _mm256_cvtepi32_ps(sums[p]);
+}
+
 INLINE void store_scaled(float *to, bytes w, const float scale[2], const float min[2]) {
     for (int half = 0; half < 2; half++) {
         __m128i part = half ? _mm256_extracti128_si256(w, 1) : _mm256_castsi256_si128(w);

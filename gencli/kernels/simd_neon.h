@@ -98,6 +98,31 @@ INLINE floats dot_signed(bytes w, const int8_t *x) {
 }
 INLINE floats dot_unsigned(bytes w, const int8_t *x) { return dot_signed(w, x); }  /* below 128: the same bytes */
 
+INLINE void dots(const uint8_t *w, int steps, const int8_t *const *x, int positions, int sign, int fit, floats *to) {
+    (void)sign, (void)fit;
+    for (int p = 0; p < positions; p++) {
+        floats all = zero();
+        int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
+        for (int k = 0; k < steps; k++) {
+            int32_t four;
+            memcpy(&four, x[p] + 4 * k, 4);
+            int8x16_t with = vreinterpretq_s8_s32(vdupq_n_s32(four));
+            for (int i = 0; i < 2; i++) {
+                int8x16_t codes = vld1q_s8((const int8_t *)w + 32 * k + 16 * i);
+#ifdef __ARM_FEATURE_DOTPROD
+                sums[i] = vdotq_s32(sums[i], codes, with);
+#else
+                int16x8_t low = vmull_s8(vget_low_s8(codes), vget_low_s8(with));
+                int16x8_t high = vmull_s8(vget_high_s8(codes), vget_high_s8(with));
+                sums[i] = vaddq_s32(sums[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+            }
+        }
+        for (int i = 0; i < 2; i++) all.val[i] = vcvtq_f32_s32(sums[i]);
+        to[p] = all;
+    }
+}
+
 INLINE void store_scaled(float *to, bytes w, const float scale[2], const float min[2]) {
     for (int half = 0; half < 2; half++) {
         int16x8_t wide[2] = {vmovl_s8(vget_low_s8(w.val[half])), vmovl_s8(vget_high_s8(w.val[half]))};

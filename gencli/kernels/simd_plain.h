@@ -1,6 +1,4 @@
 /* Vectors as plain arrays: what every compiler and CPU has. `bytes`: 32 weights or activations; `floats`: 8 sums. */
-#define UNROLL(n)
-#define AT_ONCE 1
 
 typedef struct { uint8_t v[32]; } bytes;
 typedef struct { float v[8]; } floats;
@@ -57,6 +55,21 @@ INLINE floats dot_signed(bytes w, const int8_t *x) {
         r.v[i] = (float)sum;
     }
     return r;
+}
+
+/* lane r: the sum of the products of the four weights of row r with four activations, over `steps` of such vectors.
+   fit: how many of the sums of two products can be added up in 16 bits, where that is quicker */
+INLINE void dots(const uint8_t *w, int steps, const int8_t *const *x, int positions, int sign, int fit, floats *to) {
+    (void)fit;
+    for (int p = 0; p < positions; p++)
+        EACH(8) {
+            int sum = 0;
+            for (int k = 0; k < 4 * steps; k++) {
+                int code = w[32 * (k / 4) + 4 * i + k % 4];
+                sum += (sign ? (int8_t)code : code) * x[p][k];
+            }
+            to[p].v[i] = (float)sum;
+        }
 }
 
 /* 32 signed bytes → floats: byte * scale - min, with a scale and a min for each half */

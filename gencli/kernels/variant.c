@@ -40,13 +40,18 @@ INLINE float bf16(const uint8_t *p) {
 }
 INLINE float f32(const uint8_t *p) { float value; memcpy(&value, p, 4); return value; }
 
+#ifndef PLAIN  /* plain arrays are left to the compiler, one position at a time */
+#define UNROLL(n) _Pragma(QUOTED(GCC unroll n))
+#define AT_ONCE 4
+#else
+#define UNROLL(n)
+#define AT_ONCE 1
+#endif
+#define FROM 8  /* positions from which on weights are unpacked once for all of them */
+
 #include SIMD
 #include "blocks.h"
 
-#ifndef UNROLL  /* plain arrays are left to the compiler, one position at a time */
-#define UNROLL(n) _Pragma(QUOTED(GCC unroll n))
-#define AT_ONCE 4
-#endif
 
 static void prepare(Activations *to, int64_t columns) {
     for (int64_t i = 0; i < columns / 32; i++) {
@@ -68,11 +73,11 @@ static void prepare(Activations *to, int64_t columns) {
 
 typedef void Scales(const uint8_t *b, int chunks, float *s, float *m);
 typedef bytes Codes(const uint8_t *b, int j);
-typedef struct { int block, size, per_chunk, offset, sign, mins; Scales *scales; Codes *codes; } Type;
+typedef struct { int block, size, per_chunk, offset, sign, mins, fit; Scales *scales; Codes *codes; } Type;
 
 /* Adds the products of a group of 256 weights at b with the activations from number `at` on. */
 INLINE void add_group(Type t, const uint8_t *b, const Activations *x, int64_t at, int positions, floats sums[][2]) {
-    float s[16], m[16], scaled[MOST][16];
+    float s[16], m[16], scaled[AT_ONCE][16];
     const int each = t.per_chunk;
     t.scales(b, 8, s, m);
     UNROLL(8)
@@ -114,7 +119,7 @@ INLINE void add_block(Type t, const uint8_t *b, const Activations *x, int64_t at
 
 /* y[p] of a row for each position p */
 INLINE void packed_row(Type t, const uint8_t *row, int64_t columns, const Activations *x, int positions, float *y) {
-    floats sums[MOST][2];
+    floats sums[AT_ONCE][2];
     UNROLL(8)
     for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = zero(), y[p] = 0;
     int64_t at = 0, bytes_per_group = 256 / t.block * t.size;
@@ -137,6 +142,8 @@ INLINE void dequantise_row(Type t, const uint8_t *row, int64_t columns, float *t
     }
 }
 
+#include "tiles.h"
+
 /* --- F32, F16, BF16 ------------------------------------------------------------------------------------------------ */
 
 typedef floats Load(const void *p);
@@ -144,7 +151,7 @@ typedef float One(const uint8_t *p);
 
 INLINE void float_row(Load *load8, One *one, int size, const uint8_t *row, int64_t columns, const Activations *x,
                       int positions, float *y) {
-    floats sums[MOST][4];
+    floats sums[AT_ONCE][4];
 UNROLL(8)
     for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = sums[p][2] = sums[p][3] = zero();
     int64_t at = 0;
@@ -162,22 +169,27 @@ UNROLL(8)
     }
 }
 
-/* y of some columns += x[i] * row i, four rows at a time */
-INLINE void sideways(Load *load8, One *one, int size, const Weights *w, const float *x, float *y, int64_t first,
-                     int64_t last) {
-    for (int64_t j = first; j < last; j++) y[j] = w->bias ? w->bias[j] : 0;
+/* y of some columns += x[i] * row i, four rows at a time, for every position */
+INLINE void sideways(Load *load8, One *one, int size, const Weights *w, const Activations *x, int positions, float *y,
+                     int64_t y_stride, int64_t first, int64_t last) {
+    for (int p = 0; p < positions; p++)
+        for (int64_t j = first; j < last; j++) y[p * y_stride + j] = w->bias ? w->bias[j] : 0;
     for (int64_t i = 0; i < w->rows; i += 4) {
         int rows = (int)(w->rows - i < 4 ? w->rows - i : 4);
         const uint8_t *row = w->data + i * w->stride;
-        int64_t j = first;
-        for (; rows == 4 && j + 8 <= last; j += 8) {
-            floats sum = load_f32(y + j);
-UNROLL(4)
-            for (int k = 0; k < 4; k++) sum = plus_times(sum, load8(row + k * w->stride + j * size), same(x[i + k]));
-            store(y + j, sum);
+        for (int p = 0; p < positions; p++) {
+            const float *by = x[p].x + i;
+            float *to = y + p * y_stride;
+            int64_t j = first;
+            for (; rows == 4 && j + 8 <= last; j += 8) {
+                floats sum = load_f32(to + j);
+                UNROLL(4)
+                for (int k = 0; k < 4; k++) sum = plus_times(sum, load8(row + k * w->stride + j * size), same(by[k]));
+                store(to + j, sum);
+            }
+            for (; j < last; j++)
+                for (int k = 0; k < rows; k++) to[j] += one(row + k * w->stride + j * size) * by[k];
         }
-        for (; j < last; j++)
-            for (int k = 0; k < rows; k++) y[j] += one(row + k * w->stride + j * size) * x[i + k];
     }
 }
 
@@ -189,8 +201,8 @@ INLINE void copy_floats(Load *load8, One *one, int size, const uint8_t *row, int
 
 /* --- the table ----------------------------------------------------------------------------------------------------- */
 
-#define ROW(NAME, block, size, per_chunk, offset, sign, mins) \
-    static const Type NAME##_type = {block, size, per_chunk, offset, sign, mins, NAME##_scales, NAME##_codes};
+#define ROW(NAME, block, size, per_chunk, offset, sign, mins, fit) \
+    static const Type NAME##_type = {block, size, per_chunk, offset, sign, mins, fit, NAME##_scales, NAME##_codes};
 PACKED_TYPES(ROW)
 #undef ROW
 
@@ -234,23 +246,26 @@ static Rows *rows_product(int type, int positions) {
     return NULL;
 }
 
-static void product_sideways(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride,
+static int64_t product_tiles(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride,
                              int64_t first, int64_t last) {
-    for (int p = 0; p < positions; p++) {
-        float *to = y + p * y_stride;
-        if (w->type == F32) sideways(load_f32, f32, 4, w, x[p].x, to, first, last);
-        else if (w->type == F16) sideways(load_f16, f16, 2, w, x[p].x, to, first, last);
-        else if (w->type == BF16) sideways(load_bf16, bf16, 2, w, x[p].x, to, first, last);
+    switch (w->type) {
+#define ROW(NAME, ...) case NAME: return tiles(NAME##_type, w, x, positions, y, y_stride, first, last);
+        PACKED_TYPES(ROW)
+#undef ROW
     }
+    return first;
 }
 
 static void product(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride, int64_t first,
                     int64_t last) {
     if (w->sideways) {
-        product_sideways(w, x, positions, y, y_stride, first, last);
+        if (w->type == F32) sideways(load_f32, f32, 4, w, x, positions, y, y_stride, first, last);
+        else if (w->type == F16) sideways(load_f16, f16, 2, w, x, positions, y, y_stride, first, last);
+        else if (w->type == BF16) sideways(load_bf16, bf16, 2, w, x, positions, y, y_stride, first, last);
         return;
     }
-    for (int done = 0, now; done < positions; done += now) {
+    if (positions >= FROM) first = product_tiles(w, x, positions, y, y_stride, first, last);
+    for (int done = 0, now; first < last && done < positions; done += now) {
         now = positions - done < AT_ONCE ? positions - done < 2 ? 1 : 2 : AT_ONCE;
         rows_product(w->type, now)(w, x + done, y + done * y_stride, y_stride, first, last);
     }
@@ -267,87 +282,7 @@ static void dequantise(int type, const uint8_t *row, int64_t columns, float *to)
     }
 }
 
-/* --- the rest of a decoder's layer --------------------------------------------------------------------------------- */
-
-static void norm(const Norm *norm, float *y, const float *x, int64_t count) {
-    const int size = norm->size;
-    for (int64_t at = 0; at < count; at += size, x += size, y += size) {
-        float mean = 0, square = 0;
-        floats sum = zero(), squares = zero();
-        int i = 0;
-        for (; i + 8 <= size; i += 8) sum = plus(sum, load_f32(x + i));
-        mean = total(sum);
-        for (; i < size; i++) mean += x[i];
-        mean = norm->centred ? mean / (float)size : 0;
-        for (i = 0; i + 8 <= size; i += 8) {
-            floats from = plus(load_f32(x + i), same(-mean));
-            squares = plus_times(squares, from, from);
-        }
-        square = total(squares);
-        for (; i < size; i++) square += (x[i] - mean) * (x[i] - mean);
-        float by = 1 / sqrtf(square / (float)size + norm->eps);
-        for (i = 0; i < size; i++) y[i] = (x[i] - mean) * by * norm->weight[i] + (norm->bias ? norm->bias[i] : 0);
-    }
-}
-
-/* e^x within 3e-7 of it: 2^n times a polynomial; below -87 it is 0, and NaN stays */
-INLINE float exponential(float x) {
-    const float round = 12582912;  /* 1.5 * 2^23: what is added to it is rounded to a whole number */
-    float t = x * 1.44269504f, whole, power, result;
-    t = t < -126 ? -126 : t > 127 ? 127 : t;
-    float shifted = t + round;
-    int32_t bits, number;
-    memcpy(&bits, &shifted, 4);
-    whole = shifted - round;
-    t -= whole;
-    power = 1 + t * (0.693147181f + t * (0.240226507f + t * (0.0555041087f + t * (0.00961812911f + t * 0.00133335581f))));
-    number = (int32_t)((uint32_t)(bits - 0x4b400000 + 127) << 23);
-    memcpy(&result, &number, 4);
-    return x < -87 ? 0 : power * result;
-}
-
-static void attend(const Layer *layer, const float *q, const float *keys, const float *values, int64_t count,
-                   float *scores, float *y) {
-    const int size = layer->head_size;
-    float top = -3.4e38f, sum = 0;
-    for (int64_t t = 0; t < count; t++) {
-        floats a = zero(), b = zero();
-        int i = 0;
-        const float *key = keys + t * size;
-        for (; i + 16 <= size; i += 16) {
-            a = plus_times(a, load_f32(q + i), load_f32(key + i));
-            b = plus_times(b, load_f32(q + i + 8), load_f32(key + i + 8));
-        }
-        float score = total(plus(a, b));
-        for (; i < size; i++) score += q[i] * key[i];
-        score *= layer->scale;
-        if (layer->softcap != 0) {
-            float e = exponential(2 * (score / layer->softcap));
-            score = layer->softcap * (1 - 2 / (e + 1));
-        }
-        scores[t] = score;
-        if (!(score <= top)) top = score;
-    }
-    for (int64_t t = 0; t < count; t++) sum += scores[t] = exponential(scores[t] - top);
-    for (int i = 0; i < size; i++) y[i] = 0;
-    for (int64_t t = 0; t < count; t++) {
-        const float weight = scores[t] / sum, *value = values + t * size;
-        int i = 0;
-        for (; i + 8 <= size; i += 8) store(y + i, plus_times(load_f32(y + i), load_f32(value + i), same(weight)));
-        for (; i < size; i++) y[i] += weight * value[i];
-    }
-}
-
-static void activate(int kind, float *gate, const float *up, int64_t count) {
-    if (kind == SILU)
-        for (int64_t i = 0; i < count; i++) gate[i] = gate[i] / (1 + exponential(-gate[i]));
-    else  /* 0.5 x (1 + tanh(u)) = x / (1 + e^-2u) */
-        for (int64_t i = 0; i < count; i++) {
-            float x = gate[i], u = 0.7978845608f * (x + 0.044715f * x * x * x);
-            gate[i] = x / (1 + exponential(-2 * u));
-        }
-    for (int64_t i = 0; up && i < count; i++) gate[i] *= up[i];
-}
+#include "layer.h"
 
 static int runs_here(void) {
 #if defined(__AVX512VNNI__)

@@ -42,19 +42,20 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     seen: int | None = None,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """Return causal attention: each of the last T of S positions attends to those up to itself.
 
     q (B, T, H, D), k and v (B, K, S, D) with H a multiple of K → (B, T, H * D). window: how many positions a query
     attends to at most, its own included. softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv
-    2408.00118).
+    2408.00118). visible (B, 1, 1, S), for T = 1: which positions each row attends to, in place of a window.
     """
     B, T, H, D = q.shape
     K, S = k.shape[1], k.shape[2]
     if T == 1:  # no mask: the query heads of a group become rows, so that no key is copied for them
-        if window is not None and window < S:
+        if window is not None and window < S and visible is None:
             k, v = k[:, :, S - window :], v[:, :, S - window :]
-        y = _scores(q.view(B, K, H // K, D), k, v, None, scale, softcap)
+        y = _scores(q.view(B, K, H // K, D), k, v, visible, scale, softcap)
         return y.reshape(B, 1, H * D)
     q = q.transpose(1, 2)
     seen = S if seen is None else seen
@@ -74,13 +75,13 @@ def attend(
 
 
 def _scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Return attention of q (B, H, T, D) to k and v (B, K, S, D) where `mask` (T, S) is true, or everywhere."""
+    """Return attention of q (B, H, T, D) to k and v (B, K, S, D) where `mask` (…, T, S) is true, or everywhere."""
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=k.shape[1] < q.shape[1])
     groups = (*k.shape[:2], -1, *q.shape[2:])  # (B, K, H / K, T, D)
     scores = q.reshape(groups) @ k.unsqueeze(2).transpose(-1, -2) * (scale / softcap)
     scores = torch.tanh(scores) * softcap
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask.unsqueeze(-3), float("-inf"))
     weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
     return (weights @ v.unsqueeze(2)).reshape(q.shape)

@@ -30,7 +30,7 @@ from gencli.models.base import (
 )
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.module import LanguageModel
-from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, apply_rotary_emb, check_pairs, with_rope
+from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, apply_rotary_emb, check_pairs, of_rows, with_rope
 
 IGNORE = "; --ignore-config KEY says that one does not"
 # Keys beside TRANSFORMERS_INERT that configs of decoders have and that change nothing in a forward pass.
@@ -203,8 +203,10 @@ class AttentionCore(nn.Module):
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        seen = None if cache is None else cache.seen
-        return self.o_proj(attend(q, k, v, scale=self.scale, window=self.window, softcap=self.softcap, seen=seen))
+        ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap}
+        if cache is not None:
+            ways |= {"seen": cache.seen, "visible": cache.visible(len(x), self.window)}
+        return self.o_proj(attend(q, k, v, **ways))
 
 
 class Attention(AttentionCore):
@@ -302,17 +304,16 @@ class Decoder(LanguageModel):
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """Return logits (B, T, V) of ids (B, T) that follow those in `cache`; (B, 1, V) if `last_only`."""
-        start = 0 if cache is None else cache.length
-        stop = start + ids.shape[1]
-        x = self.embed(ids)
-        per_layer = self.cos_sin_per_layer(start, stop, x)
+        x, (B, T) = self.embed(ids), ids.shape
+        starts = [0] if cache is None else cache.starts(B)
+        per_layer = of_rows([self.cos_sin_per_layer(start, start + T, x) for start in starts])
         if cache is not None and step.can(x, cache) and (one := step.of(self, self.model.layers)) is not None:
             x = one(x, cache, per_layer)
         else:
             for layer, cos_sin in zip(self.model.layers, per_layer, strict=True):
                 x = layer(x, cos_sin, cache)
         if cache is not None:
-            cache.length = stop
+            cache.lengths[:B] += T
         if last_only:
             x = x[:, -1:]
         return self.head(self.model.norm(x))

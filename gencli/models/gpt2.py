@@ -163,20 +163,20 @@ class GPT2(LanguageModel):
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """Return logits (B, T, V) of ids (B, T) that follow those in `cache`; (B, 1, V) if `last_only`."""
-        start = 0 if cache is None else cache.length
-        T = ids.shape[1]
-        positions = torch.arange(start, start + T, device=ids.device)
+        B, T = ids.shape
+        starts = torch.tensor([0] if cache is None else cache.starts(B), device=ids.device)
+        positions = starts[:, None] + torch.arange(T, device=ids.device)  # (B or 1, T)
         x = self.transformer.wte(ids) + self.transformer.wpe(positions)  # (B, T, C)
-        mask = None
-        if start and T > 1:  # a new position sees the cache and the new positions up to its own
-            mask = positions[:, None] >= torch.arange(start + T, device=ids.device)[None, :]
+        mask = None if cache is None else cache.visible(B)
+        if T > 1 and cache is not None and cache.length:  # the cache, and the new positions up to its own
+            mask = positions[0, :, None] >= torch.arange(cache.length + T, device=ids.device)[None, :]
         if cache is not None and step.can(x, cache) and (one := step.of(self, self.transformer.h)) is not None:
             x = one(x, cache, [None] * len(self.transformer.h))
         else:
             for block in self.transformer.h:
                 x = block(x, cache, mask)
         if cache is not None:
-            cache.length += T
+            cache.lengths[:B] += T
         if last_only:
             x = x[:, -1:]
         return self.lm_head(self.transformer.ln_f(x))

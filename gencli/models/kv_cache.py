@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
 
+Cache = TypeVar("Cache", bound="KeyValueCache")
+
 
 class KeyValueCache:
-    """Keys and values of every layer, allocated once: (B, K, S, D) each. `length` positions are filled.
+    """Keys and values of every layer, allocated once: (B, K, S, D) each, a text in each row.
 
-    B: batch, K: key/value heads, S: positions, D: size of a head. dtype: that of the cache, whatever the weights are
-    stored as. seen: how many positions are attended to, where those after them are padding; None: all.
+    B: batch, K: key/value heads, S: positions, D: size of a head. lengths (B,): how many positions of each row are
+    filled. dtype: that of the cache, whatever the weights are stored as. seen: how many positions are attended to, where
+    those after them are padding; None: all. A subclass with more tensors that begin with B names them in ROWS, and in
+    POSITIONS those that have S next.
     """
 
+    ROWS: tuple[str, ...] = ("lengths",)
+    POSITIONS: tuple[str, ...] = ()
     seen: int | None = None
 
     def __init__(
@@ -27,47 +38,105 @@ class KeyValueCache:
         dtype: torch.dtype,
     ):
         shape = (batch, heads, positions, head_dim)
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.length = 0
+        self.keys = [_zeros(shape, device, dtype) for _ in range(layers)]
+        self.values = [_zeros(shape, device, dtype) for _ in range(layers)]
+        self.lengths = torch.zeros(batch, dtype=torch.long)  # on the CPU, whatever the device
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new positions (B, K, T, D) of a layer; return views of all its positions, (B, K, length + T, D)."""
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def repeat(self, batch: int) -> None:
-        """Make a batch of `batch` sequences from a prefill of one."""
-        self.keys = [tensor.repeat(batch, 1, 1, 1) for tensor in self.keys]
-        self.values = [tensor.repeat(batch, 1, 1, 1) for tensor in self.values]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
-        self.keys = [tensor[rows] for tensor in self.keys]
-        self.values = [tensor[rows] for tensor in self.values]
+    @property
+    def batch(self) -> int:
+        """The number of rows."""
+        return len(self.lengths)
 
     @property
     def positions(self) -> int:
         """The number of positions that there is room for."""
         return self.keys[0].shape[2]
 
+    @property
+    def length(self) -> int:
+        """The filled positions of the first row: of all rows, where they are alike."""
+        return int(self.lengths[0])
+
+    def starts(self, batch: int) -> list[int]:
+        """Return the lengths of the first `batch` rows: a single number if they are alike."""
+        lengths = self.lengths[:batch].tolist()
+        return lengths[:1] if lengths.count(lengths[0]) == batch else lengths
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new positions (B, K, T, D) of a layer, behind the first B rows; T is 1 where their lengths differ.
+
+        Return views of all positions of these rows up to the longest, (B, K, length + T, D).
+        """
+        B, _, T, _ = key.shape
+        starts = self.starts(B)
+        end = max(starts) + T
+        for to, new in ((self.keys[layer], key), (self.values[layer], value)):
+            if len(starts) == 1:
+                to[:B, :, starts[0] : end] = new
+            else:
+                to[torch.arange(B, device=to.device), :, self.lengths[:B].to(to.device)] = new[:, :, 0]
+        return self.keys[layer][:B, :, :end], self.values[layer][:B, :, :end]
+
+    def visible(self, batch: int, window: int | None = None) -> Tensor | None:
+        """Return which positions a new one of each row attends to, (B, 1, 1, S); None where the rows are alike.
+
+        window: how many at most, its own included.
+        """
+        if len(self.starts(batch)) == 1:
+            return None
+        lengths = self.lengths[:batch, None].to(self.keys[0].device)
+        at = torch.arange(int(lengths.max()) + 1, device=lengths.device)
+        seen = at <= lengths if window is None else (at <= lengths) & (at > lengths - window)
+        return seen[:, None, None]
+
+    def row(self: Cache, number: int) -> Cache:
+        """Return a cache of one row, in the same memory."""
+        one = copy.copy(self)
+        one.keys, one.values = ([tensor[number : number + 1] for tensor in many] for many in (self.keys, self.values))
+        for name in self.ROWS:
+            setattr(one, name, getattr(self, name)[number : number + 1])
+        return one
+
+    def copy_row(self, source: int, to: int, length: int) -> None:
+        """Make the first `length` positions of a row those of another one, and all that it has."""
+        for tensor in (*self.keys, *self.values):
+            tensor[to, :, :length] = tensor[source, :, :length]
+        for name in self.ROWS:
+            tensor = getattr(self, name)
+            tensor[to] = tensor[source]
+        self.lengths[to] = length
+
     def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on. Raises ValueError for a length that the cache does not have.
+        """Forget all positions of all rows from `length` on. Raises ValueError for a length that one does not have.
 
         Nothing before it was lost: sliding windows are cut by the attention, not here.
         """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"length {length} of {self.length}")
-        self.length = length
+        if not 0 <= length <= int(self.lengths.min()):
+            raise ValueError(f"length {length} of {self.lengths.tolist()}")
+        self.lengths.fill_(length)
 
-    def grow(self, positions: int) -> None:
-        """Make room for `positions` in all, and keep what is filled."""
-        if positions <= self.positions:
+    def grow(self, positions: int = 0, batch: int = 0) -> None:
+        """Make room for so many positions and rows in all, and keep what is filled."""
+        positions, batch = max(positions, self.positions), max(batch, self.batch)
+        if (positions, batch) == (self.positions, self.batch):
             return
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                B, K, _, D = old.shape
-                tensors[layer] = old.new_empty(B, K, positions, D)
-                tensors[layer][:, :, : self.length] = old[:, :, : self.length]
+        filled = int(self.lengths.max())
+        for name in ("keys", "values"):
+            setattr(self, name, [_grown(old, (batch, old.shape[1], positions), filled) for old in getattr(self, name)])
+        for name in self.ROWS:
+            old = getattr(self, name)
+            setattr(self, name, _grown(old, (batch, positions) if name in self.POSITIONS else (batch,), None))
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, as what a mask hides must be numbers; on a CPU the memory is the system's until something else is in it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def _grown(old: Tensor, shape: tuple[int, ...], filled: int | None) -> Tensor:
+    new = _zeros(shape if filled is None else (*shape, old.shape[-1]), old.device, old.dtype)
+    kept = (*(slice(size) for size in old.shape[:2]), slice(filled))[: old.dim()]
+    new[kept] = old[kept]
+    return new

@@ -76,8 +76,9 @@ class CastBuffer:
 
 
 class Stored:
-    """Mixin of layers whose weight stays as the file stores it. Few positions, as in every decode step, are multiplied
-    by the library of `gencli.kernels`; for many the weight is cast or unpacked, by tiles, for torch's product."""
+    """Mixin of layers whose weight stays as the file stores it. Packed weights, and others for few positions as in a
+    decode step, are multiplied by the library of `gencli.kernels`. Else they are cast or unpacked, by tiles, for
+    torch's product."""
 
     buffer: CastBuffer
     weight: Any
@@ -90,8 +91,8 @@ class Stored:
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        few = x.dtype is torch.float32 and fits(x, x.shape[-1]) and not x.requires_grad
-        if few and (multiply := self._product()) is not None:
+        ours = x.dtype is torch.float32 and fits(x, self.weight) and not x.requires_grad
+        if ours and (multiply := self._product()) is not None:
             return multiply(x)
         matrix, bias = self.matrix, self.bias
         if matrix.dtype == x.dtype and not isinstance(matrix, Packed):

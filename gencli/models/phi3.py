@@ -98,21 +98,18 @@ class MLP(nn.Module):
 
 
 class Cache(KeyValueCache):
-    """Keeps the ids as well: LongRoPE rotates all keys anew when a text outgrows its original length."""
+    """Keeps the ids as well: LongRoPE rotates all keys anew when a text outgrows its original length.
+
+    long (B,): whether a row's keys were rotated as in a long text.
+    """
+
+    ROWS, POSITIONS = ("lengths", "long", "ids"), ("ids",)
 
     def __init__(self, *shape: int, device: torch.device, dtype: torch.dtype):
         super().__init__(*shape, device=device, dtype=dtype)
         _, batch, _, positions, _ = shape
-        self.ids = torch.empty((batch, positions), device=device, dtype=torch.long)
-        self.long = False  # whether its keys were rotated as in a long text
-
-    def repeat(self, batch: int) -> None:
-        super().repeat(batch)
-        self.ids = self.ids.repeat(batch, 1)
-
-    def keep(self, rows: Tensor) -> None:
-        super().keep(rows)
-        self.ids = self.ids[rows]
+        self.ids = torch.zeros((batch, positions), dtype=torch.long)
+        self.long = torch.zeros(batch, dtype=torch.bool)
 
 
 class Phi3(Decoder):
@@ -128,15 +125,20 @@ class Phi3(Decoder):
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """As of every decoder; the step at which a text becomes a long one reads the whole text again."""
-        new = ids.shape[1]
-        if isinstance(cache, Cache):
-            start, stop = cache.length, cache.length + new
-            cache.ids[:, start:stop] = ids
-            if self.rotary.is_long(stop) != cache.long:
-                cache.long = not cache.long
-                cache.length = 0
-                ids = cache.ids[:, :stop]
-        return super().forward(ids, cache, last_only=last_only)[:, -new:]
+        if not isinstance(cache, Cache):
+            return super().forward(ids, cache, last_only=last_only)
+        B, T = ids.shape
+        stops = (cache.lengths[:B] + T).tolist()
+        turned = [self.rotary.is_long(stop) for stop in stops] != cache.long[:B].tolist()
+        if turned and B > 1:
+            parts = [self(ids[i : i + 1], cache.row(i), last_only=last_only) for i in range(B)]
+            return torch.cat(parts)
+        for row, stop in enumerate(stops):
+            cache.ids[row, stop - T : stop] = ids[row]
+        if turned:
+            cache.long[0], cache.lengths[0] = not cache.long[0], 0
+            ids = cache.ids[:1, : stops[0]].to(ids.device)
+        return super().forward(ids, cache, last_only=last_only)[:, -T:]
 
 
 LAYOUT = decoder.LAYOUT

@@ -7,7 +7,7 @@ in float32 and cast at the end, as in the reference.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -224,7 +224,7 @@ KINDS = {
 }
 COMMON_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
-CosSin = tuple[Tensor, Tensor]  # cos and signed sin of some positions, (T, 1, dim) each
+CosSin = tuple[Tensor, Tensor]  # cos and signed sin of some positions, (T, 1, dim) or (B, T, 1, dim) each
 
 
 class Rotary:
@@ -282,3 +282,15 @@ def apply_rotary_emb(x: Tensor, cos_sin: CosSin) -> Tensor:
         return torch.cat((apply_rotary_emb(x[..., :dim], cos_sin), x[..., dim:]), dim=-1)
     # (x1, x2) → (x1 cos - x2 sin, x2 cos + x1 sin); the minus is in the table
     return torch.addcmul(x * cos, x.roll(dim // 2, -1), sin)
+
+
+def of_rows(rows: Sequence[Sequence[CosSin | None]]) -> Sequence[CosSin | None]:
+    """Return cos and sin of each layer for rows at several positions, (B, T, 1, dim), from those of each row."""
+    if len(rows) == 1:
+        return rows[0]
+    made: dict[int, CosSin | None] = {id(None): None}
+    for layer in zip(*rows, strict=True):
+        if id(layer[0]) not in made:  # layers with one RoPE have the very same tables
+            cos, sin = zip(*layer, strict=True)
+            made[id(layer[0])] = torch.stack(cos), torch.stack(sin)
+    return [made[id(one)] for one in rows[0]]

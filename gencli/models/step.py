@@ -1,4 +1,4 @@
-"""A step of a decoder by the C library: all layers for one new position of one sequence in one call.
+"""A step of a decoder by the C library: all layers for a few new positions, of one text or of several, in one call.
 
 A layer can go this way if the classes that define its forward pass say how: `NORMS` of the layer, `STEP` of its
 attention and its feed-forward network. A subclass that changes the forward pass says nothing, and so takes torch's.
@@ -21,6 +21,7 @@ from gencli.models.linear import Stored
 if TYPE_CHECKING:
     from gencli.models.rope import CosSin
 
+LONGEST = 8  # new positions of a text; more are read by torch's layers
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}  # as kernels.h counts them
 Matrices = Sequence[nn.Module]
 
@@ -33,7 +34,9 @@ class Step:
         self.layers: list[Layer] = []
         self.kept: list[Any] = []  # what the layers point to
         self.weights: list[tuple[dict[str, Any], Tensor]] = []  # of modules, and what was taken from them
-        self.sizes = (0, 0)  # floats of memory, and heads
+        self.size = 0  # floats of memory for a row
+        self.memory = torch.empty(0)
+        self.caches: tuple[Any, ...] = ()  # the keys of the last cache, and the addresses of its tensors
 
     def matrix(self, module: nn.Module) -> Any:
         """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
@@ -60,19 +63,28 @@ class Step:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, cache: KeyValueCache, cos_sin: Sequence[CosSin | None]) -> Tensor:
-        """Return x (1, 1, C) after the last layer; its keys and values are added to the cache, but not its length."""
-        x = x.clone()
-        tables = {id(pair): tuple(table.data_ptr() for table in pair) for pair in cos_sin if pair is not None}
-        pairs = [(None, None) if pair is None else tables[id(pair)] for pair in cos_sin]
+        """Return x (B, T, C) after the last layer; its keys and values are added to the cache, but not its lengths.
+
+        cos_sin: of each layer, (T, 1, D), or (B, T, 1, D) where the positions of the rows differ.
+        """
+        B, T, _ = x.shape
+        x = x.clone(memory_format=torch.contiguous_format)
+        positions = cache.lengths[:B, None] + torch.arange(T)
+        starts = torch.arange(B)[:, None] * cache.keys[0].stride(0)
+        rows = [one.expand(B, T).contiguous() for one in (positions, starts)]
+        shapes = {id(pair): pair for pair in cos_sin if pair is not None}
+        tables = {key: [table.expand(B, T, 1, -1).contiguous() for table in pair] for key, pair in shapes.items()}
         array = ctypes.c_void_p * len(self.layers)
-        keys, values = (array(*(one.data_ptr() for one in many)) for many in (cache.keys, cache.values))
-        cos, sin = (array(*(pair[i] for pair in pairs)) for i in (0, 1))
-        size, heads = self.sizes
-        memory = torch.empty(size + heads * cache.positions)
-        place = Place(cache.length, cache.positions, *(ctypes.addressof(one) for one in (keys, values, cos, sin)))
-        scores = memory.data_ptr() + 4 * size
-        count, at = len(self.layers), ctypes.addressof(place)
-        if self.kernels.step(ctypes.addressof(self.array), count, x.data_ptr(), memory.data_ptr(), scores, at):
+        cos, sin = (array(*(pair and tables[id(pair)][i].data_ptr() for pair in cos_sin)) for i in (0, 1))
+        if not self.caches or self.caches[0] is not cache.keys:
+            pairs = (cache.keys, cache.values)
+            self.caches = (cache.keys, *(array(*(one.data_ptr() for one in many)) for many in pairs))
+        if len(self.memory) < B * T * self.size:
+            self.memory = torch.empty(B * T * self.size)
+        arrays = (*(one.data_ptr() for one in rows), *map(ctypes.addressof, (*self.caches[1:], cos, sin)))
+        place, layers = Place(B * T, cache.positions, *arrays), ctypes.addressof(self.array)
+        at = ctypes.addressof(place)
+        if self.kernels.step(layers, len(self.layers), x.data_ptr(), self.memory.data_ptr(), at):
             raise MemoryError
         return x
 
@@ -100,9 +112,9 @@ def make(layers: Iterable[nn.Module]) -> Step | None:
 
 
 def can(x: Tensor, cache: KeyValueCache | None) -> bool:
-    """Return whether this is a step: one position of one sequence, in float32 on a CPU, with a cache."""
-    single = cache is not None and x.numel() == x.shape[-1]
-    return single and x.dtype is torch.float32 and x.is_cpu and not x.requires_grad
+    """Return whether x (B, T, C) is a step: a few positions of each text, in float32 on a CPU, with a cache."""
+    few = cache is not None and x.shape[1] <= LONGEST
+    return few and x.dtype is torch.float32 and x.is_cpu and not x.requires_grad
 
 
 def of(model: Any, layers: Iterable[nn.Module]) -> Step | None:
@@ -142,4 +154,4 @@ def _add(step: Step, layer: Any) -> None:
     made.activation, made.gated = mlp.step_activation, mlp.gated
     step.layers.append(made)
     widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner
-    step.sizes = max(step.sizes[0], 2 * made.hidden + max(widths)), max(step.sizes[1], made.heads)
+    step.size = max(step.size, 2 * made.hidden + max(widths))

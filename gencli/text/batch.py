@@ -1,16 +1,22 @@
-"""Sequences that a model generates as one batch: sample a token for each, run the model on them, and so on."""
+"""Texts that a model generates together: sample a token for each, run the model on them, and so on."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gencli.errors import GencliError
 from gencli.models.module import LanguageModel
 from gencli.text import sampling
 from gencli.text.prompt_cache import PromptCache
-from gencli.text.request import TextRequest
+from gencli.text.request import SamplingParams, TextRequest
+from gencli.text.speculation import Guesser, verify
+
+MEMORY = 2**30  # bytes of keys and values from which on no text begins beside others
 
 
 class Pick(NamedTuple):
@@ -21,70 +27,123 @@ class Pick(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Batch:
-    """Samples of one prompt: their key/value cache, ids so far (B, T) and logits of the next token (B, V).
+class Row:
+    """A text: its random generator, and its ids so far, of which the first `prompt` were given."""
 
-    read: how many tokens of the prompt went through the model, the others being in the prompt cache.
+    def __init__(self, ids: list[int], generator: torch.Generator, params: SamplingParams, max_tokens: int):
+        self.ids = ids
+        self.generator = generator
+        self.params = dataclasses.replace(params, max_tokens=max_tokens)
+        self.prompt = len(ids)
+        self.left = max_tokens
+
+
+Picked = list[Pick] | GencliError  # of one text: tokens in order, or why there is none
+
+
+class Batch:
+    """Rows of one key/value cache, a text in each: more can be added and any removed between two steps.
+
+    request: resolved, with the settings of all texts. guesser: what guesses tokens, which are checked together.
+    A text is what it is alone, but for the rounding of sums.
     """
 
-    @torch.inference_mode()
     def __init__(
         self,
         module: LanguageModel,
         request: TextRequest,
-        ids: list[int],
-        generators: list[torch.Generator],
-        max_tokens: int,
         prompt_cache: PromptCache | None = None,
+        guesser: Guesser | None = None,
     ):
         self.module = module
-        self.generators = generators
-        self.prompt_length = len(ids)
-        self.logprobs = request.logprobs
-        self.params = request.sampling
-        self.device = module.device
-        self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # sampling needs float64
-        self.ids = torch.tensor([ids], device=self.picks_on)
-        self.prompt_cache = prompt_cache if len(generators) == 1 else None
-        if self.prompt_cache:
-            self.cache, known = self.prompt_cache.reuse(self.module, ids, len(ids) + max_tokens)
-        else:
-            self.cache, known = self.module.new_cache(1, len(ids) + max_tokens), 0
-        self.read = len(ids) - known
-        self.logits = self._read(self.ids[:, known:])
-        if self.prompt_cache:
-            self.prompt_cache.ids = list(ids)
-        if len(generators) > 1:
-            self.cache.repeat(len(generators))
-            self.ids = self.ids.repeat(len(generators), 1)
-            self.logits = self.logits.repeat(len(generators), 1)
+        self.logprobs, self.params = request.logprobs, request.sampling
+        self.memory = prompt_cache or PromptCache()
+        self.guesser = guesser
+        self.rows: list[Row] = []
+        self.picks_on = torch.device("cpu") if module.device.type == "mps" else module.device  # sampling needs float64
+
+    def has_room(self, positions: int) -> bool:
+        """Return whether the memory for one more text of so many positions is there, as it is for a single one."""
+        return not self.rows or self.memory.bytes(len(self.rows) + 1, positions) <= MEMORY
 
     @torch.inference_mode()
-    def pick(self) -> list[Pick]:
-        """Sample a token for each sequence and add it to its ids."""
-        generated = self.ids[:, self.prompt_length :]
-        tokens = sampling.sample(self.logits, self.generators, self.params, self.ids, generated)
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        if self.prompt_cache:
-            self.prompt_cache.ids += tokens.tolist()
+    def add(self, ids: list[int], generator: torch.Generator, max_tokens: int) -> tuple[Picked, int]:
+        """Read the prompt of one more text. Return its first token, and how many of the ids went through the model."""
+        number, row = len(self.rows), Row(list(ids), generator, self.params, max_tokens)
+        known = self.memory.take(self.module, number, ids, len(ids) + max_tokens)
+        assert self.memory.cache is not None
+        new = torch.tensor([ids[known:]], device=self.module.device)
+        logits = self.module(new, self.memory.cache.row(number), last_only=True)[:, -1]
+        self.memory.read(number, row.ids)
+        self.rows.append(row)
+        return self._pick(logits.to(self.picks_on), [row])[0], len(ids) - known
+
+    @torch.inference_mode()
+    def step(self) -> list[Picked]:
+        """Run the model on the last token of every text, and return the next one: several, where they were guessed."""
+        if self.guesser is not None:
+            return [self._guessed(number, row, self.guesser) for number, row in enumerate(self.rows)]
+        last = torch.tensor([row.ids[-1:] for row in self.rows], device=self.module.device)
+        logits = self.module(last, self.memory.cache, last_only=True)[:, -1]
+        return self._pick(logits.to(self.picks_on), self.rows)
+
+    @torch.inference_mode()
+    def remove(self, number: int) -> None:
+        """Let a text go; the last one takes its number."""
+        last = self.rows.pop()
+        if number < len(self.rows):
+            self.rows[number] = last
+            self.memory.move(len(self.rows), number)
+
+    def _pick(self, logits: Tensor, rows: Sequence[Row]) -> list[Picked]:
+        """Sample a token for each row from logits (B, V)."""
+        if len(rows) > 1 and sampling.looks_back(self.params):
+            return [self._pick(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+        context = generated = None
+        if len(rows) == 1 and sampling.looks_back(self.params):
+            context = torch.tensor([rows[0].ids], device=logits.device)
+            generated = context[:, rows[0].prompt :]
+        try:
+            tokens = sampling.sample(logits, [row.generator for row in rows], rows[0].params, context, generated)
+        except GencliError as error:  # before anything was drawn
+            if len(rows) == 1:
+                return [error]
+            return [self._pick(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+        return [[pick] for pick in self._take(rows, tokens, logits)]
+
+    def _take(self, rows: Sequence[Row], tokens: Tensor, logits: Tensor) -> list[Pick]:
+        """Add a token (B,) to each row, and return what there is to say of it."""
+        known = tokens.tolist()
+        for row, token in zip(rows, known, strict=True):
+            row.ids.append(token)
+            row.left -= 1
         if self.logprobs is None:
-            return [Pick(token) for token in tokens.tolist()]
-        found = sampling.logprobs(self.logits, tokens, self.logprobs)
+            return [Pick(token) for token in known]
+        found = sampling.logprobs(logits, tokens, self.logprobs)
         tops = [tuple(zip(*pair, strict=True)) for pair in zip(found.top_ids.tolist(), found.top.tolist(), strict=True)]
-        return [Pick(*row) for row in zip(tokens.tolist(), found.chosen.tolist(), tops, strict=True)]
+        return [Pick(*row) for row in zip(known, found.chosen.tolist(), tops, strict=True)]
 
-    @torch.inference_mode()
-    def advance(self) -> None:
-        """Run the model on the tokens that were sampled last."""
-        self.logits = self._read(self.ids[:, -1:])
-
-    def _read(self, ids: Tensor) -> Tensor:
-        """Return logits (B, V) after new ids (B, T)."""
-        return self.module(ids.to(self.device), self.cache, last_only=True)[:, -1].to(self.picks_on)
-
-    @torch.inference_mode()
-    def keep(self, rows: list[int]) -> None:
-        """Keep only these rows of the batch."""
-        self.ids = self.ids[rows]
-        self.cache.keep(torch.tensor(rows, device=self.device))
-        self.generators = [self.generators[i] for i in rows]
+    def _guessed(self, number: int, row: Row, guesser: Guesser) -> Picked:
+        """The next tokens of one text: those guessed that hold, and one more."""
+        assert self.memory.cache is not None
+        cache, length = self.memory.cache.row(number), len(row.ids)
+        count = min(row.left - 1, cache.positions - length)
+        if count and self.module.rope_regime(length) != self.module.rope_regime(length + count):
+            count = 0
+        guesses = guesser.guess(number, row.ids, row.prompt, count, row.params, row.generator)
+        new = torch.tensor([[row.ids[-1], *(guess.token for guess in guesses)]], device=self.module.device)
+        logits = self.module(new, cache)[0].to(self.picks_on)
+        picks: list[Pick] = []
+        try:
+            for i in range(len(guesses) + 1):
+                guess = guesses[i] if i < len(guesses) else None
+                token, held = verify(logits[i : i + 1], guess, row.ids, row.prompt, row.params, row.generator)
+                picks += self._take([row], torch.tensor([token]), logits[i : i + 1])
+                guesser.learn(number, guess, held)
+                if not held:
+                    break
+        except GencliError as error:
+            return picks or error
+        finally:
+            cache.lengths[0] = len(row.ids) - 1
+        return picks

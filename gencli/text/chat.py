@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator
+from typing import Any
 
 from gencli.errors import GencliError
 from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
-from gencli.text.events import CharactersLost, Event, GenerationStats, TextDelta, in_order
+from gencli.text.events import Event, GenerationStats, TextDelta, in_order
 from gencli.text.generate import generate
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
@@ -32,13 +33,14 @@ class ChatModel:
 class ChatSession:
     """One conversation. request: the settings of every answer; its prompt is not used.
 
-    stats: of all answers so far. left_out: the number of messages that the last `prepare` left out.
+    how: arguments of `generate`. stats: of all answers so far. left_out: the number of messages that the last
+    `prepare` left out.
     """
 
     def __init__(self, chat_model: ChatModel, request: TextRequest, conversation: Conversation):
         self.chat_model = chat_model
         self.conversation = conversation
-        self.prompt_cache = PromptCache()
+        self.how: dict[str, Any] = {"prompt_cache": PromptCache()}
         self.stats = GenerationStats()
         self.left_out = 0
         self.request = dataclasses.replace(request, stop=(*request.stop, *chat_model.format.stops), prompt="")
@@ -84,11 +86,10 @@ class ChatSession:
         """
         request = dataclasses.replace(self.request, seed=seed)
         answer: list[str] = []
-        model, cache = self.chat_model.model, self.prompt_cache
-        events = generate(model, request, self.stats, ids=prompt.ids, prompt_cache=cache, reasoning=prompt.reasoning)
+        model = self.chat_model.model
+        lost = model.tokenizer.lost(message)
+        events = generate(model, request, self.stats, ids=prompt.ids, reasoning=prompt.reasoning, lost=lost, **self.how)
         try:
-            if lost := model.tokenizer.lost(message):
-                yield CharactersLost(lost)
             for event in in_order(events):
                 if isinstance(event, TextDelta) and event.index == 0:
                     answer.append(event.text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from gencli.errors import counted
+from gencli.errors import GencliError, counted
 
 
 @dataclass
@@ -45,6 +45,7 @@ class PromptTruncated:
 
     tokens: int
     kept: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class CharactersLost:
     """The vocabulary lacks `count` characters of the prompt, which the model does not see."""
 
     count: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,29 @@ class Completion:
     unanswered: bool = False
 
 
+@dataclass(frozen=True)
+class Failed:
+    """No more comes of samples `index` to `following` - 1: those of a prompt that cannot be continued."""
+
+    index: int
+    error: GencliError
+    following: int
+
+
 @dataclass
 class GenerationStats:
-    """Tokens and seconds of a run so far. The first token of each sample comes from the forward pass of the prompt."""
+    """Tokens and seconds of a run so far. The first token of each sample comes from the forward pass of the prompt.
+
+    guessed, held: tokens that were guessed ahead and checked, and how many of them were right.
+    """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     first_tokens: int = 0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
+    guessed: int = 0
+    held: int = 0
 
     @property
     def generated(self) -> int:
@@ -109,27 +125,30 @@ class GenerationStats:
 
     def __str__(self) -> str:
         reading = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        guesses = f"; guessed {self.guessed} tokens, {self.held / self.guessed:.0%} right" if self.guessed else ""
         return (
             f"prompt {counted(self.prompt_tokens, 'token')}, {reading:.1f} tokens/s; "
-            f"generated {counted(self.generated, 'token')}, {self.rate:.1f} tokens/s"
+            f"generated {counted(self.generated, 'token')}, {self.rate:.1f} tokens/s{guesses}"
         )
 
 
-Event = PromptTruncated | CharactersLost | TextDelta | ReasoningDelta | Completion
+Event = PromptTruncated | CharactersLost | TextDelta | ReasoningDelta | Completion | Failed
 
 
 def in_order(events: Iterable[Event]) -> Iterator[Event]:
     """Order events by sample: the first unfinished sample streams, events of later ones wait."""
     current = 0
-    waiting: dict[int, list[TextDelta | ReasoningDelta | Completion]] = {}
+    waiting: dict[int, list[Event]] = {}
     for event in events:
-        if isinstance(event, PromptTruncated | CharactersLost):
-            yield event
-            continue
         waiting.setdefault(event.index, []).append(event)
         while current in waiting:
             ready = waiting.pop(current)
             yield from ready
-            if not isinstance(ready[-1], Completion):
+            if isinstance(ready[-1], Completion):
+                current += 1
+            elif isinstance(ready[-1], Failed):
+                for index in range(current, ready[-1].following):
+                    waiting.pop(index, None)
+                current = ready[-1].following
+            else:
                 break
-            current += 1

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
-
-import torch
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from gencli.errors import GencliError, UsageError
-from gencli.text.batch import Batch, Pick
+from gencli.text.batch import Batch, Picked
 from gencli.text.events import (
     CharactersLost,
     Completion,
     Event,
+    Failed,
     GenerationStats,
-    Logprobs,
     PromptTruncated,
     ReasoningDelta,
     TextDelta,
 )
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
-from gencli.text.reasoning import Reasoning, Splitter, logprobs_after
+from gencli.text.reasoning import Reasoning
 from gencli.text.request import TextRequest
-from gencli.text.stops import StopScanner
+from gencli.text.sequence import Sequence
+from gencli.text.speculation import Guesser
 
-BATCH = 16  # samples per forward pass: more of them take memory and save little time
+BATCH = 16  # texts per forward pass: more of them take memory and save little time
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt to continue. ids: of the prompt, if it is encoded already. reasoning: the marks of reasoning before an
+    answer, which becomes events of its own. lost: how many characters of the prompt are not among the ids. problem: why
+    there is no prompt."""
+
+    request: TextRequest
+    ids: list[int] | None = None
+    reasoning: Reasoning | None = None
+    lost: int = 0
+    problem: GencliError | None = None
 
 
 def generate(
@@ -35,34 +49,149 @@ def generate(
     stats: GenerationStats | None = None,
     *,
     ids: list[int] | None = None,
-    prompt_cache: PromptCache | None = None,
     reasoning: Reasoning | None = None,
+    lost: int = 0,
+    **how: Any,
 ) -> Iterator[Event]:
-    """Continue a prompt. Text of several samples is interleaved; a sample's `Completion` comes after all of its text.
+    """Continue one prompt, as `generate_all` does several. For ids, reasoning and lost see `Job`.
 
-    `stats` is updated while it runs. ids: the ids of the prompt, if it is encoded already. prompt_cache: what the model
-    has read before, so that it reads only the rest; used for a single sample only. reasoning: the marks of reasoning
-    before an answer, which becomes events of its own.
     Raises GencliError when the prompt leaves no room in the context (unless `truncate` allows a cut) and when the
     model returns NaN; UsageError for a `logit_bias` token that the model does not have.
     """
-    request = request.resolve(model.generation_config)
-    whole = prompt_ids(model, request, ids)
-    if ids is None and (lost := model.tokenizer.lost(request.prompt)):
-        yield CharactersLost(lost)
-    ids = fit(model, request, whole)
+    for event in generate_all(model, [Job(request, ids, reasoning, lost)], stats, **how):
+        if isinstance(event, Failed):
+            raise event.error
+        yield event
+
+
+def generate_all(
+    model: TextModel,
+    jobs: Iterable[Job],
+    stats: GenerationStats | None = None,
+    *,
+    batch: int = BATCH,
+    ready: Callable[[], bool] = lambda: True,
+    prompt_cache: PromptCache | None = None,
+    guesser: Guesser | None = None,
+) -> Iterator[Event]:
+    """Continue prompts, `batch` texts at a time: one that ends makes room for the next at once.
+
+    The events of several texts are mixed; a text's `Completion` comes after all of its own. Event i of job j has the
+    index j * num_samples + i, which must be the same number for all jobs, as must all settings but the seed. A job that
+    fails is `Failed`, and the others go on. ready: whether the next job can be had
+    without waiting for it. stats: updated while it runs. prompt_cache: what the model has read before, so that it reads
+    only the rest. guesser: what guesses tokens ahead.
+    """
+    stats, running = stats or GenerationStats(), list[Sequence]()
+    waiting = _Waiting(model, jobs, ready)
+    together: Batch | None = None
+    while True:
+        while len(running) < batch and (item := waiting.next(wait=not running)) is not None:
+            if not isinstance(item, Sequence):
+                yield item
+                continue
+            together = together or Batch(model.module, item.request, prompt_cache, guesser)
+            if not together.has_room(len(item.ids) + item.max_tokens):
+                waiting.held = item
+                break
+            clock = time.perf_counter()
+            picked, read = together.add(item.ids, item.generator, item.max_tokens)
+            stats.prompt_tokens += read
+            stats.first_tokens += 1
+            stats.prompt_seconds += time.perf_counter() - clock
+            running.append(item)
+            yield from _taken(together, running, waiting, {len(running) - 1: picked})
+        if not running or together is None:
+            return
+        clock = time.perf_counter()
+        steps = together.step()
+        stats.decode_tokens += sum(len(picks) for picks in steps if isinstance(picks, list))
+        stats.decode_seconds += time.perf_counter() - clock
+        yield from _taken(together, running, waiting, dict(enumerate(steps)))
+
+
+def _taken(
+    batch: Batch, running: list[Sequence], waiting: _Waiting, picked: Mapping[int, Picked]
+) -> Iterator[TextDelta | ReasoningDelta | Completion | Failed]:
+    """Give texts their tokens, by number, and let go those that end."""
+    ended, failed = set[int](), dict[int, GencliError]()
+    for number, picks in picked.items():
+        sequence = running[number]
+        if isinstance(picks, GencliError):
+            failed.setdefault(sequence.job, picks)
+            continue
+        for pick in picks:
+            yield from sequence.take(pick)
+            if sequence.finish_reason:
+                yield sequence.completion()
+                ended.add(number)
+                break
+    for number, sequence in enumerate(running):
+        if sequence.job in failed and number not in ended:
+            ended.add(number)
+    for job, error in failed.items():
+        waiting.skip(job)
+        of_job = [one for number, one in enumerate(running) if one.job == job and number in ended]
+        left = [one.index for one in of_job if not one.finish_reason]
+        yield Failed(min(left), error, (job + 1) * of_job[0].request.num_samples)
+    for number in sorted(ended, reverse=True):
+        batch.remove(number)
+        running[number] = running[-1]
+        running.pop()
+
+
+class _Waiting:
+    """What is to be generated: the sequences of one job after the other, and what there is to say of a job."""
+
+    def __init__(self, model: TextModel, jobs: Iterable[Job], ready: Callable[[], bool]):
+        self.model, self.ready = model, ready
+        self.jobs = enumerate(jobs)
+        self.items: Iterator[Event | Sequence] = iter(())
+        self.held: Sequence | None = None
+        self.job = -1
+
+    def next(self, *, wait: bool) -> Event | Sequence | None:
+        """Return the next one; None if there is none, or none without waiting where that is not wished."""
+        if self.held is not None:
+            held, self.held = self.held, None
+            return held
+        while (item := next(self.items, None)) is None:
+            if not (wait or self.ready()) or (job := next(self.jobs, None)) is None:
+                return None
+            self.job, self.items = job[0], _prepared(self.model, *job)
+        return item
+
+    def skip(self, job: int) -> None:
+        """Leave out what is left of a job."""
+        if job == self.job:
+            self.items, self.held = iter(()), None
+
+
+def _prepared(model: TextModel, number: int, job: Job) -> Iterator[Event | Sequence]:
+    """What there is to say of a job, and its sequences."""
+    first = number * job.request.num_samples
+    try:
+        if job.problem is not None:
+            raise job.problem
+        request = job.request.resolve(model.generation_config)
+        whole = prompt_ids(model, request, job.ids)
+        lost = model.tokenizer.lost(request.prompt) if job.ids is None else job.lost
+        ids = fit(model, request, whole)
+    except GencliError as error:
+        yield Failed(first, error, first + job.request.num_samples)
+        return
+    if lost:
+        yield CharactersLost(lost, first)
     if len(ids) < len(whole):
-        yield PromptTruncated(len(whole), len(ids))
+        yield PromptTruncated(len(whole), len(ids), first)
     assert request.max_tokens is not None
     max_tokens = min(request.max_tokens, model.max_length - len(ids))
     if request.max_length is not None:
         max_tokens = min(max_tokens, max(request.max_length - len(ids), 1))
-    sampling = dataclasses.replace(request.sampling, eos_ids=model.tokenizer.eos_ids, max_tokens=max_tokens)
+    sampling = dataclasses.replace(request.sampling, eos_ids=model.tokenizer.eos_ids)
     request = dataclasses.replace(request, sampling=sampling)
-    for first in range(0, request.num_samples, BATCH):
-        indices = range(first, min(first + BATCH, request.num_samples))
-        sequences = [Sequence(model, request, index, ids, max_tokens, reasoning) for index in indices]
-        yield from _together(model, request, ids, sequences, max_tokens, stats or GenerationStats(), prompt_cache)
+    for sample in range(request.num_samples):
+        yield Sequence(model, request, number, sample, ids, max_tokens, job.reasoning)
 
 
 def prompt_ids(model: TextModel, request: TextRequest, ids: list[int] | None = None) -> list[int]:
@@ -114,137 +243,3 @@ def _beginning(model: TextModel) -> list[int]:
     if model.tokenizer.eos_ids:
         return [model.tokenizer.eos_ids[0]]
     raise GencliError(f"{model.name} knows no token that begins a text", "give it a prompt")
-
-
-def _together(
-    model: TextModel,
-    request: TextRequest,
-    ids: list[int],
-    sequences: list[Sequence],
-    max_tokens: int,
-    stats: GenerationStats,
-    prompt_cache: PromptCache | None,
-) -> Iterator[TextDelta | ReasoningDelta | Completion]:
-    """Generate samples of one prompt as one batch. Finished ones leave it."""
-    clock = time.perf_counter()
-    batch = Batch(model.module, request, ids, [sequence.generator for sequence in sequences], max_tokens, prompt_cache)
-    picks = batch.pick()
-    stats.prompt_tokens += batch.read
-    stats.first_tokens += len(sequences)
-    stats.prompt_seconds += time.perf_counter() - clock
-    while True:
-        for sequence, pick in zip(sequences, picks, strict=True):
-            yield from sequence.take(pick)
-            if sequence.finish_reason:
-                yield sequence.completion()
-        going = [i for i, sequence in enumerate(sequences) if not sequence.finish_reason]
-        if not going:
-            return
-        clock = time.perf_counter()
-        if len(going) < len(sequences):
-            sequences = [sequences[i] for i in going]
-            batch.keep(going)
-        batch.advance()
-        picks = batch.pick()
-        stats.decode_tokens += len(sequences)
-        stats.decode_seconds += time.perf_counter() - clock
-
-
-class Sequence:
-    """One sample: its random generator, and its text so far. reasoning: what to tell from the answer, if anything.
-
-    Stop strings are looked for in the answer alone. One that is the text of a special token ends it at that token, in
-    the reasoning too, unless the token marks reasoning.
-    """
-
-    def __init__(
-        self,
-        model: TextModel,
-        request: TextRequest,
-        index: int,
-        ids: list[int],
-        max_tokens: int,
-        reasoning: Reasoning | None = None,
-    ):
-        self.index = index
-        self.seed = request.seed + index
-        self.generator = torch.Generator("cpu").manual_seed(self.seed)
-        self.finish_reason = ""
-        self.tokenizer = model.tokenizer
-        self.prompt_tokens = len(ids)
-        self.max_tokens = max_tokens
-        self.count = 0
-        self.decoder = model.tokenizer.decoder(after=ids)
-        self.splitter = Splitter(reasoning) if reasoning else None
-        self.scanner = StopScanner(request.stop)
-        named = {i: model.tokenizer.raw_piece(i) for i in model.tokenizer.special_ids} if request.stop else {}
-        self.ends = {*model.tokenizer.eos_ids, *(i for i, name in named.items() if name in request.stop)}
-        self.hidden = {i: name for i, name in named.items() if any(name in stop for stop in request.stop)}
-        self.decoded = 0  # characters that the decoder has returned, shown or not
-        self.parts: list[str] = []  # of the answer
-        self.thought = False
-        self.logprobs = None if request.logprobs is None else Logprobs()
-
-    def take(self, pick: Pick) -> list[TextDelta | ReasoningDelta]:
-        """Take the next token; return the text that may be shown. Sets `finish_reason` when it is the last."""
-        self.count += 1
-        token, shown = pick.token, []
-        if self.splitter and token in self.splitter.ids:
-            shown = self._show(self.decoder.finish())
-            if not self.finish_reason and self.splitter.take(token):
-                return shown + self._last("length") if self.count == self.max_tokens else shown
-        if self.finish_reason:
-            return shown
-        if token in self.ends:
-            return shown + self._last("stop")
-        known = token < self.tokenizer.vocab_size  # a padded vocabulary has tokens without text
-        if self.logprobs is not None and known:
-            name = self.tokenizer.id_to_piece
-            top = [(name(i), value) for i, value in pick.top if i < self.tokenizer.vocab_size]
-            self.logprobs.add(name(token), pick.logprob, top, self.decoded)
-        if token in self.hidden:
-            shown += self._show(self.decoder.finish())
-            shown += [] if self.finish_reason else self._show("", hidden=self.hidden[token])
-        elif known:
-            shown += self._show(self.decoder.push(token))
-        if not self.finish_reason and self.count == self.max_tokens:
-            shown += self._last("length")
-        return shown
-
-    def completion(self) -> Completion:
-        """Return the whole sample."""
-        text, logprobs = "".join(self.parts), self.logprobs
-        if self.splitter and logprobs is not None:
-            inside = self.splitter.inside is not None
-            logprobs = Logprobs() if inside else logprobs_after(logprobs, self.splitter.skipped)
-        unanswered = bool(self.thought and not text)
-        counts = self.prompt_tokens, self.count
-        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered)
-
-    def _last(self, reason: str) -> list[TextDelta | ReasoningDelta]:
-        """End the sample, and return what was held back of its text."""
-        self.finish_reason = reason
-        return self._show(self.decoder.finish(), last=True)
-
-    def _show(self, text: str, *, hidden: str = "", last: bool = False) -> list[TextDelta | ReasoningDelta]:
-        """Return what may be shown of the decoded text, now that `text` is added to it.
-
-        hidden: what stands there for stop strings alone.
-        """
-        self.decoded += len(text)
-        thought, answer = self.splitter.push(text) if self.splitter else ("", text)
-        if self.splitter and last:
-            thought, answer = (a + b for a, b in zip((thought, answer), self.splitter.finish(), strict=True))
-        shown, stopped = self.scanner.push(answer)
-        if hidden and not (self.splitter and self.splitter.inside):
-            shown, stopped = self.scanner.push(hidden, hidden=True)
-        if stopped:
-            self.finish_reason = "stop"
-        elif last:
-            shown += self.scanner.finish()
-        self.parts.append(shown)
-        if stopped and self.logprobs is not None:
-            self.logprobs.cut((self.splitter.skipped if self.splitter else 0) + sum(map(len, self.parts)))
-        self.thought = self.thought or bool(thought) or bool(self.splitter and self.splitter.inside)
-        deltas = [ReasoningDelta(self.index, thought)] if thought else []
-        return [*deltas, TextDelta(self.index, shown)] if shown else [*deltas]

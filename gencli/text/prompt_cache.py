@@ -1,43 +1,70 @@
-"""The key/value cache of a growing conversation, kept so that no turn is read twice."""
+"""What a model has read, kept so that no beginning of a text is read twice."""
 
 from __future__ import annotations
 
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.module import LanguageModel
 
-SPARE = 256  # positions beyond the request, so that not every turn copies the cache
+SPARE = 256  # positions beyond a request, so that not every turn of a conversation copies the cache
 
 
 class PromptCache:
-    """The cache of one growing text. ids: those that were read, and perhaps a last one that was only sampled."""
+    """Texts that a model has read, one in each row of a key/value cache; what a new text shares with one is kept.
+
+    ids: those of each row that were read, and perhaps a last one that was only sampled. New rows are made as needed.
+    """
 
     def __init__(self) -> None:
         self.cache: KeyValueCache | None = None
-        self.ids: list[int] = []
-        self._regime = 0
+        self.ids: list[list[int]] = []
+        self._regimes: list[int] = []  # in which each row was read
 
-    def reuse(self, module: LanguageModel, ids: list[int], positions: int) -> tuple[KeyValueCache, int]:
-        """Return a cache with room for `positions`, and how many of the first `ids` it holds, which is never all.
+    def take(self, module: LanguageModel, row: int, ids: list[int], positions: int) -> int:
+        """Give a row to a text of at most `positions` tokens in all, that begins with `ids`; rows before it are there.
 
-        What it holds beyond the prefix that it shares with `ids` is forgotten.
+        Return how many of the ids the row holds, which is never all. What it held beyond them is forgotten.
         """
-        known = self._shared_prefix(ids)
-        regime = module.rope_regime(len(ids))
-        if self.cache is None or not (self._regime == module.rope_regime(len(self.ids)) == regime):
-            self.cache, known, self._regime = None, 0, regime
         room = max(positions, min(positions + SPARE, module.max_length))
         if self.cache is None:
             self.cache = module.new_cache(1, room)
-        else:
-            self.cache.truncate(known)
-            if positions > self.cache.positions:
-                self.cache.grow(room)
-        self.ids = ids[:known]
-        return self.cache, known
+        elif positions > self.cache.positions or row >= self.cache.batch:
+            more = min(2 * row, row + 16) if row >= self.cache.batch else 0
+            self.cache.grow(room if positions > self.cache.positions else 0, more)
+        if row == len(self.ids):
+            self.ids.append([])
+            self._regimes.append(0)
+        known, regime = [self._shared(i, module, ids) for i in range(len(self.ids))], module.rope_regime(len(ids))
+        best = max(range(len(known)), key=lambda i: (known[i], i == row))
+        if best != row:
+            self.cache.copy_row(best, row, known[best])
+        self.cache.lengths[row] = known[best]
+        self.ids[row], self._regimes[row] = ids[: known[best]], regime
+        return known[best]
 
-    def _shared_prefix(self, ids: list[int]) -> int:
-        """Return the length of the prefix that the cache shares with a text, without the text's last id."""
+    def read(self, row: int, ids: list[int]) -> None:
+        """Take note that a row holds a text now. The list may grow, as the row does."""
+        self.ids[row] = ids
+
+    def move(self, source: int, to: int) -> None:
+        """Make a row what another one is."""
+        assert self.cache is not None
+        self.cache.copy_row(source, to, int(self.cache.lengths[source]))
+        self.ids[to], self._regimes[to] = self.ids[source], self._regimes[source]
+
+    def bytes(self, rows: int, positions: int) -> int:
+        """Return the memory of so many rows with at least so many positions; 0 before anything was read."""
         if self.cache is None:
             return 0
-        limit = min(self.cache.length, len(self.ids), len(ids) - 1)
-        return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+        each = sum(tensor[0, :, 0].nbytes for tensor in (*self.cache.keys, *self.cache.values))
+        return rows * max(positions, self.cache.positions) * each
+
+    def _shared(self, row: int, module: LanguageModel, ids: list[int]) -> int:
+        """Return the length of the prefix that a row shares with a text, without the text's last id."""
+        assert self.cache is not None
+        mine = self.ids[row]
+        if not (self._regimes[row] == module.rope_regime(len(mine)) == module.rope_regime(len(ids))):
+            return 0
+        limit = min(int(self.cache.lengths[row]), len(mine), len(ids) - 1)
+        if mine[:limit] == ids[:limit]:
+            return limit
+        return next(i for i in range(limit) if mine[i] != ids[i])

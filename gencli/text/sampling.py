@@ -2,8 +2,8 @@
 
 Every field of `SamplingParams` is applied by one function, which is registered under the field's name: those of
 `gencli.text.penalties` first, then those of this file, in their order. A filter sets what it excludes to -inf. After
-top-k only the k candidates are carried on, in the order of their ids, so that the filters behind it sort k numbers and
-not the vocabulary. B: rows, V: vocabulary, K: candidates.
+top-k, which no temperature changes, only the k candidates are carried on, in the order of their ids, so that what comes
+behind it works on k numbers and not the vocabulary. B: rows, V: vocabulary, K: candidates.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from gencli.text.request import SamplingParams
 
 OFF = {name: option.off for name, option in rows(SamplingParams)}  # values that change nothing
 DOUBT = "the weights or a LoRA may be broken; or half precision may have overflowed, which float32 does not (--dtype)"
+# what needs the logits alone, and so is the same for several rows at once
+ALONE = {"logit_bias", "suppress_tokens", "top_k", "temperature", "top_p", "min_p", "typical_p"}
 HEAD = 1024  # candidates that top-p looks at before it sorts a whole vocabulary
 
 
@@ -51,6 +53,12 @@ def sample(
     return picked if found.ids is None else found.ids.gather(1, picked[:, None])[:, 0]
 
 
+def looks_back(params: SamplingParams) -> bool:
+    """Return whether a parameter is on that looks at the tokens before, or at their number."""
+    given = (name for name in PROCESSORS if getattr(params, name) not in (None, OFF[name]))
+    return any(name not in ALONE for name in given)
+
+
 def candidates(
     logits: Tensor, params: SamplingParams, context: Tensor | None = None, generated: Tensor | None = None
 ) -> Candidates:
@@ -58,12 +66,14 @@ def candidates(
 
     context (B, T): ids of prompt and generated tokens, which `repeat_penalty` looks at; generated (B, G): of generated
     tokens, which the OpenAI penalties count. Each is needed only when its penalty is on.
-    Raise GencliError for logits that are NaN or infinite, and for a bias outside of the vocabulary.
+    Raise GencliError for a bias outside of the vocabulary, and for logits that are NaN or infinite, as far as these are
+    looked at here: `pick` looks at what is left.
     """
     found = Candidates(logits.float(), None, context, generated, params.eos_ids, params.max_tokens)
-    check(found.logits)
     for name, process in PROCESSORS.items():
         value = getattr(params, name)
+        if name == "top_k" and params.temperature == 0:  # the likeliest alone is enough
+            continue
         if value is not None and value != OFF[name]:
             found = process(found, value)
         if found.ids is not None and found.ids.shape[-1] == 1:
@@ -84,21 +94,6 @@ def check(logits: Tensor) -> None:
     raise GencliError("no token is left to pick: every one is excluded", hint)
 
 
-@processor("temperature")
-def _temperature(found: Candidates, temperature: float) -> Candidates:
-    """At 0 the most likely token is the only one left, the first of equals."""
-    if temperature != 0:
-        return found._replace(logits=scale(found.logits, temperature))
-    check(found.logits)
-    best = found.logits.argmax(-1, keepdim=True)
-    return found._replace(logits=found.logits.gather(1, best), ids=best)
-
-
-def scale(logits: Tensor, temperature: float) -> Tensor:
-    """Divide by the temperature, the largest logit moved to 0 before: a tiny temperature is greedy and not infinite."""
-    return (logits - logits.amax(-1, keepdim=True)) / tame_factor(temperature)
-
-
 def top_ids(logits: Tensor, k: int) -> Tensor:
     """Ids (B, k) of exactly the k largest logits, in ascending order; of equals the lower id is taken."""
     values, ids = logits.topk(min(k + 1, logits.shape[-1]))
@@ -116,6 +111,22 @@ def _top_k(found: Candidates, k: int) -> Candidates:
         return found
     ids = top_ids(found.logits, k)
     return found._replace(logits=found.logits.gather(1, ids), ids=ids)
+
+
+@processor("temperature")
+def _temperature(found: Candidates, temperature: float) -> Candidates:
+    """At 0 the most likely token is the only one left, the first of equals."""
+    if temperature != 0:
+        check(found.logits)
+        return found._replace(logits=scale(found.logits, temperature))
+    value, best = found.logits.max(-1, keepdim=True)
+    check(value)
+    return found._replace(logits=value, ids=best)
+
+
+def scale(logits: Tensor, temperature: float) -> Tensor:
+    """Divide by the temperature, the largest logit moved to 0 before: a tiny temperature is greedy and not infinite."""
+    return (logits - logits.amax(-1, keepdim=True)) / tame_factor(temperature)
 
 
 @processor("top_p")

@@ -1,4 +1,4 @@
-"""Hostile bytes through the kernels, compiled with the address and undefined-behaviour sanitizers.
+"""Hostile bytes through the kernels and whole steps, compiled with the address and undefined-behaviour sanitizers.
 
 `python -m tests.oracles.fuzz_kernels [INPUTS [SEED]]`: prints how many inputs ran, or ends with the sanitizer's report.
 """
@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gencli.kernels import MOST, PACKED, TYPES, Library, Weights, build
+from gencli.kernels import PACKED, TYPES, Layer, Library, Norm, Place, Weights, build
 
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1", "-shared-libasan")
 C = ctypes.CDLL(None)
@@ -29,30 +30,91 @@ def memory(content: bytes) -> int:
 
 
 def fuzz(library: Library, inputs: int, seed: int) -> int:
-    """Multiply and dequantise random bytes. Returns how many inputs there were."""
+    """Multiply and dequantise random bytes, and take steps with them. Returns how many inputs there were."""
     rng = np.random.default_rng(seed)
-    names = tuple(TYPES)
-    for _ in range(inputs):
-        kind = names[rng.integers(len(names))]
-        number, block, size = TYPES[kind]
-        rows, columns = int(rng.integers(1, 5)), block * int(rng.integers(1, 4 if block == 256 else 12))
-        sideways = int(kind not in PACKED and rng.integers(2))
-        shift = int(rng.integers(16)) if kind in PACKED else 0  # files pack rows at any address
-        stride = columns // block * size
-        content = rng.integers(0, 256, shift + rows * stride, dtype=np.uint8).tobytes()
-        positions = int(rng.integers(1, MOST + 1))
-        ins, outs = (rows, columns) if sideways else (columns, rows)
-        x = rng.integers(0, 2**32, positions * ins, dtype=np.uint32).tobytes()  # NaN, infinite, and all others
-        order = memory(rng.permutation(rows).astype(np.int32).tobytes()) if not sideways and rng.integers(2) else None
-        bias = memory(np.zeros(outs, np.float32).tobytes()) if rng.integers(2) else None
-        data, x_at, y_at = memory(content), memory(x), memory(bytes(4 * positions * outs))
-        w = Weights(data + shift, rows, columns, stride, order, bias, number, sideways)
-        assert library.product(ctypes.addressof(w), x_at, positions, y_at, 0) == 0
-        out = memory(bytes(4 * rows * columns))
-        library.dequantise(ctypes.addressof(w), 0, rows, out, 0)
-        for address in (order, bias, data, x_at, y_at, out):
+    for i in range(inputs):
+        made: list[int] = []
+        (one_step if i % 4 == 0 else one_matrix)(library, rng, made)
+        for address in made:
             C.free(address)
     return inputs
+
+
+def kept(made: list[int], content: bytes) -> int:
+    made.append(memory(content))
+    return made[-1]
+
+
+def numbers(rng: np.random.Generator, made: list[int], count: int) -> int:
+    """Floats: NaN, infinite, and all others."""
+    return kept(made, rng.integers(0, 2**32, count, dtype=np.uint32).tobytes())
+
+
+def matrix(
+    rng: np.random.Generator, made: list[int], outputs: int, inputs: int, *, sideways: bool = False
+) -> tuple[Weights, int]:
+    """Random bytes as a matrix of a type that has rows of this size, and the number of its rows."""
+    names = [name for name, (_, block, _) in TYPES.items() if (outputs if sideways else inputs) % block == 0]
+    names = [name for name in names if not sideways or name not in PACKED]
+    kind = names[rng.integers(len(names))]
+    number, block, size = TYPES[kind]
+    rows, columns = (inputs, outputs) if sideways else (outputs, inputs)
+    shift = int(rng.integers(16)) if kind in PACKED else 0  # files pack rows at any address
+    stride = columns // block * size
+    data = kept(made, rng.integers(0, 256, shift + rows * stride, dtype=np.uint8).tobytes())
+    order = kept(made, rng.permutation(rows).astype(np.int32).tobytes()) if not sideways and rng.integers(2) else None
+    bias = kept(made, np.zeros(outputs, np.float32).tobytes()) if rng.integers(2) else None
+    return Weights(data + shift, rows, columns, stride, order, bias, number, int(sideways)), rows
+
+
+def one_matrix(library: Library, rng: np.random.Generator, made: list[int]) -> None:
+    inputs = int(rng.choice([1, 3])) * int(rng.choice([1, 32, 256]))
+    outputs, positions = int(rng.integers(1, 20)), int(rng.choice([1, 2, 3, 4, 7, 8, 9, 13, 130]))
+    w, rows = matrix(rng, made, outputs, inputs, sideways=bool(rng.integers(4) == 0))
+    x, y = numbers(rng, made, positions * inputs), kept(made, bytes(4 * positions * outputs))
+    assert library.product(ctypes.addressof(w), x, positions, y, 0) == 0
+    library.dequantise(ctypes.addressof(w), 0, rows, kept(made, bytes(4 * w.rows * w.columns)), 0)
+
+
+def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> None:
+    """A layer of any shape that a checkpoint may have, for new positions of several texts and of one."""
+    kv_heads, group, size = int(rng.integers(1, 3)), int(rng.integers(1, 3)), int(rng.choice([4, 6, 16, 32]))
+    heads, hidden, inner = kv_heads * group, int(rng.choice([32, 64, 256])), int(rng.choice([32, 96, 256]))
+    queries, keys, flags = heads * size, kv_heads * size, rng.integers(0, 2, 8).tolist()
+
+    def pointer(outputs: int, inputs: int) -> Any:
+        return ctypes.pointer(matrix(rng, made, outputs, inputs)[0])
+
+    def norm(group: int, flag: int) -> Norm:
+        if not flag:
+            return Norm()
+        bias = numbers(rng, made, group) if rng.integers(2) else None
+        return Norm(numbers(rng, made, group), bias, group, int(rng.integers(2)), 1e-6)
+
+    layer = Layer(heads=heads, kv_heads=kv_heads, head_size=size, rotated=2 * int(rng.integers(1, size // 2 + 1)),
+                  hidden=hidden, inner=inner, window=int(rng.integers(0, 4)), activation=flags[0], gated=flags[1],
+                  scale=0.5, softcap=30.0 * flags[2])  # fmt: skip
+    qkv = [queries + 2 * keys] if flags[3] else [queries, keys, keys]
+    up = [inner] if not flags[1] else [2 * inner] if flags[4] else [inner, inner]
+    layer.qkv = (ctypes.POINTER(Weights) * 3)(*(pointer(one, hidden) for one in qkv))
+    layer.gate_up = (ctypes.POINTER(Weights) * 2)(*(pointer(one, hidden) for one in up))
+    layer.o, layer.down = pointer(hidden, queries), pointer(hidden, inner)
+    layer.before_attention, layer.after_attention = norm(hidden, flags[5]), norm(hidden, flags[6])
+    layer.before_mlp, layer.after_mlp = norm(hidden, 1), norm(hidden, flags[7])
+    layer.q_norm = layer.k_norm = norm(size, flags[6])
+    texts, new, capacity = int(rng.integers(1, 10)), int(rng.integers(1, 4)), int(rng.integers(4, 9))
+    first = rng.integers(0, capacity - new + 1, texts)
+    positions = (first[:, None] + np.arange(new)).astype(np.int64).tobytes()
+    starts = np.repeat(np.arange(texts) * kv_heads * capacity * size, new).astype(np.int64).tobytes()
+    rows = texts * new
+    caches = [numbers(rng, made, texts * kv_heads * capacity * size) for _ in range(2)]
+    tables = [numbers(rng, made, rows * layer.rotated) if flags[2] else None for _ in range(2)]
+    arrays = [(ctypes.c_void_p * 1)(one) for one in (*caches, *tables)]
+    place = Place(rows, capacity, kept(made, positions), kept(made, starts), *map(ctypes.addressof, arrays))
+    wide = 2 * hidden + max(2 * queries + 2 * keys, 2 * inner)
+    layers = (ctypes.c_void_p * 1)(ctypes.addressof(layer))
+    x, work = numbers(rng, made, rows * hidden), kept(made, bytes(4 * rows * wide))
+    assert library.step(ctypes.addressof(layers), 1, x, work, ctypes.addressof(place)) == 0
 
 
 def main(inputs: int, seed: int) -> None:

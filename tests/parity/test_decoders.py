@@ -57,9 +57,11 @@ def test_cache_filled_in_pieces(case: Case, tmp_path: Path) -> None:
     ids[:, :PROMPT] = ids[0, :PROMPT]
     cache: Any = ours.new_cache(1, 40)  # type: ignore[operator]
     ours(ids[:1, :PROMPT], cache)
-    cache.repeat(3)
+    cache.grow(batch=3)
+    for row in (1, 2):
+        cache.copy_row(0, row, PROMPT)
     got = [ours(ids[:, 9:14], cache), ours(ids[:, 14:15], cache), ours(ids[:, 15:38], cache)]
-    cache.keep(torch.tensor([0, 2]))
+    cache.copy_row(2, 1, 38)
     got.append(ours(ids[::2, 38:39], cache))
     got.append(ours(ids[::2, 39:], cache, last_only=True))
     assert cache.length == 40

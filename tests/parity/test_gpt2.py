@@ -113,12 +113,15 @@ def test_samples_from_one_prefill_and_rows_that_leave(tmp_path):
     prompt, tails = some_ids(1, 9), some_ids(4, 12)
     cache = model.new_cache(1, 30)
     model(prompt, cache, last_only=True)
-    cache.repeat(4)
+    cache.grow(batch=4)
+    for row in (1, 2, 3):
+        cache.copy_row(0, row, 9)
     rows = torch.arange(4)
     for step in range(12):
         if step == 6:
             rows = torch.tensor([1, 3])
-            cache.keep(rows)
+            cache.copy_row(1, 0, cache.length)
+            cache.copy_row(3, 1, cache.length)
         logits = model(tails[rows, step : step + 1], cache)[:, -1]
         for row, found in zip(rows.tolist(), logits, strict=True):
             alone = torch.cat([prompt, tails[row : row + 1, : step + 1]], dim=1)

@@ -85,7 +85,7 @@ def test_no_turn_is_read_twice(chat_model):
         )
         assert session.stats.prompt_tokens - before == len(ids) - shared
         assert shared >= asked, "nothing of the prompt before is read again"
-        known, asked = session.prompt_cache.ids[: session.prompt_cache.cache.length], len(ids)
+        known, asked = session.how["prompt_cache"].ids[0][: session.how["prompt_cache"].cache.length], len(ids)
 
 
 def test_an_answer_is_not_read_again(chat_model):
@@ -108,9 +108,9 @@ def test_a_cache_that_is_taken_up_again_gives_a_fresh_prefill(tmp_path: Path, ca
     texts = [ids[:20], ids[:40], [*ids[:33], *ids[:10]], ids[:4], ids]
     with torch.inference_mode():
         for text in texts:
-            cache, known = prompt_cache.reuse(module, text, len(text) + 1)
-            got = module(torch.tensor([text[known:]]), cache, last_only=True)
-            prompt_cache.ids = text
+            known = prompt_cache.take(module, 0, text, len(text) + 1)
+            got = module(torch.tensor([text[known:]]), prompt_cache.cache, last_only=True)
+            prompt_cache.ids[0] = text
             assert known < len(text)
             torch.testing.assert_close(got, module(torch.tensor([text]), last_only=True), atol=2e-5, rtol=0)
 

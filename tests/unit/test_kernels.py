@@ -99,7 +99,7 @@ def test_products(library_file, kind):
         w = dequantised(kind, data).astype(np.float64)
         order = rng.permutation(ROWS).astype(np.int32)
         bias = rng.standard_normal(ROWS).astype(np.float32)
-        for positions in (1, 2, 3, 8):
+        for positions in (1, 2, 3, 8, 131):
             x = rng.standard_normal((positions, columns)).astype(np.float32)
             step = np.zeros_like(x)
             if kind in PACKED:
@@ -160,8 +160,9 @@ def test_a_packed_tensor_is_a_tensor(monkeypatch):
 
 @pytest.mark.slow
 def test_hostile_bytes_under_the_sanitizers(tmp_path):
-    """Random bytes as blocks, at any address and of any size that a file may have: read within bounds, by every
-    variant, without undefined behaviour. `python -m tests.oracles.fuzz_kernels 100000` runs more of them."""
+    """Random bytes as blocks, at any address and of any size that a file may have, and as layers of any shape: read
+    within bounds, by every variant, without undefined behaviour. `python -m tests.oracles.fuzz_kernels 100000` runs
+    more of them."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.oracles.fuzz_kernels", "4000"], capture_output=True, text=True, check=False,
         env={**os.environ, "TMPDIR": str(tmp_path)},

@@ -66,3 +66,32 @@ def test_a_replaced_weight_counts(tmp_path):
     fresh = load(tmp_path)
     fresh.model.layers[0].self_attn.v_proj.weight.mul_(2)
     torch.testing.assert_close(after, logits(fresh), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "smollm3", "mistral-window", "gemma2", "gemma3", "olmo2", "phi3-long"])
+@torch.inference_mode()
+def test_rows_of_any_length_are_what_they_are_alone(tmp_path, monkeypatch, name):
+    """Texts at other positions in one step, by the library and by torch; and several new positions of one text."""
+    folder = make_gpt2(tmp_path, tokenizer=None) if name == "gpt2" else make_decoder(tmp_path, CASE[name])
+    model = load(folder)
+    texts = [(torch.arange(40) * step % 96)[None] for step in (5, 7, 11)]
+    known = (3, 21, 9)
+    for by in ("library", "torch"):
+        if by == "torch":
+            monkeypatch.setattr(step, "can", lambda x, cache: False)
+        alone, together = [], model.new_cache(4, 50)
+        for row, (ids, count) in enumerate(zip(texts, known, strict=True)):
+            cache = model.new_cache(1, 40)
+            for one in (cache, together.row(row)):
+                model(ids[:, :count], one)
+            alone.append(torch.cat([model(ids[:, i : i + 1], cache) for i in range(count, count + 19)], 1))
+            if by == "library" and model.rope_regime(count) == model.rope_regime(count + 16):
+                cache.truncate(count)
+                some = torch.cat([model(ids[:, i : i + 4], cache) for i in range(count, count + 16, 4)], 1)
+                torch.testing.assert_close(some, alone[-1][:, :16], atol=2e-5 * some.abs().max().item(), rtol=0)
+        for i in range(19):
+            new = torch.cat([ids[:, count + i : count + i + 1] for ids, count in zip(texts, known, strict=True)])
+            got = model(new, together)
+            expected = torch.cat([one[:, i : i + 1] for one in alone])
+            torch.testing.assert_close(got, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
+        assert together.lengths.tolist() == [22, 40, 28, 0]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gencli.checkpoints.checkpoint import Checkpoint
+from gencli.errors import GencliError
 from gencli.image.drawers.base import ALWAYS, Drawer, Loaded, batches, made
 from gencli.image.request import ImageRequest
 from gencli.text.request import TextRequest
@@ -90,13 +91,15 @@ class TokenModel(Loaded):
         columns, rows = self.drawer.grid
         generators = [torch.Generator("cpu").manual_seed((request.seed or 0) + number) for number in numbers]
         asked = TextRequest.of(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
-        batch = Batch(decoder, asked.resolve({}), begun, generators, columns * rows - kept)
+        batch = Batch(decoder, asked.resolve({}))
+        picked = [batch.add(begun, generator, columns * rows - kept)[0] for generator in generators]
         left, first = rows - kept // columns, len(begun) - kept
         for row in range(left):
             for column in range(columns):
-                if row or column:
-                    batch.advance()
-                batch.pick()
-            yield Denoised(row, left, numbers[0], self.partial(batch.ids[:, first:].cpu()), self)
-        for number, ids in zip(numbers, batch.ids[:, first:].tolist(), strict=True):
-            yield Picture(number, self.finish(ids), made(request, number, prompt, self.dtype))
+                picked = batch.step() if row or column else picked
+                if problem := next((one for one in picked if isinstance(one, GencliError)), None):
+                    raise problem
+            ids = torch.tensor([one.ids[first:] for one in batch.rows])
+            yield Denoised(row, left, numbers[0], self.partial(ids), self)
+        for number, one in zip(numbers, batch.rows, strict=True):
+            yield Picture(number, self.finish(one.ids[first:]), made(request, number, prompt, self.dtype))

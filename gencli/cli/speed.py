@@ -1,0 +1,99 @@
+"""Opening a language model, and what makes it quicker: texts at once, guessed tokens, prompts that were read before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gencli import signals
+from gencli.checkpoints.assets import LoraRef
+from gencli.checkpoints.find import Source
+from gencli.cli.console import Console
+from gencli.errors import UsageError
+from gencli.options import RUN, Option, integer, string
+from gencli.spec import ModelSpec, TextSpec
+from gencli.text.events import GenerationStats
+
+if TYPE_CHECKING:
+    from gencli.text.load import TextModel
+    from gencli.text.speculation import Guesser
+
+LOOKUP = "lookup"
+
+
+@dataclass(eq=False, repr=False)
+class Speed:
+    """How the work is done. The text is the same where it is greedy, and else as likely as without."""
+
+    # fmt: off
+    batch: int = integer(16, "--batch N",
+        "Generate N lines or samples at once; one that ends makes room for the next (default: 16).", RUN,
+        within=(1, 1024))
+    draft: str | None = string(None, "--draft MODEL",
+        "A smaller model of the same vocabulary guesses tokens, and the model checks several at once; `lookup` guesses "
+        "what followed in the text before.", RUN)
+    prompt_cache: Path | None = Option(Path, "--prompt-cache FILE",  # noqa: RUF009
+        "Keep the prompt as it was read: the next run reads only what differs.", RUN).field(None)
+    # fmt: on
+
+    def ways(
+        self,
+        console: Console,
+        fetch: Callable[[str], Source],
+        model: TextModel,
+        spec: TextSpec,
+        stats: GenerationStats,
+    ) -> dict[str, Any]:
+        """Return the arguments of `generate_all` that follow from it. fetch: finds a model by its name.
+
+        Raise GencliError for a draft that cannot be opened or has another vocabulary, and for a file that is no prompt
+        cache.
+        """
+        how: dict[str, Any] = {"batch": 1 if self.draft else self.batch}
+        if self.draft:
+            how["guesser"] = _guesser(console, fetch, self.draft, model, spec, stats)
+        if self.prompt_cache is not None:
+            from gencli.text.prompt_file import PromptFile
+
+            how["prompt_cache"] = file = PromptFile(self.prompt_cache, model.module)
+            if file.note:
+                console.note(file.note)
+        return how
+
+
+def _guesser(
+    console: Console,
+    fetch: Callable[[str], Source],
+    name: str,
+    model: TextModel,
+    spec: TextSpec,
+    stats: GenerationStats,
+) -> Guesser:
+    from gencli.text.speculation import Draft, Lookup
+
+    if name == LOOKUP:
+        return Lookup(stats)
+    draft = open_text_model(console, fetch(name), dataclasses.replace(spec, model=name, lora=(), quantize=None), [])
+    if draft.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
+        hint = "a draft is a smaller model with the same tokenizer; `--draft lookup` needs none"
+        raise UsageError(f"--draft {name}: its vocabulary is not that of {model.name}", hint)
+    return Draft(draft.module, model.vocab_size, stats)
+
+
+def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:
+    """Open the model that was found, with progress and its notes on stderr. Raise GencliError."""
+    console.progress(f"loading {source.name}")
+    with signals.raise_pending_signals():
+        from gencli.text.load import open_model
+
+    def show(_: str, done: int, total: int) -> None:
+        console.progress(f"packing {source.name}", done // 10**6, total // 10**6, "million weights")
+
+    model = open_model(source, spec, adapters=adapters, quantize=getattr(spec, "quantize", None), progress=show)
+    console.clear()
+    for note in model.notes:
+        console.note(note)
+    return model

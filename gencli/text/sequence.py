@@ -1,0 +1,115 @@
+"""One sample that is generated: tokens in, text out, until it ends."""
+
+from __future__ import annotations
+
+import torch
+
+from gencli.text.batch import Pick
+from gencli.text.events import Completion, Logprobs, ReasoningDelta, TextDelta
+from gencli.text.load import TextModel
+from gencli.text.reasoning import Reasoning, Splitter, logprobs_after
+from gencli.text.request import TextRequest
+from gencli.text.stops import StopScanner
+
+
+class Sequence:
+    """One sample of a job: its random generator, and its text so far. reasoning: what to tell from the answer, if
+    anything. index: among the samples of all jobs.
+
+    Stop strings are looked for in the answer alone. One that is the text of a special token ends it at that token, in
+    the reasoning too, unless the token marks reasoning.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        request: TextRequest,
+        job: int,
+        sample: int,
+        ids: list[int],
+        max_tokens: int,
+        reasoning: Reasoning | None = None,
+    ):
+        self.request, self.ids, self.job = request, ids, job
+        self.index = job * request.num_samples + sample
+        self.seed = request.seed + sample
+        self.generator = torch.Generator("cpu").manual_seed(self.seed)
+        self.finish_reason = ""
+        self.tokenizer = model.tokenizer
+        self.prompt_tokens = len(ids)
+        self.max_tokens = max_tokens
+        self.count = 0
+        self.decoder = model.tokenizer.decoder(after=ids)
+        self.splitter = Splitter(reasoning) if reasoning else None
+        self.scanner = StopScanner(request.stop)
+        named = {i: model.tokenizer.raw_piece(i) for i in model.tokenizer.special_ids} if request.stop else {}
+        self.ends = {*model.tokenizer.eos_ids, *(i for i, name in named.items() if name in request.stop)}
+        self.hidden = {i: name for i, name in named.items() if any(name in stop for stop in request.stop)}
+        self.decoded = 0  # characters that the decoder has returned, shown or not
+        self.parts: list[str] = []  # of the answer
+        self.thought = False
+        self.logprobs = None if request.logprobs is None else Logprobs()
+
+    def take(self, pick: Pick) -> list[TextDelta | ReasoningDelta]:
+        """Take the next token; return the text that may be shown. Sets `finish_reason` when it is the last."""
+        self.count += 1
+        token, shown = pick.token, []
+        if self.splitter and token in self.splitter.ids:
+            shown = self._show(self.decoder.finish())
+            if not self.finish_reason and self.splitter.take(token):
+                return shown + self._last("length") if self.count == self.max_tokens else shown
+        if self.finish_reason:
+            return shown
+        if token in self.ends:
+            return shown + self._last("stop")
+        known = token < self.tokenizer.vocab_size  # a padded vocabulary has tokens without text
+        if self.logprobs is not None and known:
+            name = self.tokenizer.id_to_piece
+            top = [(name(i), value) for i, value in pick.top if i < self.tokenizer.vocab_size]
+            self.logprobs.add(name(token), pick.logprob, top, self.decoded)
+        if token in self.hidden:
+            shown += self._show(self.decoder.finish())
+            shown += [] if self.finish_reason else self._show("", hidden=self.hidden[token])
+        elif known:
+            shown += self._show(self.decoder.push(token))
+        if not self.finish_reason and self.count == self.max_tokens:
+            shown += self._last("length")
+        return shown
+
+    def completion(self) -> Completion:
+        """Return the whole sample."""
+        text, logprobs = "".join(self.parts), self.logprobs
+        if self.splitter and logprobs is not None:
+            inside = self.splitter.inside is not None
+            logprobs = Logprobs() if inside else logprobs_after(logprobs, self.splitter.skipped)
+        unanswered = bool(self.thought and not text)
+        counts = self.prompt_tokens, self.count
+        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered)
+
+    def _last(self, reason: str) -> list[TextDelta | ReasoningDelta]:
+        """End the sample, and return what was held back of its text."""
+        self.finish_reason = reason
+        return self._show(self.decoder.finish(), last=True)
+
+    def _show(self, text: str, *, hidden: str = "", last: bool = False) -> list[TextDelta | ReasoningDelta]:
+        """Return what may be shown of the decoded text, now that `text` is added to it.
+
+        hidden: what stands there for stop strings alone.
+        """
+        self.decoded += len(text)
+        thought, answer = self.splitter.push(text) if self.splitter else ("", text)
+        if self.splitter and last:
+            thought, answer = (a + b for a, b in zip((thought, answer), self.splitter.finish(), strict=True))
+        shown, stopped = self.scanner.push(answer)
+        if hidden and not (self.splitter and self.splitter.inside):
+            shown, stopped = self.scanner.push(hidden, hidden=True)
+        if stopped:
+            self.finish_reason = "stop"
+        elif last:
+            shown += self.scanner.finish()
+        self.parts.append(shown)
+        if stopped and self.logprobs is not None:
+            self.logprobs.cut((self.splitter.skipped if self.splitter else 0) + sum(map(len, self.parts)))
+        self.thought = self.thought or bool(thought) or bool(self.splitter and self.splitter.inside)
+        deltas = [ReasoningDelta(self.index, thought)] if thought else []
+        return [*deltas, TextDelta(self.index, shown)] if shown else [*deltas]

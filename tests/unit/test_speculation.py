@@ -1,0 +1,109 @@
+"""Guessed tokens: greedy texts stay the same, sampled ones keep their distribution, the vocabulary must be the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from gencli.checkpoints.build import load
+from gencli.checkpoints.find import Source
+from gencli.text.batch import Batch
+from gencli.text.events import Completion, GenerationStats
+from gencli.text.generate import Job, generate, generate_all
+from gencli.text.load import open_model
+from gencli.text.request import SamplingParams, TextRequest
+from gencli.text.speculation import Chances, Draft, Guess, Lookup, chances, verify
+from tests.tiny.decoder_cases import CASES
+from tests.tiny.decoders import make_decoder
+from tests.tiny.text import SENTENCES, make_gpt2
+
+NO_END = ((383, -float("inf")),)
+# of chi-square: what a fraction of 1e-4 exceeds, by its degrees of freedom
+CRITICAL = {5: 25.7, 7: 29.9, 15: 45.1}
+
+
+def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of counts with the probabilities `expected`; outcomes that are never expected must not come."""
+    likely = expected > 0
+    assert not counts[~likely].any()
+    wanted = expected[likely] * counts.sum()
+    return float(((counts[likely] - wanted) ** 2 / wanted).sum())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    torch.set_num_threads(1)
+    made = tmp_path_factory.mktemp("text")
+    folders = [make_gpt2(made / str(seed), seed=seed, n_layer=3 - seed) for seed in (0, 1)]
+    return [open_model(Source(folder.name, folder, "folder")) for folder in folders]
+
+
+@pytest.mark.parametrize("how", ["draft", "itself", "lookup"])
+@pytest.mark.parametrize("settings", [{}, {"repeat_penalty": 1.3, "presence_penalty": 0.5}, {"stop": ("e",)}])
+def test_greedy_texts_stay_the_same(models, how, settings):
+    """With a draft that is mostly wrong, one that is always right, and one that copies; for several texts at once."""
+    model, draft = models
+    stats = GenerationStats()
+    guesser = Lookup(stats) if how == "lookup" else Draft((draft if how == "draft" else model).module, 384, stats)
+    requests = [
+        TextRequest.of(line, temperature=0.0, max_tokens=40, logit_bias=NO_END, logprobs=1, **settings)
+        for line in (SENTENCES[0][:40], SENTENCES[1][:7], SENTENCES[2][:60])
+    ]
+    got = generate_all(model, [Job(request) for request in requests], stats, batch=2, guesser=guesser)
+    got = {event.index: event for event in got if isinstance(event, Completion)}
+    for i, request in enumerate(requests):
+        [alone] = [event for event in generate(model, request) if isinstance(event, Completion)]
+        assert (got[i].text, got[i].completion_tokens) == (alone.text, alone.completion_tokens)
+        assert got[i].logprobs.token_logprobs == pytest.approx(alone.logprobs.token_logprobs, abs=1e-4)
+    assert stats.guessed and (stats.held == stats.guessed) == (how == "itself")
+    assert f"guessed {stats.guessed} tokens, " in str(stats)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.7, top_k=6)], ids=["all", "top_k"])
+@pytest.mark.parametrize("certain", [False, True])
+def test_a_checked_guess_has_the_models_distribution(params, certain):
+    torch.manual_seed(0)
+    theirs, ours = torch.randn(1, 8), torch.randn(1, 8)
+    generator, counts = torch.Generator().manual_seed(1), torch.zeros(8)
+    q, p = (chances(logits, [0], 1, params) for logits in (theirs, ours))
+    for _ in range(1500):
+        guess = Guess(2) if certain else Guess(q.draw(generator), q)
+        counts[verify(ours, guess, [0], 1, params, generator)[0]] += 1
+    expected = torch.tensor([p.of(token) for token in range(8)])
+    assert chi_square(counts, expected) < CRITICAL[int((expected > 0).sum()) - 1]
+
+
+def test_what_is_drawn():
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    assert Chances(torch.ones(1).double(), torch.tensor([5])).draw(generator) == 5
+    assert torch.equal(generator.get_state(), state)  # greedy texts draw nothing
+    assert {Chances(torch.tensor([0.0, 1.0, 0.0]).double()).draw(generator) for _ in range(20)} == {1}
+
+
+@pytest.mark.slow
+def test_texts_have_the_models_distribution(tmp_path):
+    """The third and fourth token of texts over four tokens, against what the model alone says of all of them."""
+    case = next(case for case in CASES if case.name == "llama-2")
+    small = {"vocab_size": 4, "bos_token_id": 0, "eos_token_id": 0}
+    ours = load(make_decoder(tmp_path / "a", case, **small))
+    theirs = load(make_decoder(tmp_path / "b", case, num_hidden_layers=1, **small))
+    request = TextRequest.of(temperature=1.2, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0).resolve({})
+    expected = torch.zeros(16, dtype=torch.float64)
+    with torch.inference_mode():
+        for text in itertools.product(range(4), repeat=4):
+            logits = ours(torch.tensor([[1, 2, *text[:-1]]]))[0, 1:].double() / 1.2
+            picked = logits.softmax(-1)[torch.arange(4), torch.tensor(text)]
+            expected[4 * text[2] + text[3]] += picked.prod()
+    counts, stats = torch.zeros(16), GenerationStats()
+    batch = Batch(ours, request, None, Draft(theirs, 4, stats))
+    for seed in range(700):
+        batch.add([1, 2], torch.Generator().manual_seed(seed), 4)
+        while len(batch.rows[0].ids) < 6:
+            batch.step()
+        counts[4 * batch.rows[0].ids[4] + batch.rows[0].ids[5]] += 1
+        batch.remove(0)
+    assert 0.2 < stats.held / stats.guessed < 0.95
+    assert chi_square(counts, expected) < CRITICAL[15]
