@@ -202,6 +202,23 @@ def continue_text(root: Path) -> None:
     list(generate(open_model(source(root), CPU), TextRequest("Once a", max_tokens=2, seed=1)))
 
 
+def prompt_cache(root: Path) -> None:
+    gpt2(root)
+    read_prompt_cache(root)
+
+
+def read_prompt_cache(root: Path) -> None:
+    """Take two tokens after a prompt that was kept."""
+    from gencli.text.generate import generate
+    from gencli.text.load import open_model
+    from gencli.text.prompt_file import PromptFile
+    from gencli.text.request import TextRequest
+
+    model = open_model(source(root), CPU)
+    kept = PromptFile(root / "kept.cache", model.module)
+    list(generate(model, TextRequest("Once a time", max_tokens=2, seed=1), prompt_cache=kept))
+
+
 def encode(root: Path) -> None:
     """Open a tokenizer, encode two texts and decode them token by token."""
     from gencli.tokens import load_tokenizer
@@ -680,6 +697,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
             "mistral-window",
         )
     },
+    "prompt cache": kind(prompt_cache, read_prompt_cache, "*.cache"),
     "tokenizer": kind(tokenizer_json, encode, "*.json", "*.txt", apart=True),
     "sentencepiece": kind(pieces, encode, "*.model", apart=True),
     "template": kind(template, render, "*.jinja"),

@@ -10,6 +10,7 @@
 #define PUBLIC __attribute__((visibility("default")))
 #endif
 #define PIECE (1 << 16)  /* bytes of weights that a thread takes at a time */
+#define WORTH (1 << 19)  /* bytes of weights, times positions, from which on waking a second thread gains a third */
 
 static const Variant *const VARIANTS[] = {  /* best first */
 #ifdef HAS_AVX512
@@ -121,7 +122,9 @@ static int products_of_some(Products *job, const float *x, int64_t inputs, int p
     Preparing preparing = {activations, job->positions, inputs, blocks, 0};
     if (packed) gencli_run(prepare, &preparing, job->positions * inputs > PIECE ? threads : 1);
     job->x = activations;
-    gencli_run(multiply, job, job->pieces[0] + job->pieces[1] + job->pieces[2] > 1 ? threads : 1);
+    int64_t work = 0;
+    for (int i = 0; i < job->count; i++) work += job->weights[i]->rows * job->weights[i]->stride * job->positions;
+    gencli_run(multiply, job, work > WORTH ? threads : 1);
     return 0;
 }
 

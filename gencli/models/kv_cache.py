@@ -129,7 +129,7 @@ class KeyValueCache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros, as what a mask hides must be numbers; on a CPU the memory is the system's until something else is in it."""
+    """Zeros, as what a mask hides must be numbers; on a CPU they take no memory until more is written there."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
