@@ -13,7 +13,7 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
 from gencli.errors import UsageError
-from gencli.options import RUN, Option, integer, string
+from gencli.options import RUN, Option, check, integer, string
 from gencli.spec import ModelSpec, TextSpec
 from gencli.text.events import GenerationStats
 
@@ -38,6 +38,9 @@ class Speed:
     prompt_cache: Path | None = Option(Path, "--prompt-cache FILE",  # noqa: RUF009
         "Keep the prompt as it was read: the next run reads only what differs.", RUN).field(None)
     # fmt: on
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def ways(
         self,
