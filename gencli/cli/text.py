@@ -140,7 +140,6 @@ def text(
     request.resolve(model.generation_config)  # what is wrong with all of them
     from gencli.text.generate import generate_all
 
-
     stats, seen = GenerationStats(), dict[int, str]()
     speaking, prepare = _preparing(model, conversation)
     how = {**speed.ways(console, fetch, model, spec, stats), "ready": reader.ready if reader else lambda: True}

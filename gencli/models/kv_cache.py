@@ -17,9 +17,9 @@ class KeyValueCache:
     """Keys and values of every layer, allocated once: (B, K, S, D) each, a text in each row.
 
     B: batch, K: key/value heads, S: positions, D: size of a head. lengths (B,): how many positions of each row are
-    filled. dtype: that of the cache, whatever the weights are stored as. seen: how many positions are attended to, where
-    those after them are padding; None: all. A subclass with more tensors that begin with B names them in ROWS, and in
-    POSITIONS those that have S next.
+    filled. dtype: that of the cache, whatever the weights are stored as. seen: how many positions are attended to,
+    where those after them are padding; None: all. A subclass with more tensors that begin with B names them in ROWS,
+    and in POSITIONS those that have S next.
     """
 
     ROWS: tuple[str, ...] = ("lengths",)
