@@ -87,7 +87,7 @@ def test_what_is_no_prompt_cache_is_left_alone(tmp_path, gpt2):
     assert (
         continued(gpt2, IDS, PromptFile(path, gpt2))[1] == 30 and continued(gpt2, IDS, PromptFile(path, gpt2))[1] == 1
     )
-    with pytest.raises(GencliError, match="there is no folder"):
+    with pytest.raises(GencliError, match="no such folder"):
         PromptFile(tmp_path / "no" / "cache", gpt2)
 
 
