@@ -29,6 +29,7 @@ from gencli.text.events import (
     GenerationStats,
     PromptTruncated,
     ReasoningDelta,
+    TextDelta,
     in_order,
 )
 from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
@@ -219,7 +220,6 @@ def _run(
         elif isinstance(event, ReasoningDelta):
             console.aside(event.text)
         else:
-            console.end_aside()
             output.show(event, prompts[number])
             if chats and isinstance(event, Completion) and (reason := why_empty(event, model.max_length)):
                 console.note(line + reason)
@@ -267,8 +267,10 @@ def _preparing(model: TextModel, before: Conversation | None) -> tuple[TextModel
 def _show_progress(console: Console, stats: GenerationStats, events: Iterator[Event]) -> Iterator[Event]:
     """Show the number of tokens while events come, unless the text itself is on the screen."""
     for event in events:
-        if is_terminal(sys.stdout):
-            console.clear()
-        else:
-            console.progress("generating:", rate=f"{stats.generated} tokens, {stats.rate:.1f} tokens/s")
+        if isinstance(event, TextDelta | Completion):
+            console.end_aside()
+            if is_terminal(sys.stdout):
+                console.clear()
+            else:
+                console.progress("generating:", rate=f"{stats.generated} tokens, {stats.rate:.1f} tokens/s")
         yield event

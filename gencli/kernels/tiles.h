@@ -45,11 +45,13 @@ INLINE void add_tile(Type t, const Tile *tile, int chunks, const Activations *x,
     for (int p = 0; p < positions; p++) to[p] = sums[p];
 }
 
-/* The rows from `first` on, as many eights as there are before `last`. Returns the row after them. */
+/* The rows from `first` on, as many eights as there are before `last`; none for few positions, of which unpacking is not
+   worth it. Returns the row after them. */
 INLINE int64_t tiles(Type t, const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride,
                      int64_t first, int64_t last) {
     Tile tile;
     floats sums[CHUNK];
+    if (positions < (t.sign ? 2 * FROM : FROM)) return first;
     for (; first + 8 <= last; first += 8) {
         const uint8_t *row = w->data + first * w->stride;
         for (int p = 0; p < positions; p++) sums[p] = zero();

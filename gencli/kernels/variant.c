@@ -47,7 +47,7 @@ INLINE float f32(const uint8_t *p) { float value; memcpy(&value, p, 4); return v
 #define UNROLL(n)
 #define AT_ONCE 1
 #endif
-#define FROM 8  /* positions from which on weights are unpacked once for all of them */
+#define FROM 16  /* positions from which on weights are unpacked once for all of them; twice as many if they have a sign */
 
 #include SIMD
 #include "blocks.h"
@@ -264,7 +264,7 @@ static void product(const Weights *w, const Activations *x, int positions, float
         else if (w->type == BF16) sideways(load_bf16, bf16, 2, w, x, positions, y, y_stride, first, last);
         return;
     }
-    if (positions >= FROM) first = product_tiles(w, x, positions, y, y_stride, first, last);
+    first = product_tiles(w, x, positions, y, y_stride, first, last);
     for (int done = 0, now; first < last && done < positions; done += now) {
         now = positions - done < AT_ONCE ? positions - done < 2 ? 1 : 2 : AT_ONCE;
         rows_product(w->type, now)(w, x + done, y + done * y_stride, y_stride, first, last);

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
+from gencli.cli.console import Console
+from gencli.cli.speed import Speed
+from gencli.errors import UsageError
+from gencli.spec import TextSpec
 from gencli.text.batch import Batch
 from gencli.text.events import Completion, GenerationStats
 from gencli.text.generate import Job, generate, generate_all
@@ -81,6 +88,27 @@ def test_what_is_drawn():
     assert Chances(torch.ones(1).double(), torch.tensor([5])).draw(generator) == 5
     assert torch.equal(generator.get_state(), state)  # greedy texts draw nothing
     assert {Chances(torch.tensor([0.0, 1.0, 0.0]).double()).draw(generator) for _ in range(20)} == {1}
+
+
+def test_a_draft_of_another_vocabulary_is_refused(models, tmp_path):
+    folder = make_gpt2(tmp_path / "other")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    def ways(draft: object) -> dict:
+        speed, console = Speed(draft=str(draft)), Console(io.StringIO())
+        return speed.ways(console, lambda name: Source(name, Path(name), "folder"), models[0], TextSpec(), stats)
+
+    stats = GenerationStats()
+    with pytest.raises(UsageError, match="other: its vocabulary is not that of 0") as caught:
+        ways(folder)
+    assert "\n" not in caught.value.message
+    assert isinstance(ways(make_gpt2(tmp_path / "same", seed=5))["guesser"], Draft)
+    assert isinstance(ways("lookup")["guesser"], Lookup) and ways("lookup")["batch"] == 1
+    with pytest.raises(UsageError, match="--batch 0: must be from 1 to 1024"):
+        Speed(batch=0)
 
 
 @pytest.mark.slow
