@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gencli import signals
+from gencli import devices, signals
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
+from gencli.cli.download import memory_note
 from gencli.errors import UsageError
 from gencli.options import RUN, Option, check, integer, string
 from gencli.spec import ModelSpec, TextSpec
@@ -88,6 +89,8 @@ def _guesser(
 
 def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:
     """Open the model that was found, with progress and its notes on stderr. Raise GencliError."""
+    if getattr(spec, "quantize", None) is None and (note := memory_note(source, devices.memory(), text=True)):
+        console.note(note)
     console.progress(f"loading {source.name}")
     with signals.raise_pending_signals():
         from gencli.text.load import open_model

@@ -13,7 +13,6 @@ import typer
 
 from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
-from gencli.cli.download import memory_note
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
 from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file, read_prompt
 from gencli.cli.speed import Speed, open_text_model
