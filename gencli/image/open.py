@@ -155,7 +155,7 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
         # Only a pipeline of one network can keep it at the root: two would clash over config.json.
         if part.path == folder and set(family.parts) != {family.network, "scheduler"}:
             part = folder_part(opened.contents, name, folder / name, part.kind)
-        if not part.path.is_dir():
+        if not part.path.exists():
             where = f"{folder / 'model_index.json'} names {name}"
             raise GencliError(f"{where}, whose folder is not there", f"fetch {name}/ from where the rest came")
         parts[name] = part

@@ -24,6 +24,7 @@ from tests.oracles.flow import PROMPT, SIZE, Checkpoints, draw_klein, draw_z_ima
 from tests.oracles.libraries import diffusers, flux2_klein
 from tests.oracles.pipelines import assert_same, draw, generator, opened, picture
 from tests.tiny import flow
+from tests.tiny.hub_cache import COMMIT
 from tests.tiny.image import VAE, rewrite_json
 
 NAMES = ("z-image-turbo", "klein", "sigma", "alpha")
@@ -174,6 +175,21 @@ def test_gguf(wide, name, kind):
     assert sum(isinstance(weight, Packed) for weight in weights) > 15
     block = network.layers[0].attention if name == "z-turbo" else network.transformer_blocks[0].attn
     assert isinstance(block.to_k.weight, Packed) and block.to_k.weight.shape == (96, 96)
+
+
+def test_its_other_parts_may_be_in_the_cache(wide, tmp_path, monkeypatch):
+    """Of the repository that published them; its own transformer need not be there."""
+    root, _ = wide
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--Tongyi-MAI--Z-Image-Turbo"
+    snapshot = repository / "snapshots" / COMMIT
+    shutil.copytree(
+        root / "z-turbo", snapshot, ignore=shutil.ignore_patterns("transformer", "*.gguf", "*_0.safetensors")
+    )
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    lone = flow.write_single(tmp_path / "z-turbo.safetensors", flow.original_names(root / "z-turbo" / "transformer"))
+    assert_same(image_of(lone), draw(root / "z-turbo", **SETTINGS)[0].image)
 
 
 def test_a_network_alone_says_what_it_lacks(wide, tmp_path, monkeypatch):
