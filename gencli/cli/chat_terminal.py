@@ -12,6 +12,7 @@ import unicodedata
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from gencli import signals
 from gencli.cli.console import Console, is_terminal
@@ -69,7 +70,7 @@ class Prompter:
         return text
 
 
-def _keys() -> object:
+def _keys() -> Any:
     """Return what Enter and Alt-Enter do."""
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -95,7 +96,7 @@ def _keys() -> object:
     return keys
 
 
-def _terminal_state() -> list[object] | None:
+def _terminal_state() -> Any:
     try:
         import termios
 
@@ -106,7 +107,7 @@ def _terminal_state() -> list[object] | None:
         return None
 
 
-def _restore(state: list[object] | None) -> None:
+def _restore(state: Any) -> None:
     """Set the terminal back as it was: a signal may leave prompt_toolkit before it can."""
     if state is not None:
         import termios
