@@ -92,8 +92,8 @@ class TextSpec(ModelSpec):
 
     model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL, "text").field(TEXT_MODEL)
     # fmt: off
-    quantize: str | None = string(None, "--quantize TYPE", f"Pack the weights, once, in a copy that is kept: "
-        f"{', '.join(PACKING)} (default: as they are).", MODEL, after="dtype", complete=lambda: list(PACKING))
+    quantize: str | None = string(None, "--quantize TYPE", f"Quantize the weights once, to a copy that is "
+        f"kept: {', '.join(PACKING)} (default: as stored).", MODEL, after="dtype", complete=lambda: list(PACKING))
     # fmt: on
     ignore_config: tuple[str, ...] = IGNORE_CONFIG.field(())
 

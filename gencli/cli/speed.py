@@ -15,7 +15,7 @@ from gencli.cli.console import Console
 from gencli.cli.download import memory_note
 from gencli.errors import UsageError
 from gencli.options import RUN, Option, check, integer, string
-from gencli.spec import ModelSpec, TextSpec
+from gencli.spec import ModelSpec, TextSpec, completing
 from gencli.text.events import GenerationStats
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ class Speed:
 
     # fmt: off
     batch: int = integer(16, "--batch N",
-        "Generate N lines or samples at once; one that ends makes room for the next (default: 16).", RUN,
+        "Generate N lines or samples at a time (default: 16).", RUN,
         within=(1, 1024))
     draft: str | None = string(None, "--draft MODEL",
-        "A smaller model of the same vocabulary guesses tokens, and the model checks several at once; `lookup` guesses "
-        "what followed in the text before.", RUN)
+        "Speculative decoding: a smaller model with the same vocabulary, or `lookup`, which repeats what followed "
+        "earlier in the text.", RUN, complete=completing("text"))
     prompt_cache: Path | None = Option(Path, "--prompt-cache FILE",  # noqa: RUF009
-        "Keep the prompt as it was read: the next run reads only what differs.", RUN).field(None)
+        "Keep the processed prompt in FILE; the next run processes only what differs.", RUN).field(None)
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ class PromptFile(PromptCache):
             file = None
         if file is None or file.metadata.get("kind") != KIND:
             hint = "name another file, or remove it if it was one"
-            raise GencliError(f"{self.path} is no prompt cache, and is not written over", hint)
+            raise GencliError(f"{self.path} is not a prompt cache, and is not written over", hint)
         return file
 
     def _restore(self, file: SafetensorsFile) -> None:

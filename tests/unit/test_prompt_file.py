@@ -80,7 +80,7 @@ def test_what_is_no_prompt_cache_is_left_alone(tmp_path, gpt2):
     whole = continued(gpt2, IDS, PromptFile(tmp_path / "cache", gpt2)) and (tmp_path / "cache").read_bytes()
     for content in (b"my notes", whole[: len(whole) // 2], weights.read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(GencliError, match=r"notes.txt is no prompt cache, and is not written over"):
+        with pytest.raises(GencliError, match=r"notes.txt is not a prompt cache, and is not written over"):
             PromptFile(path, gpt2)
         assert path.read_bytes() == content
     path.write_bytes(b"")  # as mktemp makes them
@@ -131,6 +131,6 @@ def test_any_changed_byte(tmp_path, gpt2):
         try:
             file = PromptFile(path, gpt2)
         except GencliError as error:
-            assert "is no prompt cache" in error.message and path.read_bytes() == changed
+            assert "is not a prompt cache" in error.message and path.read_bytes() == changed
             continue
         assert continued(gpt2, IDS, file)[0] == expected
