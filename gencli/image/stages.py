@@ -11,8 +11,9 @@ from typing import Any
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.diffusion import samplers
+from gencli.image.diffusion.excerpt import window
 from gencli.image.diffusion.flow import schedule_of
-from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing, window
+from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing
 from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner, as_upscaler, checks
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import own_steps, sampler_options, with_sampler_options

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from gencli.image.diffusion import samplers
+from gencli.image.diffusion.excerpt import from_strength
 from gencli.image.diffusion.guidance import Denoiser, dynamic_threshold
-from gencli.image.diffusion.schedule import CLASS_DEFAULTS, NoiseSchedule, from_strength
+from gencli.image.diffusion.schedule import CLASS_DEFAULTS, NoiseSchedule
 from tests.oracles.sde import SDE, Path, scheduler_class
 
 T = 1000

@@ -12,12 +12,12 @@ import torch
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion import samplers
+from gencli.image.diffusion.excerpt import from_strength
 from gencli.image.diffusion.schedule import (
     CLASS_DEFAULTS,
     NoiseSchedule,
     Point,
     Step,
-    from_strength,
     karras_sigmas,
 )
 from gencli.image.diffusion.spacings import SECTIONS, SPACINGS

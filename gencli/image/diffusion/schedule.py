@@ -8,7 +8,6 @@ No torch in here: what a request asks is held against it before torch is importe
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -312,36 +311,6 @@ def chain(points: Sequence[Point], final_alpha_cumprod: float) -> list[Step]:
     """Steps from each point to the following one, and from the last to ᾱ = `final_alpha_cumprod` at t = −1."""
     ends = [*points[1:], Point(-1.0, final_alpha_cumprod)]
     return [Step(index, at, end) for index, (at, end) in enumerate(zip(points, ends, strict=True))]
-
-
-def from_strength(steps: Sequence[Step], strength: float) -> list[Step]:
-    """The last int(S · strength) of S steps, counted anew from 0: where an image is changed, not made from noise.
-
-    Raises UsageError for a strength outside (0, 1] or so small that no step is left.
-    """
-    if not 0 < strength <= 1:
-        raise UsageError(f"strength must be above 0 and at most 1, not {strength}")
-    count = min(int(len(steps) * strength), len(steps))
-    if count < 1:
-        enough = next(n for n in itertools.count(math.ceil(1 / strength)) if int(n * strength) >= 1)
-        thousandths = next(n for n in itertools.count(10_000 // len(steps)) if int(len(steps) * (n / 10_000)) >= 1)
-        raise UsageError(
-            f"strength {strength} of {len(steps)} steps leaves no step",
-            f"at least {enough} steps, or strength {thousandths / 10_000:g}",
-        )
-    rest = steps[len(steps) - count :]
-    return [dataclasses.replace(step, index=index) for index, step in enumerate(rest)]
-
-
-def window(steps: Sequence[Step], num_train_timesteps: int, start: float = 0.0, end: float = 1.0) -> list[Step]:
-    """The steps between two fractions of denoising, as diffusers' `denoising_start` and `denoising_end` choose them (by
-    their timesteps), counted anew from 0. Raises UsageError if there is none."""
-    T = num_train_timesteps
-    high, low = (round(T - fraction * T) for fraction in (start, end))
-    chosen = [step for step in steps if (start == 0 or step.at.t < high) and (end == 1 or step.at.t >= low)]
-    if not chosen:
-        raise UsageError(f"none of {len(steps)} steps lies between {start:g} and {end:g} of the denoising")
-    return [dataclasses.replace(step, index=index) for index, step in enumerate(chosen)]
 
 
 def _check(schedule: NoiseSchedule) -> None:

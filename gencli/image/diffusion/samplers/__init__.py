@@ -142,7 +142,7 @@ class Sampler:
 
         strength: how much an image is changed. Raises UsageError if that leaves no step.
         """
-        from gencli.image.diffusion.schedule import from_strength
+        from gencli.image.diffusion.excerpt import from_strength
 
         options = {name: options[name] for name in _options_of(self.grid) if name in options}
         if strength is not None and self.grid_has_strength:
