@@ -17,7 +17,7 @@ from gencli.errors import GencliError
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 VARIANTS = (None, "fp16", "bf16")  # in this order, when the caller names none
 SAFETENSORS, BIN = ".safetensors", ".bin"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PICKLE_HINT = (
     "pickles can run code when opened; convert them to safetensors, name a revision that has it, "
     "or have nothing but tensors read from them with --allow-pickle"

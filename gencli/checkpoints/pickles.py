@@ -29,6 +29,8 @@ BESIDE = re.compile(
     r"|numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray)|numpy\.dtypes\.\w+|typing\.Any"
     r"|collections\.defaultdict|datetime\.\w+|list|dict|set|int|float"
 )
+# Modules of torch, and of OpenAI's DALL·E, which saves them whole
+MODULES = re.compile(r"torch\.nn\.modules\.\w+\.\w+|dall_e\.(encoder|decoder|utils)\.\w+")
 STAND_INS = 64  # names of one file
 REASON = re.compile(r"WeightsUnpickler error: (.{1,120}?)(?: Check the|$)")
 
@@ -83,6 +85,16 @@ class ParameterTable(dict[str, Any]):
         self.update(state.get("_parameters") or {} if isinstance(state, dict) else {})
 
 
+class Module(dict[str, Any]):
+    """A stand-in for a module that was saved whole: its parameters by name, and none of its code."""
+
+    def __setstate__(self, state: Any) -> None:
+        own, inner = (state.get(name) or {} if isinstance(state, dict) else {} for name in ("_parameters", "_modules"))
+        self.update({name: one for name, one in own.items() if one is not None})
+        for prefix, module in inner.items():
+            self.update({f"{prefix}.{name}": one for name, one in module.items()} if isinstance(module, Module) else {})
+
+
 class Inert:
     """A stand-in for classes and functions beside the weights: it takes anything, and does and holds nothing."""
 
@@ -102,14 +114,16 @@ def _stand_in(name: str) -> tuple[Any, str]:
     """Return what stands for a class, and the name by which the unpickler knows it."""
     if name == "collections.defaultdict":
         return empty_table, name
+    if MODULES.fullmatch(name):
+        return Module, name
     return Inert, name if "." in name else f"builtins.{name}"
 
 
 def unpickle(file: Path, *, tables: bool = False) -> Any:
     """Return what a pickle holds. tables: allow a torch.nn.ParameterDict, returned as a `ParameterTable`.
 
-    What BESIDE names is `Inert`. Raise GencliError for one that asks for anything else but tensors, and for a broken
-    one.
+    What BESIDE names is `Inert`, what MODULES names a `Module`. Raise GencliError for one that asks for anything else
+    but tensors, and for a broken one.
     """
     names: list[Any] = [(ParameterTable, "torch.nn.modules.container.ParameterDict")] if tables else []
     while True:
@@ -124,7 +138,8 @@ def unpickle(file: Path, *, tables: bool = False) -> Any:
             if not isinstance(error, pickle.UnpicklingError):
                 raise GencliError(f"{file} is broken or no file of tensors: {message[:160]}") from None
             name, reason = FORBIDDEN.search(message), REASON.search(message)
-            if name and BESIDE.fullmatch(name[1]) and len(names) < STAND_INS and _stand_in(name[1]) not in names:
+            known = name and (BESIDE.fullmatch(name[1]) or MODULES.fullmatch(name[1]))
+            if name and known and len(names) < STAND_INS and _stand_in(name[1]) not in names:
                 names.append(_stand_in(name[1]))
                 continue
             wants = f"it asks for {name[1]}" if name else reason[1] if reason else "it is not a plain pickle"

@@ -103,6 +103,27 @@ class Tensors:
             file.forget()
 
 
+class PrefixedFile:
+    """A file of tensors with a prefix before all names, so that it can be one of several."""
+
+    def __init__(self, file: TensorFile, prefix: str):
+        self.path, self.metadata, self._file, self._prefix = file.path, file.metadata, file, prefix
+        self.shapes = {prefix + name: shape for name, shape in file.shapes.items()}
+        self.dtypes = {prefix + name: dtype for name, dtype in file.dtypes.items()}
+
+    def get(self, name: str) -> Tensor:
+        """Return a tensor on the CPU."""
+        return self._file.get(name.removeprefix(self._prefix))
+
+    def numbers(self, name: str) -> Sequence[float] | None:
+        """Return the numbers of a small tensor."""
+        return self._file.numbers(name.removeprefix(self._prefix))
+
+    def forget(self) -> None:
+        """Let go of the memory that was read."""
+        self._file.forget()
+
+
 class Piece(NamedTuple):
     """Where a tensor comes from: its name in the file, and what changes it on the way (None: nothing does)."""
 
@@ -111,37 +132,37 @@ class Piece(NamedTuple):
 
 
 class RenamedTensors(Tensors):
-    """Tensors of one file under other names, and in other shapes where their pieces have a `transform`.
+    """Tensors under other names, and in other shapes where their pieces have a `transform`.
 
-    Transforms are views of the file's memory, but for small matrices that are transposed.
+    Transforms are views of the file's memory, but for small matrices.
     """
 
-    def __init__(self, file: TensorFile, pieces: Mapping[str, Piece]):
-        self.files, self.metadata = [file.path], file.metadata
-        self._file, self._pieces = file, pieces
-        self._where = dict.fromkeys(pieces, file)
+    def __init__(self, tensors: Tensors, pieces: Mapping[str, Piece]):
+        self.files, self.metadata = tensors.files, tensors.metadata
+        self._tensors, self._pieces, stored = tensors, pieces, tensors.stored()
+        self._where = {name: stored[piece.source] for name, piece in pieces.items()}
 
     def stored(self) -> dict[str, TensorFile]:
-        """Return the tensors that lie in the file: their names there, and the file."""
-        return {piece.source: self._file for piece in self._pieces.values()}
+        """Return the tensors that lie in files: their names there, and the file."""
+        return {piece.source: self._where[name] for name, piece in self._pieces.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape after its transform, without reading it."""
         piece = self._pieces[name]
         if piece.transform is None:
-            return self._file.shapes[piece.source]
+            return self._tensors.shape(piece.source)
         import torch
 
-        return tuple(self._changed(piece, torch.empty(self._file.shapes[piece.source], device="meta")).shape)
+        return tuple(self._changed(piece, torch.empty(self._tensors.shape(piece.source), device="meta")).shape)
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype as safetensors writes it, without reading it."""
-        return self._file.dtypes[self._pieces[name].source]
+        return self._tensors.dtype(self._pieces[name].source)
 
     def get(self, name: str) -> Tensor:
         """Return a tensor on the CPU. Raises GencliError for one that its transform does not fit."""
         piece = self._pieces[name]
-        return self._changed(piece, self._file.get(piece.source))
+        return self._changed(piece, self._tensors.get(piece.source))
 
     def _changed(self, piece: Piece, tensor: Tensor) -> Tensor:
         try:

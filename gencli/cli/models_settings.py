@@ -147,7 +147,9 @@ def _open_image(contents: Contents) -> None:
     from gencli.image.resolve import resolve
 
     if is_drawer(opened := open_checkpoint(contents)):
-        open_drawer(opened).resolve(ImageRequest())
+        if (drawer := open_drawer(opened)).prompt == "text":
+            opened.tokenizer()
+        drawer.resolve(ImageRequest())
         return
     checkpoint = open_image_checkpoint(contents, prediction=_any_prediction(contents))
     for part in checkpoint.parts:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats.vq import VQ_PART
 from gencli.checkpoints.open import open_checkpoint
 from gencli.devices import pick_device
 from gencli.errors import GencliError
@@ -21,6 +22,7 @@ Codes = list[list[int]]
 """h rows of w numbers, each the entry that stands for a square of the picture."""
 
 PART = "vqvae"  # of a pipeline's folder
+KINDS = ("VQModel", "dall_e")
 SIDE_LIMIT = 2048  # codes a side
 
 
@@ -34,7 +36,7 @@ class Codec:
     @property
     def factor(self) -> int:
         """Pixels a side of the square that one code stands for."""
-        return self.module.scale
+        return int(self.module.scale)
 
     @property
     def entries(self) -> int:
@@ -44,6 +46,8 @@ class Codec:
     def read(self, picture: Image.Image) -> Codes:
         """The codes of a picture. Raises GencliError for one whose sides are no whole number of squares."""
         f = self.factor
+        if not getattr(self.module.config, "encodes", True):
+            raise GencliError(f"{self.name} has no encoder: it turns codes into images alone", "--paint does")
         if picture.width % f or picture.height % f or not picture.width or not picture.height:
             near = "x".join(str(max(round(side / f), 1) * f) for side in picture.size)
             raise GencliError(
@@ -66,21 +70,21 @@ class Codec:
 
 
 def open_codec(source: Source, *, device: str = "auto", allow_pickle: bool = False) -> Codec:
-    """Open a VQModel in a folder of its own, or the one of a latent diffusion's folder; in float32.
+    """Open a VQ autoencoder, in a folder or file of its own or with the model that it is a part of; in float32.
 
     Raises GencliError for what has none, is broken or not supported.
     """
     checkpoint = open_checkpoint(source, allow_pickle=allow_pickle)
-    if checkpoint.contents.is_file:
-        raise GencliError(
-            f"{source.path} is a file: a VQ autoencoder is a folder", "with a config.json and its weights"
-        )
-    part = checkpoint.find_part("", PART)
+    if checkpoint.contents.is_file and checkpoint.problem is not None:
+        raise checkpoint.problem
+    part = checkpoint.parts.get(VQ_PART)
+    if part is None and not checkpoint.contents.is_file:
+        part = checkpoint.find_part("", PART)
     if part is None:
         raise GencliError(f"{source.name} holds no VQ autoencoder", "CompVis/ldm-celebahq-256 has one")
     config = part.config
     kind = config.get("_class_name") or config.get("model_type")
-    if kind != "VQModel":
+    if kind not in KINDS:
         raise GencliError(
             f"{source.name}: its {kind!s:.40} is not a VQ autoencoder", "CompVis/ldm-celebahq-256 has one"
         )

@@ -29,7 +29,7 @@ class VQModelConfig(BaseConfig):
     scaling_factor: for the caller; the latents of the UNet are z · scaling_factor. The key is younger than the
     checkpoints of Latent Diffusion, which do not scale VQ latents (Rombach et al. 2022, D.1). Without it diffusers
     assumes the 0.18215 of Stable Diffusion's KL autoencoder, and so makes noise of them (its issue 6725).
-    lookup_from_codebook: for callers of diffusers; here `decode_codes` reads codes.
+    lookup_from_codebook: for callers of diffusers; here `decode_codes` reads codes. encodes: whether it has an encoder.
     norm_type spatial: MoVQ, whose decoder's norms read the latents. Kandinsky's UNet draws these as they are, neither
     quantised nor scaled, whatever the file says.
     """
@@ -49,6 +49,7 @@ class VQModelConfig(BaseConfig):
     scaling_factor: float = 1.0
     mid_block_add_attention: bool = True
     lookup_from_codebook: bool = False
+    encodes: bool = True
     force_upcast: bool = False
     norm_type: str = "group"
 
@@ -105,9 +106,10 @@ class VQModel(Autoencoder):
         super().__init__()
         self.config = config
         width = self.latent_channels
-        self.encoder = Encoder(config, config.latent_channels)
+        if config.encodes:
+            self.encoder = Encoder(config, config.latent_channels)
+            self.quant_conv = nn.Conv2d(config.latent_channels, width, 1)
         self.decoder = Decoder(config, width if config.is_spatial else None)
-        self.quant_conv = nn.Conv2d(config.latent_channels, width, 1)
         self.quantize = VectorQuantizer(config.num_vq_embeddings, width)
         self.post_quant_conv = nn.Conv2d(width, config.latent_channels, 1)
 

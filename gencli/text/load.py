@@ -148,9 +148,9 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
     images = GencliError(
         f"{checkpoint.name} is not a text model", f"`gencli image -m {checkpoint.name}` draws with image models"
     )
-    part = checkpoint.only_part("a language model")
-    if checkpoint.contents.has("model_index.json"):
+    if checkpoint.contents.has("model_index.json") or (checkpoint.kind == "image" and checkpoint.problem is None):
         raise images
+    part = checkpoint.only_part("a language model")
     architecture_name(part.config, checkpoint.contents.folder)
     if kind_of(part.config) != "text":
         raise images

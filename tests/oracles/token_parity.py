@@ -20,6 +20,7 @@ from tests.oracles.libraries import transformers
 from tests.tiny.biggan import CONFIG, make_biggan
 from tests.tiny.clip import KINDS, make_clip, make_pictures
 from tests.tiny.imagegpt import COLOURS, SIDE, clusters, make_imagegpt
+from tests.tiny.janus import make_janus
 
 TEXTS = ["red apple", "a blue dog and the cat", "", "green star!"]
 
@@ -29,6 +30,7 @@ def measure(root: Path) -> Iterator[Measured]:
     yield _clip(root)
     yield _imagegpt(root / "imagegpt")
     yield _biggan(root / "biggan")
+    yield _janus(root / "janus")
 
 
 def _clip(root: Path) -> Measured:
@@ -83,3 +85,29 @@ def _biggan(folder: Path) -> Measured:
             pixels = ((wanted[0] + 1) * 127.5).round().movedim(0, -1).numpy()
             apart = max(apart, int(np.abs(np.asarray(drawn.image) - pixels).max()))
     return Measured("BigGAN-deep", "`biggan-deep-{128,256,512}`", component, apart)
+
+
+def _janus(folder: Path) -> Measured:
+    """Logits of the likeliest image of all with guidance, and its pixels."""
+    theirs = make_janus(folder)
+    ours = open_drawer(open_checkpoint(Source("janus", folder, "folder"))).load(device="cpu")
+    request = ours.drawer.resolve(ImageRequest(prompt="a red dog", temperature=0, seed=0))
+    *_, last, drawn = ours.generate(request)
+    guided, ids, _ = ours.begin(request, request.prompt, None)
+    with torch.no_grad():
+        mask = torch.ones(1, len(ids), dtype=torch.long)
+        asked = {"attention_mask": mask, "generation_mode": "image", "guidance_scale": 5, "do_sample": False}
+        wanted = theirs.generate(torch.tensor([ids]), **asked)
+        states = [theirs.get_input_embeddings()(row[None]) for row in guided.rows]
+        cond, uncond = (
+            theirs.model.generation_head(theirs.model.language_model(inputs_embeds=one).last_hidden_state)
+            for one in states
+        )
+        mine = guided(torch.tensor([ids]), guided.new_cache(1, len(ids)))
+        component = float((mine - uncond - 5 * (cond - uncond)).abs().max())
+        pixels = ((theirs.decode_image_tokens(wanted)[0] * 0.5 + 0.5).clamp(0, 1) * 255).round().numpy()
+    apart = int(np.abs(np.asarray(drawn.image) - pixels).max())
+    assert last.x0.flatten().tolist() == wanted[0].tolist()
+    return Measured(
+        "Janus (DALL·E's form)", "`deepseek-ai/Janus-Pro-1B`, `deepseek-community/Janus-Pro-1B`", component, apart
+    )

@@ -1,11 +1,14 @@
 """VQModel against diffusers' own, as a part of Latent Diffusion and as a model of its own."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
 from gencli.checkpoints.build import load
@@ -16,6 +19,7 @@ from gencli.errors import GencliError
 from gencli.image.codes import open_codec, parse, to_text
 from gencli.image.files.pictures import from_picture, to_picture
 from gencli.models.vq_model import VQModelConfig
+from tests.tiny import dvae
 from tests.tiny.image import old_attention_names
 from tests.tiny.ldm import VQ, make_vqvae
 
@@ -213,3 +217,87 @@ def test_a_codebook_of_another_size(tmp_path):
     (tmp_path / "config.json").write_text(text.replace('"num_vq_embeddings": 64', '"num_vq_embeddings": 65'))
     with pytest.raises(GencliError, match=r"quantize.embedding.weight is \[64, 3\], not \[65, 3\]"):
         load(tmp_path)
+
+
+# diffusers' names → those of taming-transformers, where the decoder's levels count from the image
+TAMING = (
+    (r"decoder\.up_blocks\.(\d+)", lambda found: f"decoder.up.{1 - int(found[1])}"),
+    (r"encoder\.down_blocks\.", "encoder.down."),
+    (r"\.resnets\.(\d+)\.", r".block.\1."),
+    (r"mid_block\.block\.0\.", "mid.block_1."),
+    (r"mid_block\.block\.1\.", "mid.block_2."),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"\.attentions\.(\d+)\.", r".attn.\1."),
+    (r"(attn(?:_1|\.\d+))\.group_norm", r"\1.norm"),
+    (r"(attn(?:_1|\.\d+))\.to_(q|k|v)", r"\1.\2"),
+    (r"(attn(?:_1|\.\d+))\.to_out\.0", r"\1.proj_out"),
+    (r"samplers\.0\.conv", "sample.conv"),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"conv_norm_out", "norm_out"),
+)
+
+
+def taming(name, tensor):
+    for pattern, new in TAMING:
+        name = re.sub(pattern, new, name)
+    one_by_one = re.search(r"attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight", name)
+    return name, tensor[..., None, None] if one_by_one else tensor
+
+
+def make_vqgan(folder):
+    """last.ckpt of a VQGAN with attention in its lower level, and what trained it; the reference."""
+    changes = {"block_out_channels": [32, 64], "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]}
+    changes |= {"up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"], "norm_num_groups": 32}
+    reference = make_vqvae(folder / "diffusers", changes)
+    state = dict(taming(name, tensor) for name, tensor in reference.state_dict().items())
+    state |= {"loss.discriminator.main.0.weight": torch.zeros(4, 3, 4, 4)}
+    torch.save({"epoch": 3, "state_dict": state}, folder / "last.ckpt")
+    return reference
+
+
+def test_taming_transformers_file(tmp_path):
+    reference = make_vqgan(tmp_path)
+    source = Source("vqgan", tmp_path / "last.ckpt", "file")
+    codec = open_codec(source, device="cpu", allow_pickle=True)
+    check(reference, codec.module)
+    what = describe(source, allow_pickle=True)
+    assert (what.kind, what.family, what.problem) == ("part", "VQModel", None)
+    assert check_checkpoint(source, allow_pickle=True).problems == ()
+    with pytest.raises(GencliError, match="is a pickle"):
+        open_codec(source)
+    state = torch.load(tmp_path / "last.ckpt")["state_dict"]
+    state["quantize.embed.weight"] = state.pop("quantize.embedding.weight")
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    with pytest.raises(GencliError, match=r"its quantiser is not supported: quantize\.embed\.weight"):
+        open_codec(source, allow_pickle=True)
+
+
+def test_the_discrete_autoencoder_of_dalle(tmp_path):
+    """Pickles of whole modules: their parameters are read, and their classes are never looked for."""
+    tensors = dvae.make_dvae(tmp_path)
+    source = Source("dvae", tmp_path, "folder")
+    codec = open_codec(source, device="cpu", allow_pickle=True)
+    assert (codec.factor, codec.entries) == (8, dvae.ENTRIES)
+    squares = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(squares.repeat(16, 0).repeat(16, 1))
+    x = torch.from_numpy(np.asarray(picture) / np.float32(255)).movedim(2, 0)[None]
+    wanted = dvae.run(tensors, "encoder", 0.8 * x + 0.1).argmax(1)[0]
+    assert codec.read(picture) == wanted.tolist() and len(wanted.unique()) > 2
+    rows = F.one_hot(wanted, dvae.ENTRIES).float().movedim(-1, 0)[None]
+    pixels = ((dvae.run(tensors, "decoder", rows)[0, :3].sigmoid() - 0.1) / 0.8).clamp(0, 1) * 255
+    assert np.abs(np.asarray(codec.paint(wanted.tolist())) - pixels.movedim(0, -1).numpy()).max() <= 1
+    what = describe(source, allow_pickle=True)
+    assert (what.kind, what.family, what.parameters) == ("part", "dall_e", sum(one.numel() for one in tensors.values()))
+    assert check_checkpoint(source, allow_pickle=True).problems == ()
+    with pytest.raises(GencliError, match=r"encoder\.pkl is no \.safetensors file"):
+        open_codec(source)
+
+
+@pytest.mark.parametrize(("half", "millions"), [("encoder", 53.79), ("decoder", 43.83)])
+def test_the_published_size_of_dalles(half, millions):
+    from gencli.models.dvae import Config, Model
+
+    with torch.device("meta"):
+        model = Model(Config.from_dict({"model_type": "dall_e"}))
+    count = sum(one.numel() for name, one in model.named_parameters() if name.startswith(half))
+    assert count / 1e6 == pytest.approx(millions, abs=0.01)

@@ -15,10 +15,14 @@ from gencli.checkpoints.formats.biggan import is_biggan, read_biggan
 from gencli.checkpoints.formats.ddpm import is_ddpm, read_ddpm
 from gencli.checkpoints.formats.dit import is_dit, read_dit
 from gencli.checkpoints.formats.flow import is_flow, read_flow
+from gencli.checkpoints.formats.dvae import is_dvae, read_dvae
 from gencli.checkpoints.formats.gguf import is_gguf, read_gguf
 from gencli.checkpoints.formats.glide import is_glide, read_glide
 from gencli.checkpoints.formats.guided_diffusion import is_guided_diffusion, read_guided_diffusion
+from gencli.checkpoints.formats.janus import is_janus, read_janus
+from gencli.checkpoints.formats.min_dalle import is_min_dalle, read_min_dalle
 from gencli.checkpoints.formats.stable_diffusion import is_stable_diffusion, read_stable_diffusion
+from gencli.checkpoints.formats.vq import is_vqgan, read_vqgan
 
 
 class Format(NamedTuple):
@@ -37,6 +41,9 @@ class Format(NamedTuple):
 FORMATS: tuple[Format, ...] = (
     Format("diffusers", folders.is_diffusers, folders.read_diffusers),
     Format("biggan", is_biggan, read_biggan),
+    Format("min-dalle", is_min_dalle, read_min_dalle),
+    Format("dvae", is_dvae, read_dvae),
+    Format("janus", is_janus, read_janus),
     Format("transformers", folders.is_transformers, folders.read_transformers),
     Format("flow", is_flow, read_flow),
     Format("gguf", is_gguf, read_gguf),
@@ -46,6 +53,7 @@ FORMATS: tuple[Format, ...] = (
     Format("dit", is_dit, read_dit, "a DiT"),
     Format("ddpm", is_ddpm, read_ddpm, "DDPM's UNet"),
     Format("guided-diffusion", is_guided_diffusion, read_guided_diffusion, "one of guided-diffusion"),
+    Format("vqgan", is_vqgan, read_vqgan),
     Format("weights beside config.json", lambda contents: contents.has("config.json"), folders.read_weights),
     Format("autoencoder", is_autoencoder, read_autoencoder),
     Format("weights", lambda contents: True, folders.read_weights),

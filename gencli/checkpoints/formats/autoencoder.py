@@ -19,6 +19,7 @@ TRAINING = ("loss.", "model_ema.")  # what was needed to train one
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "sample_size")
 KIND = r"(weight|bias)"
 HALF = r"(encoder|decoder)"
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 ROWS = (
     Rename(rf"(quant_conv|post_quant_conv)\.{KIND}", r"\1.\2"),
     Rename(rf"{HALF}\.(conv_in|conv_out)\.{KIND}", r"\1.\2.\3"),
@@ -33,16 +34,21 @@ ROWS = (
 )
 
 
-def _level_rows(levels: int) -> Iterator[Rename]:
-    """Yield the rows of each level. In the file the decoder's count from the image, in diffusers from the latents."""
+def level_rows(levels: int, *, from_latents: bool = False, attention: bool = False) -> Iterator[Rename]:
+    """Yield the rows of each level. In diffusers the decoder's count from the latents, in the file from the image
+    unless `from_latents`. attention: levels may have it."""
+    decoder = range(levels) if from_latents else reversed(range(levels))
     for here, there, half, turn, new in (
         *((i, i, "encoder.down", "downsample", "encoder.down_blocks") for i in range(levels)),
-        *((i, levels - 1 - i, "decoder.up", "upsample", "decoder.up_blocks") for i in range(levels)),
+        *((i, there, "decoder.up", "upsample", "decoder.up_blocks") for i, there in enumerate(decoder)),
     ):
         old = rf"{half}\.{here}".replace("r.", r"r\.")
         yield Rename(rf"{old}\.block\.(\d+)\.(norm1|conv1|norm2|conv2)\.{KIND}", rf"{new}.{there}.resnets.\1.\2.\3")
         yield Rename(rf"{old}\.block\.(\d+)\.nin_shortcut\.{KIND}", rf"{new}.{there}.resnets.\1.conv_shortcut.\2")
         yield Rename(rf"{old}\.{turn}\.conv\.{KIND}", rf"{new}.{there}.{turn}rs.0.conv.\1")
+        for one, other in ATTENTION.items() if attention else ():
+            change = None if one == "norm" else squeeze_conv
+            yield Rename(rf"{old}\.attn\.(\d+)\.{one}\.{KIND}", rf"{new}.{there}.attentions.\1.{other}.\2", change)
 
 
 def read_vae(shapes: Shapes, *, size: int, scaling_factor: float) -> tuple[Renamed, list[str]]:
@@ -55,7 +61,7 @@ def read_vae(shapes: Shapes, *, size: int, scaling_factor: float) -> tuple[Renam
         "sample_size": size,
         "scaling_factor": scaling_factor,
     }
-    pieces, unknown = rename(shapes, (*ROWS, *_level_rows(len(config["block_out_channels"]))))
+    pieces, unknown = rename(shapes, (*ROWS, *level_rows(len(config["block_out_channels"]))))
     return Renamed(config, pieces), unknown
 
 

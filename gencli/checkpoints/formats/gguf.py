@@ -13,7 +13,7 @@ from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
 from gencli.checkpoints.gguf_names import SPLIT
 from gencli.checkpoints.layout import some
-from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile
+from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
@@ -30,7 +30,7 @@ class GgufTensors(RenamedTensors):
 
     @cached_property
     def _kinds(self) -> set[str]:
-        return {self._file.dtypes[name] for name, shape in self._file.shapes.items() if len(shape) > 1}
+        return {self._tensors.dtype(name) for name in self._tensors if len(self._tensors.shape(name)) > 1}
 
     def dtype(self, name: str) -> str:
         """Return a tensor's dtype as safetensors writes it, or GGUF's name of its type. llama.cpp keeps the norms of
@@ -45,7 +45,7 @@ class GgufTensors(RenamedTensors):
         from gencli.kernels.packed import Packed
 
         piece = self._pieces[name]
-        tensor = self._file.get(piece.source)
+        tensor = self._tensors.get(piece.source)
         if not isinstance(tensor, Packed) or piece.transform is None:
             return self._changed(piece, tensor)
         if piece.transform is turned:
@@ -129,7 +129,7 @@ def _tokenizer(file: TensorFile) -> Tokenizer:
 def gguf_tensors(file: TensorFile, config: Mapping[str, Any]) -> GgufTensors:
     """Return the tensors of a file under the names of the checkpoint that has this config. Raise GencliError for one
     that no row knows, and for rows that do not fit."""
-    return GgufTensors(file, _pieces(file, config))
+    return GgufTensors(Tensors([file]), _pieces(file, config))
 
 
 def _pieces(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Piece]:

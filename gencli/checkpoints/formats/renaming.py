@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Kind, Part, Shapes
-from gencli.checkpoints.tensors import Piece, RenamedTensors
-from gencli.checkpoints.weights import check_suffix
+from gencli.checkpoints.tensors import Piece, PrefixedFile, RenamedTensors, Tensors
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
@@ -30,15 +29,23 @@ class Renamed:
         self.pieces[target] = piece
 
     def part(self, contents: Contents, name: str, prefix: str = "") -> Part:
-        """Return it as a part of the checkpoint in a file; `prefix` stands before all names of its tensors there."""
+        """Return it as a part of the checkpoint in a file or folder; `prefix` stands before all names there."""
         pieces = {new: Piece(prefix + piece.source, piece.transform) for new, piece in self.pieces.items()}
         return Part(name, "model", contents.path, lambda: self.config, lambda: _open(contents, pieces))
 
 
 def _open(contents: Contents, pieces: Mapping[str, Piece]) -> RenamedTensors:
-    """Open a part's tensors. Raise GencliError for a file that is neither .safetensors nor a pickle."""
-    check_suffix(contents.path, allow_pickle=contents.allow_pickle)
-    return RenamedTensors(contents.tensor_file, pieces)
+    """Open a part's tensors. Raise GencliError for what is neither .safetensors nor a pickle that may be opened."""
+    return RenamedTensors(contents.open_tensors(contents.path), pieces)
+
+
+def open_prefixed(contents: Contents, files: Mapping[str, str]) -> Tensors:
+    """Open several files of a folder as one set of tensors. files: what stands before the names in a file → the file.
+
+    Raise GencliError for what is neither .safetensors nor a pickle that may be opened.
+    """
+    opened = {prefix: contents.open_tensors(contents.folder / name).stored() for prefix, name in files.items()}
+    return Tensors([PrefixedFile(file, prefix) for prefix, one in opened.items() for file in [*one.values()][:1]])
 
 
 def read_beside(contents: Contents) -> dict[str, Any] | None:

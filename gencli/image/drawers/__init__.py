@@ -11,7 +11,13 @@ from gencli.checkpoints.checkpoint import Checkpoint
 from gencli.image.drawers.base import Drawer
 
 # `family` of a checkpoint → module of this package
-DRAWERS = {"imagegpt": "imagegpt", "biggan-deep": "biggan"}
+DRAWERS = {
+    "imagegpt": "imagegpt",
+    "biggan-deep": "biggan",
+    "janus": "janus",
+    "multi_modality": "janus",
+    "dalle-mini": "min_dalle",
+}
 
 
 def is_drawer(checkpoint: Checkpoint) -> bool:

@@ -103,3 +103,38 @@ class TokenModel(Loaded):
             yield Denoised(row, left, numbers[0], self.partial(ids), self)
         for number, one in zip(numbers, batch.rows, strict=True):
             yield Picture(number, self.finish(one.ids[first:]), made(request, number, prompt, self.dtype))
+
+
+class VQTokens(TokenModel):
+    """A decoder of the codes of a VQ autoencoder, which is the first of `others`."""
+
+    def partial(self, ids: Tensor) -> Tensor:
+        """Return codes (B, 1, rows, columns), -1 where nothing is drawn yet."""
+        import torch
+
+        columns, rows = self.drawer.grid
+        codes = torch.full((len(ids), rows * columns), -1)
+        codes[:, : ids.shape[1]] = ids
+        return codes.view(-1, 1, rows, columns)
+
+    def pixels(self, codes: Tensor) -> Tensor:
+        """Return an image (3, H, W), about -1..1, of codes (1, h, w)."""
+        return self.others[0].decode_codes(codes)[0]
+
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
+        """Return the image of codes (1, 1, rows, columns): grey below the last whole row."""
+        import torch
+
+        from gencli.image.files.pictures import to_picture
+
+        vq: Any = self.others[0]
+        drawn = int((latents[0, 0] >= 0).all(1).sum())
+        with torch.inference_mode():
+            pixels = self.pixels(latents[:, 0, :drawn].to(self.device))
+        missing = vq.scale * (latents.shape[2] - drawn)
+        return to_picture(torch.nn.functional.pad(pixels, (0, 0, 0, missing)))
+
+    def finish(self, ids: list[int]) -> Image.Image:
+        import torch
+
+        return self.decode(self.partial(torch.tensor([ids])))

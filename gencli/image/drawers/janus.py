@@ -1,0 +1,100 @@
+"""Janus (Wu et al. 2024), as DALL·E (Ramesh et al. 2021) draws: a language model continues a prompt by image tokens.
+
+No torch before the weights are loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from gencli.checkpoints.checkpoint import Checkpoint
+from gencli.checkpoints.formats.janus import image_size
+from gencli.checkpoints.formats.vq import VQ_PART
+from gencli.errors import GencliError
+from gencli.image.drawers.base import load_part
+from gencli.image.drawers.tokens import TokenDrawer, VQTokens, own_sampling
+from gencli.image.request import ImageRequest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from gencli.models.module import LanguageModel
+    from gencli.tokens import Tokenizer
+
+PIXELS = 16  # a side of one token
+PROMPT = "<|User|>: {}\n\n<|Assistant|>:<begin_of_image>"
+BEGIN, PAD = "<begin_of_image>", "<｜▁pad▁｜>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Janus(TokenDrawer):
+    """A language model with image tokens."""
+
+    prompt: ClassVar[Literal["text"]] = "text"
+    FOLLOWED = TokenDrawer.FOLLOWED | {"guidance"}
+    BUILT_IN: ClassVar = {**TokenDrawer.BUILT_IN, "guidance": 5.0}
+    DRAWS = "draws token by token"
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> Janus:
+        where = checkpoint.path / "config.json"
+        raw = checkpoint.contents.read_json(where)
+        side = image_size(raw)
+        if type(side) is not int or not PIXELS <= side <= 4096 or side % PIXELS:
+            raise GencliError(f"{where}: image_size = {side!r:.40} is no multiple of {PIXELS}, or too large")
+        own = own_sampling(checkpoint)
+        if isinstance(scale := checkpoint.defaults.get("guidance_scale"), int | float):
+            own["guidance"] = scale
+        grid = side // PIXELS, side // PIXELS
+        count = (raw.get("vision_config") or {}).get("num_image_tokens", grid[0] * grid[1])
+        if count != grid[0] * grid[1]:
+            raise GencliError(f"{where}: num_image_tokens = {count!r:.40} does not fit image_size = {side}")
+        return cls(opened=checkpoint, size=(side, side), grid=grid, defaults=own)
+
+    def load(self, *, device: str = "auto", dtype: str = "auto") -> JanusTokens:
+        parts = self.opened.parts
+        module = load_part(parts["language_model"], device=device, dtype=dtype, stays=True)
+        vq: Any = load_part(parts[VQ_PART], device=device, dtype="float32")
+        if vq.scale != PIXELS:
+            raise GencliError(f"{self.folder}: its vqmodel has {vq.scale} pixels a token, where {PIXELS} are known")
+        return JanusTokens(self, module, (vq,))
+
+
+class JanusTokens(VQTokens):
+    """A language model and its VQ autoencoder, ready to draw."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer: Tokenizer = self.drawer.opened.tokenizer()
+        return tokenizer
+
+    def begin(
+        self, request: ImageRequest, prompt: str, init: Image.Image | None
+    ) -> tuple[LanguageModel, list[int], int]:
+        """The row without the prompt is as long, and all but its first and last token are padding that is read."""
+        from gencli.image.drawers.guided import Guided
+
+        ids = self.tokenizer.encode(PROMPT.format(prompt))
+        begin, pad = (self._token(name) for name in (BEGIN, PAD))
+        columns, rows = self.drawer.grid
+        if len(ids) + columns * rows > self.module.max_length:
+            room = self.module.max_length - columns * rows
+            raise GencliError(f"the prompt has {len(ids)} tokens, and {self.drawer.name} reads at most {room}")
+        if max(*ids, pad) >= self.module.first_image_token:
+            raise GencliError(f"{self.drawer.folder}: the tokenizer knows more tokens than the language model")
+        negative = [one if one in (self.tokenizer.bos_id, begin) else pad for one in ids]
+        return Guided(self.module, ids, negative, request.guidance or 0.0, self.module.first_image_token), ids, 0
+
+    def _token(self, name: str) -> int:
+        found: int | None = self.tokenizer.backend.token_to_id(name)
+        if found is None:
+            raise GencliError(f"{self.drawer.folder}: the tokenizer has no token {name}")
+        return found
+
+    def check_prompt(self, request: ImageRequest) -> None:
+        self.begin(request, request.prompt, None)
+
+
+DRAWER = Janus
