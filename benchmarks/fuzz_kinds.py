@@ -428,6 +428,12 @@ def biggan(root: Path) -> None:
     (root / "pytorch_model.bin").unlink()
 
 
+def janus(root: Path) -> None:
+    from tests.tiny.janus import make_janus
+
+    make_janus(root)
+
+
 def score(root: Path) -> None:
     from gencli.image.score import open_scorer
 
@@ -716,6 +722,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "networks": kind(networks, load_parts, "*.safetensors", "*.json", apart=True),
     "clip": kind(clip, score, "*.json"),
     "imagegpt": kind(imagegpt, inspect, "*.json"),
+    "janus": kind(janus, inspect, "*.json"),
     "biggan": kind(biggan, inspect, "*.json", "*.safetensors"),
     "adapter": kind(adapter, merge, "adapter_*"),
     "image lora": kind(image_lora, open_image_lora, "*.safetensors"),
