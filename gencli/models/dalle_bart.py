@@ -7,6 +7,7 @@ in front here. B: batch, T: positions, S: tokens of a text, C: width, K: image t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +127,14 @@ class Half(nn.Module):
         return self.layernorm_embedding(self.embed_tokens(ids) + self.embed_positions(positions))
 
 
+class Drawing(Half):
+    """The decoder, with its head over image tokens."""
+
+    def __init__(self, config: DalleBartConfig, ids: int, length: int, layer: type[nn.Module]):
+        super().__init__(config, ids, length, layer)
+        self.lm_head = nn.Linear(config.width, ids, bias=False)
+
+
 class TextCache(KeyValueCache):
     """The cache of images, and of the texts that they are drawn from: keys and values of each layer, with a mask."""
 
@@ -145,8 +154,7 @@ class DalleBart(BaseModel):
         super().__init__()
         self.config = config
         self.encoder = Half(config, config.text_ids, config.text_length, EncoderLayer)
-        self.decoder = Half(config, config.image_ids, config.image_length, DecoderLayer)
-        self.decoder.lm_head = nn.Linear(config.width, config.image_ids, bias=False)
+        self.decoder = Drawing(config, config.image_ids, config.image_length, DecoderLayer)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return states (B, S, C) of texts (B, S), and where they may be looked at (B, 1, 1, S)."""
@@ -177,7 +185,7 @@ class Reading(LanguageModel):
         self.model, self.compute_dtype = model, model.compute_dtype
         with torch.inference_mode():
             states, self.mask = model.encode(ids)
-            self.texts = [layer.encoder_attn.read(states) for layer in model.decoder.layers]
+            self.texts = [cast(DecoderLayer, layer).encoder_attn.read(states) for layer in model.decoder.layers]
 
     @property
     def max_length(self) -> int:

@@ -7,6 +7,7 @@ B: batch, h, w: codes a side, an eighth of the pixels, K: their number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class Block(nn.Module):
         inner, self.gain = out // 4, gain
         self.id_path = Conv(into, out, 1) if into != out else nn.Identity()
         widths = [into, inner, inner, inner, out]
-        self.res_path = nn.ModuleDict({f"conv_{i + 1}": Conv(*widths[i : i + 2], kernels[i]) for i in range(4)})
+        self.res_path = nn.ModuleDict({f"conv_{i + 1}": Conv(widths[i], widths[i + 1], kernels[i]) for i in range(4)})
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -106,7 +107,7 @@ class DVAE(BaseModel):
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in -1..1 of codes (B, h, w). Raises ValueError for one that there is not."""
-        first, channels = self.decoder.blocks["input"], self.config.in_channels
+        first, channels = cast(Conv, self.decoder.blocks["input"]), self.config.in_channels
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_vq_embeddings:
             raise ValueError(f"codes must be from 0 to {self.config.num_vq_embeddings - 1}")
         x = F.embedding(codes, first.w[:, :, 0, 0].T) + first.b  # a convolution of one code's row of 0 and 1

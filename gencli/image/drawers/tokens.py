@@ -119,7 +119,9 @@ class VQTokens(TokenModel):
 
     def pixels(self, codes: Tensor) -> Tensor:
         """Return an image (3, H, W), about -1..1, of codes (1, h, w)."""
-        return self.others[0].decode_codes(codes)[0]
+        vq: Any = self.others[0]
+        pixels: Tensor = vq.decode_codes(codes)[0]
+        return pixels
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
         """Return the image of codes (1, 1, rows, columns): grey below the last whole row."""
