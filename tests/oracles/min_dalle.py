@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gencli.checkpoints.formats.vq import CODEBOOK, read_vq
+from tests.oracles.libraries import diffusers
+
 HEAD, BEGIN, CODES = 64, 2**14 - 1, 2**14
 Tensors = Mapping[str, Tensor]
 
@@ -68,3 +71,23 @@ def logits(encoder: Tensors, decoder: Tensors, text: Tensor, tokens: Tensor) -> 
         x = sublayer(decoder, f"layers.{i}", "encoder_attn", x, states, (text != 1)[:, None])
         x = x + glu(decoder, f"layers.{i}.glu", x)
     return (norm(decoder, "final_ln", x) @ decoder["lm_head.weight"].T)[..., :CODES]
+
+
+def diffusers_vq(tensors: Tensors) -> diffusers.VQModel:
+    """diffusers' VQModel with a detokenizer's tensors."""
+    named = {CODEBOOK if name == "embedding.weight" else name: one for name, one in tensors.items()}
+    found, unknown = read_vq({name: tuple(one.shape) for name, one in named.items()})
+    config = {key: value for key, value in found.config.items() if key not in ("_class_name", "encodes")}
+    model = diffusers.VQModel(**config).eval()
+    state = {new: piece.transform(named[piece.source]) if piece.transform else named[piece.source]
+             for new, piece in found.pieces.items()}  # fmt: skip
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unknown and not unexpected
+    assert all(name.startswith(("encoder.", "quant_conv.")) for name in missing)
+    return model
+
+
+def decode(detoker: Tensors, codes: Tensor) -> Tensor:
+    """An image (3, 256, 256), about 0..1, of codes (1, 256), by diffusers' autoencoder."""
+    entries = detoker["embedding.weight"][codes].view(1, 16, 16, -1).movedim(3, 1)
+    return diffusers_vq(detoker).decode(entries, force_not_quantize=True).sample[0]

@@ -14,13 +14,14 @@ from gencli.image.drawers import open_drawer
 from gencli.image.generate import Picture
 from gencli.image.request import ImageRequest
 from gencli.image.score import open_scorer
-from tests.oracles import biggan
+from tests.oracles import biggan, min_dalle
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.libraries import transformers
 from tests.tiny.biggan import CONFIG, make_biggan
 from tests.tiny.clip import KINDS, make_clip, make_pictures
 from tests.tiny.imagegpt import COLOURS, SIDE, clusters, make_imagegpt
 from tests.tiny.janus import make_janus
+from tests.tiny.min_dalle import make_min_dalle
 
 TEXTS = ["red apple", "a blue dog and the cat", "", "green star!"]
 
@@ -31,6 +32,7 @@ def measure(root: Path) -> Iterator[Measured]:
     yield _imagegpt(root / "imagegpt")
     yield _biggan(root / "biggan")
     yield _janus(root / "janus")
+    yield _min_dalle(root / "dalle-mini")
 
 
 def _clip(root: Path) -> Measured:
@@ -111,3 +113,22 @@ def _janus(folder: Path) -> Measured:
     return Measured(
         "Janus (DALL·E's form)", "`deepseek-ai/Janus-Pro-1B`, `deepseek-community/Janus-Pro-1B`", component, apart
     )
+
+
+def _min_dalle(folder: Path) -> Measured:
+    """Logits before the first token of an image, with guidance, and the likeliest image's pixels."""
+    files = make_min_dalle(folder)
+    ours = open_drawer(open_checkpoint(Source("dalle", folder, "folder"), allow_pickle=True)).load(device="cpu")
+    request = ours.drawer.resolve(ImageRequest(prompt="a red dog", temperature=0, seed=0))
+    *_, last, drawn = ours.generate(request)
+    guided, begun, _ = ours.begin(request, request.prompt, None)
+    ids = ours.drawer.encode(request.prompt)
+    with torch.no_grad():
+        texts = torch.tensor([row + [1] * (64 - len(row)) for row in ([ids[0], ids[-1]], ids)])
+        none = torch.empty(2, 0, dtype=torch.long)
+        uncond, cond = min_dalle.logits(files["encoder"], files["decoder"], texts, none)
+        mine = guided(torch.tensor([begun]), guided.new_cache(1, 1))[0]
+        component = float((mine - uncond - 16 * (cond - uncond)).abs().max())
+        pixels = (min_dalle.decode(files["detoker"], last.x0.view(1, -1)).clamp(0, 1) * 255).round().movedim(0, -1)
+    apart = int(np.abs(np.asarray(drawn.image) - pixels.numpy()).max())
+    return Measured("DALL·E mini and mega", "`kuprel/min-dalle`", component, apart)

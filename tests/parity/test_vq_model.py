@@ -289,7 +289,7 @@ def test_the_discrete_autoencoder_of_dalle(tmp_path):
     what = describe(source, allow_pickle=True)
     assert (what.kind, what.family, what.parameters) == ("part", "dall_e", sum(one.numel() for one in tensors.values()))
     assert check_checkpoint(source, allow_pickle=True).problems == ()
-    with pytest.raises(GencliError, match=r"encoder\.pkl is no \.safetensors file"):
+    with pytest.raises(GencliError, match=r"encoder\.pkl is not a \.safetensors file"):
         open_codec(source)
 
 
