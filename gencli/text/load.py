@@ -145,9 +145,8 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
         raise checkpoint.problem
     if checkpoint.kind == "text" or checkpoint.format == "gguf":
         return checkpoint.parts[""], checkpoint.parts[""].config
-    images = GencliError(
-        f"{checkpoint.name} is not a text model", f"`gencli image -m {checkpoint.name}` draws with image models"
-    )
+    hint = "; ".join([f"`gencli image -m {checkpoint.name}` draws with image models", *checkpoint.notes])
+    images = GencliError(f"{checkpoint.name} is not a text model", hint)
     if checkpoint.contents.has("model_index.json") or (checkpoint.kind == "image" and checkpoint.problem is None):
         raise images
     part = checkpoint.only_part("a language model")

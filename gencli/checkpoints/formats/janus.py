@@ -91,7 +91,8 @@ def read_janus(contents: Contents, hints: Hints) -> Checkpoint:
         "language_model": Part("language_model", "model", path, lambda: found.language_config, lambda: found.language),
         VQ_PART: Part(VQ_PART, "model", path, lambda: found.vq.config, lambda: found.vq_tensors),
     }
-    return Checkpoint(contents, "image", str(raw["model_type"]), parts, own_folder=True)
+    notes = ("its side that reads images and answers is not supported",)
+    return Checkpoint(contents, "image", str(raw["model_type"]), parts, own_folder=True, notes=notes)
 
 
 class _Parts:
