@@ -14,8 +14,8 @@ from gencli.checkpoints.formats.autoencoder import is_autoencoder, read_autoenco
 from gencli.checkpoints.formats.biggan import is_biggan, read_biggan
 from gencli.checkpoints.formats.ddpm import is_ddpm, read_ddpm
 from gencli.checkpoints.formats.dit import is_dit, read_dit
-from gencli.checkpoints.formats.flow import is_flow, read_flow
 from gencli.checkpoints.formats.dvae import is_dvae, read_dvae
+from gencli.checkpoints.formats.flow import is_flow, read_flow
 from gencli.checkpoints.formats.gguf import is_gguf, read_gguf
 from gencli.checkpoints.formats.glide import is_glide, read_glide
 from gencli.checkpoints.formats.guided_diffusion import is_guided_diffusion, read_guided_diffusion

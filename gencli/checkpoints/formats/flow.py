@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, Shapes
 from gencli.checkpoints.formats.renaming import THIRDS, numbered, rename, sizes
 from gencli.checkpoints.layout import some
-from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile
+from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
 from gencli.checkpoints.weights import check_suffix
 from gencli.errors import GencliError
 from gencli.models.base import Rename
@@ -163,7 +163,7 @@ class FlowTensors(RenamedTensors):
         from gencli.kernels.packed import Packed
 
         piece = self._pieces[name]
-        tensor = self._file.get(piece.source)
+        tensor = self._tensors.get(piece.source)
         if not isinstance(tensor, Packed) or piece.transform is None:
             return self._changed(piece, tensor)
         return Packed(tensor.kind, self._changed(piece, tensor.data_rows))
@@ -199,4 +199,4 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
 def _open(contents: Contents, file: TensorFile, pieces: Mapping[str, Piece]) -> FlowTensors:
     if contents.path.suffix != ".gguf":
         check_suffix(contents.path, allow_pickle=contents.allow_pickle)
-    return FlowTensors(file, pieces)
+    return FlowTensors(Tensors([file]), pieces)
