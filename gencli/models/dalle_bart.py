@@ -6,6 +6,7 @@ in front here. B: batch, T: positions, S: tokens of a text, C: width, K: image t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -101,14 +102,17 @@ class DecoderLayer(nn.Module):
         self.encoder_attn_layer_norm = nn.LayerNorm(config.width)
         self.glu = GLU(config.width, config.inner)
 
-    def forward(self, x: Tensor, layer: int, cache: TextCache) -> Tensor:
-        y = self.pre_self_attn_layer_norm(x)
+    def forward(self, x: Tensor, layer: int, cache: KeyValueCache, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """text: keys, values and mask of the text, for all rows."""
+        (B, T, _), y = x.shape, self.pre_self_attn_layer_norm(x)
         keys, values = cache.append(layer, *self.self_attn.read(y))
-        causal = torch.ones(y.shape[1], keys.shape[2], dtype=torch.bool, device=x.device)
-        causal = causal.tril(keys.shape[2] - y.shape[1])
-        x = x + self.self_attn_layer_norm(self.self_attn(y, keys, values, causal))
+        seen = cache.visible(B)
+        if seen is None:
+            S = keys.shape[2]
+            seen = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        x = x + self.self_attn_layer_norm(self.self_attn(y, keys, values, seen))
         y = self.pre_encoder_attn_layer_norm(x)
-        x = x + self.encoder_attn_layer_norm(self.encoder_attn(y, *cache.texts[layer], cache.mask))
+        x = x + self.encoder_attn_layer_norm(self.encoder_attn(y, *(one.expand(B, -1, -1, -1) for one in text)))
         return x + self.glu(x)
 
 
@@ -122,8 +126,9 @@ class Half(nn.Module):
         self.layers = nn.ModuleList(layer(config) for _ in range(config.layers))
         self.final_ln = nn.LayerNorm(config.width)
 
-    def embed(self, ids: Tensor, start: int = 0) -> Tensor:
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+    def embed(self, ids: Tensor, starts: Sequence[int] = (0,)) -> Tensor:
+        """Return embeddings (B, T, C) of ids (B, T) behind so many positions, one number or one for each row."""
+        positions = torch.tensor(starts, device=ids.device)[:, None] + torch.arange(ids.shape[1], device=ids.device)
         return self.layernorm_embedding(self.embed_tokens(ids) + self.embed_positions(positions))
 
 
@@ -133,18 +138,6 @@ class Drawing(Half):
     def __init__(self, config: DalleBartConfig, ids: int, length: int, layer: type[nn.Module]):
         super().__init__(config, ids, length, layer)
         self.lm_head = nn.Linear(config.width, ids, bias=False)
-
-
-class TextCache(KeyValueCache):
-    """The cache of images, and of the texts that they are drawn from: keys and values of each layer, with a mask."""
-
-    texts: list[tuple[Tensor, Tensor]]
-    mask: Tensor
-
-    def repeat(self, batch: int) -> None:
-        super().repeat(batch)
-        self.texts = [(keys.repeat(batch, 1, 1, 1), values.repeat(batch, 1, 1, 1)) for keys, values in self.texts]
-        self.mask = self.mask.repeat(batch, 1, 1, 1)
 
 
 class DalleBart(BaseModel):
@@ -164,28 +157,20 @@ class DalleBart(BaseModel):
         return self.encoder.final_ln(x), mask
 
     def reading(self, ids: Tensor) -> Reading:
-        """Return the decoder for texts (R, S): a batch of it has R rows for each image."""
+        """Return the decoder for a text (1, S)."""
         return Reading(self, ids)
-
-    def forward(self, ids: Tensor, cache: TextCache, *, last_only: bool = False) -> Tensor:
-        """Return logits (B, T, K) of image tokens (B, T), which are added to the cache."""
-        x = self.decoder.embed(ids, cache.length)
-        for i, layer in enumerate(self.decoder.layers):
-            x = layer(x, i, cache)
-        cache.length += ids.shape[1]
-        x = x[:, -1:] if last_only else x
-        return self.decoder.lm_head(self.decoder.final_ln(x))[..., : self.config.image_tokens]
 
 
 class Reading(LanguageModel):
-    """A decoder of image tokens, after certain texts."""
+    """A decoder of image tokens, after a certain text."""
 
     def __init__(self, model: DalleBart, ids: Tensor):
         super().__init__()
         self.model, self.compute_dtype = model, model.compute_dtype
         with torch.inference_mode():
-            states, self.mask = model.encode(ids)
-            self.texts = [cast(DecoderLayer, layer).encoder_attn.read(states) for layer in model.decoder.layers]
+            states, mask = model.encode(ids)
+            layers = (cast(DecoderLayer, layer) for layer in model.decoder.layers)
+            self.texts = [(*layer.encoder_attn.read(states), mask) for layer in layers]
 
     @property
     def max_length(self) -> int:
@@ -195,17 +180,21 @@ class Reading(LanguageModel):
     def vocab_size(self) -> int:
         return self.model.config.image_tokens
 
-    def new_cache(self, batch: int, positions: int) -> TextCache:
+    def new_cache(self, batch: int, positions: int) -> KeyValueCache:
         config = self.model.config
         shape = (config.layers, batch, config.width // HEAD, positions, HEAD)
-        cache = TextCache(*shape, device=self.device, dtype=self.compute_dtype)
-        cache.texts, cache.mask = self.texts, self.mask
-        assert batch == len(self.mask)
-        return cache
+        return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
-        assert isinstance(cache, TextCache)
-        return self.model(ids, cache, last_only=last_only)
+        """Return logits (B, T, K) of image tokens (B, T), which are added to the cache."""
+        assert cache is not None
+        (B, T), decoder = ids.shape, self.model.decoder
+        x = decoder.embed(ids, cache.starts(B))
+        for i, layer in enumerate(decoder.layers):
+            x = layer(x, i, cache, self.texts[i])
+        cache.lengths[:B] += T
+        x = x[:, -1:] if last_only else x
+        return decoder.lm_head(decoder.final_ln(x))[..., : self.vocab_size]
 
 
 LAYOUT = Layout()

@@ -100,7 +100,7 @@ def _janus(folder: Path) -> Measured:
         mask = torch.ones(1, len(ids), dtype=torch.long)
         asked = {"attention_mask": mask, "generation_mode": "image", "guidance_scale": 5, "do_sample": False}
         wanted = theirs.generate(torch.tensor([ids]), **asked)
-        states = [theirs.get_input_embeddings()(row[None]) for row in guided.rows]
+        states = [theirs.get_input_embeddings()(prompt) for prompt in guided.prompts]
         cond, uncond = (
             theirs.model.generation_head(theirs.model.language_model(inputs_embeds=one).last_hidden_state)
             for one in states

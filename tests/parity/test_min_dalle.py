@@ -65,9 +65,8 @@ def test_logits_with_guidance_and_without(case, scale):
         rows = texts(model, "A red dog, a cat")
         uncond, cond = (logits(files["encoder"], files["decoder"], row[None].repeat(2, 1), tokens) for row in rows)
         wanted = uncond * (1 - scale) + cond * scale
-        cache = decoder.new_cache(1, 21)
-        found = [decoder(torch.tensor([begun]), cache, last_only=True).repeat(2, 1, 1)]
-        cache.repeat(2)  # two images of one prompt
+        cache = decoder.new_cache(2, 21)  # two images of one prompt
+        found = [torch.cat([decoder(torch.tensor([begun]), cache.row(i), last_only=True) for i in range(2)])]
         found += [decoder(tokens[:, i : i + 1], cache) for i in range(20)]
     assert wanted.shape == (2, 21, CODES) and wanted.std() > 0.5
     assert_close(torch.cat(found, 1), wanted, rtol=0, atol=1e-4)

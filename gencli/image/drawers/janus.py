@@ -85,7 +85,8 @@ class JanusTokens(VQTokens):
         if max(*ids, pad) >= self.module.first_image_token:
             raise GencliError(f"{self.drawer.folder}: the tokenizer knows more tokens than the language model")
         negative = [one if one in (self.tokenizer.bos_id, begin) else pad for one in ids]
-        return Guided(self.module, ids, negative, request.guidance or 0.0, self.module.first_image_token), ids, 0
+        guided = Guided([self.module] * 2, [ids, negative], request.guidance or 0.0, self.module.first_image_token)
+        return guided, ids, 0
 
     def _token(self, name: str) -> int:
         found: int | None = self.tokenizer.backend.token_to_id(name)

@@ -92,7 +92,7 @@ class MinDalleTokens(VQTokens):
         texts = [ids, [ids[0], ids[-1]]] if scale > 1 else [ids]
         rows = torch.tensor([row + [PAD] * (config.text_length - len(row)) for row in texts], device=self.device)
         begun = [min(BEGIN, config.image_ids - 1)]
-        return Guided(self.module.reading(rows), begun, begun, scale, 0), begun, 0
+        return Guided([self.module.reading(row[None]) for row in rows], [begun] * len(texts), scale), begun, 0
 
     def check_prompt(self, request: ImageRequest) -> None:
         if len(ids := self.drawer.encode(request.prompt)) > (length := self.module.config.text_length):
