@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,11 @@ class Bounds:
     def check(self, name: str, value: Any) -> None:
         """Raise UsageError for a value outside the limits, or one that is not a number."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and math.isfinite(value) and self.low <= value <= self.high and not self._is_open_end(value):
+        finite = number and abs(value) <= sys.float_info.max
+        if finite and self.low <= value <= self.high and not self._is_open_end(value):
             return
+        if isinstance(value, int) and not finite:
+            value = "is too large"  # and would be as long in words
         least = f"more than {self.low}" if self.open_low else f"at least {self.low}"
         most = f" and at most {self.high}" if self.high < math.inf else ""
         raise UsageError(f"{name} {value}: must be {least}{most}")

@@ -1,0 +1,153 @@
+"""`gencli serve`: an HTTP server with OpenAI's routes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+
+from gencli.checkpoints.find import find, find_local
+from gencli.cli.console import Console
+from gencli.cli.options import Fetching, Reporting, command
+from gencli.errors import GencliError, UsageError
+from gencli.options import MODEL, Option, flag, integer, several, string
+from gencli.spec import ModelSpec, completing
+
+LISTENING, LIMITS = "Listening", "Limits"
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds that a text such as `90`, `30s`, `10m` or `1h` means. Raise UsageError."""
+    if text == "forever":
+        return math.inf
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smh]?)", text)
+    if found is None:
+        raise UsageError(f"{text!r} is no duration", "as in 30s, 10m, 1h or forever")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def read_size(text: str) -> float:
+    """Return the bytes that a text such as `500M` or `8G` means. Raise UsageError."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)([kmg]?)(?:i?b)?", text.lower())
+    if found is None:
+        raise UsageError(f"{text!r} is no amount of memory", "as in 500M or 8G")
+    return float(found[1]) * SIZES[found[2]]
+
+
+@dataclass(eq=False, repr=False)
+class Served:
+    """Which models, and where."""
+
+    # fmt: off
+    model: tuple[str, ...] = Option(str, "-m, --model NAME",
+        "A model that clients may name, as elsewhere; a folder or file goes by its own name (repeatable; default: "
+        "the embedded models and those in the hub's cache).", MODEL, several=True, complete=completing()).field(())
+    allow_pull: bool = flag(False, "--allow-pull",
+        "Fetch a Hugging Face id when a client names one that is not here.", MODEL)
+    socket: Path | None = Option(Path, "--socket PATH",  # noqa: RUF009
+        "Listen at this Unix socket, which you alone can reach (default: gencli.sock in your runtime folder).",
+        LISTENING).field(None)
+    listen: tuple[str, ...] = several(str, "--listen [HOST:]PORT",
+        "Listen on TCP too, without a host on this machine alone; port 0 is any free one (repeatable).", LISTENING)
+    key: str | None = string(None, "--key KEY",
+        "Answer only clients that show this key (Authorization: Bearer KEY); needed for hosts that other machines "
+        "reach (environment: GENCLI_SERVE_KEY, which other users cannot see).", LISTENING, env="GENCLI_SERVE_KEY")
+    keep: float = Option(float, "--keep TIME",
+        "Put a model away that nobody asked for so long: 30s, 10m, 1h, 0 or forever (default: 10m).", LIMITS, word=str,
+        read=lambda text: 600.0 if text is None else read_duration(text)).field(600.0)
+    max_memory: float = Option(float, "--max-memory SIZE",
+        "What the weights of all open models may take together, as in 8G (default: no limit).", LIMITS, word=str,
+        read=lambda text: math.inf if text is None else read_size(text)).field(math.inf)
+    queue: int = integer(64, "--queue N",
+        "Requests under way at most; others are told to come again (default: 64).", LIMITS, within=(1, 4096))
+    grace: float = Option(float, "--grace TIME",
+        "How long answers under way may go on when the server is told to end (default: 30s).", LIMITS, word=str,
+        read=lambda text: 30.0 if text is None else read_duration(text)).field(30.0)
+    # fmt: on
+
+
+@command(
+    app,
+    epilog="""Examples:
+    gencli serve --listen 8080
+    curl localhost:8080/v1/completions -d '{"model": "stories", "prompt": "Once"}' -H 'Content-Type: application/json'
+    gencli serve -m ~/models/smollm2.gguf --listen 0.0.0.0:8080 --key "$KEY"
+    """,
+    panels=(MODEL, LISTENING, LIMITS),
+    without=("lora",),
+)
+def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
+    """Keep models warm and answer HTTP requests in OpenAI's form: completions, chats and images.
+
+    stdout gets a line for every address, once it can be reached. Ctrl-C ends the server in order.
+    """
+    addresses = [_address(text) for text in served.listen]
+    strangers = [host for host, _ in addresses if host not in ("127.0.0.1", "localhost", "::1")]
+    if strangers and not served.key:
+        raise UsageError(f"--listen {strangers[0]}: other machines reach it, and there is no key", "add --key KEY")
+    if served.key is not None and len(served.key) < 8:
+        raise UsageError("--key: wants at least 8 characters")
+    names = _names(served.model)
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        raise GencliError(f"{missing[0]} is not installed", "pip install 'gencli[serve]'")
+    from gencli import devices
+    from gencli.serve.app import Limits, Server
+    from gencli.serve.pool import Pool
+    from gencli.serve.run import serve as run
+    from gencli.serve.run import tcp_socket, unix_socket
+
+    console: Console = ctx.obj
+    devices.set_threads(spec.threads)
+    finder = partial(find, offline=fetching.offline or not served.allow_pull, allow_pickle=spec.allow_pickle)
+    pool = Pool(names, spec, finder, keep=served.keep, memory=served.max_memory, pull=served.allow_pull)
+    hosts = tuple(host for host in strangers if host not in ("0.0.0.0", "::"))
+    server = Server(pool, Limits(queue=served.queue), served.key, hosts, any_host=len(hosts) < len(strangers))
+    with contextlib.ExitStack() as stack:
+        path = served.socket or runtime_folder() / "gencli.sock"
+        sockets = [stack.enter_context(unix_socket(path))]
+        lines = [str(path)]
+        for host, port in addresses:
+            sockets.append(stack.enter_context(tcp_socket(host, port)))
+            shown = f"[{host}]" if ":" in host else host
+            lines.append(f"http://{shown}:{sockets[-1].getsockname()[1]}")
+        console.note(f"serving {', '.join(pool.names()) or 'no model'}")
+        run(server, sockets, grace=served.grace, ready=lambda: print("\n".join(lines), flush=True))
+
+
+def runtime_folder() -> Path:
+    """Return the folder of this user for sockets."""
+    if found := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(found)
+    return Path(tempfile.gettempdir()) / f"gencli-{os.getuid()}"
+
+
+def _names(models: tuple[str, ...]) -> dict[str, str]:
+    """Return the names for clients of the models of the command line. Raise UsageError for two of one name."""
+    names: dict[str, str] = {}
+    for model in models:
+        local = find_local(model)
+        name = local.path.stem if local and local.kind == "file" else local.path.name if local else model
+        if name in names:
+            raise UsageError(f"--model {model}: another model goes by the name {name}")
+        names[name] = model
+    return names
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Return host and port of [HOST:]PORT. Raise UsageError."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--listen {text!r}: wants [HOST:]PORT, as in 8080 or 127.0.0.1:8080")
+    return host.strip("[]") or "127.0.0.1", int(port)

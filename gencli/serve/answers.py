@@ -1,0 +1,108 @@
+"""Events → the objects of OpenAI's answers, whole or streamed. No torch."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gencli.text.events import Completion, Event, Logprobs, ReasoningDelta, TextDelta
+
+DONE = b"data: [DONE]\n\n"
+
+
+def server_sent(value: Mapping[str, Any]) -> bytes:
+    """Return an object as one server-sent event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+@dataclass
+class Answer:
+    """The answer to one request for text, as its events come. first: the number of the first choice."""
+
+    model: str
+    chat: bool
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+    reasoning: dict[int, list[str]] = field(default_factory=dict)
+    done: dict[int, Completion] = field(default_factory=dict)
+    prompts: dict[int, int] = field(default_factory=dict)  # tokens of each prompt, by its number
+    opened: set[int] = field(default_factory=set)
+
+    def take(self, event: Event, first: int = 0, prompt: int = 0) -> list[dict[str, Any]]:
+        """Take an event of a prompt whose choices begin at `first`. Return the objects to stream for it."""
+        index = event.index + first
+        if isinstance(event, ReasoningDelta):
+            self.reasoning.setdefault(index, []).append(event.text)
+            return [*self._begin(index), self._chunk(index, {"reasoning_content": event.text})] if self.chat else []
+        if isinstance(event, TextDelta):
+            delta: Any = {"content": event.text} if self.chat else event.text
+            return [*self._begin(index), self._chunk(index, delta)]
+        if isinstance(event, Completion):
+            self.done[index] = event
+            self.prompts[prompt] = event.prompt_tokens
+            return [*self._begin(index), self._chunk(index, {} if self.chat else "", event.finish_reason)]
+        return []
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer in one object."""
+        choices = [self._choice(index, self.done[index]) for index in sorted(self.done)]
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._head(kind), "choices": choices, "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Return the tokens of prompts, which count once however many answers they have, and of answers."""
+        prompt, made = sum(self.prompts.values()), sum(one.completion_tokens for one in self.done.values())
+        return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+    def last(self) -> dict[str, Any]:
+        """Return the object that ends a stream that is to tell the usage."""
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return {**self._head(kind), "choices": [], "usage": self.usage()}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
+
+    def _begin(self, index: int) -> list[dict[str, Any]]:
+        if not self.chat or index in self.opened:
+            return []
+        self.opened.add(index)
+        return [self._chunk(index, {"role": "assistant", "content": ""})]
+
+    def _chunk(self, index: int, delta: Any, finish: str | None = None) -> dict[str, Any]:
+        body = {"delta": delta} if self.chat else {"text": delta}
+        choice = {"index": index, **body, "logprobs": None, "finish_reason": finish}
+        return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": [choice]}
+
+    def _choice(self, index: int, done: Completion) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": done.finish_reason, "logprobs": None}
+        if not self.chat:
+            logprobs = None if done.logprobs is None else vars(done.logprobs)
+            return {**choice, "text": done.text, "logprobs": logprobs}
+        message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+        if thoughts := "".join(self.reasoning.get(index, [])):
+            message["reasoning_content"] = thoughts
+        if done.logprobs is not None:
+            choice["logprobs"] = {"content": chat_logprobs(done.logprobs), "refusal": None}
+        return {**choice, "message": message}
+
+
+def chat_logprobs(found: Logprobs) -> list[dict[str, Any]]:
+    """Return log-probabilities in the form of chat completions: a list with an object for each token."""
+
+    def one(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+
+    columns: Iterable[Any] = zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True)
+    return [{**one(t, p), "top_logprobs": [one(*pair) for pair in top.items()]} for t, p, top in columns]
+
+
+def drawn(images: Sequence[bytes], format: str) -> dict[str, Any]:
+    """Return the answer of /v1/images/generations."""
+    data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
+    return {"created": int(time.time()), "data": data, "output_format": format}

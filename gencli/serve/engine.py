@@ -1,0 +1,251 @@
+"""Warm models: each has a thread, which takes requests and gives back events as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from gencli.image.files import pictures
+from gencli.image.generate import Picture
+from gencli.image.generate import generate as draw
+from gencli.image.pipeline import Pipeline
+from gencli.image.request import ImageRequest
+from gencli.text.chat import ChatModel
+from gencli.text.events import Completion, Event, Failed
+from gencli.text.generate import Job, generate_all
+from gencli.text.load import TextModel
+
+BATCH = 16  # texts of the same settings that a model continues at once
+
+
+@dataclass(eq=False)
+class Work:
+    """One request under way. put: takes its events, in the engine's thread. cancelled: nobody waits for it any more."""
+
+    put: Callable[[Any], None]
+    cancelled: bool = False
+    left: int = 0
+
+
+@dataclass(eq=False)
+class TextWork(Work):
+    """job: what to continue. chat: whether the ends of turns end it."""
+
+    job: Job | None = None
+    chat: bool = False
+
+    @property
+    def key(self) -> Hashable:
+        """What the settings of texts that run side by side have in common."""
+        assert self.job is not None
+        request = self.job.request
+        return self.chat, request.sampling, request.logprobs, request.num_samples
+
+
+@dataclass(eq=False)
+class ImageWork(Work):
+    """request: resolved. format: the file format of the images."""
+
+    request: ImageRequest | None = None
+    format: str = "png"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An image of a request, as the bytes of a file."""
+
+    index: int
+    data: bytes
+
+
+END = object()  # the last that is put for a request
+
+
+class Engine(Protocol):
+    """A model with its thread. bytes: memory that its weights take."""
+
+    bytes: int
+
+    def submit(self, work: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Thread:
+    """A thread that takes work from a queue until it is closed."""
+
+    def __init__(self, name: str):
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def submit(self, work: Any) -> None:
+        self.inbox.put(work)
+
+    def close(self) -> None:
+        """End the thread once it has nothing left to do; what is cancelled counts as done."""
+        self.inbox.put(None)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class TextEngine(_Thread):
+    """Continues texts of many requests side by side: those of equal settings in one batch, others in turns."""
+
+    def __init__(self, model: TextModel):
+        self.model = model
+        self.chat_model = ChatModel(model)
+        self.formatting = threading.Lock()  # the template's process answers one at a time
+        self.bytes = sum(tensor.nbytes for tensor in model.module.state_dict().values())
+        super().__init__(f"gencli {model.name}")
+
+    def close(self) -> None:
+        super().close()
+        self.chat_model.close()
+
+    def _run(self) -> None:
+        lanes: dict[Hashable, _Lane] = {}
+        closing = False
+        while lanes or not closing:
+            while not self.inbox.empty() or not (lanes or closing):
+                work = self.inbox.get()
+                if work is None:
+                    closing = True
+                    continue
+                if work.key not in lanes:
+                    model = self.chat_model.model if work.chat else self.model
+                    lanes[work.key] = _Lane(model, work.job.request.num_samples)
+                lanes[work.key].waiting.append(work)
+            for key, lane in list(lanes.items()):
+                if not lane.advance():
+                    del lanes[key]
+                    for work in lane.waiting:  # it came when nothing else was left to wait for
+                        self.inbox.put(work)
+
+
+class _Lane:
+    """Texts of equal settings: a batch that others join as there is room."""
+
+    def __init__(self, model: TextModel, samples: int):
+        self.samples = samples  # of each
+        self.waiting: deque[TextWork] = deque()
+        self.running: dict[int, TextWork] = {}  # by the number of its job
+        self.events = generate_all(model, self._jobs(), batch=BATCH, ready=lambda: bool(self.waiting))
+
+    def _jobs(self) -> Iterator[Job]:
+        number = 0
+        while self.waiting:
+            work = self.waiting.popleft()
+            if not work.cancelled and work.job is not None:
+                work.left = work.job.request.num_samples
+                self.running[number] = work
+                number += 1
+                yield work.job
+
+    def advance(self) -> bool:
+        """Hand the next event to the request that it belongs to. Return False when all are done."""
+        try:
+            event = next(self.events, None)
+        except Exception as error:  # whatever it is, those who wait have to be told
+            for work in [*self.running.values(), *self.waiting]:
+                work.put(error)
+            self.waiting.clear()
+            return False
+        if event is None:
+            return False
+        number = event.index // self.samples
+        if (work := self.running.get(number)) is None:
+            return True
+        _put(work, event, number * self.samples)
+        if not work.left:
+            del self.running[number]
+        return True
+
+
+def _put(work: TextWork, event: Event, first: int) -> None:
+    """Give a request its event, with the index of the sample in it."""
+    if isinstance(event, Failed):
+        work.left = 0
+        work.put(event.error)
+        return
+    work.put(dataclasses.replace(event, index=event.index - first))
+    if isinstance(event, Completion):
+        work.left -= 1
+        if not work.left:
+            work.put(END)
+
+
+class ImageEngine(_Thread):
+    """Draws the images of one request after the other."""
+
+    def __init__(self, pipeline: Pipeline, name: str, size: int):
+        self.pipeline, self.bytes = pipeline, size
+        super().__init__(f"gencli {name}")
+
+    def _run(self) -> None:
+        while (work := self.inbox.get()) is not None:
+            try:
+                self._draw(work)
+                work.put(END)
+            except Exception as error:  # whatever it is, the client has to be told
+                work.put(error)
+
+    def _draw(self, work: ImageWork) -> None:
+        assert work.request is not None
+        with contextlib.closing(draw(self.pipeline, work.request)) as events:  # type: ignore[type-var]
+            for event in events:
+                if work.cancelled:
+                    return
+                if isinstance(event, Picture):
+                    texts = pictures.describe(event.request)
+                    work.put(Drawn(event.index, pictures.encode(event.image, work.format, texts)))
+
+
+@dataclass
+class Counts:
+    """What the server has done so far, for /metrics."""
+
+    answers: dict[tuple[str, int], int] = field(default_factory=dict)  # by route and status
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    images: int = 0
+    under_way: int = 0
+
+
+async def events_of(
+    engine: Engine, makes: Sequence[Callable[[Callable[[Any], None]], Work]]
+) -> AsyncGenerator[tuple[int, Any], None]:
+    """Submit works, each made from what takes its events, and yield those of all of them with the number of the work.
+
+    Raise what went wrong with one. Whoever leaves early cancels them.
+    """
+    loop, arrived = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+
+    def put(number: int, event: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            loop.call_soon_threadsafe(arrived.put_nowait, (number, event))
+
+    works = [make(partial(put, number)) for number, make in enumerate(makes)]
+    for work in works:
+        engine.submit(work)
+    left = len(works)
+    try:
+        while left:
+            number, event = await arrived.get()
+            if isinstance(event, BaseException):
+                raise event
+            if event is END:
+                left -= 1
+            else:
+                yield number, event
+    finally:
+        for work in works:
+            work.cancelled = True

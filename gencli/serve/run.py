@@ -1,0 +1,134 @@
+"""Where the server listens, and its life from the first request to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from gencli.errors import GencliError
+from gencli.serve.app import Server
+from gencli.signals import ENDING, Terminated
+
+CONNECTIONS = 512  # at once; beyond them clients are told to come again
+HEADERS = 16 * 1024  # bytes of a request's head
+
+
+def serve(server: Server, sockets: Sequence[socket.socket], *, grace: float, ready: Callable[[], None]) -> None:
+    """Answer requests on these sockets until a signal comes; then those under way have `grace` seconds to end."""
+    config = uvicorn.Config(
+        server.app(),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http="h11",
+        ws="none",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=HEADERS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(grace)),
+    )
+
+    async def run() -> None:
+        http = _Announced(config, ready)
+        watch = asyncio.create_task(server.pool.watch())
+        try:
+            await http.serve(list(sockets))
+        finally:
+            watch.cancel()
+            server.pool.put_away(all=True)
+        if http.ended_by is not None:
+            raise KeyboardInterrupt if http.ended_by == signal.SIGINT else Terminated(http.ended_by)
+
+    asyncio.run(run())
+
+
+class _Announced(uvicorn.Server):
+    """A server that says when it can be reached. A signal ends it in order; a second one is gencli's watch's."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
+        super().__init__(config)
+        self.ready = ready
+        self.ended_by: int | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take over the signals that end a process, while it serves."""
+        taken = {number: signal.getsignal(number) for number in map(signal.Signals, ENDING)}
+        taken = {number: handler for number, handler in taken.items() if handler is not signal.SIG_IGN}
+        for number in taken:
+            signal.signal(number, self._end)
+        try:
+            yield
+        finally:
+            for number, handler in taken.items():
+                signal.signal(number, handler)
+
+    def _end(self, number: int, frame: object) -> None:
+        self.ended_by, self.should_exit = number, True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()
+
+
+@contextlib.contextmanager
+def unix_socket(path: Path) -> Iterator[socket.socket]:
+    """A socket that this user alone can reach, in a folder that is made if it is not there; removed in the end.
+
+    A socket that nobody answers any more is replaced. Raise GencliError where another server answers, for a path that
+    is something else, and for one that cannot be made.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_symlink() or path.exists():
+            _remove_stale(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(128)
+    except OSError as error:
+        raise GencliError(f"cannot listen at {path}: {error.strerror or error}") from None
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    if path.is_symlink() or not stat.S_ISSOCK(path.stat().st_mode):
+        raise GencliError(f"{path} is there and is no socket", "--socket names another path")
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise GencliError(f"another server answers at {path}", "end it, or name another path by --socket")
+
+
+@contextlib.contextmanager
+def tcp_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """A TCP socket at a host and port; port 0 is any that is free. Raise GencliError where there is none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        raise GencliError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+    with contextlib.closing(listener):
+        yield listener

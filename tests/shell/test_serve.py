@@ -1,0 +1,264 @@
+"""`gencli serve` as a process: OpenAI's own client, many clients at once, and those who mean no good."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from tests.shell.process import environment, gencli, start
+
+pytestmark = pytest.mark.slow
+TELL = {"model": "stories", "prompt": "Once upon a time", "seed": 1, "max_tokens": 12}
+DRAW = {"model": "emoji", "prompt": "red apple", "extra_body": {"seed": 1, "steps": 2}}
+
+
+@contextlib.contextmanager
+def serving(folder, *args, **env):
+    """A server; its process, socket and URL."""
+    path = folder / "s.sock"
+    words = ("serve", "--socket", path, "--listen", "0", "--threads", "1", *args)
+    process = start(*words, fresh=True, env=environment(XDG_RUNTIME_DIR=str(folder), **env))
+    try:
+        assert process.stdout.readline().decode().strip() == str(path)
+        yield process, path, process.stdout.readline().decode().strip()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("serve"), "--queue", "8") as (_, _, url):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["emoji", "stories"]
+    assert client.models.retrieve("stories").owned_by == "gencli"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("../etc")
+
+
+def test_a_completion_is_what_the_command_line_says(client):
+    made = client.completions.create(**TELL)
+    said = gencli("text", TELL["prompt"], "--seed", 1, "-n", 12, "--json")
+    told = json.loads(said.stdout)
+    assert made.choices[0].text == told["text"] and made.choices[0].finish_reason == told["finish_reason"]
+    assert made.usage.model_dump(include=told["usage"].keys()) == told["usage"]
+
+
+def test_several_prompts_samples_and_logprobs(client):
+    alone = client.completions.create(**TELL).choices[0].text
+    made = client.completions.create(**{**TELL, "prompt": [TELL["prompt"], "The dog"], "n": 2, "logprobs": 2})
+    assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
+    assert made.choices[0].text == alone
+    found = made.choices[0].logprobs
+    assert len(found.tokens) == len(found.token_logprobs) == 12 and "".join(found.tokens) == alone
+    assert all(value <= 0 for value in found.token_logprobs)
+
+
+def test_a_stream_says_the_same(client):
+    chunks = list(client.completions.create(**TELL, stream=True, stream_options={"include_usage": True}))
+    whole = client.completions.create(**TELL)
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_chats_streamed_and_whole(client):
+    ask = {"model": "stories", "messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 8}
+    whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=1)
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert said == whole.choices[0].message.content
+    assert "".join(token.token for token in whole.choices[0].logprobs.content) == said
+
+
+def test_images(client):
+    made = client.images.generate(**DRAW, n=2, size="128x128")
+    images = [Image.open(io.BytesIO(base64.b64decode(one.b64_json))) for one in made.data]
+    assert [image.size for image in images] == [(128, 128)] * 2
+    drawn = gencli("image", "red apple", "--seed", 1, "--count", 2, "--steps", 2, "--grid")
+    sheet = Image.open(io.BytesIO(drawn.stdout)).convert("RGB")
+    assert sheet.crop((0, 0, 128, 128)).tobytes() == images[0].convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong", "error", "code"),
+    [
+        ("completions", {"model": "nosuch"}, openai.NotFoundError, "model_not_found"),
+        ("completions", {"model": "/etc/passwd"}, openai.NotFoundError, "model_not_found"),
+        ("completions", {"model": "../weights/stories"}, openai.NotFoundError, "model_not_found"),
+        ("completions", {"model": "emoji"}, openai.BadRequestError, None),
+        ("completions", {"temperature": -1}, openai.BadRequestError, None),
+        ("completions", {"prompt": "word " * 3000}, openai.BadRequestError, None),
+        ("completions", {"prompt": [10**8]}, openai.BadRequestError, None),
+        ("completions", {"extra_body": {"no_such": 1}}, openai.BadRequestError, "unsupported_parameter"),
+        ("images", {"model": "stories"}, openai.BadRequestError, None),
+        ("images", {"extra_body": {"sampler": "nosuch"}}, openai.BadRequestError, None),
+        ("images", {"size": "100x100"}, openai.BadRequestError, None),
+    ],
+)
+def test_errors_are_openais(client, call, wrong, error, code):
+    with pytest.raises(error) as raised:
+        if call == "images":
+            client.images.generate(**{**DRAW, **wrong})
+        else:
+            client.completions.create(**{**TELL, **wrong})
+    body = raised.value.body
+    assert {"message", "type", "param", "code"} <= body.keys() and body["type"] == "invalid_request_error"
+    assert body["code"] == code and 0 < len(body["message"]) < 2000 and "defect" not in body["message"]
+
+
+def test_an_error_comes_before_a_stream_begins(client):
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(**{**TELL, "prompt": "word " * 3000}, stream=True)
+
+
+def test_many_clients_get_their_own_answers_or_are_told_to_come_again(client, url):
+    alone = {seed: client.completions.create(**{**TELL, "seed": seed}).choices[0].text for seed in range(4)}
+    got, refused = [], []
+
+    def ask(number):
+        for turn in range(4):
+            seed = (number + turn) % 4
+            try:
+                got.append((seed, client.completions.create(**{**TELL, "seed": seed}).choices[0].text))
+            except openai.RateLimitError as error:
+                refused.append(error.response.headers["retry-after"])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) + len(refused) == 96 and got
+    assert all(text == alone[seed] for seed, text in got)
+    assert set(refused) <= {"1"}
+    metrics = httpx.get(url + "/metrics").text
+    assert "gencli_requests_under_way 0\n" in metrics
+    assert f'gencli_requests_total{{route="/v1/completions",status="429"}} {len(refused)}\n' in metrics or not refused
+
+
+def test_a_client_that_leaves_costs_nothing_more(client, url):
+    for stream in (True, False):
+        body = {**TELL, "max_tokens": 400, "n": 64, "stream": stream}
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            httpx.stream("POST", url + "/v1/completions", json=body, timeout=1) as answer,
+        ):
+            next(answer.iter_bytes())
+        end = time.monotonic() + 20
+        while "gencli_requests_under_way 0\n" not in httpx.get(url + "/metrics").text:
+            assert time.monotonic() < end, "it goes on for nobody"
+            time.sleep(0.2)
+    begun = time.monotonic()
+    client.completions.create(**TELL)
+    assert time.monotonic() - begun < 10
+
+
+def test_guards(url):
+    post = url + "/v1/completions"
+    for headers, status in (
+        ({"Host": "evil.example"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Origin": url}, 200),
+        ({"Host": "localhost"}, 200),
+    ):
+        assert httpx.post(post, json=TELL, headers=headers).status_code == status, headers
+    assert httpx.post(post, content=b"x" * (5 * 2**20), headers={"Content-Type": "application/json"}).status_code == 413
+    for body in (b"{", b"[]", b"5", b"\xff", b'{"model": 5}', b"{}", b"[" * 100000):
+        answer = httpx.post(post, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(url + "/nosuch").status_code == 404 and httpx.get(post).status_code == 405
+    assert httpx.get(url + "/health").json()["status"] == "ok"
+
+
+def test_a_head_without_end_is_cut_off(url):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(2000):
+                connection.sendall(b"x-%d: %s\r\n" % (number, b"y" * 50))
+            assert connection.recv(100).startswith(b"HTTP/1.1 4") or connection.recv(1) == b""
+
+
+def test_a_key(tmp_path):
+    with serving(tmp_path, "--key", "secret-secret") as (_, _, url):
+        assert httpx.get(url + "/v1/models").status_code == 401
+        assert httpx.get(url + "/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        shown = {"Authorization": "Bearer secret-secret"}
+        assert httpx.get(url + "/v1/models", headers=shown).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_socket_and_the_end(tmp_path, number):
+    with serving(tmp_path) as (process, path, _):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport) as client:
+            assert client.get("http://anything/health").status_code == 200
+        second = gencli("serve", "--socket", path)
+        assert second.returncode == 1 and b"another server answers" in second.stderr
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number and b"Traceback" not in err
+    assert not path.exists()
+
+
+def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path):
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(path))
+    with serving(tmp_path):
+        pass
+    path.write_text("mine")
+    refused = gencli("serve", "--socket", path)
+    assert refused.returncode == 1 and path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--listen", "0.0.0.0:0"),
+        ("--listen", "x"),
+        ("--listen", "70000"),
+        ("--key", "short"),
+        ("--keep", "1d"),
+        ("--max-memory", "lots"),
+        ("-m", "stories", "-m", "stories"),
+    ],
+)
+def test_refused_before_anything_is_opened(tmp_path, args):
+    refused = gencli("serve", "--socket", tmp_path / "s.sock", *args)
+    assert refused.returncode == 2 and refused.stderr.startswith(b"error: ")
+    assert not os.listdir(tmp_path)
+
+
+def test_only_what_it_was_started_with(tmp_path):
+    with serving(tmp_path, "-m", "stories", "--keep", "0", "--max-memory", "1k") as (_, _, url):
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)
+        with pytest.raises(openai.NotFoundError):
+            client.images.generate(**DRAW)
+        with pytest.raises(openai.InternalServerError, match="no memory left"):
+            client.completions.create(**TELL)

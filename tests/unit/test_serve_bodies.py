@@ -1,0 +1,154 @@
+"""Bodies of OpenAI's routes: what becomes a request, and what is refused by name."""
+
+import pytest
+
+from gencli.cli.serve import read_duration, read_size
+from gencli.errors import UsageError
+from gencli.serve.bodies import read_chat, read_completions, read_drawing, wants_stream
+from gencli.serve.refusal import Refusal
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def test_names_of_a_completion():
+    body = {"model": "m", "prompt": "a", "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "n": 2,
+            "stop": "x", "seed": 3, "presence_penalty": 1, "logit_bias": {"5": -100}, "logprobs": 2}  # fmt: skip
+    ((request, ids),) = read_completions({**body, "user": "u"}).requests
+    assert ids is None
+    assert (request.prompt, request.max_tokens, request.num_samples, request.stop) == ("a", 5, 2, ("x",))
+    assert (request.seed, request.logprobs) == (3, 2)
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 7)
+    assert sampling.presence_penalty == 1 and sampling.logit_bias == ((5, -100.0),)
+
+
+def test_prompts_of_every_form():
+    texts = read_completions({"prompt": ["a", "b"], "n": 3, "seed": 10}).requests
+    assert [(one.prompt, one.seed) for one, _ in texts] == [("a", 10), ("b", 13)]
+    assert read_completions({"prompt": [1, 2]}).requests[0][1] == [1, 2]
+    assert [ids for _, ids in read_completions({"prompt": [[1], [2, 3]]}).requests] == [[1], [2, 3]]
+
+
+def test_null_is_as_if_it_were_not_given():
+    body = {"prompt": "a", "temperature": None, "logit_bias": None, "stop": None, "n": None, "seed": None}
+    assert read_completions(body).requests[0][0].sampling.temperature is None
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": ["a", 5]}, "prompt"),
+        ({"prompt": ["a"] * 65}, "prompt"),
+        ({"prompt": "a", "n": 129}, "n"),
+        ({"prompt": ["a", "b"], "n": 128}, "n"),
+        ({"prompt": "a", "n": 1.5}, "n"),
+        ({"prompt": "a", "n": True}, "n"),
+        ({"prompt": "a", "temperature": -1}, "temperature"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature"),
+        ({"prompt": "a", "top_p": float("nan")}, "top_p"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "max_tokens": 10**400}, "max_tokens"),
+        ({"prompt": "a", "seed": "x"}, "seed"),
+        ({"prompt": "a", "seed": 2**64}, "seed"),
+        ({"prompt": "a", "stop": [1]}, "stop"),
+        ({"prompt": "a", "stop": ""}, "stop"),
+        ({"prompt": "a", "stop": ["x"] * 1000}, "stop"),
+        ({"prompt": "a", "logit_bias": [1]}, "logit_bias"),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "best_of": 4}, "best_of"),
+        ({"prompt": "a", "no_such": 1}, "no_such"),
+        ({"prompt": "a\ud800"}, "the"),
+    ],
+)
+def test_completions_refused(body, param):
+    with pytest.raises(Refusal) as refused:
+        read_completions({"model": "m", **body})
+    assert refused.value.status == 400 and refused.value.param == param
+    assert len(refused.value.message) < 2000
+
+
+def test_parts_of_a_message_and_roles():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    read = read_chat({"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]})
+    assert read.messages == [{"role": "system", "content": "s"}, {"role": "user", "content": "ab"}]
+    assert read_chat({**CHAT, "max_completion_tokens": 7}).request.max_tokens == 7
+    assert read_chat({**CHAT, "logprobs": True, "top_logprobs": 3}).request.logprobs == 3
+    assert read_chat({**CHAT, "logprobs": False}).request.logprobs is None
+    assert read_chat({**CHAT, "tools": [], "response_format": {"type": "text"}}).messages
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": []},
+        {"messages": "Hi"},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+        {"tools": [{"type": "function"}]},
+        {"response_format": {"type": "json_object"}},
+        {"top_logprobs": 2},
+        {"logprobs": 3},
+    ],
+)
+def test_chats_refused(change):
+    with pytest.raises(Refusal) as refused:
+        read_chat({**CHAT, **change})
+    assert refused.value.status == 400
+
+
+def test_names_of_an_image():
+    body = {"prompt": "a", "n": 2, "size": "64x32", "steps": 3, "negative_prompt": "b", "guidance_scale": 4, "seed": 5}
+    made = read_drawing({**body, "quality": "high", "output_format": "webp"}, "m")
+    request = made.request
+    assert (request.prompt, request.count, request.width, request.height) == ("a", 2, 64, 32)
+    assert (request.steps, request.negative, request.guidance, request.seed) == (3, "b", 4, 5)
+    assert made.format == "webp"
+    assert read_drawing({"prompt": "a", "size": "auto"}, "m").request.width is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 11},
+        {"size": "4096x4096"},
+        {"size": "0x4"},
+        {"size": 64},
+        {"size": "axb"},
+        {"response_format": "url"},
+        {"output_format": "exe"},
+        {"prompt": 5},
+        {"init": "/etc/passwd"},
+        {"lora": ["x"]},
+        {"steps": 10**9},
+    ],
+)
+def test_images_refused(change):
+    with pytest.raises(Refusal) as refused:
+        read_drawing({"prompt": "a", **change}, "m")
+    assert refused.value.status == 400
+
+
+def test_streams():
+    assert wants_stream({}) == (False, False)
+    assert wants_stream({"stream": True, "stream_options": {"include_usage": True}}) == (True, True)
+    for body in ({"stream": 1}, {"stream": True, "stream_options": 5}, {"stream": True, "logprobs": 1}):
+        with pytest.raises(Refusal):
+            wants_stream(body)
+
+
+def test_durations_and_sizes():
+    assert [read_duration(text) for text in ("90", "30s", "10m", "1h", "0", "1.5m")] == [90, 30, 600, 3600, 0, 90]
+    assert read_duration("forever") == float("inf")
+    assert [read_size(text) for text in ("500M", "8G", "8GiB", "1k", "12")] == [500 * 2**20, 2**33, 2**33, 1024, 12]
+    for wrong in ("", "m", "-1", "1d", "nan", "inf"):
+        with pytest.raises(UsageError):
+            read_duration(wrong)
+        with pytest.raises(UsageError):
+            read_size(wrong)
