@@ -56,7 +56,7 @@ def write_gguf(
         rows = tensor.get().reshape(-1, tensor.shape[-1])
         try:
             for some in rows.split(max(ROWS // tensor.shape[-1], 1)):
-                stream.write(pack(tensor.kind, some).numpy())
+                stream.write(pack(tensor.kind, some).numpy().tobytes())
         except GencliError as error:
             raise GencliError(f"{tensor.name}: {error.message}", error.hint) from None
         stream.write(bytes(-tensor.size % ALIGNMENT))

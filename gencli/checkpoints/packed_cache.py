@@ -70,7 +70,8 @@ def _write(path: Path, files: Sequence[Path], mix: str, module: Any, progress: S
     from gencli.checkpoints.gguf_write import write_gguf
 
     heads = getattr(module.config, "num_attention_heads", 1)
-    metadata = {"general.architecture": family_of(module), SOURCES: [os.path.realpath(file) for file in files]}
+    metadata: dict[str, Any] = {"general.architecture": family_of(module)}
+    metadata[SOURCES] = [os.path.realpath(file) for file in files]
     metadata |= {HEADS: [heads, getattr(module.config, "kv_heads", heads)]}
     with open_over(path) as stream:
         write_gguf(stream, metadata, plan(module, mix), progress)

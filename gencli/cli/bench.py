@@ -86,7 +86,7 @@ class ImageBench(Repeated):
     steps: int = integer(10, "--steps N", "Denoising steps (default: 10).", PANEL, within=(1, 1000))
     # fmt: on
 
-    def sizes(self) -> list[dict[str, int]]:
+    def sizes(self) -> list[dict[str, Any]]:
         """Return width and height of each size. Raise UsageError."""
         found = []
         for size in self.size or ():

@@ -42,6 +42,10 @@ class TextWork(Work):
     job: Job | None = None
     chat: bool = False
 
+    def is_wanted(self) -> bool:
+        """Return whether anyone waits for it."""
+        return not self.cancelled
+
     @property
     def key(self) -> Hashable:
         """What the settings of texts that run side by side have in common."""
@@ -148,7 +152,7 @@ class _Lane:
                 work.left = work.job.request.num_samples
                 self.running[number] = work
                 number += 1
-                yield work.job
+                yield dataclasses.replace(work.job, wanted=work.is_wanted)
 
     def advance(self) -> bool:
         """Hand the next event to the request that it belongs to. Return False when all are done."""
@@ -162,11 +166,10 @@ class _Lane:
         if event is None:
             return False
         number = event.index // self.samples
-        if (work := self.running.get(number)) is None:
-            return True
-        _put(work, event, number * self.samples)
-        if not work.left:
-            del self.running[number]
+        if (its := self.running.get(number)) is not None:
+            _put(its, event, number * self.samples)
+            if not its.left:
+                del self.running[number]
         return True
 
 

@@ -34,13 +34,14 @@ BATCH = 16  # texts per forward pass: more of them take memory and save little t
 class Job:
     """A prompt to continue. ids: of the prompt, if it is encoded already. reasoning: the marks of reasoning before an
     answer, which becomes events of its own. lost: how many characters of the prompt are not among the ids. problem: why
-    there is no prompt."""
+    there is no prompt. wanted: whether anyone still waits for it; if not, it fails."""
 
     request: TextRequest
     ids: list[int] | None = None
     reasoning: Reasoning | None = None
     lost: int = 0
     problem: GencliError | None = None
+    wanted: Callable[[], bool] = lambda: True
 
 
 def generate(
@@ -77,10 +78,10 @@ def generate_all(
     """Continue prompts, `batch` texts at a time: one that ends makes room for the next at once.
 
     The events of several texts are mixed; a text's `Completion` comes after all of its own. Event i of job j has the
-    index j * num_samples + i, which must be the same number for all jobs, as must all settings but the seed. A job that
-    fails is `Failed`, and the others go on. ready: whether the next job can be had
-    without waiting for it. stats: updated while it runs. prompt_cache: what the model has read before, so that it reads
-    only the rest. guesser: what guesses tokens ahead.
+    index j * num_samples + i, which must be the same number for all jobs, as must all settings but the seed, the length
+    and the stops. A job that fails is `Failed`, and the others go on. ready: whether the next job can be had without
+    waiting for it. stats: updated while it runs. prompt_cache: what the model has read before, so that it reads only
+    the rest. guesser: what guesses tokens ahead.
     """
     stats, running = stats or GenerationStats(), list[Sequence]()
     waiting = _Waiting(model, jobs, ready)
@@ -117,8 +118,9 @@ def _taken(
     ended, failed = set[int](), dict[int, GencliError]()
     for number, picks in picked.items():
         sequence = running[number]
-        if isinstance(picks, GencliError):
-            failed.setdefault(sequence.job, picks)
+        if isinstance(picks, GencliError) or not sequence.wanted():
+            problem = picks if isinstance(picks, GencliError) else GencliError("nobody waits for it any more")
+            failed.setdefault(sequence.job, problem)
             continue
         for pick in picks:
             yield from sequence.take(pick)
@@ -191,7 +193,7 @@ def _prepared(model: TextModel, number: int, job: Job) -> Iterator[Event | Seque
     sampling = dataclasses.replace(request.sampling, eos_ids=model.tokenizer.eos_ids)
     request = dataclasses.replace(request, sampling=sampling)
     for sample in range(request.num_samples):
-        yield Sequence(model, request, number, sample, ids, max_tokens, job.reasoning)
+        yield Sequence(model, request, number, sample, ids, max_tokens, job.reasoning, job.wanted)
 
 
 def prompt_ids(model: TextModel, request: TextRequest, ids: list[int] | None = None) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from gencli.text.batch import Pick
@@ -29,8 +31,9 @@ class Sequence:
         ids: list[int],
         max_tokens: int,
         reasoning: Reasoning | None = None,
+        wanted: Callable[[], bool] = lambda: True,
     ):
-        self.request, self.ids, self.job = request, ids, job
+        self.request, self.ids, self.job, self.wanted = request, ids, job, wanted
         self.index = job * request.num_samples + sample
         self.seed = request.seed + sample
         self.generator = torch.Generator("cpu").manual_seed(self.seed)

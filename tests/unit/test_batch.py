@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import sys
@@ -68,6 +69,18 @@ def test_a_text_that_ends_is_replaced_at_once(model, monkeypatch):
     monkeypatch.setattr(Batch, "step", lambda self: (sizes.append(len(self.rows)), step(self))[1])
     list(generate_all(model, jobs(), batch=3))
     assert sizes == sorted(sizes, reverse=True) and max(sizes) == 3 and sizes.count(3) > len(sizes) / 2
+
+
+def test_a_text_that_nobody_waits_for_ends(model):
+    """All samples of such a job end after at most one more step; the others are what they would be."""
+    expected = whole(generate_all(model, jobs(num_samples=2), batch=4))
+    asked, given = [], jobs(num_samples=2)
+    given[3] = dataclasses.replace(given[3], wanted=lambda: (asked.append(1), len(asked) < 4)[1])
+    events = list(generate_all(model, given, batch=4))
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    assert (failed.index, failed.following) == (6, 8)
+    assert whole(events) == {index: one for index, one in expected.items() if index not in (6, 7)}
+    assert len(asked) < 8
 
 
 def test_memory_is_bounded(model, monkeypatch):
