@@ -88,7 +88,7 @@ class ImageBench(Repeated):
 
     def sizes(self) -> list[dict[str, Any]]:
         """Return width and height of each size. Raise UsageError."""
-        found = []
+        found: list[dict[str, Any]] = []
         for size in self.size or ():
             try:
                 width, height = map(int, size.lower().replace("×", "x").split("x"))
