@@ -2,7 +2,7 @@
 
     python benchmarks/bench_stages.py [m|xl] [FOLDER]
 
-m: the UNets of IF-I-M and IF-II-M, and T5 of four of XXL's layers (3.4 GB on disk). xl: IF-I-XL, IF-II-L and T5-XXL
+m: the UNets of IF-I-M and IF-II-M, and half of T5-XXL's layers (6.6 GB on disk). xl: IF-I-XL, IF-II-L and all of T5-XXL
 (21 GB). Wanted: a peak of at most the largest stage plus 2 GB; a stage counts as it lies in the file or, where it is
 converted to float32 because that is small, as such. FOLDER keeps the checkpoint. Not collected by pytest.
 """
@@ -31,7 +31,7 @@ def shapes(size: str) -> dict[str, dict[str, Any]]:
 
     if size == "xl":
         return {"text_encoder": T5_XXL, "I": IF_I_XL, "II": IF_II_L}
-    return {"text_encoder": T5_XXL | {"num_layers": 4}, "I": IF_I_M, "II": IF_II_M}
+    return {"text_encoder": T5_XXL | {"num_layers": 12}, "I": IF_I_M, "II": IF_II_M}
 
 
 def write(folder: Path, size: str) -> None:
