@@ -86,7 +86,7 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("draw", f'{HEAD}`gencli image "red apple"`?'),
         ("'Once upon a time'", f'{HEAD}gencli text "Once upon a time"?'),
         ("models lst", f"{HEAD}`gencli models list`?"),
-        ("image a --sampler dpmpp2m", f"{HEAD}dpmpp_2m?"),
+        ("image a --sampler eulr", f"{HEAD}euler?"),
     ],
 )
 def test_suggestions(capsys, line: str, hint: str) -> None:
