@@ -43,7 +43,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclass(eq=False, repr=False)
 class Prompts:
-    """Where prompts come from."""
+    """Where prompts come from, and how they are worked on."""
 
     # fmt: off
     prompt: tuple[str, ...] = Option(str, "PROMPT",
@@ -53,6 +53,7 @@ class Prompts:
     lines: bool = LINES.field(False)
     strict: bool = STRICT.field(False)
     # fmt: on
+    speed: Speed = Speed()  # noqa: RUF009
 
 
 @dataclass(eq=False, repr=False)
@@ -105,7 +106,6 @@ def text(
     start: ConversationStart,
     shown: Shown,
     request: TextRequest,
-    speed: Speed,
     spec: TextSpec,
     fetching: Fetching,
     reporting: Reporting,
@@ -142,7 +142,7 @@ def text(
 
     stats, seen = GenerationStats(), dict[int, str]()
     speaking, prepare = _preparing(model, conversation)
-    how = {**speed.ways(console, fetch, model, spec, stats), "ready": reader.ready if reader else lambda: True}
+    how = {**source.speed.ways(console, fetch, model, spec, stats), "ready": reader.ready if reader else lambda: True}
     events = in_order(generate_all(speaking, _jobs(request, prompts, seen, prepare), stats, **how))
     try:
         events = _show_progress(console, stats, events)
