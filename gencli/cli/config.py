@@ -101,6 +101,11 @@ def said(args: Sequence[str]) -> str | None:
     return os.environ.get(PROFILE) or None
 
 
+def shown(value: Any, option: str) -> Any:
+    """Return a value as it may be shown: not that of a secret."""
+    return "…" if option.endswith("key") else value
+
+
 def origin(ctx: Any, param: Any) -> str | None:
     """Return the environment variable or the file that a parameter's value comes from; None for all else."""
     source = ctx.get_parameter_source(param.name)

@@ -122,6 +122,7 @@ def _in_force(ctx: Any) -> Iterator[tuple[str, Any, str]]:
             value = param.resolve_envvar_value(ctx) if param.envvar else None
             if value is not None and param.envvar not in seen:
                 seen.add(param.envvar)
-                yield f"{name}.{param.opts[-1].lstrip('-')}", value, str(param.envvar)
+                option = param.opts[-1].lstrip("-")
+                yield f"{name}.{option}", config.shown(value, option), str(param.envvar)
     for keys, value in config.values(config.read()):
-        yield ".".join(keys), value, str(config.path())
+        yield ".".join(keys), config.shown(value, keys[-1]), str(config.path())

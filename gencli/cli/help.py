@@ -232,7 +232,8 @@ def _in_force(param: Any, ctx: Any) -> str:
         place = ctx.meta["gencli.origins"].get(param.name)
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))
-    return "" if value is None else f" Now: {shorten(str(value), 60)} (set by {place})."
+    shown = config.shown(value, param.opts[-1])
+    return "" if value is None else f" Now: {shorten(str(shown), 60)} (set by {place})."
 
 
 def _left(param: Any) -> str:
