@@ -242,8 +242,6 @@ def plan(
                 "stdout can hold one image only", "-o 'NAME-{seed}.png' saves files, --grid makes one image"
             )
         return ImageSink(None, _kind(None, kind), json, metadata)
-    if output == "":
-        raise UsageError("-o '': a file name cannot be empty")
     kind = _kind(output, kind)
     template = _template(output, kind)
     if many and sweep and not template.new and "index" not in template.fields:

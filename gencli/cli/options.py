@@ -26,11 +26,12 @@ from gencli.cli import config
 from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row, string
 from gencli.spec import ModelSpec, named_model
 
 COMMON = (OUTPUT, MODEL, RUN)
+FILES = ("FILE", "DIR", "PATH")  # placeholders of what is never empty
 F = TypeVar("F", bound=Callable[..., None])
 T = TypeVar("T")
 
@@ -176,6 +177,9 @@ def _values(record: Any, words: Mapping[str, Any]) -> dict[str, Any]:
             values[field.name] = inner(**_values(inner, words))
         elif option is not None and option.usage and field.name in words:
             word = words[field.name]
+            if option.flags and option.metavar in FILES and "" in (word if isinstance(word, list) else [word]):
+                name = option.name(field.name)
+                raise UsageError(f"{name} '': a file name cannot be empty", "is it an unset variable?")
             if option.read is not None:
                 values[field.name] = option.read(word)
             elif option.several:

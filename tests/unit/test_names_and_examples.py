@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gencli.__main__ import main
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.text.chat_template import Templated
@@ -41,6 +42,15 @@ def test_no_name_is_not_this_folder():
     with pytest.raises(GencliError, match="the model name is empty") as caught:
         find("")
     assert caught.value.hint == "is it an unset variable?"
+
+
+@pytest.mark.parametrize("option", ["-o", "-i", "--mask", "--gif", "--save-steps", "--save-stages", "--from"])
+def test_no_file_has_no_name(capsys, option: str):
+    assert main(["image", "apple", option, ""]) == 2
+    name = {"-o": "--output", "-i": "--init"}.get(option, option)
+    said = f"error: {name} '': a file name cannot be empty\nhint: is it an unset variable?\n"
+    assert capsys.readouterr().err == said
+    assert main(["image", "apple", "--control", "x", "--control-image", ""]) == 2
 
 
 def test_examples_from_a_pipe():
