@@ -147,7 +147,8 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
         return checkpoint.parts[""], checkpoint.parts[""].config
     hint = "; ".join([f"`gencli image -m {checkpoint.name}` draws with image models", *checkpoint.notes])
     images = GencliError(f"{checkpoint.name} is not a text model", hint)
-    if checkpoint.contents.has("model_index.json") or (checkpoint.kind == "image" and checkpoint.problem is None):
+    folder = not checkpoint.contents.is_file and checkpoint.contents.has("model_index.json")
+    if folder or (checkpoint.kind == "image" and checkpoint.problem is None):
         raise images
     part = checkpoint.only_part("a language model")
     architecture_name(part.config, checkpoint.contents.folder)

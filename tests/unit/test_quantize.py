@@ -242,7 +242,8 @@ def test_the_copy_is_the_file_that_convert_writes(tmp_path, cache, name):
                 assert isinstance(packed, Packed) and packed.kind == "Q8_0", key
                 value.copy_(packed.values())
             assert torch.allclose(new.float(), value, atol=1e-7), key  # norms of Gemma have one added there
-    torch.testing.assert_close(logits(opened(folder)), logits(plain), atol=1e-4, rtol=1e-4)
+    exact, rounded = logits(plain), logits(opened(folder))  # by products of 8-bit activations
+    assert (rounded - exact).std() < 0.04 * exact.std()
     after = copy.stat()
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)  # made once
 

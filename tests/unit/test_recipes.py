@@ -247,9 +247,9 @@ REFUSED = {
         {"prompt": without(COMFY, **{"6": {"class_type": "X", "inputs": {"conditioning": ["6", 0]}}})}, "ComfyUI"),
     "the editor's graph": ({"workflow": {"last_node_id": 9, "nodes": []}}, "editor's graph of ComfyUI"),
     "JSON of no tool": ({"parameters": {"a": 1}}, "JSON of no known tool"),
-    "broken JSON": ({"parameters": '{"sui_image_params": {"prompt": '}, "does not say"),
+    "broken JSON": ({"parameters": '{"sui_image_params": {"prompt": '}, "no generation settings"),
     "a screenshot": ({"UserComment": "Screenshot"}, "has no generation settings"),
-    "a comment": ({"comment": "style: photo, light: soft, mood: calm"}, "does not say"),
+    "a comment": ({"comment": "style: photo, light: soft, mood: calm"}, "no generation settings"),
     "Midjourney": ({"Description": "a cat --v 6 Job ID: 01234567-89ab-cdef-0123-456789abcdef"}, "Midjourney"),
     "Draw Things": ({"XML:com.adobe.xmp": "<xmp:CreatorTool>Draw Things</xmp:CreatorTool>"}, "Draw Things"),
     "a broken InvokeAI": ({"invokeai_metadata": "{"}, "InvokeAI"),
@@ -257,7 +257,7 @@ REFUSED = {
         {"sd-metadata": {"image": {"prompt": [{"prompt": "a"}, {"prompt": "b"}]}}}, "InvokeAI, and its prompt"),
     "a broken NovelAI": ({"Software": "NovelAI", "Comment": "?"}, "NovelAI"),
     "an empty text": ({"parameters": " "}, "neither prompt nor settings"),
-    "nothing": ({}, "does not say"),
+    "nothing": ({}, "no generation settings"),
 }  # fmt: skip
 
 
