@@ -119,7 +119,9 @@ def check_peft_config(raw: Mapping[str, Any], file: Path | str, kinds: tuple[str
         )
     for key, type_ in (("rank_pattern", dict), ("alpha_pattern", dict), ("modules_to_save", list)):
         if not isinstance(raw.get(key) or type_(), type_):
-            raise GencliError(f"{file}: {key} = {raw[key]!r:.60} is no {'list' if type_ is list else 'table'} of names")
+            raise GencliError(
+                f"{file}: {key} = {raw[key]!r:.60} is not a {'list' if type_ is list else 'table'} of names"
+            )
 
 
 def open_peft_tensors(folder: Path, *, allow_pickle: bool) -> Tensors:

@@ -98,7 +98,7 @@ def _check(turned: Turned) -> None:
     """Raise UsageError for options that exclude each other."""
     paths, paint = turned.files, turned.paint
     if not paths:
-        what = "codes to paint" if paint else "picture"
+        what = "codes to paint" if paint else "image"
         raise UsageError(f"no {what}", "name a file, or `-` for stdin")
     if paint and (len(paths) > 1 or turned.size is not None):
         raise UsageError("--paint takes one file of codes, and no --size: the codes have theirs")

@@ -247,7 +247,7 @@ def with_vae(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool 
         makes = f"makes latents of {channels[0]!s:.20} channels"
         raise GencliError(f"--vae {part.path} {makes}, and {checkpoint.name} knows {channels[1]}")
     changed = checkpoint.with_part(name, part, config)
-    if old and changed.factor != checkpoint.factor:
+    if "block_out_channels" in old and changed.factor != checkpoint.factor:
         has = f"has {changed.factor} pixels a side of a latent"
         raise GencliError(f"--vae {part.path} {has}, and {checkpoint.name} has {checkpoint.factor}")
     return changed

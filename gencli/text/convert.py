@@ -29,7 +29,7 @@ def convert(
     mix: a row of `mixes.MIXES`; None: the precision of most of the weights. progress: see `write_gguf`.
     Raise GencliError for a model or tokenizer that such a file cannot hold, OSError.
     """
-    named = {"general.name": model.name, "general.license": licence}
+    named = {"general.name": Path(model.name).name, "general.license": licence}
     metadata = {key: value for key, value in named.items() if value is not None}
     try:
         metadata |= gguf_metadata(model.tokenizer, model.vocab_size)

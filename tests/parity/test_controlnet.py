@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
@@ -301,5 +302,6 @@ def test_models_that_none_fits(parts, tmp_path):
     checkpoint = open_image_checkpoint(Source("ddpm", tmp_path / "ddpm", "folder"))
     with pytest.raises(GencliError, match="no UNet that a ControlNet could lead"):
         open_control(Source(PLAIN, parts[0] / PLAIN, "folder"), checkpoint)
+    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(GencliError, match="single files"):
         open_control(Source("a.safetensors", tmp_path / "a.safetensors", "file"), checkpoint)

@@ -256,7 +256,7 @@ def test_files_that_are_refused(original, tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "match"),
     [
-        ("transformer/config.json", {"norm_type": "ada_norm_single"}, "norm_type"),
+        ("transformer/config.json", {"norm_type": "ada_norm_single"}, "PixArtTransformer2DModel"),
         ("transformer/config.json", {"caption_channels": 4096}, "caption_channels"),
         ("transformer/config.json", {"patch_size": 3}, "patch_size = 3 does not divide 8"),
         ("transformer/config.json", {"in_channels": 16}, "in_channels = 16"),

@@ -270,7 +270,7 @@ GOOD = {f"{Q}.lora_down.weight": torch.ones(2, 64), f"{Q}.lora_up.weight": torch
         ({**GOOD, f"{Q}.diff": torch.ones(64, 64)}, "changes of whole weights"),
         ({f"{Q}.oft_blocks": torch.ones(2, 2)}, "OFT is not supported"),
         ({**GOOD, "something.else": torch.ones(1)}, "1 of 3 names are of no LoRA for images"),
-        ({"transformer.blocks.0.to_q.lora_A.weight": torch.ones(2, 2)}, "transformer.blocks.0"),
+        ({"transformer.blocks.0.to_q.lora_A.weight": torch.ones(2, 2)}, "changes the transformer, and sd15 has none"),
         ({"model.layers.0.q_proj.lora_A.weight": torch.ones(2, 2)}, "no LoRA for images"),
         ({}, "0 of 0 names"),
         ({**GOOD, f"{Q}_x.lora_up.weight": torch.ones(2, 2)}, "1 of 2 modules for the unet are none of this model"),

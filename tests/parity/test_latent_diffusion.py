@@ -357,7 +357,7 @@ def test_what_a_download_takes(folders):
     [
         ("vq", "model_index.json", {"vqvae": [None, None]}, "without vqvae"),
         ("vq", "model_index.json", {"bert": ["latent_diffusion", "LDMBertModel"]}, "with bert is not supported"),
-        ("vq", "vqvae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
+        ("vq", "vqvae/config.json", {"_class_name": "AutoencoderDC"}, "AutoencoderDC"),
         ("vq", "vqvae/config.json", {"vq_embed_dim": 7}, "in_channels = 3 is not supported"),
         ("vq", "unet/config.json", {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
         ("text", "bert/config.json", {"model_type": "bert"}, "bert is a 'bert'"),

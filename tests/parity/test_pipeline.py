@@ -361,11 +361,11 @@ def test_size_of_the_picture_to_start_from(folders):
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
         ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2"),
         ("model_index.json", {"unet": [None, None]}, "without unet"),
-        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
+        ("vae/config.json", {"_class_name": "AutoencoderDC"}, "AutoencoderDC"),
         ("unet/config.json", {"in_channels": 5}, "in_channels = 5"),
         ("unet/config.json", {"_class_name": "UNet2DModel"}, "UNet2DModel"),
         ("unet/config.json", {"sample_size": "x"}, "sample_size"),
-        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
+        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow matching"),
     ],
 )
 def test_folders_that_are_not_supported_are_refused_by_name(folders, tmp_path, file, change, match):

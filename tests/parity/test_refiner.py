@@ -50,7 +50,7 @@ def latents(pipeline, asked):
     """What the last stage hands to the autoencoder."""
     noise, output = Noise([asked.seed], pipeline.device), None
     with torch.inference_mode():
-        for run in _prepare(pipeline, asked, None, None, ()):
+        for run in _prepare(pipeline, asked, None, None, (), {}):
             walk = run([asked.prompt], 0, noise, output)
             try:
                 while True:

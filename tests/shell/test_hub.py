@@ -234,7 +234,7 @@ def test_offline_by_flag_and_by_environment(hub: Hub, env: dict[str, str | None]
     flag = process.gencli("text", "x", "-m", "org/tiny", "--offline", **env)
     assert flag.returncode == 1
     assert "error: no model 'org/tiny'" in flag.stderr.decode()
-    assert "hint: --offline is given" in flag.stderr.decode()
+    assert "hint: with --offline, gencli looks only on this machine" in flag.stderr.decode()
     assert "HF_HUB_OFFLINE=1 keeps gencli offline" in refused(env | {"HF_HUB_OFFLINE": "1"}, "org/tiny")
     assert hub.requests == []
     pulled(env, "org/tiny")
@@ -300,7 +300,7 @@ def test_usage(env: dict[str, str | None], hub: Hub, tmp_path: Path) -> None:
     for name in ("gpt2x", "a/b/c", "org/.."):
         done = pull(env, name)
         assert done.returncode == 2, name
-        assert f"error: '{name}' is not a Hub id (owner/name)" in done.stderr.decode()
+        assert f"error: '{name}' is not a short name or a Hub id (owner/name)" in done.stderr.decode()
     assert "is already installed" in refused(env, tmp_path)
     assert hub.requests == []
 

@@ -61,7 +61,7 @@ def test_a_pickle_led_by_a_classifier(root):
     [
         (("golden retreiver", "-m", "dit"), 2, "no class 'golden retreiver'", "golden retriever"),
         (("-m", "unet.pt"), 1, "is a pickle", "--allow-pickle"),
-        (("7", "-m", "unet.pt", "--classifier", "none.pt"), 1, "no model 'none.pt'", "embedded models"),
+        (("7", "-m", "unet.pt", "--classifier", "none.pt"), 1, "no model 'none.pt'", "models available"),
         (("--classifier-scale", "2"), 2, "--classifier-scale without a classifier", "--classifier"),
     ],
 )

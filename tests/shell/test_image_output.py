@@ -31,9 +31,9 @@ def folder(tmp_path, monkeypatch):
 TOO_LATE = {
     "a JPEG's texts": (["apple, " * 5000, "--truncate", "right", "-o", "j.jpg"], "too long for a JPEG"),
     "a long name": (["red apple", "-o", "y" * 245 + "-{prompt}.png"], "File name too long"),
-    "a folder of the prompt's name": (["red apple", "-o", "{prompt}/x.png"], "no folder red-apple"),
-    "a folder of the seed's name": (["red apple", "-s", 7, "-o", "{seed}/x.png"], "no folder 7"),
-    "one of many": (["a", "--count", 3, "-s", 9, "-o", "{seed}/x.png"], "no folder 9"),
+    "a folder of the prompt's name": (["red apple", "-o", "{prompt}/x.png"], "no such folder: 'red-apple'"),
+    "a folder of the seed's name": (["red apple", "-s", 7, "-o", "{seed}/x.png"], "no such folder: '7'"),
+    "one of many": (["a", "--count", 3, "-s", 9, "-o", "{seed}/x.png"], "no such folder: '9'"),
     "WebP's sides": (["a", "--size", "16384x8", "-o", "h.webp"], "at most 16383 pixels"),
     "a grid's pixels": (["a", "--count", 65, "--grid", "-o", "g.png"], "too many pixels"),
     "a grid in WebP": (["a", "--size", "4096x8", "--count", 25, "--grid", "-o", "g.webp"], "at most 16383"),
