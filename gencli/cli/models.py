@@ -205,8 +205,8 @@ def pull(
     variant = pulled.variant or (entry.variant if entry else None)
     folder, allow = hub_cache.snapshot(wanted), pulled.allow_pickle
     if folder is not None and is_whole(folder, allow_pickle=allow, gguf=gguf) and not (pulled.update or pulled.variant):
-        named = id if entry else f"{wanted}:{gguf}" if gguf else str(wanted)
-        console.note(f"{named} is already installed; --update checks for a newer revision")
+        told = id if entry else f"{wanted}:{gguf}" if gguf else str(wanted)
+        console.note(f"{told} is already installed; --update checks for a newer revision")
     else:
         from gencli.checkpoints.hub import download
 
