@@ -1,9 +1,9 @@
 """Speed of language models beside llama.cpp, same files, in turn: `python -m benchmarks.decode [FILE.gguf ...]`.
 
-Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, in F32 or BF16, Q8_0 and Q4_0, written in a
+Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, in the usual mixes of types, written in a
 folder that stays. llama.cpp is the wheel `xllamacpp`, which may lie in another environment (--python). Each round runs
-one process of each, one after the other; the table has medians and the median of the rounds' ratios. With --cpu it is
-processor time, for a machine that others use too. Not collected by pytest.
+`gencli bench text` and a server of llama.cpp, one after the other; the table has medians and the median of the rounds'
+ratios. Take it on a quiet machine. Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 SHAPES = {
     "gpt2": {"block_count": 12, "embedding_length": 768, "feed_forward_length": 3072, "head_count": 12, "vocab": 50257},
@@ -28,62 +28,35 @@ SHAPES = {
         "vocab": 32000,
     },
 }
-FILES = [("gpt2", "F32"), ("gpt2", "Q8_0"), ("gpt2", "Q4_0"), ("llama", "BF16"), ("llama", "Q8_0"), ("llama", "Q4_0")]
-PROMPT = "Once upon a time there was a little girl who lived in a small house near the forest. "
-
-GENCLI = """
-import json, sys, time
-from gencli import __main__ as entry
-import os
-os.environ.setdefault("GOMP_SPINCOUNT", entry.SPINS)
-clock = time.process_time if sys.argv[5] == "cpu" else time.perf_counter
-import torch
-from gencli.checkpoints.find import find
-from gencli.devices import peak_memory
-from gencli.text.load import open_model
-torch.set_num_threads(int(sys.argv[4]))
-start = clock()
-model = open_model(find(sys.argv[1]))
-opened = clock() - start
-tokens, long = int(sys.argv[2]), int(sys.argv[3])
-ids = torch.tensor([[(7 * i + 3) % 1000 for i in range(long)]])
-with torch.inference_mode():
-    def run(count, new):
-        cache = model.module.new_cache(1, count + new)
-        start = clock()
-        logits = model.module(ids[:, :count], cache, last_only=True)
-        read = clock() - start
-        start = clock()
-        for _ in range(new):
-            logits = model.module(logits[:, -1].argmax(-1, keepdim=True), cache, last_only=True)
-        return read, clock() - start
-    run(8, 4)
-    prompt, _ = run(long, 0)
-    _, decode = run(8, tokens)
-print(json.dumps({"open": opened, "prompt": long / prompt, "decode": tokens / decode, "memory": peak_memory()}))
-"""
+FILES = [("gpt2", mix) for mix in ("f32", "bf16", "q8_0", "q4_0", "q4_k_m")]
+FILES += [("llama", mix) for mix in ("bf16", "q8_0", "q4_0", "q4_k_m")]
 LLAMA = """
-import json, os, sys, time
+import concurrent.futures, json, sys, time
 import xllamacpp
-clock = time.process_time if sys.argv[5] == "cpu" else time.perf_counter
-start = clock()
+file, tokens, long, threads, streams = sys.argv[1], *map(int, sys.argv[2:])
+start = time.perf_counter()
 params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.verbosity = sys.argv[1], 1024, 1, False, 0
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[4])
+params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.verbosity = file, 8192, streams, False, 0
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
 server = xllamacpp.Server(params)
-opened = clock() - start
-tokens, long = int(sys.argv[2]), int(sys.argv[3])
-def run(ids, new):
-    start = clock()
-    server.handle_completions({"prompt": ids, "temperature": 0, "top_k": 1, "ignore_eos": True, "cache_prompt": False,
-                               "max_tokens": new})
-    return clock() - start
+opened = time.perf_counter() - start
+def one(ids, new):
+    return server.handle_completions({"prompt": ids, "temperature": 0, "top_k": 1, "ignore_eos": True,
+                                      "cache_prompt": False, "max_tokens": new})
+def run(ids, new, times=1):
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(times) as pool:
+        list(pool.map(one, [ids] * times, [new] * times))
+    return time.perf_counter() - start
 ids = [(7 * i + 3) % 1000 for i in range(long)]
 run(ids[:8], 4)
-one = run(ids[:8], 1)
+first = run(ids[:8], 1)
 prompt = run(ids, 1)
-decode = run(ids[:8], tokens + 1) - one
-print(json.dumps({"open": opened, "prompt": long / prompt, "decode": tokens / decode}))
+decode = run(ids[:8], tokens + 1) - first
+first = run(ids[:8], 1, streams)
+together = run(ids[:8], tokens + 1, streams) - first
+print(json.dumps({"open": opened, "prompt": long / prompt, "decode": tokens / decode,
+                  "streams": streams * tokens / together}))
 """
 
 
@@ -94,41 +67,65 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--streams", type=int, default=8, help="texts at once")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--cpu", action="store_true", help="processor time, with one thread")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "gencli-decode")
+    parser.add_argument("--only", default="", help="files of true shapes with this in their names")
     args = parser.parse_args()
-    files = args.files or [random_file(args.folder, *which) for which in FILES]
-    threads = 1 if args.cpu else args.threads
-    print(f"{args.rounds} rounds, {threads} threads, load {os.getloadavg()[0]:.1f}; gencli | llama.cpp | ratio")
+    made = [which for which in FILES if args.only in "-".join(which)]
+    files = args.files or [random_file(args.folder, *which) for which in made]
+    print(f"{args.rounds} rounds, {args.threads} threads, load {os.getloadavg()[0]:.1f}; gencli | llama.cpp | ratio")
     for file in files:
-        asked = [str(file), str(args.tokens), str(args.prompt), str(threads), "cpu" if args.cpu else "wall"]
-        rounds = [(told(sys.executable, GENCLI, asked), told(args.python, LLAMA, asked)) for _ in range(args.rounds)]
-        print(file.name)
-        for what, unit in (("decode", "tokens/s"), ("prompt", "tokens/s"), ("open", "s")):
-            ours, theirs = ([one[side][what] for one in rounds] for side in (0, 1))
-            ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-            print(f"  {what:7} {statistics.median(ours):8.2f} | {statistics.median(theirs):8.2f} {unit} | {ratio:.2f}")
-        memory = statistics.median(one[0]["memory"] for one in rounds)
-        print(f"  memory  {memory / 2**20:8.0f} MiB, file {file.stat().st_size / 2**20:.0f} MiB")
+        rounds = [(gencli(file, args), llama(file, args)) for _ in range(args.rounds)]
+        size, memory, share = file.stat().st_size, middle(rounds, "memory"), middle(rounds, "share")
+        print(f"{file.name}: {size / 2**20:.0f} MiB, {memory / 2**20:.0f} MiB in memory, {share:.0%} of the bandwidth")
+        for what, unit in (("decode", "tokens/s"), ("prompt", "tokens/s"), ("streams", "tokens/s"), ("open", "s")):
+            ratio = statistics.median(ours[what] / theirs[what] for ours, theirs in rounds)
+            theirs = statistics.median(theirs[what] for _, theirs in rounds)
+            print(f"  {what:7} {middle(rounds, what):8.2f} | {theirs:8.2f} {unit} | {ratio:.2f}", flush=True)
 
 
-def told(python: str, program: str, args: list[str]) -> dict[str, Any]:
-    """What a process says of a file."""
-    root = str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": args[3]}
-    done = subprocess.run([python, "-c", program, *args], env=environment, capture_output=True, text=True, check=False)
+Round = tuple[dict[str, float], dict[str, float]]
+
+
+def middle(rounds: Sequence[Round], what: str) -> float:
+    """The median of what gencli measured."""
+    return statistics.median(ours[what] for ours, _ in rounds)
+
+
+def gencli(file: Path, args: argparse.Namespace) -> dict[str, float]:
+    """What `gencli bench text` says of a file."""
+    words = ["-p", args.prompt, "-n", args.tokens, "--batch", 1, "--batch", args.streams, "--threads", args.threads]
+    told = output(sys.executable, "-m", "gencli", "bench", "text", "-m", file, *words, "--rounds", 1, "--json")
+    one, many = map(json.loads, told.splitlines())
+    taken = {"prompt": one["prompt_rate"], "decode": one["decode_rate"], "share": one["bandwidth_share"]}
+    middles = {what: found["median"] for what, found in {**taken, "streams": many["decode_rate"]}.items()}
+    return {**middles, "open": one["load_seconds"], "memory": one["peak_memory"]}
+
+
+def llama(file: Path, args: argparse.Namespace) -> dict[str, float]:
+    """What llama.cpp says of it."""
+    return json.loads(output(args.python, "-c", LLAMA, file, args.tokens, args.prompt, args.threads, args.streams))
+
+
+def output(*words: object) -> str:
+    """What a process writes."""
+    done = subprocess.run(list(map(str, words)), cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{python}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        sys.exit(f"{words[0]}: {done.stderr[-2000:]}")
+    return done.stdout.strip()
 
 
-def random_file(folder: Path, name: str, kind: str) -> Path:
+def random_file(folder: Path, name: str, mix: str) -> Path:
     """A GGUF file in true shape with random weights, written once."""
     import gguf
     import numpy as np
+    import torch
 
-    file = folder / f"{name}-{kind}.gguf"
+    from gencli.checkpoints.mixes import kind_of
+    from gencli.kernels.pack import pack
+
+    file = folder / f"{name}-{mix}.gguf"
     if file.is_file():
         return file
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,9 +149,10 @@ def random_file(folder: Path, name: str, kind: str) -> Path:
     writer.add_eos_token_id(len(pieces))
 
     def matrix(tensor: str, rows: int, columns: int) -> None:
-        type_ = gguf.GGMLQuantizationType[kind]
-        some = gguf.quants.quantize((rng.standard_normal((256, columns)) * 0.02).astype(np.float32), type_)
-        writer.add_tensor(tensor, np.tile(some, (-(-rows // 256), 1))[:rows], raw_dtype=type_)
+        groups = 1 if name == "gpt2" else heads // 4
+        kind = kind_of(mix, tensor, (rows, columns), shape["block_count"], groups, tied=name == "gpt2")
+        some = pack(kind, torch.from_numpy((rng.standard_normal((256, columns)) * 0.02).astype(np.float32))).numpy()
+        writer.add_tensor(tensor, np.tile(some, (-(-rows // 256), 1))[:rows], raw_dtype=gguf.GGMLQuantizationType[kind])
 
     def vector(tensor: str, count: int, value: float) -> None:
         writer.add_tensor(tensor, np.full(count, value, dtype=np.float32))

@@ -1,6 +1,8 @@
-"""Every place where gencli reads something from outside, its promise there, and the tests that hold it: promises.txt.
+"""What gencli promises, and the tests that hold it.
 
-A test that is renamed or removed must be replaced there: `test_each_promise_is_held` looks for every name.
+promises.txt: every place where gencli reads something from outside. faults.txt: every fault that strangers' files and
+days turned up once, by its number, and what is right since. A test that is renamed or removed must be replaced there:
+`test_each_promise_is_held` looks for every name.
 The fuzzer (`benchmarks/fuzz_kinds.py`) has a kind for each place that FUZZED names.
 """
 
@@ -14,10 +16,15 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 
-# `place: promise`, and below it its tests, one a line
-FILE = TESTS / "promises.txt"
-ROWS = [block.splitlines() for block in re.split(r"\n(?=\S)", FILE.read_text(encoding="utf-8").strip())]
-PLACES = [row[0].partition(": ")[0] for row in ROWS]
+
+def rows(name: str) -> dict[str, list[str]]:
+    """Return place → [promise, test, …] of a file that has `place: promise`, and below it its tests, one per line."""
+    blocks = re.split(r"\n(?=\S)", (TESTS / name).read_text(encoding="utf-8").strip())
+    parts = (block.partition(": ") for block in blocks)
+    return {place: list(map(str.strip, rest.splitlines())) for place, _, rest in parts}
+
+
+PLACES, FAULTS = rows("promises.txt"), rows("faults.txt")
 FUZZED = {
     "safetensors": "safetensors", "index of shards": "index", "pickle": "pickle", "GGUF": "gguf",
     "image model in one file": "single file", "config.json": "config gpt2", "model_index.json": "diffusers",
@@ -32,11 +39,11 @@ FUZZED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ROWS, ids=PLACES)
+@pytest.mark.parametrize("row", [*PLACES.values(), *FAULTS.values()], ids=[*PLACES, *FAULTS])
 def test_each_promise_is_held(row: list[str]):
-    place, _, promise = row[0].partition(": ")
-    assert place and promise and len(row) > 1
-    for name in map(str.strip, row[1:]):
+    promise, *names = row
+    assert promise and names
+    for name in names:
         file, _, function = name.partition("::")
         tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
@@ -47,4 +54,4 @@ def test_places_are_fuzzed():
     kinds = set(re.findall(r'^    "([a-z0-9 ]+)": ', source, re.M)) | set(
         re.findall(r'"([a-z ]+)": [A-Za-z]+Kind', source)
     )
-    assert FUZZED.keys() <= set(PLACES) and set(FUZZED.values()) <= kinds
+    assert FUZZED.keys() <= PLACES.keys() and set(FUZZED.values()) <= kinds
