@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import sys
@@ -131,6 +130,8 @@ def forget_peak_memory() -> None:
 
 def give_back_memory() -> None:
     """Give what has been let go of back to the system: CUDA's pool and the C library's keep it for later."""
+    import ctypes
+
     import torch
 
     if torch.cuda.is_available():

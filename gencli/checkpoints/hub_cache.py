@@ -7,7 +7,6 @@ models--ORG--NAME/blobs/ETAG           the files themselves; incomplete ones end
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -142,6 +141,8 @@ def disk_usage(folder: Path) -> int:
 
 def sha256(path: Path) -> str:
     """Return a file's checksum in hexadecimal."""
+    import hashlib  # takes long
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

@@ -16,14 +16,19 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import Asked, Fetching, Reporting, command
 from gencli.cli.prompts import read_stdin
 from gencli.cli.sinks import stdout_bytes, write_lines
-from gencli.cli.speed import Speed, open_text_model
+from gencli.cli.speed import Speed, open_text_model, open_warm_text_model
 from gencli.cli.text import ConversationStart, note_no_conversation
+from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError
 from gencli.options import Bounds, flag, integer, string
 from gencli.spec import TextSpec
 from gencli.text.request import CONVERSATION, LENGTH, TOKENS_ELSEWHERE, TextRequest
 
 if TYPE_CHECKING:
+    from gencli.serve.client import RemoteChat, RemoteText
+    from gencli.serve.wire import Link
+    from gencli.text.chat import ChatSession
+    from gencli.text.conversation import Conversation
     from gencli.text.load import TextModel
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -70,6 +75,7 @@ def chat(
     speed: Speed,
     asked: Asked[TextSpec],
     fetching: Fetching,
+    serving: Serving,
     reporting: Reporting,
 ) -> None:
     """Chat with a language model. Ctrl-C stops a reply, Ctrl-D quits, /help lists commands.
@@ -97,12 +103,12 @@ def chat(
     if message is not None and not message.strip():
         raise GencliError("stdin has no message", "without a pipe, `gencli chat` is a conversation")
 
-    model = opener.open(source)
+    link = serving.connect(spec.threads) if message is not None and speed.is_usual else None
+    model = opener.open(source, link)
     note_no_conversation(console, model)
     from gencli.cli.chat_commands import Repl
-    from gencli.text.chat import ChatModel, ChatSession
 
-    session = ChatSession(ChatModel(model), request, conversation)
+    session = _session(model, request, conversation)
     session.how |= speed.ways(console, opener.fetch, model, spec, session.stats)
     if message is None and not start.no_history:
         kept = kept or Kept.new(spec.model)
@@ -122,6 +128,17 @@ def chat(
             console.stats(f"load {model.load_seconds:.2f} s; {session.stats}")
 
 
+def _session(
+    model: TextModel | RemoteText, request: ChatRequest, conversation: Conversation
+) -> ChatSession | RemoteChat:
+    """Return a conversation with a model: in this process, or in the server."""
+    if hasattr(model, "converse"):
+        return model.converse(request, conversation)
+    from gencli.text.chat import ChatModel, ChatSession
+
+    return ChatSession(ChatModel(model), request, conversation)
+
+
 class Opener:
     """Finds and opens language models as the command line says, also those that /model names later."""
 
@@ -135,9 +152,9 @@ class Opener:
         self.adapters = [adapter.find(**self.fetch.keywords) for adapter in self.adapters]
         return source
 
-    def open(self, source: Source) -> TextModel:
+    def open(self, source: Source, link: Link | None) -> TextModel | RemoteText:
         """Open a model that was found. Raise GencliError."""
-        return open_text_model(self.console, source, self.spec, self.adapters)
+        return open_warm_text_model(self.console, source, self.spec, self.adapters, link)
 
     def named(self, name: str) -> TextModel:
         """Find and open another model. Raise GencliError."""

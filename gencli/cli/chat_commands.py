@@ -1,4 +1,4 @@
-"""A conversation: messages are answered on stdout, lines that start with a slash are commands. Imports torch."""
+"""A conversation: messages are answered on stdout, lines that start with a slash are commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gencli import signals
 from gencli.atomic import write_over
@@ -17,10 +17,13 @@ from gencli.cli.text_output import why_cut, why_empty
 from gencli.errors import GencliError, UsageError, counted, did_you_mean
 from gencli.json_files import read_bytes
 from gencli.options import Option, rows
-from gencli.text.chat import ChatModel, ChatSession
 from gencli.text.events import CharactersLost, Completion, ReasoningDelta, TextDelta
-from gencli.text.load import TextModel
 from gencli.text.request import MAX_SEED, SamplingParams, TextRequest
+
+if TYPE_CHECKING:
+    from gencli.serve.client import RemoteChat
+    from gencli.text.chat import ChatSession
+    from gencli.text.load import TextModel
 
 EXITS = ("/exit", "/quit", "/bye")
 
@@ -34,12 +37,13 @@ class Repl:
     def __init__(
         self,
         console: Console,
-        session: ChatSession,
+        session: ChatSession | RemoteChat,
         seed: int,
         kept: Kept | None,
         open_model: Callable[[str], TextModel],
     ):
-        self.console, self.session, self.seed, self.kept, self.open_model = console, session, seed, kept, open_model
+        self.console, self.seed, self.kept, self.open_model = console, seed, kept, open_model
+        self.session: Any = session
         self.conversation = session.conversation
         self.attached: list[str] = []  # texts of files that go with the next message
         self.wraps = False
@@ -183,6 +187,8 @@ class Repl:
     def set_model(self, name: str) -> None:
         """`/model [NAME]`: show or change the model; the conversation stays."""
         if name:
+            from gencli.text.chat import ChatModel, ChatSession
+
             model = self.open_model(name)
             old = self.session
             chat_model = ChatModel(model)

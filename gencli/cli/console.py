@@ -6,9 +6,7 @@ import math
 import os
 import shutil
 import sys
-import textwrap
 import time
-import traceback
 import unicodedata
 from typing import Any, TextIO
 
@@ -105,6 +103,8 @@ class Console:
     def traceback(self, error: BaseException) -> None:
         """Print the traceback of an error, with --debug only."""
         if self.debug:
+            import traceback
+
             self._line("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
 
     @property
@@ -164,6 +164,8 @@ class Console:
         self.clear()
         self.end_aside()
         if is_terminal(self.stream) and "\n" not in text and len(text) > (columns := self.size.columns):
+            import textwrap
+
             text = "\n".join(textwrap.wrap(text, max(columns - 1, 20), break_long_words=False, break_on_hyphens=False))
         self._write(text + "\n")
 

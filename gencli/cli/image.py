@@ -21,6 +21,7 @@ from gencli.cli.options import JSON, LINES, STRICT, Asked, Fetching, Reporting, 
 from gencli.cli.prompts import each_line, note_file, read_prompt
 from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.sweep import parse
+from gencli.cli.warm import Serving
 from gencli.cli.wildcards import expand
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import CONTROL, DRAWERS, INPUT, PICTURE, SAMPLING, START, ImageRequest
@@ -103,6 +104,7 @@ def image(
     asked: Asked[ImageRequest],
     where: DrawingSpec,
     fetching: Fetching,
+    serving: Serving,
     reporting: Reporting,
 ) -> None:
     """Draw an image. If stdout is a pipe or a file, the image itself is written to it.
@@ -113,7 +115,7 @@ def image(
     if sources.info is not None:
         print_info(sources.info, json=output.json)
         return
-    draw(ctx.obj, sources, output, asked, where, fetching, reporting)
+    draw(ctx.obj, sources, output, asked, where, fetching, serving, reporting)
 
 
 def print_info(path: str, *, json: bool) -> None:
@@ -137,6 +139,7 @@ def draw(
     asked: Asked[ImageRequest],
     where: DrawingSpec,
     fetching: Fetching,
+    serving: Serving,
     reporting: Reporting,
     accept: Callable[[Any], None] = lambda opened: None,
 ) -> None:
@@ -171,7 +174,7 @@ def draw(
         lines, request = _choices(lines or iter([prompt]), request)
 
     with signals.raise_pending_signals():
-        from gencli.cli.image_ready import ready
+        from gencli.image.ready import ready
     base = request
     opened, request = ready(inputs, request, where, lines=lines is not None, note=console.note, accept=accept)
     variants = [
@@ -206,6 +209,7 @@ def draw(
         labels=[one.label for one in sweep.variants] if sources.sweep else [],
         columns=sweep.columns * request.count if sources.sweep else None,
         strict=sources.strict,
+        serving=serving,
     ).run(request.spec(where), stats=reporting.stats)
 
 

@@ -7,8 +7,7 @@ One rule for all of it: what the command line or the environment names is found 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +18,7 @@ from gencli.cli.options import Asked
 from gencli.cli.prompts import read_data
 from gencli.errors import GencliError, UsageError, about
 from gencli.image.families import PRIORS
+from gencli.image.found import Inputs
 from gencli.image.mix import parse_mix
 from gencli.image.request import ImageRequest
 from gencli.options import rows
@@ -28,25 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", LoraRef, EmbeddingRef)
 ROWS = dict(rows(ImageRequest))
-
-
-@dataclass(eq=False, repr=False)
-class Inputs:
-    """Everything that a request names, found. controls: the ControlNets, each with its image."""
-
-    model: Source
-    clip: Source | None
-    classifier: Source | None
-    vae: Source | None
-    refiner: Source | None
-    prior: Source | None
-    upscalers: tuple[Source, ...]
-    loras: tuple[LoraRef, ...]
-    embeddings: tuple[EmbeddingRef, ...]
-    controls: tuple[tuple[Source, Image.Image], ...]
-    init: Image.Image | None
-    mask: Image.Image | None
-    mix: Mapping[str, Image.Image]
 
 
 class Finder:

@@ -1,4 +1,4 @@
-"""One run of `gencli image`: load, draw, show on the way, write. Imports torch."""
+"""One run of `gencli image`: load, draw, show on the way, write. Imports torch where no server draws."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from gencli import devices
+from gencli import devices, signals
 from gencli.atomic import check_folder
-from gencli.checkpoints.embeddings import read_embedding
 from gencli.cli.console import PATIENCE, Console
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import ImageSink, Template
 from gencli.cli.preview import Preview
+from gencli.cli.warm import Serving
 from gencli.errors import GencliError, counted
 from gencli.image.checkpoint import ImageCheckpoint
-from gencli.image.controlnet import load_control, open_control
-from gencli.image.drawers.base import Drawer, Loaded
+from gencli.image.drawers.base import Drawer
+from gencli.image.events import Denoised, Picture
 from gencli.image.files import pictures
-from gencli.image.generate import Denoised, Picture, generate
-from gencli.image.pipeline import Pipeline, load
 from gencli.image.request import ImageRequest, ImageSpec
 
-Drawing = tuple[Pipeline | Loaded, Iterator[Denoised | Picture]]  # a model, and what it makes as it is made
+if TYPE_CHECKING:
+    from gencli.image.draw import Drawing
+    from gencli.serve.client import RemoteDrawing
 
 
 class Run:
@@ -51,9 +51,10 @@ class Run:
         labels: Sequence[str] = (),
         columns: int | None = None,
         strict: bool = False,
+        serving: Serving,
     ):
         self.console, self.opened, self.request, self.inputs, self.sink = console, opened, request, inputs, sink
-        self.prompts, self.animation, self.strict = prompts, animation, strict
+        self.prompts, self.animation, self.strict, self.serving = prompts, animation, strict, serving
         self.folders = {kind: _folder(path) for kind, path in folders.items() if path is not None}
         self.taken: dict[Path, int] = {}  # line whose image a file will hold
         self.shows = show
@@ -73,11 +74,12 @@ class Run:
 
     def run(self, spec: ImageSpec, *, stats: bool) -> None:
         """Draw with the model that `spec` names. Raise GencliError if anything fails."""
-        devices.set_threads(spec.threads)
-        if isinstance(self.opened, Drawer):
-            model, events = self._draw(self.opened, spec)
-        else:
-            model, events = self._denoise(self.opened, spec)
+        model = self._open(spec)
+        if self.prompts is None and not isinstance(self.opened, Drawer):
+            note_slips(self.request, model.words, self.console.note)
+        prompts = None if self.prompts is None else self._checked(model, self.prompts)
+        walk = self.animation is not None or "step_files" in self.folders
+        events = self._each(lambda one: model.generate(one, prompts, self.inputs, walk=walk))
         if (clip := self.inputs.clip) is not None:
             self.best = open_best(self.console, clip, self.request, spec)
         self.clock.loaded()
@@ -97,14 +99,6 @@ class Run:
             self.console.stats(f"{model.describe()}, seed {self.request.seed}")
             self.console.stats(str(self.clock))
 
-    def _draw(self, drawer: Drawer, spec: ImageSpec) -> Drawing:
-        """Load a model that does not denoise; return it with its events. Raise GencliError."""
-        self.console.progress(f"loading {drawer.name}")
-        model = drawer.load(device=spec.device, dtype=spec.dtype)
-        prompts = None if self.prompts is None else self._checked(model, self.prompts)
-        walk = self.animation is not None or "step_files" in self.folders
-        return model, self._each(lambda one: model.generate(one, prompts, init=self.inputs.init, walk=walk))
-
     def _each(self, generate: Callable[[ImageRequest], Iterator[Denoised | Picture]]) -> Iterator[Denoised | Picture]:
         """Yield the events of every variant, its images numbered after those of the one before."""
         for number, one in enumerate(self.variants):
@@ -115,27 +109,27 @@ class Run:
                 else:
                     yield dataclasses.replace(event, index=event.index + before)
 
-    def _denoise(self, checkpoint: ImageCheckpoint, spec: ImageSpec) -> Drawing:
-        """Load a model that denoises; return it with its events. Raise GencliError."""
-        inputs, allow = self.inputs, {"allow_pickle": spec.allow_pickle}
-        opened = [(open_control(source, checkpoint, **allow), image) for source, image in inputs.controls]
-        self.console.progress(f"loading {checkpoint.name}")
-        embeddings = [read_embedding(file, **allow) for file in inputs.embeddings]
-        pipeline = load(
-            checkpoint,
-            device=spec.device,
-            dtype=spec.dtype,
-            loras=inputs.loras,
-            embeddings=embeddings,
-            views=self.animation is not None or self.preview is not None or "step_files" in self.folders,
+    def _open(self, spec: ImageSpec) -> Drawing | RemoteDrawing:
+        """Load the model: in a server that is running and can draw the same, or here. Raise GencliError."""
+        views = self.animation is not None or self.preview is not None or "step_files" in self.folders
+        if not views and not self.folders and self.inputs.clip is None and (link := self.serving.connect(spec.threads)):
+            from gencli.serve.client import open_drawing
+
+            self.console.progress(f"loading {self.opened.name}")
+            if (drawing := open_drawing(link, self.inputs, spec)) is not None:
+                return drawing
+        with signals.raise_pending_signals():
+            from gencli.image.draw import Drawing
+
+        self.clock = Clock()
+        devices.set_threads(spec.threads)
+        return Drawing(
+            self.opened,
+            self.inputs,
+            spec,
+            views=views,
             loading=lambda what: self.console.progress(f"loading {what}"),
         )
-        if self.prompts is None:
-            note_slips(self.request, [embedding.word for embedding in embeddings], self.console.note)
-        controls = [(load_control(part, pipeline), image) for part, image in opened]
-        images: dict[str, Any] = {"init": inputs.init, "mask": inputs.mask, "mix": inputs.mix}
-        prompts = None if self.prompts is None else self._checked(pipeline, self.prompts)
-        return pipeline, self._each(lambda one: generate(pipeline, one, prompts, controls=controls, **images))
 
     def _step(self, step: Denoised) -> None:
         """Show the progress of a step, and keep its image if that was asked for."""
@@ -154,7 +148,7 @@ class Run:
             kinds.append("stage_files")
         if step.stage.shows and (self.animation is not None or kinds):
             for i, number in enumerate(numbers):
-                decoder = step.codec if "stage_files" in kinds else step.view
+                decoder: Any = step.codec if "stage_files" in kinds else step.view
                 self._keep(decoder.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step, kinds)
         last = done == step.total and step.stage.number == step.stage.count
         if step.stage.shows and self.preview is not None and self.preview.wanted() and not last:
@@ -243,7 +237,7 @@ class Run:
             if not self.request.grid:
                 self.sink.report_beside("gif", self.gifs[-1])
 
-    def _checked(self, model: Pipeline | Loaded, lines: Iterable[str | GencliError]) -> Iterator[str | None]:
+    def _checked(self, model: Drawing | RemoteDrawing, lines: Iterable[str | GencliError]) -> Iterator[str | None]:
         """Yield lines as they arrive, None for one that fails, which is told: what can be known before it is drawn.
 
         Raise GencliError after the last one if any failed, with `strict` at the first.
@@ -275,7 +269,7 @@ class Run:
         if failed:
             self.problem = GencliError(f"{failed} of {number + 1} lines failed")
 
-    def _check_line(self, model: Pipeline | Loaded, prompt: str, number: int) -> None:
+    def _check_line(self, model: Drawing | RemoteDrawing, prompt: str, number: int) -> None:
         """Raise GencliError for a prompt that the model cannot follow, or whose images could not be written."""
         request, first = self.request.replace(prompt=prompt), number * self.request.count
         model.check_prompt(request)

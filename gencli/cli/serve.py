@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -19,6 +17,9 @@ from gencli.cli.console import Console
 from gencli.cli.options import Fetching, Reporting, command
 from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, Option, flag, integer, several, string
+from gencli.serve import wire
+from gencli.serve.client import connect
+from gencli.serve.wire import is_own, runtime_folder
 from gencli.spec import ModelSpec, completing
 
 LISTENING, LIMITS = "Listening", "Limits"
@@ -56,6 +57,8 @@ class Served:
         "the embedded models and those in the hub's cache).", MODEL, several=True, complete=completing()).field(())
     allow_pull: bool = flag(False, "--allow-pull",
         "Fetch a Hugging Face id when a client names one that is not here.", MODEL)
+    auto: bool = flag(False, "--auto",
+        "End once nobody has asked for as long as --keep says; do nothing if a server runs already.", LISTENING)
     socket: Path | None = Option(Path, "--socket PATH",  # noqa: RUF009
         "Listen at this Unix socket, which you alone can reach (default: gencli.sock in your runtime folder).",
         LISTENING).field(None)
@@ -102,8 +105,12 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     names = _names(served.model)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise GencliError(f"{missing[0]} is not installed", "pip install 'gencli[serve]'")
+    if served.auto and connect(spec.threads) is not None:
+        return
+    greeting = wire.greeting(spec.threads)  # before a library changes the environment
     from gencli import devices
     from gencli.serve.app import Limits, Server
+    from gencli.serve.handover import Handover
     from gencli.serve.pool import Pool
     from gencli.serve.run import serve as run
     from gencli.serve.run import tcp_socket, unix_socket
@@ -115,22 +122,33 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     hosts = tuple(host for host in strangers if host not in ("0.0.0.0", "::"))
     server = Server(pool, Limits(queue=served.queue), served.key, hosts, any_host=len(hosts) < len(strangers))
     with contextlib.ExitStack() as stack:
-        path = served.socket or runtime_folder() / "gencli.sock"
+        path = served.socket or _own_folder() / wire.SOCKET
         sockets = [stack.enter_context(unix_socket(path))]
+        commands = stack.enter_context(unix_socket(path.with_name(path.name + wire.SUFFIX)))
         lines = [str(path)]
         for host, port in addresses:
             sockets.append(stack.enter_context(tcp_socket(host, port)))
             shown = f"[{host}]" if ":" in host else host
             lines.append(f"http://{shown}:{sockets[-1].getsockname()[1]}")
         console.note(f"serving {', '.join(pool.names()) or 'no model'}")
-        run(server, sockets, grace=served.grace, ready=lambda: print("\n".join(lines), flush=True))
+        run(
+            server,
+            sockets,
+            Handover(server, greeting),
+            commands,
+            grace=served.grace,
+            ready=lambda: print("\n".join(lines), flush=True),
+            idle=served.keep if served.auto else math.inf,
+        )
 
 
-def runtime_folder() -> Path:
-    """Return the folder of this user for sockets."""
-    if found := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(found)
-    return Path(tempfile.gettempdir()) / f"gencli-{os.getuid()}"
+def _own_folder() -> Path:
+    """Return this user's folder for sockets, made if need be. Raise GencliError for one that another may change."""
+    folder = runtime_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_own(folder):
+        raise GencliError(f"{folder} is another user's, or others can write there", "--socket names another place")
+    return folder
 
 
 def _names(models: tuple[str, ...]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from gencli.spec import ModelSpec, TextSpec, completing
 from gencli.text.events import GenerationStats
 
 if TYPE_CHECKING:
+    from gencli.serve.client import RemoteText
+    from gencli.serve.wire import Link
     from gencli.text.load import TextModel
     from gencli.text.speculation import Guesser
 
@@ -43,15 +45,21 @@ class Speed:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether the model is all that is needed: no draft, and no file of a prompt."""
+        return self.draft is None and self.prompt_cache is None
+
     def ways(
         self,
         console: Console,
         fetch: Callable[[str], Source],
-        model: TextModel,
+        model: Any,
         spec: TextSpec,
         stats: GenerationStats,
     ) -> dict[str, Any]:
-        """Return the arguments of `generate_all` that follow from it. fetch: finds a model by its name.
+        """Return the arguments of `generate_all` that follow from it. fetch: finds a model by its name. model: a
+        TextModel, or where it `is_usual` one in a server.
 
         Raise GencliError for a draft that cannot be opened or has another vocabulary, and for a file that is no prompt
         cache.
@@ -89,17 +97,43 @@ def _guesser(
 
 def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:
     """Open the model that was found, with progress and its notes on stderr. Raise GencliError."""
+    _announce(console, source, spec)
+    model = _open(console, source, spec, adapters)
+    _note(console, model)
+    return model
+
+
+def open_warm_text_model(
+    console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef], link: Link | None
+) -> TextModel | RemoteText:
+    """As `open_text_model`, but in the server that `link` leads to, if it can."""
+    if link is None:
+        return open_text_model(console, source, spec, adapters)
+    from gencli.serve.client import open_text
+
+    _announce(console, source, spec)
+    model = open_text(link, source, spec, adapters) or _open(console, source, spec, adapters)
+    _note(console, model)
+    return model
+
+
+def _announce(console: Console, source: Source, spec: ModelSpec) -> None:
     if getattr(spec, "quantize", None) is None and (note := memory_note(source, devices.memory(), text=True)):
         console.note(note)
     console.progress(f"loading {source.name}")
+
+
+def _note(console: Console, model: TextModel | RemoteText) -> None:
+    console.clear()
+    for note in model.notes:
+        console.note(note)
+
+
+def _open(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:
     with signals.raise_pending_signals():
         from gencli.text.load import open_model
 
     def show(_: str, done: int, total: int) -> None:
         console.progress(f"packing {source.name}", done // 10**6, total // 10**6, "million weights")
 
-    model = open_model(source, spec, adapters=adapters, quantize=getattr(spec, "quantize", None), progress=show)
-    console.clear()
-    for note in model.notes:
-        console.note(note)
-    return model
+    return open_model(source, spec, adapters=adapters, quantize=getattr(spec, "quantize", None), progress=show)

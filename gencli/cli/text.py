@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
 from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file, read_prompt
-from gencli.cli.speed import Speed, open_text_model
+from gencli.cli.speed import Speed, open_warm_text_model
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
+from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
 from gencli.options import OUTPUT, Option, flag, string
 from gencli.spec import TextSpec
@@ -34,8 +36,8 @@ from gencli.text.events import (
 from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
+    from gencli.serve.client import RemoteText
     from gencli.text.conversation import Conversation
-    from gencli.text.generate import Job
     from gencli.text.load import TextModel
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -108,6 +110,7 @@ def text(
     request: TextRequest,
     spec: TextSpec,
     fetching: Fetching,
+    serving: Serving,
     reporting: Reporting,
 ) -> None:
     """Continue a prompt with a language model. Only the generated text is written to stdout, as it is produced.
@@ -132,18 +135,17 @@ def text(
     reader = LineReader() if source.lines else None
     prompts = each_line(reader) if reader else iter([read_prompt(source.prompt)])
 
-    model = open_text_model(console, checkpoint, spec, adapters)
+    link = serving.connect(spec.threads) if source.speed.is_usual else None
+    model = open_warm_text_model(console, checkpoint, spec, adapters, link)
     if conversation is not None:
         note_no_conversation(console, model)
-    elif model.tokenizer.chat_template is not None:
+    elif model.converses:
         console.note(f"{model.name} is a chat model, but the prompt is sent as it is; --chat sends it as a message")
     request.resolve(model.generation_config)  # what is wrong with all of them
-    from gencli.text.generate import generate_all
-
     stats, seen = GenerationStats(), dict[int, str]()
-    speaking, prepare = _preparing(model, conversation)
-    how = {**source.speed.ways(console, fetch, model, spec, stats), "ready": reader.ready if reader else lambda: True}
-    events = in_order(generate_all(speaking, _jobs(request, prompts, seen, prepare), stats, **how))
+    how = source.speed.ways(console, fetch, model, spec, stats) | ({"ready": reader.ready} if reader else {})
+    asked = request, _requests(request, prompts, seen), conversation, stats
+    events = in_order(_answers(model)(*asked, **how))
     try:
         events = _show_progress(console, stats, events)
         _run(console, model, request, events, seen, output, source, chats=conversation is not None)
@@ -158,9 +160,18 @@ def text(
             console.stats(f"load {model.load_seconds:.2f} s; {stats}")
 
 
-def note_no_conversation(console: Console, model: TextModel) -> None:
+def _answers(model: TextModel | RemoteText) -> Callable[..., Iterator[Event]]:
+    """Return what has a model answer: in this process, or in the server."""
+    if hasattr(model, "answer_all"):
+        return model.answer_all
+    from gencli.text.chat import answer_all
+
+    return partial(answer_all, model)
+
+
+def note_no_conversation(console: Console, model: TextModel | RemoteText) -> None:
     """Say of a model that was never taught to converse that it cannot, and how to get one that can."""
-    if model.tokenizer.chat_template is None:
+    if not model.converses:
         from gencli.checkpoints.catalogue import SUGGESTED, find_entry
         from gencli.cli.download import in_words
 
@@ -186,7 +197,7 @@ def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> 
 
 def _run(
     console: Console,
-    model: TextModel,
+    model: TextModel | RemoteText,
     request: TextRequest,
     events: Iterator[Event],
     prompts: Mapping[int, str],
@@ -226,41 +237,21 @@ def _run(
         raise GencliError(f"{failed} of {number + 1} lines failed")
 
 
-def _jobs(
-    request: TextRequest, prompts: Iterator[str | GencliError], seen: dict[int, str], prepare: Callable[..., Job]
-) -> Iterator[Job]:
-    """Yield a job for each prompt, which is put into `seen`. Sample i of prompt p has seed + p * samples + i."""
-    from gencli.text.generate import Job
-
+def _requests(
+    request: TextRequest, prompts: Iterator[str | GencliError], seen: dict[int, str]
+) -> Iterator[TextRequest | GencliError]:
+    """Yield a request for each prompt, which is put into `seen`. Sample i of prompt p has seed + p * samples + i."""
     samples = request.num_samples
     for number, prompt in enumerate(prompts):
+        if isinstance(prompt, GencliError):
+            yield prompt
+            continue
         seed = (request.seed + number * samples) % (MAX_SEED - samples + 2)
+        seen[number] = prompt
         try:
-            if isinstance(prompt, GencliError):
-                raise prompt
-            seen[number] = prompt
-            job = prepare(dataclasses.replace(request, prompt=prompt, seed=seed))
+            yield dataclasses.replace(request, prompt=prompt, seed=seed)
         except GencliError as error:
-            job = Job(request, problem=error)
-        yield job
-
-
-def _preparing(model: TextModel, before: Conversation | None) -> tuple[TextModel, Callable[[TextRequest], Job]]:
-    """Return the model and what makes a job of a request: of raw text, or of a message of a new conversation."""
-    from gencli.text.generate import Job
-
-    if before is None:
-        return model, Job
-    from gencli.text.chat import ChatModel, ChatSession
-
-    chat_model = ChatModel(model)
-
-    def message(request: TextRequest) -> Job:
-        session = ChatSession(chat_model, request, dataclasses.replace(before, turns=[]))
-        prompt = session.prepare(request.prompt)
-        return Job(session.request, prompt.ids, prompt.reasoning, model.tokenizer.lost(request.prompt))
-
-    return chat_model.model, message
+            yield error
 
 
 def _show_progress(console: Console, stats: GenerationStats, events: Iterator[Event]) -> Iterator[Event]:

@@ -10,6 +10,7 @@ import typer
 
 from gencli.cli.image import Output, Sources, draw
 from gencli.cli.options import Asked, Fetching, Reporting, command
+from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import INPUT, PICTURE, SAMPLING, ImageRequest
 from gencli.options import Option, rows, string
@@ -55,6 +56,7 @@ def upscale(
     asked: Asked[ImageRequest],
     where: DrawingSpec,
     fetching: Fetching,
+    serving: Serving,
     reporting: Reporting,
 ) -> None:
     """Enlarge an image four times, with a model that adds detail.
@@ -67,7 +69,7 @@ def upscale(
     values = {**asked.values, "init": photo.file, "model": photo.model}
     given = asked.given | {"init", "model"}
     sources = Sources(prompt=(prompt,) if prompt else ())
-    draw(ctx.obj, sources, output, Asked(ImageRequest, values, given), where, fetching, reporting, _accept)
+    draw(ctx.obj, sources, output, Asked(ImageRequest, values, given), where, fetching, serving, reporting, _accept)
 
 
 def _recorded(file: str) -> str:

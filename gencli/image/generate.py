@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from gencli.image.conditioning import Conditioning
 from gencli.image.controlnet import Controlled, activate, mark_cond
 from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
 from gencli.image.diffusion.guidance import Denoiser, Predict, check_finite
+from gencli.image.events import Denoised, Picture, StageInfo
 from gencli.image.families import import_name
 from gencli.image.latents import InitLatents, StageOutput, Start, StartInputs
 from gencli.image.pipeline import LoadedStage, Pipeline
@@ -29,58 +29,6 @@ from gencli.models.controlnet import ControlNetModel
 from gencli.options import check_values
 
 NO_IMAGES: Mapping[str, Image.Image] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class StageInfo:
-    """A stage's name, and its number (from 1) among all of a model. shows: whether its x0 can be decoded."""
-
-    name: str = "base"
-    number: int = 1
-    count: int = 1
-    shows: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.name} (stage {self.number} of {self.count})"
-
-
-class Decoder(Protocol):
-    """Makes an image of one x0 (1, C, h, w): whole, or small in little time."""
-
-    def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image: ...
-    def sketch(self, latents: Tensor) -> Image.Image: ...
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """One step of a stage is done for images `first` … `first + B - 1`; x0 (B, C, h, w) is what they are so far. codec
-    makes images of it such as the finished one, and fast others in less time, if there is one that does."""
-
-    index: int
-    total: int
-    first: int
-    x0: Tensor
-    codec: Decoder
-    stage: StageInfo = StageInfo()
-    fast: Decoder | None = None
-
-    @property
-    def view(self) -> Decoder:
-        """What makes images of it on the way."""
-        return self.fast or self.codec
-
-    @property
-    def ends_stage(self) -> bool:
-        return self.index == self.total - 1
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A finished image, the `index`-th from 0, and the request that makes it again alone."""
-
-    index: int
-    image: Image.Image
-    request: ImageRequest
 
 
 class Noise:

@@ -21,8 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from gencli.errors import GencliError
-from gencli.image.resolve import check_asked, resolve
-from gencli.serve import answers, bodies
+from gencli.serve import answers, bodies, openapi
 from gencli.serve.engine import Counts, Drawn, ImageWork, TextEngine, TextWork, events_of
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import BUSY, FAILED, INVALID, NOT_FOUND, TOO_LARGE, Refusal
@@ -57,11 +56,13 @@ class Server:
         made = [
             ("/health", self.health, "GET", False),
             ("/metrics", self.metrics, "GET", False),
+            ("/openapi.json", self.openapi, "GET", False),
             ("/v1/models", self.models, "GET", False),
             ("/v1/models/{name:path}", self.model, "GET", False),
             ("/v1/completions", self.completions, "POST", True),
             ("/v1/chat/completions", self.chat, "POST", True),
             ("/v1/images/generations", self.images, "POST", True),
+            ("/v1/embeddings", self.embeddings, "POST", True),
         ]
         routes = [Route(path, self._guarded(path, end, busy), methods=[way]) for path, end, way, busy in made]
         return Starlette(routes=routes, exception_handlers={HTTPException: _unknown})
@@ -158,7 +159,7 @@ class Server:
         return name
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "models": sorted(self.pool.warm)})
+        return JSONResponse({"status": "ok", "models": sorted({warm.name for warm in self.pool.warm.values()})})
 
     async def metrics(self, request: Request) -> Response:
         """The counts in Prometheus' text format."""
@@ -166,11 +167,14 @@ class Server:
         lines = ["# TYPE gencli_requests_total counter"]
         for (path, status), number in sorted(counts.answers.items()):
             lines.append(f'gencli_requests_total{{route="{path}",status="{status}"}} {number}')
-        for name in ("prompt_tokens", "completion_tokens", "images"):
+        for name in ("prompt_tokens", "completion_tokens", "images", "commands"):
             lines += [f"# TYPE gencli_{name}_total counter", f"gencli_{name}_total {getattr(counts, name)}"]
         lines += ["# TYPE gencli_requests_under_way gauge", f"gencli_requests_under_way {counts.under_way}"]
         lines += ["# TYPE gencli_warm_models gauge", f"gencli_warm_models {len(self.pool.warm)}"]
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi.page(await asyncio.to_thread(self.pool.names)))
 
     async def models(self, request: Request) -> Response:
         names = await asyncio.to_thread(self.pool.names)
@@ -179,8 +183,7 @@ class Server:
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in await asyncio.to_thread(self.pool.names):
-            message = f"no model {name[:200]!r} here"
-            raise Refusal(NOT_FOUND, message, param="model", code="model_not_found")
+            raise _no_model(name)
         return JSONResponse(_described(name))
 
     async def completions(self, request: Request) -> Response:
@@ -197,7 +200,7 @@ class Server:
 
         def prepare(engine: TextEngine) -> list[Job]:
             format = engine.chat_model.format
-            with engine.formatting:
+            with engine.turn:
                 prompt = format.prompt(asked.messages)
             ended = dataclasses.replace(asked.request, stop=(*asked.request.stop, *format.stops))
             return [Job(ended, prompt.ids, prompt.reasoning)]
@@ -240,20 +243,17 @@ class Server:
         self, name: str, prepare: Callable[[TextEngine], list[Job]], answer: answers.Answer
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the objects of a streamed answer as its events come; several prompts are continued side by side."""
-        async with self.pool.use(name, "text") as warm:
-            engine: Any = warm.engine
+        engine: Any
+        async with self.pool.use(name, "text") as engine:
             try:
                 jobs = await asyncio.to_thread(prepare, engine)
             except GencliError as error:
                 raise Refusal.of(error, status=INVALID, param="messages") from None
             makes = [partial(TextWork, job=job, chat=answer.chat) for job in jobs]
-            try:
-                async with contextlib.aclosing(events_of(engine, makes)) as events:
-                    async for number, event in events:
-                        for chunk in answer.take(event, number * jobs[number].request.num_samples, number):
-                            yield chunk
-            except GencliError as error:
-                raise Refusal.of(error, status=INVALID, param="prompt") from None
+            async with contextlib.aclosing(events_of(engine, makes)) as events:
+                async for number, event in events:
+                    for chunk in answer.take(event, number * jobs[number].request.num_samples, number):
+                        yield chunk
             self.counts.prompt_tokens += answer.usage()["prompt_tokens"]
             self.counts.completion_tokens += answer.usage()["completion_tokens"]
 
@@ -263,14 +263,21 @@ class Server:
         asked = bodies.read_drawing(body, name)
         return await _unless_gone(request, self._drawn(name, asked))
 
+    async def embeddings(self, request: Request) -> Response:
+        """Refuse: what programs make of a decoder's states differs from one to the other, and none of the models that
+        gencli opens was trained to give one vector for a text."""
+        name = self._model(await self._body(request))
+        if name not in await asyncio.to_thread(self.pool.names):
+            raise _no_model(name)
+        message = f"{name[:200]} gives no embeddings: it continues texts or draws"
+        raise Refusal(INVALID, message, param="model", code="embeddings_not_supported")
+
     async def _drawn(self, name: str, asked: bodies.Drawing) -> Response:
         """Draw, and answer once all images are there."""
-        async with self.pool.use(name, "image") as warm:
-            engine: Any = warm.engine
+        engine: Any
+        async with self.pool.use(name, "image") as engine:
             try:
-                resolved = resolve(asked.request, warm.opened)
-                check_asked(resolved, warm.opened)
-                engine.pipeline.check_prompt(resolved)
+                resolved = await asyncio.to_thread(engine.resolve, asked.request)
             except GencliError as error:
                 raise Refusal.of(error, status=INVALID, param="prompt") from None
             images: list[bytes] = []
@@ -281,6 +288,10 @@ class Server:
                     images.append(event.data)
         self.counts.images += len(images)
         return JSONResponse(answers.drawn(images, asked.format))
+
+
+def _no_model(name: str) -> Refusal:
+    return Refusal(NOT_FOUND, f"no model {name[:200]!r} here", param="model", code="model_not_found")
 
 
 def _described(name: str) -> dict[str, Any]:

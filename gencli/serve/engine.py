@@ -11,18 +11,23 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from gencli.image.checkpoint import ImageCheckpoint
+from gencli.image.draw import Drawing
+from gencli.image.drawers.base import Drawer
+from gencli.image.events import Picture
 from gencli.image.files import pictures
-from gencli.image.generate import Picture
-from gencli.image.generate import generate as draw
-from gencli.image.pipeline import Pipeline
+from gencli.image.found import Inputs
 from gencli.image.request import ImageRequest
+from gencli.image.resolve import check_asked, resolve
+from gencli.serve.refusal import FAILED, INVALID, Refusal
 from gencli.text.chat import ChatModel
 from gencli.text.events import Completion, Event, Failed
 from gencli.text.generate import Job, generate_all
 from gencli.text.load import TextModel
 
+T = TypeVar("T")
 BATCH = 16  # texts of the same settings that a model continues at once
 
 
@@ -74,18 +79,55 @@ END = object()  # the last that is put for a request
 
 
 class Engine(Protocol):
-    """A model with its thread. bytes: memory that its weights take."""
+    """A model with its thread. kind: text or image. bytes: memory that its weights take. turn: held by whoever has the
+    model at work, in this thread or in that of a command."""
 
+    kind: str
     bytes: int
+    turn: Turns
 
     def submit(self, work: Any) -> None: ...
     def close(self) -> None: ...
+
+
+class Turns:
+    """A lock that is given in the order in which it was asked for: a thread that lets go of it and asks again at once,
+    as one does between two steps, waits for the others."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.line: deque[threading.Lock] = deque()  # the first one's thread has the turn
+
+    def __enter__(self) -> None:
+        mine = threading.Lock()
+        mine.acquire()
+        with self.guard:
+            self.line.append(mine)
+            if len(self.line) == 1:
+                mine.release()
+        mine.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self.guard:
+            self.line.popleft()
+            if self.line:
+                self.line[0].release()
+
+    @contextlib.contextmanager
+    def let_go(self) -> Iterator[None]:
+        """Let others have the turn while this thread, which has it, waits for something else."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
 
 class _Thread:
     """A thread that takes work from a queue until it is closed."""
 
     def __init__(self, name: str):
+        self.turn = Turns()
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
@@ -107,7 +149,7 @@ class TextEngine(_Thread):
     def __init__(self, model: TextModel):
         self.model = model
         self.chat_model = ChatModel(model)
-        self.formatting = threading.Lock()  # the template's process answers one at a time
+        self.kind = "text"
         self.bytes = sum(tensor.nbytes for tensor in model.module.state_dict().values())
         super().__init__(f"gencli {model.name}")
 
@@ -129,7 +171,9 @@ class TextEngine(_Thread):
                     lanes[work.key] = _Lane(model, work.job.request.num_samples)
                 lanes[work.key].waiting.append(work)
             for key, lane in list(lanes.items()):
-                if not lane.advance():
+                with self.turn:
+                    goes_on = lane.advance()
+                if not goes_on:
                     del lanes[key]
                     for work in lane.waiting:  # it came when nothing else was left to wait for
                         self.inbox.put(work)
@@ -177,7 +221,7 @@ def _put(work: TextWork, event: Event, first: int) -> None:
     """Give a request its event, with the index of the sample in it."""
     if isinstance(event, Failed):
         work.left = 0
-        work.put(event.error)
+        work.put(Refusal.of(event.error, status=FAILED if event.at_work else INVALID, param="prompt"))
         return
     work.put(dataclasses.replace(event, index=event.index - first))
     if isinstance(event, Completion):
@@ -187,11 +231,13 @@ def _put(work: TextWork, event: Event, first: int) -> None:
 
 
 class ImageEngine(_Thread):
-    """Draws the images of one request after the other."""
+    """Draws the images of one request after the other. opened, inputs: what `drawing` was loaded from."""
 
-    def __init__(self, pipeline: Pipeline, name: str, size: int):
-        self.pipeline, self.bytes = pipeline, size
-        super().__init__(f"gencli {name}")
+    def __init__(self, drawing: Drawing, opened: ImageCheckpoint | Drawer, inputs: Inputs, size: int):
+        self.drawing, self.opened, self.bytes = drawing, opened, size
+        self.inputs = dataclasses.replace(inputs, init=None, mask=None, mix={}, controls=())
+        self.kind = "image"
+        super().__init__(f"gencli {opened.name}")
 
     def _run(self) -> None:
         while (work := self.inbox.get()) is not None:
@@ -201,15 +247,37 @@ class ImageEngine(_Thread):
             except Exception as error:  # whatever it is, the client has to be told
                 work.put(error)
 
+    def resolve(self, request: ImageRequest) -> ImageRequest:
+        """Return a request with all that it leaves open. Raise GencliError for one that the model cannot follow."""
+        if isinstance(self.opened, Drawer):
+            resolved = self.opened.resolve(request)
+        else:
+            resolved = resolve(request, self.opened)
+            check_asked(resolved, self.opened)
+        with self.turn:
+            self.drawing.check_prompt(resolved)
+        return resolved
+
     def _draw(self, work: ImageWork) -> None:
         assert work.request is not None
-        with contextlib.closing(draw(self.pipeline, work.request)) as events:  # type: ignore[type-var]
-            for event in events:
+        events = self.drawing.generate(work.request, None, self.inputs)
+        with contextlib.closing(events):  # type: ignore[type-var]
+            for event in in_turns(events, self.turn):
                 if work.cancelled:
                     return
                 if isinstance(event, Picture):
                     texts = pictures.describe(event.request)
                     work.put(Drawn(event.index, pictures.encode(event.image, work.format, texts)))
+
+
+def in_turns(events: Iterator[T], turn: Turns) -> Iterator[T]:
+    """Yield events, each of which is made while `turn` is held."""
+    while True:
+        with turn:
+            event = next(events, END)
+        if event is END:
+            return
+        yield event  # type: ignore[misc]
 
 
 @dataclass
@@ -220,6 +288,7 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     images: int = 0
+    commands: int = 0
     under_way: int = 0
 
 

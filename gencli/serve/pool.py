@@ -5,35 +5,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gencli.checkpoints import hub_cache
+from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, embedded_names, is_whole
 from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError
-from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
-from gencli.image.stages import check_reads_text
+from gencli.image.draw import Drawing
+from gencli.image.found import Inputs
+from gencli.image.ready import open_inputs
+from gencli.image.request import ImageSpec
 from gencli.serve.engine import Engine, ImageEngine, TextEngine
 from gencli.serve.refusal import INVALID, NOT_FOUND, UNAVAILABLE, Refusal
+from gencli.serve.wire import files_at
 from gencli.spec import ModelSpec
 from gencli.text.load import open_model
 
 
 @dataclass(eq=False)
-class _Warm:
-    """A model that is open. kind: text or image. users: requests under way. opened: the image checkpoint, if one."""
+class Warm:
+    """A model that is open. users: those at work with it."""
 
     engine: Engine
-    kind: str
-    opened: Any = None
+    name: str
     users: int = 0
     since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model to open. key: what makes it another one: where its files lie, how they are now, how they are opened."""
+
+    name: str
+    key: Hashable
+    files: list[list[Any]]
+    open: Callable[[], Engine]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(file[1] for file in self.files)
 
 
 class Pool:
@@ -56,8 +72,9 @@ class Pool:
     ):
         self.given, self.spec, self.find = dict(given), spec, find
         self.keep, self.memory, self.pull = keep, memory, pull
-        self.warm: dict[str, _Warm] = {}
+        self.warm: dict[Hashable, Warm] = {}
         self.opening = asyncio.Lock()
+        self.used = time.monotonic()  # when a model was let go of last
 
     def names(self) -> list[str]:
         """Return the names that a client may use."""
@@ -67,28 +84,42 @@ class Pool:
         return [*embedded_names(), *sorted(cached)]
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str, kind: str) -> AsyncIterator[_Warm]:
-        """Hold a warm model of this kind, which is opened first where it is not. Raise Refusal."""
-        async with self.opening:  # one at a time: two would need the memory of both
-            if (warm := self.warm.get(name)) is None:
-                warm = self.warm[name] = await self._open(name)
-            warm.users += 1
+    async def use(self, name: str, kind: str) -> AsyncIterator[Engine]:
+        """Hold the warm model of this name and kind. Raise Refusal."""
         try:
-            if warm.kind != kind:
-                wanted = {"text": "no language model", "image": "no model that draws from a prompt"}[kind]
-                raise Refusal(INVALID, f"{name} is {wanted}", param="model")
-            yield warm
+            wanted = await asyncio.to_thread(self._named, name)
+            warm = await self.acquire(wanted)
+        except GencliError as error:
+            raise Refusal.of(error, status=UNAVAILABLE, param="model") from None
+        try:
+            if warm.engine.kind != kind:
+                missing = {"text": "no language model", "image": "no model that draws from a prompt"}[kind]
+                raise Refusal(INVALID, f"{name} is {missing}", param="model")
+            yield warm.engine
         finally:
-            warm.users -= 1
-            warm.since = time.monotonic()
-            if not self.keep:
-                self.put_away()
+            self.release(warm)
+
+    async def acquire(self, wanted: Wanted) -> Warm:
+        """Return a model, opened first where it is not warm; it stays until `release`. Raise Refusal, GencliError."""
+        async with self.opening:  # one at a time: two would need the memory of both
+            if (warm := self.warm.get(wanted.key)) is None:
+                self._make_room(wanted)
+                warm = self.warm[wanted.key] = Warm(await asyncio.to_thread(wanted.open), wanted.name)
+            warm.users += 1
+            return warm
+
+    def release(self, warm: Warm) -> None:
+        """Say that one user needs a model no more."""
+        warm.users -= 1
+        warm.since = self.used = time.monotonic()
+        if not self.keep:
+            self.put_away()
 
     def put_away(self, *, all: bool = False) -> None:
         """Close the models that were idle for too long, or all of them."""
-        for name, warm in list(self.warm.items()):
+        for key, warm in list(self.warm.items()):
             if all or (not warm.users and time.monotonic() - warm.since >= self.keep):
-                self.warm.pop(name).engine.close()
+                self.warm.pop(key).engine.close()
 
     async def watch(self) -> None:
         """Put idle models away, for ever."""
@@ -96,14 +127,14 @@ class Pool:
             await asyncio.sleep(min(max(self.keep / 10, 0.1), 10))
             self.put_away()
 
-    async def _open(self, name: str) -> _Warm:
-        called = self._called(name)
-        try:
-            source = await asyncio.to_thread(self.find, called)
-            self._make_room(name, _size(source.path))
-            return await asyncio.to_thread(partial(_open, source, self.spec))
-        except GencliError as error:
-            raise Refusal.of(error, status=UNAVAILABLE, param="model") from None
+    def _named(self, name: str) -> Wanted:
+        """Find a model by the name of a client. Raise Refusal for one that it may not use, GencliError."""
+        source, spec = self.find(self._called(name)), self.spec
+        found = open_checkpoint(source, allow_pickle=spec.allow_pickle)
+        if found.kind == "text" or found.format == "gguf":
+            return text_model(source, spec)
+        own = {name: getattr(spec, name) for name in ("device", "dtype", "threads", "allow_pickle", "ignore_config")}
+        return image_model(Inputs(source), ImageSpec(**own, model=source.name))
 
     def _called(self, name: str) -> str:
         """Return what a name stands for. Raise Refusal for one that a client may not use."""
@@ -114,32 +145,47 @@ class Pool:
         hint = "gencli models pull fetches one" if not self.given else "it serves those that it was started with"
         raise Refusal(NOT_FOUND, f"no model {name[:200]!r} here ({hint})", param="model", code="model_not_found")
 
-    def _make_room(self, name: str, size: int) -> None:
-        """Put idle models away, the longest idle first, until there is room for so many bytes. Raise Refusal."""
-        idle = sorted((warm.since, key) for key, warm in self.warm.items() if not warm.users)
-        while sum(warm.engine.bytes for warm in self.warm.values()) + size > self.memory:
+    def _make_room(self, wanted: Wanted) -> None:
+        """Put idle models away, the longest idle first, until there is room for one more. Raise Refusal."""
+        idle = sorted(((warm.since, key) for key, warm in self.warm.items() if not warm.users), key=lambda one: one[0])
+        while sum(warm.engine.bytes for warm in self.warm.values()) + wanted.size > self.memory:
             if not idle:
-                raise Refusal(UNAVAILABLE, f"no memory left for {name} beside the models at work", param="model")
+                message = f"no memory left for {wanted.name} beside the models at work"
+                raise Refusal(UNAVAILABLE, message, param="model")
             self.warm.pop(idle.pop(0)[1]).engine.close()
 
 
-def _open(source: Source, spec: ModelSpec) -> _Warm:
-    """Open a model in this thread."""
-    found = open_checkpoint(source, allow_pickle=spec.allow_pickle)
-    if found.kind == "text" or found.format == "gguf":
-        return _Warm(TextEngine(open_model(source, spec)), "text")
-    opened = open_image_checkpoint(found, allow_pickle=spec.allow_pickle)
-    check_reads_text(opened)
-    pipeline = load(opened, device=spec.device, dtype=spec.dtype)
-    return _Warm(ImageEngine(pipeline, source.name, _size(source.path)), "image", opened)
+def text_model(source: Source, spec: ModelSpec, adapters: tuple[LoraRef, ...] = ()) -> Wanted:
+    """Return the language model at `source`. adapters: the LoRAs of `spec`, found."""
+    quantize = getattr(spec, "quantize", None)
+    files = files_at([source.path, *(one.path for one in adapters)])
+    scales = tuple(one.scale for one in adapters)
+    how = (spec.device, spec.dtype, spec.allow_pickle, spec.ignore_config, quantize, scales)
+    key = ("text", source.name, how, tuple(map(tuple, files)))
+    return Wanted(
+        source.name,
+        key,
+        files,
+        lambda: TextEngine(open_model(source, spec, adapters=adapters, quantize=quantize)),
+    )
+
+
+def image_model(inputs: Inputs, spec: ImageSpec) -> Wanted:
+    """Return the model that draws what `inputs` are for."""
+    several = (inputs.model, inputs.classifier, inputs.vae, inputs.refiner, inputs.prior, *inputs.upscalers)
+    sources = [*several, *(source for source, _ in inputs.controls)]
+    assets: list[LoraRef | EmbeddingRef] = [*inputs.loras, *inputs.embeddings]
+    files = files_at([*(one.path for one in sources if one is not None), *(one.path for one in assets)])
+    roles = tuple(None if one is None else (one.name, one.path) for one in sources)
+    key = ("image", spec, roles, (*inputs.loras, *inputs.embeddings), tuple(map(tuple, files)))
+
+    def make() -> Engine:
+        opened = open_inputs(inputs, spec)
+        return ImageEngine(Drawing(opened, inputs, spec), opened, inputs, sum(file[1] for file in files))
+
+    return Wanted(inputs.model.name, key, files, make)
 
 
 def _is_id(name: str) -> bool:
     found = HubId.parse(name)
     return found is not None and "/" in found.repo and not Path(name).exists()
-
-
-def _size(path: Path) -> int:
-    """Return the bytes of the weights at a path."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)

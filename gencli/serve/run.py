@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,14 +17,25 @@ import uvicorn
 
 from gencli.errors import GencliError
 from gencli.serve.app import Server
+from gencli.serve.handover import Handover
 from gencli.signals import ENDING, Terminated
 
 CONNECTIONS = 512  # at once; beyond them clients are told to come again
 HEADERS = 16 * 1024  # bytes of a request's head
 
 
-def serve(server: Server, sockets: Sequence[socket.socket], *, grace: float, ready: Callable[[], None]) -> None:
-    """Answer requests on these sockets until a signal comes; then those under way have `grace` seconds to end."""
+def serve(
+    server: Server,
+    sockets: Sequence[socket.socket],
+    handover: Handover,
+    commands: socket.socket,
+    *,
+    grace: float,
+    ready: Callable[[], None],
+    idle: float = math.inf,
+) -> None:
+    """Answer requests on these sockets, and commands on theirs, until a signal comes or nobody has asked for `idle`
+    seconds; then those under way have `grace` seconds to end."""
     config = uvicorn.Config(
         server.app(),
         log_config=None,
@@ -39,16 +52,32 @@ def serve(server: Server, sockets: Sequence[socket.socket], *, grace: float, rea
 
     async def run() -> None:
         http = _Announced(config, ready)
-        watch = asyncio.create_task(server.pool.watch())
+        watches = [asyncio.create_task(one) for one in (server.pool.watch(), _end_idle(http, server, handover, idle))]
+        handover.start(commands)
         try:
             await http.serve(list(sockets))
         finally:
-            watch.cancel()
+            commands.shutdown(socket.SHUT_RDWR)  # no more of them
+            await asyncio.to_thread(handover.finish, (http.since or time.monotonic()) + grace)
+            for watch in watches:
+                watch.cancel()
             server.pool.put_away(all=True)
         if http.ended_by is not None:
             raise KeyboardInterrupt if http.ended_by == signal.SIGINT else Terminated(http.ended_by)
 
     asyncio.run(run())
+
+
+async def _end_idle(http: _Announced, server: Server, handover: Handover, idle: float) -> None:
+    """End the server when nothing has been under way for so long."""
+    last = time.monotonic()
+    while True:
+        await asyncio.sleep(min(max(idle / 20, 0.05), 10))
+        if server.counts.under_way or handover.links:
+            last = time.monotonic()
+        elif time.monotonic() - max(last, server.pool.used) >= idle:
+            http.should_exit = True
+            return
 
 
 class _Announced(uvicorn.Server):
@@ -58,6 +87,7 @@ class _Announced(uvicorn.Server):
         super().__init__(config)
         self.ready = ready
         self.ended_by: int | None = None
+        self.since: float | None = None  # when the end began
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -73,7 +103,7 @@ class _Announced(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _end(self, number: int, frame: object) -> None:
-        self.ended_by, self.should_exit = number, True
+        self.ended_by, self.should_exit, self.since = number, True, time.monotonic()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

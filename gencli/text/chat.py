@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from gencli.errors import GencliError
 from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats, TextDelta, in_order
-from gencli.text.generate import generate
+from gencli.text.generate import Job, generate, generate_all
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import TextRequest
@@ -98,3 +98,37 @@ class ChatSession:
             if text := "".join(answer):
                 self.conversation.add("user", message)
                 self.conversation.add("assistant", text)
+
+
+def answer_all(
+    model: TextModel,
+    request: TextRequest,
+    requests: Iterable[TextRequest | GencliError],
+    before: Conversation | None,
+    stats: GenerationStats,
+    *,
+    chat_model: ChatModel | None = None,
+    **how: Any,
+) -> Iterator[Event]:
+    """Continue the prompts of requests, or answer each as the first message of a conversation that begins like
+    `before`. The events are those of `generate_all`, as is `how`.
+
+    request: the settings of all. An error stands for a prompt that there is none of, and becomes `Failed`. chat_model:
+    the model's, if there is one already.
+    """
+    if before is None:
+        jobs = (Job(request, problem=one) if isinstance(one, GencliError) else Job(one) for one in requests)
+        return generate_all(model, jobs, stats, **how)
+    chats = chat_model or ChatModel(model)
+
+    def job(one: TextRequest | GencliError) -> Job:
+        try:
+            if isinstance(one, GencliError):
+                raise one
+            session = ChatSession(chats, one, dataclasses.replace(before, turns=[]))
+            prompt = session.prepare(one.prompt)
+        except GencliError as error:
+            return Job(request, problem=error)
+        return Job(session.request, prompt.ids, prompt.reasoning, model.tokenizer.lost(one.prompt))
+
+    return generate_all(chats.model, map(job, requests), stats, **how)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gencli.errors import GencliError
 from gencli.json_files import as_unicode, parse_json, read_text
-from gencli.text.chat_template import Message
+
+if TYPE_CHECKING:
+    from gencli.text.chat_template import Message
 
 ROLES = ("system", "user", "assistant")
 

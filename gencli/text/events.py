@@ -92,11 +92,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class Failed:
-    """No more comes of samples `index` to `following` - 1: those of a prompt that cannot be continued."""
+    """No more comes of samples `index` to `following` - 1: those of a prompt that cannot be continued. at_work: the
+    model failed at it, which says nothing against the prompt."""
 
     index: int
     error: GencliError
     following: int
+    at_work: bool = False
 
 
 @dataclass

@@ -135,7 +135,7 @@ def _taken(
         waiting.skip(job)
         of_job = [one for number, one in enumerate(running) if one.job == job and number in ended]
         left = [one.index for one in of_job if not one.finish_reason]
-        yield Failed(min(left), error, (job + 1) * of_job[0].request.num_samples)
+        yield Failed(min(left), error, (job + 1) * of_job[0].request.num_samples, at_work=True)
     for number in sorted(ended, reverse=True):
         batch.remove(number)
         running[number] = running[-1]

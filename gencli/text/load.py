@@ -55,6 +55,11 @@ class TextModel:
     def device(self) -> torch.device:
         return self.module.device
 
+    @property
+    def converses(self) -> bool:
+        """Whether it was taught to: it has a chat template."""
+        return self.tokenizer.chat_template is not None
+
     def describe(self) -> str:
         """The model in one line: its size, precision, device and threads."""
         return describe(self.name, [self.module])

@@ -35,6 +35,7 @@ def environment(**changes: str | None) -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     env |= {"GENCLI_CACHE": os.path.join(tempfile.gettempdir(), "gencli-tests"), "HF_HUB_OFFLINE": "1"}
     env |= {"XDG_STATE_HOME": os.path.join(tempfile.gettempdir(), "gencli-tests-state")}
+    env |= {"GENCLI_NO_SERVER": "1"}  # one may be running
     env |= {"GENCLI_CONFIG": os.devnull, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     for key, value in changes.items():
         env.pop(key, None)

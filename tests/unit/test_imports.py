@@ -8,7 +8,7 @@ from pathlib import Path
 import gencli
 
 ROOT = Path(gencli.__file__).parent
-WORK = {"gencli.cli.image_run", "gencli.cli.chat_commands"}  # imported by commands once the work begins
+WORK = {"gencli.cli.chat_commands"}  # imported by commands once the work begins
 IMPORT_EACH = """
 import importlib, sys
 for name in sys.argv[1:]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from gencli.image.generate import Denoised, Picture
+    from gencli.image.events import Denoised, Picture
     from gencli.models.module import BaseModel
 
 # Fields of a request that every such model can follow.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from gencli.image.generate import Denoised, Picture
+    from gencli.image.events import Denoised, Picture
 
 BOUND = 2.0  # the standard normal noise lies within it, before the truncation
 FRAMES = 16  # from an image to the next, where --steps says nothing
@@ -68,7 +68,7 @@ class LoadedGAN(Loaded):
         import torch
 
         from gencli.image.diffusion.guidance import check_finite
-        from gencli.image.generate import Denoised, Picture
+        from gencli.image.events import Denoised, Picture
 
         before: Tensor | None = None
         for prompt, numbers in batches(request, prompts):
@@ -108,7 +108,7 @@ class LoadedGAN(Loaded):
 
     def _way(self, request: ImageRequest, start: Tensor | None, end: Tensor, number: int) -> Iterator[Denoised]:
         """Yield what lies between two images, without them: `request.steps` steps from one to the other."""
-        from gencli.image.generate import Denoised
+        from gencli.image.events import Denoised
 
         steps, count = request.steps or FRAMES, self.module.config.z_dim
         for step in range(1, steps if start is not None else 0):

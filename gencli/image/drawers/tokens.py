@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from gencli.image.generate import Denoised, Picture
+    from gencli.image.events import Denoised, Picture
     from gencli.models.module import LanguageModel
 
 SAMPLING = ("temperature", "top_k", "top_p")
@@ -85,7 +85,7 @@ class TokenModel(Loaded):
         """Draw images that go through the model as one batch."""
         import torch
 
-        from gencli.image.generate import Denoised, Picture
+        from gencli.image.events import Denoised, Picture
         from gencli.text.batch import Batch
 
         columns, rows = self.drawer.grid

@@ -1,4 +1,4 @@
-"""Check a request against the small files of its checkpoint, before torch is imported."""
+"""Open what a request for images names, and check the request against the small files of it. No torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,39 @@ from typing import Any
 
 from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.open import open_checkpoint
-from gencli.cli.image_inputs import Inputs
 from gencli.errors import UsageError
 from gencli.image import stages
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.drawers import is_drawer, open_drawer
 from gencli.image.drawers.base import Drawer
 from gencli.image.files.pictures import is_blank
+from gencli.image.found import Inputs
 from gencli.image.open import open_image_checkpoint, with_classifier
-from gencli.image.request import ImageRequest
+from gencli.image.request import ImageRequest, ImageSpec
 from gencli.image.resolve import check_asked, notes, resolve
 from gencli.spec import ModelSpec
+
+
+def open_inputs(inputs: Inputs, spec: ImageSpec) -> ImageCheckpoint | Drawer:
+    """Open the checkpoint and what belongs to it. Raise GencliError for what cannot be used."""
+    allow_pickle = spec.allow_pickle
+    said: dict[str, Any] = {name: getattr(spec, name) for name in ("prediction", "betas", "zero_snr")}
+    hints = Hints(**said, other_vae=inputs.vae is not None)
+    found = open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
+    if is_drawer(found):
+        return open_drawer(found)
+    said["ignore"] = spec.ignore_config
+    opened = open_image_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
+    if inputs.classifier is not None:
+        opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)
+    if inputs.prior is not None:
+        opened = stages.add_prior(opened, open_image_checkpoint(inputs.prior, allow_pickle=allow_pickle))
+    if inputs.refiner is not None:
+        opened = stages.add_refiner(opened, open_image_checkpoint(inputs.refiner, allow_pickle=allow_pickle))
+    for upscaler in inputs.upscalers:
+        opened = stages.add_upscaler(opened, open_image_checkpoint(upscaler, allow_pickle=allow_pickle))
+    stages.check_reads_text(opened)
+    return opened
 
 
 def ready(
@@ -34,26 +56,7 @@ def ready(
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
-    opened: ImageCheckpoint | Drawer
-    allow_pickle = where.allow_pickle
-    hints = Hints(request.prediction, request.betas, request.zero_snr, other_vae=inputs.vae is not None)
-    found = open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
-    if is_drawer(found):
-        opened = open_drawer(found)
-    else:
-        said: dict[str, Any] = {name: getattr(request, name) for name in ("prediction", "betas", "zero_snr")}
-        said["ignore"] = where.ignore_config
-        opened = open_image_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
-        if inputs.classifier is not None:
-            opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)
-        if inputs.prior is not None:
-            opened = stages.add_prior(opened, open_image_checkpoint(inputs.prior, allow_pickle=allow_pickle))
-        if inputs.refiner is not None:
-            further = open_image_checkpoint(inputs.refiner, allow_pickle=allow_pickle)
-            opened = stages.add_refiner(opened, further)
-        for upscaler in inputs.upscalers:
-            opened = stages.add_upscaler(opened, open_image_checkpoint(upscaler, allow_pickle=allow_pickle))
-        stages.check_reads_text(opened)
+    opened = open_inputs(inputs, request.spec(where))
     accept(opened)
     if lines and request.mix:
         raise UsageError("--lines beside --mix, which stands for a prompt")

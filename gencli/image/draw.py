@@ -1,0 +1,68 @@
+"""A model that draws, opened with all that goes with it, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from gencli.checkpoints.embeddings import read_embedding
+from gencli.image.checkpoint import ImageCheckpoint
+from gencli.image.controlnet import load_control, open_control
+from gencli.image.drawers.base import Drawer, Loaded
+from gencli.image.events import Denoised, Picture
+from gencli.image.found import Inputs
+from gencli.image.generate import generate
+from gencli.image.pipeline import Pipeline, load
+from gencli.image.request import ImageRequest, ImageSpec
+
+
+class Drawing:
+    """A model with its weights, ready for any number of requests. words: those of its embeddings.
+
+    inputs: where all of it lies; its images are of no concern here. views, loading: see `pipeline.load`.
+    Raise GencliError for weights that are broken or do not fit.
+    """
+
+    def __init__(
+        self,
+        opened: ImageCheckpoint | Drawer,
+        inputs: Inputs,
+        spec: ImageSpec,
+        *,
+        views: bool = False,
+        loading: Callable[[str], None] = lambda what: None,
+    ):
+        self.model: Pipeline | Loaded
+        self.words: list[str] = []
+        self.controls: list[Any] = []
+        if isinstance(opened, Drawer):
+            loading(opened.name)
+            self.model = opened.load(device=spec.device, dtype=spec.dtype)
+            return
+        allow = {"allow_pickle": spec.allow_pickle}
+        controls = [open_control(source, opened, **allow) for source, _ in inputs.controls]
+        loading(opened.name)
+        embeddings = [read_embedding(file, **allow) for file in inputs.embeddings]
+        self.words = [embedding.word for embedding in embeddings]
+        where = {"device": spec.device, "dtype": spec.dtype}
+        self.model = load(opened, **where, loras=inputs.loras, embeddings=embeddings, views=views, loading=loading)
+        self.controls = [load_control(part, self.model) for part in controls]
+
+    def describe(self) -> str:
+        """Return the model in one line: its size, precision, device and threads."""
+        return self.model.describe()
+
+    def check_prompt(self, request: ImageRequest) -> None:
+        """Raise GencliError for a prompt that the model cannot follow."""
+        self.model.check_prompt(request)
+
+    def generate(
+        self, request: ImageRequest, prompts: Iterable[str | None] | None, inputs: Inputs, *, walk: bool = False
+    ) -> Iterator[Denoised | Picture]:
+        """Make the images of a resolved request from the images of `inputs`; see `generate.generate`. walk: see
+        `Loaded.generate`."""
+        if isinstance(self.model, Loaded):
+            return self.model.generate(request, prompts, init=inputs.init, walk=walk)
+        controls = [(part, image) for part, (_, image) in zip(self.controls, inputs.controls, strict=True)]
+        images: dict[str, Any] = {"init": inputs.init, "mask": inputs.mask, "mix": inputs.mix}
+        return generate(self.model, request, prompts, controls=controls, **images)

@@ -1,0 +1,32 @@
+"""What a request for images names, once it is found. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gencli.checkpoints.assets import EmbeddingRef, LoraRef
+from gencli.checkpoints.find import Source
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(eq=False, repr=False)
+class Inputs:
+    """Everything that a request names, found. controls: the ControlNets, each with its image."""
+
+    model: Source
+    clip: Source | None = None
+    classifier: Source | None = None
+    vae: Source | None = None
+    refiner: Source | None = None
+    prior: Source | None = None
+    upscalers: tuple[Source, ...] = ()
+    loras: tuple[LoraRef, ...] = ()
+    embeddings: tuple[EmbeddingRef, ...] = ()
+    controls: tuple[tuple[Source, Image.Image], ...] = ()
+    init: Image.Image | None = None
+    mask: Image.Image | None = None
+    mix: Mapping[str, Image.Image] = field(default_factory=dict)

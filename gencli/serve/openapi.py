@@ -1,0 +1,115 @@
+"""The server's page of itself: OpenAPI 3.1, made from the same rows as the command line. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gencli import __version__
+from gencli.image.request import ImageRequest
+from gencli.options import Option, rows
+from gencli.serve.bodies import DRAWN, FORMATS, MOST_IMAGES, MOST_MESSAGES, MOST_PROMPTS, MOST_SAMPLES, TEXT
+from gencli.text.request import SamplingParams, TextRequest
+
+TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
+TEXT_OF_OPENAI: dict[str, Any] = {  # what their rows do not say of them
+    "n": {"type": "integer", "minimum": 1, "maximum": MOST_SAMPLES},
+    "stop": {
+        "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
+    },
+    "logit_bias": {
+        "type": "object",
+        "additionalProperties": {"type": "number"},
+        "propertyNames": {"pattern": "^[0-9]{1,6}$"},
+    },
+    "truncate": {"enum": ["left"]},
+}
+STREAMED: dict[str, Any] = {
+    "stream": {"type": "boolean"},
+    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+    "user": {"type": "string"},
+}
+MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": {"type": "string"}},
+    "required": ["role", "content"],
+}
+ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
+            "required": ["message", "type", "param", "code"],
+        }
+    },
+    "required": ["error"],
+}
+
+
+def page(models: Iterable[str]) -> dict[str, Any]:
+    """Return the page of a server of these models."""
+    model = {"model": {"enum": list(models)}}
+    text = {name: _schema(field, _ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI
+    prompt = {"type": "string"}
+    completion = {
+        "prompt": {"anyOf": [prompt, {"type": "array", "items": prompt, "minItems": 1, "maxItems": MOST_PROMPTS}]}
+    }
+    chat: dict[str, Any] = {"messages": {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MOST_MESSAGES}}
+    chat |= {
+        "max_completion_tokens": text["max_tokens"],
+        "top_logprobs": text["logprobs"],
+        "logprobs": {"type": "boolean"},
+    }
+    drawn = {name: _schema(field, dict(rows(ImageRequest))) for name, field in DRAWN.items()}
+    drawn |= {"n": {"type": "integer", "minimum": 1, "maximum": MOST_IMAGES}, "output_format": {"enum": list(FORMATS)}}
+    drawn |= {"size": {"type": "string", "pattern": "^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "gencli", "version": __version__},
+        "paths": {
+            "/health": _get({"type": "object", "required": ["status", "models"]}),
+            "/v1/models": _get({"type": "object", "required": ["object", "data"]}),
+            "/v1/completions": _post({**model, **completion, **text, **STREAMED}, "prompt", streams=True),
+            "/v1/chat/completions": _post({**model, **text, **chat, **STREAMED}, "messages", streams=True),
+            "/v1/images/generations": _post({**model, **drawn, "user": {"type": "string"}}, "prompt"),
+            "/v1/embeddings": _post({**model, "input": {"type": "string"}}, "input"),
+        },
+    }
+
+
+_ROWS = {**dict(rows(TextRequest)), **dict(rows(SamplingParams))}
+
+
+def _schema(field: str, known: Mapping[str, Option]) -> dict[str, Any]:
+    """Return the schema of a field by its row; null is the same as not given."""
+    option = known.get(field)
+    if option is None or option.kind not in TYPES:
+        return {"type": "string"} if option is None else {}
+    if option.choices:
+        return {"enum": [*option.choices, None]}
+    found: dict[str, Any] = {"type": [TYPES[option.kind], "null"]}
+    if option.bounds is not None:
+        found["exclusiveMinimum" if option.bounds.open_low else "minimum"] = option.bounds.low
+    low, high = option.within or (None, option.bounds.high if option.bounds else None)
+    found |= {} if low is None else {"minimum": low}
+    return found if high is None or high == float("inf") else {**found, "maximum": high}
+
+
+def _answer(schema: Mapping[str, Any], said: str = "done", streams: bool = False) -> dict[str, Any]:
+    more = {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
+    return {"description": said, "content": {"application/json": {"schema": schema}, **more}}
+
+
+def _get(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"get": {"responses": {"200": _answer(schema), "default": _answer(ERROR, "an error")}}}
+
+
+def _post(properties: Mapping[str, Any], *needed: str, streams: bool = False) -> dict[str, Any]:
+    body = {"type": "object", "properties": properties, "required": ["model", *needed], "additionalProperties": False}
+    return {
+        "post": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {"200": _answer({"type": "object"}, streams=streams), "default": _answer(ERROR, "an error")},
+        }
+    }

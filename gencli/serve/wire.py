@@ -1,0 +1,192 @@
+"""What a command and a running server say to each other at the server's second socket, and how it is written. No torch.
+
+A message is one line of JSON, followed by as many bytes as its `bytes` says. The server begins with its `greeting`. The
+command asks it to open a model, and then for texts, for the answer in a conversation, or for images. The server answers
+by events; it asks for the next prompt when it is ready for one, and the command may ask a question of its own first.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gencli import __version__
+from gencli.errors import GencliError, UsageError
+from gencli.text import events
+from gencli.text.request import SamplingParams, TextRequest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SOCKET, SUFFIX = "gencli.sock", ".run"  # of HTTP, and what the name of the one for commands has besides
+LINE = 2**26  # bytes of a message's line at most
+PAYLOAD = 2**30
+# Variables that may change what is computed, where weights lie, or where packed copies of them are kept.
+PREFIXES = (
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "MKL_",
+    "ATEN_",
+    "DNNL_",
+    "ONEDNN_",
+    "CUDA_",
+    "CUBLAS_",
+    "HIP_",
+    "PYTORCH_",
+    "TORCH_",
+)
+VARIABLES = ("GENCLI_KERNELS", "GENCLI_CACHE", "XDG_CACHE_HOME", "HOME", "LD_PRELOAD")
+TEXT_EVENTS = {
+    one.__name__: one
+    for one in (events.PromptTruncated, events.CharactersLost, events.TextDelta, events.ReasoningDelta)
+}
+
+
+class Closed(Exception):
+    """The other side is gone."""
+
+
+def runtime_folder() -> Path:
+    """Return the folder of this user for sockets."""
+    if found := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(found)
+    return Path(tempfile.gettempdir()) / f"gencli-{os.getuid()}"
+
+
+def is_own(path: Path) -> bool:
+    """Return whether what lies at a path is this user's, and can be changed by nobody else."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def files_at(paths: Iterable[Path]) -> list[list[Any]]:
+    """Return the files at paths and below: where each lies, its bytes, and what changes when it is written anew."""
+    found: list[list[Any]] = []
+    for path in paths:
+        below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        for file in [path] if path.is_file() else sorted(below):
+            with contextlib.suppress(OSError):
+                now = file.stat()
+                found.append([str(file), now.st_size, now.st_mtime_ns, now.st_ino])
+    return found
+
+
+def greeting(threads: int | None) -> dict[str, Any]:
+    """Return what has to be the same on both sides for the same bytes."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = sorted(affinity(0)) if affinity else os.cpu_count()
+    said = {name: value for name, value in os.environ.items() if name.startswith(PREFIXES) or name in VARIABLES}
+    return {"version": __version__, "threads": threads, "cores": cores, "environment": said}
+
+
+class Link:
+    """A connection: messages go out and come in whole."""
+
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+        self.reader = connection.makefile("rb")
+
+    def send(self, message: Mapping[str, Any], data: bytes = b"") -> None:
+        """Send a message, and bytes with it. Raise Closed."""
+        line = json.dumps({**message, "bytes": len(data)} if data else message, default=dict).encode()
+        try:
+            self.connection.sendall(line + b"\n" + data)
+        except OSError:
+            raise Closed from None
+
+    def receive(self) -> tuple[dict[str, Any], bytes]:
+        """Return the next message, and the bytes that come with it. Raise Closed, also for what is no message."""
+        try:
+            line = self.reader.readline(LINE)
+            message = json.loads(line) if line.endswith(b"\n") else None
+            if not isinstance(message, dict):
+                raise Closed
+            length = message.get("bytes", 0)
+            data = self.reader.read(length) if 0 < length <= PAYLOAD else b""
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise Closed from None
+        if len(data) != length:
+            raise Closed
+        return message, data
+
+    def close(self) -> None:
+        """End the connection."""
+        self.reader.close()
+        self.connection.close()
+
+
+def pack_error(error: BaseException) -> dict[str, Any]:
+    """Return an error as JSON."""
+    if isinstance(error, GencliError):
+        return {"usage": isinstance(error, UsageError), "message": error.message, "hint": error.hint}
+    return {"kind": type(error).__name__, "message": " ".join(str(error).split())}
+
+
+def read_error(said: Mapping[str, Any]) -> Exception:
+    """Return the error that `pack_error` was given; one of a class that is not Python's own is a RuntimeError."""
+    if kind := said.get("kind"):
+        found = getattr(builtins, kind, None)
+        known = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, OSError)
+        made: Any = found if known else RuntimeError
+        return made(said["message"])
+    return (UsageError if said["usage"] else GencliError)(said["message"], said["hint"])
+
+
+def pack_event(event: events.Event) -> list[Any]:
+    """Return an event of a text as JSON."""
+    if isinstance(event, events.Failed):
+        return ["Failed", {**vars(event), "error": pack_error(event.error)}]
+    return [type(event).__name__, dataclasses.asdict(event)]
+
+
+def read_event(said: Iterable[Any]) -> events.Event:
+    """Return the event that `pack_event` was given."""
+    kind, fields = said
+    if kind == "Failed":
+        error: Any = read_error(fields.pop("error"))
+        return events.Failed(**fields, error=error)
+    if kind == "Completion":
+        logprobs = fields.pop("logprobs")
+        return events.Completion(**fields, logprobs=logprobs and events.Logprobs(**logprobs))
+    made: events.Event = TEXT_EVENTS[kind](**fields)
+    return made
+
+
+def read_text_request(said: Mapping[str, Any]) -> TextRequest:
+    """Return the request whose fields these are. Raise UsageError."""
+    sampling = dict(said["sampling"])
+    sampling["eos_ids"] = tuple(sampling["eos_ids"])
+    return TextRequest(**{**said, "sampling": SamplingParams(**sampling)})
+
+
+def pack_images(images: Iterable[Image.Image | None]) -> tuple[list[Any], bytes]:
+    """Return images as JSON and bytes; None stays None."""
+    found = [image and (image if image.palette is None else image.convert("RGBA")) for image in images]
+    return [image and [image.mode, image.size] for image in found], b"".join(one.tobytes() for one in found if one)
+
+
+def read_images(heads: Iterable[Any], data: bytes) -> list[Any]:
+    """Return the images that `pack_images` was given."""
+    from PIL import Image
+
+    found: list[Any] = []
+    for head in heads:
+        image = head and Image.new(head[0], tuple(head[1]))
+        if image is not None:
+            length = len(image.tobytes())
+            image.frombytes(data[:length])
+            data = data[length:]
+        found.append(image)
+    return found
