@@ -17,7 +17,7 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
 from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file, read_prompt
 from gencli.cli.speed import Speed, open_warm_text_model
-from gencli.cli.text_output import JsonOutput, PlainOutput, why_empty
+from gencli.cli.text_output import JsonOutput, PlainOutput, why_cut, why_empty
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
 from gencli.options import OUTPUT, Option, flag, string
@@ -231,10 +231,19 @@ def _run(
             console.aside(event.text)
         else:
             output.show(event, prompts[number])
-            if chats and isinstance(event, Completion) and (reason := why_empty(event, model.max_length)):
+            if isinstance(event, Completion) and (reason := _end(event, model.max_length, chats, request)):
                 console.note(line + reason)
     if failed:
         raise GencliError(f"{failed} of {number + 1} lines failed")
+
+
+def _end(sample: Completion, context: int, chats: bool, request: TextRequest) -> str | None:
+    """Return what there is to say of a sample's end, if anything."""
+    if chats and (reason := why_empty(sample, context)):
+        return reason
+    if request.form is not None and (reason := why_cut(sample, context)):
+        return f"{reason}: the text does not follow the {'schema' if request.schema else 'grammar'} to its end"
+    return None
 
 
 def _requests(

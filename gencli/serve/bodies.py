@@ -6,6 +6,7 @@ name that would be ignored is refused, so that nothing is dropped in silence; nu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -146,7 +147,9 @@ def _given(body: Mapping[str, Any], known: Mapping[str, str], inert: Collection[
 
 def _text_values(body: Mapping[str, Any], besides: Collection[str]) -> dict[str, Any]:
     """Return the values of a text request. Raise Refusal."""
-    values = {TEXT[name]: value for name, value in _given(body, TEXT, {*INERT, *besides}).items()}
+    form = _schema(body.get("response_format"))
+    known = {*INERT, *besides, *(("response_format",) if form else ())}
+    values = {**form, **{TEXT[name]: value for name, value in _given(body, TEXT, known).items()}}
     if "stop" in values:
         stop = values["stop"]
         values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
@@ -157,6 +160,20 @@ def _text_values(body: Mapping[str, Any], besides: Collection[str]) -> dict[str,
         values["logit_bias"] = _bias(values["logit_bias"])
     _integer(values, "num_samples", "n", MOST_SAMPLES)
     return values
+
+
+def _schema(format: Any) -> dict[str, str]:
+    """Return the JSON schema that `response_format` asks for, as a value of a text request. Raise Refusal."""
+    kind = format.get("type") if isinstance(format, Mapping) else None
+    if kind == "json_object":
+        return {"schema": '{"type": "object"}'}
+    if kind != "json_schema":
+        return {}
+    holder = format.get("json_schema")
+    schema = holder.get("schema") if isinstance(holder, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise Refusal(INVALID, "response_format: json_schema wants an object with a schema", param="response_format")
+    return {"schema": json.dumps(schema)}
 
 
 def _request(prompt: str, seed: int, values: Mapping[str, Any]) -> TextRequest:

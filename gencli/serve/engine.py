@@ -56,7 +56,7 @@ class TextWork(Work):
         """What the settings of texts that run side by side have in common."""
         assert self.job is not None
         request = self.job.request
-        return self.chat, request.sampling, request.logprobs, request.num_samples
+        return self.chat, request.sampling, request.logprobs, request.num_samples, request.form is None
 
 
 @dataclass(eq=False)

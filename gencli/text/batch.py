@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,26 +16,40 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams, TextRequest
 from gencli.text.speculation import Guesser, verify
 
+if TYPE_CHECKING:
+    from gencli.text.constraint import Constraint
+
 MEMORY = 2**30  # bytes of keys and values from which on no text begins beside others
 
 
 class Pick(NamedTuple):
-    """A sampled token and, on request, its log-probability and the likeliest tokens with theirs."""
+    """A sampled token and, on request, its log-probability and the likeliest tokens with theirs. last: no token can
+    follow it."""
 
     token: int
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
+    last: bool = False
 
 
 class Row:
-    """A text: its random generator, and its ids so far, of which the first `prompt` were given."""
+    """A text: its random generator, and its ids so far, of which the first `prompt` were given. constraint: what it
+    has to follow, if anything."""
 
-    def __init__(self, ids: list[int], generator: torch.Generator, params: SamplingParams, max_tokens: int):
+    def __init__(
+        self,
+        ids: list[int],
+        generator: torch.Generator,
+        params: SamplingParams,
+        max_tokens: int,
+        constraint: Constraint | None = None,
+    ):
         self.ids = ids
         self.generator = generator
         self.params = dataclasses.replace(params, max_tokens=max_tokens)
         self.prompt = len(ids)
         self.left = max_tokens
+        self.constraint = constraint
 
 
 Picked = list[Pick] | GencliError  # of one text: tokens in order, or why there is none
@@ -67,9 +81,11 @@ class Batch:
         return not self.rows or self.memory.bytes(len(self.rows) + 1, positions) <= MEMORY
 
     @torch.inference_mode()
-    def add(self, ids: list[int], generator: torch.Generator, max_tokens: int) -> tuple[Picked, int]:
+    def add(
+        self, ids: list[int], generator: torch.Generator, max_tokens: int, constraint: Constraint | None = None
+    ) -> tuple[Picked, int]:
         """Read the prompt of one more text. Return its first token, and how many of the ids went through the model."""
-        number, row = len(self.rows), Row(list(ids), generator, self.params, max_tokens)
+        number, row = len(self.rows), Row(list(ids), generator, self.params, max_tokens, constraint)
         known = self.memory.take(self.module, number, ids, len(ids) + max_tokens)
         assert self.memory.cache is not None
         new = torch.tensor([ids[known:]], device=self.module.device)
@@ -104,7 +120,8 @@ class Batch:
             context = torch.tensor([rows[0].ids], device=logits.device)
             generated = context[:, rows[0].prompt :]
         try:
-            tokens = sampling.sample(logits, [row.generator for row in rows], rows[0].params, context, generated)
+            allowed, generators = _allowed(logits, rows), [row.generator for row in rows]
+            tokens = sampling.sample(allowed, generators, rows[0].params, context, generated)
         except GencliError as error:  # before anything was drawn
             if len(rows) == 1:
                 return [error]
@@ -113,15 +130,16 @@ class Batch:
 
     def _take(self, rows: Sequence[Row], tokens: Tensor, logits: Tensor) -> list[Pick]:
         """Add a token (B,) to each row, and return what there is to say of it."""
-        known = tokens.tolist()
+        known, last = tokens.tolist(), []
         for row, token in zip(rows, known, strict=True):
             row.ids.append(token)
             row.left -= 1
+            last.append(row.constraint is not None and row.constraint.take(token))
         if self.logprobs is None:
-            return [Pick(token) for token in known]
+            return [Pick(token, last=ends) for token, ends in zip(known, last, strict=True)]
         found = sampling.logprobs(logits, tokens, self.logprobs)
         tops = [tuple(zip(*pair, strict=True)) for pair in zip(found.top_ids.tolist(), found.top.tolist(), strict=True)]
-        return [Pick(*row) for row in zip(known, found.chosen.tolist(), tops, strict=True)]
+        return [Pick(*row) for row in zip(known, found.chosen.tolist(), tops, last, strict=True)]
 
     def _guessed(self, number: int, row: Row, guesser: Guesser) -> Picked:
         """The next tokens of one text: those guessed that hold, and one more."""
@@ -137,13 +155,25 @@ class Batch:
         try:
             for i in range(len(guesses) + 1):
                 guess = guesses[i] if i < len(guesses) else None
-                token, held = verify(logits[i : i + 1], guess, row.ids, row.prompt, row.params, row.generator)
+                allowed = _allowed(logits[i : i + 1], [row])
+                token, held = verify(allowed, guess, row.ids, row.prompt, row.params, row.generator)
                 picks += self._take([row], torch.tensor([token]), logits[i : i + 1])
                 guesser.learn(number, guess, held)
-                if not held:
+                if not held or picks[-1].last:
                     break
         except GencliError as error:
             return picks or error
         finally:
             cache.lengths[0] = len(row.ids) - 1
         return picks
+
+
+def _allowed(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Return logits (B, V), -inf for the tokens that may not come next in a row. Raise GencliError."""
+    if all(row.constraint is None for row in rows):
+        return logits
+    allowed = torch.ones(logits.shape, dtype=torch.bool)
+    for at, row in enumerate(rows):
+        if row.constraint is not None:
+            allowed[at] = torch.from_numpy(row.constraint.allowed())
+    return logits.masked_fill(~allowed.to(logits.device), -torch.inf)

@@ -24,7 +24,7 @@ from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.reasoning import Reasoning
 from gencli.text.request import TextRequest
-from gencli.text.sequence import Sequence
+from gencli.text.sequence import Sequence, constraint_of
 from gencli.text.speculation import Guesser
 
 BATCH = 16  # texts per forward pass: more of them take memory and save little time
@@ -96,7 +96,7 @@ def generate_all(
                 waiting.held = item
                 break
             clock = time.perf_counter()
-            picked, read = together.add(item.ids, item.generator, item.max_tokens)
+            picked, read = together.add(item.ids, item.generator, item.max_tokens, item.constraint)
             stats.prompt_tokens += read
             stats.first_tokens += 1
             stats.prompt_seconds += time.perf_counter() - clock
@@ -179,6 +179,7 @@ def _prepared(model: TextModel, number: int, job: Job) -> Iterator[Event | Seque
         whole = prompt_ids(model, request, job.ids)
         lost = model.tokenizer.lost(request.prompt) if job.ids is None else job.lost
         ids = fit(model, request, whole)
+        constraint_of(model, request)
     except GencliError as error:
         yield Failed(first, error, first + job.request.num_samples)
         return
@@ -191,6 +192,8 @@ def _prepared(model: TextModel, number: int, job: Job) -> Iterator[Event | Seque
     if request.max_length is not None:
         max_tokens = min(max_tokens, max(request.max_length - len(ids), 1))
     sampling = dataclasses.replace(request.sampling, eos_ids=model.tokenizer.eos_ids)
+    if request.form is not None:  # where a text may end, and where it has to, is then the grammar's to say
+        sampling = dataclasses.replace(sampling, min_length=None, min_new_tokens=None, forced_eos_token_id=None)
     request = dataclasses.replace(request, sampling=sampling)
     for sample in range(request.num_samples):
         yield Sequence(model, request, number, sample, ids, max_tokens, job.reasoning, job.wanted)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gencli.errors import GencliError, UsageError
 from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, number, rows, several
+from gencli.text.grammar import check_grammar, check_schema, read_grammar, read_schema
 
 MAX_SEED = 2**63 - 1
 TOKENS_ELSEWHERE = ("--n-predict", "--num-predict", "--max-length", "--tokens", "--length")
@@ -183,12 +184,26 @@ class TextRequest:
     logprobs: int | None = integer(None, "--logprobs N",
         "With --json: log-probabilities of each token and its N most likely alternatives.", OUTPUT, bounds=Bounds(0))
     max_length: int | None = integer(None, bounds=Bounds(1), called="max_length", config_key="max_length")
+    schema: str | None = Option(str, "--schema FILE|JSON",
+        "The text is JSON that follows this JSON schema: a file, or the schema itself.", OUTPUT, read=read_schema,
+        valid=check_schema, also=("--json-schema", "--format", "-j")).field(None)
+    grammar: str | None = Option(str, "--grammar FILE|/REGEX/",
+        "The text follows this grammar: a file in the notation of Lark or llama.cpp (GBNF), or a regular expression "
+        "between slashes.", OUTPUT, read=read_grammar, valid=check_grammar,
+        also=("--grammar-file", "--regex", "--guided-regex")).field(None)
     # fmt: on
 
     def __post_init__(self) -> None:
         check(self)
+        if self.schema is not None and self.grammar is not None:
+            raise UsageError("--schema and --grammar cannot be combined")
         Bounds(0, MAX_SEED - self.num_samples + 1).check("--seed", self.seed)
         _check_unicode("the prompt", self.prompt)
+
+    @property
+    def form(self) -> str | None:
+        """The schema or grammar that the text follows (see `gencli.text.grammar`), if any."""
+        return self.schema if self.grammar is None else self.grammar
 
     @classmethod
     def of(cls, prompt: str = "", **values: Any) -> TextRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,9 @@ from gencli.text.load import TextModel
 from gencli.text.reasoning import Reasoning, Splitter, logprobs_after
 from gencli.text.request import TextRequest
 from gencli.text.stops import StopScanner
+
+if TYPE_CHECKING:
+    from gencli.text.constraint import Constraint
 
 
 class Sequence:
@@ -42,7 +46,11 @@ class Sequence:
         self.prompt_tokens = len(ids)
         self.max_tokens = max_tokens
         self.count = 0
-        self.decoder = model.tokenizer.decoder(after=ids)
+        self.constraint = constraint_of(model, request, reasoning)
+        after = ids
+        if self.constraint is not None:  # a token means the same wherever it is: not even the first loses its space
+            after, reasoning = [*ids, self.constraint.vocabulary.visible], self.constraint.reasoning
+        self.decoder = model.tokenizer.decoder(after=after)
         self.splitter = Splitter(reasoning) if reasoning else None
         self.scanner = StopScanner(request.stop)
         named = {i: model.tokenizer.raw_piece(i) for i in model.tokenizer.special_ids} if request.stop else {}
@@ -75,8 +83,8 @@ class Sequence:
             shown += [] if self.finish_reason else self._show("", hidden=self.hidden[token])
         elif known:
             shown += self._show(self.decoder.push(token))
-        if not self.finish_reason and self.count == self.max_tokens:
-            shown += self._last("length")
+        if not self.finish_reason and (pick.last or self.count == self.max_tokens):
+            shown += self._last("stop" if pick.last else "length")
         return shown
 
     def completion(self) -> Completion:
@@ -116,3 +124,12 @@ class Sequence:
         self.thought = self.thought or bool(thought) or bool(self.splitter and self.splitter.inside)
         deltas = [ReasoningDelta(self.index, thought)] if thought else []
         return [*deltas, TextDelta(self.index, shown)] if shown else [*deltas]
+
+
+def constraint_of(model: TextModel, request: TextRequest, reasoning: Reasoning | None = None) -> Constraint | None:
+    """Return what a text of this request has to follow, if anything. Raise GencliError if it cannot."""
+    if request.form is None:
+        return None
+    from gencli.text.constraint import Constraint
+
+    return Constraint(model, request.form, reasoning)

@@ -68,10 +68,12 @@ class ByteLevel:
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, piece: str) -> list[str]:
-        data = byte_level_bytes(piece)
+        return [self.utf8.decode(self.bytes_of(piece))]
+
+    def bytes_of(self, piece: str) -> bytes:
         if self.suffix and piece.endswith(self.suffix):
-            data = byte_level_bytes(piece.removesuffix(self.suffix)) + b" "
-        return [self.utf8.decode(data)]
+            return byte_level_bytes(piece.removesuffix(self.suffix)) + b" "
+        return byte_level_bytes(piece)
 
     def finish(self) -> list[str]:
         return [self.utf8.decode(b"", final=True)]
@@ -150,6 +152,18 @@ class IncrementalDecoder:
         for step in self._steps[start:]:
             pieces = [out for piece in pieces for out in step.push(piece)]
         return pieces
+
+
+def middle_bytes(piece: str, steps: list[Step]) -> bytes:
+    """Return the bytes that a piece adds inside a text. steps: of the decoder; they stay as they are."""
+    for step in steps:
+        if isinstance(step, ByteLevel):
+            return step.bytes_of(piece)
+        if isinstance(step, ByteFallback) and (match := BYTE_PIECE.fullmatch(piece)):
+            return bytes([int(match[1], 16)])
+        if isinstance(step, Each):
+            piece = step.change(piece, False)
+    return piece.encode()
 
 
 def make_steps(decoder: Mapping[str, Any] | None, word_suffix: str = "") -> list[Step]:

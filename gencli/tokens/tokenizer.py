@@ -14,7 +14,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
-from gencli.tokens.decode import BYTE_PIECE, IncrementalDecoder, byte_level_bytes, make_steps
+from gencli.tokens.decode import IncrementalDecoder, Step, make_steps, middle_bytes
 from gencli.tokens.growth import check_growth, check_text
 from gencli.tokens.guard import check_time, is_known_to_be_quick, library
 
@@ -188,16 +188,18 @@ class Tokenizer:
         That is ` the`, the name of a special token, or `bytes:\\xe4\\xbd` for a part of a character.
         Raises GencliError for an unknown id.
         """
-        raw = self.raw_piece(token)
-        if token in self.special_ids:
-            return raw
-        if byte := BYTE_PIECE.fullmatch(raw):
-            return _text_of(bytes([int(byte[1], 16)]))
-        if self._decoder and self._decoder["type"] == "ByteLevel" and not self.word_suffix:
-            return _text_of(byte_level_bytes(raw))
-        # The beginning of a text may lose its space: look at the second of two.
-        once = self.decode([token], skip_special=False)
-        return self.decode([token, token], skip_special=False)[len(once) :]
+        return self.raw_piece(token) if token in self.special_ids else _text_of(self.token_bytes(token))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the UTF-8 bytes that a token adds inside a text: maybe a part of a character. Special ones add none.
+
+        Raises GencliError for an unknown id.
+        """
+        return b"" if token in self.special_ids else middle_bytes(self.raw_piece(token), self._steps)
+
+    @cached_property
+    def _steps(self) -> list[Step]:
+        return make_steps(self._decoder, self.word_suffix)
 
 
 def _text_of(data: bytes) -> str:

@@ -1,5 +1,7 @@
 """Bodies of OpenAI's routes: what becomes a request, and what is refused by name."""
 
+import json
+
 import pytest
 
 from gencli.cli.serve import read_duration, read_size
@@ -20,6 +22,14 @@ def test_names_of_a_completion():
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 7)
     assert sampling.presence_penalty == 1 and sampling.logit_bias == ((5, -100.0),)
+
+
+def test_answers_in_a_form():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
+    assert json.loads(read_chat({**CHAT, "response_format": form}).request.schema or "") == schema
+    assert read_chat({**CHAT, "response_format": {"type": "json_object"}}).request.schema == '{"type": "object"}'
+    assert read_chat({**CHAT, "response_format": {"type": "text"}}).request.schema is None
 
 
 def test_prompts_of_every_form():
@@ -92,7 +102,9 @@ def test_parts_of_a_message_and_roles():
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
         {"tools": [{"type": "function"}]},
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
         {"top_logprobs": 2},
         {"logprobs": 3},
     ],
