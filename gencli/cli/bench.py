@@ -99,7 +99,6 @@ class ImageBench(Repeated):
 
 
 @app.callback(
-    invoke_without_command=True,
     epilog="""Examples:
     gencli bench text
     gencli bench text -m openai-community/gpt2 --quantize q8_0 --quantize q4_k_m
@@ -107,10 +106,8 @@ class ImageBench(Repeated):
     gencli bench image --size 64x64 --steps 20
     """,
 )
-def bench(ctx: typer.Context) -> None:
+def bench() -> None:
     """Measure how fast models run on this machine: medians of several rounds, with the lowest and the highest."""
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), nl=False)
 
 
 @command(app, panels=PANELS, without={"stats"})

@@ -27,7 +27,6 @@ app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, ri
 
 
 @app.callback(
-    invoke_without_command=True,
     epilog="""Examples:
     gencli config set image.steps 30
     gencli config set image.steps 8 --profile draft
@@ -35,13 +34,11 @@ app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, ri
     gencli config show
     """,
 )
-def config_(ctx: typer.Context) -> None:
+def config_() -> None:
     """Defaults of your own, for any option of any command, in one TOML file.
 
     Order: flag, environment, profile, file, the model's own setting, built-in default.
     """
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), nl=False)
 
 
 @app.command("path", cls=Command)

@@ -107,6 +107,9 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_plain_values(self.get_params(ctx))
         with writing_to_stdout():
+            if not args and ctx.parent is not None and not ctx.resilient_parsing:
+                typer.echo(ctx.get_help())
+                ctx.exit()
             return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -104,7 +104,6 @@ Id = Annotated[
 
 
 @app.callback(
-    invoke_without_command=True,
     epilog="""Examples:
     gencli models available
     gencli models pull smollm2
@@ -113,10 +112,8 @@ Id = Annotated[
     gencli models list --json | jq -r .name
     """,
 )
-def models(ctx: typer.Context) -> None:
+def models() -> None:
     """Find, download, check and remove models: built-in ones, and those in the Hugging Face cache."""
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), nl=False)
 
 
 @command(app, name="list", without={"stats"})

@@ -84,11 +84,9 @@ class Scored:
         check(self)
 
 
-@app.callback(invoke_without_command=True)
-def train(ctx: typer.Context) -> None:
+@app.callback()
+def train() -> None:
     """Train a small model from scratch or fine-tune one. Interrupted runs resume."""
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), nl=False)
 
 
 @command(app, name="text", without=("stats",))

@@ -183,6 +183,12 @@ def test_gencli_alone_names_a_first_step():
     assert done.stdout.startswith(b"Three things to try:\n  gencli text") and b"gencli --help" in done.stdout
 
 
+@pytest.mark.parametrize("group", ["bench", "config", "models", "train"])
+def test_a_group_alone_shows_its_help(group: str):
+    done, asked = gencli(group), gencli(group, "--help")
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", asked.stdout) and done.stdout.endswith(b"\n")
+
+
 @pytest.mark.parametrize(
     "error, code, says",
     [
