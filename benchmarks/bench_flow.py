@@ -47,6 +47,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 24, "num_layers": 5, "num_single_layers": 20,
     },
 }  # fmt: skip
+SHARD = 2**29  # numbers
 FEWER = {
     "z-image": ({"n_layers": 7}, {"num_hidden_layers": 9}),
     "klein": ({"num_layers": 2, "num_single_layers": 5}, {"num_hidden_layers": 28}),  # whose 27th is read
@@ -62,15 +63,29 @@ def shapes_of(config: dict[str, Any]) -> dict[str, torch.Size]:
 
 
 def write_model(folder: Path, config: dict[str, Any], stem: str, dtype: torch.dtype) -> None:
+    """In shards, so that this needs no memory for the whole; all numbers are cut from the same few."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = {}
-    for name, shape in shapes_of(config).items():
-        if not (config.get("tie_word_embeddings") and name == "lm_head.weight"):
-            tensors[name] = torch.empty(shape, dtype=dtype).normal_(0, 0.02).abs_() + (
-                0.5 if name.startswith("bn.") else 0
-            )
-    save_file(tensors, folder / f"{stem}.safetensors", {"format": "pt"})
+    some = torch.empty(2**20).normal_(0, 0.02).abs_().to(dtype)
+    shapes = {
+        name: shape
+        for name, shape in shapes_of(config).items()
+        if not (config.get("tie_word_embeddings") and name == "lm_head.weight")
+    }
+    shards: list[dict[str, torch.Size]] = [{}]
+    for name, shape in shapes.items():
+        if sum(one.numel() for one in shards[-1].values()) + shape.numel() > SHARD and shards[-1]:
+            shards.append({})
+        shards[-1][name] = shape
+    where = {}
+    for number, names in enumerate(shards, 1):
+        file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
+        tensors = {name: some.repeat(shape.numel() // len(some) + 1)[: shape.numel()] for name, shape in names.items()}
+        tensors = {name: (one + 0.5 if name.startswith("bn.") else one.clone()) for name, one in tensors.items()}
+        save_file({name: one.view(names[name]) for name, one in tensors.items()}, folder / file, {"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
 
 def write_transformer(folder: Path, config: dict[str, Any], kind: str) -> Path:

@@ -22,6 +22,14 @@ DTYPE = Option(
     after="device",
     complete=lambda: list(DTYPES),
 )
+QUANTIZE = Option(
+    str,
+    "--quantize TYPE",
+    f"Quantize the weights once, to a copy that is kept: {', '.join(PACKING)} (default: as stored).",
+    MODEL,
+    after="dtype",
+    complete=lambda: list(PACKING),
+)
 THREADS = Option(int, "--threads N", "CPU threads (default: one per core).", MODEL)
 ALLOW_PICKLE = Option(bool, "--allow-pickle", "Also allow .bin, .pt and .ckpt files (tensors only).", MODEL)
 
@@ -91,18 +99,21 @@ class TextSpec(ModelSpec):
     """A language model."""
 
     model: str = named_model("GENCLI_TEXT_MODEL", TEXT_MODEL, "text").field(TEXT_MODEL)
-    # fmt: off
-    quantize: str | None = string(None, "--quantize TYPE", f"Quantize the weights once, to a copy that is "
-        f"kept: {', '.join(PACKING)} (default: as stored).", MODEL, after="dtype", complete=lambda: list(PACKING))
-    # fmt: on
+    quantize: str | None = QUANTIZE.field(None)
     ignore_config: tuple[str, ...] = IGNORE_CONFIG.field(())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.quantize is not None:
-            object.__setattr__(self, "quantize", check_mix("--quantize", self.quantize, PACKING))
-            if self.dtype != "auto":
-                raise UsageError(f"--quantize packs the weights, and --dtype {self.dtype} holds them in another type")
+        object.__setattr__(self, "quantize", check_quantize(self.quantize, self.dtype))
+
+
+def check_quantize(mix: str | None, dtype: str | None) -> str | None:
+    """Return the name of a mix in full. Raise UsageError for an unknown one, and for one beside --dtype."""
+    if mix is None:
+        return None
+    if dtype not in (None, "auto"):
+        raise UsageError(f"--quantize packs the weights, and --dtype {dtype} holds them in another type")
+    return check_mix("--quantize", mix, PACKING)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -79,14 +79,16 @@ def method_of(sides: Mapping[str, object]) -> Method:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one adapter does to one weight. names: side → name of its tensor; those that are no factors too."""
+    """What one adapter does to one weight. names: side → name of its tensor; those that are no factors too. cut: the
+    rows that are this weight's, of an adapter of several weights in one; None: all."""
 
     tensors: Tensors
     names: Mapping[str, str]
     scale: float
+    cut: Callable[[Tensor], Tensor] | None = None
 
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of Δ, from headers. Raise RuntimeError for sides that do not fit each other."""
+        """Return the shape of Δ before it is cut, from headers. Raise RuntimeError for sides that do not fit."""
         sides = {side: torch.empty(self.tensors.shape(name), device="meta") for side, name in self.names.items()}
         return tuple(method_of(sides).compute(sides).shape)
 
@@ -97,8 +99,11 @@ class Delta:
             for side, name in self.names.items()
             if side != ALPHA
         }
-        new = weight + (method_of(sides).compute(sides) * self.scale).view_as(weight)
-        magnitude = sides.get(MAGNITUDE, sides.get(DORA_SCALE))
+        delta, magnitude = method_of(sides).compute(sides), sides.get(MAGNITUDE, sides.get(DORA_SCALE))
+        if self.cut is not None:
+            delta = self.cut(delta)
+            magnitude = None if magnitude is None else self.cut(magnitude.reshape(-1, 1))
+        new = weight + (delta * self.scale).reshape(weight.shape)
         if magnitude is None:
             return new
         # kohya's and LyCORIS' may be one for each input instead, as (1, in, …).

@@ -2,33 +2,24 @@
 LyCORIS and ComfyUI; also LoHa, LoKr and DoRA (see `deltas`).
 
 W becomes W + Σ scale · (alpha / r) · Δ, in float32 and rounded once (see `lora`). For a convolution down and up are
-convolutions, (r, in, h, w) and (out, r, 1, 1). Without an alpha in the file, alpha is r.
-
-diffusers names a module by its path (`unet.mid_block.….to_q.lora_A.weight`), and did so differently in older files
-(`….attn1.processor.to_q_lora.down.weight`, `….q_proj.lora_linear_layer.up.weight`). kohya's trainer writes the path
-with underscores (`lora_unet_mid_block_…_to_q.lora_down.weight`), in diffusers' UNet or, for SDXL, in the original one
-(`lora_unet_middle_block_1_…`). A path with underscores cannot be split again, so names are looked up the other way:
-every module of the model is listed under all of its names.
+convolutions, (r, in, h, w) and (out, r, 1, 1). Without an alpha in the file, alpha is r. `lora_names` reads the names.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gencli.checkpoints.assets import LORA_STEM, PEFT_CONFIG, PEFT_STEM, LoraRef
 from gencli.checkpoints.build import FLOATS
 from gencli.checkpoints.deltas import ALPHA, DORA_SCALE, LORA, MAGNITUDE, Delta, Method, method_of
-from gencli.checkpoints.formats.stable_diffusion_unet import INSIDE, Level, original_places
 from gencli.checkpoints.layout import SAFETENSORS, find_pickles, some
 from gencli.checkpoints.lora import (
-    PEFT_PREFIX,
     Change,
     apply_changes,
     check_peft_config,
@@ -36,46 +27,16 @@ from gencli.checkpoints.lora import (
     peft_scale,
     read_peft_config,
 )
+from gencli.checkpoints.lora_names import TRANSFORMER, UNET, names_of_modules, read_key, targets_of
 from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import parse_json
-from gencli.models.base import Rename
 
 METADATA = "lora_adapter_metadata"  # the key of the header under which diffusers writes peft's config
 # Widths of the texts that a UNet attends to → the models that have them.
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 1280: "the XL refiner"}
-UNET, TRANSFORMER, TEXT, TEXT_2 = "unet", "transformer", "text_encoder", "text_encoder_2"
-# A tensor's name becomes MODULE:SIDE, and MODULE becomes PART:MODULE. The first row that matches counts.
-NAMED = r"(?:\.[\w-]+)?"  # the adapter's name in peft: default, default_0, …
-SIDES = (
-    Rename(rf"(.+?)\.lora_A{NAMED}\.weight", r"\1:down"),
-    Rename(rf"(.+?)\.lora_B{NAMED}\.weight", r"\1:up"),
-    Rename(r"(.+?)(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)(down|up|mid)\.weight", r"\1:\2"),
-    Rename(rf"(.+?)\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)){NAMED}", r"\1:\2"),
-    Rename(rf"(.+?)\.lora_magnitude_vector{NAMED}(?:\.weight)?", rf"\1:{MAGNITUDE}"),
-    Rename(r"(.+?)\.(alpha|dora_scale)", r"\1:\2"),
-)
-PARTS = (
-    Rename(r"(?:lora_te1?_|text_encoder\.|text_encoders\.clip_l\.(?:transformer\.)?)(.+)", rf"{TEXT}:\1"),
-    Rename(r"(?:lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.(?:transformer\.)?)(.+)", rf"{TEXT_2}:\1"),
-    Rename(r"lycoris_(text_model_.+)", rf"{TEXT}:\1"),
-    Rename(r"transformer\.(.+)", rf"{TRANSFORMER}:\1"),
-    Rename(r"(?:lora_unet_|lycoris_unet_|lycoris_|unet\.|diffusion_model\.)(.+)", rf"{UNET}:\1"),
-    # The first files of diffusers, and PEFT folders, have no prefix.
-    Rename(r"((?:down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\b.*)", rf"{UNET}:\1"),
-    Rename(r"((?:text_model\.)?encoder\b.*)", rf"{TEXT}:\1"),
-)
 KINDS = ("LORA", "LOHA", "LOKR")  # `peft_type`s
-# Other parameter-efficient methods, by a pattern in their tensor names.
-OTHERS = (
-    (r"[._]b?oft_|\.oft_diag|\.boft", "OFT"),
-    (r"\.on_input", "(IA)³"),
-    (r"lora_(B|up)(\.default)?\.bias|\.lora\.up\.bias", "a LoRA with biases"),
-    (r"\.diff(_b)?$|\.[wb]_norm$", "a file with changes of whole weights"),
-    (r"\.[ab][12]\.weight$", "GLoRA"),
-    (r"bundle_emb", "a LoRA with embeddings in its file"),
-)
 
 
 class ImageLora:
@@ -127,8 +88,9 @@ class ImageLora:
         """Add to `changes` what this file does to a part. Raise GencliError if it does not fit the part."""
         if not (modules := self.modules.get(part)):
             return
-        names = _names_of_modules(part, model)
-        if lost := [module for module in modules if module not in names]:
+        names = names_of_modules(part, model)
+        targets = {module: targets_of(module, names) for module in modules}
+        if lost := [module for module, found in targets.items() if not found]:
             count = f"{len(lost)} of {len(modules)} modules" if len(modules) > 1 else "its module"
             raise GencliError(
                 f"{self.path} does not fit: {count} for the {part} are none of this model ({lost[0]!r:.120})",
@@ -136,36 +98,37 @@ class ImageLora:
             )
         taken: dict[str, str] = {}
         for module, tensors in modules.items():
-            path = names[module]
-            if path in taken:
-                raise GencliError(f"{self.path}: {taken[path]!r:.120} and {module!r:.120} are one module")
-            taken[path] = module
-            rank = self._rank(tensors, model.get_submodule(path), f"{part}.{path}")
+            shapes = [tuple(model.get_parameter(f"{target.path}.weight").shape) for target in targets[module]]
+            whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+            is_cut = any(target.cut for target in targets[module])
+            rank = self._rank(tensors, whole, f"{part}.{targets[module][0].path}", is_cut=is_cut)
             scale = self.scale * self._alpha_scale(part, module, tensors, rank)
-            changes[f"{path}.weight"].deltas.append(Delta(self.tensors, tensors, scale))
+            for path, cut in targets[module]:
+                if path in taken:
+                    raise GencliError(f"{self.path}: {taken[path]!r:.120} and {module!r:.120} are one module")
+                taken[path] = module
+                changes[f"{path}.weight"].deltas.append(Delta(self.tensors, tensors, scale, cut))
 
-    def _rank(self, tensors: Mapping[str, str], module: nn.Module, where: str) -> int | None:
-        """Return r of a module's factors, None if both are whole (LoKr). Raise GencliError if they are missing or do
-        not fit."""
+    def _rank(self, tensors: Mapping[str, str], shape: tuple[int, ...], where: str, *, is_cut: bool) -> int | None:
+        """Return r of the factors of a weight of this shape, None if both are whole (LoKr). is_cut: the weight is one
+        of a file's, and several or others here. Raise GencliError if they are missing or do not fit."""
         name, method = next(iter(tensors.values())), method_of(tensors)
         if lost := [sides[-1] for sides in method.needs if not set(sides) & tensors.keys()]:
             raise GencliError(f"{self.path}: {name!r:.120} has no {' and no '.join(lost)} beside it")
         for name in (name for side, name in tensors.items() if side != ALPHA):
             if (dtype := self.tensors.dtype(name)) not in FLOATS:
                 raise GencliError(f"{self.path}: {name} is stored as {dtype}, not as one of {', '.join(FLOATS)}")
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        if not self._fits(tensors, method, tuple(weight.shape)):
+        if not self._fits(tensors, method, shape, is_cut=is_cut):
             sides = [name for side, name in tensors.items() if side != ALPHA]
             partners = " and ".join(str(list(self.tensors.shape(name))) for name in sides[1:])
             raise GencliError(
                 f"{self.path} does not fit: {sides[0]!r:.120} is {list(self.tensors.shape(sides[0]))}, its partner "
-                f"{partners}, and {where} {list(weight.shape)}",
+                f"{partners}, and {where} {list(shape)}",
                 self.made_for(),
             )
         return next((self.tensors.shape(tensors[side])[0] for side in method.rank if side in tensors), None)
 
-    def _fits(self, tensors: Mapping[str, str], method: Method, shape: tuple[int, ...]) -> bool:
+    def _fits(self, tensors: Mapping[str, str], method: Method, shape: tuple[int, ...], *, is_cut: bool) -> bool:
         """Return whether the factors make a weight of this shape, (out, in, …)."""
         ranks = [self.tensors.shape(tensors[side])[:1] for side in method.rank if side in tensors]
         if any(not rank or rank[0] < 1 for rank in ranks):
@@ -179,7 +142,7 @@ class ImageLora:
             made = Delta(self.tensors, tensors, 1.0).shape()
         except (RuntimeError, IndexError):
             return False
-        numbers = {MAGNITUDE: shape[:1], DORA_SCALE: shape[:2]}
+        numbers = {MAGNITUDE: shape[:1], DORA_SCALE: shape[: 1 if is_cut else 2]}  # norms of inputs are of all outputs
         sizes = {side: math.prod(self.tensors.shape(tensors[side])) for side in numbers if side in tensors}
         if any(size not in numbers[side] for side, size in sizes.items()):
             return False
@@ -272,59 +235,3 @@ def _open(path: Path, allow_pickle: bool) -> tuple[Path, Tensors, Mapping[str, A
         hint = "--allow-pickle opens it" if pickles else None
         raise GencliError(f"{path} has no {LORA_STEM}{SAFETENSORS}{seen}", hint)
     return path / files[0], open_tensors(path / files[0], allow_pickle=allow_pickle), None
-
-
-class Key(NamedTuple):
-    """A parsed tensor name. side: down (r, in), up (out, r), alpha, or another of `deltas`."""
-
-    part: str
-    module: str
-    side: str
-
-
-def read_key(name: str) -> Key | None:
-    """Parse a tensor name; None for an unknown form. Raise GencliError for a method that is not supported."""
-    for pattern, what in OTHERS:
-        if re.search(pattern, name):
-            raise GencliError(f"{what} is not supported ({name!r:.120})", "gencli knows LoRA, LoHa, LoKr and DoRA")
-    module, _, side = (_first(SIDES, name) or "").rpartition(":")
-    renamed = _first(PARTS, module.replace(PEFT_PREFIX, "", 1).replace(".processor.", "."))
-    if renamed is None:
-        return None
-    part, _, module = renamed.partition(":")
-    return Key(part, module, side)
-
-
-def _first(rows: Iterable[Rename], name: str) -> str | None:
-    return next((new for row in rows if (new := row.new_name(name)) is not None), None)
-
-
-def _names_of_modules(part: str, model: nn.Module) -> dict[str, str]:
-    """Return all names that files use for the linear and convolutional modules of a model: name → path."""
-    names: dict[str, str] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            names[path] = path
-            for name in _text_names(path) if part not in (UNET, TRANSFORMER) else ():
-                names[name] = path
-            if path.endswith(".to_out.0"):
-                names[path.removesuffix(".0")] = path
-    if part == UNET:
-        inside = {new: old for old, new in INSIDE.items()}
-        blocks = getattr(model, "down_blocks", ())
-        levels = [Level(0, len(block.resnets), int(block.attentions is not None)) for block in blocks]
-        for place, target in original_places(levels):
-            for path in [path for path in names if path == target or path.startswith(f"{target}.")]:
-                rest = path[len(target) + 1 :]
-                rest = inside.get(rest, rest) if "downsamplers" in target or "resnets" in target else rest
-                names[f"{place}.{rest}" if rest else place] = names[path]
-    return {**{name.replace(".", "_"): path for name, path in names.items()}, **names}
-
-
-def _text_names(path: str) -> Iterator[str]:
-    """Yield the names of a text encoder's module: before version 5, transformers had all under `text_model`."""
-    for name in (path, f"text_model.{path}"):
-        yield name
-        stem, _, last = name.rpartition(".")
-        if last in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield f"{stem}.to_{last.removesuffix('_proj')}"

@@ -1,4 +1,4 @@
-"""Which type each tensor of a language model gets: mixes by llama.cpp's names, with its choices. No torch.
+"""Which type each tensor of a model gets: mixes by llama.cpp's names, with its choices. No torch.
 
 In a mix the tensors that the output depends on most get more bits: the head, values, and what leads back from the
 feed-forward network, there in the first and last eighth of the layers and in every third one between. Names are GGUF's.
@@ -30,6 +30,13 @@ MIXES = {
 PACKING = tuple(MIXES)[3:]  # those that pack
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "fp16": "f16", "fp32": "f32"}
 NARROW = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # rows in no blocks of 256
+OUTSIDE = "Q8_0"  # of what is packed and in no layer, where a network has its own names
+LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)\.weight")  # what stands before a layer's number, the number, and what is in it
+PARTS = (  # layers of networks by their last name → what llama.cpp calls them, where a mix has a type for that
+    (re.compile(r".*\b(to_v|add_v_proj|v_proj|v)"), "attn_v"),
+    (re.compile(r".*\b(to_qkv\w*|qkv)"), "attn_qkv"),
+    (re.compile(r".*\b(w2|linear_out|down_proj|wo|net\.2)"), "ffn_down"),
+)
 MORE = {  # mix → part of a layer → its type, where that is not the mix's own
     "q2_k": {"attn_v": "Q3_K", "attn_output": "Q3_K", "ffn_down": "Q3_K"},
     "q3_k_m": {"attn_v": "Q4_K", "attn_output": "Q4_K", "attn_qkv": "Q4_K", "ffn_down": "Q4_K"},
@@ -69,6 +76,21 @@ def kind_of(mix: str, name: str, shape: Sequence[int], layers: int, groups: int,
     if shape[1] % TYPES[kind][1]:
         kind = NARROW.get(kind, "F16")
     return kind if shape[1] % TYPES[kind][1] == 0 else "F16"
+
+
+def kind_in_network(mix: str, name: str, columns: int, layers: int) -> str | None:
+    """Return the type of a matrix that has its network's own name; None where its rows are in no whole blocks.
+
+    layers: how many there are where it is. Matrices in no layer, such as an embedding, are few and get OUTSIDE.
+    """
+    from gencli.kernels import TYPES
+
+    kind = OUTSIDE
+    if (found := LAYER.fullmatch(name)) is not None:
+        part = next((part for pattern, part in PARTS if pattern.fullmatch(found[3])), "")
+        kind = _of_layer(mix, part, int(found[2]), layers, 1)
+    kinds = (kind, NARROW.get(kind, kind))
+    return next((one for one in kinds if columns % TYPES[one][1] == 0), None)
 
 
 def _of_layer(mix: str, part: str, layer: int, layers: int, groups: int) -> str:

@@ -1,24 +1,26 @@
-"""Packed copies of language models (`--quantize`), beside the hub's cache: made once, then mapped as GGUF files are.
+"""Packed copies of models (`--quantize`), beside the hub's cache: made once, then mapped as GGUF files are.
 
 gencli/FILES-MIX-CONTENT.gguf      FILES: hash of the weights' paths; CONTENT: of their sizes, times and VERSION
 
-A copy has the tensors alone; config and tokenizer stay the checkpoint's. A copy of what a file was before is removed
-when a new one is made.
+A copy has the tensors alone; config and tokenizer stay the checkpoint's. Language models that GGUF has names for are
+written under those; other models under their own. A copy of what a file was before is removed when a new one is made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gencli.atomic import open_over
 from gencli.checkpoints import hub_cache
+from gencli.checkpoints.checkpoint import Part
 from gencli.checkpoints.gguf_file import GgufFile
 from gencli.checkpoints.tensors import Tensors
 from gencli.errors import GencliError
+from gencli.kernels import PACKED
 
 VERSION = 1  # of how weights are packed
 SOURCES, HEADS = "gencli.sources", "gencli.heads"
@@ -31,19 +33,32 @@ def root() -> Path:
     return hub_cache.root().parent / "gencli"
 
 
-def open_packed(files: Sequence[Path], mix: str, module: Callable[[], Any], progress: Show) -> Tensors:
-    """Return the tensors of a language model packed, from the copy in the cache, which is made if it is not there.
+def open_packed(part: Part, config: Mapping[str, Any], mix: str, progress: Show, *, device: str) -> Tensors:
+    """Return the tensors of a model packed, from the copy in the cache, which is made if it is not there.
 
-    files: of its weights. mix: a row of `mixes.MIXES`. module: opens the model. progress: as `gguf_write.write_gguf`.
-    Raise GencliError where the copy cannot be written, and for weights that cannot be packed.
+    config: the part's, where a user's word holds over the file's. mix: a row of `mixes.MIXES`. progress: as
+    `gguf_write.write_gguf`. device: the kind that the model is for.
+    Raise GencliError for another device than the CPU, where the copy cannot be written, and for weights that cannot be
+    packed or are so already.
     """
     from gencli.checkpoints.formats.gguf import gguf_tensors
 
-    path = _path(files, mix)
+    weights = part.tensors()
+    if packed := sorted({weights.dtype(name) for name in weights} & set(PACKED)):
+        raise GencliError(f"--quantize: the weights in {part.path} are packed already ({', '.join(packed)})")
+    if device != "cpu":
+        raise GencliError(f"--quantize: packed weights run on the CPU, not on {device}", "--device cpu")
+
+    def show(name: str, done: int, total: int) -> None:
+        weights.forget()  # of the tensor before: never two copies in memory
+        progress(name, done, total)
+
+    path = _path(weights.files, mix, part.name)
     if (found := _read(path)) is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, files, mix, module(), progress)
+            _write(path, part, config, mix, show)
+            weights.forget()
         except OSError as error:
             raise GencliError(
                 f"cannot keep the packed weights as {path}: {error.strerror or error}",
@@ -53,6 +68,8 @@ def open_packed(files: Sequence[Path], mix: str, module: Callable[[], Any], prog
             if old != path:
                 old.unlink(missing_ok=True)
         found = GgufFile(path)
+    if HEADS not in found.metadata:
+        return Tensors([found])
     heads = dict(zip(("num_attention_heads", "num_key_value_heads"), found.metadata[HEADS], strict=True))
     return gguf_tensors(found, heads)
 
@@ -65,22 +82,28 @@ def _read(path: Path) -> GgufFile | None:
         return None
 
 
-def _write(path: Path, files: Sequence[Path], mix: str, module: Any, progress: Show) -> None:
-    from gencli.checkpoints.formats.gguf_draft import family_of, plan
+def _write(path: Path, part: Part, config: Mapping[str, Any], mix: str, progress: Show) -> None:
+    import torch
+
+    from gencli.checkpoints.build import load
+    from gencli.checkpoints.formats.gguf_draft import family_of, plan, plan_own
     from gencli.checkpoints.gguf_write import write_gguf
 
-    heads = getattr(module.config, "num_attention_heads", 1)
-    metadata: dict[str, Any] = {"general.architecture": family_of(module)}
-    metadata[SOURCES] = [os.path.realpath(file) for file in files]
-    metadata |= {HEADS: [heads, getattr(module.config, "kv_heads", heads)]}
+    weights = part.tensors()
+    given: dict[str, Any] = {"config": config, "tensors": weights}
+    module: Any = load(part.path, dtype=torch.float32, layerwise_casting=True, **given)  # whose weights stay mapped
+    metadata: dict[str, Any] = {SOURCES: [os.path.realpath(file) for file in weights.files]}
+    if (family := family_of(module)) is not None:
+        heads = getattr(module.config, "num_attention_heads", 1)
+        metadata |= {"general.architecture": family, HEADS: [heads, getattr(module.config, "kv_heads", heads)]}
     with open_over(path) as stream:
-        write_gguf(stream, metadata, plan(module, mix), progress)
+        write_gguf(stream, metadata, plan_own(module, mix) if family is None else plan(module, mix), progress)
 
 
-def _path(files: Sequence[Path], mix: str) -> Path:
+def _path(files: Sequence[Path], mix: str, part: str) -> Path:
     paths = sorted(os.path.realpath(file) for file in files)
     states = [(path, (state := os.stat(path)).st_size, state.st_mtime_ns) for path in paths]
-    return root() / f"{_digest(paths)}-{mix}-{_digest([VERSION, states])}.gguf"
+    return root() / f"{_digest([part, *paths] if part else paths)}-{mix}-{_digest([VERSION, states])}.gguf"
 
 
 def _digest(value: Any) -> str:

@@ -189,7 +189,7 @@ def draw(
         if animation is not None:
             animation.check_paths(request)
 
-    if note := memory_note(inputs.model, devices.memory()):
+    if request.quantize is None and (note := memory_note(inputs.model, devices.memory())):
         console.note(note)
     with signals.raise_pending_signals():
         from gencli.cli.image_run import Run
@@ -303,6 +303,9 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
     own = {name: value for name, value in asked.values.items() if name in asked.given}
     hashes = found.values.get("hashes", {})
     merged: dict[str, Any] = {**relocate(found.values, hashes, Path(path).parent), **own}
+    for name, other in (("quantize", "dtype"), ("dtype", "quantize")):  # of which one holds the weights
+        if name in asked.given and other not in asked.given:
+            merged.pop(other, None)
     if "sampler" in asked.given:
         for name in {"eta", "karras", "sampler_options"} - asked.given:  # they were another sampler's
             merged.pop(name, None)

@@ -129,7 +129,11 @@ class Run:
             spec,
             views=views,
             loading=lambda what: self.console.progress(f"loading {what}"),
+            packing=self._packing,
         )
+
+    def _packing(self, what: str, _: str, done: int, total: int) -> None:
+        self.console.progress(f"packing {what}", done // 10**6, total // 10**6, "million weights")
 
     def _step(self, step: Denoised) -> None:
         """Show the progress of a step, and keep its image if that was asked for."""

@@ -17,6 +17,7 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
 from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file, read_prompt
 from gencli.cli.speed import Speed, open_warm_text_model
+from gencli.cli.text_images import Images
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_cut, why_empty
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
@@ -100,11 +101,13 @@ class Shown:
     gencli text "Once" --num-samples 3 --json | jq -r .text
     gencli text --lines < prompts.txt > answers.txt
     gencli text --system "Answer in one word." --lines < questions.txt
+    gencli text -m deepseek-community/Janus-Pro-1B -i photo.png "What is this?"
     """,
 )
 def text(
     ctx: typer.Context,
     source: Prompts,
+    images: Images,
     start: ConversationStart,
     shown: Shown,
     request: TextRequest,
@@ -120,35 +123,40 @@ def text(
     adapters = [LoraRef.parse(one) for one in spec.lora]
     check_arguments(source.prompt, stdin_by_default=not source.lines)
     _check_combinations(source, shown, request)
+    images.check(source.prompt, source.speed, lines=source.lines)
     note_file(source.prompt, ctx.obj.note)
-    chats = start.chat or start.system is not None or start.examples is not None
+    if images.image and start.examples is not None:
+        raise UsageError("--examples are texts, and cannot be combined with -i/--image")
+    chats = start.chat or start.system is not None or start.examples is not None or bool(images.image)
     if chats and (shown.echo or request.truncate):
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
-    conversation = start.conversation() if chats else None
+    conversation = start.conversation() if chats and not images.image else None
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
     checkpoint = fetch(spec.model)
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
+    pixels = images.read(checkpoint, console.note) if images.image else None
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
     if shown.json:
         output = JsonOutput(checkpoint.name, echo=shown.echo)
     reader = LineReader() if source.lines else None
     prompts = each_line(reader) if reader else iter([read_prompt(source.prompt)])
 
-    link = serving.connect(spec.threads) if source.speed.is_usual else None
+    link = serving.connect(spec.threads) if source.speed.is_usual and pixels is None else None
     model = open_warm_text_model(console, checkpoint, spec, adapters, link)
     if conversation is not None:
         note_no_conversation(console, model)
-    elif model.converses:
+    elif model.converses and pixels is None:
         console.note(f"{model.name} is a chat model, but the prompt is sent as it is; --chat sends it as a message")
     request.resolve(model.generation_config)  # what is wrong with all of them
     stats, seen = GenerationStats(), dict[int, str]()
     how = source.speed.ways(console, fetch, model, spec, stats) | ({"ready": reader.ready} if reader else {})
     asked = request, _requests(request, prompts, seen), conversation, stats
-    events = in_order(_answers(model)(*asked, **how))
+    answers = _answers(model) if pixels is None else images.answers(model, pixels, start.system)
+    events = in_order(answers(*asked, **how))
     try:
         events = _show_progress(console, stats, events)
-        _run(console, model, request, events, seen, output, source, chats=conversation is not None)
+        _run(console, model, request, events, seen, output, source, chats=chats)
     except KeyboardInterrupt:
         console.clear()
         output.interrupted()

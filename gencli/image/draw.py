@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from gencli.checkpoints.embeddings import read_embedding
@@ -12,14 +13,14 @@ from gencli.image.drawers.base import Drawer, Loaded
 from gencli.image.events import Denoised, Picture
 from gencli.image.found import Inputs
 from gencli.image.generate import generate
-from gencli.image.pipeline import Pipeline, load
+from gencli.image.pipeline import Packing, Pipeline, load
 from gencli.image.request import ImageRequest, ImageSpec
 
 
 class Drawing:
     """A model with its weights, ready for any number of requests. words: those of its embeddings.
 
-    inputs: where all of it lies; its images are of no concern here. views, loading: see `pipeline.load`.
+    inputs: where all of it lies; its images are of no concern here. views, loading, packing: see `pipeline.load`.
     Raise GencliError for weights that are broken or do not fit.
     """
 
@@ -31,21 +32,24 @@ class Drawing:
         *,
         views: bool = False,
         loading: Callable[[str], None] = lambda what: None,
+        packing: Packing = lambda part, tensor, done, total: None,
     ):
         self.model: Pipeline | Loaded
         self.words: list[str] = []
         self.controls: list[Any] = []
         if isinstance(opened, Drawer):
             loading(opened.name)
-            self.model = opened.load(device=spec.device, dtype=spec.dtype)
+            told = partial(packing, opened.name)
+            self.model = opened.load(device=spec.device, dtype=spec.dtype, quantize=spec.quantize, packing=told)
             return
         allow = {"allow_pickle": spec.allow_pickle}
         controls = [open_control(source, opened, **allow) for source, _ in inputs.controls]
         loading(opened.name)
         embeddings = [read_embedding(file, **allow) for file in inputs.embeddings]
         self.words = [embedding.word for embedding in embeddings]
-        where = {"device": spec.device, "dtype": spec.dtype}
-        self.model = load(opened, **where, loras=inputs.loras, embeddings=embeddings, views=views, loading=loading)
+        how: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "quantize": spec.quantize, "views": views}
+        how |= {"loading": loading, "packing": packing}
+        self.model = load(opened, loras=inputs.loras, embeddings=embeddings, **how)
         self.controls = [load_control(part, self.model) for part in controls]
 
     def describe(self) -> str:

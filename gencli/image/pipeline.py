@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -13,7 +14,9 @@ from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.embeddings import Embedding, install
 from gencli.checkpoints.image_lora import merge, open_loras
+from gencli.checkpoints.packed_cache import open_packed
 from gencli.devices import give_back_memory, pick_device, pick_dtype
+from gencli.errors import GencliError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.codec import Codec
 from gencli.image.conditioning import Conditioning
@@ -32,6 +35,8 @@ from gencli.models.unet_blocks import timestep_embedding
 # by step, and so is converted where that fits any machine; what is run once a prompt gains little by it.
 NETWORK_LIMIT, OTHERS_LIMIT = 4 << 30, 1 << 30
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+READ_BY_DECODERS = ("t5", "qwen3")  # text encoders that are as large as language models
+Packing = Callable[[str, str, int, int], None]
 T = TypeVar("T")
 
 
@@ -171,7 +176,9 @@ def load(
     loras: Sequence[LoraRef] = (),
     embeddings: Sequence[Embedding] = (),
     views: bool = False,
+    quantize: str | None = None,
     loading: Callable[[str], None] = lambda what: None,
+    packing: Packing = lambda part, tensor, done, total: None,
 ) -> Pipeline:
     """Load the weights of all stages; of a family that holds one at a time, each when it is used.
 
@@ -181,10 +188,13 @@ def load(
     On a CPU large weights of half precision stay in the file and are converted as they are used (`models.linear`).
     loras: files that are merged into the main stage's weights. embeddings: words that its text encoders learn.
     views: whether images are made of what stages have on the way; a tiny autoencoder that reads the family's latents
-    does it where it is in the hub's cache. loading: told of each part before it is loaded.
+    does it where it is in the hub's cache. quantize: a mix of types (`mixes`) that the weights of networks, and of text
+    encoders that are language models, are packed in, in copies that are kept; those that are packed already stay so.
+    loading: told of each part before it is loaded. packing: called with a part's name while a copy of it is made, see
+    `write_gguf`.
     Raises GencliError for parts that are broken or not supported, and for files that do not fit them.
     """
-    loader = _Loader(checkpoint, device, dtype, loras, embeddings, views, loading)
+    loader = _Loader(checkpoint, device, dtype, loras, embeddings, views, quantize, loading, packing)
     pipeline = Pipeline(checkpoint, tuple(loader.stage(stage, owner) for stage, owner in checkpoint.stages))
     if not pipeline.one_at_a_time:
         for one in pipeline.stages:
@@ -207,9 +217,14 @@ class _Loader:
         loras: Sequence[LoraRef],
         embeddings: Sequence[Embedding],
         views: bool,
+        quantize: str | None,
         loading: Callable[[str], None],
+        packing: Packing,
     ):
         self.checkpoint, self.dtype, self.place, self.loading = checkpoint, dtype, pick_device(device), loading
+        self.quantize, self.packing = quantize, packing
+        if quantize is not None:
+            _check_packing(checkpoint)
         self.changes = open_loras(loras, checkpoint.configs, checkpoint.name, allow_pickle=checkpoint.allow_pickle)
         self.embeddings, self.views = embeddings, views
         self.codecs: dict[str, Codec] = {}
@@ -221,6 +236,9 @@ class _Loader:
         self.loading(f"{owner.name}: {name}")
         config, tensors = owner.open(name)
         kind = str(config.get("model_type") or config.get("_class_name"))
+        if self.quantize is not None and _is_for_packing(owner, name):
+            part, device = owner.opened.parts[name], self.place.type
+            tensors = open_packed(part, config, self.quantize, partial(self.packing, name), device=device)
         if dtype == torch.float16 and build.overflows_in_half(kind):
             dtype = torch.bfloat16
         large = build.is_packed(tensors) or build.bytes_as(tensors, torch.float32) > limit
@@ -303,6 +321,20 @@ class _Loader:
         if made is not None and self.embeddings and stage is self.checkpoint.main:
             install(self.embeddings, made.text_encoders, self.checkpoint.name)
         return made
+
+
+def _is_for_packing(owner: ImageCheckpoint, name: str) -> bool:
+    """Return whether --quantize packs a part: a network, or a text encoder that is a language model."""
+    is_network = any(stage.network == name for stage in owner.family.stages)
+    kind = owner.configs[name].get("model_type") if name in owner.configs else None
+    return (is_network or kind in READ_BY_DECODERS) and not build.is_packed(owner.open(name)[1])
+
+
+def _check_packing(checkpoint: ImageCheckpoint) -> None:
+    """Raise GencliError where there is nothing left to pack."""
+    owners = (*checkpoint.earlier, checkpoint, *checkpoint.further)
+    if not any(_is_for_packing(owner, name) for owner in owners for name in owner.configs if name in owner.parts):
+        raise GencliError(f"--quantize: the weights of {checkpoint.name} are packed already")
 
 
 M = TypeVar("M", bound=BaseModel)

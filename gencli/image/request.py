@@ -23,6 +23,7 @@ from gencli.image.values import (
     check_sampler,
     check_sampler_options,
     check_strength,
+    controls_of,
     named_sampler,
     parse_sampler_options,
 )
@@ -42,7 +43,7 @@ from gencli.options import (
     several,
     string,
 )
-from gencli.spec import DTYPE, ModelSpec, named_model
+from gencli.spec import DTYPE, QUANTIZE, ModelSpec, check_quantize, named_model
 
 SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -106,6 +107,7 @@ class ImageSpec(ModelSpec):
     prediction: str | None = None
     betas: str | None = None
     zero_snr: bool | None = None
+    quantize: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,6 +283,7 @@ class ImageRequest:
         "Decode in tiles: less memory for large images, with slightly different pixels.", RUN, infotext="VAE tiling")
     dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, read=lambda word: None if word == "auto" else word,
         infotext="Dtype", reload=True).field(None)
+    quantize: str | None = dataclasses.replace(QUANTIZE, infotext="Quantize", reload=True).field(None)
     prediction: str | None = choice(PREDICTIONS, "--prediction NAME",
         "Prediction type, if the model file does not specify it: epsilon, v_prediction or sample.", MODEL,
         after="model", infotext="Prediction", reload=True)
@@ -303,7 +306,8 @@ class ImageRequest:
         check(self)
         for name, value in named_sampler(vars(self)).items():
             object.__setattr__(self, name, value)
-        self._check_controls()
+        object.__setattr__(self, "quantize", check_quantize(self.quantize, self.dtype))
+        controls_of(vars(self))
         if self.refiner_start is not None and self.refiner is None:
             raise UsageError("--refiner-start without a refiner", "name one with --refiner")
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:
@@ -321,29 +325,10 @@ class ImageRequest:
         """The values of --stage: name of a stage → fields of this class → values."""
         return parse_stages(self.stage)
 
-    def _check_controls(self) -> None:
-        count = len(self.control)
-        if count != len(self.control_image):
-            raise UsageError(
-                f"{count} --control and {len(self.control_image)} --control-image: each ControlNet reads one image",
-                "give --control ID and --control-image FILE in pairs",
-            )
-        for name in ("control_scale", "control_start", "control_end"):
-            given, flag = len(getattr(self, name)), name.replace("_", "-")
-            if given not in {0, min(count, 1), count}:
-                raise UsageError(f"{given} --{flag} for {count} --control", "give one, or one for each")
-        for control in self.controls:
-            if control.start >= control.end:
-                raise UsageError(f"--control-start {control.start} is not before --control-end {control.end}")
-
     @property
     def controls(self) -> list[Control]:
-        """The ControlNets, each with its own values."""
-        options = {name: getattr(self, f"control_{name}") for name in ("scale", "start", "end")}
-        return [
-            Control(model, image, **{name: values[i % len(values)] for name, values in options.items() if values})
-            for i, (model, image) in enumerate(zip(self.control, self.control_image, strict=True))
-        ]
+        """The ControlNets, each with its own values. Raise UsageError for values that do not fit each other."""
+        return controls_of(vars(self))
 
     def replace(self, **changes: Any) -> ImageRequest:
         """Return a copy with other values, checked again."""
@@ -353,7 +338,8 @@ class ImageRequest:
         """Return the request that makes image `index` of `count` again, alone, with other values if need be."""
         seed = None if self.seed is None else self.seed + index
         alone: dict[str, Any] = {"seed": seed, "count": 1, "best": None, "clip": None, "grid": False, "batch": 1}
-        return self.replace(**{**alone, **changes})
+        packed = {} if self.quantize is None else {"dtype": None}
+        return self.replace(**{**alone, **changes, **packed})
 
     def spec(self, where: ModelSpec) -> ImageSpec:
         """Return what has to be loaded for this request, with the device, threads and pickles of `where`."""

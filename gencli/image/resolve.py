@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from gencli.image.diffusion import samplers
 from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import CHOICES, NoiseSchedule, named_spacing
 from gencli.image.diffusion.spacings import SECTIONS
+from gencli.image.distilled import FEW, FEW_SAMPLERS, distilled_sampler, few_steps_sampler, is_distilled
 from gencli.image.families import TINY, tiny_named
 from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
@@ -22,15 +22,6 @@ STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 REFINER_START = 0.8  # as in diffusers' examples
 CLASSIFIER_SCALE = 1.0
 IMAGE_GUIDANCE = 1.5  # of models that edit a picture
-FEW = {"steps": 4, "guidance": 1.0}  # of models distilled to few steps; at guidance 1 they are asked once a step
-FEW_STEPS = re.compile(r"turbo|lightning|hyper|schnell|flash|dmd|[0-9]-?step", re.IGNORECASE)  # in their names
-DISTILLED = {  # scheduler class → sampler, where a checkpoint's scheduler tells that it is such a model
-    "LCMScheduler": "lcm",
-    "TCDScheduler": "tcd",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_a",
-}
-FEW_SAMPLERS = ("lcm", "tcd")  # for such models alone
 
 
 def resolve(
@@ -88,7 +79,7 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
         values["image_guidance"] = IMAGE_GUIDANCE
     if "classifier" in checkpoint.configs:
         values["classifier_scale"] = CLASSIFIER_SCALE
-    if _is_distilled(checkpoint):
+    if is_distilled(checkpoint):
         values |= checkpoint.family.few
     own = distilled_sampler(checkpoint)
     if own is not None:
@@ -100,41 +91,9 @@ def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[st
     return values
 
 
-def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
-    """Return the sampler of a model distilled to few steps: by its scheduler's class a latent consistency model's, and
-    by its scheduler and its name one like SD Turbo."""
-    sampler = _few_steps_sampler(checkpoint)
-    return sampler if sampler in FEW_SAMPLERS or FEW_STEPS.search(_names(checkpoint)) else None
-
-
-def _is_distilled(checkpoint: ImageCheckpoint) -> bool:
-    """Return whether a model of a family with few-step forms is one, as model_index.json says it, or its name."""
-    said, pattern = checkpoint.index.get("is_distilled"), checkpoint.family.distilled
-    return bool(said) if said is not None else bool(pattern and re.search(pattern, _names(checkpoint), re.IGNORECASE))
-
-
-def _names(checkpoint: ImageCheckpoint) -> str:
-    """What a checkpoint is called, by the user and by its own files."""
-    own = [checkpoint.index.get("_name_or_path"), checkpoint.configs[checkpoint.family.network].get("_name_or_path")]
-    return " ".join([checkpoint.name, checkpoint.folder.name, *(str(name) for name in own if name)])
-
-
-def _few_steps_sampler(checkpoint: ImageCheckpoint) -> str | None:
-    """Return the sampler that a scheduler_config.json tells as models of few steps have it: as SD Turbo and SDXL Turbo,
-    Euler steps from the last timestep on (trailing) for ε. Ordinary models may have such a scheduler too."""
-    scheduler = checkpoint.configs[checkpoint.main.scheduler]
-    kind = str(scheduler.get("_class_name"))
-    sampler = DISTILLED.get(kind)
-    if sampler in (None, *FEW_SAMPLERS) or checkpoint.prompt != "text":
-        return sampler if checkpoint.prompt == "text" else None
-    trailing = scheduler.get("timestep_spacing") == "trailing"
-    eps = scheduler.get("prediction_type", "epsilon") == "epsilon" and not scheduler.get("rescale_betas_zero_snr")
-    return sampler if trailing and eps else None
-
-
 def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoint) -> Iterator[str]:
     """Yield remarks about a request as it was asked and as it was resolved."""
-    like = _few_steps_sampler(checkpoint)
+    like = few_steps_sampler(checkpoint)
     if like not in (None, *FEW_SAMPLERS) and None in (asked.steps, asked.guidance, asked.sampler):
         values = f"{request.sampler}, {request.steps} steps, --cfg-scale {request.guidance:g}"
         if distilled_sampler(checkpoint) is not None:
@@ -150,19 +109,9 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
         yield f"the negative prompt says nothing at --cfg-scale {request.guidance:g}"
     if asked.image_guidance is not None and (request.guidance or 0) <= 1:
         yield f"--image-cfg-scale says nothing at --cfg-scale {request.guidance:g}"
-    if checkpoint.prompt == "text" and (learned := words.learned_words(checkpoint.folder)):
-        yield from _word_notes(request, checkpoint, learned)
-
-
-def _word_notes(request: ImageRequest, checkpoint: ImageCheckpoint, learned: frozenset[str]) -> Iterator[str]:
-    """Yield what a model of few words must say of a prompt, and of a size that it was not trained for."""
-    if unknown := words.unknown_words(request.prompt, learned):
-        some = ", ".join(map(repr, unknown[:5])) + (", …" if unknown[5:] else "")
-        known = f"{words.FILE} in its folder lists its {len(learned)} words"
-        yield f"{checkpoint.name} has not learned {some[:200]}; {known}"
-    own, width, height = checkpoint.size, request.width or 0, request.height or 0
-    if own is not None and width * height > 2 * own[0] * own[1]:
-        yield f"{checkpoint.name} learned to draw at {own[0]}x{own[1]}; {width}x{height} may fall apart"
+    if checkpoint.prompt == "text":
+        size = request.width or 0, request.height or 0
+        yield from words.notes(checkpoint.name, checkpoint.folder, request.prompt, size, checkpoint.size)
 
 
 def _reads_guidance(checkpoint: ImageCheckpoint) -> bool:

@@ -101,3 +101,25 @@ class Control:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+
+
+def controls_of(values: Mapping[str, Any]) -> list[Control]:
+    """Return the ControlNets of a request's values. Raise UsageError for values that do not fit each other."""
+    models, images = values["control"], values["control_image"]
+    if len(models) != len(images):
+        raise UsageError(
+            f"{len(models)} --control and {len(images)} --control-image: each ControlNet reads one image",
+            "give --control ID and --control-image FILE in pairs",
+        )
+    options = {name: values[f"control_{name}"] for name in ("scale", "start", "end")}
+    for name, given in options.items():
+        if len(given) not in {0, min(len(models), 1), len(models)}:
+            raise UsageError(f"{len(given)} --control-{name} for {len(models)} --control", "give one, or one for each")
+    found = [
+        Control(*pair, **{name: given[i % len(given)] for name, given in options.items() if given})
+        for i, pair in enumerate(zip(models, images, strict=True))
+    ]
+    for control in found:
+        if control.start >= control.end:
+            raise UsageError(f"--control-start {control.start} is not before --control-end {control.end}")
+    return found

@@ -6,7 +6,7 @@ A model of few words draws something for every prompt; this is how it says that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 FILE = "words.txt"  # one word per line, in lower case
@@ -40,6 +40,18 @@ def unknown_words(prompt: str, learned: frozenset[str]) -> list[str]:
     """Return the words of a prompt that are not among those learned, nor their plurals, nor filler words, in order."""
     found = dict.fromkeys(WORD.findall(prompt.lower().replace("'s", "")))
     return [word for word in found if word not in FILLERS and not _forms(word) & learned]
+
+
+def notes(name: str, folder: Path, prompt: str, size: tuple[int, int], own: tuple[int, int] | None) -> Iterator[str]:
+    """Yield what a model of few words must say of a prompt, and of a size that it was not trained for. own: that of the
+    model, (width, height)."""
+    if not (learned := learned_words(folder)):
+        return
+    if unknown := unknown_words(prompt, learned):
+        some = ", ".join(map(repr, unknown[:5])) + (", …" if unknown[5:] else "")
+        yield f"{name} has not learned {some[:200]}; {FILE} in its folder lists its {len(learned)} words"
+    if own is not None and size[0] * size[1] > 2 * own[0] * own[1]:
+        yield f"{name} learned to draw at {own[0]}x{own[1]}; {size[0]}x{size[1]} may fall apart"
 
 
 def _forms(word: str) -> set[str]:

@@ -28,6 +28,7 @@ ARCHITECTURES: dict[str, str] = {
     "imagegpt": "imagegpt",
     "biggan-deep": "biggan",
     "janus": "janus",
+    "janus_reader": "janus_reader",
     "dalle-mini": "dalle_bart",
     "dall_e": "dvae",
     "ldmbert": "ldmbert",

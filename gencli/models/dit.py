@@ -76,12 +76,22 @@ class DiTConfig(BaseConfig):
 
 
 class PatchEmbed(nn.Module):
-    def __init__(self, in_channels: int, width: int, patch_size: int):
+    """Patches as tokens, with their places. base, finer: see `positions`."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: int, base: int, finer: float = 1.0):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.base, self.finer = base, finer
+        self.positions: dict[tuple[int, int], Tensor] = {}  # of the last size
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """Return tokens (B, h · w, D) of latents (B, C, H, W), and h and w."""
+        patches = self.proj(x)
+        height, width = patches.shape[2:]
+        if (height, width) not in self.positions:
+            self.positions = {(height, width): positions(patches.shape[1], height, width, self.base, self.finer)}
+        places = self.positions[height, width].to(x.device)
+        return (patches.flatten(2).transpose(1, 2) + places).to(x.dtype), height, width
 
 
 class LabelEmbedding(nn.Module):
@@ -139,11 +149,12 @@ class DiTTransformer2DModel(BaseModel):
         super().__init__()
         self.config = config
         self.out_channels = config.out_channels or config.in_channels
-        self.pos_embed = PatchEmbed(config.in_channels, config.width, config.patch_size)
+        self.pos_embed = PatchEmbed(
+            config.in_channels, config.width, config.patch_size, config.sample_size // config.patch_size
+        )
         self.transformer_blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.proj_out_1 = nn.Linear(config.width, 2 * config.width)
         self.proj_out_2 = nn.Linear(config.width, config.patch_size**2 * self.out_channels)
-        self.positions: dict[tuple[int, int], Tensor] = {}  # of the last size
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
         """Return the prediction (B, out_channels, H, W) for latents (B, C, H, W), timesteps (B,) and classes (B,).
@@ -155,22 +166,13 @@ class DiTTransformer2DModel(BaseModel):
             timesteps.expand(len(x)), WAVES, flip_sin_to_cos=True, freq_shift=self.config.freq_shift
         ).to(x.dtype)
         class_labels = class_labels.to(x.device).expand(len(x))
-        patches = self.pos_embed(x)
-        height, width = patches.shape[2:]
-        tokens = patches.flatten(2).transpose(1, 2)  # (B, T, D)
-        tokens = (tokens + self._positions(height, width, tokens.device)).to(x.dtype)
+        tokens, height, width = self.pos_embed(x)
         for block in self.transformer_blocks:
             tokens = block(tokens, waves, class_labels)
         emb: nn.Module = self.transformer_blocks[0].get_submodule("norm1.emb")
         shift, scale = self.proj_out_1(F.silu(emb(waves, class_labels)))[:, None].chunk(2, dim=-1)
         tokens = self.proj_out_2(norm(tokens, 1e-6) * (1 + scale) + shift)
         return unpatchify(tokens, height, width, self.config.patch_size, self.out_channels)
-
-    def _positions(self, height: int, width: int, device: torch.device) -> Tensor:
-        if (height, width) not in self.positions:
-            base = self.config.sample_size // self.config.patch_size
-            self.positions = {(height, width): positions(self.config.width, height, width, base).to(device)}
-        return self.positions[height, width].to(device)
 
 
 def norm(x: Tensor, eps: float) -> Tensor:

@@ -19,7 +19,7 @@ from gencli.models.attention import multi_head_attention
 from gencli.models.attention_blocks import GELU, FeedForward
 from gencli.models.attention_blocks import Attention as SelfAttention
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
-from gencli.models.dit import PatchEmbed, norm, positions, unpatchify
+from gencli.models.dit import PatchEmbed, norm, unpatchify
 from gencli.models.module import BaseModel
 from gencli.models.unet_blocks import TimestepEmbedding, timestep_embedding
 
@@ -170,7 +170,9 @@ class PixArtTransformer2DModel(BaseModel):
         super().__init__()
         self.config = config
         self.out_channels = config.out_channels or config.in_channels
-        self.pos_embed = PatchEmbed(config.in_channels, config.width, config.patch_size)
+        self.pos_embed = PatchEmbed(
+            config.in_channels, config.width, config.patch_size, config.sample_size // config.patch_size, config.finer
+        )
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.empty(2, config.width))
         self.proj_out = nn.Linear(config.width, config.patch_size**2 * self.out_channels)
@@ -192,11 +194,7 @@ class PixArtTransformer2DModel(BaseModel):
         told = self.adaln_single.linear(F.silu(emb)).unflatten(1, (6, -1))
         context = self.caption_projection(encoder_hidden_states.to(x.device, x.dtype))
         mask = encoder_attention_mask.to(x.device)[:, None, None]
-        patches = self.pos_embed(x)
-        height, width = patches.shape[2:]
-        base = self.config.sample_size // self.config.patch_size
-        places = positions(self.config.width, height, width, base, self.config.finer).to(x.device)
-        tokens = (patches.flatten(2).transpose(1, 2) + places).to(x.dtype)
+        tokens, height, width = self.pos_embed(x)
         for block in self.transformer_blocks:
             tokens = block(tokens, told, context, mask)
         shift, scale = (self.scale_shift_table.to(x.dtype) + emb[:, None])[:, :, None].unbind(1)

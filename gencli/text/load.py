@@ -16,11 +16,10 @@ from gencli.checkpoints.build import architecture_name, load
 from gencli.checkpoints.checkpoint import Checkpoint, Part
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats.folders import kind_of
+from gencli.checkpoints.formats.janus import is_janus, reader_of
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.packed_cache import open_packed
-from gencli.checkpoints.tensors import Tensors
 from gencli.errors import GencliError
-from gencli.kernels import PACKED
 from gencli.models import architecture
 from gencli.models.base import Layout
 from gencli.models.module import LanguageModel, describe
@@ -90,7 +89,7 @@ def open_model(
     tensors = part.tensors()
     layout = architecture(raw["model_type"]).LAYOUT
     if quantize is not None:
-        tensors = _packed(source, part, raw, device, quantize, progress)
+        tensors = open_packed(part, raw, quantize, progress, device=device.type)
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
     precision = devices.pick_dtype(spec.dtype, device, stored)
     tokenizer = checkpoint.tokenizer()
@@ -103,27 +102,6 @@ def open_model(
     settings = generation_config(checkpoint.defaults, raw)
     notes = (*notes, *not_followed(source.name, settings))
     return TextModel(source.name, module, tokenizer, settings, time.perf_counter() - start, notes)
-
-
-def _packed(
-    source: Source,
-    part: Part,
-    raw: Mapping[str, Any],
-    device: torch.device,
-    mix: str,
-    progress: Callable[[str, int, int], None],
-) -> Tensors:
-    """Return the tensors of the packed copy. Raise GencliError for weights that are packed, and for another device."""
-    tensors = part.tensors()
-    if packed := sorted({tensors.dtype(name) for name in tensors} & set(PACKED)):
-        raise GencliError(f"--quantize: the weights of {source.name} are packed already ({', '.join(packed)})")
-    if device.type != "cpu":
-        raise GencliError(f"--quantize: packed weights run on the CPU, not on {device}", "--device cpu")
-
-    def module() -> Any:
-        return load(part.path, dtype=torch.float32, layerwise_casting=True, config=raw, tensors=tensors)
-
-    return open_packed(tensors.files, mix, module, progress)
 
 
 def _merge(
@@ -150,6 +128,9 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
         raise checkpoint.problem
     if checkpoint.kind == "text" or checkpoint.format == "gguf":
         return checkpoint.parts[""], checkpoint.parts[""].config
+    if is_janus(checkpoint.contents):
+        part = reader_of(checkpoint.contents)
+        return part, part.config
     hint = "; ".join([f"`gencli image -m {checkpoint.name}` draws with image models", *checkpoint.notes])
     images = GencliError(f"{checkpoint.name} is not a text model", hint)
     folder = not checkpoint.contents.is_file and checkpoint.contents.has("model_index.json")

@@ -94,6 +94,31 @@ def test_from_a_file(sd, tiny, tmp_path):
             )
 
 
+@torch.no_grad()
+def test_from_the_two_files_of_its_author(sd, tiny, tmp_path):
+    """taesd_encoder and taesd_decoder, whichever is named; the decoder's layers count from 1 there."""
+    whole = load_file(tiny[0] / "diffusion_pytorch_model.safetensors")
+    for half, first in (("encoder", 0), ("decoder", 1)):
+        state = {}
+        for name, tensor in whole.items():
+            if name.startswith(half):
+                number, _, rest = name.removeprefix(f"{half}.layers.").partition(".")
+                state[f"{int(number) + first}.{rest}"] = tensor
+        save_file(state, tmp_path / f"taesd_{half}.safetensors")
+        torch.save(state, tmp_path / f"taesd_{half}.pth")
+    for name in ("taesd_decoder.safetensors", "taesd_encoder.safetensors", "taesd_decoder.pth"):
+        given = {"vae": Source(name, tmp_path / name, "file"), "allow_pickle": name.endswith(".pth")}
+        pipeline = load(open_image_checkpoint(Source("sd", sd[0], "folder"), **given), device="cpu")
+        made = pipeline.codec.vae.state_dict()
+        assert made.keys() == whole.keys() and all(torch.equal(made[name], whole[name]) for name in whole)
+    with pytest.raises(GencliError, match="is a pickle"):
+        open_image_checkpoint(Source("sd", sd[0], "folder"), vae=Source("x", tmp_path / "taesd_decoder.pth", "file"))
+    (tmp_path / "taesd_encoder.safetensors").unlink()
+    lone = Source("x", tmp_path / "taesd_decoder.safetensors", "file")
+    with pytest.raises(GencliError, match=r"decoder of a tiny autoencoder alone: taesd_encoder\.safetensors must lie"):
+        open_image_checkpoint(Source("sd", sd[0], "folder"), vae=lone)
+
+
 def test_what_is_seen_on_the_way(sd, tiny, tmp_path, monkeypatch):
     """Where it is in the hub's cache, and only there; the finished image is the model's own."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))

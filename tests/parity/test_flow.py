@@ -1,6 +1,7 @@
 """Z-Image, FLUX.2 klein and PixArt against diffusers: every part within 1e-4, whole images within 2/255; their noise
 levels, and their real sizes without a number in them."""
 
+import importlib
 import json
 import shutil
 
@@ -242,6 +243,85 @@ def test_lora(wide, made, tmp_path, name, module):
     with_lora = opened(folder, loras=[LoraRef(tmp_path / "lora.safetensors", 0.5)])
     [ours], [expected] = draw(None, pipeline=with_lora, **SETTINGS), draw(tmp_path / name, **SETTINGS)
     assert_same(ours.image, expected.image, tolerance=1)
+
+
+FUSED = {  # a name in a file, and the tensor of the authors' layout that it changes
+    "z-turbo": {
+        "diffusion_model.layers.1.attention.qkv": "layers.1.attention.qkv",
+        "diffusion_model.layers.0.attention.out": "layers.0.attention.out",
+        "lora_unet_noise_refiner_0_attention_qkv": "noise_refiner.0.attention.qkv",
+        "lora_unet_final_layer_adaLN_modulation_1": "final_layer.adaLN_modulation.1",
+        "transformer.layers.2.attention.to_qkv": "layers.2.attention.qkv",
+    },
+    "klein": {
+        "diffusion_model.double_blocks.0.img_attn.qkv": "double_blocks.0.img_attn.qkv",
+        "diffusion_model.double_blocks.1.txt_attn.qkv": "double_blocks.1.txt_attn.qkv",
+        "lora_unet_double_blocks_1_img_attn_qkv": "double_blocks.1.img_attn.qkv",
+        "lora_unet_double_blocks_0_txt_mlp_2": "double_blocks.0.txt_mlp.2",
+        "single_blocks.1.linear1": "single_blocks.1.linear1",
+        "lora_transformer_single_blocks_0_linear2": "single_blocks.0.linear2",
+        "diffusion_model.double_stream_modulation_img.lin": "double_stream_modulation_img.lin",
+        "diffusion_model.final_layer.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+        "transformer.transformer_blocks.0.attn.to_added_qkv": "double_blocks.0.txt_attn.qkv",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "method"),
+    [
+        *((name, module, "lora") for name in FUSED for module in FUSED[name]),
+        *((name, next(iter(FUSED[name])), method) for name in FUSED for method in ("lokr", "dora")),
+    ],
+)
+def test_lora_of_fused_names(wide, tmp_path, name, module, method):
+    """Equal to the same change made in the authors' file, whose matrices are then split; and to diffusers' own
+    splitting, where it does that."""
+    root, _ = wide
+    tensors = flow.original_names(root / name / "transformer")
+    target = f"{FUSED[name][module]}.weight"
+    weight, dotted = tensors[target], "." in module
+    generator = torch.Generator().manual_seed(5)
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((4, weight.shape[1]), (weight.shape[0], 4)))
+    sides = (".lora_A.weight", ".lora_B.weight") if dotted else (".lora_down.weight", ".lora_up.weight")
+    state, delta = {module + sides[0]: down, module + sides[1]: up, f"{module}.alpha": torch.tensor(2.0)}, up @ down / 2
+    if method == "lokr":
+        small = torch.randn(weight.shape[0] // 2, weight.shape[1] // 2, generator=generator)
+        one = torch.randn(2, 2, generator=generator)
+        state, delta = {f"{module}.lokr_w1": one, f"{module}.lokr_w2": small}, torch.kron(one, small)
+    changed = weight + 0.5 * delta
+    if method == "dora":
+        magnitude = torch.rand(len(weight), 1, generator=generator) + 0.5
+        state[f"{module}.dora_scale"] = magnitude
+        changed = changed / changed.norm(dim=1, keepdim=True) * magnitude
+    save_file(state, tmp_path / "lora.safetensors")
+    with_lora = opened(root / name, loras=[LoraRef(tmp_path / "lora.safetensors", 0.5)]).main.network.state_dict()
+    file = flow.write_single(root / name / "changed.safetensors", {**tensors, target: changed})
+    wanted = load(open_image_checkpoint(Source("x", file, "file")), device="cpu").main.network.state_dict()
+    differ = 0
+    for key, value in opened(root / name).main.network.state_dict().items():
+        torch.testing.assert_close(with_lora[key], wanted[key], atol=1e-4, rtol=1e-4)
+        differ += not torch.equal(value, wanted[key])
+    assert differ == (3 if "qkv" in module else 1)
+
+
+@pytest.mark.parametrize(
+    "module", ["double_blocks.0.img_attn.qkv", "double_blocks.1.txt_attn.qkv", "single_blocks.1.linear1"]
+)
+def test_fused_names_are_split_as_diffusers_splits_them(wide, tmp_path, module):
+    lora_names = importlib.import_module("diffusers.loaders.lora_conversion_utils")
+    root, _ = wide
+    weight = flow.original_names(root / "klein" / "transformer")[f"{module}.weight"]
+    down, up = torch.randn(4, weight.shape[1]), torch.randn(weight.shape[0], 4)
+    state = {f"diffusion_model.{module}.lora_A.weight": down, f"diffusion_model.{module}.lora_B.weight": up}
+    save_file(state, tmp_path / "lora.safetensors")
+    with_lora = opened(root / "klein", loras=[LoraRef(tmp_path / "lora.safetensors")]).main.network.state_dict()
+    plain = opened(root / "klein").main.network.state_dict()
+    theirs = lora_names._convert_non_diffusers_flux2_lora_to_diffusers(state)
+    for name in {key.rpartition(".lora_")[0] for key in theirs}:
+        path = f"{name.removeprefix('transformer.')}.weight"
+        delta = theirs[f"{name}.lora_B.weight"] @ theirs[f"{name}.lora_A.weight"]
+        torch.testing.assert_close(with_lora[path], plain[path] + delta, atol=1e-4, rtol=1e-4)
 
 
 # --- noise levels

@@ -9,6 +9,7 @@ from PIL import Image
 
 from gencli.checkpoints.build import load as load_part
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats import glide as glide_files
 from gencli.checkpoints.open import open_checkpoint
 from gencli.errors import GencliError, UsageError
 from gencli.image import stages
@@ -17,12 +18,14 @@ from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.models import architecture
+from gencli.tokens import load_tokenizer
 from tests.oracles import glide
 from tests.oracles.guided_sampling import picture as pixels
 from tests.oracles.libraries import transformers
 from tests.oracles.pipelines import assert_same, draw, picture
 from tests.tiny.classes import write
 from tests.tiny.glide import make_glide
+from tests.tiny.hub_cache import COMMIT, put
 
 PROMPT, NEGATIVE = "A Girl with her DOG", "soup"
 SMALL = {"width": 8, "height": 8}
@@ -147,6 +150,20 @@ def test_what_is_asked(root, theirs):
         resolve(ImageRequest(prompt="a"), opened(root, "base_inpaint"))
 
 
+def test_the_vocabulary_of_another_gpt2(root, theirs, tmp_path, monkeypatch):
+    """Any model in the hub's cache that has it will do; one of its size with other words will not."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    write(tmp_path / "base.pt", theirs["base"].state)
+    files = {name: (root / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    folder = put(tmp_path, "distilbert/distilgpt2", COMMIT, {**files, "config.json": b'{"vocab_size": 50257}'}, "main")
+    alone = open_image_checkpoint(Source("x", tmp_path / "base.pt", "file"), allow_pickle=True)
+    with pytest.raises(GencliError, match="vocabulary, which is GPT-2's"):
+        alone.tokenizer()
+    ids = load_tokenizer(folder).encode(glide_files.SAMPLE, add_special_tokens=False)
+    monkeypatch.setattr(glide_files, "SAMPLE_IDS", ids)
+    assert alone.tokenizer().folder == folder
+
+
 def test_files_that_are_none(root, theirs, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
     (tmp_path / "alone").mkdir()
@@ -154,7 +171,7 @@ def test_files_that_are_none(root, theirs, tmp_path, monkeypatch):
     with pytest.raises(GencliError, match="vocabulary, which is GPT-2's") as raised:
         alone = open_image_checkpoint(Source("x", tmp_path / "alone" / "base.pt", "file"), allow_pickle=True)
         alone.tokenizer()
-    assert "vocab.json and merges.txt of openai-community/gpt2 beside it" in raised.value.hint
+    assert raised.value.hint.startswith("`gencli models pull openai-community/gpt2` fetches it; or put vocab.json")
     for change, message in (
         ({"input_blocks.0.0.weight": torch.zeros(32, 5, 3, 3)}, "reads 5 channels, and GLIDE's read 3, 7, 6, 10"),
         ({"out.2.weight": torch.zeros(3, 32, 3, 3)}, "makes 3 channels"),

@@ -67,11 +67,6 @@ def test_codes_and_what_is_refused(run):
         (("image", "x", "-m", "./janus", "--steps", 3), 2, "draws token by token and does not denoise: --steps"),
         (("image", "x", "-m", "./janus", "-i", "red.png"), 2, "does not denoise: --init has no meaning"),
         (("image", "x" * 3000, "-m", "./janus"), 1, "./janus reads at most"),
-        (
-            ("text", "hi", "-m", "./janus"),
-            1,
-            "its side that reads images and answers is not supported",
-        ),
     ]:
         done = run(*args)
         assert (done.returncode, done.stdout) == (code, b""), (args, done.stderr)

@@ -29,7 +29,14 @@ OLD = (
     (r"^model\.generation_head\.vision_head\.", "gen_head.vision_head."),
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
-    (r"^model\.(aligner|vision_model)\.", r"\1."),
+    (r"^model\.aligner\.fc1\.", "aligner.layers.0."),
+    (r"^model\.aligner\.hidden_layers\.0\.", "aligner.layers.2."),
+    (r"^model\.vision_model\.embeddings\.patch_embedding\.", "vision_model.vision_tower.patch_embed.proj."),
+    (r"^model\.vision_model\.embeddings\.position_embedding\.weight", "vision_model.vision_tower.pos_embed"),
+    (r"^model\.vision_model\.post_layernorm\.", "vision_model.vision_tower.norm."),
+    (r"^model\.vision_model\.encoder\.layers\.", "vision_model.vision_tower.blocks."),
+    (r"(blocks\.\d+)\.layer_norm", r"\1.norm"),
+    (r"(blocks\.\d+)\.self_attn\.projection_layer", r"\1.attn.proj"),
     (r"(model\.encoder)\.down\.", r"\1.conv_blocks."),
     (r"(model\.decoder)\.up\.", r"\1.conv_blocks."),
     (r"(conv_blocks\.\d+)\.block\.", r"\1.res."),
@@ -66,10 +73,13 @@ def make_janus(
     vq = {"embed_dim": 8, "num_embeddings": ENTRIES, "latent_channels": 16, "base_channels": 32,
           "channel_multiplier": [1, 1, 1, 2, 2], "num_res_blocks": 1, "projection_dim": WIDTH,
           "image_token_embed_dim": WIDTH, **changes}  # fmt: skip
-    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 16,
-              "projection_dim": WIDTH, "num_image_tokens": GRID * GRID}  # fmt: skip
+    vision = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16, "image_size": SIDE,
+              "patch_size": 16, "projection_dim": WIDTH, "num_image_tokens": GRID * GRID}  # fmt: skip
     torch.manual_seed(70)
-    config = transformers.JanusConfig(text_config=text, vq_config=vq, vision_config=vision, tie_word_embeddings=False)
+    token = tokenizer.token_to_id("<image_placeholder>")
+    config = transformers.JanusConfig(
+        text_config=text, vq_config=vq, vision_config=vision, image_token_id=token, tie_word_embeddings=False
+    )
     model = transformers.JanusForConditionalGeneration(config).eval()
     randomise(model, 71)
     with torch.no_grad():  # its own start is so small that all tokens are alike
@@ -78,19 +88,34 @@ def make_janus(
                 parameter *= 12 if parameter.ndim > 1 else 0.1 if parameter.std() < 0.5 else 1
         model.model.generation_embeddings.weight *= 40
         model.model.language_model.embed_tokens.weight *= 40
+        for parameter in (*model.model.vision_model.parameters(), *model.model.aligner.parameters()):
+            parameter *= 8 if parameter.ndim > 1 else 1
+        model.model.aligner.hidden_layers[0].weight *= 10
+        model.lm_head.weight *= 40
     named = model.generation_config
     named.bos_token_id, named.pad_token_id, named.eos_token_id = map(tokenizer.token_to_id, (BOS, PAD, EOS))
     named.generation_kwargs = {"boi_token_id": tokenizer.token_to_id(BEGIN)}
     model.save_pretrained(folder, max_shard_size=shards)
     file = folder / "model.safetensors"
     if old:
-        tensors = {old_name(name): tensor for name, tensor in load_file(file).items()}
+        tensors = {old_name(name): tensor for name, tensor in fused(load_file(file)).items()}
+        tensors["vision_model.vision_tower.pos_embed"] = tensors["vision_model.vision_tower.pos_embed"][None]
+        tensors["vision_model.vision_tower.attn_pool.latent"] = torch.zeros(1, 1, 64)
         tensors["gen_vision_model.quantize.codebook_used"] = torch.zeros(64)
         file.unlink()
         (folder / "generation_config.json").unlink()
         (folder / "config.json").write_text(json.dumps(old_config(text)))
         torch.save(tensors, folder / "pytorch_model.bin")
     return model
+
+
+def fused(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with q, k and v of the tower in one, as timm has them."""
+    found = dict(tensors)
+    for name in [name for name in tensors if ".vision_model." in name and ".q_proj." in name]:
+        thirds = [found.pop(name.replace("q_proj", f"{x}_proj")) for x in "qkv"]
+        found[name.replace("self_attn.q_proj", "attn.qkv")] = torch.cat(thirds)
+    return found
 
 
 def old_name(name: str) -> str:
@@ -108,7 +133,7 @@ def old_config(text: dict[str, Any]) -> dict[str, Any]:
     vision = {"image_size": SIDE, "model_name": "siglip_large_patch16_384", "select_layer": -1}
     return {
         "architectures": ["MultiModalityCausalLM"],
-        "aligner_config": {**projector, "params": {**layers, "input_dim": 32}},
+        "aligner_config": {**projector, "params": {**layers, "input_dim": 64}},
         "gen_aligner_config": {**projector, "params": {**layers, "input_dim": 8}},
         "gen_head_config": {"cls": "vision_head", "params": {**entries, "image_token_embed": WIDTH}},
         "gen_vision_config": {"cls": "VQ-16", "params": {**entries, "n_embed": 8}},

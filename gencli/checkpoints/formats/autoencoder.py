@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Part, Shapes
-from gencli.checkpoints.formats.renaming import Renamed, numbered, rename, sizes
+from gencli.checkpoints.formats.renaming import Renamed, numbered, open_prefixed, rename, sizes
 from gencli.checkpoints.layout import some
-from gencli.checkpoints.tensors import Piece
+from gencli.checkpoints.tensors import Piece, RenamedTensors
 from gencli.errors import GencliError
 from gencli.models.base import Rename, squeeze_conv
 
 PREFIX = "first_stage_model."
 DIFFUSERS, ORIGINAL = "encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down.0.block.0.conv1.weight"
 TINY = {"encoder.layers.0.weight", "decoder.layers.0.weight"}
+HALVES, HALF_NAME = ("encoder", "decoder"), re.compile(r"\d{1,5}\.(conv\.\d\.)?(weight|bias)")
 TRAINING = ("loss.", "model_ema.")  # what was needed to train one
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "sample_size")
 KIND = r"(weight|bias)"
@@ -104,6 +106,31 @@ def _tiny_config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def _tiny_pair(contents: Contents) -> Part | None:
+    """Return the tiny autoencoder of which a file is one half, as its author publishes them (`taesd_encoder.pth`); None
+    for other files. The decoder's layers count from 1 there. Raise GencliError if the other half is not beside it."""
+    shapes = contents.tensor_file.shapes
+    if not shapes or not all(HALF_NAME.fullmatch(name) for name in shapes):
+        return None
+    half = HALVES["0.weight" not in shapes]
+    name = {half: contents.path.name}
+    for other in set(HALVES) - {half}:
+        before, found, after = name[half].rpartition(half)
+        name[other] = before + other + after
+        if not found or not contents.has(name[other]):
+            wanted = f"{name[other]} must lie beside it" if found else f"its name must say that it is an {half}"
+            raise GencliError(f"it is the {half} of a tiny autoencoder alone: {wanted}")
+    tensors = open_prefixed(contents, {f"{half}:": file for half, file in name.items()})
+    pieces: dict[str, Piece] = {}
+    for stored in tensors:
+        half, _, rest = stored.partition(":")
+        number, _, rest = rest.partition(".")
+        place = int(number) - HALVES.index(half) if number.isdecimal() else -1
+        pieces[f"{half}.layers.{place}.{rest}"] = Piece(stored)
+    config = _tiny_config({new: tensors.shape(piece.source) for new, piece in pieces.items()})
+    return Part("vae", "model", contents.path, lambda: config, lambda: RenamedTensors(tensors, pieces))
+
+
 def _place(name: str) -> int:
     number = name.split(".")[2]
     return int(number) if number.isdecimal() and len(number) < 6 else -1
@@ -129,6 +156,11 @@ def read_alone(contents: Contents, known: Mapping[str, Any] = NO_CONFIG) -> Part
 
     Raise GencliError, in one line, for a broken file and for one that holds no autoencoder, or another thing too.
     """
+    try:
+        if (pair := _tiny_pair(contents)) is not None:
+            return pair
+    except GencliError as error:
+        raise GencliError(f"{contents.path}: {error.message}", error.hint) from None
     shapes = contents.tensor_file.shapes
     prefix = PREFIX if f"{PREFIX}{ORIGINAL}" in shapes else ""
     own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}

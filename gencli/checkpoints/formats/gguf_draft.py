@@ -6,21 +6,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gencli.checkpoints.formats.gguf import TRANSPOSED, turned
 from gencli.checkpoints.formats.gguf_families import FAMILIES, REALS, Family, read_config
 from gencli.checkpoints.gguf_write import Planned
-from gencli.checkpoints.mixes import MIXES, kind_of
+from gencli.checkpoints.mixes import LAYER, MIXES, kind_in_network, kind_of
 from gencli.errors import GencliError
-from gencli.kernels.packed import Packed
+from gencli.kernels.packed import FLOATS, Packed
 from gencli.models import architecture
-from gencli.models.module import LanguageModel
 from gencli.models.rope import KINDS, Rope
 
 ALIKE = {"mistral": "llama"}  # a file of gencli.models → general.architecture, if it is another
@@ -52,12 +52,10 @@ class Draft:
         """Nothing is held that could be let go."""
 
 
-def family_of(module: LanguageModel) -> str:
-    """Return the row of FAMILIES that a model is. Raise GencliError for one that GGUF has no name for."""
+def family_of(module: nn.Module) -> str | None:
+    """Return the row of FAMILIES that a model is; None for one that GGUF has no name for."""
     own = type(module).__module__.rpartition(".")[2]
-    if (name := ALIKE.get(own, own)) not in FAMILIES:
-        raise GencliError(f"gencli does not write GGUF files of {own}", f"it writes {', '.join(FAMILIES)}")
-    return name
+    return name if (name := ALIKE.get(own, own)) in FAMILIES else None
 
 
 def make_draft(module: Any, mix: str, metadata: Mapping[str, Any], path: Path) -> Draft:
@@ -66,6 +64,9 @@ def make_draft(module: Any, mix: str, metadata: Mapping[str, Any], path: Path) -
     Raise GencliError for a model that such a file cannot say, and for weights that are packed already.
     """
     name, config = family_of(module), module.config
+    if name is None:
+        own = type(module).__module__.rpartition(".")[2]
+        raise GencliError(f"gencli does not write GGUF files of {own}", f"it writes {', '.join(FAMILIES)}")
     said = {"general.architecture": name, "general.type": "model", "general.file_type": MIXES[mix].file_type}
     said |= {"general.quantization_version": 2, **_metadata(name, config)}
     tensors = [*plan(module, mix), *_rope_tensors(config)]
@@ -77,6 +78,7 @@ def make_draft(module: Any, mix: str, metadata: Mapping[str, Any], path: Path) -
 def plan(module: Any, mix: str) -> list[Planned]:
     """Return the tensors of a model under GGUF's names, in its order of rows, with their types in a mix."""
     name, config = family_of(module), module.config
+    assert name is not None
     family, state = FAMILIES[name], module.state_dict(keep_vars=True)
     own = {new: old for old, new in family.names.items()}
     heads, layers = (
@@ -102,6 +104,28 @@ def plan(module: Any, mix: str) -> list[Planned]:
         shape = tuple(value.shape[::-1] if new in TRANSPOSED else value.shape)
         planned.append(Planned(title, shape, kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied), get))
     return planned
+
+
+def plan_own(module: nn.Module, mix: str) -> list[Planned]:
+    """Return the tensors of a model that GGUF has no names for, under its own, with their types in a mix.
+
+    Matrices of linear layers are packed, and embeddings that lie in no layer; all else stays as it is stored. Raise
+    GencliError for numbers that such a file cannot hold.
+    """
+    state = module.state_dict(keep_vars=True)
+    numbers = {(found[1], found[2]) for name in state if (found := LAYER.fullmatch(name))}
+    layers = Counter(before for before, _ in numbers)
+    planned: dict[int, Planned] = {}
+    for name, value in state.items():
+        layer, found = module.get_submodule(name.rpartition(".")[0]), LAYER.fullmatch(name)
+        is_matrix = isinstance(layer, nn.Linear) or (found is None and isinstance(layer, nn.Embedding))
+        kind = None
+        if is_matrix and name.endswith(".weight"):
+            kind = kind_in_network(mix, name, value.shape[-1], layers[found[1]] if found else 0)
+        if kind is None and (kind := FLOATS.get(value.dtype)) is None:
+            raise GencliError(f"{name} is stored as {value.dtype}, which cannot be kept in a packed copy")
+        planned.setdefault(id(value), Planned(name, tuple(value.shape), kind, value.detach))  # once what two share
+    return list(planned.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,8 +6,10 @@ Shapes tell all but the size of images, which is the published one, and the head
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gencli.checkpoints import hub_cache
@@ -16,6 +18,7 @@ from gencli.checkpoints.formats.guided_diffusion import encoder_config, schedule
 from gencli.checkpoints.formats.renaming import Renamed, numbered, one_network, sizes
 from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
+from gencli.json_files import read_json
 
 if TYPE_CHECKING:
     from gencli.tokens import Tokenizer
@@ -24,7 +27,9 @@ TEXT = (
     "token_embedding.", "positional_embedding", "padding_embedding", "transformer.", "final_ln.", "transformer_proj.",
 )  # fmt: skip
 MARKS = {"token_embedding.weight", "padding_embedding", "input_blocks.0.0.weight", "transformer_proj.weight"}
-VOCABULARY = "openai-community/gpt2"
+VOCABULARY, SIZE = "openai-community/gpt2", 50257
+FILES = ("tokenizer.json", "merges.txt")
+SAMPLE, SAMPLE_IDS = "hello world", [31373, 995]  # by that vocabulary, and hardly any other of its size
 
 
 class Kind(NamedTuple):
@@ -87,14 +92,28 @@ def read_glide(contents: Contents, hints: Hints) -> Checkpoint:
 
 
 def _tokenizer(contents: Contents) -> Tokenizer:
-    """GPT-2's tokenizer. Raises GencliError when it is nowhere on this machine."""
+    """GPT-2's tokenizer, beside the file or of any model in the hub's cache that has it. Raises GencliError when it is
+    nowhere on this machine."""
     from gencli.tokens import load_tokenizer
 
-    cached = [hub_cache.snapshot(hub_cache.HubId(name)) for name in (VOCABULARY, "gpt2")]
-    for folder in (contents.folder, *(one for one in cached if one is not None)):
-        if any((folder / file).is_file() for file in ("tokenizer.json", "merges.txt")):
+    known = [hub_cache.snapshot(hub_cache.HubId(name)) for name in (VOCABULARY, "gpt2")]
+    for folder in (contents.folder, *(one for one in known if one is not None)):
+        if any((folder / file).is_file() for file in FILES):
             return load_tokenizer(folder, contents.read_json)
+    for found in hub_cache.snapshots():  # GPT-2 medium, DistilGPT-2, GPT-Neo and others have the same one
+        if any((found.folder / file).is_file() for file in FILES) and _says(found.folder, "vocab_size") == SIZE:
+            with contextlib.suppress(GencliError):
+                tokenizer = load_tokenizer(found.folder, contents.read_json)
+                if tokenizer.encode(SAMPLE, add_special_tokens=False) == SAMPLE_IDS:
+                    return tokenizer
     raise GencliError(
         f"{contents.path} has no vocabulary, which is GPT-2's",
-        f"put vocab.json and merges.txt of {VOCABULARY} beside it, or run `gencli models pull {VOCABULARY}`",
+        f"`gencli models pull {VOCABULARY}` fetches it; or put vocab.json and merges.txt of any GPT-2 beside the file",
     )
+
+
+def _says(folder: Path, key: str) -> Any:
+    """What the config.json of a folder has under a key; None where there is none that can be read."""
+    with contextlib.suppress(GencliError):
+        return read_json(folder / "config.json").get(key)
+    return None

@@ -1,25 +1,26 @@
 """Janus's folders: transformers' layout (model_type janus), and DeepSeek's own (multi_modality) under its older names.
 
-One set of tensors holds three models: a language model with what makes image tokens, their VQ autoencoder, and a tower
-that reads images, which is left where it is. No torch before a tensor is read.
+One set of tensors holds three models: a language model with what makes image tokens, their VQ autoencoder, and the
+same language model with a tower that reads images (`reader_of`). No torch before a tensor is read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
-from gencli.checkpoints.formats.renaming import Renamed
+from gencli.checkpoints.formats.renaming import THIRDS, Renamed, numbered, rename, sizes
 from gencli.checkpoints.formats.vq import VQ_PART, read_vq
 from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors
 from gencli.errors import GencliError
-from gencli.models.base import TRANSFORMERS_INERT, BaseConfig
+from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Rename
 
+V = TypeVar("V")
 FAMILIES = ("janus", "multi_modality")
 VQ = "model.vqmodel."
 UNUSED = re.compile(
@@ -44,6 +45,31 @@ OLD_NAMES = tuple(
         (r"\.mid\.2\.", ".mid.block_2."),
     )
 )
+READER = "janus_reader"
+KIND, TIMM = r"(weight|bias)", r"vision_model\.vision_tower"
+READER_ROWS = (  # of both layouts: names in the files → those of the module
+    Rename(r"model\.language_model\.(.*)", r"model.\1"),
+    Rename(r"model\.((?:vision_model|aligner)\..*)", r"\1"),
+    Rename(r"(lm_head\.weight)", r"\1"),
+    Rename(r"language_model\.((?:model|lm_head)\..*)", r"\1"),
+    Rename(rf"aligner\.layers\.0\.{KIND}", r"aligner.fc1.\1"),
+    *(Rename(rf"aligner\.layers\.{2 * i + 2}\.{KIND}", rf"aligner.hidden_layers.{i}.\1") for i in range(8)),
+    Rename(rf"{TIMM}\.patch_embed\.proj\.{KIND}", r"vision_model.embeddings.patch_embedding.\1"),
+    Rename(rf"{TIMM}\.pos_embed", "vision_model.embeddings.position_embedding.weight", lambda one: one.flatten(0, 1)),
+    Rename(rf"{TIMM}\.norm\.{KIND}", r"vision_model.post_layernorm.\1"),
+    *(
+        Rename(rf"{TIMM}\.blocks\.(\d+)\.{old}\.{KIND}", rf"vision_model.encoder.layers.\1.{new}.\2", transform)
+        for old, new, transform in (
+            ("norm1", "layer_norm1", None),
+            ("norm2", "layer_norm2", None),
+            ("mlp.fc1", "mlp.fc1", None),
+            ("mlp.fc2", "mlp.fc2", None),
+            ("attn.proj", "self_attn.projection_layer", None),
+            *(("attn.qkv", f"self_attn.{x}_proj", THIRDS[x]) for x in "qkv"),
+        )
+    ),
+)
+HEADS = {"siglip_large_patch16_384": 16, "siglip_large_patch16_256": 16, "siglip_so400m_patch14_384": 16}
 LATER_LAYER = re.compile(r"gen_aligner\.layers\.(\d+)\.(weight|bias)")  # every other one is an activation
 
 
@@ -91,8 +117,13 @@ def read_janus(contents: Contents, hints: Hints) -> Checkpoint:
         "language_model": Part("language_model", "model", path, lambda: found.language_config, lambda: found.language),
         VQ_PART: Part(VQ_PART, "model", path, lambda: found.vq.config, lambda: found.vq_tensors),
     }
-    notes = ("its side that reads images and answers is not supported",)
-    return Checkpoint(contents, "image", str(raw["model_type"]), parts, own_folder=True, notes=notes)
+    return Checkpoint(contents, "image", str(raw["model_type"]), parts, own_folder=True)
+
+
+def reader_of(contents: Contents) -> Part:
+    """Return what reads images and answers. Its config and tensors are read when they are used."""
+    found = _Parts(contents)
+    return Part(READER, "model", contents.path, lambda: found.reader_config, lambda: found.reader)
 
 
 class _Parts:
@@ -117,6 +148,11 @@ class _Parts:
         )
 
     @cached_property
+    def reader(self) -> RenamedTensors:
+        shapes = {name: self._tensors.shape(name) for name in self._tensors}
+        return RenamedTensors(self._tensors, rename(shapes, READER_ROWS)[0])
+
+    @cached_property
     def vq(self) -> Renamed:
         shapes = {
             new.removeprefix(VQ): self._tensors.shape(name) for new, name in self.names.items() if new.startswith(VQ)
@@ -137,12 +173,7 @@ class _Parts:
     def language_config(self) -> dict[str, Any]:
         """Return the config of the language model with its image tokens. Raise GencliError for what is at odds."""
         where = self.contents.path / "config.json"
-        try:
-            text, vq = _from_old(self.raw) if self.raw["model_type"] == "multi_modality" else _from_new(self.raw)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise GencliError(f"{where} is none of a Janus: {str(error)[:80]}") from None
-        if text.get("model_type", "llama") != "llama":
-            raise GencliError(f"{where}: a language model {text['model_type']!r:.40} is not supported")
+        text, vq = self._said(lambda: _from_old(self.raw) if self.is_old else _from_new(self.raw))
         width = text.get("hidden_size", 4096)
         if not vq.projection_dim == vq.image_token_embed_dim == width:
             raise GencliError(
@@ -152,6 +183,50 @@ class _Parts:
         own = {"num_embeddings": vq.num_embeddings, "embed_dim": vq.embed_dim, "aligner_layers": vq.num_hidden_layers}
         # the head over words draws nothing, and whether it is tied to them neither
         return {**text, **own, "model_type": "janus", "tie_word_embeddings": False}
+
+    @property
+    def is_old(self) -> bool:
+        """Whether this is DeepSeek's layout."""
+        return self.raw["model_type"] == "multi_modality"
+
+    def _said(self, read: Callable[[], tuple[Mapping[str, Any], V]]) -> tuple[Mapping[str, Any], V]:
+        """Return what `read` finds: the config of the language model, and another. Raise GencliError for what is no
+        config of a Janus, and for another language model."""
+        where = self.contents.path / "config.json"
+        try:
+            text, other = read()
+            kind = text.get("model_type", "llama")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise GencliError(f"{where} is none of a Janus: {str(error)[:80]}") from None
+        if kind != "llama":
+            raise GencliError(f"{where}: a language model {kind!r:.40} is not supported")
+        return text, other
+
+    @cached_property
+    def reader_config(self) -> dict[str, Any]:
+        """Return the config of what reads images. Raise GencliError for what is at odds."""
+        key = "language_config" if self.is_old else "text_config"
+        text, vision = self._said(lambda: (self.raw[key], dict(self.raw["vision_config"])))
+        tied = text.get("tie_word_embeddings", False) if self.is_old else self.raw.get("tie_word_embeddings", True)
+        vision = self._old_vision(vision) if self.is_old else vision
+        return {**text, "vision_config": vision, "model_type": READER, "tie_word_embeddings": tied}
+
+    def _old_vision(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tower's config as transformers has it: DeepSeek's names the tower, and its tensors say the rest.
+        Raise GencliError for an unknown one."""
+        params = raw.get("params")
+        name = params.get("model_name") if isinstance(params, Mapping) else None
+        if not isinstance(name, str) or name not in HEADS:
+            raise GencliError(f"config.json: a tower {name!r:.60} is not supported", f"gencli knows {', '.join(HEADS)}")
+        shapes = {new: self.reader.shape(new) for new in self.reader}
+        patches = sizes(shapes, "vision_model.embeddings.patch_embedding.weight", 4)
+        hidden, width = sizes(shapes, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)
+        return {
+            "hidden_size": width, "intermediate_size": hidden, "num_attention_heads": HEADS[name],
+            "num_hidden_layers": numbered(shapes, "vision_model.encoder.layers"), "patch_size": patches[-1],
+            "image_size": image_size(self.raw), "depth": 1 + numbered(shapes, "aligner.hidden_layers"),
+            "projection_dim": sizes(shapes, "aligner.fc1.weight", 2)[0],
+        }  # fmt: skip
 
 
 def new_name(name: str) -> str:

@@ -6,7 +6,8 @@ No torch before the weights are loaded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -31,7 +32,7 @@ ALWAYS = frozenset("prompt seed width height count grid batch best clip dtype mo
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(ABC):
     """Such a model with its weights, ready to draw. module: what draws. others: further modules."""
 
     drawer: Any
@@ -66,6 +67,7 @@ class Loaded:
         """Return the same: there is nothing to decode."""
         return self.decode(latents)
 
+    @abstractmethod
     def generate(
         self,
         request: ImageRequest,
@@ -79,11 +81,10 @@ class Loaded:
         `request` is a resolved one. init: the image of `request.init`. walk: also what lies between each image and the
         next, of models that can show it. Raises GencliError for NaN from the model.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawer:
+class Drawer(ABC):
     """What the files of such a model say, before any weight is read.
 
     size: width and height of every image. defaults: values for `ImageRequest`. classes: those that it draws, if any.
@@ -102,9 +103,9 @@ class Drawer:
     walks: ClassVar[bool] = False
 
     @classmethod
+    @abstractmethod
     def read(cls, checkpoint: Checkpoint) -> Drawer:
         """Read the small files of a checkpoint. Raise GencliError for what is broken or at odds."""
-        raise NotImplementedError
 
     @property
     def name(self) -> str:
@@ -153,28 +154,45 @@ class Drawer:
         if self.classes is not None:
             self.classes.find(request.prompt)
 
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> Loaded:
-        """Load the weights; device and dtype are names as `gencli.devices` knows them.
+    def load(self, **how: Any) -> Loaded:
+        """Load the weights; `how` are the fields of `PartLoader`.
 
         Raises GencliError for weights that are broken or do not fit.
         """
-        raise NotImplementedError
+        return self.assemble(PartLoader(**how))
+
+    @abstractmethod
+    def assemble(self, load: PartLoader) -> Loaded:
+        """Load the parts. Raises GencliError as `load`."""
 
 
-def load_part(part: Part, *, device: str, dtype: str, stays: bool = False) -> BaseModel:
-    """Load a part. stays: on a CPU its large weights stay as they are stored, unless a precision is asked for.
+@dataclass(frozen=True)
+class PartLoader:
+    """Loads parts of a model. device, dtype: names as `gencli.devices` knows them. quantize: a mix of types (`mixes`)
+    that large weights are packed in, in a copy that is kept. packing: called while it is made, see `write_gguf`."""
 
-    Raises GencliError for weights that are broken or do not fit.
-    """
-    from gencli.checkpoints import build
-    from gencli.devices import pick_device, pick_dtype
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str | None = None
+    packing: Callable[[str, int, int], None] = lambda name, done, total: None
 
-    place = pick_device(device)
-    config, tensors = part.config, part.tensors()
-    precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
-    casting = stays and place.type == "cpu" and dtype == "auto"
-    given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
-    return build.load(part.path, device=place, dtype=precision, **given)
+    def __call__(self, part: Part, dtype: str | None = None, *, stays: bool = False) -> BaseModel:
+        """Load a part. stays: on a CPU its large weights stay as they are stored, unless a precision is asked for.
+
+        Raises GencliError for weights that are broken or do not fit.
+        """
+        from gencli.checkpoints import build
+        from gencli.checkpoints.packed_cache import open_packed
+        from gencli.devices import pick_device, pick_dtype
+
+        place, dtype = pick_device(self.device), dtype or self.dtype
+        config, tensors = part.config, part.tensors()
+        if stays and self.quantize is not None:
+            tensors = open_packed(part, config, self.quantize, self.packing, device=place.type)
+        precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
+        casting = stays and place.type == "cpu" and dtype == "auto"
+        given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
+        return build.load(part.path, device=place, dtype=precision, **given)
 
 
 def batches(request: ImageRequest, prompts: Iterable[str | None] | None) -> Iterator[tuple[str, range]]:

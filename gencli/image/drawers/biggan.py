@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gencli.checkpoints.checkpoint import Checkpoint
 from gencli.errors import GencliError
-from gencli.image.drawers.base import ALWAYS, Drawer, Loaded, batches, load_part, made
+from gencli.image.drawers.base import ALWAYS, Drawer, Loaded, PartLoader, batches, made
 from gencli.image.prompts.classes import Classes, classes_of, read_names
 from gencli.image.request import ImageRequest
 
@@ -50,8 +50,8 @@ class GAN(Drawer):
             raise GencliError(f"{checkpoint.labels_file}: output_dim = {side!r:.40} is not an image size")
         return cls(opened=checkpoint, size=(side, side), classes=classes)
 
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> LoadedGAN:
-        return LoadedGAN(self, load_part(self.opened.parts[""], device=device, dtype=dtype))
+    def assemble(self, load: PartLoader) -> LoadedGAN:
+        return LoadedGAN(self, load(self.opened.parts[""]))
 
 
 class LoadedGAN(Loaded):

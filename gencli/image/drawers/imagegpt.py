@@ -15,7 +15,7 @@ from PIL import Image
 
 from gencli.checkpoints.checkpoint import Checkpoint
 from gencli.errors import GencliError, UsageError
-from gencli.image.drawers.base import load_part
+from gencli.image.drawers.base import PartLoader
 from gencli.image.drawers.tokens import TokenDrawer, TokenModel, own_sampling
 from gencli.image.files.preprocess import FILE, Preprocessing, from_settings, read_settings
 from gencli.image.request import ImageRequest
@@ -81,8 +81,8 @@ class Palette(TokenDrawer):
             raise UsageError(f"{self.name} draws a single row: there is nothing to keep of an image")
         return resolved.replace(keep_rows=height // 2)
 
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> PixelModel:
-        return PixelModel(self, load_part(self.opened.only_part("iGPT"), device=device, dtype=dtype))
+    def assemble(self, load: PartLoader) -> PixelModel:
+        return PixelModel(self, load(self.opened.only_part("iGPT")))
 
     def encode(self, picture: Image.Image) -> list[int]:
         """The nearest colour of each pixel, row by row, of a picture that is brought to the model's own size."""

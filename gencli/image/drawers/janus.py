@@ -13,7 +13,7 @@ from gencli.checkpoints.checkpoint import Checkpoint
 from gencli.checkpoints.formats.janus import image_size
 from gencli.checkpoints.formats.vq import VQ_PART
 from gencli.errors import GencliError
-from gencli.image.drawers.base import load_part
+from gencli.image.drawers.base import PartLoader
 from gencli.image.drawers.tokens import TokenDrawer, VQTokens, own_sampling
 from gencli.image.request import ImageRequest
 
@@ -33,7 +33,7 @@ class Janus(TokenDrawer):
     """A language model with image tokens."""
 
     prompt: ClassVar[Literal["text"]] = "text"
-    FOLLOWED = TokenDrawer.FOLLOWED | {"guidance"}
+    FOLLOWED = TokenDrawer.FOLLOWED | {"guidance", "quantize"}
     BUILT_IN: ClassVar = {**TokenDrawer.BUILT_IN, "guidance": 5.0}
     DRAWS = "draws token by token"
 
@@ -53,10 +53,10 @@ class Janus(TokenDrawer):
             raise GencliError(f"{where}: num_image_tokens = {count!r:.40} does not fit image_size = {side}")
         return cls(opened=checkpoint, size=(side, side), grid=grid, defaults=own)
 
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> JanusTokens:
+    def assemble(self, load: PartLoader) -> JanusTokens:
         parts = self.opened.parts
-        module = load_part(parts["language_model"], device=device, dtype=dtype, stays=True)
-        vq: Any = load_part(parts[VQ_PART], device=device, dtype="float32")
+        module = load(parts["language_model"], stays=True)
+        vq: Any = load(parts[VQ_PART], "float32")
         if vq.scale != PIXELS:
             raise GencliError(f"{self.folder}: its vqmodel has {vq.scale} pixels a token, where {PIXELS} are known")
         return JanusTokens(self, module, (vq,))

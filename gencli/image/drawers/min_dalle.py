@@ -15,7 +15,7 @@ from gencli.checkpoints.checkpoint import Checkpoint
 from gencli.checkpoints.formats.min_dalle import vocabulary
 from gencli.checkpoints.formats.vq import VQ_PART
 from gencli.errors import GencliError
-from gencli.image.drawers.base import load_part
+from gencli.image.drawers.base import PartLoader
 from gencli.image.drawers.tokens import TokenDrawer, VQTokens
 from gencli.image.request import ImageRequest
 from gencli.json_files import read_json
@@ -46,12 +46,12 @@ class MinDalle(TokenDrawer):
         vocabulary(checkpoint.contents)
         return cls(opened=checkpoint, size=(SIDE, SIDE), grid=GRID)
 
-    def load(self, *, device: str = "auto", dtype: str = "auto") -> MinDalleTokens:
+    def assemble(self, load: PartLoader) -> MinDalleTokens:
         parts = self.opened.parts
-        module: Any = load_part(parts["dalle_bart"], device=device, dtype=dtype)
+        module: Any = load(parts["dalle_bart"])
         if module.config.image_length != GRID[0] * GRID[1]:
             raise GencliError(f"{self.folder}: images of {module.config.image_length} tokens are not known")
-        return MinDalleTokens(self, module, (load_part(parts[VQ_PART], device=device, dtype="float32"),))
+        return MinDalleTokens(self, module, (load(parts[VQ_PART], "float32"),))
 
     @cached_property
     def words(self) -> tuple[models.BPE, dict[str, Any]]:

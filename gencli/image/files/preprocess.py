@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,37 @@ CLIP: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Square:
+    """All of an image in the middle of a square, as for Janus. least: pixels of its shorter side, whatever its shape.
+    ground: the colour around it."""
+
+    side: int
+    least: int
+    ground: tuple[int, int, int]
+
+    def __call__(self, picture: Image.Image, resample: int) -> Image.Image:
+        """Return (side, side) pixels of an image in RGB."""
+        factor = self.side / max(picture.size)
+        width, height = (min(max(round(one * factor), self.least), self.side) for one in picture.size)
+        whole = Image.new("RGB", (self.side, self.side), self.ground)
+        whole.paste(picture.resize((width, height), resample), ((self.side - width) // 2, (self.side - height) // 2))
+        return whole
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """What is done to an image, in this order; what is None is left out.
 
     shortest: its shorter side becomes this long, its shape stays; or else size: (height, width) whatever its shape.
-    crop: the middle (height, width), with black around it where there is less. scale: of the values 0..255.
-    mean, std: of each channel.
+    crop: the middle (height, width), with black around it where there is less. square: all of it within a square.
+    scale: of the values 0..255. mean, std: of each channel.
     """
 
     shortest: int | None = None
     size: tuple[int, int] | None = None
     resample: int = Image.Resampling.BICUBIC
     crop: tuple[int, int] | None = None
+    square: Square | None = None
     scale: float | None = 1 / 255
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -68,6 +87,8 @@ class Preprocessing:
             picture = picture.resize((width, height), self.resample)
         if self.crop is not None:
             picture = _crop(picture, *self.crop)
+        if self.square is not None:
+            picture = self.square(picture, self.resample)
         pixels = np.asarray(picture)
         if self.scale is not None:
             pixels = (pixels.astype(np.float64) * self.scale).astype(np.float32)
@@ -144,6 +165,24 @@ def from_settings(
         if not all(found["std"]):
             raise GencliError(f"{where}: image_std = {values['image_std']!r:.60} would divide by zero")
     return Preprocessing(**found)
+
+
+def janus_settings(folder: Path) -> Preprocessing:
+    """Return the settings in a Janus's folder, of transformers' layout or DeepSeek's. Raise GencliError as
+    `from_settings`, and when there are none."""
+    raw = read_settings(folder)
+    own = ("size", "image_size", "min_size", "background_color", "do_resize", "do_pad")
+    rest = {key: value for key, value in raw.items() if key not in own}
+    found = from_settings(rest, {**CLIP, "do_resize": False, "do_center_crop": False}, str(folder / FILE))
+    side = _rectangle(raw.get("image_size") or raw.get("size") or 384, "size", FILE)[0]
+    least, mean = raw.get("min_size", 14), (found.mean or (0.5,)) * 3
+    ground = raw.get("background_color") or [int(255 * one) for one in mean[:3]]
+    values = [least, *ground] if isinstance(ground, list) and len(ground) == 3 else [-1]
+    if not all(type(one) is int and 0 <= one <= 255 for one in values) or not all(
+        raw.get(key, True) is True for key in ("do_resize", "do_pad")
+    ):
+        raise GencliError(f"{folder / FILE}: min_size, background_color, do_resize or do_pad is not supported")
+    return replace(found, square=Square(side, least, (values[1], values[2], values[3])))
 
 
 def _size(value: Any, where: str, *, square: bool) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Images that a language model is asked about, from files and stdin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gencli.checkpoints.checkpoint import Contents
+from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats.janus import is_janus
+from gencli.errors import UsageError
+from gencli.options import several
+from gencli.text.events import Event
+from gencli.text.request import INPUT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gencli.cli.speed import Speed
+
+READERS = "deepseek-community/Janus-Pro-1B"
+
+
+@dataclass(eq=False, repr=False)
+class Images:
+    """Images that come before the prompt."""
+
+    # fmt: off
+    image: tuple[str, ...] = several(str, "-i, --image FILE",
+        f"Ask about an image; `-` reads it from stdin (repeatable; for models that read images, such as {READERS}).",
+        INPUT)
+    # fmt: on
+
+    def check(self, prompt: Sequence[str], speed: Speed, *, lines: bool) -> None:
+        """Raise UsageError for what does not go with images."""
+        stdin = self.image.count("-")
+        if stdin > 1 or (stdin and (lines or "-" in prompt or not prompt)):
+            raise UsageError("-i - reads the image from stdin, so that nothing else can come from there")
+        for name, value in (("--draft", speed.draft), ("--prompt-cache", speed.prompt_cache)):
+            if self.image and value is not None:
+                raise UsageError(f"{name} knows words alone, and -i/--image is read as others", f"leave out {name}")
+
+    def read(self, source: Source, note: Callable[[str], None]) -> np.ndarray:
+        """Return the images as the model's own preprocessing makes them, float32 (N, 3, H, W).
+
+        Raise UsageError for a model that reads none, GencliError for what is no image.
+        """
+        if not is_janus(Contents(source)):
+            raise UsageError(f"-i/--image: {source.name} reads no images", f"{READERS} does")
+        import numpy as np
+
+        from gencli.image.files.pictures import open_flat
+        from gencli.image.files.preprocess import janus_settings
+
+        preprocess = janus_settings(source.path)
+        given = (sys.stdin.buffer.read() if one == "-" else one for one in self.image)
+        return np.stack([preprocess(open_flat(one, note=note)) for one in given])
+
+    def answers(self, model: Any, pixels: np.ndarray, system: str | None) -> Callable[..., Iterator[Event]]:
+        """Return what has a model, which looks at the images, answer: see `text.chat.answer_all`."""
+        from gencli.text.vision import look
+
+        return look(model, pixels, system).answer_all
