@@ -40,7 +40,7 @@ class Images:
             raise UsageError("-i - reads the image from stdin, so that nothing else can come from there")
         for name, value in (("--draft", speed.draft), ("--prompt-cache", speed.prompt_cache)):
             if self.image and value is not None:
-                raise UsageError(f"{name} knows words alone, and -i/--image is read as others", f"leave out {name}")
+                raise UsageError(f"{name} cannot be combined with -i/--image", f"leave out {name}")
 
     def read(self, source: Source, note: Callable[[str], None]) -> np.ndarray:
         """Return the images as the model's own preprocessing makes them, float32 (N, 3, H, W).
