@@ -101,6 +101,23 @@ def read_bandwidth(size: int = 2**28) -> float:
     return numbers.nbytes / best
 
 
+def share(name: str, number: int) -> str:
+    """Return the device of the `number`-th of several processes: where there are several GPUs and none is named, each
+    takes the next."""
+    import torch
+
+    gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    return f"cuda:{number % gpus}" if gpus > 1 else name
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
 def set_threads(threads: int | None) -> None:
     """Set the number of CPU threads; None leaves it to torch."""
     if threads is not None:

@@ -16,8 +16,8 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.options import Asked, Fetching, Reporting, command
 from gencli.cli.prompts import read_stdin
 from gencli.cli.sinks import stdout_bytes, write_lines
-from gencli.cli.speed import Speed, open_text_model, open_warm_text_model
-from gencli.cli.text import ConversationStart, note_no_conversation
+from gencli.cli.speed import Speed, note_no_conversation, open_text_model, open_warm_text_model
+from gencli.cli.text import ConversationStart
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError
 from gencli.options import Bounds, flag, integer, string

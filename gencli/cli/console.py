@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import unicodedata
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from gencli.errors import HINT_LIMIT, MESSAGE_LIMIT, GencliError, shorten
@@ -178,3 +179,14 @@ class Console:
             self.stream.flush()
         except (OSError, ValueError):  # nobody reads stderr: no reason to fail
             pass
+
+
+class Relay(Console):
+    """The console of a worker: its notes go to `tell`, and nothing is shown."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        super().__init__()
+        self.quiet, self.tell = True, tell
+
+    def note(self, text: str) -> None:
+        self.tell(text)

@@ -17,14 +17,15 @@ from gencli.cli import image_sinks
 from gencli.cli.console import Console
 from gencli.cli.download import memory_note
 from gencli.cli.image_inputs import Finder
+from gencli.cli.many import Many
 from gencli.cli.options import JSON, LINES, STRICT, Asked, Fetching, Reporting, command
-from gencli.cli.prompts import each_line, note_file, read_prompt
+from gencli.cli.prompts import LineReader, each_line, note_file, read_prompt
 from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.sweep import parse
 from gencli.cli.warm import Serving
-from gencli.cli.wildcards import expand
-from gencli.errors import GencliError, UsageError
-from gencli.image.request import CONTROL, DRAWERS, INPUT, PICTURE, SAMPLING, START, ImageRequest
+from gencli.cli.wildcards import choices
+from gencli.errors import UsageError
+from gencli.image.request import CONTROL, DRAWERS, INPUT, PICTURE, SAMPLING, SEED_LIMIT, START, ImageRequest
 from gencli.options import OUTPUT, Option, choice, flag, several, string
 from gencli.spec import DrawingSpec
 
@@ -59,6 +60,7 @@ class Sources:
         "Width and height in pixels, as in 512x512 (default: the model's native size, or close to the --init or "
         "--control-image).", PICTURE)
     # fmt: on
+    many: Many = Many()  # noqa: RUF009
 
 
 @dataclass(eq=False, repr=False)
@@ -147,8 +149,15 @@ def draw(
     _check_stdin(sources, asked.values)
     note_file(sources.prompt, console.note)
     fetch = fetching.finder(console, where)
+    shared, reader = sources.many, LineReader() if sources.lines else None
+    shared.check(sources.lines, _for_one(output, asked))
     request, finder = _request(console, sources, asked, fetch)
-    lines = each_line() if sources.lines else None
+    if (records := shared.records()) is not None:
+        if output.output is None:
+            raise UsageError("--resume needs -o, which says where the images lie that were made before")
+        given = asked.values.get("seed") is not None
+        request = request.replace(seed=shared.seed(records, request.seed or 0, given, SEED_LIMIT - 1))
+    lines = each_line(reader) if reader else None
     sweep = parse(sources.sweep)
     if len(sweep.variants) > 1 and (lines or sources.wildcards or request.best):
         raise UsageError("--sweep cannot be combined with --lines, --wildcards or --best")
@@ -171,7 +180,7 @@ def draw(
     prompt = read_prompt(sources.prompt) if "-" in sources.prompt else request.prompt
     request = request.replace(hashes=hashes, prompt=prompt)
     if sources.wildcards:
-        lines, request = _choices(lines or iter([prompt]), request)
+        lines, request = choices(lines or iter([prompt]), request)
 
     with signals.raise_pending_signals():
         from gencli.image.ready import ready
@@ -191,6 +200,13 @@ def draw(
 
     if request.quantize is None and (note := memory_note(inputs.model, devices.memory())):
         console.note(note)
+    if shared.asked and lines and reader:
+        from gencli.cli.image_work import Album, ImageWork
+
+        work = ImageWork(inputs, base, where, sink)
+        album = Album(console, work, request, shared, records, strict=sources.strict)
+        album.draw(lines, reader, stats=reporting.stats)
+        return
     with signals.raise_pending_signals():
         from gencli.cli.image_run import Run
 
@@ -213,24 +229,12 @@ def draw(
     ).run(request.spec(where), stats=reporting.stats)
 
 
-def _choices(
-    prompts: Iterator[str | GencliError], request: ImageRequest
-) -> tuple[Iterator[str | GencliError], ImageRequest]:
-    """Return a prompt for each image, chosen by its seed from the wildcards of `prompts`, and a request for one image
-    of each. Raise UsageError for --best, which compares images of one prompt."""
-    if request.best is not None:
-        raise UsageError("--best cannot be combined with --wildcards")
-
-    def chosen() -> Iterator[str | GencliError]:
-        seed = request.seed or 0
-        for number, prompt in enumerate(prompts):
-            for index in range(number * request.count, (number + 1) * request.count):
-                try:
-                    yield prompt if isinstance(prompt, GencliError) else expand(prompt, seed + index)
-                except GencliError as error:
-                    yield error
-
-    return chosen(), request.replace(count=1, prompt="")
+def _for_one(output: Output, asked: Asked[ImageRequest]) -> Iterator[str]:
+    """Yield the options given that are of all images together, or show them, and so need one process."""
+    for name in ("gif", "save_steps", "save_stages", "preview", "show"):
+        if getattr(output, name):
+            yield f"--{name.replace('_', '-')}"
+    yield from (f"--{name}" for name in ("grid", "best") if asked.values.get(name))
 
 
 def _check_stdin(sources: Sources, values: Mapping[str, Any]) -> None:

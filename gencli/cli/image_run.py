@@ -16,7 +16,7 @@ from gencli.atomic import check_folder
 from gencli.cli.console import PATIENCE, Console
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_inputs import Inputs, note_slips
-from gencli.cli.image_sinks import ImageSink, Template
+from gencli.cli.image_sinks import FilesOfLines, ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, counted
@@ -56,7 +56,7 @@ class Run:
         self.console, self.opened, self.request, self.inputs, self.sink = console, opened, request, inputs, sink
         self.prompts, self.animation, self.strict, self.serving = prompts, animation, strict, serving
         self.folders = {kind: _folder(path) for kind, path in folders.items() if path is not None}
-        self.taken: dict[Path, int] = {}  # line whose image a file will hold
+        self.files_of_lines = FilesOfLines(sink, animation)
         self.shows = show
         self.variants, self.labels, self.columns = variants or [request], labels, columns
         self.total = request.count * len(self.variants)
@@ -219,7 +219,7 @@ class Run:
             beside[kind] = files.get(picture.index, [])
         if not self.request.grid:
             score = {} if made.score is None else {"score": made.score}
-            self.sink.report(path, picture.request, picture.index, made.seconds, beside, score)
+            self.sink.report(path, picture.request, picture.index, beside, {"seconds": round(made.seconds, 3), **score})
 
     @property
     def joins(self) -> bool:
@@ -275,18 +275,9 @@ class Run:
 
     def _check_line(self, model: Drawing | RemoteDrawing, prompt: str, number: int) -> None:
         """Raise GencliError for a prompt that the model cannot follow, or whose images could not be written."""
-        request, first = self.request.replace(prompt=prompt), number * self.request.count
+        request = self.request.replace(prompt=prompt)
         model.check_prompt(request)
-        self.sink.check(request, first)
-        if self.animation is not None:
-            self.animation.check_paths(request, first)
-        for template in (self.sink.template, self.animation):
-            if template is not None and not self.request.grid and not template.fields & {"seed", "index"}:
-                path = template.path(seed=0, index=0, prompt=prompt)
-                if (line := self.taken.setdefault(path, number)) != number and template.stream is None:
-                    raise GencliError(
-                        f"{path} holds the image of line {line + 1}", "{index} in the name tells them apart"
-                    )
+        self.files_of_lines.check(request, number)
         if self.best is not None:
             self.best.vector(prompt)
 
@@ -311,7 +302,7 @@ class Run:
             beside[kind] = [path for index in shown for path in files.get(index, [])]
         path = sink.save(sheet, request, 0)
         self._show(sheet)
-        sink.report(path, request, 0, self.clock.total(), beside, scores)
+        sink.report(path, request, 0, beside, {"seconds": round(self.clock.total(), 3), **scores})
 
     def _show(self, image: Image.Image) -> None:
         if self.shows:

@@ -28,6 +28,7 @@ FIELDS = ("seed", "index", "prompt")
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 SLUG_LENGTH = 60  # characters of a prompt in a file name
 STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # files that stand for it
+NO_FILES: Mapping[str, Path | Sequence[Path]] = {}
 CHECKED = 1000  # paths of one request that are looked at before the work
 
 
@@ -156,11 +157,18 @@ class ImageSink:
         if self.template is not None:
             self.template.check_paths(request, first)
 
-    def save(self, image: Image.Image, request: ImageRequest, index: int) -> Path | None:
-        """Write one image; return its path, or None for stdout. Raise GencliError."""
+    def encoded(self, image: Image.Image, request: ImageRequest) -> bytes:
+        """Return an image as the bytes of its file. Raise GencliError."""
         from gencli.image.files.pictures import describe, encode
 
-        data = encode(image, self.kind, describe(request) if self.metadata else None)
+        return encode(image, self.kind, describe(request) if self.metadata else None)
+
+    def save(self, image: Image.Image, request: ImageRequest, index: int) -> Path | None:
+        """Write one image; return its path, or None for stdout. Raise GencliError."""
+        return self.write(self.encoded(image, request), request, index)
+
+    def write(self, data: bytes, request: ImageRequest, index: int) -> Path | None:
+        """Write the bytes of one image; return its path, or None for stdout. Raise GencliError."""
         if self.template is None:
             write(data)
             return None
@@ -171,19 +179,14 @@ class ImageSink:
         path: Path | None,
         request: ImageRequest,
         index: int,
-        seconds: float,
         beside: Mapping[str, Path | Sequence[Path]],
         more: Mapping[str, Any],
     ) -> None:
         """Print the path of an image and those of the files in `beside`; `more` is added to its JSON."""
-        from gencli.image.files.metadata import to_dict
-
         if path is None:
             return
         if self.json:
-            files = {name: _text(one) if isinstance(one, Path) else [*map(_text, one)] for name, one in beside.items()}
-            made = {"path": _text(path), **files, "index": index, **to_dict(request), "seconds": round(seconds, 3)}
-            write_json({**made, **more})
+            write_json({**record(path, request, index, beside), **more})
             return
         print_path(path)
         for one in beside.values():
@@ -196,6 +199,38 @@ class ImageSink:
             write_json({name: _text(path)})
         elif self.template is not None:
             print_path(path)
+
+
+def record(
+    path: Path, request: ImageRequest, index: int, beside: Mapping[str, Path | Sequence[Path]] = NO_FILES
+) -> dict[str, Any]:
+    """Return what JSON says of an image: its number, its path and those of the files in `beside`, and its request."""
+    from gencli.image.files.metadata import to_dict
+
+    files = {name: _text(one) if isinstance(one, Path) else [*map(_text, one)] for name, one in beside.items()}
+    return {"index": index, "path": _text(path), **files, **to_dict(request)}
+
+
+class FilesOfLines:
+    """The files that the images of lines will go to, none of which may be that of two lines."""
+
+    def __init__(self, sink: ImageSink, animation: Template | None = None):
+        self.sink, self.animation = sink, animation
+        self.taken: dict[Path, int] = {}  # line whose image a file will hold
+
+    def check(self, request: ImageRequest, number: int) -> None:
+        """Raise GencliError if the images of a line, counted from 0, cannot be written. request: with its prompt."""
+        first = number * request.count
+        self.sink.check(request, first)
+        if self.animation is not None:
+            self.animation.check_paths(request, first)
+        for template in (self.sink.template, self.animation):
+            if template is not None and not request.grid and not template.fields & {"seed", "index"}:
+                path = template.path(seed=0, index=0, prompt=request.prompt)
+                if (line := self.taken.setdefault(path, number)) != number and template.stream is None:
+                    raise GencliError(
+                        f"{path} holds the image of line {line + 1}", "{index} in the name tells them apart"
+                    )
 
 
 def _text(path: Path) -> str:

@@ -189,6 +189,12 @@ def _values(record: Any, words: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Return whether a parameter was given, wherever, and has not its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 # What several commands share.
 
 

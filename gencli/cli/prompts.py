@@ -8,6 +8,7 @@ import os
 import select
 import shlex
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
@@ -77,34 +78,43 @@ def read_lines() -> Iterator[str]:
 
 
 class LineReader:
-    """The lines of stdin as bytes, and whether one is there. Raise GencliError if it is closed."""
+    """The lines of stdin as bytes, and whether one is there. count: bytes that were read. Raise GencliError if it is
+    closed."""
 
     def __init__(self) -> None:
         self.stream = stdin_bytes()
-        self.held = b""
+        self.count = 0
         self.ended = False
+        self._lines: deque[bytes] = deque()  # whole ones, without their ends
+        self._rest = b""
 
     def ready(self) -> bool:
         """Return whether the next line, or the end, can be had without waiting."""
-        while not self.ended and b"\n" not in self.held and _has_input(self.stream):
+        while not self.ended and not self._lines and _has_input(self.stream):
             self._read()
-        return self.ended or b"\n" in self.held
+        return self.ended or bool(self._lines)
 
     def readline(self) -> bytes:
         """Return the next line with its end; b"" after the last."""
-        while not self.ended and b"\n" not in self.held:
+        while not self.ended and not self._lines:
             self._read()
-        line, end, self.held = self.held.partition(b"\n")
-        return line + end
+        if self._lines:
+            return self._lines.popleft() + b"\n"
+        last, self._rest = self._rest, b""
+        return last
 
     def rest(self) -> bytes:
         """Return all that comes."""
-        rest, self.held, self.ended = self.held + self.stream.read(), b"", True
-        return rest
+        held = b"".join(line + b"\n" for line in self._lines) + self._rest
+        self._lines.clear()
+        self._rest, self.ended = b"", True
+        return held + self.stream.read()
 
     def _read(self) -> None:
         more = self.stream.read1(2**16)  # type: ignore[attr-defined]
-        self.held, self.ended = self.held + more, not more
+        self.count, self.ended = self.count + len(more), not more
+        *lines, self._rest = (self._rest + more).split(b"\n")
+        self._lines.extend(lines)
 
 
 def _has_input(stream: BinaryIO) -> bool:

@@ -76,13 +76,18 @@ class TextSink:
             write(b"\n")
 
 
-def write_json(value: Mapping[str, Any]) -> None:
-    """Write a JSON object on one line, and flush."""
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object on one line."""
     import json
 
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text = UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    write(text.encode("utf-8") + b"\n")
+    return text.encode("utf-8") + b"\n"
+
+
+def write_json(value: Mapping[str, Any]) -> None:
+    """Write a JSON object on one line, and flush."""
+    write(json_line(value))
 
 
 def write_lines(lines: Iterable[str]) -> None:

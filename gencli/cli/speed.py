@@ -50,6 +50,11 @@ class Speed:
         """Whether the model is all that is needed: no draft, and no file of a prompt."""
         return self.draft is None and self.prompt_cache is None
 
+    def fetch(self, fetch: Callable[[str], Source]) -> None:
+        """Find the draft, so that it is on this machine. Raise GencliError."""
+        if self.draft is not None and self.draft != LOOKUP:
+            fetch(self.draft)
+
     def ways(
         self,
         console: Console,
@@ -137,3 +142,17 @@ def _open(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[
         console.progress(f"packing {source.name}", done // 10**6, total // 10**6, "million weights")
 
     return open_model(source, spec, adapters=adapters, quantize=getattr(spec, "quantize", None), progress=show)
+
+
+def note_no_conversation(console: Console, model: TextModel | RemoteText) -> None:
+    """Say of a model that was never taught to converse that it cannot, and how to get one that can."""
+    if not model.converses:
+        from gencli.checkpoints.catalogue import SUGGESTED, find_entry
+        from gencli.cli.download import in_words
+
+        entry = find_entry(SUGGESTED)
+        size = f" ({in_words(entry.download)})" if entry else ""
+        console.note(
+            f"{model.name} only continues texts: it has no chat template and cannot converse. For one that can: "
+            f"`gencli models pull {SUGGESTED}`{size}, then `gencli chat -m {SUGGESTED}`"
+        )

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gencli.checkpoints.assets import LoraRef
 from gencli.cli.console import Console, is_terminal
-from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command
+from gencli.cli.many import Many, described, shown_answers
+from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command, is_given
 from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file, read_prompt
-from gencli.cli.speed import Speed, open_warm_text_model
+from gencli.cli.speed import Speed
 from gencli.cli.text_images import Images
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_cut, why_empty
+from gencli.cli.text_work import Texts, TextWork
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
+from gencli.many.blocks import blocks
 from gencli.options import OUTPUT, Option, flag, string
 from gencli.spec import TextSpec
 from gencli.text.events import (
@@ -37,9 +39,7 @@ from gencli.text.events import (
 from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
-    from gencli.serve.client import RemoteText
     from gencli.text.conversation import Conversation
-    from gencli.text.load import TextModel
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -57,6 +57,7 @@ class Prompts:
     strict: bool = STRICT.field(False)
     # fmt: on
     speed: Speed = Speed()  # noqa: RUF009
+    many: Many = Many()  # noqa: RUF009
 
 
 @dataclass(eq=False, repr=False)
@@ -132,63 +133,101 @@ def text(
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
     conversation = start.conversation() if chats and not images.image else None
     console: Console = ctx.obj
+    many, records = source.many, source.many.records()
+    if records is not None:
+        largest = MAX_SEED - request.num_samples + 1
+        request = dataclasses.replace(request, seed=many.seed(records, request.seed, is_given(ctx, "seed"), largest))
     fetch = fetching.finder(console, spec)
     checkpoint = fetch(spec.model)
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     pixels = images.read(checkpoint, console.note) if images.image else None
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
-    if shown.json:
-        output = JsonOutput(checkpoint.name, echo=shown.echo)
+    if shown.json or records is not None:
+        output = JsonOutput(checkpoint.name, echo=shown.echo, shows=shown.json, records=records)
     reader = LineReader() if source.lines else None
     prompts = each_line(reader) if reader else iter([read_prompt(source.prompt)])
 
-    link = serving.connect(spec.threads) if source.speed.is_usual and pixels is None else None
-    model = open_warm_text_model(console, checkpoint, spec, adapters, link)
-    if conversation is not None:
-        note_no_conversation(console, model)
-    elif model.converses and pixels is None:
-        console.note(f"{model.name} is a chat model, but the prompt is sent as it is; --chat sends it as a message")
-    request.resolve(model.generation_config)  # what is wrong with all of them
-    stats, seen = GenerationStats(), dict[int, str]()
-    how = source.speed.ways(console, fetch, model, spec, stats) | ({"ready": reader.ready} if reader else {})
-    asked = request, _requests(request, prompts, seen), conversation, stats
-    answers = _answers(model) if pixels is None else images.answers(model, pixels, start.system)
-    events = in_order(answers(*asked, **how))
+    work = TextWork(checkpoint, adapters, spec, request, conversation, source.speed, fetching.offline)
+    if pixels is not None:
+        work = dataclasses.replace(work, pixels=pixels, system=start.system)
+    printer = Printer(console, request, source, output, chats=chats)
     try:
-        events = _show_progress(console, stats, events)
-        _run(console, model, request, events, seen, output, source, chats=chats)
+        if many.asked and reader:
+            source.speed.fetch(fetch)
+            _share(console, work, many, prompts, reader, printer, stats=reporting.stats)
+        else:
+            link = serving.connect(spec.threads) if source.speed.is_usual and pixels is None else None
+            _generate(console, work, work.load(console, fetch, link), prompts, reader, printer, stats=reporting.stats)
     except KeyboardInterrupt:
         console.clear()
         output.interrupted()
         raise
+
+
+def _generate(
+    console: Console,
+    work: TextWork,
+    texts: Texts,
+    prompts: Iterator[str | GencliError],
+    reader: LineReader | None,
+    printer: Printer,
+    *,
+    stats: bool,
+) -> None:
+    """Continue prompts here, or in the server, block by block as workers do. Raise GencliError as `Printer.write`."""
+    more = {"ready": reader.ready} if reader else {}
+
+    def events() -> Iterator[Event]:
+        for first, block in blocks(prompts, work.block):
+            yield from texts.events(first, block, printer.seen, **more)
+
+    try:
+        printer.write(_show_progress(console, texts.stats, in_order(events())), lambda: texts.info.context)
     finally:
         console.clear()
-        if reporting.stats:
-            console.stats(f"{model.describe()}, seed {request.seed}")
-            console.stats(f"load {model.load_seconds:.2f} s; {stats}")
+        if stats:
+            console.stats(f"{texts.info.description}, seed {work.request.seed}")
+            console.stats(f"load {texts.load_seconds:.2f} s; {texts.stats}")
 
 
-def _answers(model: TextModel | RemoteText) -> Callable[..., Iterator[Event]]:
-    """Return what has a model answer: in this process, or in the server."""
-    if hasattr(model, "answer_all"):
-        return model.answer_all
-    from gencli.text.chat import answer_all
+def _share(
+    console: Console,
+    work: TextWork,
+    many: Many,
+    prompts: Iterator[str | GencliError],
+    reader: LineReader,
+    printer: Printer,
+    *,
+    stats: bool,
+) -> None:
+    """Have workers continue prompts. Raise GencliError as `Printer.write`."""
+    samples, records = work.request.num_samples, printer.output.records
+    threads = many.threads(work.spec.threads)
+    work = dataclasses.replace(work, spec=dataclasses.replace(work.spec, threads=threads))
+    crew = many.crew(console, work, prompts, reader, work.block, threads, records, samples)
 
-    return partial(answer_all, model)
+    def events() -> Iterator[Event]:
+        for answer in shown_answers(console, crew, reader):
+            first = answer.number * samples
+            if isinstance(answer.line, str):
+                printer.seen[answer.number] = answer.line
+            printer.more[answer.number] = {"worker": answer.worker, "seconds": round(answer.seconds, 3)}
+            if answer.error is not None:
+                yield Failed(first, answer.error, first + samples)
+                continue
+            for event in answer.made:
+                crew.count.tokens += event.completion_tokens if isinstance(event, Completion) else 0
+                if records is None or event.index not in records:
+                    yield event
 
-
-def note_no_conversation(console: Console, model: TextModel | RemoteText) -> None:
-    """Say of a model that was never taught to converse that it cannot, and how to get one that can."""
-    if not model.converses:
-        from gencli.checkpoints.catalogue import SUGGESTED, find_entry
-        from gencli.cli.download import in_words
-
-        entry = find_entry(SUGGESTED)
-        size = f" ({in_words(entry.download)})" if entry else ""
-        console.note(
-            f"{model.name} only continues texts: it has no chat template and cannot converse. For one that can: "
-            f"`gencli models pull {SUGGESTED}`{size}, then `gencli chat -m {SUGGESTED}`"
-        )
+    try:
+        printer.write(events(), lambda: crew.info.context)
+    finally:
+        crew.end()
+        console.clear()
+        if stats:
+            console.stats(f"{crew.info.description if crew.info else work.checkpoint.name}, seed {work.request.seed}")
+            console.stats(described(crew))
 
 
 def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> None:
@@ -199,36 +238,59 @@ def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> 
         raise UsageError("--strict needs --lines")
     if shown.json and shown.null:
         raise UsageError("--json ends its objects with newlines and does not go with --null")
-    if request.logprobs is not None and not shown.json:
+    if source.many.resume is not None and shown.null:
+        raise UsageError("--resume ends its records with newlines and does not go with --null")
+    if request.logprobs is not None and not shown.json and source.many.resume is None:
         raise UsageError("--logprobs is a part of --json's output", "add --json")
+    source.many.check(source.lines, ["--prompt-cache"] * (source.speed.prompt_cache is not None))
 
 
-def _run(
-    console: Console,
-    model: TextModel | RemoteText,
-    request: TextRequest,
-    events: Iterator[Event],
-    prompts: Mapping[int, str],
-    output: PlainOutput | JsonOutput,
-    source: Prompts,
-    *,
-    chats: bool,
-) -> None:
-    """Write the events of prompts. A line that fails is told and the rest goes on.
+class Printer:
+    """Writes the events of prompts. A line that fails is told and the rest goes on.
 
-    Raise GencliError for a prompt that fails, with lines at the end.
+    seen: the prompts whose events come, by number. more: what there is to say of a line beside its texts, by number.
     """
-    failed, number = 0, -1
-    for event in events:
-        number = event.index // request.num_samples
-        line = f"line {number + 1}: " if source.lines else ""
+
+    def __init__(
+        self,
+        console: Console,
+        request: TextRequest,
+        source: Prompts,
+        output: PlainOutput | JsonOutput,
+        *,
+        chats: bool,
+    ):
+        self.console, self.request, self.source, self.output, self.chats = console, request, source, output, chats
+        self.seen: dict[int, str] = {}
+        self.more: dict[int, dict[str, Any]] = {}
+        self.failed = self.lines = 0
+        self.number = -1
+
+    def write(self, events: Iterator[Event], context: Callable[[], int]) -> None:
+        """Write events, those of a line after each other. context: of the model, in tokens.
+
+        Raise GencliError for a prompt that fails, with lines at the end.
+        """
+        for event in events:
+            number = event.index // self.request.num_samples
+            if number != self.number:
+                self.seen.pop(self.number, None)
+                self.more.pop(self.number, None)
+                self.number, self.lines = number, self.lines + 1
+            self._write(event, number, context)
+        if self.failed:
+            raise GencliError(f"{self.failed} of {self.lines} lines failed")
+
+    def _write(self, event: Event, number: int, context: Callable[[], int]) -> None:
+        console, line = self.console, f"line {number + 1}: " if self.source.lines else ""
         if isinstance(event, Failed):
-            if source.lines and number in prompts:  # else the error tells its line
+            if self.source.lines and number in self.seen:  # else the error tells its line
                 event.error.message = line + event.error.message
-            if not source.lines or source.strict or isinstance(event.error, UsageError):
+            if not self.source.lines or self.source.strict or isinstance(event.error, UsageError):
                 raise event.error
-            failed += 1
+            self.failed += 1
             console.clear()
+            self.output.fail()
             console.error(event.error)
         elif isinstance(event, PromptTruncated):
             console.note(f"{line}only the last {event.kept} of the prompt's {event.tokens} tokens are used")
@@ -238,37 +300,18 @@ def _run(
         elif isinstance(event, ReasoningDelta):
             console.aside(event.text)
         else:
-            output.show(event, prompts[number])
-            if isinstance(event, Completion) and (reason := _end(event, model.max_length, chats, request)):
+            self.output.show(event, self.seen[number], self.more.get(number))
+            if isinstance(event, Completion) and (reason := self._end(event, context())):
                 console.note(line + reason)
-    if failed:
-        raise GencliError(f"{failed} of {number + 1} lines failed")
 
-
-def _end(sample: Completion, context: int, chats: bool, request: TextRequest) -> str | None:
-    """Return what there is to say of a sample's end, if anything."""
-    if chats and (reason := why_empty(sample, context)):
-        return reason
-    if request.form is not None and (reason := why_cut(sample, context)):
-        return f"{reason}: the text does not follow the {'schema' if request.schema else 'grammar'} to its end"
-    return None
-
-
-def _requests(
-    request: TextRequest, prompts: Iterator[str | GencliError], seen: dict[int, str]
-) -> Iterator[TextRequest | GencliError]:
-    """Yield a request for each prompt, which is put into `seen`. Sample i of prompt p has seed + p * samples + i."""
-    samples = request.num_samples
-    for number, prompt in enumerate(prompts):
-        if isinstance(prompt, GencliError):
-            yield prompt
-            continue
-        seed = (request.seed + number * samples) % (MAX_SEED - samples + 2)
-        seen[number] = prompt
-        try:
-            yield dataclasses.replace(request, prompt=prompt, seed=seed)
-        except GencliError as error:
-            yield error
+    def _end(self, sample: Completion, context: int) -> str | None:
+        """Return what there is to say of a sample's end, if anything."""
+        if self.chats and (reason := why_empty(sample, context)):
+            return reason
+        if self.request.form is not None and (reason := why_cut(sample, context)):
+            form = "schema" if self.request.schema else "grammar"
+            return f"{reason}: the text does not follow the {form} to its end"
+        return None
 
 
 def _show_progress(console: Console, stats: GenerationStats, events: Iterator[Event]) -> Iterator[Event]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats.janus import is_janus
 from gencli.errors import UsageError
 from gencli.options import several
-from gencli.text.events import Event
 from gencli.text.request import INPUT
 
 if TYPE_CHECKING:
@@ -57,9 +56,3 @@ class Images:
         preprocess = janus_settings(source.path)
         given = (sys.stdin.buffer.read() if one == "-" else one for one in self.image)
         return np.stack([preprocess(open_flat(one, note=note)) for one in given])
-
-    def answers(self, model: Any, pixels: np.ndarray, system: str | None) -> Callable[..., Iterator[Event]]:
-        """Return what has a model, which looks at the images, answer: see `text.chat.answer_all`."""
-        from gencli.text.vision import look
-
-        return look(model, pixels, system).answer_all

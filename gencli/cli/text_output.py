@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from gencli.cli.sinks import TextSink, stdout_bytes, write_json
+from gencli.cli.sinks import TextSink, json_line, stdout_bytes, write_json
 from gencli.errors import counted
 from gencli.text.events import Completion, Logprobs, TextDelta
+
+if TYPE_CHECKING:
+    from gencli.many.records import Records
 
 
 class PlainOutput:
@@ -19,8 +23,10 @@ class PlainOutput:
         self.echo = echo
         self._begun = False
 
-    def show(self, event: TextDelta | Completion, prompt: str) -> None:
-        """Write an event of samples in order."""
+    records: Records | None = None
+
+    def show(self, event: TextDelta | Completion, prompt: str, more: Mapping[str, Any] | None = None) -> None:
+        """Write an event of samples in order. more: what a JSON object says beside them."""
         if not self._begun:
             self._begun = True
             self.sink.write(prompt if self.echo else "")
@@ -30,22 +36,32 @@ class PlainOutput:
         else:
             self.sink.write(event.text)
 
+    def fail(self) -> None:
+        """End the record of a sample that comes to no end."""
+        if self._begun:
+            self.sink.end()
+            self._begun = False
+
     def interrupted(self) -> None:
         self.sink.interrupted()
 
 
 class JsonOutput:
-    """One object per sample, once it is complete."""
+    """One object per sample, once it is complete. shows: it goes to stdout. records: the file that it goes to, without
+    what a repetition would not give again."""
 
-    def __init__(self, model: str, *, echo: bool):
+    def __init__(self, model: str, *, echo: bool, shows: bool = True, records: Records | None = None):
         stdout_bytes()  # fails now rather than after the work
-        self.model = model
-        self.echo = echo
+        self.model, self.echo, self.shows, self.records = model, echo, shows, records
 
-    def show(self, event: TextDelta | Completion, prompt: str) -> None:
+    def show(self, event: TextDelta | Completion, prompt: str, more: Mapping[str, Any] | None = None) -> None:
         """As `PlainOutput.show`."""
         if isinstance(event, Completion):
-            write_json(self.record(event, prompt))
+            record = self.record(event, prompt)
+            if self.records is not None:
+                self.records.add(event.index, json_line(record))
+            if self.shows:
+                write_json({**record, **(more or {})})
 
     def record(self, sample: Completion, prompt: str) -> dict[str, Any]:
         """Return a sample with the names of the completion API; with `echo` the prompt is put before the text."""
@@ -64,6 +80,9 @@ class JsonOutput:
             "seed": sample.seed,
             "model": self.model,
         }
+
+    def fail(self) -> None:
+        pass
 
     def interrupted(self) -> None:
         pass

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError
+
+if TYPE_CHECKING:
+    from gencli.image.request import ImageRequest
 
 INNER = re.compile(r"\{([^{}]*)\}|__([\w./ -]+?)__")
 FOLDERS = (Path(), Path("wildcards"))
@@ -57,3 +62,23 @@ def _line(name: str, draw: random.Random) -> str:
     if not lines:
         raise GencliError(f"{file} has no lines to choose from")
     return draw.choice(lines)
+
+
+def choices(
+    prompts: Iterator[str | GencliError], request: ImageRequest
+) -> tuple[Iterator[str | GencliError], ImageRequest]:
+    """Return a prompt for each image, chosen by its seed from the wildcards of `prompts`, and a request for one image
+    of each. Raise UsageError for --best, which compares images of one prompt."""
+    if request.best is not None:
+        raise UsageError("--best cannot be combined with --wildcards")
+
+    def chosen() -> Iterator[str | GencliError]:
+        seed = request.seed or 0
+        for number, prompt in enumerate(prompts):
+            for index in range(number * request.count, (number + 1) * request.count):
+                try:
+                    yield prompt if isinstance(prompt, GencliError) else expand(prompt, seed + index)
+                except GencliError as error:
+                    yield error
+
+    return chosen(), request.replace(count=1, prompt="")

@@ -93,7 +93,8 @@ class _Batch:
 def _batches(
     pipeline: Pipeline, texts: Iterable[str | None], request: ImageRequest, runs: Sequence[_StageRun]
 ) -> Iterator[_Batch]:
-    """The images that follow each other, `request.batch` at most together.
+    """The images that follow each other, `request.batch` at most together, from a multiple of that number on: what an
+    image goes with depends on nothing before that.
 
     Prompts of as many chunks go together, so that no prompt is padded for another's sake.
     """
@@ -101,12 +102,18 @@ def _batches(
     for key, alike in itertools.groupby(
         each, lambda one: None if one[1] is None else [run.count_chunks(one[1]) for run in runs]
     ):
-        while key is not None and (batch := list(itertools.islice(alike, request.batch))):
+        while key is not None and (batch := _next_batch(alike, request.batch)):
             first, prompts = batch[0][0], [text for _, text in batch if text is not None]
             for prompt in prompts:
                 check_values(ImageRequest, {"prompt": prompt})
             noise = Noise(((request.seed or 0) + first + i for i in range(len(batch))), pipeline.device)
             yield _Batch(prompts, first, noise)
+
+
+def _next_batch(images: Iterator[tuple[int, str | None]], size: int) -> list[tuple[int, str | None]]:
+    """Return the next images up to a number that is a multiple of `size`, none of them read before it is needed."""
+    first = list(itertools.islice(images, 1))
+    return first + list(itertools.islice(images, size - 1 - first[0][0] % size)) if first else []
 
 
 def _decode(pipeline: Pipeline, request: ImageRequest, batch: _Batch, start: Start) -> Iterator[Picture]:

@@ -1,0 +1,170 @@
+"""Options and console of a run of many lines: workers, shards, and the file that a run goes on from (`gencli.many`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gencli import devices
+from gencli.cli.console import Console, is_terminal
+from gencli.cli.prompts import LineReader
+from gencli.errors import GencliError, UsageError, counted
+from gencli.many.blocks import Feed, Shard
+from gencli.options import OUTPUT, RUN, Option, check, flag, integer, number, string
+
+if TYPE_CHECKING:
+    from gencli.many.crew import Answer, Crew
+    from gencli.many.records import Records
+    from gencli.many.worker import Work
+
+
+@dataclass(eq=False, repr=False)
+class Many:
+    """How the lines of stdin are shared out. Raise UsageError for options that do not go together."""
+
+    # fmt: off
+    workers: int | None = integer(None, "--workers N",
+        "With --lines: share the lines among N processes, each with the model (default: 1; with --on: one per GPU, or "
+        "else per machine).", RUN, within=(1, 4096))
+    on: str | None = string(None, "--on ray|ADDRESS",
+        "With --lines: the workers are Ray's, on the machines of ray://HOST:10001, or of `ray`: the cluster that "
+        "RAY_ADDRESS names, else one that is started here.", RUN, after="workers")
+    gpus_per_worker: float | None = number(None, "--gpus-per-worker G",
+        "With --on: GPUs per worker, or a part of one (default: 1 where the cluster has GPUs).", RUN,
+        within=(0, 64), after="on")
+    unordered: bool = flag(False, "--unordered", "With --lines and --workers: print answers as they are made.", OUTPUT)
+    shard: str | None = string(None, "--shard I/N",
+        "With --lines: only the I-th of N parts of the lines, numbered and seeded as in the whole.", "Prompt",
+        after="strict")
+    resume: Path | None = Option(Path, "--resume FILE",  # noqa: RUF009
+        "With --lines: add a JSON record of each output to FILE, and go on from those that it has.", OUTPUT).field(None)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.part = Shard() if self.shard is None else Shard.parse(self.shard)
+        if self.on is not None and self.on != "ray" and not self.on.startswith("ray://"):
+            raise UsageError(f"--on {self.on!r:.80}: no such engine", "--on ray, or ray://HOST:10001")
+        if self.gpus_per_worker is not None and self.on is None:
+            raise UsageError("--gpus-per-worker is for --on", "processes of one machine take its GPUs in turn")
+
+    @property
+    def asked(self) -> str | None:
+        """The first of its options that is given: then lines go to workers. None if there is none."""
+        given = [self.workers, self.on, self.unordered or None, self.shard, self.resume]
+        names = ("--workers", "--on", "--unordered", "--shard", "--resume")
+        return next((name for name, value in zip(names, given, strict=True) if value is not None), None)
+
+    def check(self, lines: bool, excluded: Iterable[str] = ()) -> None:
+        """Raise UsageError without --lines, and beside `excluded` options, which are given and need one process."""
+        if self.asked is None:
+            return
+        if not lines:
+            raise UsageError(f"{self.asked} needs --lines")
+        if other := next(iter(excluded), None):
+            raise UsageError(f"{self.asked} cannot be combined with {other}")
+
+    def threads(self, asked: int | None) -> int | None:
+        """Return the CPU threads of each worker: those asked for, else a share of this machine's cores."""
+        if asked is not None or self.on is not None or self.workers in (None, 1):
+            return asked
+        own = os.environ.get("OMP_NUM_THREADS", "")
+        return max(min(devices.cores() // (self.workers or 1), int(own) if own.isdigit() else 4096), 1)
+
+    def records(self) -> Records | None:
+        """Open the file of --resume. Raise GencliError."""
+        from gencli.many.records import Records
+
+        return None if self.resume is None else Records(self.resume)
+
+    def seed(self, records: Records, seed: int, given: bool, limit: int) -> int:
+        """Return the seed of a run that goes on: that of the records, if there are any, else `seed`. given: it was
+        asked for. limit: the largest one. Raise GencliError if another was asked for."""
+        if records.first is None:
+            return seed
+        found = (records.first["seed"] - records.first["index"]) % (limit + 1)
+        if given and found != seed:
+            raise GencliError(f"--seed {seed}: the records of {records.path} are of the seed {found}")
+        return found
+
+    def crew(
+        self,
+        console: Console,
+        work: Work,
+        lines: Iterator[Any],
+        reader: LineReader,
+        size: int,
+        threads: int | None,
+        records: Records | None,
+        each: int,
+    ) -> Crew:
+        """Return the workers. size: lines in a block. threads: of each worker. records: what there is already. each:
+        how many outputs a line has. Raise GencliError for a cluster that cannot be reached."""
+        from gencli.many.crew import Crew
+        from gencli.many.processes import Process
+
+        ready = reader.ready if os.name == "posix" else lambda: True
+        feed: Feed[Any] = Feed(lines, size, shard=self.part, ready=ready)
+        if records is not None:
+            feed.lines = _compared(feed.lines, records, each)
+            feed.missing = lambda line: any(i not in records for i in range(line * each, (line + 1) * each))
+        how: dict[str, Any] = {"ordered": not self.unordered, "note": console.note}
+        if self.on is None:
+            return Crew(work, feed, Process, self.workers or 1, **how)
+        from gencli.many.on_ray import Cluster
+
+        cluster = Cluster(self.on, self.workers, threads, self.gpus_per_worker)
+        return Crew(work, feed, cluster.start, cluster.workers, close=cluster.close, **how)
+
+
+def shown_answers(console: Console, crew: Crew, reader: LineReader) -> Iterator[Answer]:
+    """Yield a crew's answers; their number, rate and the time left are on the console. Raise GencliError as it does."""
+    size, count, feed = _size(reader), crew.count, crew.feed
+    try:
+        for answer in crew.answers():
+            yield answer
+            if is_terminal(sys.stdout):
+                console.clear()
+            tokens = f", {count.tokens / count.seconds:.0f} tokens/s" if count.tokens else ""
+            share = reader.count / size if size else 0  # of the input that is read
+            total = round(feed.read / share) if share else None
+            left = (total - feed.read + crew.unanswered) / count.rate if total else None
+            console.progress("generating:", count.done, total, f"{count.rate:.1f} lines/s{tokens}", left)
+        if 0 < feed.given < crew.size:
+            lines = counted(feed.size, "line")
+            console.note(f"only {feed.given} of {crew.size} workers had work, as a block is {lines}: see --batch")
+    finally:
+        console.clear()
+
+
+def described(crew: Crew) -> str:
+    """Return what --stats says of a crew."""
+    count = crew.count
+    died = f"; {counted(count.died, 'worker')} died" if count.died else ""
+    tokens = f", {count.tokens / count.seconds:.1f} tokens/s" if count.tokens else ""
+    return f"{counted(count.done, 'line')} in {count.seconds:.2f} s, {count.rate:.1f} lines/s{tokens}{died}"
+
+
+def _compared(lines: Iterator[Any], records: Records, each: int) -> Iterator[Any]:
+    """Yield lines. Raise GencliError for one of which there are records of another prompt."""
+    for count, line in enumerate(lines):
+        prompt = records.prompts.get(count * each, line)
+        if prompt != line and isinstance(line, str):
+            raise GencliError(
+                f"{records.path} is of other prompts: its record {count * each} is of {prompt!r:.80}, "
+                f"and line {count + 1} is {line!r:.80}"
+            )
+        yield line
+
+
+def _size(reader: LineReader) -> int:
+    """Return the bytes of stdin if it is a file, else 0."""
+    try:
+        found = os.fstat(reader.stream.fileno())
+    except (OSError, ValueError):
+        return 0
+    return found.st_size if os.path.stat.S_ISREG(found.st_mode) else 0  # type: ignore[attr-defined]

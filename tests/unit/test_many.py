@@ -1,0 +1,183 @@
+"""Lines shared out among workers: in order, nothing lost or twice whoever dies, and no worker outlives its driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gencli.errors import GencliError, UsageError
+from gencli.many.blocks import Feed, Shard, blocks
+from gencli.many.crew import TRIES, Crew
+from gencli.many.processes import Process
+from gencli.many.records import Records
+from tests.tiny.echo import Echo
+
+ROOT = Path(__file__).parents[2]
+
+
+def crew(folder: Path, lines, *, size: int = 2, workers: int = 2, stillborn: bool = False, **how) -> Crew:
+    return Crew(Echo(folder, stillborn), Feed(lines, size), Process, workers, **how)
+
+
+def made(found: Crew) -> list[tuple[int, str]]:
+    return [(answer.number, answer.made) for answer in found.answers()]
+
+
+def until(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_answers_come_in_order(tmp_path):
+    lines, notes = ["wait", *map(str, range(12))], []
+    found = crew(tmp_path, lines, workers=3, note=notes.append)
+    assert made(found) == [(number, line.upper()) for number, line in enumerate(lines)]
+    assert notes == ["opened"] and found.info == "echo" and found.count.done == 13
+    assert len(found.said) == 1 and Echo(tmp_path).alive() == []
+    assert made(crew(tmp_path, [])) == []
+
+
+def test_unordered_answers_come_as_they_are_made(tmp_path):
+    lines = ["wait", "wait", "wait", *map(str, range(9))]
+    found = made(crew(tmp_path, lines, size=3, ordered=False))
+    assert sorted(found) == [(number, line.upper()) for number, line in enumerate(lines)]
+    assert found != sorted(found)
+
+
+def test_input_is_read_no_further_than_needed(tmp_path):
+    """Behind a line that takes long, the others are made and then wait: a bounded number of them."""
+    read = []
+
+    def lines():
+        for number in range(1000):
+            read.append(number)
+            yield "wait" if number == 0 else "x"
+
+    answers = crew(tmp_path, lines()).answers()
+    assert next(answers).number == 0
+    assert len(read) <= 2 * 2 * 6
+    answers.close()
+
+
+def test_what_a_dead_worker_leaves_is_made_again(tmp_path):
+    lines, notes = ["a", "die once", "b", "c", "die once", "d"], []
+    found = crew(tmp_path, lines, note=notes.append)
+    assert made(found) == [(number, line.upper()) for number, line in enumerate(lines)]
+    assert found.count.died == 2
+    died = [note for note in notes if "ended" in note]
+    assert len(died) == 2 and "killed by SIGKILL" in died[0] and "of its block left for others" in died[0]
+
+
+@pytest.mark.parametrize("killer, reason", [("die always", "SIGKILL"), ("memory", "MemoryError: no more of it")])
+def test_a_prompt_that_kills_workers_is_given_up(tmp_path, killer, reason):
+    lines = ["a", killer, "b", "c", "d"]
+    found = list(crew(tmp_path, lines, size=4).answers())
+    assert [answer.number for answer in found] == list(range(5))
+    assert [answer.made for answer in found] == ["A", None, "B", "C", "D"]
+    assert reason in found[1].error.message and f"{TRIES} workers ended at this prompt" in found[1].error.message
+    begun = (tmp_path / "begun").read_text().split()
+    assert begun.count("1") == TRIES + 2 and begun.count("2") == 1
+
+
+def test_what_ends_the_run_ends_it(tmp_path):
+    with pytest.raises(GencliError, match="it cannot be done"):
+        made(crew(tmp_path, ["wait for ever", "a", "fail"], size=1))
+    assert Echo(tmp_path).alive() == []
+    with pytest.raises(GencliError, match="3 workers ended before they had opened the model: exit code 7"):
+        made(crew(tmp_path, ["a"], stillborn=True))
+
+
+def test_an_interrupted_run_leaves_no_worker(tmp_path):
+    answers = crew(tmp_path, ["a", "wait for ever", "b", "wait for ever"], size=1).answers()
+    assert next(answers).made == "A"
+    until(lambda: len(Echo(tmp_path).alive()) == 2)
+    answers.close()
+    assert Echo(tmp_path).alive() == []
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from gencli.many.blocks import Feed
+from gencli.many.crew import Crew
+from gencli.many.processes import Process
+from tests.tiny.echo import Echo
+list(Crew(Echo(Path(sys.argv[1])), Feed(["wait for ever"] * 4, 1), Process, 2).answers())
+"""
+
+
+def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], cwd=ROOT)
+    until(lambda: len(Echo(tmp_path).alive()) == 2)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    until(lambda: not Echo(tmp_path).alive())
+
+
+def test_shards_make_up_the_whole():
+    lines = [str(number) for number in range(23)]
+    parts = [Feed(lines, 3, shard=Shard.parse(f"{number}/4")) for number in range(1, 5)]
+    found: dict[int, str] = {}
+    for part in parts:
+        while (block := part.next()) is not None:
+            assert block.first % 3 == 0
+            found |= {block.first + i: line for i, line in enumerate(block.lines)}
+    assert found == dict(enumerate(lines)) and [part.given for part in parts] == [2, 2, 2, 2]
+    assert [(first, list(block)) for first, block in blocks(iter(lines), 10)][2] == (20, lines[20:])
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])
+def test_no_shard(text):
+    with pytest.raises(UsageError, match="--shard"):
+        Shard.parse(text)
+
+
+def test_blocks_without_a_missing_line_are_passed_over():
+    feed = Feed(range(10), 2, missing=lambda number: number in (5, 9))
+    assert [(feed.next().first, feed.next().first, feed.next())] == [(4, 8, None)]
+
+
+def test_a_block_waits_for_its_lines():
+    there = [True, True, True, False, True, True]
+    feed = Feed("abcd", 2, ready=lambda: there.pop(0))
+    assert feed.next().lines == ["a", "b"] and feed.next() is None and feed.waits
+    there[:] = [True] * 9
+    assert feed.next().lines == ["c", "d"] and feed.next() is None and feed.ended
+
+
+def record(index: int) -> bytes:
+    return json.dumps({"index": index, "prompt": f"p{index}", "seed": 7 + index}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 20, len(record(2)) - 1])
+def test_a_half_written_record_is_mended(tmp_path, cut):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(record(0) + record(9) + record(2)[:cut])
+    found = Records(path)
+    assert [index for index in range(30) if index in found] == [0, 9] and found.prompts == {0: "p0", 9: "p9"}
+    assert found.first and found.first["seed"] == 7
+    found.add(2, record(2))
+    assert 2 in found and path.read_bytes() == record(0) + record(9) + record(2)
+    with pytest.raises(GencliError, match="is being written by another run"):
+        Records(path)
+
+
+OTHERS = [b"hello\n", b"hello", b'{"a": 1}\n', b'{"index": -1}\n', b'{"index": "x"}\n', record(0) + b"x\n" + record(1)]
+
+
+@pytest.mark.parametrize("data", OTHERS)
+def test_another_file_is_left_as_it_is(tmp_path, data):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(data)
+    with pytest.raises(GencliError, match="is not a file of gencli's records"):
+        Records(path)
+    assert path.read_bytes() == data
