@@ -128,11 +128,10 @@ def run(args: Sequence[str], console: Console) -> int:
     """
     command = typer.main.get_command(app)
     if os.environ.get("_GENCLI_COMPLETE"):
-        from gencli.cli.completion import join_values
+        from gencli.cli.completion import answer
 
         completion_init()
-        join_values()
-        command.main(list(args), prog_name="gencli")  # answers the shell's completion and exits
+        answer(lambda: command.main(list(args), prog_name="gencli"))
     if {"-h", "--help"}.isdisjoint(args):
         _check_current_folder()
     words = list(args)

@@ -79,7 +79,7 @@ class TextBench(Repeated):
 @dataclass(eq=False, repr=False)
 class ImageBench(Repeated):
     # fmt: off
-    model: str = named_model("GENCLI_IMAGE_MODEL", IMAGE_MODEL, "image").field(IMAGE_MODEL)
+    model: str = named_model("GENCLI_IMAGE_MODEL", IMAGE_MODEL, "image", example="sdxl-turbo").field(IMAGE_MODEL)
     size: tuple[str, ...] = several(str, "--size WxH",
         "Width and height (repeatable; default: the model's native size).",
         PANEL)

@@ -51,7 +51,7 @@ class VQSpec(ModelSpec):
     """A VQ autoencoder."""
 
     model: str | None = named_model(
-        ENVIRONMENT, None, "codes", "A VQ autoencoder, or a latent diffusion that has one", "CompVis/ldm-celebahq-256"
+        ENVIRONMENT, None, "codes", "A VQ autoencoder, or a latent diffusion model with one", "CompVis/ldm-celebahq-256"
     ).field(None)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,34 @@ def install(shell: str) -> Path:
     if shell == "zsh" and MENU not in before:
         file.write_text(file.read_text().replace(MENU, "").rstrip() + "\n")
     return Path(found[1])
+
+
+def answer(complete: Callable[[], object]) -> None:
+    """Answer a shell's question. complete: prints what fits, and exits; behind `--option=` that is the values alone.
+
+    bash looks for the values, and the other shells for words that begin as the one that is typed.
+    """
+    join_values()
+    from typer import _completion_classes as classes
+
+    if hasattr(classes, "_sanitize_help_text"):  # it imports much of rich for tags, which no text of gencli has
+        classes._sanitize_help_text = lambda text: text
+    typed = os.environ.get("_TYPER_COMPLETE_ARGS", "").rpartition(" ")[2]
+    option, equals, _ = typed.partition("=")
+    if not (equals and option.startswith("--")):
+        complete()
+        return
+    found = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(found):
+            complete()
+    finally:
+        text, option = found.getvalue(), f"{option}="
+        if text.startswith("_arguments"):  # zsh's list, in quotes
+            text = re.sub(r'((?<=\(\()|^)"', f'"{option}', text, flags=re.M)
+        elif not text.startswith("_files"):
+            text = re.sub(r"^(?=.)", option, text, flags=re.M)
+        print(text, end="")
 
 
 def join_values() -> None:

@@ -18,7 +18,7 @@ Key = Annotated[
     str,
     typer.Argument(metavar="KEY", help="COMMAND.OPTION, as in image.steps, or OPTION for every command that has it."),
 ]
-Value = Annotated[str | None, typer.Argument(metavar="VALUE", help="Its new value; none removes it from the file.")]
+Value = Annotated[str | None, typer.Argument(metavar="VALUE", help="New value; without one, the setting is removed.")]
 Profile = Annotated[
     str | None, typer.Option("--profile", metavar="NAME", help="Set it in this profile, for `--profile NAME`.")
 ]

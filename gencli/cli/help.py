@@ -100,6 +100,7 @@ class Group(TyperGroup):
     """
 
     LAZY: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    completing = False  # names alone are asked for
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_page(self, ctx, _width()))
@@ -118,9 +119,19 @@ class Group(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.LAZY:
             return super().get_command(ctx, cmd_name)
+        if self.completing:
+            return TyperCommand(cmd_name, help=self.LAZY[cmd_name][1])
         command = typer.main.get_command(importlib.import_module(self.LAZY[cmd_name][0]).app)
         command.name = cmd_name
         return command
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        self.completing = True
+        try:
+            found: list[Any] = super().shell_complete(ctx, incomplete)
+        finally:
+            self.completing = False
+        return found
 
     def summary(self, ctx: Any, name: str) -> str:
         """Return one line about a command, for the list of commands."""
@@ -164,7 +175,8 @@ def explain(error: Exception) -> UsageError:
     found = UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
     param = getattr(error, "param", None)
     if ctx is not None and param is not None and (place := config.origin(ctx, param)):
-        found.message = f"{found.message} (set by {place})"
+        said = f" (env var: '{param.envvar}')"  # in the parser's own words
+        found.message = f"{found.message.replace(said, '')} (set by {place})"
     return found
 
 

@@ -185,8 +185,8 @@ def pull(
 ) -> None:
     """Download a model from the Hugging Face Hub into the cache, and print its folder, or the path of its GGUF file.
 
-    Downloads only the files that gencli opens: of a repository of GGUF files one, by its type, or Q4_K_M. Interrupted
-    downloads resume. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE work as in huggingface_hub.
+    Downloads only the files that gencli opens. Of several GGUF files that is one: of the type named, or else Q4_K_M.
+    Interrupted downloads resume. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE work as in huggingface_hub.
     """
     console: Console = ctx.obj
     if id is None:

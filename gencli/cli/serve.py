@@ -53,30 +53,31 @@ class Served:
 
     # fmt: off
     model: tuple[str, ...] = Option(str, "-m, --model NAME",
-        "A model that clients may name, as elsewhere; a folder or file goes by its own name (repeatable; default: "
-        "the embedded models and those in the hub's cache).", MODEL, several=True, complete=completing()).field(())
+        "Model that clients may use: short name, folder, file or Hugging Face id; clients call a folder or file by its "
+        "last name (repeatable; default: the built-in models and those in the Hub's cache).", MODEL, several=True,
+        complete=completing()).field(())
     allow_pull: bool = flag(False, "--allow-pull",
-        "Fetch a Hugging Face id when a client names one that is not here.", MODEL)
+        "Download a Hugging Face id if a client asks for one that is not on this machine.", MODEL)
     auto: bool = flag(False, "--auto",
-        "End once nobody has asked for as long as --keep says; do nothing if a server runs already.", LISTENING)
+        "Stop after --keep without a request; do nothing if a server is running already.", LISTENING)
     socket: Path | None = Option(Path, "--socket PATH",  # noqa: RUF009
         "Listen at this Unix socket, which you alone can reach (default: gencli.sock in your runtime folder).",
         LISTENING).field(None)
     listen: tuple[str, ...] = several(str, "--listen [HOST:]PORT",
-        "Listen on TCP too, without a host on this machine alone; port 0 is any free one (repeatable).", LISTENING)
+        "Also listen on TCP, without a host on this machine only; port 0 is any free port (repeatable).", LISTENING)
     key: str | None = string(None, "--key KEY",
-        "Answer only clients that show this key (Authorization: Bearer KEY); needed for hosts that other machines "
-        "reach (environment: GENCLI_SERVE_KEY, which other users cannot see).", LISTENING, env="GENCLI_SERVE_KEY")
+        "Require this key of clients (Authorization: Bearer KEY); needed if other machines can reach the address "
+        "(environment: GENCLI_SERVE_KEY, which other users cannot see).", LISTENING, env="GENCLI_SERVE_KEY")
     keep: float = Option(float, "--keep TIME",
-        "Put a model away that nobody asked for so long: 30s, 10m, 1h, 0 or forever (default: 10m).", LIMITS, word=str,
+        "Unload a model after so long without a request: 30s, 10m, 1h, 0 or forever (default: 10m).", LIMITS, word=str,
         read=lambda text: 600.0 if text is None else read_duration(text)).field(600.0)
     max_memory: float = Option(float, "--max-memory SIZE",
-        "What the weights of all open models may take together, as in 8G (default: no limit).", LIMITS, word=str,
+        "Most memory for the weights of all loaded models, such as 8G (default: no limit).", LIMITS, word=str,
         read=lambda text: math.inf if text is None else read_size(text)).field(math.inf)
     queue: int = integer(64, "--queue N",
-        "Requests under way at most; others are told to come again (default: 64).", LIMITS, within=(1, 4096))
+        "Most requests in progress; further ones get status 429 (default: 64).", LIMITS, within=(1, 4096))
     grace: float = Option(float, "--grace TIME",
-        "How long answers under way may go on when the server is told to end (default: 30s).", LIMITS, word=str,
+        "How long answers in progress may continue when the server stops (default: 30s).", LIMITS, word=str,
         read=lambda text: 30.0 if text is None else read_duration(text)).field(30.0)
     # fmt: on
 
@@ -94,7 +95,7 @@ class Served:
 def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
     """Keep models warm and answer HTTP requests in OpenAI's form: completions, chats and images.
 
-    stdout gets a line for every address, once it can be reached. Ctrl-C ends the server in order.
+    Prints one line per address as soon as it can be reached. Ctrl-C lets answers in progress end, and stops the server.
     """
     addresses = [_address(text) for text in served.listen]
     strangers = [host for host, _ in addresses if host not in ("127.0.0.1", "localhost", "::1")]

@@ -110,7 +110,7 @@ class TextRecipe:
         "Fine-tune this model, with its tokenizer: short name, folder or Hugging Face id.", START,
         complete=completing("text"))
     lora_rank: int | None = integer(None, "--lora-rank R",
-        "Train LoRA adapters of this rank for --init, and nothing else.", START, valid=partial(at_least, 1))
+        "Train a LoRA adapter of this rank for --init, and not its own weights.", START, valid=partial(at_least, 1))
     lora_alpha: float | None = number(None, "--lora-alpha X",
         "LoRA alpha; the adapter's scale is alpha / rank (default: twice the rank).", START, valid=RATE)
     lora_targets: str = string("", "--lora-targets NAMES",
@@ -119,7 +119,7 @@ class TextRecipe:
     n_embd: int = _count(256, "--width N", "Hidden size of a new model", SIZES)
     n_head: int = _count(8, "--heads N", "Attention heads of a new model", SIZES)
     n_positions: int | None = integer(None, "--context N",
-        "Context length of a new model, or with --init of a training row, in tokens (default: 512).", SIZES,
+        "Context length in tokens; with --init, the length of the training sequences (default: 512).", SIZES,
         valid=partial(at_least, 1))
     vocab_size: int = integer(4096, "--vocab N", "Vocabulary size, at least 257 (default: 4096).", SIZES)
     lead: str = string("tinystories:", "--lead PREFIX",

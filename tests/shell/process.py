@@ -209,3 +209,38 @@ def on_terminal(
             stream.close()
     os.close(master)
     return code, seen[master], streams[0], streams[1]
+
+
+class Terminal:
+    """A program on a pseudo-terminal that is its own, whose Ctrl-C reaches it as a real one does."""
+
+    def __init__(self, command: list[str], folder: Path, env: dict[str, str]):
+        self.seen = b""
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.execvpe(command[0], command, env)
+
+    def wait_for(self, text: bytes) -> bytes:
+        """Read until `text` comes; what came before it, since the last time."""
+        deadline = time.monotonic() + LIMIT
+        while text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not come: {self.seen[-500:]!r}"
+            self.seen += os.read(self.master, 65536)
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def ended(self) -> int:
+        """Its exit code."""
+        try:
+            while os.read(self.master, 65536):
+                pass
+        except OSError:  # Linux's way to say that the other end is closed
+            pass
+        os.close(self.master)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import termios
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shell.process import GENCLI, LIMIT, environment, gencli, on_terminal, start
+from tests.shell.process import GENCLI, LIMIT, Terminal, environment, gencli, on_terminal, start
 from tests.tiny.chat_templates import BIAS, PLAIN_CHATML
 from tests.tiny.text import END, make_gpt2, write_json
 
@@ -41,46 +39,16 @@ def tuned(tmp_path_factory) -> Path:
     )
 
 
-class Terminal:
-    """gencli on a pseudo-terminal, whose Ctrl-C reaches it as a real one does."""
+def chatting(folder: Path, *args: object) -> Terminal:
+    """`gencli chat` on a terminal, whose state and history lie in `folder`."""
+    env = environment(**AT_HOME, XDG_STATE_HOME=str(folder))
+    return Terminal([*GENCLI, "chat", *map(str, args)], folder, env)
 
-    def __init__(self, *args: object, folder: Path):
-        pid, self.master = pty.fork()  # the child's controlling terminal
-        if pid == 0:
-            os.chdir(folder)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execve(GENCLI[0], [*GENCLI, *map(str, args)], environment(**AT_HOME, XDG_STATE_HOME=str(folder)))
-        self.pid = pid
-        self.seen = b""
 
-    def wait_for(self, text: bytes) -> bytes:
-        """Read until `text` comes; what came before it, since the last time."""
-        deadline = time.monotonic() + LIMIT
-        while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{text!r} did not come: {self.seen[-500:]!r}"
-            data = os.read(self.master, 65536)
-            self.seen += data
-        before, _, self.seen = self.seen.partition(text)
-        return before
-
-    def interrupt(self) -> None:
-        """Ctrl-C while a reply is written."""
-        self.type(b"\x03")
-        self.wait_for(b"note: stopped")
-
-    def type(self, text: bytes) -> None:
-        os.write(self.master, text)
-
-    def ended(self) -> int:
-        """Its exit code."""
-        try:
-            while os.read(self.master, 65536):
-                pass
-        except OSError:  # Linux's way to say that the other end is closed
-            pass
-        os.close(self.master)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+def interrupt(terminal: Terminal) -> None:
+    """Ctrl-C while a reply is written."""
+    terminal.type(b"\x03")
+    terminal.wait_for(b"note: stopped")
 
 
 def answering(terminal: Terminal, message: bytes) -> None:
@@ -93,11 +61,11 @@ def answering(terminal: Terminal, message: bytes) -> None:
 
 def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
     """Ctrl-C stops the answer alone; several lines are one message; what is saved is what was said; Ctrl-D leaves."""
-    terminal = Terminal("chat", "-m", tuned, "-n", 30_000, "-s", 5, *SPOKEN, "--system", "Be kind.", folder=tmp_path)
+    terminal = chatting(tmp_path, "-m", tuned, "-n", 30_000, "-s", 5, *SPOKEN, "--system", "Be kind.")
     terminal.wait_for(b"Ctrl-D quits")
     terminal.wait_for(READY)
     answering(terminal, b"Once\r")
-    terminal.interrupt()
+    interrupt(terminal)
     terminal.wait_for(READY)
     terminal.type(b"half a line\x03")
     terminal.wait_for(b"note: Ctrl-D or /exit quits")
@@ -105,7 +73,7 @@ def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
     terminal.type(b"/seed 7\r")
     terminal.wait_for(b"seed 7\r\n")
     answering(terminal, b'"""first\rsecond"""\r')
-    terminal.interrupt()
+    interrupt(terminal)
     for command, answer in (
         (b"/save 'my talk.json'", b"4 messages saved in my talk.json"),
         (b"/nonsense", b"no such command: /nonsense"),
@@ -133,8 +101,7 @@ def test_a_conversation_at_a_terminal(tuned: Path, tmp_path: Path):
 
 def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
     """Pasted lines are one message; Up brings it back in the next session, which -c continues; /edit edits it."""
-    chat = ("chat", "-m", tuned, "-n", 4, "-s", 5, *SPOKEN)
-    terminal = Terminal(*chat, folder=tmp_path)
+    terminal = chatting(tmp_path, "-m", tuned, "-n", 4, "-s", 5, *SPOKEN)
     terminal.wait_for(READY)
     terminal.type(b"\x1b[200~first line\nsecond line\x1b[201~")
     terminal.wait_for(b"second line")
@@ -148,7 +115,7 @@ def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
     assert [turn["role"] for turn in said] == ["user", "assistant"]
     assert said[0]["content"] == "first line\nsecond line"
 
-    terminal = Terminal("chat", "-c", "-n", 4, *SPOKEN, folder=tmp_path)
+    terminal = chatting(tmp_path, "-c", "-n", 4, *SPOKEN)
     terminal.wait_for(b"continuing " + kept.stem.encode())
     terminal.wait_for(READY)
     terminal.type(b"\x1b[A\r")
@@ -167,7 +134,7 @@ def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
 
 def test_a_second_signal_ends_it_after_messages_too(tuned: Path, tmp_path: Path):
     """SIGTERM at the editor of messages ends with 143 and leaves the terminal as it was."""
-    terminal = Terminal("chat", "-m", tuned, *SPOKEN, "--no-history", folder=tmp_path)
+    terminal = chatting(tmp_path, "-m", tuned, *SPOKEN, "--no-history")
     before = termios.tcgetattr(terminal.master)
     terminal.wait_for(READY)
     os.kill(terminal.pid, signal.SIGTERM)

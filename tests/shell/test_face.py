@@ -67,6 +67,34 @@ for args, code in {FACES!r}:
     assert done.returncode == 0, done.stderr.decode()
 
 
+MODULES = """
+import atexit, os, sys
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+"""
+
+
+def imported(script: str, **env: str) -> set[str]:
+    """The modules that a process has imported at its end."""
+    command = [sys.executable, "-c", MODULES + script]
+    done = subprocess.run(command, capture_output=True, env=environment(**env), timeout=60)
+    return set(done.stderr.decode().splitlines()[-1].split())
+
+
+def test_help_and_completion_import_little():
+    """Beside typer and rich, which take most of the time: a few modules for a page of help and the names of commands,
+    those of one command for its options. A second is lost by what is not counted here."""
+    run = "from gencli.__main__ import main\nsys.exit(main())"
+    base = imported("import typer, rich")
+    for line, most in (("--help", 20), ("", 20), ("te", 22), ("text --te", 60), ("image -m ", 85)):
+        if line.startswith("--"):
+            found = imported(f"sys.argv = ['gencli', {line!r}]\n{run}")
+        else:
+            asked = {"_GENCLI_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": f"gencli {line}"}
+            found = imported(f"sys.argv = ['gencli']\n{run}", **asked)
+        assert "gencli.cli.app" in found and not found & {*HEAVY, "llguidance", "prompt_toolkit", "rich.markdown"}
+        assert len(found - base) <= most, (line, sorted(found - base))
+
+
 def test_version():
     done = gencli("--version", fresh=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"gencli {__version__}\n".encode(), b"")
@@ -168,6 +196,13 @@ def test_debug_alone_shows_a_traceback():
 def test_shell_completion(words: str, index: int, offers: str):
     done = gencli(_GENCLI_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(index))
     assert offers in done.stdout.decode().split()
+
+
+def test_arguments_are_utf_8():
+    """Whatever Python was told: it starts again in UTF-8."""
+    env = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": None, "LC_CTYPE": None}
+    done = gencli("text", "Caffè", "--echo", "-n", "1", "-s", "1", fresh=True, **env)
+    assert done.returncode == 0 and done.stdout.startswith("Caffè".encode())
 
 
 def test_closed_standard_streams():
