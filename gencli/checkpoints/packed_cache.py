@@ -121,6 +121,15 @@ def copies(folder: Path | None = None) -> dict[Path, int]:
     return found
 
 
+def mixes(folder: Path) -> dict[str, int]:
+    """Return the types that there are copies in of weights in a folder or file, and their bytes."""
+    found: dict[str, int] = {}
+    for path, size in copies(folder).items():
+        mix = path.name.split("-")[1]
+        found[mix] = found.get(mix, 0) + size
+    return found
+
+
 def _sources(copy: Path) -> list[Path]:
     file = _read(copy)
     return [] if file is None else [Path(source) for source in file.metadata.get(SOURCES, ())]

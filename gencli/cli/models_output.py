@@ -55,7 +55,15 @@ def everything(
         "defaults": dict(defaults),
         "stages": [dict(stage) for stage in stages],
         "files": dict(what.files),
+        "quantized": _copies(source),
     }
+
+
+def _copies(source: Source) -> dict[str, int]:
+    """The types of the copies that --quantize keeps, and their bytes."""
+    from gencli.checkpoints import packed_cache
+
+    return packed_cache.mixes(source.path)
 
 
 def revision(source: Source) -> str | None:
@@ -130,6 +138,7 @@ def page(
     lines += _section("components", parts)
     lines += _section("stages", [_stage(stage) for stage in stages])
     lines += _section("default settings", [[name, _value(value)] for name, value in defaults.items()])
+    lines += _section("quantized copies", [[mix, in_words(size)] for mix, size in _copies(source).items()])
     return lines + _section("files", [[name, in_words(size)] for name, size in what.files.items()])
 
 
