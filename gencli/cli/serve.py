@@ -19,7 +19,6 @@ from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, Option, flag, integer, several, string
 from gencli.serve import wire
 from gencli.serve.client import connect
-from gencli.serve.wire import is_own, runtime_folder
 from gencli.spec import ModelSpec, completing
 
 LISTENING, LIMITS = "Listening", "Limits"
@@ -123,7 +122,7 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     hosts = tuple(host for host in strangers if host not in ("0.0.0.0", "::"))
     server = Server(pool, Limits(queue=served.queue), served.key, hosts, any_host=len(hosts) < len(strangers))
     with contextlib.ExitStack() as stack:
-        path = served.socket or _own_folder() / wire.SOCKET
+        path = served.socket or wire.own_folder() / wire.SOCKET
         sockets = [stack.enter_context(unix_socket(path))]
         commands = stack.enter_context(unix_socket(path.with_name(path.name + wire.SUFFIX)))
         lines = [str(path)]
@@ -141,15 +140,6 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
             ready=lambda: print("\n".join(lines), flush=True),
             idle=served.keep if served.auto else math.inf,
         )
-
-
-def _own_folder() -> Path:
-    """Return this user's folder for sockets, made if need be. Raise GencliError for one that another may change."""
-    folder = runtime_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not is_own(folder):
-        raise GencliError(f"{folder} is another user's, or others can write there", "--socket names another place")
-    return folder
 
 
 def _names(models: tuple[str, ...]) -> dict[str, str]:

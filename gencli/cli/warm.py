@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gencli.errors import GencliError
 from gencli.options import RUN, flag
 
 if TYPE_CHECKING:
@@ -39,13 +41,23 @@ class Serving:
 
 
 def start(threads: int | None) -> None:
-    """Start a server that goes on when this process ends, and ends by itself once it is idle."""
+    """Start a server that goes on when this process ends, and ends by itself once it is idle; one, however many
+    commands want it at once: it holds a lock as long as it lives."""
+    import fcntl
+
+    from gencli.serve.client import is_there
+    from gencli.serve.wire import own_folder
+
     more = [] if threads is None else ["--threads", str(threads)]
-    subprocess.Popen(
-        [sys.executable, "-m", "gencli", "serve", "--auto", *more],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd="/",
-    )
+    with contextlib.suppress(GencliError, OSError), (own_folder() / "gencli.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_there():
+            subprocess.Popen(
+                [sys.executable, "-m", "gencli", "serve", "--auto", *more],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=[lock.fileno()],
+                cwd="/",
+            )

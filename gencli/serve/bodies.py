@@ -18,6 +18,8 @@ from gencli.serve.refusal import INVALID, Refusal
 from gencli.text.chat_template import Message
 from gencli.text.request import MAX_SEED, SamplingParams, TextRequest, draw_seed
 
+MOST_TOKENS = 2**17  # of all answers to one request
+MOST_LOGPROBS = 20  # as OpenAI has it
 MOST_PROMPTS, MOST_SAMPLES, MOST_IMAGES, MOST_PIXELS, MOST_MESSAGES = 64, 128, 10, 2048 * 2048, 4096
 INERT = {  # what changes no answer
     "model", "stream", "stream_options", "user", "store", "metadata", "service_tier", "safety_identifier",
@@ -69,6 +71,7 @@ def read_completions(body: Mapping[str, Any]) -> Completions:
     values = _text_values(body, {"prompt"})
     if len(prompts) * values.get("num_samples", 1) > MOST_SAMPLES:
         raise Refusal(INVALID, f"more than {MOST_SAMPLES} texts in one request", param="n")
+    _limit_tokens(values, len(prompts))
     seed = _seed(values)
     samples = values.get("num_samples", 1)
     made = []
@@ -95,6 +98,7 @@ def read_chat(body: Mapping[str, Any]) -> Chat:
     if logprobs:
         values["logprobs"] = 0 if top is None else top
     known = _text_values(values, {"messages"})
+    _limit_tokens(known)
     return Chat(_request("", _seed(known), known), read)
 
 
@@ -159,6 +163,7 @@ def _text_values(body: Mapping[str, Any], besides: Collection[str]) -> dict[str,
     if "logit_bias" in values:
         values["logit_bias"] = _bias(values["logit_bias"])
     _integer(values, "num_samples", "n", MOST_SAMPLES)
+    _integer(values, "logprobs", "logprobs", MOST_LOGPROBS, least=0)
     return values
 
 
@@ -174,6 +179,15 @@ def _schema(format: Any) -> dict[str, str]:
     if not isinstance(schema, Mapping):
         raise Refusal(INVALID, "response_format: json_schema wants an object with a schema", param="response_format")
     return {"schema": json.dumps(schema)}
+
+
+def _limit_tokens(values: Mapping[str, Any], prompts: int = 1) -> None:
+    """Raise Refusal for more tokens than one request may ask for."""
+    asked = values.get("max_tokens")
+    most = MOST_TOKENS // (prompts * values.get("num_samples", 1))
+    if type(asked) is int and asked > most:
+        message = f"max_tokens {str(asked)[:20]}: at most {most} for each text of so many in one request"
+        raise Refusal(INVALID, message, param="max_tokens")
 
 
 def _request(prompt: str, seed: int, values: Mapping[str, Any]) -> TextRequest:
@@ -199,10 +213,10 @@ def _seed(values: dict[str, Any]) -> int:
     return seed
 
 
-def _integer(values: dict[str, Any], field: str, name: str, most: int) -> None:
-    value = values.get(field, 1)
-    if type(value) is not int or not 1 <= value <= most:
-        raise Refusal(INVALID, f"{name} {value!r:.60}: wants a whole number from 1 to {most}", param=name)
+def _integer(values: dict[str, Any], field: str, name: str, most: int, least: int = 1) -> None:
+    value = values.get(field, least)
+    if type(value) is not int or not least <= value <= most:
+        raise Refusal(INVALID, f"{name} {value!r:.60}: wants a whole number from {least} to {most}", param=name)
 
 
 def _prompts(value: Any) -> list[str | list[int]]:

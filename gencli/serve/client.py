@@ -55,6 +55,12 @@ def connect(threads: int | None) -> Link | None:
     return None
 
 
+def is_there() -> bool:
+    """Return whether anything answers at the socket."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        return probe.connect_ex(str(wire.runtime_folder() / (SOCKET + SUFFIX))) == 0
+
+
 def _is_ours(connection: socket.socket) -> bool:
     """Return whether this user's process is at the other end, as far as the system says."""
     if not hasattr(socket, "SO_PEERCRED"):

@@ -8,12 +8,24 @@ from typing import Any
 from gencli import __version__
 from gencli.image.request import ImageRequest
 from gencli.options import Option, rows
-from gencli.serve.bodies import DRAWN, FORMATS, MOST_IMAGES, MOST_MESSAGES, MOST_PROMPTS, MOST_SAMPLES, TEXT
+from gencli.serve.bodies import (
+    DRAWN,
+    FORMATS,
+    MOST_IMAGES,
+    MOST_LOGPROBS,
+    MOST_MESSAGES,
+    MOST_PROMPTS,
+    MOST_SAMPLES,
+    MOST_TOKENS,
+    TEXT,
+)
 from gencli.text.request import SamplingParams, TextRequest
 
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 TEXT_OF_OPENAI: dict[str, Any] = {  # what their rows do not say of them
     "n": {"type": "integer", "minimum": 1, "maximum": MOST_SAMPLES},
+    "logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LOGPROBS},
+    "max_tokens": {"type": "integer", "minimum": 1, "maximum": MOST_TOKENS},
     "stop": {
         "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
     },

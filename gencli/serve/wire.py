@@ -71,6 +71,15 @@ def is_own(path: Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
+def own_folder() -> Path:
+    """Return the folder for sockets, made if need be. Raise GencliError for one that others can write in, OSError."""
+    folder = runtime_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_own(folder):
+        raise GencliError(f"{folder} is another user's, or others can write there", "--socket names another place")
+    return folder
+
+
 def files_at(paths: Iterable[Path]) -> list[list[Any]]:
     """Return the files at paths and below: where each lies, its bytes, and what changes when it is written anew."""
     found: list[list[Any]] = []

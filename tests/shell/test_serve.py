@@ -5,18 +5,22 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import stat
 import threading
 import time
+from collections import Counter
 
 import httpx
 import openai
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.shell.process import environment, gencli, start
+from tests.tiny.text import make_gpt2
 
 pytestmark = pytest.mark.slow
 TELL = {"model": "stories", "prompt": "Once upon a time", "seed": 1, "max_tokens": 12}
@@ -262,3 +266,101 @@ def test_only_what_it_was_started_with(tmp_path):
             client.images.generate(**DRAW)
         with pytest.raises(openai.InternalServerError, match="no memory left"):
             client.completions.create(**TELL)
+
+
+def test_no_embeddings_but_an_answer_that_says_so(client):
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.embeddings.create(model="stories", input="Hi")
+    assert raised.value.body["code"] == "embeddings_not_supported"
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="/etc/passwd", input="Hi")
+
+
+def test_a_model_that_fails_is_not_the_client_s_fault(tmp_path):
+    """NaN is a 500, whole and streamed; a prompt that is too long stays a 400."""
+    model = make_gpt2(tmp_path / "nan")
+    [file] = model.glob("*.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    with serving(tmp_path, "-m", model) as (_, _, url):
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as raised:
+                list(client.completions.create(model="nan", prompt="Hi", max_tokens=3, stream=stream))
+            assert raised.value.body["type"] == "server_error" and "NaN" in raised.value.body["message"]
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(model="nan", prompt="word " * 3000)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {**TELL, "n": 10**6}),
+        ("/v1/completions", {**TELL, "prompt": ["a"] * 100}),
+        ("/v1/completions", {**TELL, "max_tokens": 10**30}),
+        ("/v1/completions", {**TELL, "logprobs": 10**9}),
+        ("/v1/images/generations", {"model": "emoji", "prompt": "a", "n": 10**6}),
+        ("/v1/images/generations", {"model": "emoji", "prompt": "a", "size": "100000x100000"}),
+        ("/v1/images/generations", {"model": "emoji", "prompt": "a", "steps": 10**9}),
+        ("/v1/images/generations", {"model": "emoji", "prompt": "a", "init": "/etc/passwd"}),
+        ("/v1/images/generations", {"model": "emoji", "prompt": "a", "lora": ["/etc/passwd"]}),
+        ("/v1/images/generations", {"model": "../emoji", "prompt": "a"}),
+        ("/v1/chat/completions", {"model": "stories", "messages": [{"role": "user", "content": "a"}] * 5000}),
+    ],
+)
+def test_what_is_without_measure_is_refused_at_once(url, path, body):
+    begun = time.monotonic()
+    answer = httpx.post(url + path, json=body, timeout=60)
+    assert answer.status_code in (400, 404) and len(answer.content) < 2000 and time.monotonic() - begun < 10
+
+
+LITTLE = {"max_tokens": 2, "max_completion_tokens": 2, "n": 2, "steps": 1}  # work for each of many requests
+
+
+def lightened(path: str, body: dict) -> dict:
+    """A body that asks for less, where it asks for what a server gives; and what no schema says of a conversation."""
+    names = LITTLE.keys() & (("steps", "n") if "images" in path else ("max_tokens", "n"))
+    valid = [name for name in names if body.get(name) is None or (type(body[name]) is int and body[name] > 0)]
+    less = {name: LITTLE[name] for name in valid}
+    if re.fullmatch(r"\d+x\d+", str(body.get("size", ""))):
+        less["size"] = "64x64"
+    if path.endswith("completions") and valid:
+        less |= dict.fromkeys(("logit_bias", "logprobs", "top_logprobs", "max_completion_tokens"))
+    if isinstance(said := body.get("messages"), list) and said and isinstance(said[-1], dict):
+        less["messages"] = [*said[:-1], {**said[-1], "role": "user"}]
+    return {**body, **less}
+
+
+def test_fuzzed_by_its_own_page(url):
+    """schemathesis: no answer is a server's error, and each is of the form that the page says."""
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis import GenerationMode, openapi
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    checks = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
+    seen = Counter()
+
+    def fuzz(operation, mode):
+        until = time.monotonic() + 2
+
+        @settings(max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=HealthCheck)
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case):
+            if time.monotonic() < until:
+                if isinstance(case.body, dict):
+                    case.body = lightened(case.operation.path, case.body)
+                response = case.call(timeout=60)
+                seen[case.operation.path, response.status_code // 100] += 1
+                case.validate_response(response, checks=checks)
+
+        ask()
+
+    for operation in (found.ok() for found in openapi.from_url(url + "/openapi.json").get_all_operations()):
+        for mode in GenerationMode if operation.method == "post" else [GenerationMode.POSITIVE]:
+            fuzz(operation, mode)
+    assert {path for path, status in seen if status == 2} >= {"/health", "/v1/models"}
+    assert {status for _, status in seen} == {2, 4} and len({path for path, _ in seen}) == 6, seen

@@ -1,0 +1,122 @@
+"""The application of the server by itself, without a socket: what is refused before a model is asked for."""
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import os
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gencli.checkpoints.find import find
+from gencli.errors import GencliError, UsageError
+from gencli.serve import wire
+from gencli.serve.app import Limits, Server
+from gencli.serve.engine import Turns
+from gencli.serve.pool import Pool
+from gencli.spec import ModelSpec
+from gencli.text.events import Completion, Failed, Logprobs, TextDelta
+from gencli.text.request import TextRequest
+
+
+@pytest.fixture
+def server() -> Server:
+    pool = Pool({}, ModelSpec(), partial(find, offline=True), keep=60, memory=2**30, pull=False)
+    return Server(pool, Limits(queue=2, body=1000, seconds=0.2))
+
+
+def post(server: Server, **request) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(server.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/v1/completions", **request)
+
+    return asyncio.run(ask())
+
+
+def test_a_body_that_comes_slowly(server):
+    async def trickle():
+        for _ in range(100):
+            yield b" "
+            await asyncio.sleep(0.02)
+
+    answer = post(server, content=trickle(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 408 and "0.2 s" in answer.json()["error"]["message"]
+    assert server.counts.under_way == 0
+
+
+def test_a_body_that_is_too_large_is_not_read_to_its_end(server):
+    sent = 0
+
+    async def endless():
+        nonlocal sent
+        while True:
+            sent += 600
+            yield b"x" * 600
+
+    answer = post(server, content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413 and sent <= 3000
+
+
+def test_a_full_queue_tells_when_to_come_again(server):
+    server.counts.under_way = 2
+    answer = post(server, json={"model": "stories", "prompt": "a"})
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["type"] == "rate_limit_error" and server.counts.under_way == 2
+
+
+def test_turns_are_given_in_the_order_in_which_they_were_asked_for():
+    """Though the thread that has it asks again at once."""
+    turns, took, begun = Turns(), [], threading.Barrier(3)
+
+    def work(name: str) -> None:
+        begun.wait()
+        for _ in range(50):
+            with turns:
+                took.append(name)
+                time.sleep(0.0005)  # others come to wait
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(took) == 150 and not turns.line
+    assert sum(one == next for one, next in itertools.pairwise(took)) < 75  # of a lock as Python has it: nearly all
+
+
+def test_what_is_told_of_texts_arrives_as_it_was():
+    said = "caf\u00e9 \ud800 \u2028"
+    probs = Logprobs(["a"], [-1.0], [{"a": -1.0, "b": float("-inf")}], [0])
+    for event in (TextDelta(3, said), Completion(1, 2, said, "stop", 3, 4, probs, True)):
+        assert wire.read_event(_through(wire.pack_event(event))) == event
+    for error in (UsageError("a", "b"), GencliError("a"), MemoryError("out of memory")):
+        told = wire.read_error(_through(wire.pack_error(error)))
+        assert type(told) is type(error) and vars(told) == vars(error) and str(told) == str(error)
+    failed = wire.read_event(_through(wire.pack_event(Failed(1, UsageError("a"), 2, True))))
+    assert isinstance(failed, Failed) and (failed.following, failed.at_work, failed.error.exit_code) == (2, True, 2)
+    request = TextRequest.of("a", seed=3, logit_bias=((5, float("-inf")),), stop=("x",), temperature=0.5)
+    assert wire.read_text_request(_through(dataclasses.asdict(request))).sampling.temperature == 0.5
+
+
+def _through(value):
+    return json.loads(json.dumps(value))
+
+
+def test_what_another_user_owns_or_can_change_is_not_one_s_own(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"")
+    assert wire.is_own(mine) and not wire.is_own(tmp_path / "nothing")
+    mine.chmod(0o666)
+    assert not wire.is_own(mine)
+    other = Path("/")
+    if os.getuid() == 0:
+        other = tmp_path / "other"
+        other.write_bytes(b"")
+        os.chown(other, 12345, -1)
+    assert not wire.is_own(other)
