@@ -159,7 +159,7 @@ class Server:
         return name
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "models": sorted({warm.name for warm in self.pool.warm.values()})})
+        return JSONResponse({"status": "ok", "models": sorted({warm.wanted.name for warm in self.pool.warm.values()})})
 
     async def metrics(self, request: Request) -> Response:
         """The counts in Prometheus' text format."""

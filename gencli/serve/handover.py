@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import socket
 import threading
@@ -52,11 +53,16 @@ class Handover:
             time.sleep(0.02)
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
+        while True:
+            try:
                 link = Link(listener.accept()[0])
-                self.links.add(link)
-                threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED):
+                    return  # it is closed
+                time.sleep(0.1)
+                continue
+            self.links.add(link)
+            threading.Thread(target=self._serve, args=(link,), daemon=True).start()
 
     def _serve(self, link: Link) -> None:
         try:

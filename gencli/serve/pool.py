@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -29,27 +30,39 @@ from gencli.text.load import open_model
 
 @dataclass(eq=False)
 class Warm:
-    """A model that is open. users: those at work with it."""
+    """A model that is open, and what it was opened for. users: those at work with it."""
 
     engine: Engine
-    name: str
+    wanted: Wanted
     users: int = 0
     since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model to open. key: what makes it another one: where its files lie, how they are now, how they are opened."""
+    """A model to open. how: what makes it another one beside its files: how they are opened, and what it is called.
+    files: those at `paths`, as they were when it was asked for."""
 
     name: str
-    key: Hashable
+    how: Hashable
+    paths: tuple[Path, ...]
     files: list[list[Any]]
     open: Callable[[], Engine]
 
     @property
+    def key(self) -> Hashable:
+        return self.how, tuple(map(tuple, self.files))
+
+    @property
     def size(self) -> int:
-        """Bytes of the files."""
-        return sum(file[1] for file in self.files)
+        """Bytes of the files, without those that lie beside one."""
+        own = tuple(f"{path}{os.sep}" for path in self.paths)
+        return sum(file[1] for file in self.files if f"{file[0]}{os.sep}".startswith(own))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the files are still the same."""
+        return files_at(self.paths) == self.files
 
 
 class Pool:
@@ -73,6 +86,7 @@ class Pool:
         self.given, self.spec, self.find = dict(given), spec, find
         self.keep, self.memory, self.pull = keep, memory, pull
         self.warm: dict[Hashable, Warm] = {}
+        self.named: dict[str, Wanted] = {}  # by the names of clients
         self.opening = asyncio.Lock()
         self.used = time.monotonic()  # when a model was let go of last
 
@@ -104,7 +118,7 @@ class Pool:
         async with self.opening:  # one at a time: two would need the memory of both
             if (warm := self.warm.get(wanted.key)) is None:
                 self._make_room(wanted)
-                warm = self.warm[wanted.key] = Warm(await asyncio.to_thread(wanted.open), wanted.name)
+                warm = self.warm[wanted.key] = Warm(await asyncio.to_thread(wanted.open), wanted)
             warm.users += 1
             return warm
 
@@ -129,12 +143,17 @@ class Pool:
 
     def _named(self, name: str) -> Wanted:
         """Find a model by the name of a client. Raise Refusal for one that it may not use, GencliError."""
-        source, spec = self.find(self._called(name)), self.spec
-        found = open_checkpoint(source, allow_pickle=spec.allow_pickle)
-        if found.kind == "text" or found.format == "gguf":
-            return text_model(source, spec)
-        own = {name: getattr(spec, name) for name in ("device", "dtype", "threads", "allow_pickle", "ignore_config")}
-        return image_model(Inputs(source), ImageSpec(**own, model=source.name))
+        if (known := self.named.get(name)) is None or not known.is_current:
+            source, spec = self.find(self._called(name)), self.spec
+            found = open_checkpoint(source, allow_pickle=spec.allow_pickle)
+            if found.kind == "text" or found.format == "gguf":
+                known = text_model(source, spec)
+            else:
+                same = ("device", "dtype", "threads", "allow_pickle", "ignore_config")
+                own = {field: getattr(spec, field) for field in same}
+                known = image_model(Inputs(source), ImageSpec(**own, model=source.name))
+            self.named[name] = known
+        return known
 
     def _called(self, name: str) -> str:
         """Return what a name stands for. Raise Refusal for one that a client may not use."""
@@ -146,7 +165,11 @@ class Pool:
         raise Refusal(NOT_FOUND, f"no model {name[:200]!r} here ({hint})", param="model", code="model_not_found")
 
     def _make_room(self, wanted: Wanted) -> None:
-        """Put idle models away, the longest idle first, until there is room for one more. Raise Refusal."""
+        """Put idle models away, the longest idle first, until there is room for one more; and this one, if it is open
+        as its files were before. Raise Refusal."""
+        for key, warm in list(self.warm.items()):
+            if warm.wanted.how == wanted.how and not warm.users:
+                self.warm.pop(key).engine.close()
         idle = sorted(((warm.since, key) for key, warm in self.warm.items() if not warm.users), key=lambda one: one[0])
         while sum(warm.engine.bytes for warm in self.warm.values()) + wanted.size > self.memory:
             if not idle:
@@ -158,32 +181,30 @@ class Pool:
 def text_model(source: Source, spec: ModelSpec, adapters: tuple[LoraRef, ...] = ()) -> Wanted:
     """Return the language model at `source`. adapters: the LoRAs of `spec`, found."""
     quantize = getattr(spec, "quantize", None)
-    files = files_at([source.path, *(one.path for one in adapters)])
+    paths = (source.path, *(one.path for one in adapters))
     scales = tuple(one.scale for one in adapters)
-    how = (spec.device, spec.dtype, spec.allow_pickle, spec.ignore_config, quantize, scales)
-    key = ("text", source.name, how, tuple(map(tuple, files)))
-    return Wanted(
-        source.name,
-        key,
-        files,
-        lambda: TextEngine(open_model(source, spec, adapters=adapters, quantize=quantize)),
-    )
+    how = ("text", source.name, spec.device, spec.dtype, spec.allow_pickle, spec.ignore_config, quantize, scales, paths)
+
+    def make() -> Engine:
+        return TextEngine(open_model(source, spec, adapters=adapters, quantize=quantize))
+
+    return Wanted(source.name, how, paths, files_at(paths), make)
 
 
 def image_model(inputs: Inputs, spec: ImageSpec) -> Wanted:
     """Return the model that draws what `inputs` are for."""
     several = (inputs.model, inputs.classifier, inputs.vae, inputs.refiner, inputs.prior, *inputs.upscalers)
     sources = [*several, *(source for source, _ in inputs.controls)]
-    assets: list[LoraRef | EmbeddingRef] = [*inputs.loras, *inputs.embeddings]
-    files = files_at([*(one.path for one in sources if one is not None), *(one.path for one in assets)])
+    assets: tuple[LoraRef | EmbeddingRef, ...] = (*inputs.loras, *inputs.embeddings)
+    paths = (*(one.path for one in sources if one is not None), *(one.path for one in assets))
     roles = tuple(None if one is None else (one.name, one.path) for one in sources)
-    key = ("image", spec, roles, (*inputs.loras, *inputs.embeddings), tuple(map(tuple, files)))
 
     def make() -> Engine:
         opened = open_inputs(inputs, spec)
-        return ImageEngine(Drawing(opened, inputs, spec), opened, inputs, sum(file[1] for file in files))
+        return ImageEngine(Drawing(opened, inputs, spec), opened, inputs, wanted.size)
 
-    return Wanted(inputs.model.name, key, files, make)
+    wanted = Wanted(inputs.model.name, ("image", spec, roles, assets), paths, files_at(paths), make)
+    return wanted
 
 
 def _is_id(name: str) -> bool:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SOCKET, SUFFIX = "gencli.sock", ".run"  # of HTTP, and what the name of the one for commands has besides
-LINE = 2**26  # bytes of a message's line at most
-PAYLOAD = 2**30
+PAYLOAD = 2**30  # bytes of a message's line at most, and of what comes with it
+KINDS = tuple(".json .model .txt .jinja .safetensors .gguf .bin .pt .pth .ckpt .npz".split())  # noqa: SIM905
+DEPTH = 2  # of folders in which a model's files lie
 # Variables that may change what is computed, where weights lie, or where packed copies of them are kept.
 PREFIXES = (
     "OMP_",
@@ -81,14 +82,19 @@ def own_folder() -> Path:
 
 
 def files_at(paths: Iterable[Path]) -> list[list[Any]]:
-    """Return the files at paths and below: where each lies, its bytes, and what changes when it is written anew."""
+    """Return the files of the models at paths, in a folder or beside a file: where each lies, its bytes, and what
+    changes when it is written anew."""
     found: list[list[Any]] = []
     for path in paths:
-        below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        for file in [path] if path.is_file() else sorted(below):
-            with contextlib.suppress(OSError):
-                now = file.stat()
-                found.append([str(file), now.st_size, now.st_mtime_ns, now.st_ino])
+        top = str(path.parent if path.is_file() else path)
+        for folder, folders, names in os.walk(top):
+            depth = 0 if path.is_file() else DEPTH
+            folders[:] = sorted(folders) if folder[len(top) :].count(os.sep) < depth else []
+            for name in sorted(name for name in names if name.endswith(KINDS) or name == path.name):
+                with contextlib.suppress(OSError):
+                    file = os.path.join(folder, name)
+                    now = os.stat(file)
+                    found.append([file, now.st_size, now.st_mtime_ns, now.st_ino])
     return found
 
 
@@ -118,7 +124,7 @@ class Link:
     def receive(self) -> tuple[dict[str, Any], bytes]:
         """Return the next message, and the bytes that come with it. Raise Closed, also for what is no message."""
         try:
-            line = self.reader.readline(LINE)
+            line = self.reader.readline(PAYLOAD)
             message = json.loads(line) if line.endswith(b"\n") else None
             if not isinstance(message, dict):
                 raise Closed

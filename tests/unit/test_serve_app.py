@@ -18,7 +18,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.serve import wire
 from gencli.serve.app import Limits, Server
 from gencli.serve.engine import Turns
-from gencli.serve.pool import Pool
+from gencli.serve.pool import Pool, Wanted
 from gencli.spec import ModelSpec
 from gencli.text.events import Completion, Failed, Logprobs, TextDelta
 from gencli.text.request import TextRequest
@@ -120,3 +120,20 @@ def test_what_another_user_owns_or_can_change_is_not_one_s_own(tmp_path):
         other.write_bytes(b"")
         os.chown(other, 12345, -1)
     assert not wire.is_own(other)
+
+
+def test_files_that_make_a_model_another_one(tmp_path):
+    """Of a folder those below, of a file those beside it; and nothing that only lies there."""
+    for name in ("config.json", "unet/weights.safetensors", "image.png", "a/b/c/deep.json", "one.gguf"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+
+    def names(path: Path) -> list[str]:
+        return [Path(file[0]).relative_to(tmp_path).as_posix() for file in wire.files_at([path])]
+
+    assert names(tmp_path) == ["config.json", "one.gguf", "unet/weights.safetensors"]
+    assert names(tmp_path / "one.gguf") == ["config.json", "one.gguf"]
+    file = Wanted("one", (), (tmp_path / "one.gguf",), wire.files_at([tmp_path / "one.gguf"]), lambda: None)
+    assert file.size == 5 and file.is_current
+    (tmp_path / "config.json").write_bytes(b"123456")
+    assert not file.is_current
