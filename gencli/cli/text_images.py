@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.formats.janus import is_janus
 from gencli.errors import UsageError
 from gencli.options import several
 from gencli.text.request import INPUT
@@ -46,6 +44,9 @@ class Images:
 
         Raise UsageError for a model that reads none, GencliError for what is no image.
         """
+        from gencli.checkpoints.checkpoint import Contents
+        from gencli.checkpoints.formats.janus import is_janus
+
         if not is_janus(Contents(source)):
             raise UsageError(f"-i/--image: {source.name} reads no images", f"{READERS} does")
         import numpy as np

@@ -152,12 +152,13 @@ class RemoteText(Remote):
         return RemoteChat(self, request, conversation)
 
     def _events(self, stats: GenerationStats, requests: Iterator[Any], ready: Any = None) -> Iterator[Event]:
+        before = dict(vars(stats))
         while True:
             said, _ = self.receive()
             if want := said.get("want"):
                 self.send({"ready": ready()} if want == "ready" else _next_prompt(requests))
                 continue
-            vars(stats).update(said["stats"])
+            vars(stats).update({name: before[name] + value for name, value in said["stats"].items()})
             if "done" in said:
                 return
             yield wire.read_event(said["event"])
