@@ -8,6 +8,7 @@ An architecture is one file with
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import re
@@ -126,7 +127,7 @@ def _is_off(key: str, value: Any, raw: Mapping[str, Any]) -> bool:
     return value is False or (isinstance(value, int | float | list | dict) and not value)
 
 
-class BaseConfig:
+class BaseConfig(abc.ABC):
     """Base class of configs: frozen dataclasses whose fields are keys of config.json.
 
     INERT, ONLY: see `read_config`. OFF_IS_INERT: unknown keys whose value switches off what they name are ignored, as
@@ -158,9 +159,9 @@ class BaseConfig:
         """Return the values with the keys of other versions in today's form. Raises GencliError."""
         return raw
 
+    @abc.abstractmethod
     def check(self) -> None:
         """Check bounds that any real model keeps, so that a hostile config allocates nothing. Raises GencliError."""
-        raise NotImplementedError
 
 
 def check_ints(config: Any, bounds: Mapping[str, int], least: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections import Counter
 from collections.abc import Sequence
 
@@ -28,33 +29,33 @@ class BaseModel(nn.Module):
         return next(self.parameters()).device
 
 
-class LanguageModel(BaseModel):
+class LanguageModel(BaseModel, abc.ABC):
     """Base class of decoders that predict the next token. B: batch, T: new positions, V: vocabulary."""
 
     @property
+    @abc.abstractmethod
     def max_length(self) -> int:
         """The longest sequence that the model can read, in tokens."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def vocab_size(self) -> int:
         """V, the number of tokens that there are logits for."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def new_cache(self, batch: int, positions: int) -> KeyValueCache:
         """Make a cache for `batch` sequences of at most `positions` tokens."""
-        raise NotImplementedError
 
     def rope_regime(self, length: int) -> int:
         """Return a number that is equal for lengths whose keys are rotated alike, so that a cache serves both."""
         return 0
 
+    @abc.abstractmethod
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """Return logits (B, T, V) for token ids (B, T); with `last_only` (B, 1, V), those of the last position.
 
         With a cache the ids continue the sequences in it, and are added to it.
         """
-        raise NotImplementedError
 
 
 def stored_as(module: nn.Module) -> str:

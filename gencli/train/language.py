@@ -19,6 +19,7 @@ from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import architecture
 from gencli.models.gpt2 import GPT2, GPT2Config
+from gencli.models.module import LanguageModel
 from gencli.spec import ModelSpec
 from gencli.text.load import open_model
 from gencli.tokens import Tokenizer
@@ -30,13 +31,13 @@ SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class Learner:
     """A language model in training.
 
     context: tokens per row. folder, name: of the checkpoint it was opened from, if any.
     """
 
-    module: Any
+    module: LanguageModel
     tokenizer: Tokenizer
     context: int
     folder: Path | None = None
@@ -45,17 +46,18 @@ class LanguageModel:
     def save(self, folder: Path) -> None:
         """Write a checkpoint in the layout of the one it was opened from, or in the hub's for GPT-2."""
         if self.folder is None:
+            assert isinstance(self.module, GPT2)  # as only `new_gpt2` makes one without a folder
             save_gpt2(self.module, self.tokenizer, folder)
         else:
             save_text(self.module, self.folder, folder)
 
 
-def new_gpt2(tokenizer: Tokenizer, config: GPT2Config, seed: int, precision: Precision) -> LanguageModel:
+def new_gpt2(tokenizer: Tokenizer, config: GPT2Config, seed: int, precision: Precision) -> Learner:
     """Return a GPT-2 whose initial weights follow from `seed`. Raise GencliError for impossible sizes."""
     config.check()
     module = GPT2(config)
     initialise(module, seed)
-    return LanguageModel(module.to(precision.device), tokenizer, config.n_positions)
+    return Learner(module.to(precision.device), tokenizer, config.n_positions)
 
 
 def initialise(model: GPT2, seed: int) -> None:
@@ -69,7 +71,7 @@ def initialise(model: GPT2, seed: int) -> None:
             nn.init.normal_(param, std=0.02 * deep, generator=generator)
 
 
-def open_language_model(name: str, precision: Precision, context: int | None, *, frozen: bool = False) -> LanguageModel:
+def open_language_model(name: str, precision: Precision, context: int | None, *, frozen: bool = False) -> Learner:
     """Open the checkpoint called `name` to train it, or adapters on it if it is to be `frozen`.
 
     Raise GencliError if `context` is longer than the model's, and if tokenizer and model do not fit.
@@ -89,7 +91,7 @@ def open_language_model(name: str, precision: Precision, context: int | None, *,
     module = opened.module.train()
     if not frozen:
         make_trainable(module)
-    return LanguageModel(module, opened.tokenizer, context or min(CONTEXT, opened.max_length), folder, name)
+    return Learner(module, opened.tokenizer, context or min(CONTEXT, opened.max_length), folder, name)
 
 
 def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:

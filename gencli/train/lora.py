@@ -15,7 +15,7 @@ from gencli.checkpoints.save import save_tensors, write_json
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models.linear import Conv1D
-from gencli.train.language import LanguageModel
+from gencli.train.language import Learner
 from gencli.train.recipe import Adapters
 
 
@@ -62,7 +62,7 @@ def _all_but_head(names: Sequence[str] | dict[str, Any]) -> list[str]:
     return sorted({last for name in names if (last := name.rpartition(".")[2]) != "lm_head"})
 
 
-def save_adapter(language: LanguageModel, adapters: Adapters, folder: Path) -> None:
+def save_adapter(language: Learner, adapters: Adapters, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT's save_pretrained does."""
     assert language.folder is not None
     # In transformers the text model of a checkpoint with a vision tower lies one level deeper.

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from gencli.atomic import replace_folder
 from gencli.models.gpt2 import GPT2Config
+from gencli.models.module import LanguageModel
 from gencli.tokens import Tokenizer
 from gencli.train import state
 from gencli.train.curve import Curve
-from gencli.train.language import CONTEXT, LanguageModel, new_gpt2, open_language_model
+from gencli.train.language import CONTEXT, Learner, new_gpt2, open_language_model
 from gencli.train.lora import LoraLinear, add_adapters, save_adapter
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import TextRecipe
@@ -101,7 +102,7 @@ def _train(recipe: TextRecipe, texts: list[Text], validation: list[Text]) -> Gen
 
 
 def _identity(
-    recipe: TextRecipe, texts: list[Text], validation: list[Text], language: LanguageModel, precision: Precision
+    recipe: TextRecipe, texts: list[Text], validation: list[Text], language: Learner, precision: Precision
 ) -> dict[str, Any]:
     """Return what must stay the same when a run continues: see `state.check_recipe`."""
     sizes = {"init": recipe.init, "optimizer": recipe.optimizer, "parameters": _count(language.module)}
@@ -115,7 +116,7 @@ def _identity(
     return {**loose, "data": _digest(texts), "validation": _digest(validation), state.SIZES: sizes}
 
 
-def _language_model(recipe: TextRecipe, texts: list[Text], precision: Precision) -> LanguageModel:
+def _language_model(recipe: TextRecipe, texts: list[Text], precision: Precision) -> Learner:
     """Return what is trained: a checkpoint's model, its adapters, or a new model."""
     if not recipe.init:
         tokenizer = own_tokenizer(Path(recipe.out) / "tokenizer.json", texts, recipe.lead, recipe.vocab_size)
@@ -145,7 +146,7 @@ def add_dropout(model: nn.Module, fraction: float) -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: Any, tokenizer: Tokenizer, texts: list[Text], lead: str, most: int | None, window: int = WINDOW
+    model: LanguageModel, tokenizer: Tokenizer, texts: list[Text], lead: str, most: int | None, window: int = WINDOW
 ) -> dict[str, float]:
     """Return bits per byte of the texts of each kind (see `_groups`), for the first `most` of each."""
     training = model.training
@@ -157,7 +158,7 @@ def evaluate(
     return scores
 
 
-def bits_per_byte(model: Any, tokenizer: Tokenizer, texts: list[str], window: int) -> float:
+def bits_per_byte(model: LanguageModel, tokenizer: Tokenizer, texts: list[str], window: int) -> float:
     """Return mean negative log2-likelihood per UTF-8 byte. Each text follows a begin token, and is read in windows."""
     begin = tokenizer.bos_id if tokenizer.bos_id is not None else end_id(tokenizer)
     device = next(model.parameters()).device
