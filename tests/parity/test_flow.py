@@ -87,7 +87,7 @@ def test_the_autoencoder_of_flux2(made):
     assert (ours.latent_channels, ours.scale) == (32, 16)
 
 
-@pytest.mark.parametrize("name", ["z-image-turbo", "alpha"])
+@pytest.mark.parametrize("name", NAMES)
 def test_each_of_a_batch_is_as_alone(made, name):
     """Prompts of several lengths together, and a negative prompt of another one."""
     prompts, settings = ["a red apple", "the dog and the girl ran home together", "sun"], {"steps": 2, "guidance": 2.0}

@@ -99,8 +99,22 @@ OTHERS: tuple[tuple[str, str, str | None], ...] = (
      "-m names the model it was trained on, and --embedding this file"),
     (r"(control_model|controlnet_cond_embedding|input_hint_block)\..*", "a ControlNet, which steers a model",
      "-m names the model it was trained on, and --control a folder of the ControlNet"),
-    (r"(model\.diffusion_model\.)?joint_blocks\..*", "a Stable Diffusion 3, which is not supported", None),
-    (r"(model\.diffusion_model\.)?(double|single)_(stream_)?blocks\..*", "a FLUX, which is not supported", None),
+    *(
+        (rf"((model\.)?diffusion_model\.|model\.)?({pattern}).*", f"{what}, which is not supported", None)
+        for pattern, what in (
+            (r"joint_blocks\.", "a Stable Diffusion 3"),
+            (r"distilled_guidance_layer\.", "a Chroma"),
+            (r"double_blocks\.\d+\.img_attn_qkv\.|txt_in\.individual_token_refiner\.", "a HunyuanVideo"),
+            (r"(double|single)_stream_blocks\.", "a HiDream"),
+            (r"(double|single)_blocks\.", "a FLUX.1, or one of its kind"),
+            (r"transformer_blocks\.\d+\.(img|txt)_mod\.", "a Qwen-Image"),
+            (r"blocks\.\d+\.self_attn\.norm_q\.|head\.modulation$", "a Wan"),
+            (r"(noise|context)_refiner\.", "a Lumina 2"),
+            (r"double_layers\.|register_tokens$", "an AuraFlow"),
+            (r"patchify_proj\.", "an LTX-Video"),
+            (r"blocks\.\d+\.cross_attn\.(q|kv)_linear\.", "a PixArt or Sana under its authors' names"),
+        )
+    ),
     (r"model\.diffusion_model\.(transformer_blocks|blocks|layers)\..*", "a transformer, which is not supported", None),
     (r"(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.0\.self_attn\.q_proj)\..*",
      "a text encoder, one part of a model for images", None),
@@ -136,7 +150,7 @@ def recognise(names: Collection[str]) -> str:
     first = ", ".join(name[:60] for name in sorted(names)[:3]) or "none at all"
     raise GencliError(
         f"its keys are of no model for images that gencli knows ({first}{', …' if len(names) > 3 else ''})",
-        "single files may be Stable Diffusion 1, 2 and XL in the original layout",
+        "single files may be Stable Diffusion 1, 2 and XL, and the transformers of Z-Image and FLUX.2 klein",
     )
 
 
