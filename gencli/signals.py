@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP: the first one ends the work in order, the second one at once.
 
-The first raises its exception. C code that imports modules may swallow it, or make an ImportError of it (torch's and
-numpy's do, for a moment of their own imports), so it is recorded too, and `raise_pending_signals` raises it again. The
+The first raises its exception, but for heavy imports: C code that imports modules may swallow it, make an ImportError
+of it, or abort the process (torch's and numpy's do), so `raise_pending_signals` raises it when they are done. The
 second ends the process even inside one long operation of C code, for whose end Python's handlers wait: the system's
 own handler writes the number of each signal into a pipe at once, and a thread reads there.
 
@@ -27,6 +27,7 @@ ENDING: tuple[int, ...] = tuple(
 PAUSE = 0.1  # seconds after a signal in which another belongs to it: timeout(1) sends two
 
 _received: list[BaseException] = []  # the first signal, unless it was answered
+_holding = 0  # how many contexts there are at whose end it is raised
 _before: dict[int, Any] = {}  # handlers that were there before
 _pipe: list[int] = []
 _since: float | None = None  # when the first one came
@@ -92,12 +93,15 @@ def finish() -> None:
 
 
 class raise_pending_signals:
-    """A context, for heavy imports, after which a signal's exception is raised that was swallowed in it."""
+    """A context, for heavy imports, after which the exception of a signal is raised that came in it."""
 
     def __enter__(self) -> None:
-        pass
+        global _holding
+        _holding += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        global _holding
+        _holding -= 1
         if _received and (error is None or isinstance(error, Exception)):
             raise _received[-1] from None
 
@@ -107,7 +111,8 @@ def _receive(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
     if not _received:
         _received.append(KeyboardInterrupt() if number == _signal.SIGINT else Terminated(number))
-        raise _received[0]
+        if not _holding:
+            raise _received[0]
 
 
 def _watch(reader: int) -> None:
