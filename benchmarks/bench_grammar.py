@@ -68,12 +68,12 @@ def opened(folder: Path) -> TextModel:
 
 
 def small_models(folder: Path) -> dict[str, TextModel]:
-    made = {"byte-level BPE": opened(make_gpt2(folder / "gpt2", seed=1, n_positions=2048))}
+    made = {"byte-level BPE": opened(make_gpt2(folder / "gpt2", seed=1, n_positions=8192))}
     for name, backend, end in (
         ("bytes", bytes_tokenizer(END, "<|im_start|>"), 256),
         ("pieces", pieces_tokenizer("llama"), 2),
     ):
-        there = make_scripted(folder / name, backend, [], 1, generation={"eos_token_id": end}, positions=2048)
+        there = make_scripted(folder / name, backend, [], 1, generation={"eos_token_id": end}, positions=8192)
         made[name] = opened(there)
     return made
 
@@ -81,7 +81,7 @@ def small_models(folder: Path) -> dict[str, TextModel]:
 def check(model: TextModel, count: int, seed: int) -> collections.Counter[str]:
     """Sample so many texts, and count those that are valid, cut off by the limit, and wrong."""
     validators = [jsonschema.Draft202012Validator(json.loads(schema)) for schema in SCHEMAS]
-    settings = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "max_tokens": 2000}
+    settings = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "max_tokens": 8000}
     jobs = (Job(TextRequest.of("x", schema=SCHEMAS[i % 50], seed=seed + i, **settings)) for i in range(count))
     found = collections.Counter[str]()
     for event in generate_all(model, jobs, batch=32):
@@ -115,7 +115,7 @@ def learned(size: int, characters: int) -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False, min_frequency=2)
+    trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False, min_frequency=1)
     made.train_from_iterator(python_files(characters), trainer)
     made.add_special_tokens([END])
     return made

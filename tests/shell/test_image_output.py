@@ -144,6 +144,11 @@ def test_a_full_disk_has_a_name(arguments):
     assert done.stderr == b"error: cannot write to stdout: No space left on device\n"
 
 
+def test_a_file_beyond_the_limit_has_a_name():
+    done = shell("ulimit -f 1; gencli image apple --steps 1 -s 1 -o a.png", fresh=True)
+    assert (done.returncode, done.stderr) == (1, b"error: cannot write a.png: File too large\n")
+
+
 def test_an_input_that_has_changed_is_told(sd, folder):
     """Above all after `-i a.png -o a.png`; an input that is as it was makes the image again without a word."""
     size = ("--size", "64x64", "--steps", 3, "--seed", 5)
