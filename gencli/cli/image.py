@@ -151,12 +151,9 @@ def draw(
     fetch = fetching.finder(console, where)
     shared, reader = sources.many, LineReader() if sources.lines else None
     shared.check(sources.lines, _for_one(output, asked))
+    if shared.resume is not None and output.output is None:
+        raise UsageError("--resume needs -o, which says where earlier images lie")
     request, finder = _request(console, sources, asked, fetch)
-    if (records := shared.records()) is not None:
-        if output.output is None:
-            raise UsageError("--resume needs -o, which says where the images lie that were made before")
-        given = asked.values.get("seed") is not None
-        request = request.replace(seed=shared.seed(records, request.seed or 0, given, SEED_LIMIT - 1))
     lines = each_line(reader) if reader else None
     sweep = parse(sources.sweep)
     if len(sweep.variants) > 1 and (lines or sources.wildcards or request.best):
@@ -179,6 +176,9 @@ def draw(
     hashes = finder.hashes(inputs, console.note, remember=sink.metadata)
     prompt = read_prompt(sources.prompt) if "-" in sources.prompt else request.prompt
     request = request.replace(hashes=hashes, prompt=prompt)
+    if (records := shared.records()) is not None:
+        seed = shared.seed(records, request.seed or 0, asked.values.get("seed"), SEED_LIMIT - 1)
+        request = request.replace(seed=seed)
     if sources.wildcards:
         lines, request = choices(lines or iter([prompt]), request)
 

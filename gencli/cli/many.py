@@ -81,14 +81,14 @@ class Many:
 
         return None if self.resume is None else Records(self.resume)
 
-    def seed(self, records: Records, seed: int, given: bool, limit: int) -> int:
-        """Return the seed of a run that goes on: that of the records, if there are any, else `seed`. given: it was
-        asked for. limit: the largest one. Raise GencliError if another was asked for."""
+    def seed(self, records: Records, seed: int, asked: int | None, limit: int) -> int:
+        """Return the seed of a run that goes on: that of the records, if there are any, else `seed`. asked: the one
+        that was asked for, if any. limit: the largest one. Raise GencliError if another was asked for."""
         if records.first is None:
             return seed
         found = (records.first["seed"] - records.first["index"]) % (limit + 1)
-        if given and found != seed:
-            raise GencliError(f"--seed {seed}: the records of {records.path} are of the seed {found}")
+        if asked not in (None, found):
+            raise GencliError(f"--seed {asked}: the records of {records.path} are of the seed {found}")
         return found
 
     def crew(

@@ -133,14 +133,15 @@ def text(
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
     conversation = start.conversation() if chats and not images.image else None
     console: Console = ctx.obj
-    many, records = source.many, source.many.records()
-    if records is not None:
-        largest = MAX_SEED - request.num_samples + 1
-        request = dataclasses.replace(request, seed=many.seed(records, request.seed, is_given(ctx, "seed"), largest))
     fetch = fetching.finder(console, spec)
     checkpoint = fetch(spec.model)
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     pixels = images.read(checkpoint, console.note) if images.image else None
+    many, records = source.many, source.many.records()
+    if records is not None:
+        largest = MAX_SEED - request.num_samples + 1
+        asked = request.seed if is_given(ctx, "seed") else None
+        request = dataclasses.replace(request, seed=many.seed(records, request.seed, asked, largest))
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
     if shown.json or records is not None:
         output = JsonOutput(checkpoint.name, echo=shown.echo, shows=shown.json, records=records)

@@ -104,6 +104,8 @@ class Texts:
         `seen` as its turn comes, by its number. Sample i of prompt p has seed + p * samples + i, and that index."""
         shift = first * self.request.num_samples
         requests = self._requests(first, prompts, seen)
+        if "guesser" in self.how:
+            self.how["guesser"].begin()
         for event in self.answer_all(self.request, requests, self.conversation, self.stats, **self.how, **how):
             if isinstance(event, Failed):
                 yield Failed(event.index + shift, event.error, event.following + shift)

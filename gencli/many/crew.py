@@ -112,7 +112,7 @@ class Crew:
         self.count = Count()
         self.info: Any = None  # of the work, once a worker is ready
         self.inbox: queue.SimpleQueue[tuple[Member, Message]] = queue.SimpleQueue()
-        self.returned: deque[Task] = deque()  # left behind by workers that died
+        self.tasks: deque[Task] = deque()  # that nobody has: read ahead, or left behind by workers that died
         self.expected: deque[int] = deque()  # lines that are read and not answered yet, in order
         self.unanswered = 0  # how many these are
         self.waiting: dict[int, Answer] = {}  # answers to lines behind one that is not answered
@@ -126,8 +126,7 @@ class Crew:
         """
         try:
             while True:
-                while self._assign():
-                    pass
+                self._assign()
                 if self.feed.ended and not self.unanswered:
                     return
                 try:
@@ -148,36 +147,40 @@ class Crew:
             member.worker.kill()
         self.close()
 
-    def _assign(self) -> bool:
-        """Give a task to a worker that has none, or to a new one. Return False if there is no task or no worker."""
-        free = next((member for member in self.members if member.task is None), None)
-        if (free is None and len(self.members) >= self.size) or (task := self._next()) is None:
-            return False
-        member = free or self._hire()
-        member.task = task
-        member.worker.send((task.block.first, task.block.lines))
-        return True
+    def _assign(self) -> None:
+        """Give tasks to the workers that are ready and have none; start a worker for each task beyond these, as one
+        that is starting may never be ready: there may be no machine left for it."""
+        for member in self.members:
+            if member.name and member.task is None:
+                if not self.tasks and not self._read():
+                    return
+                member.task = task = self.tasks.popleft()
+                member.worker.send((task.block.first, task.block.lines))
+        while len(self.members) < self.size:
+            starting = sum(not member.name for member in self.members)
+            if len(self.tasks) <= starting and not self._read():
+                return
+            self._hire()
 
-    def _next(self) -> Task | None:
-        if self.returned:
-            return self.returned.popleft()
+    def _read(self) -> bool:
+        """Add a task, if one can be had and there is room for its answers."""
         if self.ordered and len(self.expected) >= AHEAD * self.size * self.feed.size:
-            return None
+            return False
         if (block := self.feed.next()) is None:
-            return None
+            return False
         wanted = self.feed.wanted(block)
         self.unanswered += len(wanted)
         if self.ordered:
             self.expected.extend(wanted)
-        return Task(block, set(wanted))
+        self.tasks.append(Task(block, set(wanted)))
+        return True
 
-    def _hire(self) -> Member:
+    def _hire(self) -> None:
         taken = {member.slot for member in self.members}
         member = Member(next(slot for slot in range(self.size) if slot not in taken))
         member.worker = self.start(lambda message: self.inbox.put((member, message)))
         self.members.append(member)
         member.worker.send((__version__, self.work, member.slot))
-        return member
 
     def _take(self, member: Member, message: Message) -> Iterator[Answer]:
         """Take a message of a worker; yield the answers that it brings. Raise GencliError."""
@@ -214,8 +217,7 @@ class Crew:
         if not member.name:
             self.unborn += 1
             if self.unborn >= TRIES:
-                hint = "did memory run out? Fewer --workers need less"
-                raise GencliError(f"{self.unborn} workers ended before they had opened the model: {reason}", hint)
+                self._do_without(reason)
         elif task is not None:
             task.deaths += 1
         left = f": {counted(len(task.left), 'prompt')} of its block left for others" if task and task.left else ""
@@ -223,12 +225,21 @@ class Crew:
         if task is None or not task.left:
             return
         if task.deaths < TRIES:
-            self.returned.append(task)
+            self.tasks.appendleft(task)
         elif len(task.block.lines) > 1:
-            self.returned.extend(task.alone())
+            self.tasks.extendleft(reversed(task.alone()))
         else:
             message = f"{counted(task.deaths, 'worker')} ended at this prompt, and it is given up: {reason}"
             yield Answer(task.block.first, task.line(task.block.first), error=GencliError(message))
+
+    def _do_without(self, reason: str) -> None:
+        """Start no further workers, as those that were started last could not open the work. Raise GencliError if there
+        are no others."""
+        if not any(member.name for member in self.members):
+            hint = "did memory run out? Fewer --workers need less"
+            raise GencliError(f"{self.unborn} workers ended before they had opened the model: {reason}", hint)
+        self.size, self.unborn = len(self.members), 0
+        self.note(f"goes on with {counted(self.size, 'worker')}, as more could not be started: {reason}")
 
     def _in_turn(self, answer: Answer) -> Iterator[Answer]:
         """Yield an answer, and those that waited for it; in order, it waits for those before it."""

@@ -43,6 +43,7 @@ class Cluster:
             there = ray.cluster_resources()
             machines = sum(node["Alive"] for node in ray.nodes())
         except Exception as error:
+            sys.stdout = self.stdout
             words = " ".join(str(error).split())[:REASON]
             raise GencliError(f"--on {named or address}: no cluster can be reached: {words}") from None
         if gpus is None:
@@ -99,8 +100,7 @@ class RayWorker:
                 for message in self.ray.get(self.actor.take.options(concurrency_group="out").remote()):
                     self.tell(message)
         except Exception as error:  # the actor or its machine has died, or the cluster cannot be reached any more
-            words = " ".join(str(error).split())
-            self.tell(("died", (words.partition(" class_name:")[0])[:REASON]))
+            self.tell(("died", f"Ray says {type(error).__name__}"))
 
 
 class Actor:

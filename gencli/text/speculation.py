@@ -54,6 +54,10 @@ class Guess(NamedTuple):
 class Guesser(Protocol):
     """What guesses tokens of the texts in the rows of a batch."""
 
+    def begin(self) -> None:
+        """Forget all texts so far, and what was learned of them."""
+        ...
+
     def guess(
         self, row: int, ids: list[int], prompt: int, most: int, params: SamplingParams, generator: Generator
     ) -> list[Guess]:
@@ -71,6 +75,9 @@ class Pace:
 
     stats: GenerationStats
     count: float = FIRST
+
+    def begin(self) -> None:
+        self.count = FIRST
 
     def learn(self, row: int, guess: Guess | None, held: bool) -> None:
         if guess is None:
@@ -100,6 +107,10 @@ class Draft(Pace):
         super().__init__(stats)
         self.module = module
         self.vocab_size = vocab_size
+        self.memory = PromptCache()
+
+    def begin(self) -> None:
+        super().begin()
         self.memory = PromptCache()
 
     def guess(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shell.process import LIMIT, gencli, start
+from tests.shell.process import LIMIT, gencli, start, without_torch
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.text import SENTENCES, make_gpt2
 
@@ -63,6 +63,29 @@ def without_the_maker(lines: bytes) -> list[dict]:
     for record in records:
         assert record.pop("seconds") >= 0 and record.pop("worker").rpartition(":")[2].isdigit()
     return records
+
+
+USAGE = {
+    "text --workers 2 a": "--workers needs --lines",
+    "text --resume r.jsonl a": "--resume needs --lines",
+    "text --lines --workers 0": "--workers 0: must be from 1 to 4096",
+    "text --lines --shard 3/2": "--shard 3/2: of 2 shards",
+    "text --lines --on slurm": "--on 'slurm': no such engine",
+    "text --lines --gpus-per-worker 1": "--gpus-per-worker is for --on",
+    "text --lines --resume r.jsonl --null": "--resume ends its records with newlines",
+    "text --lines --workers 2 --prompt-cache f": "--workers cannot be combined with --prompt-cache",
+    "image --lines --workers 2 --grid -o g.png": "--workers cannot be combined with --grid",
+    "image --lines --shard 1/2 --preview -o {index}.png": "--shard cannot be combined with --preview",
+    "image --lines --resume r.jsonl": "--resume needs -o",
+}
+
+
+def test_usage_is_told_before_torch_is_imported(folder):
+    codes, errors = without_torch([words.split() for words in USAGE])
+    assert codes == [2] * len(USAGE)
+    for words, error in zip(USAGE, errors, strict=True):
+        assert error.startswith(f"error: {USAGE[words]}"), words
+    assert not [*folder.iterdir()]
 
 
 def test_two_workers_write_what_one_process_writes(tiny):

@@ -15,15 +15,16 @@ from gencli.errors import GencliError
 
 @dataclass(frozen=True)
 class Echo:
-    """folder: where workers leave their pids, and the lines that they began. stillborn: it dies as it opens."""
+    """folder: where workers leave their pids, and the lines that they began. stillborn: the first of the slots, from 1,
+    whose workers die as they open it; 0: none."""
 
     folder: Path
-    stillborn: bool = False
+    stillborn: int = 0
     info: str = "echo"
 
     def open(self, note: Callable[[str], None], slot: int) -> Echo:
         (self.folder / f"{os.getpid()}.pid").touch()
-        if self.stillborn:
+        if self.stillborn and slot >= self.stillborn - 1:
             os._exit(7)
         note("opened")
         return self

@@ -22,7 +22,7 @@ from tests.tiny.echo import Echo
 ROOT = Path(__file__).parents[2]
 
 
-def crew(folder: Path, lines, *, size: int = 2, workers: int = 2, stillborn: bool = False, **how) -> Crew:
+def crew(folder: Path, lines, *, size: int = 2, workers: int = 2, stillborn: int = 0, **how) -> Crew:
     return Crew(Echo(folder, stillborn), Feed(lines, size), Process, workers, **how)
 
 
@@ -93,7 +93,14 @@ def test_what_ends_the_run_ends_it(tmp_path):
         made(crew(tmp_path, ["wait for ever", "a", "fail"], size=1))
     assert Echo(tmp_path).alive() == []
     with pytest.raises(GencliError, match="3 workers ended before they had opened the model: exit code 7"):
-        made(crew(tmp_path, ["a"], stillborn=True))
+        made(crew(tmp_path, ["a"], stillborn=1))
+
+
+def test_a_run_goes_on_with_the_workers_that_can_be_had(tmp_path):
+    notes, lines = [], ["wait"] * 12
+    found = crew(tmp_path, lines, size=1, stillborn=2, note=notes.append)
+    assert made(found) == [(number, "WAIT") for number in range(12)]
+    assert found.size == 1 and "goes on with 1 worker, as more could not be started: exit code 7" in notes
 
 
 def test_an_interrupted_run_leaves_no_worker(tmp_path):
@@ -121,6 +128,15 @@ def test_workers_end_with_a_driver_that_is_killed(tmp_path):
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     until(lambda: not Echo(tmp_path).alive())
+
+
+def test_ray_is_asked_for_by_name(monkeypatch):
+    from gencli.many.on_ray import Cluster
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match="not installed") as caught:
+        Cluster("ray", None, None, None)
+    assert caught.value.hint == "pip install 'gencli[ray]'"
 
 
 def test_shards_make_up_the_whole():
