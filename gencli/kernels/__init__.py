@@ -17,7 +17,7 @@ from pathlib import Path
 from gencli.errors import UsageError
 from gencli.kernels.build import HERE, NAME
 
-INTERFACE = 3  # as kernels.h says it
+INTERFACE = 4  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -74,8 +74,9 @@ class Place(ctypes.Structure):
 class Library:
     """The open library. variant: the name of the one in use. variants: those that this CPU runs, best first.
 
-    product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), step(layers, count, x,
-    memory, place): see kernels.c and step.c; pointers are addresses, and threads 0 are those of the pool.
+    product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), pack(type, x, rows,
+    columns, to, stride, threads), step(layers, count, x, memory, place): see kernels.c and step.c; pointers are
+    addresses, and threads 0 are those of the pool.
     """
 
     def __init__(self, path: Path, variant: str = ""):
@@ -104,6 +105,8 @@ class Library:
         self.dequantise = library.gencli_dequantise
         self.dequantise.argtypes = (pointer, number, number, pointer, count)
         self.dequantise.restype = None
+        self.pack = library.gencli_pack
+        self.pack.argtypes = (ctypes.c_int, pointer, number, number, pointer, number, count)
         self.step = library.gencli_step
         self.step.argtypes = (pointer, ctypes.c_int, pointer, pointer, pointer)
 

@@ -172,3 +172,29 @@ PUBLIC void gencli_dequantise(const Weights *w, int64_t first, int64_t last, flo
     Unpacking job = {w, to, first, last, PIECE / (w->stride ? w->stride : 1) + 1, first};
     gencli_run(unpack, &job, job.step < last - first ? threads : 1);
 }
+
+typedef struct {
+    int type;
+    const float *x;
+    int64_t rows, columns, step;
+    uint8_t *to;
+    int64_t stride;
+    atomic_llong next;
+    atomic_int failed;
+} Packing;
+
+static void pack(void *data) {
+    Packing *job = data;
+    for (int64_t at; (at = atomic_fetch_add(&job->next, job->step)) < job->rows;)
+        for (int64_t i = at; i < at + job->step && i < job->rows; i++)
+            if (gencli_chosen->pack(job->type, job->x + i * job->columns, job->columns, job->to + i * job->stride))
+                job->failed = 1;
+}
+
+/* Rows of float32 (rows, columns) packed, `stride` bytes each. Returns 0, or 1 for numbers that the type cannot hold. */
+PUBLIC int gencli_pack(int type, const float *x, int64_t rows, int64_t columns, uint8_t *to, int64_t stride,
+                       unsigned threads) {
+    Packing job = {type, x, rows, columns, PIECE / (columns ? columns : 1) / 4 + 1, to, stride, 0, 0};
+    gencli_run(pack, &job, job.step < rows ? threads : 1);
+    return job.failed;
+}

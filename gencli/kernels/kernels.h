@@ -1,4 +1,4 @@
-/* Products with packed weights, their dequantisation, and steps of decoders. What a variant offers, and what all share.
+/* Products with packed weights, packing them and back, and steps of decoders. What a variant offers, and what all share.
 
    Weights lie in rows, packed as in a GGUF file; x and y are float32. Activations are rounded to 8 bits in blocks of 32
    for packed types (as llama.cpp does), and stay float32 for F32, F16 and BF16. */
@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 3  /* what the Python side asks for: changes with the functions and structures below */
+#define INTERFACE 4  /* what the Python side asks for: changes with the functions and structures below */
 #define CHUNK 128    /* positions whose activations are prepared together */
 
 typedef struct {
@@ -69,6 +69,8 @@ typedef struct {
     void (*product)(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride,
                     int64_t first, int64_t last);
     void (*dequantise)(int type, const uint8_t *row, int64_t columns, float *to);
+    /* returns 1 for numbers that the type cannot hold */
+    int (*pack)(int type, const float *x, int64_t columns, uint8_t *to);
     void (*norm)(const Norm *norm, float *y, const float *x, int64_t count);
     /* y (D,) of one head: softmax(q · keys * scale) · values, of `count` positions; scores: memory for as many numbers */
     void (*attend)(const Layer *layer, const float *q, const float *keys, const float *values, int64_t count,

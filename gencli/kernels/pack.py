@@ -1,4 +1,4 @@
-"""float32 → packed rows by torch operations, the inverse of `unpack`. See blocks.h for the layouts.
+"""float32 → packed rows by the library (pack.h), or by torch operations without it: the inverse of `unpack`.
 
 Q4_0 to Q8_0 are rounded as the package gguf does it. Types of K look for scales of their sub-blocks: some roundings are
 tried, of each the best scale (and minimum) follows by weighted least squares, and the one with the least error is
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from gencli.errors import GencliError
-from gencli.kernels import TYPES
+from gencli.kernels import TYPES, library
 
-TILE = 2**16  # values packed at a time: what fits a cache
+TILE = 2**16  # values packed at a time by torch: what fits a cache
+MANY = 2**20  # by the library, on all threads
 LARGEST = 2**23  # of what is packed: no type has larger steps
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -25,17 +26,33 @@ def pack(kind: str, rows: Tensor) -> Tensor:
 
     Raises GencliError for values that are infinite, NaN, or too large for the type.
     """
-    _, block, size = TYPES[kind]
-    packed = torch.empty(len(rows), rows.shape[1] // block * size, dtype=torch.uint8)
-    step = max(TILE // max(rows.shape[1], 1), 1)
+    number, block, size = TYPES[kind]
+    columns, kernels = rows.shape[1], None if kind in FLOATS else library()
+    packed = torch.empty(len(rows), columns // block * size, dtype=torch.uint8)
+    step = max((TILE if kernels is None else MANY) // max(columns, 1), 1)
     for first in range(0, len(rows), step):
         some = rows[first : first + step].to("cpu", FLOATS.get(kind, torch.float32)).contiguous()
-        if not some.isfinite().all() or (kind not in FLOATS and some.abs().max() > LARGEST):
+        to = packed[first : first + step]
+        if kernels is None:
+            packs = _by_torch(kind, some, to)
+        else:
+            packs = not kernels.pack(number, some.data_ptr(), len(some), columns, to.data_ptr(), packed.shape[1], 0)
+        if not packs:
             raise GencliError(f"it has values that are NaN, infinite or too large for {kind}")
-        if kind not in FLOATS:
-            some = PARTS[kind](some.reshape(-1, block))
-        packed[first : first + step] = some.view(torch.uint8).reshape(-1, packed.shape[1])
     return packed
+
+
+def _by_torch(kind: str, rows: Tensor, to: Tensor) -> bool:
+    """Pack rows, and return whether they can be."""
+    can_be = rows.isfinite() if kind in FLOATS else rows.abs() <= LARGEST
+    if not can_be.all():
+        return False
+    try:
+        packed = rows if kind in FLOATS else PARTS[kind](rows.reshape(-1, TYPES[kind][1]))
+    except OverflowError:
+        return False
+    to[:] = packed.view(torch.uint8).reshape(to.shape)
+    return True
 
 
 def _join(codes: Tensor, shifts: Sequence[int], width: int) -> Tensor:
@@ -52,7 +69,7 @@ def _half(values: Tensor) -> Tensor:
     """Numbers (n, 1) as two bytes each."""
     found = values.half()
     if not found.isfinite().all():
-        raise GencliError("it has values that are too large for a packed type")
+        raise OverflowError
     return found.view(torch.uint8)
 
 

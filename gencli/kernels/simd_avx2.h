@@ -50,6 +50,13 @@ INLINE void store(float *p, floats a) { _mm256_storeu_ps(p, a); }
 INLINE floats plus(floats a, floats b) { return _mm256_add_ps(a, b); }
 INLINE floats times(floats a, floats b) { return _mm256_mul_ps(a, b); }
 INLINE floats plus_times(floats sum, floats a, floats b) { return _mm256_fmadd_ps(a, b, sum); }
+INLINE floats over(floats a, floats b) { return _mm256_div_ps(a, b); }
+INLINE floats rounded(floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE floats lesser(floats a, floats b) { return _mm256_min_ps(a, b); }  /* b where a is NaN */
+INLINE floats greater(floats a, floats b) { return _mm256_max_ps(a, b); }
+INLINE floats if_less(floats a, floats b, floats yes, floats no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 INLINE floats halves(const float *p) {
     floats both = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)p));
     return _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));

@@ -79,6 +79,19 @@ INLINE floats times(floats a, floats b) { return (floats){{vmulq_f32(a.val[0], b
 INLINE floats plus_times(floats sum, floats a, floats b) {
     return (floats){{vfmaq_f32(sum.val[0], a.val[0], b.val[0]), vfmaq_f32(sum.val[1], a.val[1], b.val[1])}};
 }
+INLINE floats over(floats a, floats b) { return (floats){{vdivq_f32(a.val[0], b.val[0]), vdivq_f32(a.val[1], b.val[1])}}; }
+INLINE floats rounded(floats a) { return (floats){{vrndnq_f32(a.val[0]), vrndnq_f32(a.val[1])}}; }
+INLINE floats lesser(floats a, floats b) {  /* b where a is NaN */
+    return (floats){{vminnmq_f32(a.val[0], b.val[0]), vminnmq_f32(a.val[1], b.val[1])}};
+}
+INLINE floats greater(floats a, floats b) {
+    return (floats){{vmaxnmq_f32(a.val[0], b.val[0]), vmaxnmq_f32(a.val[1], b.val[1])}};
+}
+INLINE floats if_less(floats a, floats b, floats yes, floats no) {
+#define PART(i) vbslq_f32(vcltq_f32(a.val[i], b.val[i]), yes.val[i], no.val[i])
+    return BOTH(floats, PART);
+#undef PART
+}
 INLINE floats halves(const float *p) { return (floats){{vdupq_n_f32(p[0]), vdupq_n_f32(p[1])}}; }
 INLINE float total(floats a) { return vaddvq_f32(vaddq_f32(a.val[0], a.val[1])); }
 

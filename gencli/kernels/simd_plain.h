@@ -33,6 +33,16 @@ INLINE void store(float *p, floats a) { memcpy(p, a.v, 32); }
 INLINE floats plus(floats a, floats b) { EACH(8) a.v[i] += b.v[i]; return a; }
 INLINE floats times(floats a, floats b) { EACH(8) a.v[i] *= b.v[i]; return a; }
 INLINE floats plus_times(floats sum, floats a, floats b) { EACH(8) sum.v[i] += a.v[i] * b.v[i]; return sum; }
+INLINE floats over(floats a, floats b) { EACH(8) a.v[i] /= b.v[i]; return a; }
+/* the nearest whole numbers (of two the even one) of numbers below 2^22; larger ones as they are, or nearly */
+INLINE floats rounded(floats a) { EACH(8) a.v[i] = (a.v[i] + 12582912) - 12582912; return a; }
+INLINE floats lesser(floats a, floats b) { EACH(8) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
+INLINE floats greater(floats a, floats b) { EACH(8) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+/* lane by lane, a < b ? yes : no */
+INLINE floats if_less(floats a, floats b, floats yes, floats no) {
+    EACH(8) yes.v[i] = a.v[i] < b.v[i] ? yes.v[i] : no.v[i];
+    return yes;
+}
 /* two numbers → lanes 0 to 3 have the first, 4 to 7 the second */
 INLINE floats halves(const float *p) { floats r; EACH(8) r.v[i] = p[i / 4]; return r; }
 INLINE float total(floats a) { float r = 0; EACH(8) r += a.v[i]; return r; }

@@ -283,6 +283,7 @@ static void dequantise(int type, const uint8_t *row, int64_t columns, float *to)
 }
 
 #include "layer.h"
+#include "pack.h"
 
 static int runs_here(void) {
 #if defined(__AVX512VNNI__)
@@ -298,4 +299,4 @@ static int runs_here(void) {
 #define JOIN(a, b) a##b
 #define SYMBOL(name) JOIN(gencli_, name)
 const Variant SYMBOL(VARIANT) = {QUOTED(VARIANT), runs_here, prepare, product, dequantise,
-                                 norm, attend, activate};
+                                 pack, norm, attend, activate};

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gencli.kernels import PACKED, TYPES, Layer, Library, Norm, Place, Weights, build
+from gencli.kernels.pack import PARTS
 
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1", "-shared-libasan")
 C = ctypes.CDLL(None)
@@ -30,11 +31,11 @@ def memory(content: bytes) -> int:
 
 
 def fuzz(library: Library, inputs: int, seed: int) -> int:
-    """Multiply and dequantise random bytes, and take steps with them. Returns how many inputs there were."""
+    """Multiply and dequantise random bytes, take steps with them, pack numbers. Returns how many inputs there were."""
     rng = np.random.default_rng(seed)
     for i in range(inputs):
         made: list[int] = []
-        (one_step if i % 4 == 0 else one_matrix)(library, rng, made)
+        (one_step, one_matrix, one_packing, one_matrix)[i % 4](library, rng, made)
         for address in made:
             C.free(address)
     return inputs
@@ -74,6 +75,24 @@ def one_matrix(library: Library, rng: np.random.Generator, made: list[int]) -> N
     x, y = numbers(rng, made, positions * inputs), kept(made, bytes(4 * positions * outputs))
     assert library.product(ctypes.addressof(w), x, positions, y, 0) == 0
     library.dequantise(ctypes.addressof(w), 0, rows, kept(made, bytes(4 * w.rows * w.columns)), 0)
+
+
+def one_packing(library: Library, rng: np.random.Generator, made: list[int]) -> None:
+    """Numbers of all sizes, or of one; at times all the same, or with some that cannot be packed."""
+    kind = rng.choice(list(PARTS))
+    number, block, size = TYPES[kind]
+    rows, columns, shift = int(rng.integers(0, 4)), block * int(rng.integers(1, 4)), int(rng.integers(16))
+    bits = rng.integers(0, 2**32, (rows, columns), dtype=np.uint32)
+    top = rng.choice([0, 2, 100, 127, 150, 255])  # of the exponents
+    exponents = bits >> 23 & 255
+    how = rng.integers(8)  # all exponents, those up to one, or one alone
+    exponents = exponents if how == 0 else np.minimum(exponents, top) if how < 4 else np.full_like(exponents, top)
+    bits = bits & 0x807FFFFF | exponents << 23
+    if rng.integers(4) == 0:
+        bits[:] = bits[:, :1]
+    to = kept(made, bytes(shift + rows * columns // block * size)) + shift
+    x = kept(made, bits.astype(np.uint32).tobytes())
+    assert library.pack(number, x, rows, columns, to, columns // block * size, 0) in (0, 1)
 
 
 def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> None:

@@ -15,8 +15,9 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from gencli import kernels
-from gencli.errors import UsageError
+from gencli.errors import GencliError, UsageError
 from gencli.kernels import PACKED, TYPES, Library, Weights, build
+from gencli.kernels import pack as packing
 from gencli.kernels.packed import Packed, product
 from gencli.kernels.unpack import unpack
 from tests.oracles.packed import random_rows
@@ -126,6 +127,55 @@ def test_products_sideways(library_file, kind):
         for library in every_variant(library_file):
             weights = as_weights(kind, data, outputs, sideways=1, bias=bias.ctypes.data)
             np.testing.assert_allclose(multiply(library, weights, x, outputs), expected, rtol=1e-4, atol=1e-4)
+
+
+# how much larger the weighted error of what the library packs may be than that of torch's operations: sums are rounded
+# otherwise, and of two scales that are nearly as good the other one is taken
+MORE = {"Q2_K": 1e-4, "Q3_K": 1e-3, "Q4_K": 1e-3, "Q5_K": 1e-3, "Q6_K": 1e-3}
+
+
+@pytest.mark.parametrize("kind", packing.PARTS)
+def test_the_library_packs_as_torch_does(library_file, kind, monkeypatch):
+    """Bit for bit, where nothing is searched for; else with the same error."""
+    rows = torch.randn(64, 1024, generator=torch.Generator().manual_seed(3)) * 0.02
+    rows[3], rows[5, 40], rows[6], rows[7], rows[8] = 0, 3.0, rows[6].abs(), -rows[7].abs(), rows[8] * 1e5
+    rows[9], rows[10], rows[11, ::2], rows[12], rows[13] = rows[9] * 1e-6, 0.5, 0, rows[12] * 1e-12, rows[13] ** 3
+    monkeypatch.setattr(packing, "library", lambda: None)
+    by_torch = packing.pack(kind, rows)
+
+    size = rows.unflatten(1, (-1, 32)).abs()
+    w = size + size.square().mean(-1, keepdim=True).sqrt() if kind in ("Q4_K", "Q5_K") else size.square()
+
+    def error(packed: torch.Tensor) -> float:
+        """Beside what the numbers of each row weigh."""
+        off = (unpack(kind, packed) - rows).unflatten(1, (-1, 32))
+        errors, all_of_it = (off * size).abs() if kind == "Q2_K" else off.square() * w, size.square() * w
+        return float((errors.double().sum((1, 2)) / all_of_it.double().sum((1, 2)).clamp(min=1e-30)).sum())
+
+    for library in every_variant(library_file):
+        monkeypatch.setattr(packing, "library", lambda library=library: library)
+        packed = packing.pack(kind, rows)
+        assert error(packed) <= error(by_torch) * (1 + MORE.get(kind, 0)), library.variant
+        assert kind in MORE or torch.equal(packed, by_torch), library.variant
+        assert torch.equal(packing.pack(kind, rows.T[:256].T.half()), packing.pack(kind, rows[:, :256].half().float()))
+
+
+@pytest.mark.parametrize("kind", packing.PARTS)
+def test_what_cannot_be_packed_is_refused(library_file, kind, monkeypatch):
+    """In any row and place, by every variant as by torch; the largest and smallest numbers that can be are not."""
+    for library in (None, *every_variant(library_file)):
+        monkeypatch.setattr(packing, "library", lambda library=library: library)
+        for wrong in (np.nan, np.inf, -np.inf, 1e30, -(2.0**23) - 1):
+            for row, column in ((0, 0), (2, 31), (1, 255)):
+                rows = torch.ones(3, 256)
+                rows[row, column] = wrong
+                with pytest.raises(GencliError, match=f"NaN, infinite or too large for {kind}"):
+                    packing.pack(kind, rows)
+        if kind not in ("Q3_K", "Q6_K"):  # whose scales reach so far, or nearly
+            with pytest.raises(GencliError, match="too large for"):
+                packing.pack(kind, torch.linspace(-(2.0**23), 2.0**23, 512).view(256, 2).T)
+        assert packing.pack(kind, torch.full((1, 256), 1e-44)).shape == (1, 256 // TYPES[kind][1] * TYPES[kind][2])
+        assert packing.pack(kind, torch.zeros(0, 256)).shape[0] == 0
 
 
 def test_what_is_no_number_stays_none(library_file):
