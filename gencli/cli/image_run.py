@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from PIL import Image
 
 from gencli import devices, signals
 from gencli.atomic import check_folder
-from gencli.cli.console import PATIENCE, Console
+from gencli.cli.clock import Clock
+from gencli.cli.console import Console
 from gencli.cli.image_best import Best, Made, open_best
 from gencli.cli.image_inputs import Inputs, note_slips
 from gencli.cli.image_sinks import FilesOfLines, ImageSink, Template
@@ -309,52 +309,6 @@ class Run:
             from gencli.cli.show import show
 
             show(self.console, image)
-
-
-class Clock:
-    """The seconds that the parts of a run take."""
-
-    def __init__(self) -> None:
-        self.began = self.last = self.picture = time.perf_counter()
-        self.load = self.steps_time = 0.0
-        self.steps = self.pictures = 0
-
-    def loaded(self) -> None:
-        self.last = self.picture = time.perf_counter()
-        self.load = self.last - self.began
-
-    def stepped(self) -> None:
-        now = time.perf_counter()
-        self.steps_time += now - self.last
-        self.steps, self.last = self.steps + 1, now
-
-    def finished(self) -> float:
-        """Count an image as finished; return the seconds since the one before it."""
-        self.last = time.perf_counter()
-        seconds, self.picture = self.last - self.picture, self.last
-        self.pictures += 1
-        return seconds
-
-    def total(self) -> float:
-        return time.perf_counter() - self.began - self.load
-
-    def left(self, steps: int) -> float:
-        """Return the seconds that so many more steps will take; 0 while that is not known."""
-        return steps * self.steps_time / self.steps if self.steps and self.steps_time >= PATIENCE else 0.0
-
-    def rate(self) -> str:
-        """Return steps per second, or seconds per step if that is more than one."""
-        each = self.steps_time / self.steps if self.steps else 0.0
-        return f"{each:.1f} s/step" if each >= 1 else f"{1 / each:.1f} steps/s" if each else ""
-
-    def __str__(self) -> str:
-        rest = max(self.total() - self.steps_time, 0.0)
-        peak = devices.peak_memory()
-        memory = f"; peak {peak / 2**20:.0f} MiB" if peak else ""
-        return (
-            f"load {self.load:.2f} s; {counted(self.steps, 'step')} in {self.steps_time:.2f} s, {self.rate()}; "
-            f"{counted(self.pictures, 'image')}, {rest:.2f} s for the rest{memory}"
-        )
 
 
 def _folder(path: str) -> Template:
