@@ -434,6 +434,23 @@ def janus(root: Path) -> None:
     make_janus(root)
 
 
+def janus_reader(root: Path) -> None:
+    janus(root)
+    settings = {"image_size": 64, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "background_color": [127] * 3}
+    (root / "preprocessor_config.json").write_text(json.dumps({**settings, "min_size": 14}))
+
+
+def ask_about_an_image(root: Path) -> None:
+    from gencli.image.files.preprocess import janus_settings
+    from gencli.spec import ModelSpec
+    from gencli.text.load import open_model
+    from gencli.text.request import TextRequest
+    from gencli.text.vision import look
+
+    pixels = janus_settings(root)(Image.new("RGB", (9, 7)))
+    look(open_model(source(root), ModelSpec(device="cpu")), pixels[None]).job(TextRequest(prompt="What?"))
+
+
 def score(root: Path) -> None:
     from gencli.image.score import open_scorer
 
@@ -723,6 +740,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "clip": kind(clip, score, "*.json"),
     "imagegpt": kind(imagegpt, inspect, "*.json"),
     "janus": kind(janus, inspect, "*.json"),
+    "janus reader": kind(janus_reader, ask_about_an_image, "*.json"),
     "biggan": kind(biggan, inspect, "*.json", "*.safetensors"),
     "adapter": kind(adapter, merge, "adapter_*"),
     "image lora": kind(image_lora, open_image_lora, "*.safetensors"),

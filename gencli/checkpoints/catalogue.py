@@ -33,7 +33,7 @@ class Entry:
 
     @property
     def formats(self) -> dict[str, int]:
-        """Format → bytes of memory that are needed; "stored" is what the hub has. Text models alone are quantized."""
+        """Format → bytes of memory that are needed; "stored" is what the hub has. Quantized: of text models alone."""
         text = self.task in ("chat", "text")
         packed = {name: round(self.parameters * size * OVERHEAD) for name, size in FORMATS.items()} if text else {}
         return {"stored": round(self.download * OVERHEAD), **packed}

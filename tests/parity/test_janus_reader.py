@@ -184,6 +184,30 @@ def test_preprocessing(tmp_path, layout):
         np.testing.assert_allclose(ours(picture), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 10**9}, "size = 1000000000 is not an image size"),
+        ({"image_size": None, "size": {"shortest_edge": 64}}, "is not an image size"),
+        ({"min_size": -1}, "min_size, background_color"),
+        ({"min_size": True}, "min_size, background_color"),
+        ({"background_color": [1, 2]}, "min_size, background_color"),
+        ({"background_color": [0, 0, 300]}, "min_size, background_color"),
+        ({"do_pad": False}, "do_pad is not supported"),
+        ({"image_std": [0, 0, 0]}, "would divide by zero"),
+        ({"image_mean": [1e9] * 3}, "min_size, background_color"),
+        ({"do_flip": True}, "do_flip = True is not supported"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(tmp_path, change, message):
+    """Told in one line, before an image is touched."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**SETTINGS, "image_size": SIDE, **change}))
+    with pytest.raises(GencliError, match=message) as refusal:
+        janus_settings(tmp_path)
+    assert "\n" not in refusal.value.message
+
+
 def test_published_size():
     """deepseek-community/Janus-Pro-1B: 1652.6 M in the language model and its head, 303.7 M in the tower."""
     text = {"vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
