@@ -92,6 +92,13 @@ class Delta:
         sides = {side: torch.empty(self.tensors.shape(name), device="meta") for side, name in self.names.items()}
         return tuple(method_of(sides).compute(sides).shape)
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Return (down, up), (r, in) and (out, r), of which the change is up · down; None for one of another form."""
+        if method_of(self.names) is not LORA or self.names.keys() - {"down", "up", ALPHA}:
+            return None
+        down, up = (self.tensors.get(self.names[side]).float().flatten(1) for side in ("down", "up"))
+        return down, self.scale * (up if self.cut is None else self.cut(up))
+
     def apply(self, weight: Tensor) -> Tensor:
         """Return the changed weight (out, in, …) of a weight in float32."""
         sides = {

@@ -32,6 +32,8 @@ from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import parse_json
+from gencli.kernels.packed import Packed
+from gencli.models.linear import StoredLinear
 
 METADATA = "lora_adapter_metadata"  # the key of the header under which diffusers writes peft's config
 # Widths of the texts that a UNet attends to → the models that have them.
@@ -199,11 +201,19 @@ def open_loras(
 def merge(loras: Iterable[ImageLora], part: str, model: nn.Module) -> None:
     """Merge the files' changes into the weights of a part; the tensors it was loaded from are not changed.
 
-    Raise GencliError for a file that does not fit.
+    Packed weights stay packed where a change is of low rank, which is then computed beside them. Raise GencliError for
+    a file that does not fit.
     """
     changes: dict[str, Change] = defaultdict(Change)
     for lora in loras:
         lora.plan(part, model, changes)
+    for name in list(changes):
+        module: Any = model.get_submodule(name.removesuffix(".weight"))
+        deltas = changes[name].deltas
+        pairs = [pair for delta in deltas if (pair := delta.factors()) is not None]
+        if isinstance(module, StoredLinear) and isinstance(module.weight.data, Packed) and len(pairs) == len(deltas):
+            module.beside = pairs
+            del changes[name]
     apply_changes(model, changes)
 
 

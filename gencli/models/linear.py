@@ -11,7 +11,7 @@ kind of weight is one more row here. The key/value cache, the norms and the bias
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,11 +78,12 @@ class CastBuffer:
 class Stored:
     """Mixin of layers whose weight stays as the file stores it. Packed weights, and others for few positions as in a
     decode step, are multiplied by the library of `gencli.kernels`. Else they are cast or unpacked, by tiles, for
-    torch's product."""
+    torch's product. beside: pairs (r, in), (out, r) whose products are added to the weight's, as LoRAs have them."""
 
     buffer: CastBuffer
     weight: Any
     bias: Any
+    beside: Sequence[tuple[Tensor, Tensor]] = ()
     _made: tuple[Tensor, Callable[[Tensor], Tensor] | None] | None = None
 
     @property
@@ -91,6 +92,12 @@ class Stored:
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._multiplied(x)
+        for down, up in self.beside:
+            y = y + F.linear(F.linear(x, down.to(x)), up.to(x))
+        return y
+
+    def _multiplied(self, x: Tensor) -> Tensor:
         ours = x.dtype is torch.float32 and fits(x, self.weight) and not x.requires_grad
         if ours and (multiply := self._product()) is not None:
             return multiply(x)

@@ -148,12 +148,19 @@ def test_a_lora_goes_on_top(root, cache, tmp_path):
     sides = {f"{name}.lora_A.weight": torch.randn(4, 96), f"{name}.lora_B.weight": torch.randn(96, 4)}
     save_file(sides, tmp_path / "lora.safetensors")
     lora = {"loras": [LoraRef(tmp_path / "lora.safetensors", 0.5)]}
-    weights = {
-        mix: opened(root / "z-turbo", quantize=mix, **lora).main.network.layers[1].attention.to_q.weight
-        for mix in (None, "q8_0")
-    }
-    assert not isinstance(weights["q8_0"].data, Packed)
-    torch.testing.assert_close(weights["q8_0"], weights[None], atol=0.02, rtol=0)
+    packed, plain, base = (
+        opened(root / "z-turbo", quantize=mix, **how).main.network.layers[1].attention
+        for mix, how in (("q8_0", lora), (None, lora), ("q8_0", {}))
+    )
+    assert isinstance(packed.to_q.weight.data, Packed) and not packed.to_k.beside
+    x = torch.randn(1, 7, 96)
+    change = 0.5 * x @ sides[f"{name}.lora_A.weight"].T @ sides[f"{name}.lora_B.weight"].T
+    torch.testing.assert_close(packed.to_q(x), base.to_q(x) + change, atol=1e-4, rtol=1e-4)
+    assert (packed.to_q(x) - plain.to_q(x)).std() < 0.02 * plain.to_q(x).std()
+    sides = {f"{name}.lokr_w1": torch.randn(2, 2), f"{name}.lokr_w2": torch.randn(48, 48)}  # of no low rank
+    save_file(sides, tmp_path / "lora.safetensors")
+    unpacked = opened(root / "z-turbo", quantize="q8_0", **lora).main.network.layers[1].attention.to_q
+    assert not isinstance(unpacked.weight.data, Packed) and not unpacked.beside
 
 
 @torch.no_grad()
