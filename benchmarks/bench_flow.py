@@ -7,7 +7,7 @@ step at SIDE × SIDE pixels (default: 512) is wanted to be at most the weights o
 widths are real and the layers fewer (a quarter of Z-Image's and of its text encoder's, and of klein's transformer), for
 machines and disks that the whole (12 and 11 GB, more with 8 bits) would fill; what is said is of that.
 
-The whole, on a machine of 24 GB with two cores, in GiB of weights on disk and at the peak (most of it the text encoder's,
+The whole, on a machine of 24 GB with two cores: GiB of weights on disk, and at the peak (most of it the text encoder,
 which is let go before the transformer is opened):
 
     z-image Q4_K, 256 pixels   11.03   6.86        klein Q4_K, 64 pixels    9.84   5.63
