@@ -49,6 +49,17 @@ class ImageWork:
         """How many lines are a block: as few as fill batches."""
         return self.request.batch // math.gcd(self.request.batch, self.request.count)
 
+    @property
+    def each(self) -> int:
+        return self.request.count
+
+    @property
+    def threads(self) -> int | None:
+        return self.where.threads
+
+    def with_threads(self, threads: int | None) -> ImageWork:
+        return replace(self, where=replace(self.where, threads=threads))
+
     def open(self, note: Callable[[str], None], slot: int) -> Drawings:
         """Load the model in a worker (see `gencli.many.worker`)."""
         from gencli.image.draw import Drawing
@@ -128,10 +139,7 @@ class Album:
 
     def draw(self, lines: Iterator[str | GencliError], reader: LineReader, *, stats: bool) -> None:
         """Have workers draw lines. Raise GencliError if anything fails."""
-        work, many, threads = self.work, self.many, self.many.threads(self.work.where.threads)
-        work = replace(work, where=replace(work.where, threads=threads))
-        lines, count = self._writable(lines), self.request.count
-        crew = many.crew(self.console, work, lines, reader, work.block, threads, self.records, count)
+        crew = self.many.crew(self.console, self.work, self._writable(lines), reader, self.records)
         try:
             for answer in shown_answers(self.console, crew, reader):
                 self.lines += 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gencli import devices
 from gencli.cli.console import Console, is_terminal
@@ -19,7 +19,21 @@ from gencli.options import OUTPUT, RUN, Option, check, flag, integer, number, st
 if TYPE_CHECKING:
     from gencli.many.crew import Answer, Crew
     from gencli.many.records import Records
-    from gencli.many.worker import Work
+    from gencli.many.worker import Opened
+
+
+class LinesWork(Protocol):
+    """Work (`gencli.many.worker.Work`) on lines of stdin. block: how many lines are a block. each: how many outputs a
+    line has. threads: of a worker, as asked for."""
+
+    @property
+    def block(self) -> int: ...
+    @property
+    def each(self) -> int: ...
+    @property
+    def threads(self) -> int | None: ...
+    def with_threads(self, threads: int | None) -> LinesWork: ...
+    def open(self, note: Callable[[str], None], slot: int) -> Opened: ...
 
 
 @dataclass(eq=False, repr=False)
@@ -68,13 +82,6 @@ class Many:
         if other := next(iter(excluded), None):
             raise UsageError(f"{self.asked} cannot be combined with {other}")
 
-    def threads(self, asked: int | None) -> int | None:
-        """Return the CPU threads of each worker: those asked for, else a share of this machine's cores."""
-        if asked is not None or self.on is not None or self.workers in (None, 1):
-            return asked
-        own = os.environ.get("OMP_NUM_THREADS", "")
-        return max(min(devices.cores() // (self.workers or 1), int(own) if own.isdigit() else 4096), 1)
-
     def records(self) -> Records | None:
         """Open the file of --resume. Raise GencliError."""
         from gencli.many.records import Records
@@ -94,31 +101,36 @@ class Many:
     def crew(
         self,
         console: Console,
-        work: Work,
+        work: LinesWork,
         lines: Iterator[Any],
         reader: LineReader,
-        size: int,
-        threads: int | None,
         records: Records | None,
-        each: int,
     ) -> Crew:
-        """Return the workers. size: lines in a block. threads: of each worker. records: what there is already. each:
-        how many outputs a line has. Raise GencliError for a cluster that cannot be reached."""
+        """Return the workers. records: what there is already. Raise GencliError for a cluster that cannot be reached."""
         from gencli.many.crew import Crew
         from gencli.many.processes import Process
 
         ready = reader.ready if os.name == "posix" else lambda: True
-        feed: Feed[Any] = Feed(lines, size, shard=self.part, ready=ready)
+        feed: Feed[Any] = Feed(lines, work.block, shard=self.part, ready=ready)
+        each, threads = work.each, self._threads(work.threads)
         if records is not None:
             feed.lines = _compared(feed.lines, records, each)
             feed.missing = lambda line: any(i not in records for i in range(line * each, (line + 1) * each))
         how: dict[str, Any] = {"ordered": not self.unordered, "note": console.note}
         if self.on is None:
-            return Crew(work, feed, Process, self.workers or 1, **how)
+            return Crew(work.with_threads(threads), feed, Process, self.workers or 1, **how)
         from gencli.many.on_ray import Cluster
 
         cluster = Cluster(self.on, self.workers, threads, self.gpus_per_worker)
+        work = work.with_threads(cluster.threads)
         return Crew(work, feed, cluster.start, cluster.workers, close=cluster.close, **how)
+
+    def _threads(self, asked: int | None) -> int | None:
+        """Return the CPU threads of each worker: those asked for, else a share of this machine's cores."""
+        if asked is not None or self.on is not None or self.workers in (None, 1):
+            return asked
+        own = os.environ.get("OMP_NUM_THREADS", "")
+        return max(min(devices.cores() // (self.workers or 1), int(own) if own.isdigit() else 4096), 1)
 
 
 def shown_answers(console: Console, crew: Crew, reader: LineReader) -> Iterator[Answer]:

@@ -203,9 +203,7 @@ def _share(
 ) -> None:
     """Have workers continue prompts. Raise GencliError as `Printer.write`."""
     samples, records = work.request.num_samples, printer.output.records
-    threads = many.threads(work.spec.threads)
-    work = dataclasses.replace(work, spec=dataclasses.replace(work.spec, threads=threads))
-    crew = many.crew(console, work, prompts, reader, work.block, threads, records, samples)
+    crew = many.crew(console, work, prompts, reader, records)
 
     def events() -> Iterator[Event]:
         for answer in shown_answers(console, crew, reader):

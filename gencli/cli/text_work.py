@@ -58,6 +58,17 @@ class TextWork:
         """How many lines are a block (see `gencli.many`)."""
         return max(1, REFILLS * self.speed.batch // self.request.num_samples)
 
+    @property
+    def each(self) -> int:
+        return self.request.num_samples
+
+    @property
+    def threads(self) -> int | None:
+        return self.spec.threads
+
+    def with_threads(self, threads: int | None) -> TextWork:
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, threads=threads))
+
     def load(self, console: Console, fetch: Callable[[str], Source], link: Link | None = None) -> Texts:
         """Open the model. fetch: finds one by its name. link: to a server that may do the work. Raise GencliError."""
         model = open_warm_text_model(console, self.checkpoint, self.spec, self.adapters, link)
