@@ -56,7 +56,7 @@ class Vocabulary:
         if grammar not in self._matchers:
             made = LLMatcher(self.tokenizer, translated(grammar), log_level=0)
             if made.is_error():
-                raise GencliError(f"the grammar cannot be followed: {first_line(made.get_error())}")
+                raise GencliError(f"the schema or grammar cannot be followed: {first_line(made.get_error())}")
             if len(self._matchers) == KEPT:
                 del self._matchers[next(iter(self._matchers))]
             self._matchers[grammar] = made
@@ -103,7 +103,9 @@ class Constraint:
         if not self._matcher.is_error():
             self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         if self._matcher.is_error():
-            raise GencliError(f"the grammar can be followed no further: {first_line(self._matcher.get_error())}")
+            reason = first_line(self._matcher.get_error())
+            reason = "no text follows it" if reason.startswith("NoExtension") else reason
+            raise GencliError(f"the schema or grammar can be followed no further: {reason}")
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little").view(np.bool_)
         bits[self._ends] = bits[self.vocabulary.size]
         bits[list(self._opens)] = True

@@ -48,6 +48,10 @@ def check_grammar(name: str, text: Any) -> None:
         raise UsageError(f"{name}: the grammar is empty")
     if len(text) > LIMIT:
         raise UsageError(f"{name}: {len(text)} characters are too many (at most {LIMIT})")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what an argument that is not UTF-8 comes as
+        raise UsageError(f"{name} is not UTF-8 text") from None
     if problem := _problem(text):
         raise UsageError(f"{name}: {problem[0]}", problem[1])
 

@@ -49,6 +49,9 @@ FACES = [
     (["text", "a", "--logprobs", "2"], 2),
     (["text", "a", "--json", "-0"], 2),
     (["text", "-", "-"], 2),
+    (["text", "a", "--schema", '{"type": "strng"}'], 2),
+    (["text", "a", "--grammar", "no-such-file.lark"], 2),
+    (["text", "a", "--schema", "{}", "--grammar", "/a/"], 2),
     (["text", "a", "-m", "no-such-model"], 1),
 ]
 

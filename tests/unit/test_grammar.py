@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from gencli.checkpoints.find import Source
-from gencli.errors import UsageError
+from gencli.errors import GencliError, UsageError
 from gencli.text import grammar
 from gencli.text.chat import ChatModel, ChatSession
 from gencli.text.constraint import Constraint
 from gencli.text.conversation import Conversation
-from gencli.text.events import Completion, GenerationStats, ReasoningDelta
+from gencli.text.events import Completion, Failed, GenerationStats, ReasoningDelta
 from gencli.text.generate import Job, generate, generate_all
 from gencli.text.load import open_model
 from gencli.text.request import TextRequest
@@ -190,6 +190,9 @@ def test_thoughts_are_free_and_the_answer_follows(tmp_path, by):
         ("schema", '{"type": "array", "uniqueItems": true}', '--schema: Unimplemented keys: ["uniqueItems"]'),
         ("grammar", "/a(/", "--grammar: not a regular expression: unclosed group"),
         ("grammar", "/(?=a)b/", "--grammar: not a regular expression: look-around"),
+        ("schema", '{"items":' * 5000 + "{}" + "}" * 5000, "--schema: invalid JSON: maximum recursion depth"),
+        ("schema", '{"const": "\ud800"}', "--schema is not UTF-8 text"),
+        ("grammar", "/" + "a" * 2**20 + "/", "--grammar: 1048578 characters are too many"),
         ("grammar", "lark", "--grammar: .*unknown name"),
         ("grammar", "gbnf", "--grammar: "),
         ("grammar", "empty", "--grammar: the grammar is empty"),
@@ -222,6 +225,12 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch):
     assert error.value.hint == "pip install 'gencli[grammar]'"
 
 
-def test_generate_of_one_prompt_too(models):
-    *_, whole = generate(models["bytes"], TextRequest.of("x", schema='{"const": 2}'))
-    assert whole.text == "2"
+def test_what_no_text_follows_fails_alone(models):
+    """A schema that only asks for itself; the prompt beside it goes on."""
+    requests = [TextRequest.of("x", schema=schema) for schema in ('{"$ref": "#"}', '{"const": 2}')]
+    failed, whole = (event for event in generate_all(models["bytes"], map(Job, requests))
+                     if isinstance(event, Failed | Completion))  # fmt: skip
+    assert isinstance(failed, Failed) and failed.error.message.endswith("no further: no text follows it")
+    assert isinstance(whole, Completion) and whole.text == "2"
+    with pytest.raises(GencliError):
+        list(generate(models["bytes"], requests[0]))
