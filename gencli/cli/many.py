@@ -106,7 +106,7 @@ class Many:
         reader: LineReader,
         records: Records | None,
     ) -> Crew:
-        """Return the workers. records: what there is already. Raise GencliError for a cluster that cannot be reached."""
+        """Return the workers. records: what is there. Raise GencliError for a cluster that cannot be reached."""
         from gencli.many.crew import Crew
         from gencli.many.processes import Process
 
