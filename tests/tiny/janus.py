@@ -81,7 +81,7 @@ def make_janus(
         text_config=text, vq_config=vq, vision_config=vision, image_token_id=token, tie_word_embeddings=False
     )
     model = transformers.JanusForConditionalGeneration(config).eval()
-    randomise(model, 71)
+    randomise(model, 72)
     with torch.no_grad():  # its own start is so small that all tokens are alike
         for layer in (*model.model.language_model.layers, model.model.generation_head, model.model.generation_aligner):
             for parameter in layer.parameters():
