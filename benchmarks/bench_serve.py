@@ -1,9 +1,10 @@
 """A server under many clients: is any answer wrong, mixed or lost, and how much do clients gain by sharing a batch?
 
     python -m benchmarks.bench_serve                              # 64 clients for 60 s on `stories`
-    python -m benchmarks.bench_serve -m big.gguf --clients 8      # tokens per second of 8 against 1
+    python -m benchmarks.bench_serve -m big.gguf --rates --clients 8 --tokens 64    # tokens per second of 8 against 1
 
 Every client asks for texts whose right answer was made before, one at a time. A refusal must be a 429 with Retry-After.
+With --rates answers are not compared: a model of random weights has near ties, which the rounding of sums decides.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -51,10 +53,9 @@ class Clients:
         self.lock = threading.Lock()
 
     def ask(self, client: openai.OpenAI, seed: int) -> str:
-        """Return the text of a seed. It is greedy for no seed: each has its own answer."""
-        made = client.completions.create(
-            model=self.model, prompt=f"Once upon a time, number {seed}", seed=seed, max_tokens=self.tokens
-        )
+        """Return the text of a seed: each has its own answer."""
+        body: dict[str, Any] = {"model": self.model, "prompt": f"Once upon {seed}", "seed": seed}
+        made = client.completions.create(**body, max_tokens=self.tokens)
         return made.choices[0].text
 
     def connect(self) -> openai.OpenAI:
@@ -81,7 +82,7 @@ class Clients:
         while time.monotonic() < until:
             seed, turn = turn % SEEDS, turn + 1
             try:
-                what = "right" if self.ask(client, seed) == self.known.get(seed) else "wrong"
+                what = "right" if self.ask(client, seed) == self.known.get(seed) or not self.known else "wrong"
             except openai.RateLimitError as error:
                 wait = error.response.headers.get("retry-after", "")
                 what = "refused" if wait else "refused without a time"
@@ -100,11 +101,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--queue", type=int, default=32)
+    parser.add_argument("--rates", action="store_true")
     asked = parser.parse_args()
     name = Path(asked.model).stem if os.path.exists(asked.model) else asked.model
     with serving(asked.model, "--queue", str(asked.queue)) as url:
         clients = Clients(url, name, asked.tokens)
-        clients.learn()
+        if asked.rates:
+            clients.ask(clients.connect(), 0)
+        else:
+            clients.learn()
         alone = clients.run(1, asked.seconds / 4) * asked.tokens
         print(f"1 client: {alone:.1f} tokens/s, {dict(clients.got)}")
         together = clients.run(asked.clients, asked.seconds) * asked.tokens
