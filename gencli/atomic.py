@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from gencli.errors import GencliError
 
+PARTIAL = ".gencli-"  # begins the names of files that are not whole yet
+
 
 def write_over(path: Path, data: bytes) -> None:
     """Write a file in place of an old one, if any, as `open_over` does. Raise OSError."""
@@ -146,7 +148,7 @@ def check_folder(path: Path) -> None:
 @contextlib.contextmanager
 def _partial_file(path: Path, *, keep_mode: bool = True) -> Iterator[Path]:
     """Yield a new file beside `path`, with its mode or the default one; what is left of it in the end is removed."""
-    descriptor, name = tempfile.mkstemp(prefix=".gencli-", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
     os.close(descriptor)
     partial = Path(name)
     try:

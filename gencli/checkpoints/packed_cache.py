@@ -8,13 +8,15 @@ written under those; other models under their own. A copy of what a file was bef
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gencli.atomic import open_over
+from gencli.atomic import PARTIAL, open_over
 from gencli.checkpoints import hub_cache
 from gencli.checkpoints.checkpoint import Part
 from gencli.checkpoints.gguf_file import GgufFile
@@ -23,6 +25,7 @@ from gencli.errors import GencliError
 from gencli.kernels import PACKED
 
 VERSION = 1  # of how weights are packed
+IDLE = 3600  # seconds after which nobody writes a file any more
 SOURCES, HEADS = "gencli.sources", "gencli.heads"
 
 Show = Callable[[str, int, int], None]
@@ -57,6 +60,7 @@ def open_packed(part: Part, config: Mapping[str, Any], mix: str, progress: Show,
     if (found := _read(path)) is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent)
             _write(path, part, config, mix, show)
             weights.forget()
         except OSError as error:
@@ -72,6 +76,14 @@ def open_packed(part: Part, config: Mapping[str, Any], mix: str, progress: Show,
         return Tensors([found])
     heads = dict(zip(("num_attention_heads", "num_key_value_heads"), found.metadata[HEADS], strict=True))
     return gguf_tensors(found, heads)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed have left half written; a run that writes does so all the time."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(FileNotFoundError):  # it became a copy, or another run has removed it
+            if time.time() - partial.stat().st_mtime > IDLE:
+                partial.unlink()
 
 
 def _read(path: Path) -> GgufFile | None:

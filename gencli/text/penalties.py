@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -15,12 +16,17 @@ from gencli.text.candidates import EXTREME, Candidates, logits_processor, proces
 @logits_processor("logit_bias")
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     """Add to the logits of single tokens; of two biases for one token the last counts. -inf bans a token."""
+    ids, values = _as_tensors(tuple(bias), logits.shape[-1], logits.device)
+    return logits.index_add(1, ids, values.expand(len(logits), -1))
+
+
+@functools.lru_cache(maxsize=8)
+def _as_tensors(bias: tuple[tuple[int, float], ...], vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tokens (N,) of a bias and what is added to them, which are the same for every step."""
     values = {token: tame(value) for token, value in bias}
-    vocab_size = logits.shape[-1]
     if outside := [token for token in values if not 0 <= token < vocab_size]:
         raise GencliError(f"logit bias for token {outside[0]}, but the model's vocabulary has {vocab_size} tokens")
-    ids = torch.tensor(list(values), device=logits.device)
-    return logits.index_add(1, ids, torch.tensor(list(values.values()), device=logits.device).expand(len(logits), -1))
+    return torch.tensor(list(values), device=device), torch.tensor(list(values.values()), device=device)
 
 
 @processor("sequence_bias")

@@ -31,7 +31,7 @@ SAMPLE = 256  # bytes at the beginning, the middle and the end of a weight that 
 class PromptFile(PromptCache):
     """What a model has read, with a file that holds the first prompt. note: why what is there is not used, if so.
 
-    Raise GencliError for a file that is something else, which is never written over.
+    Raise GencliError for a file that is something else, which is never written over, and where none can be written.
     """
 
     def __init__(self, path: Path, module: LanguageModel):
@@ -46,7 +46,10 @@ class PromptFile(PromptCache):
     def read(self, row: int, ids: list[int]) -> None:
         super().read(row, ids)
         if self._known is not None and self._known < KEPT * len(ids) - 1:  # the last one is always read
-            write_over(self.path, self._content(row, ids))
+            try:
+                write_over(self.path, self._content(row, ids))
+            except OSError as error:
+                raise GencliError(f"cannot keep the prompt in {self.path}: {error.strerror or error}") from None
         self._known = None
 
     def take(self, module: LanguageModel, row: int, ids: list[int], positions: int) -> int:

@@ -119,7 +119,11 @@ def _temperature(found: Candidates, temperature: float) -> Candidates:
     if temperature != 0:
         check(found.logits)
         return found._replace(logits=scale(found.logits, temperature))
-    value, best = found.logits.max(-1, keepdim=True)
+    if found.logits.is_cpu:  # NumPy's is ten times as quick over a vocabulary
+        best = torch.from_numpy(found.logits.numpy().argmax(-1, keepdims=True))
+    else:
+        best = found.logits.argmax(-1, keepdim=True)
+    value = found.logits.gather(-1, best)
     check(value)
     return found._replace(logits=value, ids=best)
 

@@ -91,6 +91,14 @@ def test_what_is_no_prompt_cache_is_left_alone(tmp_path, gpt2):
         PromptFile(tmp_path / "no" / "cache", gpt2)
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path, gpt2):
+    (tmp_path / "folder").mkdir()
+    file = PromptFile(tmp_path / "folder" / "cache", gpt2)
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(GencliError, match=r"cannot keep the prompt in .*folder/cache: No such file"):
+        continued(gpt2, IDS, file)
+
+
 def test_hostile_files(tmp_path, gpt2):
     """Numbers, names, shapes and ids that were changed: noted, and read anew."""
     path = tmp_path / "cache"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import gguf
@@ -263,6 +264,18 @@ def test_a_copy_is_of_what_the_file_is_now(tmp_path, cache):
     opened(folder)
     assert len(packed_cache.copies(folder)) == 2 and not packed_cache.copies(tmp_path / "other")
     assert packed_cache.remove(folder) > 0 and not list(cache.iterdir())
+
+
+def test_what_a_killed_run_has_left_goes(tmp_path, cache):
+    """With the next copy; not what another run writes at this moment."""
+    folder = made(tmp_path / "model")
+    cache.mkdir(parents=True)
+    left, written = cache / ".gencli-left", cache / ".gencli-written"
+    left.write_bytes(b"half"), written.write_bytes(b"half")
+    os.utime(left, (time.time() - 4000,) * 2)
+    opened(folder)
+    assert {file.name for file in cache.iterdir()} == {written.name, *(copy.name for copy in packed_cache.copies())}
+    assert len(packed_cache.copies(folder)) == 1
 
 
 def test_a_lora_goes_on_top(tmp_path, cache):

@@ -35,6 +35,17 @@ def test_nothing_asked_changes_nothing():
     assert torch.equal(process(logits), logits)
 
 
+def test_greedy_takes_the_first_of_equals():
+    for seed in range(10):
+        logits = logits_of(seed, rows=4, size=3000).round()
+        logits[1, ::3], logits[2, 7:] = -torch.inf, -torch.inf
+        expected = [row.index(max(row)) for row in logits.tolist()]
+        assert sample(logits, generators(1, 2, 3, 4), temperature=0).tolist() == expected
+        logits[3, 2900] = torch.nan
+        with pytest.raises(GencliError, match="NaN"):
+            sample(logits, generators(1, 2, 3, 4), temperature=0)
+
+
 @pytest.mark.parametrize("k", range(1, V + 3))
 def test_top_k_keeps_exactly_k_the_lower_id_of_equals(k):
     for seed in range(10):
