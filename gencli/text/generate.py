@@ -101,18 +101,18 @@ def generate_all(
             stats.first_tokens += 1
             stats.prompt_seconds += time.perf_counter() - clock
             running.append(item)
-            yield from _taken(together, running, waiting, {len(running) - 1: picked})
+            yield from _taken(together, running, waiting, {len(running) - 1: picked}, stats)
         if not running or together is None:
             return
         clock = time.perf_counter()
         steps = together.step()
         stats.decode_tokens += sum(len(picks) for picks in steps if isinstance(picks, list))
         stats.decode_seconds += time.perf_counter() - clock
-        yield from _taken(together, running, waiting, dict(enumerate(steps)))
+        yield from _taken(together, running, waiting, dict(enumerate(steps)), stats)
 
 
 def _taken(
-    batch: Batch, running: list[Sequence], waiting: _Waiting, picked: Mapping[int, Picked]
+    batch: Batch, running: list[Sequence], waiting: _Waiting, picked: Mapping[int, Picked], stats: GenerationStats
 ) -> Iterator[TextDelta | ReasoningDelta | Completion | Failed]:
     """Give texts their tokens, by number, and let go those that end."""
     ended, failed = set[int](), dict[int, GencliError]()
@@ -122,9 +122,10 @@ def _taken(
             problem = picks if isinstance(picks, GencliError) else GencliError("nobody waits for it any more")
             failed.setdefault(sequence.job, problem)
             continue
-        for pick in picks:
+        for at, pick in enumerate(picks):
             yield from sequence.take(pick)
             if sequence.finish_reason:
+                stats.decode_tokens -= len(picks) - at - 1  # that were guessed beyond the end
                 yield sequence.completion()
                 ended.add(number)
                 break

@@ -68,6 +68,20 @@ def test_greedy_texts_stay_the_same(models, how, settings):
     assert f"guessed {stats.guessed} tokens, " in str(stats)
 
 
+def test_tokens_guessed_beyond_the_end_are_not_counted(models):
+    model, settings = models[0], {"temperature": 0.0, "logit_bias": NO_END}
+    whole = [e for e in generate(model, TextRequest.of(SENTENCES[0][:40], max_tokens=30, **settings))][-1]
+    for at in range(1, 16):
+        request = TextRequest.of(SENTENCES[0][:40], max_tokens=30, stop=(whole.text[at : at + 4],), **settings)
+        stats = GenerationStats()
+        [end] = [
+            event
+            for event in generate(model, request, stats, guesser=Draft(model.module, 384, stats))
+            if isinstance(event, Completion)
+        ]
+        assert end.finish_reason == "stop" and stats.generated == end.completion_tokens
+
+
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.7, top_k=6)], ids=["all", "top_k"])
 @pytest.mark.parametrize("certain", [False, True])
 def test_a_checked_guess_has_the_models_distribution(params, certain):
