@@ -56,6 +56,7 @@ class Prompts:
     lines: bool = LINES.field(False)
     strict: bool = STRICT.field(False)
     # fmt: on
+    images: Images = Images()  # noqa: RUF009
     speed: Speed = Speed()  # noqa: RUF009
     many: Many = Many()  # noqa: RUF009
 
@@ -108,7 +109,6 @@ class Shown:
 def text(
     ctx: typer.Context,
     source: Prompts,
-    images: Images,
     start: ConversationStart,
     shown: Shown,
     request: TextRequest,
@@ -124,19 +124,19 @@ def text(
     adapters = [LoraRef.parse(one) for one in spec.lora]
     check_arguments(source.prompt, stdin_by_default=not source.lines)
     _check_combinations(source, shown, request)
-    images.check(source.prompt, source.speed, lines=source.lines)
+    source.images.check(source.prompt, source.speed, lines=source.lines)
     note_file(source.prompt, ctx.obj.note)
-    if images.image and start.examples is not None:
+    if source.images.image and start.examples is not None:
         raise UsageError("--examples are texts, and cannot be combined with -i/--image")
-    chats = start.chat or start.system is not None or start.examples is not None or bool(images.image)
+    chats = start.chat or start.system is not None or start.examples is not None or bool(source.images.image)
     if chats and (shown.echo or request.truncate):
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
-    conversation = start.conversation() if chats and not images.image else None
+    conversation = start.conversation() if chats and not source.images.image else None
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
     checkpoint = fetch(spec.model)
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
-    pixels = images.read(checkpoint, console.note) if images.image else None
+    pixels = source.images.read(checkpoint, console.note) if source.images.image else None
     many, records = source.many, source.many.records()
     if records is not None:
         largest = MAX_SEED - request.num_samples + 1

@@ -5,6 +5,7 @@ Cache, loop and samplers are those of text. No torch before the weights are load
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,20 +45,20 @@ def own_sampling(checkpoint: Checkpoint) -> dict[str, Any]:
 class TokenModel(Loaded):
     """Such a decoder with its weights."""
 
+    @abstractmethod
     def begin(
         self, request: ImageRequest, prompt: str, init: Image.Image | None
     ) -> tuple[LanguageModel, list[int], int]:
         """Return the decoder of an image's tokens, the ids that it begins from, and how many of them, at the end, are
         tokens of the image already. Raise GencliError for a prompt that it cannot follow."""
-        raise NotImplementedError
 
+    @abstractmethod
     def partial(self, ids: Tensor) -> Tensor:
         """Return x0 of the first tokens of images, (B, N)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, ids: list[int]) -> Image.Image:
         """Return the image of all of its tokens."""
-        raise NotImplementedError
 
     def generate(
         self,
