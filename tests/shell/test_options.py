@@ -16,7 +16,7 @@ from PIL import Image
 from gencli import cli
 from tests.shell.process import ROOT, gencli
 
-MOST_PARAMETERS = 8
+MOST_PARAMETERS = 10
 TEXT_ROW = """\
     toy_last: int | None = integer(
         None, "--toy-last N", "Only the N candidates of the highest ids; 0 is all", SAMPLING, env="GENCLI_TOY_LAST",

@@ -64,7 +64,7 @@ FULL = ImageRequest(
     refiner_start=0.75,
     stage=("refiner:steps=7", "refiner:sampler=euler"),
     vae_tiling=True,
-    dtype="float32",
+    quantize="q8_0",
     prediction="v_prediction",
     betas="linear",
     zero_snr=True,
@@ -88,7 +88,7 @@ def some_picture(mode="RGB"):
 def test_full_sets_every_field():
     """So that what is tested with it is tested for every option."""
     plain = ImageRequest()
-    assert [name for name in vars(plain) if getattr(plain, name) == getattr(FULL, name)] == []
+    assert [name for name in vars(plain) if getattr(plain, name) == getattr(FULL, name)] == ["dtype"]  # or quantize
 
 
 def test_pixels_round_as_diffusers_rounds():
@@ -119,7 +119,15 @@ def test_nan_is_no_picture():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("request_", [ImageRequest(), ImageRequest(prompt="a", seed=0, count=1, karras=False), FULL])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ImageRequest(),
+        ImageRequest(prompt="a", seed=0, count=1, karras=False),
+        FULL,
+        FULL.replace(quantize=None, dtype="float32"),
+    ],
+)
 def test_a_file_gives_back_its_request(tmp_path, kind, request_):
     file = tmp_path / f"x.{kind}"
     file.write_bytes(pictures.encode(some_picture(), kind, pictures.describe(request_)))
