@@ -70,7 +70,7 @@ def test_greedy_texts_stay_the_same(models, how, settings):
 
 def test_tokens_guessed_beyond_the_end_are_not_counted(models):
     model, settings = models[0], {"temperature": 0.0, "logit_bias": NO_END}
-    whole = [e for e in generate(model, TextRequest.of(SENTENCES[0][:40], max_tokens=30, **settings))][-1]
+    whole = list(generate(model, TextRequest.of(SENTENCES[0][:40], max_tokens=30, **settings)))[-1]
     for at in range(1, 16):
         request = TextRequest.of(SENTENCES[0][:40], max_tokens=30, stop=(whole.text[at : at + 4],), **settings)
         stats = GenerationStats()
