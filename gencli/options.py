@@ -31,11 +31,13 @@ KINDS: dict[Any, str] = {
 
 @dataclass(eq=False, repr=False)
 class Bounds:
-    """Limits of a number, inclusive unless `open_low`. An infinite `high` is no limit; NaN and infinity are refused."""
+    """Limits of a number, inclusive unless `open_low`. An infinite `high` is no limit; NaN and infinity are refused.
+    hint: what helps who leaves them."""
 
     low: float
     high: float = math.inf
     open_low: bool = False
+    hint: str | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise UsageError for a value outside the limits, or one that is not a number."""
@@ -47,7 +49,7 @@ class Bounds:
             value = "is too large"  # and would be as long in words
         least = f"more than {self.low}" if self.open_low else f"at least {self.low}"
         most = f" and at most {self.high}" if self.high < math.inf else ""
-        raise UsageError(f"{name} {value}: must be {least}{most}")
+        raise UsageError(f"{name} {value}: must be {least}{most}", self.hint)
 
     def _is_open_end(self, value: float) -> bool:
         return self.open_low and value == self.low

@@ -20,9 +20,9 @@ from gencli.cli.speed import Speed, note_no_conversation, open_text_model, open_
 from gencli.cli.text import ConversationStart
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError
-from gencli.options import Bounds, flag, integer, string
+from gencli.options import flag, integer, string
 from gencli.spec import TextSpec
-from gencli.text.request import CONVERSATION, LENGTH, TOKENS_ELSEWHERE, TextRequest
+from gencli.text.request import CONVERSATION, LENGTH, TOKENS, TOKENS_ELSEWHERE, TextRequest
 
 if TYPE_CHECKING:
     from gencli.serve.client import RemoteChat, RemoteText
@@ -40,7 +40,7 @@ class ChatRequest(TextRequest):
 
     # fmt: off
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N", "Maximum tokens per reply",
-        LENGTH, bounds=Bounds(1), usual=1024, config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
+        LENGTH, bounds=TOKENS, usual=1024, config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
     # fmt: on
 
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ NARROW, INDENT = 60, 8  # below this width they stand under the option, so far f
 WIDTH = 100  # the widest page; terminals that are narrower get narrower pages
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 
+CONTEXT = "the context is the model's own; -n limits what is generated, and --truncate left cuts a long prompt"
+DEVICE = "--device cuda runs the whole model on the GPU; auto does so where there is one"
+HIRES = "draw small first, then go on: -i small.png --size 1024x1024 --strength 0.5; or --upscaler NAME"
 # What people type who come from other tools, where gencli has no option for it → what to say. What it has under another
 # name stands in that option's row.
 ELSEWHERE = {
@@ -42,6 +46,15 @@ ELSEWHERE = {
     "-o": "the output goes to stdout: `> FILE` saves it",
     "--version": "did you mean `gencli --version`?",
     "-V": "did you mean `gencli --version`?",
+    "-c": CONTEXT,
+    "--ctx-size": CONTEXT,
+    "--num-ctx": CONTEXT,
+    "-ngl": DEVICE,
+    "--n-gpu-layers": DEVICE,
+    "--gpu-layers": DEVICE,
+    "--repeat-last-n": "--repeat-penalty R looks at the whole text, prompt included",
+    "--hires": HIRES,
+    "--hires-fix": HIRES,
     "--refiner-steps": "--stage refiner:steps=N counts all denoising steps; --refiner-start F says where it begins",
 }
 OUTPUTS = ("-o", "--output")
@@ -59,7 +72,12 @@ COMMANDS_ELSEWHERE = {
     "download": "models pull",
     "remove": "models rm",
     "finetune": "train text",
+    "show": "models show",
+    "ps": "models list",
+    "create": "models convert",
 }
+# The same for arguments of commands that take none: {} is what was typed.
+ARGUMENTS_ELSEWHERE = {"chat": '`gencli text --chat "{}"` answers one message', "serve": "did you mean -m {}?"}
 
 
 class Command(TyperCommand):
@@ -146,7 +164,7 @@ class Group(TyperGroup):
             hint = f'did you mean {path} text "{shorten(name, 60)}"?'
         else:
             meant = COMMANDS_ELSEWHERE.get(name) if ctx.parent is None else None
-            meant = meant or nearest(name, known) or self._inner(ctx, name)
+            meant = meant or (ctx.parent is None and _model(name)) or nearest(name, known) or self._inner(ctx, name)
             hint = f"did you mean `{path} {meant}`?" if meant else f"commands: {', '.join(known)}"
         raise UsageError(f"no such command: {name!r}", hint)
 
@@ -163,6 +181,14 @@ class Group(TyperGroup):
         return inner[close] if close else None
 
 
+def _model(name: str) -> str | None:
+    """Return the command that runs a model which is embedded or well known; None for another name."""
+    from gencli.checkpoints.find import known_names
+
+    names = () if "/" in name else ("text", "image", "upscale")
+    return next((f"{task} -m {name}" for task in names if name in dict(known_names(task))), None)
+
+
 def explain(error: Exception) -> UsageError:
     """Translate a usage error of the parser (click's or typer's) into a UsageError with a hint."""
     ctx = getattr(error, "ctx", None)
@@ -172,12 +198,22 @@ def explain(error: Exception) -> UsageError:
     if option and hasattr(error, "possibilities"):  # no such option
         return UsageError(f"no such option: {option}", (ctx and _meant(option.replace("_", "-"), ctx)) or hint)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
+    hint = (ctx and _about_words(message, error, ctx)) or hint
     found = UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
     param = getattr(error, "param", None)
     if ctx is not None and param is not None and (place := config.origin(ctx, param)):
         said = f" (env var: '{param.envvar}')"  # in the parser's own words
         found.message = f"{found.message.replace(said, '')} (set by {place})"
     return found
+
+
+def _about_words(message: str, error: Any, ctx: Any) -> str | None:
+    """Return a hint for arguments that a command does not take, and for an option such as -ngl, read as `-n gl`."""
+    if extra := re.search(r"extra argument.*? \((.*)\)", message):
+        advice = ARGUMENTS_ELSEWHERE.get(ctx.info_name)
+        return ELSEWHERE["-c"] if extra[1].isdecimal() else advice and advice.format(shorten(extra[1], 60))
+    value, flags = re.search(r"'([a-z]*)' is not", message), getattr(getattr(error, "param", None), "opts", ())
+    return value and next((ELSEWHERE.get(flag + value[1]) for flag in flags if len(flag) == 2), None)
 
 
 def _meant(option: str, ctx: Any) -> str | None:

@@ -171,7 +171,7 @@ def draw(
         note=console.note,
     )
     animation = image_sinks.animation(output.gif, console.note)
-    _note_number(console, request.negative if "negative" in asked.given else None)
+    _note_slips(console, request, asked.given, many=many)
     inputs = finder.find(console.note)
     hashes = finder.hashes(inputs, console.note, remember=sink.metadata)
     prompt = read_prompt(sources.prompt) if "-" in sources.prompt else request.prompt
@@ -346,6 +346,10 @@ def _parse_size(size: str, values: Mapping[str, Any]) -> dict[str, int]:
         raise UsageError(f"--size {size}: expected WIDTHxHEIGHT, as in 512x512") from None
 
 
-def _note_number(console: Console, negative: str | None) -> None:
-    if negative is not None and negative.strip().isdigit():
-        console.note(f"-n {negative} is a negative prompt: {negative!r}; --count {negative} makes several images")
+def _note_slips(console: Console, request: ImageRequest, given: frozenset[str], *, many: bool) -> None:
+    if "negative" in given and (number := (request.negative or "").strip()).isdigit():
+        console.note(f"-n {number} is a negative prompt: {number!r}; --count {number} makes several images")
+    if "batch" in given and request.batch > 1 and not many:
+        console.note(
+            f"--batch {request.batch} is how many go through the model at once; --count says how many are made"
+        )

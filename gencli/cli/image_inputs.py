@@ -7,6 +7,7 @@ One rule for all of it: what the command line or the environment names is found 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -202,8 +203,11 @@ def _open(path: str | None, note: Callable[[str], None], ground: str = "white") 
     return open_flat(read_data(FILE_LIMIT, "-i - reads the image") if path == "-" else path, ground, note)
 
 
+WEIGHT = re.compile(r"(?<!\\)\([^()\n]{1,60}:\d*\.?\d+\)")  # (red:1.3)
+
+
 def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[str], None]) -> None:
-    """Note the words of embeddings that are in no prompt, and LoRA files named in one."""
+    """Note the words of embeddings that are in no prompt, and LoRA files and weights that are read as text."""
     from gencli.image.prompts.weighting import parse
 
     prompts = [request.prompt, request.negative or ""]
@@ -214,3 +218,5 @@ def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[st
             note(f"no prompt has the word {word!r}, which stands for its embedding")
     if "<lora:" in texts and not request.weighted:
         note("<lora:…> in a prompt is text; --lora FILE:SCALE loads one")
+    if not request.weighted and (found := WEIGHT.search(texts)):
+        note(f"{found[0]} in a prompt is text; --weighted reads it as a weight")

@@ -63,7 +63,8 @@ class Served:
         "Listen at this Unix socket, which you alone can reach (default: gencli.sock in your runtime folder).",
         LISTENING).field(None)
     listen: tuple[str, ...] = several(str, "--listen [HOST:]PORT",
-        "Also listen on TCP, without a host on this machine only; port 0 is any free port (repeatable).", LISTENING)
+        "Also listen on TCP; without HOST, only this machine can connect. Port 0 picks a free port (repeatable).",
+        LISTENING, also=("--port", "--host", "-p"))
     key: str | None = string(None, "--key KEY",
         "Require this key of clients (Authorization: Bearer KEY); needed if other machines can reach the address "
         "(environment: GENCLI_SERVE_KEY, which other users cannot see).", LISTENING, env="GENCLI_SERVE_KEY")

@@ -15,6 +15,7 @@ from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, number,
 from gencli.text.grammar import check_grammar, check_schema, read_grammar, read_schema
 
 MAX_SEED = 2**63 - 1
+TOKENS = Bounds(1, hint="-n 1000000 goes on until the model ends, or its context is full")
 TOKENS_ELSEWHERE = ("--n-predict", "--num-predict", "--max-length", "--tokens", "--length")
 INPUT, CONVERSATION, SAMPLING, LENGTH = "Prompt", "Conversation", "Sampling", "Length"  # headings on the help pages
 
@@ -174,7 +175,7 @@ class TextRequest:
         read=lambda side: None if side is None else "left", valid=_check_side).field(None)
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N",
-        "Maximum tokens to generate, limited by the context", LENGTH, bounds=Bounds(1), usual=256,
+        "Maximum tokens to generate, limited by the context", LENGTH, bounds=TOKENS, usual=256,
         config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
     stop: tuple[str, ...] = several(str, "--stop TEXT",
         "Stop before this text, which is not printed (repeatable).", LENGTH,

@@ -357,3 +357,5 @@ def test_a_likely_slip_gets_a_note(sd):
     done = gencli("image", "-m", sd, "a", *QUICK, "-n", 4)
     assert done.returncode == 0 and done.stdout.startswith(b"\x89PNG")
     assert done.stderr.startswith(b"note: -n 4 is a negative prompt: '4'; --count 4 ")
+    done = gencli("image", "-m", sd, "a", *QUICK, "--batch", 4)
+    assert done.returncode == 0 and done.stderr.startswith(b"note: --batch 4 is how many go through the model at once")

@@ -297,3 +297,19 @@ def test_words_of_embeddings_are_looked_for_in_what_is_read(prompt, weighted, no
     notes = []
     note_slips(ImageRequest(prompt=prompt, weighted=weighted), ["my style (v2)"], notes.append)
     assert ["no prompt has the word 'my style (v2)'" in note for note in notes] == ([True] if noted else [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weighted", "found"),
+    [
+        ("a (red:1.3) apple", False, "(red:1.3)"),
+        ("a (red:1.3) apple", True, None),
+        (r"a \(red:1.3\) apple", False, None),
+        ("an apple (at 12:30 o'clock)", False, None),
+        ("a (red) apple", False, None),
+    ],
+)
+def test_a_weight_that_is_read_as_text_is_noted(prompt, weighted, found):
+    notes = []
+    note_slips(ImageRequest(prompt=prompt, weighted=weighted), [], notes.append)
+    assert notes == ([f"{found} in a prompt is text; --weighted reads it as a weight"] if found else [])
