@@ -46,7 +46,7 @@ def check_no_pointer(head: bytes, path: Path | str) -> None:
     if head.startswith(POINTER):
         raise GencliError(
             f"{path} is a pointer of Git LFS: the file itself was not fetched",
-            "`git lfs pull` in its folder fetches it, and so does `gencli models pull` from the hub",
+            "`git lfs pull` in its folder fetches it, and so does `gencli models pull` from the Hub",
         )
 
 

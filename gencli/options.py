@@ -243,7 +243,6 @@ def _check_text(name: str, value: str) -> None:
 SEED = Option(
     int,
     "-s, --seed N",
-    "Random seed; same seed, same result. Output i uses N + i (default: random, and shown).",
+    "Random seed; same seed, same result. Output i uses N + i (default: random, and recorded).",
     RUN,
-    after="vae_tiling",
 )

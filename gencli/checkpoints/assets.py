@@ -129,7 +129,7 @@ def locate(
     if forbidden:
         raise GencliError(
             f"{option} {name}: no such file or folder, and not in the Hugging Face cache ({hub_cache.root()})",
-            f"{forbidden}, so it was not looked for on the hub",
+            f"{forbidden}, so it was not looked for on the Hub",
         )
     from gencli.checkpoints.hub import download
 

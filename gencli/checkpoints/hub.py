@@ -190,7 +190,7 @@ class _Download:
         if remote.sha256 is not None and hub_cache.sha256(incomplete) != remote.sha256:
             incomplete.unlink()
             raise GencliError(
-                f"{self.hub_id}: {remote.name} came damaged: its checksum is not the hub's", "run it again"
+                f"{self.hub_id}: {remote.name} came damaged: its checksum is not the Hub's", "run it again"
             )
         incomplete.replace(blob)
 
@@ -200,7 +200,7 @@ class _Download:
             self._show(str(self.hub_id))
 
     def _show_wait(self, seconds: int) -> None:
-        self._show(f"{self.hub_id} (the hub asks to wait {seconds} s)")
+        self._show(f"{self.hub_id} (the Hub asks to wait {seconds} s)")
 
     def _show(self, name: str) -> None:
         if self.progress is not None:
@@ -227,10 +227,10 @@ def _list_files(hub_id: HubId) -> tuple[str, list[Remote]]:
             raise ValueError("no table with a list of files")
         remotes = [Remote.parse(sibling) for sibling in raw.get("siblings") or []]
     except (ValueError, RecursionError) as error:
-        raise GencliError(f"{hub_id}: the hub's list of files is broken: {error}") from None
+        raise GencliError(f"{hub_id}: the Hub's list of files is broken: {error}") from None
     commit = raw.get("sha")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        raise GencliError(f"{hub_id}: the hub gives it the commit {commit!r:.80}, which is none")
+        raise GencliError(f"{hub_id}: the Hub gives it the commit {commit!r:.80}, which is none")
     return commit, remotes
 
 

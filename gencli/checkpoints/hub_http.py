@@ -45,11 +45,11 @@ class Answer:
         for headers in (*self.redirects, self.headers):
             commit, etag = headers.get("X-Repo-Commit"), headers.get("X-Linked-ETag")
             if commit is not None and not COMMIT.fullmatch(commit):
-                raise GencliError(f"{hub_id}: the hub gives {name} the commit {commit!r:.100}, which is none")
+                raise GencliError(f"{hub_id}: the Hub gives {name} the commit {commit!r:.100}, which is none")
             etag = headers.get("ETag") if etag is None and commit is not None else etag
             if etag is not None and not ETAG.fullmatch(etag):
                 word = etag.removeprefix("W/").strip('"')
-                raise GencliError(f"{hub_id}: the hub gives {name} the ETag {word!r:.100}, which is not a plain word")
+                raise GencliError(f"{hub_id}: the Hub gives {name} the ETag {word!r:.100}, which is not a plain word")
 
 
 class Watch:
@@ -127,7 +127,7 @@ def fetch(
                         update(-start)
                     for chunk in answer.body:
                         if file.tell() + len(chunk) > limit:
-                            raise GencliError(f"{hub_id}: the hub sends more of {name} than the {limit} bytes expected")
+                            raise GencliError(f"{hub_id}: the Hub sends more of {name} than the {limit} bytes expected")
                         file.write(chunk)
                         update(len(chunk))
                     if size is None:
@@ -146,7 +146,7 @@ def fetch(
         if waited > WAIT_LIMIT:
             asked = f"it asks to wait {pause} seconds; " if pause > WAIT_LIMIT else "try again in some minutes, "
             hint = f"{asked}{'try again then, ' if pause > WAIT_LIMIT else ''}or set HF_TOKEN"
-            raise GencliError(f"{hub_id}: the hub asks to slow down (429)", hint)
+            raise GencliError(f"{hub_id}: the Hub asks to slow down (429)", hint)
         wait(pause)
         time.sleep(pause)
         watch.restart()
@@ -230,12 +230,12 @@ def _refusal(hub_id: HubId, answer: Answer) -> GencliError:
         return GencliError(f"{hub_id.repo} has no revision {hub_id.revision!r}", f"its branches and tags: {address}")
     if status == 401 and token and "credentials" in message:
         return GencliError(
-            f"{hub_id}: the hub does not accept your token", "check HF_TOKEN, or the one of `hf auth login`"
+            f"{hub_id}: the Hub does not accept your token", "check HF_TOKEN, or the one of `hf auth login`"
         )
     if code == "RepoNotFound" or status in (401, 404):
         hint = "check the name" + ("" if token else "; for a private one set HF_TOKEN to a token of yours")
         return GencliError(f"no model {str(hub_id)!r}: not on this machine, and not at {constants.ENDPOINT}", hint)
-    return GencliError(f"{hub_id}: the hub answers {status}{': ' + message if message else ''}")
+    return GencliError(f"{hub_id}: the Hub answers {status}{': ' + message if message else ''}")
 
 
 def _one_line(error: Exception) -> str:

@@ -179,7 +179,7 @@ def check(
     for file, checksum in sorted({found for part in models for found in _hashed(part.path)}):
         opened(file.name)
         if hub_cache.sha256(file) != checksum:
-            problems.append(f"{file} is damaged: its checksum is not the hub's")
+            problems.append(f"{file} is damaged: its checksum is not the Hub's")
     for part in models:
         try:
             tensors, config = part.tensors(), part.config

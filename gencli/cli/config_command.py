@@ -54,8 +54,10 @@ def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> No
     if json:
         for key, value, place in rows:
             write_object({"key": key, "value": value, "from": place})
-    else:
+    elif rows:
         write_lines([f"{key} = {value}  ({place})" for key, value, place in rows])
+    else:
+        ctx.find_root().obj.note(f"nothing is set; the file would be {config.path()}")
 
 
 @app.command("set", cls=Command)

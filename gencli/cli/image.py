@@ -49,7 +49,8 @@ class Sources:
         "Recreate FILE from its embedded settings; other options override them.", INPUT,
         after="strict")
     wildcards: bool = flag(False, "--wildcards",
-        "Choose anew for each image: {red|green} is one of these, __colors__ a line of colors.txt.", INPUT,
+        "Replace {red|green} by one of the words, and __colors__ by a line of colors.txt, chosen anew for each image.",
+        INPUT,
         after="strict")
     sweep: tuple[str, ...] = several(str, "--sweep KEY=VALUES",
         "Generate with each value, as in cfg-scale=1,3,7 or seed=1..4; given again, with every combination. With "

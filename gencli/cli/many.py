@@ -45,17 +45,19 @@ class Many:
         "With --lines: share the lines among N processes, each with the model (default: 1; with --on: one per GPU, or "
         "else per machine).", RUN, within=(1, 4096))
     on: str | None = string(None, "--on ray|ADDRESS",
-        "With --lines: the workers are Ray's, on the machines of ray://HOST:10001, or of `ray`: the cluster that "
-        "RAY_ADDRESS names, else one that is started here.", RUN, after="workers")
+        "With --lines: run workers on a Ray cluster: ray://HOST:10001, or `ray` for the one that RAY_ADDRESS names, "
+        "else a new local one.", RUN, after="workers")
     gpus_per_worker: float | None = number(None, "--gpus-per-worker G",
         "With --on: GPUs per worker, or a part of one (default: 1 where the cluster has GPUs).", RUN,
         within=(0, 64), after="on")
-    unordered: bool = flag(False, "--unordered", "With --lines and --workers: print answers as they are made.", OUTPUT)
+    unordered: bool = flag(False, "--unordered", "With --lines and --workers: print answers as they are made.", OUTPUT,
+        after="json")
     shard: str | None = string(None, "--shard I/N",
         "With --lines: only the I-th of N parts of the lines, numbered and seeded as in the whole.", "Prompt",
         after="strict")
     resume: Path | None = Option(Path, "--resume FILE",  # noqa: RUF009
-        "With --lines: add a JSON record of each output to FILE, and go on from those that it has.", OUTPUT).field(None)
+        "With --lines: add a JSON record of each output to FILE, and skip those already there.", OUTPUT,
+        after="unordered").field(None)
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -127,7 +127,7 @@ def available(ctx: typer.Context, known: Known, reporting: Reporting) -> None:
     """List well-known open models: purpose, licence, size, and whether they fit this machine.
 
     Each name works with -m and with `gencli models pull`. MEMORY is what a model needs as stored, Q8_0 and Q4_K_M what
-    it needs with --quantize.
+    it needs with --quantize. HERE says which of the three fits the memory of this machine.
     """
     _list_available(known.task, json=known.json)
 

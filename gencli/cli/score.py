@@ -43,7 +43,7 @@ class Compared:
     text: tuple[str, ...] = several(str, "-t, --text TEXT", "A text to compare with (repeatable).", INPUT)
     lines: bool = replace(LINES, help="Treat each line of stdin as a text.", panel=INPUT).field(False)
     truncate: str | None = choice(SIDES, "--truncate SIDE",
-        "If a text is too long, cut off its left or right end instead of failing.", INPUT,
+        "If a text is too long, cut off this end instead of failing: left or right.", INPUT,
         complete=lambda: list(SIDES))
     sort: bool = flag(False, "--sort", "Sort by score, best first (printed at the end).", OUTPUT)
     json: bool = JSON.field(False)

@@ -69,8 +69,8 @@ class Served:
         "Require this key of clients (Authorization: Bearer KEY); needed if other machines can reach the address "
         "(environment: GENCLI_SERVE_KEY, which other users cannot see).", LISTENING, env="GENCLI_SERVE_KEY")
     keep: float = Option(float, "--keep TIME",
-        "Unload a model after so long without a request: 30s, 10m, 1h, 0 or forever (default: 10m).", LIMITS, word=str,
-        read=lambda text: 600.0 if text is None else read_duration(text)).field(600.0)
+        "Unload a model after this time without a request: 30s, 10m, 1h, `forever`, or 0 for at once (default: 10m).",
+        LIMITS, word=str, read=lambda text: 600.0 if text is None else read_duration(text)).field(600.0)
     max_memory: float = Option(float, "--max-memory SIZE",
         "Most memory for the weights of all loaded models, such as 8G (default: no limit).", LIMITS, word=str,
         read=lambda text: math.inf if text is None else read_size(text)).field(math.inf)

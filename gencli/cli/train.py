@@ -21,7 +21,7 @@ from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
 from gencli.errors import GencliError, UsageError, about, counted
 from gencli.options import Option, check, integer, number, rows, string
 from gencli.spec import named_model
-from gencli.train.recipe import SEED, THREADS, ImageRecipe, TextRecipe, at_least
+from gencli.train.recipe import INPUT, SEED, THREADS, ImageRecipe, TextRecipe, at_least
 
 if TYPE_CHECKING:
     from gencli.train.trainer import Progress
@@ -51,7 +51,7 @@ class Captions:
         Path,
         "--captions FILE",
         f"{CAPTIONS} Given again: further captions and tags for the same images.",
-        "",
+        INPUT,
         several=True,
         after="out",
     ).field(())
@@ -77,7 +77,7 @@ class Scored:
         "Draw everything N times, and report the mean difference of pixels, of 255", DRAWN,
         valid=partial(at_least, 1), usual=1)
     seed: int = replace(SEED, panel=DRAWN).field(0)
-    model: str = named_model("GENCLI_IMAGE_MODEL", "emoji", "image").field("emoji")
+    model: str = named_model("GENCLI_IMAGE_MODEL", "emoji", "image", example="sdxl-turbo").field("emoji")
     # fmt: on
 
     def __post_init__(self) -> None:

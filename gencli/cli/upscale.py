@@ -32,7 +32,7 @@ class Photo:
     """The image to enlarge, what it shows, and the model."""
 
     # fmt: off
-    file: str = Option(str, "FILE", "The image to enlarge; `-` is stdin.", INPUT).field("")
+    file: str = Option(str, "FILE", "The image to enlarge; `-` is stdin.", "Input").field("")
     prompt: str | None = string(None, "-p, --prompt TEXT",
         "What the image shows (default: the prompt in its embedded settings, if any).", INPUT)
     # fmt: on
@@ -46,7 +46,7 @@ class Photo:
     gencli upscale photo.png --prompt "a lighthouse at dusk" --noise-level 50 -o big.png
     gencli upscale - < small.png > big.png
     """,
-    panels=(INPUT, PICTURE, SAMPLING),
+    panels=("Input", INPUT, PICTURE, SAMPLING),
     without=LEFT_OUT,
 )
 def upscale(

@@ -30,7 +30,6 @@ from gencli.image.values import (
 from gencli.options import (
     KINDS,
     MODEL,
-    RUN,
     SEED,
     Bounds,
     Option,
@@ -135,17 +134,17 @@ class ImageRequest:
     prompt: str = string("", called="the prompt")
     negative: str | None = string(None, "-n, --negative TEXT", "Negative prompt: what to avoid.", INPUT,
         after="prompt", also=("--negative-prompt", "--neg"))
-    steps: int | None = integer(None, "--steps N", "Denoising steps (default: 50; 4 for LCM and Turbo models).",
+    steps: int | None = integer(None, "--steps N", "Denoising steps (default: the model's, else 50).",
         SAMPLING, infotext="Steps", within=(1, 10_000), also=("--num-inference-steps", "--inference-steps"))
     sampler: str | None = string(None, "--sampler NAME",
-        f"{', '.join(samplers.names())} (default: ddim; LCM and Turbo models use their own).", SAMPLING,
+        f"{', '.join(samplers.names())} (default: the model's if it needs its own, else ddim).", SAMPLING,
         after="guidance_rescale", complete=samplers.names(), valid=check_sampler, infotext="Sampler",
         labels=SAMPLER_LABELS, also=("--scheduler", "--sampling-method"))
     karras: bool | None = flag(None, "--karras/--no-karras",
         "Use Karras noise levels, with samplers that have them, such as euler.",
         SAMPLING, after="spacing", infotext="Schedule type", labels=SCHEDULE_LABELS)
     guidance: float | None = number(None, "--cfg-scale, --guidance S",
-        "How closely to follow the prompt; 1 or less turns guidance off (default: 7.5; SDXL 5, LCM 8.5, Turbo 1).",
+        "How closely to follow the prompt; 1 or less turns guidance off (default: the model's, else 7.5).",
         SAMPLING, infotext="CFG scale", within=(-1000, 1000),
         also=("--guidance-scale", "--cfg"))
     guidance_rescale: float | None = number(None, "--guidance-rescale R",
@@ -173,12 +172,12 @@ class ImageRequest:
         "Repaint only the white areas of this mask; transparent areas count as black.", START,
         after="strength", infotext="Mask image", names="file")
     paste: bool = flag(True, "--paste/--no-paste",
-        "Restore the original pixels where --mask is black, with a fade of 4 pixels (default: on; off as in "
-        "diffusers, where they change slightly).", START,
+        "Restore the original pixels where --mask is black, with a fade of 4 pixels (default: on; "
+        "diffusers does not).", START,
         after="mask", infotext="Paste")
     strength: float | None = number(None, "--strength S",
-        "How much to change the image: near 0 keeps it, 1 replaces it (default: 0.8; with --mask 1).", START,
-        valid=check_strength,
+        "How much to change the image: near 0 keeps it, 1 replaces it (default: the model's, else 0.8; with --mask 1).",
+        START, valid=check_strength,
         infotext="Denoising strength", also=("--denoise", "--denoising-strength", "--image-strength"))
     keep_rows: int | None = integer(None, "--keep-rows N",
         "Rows of --init to keep, from the top (default: half).",
@@ -234,7 +233,7 @@ class ImageRequest:
         "Generate N images at a time (default: 1; tiny rounding differences are possible).", PICTURE,
         infotext="Batch", within=(1, 4096))
     truncate: str | None = choice(SIDES, "--truncate SIDE",
-        "If the prompt is too long, cut off its left or right end instead of failing.", INPUT,
+        "If the prompt is too long, cut off this end instead of failing: left or right.", INPUT,
         infotext="Truncate")
     mix: tuple[str, ...] = several(str, "--mix TEXT|FILE[:WEIGHT]",
         "Instead of a prompt, mix texts and images, each with a weight, as in --mix photo.png:0.3 --mix "
@@ -256,8 +255,8 @@ class ImageRequest:
         "Load a textual-inversion embedding. Use it in prompts as WORD (default: the name in the file, else the "
         "file's name; repeatable).", INPUT, infotext="Embeddings", names="asset", reload=True)
     vae: str | None = string(None, "--vae NAME",
-        "Use this VAE instead of the model's own: a folder, a .safetensors file or a Hugging Face id.", RUN,
-        infotext="VAE", names="model", reload=True)
+        "Use this VAE instead of the model's own: a folder, a .safetensors file or a Hugging Face id.", MODEL,
+        after="upscaler", infotext="VAE", names="model", reload=True)
     refiner: str | None = string(None, "--refiner NAME",
         "A second model for the last steps, such as SDXL's refiner: a folder, a file or a Hugging Face id.", MODEL,
         after="allow_pickle", infotext="Refiner", names="model", reload=True)
@@ -266,7 +265,7 @@ class ImageRequest:
         after="sampler_options", valid=check_refiner_start, infotext="Refiner switch at")
     prior: str | None = string(None, "--prior NAME",
         "The prior of a decoder such as Kandinsky 2.2's: a folder or a Hugging Face id (default: the one that "
-        "belongs to the decoder on the hub).", MODEL, after="refiner", infotext="Prior",
+        "belongs to the decoder on the Hub).", MODEL, after="refiner", infotext="Prior",
         names="model", reload=True)
     upscaler: tuple[str, ...] = several(str, "--upscaler NAME",
         "Enlarge the image four times with this model, such as x4-upscaler or DeepFloyd IF's second stage: a "
@@ -280,7 +279,8 @@ class ImageRequest:
         f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count all denoising steps.",
         SAMPLING, after="noise_level", valid=_check_stages, infotext="Stages")
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
-        "Decode in tiles: less memory for large images, with slightly different pixels.", RUN, infotext="VAE tiling")
+        "Decode in tiles: less memory for large images, with slightly different pixels.", MODEL, after="vae",
+        infotext="VAE tiling")
     dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, read=lambda word: None if word == "auto" else word,
         infotext="Dtype", reload=True).field(None)
     quantize: str | None = dataclasses.replace(QUANTIZE, infotext="Quantize", reload=True).field(None)

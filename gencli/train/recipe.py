@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 from gencli.errors import UsageError
-from gencli.options import MODEL, Option, flag, integer, number, rows, string
+from gencli.options import MODEL, RUN, Option, flag, integer, number, rows, string
 from gencli.spec import ModelSpec, completing
 
-START, SIZES, RECIPE = "Start", "Sizes", "Recipe"  # headings on the help pages
+INPUT, START, SIZES, RECIPE = "Data", "Start", "Sizes", "Recipe"  # headings on the help pages
 
 
 class OptimizerKind(str, Enum):
@@ -66,7 +66,7 @@ OPTIMIZER = Option(
     word=OptimizerKind, read=lambda kind: OptimizerKind(kind or "muon").value,
 )  # fmt: skip
 SEED = Option(int, "-s, --seed N", "Seed of the run (default: 0).", RECIPE)
-CHANGES = Option(bool, "--allow-changes", "Continue even if the settings differ from the original run's.", "")
+CHANGES = Option(bool, "--allow-changes", "Continue even if the settings differ from the original run's.", RUN)
 DTYPE = Option(
     str,
     "--dtype NAME",
@@ -105,7 +105,7 @@ class TextRecipe:
     # fmt: off
     data: str
     out: str = OUT.field(dataclasses.MISSING)
-    validation: str = string("", "--validation DATA", "Validation texts (default: every 50th text is held out).")
+    validation: str = string("", "--validation DATA", "Validation texts (default: every 50th text is held out).", INPUT)
     init: str = string("", "--init MODEL",
         "Fine-tune this model, with its tokenizer: short name, folder or Hugging Face id.", START,
         complete=completing("text"))

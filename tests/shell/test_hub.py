@@ -544,7 +544,7 @@ def test_a_hub_that_asks_to_wait(hub: Hub, env: dict[str, str | None], tmp_path:
 
     hub.lie = lies
     message = refused(env, "org/tiny")
-    assert "org/tiny: the hub asks to slow down (429)" in message
+    assert "org/tiny: the Hub asks to slow down (429)" in message
     assert "it asks to wait 86400 seconds" in message
     seconds[0] = "1"
     refusals.clear()
@@ -554,7 +554,7 @@ def test_a_hub_that_asks_to_wait(hub: Hub, env: dict[str, str | None], tmp_path:
     env["HF_HUB_CACHE"] = str(tmp_path / "other")
     code, screen, *_ = process.on_terminal("models", "pull", "org/tiny", stdin=False, stdout=False, **env)
     assert code == 0
-    assert b"fetching org/tiny (the hub asks to wait 1 s) " in screen
+    assert b"fetching org/tiny (the Hub asks to wait 1 s) " in screen
 
 
 def test_a_hub_that_sends_a_byte_now_and_then(hub: Hub, env: dict[str, str | None]) -> None:
@@ -573,7 +573,7 @@ def test_a_hub_that_sends_more_than_it_said(hub: Hub, env: dict[str, str | None]
         return status, headers, body + b" " * 10**6 if path.endswith("config.json") else body
 
     hub.lie = more
-    assert f"the hub sends more of config.json than the {len(CONFIG)} bytes expected" in refused(env, "org/tiny")
+    assert f"the Hub sends more of config.json than the {len(CONFIG)} bytes expected" in refused(env, "org/tiny")
     blobs = Path(str(env["HF_HUB_CACHE"])) / "models--org--tiny" / "blobs"
     assert all(path.stat().st_size <= len(CONFIG) for path in blobs.iterdir() if "incomplete" in path.name)
 

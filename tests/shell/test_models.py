@@ -240,7 +240,7 @@ def test_check_knows_what_the_hub_had(tmp_path: Path) -> None:
     for data, damaged in ((good, False), (good[:-1] + b"\1", True)):
         blob.write_bytes(data)
         problems = check(Source("org/m", folder, "hub")).problems
-        assert any("its checksum is not the hub's" in problem for problem in problems) == damaged
+        assert any("its checksum is not the Hub's" in problem for problem in problems) == damaged
 
 
 # --- rm

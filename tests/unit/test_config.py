@@ -117,6 +117,12 @@ def test_set_and_show(file: Path, capsys) -> None:
     assert {"key": "image.steps", "value": 30, "from": str(file)} in rows
 
 
+def test_nothing_set_is_said_beside_stdout(file, capsys) -> None:
+    assert main(["config", "show"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == f"note: nothing is set; the file would be {file}\n"
+
+
 def test_changing_keeps_the_rest_of_the_file() -> None:
     text = '# mine\ndevice = "cpu"  # always\n\n[ image ]\nsteps = 3\n\n[text]\nx = 1\n'
     made = config.changed(text, ["image", "steps"], "4")
