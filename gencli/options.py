@@ -121,6 +121,10 @@ class Option:
         long = next((flag for flag in self.flags if flag.startswith("--")), f"--{field.replace('_', '-')}")
         return self.called or long.partition("/")[0]
 
+    def listed_as(self, field: str) -> str:
+        """Return its name where values are listed: its first long flag without the dashes."""
+        return next((flag for flag in self.flags if flag.startswith("--")), field).partition("/")[0].lstrip("-")
+
     @property
     def description(self) -> str:
         """The help text as the page shows it."""

@@ -230,7 +230,7 @@ def _list_files(hub_id: HubId) -> tuple[str, list[Remote]]:
         raise GencliError(f"{hub_id}: the Hub's list of files is broken: {error}") from None
     commit = raw.get("sha")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        raise GencliError(f"{hub_id}: the Hub gives it the commit {commit!r:.80}, which is none")
+        raise GencliError(f"{hub_id}: the Hub gives it the commit {commit!r:.80}, which is not one")
     return commit, remotes
 
 

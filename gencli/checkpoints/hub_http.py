@@ -45,7 +45,7 @@ class Answer:
         for headers in (*self.redirects, self.headers):
             commit, etag = headers.get("X-Repo-Commit"), headers.get("X-Linked-ETag")
             if commit is not None and not COMMIT.fullmatch(commit):
-                raise GencliError(f"{hub_id}: the Hub gives {name} the commit {commit!r:.100}, which is none")
+                raise GencliError(f"{hub_id}: the Hub gives {name} the commit {commit!r:.100}, which is not one")
             etag = headers.get("ETag") if etag is None and commit is not None else etag
             if etag is not None and not ETAG.fullmatch(etag):
                 word = etag.removeprefix("W/").strip('"')

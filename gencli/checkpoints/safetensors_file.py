@@ -106,7 +106,7 @@ class SafetensorsFile:
 
 def _shape(raw: list[int]) -> tuple[int, ...]:
     if not all(type(side) is int and 0 <= side < 2**48 for side in raw) or len(raw) > 16:
-        raise ValueError("a shape that is none")
+        raise ValueError("an invalid shape")
     return tuple(raw)
 
 

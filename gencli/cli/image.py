@@ -16,11 +16,11 @@ from gencli.checkpoints.find import Source
 from gencli.cli import image_sinks
 from gencli.cli.console import Console
 from gencli.cli.download import memory_note
+from gencli.cli.image_info import print_info
 from gencli.cli.image_inputs import Finder
 from gencli.cli.many import Many
 from gencli.cli.options import JSON, LINES, STRICT, Asked, Fetching, Reporting, command
 from gencli.cli.prompts import LineReader, each_line, note_file, read_prompt
-from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.sweep import parse
 from gencli.cli.warm import Serving
 from gencli.cli.wildcards import choices
@@ -121,20 +121,6 @@ def image(
     draw(ctx.obj, sources, output, asked, where, fetching, serving, reporting)
 
 
-def print_info(path: str, *, json: bool) -> None:
-    """Print what an image says about how it was made. Raise GencliError if it says nothing."""
-    from gencli.image.files.pictures import read_request
-
-    found = read_request(path)
-    values = {name: value for name, value in found.values.items() if name != "hashes"}
-    if json:
-        write_object({**values, "left_out": list(found.left_out)})
-        return
-    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
-    lines = [f"{name.replace('_', '-'):18}{value}" for name, value in shown.items() if value not in ("", None, [], {})]
-    write_lines([*lines, *([f"{'left out':18}{', '.join(found.left_out)}"] if found.left_out else [])])
-
-
 def draw(
     console: Console,
     sources: Sources,
@@ -191,6 +177,10 @@ def draw(
         ready(inputs, base.replace(**one.values), where, lines=lines is not None, note=lambda text: None)[1]
         for one in (sweep.variants if sources.sweep else ())
     ]
+    stages_folder = output.save_stages
+    if stages_folder is not None and not any(stage.shows for stage, _ in getattr(opened, "stages", [])[:-1]):
+        console.note(f"--save-stages: {opened.name} makes no image before its last stage, so none is saved")
+        stages_folder = None
     if animation is not None:
         walks = getattr(opened, "walks", False)
         image_sinks.check_animation(animation, many=many, walks=walks, prompts=prompts)
@@ -219,7 +209,7 @@ def draw(
         sink,
         prompts=lines,
         animation=animation,
-        folders={"step_files": output.save_steps, "stage_files": output.save_stages},
+        folders={"step_files": output.save_steps, "stage_files": stages_folder},
         preview=output.preview,
         show=output.show,
         variants=variants,

@@ -104,8 +104,7 @@ class Finder:
         for name in (request.init, request.mask, *request.control_image):
             if name is not None and name != "-":
                 yield name, Path(name)
-        for text in request.mix:
-            [one] = parse_mix([text])
+        for text, one in zip(request.mix, parse_mix(request.mix), strict=True):
             if one.is_image:
                 yield text, Path(one.name)
 

@@ -108,7 +108,7 @@ def show(
     """Show a model: config, components, what is not loaded, default settings, files."""
     from gencli.checkpoints.checkpoint import Contents
     from gencli.checkpoints.report import describe
-    from gencli.cli.models_settings import default_settings, judge, stages_of
+    from gencli.cli.models_settings import as_options, default_settings, judge, needed_half, stages_of
 
     source = find(name, offline="`gencli models show`")
     contents = Contents(source, allow_pickle=opened.allow_pickle)
@@ -119,7 +119,8 @@ def show(
     if opened.json:
         write_object(output.everything(source, what, defaults, stages))
     else:
-        write_lines(output.page(source, what, defaults, stages))
+        named, needs = as_options(what.kind, defaults), needed_half(contents, what)
+        write_lines(output.page(source, what, named, stages, needs))
     if what.problem:
         raise GencliError(what.problem)
 

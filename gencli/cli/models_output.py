@@ -112,9 +112,13 @@ def available(entries: Iterable[Entry], memory: int) -> list[str]:
 
 
 def page(
-    source: Source, what: Description, defaults: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
+    source: Source,
+    what: Description,
+    defaults: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+    needs: str | None = None,
 ) -> list[str]:
-    """Return what `show` prints."""
+    """Return what `show` prints. needs: the other half that it cannot do without."""
     dtypes = sorted({dtype for part in what.components for dtype in part.dtypes})
     facts = {
         "name": what.name,
@@ -125,6 +129,7 @@ def page(
         "licence": what.licence,
         "path": str(what.path),
         "revision": revision(source),
+        "needs": needs,
         "problem": what.problem,
         **{word: _first(what.config, keys) for word, keys in SUMMARY.items()},
         "not loaded": ", ".join(what.not_loaded),
@@ -149,8 +154,8 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
         counted(stage["steps"], "step"),
         stage["sampler"],
     ]
-    guided = [f"guidance {stage['guidance']:g}"] if "guidance" in stage else []
-    return [stage["name"], stage["network"], *size, *guided]
+    guided = [f"cfg-scale {stage['guidance']:g}"] if "guidance" in stage else []
+    return [f"{stage['name']} (main)" if stage["main"] else stage["name"], stage["network"], *size, *guided]
 
 
 def _section(title: str, rows: Sequence[list[str]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gencli.checkpoints.checkpoint import Contents
@@ -11,6 +11,7 @@ from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.report import Description, describe
 from gencli.errors import GencliError
+from gencli.options import rows
 
 
 def judge(contents: Contents, what: Description, prediction: str | None = None) -> Description:
@@ -42,6 +43,33 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
         return {}  # `check` says what is wrong
 
 
+def as_options(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the names of the options that set them."""
+    from gencli.image.request import ImageRequest
+    from gencli.text.request import SamplingParams, TextRequest
+
+    known = rows(ImageRequest) if kind == "image" else [*rows(TextRequest), *rows(SamplingParams)]
+    words = {name: option.listed_as(name) for name, option in known}
+    return {words.get(name, name).replace("_", "-"): value for name, value in settings.items()}
+
+
+def needed_half(contents: Contents, what: Description) -> str | None:
+    """Return which other model one half of a system needs, if it is one."""
+    from gencli.image.drawers import DRAWERS
+    from gencli.image.families.systems import PRIORS
+    from gencli.image.open import open_image_checkpoint
+
+    if what.problem or what.kind != "image" or what.family in DRAWERS:
+        return None
+    family = open_image_checkpoint(contents).family
+    if not family.stages[family.main].shows:
+        decoder = next(iter(PRIORS))
+        return f"a decoder, such as {decoder}: -m names that one, and --prior this"
+    if family.prior is not None and len(family.stages) == 1:
+        return f"a prior, such as {family.prior}: --prior names it (a decoder from the Hub finds its own)"
+    return None
+
+
 def belongs_to(source: Source, *, allow_pickle: bool = False) -> str | None:
     """Return which models a tiny autoencoder of the hub is for, or which one is for an image model and is not here."""
     from gencli.image.families import TINY
@@ -60,7 +88,8 @@ def belongs_to(source: Source, *, allow_pickle: bool = False) -> str | None:
 
 
 def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
-    """The stages of an image model that has several: the network of each, its size, and its own settings."""
+    """The stages of an image model that has several, as --stage knows them: the networks of each, their size, and its
+    own settings."""
     from gencli.image.drawers import DRAWERS
     from gencli.image.open import open_image_checkpoint
     from gencli.image.resolve import built_in
@@ -71,17 +100,22 @@ def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
     checkpoint, parameters = open_image_checkpoint(contents), {part.name: part.parameters for part in what.components}
     if len(checkpoint.stages) == 1:
         return []
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for stage, _ in checkpoint.stages:
+        size = sum(count for file, count in what.files.items() if file.startswith(f"{stage.network}/"))
+        if stage.follows is not None:  # another network of the same stage
+            row = rows[stage.follows]
+            row["network"] += f", {stage.network}"
+            row["parameters"] = (row["parameters"] or 0) + (parameters.get(stage.network) or 0)
+            row["bytes"] += size
+            continue
         values = built_in(checkpoint) if stage is checkpoint.main else stage.defaults
         settings = {name: values[name] for name in ("steps", "sampler", "guidance") if name in values}
-        settings["steps"] = len(range(values["steps"])[slice(*stage.steps)])
         if stage.conditioner is None:
             settings.pop("guidance", None)
-        size = sum(count for file, count in what.files.items() if file.startswith(f"{stage.network}/"))
-        rows.append({"name": stage.name, "network": stage.network, "parameters": parameters.get(stage.network)})
-        rows[-1] |= {"bytes": size, **settings}
-    return rows
+        row = {"name": stage.name, "main": stage is checkpoint.main, "network": stage.network}
+        rows[stage.name] = {**row, "parameters": parameters.get(stage.network), "bytes": size, **settings}
+    return list(rows.values())
 
 
 def _of_text(contents: Contents) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def upscale(
     """
     if not photo.file:
         raise UsageError("no image to enlarge", "as in gencli upscale photo.png -o big.png")
-    prompt = photo.prompt if photo.prompt is not None else _recorded(photo.file)
+    prompt = photo.prompt
+    if prompt is None and (prompt := _recorded(photo.file)):
+        ctx.obj.note(f"enlarged with the prompt in the image's settings, {prompt:.80} (-p '' leaves it out)")
     values = {**asked.values, "init": photo.file, "model": photo.model}
     given = asked.given | {"init", "model"}
     sources = Sources(prompt=(prompt,) if prompt else ())
@@ -85,4 +87,4 @@ def _recorded(file: str) -> str:
 def _accept(opened: Any) -> None:
     """Raise UsageError for a model that enlarges nothing."""
     if getattr(getattr(opened, "main", None), "scale", 1) == 1:
-        raise UsageError(f"{opened.name} draws images and enlarges none", f"{UPSCALER} is one that does")
+        raise UsageError(f"{opened.name} cannot enlarge images", f"{UPSCALER} can")

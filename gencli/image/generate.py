@@ -141,7 +141,10 @@ def _prepare(
         inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None, mix)
         start: Start = import_name(loaded.stage.start)(pipeline, inputs)
         prompts = known.setdefault(id(loaded.conditioner_part), _Prompts(loaded, plan.request))
-        runs.append(_StageRun(pipeline, loaded, plan, start, prompts, controls if loaded is pipeline.main else ()))
+        alike = [len(one.steps) for one in plans if one.stage.shown_as == plan.stage.shown_as]
+        done = sum(len(run.plan.steps) for run in runs if run.plan.stage.shown_as == plan.stage.shown_as)
+        used = controls if loaded is pipeline.main else ()
+        runs.append(_StageRun(pipeline, loaded, plan, start, prompts, used, done, sum(alike) - len(plan.steps)))
     return runs
 
 
@@ -190,7 +193,8 @@ class _Prompts:
 
 
 class _StageRun:
-    """One stage of a request: what all of its batches share."""
+    """One stage of a request: what all of its batches share. done, others: steps that networks before it, and all but
+    it, take in the stage that users know it as."""
 
     def __init__(
         self,
@@ -200,12 +204,15 @@ class _StageRun:
         start: Start,
         known: _Prompts,
         controls: Sequence[tuple[ControlNetModel, Image.Image]],
+        done: int,
+        others: int,
     ):
+        self.done, self.others = done, others
         self.pipeline, self.loaded, self.plan, self.start, self.known = pipeline, loaded, plan, start, known
         self.request, self.sampler = plan.request, plan.sampler
-        self.info = StageInfo(
-            plan.stage.name, pipeline.stages.index(loaded) + 1, len(pipeline.stages), plan.stage.shows
-        )
+        names = list(dict.fromkeys(one.stage.shown_as for one in pipeline.stages))
+        name = plan.stage.shown_as
+        self.info = StageInfo(name, names.index(name) + 1, len(names), plan.stage.shows)
         self.has_prompts = loaded.stage.conditioner is not None and (
             pipeline.one_at_a_time or loaded.conditioner is not None
         )
@@ -231,7 +238,7 @@ class _StageRun:
             self.start.apply_mask(x, init, steps, sample.index)
             check_finite(x, sample.index, self._doubt)
             made = self.loaded.codec, self.info, self.loaded.view
-            yield Denoised(sample.index, sample.total, first, sample.x0, *made)
+            yield Denoised(self.done + sample.index, self.others + sample.total, first, sample.x0, *made)
         return StageOutput(x, steps[-1].next, init, self.loaded.codec)
 
     def _first(self, init: InitLatents, before: StageOutput | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is mixed to one image: texts and images, each with its share. No torch."""
+"""What is mixed to one image: texts and images, each with its weight. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # 
 
 @dataclasses.dataclass(frozen=True)
 class Ingredient:
-    """name: a text, or the path of an image. weight: its share."""
+    """name: a text, or the path of an image. weight: its share of the whole."""
 
     name: str
     weight: float = 1.0
@@ -33,7 +33,7 @@ class Asked(Protocol):
 
 
 def parse_mix(texts: Sequence[str]) -> list[Ingredient]:
-    """Parse TEXT[:SHARE] or FILE[:SHARE], each; a file is what ends as an image's does. Raise UsageError."""
+    """Parse TEXT[:WEIGHT] or FILE[:WEIGHT], each; a file is what ends as an image's does. Raise UsageError."""
     found = []
     for text in texts:
         name, weight = text, 1.0
@@ -43,10 +43,13 @@ def parse_mix(texts: Sequence[str]) -> list[Ingredient]:
             except ValueError:
                 name, weight = text, 1.0
         if not name.strip() or not 0 < abs(weight) <= 1000:
-            raise UsageError(f"--mix {text!r:.80}: expected a text or an image and its share", "as in 'a red cat:0.7'")
+            hint = "as in 'a red cat:0.7'; a weight is from -1000 to 1000 and not 0, and 1 where none is given"
+            raise UsageError(f"--mix {text!r:.80}: expected a text or an image, and its weight", hint)
         found.append(Ingredient(name, weight, PurePath(name).suffix.lower() in IMAGES))
-    if found and not sum(one.weight for one in found) > 0:
-        raise UsageError("--mix: all shares together must be more than 0")
+    total = math.fsum(one.weight for one in found)
+    if found and round(total, 9) <= 0:
+        total = sum(one.weight for one in found)
+        raise UsageError(f"--mix: the sum of the weights is {total:g}, and must be more than 0")
     return found
 
 

@@ -234,7 +234,7 @@ def with_vae(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool 
     """
     name = checkpoint.family.autoencoder
     if name is None:
-        raise UsageError(f"{checkpoint.name} draws in pixels: --vae cannot be followed")
+        raise UsageError(f"{checkpoint.name} draws in pixels: --vae would have no effect")
     old: Mapping[str, Any] = checkpoint.configs.get(name, {})
     part = _autoencoder(source, old, allow_pickle)
     config = part.config

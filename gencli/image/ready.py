@@ -61,7 +61,7 @@ def ready(
     if lines and request.mix:
         raise UsageError("--lines beside --mix, which stands for a prompt")
     if lines and opened.prompt == "none":
-        raise UsageError(f"{opened.name} draws without a prompt: --lines cannot be followed")
+        raise UsageError(f"{opened.name} draws without a prompt: --lines would have no effect")
     if isinstance(opened, Drawer):
         resolved = opened.resolve(request)
         if not lines:

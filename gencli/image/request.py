@@ -237,7 +237,8 @@ class ImageRequest:
         infotext="Truncate")
     mix: tuple[str, ...] = several(str, "--mix TEXT|FILE[:WEIGHT]",
         "Instead of a prompt, mix texts and images, each with a weight, as in --mix photo.png:0.3 --mix "
-        "'a red cat:0.7' (repeatable; for models with a prior, such as Kandinsky 2.2).", INPUT,
+        "'a red cat:0.7' (repeatable; default weight: 1, negative ones lead away; for decoders whose prior can mix, "
+        "such as Kandinsky 2.2).", INPUT,
         after="negative", valid=check_mix, infotext="Mix", names="mix")
     weighted: bool = flag(False, "--weighted/--no-weighted",
         "AUTOMATIC1111 prompt syntax: (word), ((word)), [word] and (word:1.2) set weights, \\( is a bracket, "
@@ -264,8 +265,8 @@ class ImageRequest:
         "Fraction of the steps at which the refiner takes over, above 0 and below 1 (default: 0.8).", SAMPLING,
         after="sampler_options", valid=check_refiner_start, infotext="Refiner switch at")
     prior: str | None = string(None, "--prior NAME",
-        "The prior of a decoder such as Kandinsky 2.2's: a folder or a Hugging Face id (default: the one that "
-        "belongs to the decoder on the Hub).", MODEL, after="refiner", infotext="Prior",
+        "The prior of a decoder such as Kandinsky 2.2's: a folder or a Hugging Face id (default: its "
+        "counterpart on the Hub, for decoders from the Hub).", MODEL, after="refiner", infotext="Prior",
         names="model", reload=True)
     upscaler: tuple[str, ...] = several(str, "--upscaler NAME",
         "Enlarge the image four times with this model, such as x4-upscaler or DeepFloyd IF's second stage: a "
@@ -275,7 +276,7 @@ class ImageRequest:
         "Noise that an upscaler adds to its input, as a timestep; more noise lets it invent more (default: the "
         "model's, such as 20 or 250).", SAMPLING, after="refiner_start", infotext="Noise level", within=(0, 999))
     stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
-        "Setting of one further stage, as in refiner:steps=20 (repeatable); KEY is "
+        "Setting of one stage, as in refiner:steps=20 (repeatable; `models show` lists a model's own); KEY is "
         f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count all denoising steps.",
         SAMPLING, after="noise_level", valid=_check_stages, infotext="Stages")
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",

@@ -15,7 +15,7 @@ from gencli.image.diffusion.spacings import SECTIONS
 from gencli.image.distilled import FEW, FEW_SAMPLERS, distilled_sampler, few_steps_sampler, is_distilled
 from gencli.image.families import TINY, tiny_named
 from gencli.image.prompts import weighting
-from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
+from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, STAGE_KEYS, ImageRequest
 from gencli.options import check_values
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -33,6 +33,7 @@ def resolve(
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
     make no sense. Only the seed and the dtype stay as they are.
     """
+    request = with_main_stage(request, checkpoint.main.name)
     schedule = schedule_of(checkpoint.configs[checkpoint.main.scheduler])
     _check_text(request, checkpoint)
     _check_drawers(request, checkpoint)
@@ -59,6 +60,23 @@ def resolve(
     _check_classifier(request, checkpoint, values["width"], values["height"])
     values = {**values, **_sampler_values({**vars(request), **values}, schedule)}
     return request.replace(**values)
+
+
+def with_main_stage(request: ImageRequest, name: str) -> ImageRequest:
+    """Return a request where --stage with the main stage's own name is as if the options themselves were given.
+
+    Raise UsageError where both are given and differ.
+    """
+    own = request.stages.get(name, {})
+    for key, field in STAGE_KEYS.items():
+        said = getattr(request, field)
+        if field in own and said not in (None, own[field]):
+            raise UsageError(
+                f"--stage {name}:{key}={own[field]} and --{key} {said} differ, and both set the main stage",
+                f"leave out --stage {name}:{key}",
+            )
+    rest = tuple(text for text in request.stage if text.partition(":")[0] != name)
+    return request.replace(stage=rest, **own)
 
 
 def own_steps(spacing: str) -> dict[str, int]:
@@ -104,11 +122,11 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
     if (tiny := tiny_named(request.vae)) is not None and tiny != checkpoint.family.tiny:
         yield f"--vae {request.vae} reads the latents of {TINY[tiny]}: images of {checkpoint.name} may look wrong"
     if request.negative and _reads_guidance(checkpoint):
-        yield f"the negative prompt says nothing to {checkpoint.name}, which is told --cfg-scale as a number"
+        yield f"the negative prompt has no effect: {checkpoint.name} reads --cfg-scale as a number"
     elif request.negative and (request.guidance or 0) <= 1:
-        yield f"the negative prompt says nothing at --cfg-scale {request.guidance:g}"
+        yield f"the negative prompt has no effect at --cfg-scale {request.guidance:g}"
     if asked.image_guidance is not None and (request.guidance or 0) <= 1:
-        yield f"--image-cfg-scale says nothing at --cfg-scale {request.guidance:g}"
+        yield f"--image-cfg-scale has no effect at --cfg-scale {request.guidance:g}"
     if checkpoint.prompt == "text":
         size = request.width or 0, request.height or 0
         yield from words.notes(checkpoint.name, checkpoint.folder, request.prompt, size, checkpoint.size)
@@ -122,7 +140,7 @@ def _check_drawers(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """Raise UsageError for options of models that do not denoise."""
     names = ("keep_rows", "temperature", "top_k", "top_p", "truncation")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(request, name) is not None]:
-        raise UsageError(f"{checkpoint.name} denoises: {', '.join(given)} has no meaning")
+        raise UsageError(f"{checkpoint.name} denoises: {', '.join(given)} would have no effect")
 
 
 def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
@@ -130,9 +148,9 @@ def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     if request.mix and request.prompt:
         raise UsageError("a prompt beside --mix", "mix it too, with its weight: --mix 'TEXT:0.5'")
     if request.mix and checkpoint.family.prior is None:
-        raise UsageError(f"--mix is for models with a prior, such as Kandinsky 2.2, and {checkpoint.name} is none")
+        raise UsageError(f"--mix needs a decoder whose prior can mix, such as Kandinsky 2.2; {checkpoint.name} cannot")
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
-        raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} cannot be followed")
+        raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} would have no effect")
     _check_clip_skip(request, checkpoint)
     for text in (request.prompt, request.negative or "") if request.weighted else ():
         weighting.parse(text)
@@ -144,7 +162,7 @@ def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given = {"a prompt": request.prompt, "--negative": request.negative, "--cfg-scale": request.guidance}
     given["--guidance-rescale"] = request.guidance_rescale
     if wrong := [name for name, value in given.items() if value not in (None, "")]:
-        raise UsageError(f"{checkpoint.name} draws without a prompt: {' and '.join(wrong)} cannot be followed")
+        raise UsageError(f"{checkpoint.name} draws without a prompt: {' and '.join(wrong)} would have no effect")
 
 
 def _check_clip_skip(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
@@ -164,32 +182,32 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
         _check_whole(request, checkpoint)
     if checkpoint.family.needs_init and request.init is None:
         hint = "give it one with -i/--init FILE, or name it with --refiner beside SDXL's base model"
-        raise UsageError(f"{name} refines an image and draws none from noise", hint)
+        raise UsageError(f"{name} refines an image, and needs one to start from", hint)
     if reads != "picture":
         if request.image_guidance is not None:
-            raise UsageError(f"--image-cfg-scale is for models that edit an image, and {name} is none")
+            raise UsageError(f"--image-cfg-scale is for models that edit an image, and {name} is not one")
         return
     if request.init is None:
         raise UsageError(f"{name} edits an image as the prompt says", "name the image with -i/--init FILE")
     given = {"--strength": request.strength, "--mask": request.mask}
     if wrong := [flag for flag, value in given.items() if value is not None]:
-        raise UsageError(f"{name} edits the whole image: {' and '.join(wrong)} cannot be followed")
+        raise UsageError(f"{name} edits the whole image: {' and '.join(wrong)} would have no effect")
 
 
 def _check_whole(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """Raise UsageError if a network that enlarges or varies an image gets none, or options that it cannot follow."""
     does = checkpoint.family.reads_init
     if does == "none" and request.init is not None:
-        raise UsageError(f"{checkpoint.name} draws from noise alone: -i/--init cannot be followed")
+        raise UsageError(f"{checkpoint.name} draws from noise alone: -i/--init would have no effect")
     if request.init is None:
         if does == "none":
             return
         hint = "give it one with -i/--init FILE"
         hint += ", or name it with --upscaler beside a model that draws" if does == "enlarges" else ""
-        raise UsageError(f"{checkpoint.name} {does} an image and draws none from noise", hint)
+        raise UsageError(f"{checkpoint.name} {does} an image, and needs one to start from", hint)
     given = {"--strength": request.strength, "--mask": request.mask}
     if wrong := [flag for flag, value in given.items() if value is not None]:
-        raise UsageError(f"{checkpoint.name} {does} the whole image: {' and '.join(wrong)} cannot be followed")
+        raise UsageError(f"{checkpoint.name} {does} the whole image: {' and '.join(wrong)} would have no effect")
 
 
 def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
@@ -206,7 +224,7 @@ def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given["--guidance-rescale"] = request.guidance_rescale
     if wrong := [name for name, value in given.items() if value not in (None, "")]:
         raise UsageError(
-            f"{checkpoint.name} knows no class for none: {' and '.join(wrong)} cannot be followed",
+            f"{checkpoint.name} has no class that stands for none: {' and '.join(wrong)} would have no effect",
             "--classifier leads such a model to its class",
         )
 

@@ -15,7 +15,7 @@ from gencli.image.diffusion.excerpt import window
 from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing
 from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner, as_upscaler, checks
-from gencli.image.request import ImageRequest
+from gencli.image.request import STAGE_KEYS, ImageRequest
 from gencli.image.resolve import own_steps, sampler_options, with_sampler_options
 
 
@@ -38,11 +38,8 @@ def plan(request: ImageRequest, checkpoint: ImageCheckpoint, *, has_init: bool |
     says otherwise. Raises UsageError for a stage that there is not, and for settings that leave a stage without a step.
     """
     has_init = request.init is not None if has_init is None else has_init
-    names = [stage.name for stage, _ in checkpoint.stages if stage is not checkpoint.main and stage.follows is None]
-    for name in request.stages:
-        if name not in names:
-            hint = f"it has {', '.join(names)} beside its main stage" if names else "its only stage takes --steps etc."
-            raise UsageError(f"--stage {name}: {checkpoint.name} has no such stage", hint)
+    for name, values in request.stages.items():
+        _check_own(name, values, checkpoint)
     for stage, owner in checkpoint.stages:
         asked = request.stages.get(stage.name, {}).get("noise_level", request.noise_level) or 0
         most = owner.index.get("max_noise_level", 999) if stage.scale > 1 else 999
@@ -81,9 +78,9 @@ def add_prior(checkpoint: ImageCheckpoint, prior: ImageCheckpoint) -> ImageCheck
     """A decoder with what draws the embeddings that it is told. Raises GencliError for what do not go together."""
     wanted = checkpoint.family.prior
     if wanted is None or len(checkpoint.stages) > 1:
-        raise GencliError(f"--prior: {checkpoint.name} is told no embedding that another model draws")
+        raise GencliError(f"--prior is for decoders without a prior of their own, and {checkpoint.name} is not one")
     if prior.main.shows:
-        raise GencliError(f"--prior {prior.name} draws images and no embeddings", f"{wanted} does")
+        raise GencliError(f"--prior {prior.name} is not a prior", f"{wanted} is one")
     checks.check_embeddings(checkpoint, prior.configs[prior.family.network])
     return dataclasses.replace(checkpoint, earlier=(prior,))
 
@@ -92,7 +89,7 @@ def add_upscaler(checkpoint: ImageCheckpoint, upscaler: ImageCheckpoint) -> Imag
     """A checkpoint with another that enlarges its images. Raises GencliError for what enlarges none, and for one that
     reads texts which neither of the two encodes."""
     if upscaler.main.scale == 1:
-        raise GencliError(f"--upscaler {upscaler.name} draws images and enlarges none")
+        raise GencliError(f"--upscaler {upscaler.name} cannot enlarge images")
     reads_t5 = upscaler.main.conditioner == checkpoint.main.conditioner == "t5:load"
     if reads_t5 and "text_encoder" in checkpoint.parts:
         text_encoder = checkpoint.configs["text_encoder"]
@@ -110,13 +107,13 @@ def check_reads_text(checkpoint: ImageCheckpoint) -> None:
     """Raise GencliError for a checkpoint whose text encoder is another's, and for one that draws no images."""
     if not checkpoint.stages[-1][0].shows:
         raise GencliError(
-            f"{checkpoint.name} draws embeddings of images and no image",
-            "--prior names it beside a decoder, as in -m kandinsky-community/kandinsky-2-2-decoder --prior …",
+            f"{checkpoint.name} is a prior: it makes embeddings, from which a decoder draws images",
+            "name it with --prior, beside a decoder, as in -m kandinsky-community/kandinsky-2-2-decoder --prior …",
         )
     if checkpoint.family.prior is not None and len(checkpoint.stages) == 1:
         raise GencliError(
-            f"{checkpoint.name} is told the embedding of an image, which a prior draws",
-            f"--prior names it, as in --prior {checkpoint.family.prior}",
+            f"{checkpoint.name} needs a prior, which makes the embeddings that it draws from",
+            f"name one, as in --prior {checkpoint.family.prior}",
         )
     own = [name for one in (*checkpoint.earlier, checkpoint) for name in one.parts]
     if checkpoint.prompt == "text" and not any("text_encoder" in name or name == "bert" for name in own):
@@ -124,6 +121,22 @@ def check_reads_text(checkpoint: ImageCheckpoint) -> None:
             f"{checkpoint.name} has no text encoder of its own",
             "draw with the first stage, as in -m DeepFloyd/IF-I-XL-v1.0 --upscaler DeepFloyd/IF-II-L-v1.0",
         )
+
+
+def _check_own(name: str, values: Mapping[str, Any], checkpoint: ImageCheckpoint) -> None:
+    """Raise UsageError for settings of a stage that there is not, and for those that it cannot follow."""
+    main, sets = checkpoint.main, "--steps, --cfg-scale etc. set"
+    others = [stage.name for stage, _ in checkpoint.stages if stage is not main and stage.follows is None]
+    if name not in others:
+        shown = [f"{one.name} (main)" if one is main else one.name for one, _ in checkpoint.stages if not one.follows]
+        hint = f"its stages are {', '.join(shown)}; {sets} the main one"
+        hint = hint if others else f"{sets} its only stage, {main.name}"
+        raise UsageError(f"--stage {name}: {checkpoint.name} has no such stage", hint)
+    [(stage, owner)] = [(stage, owner) for stage, owner in checkpoint.stages if stage.name == name]
+    unread = set() if stage.conditioner is not None else {"guidance", "guidance_rescale"}
+    unread |= set() if "noise_level" in owner.family.defaults and stage is owner.main else {"noise_level"}
+    if wrong := [key for key, field in STAGE_KEYS.items() if field in values.keys() & unread]:
+        raise UsageError(f"--stage {name}: {' and '.join(wrong)} would have no effect in this stage")
 
 
 def _plan_stage(
@@ -153,7 +166,7 @@ def _plan_stage(
 
 def _own_request(request: ImageRequest, stage: Stage, owner: ImageCheckpoint, schedule: NoiseSchedule) -> ImageRequest:
     """The request with the settings of a stage that is not the main one."""
-    own = request.stages.get(stage.follows or stage.name, {})
+    own = request.stages.get(stage.shown_as, {})
     said = {} if request.noise_level is None else {"noise_level": request.noise_level}
     values = {**stage.defaults, **said, **own}
     sampler = samplers.get(values.get("sampler") or request.sampler or "ddim")

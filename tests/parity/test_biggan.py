@@ -190,8 +190,8 @@ def test_a_norm_without_its_vectors(tmp_path):
         ({"prompt": "hens"}, "no class 'hens'"),
         ({"prompt": "5"}, "no class 5"),
         ({"width": 64}, "draws 32x32 pixels and no other size"),
-        ({"init": "x.png"}, "--init has no meaning"),
-        ({"temperature": 0.5}, "--temperature has no meaning"),
+        ({"init": "x.png"}, "--init would have no effect"),
+        ({"temperature": 0.5}, "--temperature would have no effect"),
     ],
 )
 def test_what_it_cannot_follow(case, values, message):

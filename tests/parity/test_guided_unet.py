@@ -216,7 +216,7 @@ def test_names_of_classes_beside_the_file(tmp_path):
     with pytest.raises(UsageError, match="no class is named") as error:
         draw(pipeline, steps=1)
     assert "0 to 1" in error.value.hint
-    with pytest.raises(UsageError, match="knows no class for none: --cfg-scale"):
+    with pytest.raises(UsageError, match="has no class that stands for none: --cfg-scale"):
         draw(pipeline, prompt="cat", guidance=3.0)
     with pytest.raises(UsageError, match="must be a multiple of 2"):
         draw(pipeline, prompt="cat", width=17)

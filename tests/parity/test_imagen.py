@@ -94,7 +94,7 @@ def test_the_second_stage_alone(root, reference, tmp_path):
     settings = {"num_inference_steps": 3, "height": 64, "width": 64, "generator": generator()}
     expected = reference.second(**reference.texts(""), image=image, **settings).images[0]
     assert_same(ours.image, expected)
-    with pytest.raises(UsageError, match="enlarges an image and draws none from noise"):
+    with pytest.raises(UsageError, match="enlarges an image, and needs one to start from"):
         resolve(ImageRequest(prompt=PROMPT), opened(folder))
     with pytest.raises(UsageError, match="64x64 pixels of this image and no other"):
         resolve(ImageRequest(prompt=PROMPT, init="a.png", width=128), opened(folder), (16, 16))
@@ -104,7 +104,7 @@ def test_what_does_not_go_together(root, reference, tmp_path):
     first, second = opened(root / "I"), opened(root / "II")
     with pytest.raises(GencliError, match="II has no text encoder of its own"):
         stages.check_reads_text(second)
-    with pytest.raises(GencliError, match="I draws images and enlarges none"):
+    with pytest.raises(GencliError, match="I cannot enlarge images"):
         stages.add_upscaler(first, first)
     with pytest.raises(UsageError, match="--noise-level is for upscalers"):
         stages.plan(resolve(ImageRequest(prompt="a", noise_level=20), first), first)

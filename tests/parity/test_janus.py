@@ -227,7 +227,7 @@ def test_what_models_says(case, tmp_path):
         (False, "vision_config", {"num_image_tokens": 9}, "num_image_tokens = 9 does not fit"),
         (True, "gen_vision_config", {"cls": "VQ-8"}, "gen_vision_config: cls = 'VQ-8' is not supported"),
         (True, "gen_aligner_config", {"params": {"projector_type": "identity"}}, "projector_type = 'identity'"),
-        (True, "gen_head_config", {"params": {}}, "is none of a Janus: 'image_token_embed'"),
+        (True, "gen_head_config", {"params": {}}, "does not fit a Janus: 'image_token_embed'"),
     ],
 )
 def test_configs_that_are_refused(tmp_path, old, where, change, message):

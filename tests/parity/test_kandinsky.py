@@ -114,17 +114,21 @@ def test_what_is_held_and_asked(root, theirs):
 def test_what_does_not_go_together(root, theirs, tmp_path):
     decoder, prior = opened(root / "decoder"), opened(root / "prior")
     for checkpoint, message, hint in (
-        (decoder, "decoder is told the embedding of an image, which a prior draws", "kandinsky-2-2-prior"),
-        (prior, "prior draws embeddings of images and no image", "--prior names it beside a decoder"),
+        (decoder, "decoder needs a prior, which makes the embeddings that it draws from", "kandinsky-2-2-prior"),
+        (
+            prior,
+            "prior is a prior: it makes embeddings, from which a decoder draws images",
+            "name it with --prior, beside a decoder",
+        ),
     ):
         with pytest.raises(GencliError, match=message) as raised:
             stages.check_reads_text(checkpoint)
         assert hint in raised.value.hint
-    with pytest.raises(GencliError, match="--prior decoder draws images and no embeddings"):
+    with pytest.raises(GencliError, match="--prior decoder is not a prior"):
         stages.add_prior(decoder, decoder)
-    with pytest.raises(GencliError, match="--prior: prior is told no embedding"):
+    with pytest.raises(GencliError, match="--prior is for decoders without a prior of their own, and prior is not one"):
         stages.add_prior(prior, prior)
-    with pytest.raises(GencliError, match="--prior: whole is told no embedding that another model draws"):
+    with pytest.raises(GencliError, match="--prior is for decoders without a prior of their own, and whole is not one"):
         stages.add_prior(opened(root / "whole"), prior)
     other = shutil.copytree(root / "decoder", tmp_path / "decoder")
     rewrite_json(other / "unet" / "config.json", lambda config: config | {"encoder_hid_dim": 48})
@@ -149,10 +153,10 @@ def test_what_does_not_go_together(root, theirs, tmp_path):
 @pytest.mark.parametrize(
     ("mix", "message"),
     [
-        (("a:0",), "expected a text or an image and its share"),
-        ((":0.5",), "expected a text or an image and its share"),
-        (("a:nan",), "expected a text or an image and its share"),
-        (("a:0.5", "b:-0.5"), "all shares together must be more than 0"),
+        (("a:0",), "expected a text or an image, and its weight"),
+        ((":0.5",), "expected a text or an image, and its weight"),
+        (("a:nan",), "expected a text or an image, and its weight"),
+        (("a:0.5", "b:-0.5"), "the sum of the weights is 0, and must be more than 0"),
     ],
 )
 def test_refused_mixtures(mix, message):

@@ -173,7 +173,7 @@ def test_the_refiner_alone(made, guidance, strength):
 
 def test_what_cannot_be_followed(made, tmp_path):
     root, _, _, pipeline = made
-    with pytest.raises(UsageError, match="refines an image and draws none from noise"):
+    with pytest.raises(UsageError, match="refines an image, and needs one to start from"):
         resolve(ImageRequest(), opened_once(root / "refiner").checkpoint)
     make_stable_diffusion(tmp_path / "sd", "sd15")
     with pytest.raises(GencliError, match="which sd is not"):

@@ -85,7 +85,7 @@ def test_what_is_asked(root, theirs):
         ("base", 20, 10.0),
     ]
     assert plans[1].request.noise_level == 0 and plans[1].request.width == 128
-    with pytest.raises(UsageError, match="image varies an image and draws none from noise"):
+    with pytest.raises(UsageError, match="image varies an image, and needs one to start from"):
         resolve(ImageRequest(prompt="apple"), opened(root / "image"))
 
 

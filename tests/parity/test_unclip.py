@@ -104,7 +104,7 @@ def test_stages_and_what_they_hold(root, theirs):
     request = resolve(ImageRequest(prompt="apple", seed=1, **STEPS), checkpoint)
     assert (request.width, request.height, request.sampler, request.guidance) == (32, 32, "ddpm", 8.0)
     names = [(event.stage.name, event.total) for event in list(generate(pipeline, request))[:-1]]
-    assert names == [("prior", 3)] * 3 + [("decoder", 3)] * 3 + [("super_res", 2)] * 2 + [("super_res_last", 1)]
+    assert names == [("prior", 3)] * 3 + [("decoder", 3)] * 3 + [("super_res", 3)] * 3
     parts = ("text_proj", "text_encoder", "prior", "decoder", "super_res_first", "super_res_last")
     assert loaded == [f"text: {part}" for part in parts]
     plans = plan(resolve(ImageRequest(prompt="apple", seed=1), checkpoint), checkpoint)
@@ -112,17 +112,33 @@ def test_stages_and_what_they_hold(root, theirs):
     assert [one.request.guidance for one in plans[:2]] == [4.0, 8.0]
     with pytest.raises(UsageError, match="give at least 2"):
         plan(request.replace(stage=("super_res:steps=1",)), checkpoint)
-    with pytest.raises(UsageError, match="has no such stage"):
-        plan(request.replace(stage=("super_res_last:steps=3",)), checkpoint)
+    for stage, message in (
+        ("super_res_last:steps=3", "--stage super_res_last: text has no such stage"),
+        ("super_res:cfg-scale=3", "--stage super_res: cfg-scale would have no effect"),
+        ("prior:noise-level=3", "--stage prior: noise-level would have no effect"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            plan(request.replace(stage=(stage,)), checkpoint)
+    assert [event.index for event in list(generate(pipeline, request))[6:9]] == [0, 1, 2]
+
+
+def test_the_main_stage_is_set_by_its_name_too(root, theirs):
+    checkpoint = opened(root / "text")
+    asked = ImageRequest(prompt="apple", seed=1, stage=("decoder:steps=3", "decoder:cfg-scale=2", "prior:steps=2"))
+    resolved = resolve(asked, checkpoint)
+    assert (resolved.steps, resolved.guidance, resolved.stage) == (3, 2.0, ("prior:steps=2",))
+    assert resolve(asked.replace(steps=3), checkpoint) == resolved
+    with pytest.raises(UsageError, match="--stage decoder:steps=3 and --steps 4 differ"):
+        resolve(asked.replace(steps=4), checkpoint)
 
 
 @pytest.mark.parametrize(
     ("values", "folder", "message"),
     [
-        ({"init": "a.png"}, "text", "text draws from noise alone: -i/--init cannot be followed"),
-        ({}, "image", "image varies an image and draws none from noise"),
-        ({"init": "a.png", "strength": 0.5}, "image", "varies the whole image: --strength cannot be followed"),
-        ({"weighted": True}, "text", "--weighted cannot be followed"),
+        ({"init": "a.png"}, "text", "text draws from noise alone: -i/--init would have no effect"),
+        ({}, "image", "image varies an image, and needs one to start from"),
+        ({"init": "a.png", "strength": 0.5}, "image", "varies the whole image: --strength would have no effect"),
+        ({"weighted": True}, "text", "--weighted would have no effect"),
         ({"width": 33}, "text", "must be a multiple of 2"),
     ],
 )

@@ -98,7 +98,7 @@ def test_large_images_are_asked_in_tiles(root, theirs):
 
 def test_what_is_refused(root, theirs, tmp_path):
     checkpoint = opened(root / "x4")
-    with pytest.raises(UsageError, match="enlarges an image and draws none from noise"):
+    with pytest.raises(UsageError, match="enlarges an image, and needs one to start from"):
         resolve(ImageRequest(prompt="a"), checkpoint)
     with pytest.raises(UsageError, match="--noise-level 400: x4 knows at most 350"):
         stages.plan(resolve(ImageRequest(prompt="a", init="a.png", noise_level=400), checkpoint, (16, 16)), checkpoint)

@@ -64,9 +64,13 @@ def test_what_is_refused(run):
         ((*GAN, "hens"), 2, "the nearest are hen"),
         (GAN, 2, "no class is named"),
         ((*GAN, "hen", "--truncation", 0), 2, "--truncation 0"),
-        ((*GAN, "hen", "--cfg-scale", 4), 2, "draws in one pass and does not denoise: --cfg-scale has no meaning"),
+        (
+            (*GAN, "hen", "--cfg-scale", 4),
+            2,
+            "in one pass and does not denoise: --cfg-scale would have no effect",
+        ),
         (("-m", "./gan", "hen"), 1, "--allow-pickle"),
-        (("-m", "emoji", "x", "--truncation", 0.3), 2, "emoji denoises: --truncation has no meaning"),
+        (("-m", "emoji", "x", "--truncation", 0.3), 2, "emoji denoises: --truncation would have no effect"),
     ]:
         done = run("image", *args, "-o", "error.png")
         assert (done.returncode, done.stdout) == (code, b""), (args, done.stderr)

@@ -463,7 +463,7 @@ def test_a_lie_is_one_line_and_exit_code_1(hub: Hub, env: dict[str, str | None],
     user.mkdir()
     hub.lie = lambda path, status, headers, body: (status, {**headers, "X-Repo-Commit": LIES[lie]}, body)
     message = refused(env | {"HOME": str(user)}, "org/evil")
-    assert f"the commit '{LIES[lie]}', which is none" in message
+    assert f"the commit '{LIES[lie]}', which is not one" in message
     assert list(user.iterdir()) == []
     commit = hub.repos["org/evil"].refs["main"]
 
@@ -471,7 +471,7 @@ def test_a_lie_is_one_line_and_exit_code_1(hub: Hub, env: dict[str, str | None],
         return status, headers, body.replace(commit.encode(), LIES[lie].encode())
 
     hub.lie = another_commit
-    assert f"the commit '{LIES[lie]}', which is none" in refused(env | {"HOME": str(user)}, "org/evil")
+    assert f"the commit '{LIES[lie]}', which is not one" in refused(env | {"HOME": str(user)}, "org/evil")
     assert list(user.iterdir()) == []
 
 

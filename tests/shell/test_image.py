@@ -117,7 +117,7 @@ UNFITTING = [
     (("--sampler", "lcm", "--steps", 51), "can take 1 to 50"),
     (("-i", "a.png", "--strength", 0.1, "--steps", 5), "leaves no step"),
     (("--image-cfg-scale", 2), "--image-cfg-scale is for models that edit"),
-    (("--temperature", 1), "denoises: --temperature has no meaning"),
+    (("--temperature", 1), "denoises: --temperature would have no effect"),
     (("--count", 2, "--grid", "--gif", "a.gif"), "--gif a.gif: several images would overwrite one file"),
 ]
 
@@ -219,7 +219,7 @@ def test_options_beside_from_override(sd, apple, folder):
     (folder / "a.png").write_bytes(apple.stdout)
     done = gencli("image", "--from", "a.png", "blue dog", "--seed", 9, "-n", "x", "--cfg-scale", 1, "--json")
     row = json.loads(done.stdout)
-    assert done.stderr == b"note: the negative prompt says nothing at --cfg-scale 1\n"
+    assert done.stderr == b"note: the negative prompt has no effect at --cfg-scale 1\n"
     assert row["path"] == "gencli-9.png"
     assert (row["prompt"], row["seed"], row["negative"], row["guidance"]) == ("blue dog", 9, "x", 1.0)
     assert (row["steps"], row["width"], row["model"]) == (2, 64, str(sd))

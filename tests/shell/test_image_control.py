@@ -83,7 +83,7 @@ def test_a_mask_and_an_edit(gencli):
     assert gencli("-m", "instruct", "make it red", *given, "--image-cfg-scale", "2", "-o", "edited.png")[0] == 0
     assert gencli("--from", "edited.png", "-o", "again.png") == (0, b"again.png\n", b"")
     said = gencli("-m", "instruct", *given, "--image-cfg-scale", 2, "--cfg-scale", 1, "-o", "plain.png")[2]
-    assert b"--image-cfg-scale says nothing at --cfg-scale 1" in said
+    assert b"--image-cfg-scale has no effect at --cfg-scale 1" in said
     np.testing.assert_array_equal(pixels("edited.png"), pixels("again.png"))
 
 
@@ -102,7 +102,7 @@ def test_models_check_and_show_know_them(root, capfdbinary):
         (("-m", "sd", "--control", "canny", "--control-image", "gone.png"), 1, "gone.png"),
         (("-m", "sd", "--control", "sd21", "--control-image", "edges.png"), 1, "sd21 does not fit sd: its cross_att"),
         (("-m", "sd", "--control", "sd", "--control-image", "edges.png"), 1, "config.json"),
-        (("-m", "sd", "--image-cfg-scale", "2"), 2, "sd is none"),
+        (("-m", "sd", "--image-cfg-scale", "2"), 2, "sd is not one"),
         (("-m", "inpaint", "-i", "edges.png"), 2, "paints by a mask"),
         (("-m", "instruct"), 2, "-i/--init FILE"),
     ],

@@ -65,7 +65,7 @@ def test_codes_and_what_is_refused(run):
     assert done.returncode == 0 and len(done.stdout.split()) == GRID * GRID
     for args, code, message in [
         (("image", "x", "-m", "./janus", "--steps", 3), 2, "draws token by token and does not denoise: --steps"),
-        (("image", "x", "-m", "./janus", "-i", "red.png"), 2, "does not denoise: --init has no meaning"),
+        (("image", "x", "-m", "./janus", "-i", "red.png"), 2, "does not denoise: --init would have no effect"),
         (("image", "x" * 3000, "-m", "./janus"), 1, "./janus reads at most"),
     ]:
         done = run(*args)

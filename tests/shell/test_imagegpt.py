@@ -91,7 +91,7 @@ def test_what_is_refused(run):
         (
             ("-m", "emoji", "x", "--temperature", 1, "--top-k", 3),
             2,
-            "emoji denoises: --temperature, --top-k has no meaning",
+            "emoji denoises: --temperature, --top-k would have no effect",
         ),
         (
             (

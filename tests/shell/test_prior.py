@@ -37,12 +37,17 @@ def run(root, tmp_path, monkeypatch, capsys):
     return image
 
 
-def test_mixed_and_made_again(run, tmp_path):
-    mix = ["--mix", "photo.png:0.3", "--mix", "a red cat:0.7"]
+def test_mixed_and_made_again(run, tmp_path, capsys):
+    mix = ["--mix", "photo.png:0.3", "--mix", "a red cat:0.7", "--mix", "a dog:-0.1"]
     code, out, _ = run("-m", "decoder", "--prior", "prior", *mix, *STEPS, "-o", "a.png", "--json")
     made = json.loads(out)
-    assert code == 0 and made["mix"] == ["photo.png:0.3", "a red cat:0.7"] and made["prior"] == "prior"
+    assert code == 0 and made["mix"] == ["photo.png:0.3", "a red cat:0.7", "a dog:-0.1"] and made["prior"] == "prior"
     assert {"photo.png:0.3", "prior", "decoder"} <= made["hashes"].keys()
+    assert main(["image", "--info", "a.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in ("cfg-scale         4", "mix               photo.png:0.3", "mix               a dog:-0.1"):
+        assert line in lines
+    assert "sampler-option    variance_type=learned_range" in lines
     assert run("--from", "a.png", "-o", "b.png")[0] == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert run("--from", "a.png", "--mix", "the sun", "-o", "c.png")[0] == 0
@@ -63,15 +68,30 @@ def test_the_prior_of_a_repository_is_found(run, root, tmp_path):
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
 
 
+def test_no_folder_for_stages_without_an_image(run, tmp_path):
+    made = run("-m", "decoder", "--prior", "prior", "a", *STEPS, "--save-stages", "st", "-o", "a.png")
+    assert made[0] == 0 and "--save-stages: decoder makes no image before its last stage" in made[2]
+    assert not (tmp_path / "st").exists()
+
+
+@pytest.mark.parametrize(
+    ("half", "other"), [("decoder", "2-2-prior: --prior names it"), ("prior", "a decoder, such as")]
+)
+def test_a_half_says_what_it_needs(run, capsys, half, other):
+    assert main(["models", "show", half]) == 0
+    shown = capsys.readouterr().out
+    assert "needs: " in shown and other in shown and "  cfg-scale         4\n" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["-m", "decoder", "a"], "--prior kandinsky-community/kandinsky-2-2-prior"),
-        (["-m", "prior", "a"], "prior draws embeddings of images and no image"),
-        (["-m", "decoder", "--prior", "decoder", "a"], "--prior decoder draws images and no embeddings"),
+        (["-m", "prior", "a"], "prior is a prior: it makes embeddings, from which a decoder draws images"),
+        (["-m", "decoder", "--prior", "decoder", "a"], "--prior decoder is not a prior"),
         (["-m", "decoder", "--prior", "nothing", "a"], "--prior: no model 'nothing'"),
         (["-m", "decoder", "--prior", "prior", "--mix", "none.png"], "none.png"),
-        (["--mix", "a cat"], "--mix is for models with a prior, such as Kandinsky 2.2, and emoji is none"),
+        (["--mix", "a cat"], "--mix needs a decoder whose prior can mix, such as Kandinsky 2.2; emoji cannot"),
         (["a dog", "--mix", "a cat"], "a prompt beside --mix"),
     ],
 )

@@ -205,7 +205,7 @@ def test_sdxl_and_its_refiner(xl):
 def test_the_refiner_alone_changes_a_picture(xl):
     Image.new("RGB", (64, 64), "red").save("red.png")
     done = gencli("image", "an apple", "-m", xl / "refiner", "--steps", 4, "-o", "a.png")
-    assert done.returncode == 2 and b"refines an image and draws none from noise" in done.stderr
+    assert done.returncode == 2 and b"refines an image, and needs one to start from" in done.stderr
     done = gencli("image", "an apple", "-m", xl / "refiner", "--steps", 4, "-i", "red.png", "-o", "a.png")
     assert (done.returncode, done.stderr) == (0, b"")
     done = gencli("models", "show", xl / "refiner")
@@ -224,15 +224,14 @@ def test_karlo_draws_and_varies(tmp_path):
         assert gencli("image", "--from", file, "-o", "again.png").returncode == 0
         np.testing.assert_array_equal(pixels("again.png"), pixels(file))
     done = gencli("image", "-m", tmp_path / "image", "-o", "c.png")
-    assert done.returncode == 2 and b"varies an image and draws none from noise" in done.stderr
+    assert done.returncode == 2 and b"varies an image, and needs one to start from" in done.stderr
     stages = json.loads(gencli("models", "show", tmp_path / "text", "--json").stdout)["stages"]
     assert [(one["name"], one["steps"]) for one in stages] == [
         ("prior", 25),
         ("decoder", 25),
-        ("super_res", 6),
-        ("super_res_last", 1),
+        ("super_res", 7),
     ]
-    assert b"super_res_first  175.6k" in gencli("models", "show", tmp_path / "text").stdout
+    assert [one["main"] for one in stages] == [False, True, False]
     for name in ("text", "image"):
         assert gencli("models", "check", tmp_path / name).returncode == 0
 
@@ -252,10 +251,11 @@ def test_upscale(tmp_path, xl):
     request, _ = said("told.png")
     assert (request["prompt"], request["noise_level"], request["init"]) == ("red apple", 50, "photo.png")
     # an image that says what it shows is read as that
-    assert gencli("upscale", "told.png", *few, "-o", "larger.png").returncode == 0
+    done = gencli("upscale", "told.png", *few, "-o", "larger.png")
+    assert done.returncode == 0 and b"enlarged with the prompt in the image's settings, red apple" in done.stderr
     assert said("larger.png")[0]["prompt"] == "red apple" and pixels("larger.png").shape == (256, 384, 3)
     done = gencli("upscale", "photo.png", "-m", xl / "sdxl", "-o", "no.png")
-    assert done.returncode == 2 and b"draws images and enlarges none" in done.stderr
+    assert done.returncode == 2 and b"cannot enlarge images" in done.stderr
     done = gencli("upscale", "-o", "no.png")
     assert done.returncode == 2 and b"no image to enlarge" in done.stderr
     after = ("--size", "32x32", "--steps", 2, "--upscaler", tmp_path / "x4", "--stage", "upscaler:steps=2")

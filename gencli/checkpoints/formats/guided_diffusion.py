@@ -93,7 +93,7 @@ def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
         if known is None:
             raise GencliError(
                 f"{stem}: a file of guided-diffusion does not say its size of images and its heads of attention, "
-                f"and its name is none under which OpenAI published one",
+                f"and OpenAI published none under its name",
                 f'write them into {stem}.json beside it, as in {{"image_size": 256, "num_head_channels": 64}}',
             )
         return known

@@ -197,7 +197,7 @@ class _Parts:
             text, other = read()
             kind = text.get("model_type", "llama")
         except (KeyError, TypeError, AttributeError) as error:
-            raise GencliError(f"{where} is none of a Janus: {str(error)[:80]}") from None
+            raise GencliError(f"{where} does not fit a Janus: {str(error)[:80]}") from None
         if kind != "llama":
             raise GencliError(f"{where}: a language model {kind!r:.40} is not supported")
         return text, other

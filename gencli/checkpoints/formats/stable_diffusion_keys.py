@@ -93,9 +93,10 @@ LEFT_OUT = {
 # What other files are: pattern of a key → what it is, and what to do with it
 OTHERS: tuple[tuple[str, str, str | None], ...] = (
     (r"lora_(unet|te\d?|prior)_.*|.*\.lora_(A|B|up|down|linear_layer)\..*|.*\.lora\.(up|down)\..*|.*\.(hada|lokr)_w.*",
-     "a LoRA, which changes a model and is none", "-m names the model it was trained on, and --lora this file"),
+     "a LoRA, which changes a model and is not one itself",
+     "-m names the model it was trained on, and --lora this file"),
     (r"emb_params|clip_[gl]|string_to_param\..*|<[^>]*>",
-     "a textual inversion embedding, which teaches a model a word and is none",
+     "a textual inversion embedding, which teaches a model a word and is not one itself",
      "-m names the model it was trained on, and --embedding this file"),
     (r"(control_model|controlnet_cond_embedding|input_hint_block)\..*", "a ControlNet, which steers a model",
      "-m names the model it was trained on, and --control a folder of the ControlNet"),

@@ -132,9 +132,9 @@ class Drawer(ABC):
         given = [one for one in given if getattr(request, one.name) not in (None, one.default, {}, ())]
         names = [option.name(one.name) for one in given if (option := option_of(one)) is not None]
         if request.prompt and self.prompt == "none":
-            raise UsageError(f"{self.name} draws without a prompt: it cannot be followed")
+            raise UsageError(f"{self.name} draws without a prompt: yours would have no effect")
         if names:
-            raise UsageError(f"{self.name} {self.DRAWS} and does not denoise: {', '.join(names)} has no meaning")
+            raise UsageError(f"{self.name} {self.DRAWS} and does not denoise: {', '.join(names)} would have no effect")
         width, height = self.size
         for name, side, own in (("--width", request.width, width), ("--height", request.height, height)):
             if side not in (None, own):

@@ -47,6 +47,11 @@ class Stage:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     law: str = "linear"
 
+    @property
+    def shown_as(self) -> str:
+        """What users know it as: the stage that it finishes, or its own name."""
+        return self.follows or self.name
+
 
 def import_name(name: str) -> Any:
     """The object that "module:name" names. Its module may import torch."""
