@@ -276,7 +276,8 @@ class ImageRequest:
         "Noise that an upscaler adds to its input, as a timestep; more noise lets it invent more (default: the "
         "model's, such as 20 or 250).", SAMPLING, after="refiner_start", infotext="Noise level", within=(0, 999))
     stage: tuple[str, ...] = several(str, "--stage NAME:KEY=VALUE",
-        "Setting of one stage, as in refiner:steps=20 (repeatable; `models show` lists a model's own); KEY is "
+        "Change a setting of one stage (`gencli models show` lists them), as in prior:steps=20 (repeatable); --steps "
+        "sets the main stage. KEY is "
         f"{', '.join([*STAGE_KEYS][:-1])} or {[*STAGE_KEYS][-1]}. A refiner's steps count all denoising steps.",
         SAMPLING, after="noise_level", valid=_check_stages, infotext="Stages")
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
