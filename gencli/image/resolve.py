@@ -68,6 +68,8 @@ def with_main_stage(request: ImageRequest, name: str) -> ImageRequest:
     Raise UsageError where both are given and differ.
     """
     own = request.stages.get(name, {})
+    if not own:
+        return request
     for key, field in STAGE_KEYS.items():
         said = getattr(request, field)
         if field in own and said not in (None, own[field]):
