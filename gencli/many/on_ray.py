@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from gencli import signals
 from gencli.errors import GencliError, UsageError
 from gencli.many.worker import REASON, Message, serve
 
@@ -38,6 +40,7 @@ class Cluster:
         how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.FATAL}
         if not named:
             how |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        handlers = {number: signal.getsignal(number) for number in signals.ENDING}
         try:
             ray.init(named or "local", **how)
             there = ray.cluster_resources()
@@ -46,6 +49,9 @@ class Cluster:
             sys.stdout = self.stdout
             words = " ".join(str(error).split())[:REASON]
             raise GencliError(f"--on {named or address}: no cluster can be reached: {words}") from None
+        finally:  # Ray takes SIGTERM for itself
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if gpus is None:
             gpus = 1.0 if there.get("GPU") else 0.0
         self.workers = workers or (int(there.get("GPU", 0) / gpus) if gpus else machines)

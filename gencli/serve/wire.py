@@ -181,9 +181,13 @@ def read_event(said: Iterable[Any]) -> events.Event:
 
 def read_text_request(said: Mapping[str, Any]) -> TextRequest:
     """Return the request whose fields these are. Raise UsageError."""
-    sampling = dict(said["sampling"])
-    sampling["eos_ids"] = tuple(sampling["eos_ids"])
+    sampling = {name: _tuples(value) for name, value in said["sampling"].items()}
     return TextRequest(**{**said, "sampling": SamplingParams(**sampling)})
+
+
+def _tuples(value: Any) -> Any:
+    """Return a value of JSON with its lists, and those in them, as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def pack_images(images: Iterable[Image.Image | None]) -> tuple[list[Any], bytes]:

@@ -27,11 +27,14 @@ def cluster():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
+    before = signal.getsignal(signal.SIGTERM)  # Ray takes it for itself
     less = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
     head = {"num_cpus": 1, "include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
     found = Cluster(initialize_head=True, head_node_args={**head, "_system_config": less})
+    signal.signal(signal.SIGTERM, before)
     yield found
     found.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 def until(condition, process: subprocess.Popen | None = None) -> None:
