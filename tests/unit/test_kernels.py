@@ -214,7 +214,7 @@ def test_hostile_bytes_under_the_sanitizers(tmp_path):
     within bounds, by every variant, without undefined behaviour. `python -m tests.oracles.fuzz_kernels 100000` runs
     more of them."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.oracles.fuzz_kernels", "4000"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "tests.oracles.fuzz_kernels", "1200"], capture_output=True, text=True, check=False,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
-    assert done.returncode == 0 and int(done.stdout.split()[0]) >= 4000, done.stderr[-3000:]
+    assert done.returncode == 0 and int(done.stdout.split()[0]) >= 1200, done.stderr[-3000:]
