@@ -43,8 +43,7 @@ class Cluster:
         handlers = {number: signal.getsignal(number) for number in signals.ENDING}
         try:
             ray.init(named or "local", **how)
-            there = ray.cluster_resources()
-            machines = sum(node["Alive"] for node in ray.nodes())
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         except Exception as error:
             sys.stdout = self.stdout
             words = " ".join(str(error).split())[:REASON]
@@ -52,13 +51,15 @@ class Cluster:
         finally:  # Ray takes SIGTERM for itself
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        # A worker is on one machine: it can have no more than the largest has, however much they have together.
+        cores, cards = ([machine.get(name, 0) for machine in machines] for name in ("CPU", "GPU"))
         if gpus is None:
-            gpus = 1.0 if there.get("GPU") else 0.0
-        self.workers = workers or (int(there.get("GPU", 0) / gpus) if gpus else machines)
-        self.threads = threads or max(int(there.get("CPU", 1) // self.workers), 1)
-        if self.workers < 1 or self.threads > there.get("CPU", 0) or gpus > there.get("GPU", 0):
-            has = f"{there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} GPUs"
-            raise GencliError(f"--on {named or address}: the cluster has {has}, and a worker wants more")
+            gpus = 1.0 if sum(cards) else 0.0
+        self.workers = workers or (int(sum(cards) / gpus) if gpus else len(machines))
+        self.threads = threads or max(int(min(sum(cores) // max(self.workers, 1), max(cores, default=0))), 1)
+        if self.workers < 1 or self.threads > max(cores, default=0) or gpus > max(cards, default=0):
+            has = f"{max(cores, default=0):g} cores and {max(cards, default=0):g} GPUs"
+            raise GencliError(f"--on {named or address}: the largest machine has {has}, and a worker wants more")
         # A worker that dies is not restarted by Ray: its block is given to another, and a new one takes its place.
         wants: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": gpus, "max_restarts": 0}
         wants["concurrency_groups"] = {"in": 1, "out": 1}  # a thread each: messages stay in their order
