@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -181,4 +182,4 @@ def _size(reader: LineReader) -> int:
         found = os.fstat(reader.stream.fileno())
     except (OSError, ValueError):
         return 0
-    return found.st_size if os.path.stat.S_ISREG(found.st_mode) else 0  # type: ignore[attr-defined]
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
