@@ -193,7 +193,7 @@ def test_what_does_not_go_together(files, tmp_path):
         ({"prompt": "10"}, guided, "no class 10"),
         ({"prompt": "7"}, plain, "without a prompt"),
         ({"classifier_scale": 2.0}, plain, "--classifier-scale without a classifier"),
-        ({"prompt": "7", "guidance": 2.0}, guided, "knows no class for none"),
+        ({"prompt": "7", "guidance": 2.0}, guided, "has no class that stands for none: --cfg-scale"),
     ]:
         with pytest.raises(UsageError, match=match):
             resolve(ImageRequest(**values), checkpoint)
