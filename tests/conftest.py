@@ -16,6 +16,10 @@ os.environ["GENCLI_CACHE"] = os.path.join(tempfile.gettempdir(), "gencli-tests")
 pytest.register_assert_rewrite("tests.oracles", "tests.tiny")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-step", action="store_true", help="walk every sampler in every number of steps")
+
+
 def pytest_collection_finish() -> None:
     """Let garbage collections leave out what stays to the end: torch, and thousands of tests."""
     gc.collect()

@@ -1,14 +1,9 @@
-"""The samplers as mathematics: orders of convergence, variances, relations between them, and the registry.
-
-The data are one Gaussian per value, N(MEAN, DEVIATION²), for which the best ε is known exactly.
-"""
+"""What holds for all samplers, relations between them, and the registry. How they converge: test_sampler_orders.py."""
 
 import math
-import operator
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
@@ -18,104 +13,9 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.guidance import Denoiser, Prediction
 from gencli.image.diffusion.samplers import Sample
-from gencli.image.diffusion.schedule import NoiseSchedule, Point, Step
+from gencli.image.diffusion.schedule import NoiseSchedule, Point
+from tests.oracles.gaussian import DEVIATION, MEAN, exact, run
 from tests.oracles.prediction_types import to_output
-
-MEAN, DEVIATION = 0.4, 0.7
-
-
-def exact(x: Tensor, point: Point) -> Prediction:
-    """E[x0 | x] and E[ε | x]."""
-    spread = point.alpha_cumprod * DEVIATION**2 + 1 - point.alpha_cumprod  # of x
-    eps = point.sqrt_one_minus_alpha_cumprod * (x - point.sqrt_alpha_cumprod * MEAN) / spread
-    x0 = MEAN + point.sqrt_alpha_cumprod * DEVIATION**2 * (x - point.sqrt_alpha_cumprod * MEAN) / spread
-    return Prediction(x0, eps)
-
-
-def flow(x: Tensor, start: Point, end: Point) -> Tensor:
-    """Where the probability flow takes x: the same number of standard deviations from the mean."""
-    first, last = (math.sqrt(at.alpha_cumprod * DEVIATION**2 + 1 - at.alpha_cumprod) for at in (start, end))
-    return end.sqrt_alpha_cumprod * MEAN + last * (x - start.sqrt_alpha_cumprod * MEAN) / first
-
-
-def ode_solution(x: Tensor, start: Point) -> Tensor:
-    """Where the probability flow takes x at ᾱ = 1."""
-    return flow(x, start, Point(-1.0, 1.0))
-
-
-def run(
-    name: str, x: Tensor, steps: list[Step], noise: Callable[[], Tensor] | None = None, **options: object
-) -> Tensor:
-    *_, last = samplers.get(name)(exact, x, steps, draw_noise=noise or (lambda: torch.randn_like(x)), **options)
-    return last.x
-
-
-def errors(name: str, numbers: list[int], **options: bool) -> list[float]:
-    schedule, sampler = NoiseSchedule(), samplers.get(name)
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    found = []
-    for num in numbers:
-        steps = sampler.steps(schedule, num, "trailing", **options)
-        found.append((run(name, x, steps) - ode_solution(x, steps[0].at)).abs().max().item())
-    return found
-
-
-def orders(found: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in pairwise(found)]
-
-
-def test_ddim_is_of_first_order() -> None:
-    found = errors("ddim", [5, 10, 20, 40, 125, 250, 500])
-    assert found == sorted(found, reverse=True)
-    assert orders(errors("ddim", [25, 50, 100, 200])) == pytest.approx([1, 1, 1], abs=0.2)
-
-
-def test_euler_is_of_first_order() -> None:
-    assert orders(errors("euler", [25, 50, 100, 200], karras=True)) == pytest.approx([1, 1, 1], abs=0.2)
-
-
-def test_dpmpp_2m_is_of_second_order() -> None:
-    found = errors("dpmpp_2m", [20, 40, 80, 160], karras=True)
-    assert all(1.8 < order < 2.5 for order in orders(found))
-    assert found[-1] < 0.1 * errors("euler", [160], karras=True)[0]
-
-
-@pytest.mark.parametrize(("name", "least", "most"), [("heun", 1.8, 2.4), ("unipc", 2.0, 3.5), ("lms", 2.8, 4.2)])
-def test_second_order_and_more(name: str, least: float, most: float) -> None:
-    """Before the step to σ = 0, which is one of Euler's or less. UniC-2 has an order more than UniP-2; lms begins with
-    a step of first order."""
-    schedule, sampler, found = NoiseSchedule(), samplers.get(name), []
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    for num in (20, 40, 80, 160):
-        steps = sampler.steps(schedule, num, "trailing", karras=True)
-        *_, before, _ = sampler(exact, x, steps, draw_noise=lambda: x)
-        found.append((before.x - flow(x, steps[0].at, steps[-1].at)).abs().max().item())
-    assert all(least < order < most for order in orders(found)), orders(found)
-
-
-NUMBERS = [*range(1, 60), *range(60, 1000, 47), 499, 500, 501, 998, 999, 1000]
-NO_OLDER = ("heun", "unipc", "lms", "dpmpp_2m_sde", "dpmpp_sde", "lcm", "tcd")  # than those that share their steps
-SOLVERS = ("heun", "unipc", "lms", "dpmpp_2m", "ddim", "euler")  # of the probability flow
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", samplers.names())
-def test_every_number_of_steps(name: str) -> None:
-    """From 1 to 1000, or as many as a model of few steps learned: as many steps, down to noise that is nearly none;
-    what follows the probability flow ends where that leads."""
-    schedule, sampler = NoiseSchedule(), samplers.get(name)
-    x, limit = torch.linspace(-2, 2, 3), 50 if name in ("lcm", "tcd") else 1000
-    for num in (num for num in (range(1, 1001) if name in NO_OLDER else NUMBERS) if num <= limit):
-        steps = sampler.steps(schedule, num)
-        levels, ends = [step.at.alpha_cumprod for step in steps], [step.next.alpha_cumprod for step in steps]
-        assert [step.index for step in steps] == list(range(num)) and ends[-1] > 0.999
-        assert levels[1:] == ends[:-1] and all(map(operator.le, levels, ends))
-    for num in (*range(1, 21), *range(31, limit, 239), limit):
-        steps = sampler.steps(schedule, num)
-        last = run(name, x.double(), steps)
-        assert last.isfinite().all() and last.abs().max() < 12
-        if name in SOLVERS and num >= 10:
-            assert (last - ode_solution(x, steps[0].at)).abs().max() < 3 / num + 0.05, num
 
 
 def test_euler_is_the_ode_step_of_ddim() -> None:
@@ -132,49 +32,6 @@ def test_euler_is_the_ode_step_of_ddim() -> None:
             derivative = exact(step.at.sqrt_alpha_cumprod * scaled, step.at).eps
             scaled = scaled + (step.next.sigma - step.at.sigma) * derivative
         torch.testing.assert_close(run("euler", x, steps), scaled, atol=1e-9, rtol=0)
-
-
-def moments(steps: list[Step], eta: float) -> tuple[float, float]:
-    """Mean and variance after equation 12 of the DDIM paper from N(0, 1): every step is x' = A·x + B + σ·z, exactly."""
-    mean, variance = 0.0, 1.0
-    for step in steps:
-        t, p = step.at.alpha_cumprod, step.next.alpha_cumprod
-        sigma = eta * math.sqrt((1 - p) / (1 - t) * (1 - t / p))
-        origin, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        ends = []
-        for x in (origin, one):
-            prediction = exact(x, step.at)
-            rest = math.sqrt(max(0.0, 1 - step.next.alpha_cumprod - sigma**2))
-            ends.append((step.next.sqrt_alpha_cumprod * prediction.x0 + rest * prediction.eps).item())
-        slope = ends[1] - ends[0]
-        mean, variance = slope * mean + ends[0], slope**2 * variance + sigma**2
-    return mean, variance
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "share"),
-    [
-        ("ddim", {"eta": 0.5}, 0.5),
-        ("ddim", {"eta": 1.0}, 1.0),
-        ("ddpm", {"variance_type": "fixed_small"}, 1.0),
-        ("euler_a", {}, 1.0),
-    ],
-)
-def test_noise_has_the_variance_it_should(name: str, options: dict, share: float) -> None:
-    schedule = NoiseSchedule()
-    found = [moments(schedule.steps(num, "linspace"), share) for num in (100, 200, 1000)]
-    assert found[-1] == pytest.approx((MEAN, DEVIATION**2), rel=0.015)
-    lacking = [DEVIATION**2 - variance for _, variance in found]  # fixed_small is a lower bound: first order in 1 / S
-    assert 0 < lacking[1] < 0.6 * lacking[0]
-
-    steps, (mean, variance) = schedule.steps(100, "linspace"), found[0]
-    count = 40_000
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(count, dtype=torch.float64, generator=generator)
-    x = run(name, x, steps, lambda: torch.randn(count, dtype=torch.float64, generator=generator), **options)
-    # chi-squared with `count` degrees of freedom has the deviation √(2 / count), relative: five of them
-    assert x.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / count))
-    assert x.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(variance / count))
 
 
 def test_ddpm_fixed_large_keeps_more_noise() -> None:
@@ -315,20 +172,6 @@ def test_ddim_without_eta_draws_no_noise() -> None:
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(UsageError, match="eta"):
             list(samplers.get("ddim")(exact, x, steps, draw_noise=never, eta=eta))
-
-
-@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_sde"])
-def test_solvers_of_the_sde_end_with_the_variance_of_the_data(name: str) -> None:
-    """From the noise of the beginning; in 100 steps, and nearer than ancestral steps of first order."""
-    schedule, count, found = NoiseSchedule(), 40_000, {}
-    for one in ("euler_a", name):
-        sampler, generator = samplers.get(one), torch.Generator().manual_seed(5)
-        steps = sampler.steps(schedule, 100, "linspace")
-        x = torch.randn(count, dtype=torch.float64, generator=generator)
-        x = run(one, x, steps, lambda g=generator: torch.randn(count, dtype=torch.float64, generator=g))
-        found[one] = abs(x.var().item() / DEVIATION**2 - 1), x.mean().item()
-    assert found[name][0] < 5 * math.sqrt(2 / count) < found["euler_a"][0]
-    assert found[name][1] == pytest.approx(MEAN, abs=5 * DEVIATION / math.sqrt(count))
 
 
 def test_the_middle_of_a_step_lies_within_it() -> None:
