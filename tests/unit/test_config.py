@@ -18,8 +18,6 @@ from gencli.errors import GencliError
 from gencli.models import ARCHITECTURES
 from tests.tiny.hub_cache import put, tiny
 
-README = Path(__file__).parents[2] / "README.md"
-
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

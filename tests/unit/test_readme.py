@@ -1,4 +1,4 @@
-"""README.md and CONTRIBUTING.md tell the truth: help pages, options, paths, and the sampler that is written out."""
+"""README.md, docs/ and CONTRIBUTING.md tell the truth: options, paths, links, and the sampler that is written out."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.update_readme import COMMANDS, README, help_page, section
+from gencli.__main__ import main
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.guidance import Prediction
 from gencli.image.diffusion.schedule import NoiseSchedule
 
-CONTRIBUTING = README.parent / "CONTRIBUTING.md"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_pages_are_current(command: str) -> None:
-    written = section(README.read_text(encoding="utf-8"), f"help:{command}")
-    assert written == help_page(command), "run `python -m benchmarks.update_readme help`"
+ROOT = Path(__file__).parents[2]
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+PAGES = (README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md")))
+COMMANDS = ("text", "image", "chat", "serve", "upscale", "score", "codes")
 
 
 def test_begins_with_two_commands_of_one_line() -> None:
@@ -30,19 +27,29 @@ def test_begins_with_two_commands_of_one_line() -> None:
     assert "gencli text" in blocks[0] and "pytest" in blocks[1]
 
 
-def test_every_example_uses_options_that_exist() -> None:
-    text = README.read_text(encoding="utf-8")
-    pages = {command: help_page(command) for command in COMMANDS}
-    for command, rest in re.findall(r"gencli (text|image) ([^|>\n]*)", text):
+def test_every_example_uses_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = {}
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0
+        pages[command] = capsys.readouterr().out
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    found = re.findall(rf"gencli ({'|'.join(COMMANDS)}) ([^|>\n]*)", text)
+    assert len(found) > 50
+    for command, rest in found:
         for option in re.findall(r"(?<![\w'\"-])(--?[a-zA-Z][\w-]*)", rest):
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", pages[command]), (command, option)
 
 
 def test_paths_that_are_named_exist() -> None:
-    for page in (README, CONTRIBUTING):
-        for path in re.findall(r"\b((?:gencli|tests|benchmarks)/[\w./]*)", page.read_text(encoding="utf-8")):
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"\b((?:gencli|tests|benchmarks)/[\w./]*)", text):
             if "NAME" not in path and "plain.py" not in path:
-                assert (README.parent / path.rstrip(".")).exists(), f"{page.name} names {path}"
+                assert (ROOT / path.rstrip(".")).exists(), f"{page.name} names {path}"
+        for path, _, heading in re.findall(r"\]\((?!http)([^)#]+)(#([^)]+))?\)", text):
+            assert (page.parent / path).exists(), f"{page.name} leads to {path}"
+            titles = re.findall(r"^#+ (.*)", (page.parent / path).read_text(), re.MULTILINE) if heading else []
+            assert not heading or heading in [title.lower().replace(" ", "-") for title in titles], heading
 
 
 def test_the_sampler_of_contributing_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
