@@ -34,7 +34,7 @@ INERT = frozenset(
     layers_to_transform layers_pattern fan_in_fan_out megatron_core qalora_group_size eva_config runtime_config
     inject_adapter peft_type base_model_name_or_path r lora_alpha use_rslora rank_pattern alpha_pattern
     modules_to_save bias init_lora_weights use_dora alpha init_weights rank_dropout rank_dropout_scale module_dropout
-    use_effective_conv2d decompose_both decompose_factor""".split()  # noqa: SIM905
+    use_effective_conv2d decompose_both decompose_factor""".split()
 )
 # Other initialisations change the base weights, and the adapter is the difference from those.
 INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -200,13 +200,13 @@ def _check_magnitude(where: Path, tensors: Tensors, name: str, module: nn.Module
         raise GencliError(f"{where}: {name!r} is {list(tensors.shape(name))}, not {outputs} numbers")
 
 
-def peft_scale(file: Path | str, config: Mapping[str, Any], path: str, rank: int) -> float:
+def peft_scale(file: Path | str, config: Mapping[str, Any], path: str, rank: object) -> float:
     """Return alpha / r, or alpha / √r, of a module. Raise GencliError if its tensors' rank is not the config's."""
     r = _match_pattern(config.get("rank_pattern"), path, config.get("r", 8))
     alpha = _match_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", config.get("alpha", 8)))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise GencliError(f"{file}: lora_alpha = {alpha!r:.60} is not a number")
-    if r != rank or rank == 0:
+    if isinstance(rank, bool) or not isinstance(rank, (int, float)) or r != rank or rank <= 0:
         raise GencliError(f"{file}: the rank of {path} is {r!r:.60} here and {rank} in its tensors")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 

@@ -40,7 +40,7 @@ class Component:
     family: str
     parameters: int | None = None
     dtypes: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Description:
     components: tuple[Component, ...] = ()
     licence: str | None = None
     not_loaded: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
     problem: str | None = None
 
     @property
@@ -143,7 +143,7 @@ def _licence(card: Path) -> str | None:
             text = stream.read(CARD_LIMIT).decode("utf-8", "replace")
     except OSError:
         return None
-    match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    match = re.match(r"\ufeff?---[ \t\r]*\n(.*?)\n---[ \t\r]*(\n|$)", text, re.DOTALL)
     if match is None:
         return None
     values = {}

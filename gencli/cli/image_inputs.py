@@ -202,7 +202,7 @@ def _open(path: str | None, note: Callable[[str], None], ground: str = "white") 
     return open_flat(read_data(FILE_LIMIT, "-i - reads the image") if path == "-" else path, ground, note)
 
 
-WEIGHT = re.compile(r"(?<!\\)\([^()\n]{1,60}:\d*\.?\d+\)")  # (red:1.3)
+WEIGHT = re.compile(r"(?<!\\)\([^()\n]{1,60}:(\d+(\.\d+)?|\.\d+)\)")  # (red:1.3)
 
 
 def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[str], None]) -> None:

@@ -86,7 +86,7 @@ class LineReader:
         self.count = 0
         self.ended = False
         self._lines: deque[bytes] = deque()  # whole ones, without their ends
-        self._rest = b""
+        self._rest: list[bytes] = []  # parts of one that has not ended
 
     def ready(self) -> bool:
         """Return whether the next line, or the end, can be had without waiting."""
@@ -100,21 +100,24 @@ class LineReader:
             self._read()
         if self._lines:
             return self._lines.popleft() + b"\n"
-        last, self._rest = self._rest, b""
+        last, self._rest = b"".join(self._rest), []
         return last
 
     def rest(self) -> bytes:
         """Return all that comes."""
-        held = b"".join(line + b"\n" for line in self._lines) + self._rest
+        held = [*(line + b"\n" for line in self._lines), *self._rest]
         self._lines.clear()
-        self._rest, self.ended = b"", True
-        return held + self.stream.read()
+        self._rest, self.ended = [], True
+        return b"".join([*held, self.stream.read()])
 
     def _read(self) -> None:
         more = self.stream.read1(2**16)  # type: ignore[attr-defined]
         self.count, self.ended = self.count + len(more), not more
-        *lines, self._rest = (self._rest + more).split(b"\n")
-        self._lines.extend(lines)
+        first, *others = more.split(b"\n")
+        self._rest.append(first)
+        for line in others:
+            self._lines.append(b"".join(self._rest))
+            self._rest = [line]
 
 
 def _has_input(stream: BinaryIO) -> bool:

@@ -12,6 +12,7 @@ from gencli.atomic import check_target
 from gencli.errors import GencliError
 
 BEGINS = b'{"index": '  # as every record does
+MOST = 2**33  # outputs of one run: a bit for each is known
 COMPARED = 1000  # prompts that are kept, to tell when a run is of others
 
 
@@ -89,7 +90,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
     """Return the record on a line, or None if it is none, or not whole."""
     try:
         value = json.loads(line) if line.startswith(BEGINS) and line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    fits = isinstance(value, dict) and type(value.get("index")) is int and 0 <= value["index"] < 2**40
-    return value if fits else None
+    if not isinstance(value, dict):
+        return None
+    fits = all(type(value.get(name)) is int and value[name] >= 0 for name in ("index", "seed"))
+    return value if fits and value["index"] < MOST else None

@@ -71,10 +71,11 @@ def write_message(stream: IO[bytes], message: Any) -> None:
 
 
 def read_message(stream: IO[bytes]) -> Any:
-    """Read a message from a pipe. Raise EOFError when the other side has gone."""
+    """Read a message from a pipe. Raise EOFError when the other side has gone, also in the middle of a message."""
     head = stream.read(LENGTH.size)
-    data = stream.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
-    if not data:
+    length = LENGTH.unpack(head)[0] if len(head) == LENGTH.size else 1
+    data = stream.read(length) if head else b""
+    if len(data) < length:
         raise EOFError
     return pickle.loads(data)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gencli.text.events import Completion, Event, Logprobs, ReasoningDelta, TextDelta
 
@@ -18,6 +22,24 @@ DONE = b"data: [DONE]\n\n"
 def server_sent(value: Mapping[str, Any]) -> bytes:
     """Return an object as one server-sent event."""
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+class Stream(StreamingResponse):
+    """An answer that is streamed. source: what its parts are made from. At the end, though the client may have left
+    before anything of it ran, the source is closed, and `ended` is called."""
+
+    ended: Callable[[], None]
+
+    def __init__(self, parts: AsyncIterator[bytes], source: AsyncGenerator[Any, None]):
+        super().__init__(parts, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with contextlib.aclosing(self.source):
+                await super().__call__(scope, receive, send)
+        finally:
+            self.ended()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gencli.errors import GencliError
@@ -101,32 +101,27 @@ class Server:
         try:
             response = await endpoint(request)
         finally:
-            if isinstance(response, StreamingResponse):
-                response.body_iterator = self._until_the_end(response.body_iterator)
+            if isinstance(response, answers.Stream):
+                response.ended = self._end
             else:
-                self.counts.under_way -= 1
+                self._end()
         return response
 
-    async def _until_the_end(self, parts: Any) -> AsyncIterator[bytes]:
-        try:
-            async with contextlib.aclosing(parts):
-                async for part in parts:
-                    yield part
-        finally:
-            self.counts.under_way -= 1
+    def _end(self) -> None:
+        self.counts.under_way -= 1
 
     def _admit(self, request: Request) -> None:
         """Raise Refusal for a request by a page of another site, under a name that is not ours, or without the key."""
         server = request.scope.get("server")
         if server is not None and server[1] is not None:  # a Unix socket has no port, and no name to be called by
-            name = urlsplit(f"//{request.headers.get('host', '')}").hostname
+            name = _host(f"//{request.headers.get('host', '')}")
             if name not in self.hosts and not self.any_host:
                 raise Refusal(403, "the Host header names another server", code="wrong_host")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin is not None and (_host(origin) is None or urlsplit(origin).netloc != request.headers.get("host")):
             raise Refusal(403, "pages of other origins are not answered", code="wrong_origin")
         shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.key is not None and not hmac.compare_digest(shown.encode(), self.key.encode()):
+        if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
             raise Refusal(401, "the key is missing or wrong", code="invalid_api_key")
 
     async def _body(self, request: Request) -> Mapping[str, Any]:
@@ -189,14 +184,14 @@ class Server:
     async def completions(self, request: Request) -> Response:
         body = await self._body(request)
         stream, name = bodies.wants_stream(body), self._model(body)
-        asked = bodies.read_completions(body)
+        asked = await asyncio.to_thread(bodies.read_completions, body)  # a schema may take a second to check
         jobs = [Job(one, ids) for one, ids in asked.requests]
         return await self._text(request, name, stream, lambda engine: jobs, chat=False)
 
     async def chat(self, request: Request) -> Response:
         body = await self._body(request)
         stream, name = bodies.wants_stream(body), self._model(body)
-        asked = bodies.read_chat(body)
+        asked = await asyncio.to_thread(bodies.read_chat, body)
 
         def prepare(engine: TextEngine) -> list[Job]:
             format = engine.chat_model.format
@@ -225,19 +220,18 @@ class Server:
         first = await anext(chunks, None)  # what is wrong with the request comes before the stream begins
 
         async def streamed() -> AsyncIterator[bytes]:
-            async with contextlib.aclosing(chunks):
-                try:
-                    if first is not None:
-                        yield answers.server_sent(first)
-                    async for chunk in chunks:
-                        yield answers.server_sent(chunk)
-                    if stream[1]:
-                        yield answers.server_sent(answer.last())
-                    yield answers.DONE
-                except Exception as error:  # the status has been sent: the stream tells it
-                    yield answers.server_sent(json.loads(bytes(_failure(error).body)))
+            try:
+                if first is not None:
+                    yield answers.server_sent(first)
+                async for chunk in chunks:
+                    yield answers.server_sent(chunk)
+                if stream[1]:
+                    yield answers.server_sent(answer.last())
+                yield answers.DONE
+            except Exception as error:  # the status has been sent: the stream tells it
+                yield answers.server_sent(json.loads(bytes(_failure(error).body)))
 
-        return StreamingResponse(streamed(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return answers.Stream(streamed(), chunks)
 
     async def _chunks(
         self, name: str, prepare: Callable[[TextEngine], list[Job]], answer: answers.Answer
@@ -288,6 +282,14 @@ class Server:
                     images.append(event.data)
         self.counts.images += len(images)
         return JSONResponse(answers.drawn(images, asked.format))
+
+
+def _host(address: str) -> str | None:
+    """Return the name in an address; None where there is none."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # such as an IPv6 address that does not end
+        return None
 
 
 def _no_model(name: str) -> Refusal:

@@ -118,7 +118,11 @@ class Pool:
         async with self.opening:  # one at a time: two would need the memory of both
             if (warm := self.warm.get(wanted.key)) is None:
                 self._make_room(wanted)
-                warm = self.warm[wanted.key] = Warm(await asyncio.to_thread(wanted.open), wanted)
+                opening = asyncio.ensure_future(asyncio.to_thread(wanted.open))
+                try:
+                    await asyncio.shield(opening)
+                finally:  # who asked may have gone; the thread goes on, and nobody else would close what it opens
+                    warm = self.warm[wanted.key] = Warm(await opening, wanted)
             warm.users += 1
             return warm
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gencli import __version__
+from gencli.checkpoints import hub_cache
 from gencli.errors import GencliError, UsageError
 from gencli.text import events
 from gencli.text.request import SamplingParams, TextRequest
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 SOCKET, SUFFIX = "gencli.sock", ".run"  # of HTTP, and what the name of the one for commands has besides
 PAYLOAD = 2**30  # bytes of a message's line at most, and of what comes with it
-KINDS = tuple(".json .model .txt .jinja .safetensors .gguf .bin .pt .pth .ckpt .npz".split())  # noqa: SIM905
+KINDS = tuple(".json .model .txt .jinja .safetensors .gguf .bin .pt .pth .ckpt .npz".split())
 DEPTH = 2  # of folders in which a model's files lie
-# Variables that may change what is computed, where weights lie, or where packed copies of them are kept.
+# Variables that may change what is computed, or where weights lie.
 PREFIXES = (
     "OMP_",
     "KMP_",
@@ -87,7 +88,7 @@ def files_at(paths: Iterable[Path]) -> list[list[Any]]:
     found: list[list[Any]] = []
     for path in paths:
         top = str(path.parent if path.is_file() else path)
-        for folder, folders, names in os.walk(top):
+        for folder, folders, names in os.walk(top, followlinks=True):
             depth = 0 if path.is_file() else DEPTH
             folders[:] = sorted(folders) if folder[len(top) :].count(os.sep) < depth else []
             for name in sorted(name for name in names if name.endswith(KINDS) or name == path.name):
@@ -103,7 +104,8 @@ def greeting(threads: int | None) -> dict[str, Any]:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = sorted(affinity(0)) if affinity else os.cpu_count()
     said = {name: value for name, value in os.environ.items() if name.startswith(PREFIXES) or name in VARIABLES}
-    return {"version": __version__, "threads": threads, "cores": cores, "environment": said}
+    cache = str(hub_cache.root())  # packed copies lie beside it
+    return {"version": __version__, "threads": threads, "cores": cores, "environment": said, "cache": cache}
 
 
 class Link:
@@ -155,7 +157,10 @@ def read_error(said: Mapping[str, Any]) -> Exception:
         found = getattr(builtins, kind, None)
         known = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, OSError)
         made: Any = found if known else RuntimeError
-        return made(said["message"])
+        try:
+            return made(said["message"])
+        except TypeError:  # it is made of more than a message, as UnicodeDecodeError is
+            return RuntimeError(f"{kind}: {said['message']}")
     return (UsageError if said["usage"] else GencliError)(said["message"], said["hint"])
 
 

@@ -20,7 +20,7 @@ LIMIT = 2**20  # characters
 SPACE = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
 # A mask is to have every token that may come next, not the one alone that a tokenizer would write a certain text with.
 OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+GBNF = re.compile(r"^[ \t]*[\w-]+\s*::=", re.MULTILINE)
 
 
 def read_schema(word: str | None) -> str | None:

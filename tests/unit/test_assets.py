@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gencli.checkpoints.assets import PEFT_CONFIG, EmbeddingRef, LoraRef
+from gencli.checkpoints.lora import peft_scale
 from gencli.errors import GencliError
 
 SHA = "0123456789abcdef" * 2 + "01234567"
@@ -76,3 +77,11 @@ def test_names_lead_nowhere_else(cached, name):
         from gencli.checkpoints.assets import locate
 
         locate(name, "x", option="--lora")
+
+
+def test_a_rank_that_is_no_number():
+    """Of an adapter whose factors are whole (LoKr) it is the config's word alone."""
+    config = {"r": "8", "lora_alpha": 4}
+    with pytest.raises(GencliError, match="the rank of x is '8' here"):
+        peft_scale("adapter_config.json", config, "x", config["r"])
+    assert peft_scale("adapter_config.json", {"r": 8, "lora_alpha": 4}, "x", 8) == 0.5

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -356,6 +357,13 @@ def test_parameters_are_counted_from_headers_without_masks(cache_root: Path) -> 
 )
 def test_the_licence_is_the_model_cards(cache_root: Path, card: str, licence: str | None) -> None:
     assert described(cache_root, tiny(**{"README.md": card.encode()})).licence == licence
+
+
+def test_a_card_of_blank_lines_is_read_in_little_time(cache_root: Path) -> None:
+    """Each of them was a beginning of the front matter once, from which the whole card was searched: a minute."""
+    began = time.process_time()
+    assert described(cache_root, tiny(**{"README.md": b"---" + b"\n" * 2**16})).licence is None
+    assert time.process_time() - began < 1
 
 
 def test_broken_checkpoints_are_described_with_their_problem(cache_root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -206,6 +207,14 @@ def test_what_cannot_be_followed_is_one_line(tmp_path, monkeypatch, option, word
     with pytest.raises(UsageError, match=f"^{re.escape(wanted) if '.*' not in wanted else wanted}") as error:
         TextRequest.of(**{option: read(word)})
     assert "\n" not in error.value.message and len(error.value.message) < 400
+
+
+def test_a_notation_is_told_in_little_time():
+    """Of lines that are empty each was the beginning of one more search through all of them: hours, for a megabyte."""
+    text = "start: a" + "\n" * (grammar.LIMIT - 20) + "a: /b/"
+    began = time.process_time()
+    assert grammar.GBNF.search(text) is None and grammar.GBNF.search(text + "\n root\n ::= a") is not None
+    assert time.process_time() - began < 1
 
 
 def test_files_and_what_excludes_what(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from gencli.many.blocks import Feed, Shard, blocks
 from gencli.many.crew import TRIES, Crew
 from gencli.many.processes import Process
 from gencli.many.records import Records
+from gencli.many.worker import read_message, write_message
 from tests.tiny.echo import Echo
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +141,16 @@ def test_ray_is_asked_for_by_name(monkeypatch):
     assert caught.value.hint == "pip install 'gencli[ray]'"
 
 
+def test_a_message_of_a_worker_that_was_killed_in_the_middle_of_it():
+    stream, message = io.BytesIO(), ("answer", 1, "x" * 1000, 0.5)
+    write_message(stream, message)
+    whole = stream.getvalue()
+    assert read_message(io.BytesIO(whole)) == message
+    for length in (0, 3, 8, 9, 500, len(whole) - 1):
+        with pytest.raises(EOFError):
+            read_message(io.BytesIO(whole[:length]))
+
+
 def test_shards_make_up_the_whole():
     lines = [str(number) for number in range(23)]
     parts = [Feed(lines, 3, shard=Shard.parse(f"{number}/4")) for number in range(1, 5)]
@@ -188,6 +200,7 @@ def test_a_half_written_record_is_mended(tmp_path, cut):
 
 
 OTHERS = [b"hello\n", b"hello", b'{"a": 1}\n', b'{"index": -1}\n', b'{"index": "x"}\n', record(0) + b"x\n" + record(1)]
+OTHERS += [b'{"index": 0}\n', b'{"index": 0, "seed": "7"}\n', b'{"index": ' + b"[" * 100_000 + b"\n", record(2**39)]
 
 
 @pytest.mark.parametrize("data", OTHERS)

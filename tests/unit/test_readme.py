@@ -33,7 +33,7 @@ def test_every_example_uses_options_that_exist(capsys: pytest.CaptureFixture[str
         assert main([command, "--help"]) == 0
         pages[command] = capsys.readouterr().out
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    found = re.findall(rf"gencli ({'|'.join(COMMANDS)}) ([^|>\n]*)", text)
+    found = re.findall(rf"gencli ({'|'.join(COMMANDS)}) ([^|>`\n]*)", text)
     assert len(found) > 50
     for command, rest in found:
         for option in re.findall(r"(?<![\w'\"-])(--?[a-zA-Z][\w-]*)", rest):

@@ -17,8 +17,8 @@ from gencli.checkpoints.find import find
 from gencli.errors import GencliError, UsageError
 from gencli.serve import wire
 from gencli.serve.app import Limits, Server
-from gencli.serve.engine import Turns
-from gencli.serve.pool import Pool, Wanted
+from gencli.serve.engine import Engine, Turns
+from gencli.serve.pool import Pool, Wanted, text_model
 from gencli.spec import ModelSpec
 from gencli.text.events import Completion, Failed, Logprobs, TextDelta
 from gencli.text.request import TextRequest
@@ -30,10 +30,10 @@ def server() -> Server:
     return Server(pool, Limits(queue=2, body=1000, seconds=0.2))
 
 
-def post(server: Server, **request) -> httpx.Response:
+def post(server: Server, url: str = "http://localhost", **request) -> httpx.Response:
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(server.app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=url) as client:
             return await client.post("/v1/completions", **request)
 
     return asyncio.run(ask())
@@ -70,6 +70,70 @@ def test_a_full_queue_tells_when_to_come_again(server):
     assert answer.json()["error"]["type"] == "rate_limit_error" and server.counts.under_way == 2
 
 
+@pytest.mark.parametrize("header", ["Host", "Origin"])
+def test_an_address_that_is_none_is_refused(server, header):
+    answer = post(server, "http://localhost:8080", json={"model": "stories"}, headers={header: "http://[::1"})
+    assert answer.status_code == 403 and post(server, "http://localhost:8080", json={"model": "x"}).status_code == 404
+
+
+def test_a_key_may_have_any_letters(server):
+    server.key = "schlüssel-und-riegel"
+    for shown, status in ((server.key, 404), ("schlussel-und-riegel", 401)):
+        headers = {"Authorization": f"Bearer {shown}".encode()}
+        assert post(server, json={"model": "none"}, headers=headers).status_code == status
+
+
+def test_a_client_that_leaves_before_its_stream_begins_is_not_under_way(server):
+    """Its answer is never begun: nothing of it runs that could tell its end."""
+    body = json.dumps({"model": "stories", "prompt": "a", "stream": True, "max_tokens": 3}).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    where = {"path": "/v1/completions", "query_string": b"", "headers": headers, "server": ("localhost", 80)}
+    asgi = {"version": "3.0", "spec_version": "2.3"}
+    scope = {"type": "http", "asgi": asgi, "http_version": "1.1", "method": "POST", **where}
+    comes = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> dict:
+        return next(comes, {"type": "http.disconnect"})
+
+    async def send(message: dict) -> None:
+        await asyncio.sleep(0)
+
+    async def leave() -> None:
+        await server.app()(scope, receive, send)
+        [warm] = server.pool.warm.values()
+        assert server.counts.under_way == 0
+        for _ in range(100):
+            await asyncio.sleep(0.01 * bool(warm.users))
+        assert warm.users == 0
+        server.pool.put_away(all=True)
+
+    asyncio.run(leave())
+
+
+def test_a_model_whose_client_leaves_while_it_is_opened_is_kept(server):
+    """It would go on with its thread for ever otherwise, known to nobody."""
+    begun, go_on, real = threading.Event(), threading.Event(), text_model(find("stories"), ModelSpec())
+
+    def open_slowly() -> Engine:
+        begun.set()
+        go_on.wait()
+        return real.open()
+
+    async def leave() -> None:
+        wanted = dataclasses.replace(real, open=open_slowly)
+        asks = asyncio.ensure_future(server.pool.acquire(wanted))
+        await asyncio.to_thread(begun.wait)
+        asks.cancel()
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await asks
+        [warm] = server.pool.warm.values()
+        assert warm.users == 0 and await server.pool.acquire(wanted) is warm and warm.users == 1
+        server.pool.put_away(all=True)
+
+    asyncio.run(leave())
+
+
 def test_turns_are_given_in_the_order_in_which_they_were_asked_for():
     """Though the thread that has it asks again at once."""
     turns, took, begun = Turns(), [], threading.Barrier(3)
@@ -98,6 +162,8 @@ def test_what_is_told_of_texts_arrives_as_it_was():
     for error in (UsageError("a", "b"), GencliError("a"), MemoryError("out of memory")):
         told = wire.read_error(_through(wire.pack_error(error)))
         assert type(told) is type(error) and vars(told) == vars(error) and str(told) == str(error)
+    broken = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no text")  # which is not made of a message
+    assert str(wire.read_error(_through(wire.pack_error(broken)))) == f"UnicodeDecodeError: {broken}"
     failed = wire.read_event(_through(wire.pack_event(Failed(1, UsageError("a"), 2, True))))
     assert isinstance(failed, Failed) and (failed.following, failed.at_work, failed.error.exit_code) == (2, True, 2)
     request = TextRequest.of("a", seed=3, logit_bias=((5, float("-inf")),), stop=("x",), temperature=0.5)
@@ -122,6 +188,13 @@ def test_what_another_user_owns_or_can_change_is_not_one_s_own(tmp_path):
     assert not wire.is_own(other)
 
 
+def test_another_cache_is_another_place_for_packed_copies(tmp_path, monkeypatch):
+    before = wire.greeting(1)
+    assert wire.greeting(1) == before
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert wire.greeting(1) != before
+
+
 def test_files_that_make_a_model_another_one(tmp_path):
     """Of a folder those below, of a file those beside it; and nothing that only lies there."""
     for name in ("config.json", "unet/weights.safetensors", "image.png", "a/b/c/deep.json", "one.gguf"):
@@ -132,6 +205,8 @@ def test_files_that_make_a_model_another_one(tmp_path):
         return [Path(file[0]).relative_to(tmp_path).as_posix() for file in wire.files_at([path])]
 
     assert names(tmp_path) == ["config.json", "one.gguf", "unet/weights.safetensors"]
+    (tmp_path / "vae").symlink_to("unet")
+    assert names(tmp_path)[-1] == "vae/weights.safetensors", "that of another model, by a link to its folder"
     assert names(tmp_path / "one.gguf") == ["config.json", "one.gguf"]
     file = Wanted("one", (), (tmp_path / "one.gguf",), wire.files_at([tmp_path / "one.gguf"]), lambda: None)
     assert file.size == 5 and file.is_current

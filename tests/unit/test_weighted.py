@@ -18,8 +18,8 @@ from gencli.checkpoints.find import Source
 from gencli.cli.image_inputs import note_slips
 from gencli.errors import GencliError, UsageError
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -307,9 +307,11 @@ def test_words_of_embeddings_are_looked_for_in_what_is_read(prompt, weighted, no
         (r"a \(red:1.3\) apple", False, None),
         ("an apple (at 12:30 o'clock)", False, None),
         ("a (red) apple", False, None),
+        ("a (red:" + "1" * 100_000, False, None),  # not by a try for each two of its digits: a minute
     ],
 )
 def test_a_weight_that_is_read_as_text_is_noted(prompt, weighted, found):
-    notes = []
+    notes, began = [], time.process_time()
     note_slips(ImageRequest(prompt=prompt, weighted=weighted), [], notes.append)
+    assert time.process_time() - began < 1
     assert notes == ([f"{found} in a prompt is text; --weighted reads it as a weight"] if found else [])
