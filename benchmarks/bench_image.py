@@ -148,8 +148,8 @@ def compare_step(folder: Path, rounds: int) -> None:
     import diffusers
 
     from gencli.checkpoints.find import Source
+    from gencli.image.load import load
     from gencli.image.open import open_image_checkpoint
-    from gencli.image.pipeline import load
 
     pipeline = load(open_image_checkpoint(Source("sd15", folder, "folder")), device="cpu")
     reference = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")

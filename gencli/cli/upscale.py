@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from gencli.cli.image import Output, Sources, draw
+from gencli.cli.image import Output, draw
+from gencli.cli.image_asked import Sources
 from gencli.cli.options import Asked, Fetching, Reporting, command
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError

@@ -13,14 +13,16 @@ from gencli.image.drawers.base import Drawer, Loaded
 from gencli.image.events import Denoised, Picture
 from gencli.image.found import Inputs
 from gencli.image.generate import generate
-from gencli.image.pipeline import Packing, Pipeline, load
+from gencli.image.load import Packing, load
+from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest, ImageSpec
+from gencli.models.controlnet import ControlNetModel
 
 
 class Drawing:
     """A model with its weights, ready for any number of requests. words: those of its embeddings.
 
-    inputs: where all of it lies; its images are of no concern here. views, loading, packing: see `pipeline.load`.
+    inputs: where all of it lies; its images are of no concern here. views, loading, packing: see `load.load`.
     Raise GencliError for weights that are broken or do not fit.
     """
 
@@ -36,7 +38,7 @@ class Drawing:
     ):
         self.model: Pipeline | Loaded
         self.words: list[str] = []
-        self.controls: list[Any] = []
+        self.controls: list[ControlNetModel] = []
         if isinstance(opened, Drawer):
             loading(opened.name)
             told = partial(packing, opened.name)

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import Pipeline, load
+from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 from tests.oracles.ldm_parity import Measured, draw
 from tests.oracles.libraries import diffusers

@@ -15,8 +15,8 @@ from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint, with_classifier
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.opening import open_part

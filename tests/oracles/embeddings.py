@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 
 

@@ -8,8 +8,8 @@ import re
 import torch
 
 from gencli.checkpoints.find import Source
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 
 ATTENTION = re.compile(r".*(attn\d\.(to_[qkv]|to_out\.0)|self_attn\.(q|k|v|out)_proj)")
 PROJECTIONS = re.compile(r".*(proj_in|proj_out|net\.0\.proj|net\.2|fc1|fc2)")

@@ -17,8 +17,9 @@ from torch import Tensor
 from gencli.checkpoints.find import Source
 from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import Pipeline, load
+from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles import ermongroup

@@ -10,8 +10,8 @@ from PIL import Image
 
 from gencli.checkpoints.find import Source
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.libraries import diffusers

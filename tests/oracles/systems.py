@@ -17,8 +17,8 @@ from gencli.checkpoints.open import open_checkpoint
 from gencli.image import stages
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.files.pictures import to_picture
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from tests.oracles import glide
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.libraries import diffusers, sentencepiece, transformers

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gencli.checkpoints.find import Source
 from gencli.image import stages
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import Pipeline, load
+from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 from tests.oracles.ldm_parity import Measured, draw, open_pipeline
 from tests.oracles.libraries import diffusers

@@ -12,8 +12,8 @@ from gencli.cli.models_settings import belongs_to
 from gencli.errors import GencliError
 from gencli.image.files.pictures import to_picture
 from gencli.image.generate import Denoised, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import notes, resolve
 from gencli.models import architecture

@@ -16,8 +16,8 @@ from gencli.image.diffusion.guidance import Prediction
 from gencli.image.diffusion.samplers.ddpm import ddpm
 from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint, with_classifier
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.opening import open_file, open_part

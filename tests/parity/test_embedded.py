@@ -11,8 +11,8 @@ from PIL import Image
 from gencli.checkpoints.build import load as load_module
 from gencli.checkpoints.find import embedded_root, find
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.tokens import load_tokenizer

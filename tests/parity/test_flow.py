@@ -14,8 +14,8 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.image.diffusion.flow import schedule_of
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.prompts.qwen3 import KLEIN_LAYERS, MESSAGE, NO_REASONING
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve

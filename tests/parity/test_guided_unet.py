@@ -17,8 +17,8 @@ from gencli.checkpoints.formats import guided_diffusion
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.models import guided_classifier, guided_unet

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from tests.oracles.additions_parity import measure
 from tests.oracles.image_lora import (
     ALL,

@@ -10,7 +10,7 @@ from PIL import Image
 from gencli.errors import GencliError, UsageError
 from gencli.image import stages
 from gencli.image.generate import Denoised, generate
-from gencli.image.pipeline import load
+from gencli.image.load import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.pipelines import assert_same, draw, generator

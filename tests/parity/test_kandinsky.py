@@ -9,7 +9,7 @@ from gencli.checkpoints.build import load as load_part
 from gencli.errors import GencliError, UsageError
 from gencli.image import stages
 from gencli.image.generate import Picture, generate
-from gencli.image.pipeline import load
+from gencli.image.load import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.models import architecture

@@ -10,8 +10,8 @@ import pytest
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.json_files import read_json
 from tests.tiny import flow
 from tests.tiny.systems import make_if, make_karlo, make_x4

@@ -19,8 +19,9 @@ from gencli.checkpoints.safetensors_file import SafetensorsFile
 from gencli.errors import GencliError, UsageError
 from gencli.image.drawers import open_drawer
 from gencli.image.files import metadata
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import Pipeline, load
+from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 from gencli.kernels.packed import Packed
 from tests.oracles.flow import PROMPT

@@ -7,8 +7,8 @@ from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
 from gencli.image import stages
 from gencli.image.generate import Denoised, Noise, Picture, _prepare, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.pipelines import (

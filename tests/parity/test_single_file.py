@@ -20,8 +20,8 @@ from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.tokens import load_clip_tokenizer, load_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gencli.errors import GencliError, UsageError
-from gencli.image.pipeline import load
+from gencli.image.load import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.image.stages import plan

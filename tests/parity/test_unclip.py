@@ -13,7 +13,7 @@ from PIL import Image
 from gencli.checkpoints.build import load as load_part
 from gencli.errors import GencliError, UsageError
 from gencli.image.generate import generate
-from gencli.image.pipeline import load
+from gencli.image.load import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.image.stages import plan

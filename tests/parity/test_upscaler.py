@@ -9,7 +9,7 @@ import torch
 from gencli.errors import GencliError, UsageError
 from gencli.image import stages
 from gencli.image.conditioning import Conditioning
-from gencli.image.pipeline import load
+from gencli.image.load import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.image.upscale import Tiled

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from tests.oracles.pipelines import PROMPT, SIZE, assert_same, draw, generator, picture, with_scheduler
 from tests.tiny.image import make_ddpm, make_stable_diffusion, make_text_encoder, make_vae
 from tests.tiny.single import original_vae

@@ -125,7 +125,7 @@ def _finish(pipe: diffusers.DiffusionPipeline, folder: Path, index: dict[str, An
 # --- latent diffusion of a text
 
 VOCAB = """[PAD] [UNK] [CLS] [SEP] [MASK] a the of in on red blue green apple dog cat star sun painting squirrel
-eating burger""".split()  # noqa: SIM905
+eating burger""".split()
 VOCAB += [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?'-", "##s", "##ing", "##ed", "中", "é"]
 VOCAB += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
 BERT: dict[str, Any] = {

@@ -33,7 +33,7 @@ MODELS: dict[str, dict] = {
 
 
 CLASSES = {"gemma": "GemmaTokenizer", "t5": "T5Tokenizer", "llama": "LlamaTokenizer"}
-WORDS = "the a girl dog ran soup naïve 花园 里 🙂 7 10 <table> <sep> <unk> ﬁ Ⅷ ｆｕｌｌ \n \t - . , '".split(" ")  # noqa: SIM905
+WORDS = "the a girl dog ran soup naïve 花园 里 🙂 7 10 <table> <sep> <unk> ﬁ Ⅷ ｆｕｌｌ \n \t - . , '".split(" ")
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch import nn
 
 from gencli.checkpoints.build import bytes_as, load
 from gencli.checkpoints.weights import open_tensors
-from gencli.image import pipeline as pipelines
+from gencli.image import load as loading
 from gencli.models import linear
 from gencli.models.clip_text import CLIPTextConfig, CLIPTextModel
 from tests.oracles.pipelines import PROMPT, SIZE, draw, opened
@@ -92,8 +92,8 @@ def test_pictures_are_the_same(tmp_path, monkeypatch):
     make_sdxl(tmp_path, variant="fp16")
     made = {}
     for limit in (0, 1 << 40):
-        monkeypatch.setattr(pipelines, "NETWORK_LIMIT", limit)
-        monkeypatch.setattr(pipelines, "OTHERS_LIMIT", limit)
+        monkeypatch.setattr(loading, "NETWORK_LIMIT", limit)
+        monkeypatch.setattr(loading, "OTHERS_LIMIT", limit)
         pipeline = opened(tmp_path)
         assert (next(pipeline.main.network.parameters()).dtype == torch.float16) is (limit == 0)
         assert pipeline.dtype == pipeline.vae.compute_dtype == torch.float32

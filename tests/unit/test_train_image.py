@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from gencli.checkpoints import build
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
-from gencli.image import pipeline
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
@@ -80,7 +80,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 def drawn(folder: Path, prompt: str, **settings: Any) -> np.ndarray:
     checkpoint = open_image_checkpoint(find(str(folder)))
     request = resolve(ImageRequest(prompt=prompt, seed=0, steps=3, **settings), checkpoint)
-    events = generate(pipeline.load(checkpoint, device="cpu"), request, [prompt])
+    events = generate(load(checkpoint, device="cpu"), request, [prompt])
     return np.asarray(next(event.image for event in events if isinstance(event, Picture)).convert("RGB")).astype(int)
 
 
@@ -369,5 +369,5 @@ def test_scores_of_a_checkpoint(pictures: Path, whole: tuple[Path, list[Progress
 def two_seeds(model: str, prompt: str, seed: int) -> list[Image.Image]:
     checkpoint = open_image_checkpoint(find(model))
     request = resolve(ImageRequest(prompt="", seed=seed, steps=2, batch=25), checkpoint)
-    events = generate(pipeline.load(checkpoint), request, [prompt, prompt])
+    events = generate(load(checkpoint), request, [prompt, prompt])
     return [event.image for event in events if isinstance(event, Picture)]
