@@ -13,20 +13,30 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from gencli.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from typing_extensions import Unpack
 
 MODEL, OUTPUT, RUN = "Model", "Output", "Running"  # headings on the help pages of several commands
 SEVERAL_LIMIT = 64  # values of an option that may be repeated
 TEXT_LIMIT = 2**20  # characters of a text; a tokenizer would take minutes over more
-KINDS: dict[Any, str] = {
+KINDS: dict[type, str] = {
     str: "text",
     int: "an integer",
     float: "a number",
     bool: "true or false",
     Mapping: "names and values",
 }
+Whole = TypeVar("Whole", int, int | None)
+Number = TypeVar("Number", float, float | None)
+Text = TypeVar("Text", str, str | None)
+Truth = TypeVar("Truth", bool, bool | None)
+T = TypeVar("T")
 
 
 @dataclass(eq=False, repr=False)
@@ -39,14 +49,14 @@ class Bounds:
     open_low: bool = False
     hint: str | None = None
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, name: str, value: object) -> None:
         """Raise UsageError for a value outside the limits, or one that is not a number."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        finite = number and abs(value) <= sys.float_info.max
-        if finite and self.low <= value <= self.high and not self._is_open_end(value):
-            return
-        if isinstance(value, int) and not finite:
-            value = "is too large"  # and would be as long in words
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            finite = abs(value) <= sys.float_info.max
+            if finite and self.low <= value <= self.high and not self._is_open_end(value):
+                return
+            if isinstance(value, int) and not finite:
+                value = "is too large"  # and would be as long in words
         least = f"more than {self.low}" if self.open_low else f"at least {self.low}"
         most = f" and at most {self.high}" if self.high < math.inf else ""
         raise UsageError(f"{name} {value}: must be {least}{most}", self.hint)
@@ -77,7 +87,7 @@ class Option:
     (see `gencli.image.files.metadata`).
     """
 
-    kind: Any
+    kind: type
     usage: str = ""
     help: str = ""
     panel: str = "Options"
@@ -87,16 +97,16 @@ class Option:
     also: tuple[str, ...] = ()
     complete: Sequence[str] | Callable[..., list[Any]] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    word: Any = None
-    read: Callable[[Any], Any] | None = None
+    word: type | None = None
+    read: Callable[[Any], object] | None = None
     called: str | None = None
     within: tuple[float, float] | None = None
     bounds: Bounds | None = None
     valid: Callable[[str, Any], None] | None = None
     choices: tuple[str, ...] = ()
-    usual: Any = None
+    usual: int | float | None = None
     config_key: str | None = None
-    off: Any = None
+    off: object = None
     infotext: str | None = None
     labels: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     reload: bool = False
@@ -132,7 +142,7 @@ class Option:
             return self.help
         return f"{self.help} (default: {self.usual:g})." if self.usual is not None else f"{self.help}."
 
-    def check(self, field: str, value: Any, default: Any = None) -> None:
+    def check(self, field: str, value: object, default: object = None) -> None:
         """Raise UsageError for a value of a field that is not of the row's kind, limits or choices. A value that is
         None is left open, where `default` is too."""
         name = self.name(field)
@@ -149,7 +159,7 @@ class Option:
         for one in value:
             self.check_one(name, one)
 
-    def check_one(self, name: str, value: Any) -> None:
+    def check_one(self, name: str, value: object) -> None:
         """Raise UsageError for a single value that is not of the row's kind, limits or choices."""
         if self.bounds is not None:
             self.bounds.check(name, value)
@@ -157,18 +167,18 @@ class Option:
                 raise UsageError(f"{name} {value}: expected {KINDS[int]}")
             return
         check_kind(name, value, self.kind, self.within)
-        if self.kind is str:
+        if self.kind is str and isinstance(value, str):
             _check_text(name, value)
         if self.choices and value not in self.choices:
             raise UsageError(f"{name} {value!r}: expected one of {', '.join(self.choices)}")
 
 
-def check_kind(name: str, value: Any, kind: Any, within: tuple[float, float] | None = None) -> None:
+def check_kind(name: str, value: object, kind: type, within: tuple[float, float] | None = None) -> None:
     """Raise UsageError for a value of another kind, and for a number outside of inclusive limits."""
-    right = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+    right = isinstance(value, int | float) if kind is float else isinstance(value, kind)
     if not right or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{name} {value!r}: expected {KINDS[kind]}")
-    if within is not None and not within[0] <= value <= within[1]:  # NaN too
+    if within is not None and isinstance(value, int | float) and not within[0] <= value <= within[1]:  # NaN too
         raise UsageError(f"{name} {value}: must be from {within[0]} to {within[1]}")
 
 
@@ -177,14 +187,14 @@ def row(field: dataclasses.Field[Any]) -> Option | None:
     return field.metadata.get("option")
 
 
-def rows(record: Any) -> Iterator[tuple[str, Option]]:
+def rows(record: DataclassInstance | type[DataclassInstance]) -> Iterator[tuple[str, Option]]:
     """Yield the names and rows of a dataclass or an instance, in the order of its fields."""
     for field in dataclasses.fields(record):
         if (found := row(field)) is not None:
             yield field.name, found
 
 
-def check(record: Any) -> None:
+def check(record: DataclassInstance) -> None:
     """Check every field of an instance that has a row. Lists become tuples. Raise UsageError."""
     for field in dataclasses.fields(record):
         option, value = row(field), getattr(record, field.name)
@@ -196,39 +206,68 @@ def check(record: Any) -> None:
         option.check(field.name, value, field.default)
 
 
-def check_values(record: Any, values: Mapping[str, Any]) -> None:
+def check_values(record: type[DataclassInstance], values: Mapping[str, object]) -> None:
     """Check values for fields of a dataclass, each on its own. Raise UsageError."""
     for name, option in rows(record):
         if name in values:
             option.check(name, values[name])
 
 
-def integer(default: int | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
+class Row(TypedDict, total=False):
+    """Further fields of an `Option`."""
+
+    after: str | None
+    env: str | None
+    also: tuple[str, ...]
+    complete: Sequence[str] | Callable[..., list[Any]]
+    read: Callable[[Any], object]
+    called: str
+    within: tuple[float, float]
+    bounds: Bounds
+    valid: Callable[[str, Any], None]
+    usual: int | float
+    config_key: str
+    off: object
+    infotext: str
+    labels: Mapping[Any, str]
+    reload: bool
+    names: str
+
+
+def integer(default: Whole, usage: str = "", help: str = "", panel: str = "", **row: Unpack[Row]) -> Whole:
     """A field for a whole number. For its row, here and below, see `Option`."""
     return Option(int, usage, help, panel, **row).field(default)
 
 
-def number(default: float | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
+def number(default: Number, usage: str = "", help: str = "", panel: str = "", **row: Unpack[Row]) -> Number:
     """A field for a number."""
     return Option(float, usage, help, panel, **row).field(default)
 
 
-def string(default: str | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
+def string(default: Text, usage: str = "", help: str = "", panel: str = "", **row: Unpack[Row]) -> Text:
     """A field for a text."""
     return Option(str, usage, help, panel, **row).field(default)
 
 
-def choice(choices: tuple[str, ...], usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
+def file(usage: str = "", help: str = "", panel: str = "", **row: Unpack[Row]) -> Path | None:
+    """A field for the path of a file."""
+    return Option(Path, usage, help, panel, **row).field(None)
+
+
+def choice(
+    choices: tuple[str, ...], usage: str = "", help: str = "", panel: str = "", **row: Unpack[Row]
+) -> str | None:
     """A field for one of several names, which the shell completes."""
-    return Option(str, usage, help, panel, choices=choices, **{"complete": choices, **row}).field(None)
+    row.setdefault("complete", choices)
+    return Option(str, usage, help, panel, choices=choices, **row).field(None)
 
 
-def flag(default: bool | None, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
+def flag(default: Truth, usage: str = "", help: str = "", panel: str = "", **row: Unpack[Row]) -> Truth:
     """A field that is true or false."""
     return Option(bool, usage, help, panel, **row).field(default)
 
 
-def several(kind: type, usage: str = "", help: str = "", panel: str = "", **row: Any) -> Any:
+def several(kind: type[T], usage: str = "", help: str = "", panel: str = "", **row: Unpack[Row]) -> tuple[T, ...]:
     """A field for a tuple of values of one kind, from an option that may be repeated."""
     return Option(kind, usage, help, panel, several=True, **row).field(())
 

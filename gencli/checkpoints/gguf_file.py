@@ -222,7 +222,7 @@ class _Header:
         return metadata, infos, -(-self.at // alignment) * alignment
 
 
-def metadata_get(metadata: Mapping[str, Any], key: str, kinds: type | tuple[type, ...], default: Any = None) -> Any:
+def metadata_get(metadata: Mapping[str, object], key: str, kinds: type | tuple[type, ...], default: Any = None) -> Any:
     """A key's value, of the Python type that is wanted. Raises GencliError for another."""
     value = metadata.get(key, default)
     if value is not None and not isinstance(value, kinds):

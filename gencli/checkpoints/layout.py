@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Literal
 
 from gencli.checkpoints import gguf_names
 from gencli.errors import GencliError
@@ -40,7 +40,7 @@ TOKENIZER = (
 SPLITTERS = (("tokenizer.json",), ("vocab.json", "merges.txt", "*.model", "vocab.txt"))
 
 # name of a file → the JSON object in it
-Read = Callable[[str], Mapping[str, Any]]
+Read = Callable[[str], Mapping[str, object]]
 
 
 PartKind = Literal["model", "tokenizer", "scheduler"]
@@ -91,20 +91,20 @@ def unused(read: Read) -> list[str]:
     return [name for name, value in index.items() if _is_unused(name, index) and _is_pair(value)]
 
 
-def named_parts(index: Mapping[str, Any]) -> list[str]:
+def named_parts(index: Mapping[str, object]) -> list[str]:
     """Return the names of the parts in model_index.json: entries that are pairs, and not [null, null]."""
     return [name for name, value in index.items() if _is_pair(value)]
 
 
-def _is_unused(name: str, index: Mapping[str, Any]) -> bool:
+def _is_unused(name: str, index: Mapping[str, object]) -> bool:
     return name in UNUSED and not (name == VARIATIONS and index.get("_class_name") in VARYING)
 
 
-def _is_component(name: str, value: Any, index: Mapping[str, Any]) -> bool:
+def _is_component(name: str, value: object, index: Mapping[str, object]) -> bool:
     return _is_pair(value) and not _is_unused(name, index) and is_plain(name) and "/" not in name
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and value[1] is not None
 
 
@@ -190,7 +190,7 @@ def weight_file(names: Collection[str], variant: str | None, suffix: str = SAFET
     return None
 
 
-def shard_names(index: Mapping[str, Any], file: str, suffix: str = SAFETENSORS) -> list[str]:
+def shard_names(index: Mapping[str, object], file: str, suffix: str = SAFETENSORS) -> list[str]:
     """Return the files of a `*.index.json`. Raise GencliError for a name that is not one of a file beside it, or for
     several variants."""
     weight_map = index.get("weight_map")

@@ -159,8 +159,8 @@ def image(ctx: typer.Context, asked: ImageBench, spec: ModelSpec, fetching: Fetc
 
         from gencli import devices
         from gencli.image.bench import measure
+        from gencli.image.load import load
         from gencli.image.open import open_image_checkpoint
-        from gencli.image.pipeline import load
         from gencli.image.request import ImageRequest
         from gencli.image.resolve import resolve
 

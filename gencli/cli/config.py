@@ -101,7 +101,7 @@ def said(args: Sequence[str]) -> str | None:
     return os.environ.get(PROFILE) or None
 
 
-def shown(value: Any, option: str) -> Any:
+def shown(value: object, option: str) -> Any:
     """Return a value as it may be shown: not that of a secret."""
     return "…" if option.endswith("key") else value
 
@@ -188,7 +188,7 @@ def _header(line: str) -> list[str]:
     return [word.strip().strip("\"'") for word in inner.split(".")]
 
 
-def _set(config: dict[str, Any], tables: Sequence[str], key: str, value: Any) -> None:
+def _set(config: dict[str, Any], tables: Sequence[str], key: str, value: object) -> None:
     for table in tables:
         config = config.setdefault(table, {})
         if not isinstance(config, dict):
@@ -198,27 +198,27 @@ def _set(config: dict[str, Any], tables: Sequence[str], key: str, value: Any) ->
         del config[key]
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(config: Mapping[str, object]) -> dict[str, Any]:
     """Return a config without empty tables."""
     inner = {key: _plain(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     return {key: value for key, value in inner.items() if value != {}}
 
 
-def _table(config: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
+def _table(config: Mapping[str, object], keys: Sequence[str]) -> Mapping[str, object]:
     found: Any = config
     for key in keys:
         found = found.get(key, {}) if isinstance(found, Mapping) else {}
     return found if isinstance(found, Mapping) else {}
 
 
-def _words(value: Any) -> Any:
+def _words(value: object) -> Any:
     """Return a value as the command line has it: words, and a list of them for an option that may be repeated."""
     if isinstance(value, list):
         return [_words(one) for one in value]
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def values(config: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def values(config: Mapping[str, object], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield keys → value of a file, in its order."""
     for key, value in config.items():
         if isinstance(value, Mapping):

@@ -15,7 +15,7 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.prompts import LineReader
 from gencli.errors import GencliError, UsageError, counted
 from gencli.many.blocks import Feed, Shard
-from gencli.options import OUTPUT, RUN, Option, check, flag, integer, number, string
+from gencli.options import OUTPUT, RUN, check, file, flag, integer, number, string
 
 if TYPE_CHECKING:
     from gencli.many.crew import Answer, Crew
@@ -56,9 +56,9 @@ class Many:
     shard: str | None = string(None, "--shard I/N",
         "With --lines: only the I-th of N parts of the lines, numbered and seeded as in the whole.", "Prompt",
         after="strict")
-    resume: Path | None = Option(Path, "--resume FILE",  # noqa: RUF009
+    resume: Path | None = file("--resume FILE",
         "With --lines: add a JSON record of each output to FILE, and skip those already there.", OUTPUT,
-        after="unordered").field(None)
+        after="unordered")
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -31,20 +31,25 @@ class Converted:
     """Where a GGUF file goes, and its types of weights."""
 
     # fmt: off
-    output: str = string(None, "-o, --output FILE", "The file to write, such as model-q4_k_m.gguf.", OUTPUT)
+    output: str | None = string(None, "-o, --output FILE", "The file to write, such as model-q4_k_m.gguf.", OUTPUT)
     to: str | None = string(None, "--to TYPE", f"Types of weights: {', '.join(MIXES)} (default: as the file's name "
         "says, else the precision of the weights).", PANEL, complete=lambda: list(MIXES))
     # fmt: on
     json: bool = JSON.field(False)
 
     @property
+    def path(self) -> Path:
+        """The file. Raise UsageError where none is named."""
+        if self.output is None or self.output == "-":
+            raise UsageError("no file to write", "-o model-q4_k_m.gguf names it")
+        return Path(self.output)
+
+    @property
     def kind(self) -> str | None:
         """Return the mix of types that is asked for, or is in the file's name. Raise UsageError."""
-        if self.output in (None, "-"):
-            raise UsageError("no file to write", "-o model-q4_k_m.gguf names it")
         if self.to is not None:
             return check_mix("--to", self.to)
-        named = gguf_names.type_of(Path(self.output).name).lower()
+        named = gguf_names.type_of(self.path.name).lower()
         return named if named in MIXES else None
 
 
@@ -63,7 +68,7 @@ def convert(
 
     The file has the model's tokenizer and chat template. It appears whole or not at all.
     """
-    kind, path = converted.kind, Path(converted.output)
+    path, kind = converted.path, converted.kind
     check_target(path)
     adapters = [LoraRef.parse(one) for one in spec.lora]
     console: Console = ctx.obj

@@ -43,7 +43,7 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
         return {}  # `check` says what is wrong
 
 
-def as_options(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def as_options(kind: str, settings: Mapping[str, object]) -> dict[str, Any]:
     """Settings under the names of the options that set them."""
     from gencli.image.request import ImageRequest
     from gencli.text.request import SamplingParams, TextRequest

@@ -16,7 +16,7 @@ from gencli.checkpoints.find import find, find_local
 from gencli.cli.console import Console
 from gencli.cli.options import Fetching, Reporting, command
 from gencli.errors import GencliError, UsageError
-from gencli.options import MODEL, Option, flag, integer, several, string
+from gencli.options import MODEL, Option, file, flag, integer, several, string
 from gencli.serve import wire
 from gencli.serve.client import connect
 from gencli.spec import ModelSpec, completing
@@ -59,9 +59,9 @@ class Served:
         "Download a Hugging Face id if a client asks for one that is not on this machine.", MODEL)
     auto: bool = flag(False, "--auto",
         "Stop after --keep without a request; do nothing if a server is running already.", LISTENING)
-    socket: Path | None = Option(Path, "--socket PATH",  # noqa: RUF009
+    socket: Path | None = file("--socket PATH",
         "Listen at this Unix socket, which you alone can reach (default: gencli.sock in your runtime folder).",
-        LISTENING).field(None)
+        LISTENING)
     listen: tuple[str, ...] = several(str, "--listen [HOST:]PORT",
         "Also listen on TCP; without HOST, only this machine can connect. Port 0 picks a free port (repeatable).",
         LISTENING, also=("--port", "--host", "-p"))

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from gencli.cli.console import escape_controls, is_terminal
 from gencli.errors import GencliError
@@ -76,7 +76,7 @@ class TextSink:
             write(b"\n")
 
 
-def json_line(value: Mapping[str, Any]) -> bytes:
+def json_line(value: Mapping[str, object]) -> bytes:
     """Return a JSON object on one line."""
     import json
 
@@ -85,7 +85,7 @@ def json_line(value: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8") + b"\n"
 
 
-def write_json(value: Mapping[str, Any]) -> None:
+def write_json(value: Mapping[str, object]) -> None:
     """Write a JSON object on one line, and flush."""
     write(json_line(value))
 
@@ -97,7 +97,7 @@ def write_lines(lines: Iterable[str]) -> None:
     sink.end()
 
 
-def write_object(value: Mapping[str, Any]) -> None:
+def write_object(value: Mapping[str, object]) -> None:
     """Write a JSON object on stdout. It is strict JSON whatever a config holds: its NaN and Infinity become strings."""
     import json
 

@@ -14,7 +14,7 @@ from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
 from gencli.cli.download import memory_note
 from gencli.errors import UsageError
-from gencli.options import RUN, Option, check, integer, string
+from gencli.options import RUN, check, file, integer, string
 from gencli.spec import ModelSpec, TextSpec, completing
 from gencli.text.events import GenerationStats
 
@@ -38,8 +38,8 @@ class Speed:
     draft: str | None = string(None, "--draft MODEL",
         "Speculative decoding: a smaller model with the same vocabulary, or `lookup`, which repeats what followed "
         "earlier in the text.", RUN, complete=completing("text"))
-    prompt_cache: Path | None = Option(Path, "--prompt-cache FILE",  # noqa: RUF009
-        "Keep the processed prompt in FILE; the next run processes only what differs.", RUN).field(None)
+    prompt_cache: Path | None = file("--prompt-cache FILE",
+        "Keep the processed prompt in FILE; the next run processes only what differs.", RUN)
     # fmt: on
 
     def __post_init__(self) -> None:

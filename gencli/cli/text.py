@@ -23,7 +23,7 @@ from gencli.cli.text_work import Texts, TextWork
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
 from gencli.many.blocks import blocks
-from gencli.options import OUTPUT, Option, flag, string
+from gencli.options import OUTPUT, Option, file, flag, string
 from gencli.spec import TextSpec
 from gencli.text.events import (
     CharactersLost,
@@ -56,9 +56,9 @@ class Prompts:
     lines: bool = LINES.field(False)
     strict: bool = STRICT.field(False)
     # fmt: on
-    images: Images = Images()  # noqa: RUF009
-    speed: Speed = Speed()  # noqa: RUF009
-    many: Many = Many()  # noqa: RUF009
+    images: Images = Images()
+    speed: Speed = Speed()
+    many: Many = Many()
 
 
 @dataclass(eq=False, repr=False)
@@ -70,10 +70,10 @@ class ConversationStart:
         "Send the prompt as a chat message (using the model's chat template) and print the reply.", CONVERSATION)
     system: str | None = string(None, "--system TEXT", "System prompt (turns on --chat).", CONVERSATION,
         also=("-sys", "--system-prompt", "--sys"))
-    examples: Path | None = Option(Path, "--examples FILE",  # noqa: RUF009
+    examples: Path | None = file("--examples FILE",
         "Example exchanges placed before the first message: JSON lines with `user` and `assistant`, or with "
         "`messages`.",
-        CONVERSATION).field(None)
+        CONVERSATION)
     # fmt: on
 
     def conversation(self) -> Conversation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,6 +16,8 @@ from gencli.devices import pick_device
 from gencli.errors import GencliError
 from gencli.image.files.pictures import from_picture, to_picture
 from gencli.json_files import parse_json
+from gencli.models.dvae import DVAE
+from gencli.models.vq_model import VQModel
 
 Codes = list[list[int]]
 """h rows of w numbers, each the entry that stands for a square of the picture."""
@@ -31,12 +32,12 @@ class Codec:
     """A VQ autoencoder with its weights."""
 
     name: str
-    module: Any  # models.vq_model.VQModel
+    module: VQModel | DVAE
 
     @property
     def factor(self) -> int:
         """Pixels a side of the square that one code stands for."""
-        return int(self.module.scale)
+        return self.module.scale
 
     @property
     def entries(self) -> int:
@@ -90,7 +91,9 @@ def open_codec(source: Source, *, device: str = "auto", allow_pickle: bool = Fal
         )
     tensors = part.tensors()
     place = pick_device(device)
-    return Codec(source.name, build.load(part.path, device=place, dtype=torch.float32, config=config, tensors=tensors))
+    module = build.load(part.path, device=place, dtype=torch.float32, config=config, tensors=tensors)
+    assert isinstance(module, VQModel | DVAE)  # as KINDS are
+    return Codec(source.name, module)
 
 
 def to_text(codes: Codes) -> str:
@@ -118,7 +121,7 @@ def parse(text: str) -> Codes:
     return [[_code(one) for one in row] for row in rows]
 
 
-def _code(value: Any) -> int:
+def _code(value: object) -> int:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         return int(value)
     if type(value) is int and 0 <= value < 10**9:

@@ -56,7 +56,7 @@ def _check_fit(source: Source, control: ControlNetConfig, checkpoint: ImageCheck
     config = UNet2DConditionConfig.from_dict(unet)
     if control.conditioning_channels not in (1, 3):
         raise GencliError(f"{source.name} reads images of {control.conditioning_channels} channels, not of 1 or 3")
-    pairs: dict[str, tuple[Any, Any]] = {
+    pairs: dict[str, tuple[object, object]] = {
         key: (control.levels(key), config.levels(key)) for key in ("layers_per_block", "cross_attention_dim")
     }
     for key in ("block_out_channels", "addition_embed_type", "projection_class_embeddings_input_dim"):
@@ -71,7 +71,7 @@ def _check_fit(source: Source, control: ControlNetConfig, checkpoint: ImageCheck
             )
 
 
-def _brief(value: Any) -> Any:
+def _brief(value: object) -> object:
     """One number for a tuple of equal ones, as configs have it."""
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 

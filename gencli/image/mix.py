@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Protocol
 
 from gencli.errors import UsageError
 from gencli.options import Option
@@ -53,7 +53,7 @@ def parse_mix(texts: Sequence[str]) -> list[Ingredient]:
     return found
 
 
-def check_mix(name: str, values: Any) -> None:
+def check_mix(name: str, values: Sequence[str]) -> None:
     """Raise UsageError for a value of --mix that cannot be parsed."""
     Option(str, several=True).check(name, values)
     parse_mix(values)

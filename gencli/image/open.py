@@ -171,7 +171,7 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
     return ImageCheckpoint(opened, family, configs, defaults, _notes(index), labels, opened.index)
 
 
-def _as_first_pipelines_take(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _as_first_pipelines_take(configs: Mapping[str, Mapping[str, object]]) -> dict[str, Mapping[str, object]]:
     """Configs as diffusers' Stable Diffusion pipelines correct them: steps are always offset by 1, and a UNet that a
     version before 0.9 wrote draws 64 latents a side at least."""
     unet, found = configs["unet"], {"scheduler": {**configs["scheduler"], "steps_offset": 1}}
@@ -182,7 +182,7 @@ def _as_first_pipelines_take(configs: Mapping[str, Mapping[str, Any]]) -> dict[s
     return dict(found)
 
 
-def _index(opened: Checkpoint) -> Mapping[str, Any]:
+def _index(opened: Checkpoint) -> Mapping[str, object]:
     """model_index.json, or what stands for it: a UNet alone with its scheduler."""
     folder, config = opened.path, opened.parts[""].config if "" in opened.parts else {}
     if opened.contents.has("model_index.json"):
@@ -203,7 +203,7 @@ def _no_image_model(name: str, kind: Any, *, text: bool) -> GencliError:
     return GencliError(f"{name} is {what} ({kind!s:.40}), not an image model", hint)
 
 
-def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(index: Mapping[str, object]) -> tuple[str, ...]:
     notes = ["its safety checker is not loaded"] if "safety_checker" in layout.named_parts(index) else []
     odd = [name for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)]
     if odd := [name for name in odd if name not in KNOWN]:
@@ -211,14 +211,14 @@ def _notes(index: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _labels(raw: Any, file: Path) -> dict[int, str]:
+def _labels(raw: object, file: Path) -> dict[int, str]:
     try:
         return read_names(raw)
     except GencliError as error:
         raise GencliError(f"{file}: {error.message}") from None
 
 
-def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Mapping[str, object]]) -> None:
     """Each part's config is of a kind that fits its place. Raises GencliError."""
     for name, known in family.parts.items():
         if known is not None and name in configs:
@@ -235,7 +235,7 @@ def with_vae(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool 
     name = checkpoint.family.autoencoder
     if name is None:
         raise UsageError(f"{checkpoint.name} draws in pixels: --vae would have no effect")
-    old: Mapping[str, Any] = checkpoint.configs.get(name, {})
+    old: Mapping[str, object] = checkpoint.configs.get(name, {})
     part = _autoencoder(source, old, allow_pickle)
     config = part.config
     kind, kinds = config.get("_class_name"), checkpoint.family.parts[name] or frozenset()
@@ -253,7 +253,7 @@ def with_vae(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool 
     return changed
 
 
-def _autoencoder(source: Source, old: Mapping[str, Any], allow_pickle: bool) -> Part:
+def _autoencoder(source: Source, old: Mapping[str, object], allow_pickle: bool) -> Part:
     """The autoencoder alone, or a pipeline's. Raises GencliError for what holds none."""
     opened = open_checkpoint(source, allow_pickle=allow_pickle)
     if opened.contents.is_file:

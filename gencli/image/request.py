@@ -62,7 +62,7 @@ INPUT, PICTURE, SAMPLING, START = "Prompt", "Image", "Sampling", "Starting from 
 CONTROL, DRAWERS = "ControlNets", "Models that do not denoise (GANs, and those that draw token by token)"
 
 
-def _check_stages(name: str, values: Any) -> None:
+def _check_stages(name: str, values: Sequence[str]) -> None:
     Option(str, several=True).check(name, values)
     parse_stages(values)
 

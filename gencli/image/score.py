@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +15,7 @@ from gencli.checkpoints.open import open_checkpoint
 from gencli.devices import pick_device, pick_dtype
 from gencli.errors import GencliError
 from gencli.image.files.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
+from gencli.models.clip import CLIPModel
 from gencli.models.module import describe
 from gencli.tokens import Tokenizer
 
@@ -25,7 +25,7 @@ class Scorer:
     """A CLIP, ready to compare. Vectors are (N, E) of length 1: the dot product of two is the cosine between them."""
 
     name: str
-    module: Any
+    module: CLIPModel
     tokenizer: Tokenizer
     preprocessing: Preprocessing
 
@@ -112,7 +112,8 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
     tensors = part.tensors()
     # Buffers of whole numbers are no reason for a precision.
     precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
-    module: Any = build.load(folder, device=place, dtype=precision, config=raw, tensors=tensors)
+    module = build.load(folder, device=place, dtype=precision, config=raw, tensors=tensors)
+    assert isinstance(module, CLIPModel)
     size = module.config.vision_config.image_size
     given = preprocessing.crop or preprocessing.size
     if given != (size, size):

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
@@ -26,7 +25,7 @@ class StagePlan:
     stage: Stage
     request: ImageRequest
     sampler: samplers.Sampler
-    options: Mapping[str, Any]  # of the sampler
+    options: Mapping[str, object]  # of the sampler
     spacing: str
     steps: list[Step]
 
@@ -123,7 +122,7 @@ def check_reads_text(checkpoint: ImageCheckpoint) -> None:
         )
 
 
-def _check_own(name: str, values: Mapping[str, Any], checkpoint: ImageCheckpoint) -> None:
+def _check_own(name: str, values: Mapping[str, object], checkpoint: ImageCheckpoint) -> None:
     """Raise UsageError for settings of a stage that there is not, and for those that it cannot follow."""
     main, sets = checkpoint.main, "--steps, --cfg-scale etc. set"
     others = [stage.name for stage, _ in checkpoint.stages if stage is not main and stage.follows is None]

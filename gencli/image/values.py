@@ -46,7 +46,7 @@ def parse_sampler_options(pairs: Sequence[str] | None) -> dict[str, bool | float
     return options
 
 
-def check_sampler(name: str, value: Any) -> None:
+def check_sampler(name: str, value: str) -> None:
     Option(str).check_one(name, value)
     try:
         samplers.find(value)
@@ -54,14 +54,14 @@ def check_sampler(name: str, value: Any) -> None:
         raise UsageError(f"{name} {value!r:.80}: no such sampler", error.hint) from None
 
 
-def check_sampler_options(name: str, values: Any) -> None:
+def check_sampler_options(name: str, values: Mapping[str, object]) -> None:
     check_kind(name, values, Mapping)
     for key, value in values.items():
         if not isinstance(value, (bool, int, float, str)) or value in (math.inf, -math.inf) or value != value:
             raise UsageError(f"--sampler-option {key}={value!r}: expected NAME=VALUE")
 
 
-def check_hashes(name: str, values: Any) -> None:
+def check_hashes(name: str, values: Mapping[str, object]) -> None:
     check_kind(name, values, Mapping)
     for key, value in values.items():
         Option(str).check_one(name, key)
@@ -79,13 +79,13 @@ def named_sampler(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"sampler": name} | ({} if known else {"karras": karras})
 
 
-def check_refiner_start(name: str, value: Any) -> None:
+def check_refiner_start(name: str, value: float) -> None:
     check_kind(name, value, float)
     if not 0 < value < 1:
         raise UsageError(f"{name} {value:g}: must be more than 0 and less than 1")
 
 
-def check_strength(name: str, value: Any) -> None:
+def check_strength(name: str, value: float) -> None:
     check_kind(name, value, float)
     if not 0 < value <= 1:
         hint = "0 would leave the image unchanged" if value == 0 else None

@@ -82,7 +82,10 @@ class AutoencoderKL(Autoencoder):
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.moments(x)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance (B, C, h, w), unscaled, of the latents of images (B, 3, H, W) in -1..1."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
@@ -93,7 +96,8 @@ class AutoencoderKL(Autoencoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images to the means of their latents and decode those."""
-        return self.decode(self.encode(x)[0])
+        encoded = self.encode(x)
+        return self.decode(encoded if isinstance(encoded, Tensor) else encoded[0])
 
 
 LAYOUT = Layout(renames=OLD_ATTENTION_NAMES)

@@ -78,10 +78,10 @@ class AutoencoderKLFlux2(AutoencoderKL):
         """As `Autoencoder.decode_tiled`, in tiles of as many pixels."""
         return super().decode_tiled(z, tile, overlap)
 
-    def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def encode(self, x: Tensor) -> Tensor:
         """Return the latents (B, C, h, w) of images (B, 3, H, W) in -1..1: the means, as the pipeline takes them."""
         mean, std = self._mean_std
-        return (F.pixel_unshuffle(super().encode(x)[0], PATCH) - mean) / std
+        return (F.pixel_unshuffle(self.moments(x)[0], PATCH) - mean) / std
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images (B, 3, H, W), about -1..1, of latents (B, C, h, w)."""

@@ -72,7 +72,7 @@ def squeeze_conv(weight: Tensor) -> Tensor:
 
 def read_config(
     cls: type[C],
-    raw: Mapping[str, Any],
+    raw: Mapping[str, object],
     *,
     inert: Iterable[str] = (),
     only: Mapping[str, tuple[Any, ...]] | None = None,
@@ -118,7 +118,7 @@ def read_config(
     return cls(**known)
 
 
-def _is_off(key: str, value: Any, raw: Mapping[str, Any]) -> bool:
+def _is_off(key: str, value: object, raw: Mapping[str, object]) -> bool:
     """Return whether a config's value cannot steer a forward pass: it says that there is nothing, or is a name."""
     if isinstance(value, str):  # the name of something, which no forward pass that is known reads
         return True
@@ -140,7 +140,7 @@ class BaseConfig(abc.ABC):
     OFF_IS_INERT: ClassVar[bool] = False
 
     @classmethod
-    def from_dict(cls: type[Config], raw: Mapping[str, Any]) -> Config:
+    def from_dict(cls: type[Config], raw: Mapping[str, object]) -> Config:
         """Read the values of a config.json.
 
         Raises GencliError for keys that change the mathematics and are not supported, and for impossible sizes.
@@ -155,7 +155,7 @@ class BaseConfig(abc.ABC):
         return config
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         """Return the values with the keys of other versions in today's form. Raises GencliError."""
         return raw
 
@@ -213,5 +213,5 @@ TRANSFORMERS_INERT = frozenset(
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     is_encoder_decoder is_decoder pruned_heads tf_legacy_loss gradient_checkpointing initializer_range
     initializer_factor attention_dropout attn_pdrop embd_pdrop resid_pdrop dropout license
-    cross_attention_hidden_size""".split()  # noqa: SIM905
+    cross_attention_hidden_size""".split()
 )

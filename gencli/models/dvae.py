@@ -63,6 +63,15 @@ class Block(nn.Module):
         return self.id_path(x) + self.gain * y
 
 
+class Group(nn.ModuleDict):
+    """Layers after each other, by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.values():
+            x = layer(x)
+        return x
+
+
 class Half(nn.Module):
     """What encoder and decoder share. widths: of the groups. kernels: of a block's convolutions."""
 
@@ -71,17 +80,17 @@ class Half(nn.Module):
         self.blocks, into, gain = nn.ModuleDict({"input": first}), first.w.shape[0], (GROUPS * blocks) ** -2
         for group, width in enumerate(widths, 1):
             made = {f"block_{i + 1}": Block(width if i else into, width, kernels, gain) for i in range(blocks)}
-            self.blocks[f"group_{group}"], into = nn.ModuleDict(made), width
-        self.blocks["output"] = nn.ModuleDict({"conv": Conv(into, out, 1)})
+            self.blocks[f"group_{group}"], into = Group(made), width
+        self.blocks["output"] = Group({"conv": Conv(into, out, 1)})
 
     def run(self, x: Tensor, *, enlarges: bool) -> Tensor:
         """Return what is made of the output of the first convolution."""
         for group in range(1, GROUPS + 1):
-            for block in self.blocks[f"group_{group}"].values():  # type: ignore[operator]
-                x = block(x)
+            x = self.blocks[f"group_{group}"](x)
             if group < GROUPS:
                 x = F.interpolate(x, scale_factor=2, mode="nearest") if enlarges else F.max_pool2d(x, 2)
-        return self.blocks["output"]["conv"](F.relu(x))  # type: ignore[index]
+        made: Tensor = self.blocks["output"](F.relu(x))
+        return made
 
 
 class DVAE(BaseModel):

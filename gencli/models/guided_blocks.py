@@ -195,10 +195,13 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(attend(qkv, self.heads, new_order=self.new_order, context=further)).view_as(x)
 
 
-class Layers(nn.Sequential):
+class Layers(nn.ModuleList):
     """Layers in sequence, of which residual blocks take the time embedding too, and attention the states of a text."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def __init__(self, *layers: nn.Module):
+        super().__init__(layers)
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         for layer in self:
             if isinstance(layer, AttentionBlock):
                 x = layer(x, context)

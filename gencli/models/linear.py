@@ -75,12 +75,17 @@ class CastBuffer:
         return y.view(*x.shape[:-1], outputs)
 
 
-class Stored:
+class Buffered:
+    """Mixin of layers whose weight is cast when it is used."""
+
+    buffer: CastBuffer
+
+
+class Stored(Buffered):
     """Mixin of layers whose weight stays as the file stores it. Packed weights, and others for few positions as in a
     decode step, are multiplied by the library of `gencli.kernels`. Else they are cast or unpacked, by tiles, for
     torch's product. beside: pairs (r, in), (out, r) whose products are added to the weight's, as LoRAs have them."""
 
-    buffer: CastBuffer
     weight: Any
     bias: Any
     beside: Sequence[tuple[Tensor, Tensor]] = ()
@@ -124,26 +129,20 @@ class StoredConv1D(Stored, Conv1D):
         return weight.transposed() if isinstance(weight, Packed) else weight.t()
 
 
-class CastLinear(nn.Linear):
+class CastLinear(Buffered, nn.Linear):
     """Layerwise casting: the weight stays in the storage dtype of the file and is cast when it is used."""
-
-    buffer: CastBuffer
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.buffer.cast(self.weight, x), self.bias)
 
 
-class CastConv2d(nn.Conv2d):
-    buffer: CastBuffer
-
+class CastConv2d(Buffered, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.buffer.cast(self.weight, x), self.bias)
 
 
-class StoredEmbedding(nn.Embedding):
+class StoredEmbedding(Buffered, nn.Embedding):
     """An embedding whose weight stays as the file stores it: the rows of the ids are cast or unpacked."""
-
-    buffer: CastBuffer
 
     def forward(self, ids: Tensor) -> Tensor:
         weight = self.weight
@@ -201,7 +200,8 @@ def apply_policy(model: nn.Module, compute_dtype: torch.dtype) -> None:
         row = next((row for row in rows if row.applies(module, compute_dtype)), None)
         if row is not None:
             module.__class__ = row.layer
-            module.buffer = buffer  # type: ignore[assignment]
+            if isinstance(module, Buffered):
+                module.buffer = buffer
         for name, parameter in module.named_parameters(recurse=False):
             if (row is None or name != "weight") and _differs(parameter, compute_dtype):
                 setattr(module, name, nn.Parameter(parameter.to(compute_dtype), requires_grad=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,14 @@ class LanguageModel(BaseModel, abc.ABC):
 
         With a cache the ids continue the sequences in it, and are added to it.
         """
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def channels_last(module: M) -> M:
+    """Lay the weights of a module out as convolutions on CUDA like them. Return the module."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stubs lack
 
 
 def stored_as(module: nn.Module) -> str:

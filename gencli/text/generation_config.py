@@ -50,7 +50,7 @@ UNSAID = {
 }  # fmt: skip
 
 
-def generation_config(file: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
+def generation_config(file: Mapping[str, object], config: Mapping[str, object]) -> Mapping[str, object]:
     """Return the settings of generation_config.json, or where there is none those that config.json was given.
 
     file: what the former holds, or {}. config: config.json.
@@ -63,7 +63,7 @@ def generation_config(file: Mapping[str, Any], config: Mapping[str, Any]) -> Map
     }
 
 
-def not_followed(name: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+def not_followed(name: str, settings: Mapping[str, object]) -> tuple[str, ...]:
     """Return a note of the settings that would change the text and are not followed, if any. name: the model's."""
     found = []
     for key, value in settings.items():

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from gencli.errors import GencliError, UsageError
 from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, number, rows, several
@@ -53,30 +53,30 @@ def _check_stops(name: str, value: Sequence[str]) -> None:
         _check_unicode(name, stop)
 
 
-def _list_of_ids(value: Any) -> bool:
+def _list_of_ids(value: object) -> bool:
     return isinstance(value, list | tuple) and all(type(i) is int and i >= 0 for i in value)
 
 
-def _check_ids(name: str, value: Any) -> None:
+def _check_ids(name: str, value: object) -> None:
     if not _list_of_ids(value):
         raise UsageError(f"{name} {value!r:.60}: expected a list of token ids")
 
 
-def _check_sequences(name: str, value: Any) -> None:
+def _check_sequences(name: str, value: object) -> None:
     if not isinstance(value, list | tuple) or not all(_list_of_ids(one) and one for one in value):
         raise UsageError(f"{name} {value!r:.60}: expected lists of token ids")
 
 
-def _check_sequence_bias(name: str, value: Any) -> None:
+def _check_sequence_bias(name: str, value: object) -> None:
     for one in value if isinstance(value, list | tuple) else [None]:
-        pair: Any = one if isinstance(one, list | tuple) and len(one) == 2 else ((), None)
-        if not _list_of_ids(pair[0]) or not pair[0] or type(pair[1]) not in (int, float) or not pair[1] < math.inf:
+        ids, bias = one if isinstance(one, list | tuple) and len(one) == 2 else ((), None)
+        if not _list_of_ids(ids) or not ids or not _is_number(bias) or not bias < math.inf:
             raise UsageError(f"{name} {one!r:.60}: expected pairs of a list of token ids and a bias")
 
 
-def _check_decay(name: str, value: Any) -> None:
-    pair: Any = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
-    if type(pair[0]) is not int or type(pair[1]) not in (int, float) or pair[0] < 0 or not 0 < pair[1] < math.inf:
+def _check_decay(name: str, value: object) -> None:
+    start, factor = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
+    if type(start) is not int or start < 0 or not _is_number(factor) or not 0 < factor < math.inf:
         raise UsageError(f"{name} {value!r:.60}: expected a number of tokens and a factor")
 
 
@@ -92,11 +92,17 @@ def _check_unicode(what: str, text: str) -> None:
         raise GencliError(f"{what} is not valid UTF-8: {text!r}"[:200]) from None
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, int) else value
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float)
 
 
-def _own(key: str, valid: Callable[[str, Any], None] | None = None, within: tuple[float, float] | None = None) -> Any:
+def _check_one_or_more(name: str, value: object) -> None:
+    _check_ids(name, [value] if isinstance(value, int) else value)
+
+
+def _own(
+    key: str, valid: Callable[[str, object], None] | None = None, within: tuple[float, float] | None = None
+) -> Any:
     """Return a field that a checkpoint alone fills, from this key of its generation_config.json."""
     return Option(int, valid=valid, within=within, called=key, config_key=key).field(None)
 
@@ -138,15 +144,15 @@ class SamplingParams:
         "Add BIAS to a token's score (repeatable).", SAMPLING, several=True, word=str,
         read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())), valid=_check_bias, off=()).field(())
     # A checkpoint's own, which the command line does not name. eos_ids and max_tokens are filled in for each prompt.
-    sequence_bias: Any = _own("sequence_bias", _check_sequence_bias)  # noqa: RUF009
+    sequence_bias: Sequence[tuple[Sequence[int], float]] | None = _own("sequence_bias", _check_sequence_bias)
     no_repeat_ngram_size: int | None = _own("no_repeat_ngram_size", within=(0, 2**31))
-    bad_words_ids: Any = _own("bad_words_ids", _check_sequences)  # noqa: RUF009
+    bad_words_ids: Sequence[Sequence[int]] | None = _own("bad_words_ids", _check_sequences)
     min_length: int | None = _own("min_length", within=(0, 2**31))
     min_new_tokens: int | None = _own("min_new_tokens", within=(0, 2**31))
-    forced_eos_token_id: Any = _own("forced_eos_token_id", lambda name, ids: _check_ids(name, _listed(ids)))  # noqa: RUF009
-    exponential_decay_length_penalty: Any = _own("exponential_decay_length_penalty", _check_decay)  # noqa: RUF009
-    suppress_tokens: Any = _own("suppress_tokens", _check_ids)  # noqa: RUF009
-    begin_suppress_tokens: Any = _own("begin_suppress_tokens", _check_ids)  # noqa: RUF009
+    forced_eos_token_id: int | Sequence[int] | None = _own("forced_eos_token_id", _check_one_or_more)
+    exponential_decay_length_penalty: tuple[int, float] | None = _own("exponential_decay_length_penalty", _check_decay)
+    suppress_tokens: Sequence[int] | None = _own("suppress_tokens", _check_ids)
+    begin_suppress_tokens: Sequence[int] | None = _own("begin_suppress_tokens", _check_ids)
     # fmt: on
     eos_ids: tuple[int, ...] = ()
     max_tokens: int | None = None

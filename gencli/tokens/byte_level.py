@@ -69,7 +69,7 @@ def set_prefix_space(backend: Backend, value: bool) -> None:
     backend.pre_tokenizer = steps
 
 
-def from_vocab(folder: Path, config: Mapping[str, Any], named_class: str | None) -> tuple[Backend, str]:
+def from_vocab(folder: Path, config: Mapping[str, object], named_class: str | None) -> tuple[Backend, str]:
     """Return the backend of vocab.json and merges.txt, and its kind: gpt2, clip or qwen2.
 
     CLIP is recognised by the class or by its `</w>`. Raises GencliError for other classes and broken files.

@@ -29,7 +29,7 @@ SPLITTERS = {
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
 
 
-def gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
+def gguf_tokenizer(path: Path, metadata: Mapping[str, object]) -> Tokenizer:
     """Make the tokenizer of a GGUF file's metadata. Raises GencliError for kinds that gencli does not know."""
     try:
         return _tokenizer(path, {k.removeprefix(START): v for k, v in metadata.items() if k.startswith("tokenizer.")})
@@ -77,7 +77,7 @@ def _tokenizer(path: Path, given: dict[str, Any]) -> Tokenizer:
     )
 
 
-def _byte_bpe(given: Mapping[str, Any], tokens: list[str]) -> Backend:
+def _byte_bpe(given: Mapping[str, object], tokens: list[str]) -> Backend:
     pre, lines = given.get("pre"), given.get("merges")
     if not isinstance(pre, str) or pre not in SPLITTERS:
         raise GencliError(
@@ -92,7 +92,7 @@ def _byte_bpe(given: Mapping[str, Any], tokens: list[str]) -> Backend:
     return byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS), SPLITTERS[pre])
 
 
-def _pieces(given: Mapping[str, Any], tokens: list[str], types: list[int]) -> Backend:
+def _pieces(given: Mapping[str, object], tokens: list[str], types: list[int]) -> Backend:
     scores = given.get("scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise GencliError(f"{START}scores does not fit {len(tokens)} tokens")
@@ -108,7 +108,7 @@ def _pieces(given: Mapping[str, Any], tokens: list[str], types: list[int]) -> Ba
     return sentencepiece.backend(pieces)
 
 
-def _id(given: Mapping[str, Any], key: str, count: int, default: int | None = None) -> int | None:
+def _id(given: Mapping[str, object], key: str, count: int, default: int | None = None) -> int | None:
     value = given.get(f"{key}_token_id", default)
     if value is None:
         return None

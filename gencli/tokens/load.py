@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
@@ -42,7 +41,7 @@ PIECE_CLASSES = {
 UNLIMITED = 2**31  # transformers writes 1e30 as model_max_length if it knows none
 
 
-Read = Callable[[Path], Mapping[str, Any]]
+Read = Callable[[Path], Mapping[str, object]]
 
 
 def load_tokenizer(folder: Path | str, read_json: Read = read_json) -> Tokenizer:
@@ -93,7 +92,7 @@ def load_clip_tokenizer(pad: str = clip.END) -> Tokenizer:
 def _finish(
     backend: Backend,
     folder: Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     kind: str,
     adds: Mapping[str, bool],
     defaults: Mapping[str, str],
@@ -128,7 +127,7 @@ def _finish(
     )
 
 
-def _from_json(path: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
+def _from_json(path: Path, config: Mapping[str, object]) -> tuple[Backend, str]:
     content = read_bytes(path)
     with library(f"{path} is not a tokenizer"):
         backend = Backend.from_buffer(content)
@@ -143,7 +142,7 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> tuple[Backend, str]:
     return backend, byte_level.CLASSES.get(_class_name(config), "other")
 
 
-def _from_pieces(path: Path, config: Mapping[str, Any]) -> tuple[Backend, dict[str, str], dict[str, bool], str]:
+def _from_pieces(path: Path, config: Mapping[str, object]) -> tuple[Backend, dict[str, str], dict[str, bool], str]:
     """Return the backend of a SentencePiece model, its named tokens, which of them are added to every text, and what
     must stand before it."""
     named_class = _class_name(config)
@@ -187,7 +186,7 @@ def _ends(files: list[Path], ids: Mapping[str, int], read_json: Read) -> tuple[i
     return (bos[0] if bos else None), found["eos_token"]
 
 
-def _max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
+def _max_length(folder: Path, config: Mapping[str, object]) -> int | None:
     length = config.get("model_max_length", config.get("max_len"))
     if length is None or (isinstance(length, (int, float)) and length >= UNLIMITED):
         return None
@@ -196,7 +195,7 @@ def _max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
     return length
 
 
-def _class_name(config: Mapping[str, Any]) -> str | None:
+def _class_name(config: Mapping[str, object]) -> str | None:
     """Return the tokenizer's class without the `Fast` of older files; None if no file names one."""
     name = config.get("tokenizer_class")
     return name.removesuffix("Fast") if isinstance(name, str) else None

@@ -16,7 +16,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 
 def add_special_tokens(
-    backend: Backend, folder: Path, config: Mapping[str, Any], defaults: Mapping[str, str]
+    backend: Backend, folder: Path, config: Mapping[str, object], defaults: Mapping[str, str]
 ) -> dict[str, str]:
     """Add special and added tokens to the backend as transformers does; return the named ones.
 
@@ -69,7 +69,7 @@ def surround(backend: Backend, bos: str | None, eos: str | None) -> None:
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
 
 
-def token_id(value: Any, where: str) -> int:
+def token_id(value: object, where: str) -> int:
     """Return a token id of JSON, in which keys are text. Raises GencliError for what is not an integer from 0."""
     if isinstance(value, str) and value.isdecimal() and len(value) < 10:
         value = int(value)
@@ -78,18 +78,18 @@ def token_id(value: Any, where: str) -> int:
     return value
 
 
-def token_text(value: Any) -> str | None:
+def token_text(value: object) -> str | None:
     """Return the text of a token that JSON writes as its text or as an object; None for anything else."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
 
 
-def optional_json(path: Path, read_json: Callable[[Path], Mapping[str, Any]] = read_json) -> Mapping[str, Any]:
+def optional_json(path: Path, read_json: Callable[[Path], Mapping[str, object]] = read_json) -> Mapping[str, object]:
     """Read a JSON file by `read_json`; an absent one is empty."""
     return read_json(path) if path.is_file() else {}
 
 
-def _token(value: Any, where: str, *, special: bool = False) -> AddedToken:
+def _token(value: object, where: str, *, special: bool = False) -> AddedToken:
     """Return an added token from its text or from the object that JSON files write. Raises GencliError for others."""
     if isinstance(value, str) and value:
         return AddedToken(value, special=True)
@@ -102,7 +102,7 @@ def _token(value: Any, where: str, *, special: bool = False) -> AddedToken:
     raise GencliError(f"{where}: {str(value)[:60]!r} is not a token's text")
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gencli.errors import GencliError
 from gencli.json_files import read_json, read_text
 
 
-def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def read_chat_template(folder: Path, config: Mapping[str, object]) -> str | None:
     """Return the Jinja source of the template named `default`, or None. config: tokenizer_config.json.
 
     The key holds one template, or a list of `{"name": …, "template": …}`. Older multimodal checkpoints have it in

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from gencli.models.module import channels_last
 from gencli.train import state
 from gencli.train.curve import Curve
 from gencli.train.pictures import to_signal
@@ -111,7 +112,7 @@ def train_autoencoder(
     """
     torch.manual_seed(recipe.seed)
     model = AutoencoderKL(AutoencoderKLConfig.from_dict(config(recipe)))
-    model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(model.to(precision.device))
     stage = recipe.autoencoder()
     trainer = Trainer(
         "autoencoder",
@@ -129,7 +130,7 @@ def train_autoencoder(
         picks = torch.randint(len(images), (stage.batch,), generator=generator)
         x = to_signal(images[picks].to(precision.device)).contiguous(memory_format=torch.channels_last)
         with precision.autocast():
-            mean, logvar = model.encode(x)
+            mean, logvar = model.moments(x)
         mean, logvar = mean.float(), logvar.float().clamp(-30, 20)
         noise = torch.randn(mean.shape, generator=generator).to(precision.device)
         with precision.autocast():
@@ -148,7 +149,7 @@ def train_decoder(
     images: uint8 (N, 3, H, W). mean, std: of their latents (N, C, h, w) as the UNet knows them. data: a digest of the
     images.
     """
-    vae.train().requires_grad_(False).to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(vae.train().requires_grad_(False).to(precision.device))
     for module in (vae.decoder, vae.post_quant_conv):
         if module is not None:
             make_trainable(module)

@@ -212,7 +212,7 @@ def encode_images(vae: AutoencoderKL, pictures: Tensor, precision: Precision) ->
     """
     most = CHUNK * (1 if precision.device.type == "cpu" else 32)
     chunk = max(1, most // (pictures.shape[-1] * pictures.shape[-2]))
-    parts = [vae.encode(to_signal(part.to(precision.device))) for part in pictures.split(chunk)]
+    parts = [vae.moments(to_signal(part.to(precision.device))) for part in pictures.split(chunk)]
     mean, logvar = (torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))
     shift, scale = scaling(vae)
     return (mean - shift) * scale, torch.exp(0.5 * logvar.clamp(-30, 20)) * scale

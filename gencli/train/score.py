@@ -15,8 +15,8 @@ from torch import Tensor
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.image.generate import Picture, generate
+from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
-from gencli.image.pipeline import load
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.spec import ModelSpec

@@ -25,6 +25,7 @@ from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.base import pad_prompt
 from gencli.json_files import read_json
 from gencli.models import architecture, clip_text, unet_2d_condition
+from gencli.models.module import channels_last
 from gencli.tokens import Tokenizer
 from gencli.train.precision import Precision, make_trainable
 
@@ -41,7 +42,7 @@ class TextToLatent(nn.Module):
     def __init__(self, text_encoder: nn.Module, unet: nn.Module):
         super().__init__()
         self.text_encoder = text_encoder
-        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet = channels_last(unet)
 
     def forward(self, ids: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         return self.unet(noisy, timesteps, self.text_encoder(ids).last_hidden_state)

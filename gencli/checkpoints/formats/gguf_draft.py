@@ -27,7 +27,7 @@ ALIKE = {"mistral": "llama"}  # a file of gencli.models → general.architecture
 # Fields of configs whose effect is compared in other words, or that have none here.
 OTHERWISE = frozenset(
     """layer_types use_sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern
-    tie_word_embeddings original_max_position_embeddings""".split()  # noqa: SIM905
+    tie_word_embeddings original_max_position_embeddings""".split()
 )
 
 

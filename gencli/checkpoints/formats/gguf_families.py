@@ -49,7 +49,7 @@ SCALING = (
 )  # fmt: skip
 ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # tensors that are settings
 
-Given = Mapping[str, Any]  # the architecture's keys without its name
+Given = Mapping[str, object]  # the architecture's keys without its name
 Complete = Callable[[TensorFile, Given, dict[str, Any]], None]
 
 
@@ -164,7 +164,7 @@ def read_config(file: TensorFile) -> dict[str, Any]:
     return config
 
 
-def _number(key: str, value: Any, *, whole: bool) -> Any:
+def _number(key: str, value: object, *, whole: bool) -> Any:
     """A key's number. Raises GencliError for what is none, and for counts below one (a window of 0 is none)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise GencliError(f"{key} = {str(value)[:60]} is not a number")

@@ -41,7 +41,7 @@ INERT = frozenset(
     """in_channels num_channels num_res_blocks channel_mult attention_resolutions dropout class_cond use_checkpoint
     use_scale_shift_norm resblock_updown use_fp16 learn_sigma timestep_respacing use_kl rescale_learned_sigmas
     classifier_use_fp16 classifier_width classifier_attention_resolutions classifier_pool
-    classifier_use_scale_shift_norm classifier_resblock_updown""".split()  # noqa: SIM905
+    classifier_use_scale_shift_norm classifier_resblock_updown""".split()
 )
 
 

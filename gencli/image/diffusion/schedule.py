@@ -94,10 +94,11 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def named_spacing(raw: Mapping[str, Any]) -> str | None:
+def named_spacing(raw: Mapping[str, object]) -> str | None:
     """How steps lie on the schedule of a scheduler_config.json, if it says so, by its field or by a class that has one
     way only; otherwise a sampler has its own."""
-    return raw.get("timestep_spacing") or ONE_WAY.get(str(raw.get("_class_name")))
+    said = raw.get("timestep_spacing")
+    return said if isinstance(said, str) else ONE_WAY.get(str(raw.get("_class_name")))
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class NoiseSchedule:
         _check(self)
 
     @classmethod
-    def from_config(cls, raw: Mapping[str, Any]) -> NoiseSchedule:
+    def from_config(cls, raw: Mapping[str, object]) -> NoiseSchedule:
         """The schedule that a scheduler_config.json describes, whichever of the known scheduler classes it names.
 
         An absent or null field takes that class's default (DDIMScheduler's when no class is named).
@@ -335,5 +336,5 @@ def _check(schedule: NoiseSchedule) -> None:
             raise GencliError(f"{FILE}: {len(betas)} trained_betas do not fit num_train_timesteps = {T}")
 
 
-def _wrong(name: str, value: Any, hint: str) -> GencliError:
+def _wrong(name: str, value: object, hint: str) -> GencliError:
     return GencliError(f"{FILE}: {name} = {value!r} is not supported", hint)

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from gencli.models.module import BaseModel
 
 # Fields of a request that every such model can follow.
-ALWAYS = frozenset("prompt seed width height count grid batch best clip dtype model hashes".split())  # noqa: SIM905
+ALWAYS = frozenset("prompt seed width height count grid batch best clip dtype model hashes".split())
 
 
 @dataclass(frozen=True)
 class Loaded(ABC):
     """Such a model with its weights, ready to draw. module: what draws. others: further modules."""
 
-    drawer: Any
-    module: Any
+    drawer: Drawer
+    module: BaseModel
     others: tuple[BaseModel, ...] = ()
 
     @property

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.image.events import Denoised, Picture
+    from gencli.models.biggan import BigGAN
 
 BOUND = 2.0  # the standard normal noise lies within it, before the truncation
 FRAMES = 16  # from an image to the next, where --steps says nothing
@@ -51,11 +52,18 @@ class GAN(Drawer):
         return cls(opened=checkpoint, size=(side, side), classes=classes)
 
     def assemble(self, load: PartLoader) -> LoadedGAN:
-        return LoadedGAN(self, load(self.opened.parts[""]))
+        from gencli.models.biggan import BigGAN
+
+        module = load(self.opened.parts[""])
+        assert isinstance(module, BigGAN)
+        return LoadedGAN(self, module)
 
 
 class LoadedGAN(Loaded):
     """A generator, ready to draw. Image i draws its noise from `torch.Generator("cpu")` seeded with `seed + i`."""
+
+    drawer: GAN
+    module: BigGAN
 
     def generate(
         self,

@@ -17,14 +17,11 @@ class Pair(KeyValueCache):
     def __init__(self, caches: Sequence[KeyValueCache]):
         self.caches = tuple(caches)
         self.lengths = self.caches[0].lengths.clone()
+        self._join()
 
-    @property
-    def keys(self) -> list[Tensor]:  # type: ignore[override]
-        return [tensor for one in self.caches for tensor in one.keys]
-
-    @property
-    def values(self) -> list[Tensor]:  # type: ignore[override]
-        return [tensor for one in self.caches for tensor in one.values]
+    def _join(self) -> None:
+        self.keys = [tensor for one in self.caches for tensor in one.keys]
+        self.values = [tensor for one in self.caches for tensor in one.values]
 
     def row(self, number: int) -> Pair:
         one = Pair([cache.row(number) for cache in self.caches])
@@ -41,6 +38,7 @@ class Pair(KeyValueCache):
             cache.grow(positions, batch)
         kept, self.lengths = self.lengths, self.caches[0].lengths.clone()
         self.lengths[: len(kept)] = kept
+        self._join()
 
 
 class Guided(LanguageModel):

@@ -23,6 +23,7 @@ from gencli.image.request import ImageRequest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gencli.models.imagegpt import ImageGPT
     from gencli.models.module import LanguageModel
 
 # What transformers' ImageGPTImageProcessor does where the file says nothing.
@@ -82,7 +83,11 @@ class Palette(TokenDrawer):
         return resolved.replace(keep_rows=height // 2)
 
     def assemble(self, load: PartLoader) -> PixelModel:
-        return PixelModel(self, load(self.opened.only_part("iGPT")))
+        from gencli.models.imagegpt import ImageGPT
+
+        module = load(self.opened.only_part("iGPT"))
+        assert isinstance(module, ImageGPT)
+        return PixelModel(self, module)
 
     def encode(self, picture: Image.Image) -> list[int]:
         """The nearest colour of each pixel, row by row, of a picture that is brought to the model's own size."""
@@ -103,7 +108,7 @@ def _nearest(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return squares.argmin(1)
 
 
-def _colours(clusters: Any, vocab_size: Any, where: str) -> np.ndarray:
+def _colours(clusters: object, vocab_size: object, where: str) -> np.ndarray:
     """The palette, (K, 3). Raises GencliError for one that is none, or of another size than the model's."""
     if not isinstance(clusters, list) or not 1 <= len(clusters) <= COLOUR_LIMIT:
         seen = f"{len(clusters)} entries" if isinstance(clusters, list) else f"{clusters!r:.40}"
@@ -119,6 +124,9 @@ def _colours(clusters: Any, vocab_size: Any, where: str) -> np.ndarray:
 
 class PixelModel(TokenModel):
     """A palette and the decoder that picks from it, ready to draw."""
+
+    drawer: Palette
+    module: ImageGPT
 
     def begin(
         self, request: ImageRequest, prompt: str, init: Image.Image | None

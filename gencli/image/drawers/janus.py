@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gencli.checkpoints.checkpoint import Checkpoint
 from gencli.checkpoints.formats.janus import image_size
@@ -20,6 +20,7 @@ from gencli.image.request import ImageRequest
 if TYPE_CHECKING:
     from PIL import Image
 
+    from gencli.models.janus import Janus as JanusModel
     from gencli.models.module import LanguageModel
     from gencli.tokens import Tokenizer
 
@@ -55,8 +56,11 @@ class Janus(TokenDrawer):
 
     def assemble(self, load: PartLoader) -> JanusTokens:
         parts = self.opened.parts
-        module = load(parts["language_model"], stays=True)
-        vq: Any = load(parts[VQ_PART], "float32")
+        from gencli.models.janus import Janus as JanusModel
+        from gencli.models.vq_model import VQModel
+
+        module, vq = load(parts["language_model"], stays=True), load(parts[VQ_PART], "float32")
+        assert isinstance(module, JanusModel) and isinstance(vq, VQModel)
         if vq.scale != PIXELS:
             raise GencliError(f"{self.folder}: its vqmodel has {vq.scale} pixels a token, where {PIXELS} are known")
         return JanusTokens(self, module, (vq,))
@@ -65,10 +69,12 @@ class Janus(TokenDrawer):
 class JanusTokens(VQTokens):
     """A language model and its VQ autoencoder, ready to draw."""
 
+    drawer: Janus
+    module: JanusModel
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer: Tokenizer = self.drawer.opened.tokenizer()
-        return tokenizer
+        return self.drawer.opened.tokenizer()
 
     def begin(
         self, request: ImageRequest, prompt: str, init: Image.Image | None

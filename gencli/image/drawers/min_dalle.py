@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from gencli.models.dalle_bart import DalleBart
     from gencli.models.module import LanguageModel
 
 SIDE, GRID = 256, (16, 16)
@@ -47,11 +48,14 @@ class MinDalle(TokenDrawer):
         return cls(opened=checkpoint, size=(SIDE, SIDE), grid=GRID)
 
     def assemble(self, load: PartLoader) -> MinDalleTokens:
-        parts = self.opened.parts
-        module: Any = load(parts["dalle_bart"])
+        from gencli.models.dalle_bart import DalleBart
+        from gencli.models.vq_model import VQModel
+
+        module, vq = load(self.opened.parts["dalle_bart"]), load(self.opened.parts[VQ_PART], "float32")
+        assert isinstance(module, DalleBart) and isinstance(vq, VQModel)
         if module.config.image_length != GRID[0] * GRID[1]:
             raise GencliError(f"{self.folder}: images of {module.config.image_length} tokens are not known")
-        return MinDalleTokens(self, module, (load(parts[VQ_PART], "float32"),))
+        return MinDalleTokens(self, module, (vq,))
 
     @cached_property
     def words(self) -> tuple[models.BPE, dict[str, Any]]:
@@ -73,6 +77,9 @@ class MinDalle(TokenDrawer):
 
 class MinDalleTokens(VQTokens):
     """Both halves and the autoencoder, ready to draw."""
+
+    drawer: MinDalle
+    module: DalleBart
 
     def begin(
         self, request: ImageRequest, prompt: str, init: Image.Image | None

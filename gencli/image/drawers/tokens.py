@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gencli.image.events import Denoised, Picture
     from gencli.models.module import LanguageModel
+    from gencli.models.vq_model import VQModel
 
 SAMPLING = ("temperature", "top_k", "top_p")
 
@@ -44,6 +45,8 @@ def own_sampling(checkpoint: Checkpoint) -> dict[str, Any]:
 
 class TokenModel(Loaded):
     """Such a decoder with its weights."""
+
+    drawer: TokenDrawer
 
     @abstractmethod
     def begin(
@@ -109,6 +112,8 @@ class TokenModel(Loaded):
 class VQTokens(TokenModel):
     """A decoder of the codes of a VQ autoencoder, which is the first of `others`."""
 
+    others: tuple[VQModel, ...]
+
     def partial(self, ids: Tensor) -> Tensor:
         """Return codes (B, 1, rows, columns), -1 where nothing is drawn yet."""
         import torch
@@ -120,9 +125,7 @@ class VQTokens(TokenModel):
 
     def pixels(self, codes: Tensor) -> Tensor:
         """Return an image (3, H, W), about -1..1, of codes (1, h, w)."""
-        vq: Any = self.others[0]
-        pixels: Tensor = vq.decode_codes(codes)[0]
-        return pixels
+        return self.others[0].decode_codes(codes)[0]
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Image.Image:
         """Return the image of codes (1, 1, rows, columns): grey below the last whole row."""
@@ -130,11 +133,10 @@ class VQTokens(TokenModel):
 
         from gencli.image.files.pictures import to_picture
 
-        vq: Any = self.others[0]
         drawn = int((latents[0, 0] >= 0).all(1).sum())
         with torch.inference_mode():
             pixels = self.pixels(latents[:, 0, :drawn].to(self.device))
-        missing = vq.scale * (latents.shape[2] - drawn)
+        missing = self.others[0].scale * (latents.shape[2] - drawn)
         return to_picture(torch.nn.functional.pad(pixels, (0, 0, 0, missing)))
 
     def finish(self, ids: list[int]) -> Image.Image:

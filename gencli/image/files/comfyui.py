@@ -13,7 +13,7 @@ from typing import Any
 from gencli.errors import GencliError
 from gencli.image.files.infotext import Recipe
 
-Graph = Mapping[str, Any]
+Graph = Mapping[str, object]
 DEPTH = 64  # links that are followed one after the other
 # Our keys → where they are: names of inputs of the sampler, or of nodes that it names.
 SETTINGS = {
@@ -27,7 +27,7 @@ PARTS = ("noise", "guider", "sampler", "sigmas")  # nodes that a sampler of seve
 TEXTS = ("text", "text_g", "text_l", "prompt", "string", "value")
 
 
-def is_graph(raw: Any) -> bool:
+def is_graph(raw: object) -> bool:
     """Return whether parsed JSON is a graph as ComfyUI runs it."""
     return isinstance(raw, dict) and any(isinstance(node, dict) and "class_type" in node for node in raw.values())
 
@@ -41,25 +41,25 @@ def read_graph(graph: Graph) -> Recipe:
     return _Reader(graph, first[0]).recipe([_kind(node) for node in samplers if node is not first[0]])
 
 
-def _is_sampler(node: Any) -> bool:
+def _is_sampler(node: object) -> bool:
     return "latent_image" in _inputs(node) and bool({"positive", "guider"} & _inputs(node).keys())
 
 
-def _inputs(node: Any) -> Mapping[str, Any]:
+def _inputs(node: object) -> Mapping[str, object]:
     inputs = node.get("inputs") if isinstance(node, dict) else None
     return inputs if isinstance(inputs, dict) else {}
 
 
-def _kind(node: Any) -> str:
+def _kind(node: object) -> str:
     return str(node.get("class_type"))[:40] if isinstance(node, dict) else "?"
 
 
-def _linked(graph: Graph, value: Any) -> Any:
+def _linked(graph: Graph, value: object) -> Any:
     """Return the node that a value links to, or None."""
     return graph.get(str(value[0])) if isinstance(value, list) and len(value) == 2 else None
 
 
-def _empty_latent(graph: Graph, sampler: Any) -> Mapping[str, Any] | None:
+def _empty_latent(graph: Graph, sampler: Any) -> Mapping[str, object] | None:
     """Return the inputs of the node that gives the sampler's empty latent, if that is what it begins from."""
     node = _linked(graph, _inputs(sampler)["latent_image"])
     inputs = _inputs(node)
@@ -87,7 +87,7 @@ class _Reader:
             self.seen["denoise"] = None
         return Recipe(prompt, negative, settings, weighted=True, left_out=(*self.seen, *others))
 
-    def _settings(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    def _settings(self, inputs: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         for key, names in SETTINGS.items():
             if (value := next((one for name in names if (one := self._scalar(inputs.get(name)))), None)) is not None:
                 yield key, value
@@ -96,7 +96,7 @@ class _Reader:
         if self._scalar(empty.get("batch_size", 1)) not in ("1", None):
             self.seen["batch_size"] = None
 
-    def _scalar(self, value: Any) -> str | None:
+    def _scalar(self, value: object) -> str | None:
         """Return a value as text, through nodes that hold nothing else."""
         for _ in range(DEPTH):
             if isinstance(value, int | float | str) and not isinstance(value, bool):
@@ -108,7 +108,7 @@ class _Reader:
             value = given[0]
         return None
 
-    def _prompt(self, value: Any, side: str) -> str | None:
+    def _prompt(self, value: object, side: str) -> str | None:
         """Return the text that a conditioning comes from. Raise GencliError where there are several."""
         for _ in range(DEPTH):
             node = _linked(self.graph, value)

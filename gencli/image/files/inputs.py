@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,10 @@ def rename(request: ImageRequest, change: Callable[[str], str]) -> ImageRequest:
     return request.replace(**{field: _changed(getattr(request, field), change) for field in NAMED})
 
 
-def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    return tuple(map(change, value)) if isinstance(value, tuple | list) else value and change(value)
+def _changed(value: str | Sequence[str] | None, change: Callable[[str], str]) -> str | tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return value and change(value)
+    return tuple(map(change, value))
 
 
 def relocate(values: Mapping[str, Any], hashes: Mapping[str, str], beside: Path) -> dict[str, Any]:

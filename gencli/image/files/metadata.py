@@ -142,7 +142,7 @@ def _drop_tags(values: dict[str, Any]) -> list[str]:
     return found
 
 
-def _write(option: Option, value: Any) -> str:
+def _write(option: Option, value: object) -> str:
     if isinstance(value, Mapping | tuple):
         return json.dumps(value)
     if value in option.labels:

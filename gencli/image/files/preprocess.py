@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,7 @@ PIXEL_LIMIT = 2**26  # of an image on the way there
 # Says nothing about the pixels, or what gencli does in any case.
 INERT = frozenset(
     """image_processor_type feature_extractor_type processor_class clusters do_color_quantize do_convert_rgb data_format
-    input_data_format device return_tensors disable_grouping default_to_square image_seq_length""".split()  # noqa: SIM905
+    input_data_format device return_tensors disable_grouping default_to_square image_seq_length""".split()
 )
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 VALUES = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
@@ -132,7 +132,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def from_settings(
-    raw: Mapping[str, Any], defaults: Mapping[str, Any], where: str = FILE, *, square: bool = False
+    raw: Mapping[str, object], defaults: Mapping[str, object], where: str = FILE, *, square: bool = False
 ) -> Preprocessing:
     """Settings as a processor's class has them, with its `defaults` for what they leave out.
 
@@ -185,7 +185,7 @@ def janus_settings(folder: Path) -> Preprocessing:
     return replace(found, square=Square(side, least, (values[1], values[2], values[3])))
 
 
-def _size(value: Any, where: str, *, square: bool) -> dict[str, Any]:
+def _size(value: object, where: str, *, square: bool) -> dict[str, Any]:
     """`size`: a number in old files, a table in new ones."""
     if isinstance(value, dict) and set(value) == {"shortest_edge"} and _is_side(value["shortest_edge"]):
         return {"shortest": value["shortest_edge"]}
@@ -194,23 +194,25 @@ def _size(value: Any, where: str, *, square: bool) -> dict[str, Any]:
     return {"size": _rectangle(value, "size", where)}
 
 
-def _rectangle(value: Any, name: str, where: str) -> tuple[int, int]:
+def _rectangle(value: object, name: str, where: str) -> tuple[int, int]:
     """(height, width). Raises GencliError."""
     if _is_side(value):
         return value, value
-    if isinstance(value, dict) and set(value) == {"height", "width"} and all(map(_is_side, value.values())):
-        return value["height"], value["width"]
+    if isinstance(value, dict) and set(value) == {"height", "width"}:
+        height, width = value["height"], value["width"]
+        if _is_side(height) and _is_side(width):
+            return height, width
     raise GencliError(f"{where}: {name} = {value!r:.80} is not an image size (1 to {SIDE_LIMIT} a side)")
 
 
-def _is_side(value: Any) -> bool:
+def _is_side(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= SIDE_LIMIT
 
 
-def _numbers(value: Any, name: str, where: str) -> tuple[float, ...]:
+def _numbers(value: object, name: str, where: str) -> tuple[float, ...]:
     """One number, or three. Raises GencliError."""
     items = value if isinstance(value, list | tuple) else [value]
-    kinds = [isinstance(item, int | float) and not isinstance(item, bool) for item in items]
-    if len(items) not in (1, 3) or not all(kinds) or not all(math.isfinite(item) for item in items):
+    numbers = [float(item) for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
+    if len(items) not in (1, 3) or len(numbers) != len(items) or not all(map(math.isfinite, numbers)):
         raise GencliError(f"{where}: {name} = {value!r:.80} is not one number or three")
-    return tuple(float(item) for item in items)
+    return tuple(numbers)

@@ -40,7 +40,7 @@ class Keys:
     """A tool that writes one table. find: the table, or None. names: its keys → infotext's keys. silent: keys that say
     nothing about the pixels. weighted: whether it reads brackets as weights. own_weights: syntax that only it knows."""
 
-    find: Callable[[Texts], Mapping[str, Any] | None]
+    find: Callable[[Texts], Mapping[str, object] | None]
     names: Mapping[str, str]
     prompt: str = "prompt"
     negative: str = "negative_prompt"
@@ -115,7 +115,7 @@ def _tables(texts: Texts) -> list[dict[str, Any]]:
     return [raw for name in COMMENTS if (raw := _json(texts.get(name)))]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a value of JSON as infotext would have it; whole numbers without a fraction."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
@@ -132,13 +132,13 @@ def _prompt_alone(texts: Texts) -> Recipe | None:
     return Recipe(*infotext.split_prompts(text.split("\n")))
 
 
-def _swarm(texts: Texts) -> Mapping[str, Any] | None:
+def _swarm(texts: Texts) -> Mapping[str, object] | None:
     key = "sui_image_params"
     tables = [*_tables(texts), _json(texts.get("Model"))]
     return next((raw[key] for raw in tables if isinstance(raw.get(key), dict)), None)
 
 
-def _fooocus(texts: Texts) -> Mapping[str, Any] | None:
+def _fooocus(texts: Texts) -> Mapping[str, object] | None:
     marks = {"guidance_scale", "performance", "base_model", "adm_guidance", "sharpness"}
     found = [
         raw for raw in _tables(texts) if "prompt" in raw and marks & raw.keys() and "num_inference_steps" not in raw
@@ -152,10 +152,10 @@ def _fooocus_size(raw: dict[str, Any]) -> None:
         del raw["resolution"]
 
 
-def _novelai(texts: Texts) -> Mapping[str, Any] | None:
+def _novelai(texts: Texts) -> Mapping[str, object] | None:
     """In text chunks, or the same as one table in the pixels."""
     hidden = _json(texts.get("stealth"))
-    every: Mapping[str, Any] = texts if texts.get("Software", "").startswith("NovelAI") else hidden
+    every: Mapping[str, object] = texts if texts.get("Software", "").startswith("NovelAI") else hidden
     if not str(every.get("Software", "")).startswith("NovelAI"):
         return None
     comment = every.get("Comment")
@@ -165,7 +165,7 @@ def _novelai(texts: Texts) -> Mapping[str, Any] | None:
     return {"prompt": every.get("Description"), **found}
 
 
-def _invoke(texts: Texts) -> Mapping[str, Any] | None:
+def _invoke(texts: Texts) -> Mapping[str, object] | None:
     return _json(texts["invokeai_metadata"]) if "invokeai_metadata" in texts else None
 
 
@@ -175,7 +175,7 @@ def _invoke_skip(raw: dict[str, Any]) -> None:
         raw["clip_skip"] = skip + 1
 
 
-def _invoke_2(texts: Texts) -> Mapping[str, Any] | None:
+def _invoke_2(texts: Texts) -> Mapping[str, object] | None:
     raw = _json(texts.get("sd-metadata"))
     image = raw.get("image")
     if not isinstance(image, dict):
@@ -189,8 +189,8 @@ def _invoke_2(texts: Texts) -> Mapping[str, Any] | None:
     return {**image, "prompt": "".join(parts[::2]).strip(), "negative_prompt": ", ".join(parts[1::2])}
 
 
-def _easy_diffusion(texts: Texts) -> Mapping[str, Any] | None:
-    tables: list[Mapping[str, Any]] = [texts, *_tables(texts)]
+def _easy_diffusion(texts: Texts) -> Mapping[str, object] | None:
+    tables: list[Mapping[str, object]] = [texts, *_tables(texts)]
     return next((raw for raw in tables if {"prompt", "num_inference_steps"} <= raw.keys()), None)
 
 

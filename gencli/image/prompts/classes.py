@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gencli.errors import GencliError, UsageError
 
@@ -111,7 +111,7 @@ class ClassPrompts:
         return self.encode([request.negative or ""], request)
 
 
-def classes_of(config: Mapping[str, Any], names: Mapping[int, str]) -> Classes | None:
+def classes_of(config: Mapping[str, object], names: Mapping[int, str]) -> Classes | None:
     """The classes that the network of this config is told of, None for a network without. Raises GencliError."""
     kind = str(config.get("_class_name") or config.get("model_type"))
     key, default = COUNTS.get(kind, ("", None))
@@ -125,14 +125,13 @@ def classes_of(config: Mapping[str, Any], names: Mapping[int, str]) -> Classes |
     return Classes(count, names, count if kind in WITH_NULL else None)
 
 
-def read_names(raw: Any) -> dict[int, str]:
+def read_names(raw: object) -> dict[int, str]:
     """`id2label` of a JSON file: names by number. Raises GencliError for one that is not."""
     if raw is None:
         return {}
-    right = isinstance(raw, dict) and all(
+    if not isinstance(raw, dict) or not all(
         str(number).isdecimal() and len(str(number)) < 10 and isinstance(name, str) for number, name in raw.items()
-    )
-    if not right:
+    ):
         raise GencliError("id2label is not a table of numbers and names")
     return {int(number): name for number, name in raw.items()}
 

@@ -119,7 +119,7 @@ class Sampler:
         """Every option and its default."""
         return {**_options_of(self.run), **_options_of(self.grid)}
 
-    def settings(self, schedule: NoiseSchedule, given: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, schedule: NoiseSchedule, given: Mapping[str, object]) -> dict[str, Any]:
         """All options: as given, else the checkpoint's field of that name, else the default.
 
         Raises UsageError for an option that this sampler does not have.
