@@ -1,4 +1,4 @@
-"""Print the tables of families for the pages in docs: `python -m benchmarks.parity_table`.
+"""Print the tables of families for the pages in gencli/docs: `python -m benchmarks.parity_table`.
 
 Every figure is measured anew, on tiny seeded checkpoints in the hub's layouts, against the installed transformers,
 diffusers and peft, or against formulas where those have no counterpart.

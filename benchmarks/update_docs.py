@@ -1,4 +1,4 @@
-"""Write what is generated into README.md and docs/: `python -m benchmarks.update_docs`.
+"""Write what is generated into README.md and gencli/docs/: `python -m benchmarks.update_docs`.
 
 Between `<!-- NAME -->` and `<!-- /NAME -->` stand the tables of families, and examples with the output that the
 embedded models gave on this machine.
@@ -43,5 +43,5 @@ def update(page: str, name: str, content: str) -> None:
 
 if __name__ == "__main__":
     update("README.md", "example:text", "\n\n".join(map(example, EXAMPLES)))
-    update("docs/text.md", "parity:text", table())
-    update("docs/images.md", "parity:image", picture_table())
+    update("gencli/docs/text.md", "parity:text", table())
+    update("gencli/docs/images.md", "parity:image", picture_table())

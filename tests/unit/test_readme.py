@@ -1,4 +1,4 @@
-"""README.md, docs/ and CONTRIBUTING.md tell the truth: options, paths, links, and the sampler that is written out."""
+"""README.md, its pages and CONTRIBUTING.md tell the truth: options, paths, links, and the sampler written out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gencli.image.diffusion.schedule import NoiseSchedule
 
 ROOT = Path(__file__).parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-PAGES = (README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (README, CONTRIBUTING, *sorted((ROOT / "gencli" / "docs").glob("*.md")))
 COMMANDS = ("text", "image", "chat", "serve", "upscale", "score", "codes")
 
 
@@ -43,7 +43,7 @@ def test_every_example_uses_options_that_exist(capsys: pytest.CaptureFixture[str
 def test_paths_that_are_named_exist() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for path in re.findall(r"\b((?:gencli|tests|benchmarks)/[\w./]*)", text):
+        for path in re.findall(r"\b((?:gencli|tests|benchmarks)/[\w./-]*)", text):
             if "NAME" not in path and "plain.py" not in path:
                 assert (ROOT / path.rstrip(".")).exists(), f"{page.name} names {path}"
         for path, _, heading in re.findall(r"\]\((?!http)([^)#]+)(#([^)]+))?\)", text):
