@@ -102,8 +102,8 @@ def _write(path: Path, part: Part, config: Mapping[str, Any], mix: str, progress
     from gencli.checkpoints.gguf_write import write_gguf
 
     weights = part.tensors()
-    given: dict[str, Any] = {"config": config, "tensors": weights}
-    module: Any = load(part.path, dtype=torch.float32, layerwise_casting=True, **given)  # whose weights stay mapped
+    # Whose weights stay mapped.
+    module: Any = load(part.path, dtype=torch.float32, config=config, tensors=weights, layerwise_casting=True)
     metadata: dict[str, Any] = {SOURCES: [os.path.realpath(file) for file in weights.files]}
     if (family := family_of(module)) is not None:
         heads = getattr(module.config, "num_attention_heads", 1)

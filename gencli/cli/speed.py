@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli import devices, signals
 from gencli.checkpoints.assets import LoraRef
@@ -21,6 +21,7 @@ from gencli.text.events import GenerationStats
 if TYPE_CHECKING:
     from gencli.serve.client import RemoteText
     from gencli.serve.wire import Link
+    from gencli.text.generate import How
     from gencli.text.load import TextModel
     from gencli.text.speculation import Guesser
 
@@ -59,25 +60,30 @@ class Speed:
         self,
         console: Console,
         fetch: Callable[[str], Source],
-        model: Any,
+        model: TextModel | RemoteText,
         spec: TextSpec,
         stats: GenerationStats,
-    ) -> dict[str, Any]:
+    ) -> How:
         """Return the arguments of `generate_all` that follow from it. fetch: finds a model by its name. model: a
         TextModel, or where it `is_usual` one in a server.
 
         Raise GencliError for a draft that cannot be opened or has another vocabulary, and for a file that is no prompt
         cache.
         """
-        how: dict[str, Any] = {"batch": 1 if self.draft else self.batch}
+        how: How = {"batch": 1 if self.draft else self.batch}
+        if self.is_usual:
+            return how
+        from gencli.text.load import TextModel
+
+        assert isinstance(model, TextModel)
         if self.draft:
             how["guesser"] = _guesser(console, fetch, self.draft, model, spec, stats)
         if self.prompt_cache is not None:
             from gencli.text.prompt_file import PromptFile
 
-            how["prompt_cache"] = file = PromptFile(self.prompt_cache, model.module)
-            if file.note:
-                console.note(file.note)
+            how["prompt_cache"] = kept = PromptFile(self.prompt_cache, model.module)
+            if kept.note:
+                console.note(kept.note)
         return how
 
 

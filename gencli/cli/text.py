@@ -40,6 +40,7 @@ from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
     from gencli.text.conversation import Conversation
+    from gencli.text.generate import How
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -176,7 +177,7 @@ def _generate(
     stats: bool,
 ) -> None:
     """Continue prompts here, or in the server, block by block as workers do. Raise GencliError as `Printer.write`."""
-    more = {"ready": reader.ready} if reader else {}
+    more: How = {"ready": reader.ready} if reader else {}
 
     def events() -> Iterator[Event]:
         for first, block in blocks(prompts, work.block):

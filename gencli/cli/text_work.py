@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli import devices
 from gencli.checkpoints.assets import LoraRef
@@ -21,10 +21,12 @@ from gencli.text.request import MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import Unpack
 
     from gencli.serve.client import RemoteText
     from gencli.serve.wire import Link
     from gencli.text.conversation import Conversation
+    from gencli.text.generate import How
     from gencli.text.load import TextModel
 
 REFILLS = 4  # texts in a block for each that is made at a time: a block's last ones leave places empty
@@ -91,7 +93,7 @@ class TextWork:
 class Texts:
     """A model that is open, and what it makes of prompts. how: arguments of `answer_all`."""
 
-    def __init__(self, work: TextWork, model: TextModel | RemoteText, stats: GenerationStats, how: dict[str, Any]):
+    def __init__(self, work: TextWork, model: TextModel | RemoteText, stats: GenerationStats, how: How):
         self.request, self.conversation, self.stats, self.how = work.request, work.conversation, stats, how
         self.info, self.load_seconds = About(model.describe(), model.max_length), model.load_seconds
         self.answer_all: Callable[..., Iterator[Event]]
@@ -104,31 +106,31 @@ class Texts:
         else:
             from gencli.text.chat import ChatModel, answer_all
 
-            self.answer_all = partial(answer_all, model)
-            if work.conversation is not None:
-                how["chat_model"] = ChatModel(model)
+            chat_model = None if work.conversation is None else ChatModel(model)
+            self.answer_all = partial(answer_all, model, chat_model=chat_model)
 
     def events(
-        self, first: int, prompts: Iterable[str | GencliError], seen: dict[int, str], **how: Any
+        self, first: int, prompts: Iterable[str | GencliError], seen: dict[int, str], **how: Unpack[How]
     ) -> Iterator[Event]:
         """Yield the events of a block of prompts, of which `first` is the number of the first one. Each is put into
         `seen` as its turn comes, by its number. Sample i of prompt p has seed + p * samples + i, and that index."""
         shift = first * self.request.num_samples
         requests = self._requests(first, prompts, seen)
-        if "guesser" in self.how:
-            self.how["guesser"].begin()
-        for event in self.answer_all(self.request, requests, self.conversation, self.stats, **self.how, **how):
+        if (guesser := self.how.get("guesser")) is not None:
+            guesser.begin()
+        both: How = {**self.how, **how}
+        for event in self.answer_all(self.request, requests, self.conversation, self.stats, **both):
             if isinstance(event, Failed):
                 yield Failed(event.index + shift, event.error, event.following + shift)
             else:
                 yield dataclasses.replace(event, index=event.index + shift)
 
-    def answers(self, first: int, lines: list[Any]) -> Iterator[tuple[int, list[Event], float]]:
+    def answers(self, first: int, lines: list[str | GencliError]) -> Iterator[tuple[int, list[Event], float]]:
         """Yield the events of each line, those of a text after each other (see `gencli.many.worker`)."""
         began, seen, samples = dict[int, float](), dict[int, str](), self.request.num_samples
         found: dict[int, dict[int, list[Event]]] = {}  # line → sample → events
 
-        def timed() -> Iterator[Any]:
+        def timed() -> Iterator[str | GencliError]:
             for number, line in enumerate(lines, first):
                 began[number] = time.perf_counter()
                 yield line

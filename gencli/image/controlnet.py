@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 from PIL import Image
 from torch import Tensor
@@ -45,8 +44,10 @@ def open_control(source: Source, checkpoint: ImageCheckpoint, *, allow_pickle: b
 
 def load_control(part: Part, pipeline: Pipeline) -> ControlNetModel:
     """Load a ControlNet on the UNet's device and in its precision. Raises GencliError for broken weights."""
-    given: dict[str, Any] = {"config": part.config, "tensors": part.tensors()}
-    return cast(ControlNetModel, build.load(part.path, device=pipeline.device, dtype=pipeline.dtype, **given))
+    config, tensors = part.config, part.tensors()
+    module = build.load(part.path, device=pipeline.device, dtype=pipeline.dtype, config=config, tensors=tensors)
+    assert isinstance(module, ControlNetModel)  # as `open_control` has seen
+    return module
 
 
 def _check_fit(source: Source, control: ControlNetConfig, checkpoint: ImageCheckpoint) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
 
 from gencli.checkpoints.embeddings import read_embedding
 from gencli.image.checkpoint import ImageCheckpoint
@@ -44,14 +43,22 @@ class Drawing:
             told = partial(packing, opened.name)
             self.model = opened.load(device=spec.device, dtype=spec.dtype, quantize=spec.quantize, packing=told)
             return
-        allow = {"allow_pickle": spec.allow_pickle}
-        controls = [open_control(source, opened, **allow) for source, _ in inputs.controls]
+        allow = spec.allow_pickle
+        controls = [open_control(source, opened, allow_pickle=allow) for source, _ in inputs.controls]
         loading(opened.name)
-        embeddings = [read_embedding(file, **allow) for file in inputs.embeddings]
+        embeddings = [read_embedding(file, allow_pickle=allow) for file in inputs.embeddings]
         self.words = [embedding.word for embedding in embeddings]
-        how: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "quantize": spec.quantize, "views": views}
-        how |= {"loading": loading, "packing": packing}
-        self.model = load(opened, loras=inputs.loras, embeddings=embeddings, **how)
+        self.model = load(
+            opened,
+            device=spec.device,
+            dtype=spec.dtype,
+            loras=inputs.loras,
+            embeddings=embeddings,
+            views=views,
+            quantize=spec.quantize,
+            loading=loading,
+            packing=packing,
+        )
         self.controls = [load_control(part, self.model) for part in controls]
 
     def describe(self) -> str:
@@ -70,5 +77,6 @@ class Drawing:
         if isinstance(self.model, Loaded):
             return self.model.generate(request, prompts, init=inputs.init, walk=walk)
         controls = [(part, image) for part, (_, image) in zip(self.controls, inputs.controls, strict=True)]
-        images: dict[str, Any] = {"init": inputs.init, "mask": inputs.mask, "mix": inputs.mix}
-        return generate(self.model, request, prompts, controls=controls, **images)
+        return generate(
+            self.model, request, prompts, init=inputs.init, mask=inputs.mask, controls=controls, mix=inputs.mix
+        )

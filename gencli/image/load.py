@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -109,8 +109,14 @@ class _Loader:
             dtype = torch.bfloat16
         large = build.is_packed(tensors) or build.bytes_as(tensors, torch.float32) > limit
         casting = self.place.type == "cpu" and dtype == torch.float32 and large
-        given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
-        module = build.load(owner.parts[name], device=self.place, dtype=dtype, **given)
+        module = build.load(
+            owner.parts[name],
+            device=self.place,
+            dtype=dtype,
+            config=config,
+            tensors=tensors,
+            layerwise_casting=casting,
+        )
         if dtype is not None and not casting and any(STORED.get(tensors.dtype(key)) != dtype for key in tensors):
             owner.forget(name)  # of which there is a copy now
         merge(self.changes if owner is self.checkpoint else [], name, module)

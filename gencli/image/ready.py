@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.open import open_checkpoint
@@ -23,13 +22,19 @@ from gencli.spec import ModelSpec
 def open_inputs(inputs: Inputs, spec: ImageSpec) -> ImageCheckpoint | Drawer:
     """Open the checkpoint and what belongs to it. Raise GencliError for what cannot be used."""
     allow_pickle = spec.allow_pickle
-    said: dict[str, Any] = {name: getattr(spec, name) for name in ("prediction", "betas", "zero_snr")}
-    hints = Hints(**said, other_vae=inputs.vae is not None)
+    hints = Hints(spec.prediction, spec.betas, spec.zero_snr, other_vae=inputs.vae is not None)
     found = open_checkpoint(inputs.model, allow_pickle=allow_pickle, hints=hints)
     if is_drawer(found):
         return open_drawer(found)
-    said["ignore"] = spec.ignore_config
-    opened = open_image_checkpoint(found, allow_pickle=allow_pickle, vae=inputs.vae, **said)
+    opened = open_image_checkpoint(
+        found,
+        allow_pickle=allow_pickle,
+        prediction=spec.prediction,
+        betas=spec.betas,
+        zero_snr=spec.zero_snr,
+        vae=inputs.vae,
+        ignore=spec.ignore_config,
+    )
     if inputs.classifier is not None:
         opened = with_classifier(opened, inputs.classifier, allow_pickle=allow_pickle)
     if inputs.prior is not None:

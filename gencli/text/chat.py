@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
 from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats, TextDelta, in_order
-from gencli.text.generate import Job, generate, generate_all
+from gencli.text.generate import How, Job, generate, generate_all
 from gencli.text.load import TextModel
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import TextRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ChatModel:
@@ -40,7 +43,7 @@ class ChatSession:
     def __init__(self, chat_model: ChatModel, request: TextRequest, conversation: Conversation):
         self.chat_model = chat_model
         self.conversation = conversation
-        self.how: dict[str, Any] = {"prompt_cache": PromptCache()}
+        self.how: How = {"prompt_cache": PromptCache()}
         self.stats = GenerationStats()
         self.left_out = 0
         self.request = dataclasses.replace(request, stop=(*request.stop, *chat_model.format.stops), prompt="")
@@ -108,7 +111,7 @@ def answer_all(
     stats: GenerationStats,
     *,
     chat_model: ChatModel | None = None,
-    **how: Any,
+    **how: Unpack[How],
 ) -> Iterator[Event]:
     """Continue the prompts of requests, or answer each as the first message of a conversation that begins like
     `before`. The events are those of `generate_all`, as is `how`.

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from gencli.errors import GencliError, UsageError
 from gencli.text.batch import Batch, Picked
@@ -27,7 +27,19 @@ from gencli.text.request import TextRequest
 from gencli.text.sequence import Sequence, constraint_of
 from gencli.text.speculation import Guesser
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 BATCH = 16  # texts per forward pass: more of them take memory and save little time
+
+
+class How(TypedDict, total=False):
+    """The further arguments of `generate_all`."""
+
+    batch: int
+    ready: Callable[[], bool]
+    prompt_cache: PromptCache | None
+    guesser: Guesser | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ def generate(
     ids: list[int] | None = None,
     reasoning: Reasoning | None = None,
     lost: int = 0,
-    **how: Any,
+    **how: Unpack[How],
 ) -> Iterator[Event]:
     """Continue one prompt, as `generate_all` does several. For ids, reasoning and lost see `Job`.
 

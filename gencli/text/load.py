@@ -95,8 +95,7 @@ def open_model(
     tokenizer = checkpoint.tokenizer()
     # on a CPU weights stay as they are stored, unless float32 is asked for or a LoRA is to be exact
     casting = device.type == "cpu" and spec.dtype == "auto" and precision in (None, torch.float32)
-    given: dict[str, Any] = {"config": raw, "tensors": tensors, "layerwise_casting": casting}
-    module = load(part.path, device=device, dtype=precision, **given)
+    module = load(part.path, device=device, dtype=precision, config=raw, tensors=tensors, layerwise_casting=casting)
     assert isinstance(module, LanguageModel)  # `language_model` has looked
     notes = _merge(module, layout, source, adapters, spec.allow_pickle) if adapters else ()
     settings = generation_config(checkpoint.defaults, raw)

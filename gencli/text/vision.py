@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,12 @@ import torch
 from gencli.errors import GencliError
 from gencli.models.janus_reader import JanusReader
 from gencli.text.events import Event, GenerationStats
-from gencli.text.generate import Job, generate_all
+from gencli.text.generate import How, Job, generate_all
 from gencli.text.load import TextModel
 from gencli.text.request import TextRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BEGIN, PATCH, END = "<begin_of_image>", "<image_placeholder>", "<end_of_image>"
 SYSTEM = (  # that it was trained with
@@ -49,7 +52,7 @@ class Questions:
         requests: Iterable[TextRequest | GencliError],
         before: None,
         stats: GenerationStats,
-        **how: Any,
+        **how: Unpack[How],
     ) -> Iterator[Event]:
         """Answer the questions in requests, as `chat.answer_all` does; nothing comes before."""
 

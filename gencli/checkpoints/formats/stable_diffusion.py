@@ -86,9 +86,17 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
         name: partial(_tokenizer, contents, name, pad, parts[name.replace("tokenizer", "text_encoder")])
         for name, pad in PADS[key].items()
     }
-    licence = file.metadata.get("modelspec.license")
-    more: dict[str, Any] = {"title": family.title, "notes": tuple(notes), "licence": licence, "index": family.index}
-    return Checkpoint(contents, "image", pipeline, parts, tokenizers, **more)
+    return Checkpoint(
+        contents,
+        "image",
+        pipeline,
+        parts,
+        tokenizers,
+        title=family.title,
+        notes=tuple(notes),
+        licence=file.metadata.get("modelspec.license"),
+        index=family.index,
+    )
 
 
 def _scheduler_beside(contents: Contents, hints: Hints) -> dict[str, Any] | None:

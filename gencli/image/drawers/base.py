@@ -191,8 +191,9 @@ class PartLoader:
             tensors = open_packed(part, config, self.quantize, self.packing, device=place.type)
         precision = pick_dtype(dtype, place, {tensors.dtype(name) for name in tensors})
         casting = stays and place.type == "cpu" and dtype == "auto"
-        given: dict[str, Any] = {"config": config, "tensors": tensors, "layerwise_casting": casting}
-        return build.load(part.path, device=place, dtype=precision, **given)
+        return build.load(
+            part.path, device=place, dtype=precision, config=config, tensors=tensors, layerwise_casting=casting
+        )
 
 
 def batches(request: ImageRequest, prompts: Iterable[str | None] | None) -> Iterator[tuple[str, range]]:
