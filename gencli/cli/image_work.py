@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli import devices
 from gencli.cli.console import Console
@@ -85,7 +85,9 @@ class Drawings:
         self.work, self.request, self.drawing = work, request, drawing
         self.info = About(drawing.describe())
 
-    def answers(self, first: int, lines: list[Any]) -> Iterator[tuple[int, Any, float]]:
+    def answers(
+        self, first: int, lines: Sequence[str | GencliError]
+    ) -> Iterator[tuple[int, list[Drawn] | GencliError | None, float]]:
         """Yield the images of each line, an error, or None for a blank one (see `gencli.many.worker`)."""
         count = self.request.count
         request = self.request.replace(seed=(self.request.seed or 0) + first * count)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gencli import devices
 from gencli.cli.console import Console, is_terminal
@@ -18,12 +19,20 @@ from gencli.many.blocks import Feed, Shard
 from gencli.options import OUTPUT, RUN, check, file, flag, integer, number, string
 
 if TYPE_CHECKING:
-    from gencli.many.crew import Answer, Crew
+    from gencli.many.crew import Answer, Crew, Start
     from gencli.many.records import Records
     from gencli.many.worker import Opened
 
 
-class LinesWork(Protocol):
+ADDRESS = re.compile(r"ray://([^/:]+|\[[^/]+\]):[0-9]{1,5}")
+
+
+Line = str | GencliError  # as it is read
+Made = TypeVar("Made")  # of a line
+Info = TypeVar("Info")  # what the driver knows of the work
+
+
+class LinesWork(Protocol[Made, Info]):
     """Work (`gencli.many.worker.Work`) on lines of stdin. block: how many lines are a block. each: how many outputs a
     line has. threads: of a worker, as asked for."""
 
@@ -33,8 +42,8 @@ class LinesWork(Protocol):
     def each(self) -> int: ...
     @property
     def threads(self) -> int | None: ...
-    def with_threads(self, threads: int | None) -> LinesWork: ...
-    def open(self, note: Callable[[str], None], slot: int) -> Opened: ...
+    def with_threads(self, threads: int | None) -> LinesWork[Made, Info]: ...
+    def open(self, note: Callable[[str], None], slot: int) -> Opened[Line, Made, Info]: ...
 
 
 @dataclass(eq=False, repr=False)
@@ -64,7 +73,7 @@ class Many:
     def __post_init__(self) -> None:
         check(self)
         self.part = Shard() if self.shard is None else Shard.parse(self.shard)
-        if self.on is not None and self.on != "ray" and not self.on.startswith("ray://"):
+        if self.on not in (None, "ray") and not ADDRESS.fullmatch(self.on or ""):
             raise UsageError(f"--on {self.on!r:.80}: no such engine", "--on ray, or ray://HOST:10001")
         if self.gpus_per_worker is not None and self.on is None:
             raise UsageError("--gpus-per-worker is for --on", "processes of one machine take its GPUs in turn")
@@ -104,29 +113,30 @@ class Many:
     def crew(
         self,
         console: Console,
-        work: LinesWork,
-        lines: Iterator[Any],
+        work: LinesWork[Made, Info],
+        lines: Iterator[Line],
         reader: LineReader,
         records: Records | None,
-    ) -> Crew:
+    ) -> Crew[Line, Made, Info]:
         """Return the workers. records: what is there. Raise GencliError for a cluster that cannot be reached."""
         from gencli.many.crew import Crew
         from gencli.many.processes import Process
 
         ready = reader.ready if os.name == "posix" else lambda: True
-        feed: Feed[Any] = Feed(lines, work.block, shard=self.part, ready=ready)
+        feed: Feed[Line] = Feed(lines, work.block, shard=self.part, ready=ready)
         each, threads = work.each, self._threads(work.threads)
         if records is not None:
             feed.lines = _compared(feed.lines, records, each)
             feed.missing = lambda line: any(i not in records for i in range(line * each, (line + 1) * each))
-        how: dict[str, Any] = {"ordered": not self.unordered, "note": console.note}
-        if self.on is None:
-            return Crew(work.with_threads(threads), feed, Process, self.workers or 1, **how)
-        from gencli.many.on_ray import Cluster
+        start: Start = Process
+        size, close = self.workers or 1, lambda: None
+        if self.on is not None:
+            from gencli.many.on_ray import Cluster
 
-        cluster = Cluster(self.on, self.workers, threads, self.gpus_per_worker)
-        work = work.with_threads(cluster.threads)
-        return Crew(work, feed, cluster.start, cluster.workers, close=cluster.close, **how)
+            cluster = Cluster(self.on, self.workers, threads, self.gpus_per_worker)
+            start, size, close, threads = cluster.start, cluster.workers, cluster.close, cluster.threads
+        ordered, work = not self.unordered, work.with_threads(threads)
+        return Crew(work, feed, start, size, ordered=ordered, note=console.note, close=close)
 
     def _threads(self, asked: int | None) -> int | None:
         """Return the CPU threads of each worker: those asked for, else a share of this machine's cores."""
@@ -136,7 +146,7 @@ class Many:
         return max(min(devices.cores() // (self.workers or 1), int(own) if own.isdigit() else 4096), 1)
 
 
-def shown_answers(console: Console, crew: Crew, reader: LineReader) -> Iterator[Answer]:
+def shown_answers(console: Console, crew: Crew[Line, Made, Info], reader: LineReader) -> Iterator[Answer[Line, Made]]:
     """Yield a crew's answers; their number, rate and the time left are on the console. Raise GencliError as it does."""
     size, count, feed = _size(reader), crew.count, crew.feed
     try:
@@ -156,7 +166,7 @@ def shown_answers(console: Console, crew: Crew, reader: LineReader) -> Iterator[
         console.clear()
 
 
-def described(crew: Crew) -> str:
+def described(crew: Crew[Line, Made, Info]) -> str:
     """Return what --stats says of a crew."""
     count = crew.count
     died = f"; {counted(count.died, 'worker')} died" if count.died else ""
@@ -164,7 +174,7 @@ def described(crew: Crew) -> str:
     return f"{counted(count.done, 'line')} in {count.seconds:.2f} s, {count.rate:.1f} lines/s{tokens}{died}"
 
 
-def _compared(lines: Iterator[Any], records: Records, each: int) -> Iterator[Any]:
+def _compared(lines: Iterator[Line], records: Records, each: int) -> Iterator[Line]:
     """Yield lines. Raise GencliError for one of which there are records of another prompt."""
     for count, line in enumerate(lines):
         prompt = records.prompts.get(count * each, line)

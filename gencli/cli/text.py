@@ -215,13 +215,17 @@ def _share(
             if answer.error is not None:
                 yield Failed(first, answer.error, first + samples)
                 continue
-            for event in answer.made:
+            for event in answer.made or ():
                 crew.count.tokens += event.completion_tokens if isinstance(event, Completion) else 0
                 if records is None or event.index not in records:
                     yield event
 
+    def context() -> int:
+        assert crew.info is not None  # once there is an answer
+        return crew.info.context
+
     try:
-        printer.write(events(), lambda: crew.info.context)
+        printer.write(events(), context)
     finally:
         crew.end()
         console.clear()

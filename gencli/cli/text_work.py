@@ -125,7 +125,7 @@ class Texts:
             else:
                 yield dataclasses.replace(event, index=event.index + shift)
 
-    def answers(self, first: int, lines: list[str | GencliError]) -> Iterator[tuple[int, list[Event], float]]:
+    def answers(self, first: int, lines: Sequence[str | GencliError]) -> Iterator[tuple[int, list[Event], float]]:
         """Yield the events of each line, those of a text after each other (see `gencli.many.worker`)."""
         began, seen, samples = dict[int, float](), dict[int, str](), self.request.num_samples
         found: dict[int, dict[int, list[Event]]] = {}  # line → sample → events

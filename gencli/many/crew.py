@@ -7,13 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar, cast
 
 from gencli import __version__
 from gencli.errors import GencliError, counted
 from gencli.many.blocks import Block, Feed
 from gencli.many.worker import Message, Work
 
+Line = TypeVar("Line")
+Made = TypeVar("Made")  # of a line
+Info = TypeVar("Info")  # what the driver knows of the work
 TRIES = 3  # workers that may die of one block, or while they open the work
 AHEAD = 4  # blocks per worker that are read before the oldest one is answered
 POLL, TICK = 0.02, 1.0  # seconds between two looks at the input, and at everything else
@@ -22,7 +25,7 @@ POLL, TICK = 0.02, 1.0  # seconds between two looks at the input, and at everyth
 class Worker(Protocol):
     """One of a kind of workers. Its messages are those of `worker.serve`, the last of a dead one ("died", reason)."""
 
-    def send(self, message: Any) -> None: ...
+    def send(self, message: object) -> None: ...
     def kill(self) -> None: ...
 
 
@@ -30,29 +33,29 @@ Start = Callable[[Callable[[Message], None]], Worker]  # what takes its messages
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Generic[Line, Made]):
     """What became of a line. made: by its work. worker, seconds: who made it in what time. error: why there is none."""
 
     number: int
-    line: Any
-    made: Any = None
+    line: Line
+    made: Made | None = None
     worker: str = ""
     seconds: float = 0.0
     error: GencliError | None = None
 
 
 @dataclass(eq=False)
-class Task:
+class Task(Generic[Line]):
     """A block that is worked on. left: the numbers of the lines that have no answer yet. deaths: of workers at it."""
 
-    block: Block[Any]
+    block: Block[Line]
     left: set[int]
     deaths: int = 0
 
-    def line(self, number: int) -> Any:
+    def line(self, number: int) -> Line:
         return self.block.lines[number - self.block.first]
 
-    def alone(self) -> list[Task]:
+    def alone(self) -> list[Task[Line]]:
         """Return a task for each line that is left."""
         return [
             Task(Block(number, [self.line(number)]), {number}, max(self.deaths - 2, 0)) for number in sorted(self.left)
@@ -60,13 +63,13 @@ class Task:
 
 
 @dataclass(eq=False)
-class Member:
+class Member(Generic[Line]):
     """A worker in its slot, and what it has to do. name: "" until it is ready."""
 
     slot: int
-    worker: Any = None
-    task: Task | None = None
+    task: Task[Line] | None = None
     name: str = ""
+    worker: Worker = field(init=False)
 
 
 @dataclass
@@ -88,7 +91,7 @@ class Count:
         return self.done / self.seconds
 
 
-class Crew:
+class Crew(Generic[Line, Made, Info]):
     """At most `size` workers that do `work` on the blocks of a feed. Workers are started as there is something to do.
 
     ordered: answers come in the order of the lines, else as they are made. note: takes remarks. close: ends what the
@@ -97,8 +100,8 @@ class Crew:
 
     def __init__(
         self,
-        work: Work,
-        feed: Feed[Any],
+        work: Work[Line, Made, Info],
+        feed: Feed[Line],
         start: Start,
         size: int,
         *,
@@ -108,18 +111,18 @@ class Crew:
     ):
         self.work, self.feed, self.start, self.size = work, feed, start, size
         self.ordered, self.note, self.close = ordered, note, close
-        self.members: list[Member] = []
+        self.members: list[Member[Line]] = []
         self.count = Count()
-        self.info: Any = None  # of the work, once a worker is ready
-        self.inbox: queue.SimpleQueue[tuple[Member, Message]] = queue.SimpleQueue()
-        self.tasks: deque[Task] = deque()  # that nobody has: read ahead, or left behind by workers that died
+        self.info: Info | None = None  # of the work, once a worker is ready
+        self.inbox: queue.SimpleQueue[tuple[Member[Line], Message]] = queue.SimpleQueue()
+        self.tasks: deque[Task[Line]] = deque()  # that nobody has: read ahead, or left behind by workers that died
         self.expected: deque[int] = deque()  # lines that are read and not answered yet, in order
         self.unanswered = 0  # how many these are
-        self.waiting: dict[int, Answer] = {}  # answers to lines behind one that is not answered
+        self.waiting: dict[int, Answer[Line, Made]] = {}  # answers to lines behind one that is not answered
         self.unborn = 0  # workers that died one after the other before they were ready
         self.said: set[str] = set()  # remarks of workers, which all make the same
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self) -> Iterator[Answer[Line, Made]]:
         """Yield the answers. Whatever ends this, the workers end too.
 
         Raise GencliError for what ends the whole run, and where no worker can be had.
@@ -177,38 +180,38 @@ class Crew:
 
     def _hire(self) -> None:
         taken = {member.slot for member in self.members}
-        member = Member(next(slot for slot in range(self.size) if slot not in taken))
+        member: Member[Line] = Member(next(slot for slot in range(self.size) if slot not in taken))
         member.worker = self.start(lambda message: self.inbox.put((member, message)))
         self.members.append(member)
-        member.worker.send((__version__, self.work, member.slot))
+        member.worker.send(__version__)
+        member.worker.send((self.work, member.slot))
 
-    def _take(self, member: Member, message: Message) -> Iterator[Answer]:
+    def _take(self, member: Member[Line], message: Message) -> Iterator[Answer[Line, Made]]:
         """Take a message of a worker; yield the answers that it brings. Raise GencliError."""
-        kind, *rest = message
         task = member.task
         if member not in self.members:
             return
-        if kind == "note":
-            if rest[0] not in self.said:
-                self.said.add(rest[0])
-                self.note(rest[0])
-        elif kind == "ready":
-            member.name, self.info = rest
+        if message[0] == "note":
+            if message[1] not in self.said:
+                self.said.add(message[1])
+                self.note(message[1])
+        elif message[0] == "ready":
+            member.name, self.info = message[1], cast("Info", message[2])
             self.unborn = 0
-        elif kind == "answer":
-            number, made, seconds = rest
+        elif message[0] == "answer":
+            _, number, made, seconds = message
             if task is not None and number in task.left:
                 task.left.discard(number)
-                yield Answer(number, task.line(number), made, member.name, seconds)
-        elif kind == "end":
+                yield Answer(number, task.line(number), cast("Made", made), member.name, seconds)
+        elif message[0] == "end":
             assert task is not None and not task.left, task
             member.task = None
-        elif kind == "failed":
-            raise rest[0]
+        elif message[0] == "failed":
+            raise message[1]
         else:
-            yield from self._bury(member, rest[0])
+            yield from self._bury(member, message[1])
 
-    def _bury(self, member: Member, reason: str) -> Iterator[Answer]:
+    def _bury(self, member: Member[Line], reason: str) -> Iterator[Answer[Line, Made]]:
         """Let others do what a dead worker leaves; yield answers to the lines that are given up. Raise GencliError."""
         self.members.remove(member)
         member.worker.kill()
@@ -241,7 +244,7 @@ class Crew:
         self.size, self.unborn = len(self.members), 0
         self.note(f"goes on with {counted(self.size, 'worker')}, as more could not be started: {reason}")
 
-    def _in_turn(self, answer: Answer) -> Iterator[Answer]:
+    def _in_turn(self, answer: Answer[Line, Made]) -> Iterator[Answer[Line, Made]]:
         """Yield an answer, and those that waited for it; in order, it waits for those before it."""
         if not self.ordered:
             yield answer

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from gencli.many.worker import REASON, Message, read_message, write_message
 
@@ -37,7 +36,7 @@ class Process:
         )
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         """Give it a message; one that has ended does not get it."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):

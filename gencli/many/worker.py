@@ -11,47 +11,58 @@ import struct
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, Literal, Protocol, TypeVar
 
 from gencli import __version__
 from gencli.errors import GencliError
 
-Message = tuple[Any, ...]
+L_contra = TypeVar("L_contra", contravariant=True)  # a line
+M_co = TypeVar("M_co", covariant=True)  # what is made of it
+I_co = TypeVar("I_co", covariant=True)  # what the driver should know of the work
+Message = (  # of a worker
+    tuple[Literal["note"], str]
+    | tuple[Literal["ready"], str, object]
+    | tuple[Literal["answer"], int, object, float]
+    | tuple[Literal["end"]]
+    | tuple[Literal["failed"], GencliError]
+    | tuple[Literal["died"], str]
+)
 LENGTH = struct.Struct("!Q")  # before each message in a pipe
 REASON = 300  # characters of why a worker ended
 
 
-class Opened(Protocol):
+class Opened(Protocol[L_contra, M_co, I_co]):
     """Work that is open. info: what the driver should know of it."""
 
-    info: Any
+    @property
+    def info(self) -> I_co: ...
 
-    def answers(self, first: int, lines: list[Any]) -> Iterator[tuple[int, Any, float]]:
+    def answers(self, first: int, lines: Sequence[L_contra]) -> Iterator[tuple[int, M_co, float]]:
         """Answer a block, of which `first` is the number of the first line: yield each line's number, answer and
         seconds, in any order. Raise GencliError for what ends the whole run."""
         ...
 
 
-class Work(Protocol):
+class Work(Protocol[L_contra, M_co, I_co]):
     """What is to be done, in a form that can be pickled."""
 
-    def open(self, note: Callable[[str], None], slot: int) -> Opened:
+    def open(self, note: Callable[[str], None], slot: int) -> Opened[L_contra, M_co, I_co]:
         """Load what is needed. note: takes remarks. slot: the worker's number among those of one run."""
         ...
 
 
 def serve(receive: Callable[[], Any], send: Callable[[Message], None]) -> None:
-    """Be a worker: `receive` gives (version, work, slot), then blocks as (first, lines), and None at the end.
+    """Be a worker: `receive` gives the driver's version, (work, slot), blocks as (first, lines), and None at the end.
 
     Messages: ("note", text); ("ready", name, info); ("answer", number, answer, seconds) of each line; ("end",) of a
     block; ("failed", error) for what ends the whole run; ("died", reason) for what ends this worker.
     """
     try:
-        version, work, slot = receive()
-        if version != __version__:
+        if (version := receive()) != __version__:  # whose work may not even be readable
             raise GencliError(f"{socket.gethostname()} has gencli {__version__}, and this is {version}")
-        opened: Opened = work.open(lambda text: send(("note", text)), slot)
+        work, slot = receive()
+        opened = work.open(lambda text: send(("note", text)), slot)
         send(("ready", f"{socket.gethostname()}:{os.getpid()}", opened.info))
         while (block := receive()) is not None:
             for number, answer, seconds in opened.answers(*block):
@@ -63,7 +74,7 @@ def serve(receive: Callable[[], Any], send: Callable[[Message], None]) -> None:
         send(("died", f"{type(error).__name__}: {' '.join(str(error).split())}"[:REASON]))
 
 
-def write_message(stream: IO[bytes], message: Any) -> None:
+def write_message(stream: IO[bytes], message: object) -> None:
     """Write a message into a pipe. Raise OSError."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     stream.write(LENGTH.pack(len(data)) + data)

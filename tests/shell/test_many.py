@@ -71,6 +71,8 @@ USAGE = {
     "text --lines --workers 0": "--workers 0: must be from 1 to 4096",
     "text --lines --shard 3/2": "--shard 3/2: of 2 shards",
     "text --lines --on slurm": "--on 'slurm': no such engine",
+    "text --lines --on ray://head": "--on 'ray://head': no such engine",
+    "text --lines --on ray://head:x": "--on 'ray://head:x': no such engine",
     "text --lines --gpus-per-worker 1": "--gpus-per-worker is for --on",
     "text --lines --resume r.jsonl --null": "--resume ends its records with newlines",
     "text --lines --workers 2 --prompt-cache f": "--workers cannot be combined with --prompt-cache",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -22,19 +23,28 @@ LINES = "".join(f"{SENTENCES[i % 3][: 4 + i % 9]} {i}\n" for i in range(COUNT)).
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Ray's own cluster for tests; the processes that it does not need here stay away."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
+def cluster(tmp_path_factory):
+    """Ray's own cluster for tests, which asks for a token; the processes that it does not need here stay away."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0123456789abcdef" * 4)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("USAGE_STATS_ENABLED", "0"), ("AUTH_MODE", "token"), ("AUTH_TOKEN_PATH", str(token))):
+            patch.setenv(f"RAY_{name}", value)
+        from ray.cluster_utils import Cluster
 
-    before = signal.getsignal(signal.SIGTERM)  # Ray takes it for itself
-    less = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
-    head = {"num_cpus": 1, "include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
-    found = Cluster(initialize_head=True, head_node_args={**head, "_system_config": less})
-    signal.signal(signal.SIGTERM, before)
-    yield found
-    found.shutdown()
-    signal.signal(signal.SIGTERM, before)
+        before = signal.getsignal(signal.SIGTERM)  # Ray takes it for itself
+        less = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
+        head = {"num_cpus": 1, "include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
+        head |= {"ray_client_server_port": port, "_system_config": less}
+        found = Cluster(initialize_head=True, head_node_args=head)
+        found.client = f"ray://127.0.0.1:{port}"
+        signal.signal(signal.SIGTERM, before)
+        yield found
+        found.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def until(condition, process: subprocess.Popen | None = None) -> None:
@@ -95,3 +105,62 @@ def test_whoever_dies_the_bytes_are_those_of_one_process(cluster, tmp_path):
     with source.open("rb") as stdin:
         done = gencli(*go_on, stdin=stdin, fresh=True, RAY_ADDRESS=cluster.address)
     assert (done.returncode, done.stdout, out.read_bytes()) == (0, b"", expected), done.stderr
+
+
+def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
+    """Through Ray's client: a worker is killed, and the driver ended; the head wants the cluster's token."""
+    model = make_gpt2(tmp_path / "tiny")
+    args = ("text", "-m", "tiny", "--lines", "-s", 5, "-n", 6, "--batch", 2, "--logprobs", 5)
+    source = tmp_path / "lines"
+    source.write_bytes(b"".join(LINES.splitlines(keepends=True)[:60]))
+    cluster.add_node(num_cpus=1)
+    on = ("--on", cluster.client, "--workers", 2)
+    outside = {"RAY_AUTH_MODE": None, "RAY_ADDRESS": None}
+    monkeypatch.chdir(tmp_path)  # the model has a relative path
+
+    def begin(*more: object) -> subprocess.Popen:
+        with source.open("rb") as stdin:
+            return start(*args, *on, *more, stdin=stdin, env=environment(**outside), fresh=True)
+
+    expected = gencli(*args, "--json", stdin=source.read_bytes()).stdout
+    driver = begin("--json")
+    assert driver.stdout and driver.stderr
+    records, makers = [], []
+    for count, line in enumerate(driver.stdout):
+        record = json.loads(line)
+        del record["seconds"]
+        makers.append(record.pop("worker"))
+        records.append(record)
+        if count == 10:
+            os.kill(int(makers[-1].rpartition(":")[2]), signal.SIGKILL)
+    errors = driver.stderr.read().decode()
+    assert driver.wait(LIMIT) == 0, errors
+    assert records == [json.loads(line) for line in expected.splitlines()]
+    assert len(set(makers)) >= 2 and errors.count("note: ") == errors.count(" ended (") == 1, (makers, errors)
+
+    out = tmp_path / "out.jsonl"
+    driver = begin("--resume", out)
+    until(lambda: out.exists() and out.stat().st_size > len(expected) // 4, driver)
+    driver.terminate()
+    assert driver.wait(LIMIT) == 143 and driver.communicate()[1] == b""
+    until(lambda: not holders(model))
+    assert expected.startswith(out.read_bytes()) and out.read_bytes() != expected
+    done = begin("--resume", out).communicate(timeout=LIMIT)
+    assert done == (b"", b"") and out.read_bytes() == expected
+
+    outside["RAY_AUTH_TOKEN"] = "another"
+    errors = begin("--json").communicate(timeout=LIMIT)[1].decode()
+    assert errors.startswith(f"error: --on {cluster.client}: no cluster can be reached: Invalid or missing auth")
+    assert errors.count("\n") == 2 and "hint: the head's token" in errors
+
+
+def test_a_head_that_says_nothing():
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        waits = {"RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "1", "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "1"}
+        address = f"ray://127.0.0.1:{head.getsockname()[1]}"
+        done = gencli("text", "--lines", "--on", address, stdin=b"a\n", fresh=True, **waits)
+    assert (done.returncode, done.stdout) == (1, b"")
+    said = f"error: --on {address}: no cluster can be reached: ray client connection timeout\n"
+    assert done.stderr.decode() == said

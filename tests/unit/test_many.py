@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -132,12 +133,16 @@ def test_workers_end_with_a_driver_that_is_killed(tmp_path):
     until(lambda: not Echo(tmp_path).alive())
 
 
-def test_ray_is_asked_for_by_name(monkeypatch):
+@pytest.mark.parametrize("part, address", [("ray", "ray"), ("ray", "ray://h:1"), ("grpc", "ray://h:1")])
+def test_ray_is_asked_for_by_name(monkeypatch, part, address):
     from gencli.many.on_ray import Cluster
 
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match="not installed") as caught:
-        Cluster("ray", None, None, None)
+    there = {"ray": types.ModuleType("ray"), "grpc": types.ModuleType("grpc"), part: None}
+    for name, module in there.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    what = "Ray's client" if part == "grpc" else "Ray"
+    with pytest.raises(UsageError, match=f"--on {address} needs {what}, which is not installed") as caught:
+        Cluster(address, None, None, None)
     assert caught.value.hint == "pip install 'gencli[ray]'"
 
 
