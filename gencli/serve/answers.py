@@ -7,9 +7,9 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -19,7 +19,68 @@ from gencli.text.events import Completion, Event, Logprobs, ReasoningDelta, Text
 DONE = b"data: [DONE]\n\n"
 
 
-def server_sent(value: Mapping[str, Any]) -> bytes:
+class Usage(TypedDict):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Said(TypedDict, total=False):
+    """What a chat model says, whole or in part."""
+
+    role: str
+    content: str
+    reasoning_content: str
+    refusal: None
+
+
+class TokenLogprob(TypedDict):
+    """A token of a chat, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenLogprob(TokenLogprob):
+    """One that was chosen, with the most likely ones in its place."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class Choice(TypedDict, total=False):
+    """One of several answers, whole or in part: a chat has a message or a delta, and a completion has a text."""
+
+    index: int
+    finish_reason: str | None
+    text: str
+    message: Said
+    delta: Said
+    logprobs: Mapping[str, object] | None
+
+
+class Body(TypedDict, total=False):
+    """An object of OpenAI's routes for text."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Images(TypedDict):
+    """What /v1/images/generations answers."""
+
+    created: int
+    data: list[dict[str, str]]
+    output_format: str
+
+
+def server_sent(value: Mapping[str, object]) -> bytes:
     """Return an object as one server-sent event."""
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
@@ -30,7 +91,7 @@ class Stream(StreamingResponse):
 
     ended: Callable[[], None]
 
-    def __init__(self, parts: AsyncIterator[bytes], source: AsyncGenerator[Any, None]):
+    def __init__(self, parts: AsyncIterator[bytes], source: AsyncGenerator[object, None]):
         super().__init__(parts, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self.source = source
 
@@ -55,58 +116,60 @@ class Answer:
     prompts: dict[int, int] = field(default_factory=dict)  # tokens of each prompt, by its number
     opened: set[int] = field(default_factory=set)
 
-    def take(self, event: Event, first: int = 0, prompt: int = 0) -> list[dict[str, Any]]:
+    def take(self, event: Event, first: int = 0, prompt: int = 0) -> list[Body]:
         """Take an event of a prompt whose choices begin at `first`. Return the objects to stream for it."""
         index = event.index + first
         if isinstance(event, ReasoningDelta):
             self.reasoning.setdefault(index, []).append(event.text)
-            return [*self._begin(index), self._chunk(index, {"reasoning_content": event.text})] if self.chat else []
+            if not self.chat:
+                return []
+            return [*self._begin(index), self._chunk(index, {"delta": {"reasoning_content": event.text}})]
         if isinstance(event, TextDelta):
-            delta: Any = {"content": event.text} if self.chat else event.text
-            return [*self._begin(index), self._chunk(index, delta)]
+            part: Choice = {"delta": {"content": event.text}} if self.chat else {"text": event.text}
+            return [*self._begin(index), self._chunk(index, part)]
         if isinstance(event, Completion):
             self.done[index] = event
             self.prompts[prompt] = event.prompt_tokens
-            return [*self._begin(index), self._chunk(index, {} if self.chat else "", event.finish_reason)]
+            end: Choice = {"delta": {}} if self.chat else {"text": ""}
+            return [*self._begin(index), self._chunk(index, end, event.finish_reason)]
         return []
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> Body:
         """Return the answer in one object."""
         choices = [self._choice(index, self.done[index]) for index in sorted(self.done)]
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": self.usage()}
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> Usage:
         """Return the tokens of prompts, which count once however many answers they have, and of answers."""
         prompt, made = sum(self.prompts.values()), sum(one.completion_tokens for one in self.done.values())
         return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
-    def last(self) -> dict[str, Any]:
+    def last(self) -> Body:
         """Return the object that ends a stream that is to tell the usage."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self.usage()}
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _head(self, kind: str) -> Body:
         prefix = "chatcmpl" if self.chat else "cmpl"
         return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
 
-    def _begin(self, index: int) -> list[dict[str, Any]]:
+    def _begin(self, index: int) -> list[Body]:
         if not self.chat or index in self.opened:
             return []
         self.opened.add(index)
-        return [self._chunk(index, {"role": "assistant", "content": ""})]
+        return [self._chunk(index, {"delta": {"role": "assistant", "content": ""}})]
 
-    def _chunk(self, index: int, delta: Any, finish: str | None = None) -> dict[str, Any]:
-        body = {"delta": delta} if self.chat else {"text": delta}
-        choice = {"index": index, **body, "logprobs": None, "finish_reason": finish}
+    def _chunk(self, index: int, part: Choice, finish: str | None = None) -> Body:
+        choice: Choice = {"index": index, **part, "logprobs": None, "finish_reason": finish}
         return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": [choice]}
 
-    def _choice(self, index: int, done: Completion) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": done.finish_reason, "logprobs": None}
+    def _choice(self, index: int, done: Completion) -> Choice:
+        choice: Choice = {"index": index, "finish_reason": done.finish_reason, "logprobs": None}
         if not self.chat:
             logprobs = None if done.logprobs is None else vars(done.logprobs)
             return {**choice, "text": done.text, "logprobs": logprobs}
-        message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+        message: Said = {"role": "assistant", "content": done.text, "refusal": None}
         if thoughts := "".join(self.reasoning.get(index, [])):
             message["reasoning_content"] = thoughts
         if done.logprobs is not None:
@@ -114,17 +177,17 @@ class Answer:
         return {**choice, "message": message}
 
 
-def chat_logprobs(found: Logprobs) -> list[dict[str, Any]]:
+def chat_logprobs(found: Logprobs) -> list[ChosenLogprob]:
     """Return log-probabilities in the form of chat completions: a list with an object for each token."""
 
-    def one(token: str, logprob: float) -> dict[str, Any]:
+    def one(token: str, logprob: float) -> TokenLogprob:
         return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
 
-    columns: Iterable[Any] = zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True)
+    columns = zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True)
     return [{**one(t, p), "top_logprobs": [one(*pair) for pair in top.items()]} for t, p, top in columns]
 
 
-def drawn(images: Sequence[bytes], format: str) -> dict[str, Any]:
+def drawn(images: Sequence[bytes], format: str) -> Images:
     """Return the answer of /v1/images/generations."""
     data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
     return {"created": int(time.time()), "data": data, "output_format": format}

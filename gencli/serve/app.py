@@ -8,10 +8,10 @@ import dataclasses
 import hmac
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -22,11 +22,12 @@ from starlette.routing import Route
 
 from gencli.errors import GencliError
 from gencli.serve import answers, bodies, openapi
-from gencli.serve.engine import Counts, Drawn, ImageWork, TextEngine, TextWork, events_of
+from gencli.serve.engine import Counts, Drawn, ImageEngine, ImageWork, TextEngine, TextWork, events_of
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import BUSY, FAILED, INVALID, NOT_FOUND, TOO_LARGE, Refusal
 from gencli.text.generate import Job
 
+T = TypeVar("T")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 log = logging.getLogger("gencli.serve")
 
@@ -124,7 +125,7 @@ class Server:
         if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
             raise Refusal(401, "the key is missing or wrong", code="invalid_api_key")
 
-    async def _body(self, request: Request) -> Mapping[str, Any]:
+    async def _body(self, request: Request) -> bodies.Body:
         """Return the JSON object that a request brings. Raise Refusal."""
         if request.headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
             raise Refusal(415, "the body must be application/json")
@@ -147,7 +148,7 @@ class Server:
             raise Refusal(INVALID, "the body must be a JSON object")
         return value
 
-    def _model(self, body: Mapping[str, Any]) -> str:
+    def _model(self, body: bodies.Body) -> str:
         name = body.get("model")
         if not isinstance(name, str) or not name:
             raise Refusal(INVALID, "model: wants the name of a model (GET /v1/models lists them)", param="model")
@@ -235,10 +236,9 @@ class Server:
 
     async def _chunks(
         self, name: str, prepare: Callable[[TextEngine], list[Job]], answer: answers.Answer
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncGenerator[answers.Body, None]:
         """Yield the objects of a streamed answer as its events come; several prompts are continued side by side."""
-        engine: Any
-        async with self.pool.use(name, "text") as engine:
+        async with self.pool.use(name, TextEngine) as engine:
             try:
                 jobs = await asyncio.to_thread(prepare, engine)
             except GencliError as error:
@@ -246,6 +246,7 @@ class Server:
             makes = [partial(TextWork, job=job, chat=answer.chat) for job in jobs]
             async with contextlib.aclosing(events_of(engine, makes)) as events:
                 async for number, event in events:
+                    assert not isinstance(event, Drawn)
                     for chunk in answer.take(event, number * jobs[number].request.num_samples, number):
                         yield chunk
             self.counts.prompt_tokens += answer.usage()["prompt_tokens"]
@@ -268,8 +269,7 @@ class Server:
 
     async def _drawn(self, name: str, asked: bodies.Drawing) -> Response:
         """Draw, and answer once all images are there."""
-        engine: Any
-        async with self.pool.use(name, "image") as engine:
+        async with self.pool.use(name, ImageEngine) as engine:
             try:
                 resolved = await asyncio.to_thread(engine.resolve, asked.request)
             except GencliError as error:
@@ -296,7 +296,7 @@ def _no_model(name: str) -> Refusal:
     return Refusal(NOT_FOUND, f"no model {name[:200]!r} here", param="model", code="model_not_found")
 
 
-def _described(name: str) -> dict[str, Any]:
+def _described(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "gencli"}
 
 
@@ -317,12 +317,12 @@ async def _unknown(request: Request, error: Exception) -> Response:
     return JSONResponse(Refusal(status, said).body(), status)
 
 
-async def _drain(chunks: AsyncIterator[Any]) -> None:
+async def _drain(chunks: AsyncIterator[object]) -> None:
     async for _ in chunks:
         pass
 
 
-async def _unless_gone(request: Request, work: Any) -> Any:
+async def _unless_gone(request: Request, work: Coroutine[object, object, T]) -> T:
     """Await work; when the client leaves first, cancel it and raise ClientDisconnect."""
     task = asyncio.ensure_future(work)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.request import ImageRequest
@@ -18,6 +18,9 @@ from gencli.serve.refusal import INVALID, Refusal
 from gencli.text.chat_template import Message
 from gencli.text.request import MAX_SEED, SamplingParams, TextRequest, draw_seed
 
+T = TypeVar("T")
+Body = Mapping[str, object]  # as it came
+Values = dict[str, Any]  # of the fields of a request, as they came: their rows check them
 MOST_TOKENS = 2**17  # of all answers to one request
 MOST_LOGPROBS = 20  # as OpenAI has it
 MOST_PROMPTS, MOST_SAMPLES, MOST_IMAGES, MOST_PIXELS, MOST_MESSAGES = 64, 128, 10, 2048 * 2048, 4096
@@ -29,7 +32,7 @@ TEXT = {name: name for name, option in rows(SamplingParams) if option.usage}
 TEXT |= {"max_tokens": "max_tokens", "seed": "seed", "n": "num_samples", "stop": "stop", "logprobs": "logprobs"}
 TEXT |= {"truncate": "truncate"}
 # Those of OpenAI's that change nothing at one value, and are not followed at others.
-ONLY: dict[str, Collection[Any]] = {
+ONLY: dict[str, Collection[object]] = {
     "best_of": (1,), "suffix": ("",), "echo": (False,), "tool_choice": ("none", "auto"), "tools": ([],),
     "parallel_tool_calls": (True, False), "modalities": (["text"],), "response_format": ({"type": "text"},),
 }  # fmt: skip
@@ -65,7 +68,7 @@ class Drawing:
     format: str
 
 
-def read_completions(body: Mapping[str, Any]) -> Completions:
+def read_completions(body: Body) -> Completions:
     """Read the body of /v1/completions. Raise Refusal."""
     prompts = _prompts(body.get("prompt", ""))
     values = _text_values(body, {"prompt"})
@@ -81,7 +84,7 @@ def read_completions(body: Mapping[str, Any]) -> Completions:
     return Completions(tuple(made))
 
 
-def read_chat(body: Mapping[str, Any]) -> Chat:
+def read_chat(body: Body) -> Chat:
     """Read the body of /v1/chat/completions. Raise Refusal."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or len(messages) > MOST_MESSAGES:
@@ -102,7 +105,7 @@ def read_chat(body: Mapping[str, Any]) -> Chat:
     return Chat(_request("", _seed(known), known), read)
 
 
-def read_drawing(body: Mapping[str, Any], model: str) -> Drawing:
+def read_drawing(body: Body, model: str) -> Drawing:
     """Read the body of /v1/images/generations for a model of this name. Raise Refusal."""
     if body.get("response_format") not in (None, "b64_json"):
         raise Refusal(INVALID, "response_format: images are sent as b64_json alone", param="response_format")
@@ -113,7 +116,7 @@ def read_drawing(body: Mapping[str, Any], model: str) -> Drawing:
         raise Refusal(
             INVALID, f"output_format {format!r:.60}: wants one of {', '.join(FORMATS)}", param="output_format"
         )
-    values: dict[str, Any] = {}
+    values: Values = {}
     for name, value in _given(body, DRAWN, DRAWN_INERT).items():
         values[DRAWN[name]] = value
     _integer(values, "count", "n", MOST_IMAGES)
@@ -124,7 +127,7 @@ def read_drawing(body: Mapping[str, Any], model: str) -> Drawing:
     return Drawing(_checked(lambda: ImageRequest(**values, model=model)), format)
 
 
-def wants_stream(body: Mapping[str, Any]) -> tuple[bool, bool]:
+def wants_stream(body: Body) -> tuple[bool, bool]:
     """Return whether the answer is to be streamed, and whether its end is to tell the usage. Raise Refusal."""
     stream, options = body.get("stream"), body.get("stream_options")
     if not isinstance(stream, bool | None) or not isinstance(options, Mapping | None):
@@ -135,7 +138,7 @@ def wants_stream(body: Mapping[str, Any]) -> tuple[bool, bool]:
     return bool(stream), usage
 
 
-def _given(body: Mapping[str, Any], known: Mapping[str, str], inert: Collection[str]) -> dict[str, Any]:
+def _given(body: Body, known: Mapping[str, str], inert: Collection[str]) -> Values:
     """Return what the body gives of `known`. Raise Refusal for what would be ignored."""
     found = {}
     for name, value in body.items():
@@ -149,7 +152,7 @@ def _given(body: Mapping[str, Any], known: Mapping[str, str], inert: Collection[
     return found
 
 
-def _text_values(body: Mapping[str, Any], besides: Collection[str]) -> dict[str, Any]:
+def _text_values(body: Body, besides: Collection[str]) -> Values:
     """Return the values of a text request. Raise Refusal."""
     form = _schema(body.get("response_format"))
     known = {*INERT, *besides, *(("response_format",) if form else ())}
@@ -167,9 +170,11 @@ def _text_values(body: Mapping[str, Any], besides: Collection[str]) -> dict[str,
     return values
 
 
-def _schema(format: Any) -> dict[str, str]:
+def _schema(format: object) -> dict[str, str]:
     """Return the JSON schema that `response_format` asks for, as a value of a text request. Raise Refusal."""
-    kind = format.get("type") if isinstance(format, Mapping) else None
+    if not isinstance(format, Mapping):
+        return {}
+    kind = format.get("type")
     if kind == "json_object":
         return {"schema": '{"type": "object"}'}
     if kind != "json_schema":
@@ -181,7 +186,7 @@ def _schema(format: Any) -> dict[str, str]:
     return {"schema": json.dumps(schema)}
 
 
-def _limit_tokens(values: Mapping[str, Any], prompts: int = 1) -> None:
+def _limit_tokens(values: Values, prompts: int = 1) -> None:
     """Raise Refusal for more tokens than one request may ask for."""
     asked = values.get("max_tokens")
     most = MOST_TOKENS // (prompts * values.get("num_samples", 1))
@@ -190,11 +195,11 @@ def _limit_tokens(values: Mapping[str, Any], prompts: int = 1) -> None:
         raise Refusal(INVALID, message, param="max_tokens")
 
 
-def _request(prompt: str, seed: int, values: Mapping[str, Any]) -> TextRequest:
+def _request(prompt: str, seed: int, values: Values) -> TextRequest:
     return _checked(lambda: TextRequest.of(prompt, seed=seed, **values))
 
 
-def _checked(make: Callable[[], Any]) -> Any:
+def _checked(make: Callable[[], T]) -> T:
     """Make a request. Raise Refusal where its rows refuse a value."""
     try:
         return make()
@@ -205,7 +210,7 @@ def _checked(make: Callable[[], Any]) -> Any:
         raise Refusal(INVALID, f"a value is of the wrong kind: {error}"[:300]) from None
 
 
-def _seed(values: dict[str, Any]) -> int:
+def _seed(values: Values) -> int:
     """Take the seed out of values, or draw one. Raise Refusal."""
     seed = draw_seed(values.pop("seed", None))
     if type(seed) is not int or not 0 <= seed <= MAX_SEED - MOST_SAMPLES:
@@ -213,15 +218,15 @@ def _seed(values: dict[str, Any]) -> int:
     return seed
 
 
-def _integer(values: dict[str, Any], field: str, name: str, most: int, least: int = 1) -> None:
+def _integer(values: Values, field: str, name: str, most: int, least: int = 1) -> None:
     value = values.get(field, least)
     if type(value) is not int or not least <= value <= most:
         raise Refusal(INVALID, f"{name} {value!r:.60}: wants a whole number from {least} to {most}", param=name)
 
 
-def _prompts(value: Any) -> list[str | list[int]]:
+def _prompts(value: object) -> list[str | list[int]]:
     """Return the prompts of `prompt`: a text or several, or the same of token ids. Raise Refusal."""
-    several = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
+    several: list[Any] = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
     if len(several) > MOST_PROMPTS:
         raise Refusal(INVALID, f"prompt: at most {MOST_PROMPTS} of them", param="prompt")
     for one in several:
@@ -231,7 +236,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
     return several
 
 
-def _message(number: int, message: Any) -> Message:
+def _message(number: int, message: object) -> Message:
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
@@ -250,19 +255,21 @@ def _message(number: int, message: Any) -> Message:
     return {"role": role, "content": content}
 
 
-def _bias(value: Any) -> tuple[tuple[int, float], ...]:
+def _bias(value: object) -> tuple[tuple[int, float], ...]:
     try:
+        if not isinstance(value, Mapping):
+            raise TypeError
         return tuple((int(token), float(bias)) for token, bias in value.items())
-    except (AttributeError, TypeError, ValueError):
+    except (TypeError, ValueError):
         raise Refusal(INVALID, "logit_bias: wants an object of token ids and numbers", param="logit_bias") from None
 
 
-def _size(size: Any) -> tuple[int, int]:
+def _size(size: object) -> tuple[int, int]:
     try:
-        width, height = (int(side) for side in size.split("x"))
+        width, height = (int(side) for side in (size.split("x") if isinstance(size, str) else ()))
         if min(width, height) < 1 or width * height > MOST_PIXELS:
             raise UsageError("")
-    except (AttributeError, ValueError, UsageError):
+    except (ValueError, UsageError):
         wanted = f"wants WIDTHxHEIGHT of at most {MOST_PIXELS} pixels, or auto"
         raise Refusal(INVALID, f"size {size!r:.60}: {wanted}", param="size") from None
     return width, height

@@ -11,15 +11,15 @@ import dataclasses
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.serve import wire
-from gencli.serve.wire import SOCKET, SUFFIX, Closed, Link
+from gencli.serve.wire import SOCKET, SUFFIX, Closed, Link, Said
 from gencli.spec import ModelSpec
 from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats
@@ -73,17 +73,17 @@ def _is_ours(connection: socket.socket) -> bool:
 class Remote:
     """A model in the server."""
 
-    def __init__(self, link: Link, said: dict[str, Any]):
+    def __init__(self, link: Link, said: Said):
         self.link, self.said = link, said
 
-    def send(self, message: dict[str, Any], data: bytes = b"") -> None:
+    def send(self, message: Mapping[str, object], data: bytes = b"") -> None:
         """Send a message. Raise GencliError if the server has ended."""
         try:
             self.link.send(message, data)
         except Closed:
             raise _ended() from None
 
-    def receive(self) -> tuple[dict[str, Any], bytes]:
+    def receive(self) -> tuple[Said, bytes]:
         """Return the next message. Raise the error that it tells; GencliError if the server has ended."""
         try:
             said, data = self.link.receive()
@@ -98,7 +98,7 @@ def _ended() -> GencliError:
     return GencliError("the server ended in the middle of its answer", "--no-server does the work without it")
 
 
-def _open(link: Link, wish: dict[str, Any], paths: Iterable[Path]) -> dict[str, Any] | None:
+def _open(link: Link, wish: Mapping[str, object], paths: Iterable[Path]) -> Said | None:
     """Have the server open a model; return what it says of it, or None if it cannot."""
     with contextlib.suppress(Closed):
         link.send({**wish, "files": wire.files_at(paths)})
@@ -109,8 +109,8 @@ def _open(link: Link, wish: dict[str, Any], paths: Iterable[Path]) -> dict[str, 
     return None
 
 
-def _source(source: Source | None) -> Any:
-    return source and (source.name, os.path.abspath(source.path), source.kind)
+def _source(source: Source | None) -> tuple[str, str, str] | None:
+    return None if source is None else (source.name, os.path.abspath(source.path), source.kind)
 
 
 class RemoteText(Remote):
@@ -118,12 +118,12 @@ class RemoteText(Remote):
 
     load_seconds = 0.0
 
-    def __init__(self, link: Link, said: dict[str, Any], name: str):
+    def __init__(self, link: Link, said: Said, name: str):
         super().__init__(link, said)
         self.name: str = name
         self.max_length: int = said["max_length"]
         self.converses: bool = said["converses"]
-        self.generation_config: dict[str, Any] = said["generation_config"]
+        self.generation_config: Said = said["generation_config"]
         self.notes: tuple[str, ...] = tuple(said["notes"])
 
     def describe(self) -> str:
@@ -138,7 +138,7 @@ class RemoteText(Remote):
         stats: GenerationStats,
         *,
         batch: int,
-        ready: Any = None,
+        ready: Callable[[], bool] | None = None,
     ) -> Iterator[Event]:
         """As `gencli.text.chat.answer_all`. Without `ready` each prompt can be had without waiting."""
         conversation = before and dataclasses.asdict(before)
@@ -151,12 +151,17 @@ class RemoteText(Remote):
         """Return a conversation with it."""
         return RemoteChat(self, request, conversation)
 
-    def _events(self, stats: GenerationStats, requests: Iterator[Any], ready: Any = None) -> Iterator[Event]:
+    def _events(
+        self,
+        stats: GenerationStats,
+        requests: Iterator[TextRequest | GencliError],
+        ready: Callable[[], bool] | None = None,
+    ) -> Iterator[Event]:
         before = dict(vars(stats))
         while True:
             said, _ = self.receive()
             if want := said.get("want"):
-                self.send({"ready": ready()} if want == "ready" else _next_prompt(requests))
+                self.send({"ready": ready()} if ready and want == "ready" else _next_prompt(requests))
                 continue
             vars(stats).update({name: before[name] + value for name, value in said["stats"].items()})
             if "done" in said:
@@ -164,7 +169,7 @@ class RemoteText(Remote):
             yield wire.read_event(said["event"])
 
 
-def _next_prompt(requests: Iterator[TextRequest | GencliError]) -> dict[str, Any]:
+def _next_prompt(requests: Iterator[TextRequest | GencliError]) -> dict[str, object]:
     request = next(requests, None)
     if request is None:
         return {"end": True}
@@ -179,7 +184,7 @@ class RemoteChat:
     def __init__(self, model: RemoteText, request: TextRequest, conversation: Conversation):
         self.model, self.request, self.conversation = model, request, conversation
         self.chat_model = self  # which has the model
-        self.how: dict[str, Any] = {}
+        self.how: dict[str, int] = {}
         self.stats = GenerationStats()
         self.left_out = 0
 
@@ -221,7 +226,7 @@ class RemoteDrawing(Remote):
 
         controls = [image for _, image in inputs.controls]
         heads, pixels = wire.pack_images([inputs.init, inputs.mask, *inputs.mix.values(), *controls])
-        wish: dict[str, Any] = {"draw": vars(request), "lines": prompts is not None, "images": heads}
+        wish: dict[str, object] = {"draw": vars(request), "lines": prompts is not None, "images": heads}
         self.send({**wish, "mixed": list(inputs.mix), "controls": len(controls)}, pixels)
         lines = iter(prompts or ())
         while True:
@@ -235,6 +240,7 @@ class RemoteDrawing(Remote):
                 yield Denoised(**step, x0=[None] * said["count"], codec=None, stage=stage)
             elif "image" in said:
                 [image] = wire.read_images(said["heads"], data)
+                assert image is not None
                 yield Picture(said["image"], image, type(request)(**said["request"]))
             else:
                 self.said.update(said)
@@ -255,7 +261,8 @@ def open_text(link: Link, source: Source, spec: ModelSpec, adapters: Sequence[Lo
 
 def open_drawing(link: Link, inputs: Inputs, spec: ImageSpec) -> RemoteDrawing | None:
     """Return a model that draws as the server opens it; None if it cannot."""
-    sources: dict[str, Any] = {name: getattr(inputs, name) for name in ("classifier", "vae", "refiner", "prior")}
+    roles = ("classifier", "vae", "refiner", "prior")
+    sources: dict[str, Source | None] = {name: getattr(inputs, name) for name in roles}
     several = {"upscalers": inputs.upscalers, "controls": [source for source, _ in inputs.controls]}
     loras = [(os.path.abspath(one.path), one.scale) for one in inputs.loras]
     embeddings = [(os.path.abspath(one.path), one.word) for one in inputs.embeddings]

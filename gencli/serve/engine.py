@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.draw import Drawing
@@ -28,43 +29,8 @@ from gencli.text.generate import Job, generate_all
 from gencli.text.load import TextModel
 
 T = TypeVar("T")
+W = TypeVar("W", bound="Work")
 BATCH = 16  # texts of the same settings that a model continues at once
-
-
-@dataclass(eq=False)
-class Work:
-    """One request under way. put: takes its events, in the engine's thread. cancelled: nobody waits for it any more."""
-
-    put: Callable[[Any], None]
-    cancelled: bool = False
-    left: int = 0
-
-
-@dataclass(eq=False)
-class TextWork(Work):
-    """job: what to continue. chat: whether the ends of turns end it."""
-
-    job: Job | None = None
-    chat: bool = False
-
-    def is_wanted(self) -> bool:
-        """Return whether anyone waits for it."""
-        return not self.cancelled
-
-    @property
-    def key(self) -> Hashable:
-        """What the settings of texts that run side by side have in common."""
-        assert self.job is not None
-        request = self.job.request
-        return self.chat, request.sampling, request.logprobs, request.num_samples, request.form is None
-
-
-@dataclass(eq=False)
-class ImageWork(Work):
-    """request: resolved. format: the file format of the images."""
-
-    request: ImageRequest | None = None
-    format: str = "png"
 
 
 @dataclass(frozen=True)
@@ -75,19 +41,48 @@ class Drawn:
     data: bytes
 
 
-END = object()  # the last that is put for a request
+class End:
+    """What is put for a request at last."""
 
 
-class Engine(Protocol):
-    """A model with its thread. kind: text or image. bytes: memory that its weights take. turn: held by whoever has the
-    model at work, in this thread or in that of a command."""
+END: Final = End()
+Made = Event | Drawn  # what comes of a request
+Put = Callable[[Made | Exception | End], None]
 
-    kind: str
-    bytes: int
-    turn: Turns
 
-    def submit(self, work: Any) -> None: ...
-    def close(self) -> None: ...
+@dataclass(eq=False)
+class Work:
+    """One request under way. put: takes its events, in the engine's thread. cancelled: nobody waits for it any more."""
+
+    put: Put
+    cancelled: bool = False
+    left: int = 0
+
+
+@dataclass(eq=False)
+class TextWork(Work):
+    """job: what to continue. chat: whether the ends of turns end it."""
+
+    job: Job = field(kw_only=True)
+    chat: bool = False
+
+    def is_wanted(self) -> bool:
+        """Return whether anyone waits for it."""
+        return not self.cancelled
+
+    @property
+    def key(self) -> Hashable:
+        """What the settings of texts that run side by side have in common."""
+        request = self.job.request
+        return self.chat, request.sampling, request.logprobs, request.num_samples, request.form is None
+
+
+@dataclass(eq=False)
+class ImageWork(Work):
+    """request: resolved. format: the file format of the images."""
+
+    request: ImageRequest = field(kw_only=True)
+    format: str = "png"
 
 
 class Turns:
@@ -123,33 +118,36 @@ class Turns:
             self.__enter__()
 
 
-class _Thread:
-    """A thread that takes work from a queue until it is closed."""
+class Engine(ABC, Generic[W]):
+    """A model with its thread, which takes work from a queue until it is closed. bytes: memory that its weights take.
+    turn: held by whoever has the model at work, in this thread or in that of a command."""
+
+    bytes: int
 
     def __init__(self, name: str):
         self.turn = Turns()
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[W | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
-    def submit(self, work: Any) -> None:
+    def submit(self, work: W) -> None:
         self.inbox.put(work)
 
     def close(self) -> None:
         """End the thread once it has nothing left to do; what is cancelled counts as done."""
         self.inbox.put(None)
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """Do the work that comes, until it is None."""
 
 
-class TextEngine(_Thread):
+class TextEngine(Engine["TextWork"]):
     """Continues texts of many requests side by side: those of equal settings in one batch, others in turns."""
 
     def __init__(self, model: TextModel):
         self.model = model
         self.chat_model = ChatModel(model)
-        self.kind = "text"
         self.bytes = sum(tensor.nbytes for tensor in model.module.state_dict().values())
         super().__init__(f"gencli {model.name}")
 
@@ -192,7 +190,7 @@ class _Lane:
         number = 0
         while self.waiting:
             work = self.waiting.popleft()
-            if not work.cancelled and work.job is not None:
+            if not work.cancelled:
                 work.left = work.job.request.num_samples
                 self.running[number] = work
                 number += 1
@@ -230,13 +228,12 @@ def _put(work: TextWork, event: Event, first: int) -> None:
             work.put(END)
 
 
-class ImageEngine(_Thread):
+class ImageEngine(Engine["ImageWork"]):
     """Draws the images of one request after the other. opened, inputs: what `drawing` was loaded from."""
 
     def __init__(self, drawing: Drawing, opened: ImageCheckpoint | Drawer, inputs: Inputs, size: int):
         self.drawing, self.opened, self.bytes = drawing, opened, size
         self.inputs = dataclasses.replace(inputs, init=None, mask=None, mix={}, controls=())
-        self.kind = "image"
         super().__init__(f"gencli {opened.name}")
 
     def _run(self) -> None:
@@ -259,7 +256,6 @@ class ImageEngine(_Thread):
         return resolved
 
     def _draw(self, work: ImageWork) -> None:
-        assert work.request is not None
         events = self.drawing.generate(work.request, None, self.inputs)
         with contextlib.closing(events):  # type: ignore[type-var]
             for event in in_turns(events, self.turn):
@@ -275,9 +271,9 @@ def in_turns(events: Iterator[T], turn: Turns) -> Iterator[T]:
     while True:
         with turn:
             event = next(events, END)
-        if event is END:
+        if isinstance(event, End):
             return
-        yield event  # type: ignore[misc]
+        yield event
 
 
 @dataclass
@@ -292,16 +288,14 @@ class Counts:
     under_way: int = 0
 
 
-async def events_of(
-    engine: Engine, makes: Sequence[Callable[[Callable[[Any], None]], Work]]
-) -> AsyncGenerator[tuple[int, Any], None]:
+async def events_of(engine: Engine[W], makes: Sequence[Callable[[Put], W]]) -> AsyncGenerator[tuple[int, Made], None]:
     """Submit works, each made from what takes its events, and yield those of all of them with the number of the work.
 
     Raise what went wrong with one. Whoever leaves early cancels them.
     """
-    loop, arrived = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+    loop, arrived = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Made | Exception | End]]()
 
-    def put(number: int, event: Any) -> None:
+    def put(number: int, event: Made | Exception | End) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
             loop.call_soon_threadsafe(arrived.put_nowait, (number, event))
 
@@ -312,9 +306,9 @@ async def events_of(
     try:
         while left:
             number, event = await arrived.get()
-            if isinstance(event, BaseException):
+            if isinstance(event, Exception):
                 raise event
-            if event is END:
+            if isinstance(event, End):
                 left -= 1
             else:
                 yield number, event

@@ -10,9 +10,9 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source
@@ -24,11 +24,11 @@ from gencli.serve import wire
 from gencli.serve.app import Server
 from gencli.serve.engine import ImageEngine, TextEngine, in_turns
 from gencli.serve.pool import Wanted, image_model, text_model
-from gencli.serve.wire import Closed, Link
+from gencli.serve.wire import Closed, Link, Said
 from gencli.spec import TextSpec
 from gencli.text.chat import ChatSession, answer_all
 from gencli.text.conversation import Conversation
-from gencli.text.events import GenerationStats
+from gencli.text.events import Event, GenerationStats
 from gencli.text.request import TextRequest
 
 log = logging.getLogger("gencli.serve")
@@ -37,7 +37,7 @@ log = logging.getLogger("gencli.serve")
 class Handover:
     """Answers commands, as many of them at once as `server` answers requests; further ones do their own work."""
 
-    def __init__(self, server: Server, greeting: dict[str, Any]):
+    def __init__(self, server: Server, greeting: dict[str, object]):
         self.pool, self.counts, self.most, self.greeting = server.pool, server.counts, server.limits.queue, greeting
         self.loop: asyncio.AbstractEventLoop | None = None
         self.links: set[Link] = set()
@@ -71,7 +71,7 @@ class Handover:
             with self._opened(link) as engine:
                 while True:
                     said, data = link.receive()
-                    self._work(link, engine, said, data)
+                    _work(link, engine, said, data)
         except Closed:
             pass
         except GencliError as error:
@@ -88,7 +88,7 @@ class Handover:
             link.send({"error": wire.pack_error(error)})
 
     @contextlib.contextmanager
-    def _opened(self, link: Link) -> Iterator[Any]:
+    def _opened(self, link: Link) -> Iterator[TextEngine | ImageEngine]:
         """Hold the model that the command asks for first. Raise Closed where it can not be had: it is then told so, and
         opens the model itself, as the words of an error are its own matter."""
         said, _ = link.receive()
@@ -108,16 +108,20 @@ class Handover:
         finally:
             self.loop.call_soon_threadsafe(self.pool.release, warm)
 
-    def _work(self, link: Link, engine: Any, said: dict[str, Any], data: bytes) -> None:
-        """Do one piece of work, and send what comes of it. Raise GencliError, Closed."""
-        work: dict[str, Callable[..., None]] = {"texts": _texts, "turn": _turn, "draw": _draw}
-        name = next((name for name in work if name in said), None)
-        if name is None:
-            raise Closed
-        work[name](link, engine, said, data)
+
+def _work(link: Link, engine: TextEngine | ImageEngine, said: Said, data: bytes) -> None:
+    """Do one piece of work, and send what comes of it. Raise GencliError, Closed."""
+    if isinstance(engine, ImageEngine) and "draw" in said:
+        _draw(link, engine, said, data)
+    elif isinstance(engine, TextEngine) and "texts" in said:
+        _texts(link, engine, said)
+    elif isinstance(engine, TextEngine) and "turn" in said:
+        _turn(link, engine, said)
+    else:
+        raise Closed
 
 
-def _wanted(said: dict[str, Any]) -> Wanted:
+def _wanted(said: Said) -> Wanted:
     """Return the model that a command wants. Raise GencliError, KeyError, TypeError or ValueError."""
     fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in said["spec"].items()}
     if said["open"] == "text":
@@ -137,12 +141,12 @@ def _wanted(said: dict[str, Any]) -> Wanted:
     return image_model(inputs, ImageSpec(**fields))
 
 
-def _source(said: Any) -> Source:
+def _source(said: tuple[str, str, Literal["embedded", "folder", "file", "hub"]]) -> Source:
     name, path, kind = said
     return Source(name, Path(path), kind)
 
 
-def _described(engine: Any) -> dict[str, Any]:
+def _described(engine: TextEngine | ImageEngine) -> dict[str, object]:
     """Return what a command has to know of an open model."""
     if isinstance(engine, ImageEngine):
         return {"words": engine.drawing.words}
@@ -156,14 +160,14 @@ def _described(engine: Any) -> dict[str, Any]:
     }
 
 
-def _asking(link: Link, engine: Any, word: str) -> dict[str, Any]:
+def _asking(link: Link, engine: TextEngine | ImageEngine, word: str) -> Said:
     """Ask the command for something; meanwhile others have their turn."""
     with engine.turn.let_go():
         link.send({"want": word})
         return link.receive()[0]
 
 
-def _texts(link: Link, engine: TextEngine, said: dict[str, Any], _: bytes) -> None:
+def _texts(link: Link, engine: TextEngine, said: Said) -> None:
     """Continue prompts, which are asked for when there is room for them, or answer them."""
     request = wire.read_text_request(said["texts"])
     before = said["conversation"] and Conversation(**said["conversation"])
@@ -171,7 +175,8 @@ def _texts(link: Link, engine: TextEngine, said: dict[str, Any], _: bytes) -> No
     def requests() -> Iterator[TextRequest | GencliError]:
         while (got := _asking(link, engine, "prompt")).keys() & {"prompt", "error"}:
             if "error" in got:
-                error: Any = wire.read_error(got["error"])
+                error = wire.read_error(got["error"])
+                assert isinstance(error, GencliError), error
                 yield error
             else:
                 yield dataclasses.replace(request, prompt=got["prompt"], seed=got["seed"])
@@ -183,7 +188,7 @@ def _texts(link: Link, engine: TextEngine, said: dict[str, Any], _: bytes) -> No
     _send_events(link, engine, answer_all(engine.model, request, requests(), before, stats, **how), stats)
 
 
-def _turn(link: Link, engine: TextEngine, said: dict[str, Any], _: bytes) -> None:
+def _turn(link: Link, engine: TextEngine, said: Said) -> None:
     """Answer the next message of a conversation."""
     request = wire.read_text_request(said["request"])
     session = ChatSession(engine.chat_model, request, Conversation(**said["conversation"]))
@@ -194,23 +199,24 @@ def _turn(link: Link, engine: TextEngine, said: dict[str, Any], _: bytes) -> Non
     _send_events(link, engine, session.answer(said["turn"], prompt, request.seed), session.stats)
 
 
-def _send_events(link: Link, engine: TextEngine, events: Any, stats: GenerationStats) -> None:
-    with contextlib.closing(events):
+def _send_events(link: Link, engine: TextEngine, events: Iterator[Event], stats: GenerationStats) -> None:
+    with contextlib.closing(events):  # type: ignore[type-var]
         for event in in_turns(events, engine.turn):
             link.send({"event": wire.pack_event(event), "stats": vars(stats)})
     link.send({"done": True, "stats": vars(stats)})
 
 
-def _draw(link: Link, engine: ImageEngine, said: dict[str, Any], data: bytes) -> None:
+def _draw(link: Link, engine: ImageEngine, said: Said, data: bytes) -> None:
     """Draw, and send each step and each image."""
     images = wire.read_images(said["images"], data)
     mixed, controls = said["mixed"], said["controls"]
+    others = [image for image in images[2:] if image is not None]  # all of them
     inputs = dataclasses.replace(
         engine.inputs,
         init=images[0],
         mask=images[1],
-        mix=dict(zip(mixed, images[2:], strict=False)),
-        controls=tuple((engine.inputs.model, image) for image in images[len(images) - controls :]),
+        mix=dict(zip(mixed, others, strict=False)),
+        controls=tuple((engine.inputs.model, image) for image in others[len(others) - controls :]),
     )
 
     def prompts() -> Iterator[str | None]:
@@ -236,7 +242,7 @@ def _draw(link: Link, engine: ImageEngine, said: dict[str, Any], data: bytes) ->
     link.send({"done": True, "description": engine.drawing.describe()})
 
 
-def _problem(engine: ImageEngine, request: dict[str, Any]) -> dict[str, Any] | None:
+def _problem(engine: ImageEngine, request: Said) -> dict[str, object] | None:
     """Return what is wrong with the prompt of a request, if anything is."""
     try:
         engine.drawing.check_prompt(ImageRequest(**request))

@@ -10,13 +10,16 @@ from gencli.image.request import ImageRequest
 from gencli.options import Option, rows
 from gencli.serve.bodies import (
     DRAWN,
+    DRAWN_INERT,
     FORMATS,
+    INERT,
     MOST_IMAGES,
     MOST_LOGPROBS,
     MOST_MESSAGES,
     MOST_PROMPTS,
     MOST_SAMPLES,
     MOST_TOKENS,
+    ONLY,
     TEXT,
 )
 from gencli.text.request import SamplingParams, TextRequest
@@ -39,7 +42,27 @@ TEXT_OF_OPENAI: dict[str, Any] = {  # what their rows do not say of them
 STREAMED: dict[str, Any] = {
     "stream": {"type": "boolean"},
     "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
-    "user": {"type": "string"},
+}
+ANY: dict[str, Any] = {}
+SCHEMA = {"name": {"type": "string"}, "description": {"type": "string"}, "strict": {"type": ["boolean", "null"]}}
+FORMAT: dict[str, Any] = {  # of a text: what it has to follow
+    "anyOf": [
+        {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"], "maxProperties": 1},
+        {"type": "object", "properties": {"type": {"const": "json_object"}}, "required": ["type"]},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {**SCHEMA, "schema": {"type": "object"}},
+                    "required": ["schema"],
+                },
+            },
+            "required": ["type", "json_schema"],
+        },
+        {"type": "null"},
+    ]
 }
 MESSAGE = {
     "type": "object",
@@ -62,7 +85,9 @@ ERROR = {
 def page(models: Iterable[str]) -> dict[str, Any]:
     """Return the page of a server of these models."""
     model = {"model": {"enum": list(models)}}
-    text = {name: _schema(field, _ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI
+    kept: dict[str, Any] = dict.fromkeys(INERT, ANY) | {name: {"enum": [*values]} for name, values in ONLY.items()}
+    text = kept | {name: _schema(field, _ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI | STREAMED
+    text |= {**model, "response_format": FORMAT}
     prompt = {"type": "string"}
     completion = {
         "prompt": {"anyOf": [prompt, {"type": "array", "items": prompt, "minItems": 1, "maxItems": MOST_PROMPTS}]}
@@ -73,7 +98,9 @@ def page(models: Iterable[str]) -> dict[str, Any]:
         "top_logprobs": text["logprobs"],
         "logprobs": {"type": "boolean"},
     }
-    drawn = {name: _schema(field, dict(rows(ImageRequest))) for name, field in DRAWN.items()}
+    drawn: dict[str, Any] = dict.fromkeys(DRAWN_INERT, ANY)
+    drawn |= {name: _schema(field, dict(rows(ImageRequest))) for name, field in DRAWN.items()}
+    drawn |= {**model, "response_format": {"enum": ["b64_json", None]}}
     drawn |= {"n": {"type": "integer", "minimum": 1, "maximum": MOST_IMAGES}, "output_format": {"enum": list(FORMATS)}}
     drawn |= {"size": {"type": "string", "pattern": "^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"}}
     return {
@@ -82,9 +109,9 @@ def page(models: Iterable[str]) -> dict[str, Any]:
         "paths": {
             "/health": _get({"type": "object", "required": ["status", "models"]}),
             "/v1/models": _get({"type": "object", "required": ["object", "data"]}),
-            "/v1/completions": _post({**model, **completion, **text, **STREAMED}, "prompt", streams=True),
-            "/v1/chat/completions": _post({**model, **text, **chat, **STREAMED}, "messages", streams=True),
-            "/v1/images/generations": _post({**model, **drawn, "user": {"type": "string"}}, "prompt"),
+            "/v1/completions": _post({**text, **completion}, "prompt", streams=True),
+            "/v1/chat/completions": _post({**text, **chat}, "messages", streams=True),
+            "/v1/images/generations": _post(drawn, "prompt"),
             "/v1/embeddings": _post({**model, "input": {"type": "string"}}, "input"),
         },
     }

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from gencli.checkpoints import hub_cache
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
@@ -21,18 +21,21 @@ from gencli.image.draw import Drawing
 from gencli.image.found import Inputs
 from gencli.image.ready import open_inputs
 from gencli.image.request import ImageSpec
-from gencli.serve.engine import Engine, ImageEngine, TextEngine
+from gencli.serve.engine import ImageEngine, TextEngine
 from gencli.serve.refusal import INVALID, NOT_FOUND, UNAVAILABLE, Refusal
-from gencli.serve.wire import files_at
+from gencli.serve.wire import FileState, files_at
 from gencli.spec import ModelSpec
 from gencli.text.load import open_model
+
+E = TypeVar("E", TextEngine, ImageEngine)
+MISSING = {TextEngine: "no language model", ImageEngine: "no model that draws from a prompt"}
 
 
 @dataclass(eq=False)
 class Warm:
     """A model that is open, and what it was opened for. users: those at work with it."""
 
-    engine: Engine
+    engine: TextEngine | ImageEngine
     wanted: Wanted
     users: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -46,8 +49,8 @@ class Wanted:
     name: str
     how: Hashable
     paths: tuple[Path, ...]
-    files: list[list[Any]]
-    open: Callable[[], Engine]
+    files: list[FileState]
+    open: Callable[[], TextEngine | ImageEngine]
 
     @property
     def key(self) -> Hashable:
@@ -57,7 +60,7 @@ class Wanted:
     def size(self) -> int:
         """Bytes of the files, without those that lie beside one."""
         own = tuple(f"{path}{os.sep}" for path in self.paths)
-        return sum(file[1] for file in self.files if f"{file[0]}{os.sep}".startswith(own))
+        return sum(int(file[1]) for file in self.files if f"{file[0]}{os.sep}".startswith(own))
 
     @property
     def is_current(self) -> bool:
@@ -98,7 +101,7 @@ class Pool:
         return [*embedded_names(), *sorted(cached)]
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str, kind: str) -> AsyncIterator[Engine]:
+    async def use(self, name: str, kind: type[E]) -> AsyncIterator[E]:
         """Hold the warm model of this name and kind. Raise Refusal."""
         try:
             wanted = await asyncio.to_thread(self._named, name)
@@ -106,9 +109,8 @@ class Pool:
         except GencliError as error:
             raise Refusal.of(error, status=UNAVAILABLE, param="model") from None
         try:
-            if warm.engine.kind != kind:
-                missing = {"text": "no language model", "image": "no model that draws from a prompt"}[kind]
-                raise Refusal(INVALID, f"{name} is {missing}", param="model")
+            if not isinstance(warm.engine, kind):
+                raise Refusal(INVALID, f"{name} is {MISSING[kind]}", param="model")
             yield warm.engine
         finally:
             self.release(warm)
@@ -189,7 +191,7 @@ def text_model(source: Source, spec: ModelSpec, adapters: tuple[LoraRef, ...] = 
     scales = tuple(one.scale for one in adapters)
     how = ("text", source.name, spec.device, spec.dtype, spec.allow_pickle, spec.ignore_config, quantize, scales, paths)
 
-    def make() -> Engine:
+    def make() -> TextEngine:
         return TextEngine(open_model(source, spec, adapters=adapters, quantize=quantize))
 
     return Wanted(source.name, how, paths, files_at(paths), make)
@@ -203,7 +205,7 @@ def image_model(inputs: Inputs, spec: ImageSpec) -> Wanted:
     paths = (*(one.path for one in sources if one is not None), *(one.path for one in assets))
     roles = tuple(None if one is None else (one.name, one.path) for one in sources)
 
-    def make() -> Engine:
+    def make() -> ImageEngine:
         opened = open_inputs(inputs, spec)
         return ImageEngine(Drawing(opened, inputs, spec), opened, inputs, wanted.size)
 

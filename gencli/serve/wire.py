@@ -14,11 +14,11 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gencli import __version__
+from gencli import __version__, cache
 from gencli.checkpoints import hub_cache
 from gencli.errors import GencliError, UsageError
 from gencli.text import events
@@ -52,6 +52,10 @@ TEXT_EVENTS = {
     for one in (events.PromptTruncated, events.CharactersLost, events.TextDelta, events.ReasoningDelta)
 }
 
+Said = dict[str, Any]  # a message as it came: JSON
+Head = tuple[str, tuple[int, int]]  # an image's mode and size
+FileState = list[str | int]  # where a file lies, its bytes, and what changes when it is written anew; as JSON has it
+
 
 class Closed(Exception):
     """The other side is gone."""
@@ -67,10 +71,9 @@ def runtime_folder() -> Path:
 def is_own(path: Path) -> bool:
     """Return whether what lies at a path is this user's, and can be changed by nobody else."""
     try:
-        found = os.lstat(path)
+        return cache.is_own(os.lstat(path))
     except OSError:
         return False
-    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def own_folder() -> Path:
@@ -82,10 +85,9 @@ def own_folder() -> Path:
     return folder
 
 
-def files_at(paths: Iterable[Path]) -> list[list[Any]]:
-    """Return the files of the models at paths, in a folder or beside a file: where each lies, its bytes, and what
-    changes when it is written anew."""
-    found: list[list[Any]] = []
+def files_at(paths: Iterable[Path]) -> list[FileState]:
+    """Return the files of the models at paths, in a folder or beside a file."""
+    found: list[FileState] = []
     for path in paths:
         top = str(path.parent if path.is_file() else path)
         for folder, folders, names in os.walk(top, followlinks=True):
@@ -99,13 +101,13 @@ def files_at(paths: Iterable[Path]) -> list[list[Any]]:
     return found
 
 
-def greeting(threads: int | None) -> dict[str, Any]:
+def greeting(threads: int | None) -> dict[str, object]:
     """Return what has to be the same on both sides for the same bytes."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = sorted(affinity(0)) if affinity else os.cpu_count()
     said = {name: value for name, value in os.environ.items() if name.startswith(PREFIXES) or name in VARIABLES}
-    cache = str(hub_cache.root())  # packed copies lie beside it
-    return {"version": __version__, "threads": threads, "cores": cores, "environment": said, "cache": cache}
+    hub = str(hub_cache.root())  # packed copies lie beside it
+    return {"version": __version__, "threads": threads, "cores": cores, "environment": said, "cache": hub}
 
 
 class Link:
@@ -115,7 +117,7 @@ class Link:
         self.connection = connection
         self.reader = connection.makefile("rb")
 
-    def send(self, message: Mapping[str, Any], data: bytes = b"") -> None:
+    def send(self, message: Mapping[str, object], data: bytes = b"") -> None:
         """Send a message, and bytes with it. Raise Closed."""
         line = json.dumps({**message, "bytes": len(data)} if data else message, default=dict).encode()
         try:
@@ -123,7 +125,7 @@ class Link:
         except OSError:
             raise Closed from None
 
-    def receive(self) -> tuple[dict[str, Any], bytes]:
+    def receive(self) -> tuple[Said, bytes]:
         """Return the next message, and the bytes that come with it. Raise Closed, also for what is no message."""
         try:
             line = self.reader.readline(PAYLOAD)
@@ -144,7 +146,7 @@ class Link:
         self.connection.close()
 
 
-def pack_error(error: BaseException) -> dict[str, Any]:
+def pack_error(error: BaseException) -> dict[str, object]:
     """Return an error as JSON."""
     if isinstance(error, GencliError):
         return {"usage": isinstance(error, UsageError), "message": error.message, "hint": error.hint}
@@ -156,7 +158,7 @@ def read_error(said: Mapping[str, Any]) -> Exception:
     if kind := said.get("kind"):
         found = getattr(builtins, kind, None)
         known = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, OSError)
-        made: Any = found if known else RuntimeError
+        made: Callable[[str], Exception] = found if known and found is not None else RuntimeError
         try:
             return made(said["message"])
         except TypeError:  # it is made of more than a message, as UnicodeDecodeError is
@@ -164,7 +166,7 @@ def read_error(said: Mapping[str, Any]) -> Exception:
     return (UsageError if said["usage"] else GencliError)(said["message"], said["hint"])
 
 
-def pack_event(event: events.Event) -> list[Any]:
+def pack_event(event: events.Event) -> list[object]:
     """Return an event of a text as JSON."""
     if isinstance(event, events.Failed):
         return ["Failed", {**vars(event), "error": pack_error(event.error)}]
@@ -175,7 +177,8 @@ def read_event(said: Iterable[Any]) -> events.Event:
     """Return the event that `pack_event` was given."""
     kind, fields = said
     if kind == "Failed":
-        error: Any = read_error(fields.pop("error"))
+        error = read_error(fields.pop("error"))
+        assert isinstance(error, GencliError), error
         return events.Failed(**fields, error=error)
     if kind == "Completion":
         logprobs = fields.pop("logprobs")
@@ -186,28 +189,29 @@ def read_event(said: Iterable[Any]) -> events.Event:
 
 def read_text_request(said: Mapping[str, Any]) -> TextRequest:
     """Return the request whose fields these are. Raise UsageError."""
-    sampling = {name: _tuples(value) for name, value in said["sampling"].items()}
+    sampling: Said = {name: _tuples(value) for name, value in said["sampling"].items()}
     return TextRequest(**{**said, "sampling": SamplingParams(**sampling)})
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     """Return a value of JSON with its lists, and those in them, as the tuples that they were."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def pack_images(images: Iterable[Image.Image | None]) -> tuple[list[Any], bytes]:
+def pack_images(images: Iterable[Image.Image | None]) -> tuple[list[Head | None], bytes]:
     """Return images as JSON and bytes; None stays None."""
     found = [image and (image if image.palette is None else image.convert("RGBA")) for image in images]
-    return [image and [image.mode, image.size] for image in found], b"".join(one.tobytes() for one in found if one)
+    heads = [None if image is None else (image.mode, image.size) for image in found]
+    return heads, b"".join(one.tobytes() for one in found if one)
 
 
-def read_images(heads: Iterable[Any], data: bytes) -> list[Any]:
+def read_images(heads: Iterable[Head | None], data: bytes) -> list[Image.Image | None]:
     """Return the images that `pack_images` was given."""
     from PIL import Image
 
-    found: list[Any] = []
+    found: list[Image.Image | None] = []
     for head in heads:
-        image = head and Image.new(head[0], tuple(head[1]))
+        image = head and Image.new(head[0], (head[1][0], head[1][1]))
         if image is not None:
             length = len(image.tobytes())
             image.frombytes(data[:length])

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from gencli.cli.serve import read_duration, read_size
 from gencli.errors import UsageError
 from gencli.serve.bodies import read_chat, read_completions, read_drawing, wants_stream
+from gencli.serve.openapi import page
 from gencli.serve.refusal import Refusal
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -30,6 +32,28 @@ def test_answers_in_a_form():
     assert json.loads(read_chat({**CHAT, "response_format": form}).request.schema or "") == schema
     assert read_chat({**CHAT, "response_format": {"type": "json_object"}}).request.schema == '{"type": "object"}'
     assert read_chat({**CHAT, "response_format": {"type": "text"}}).request.schema is None
+    for body in (form, {"type": "json_object"}, {"type": "text"}, None):
+        assert on_page("chat/completions", {**CHAT, "response_format": body})
+        assert on_page("completions", {"model": "m", "prompt": "a", "response_format": body})
+    for body in ({"type": "xml"}, {"type": "json_schema"}, {"type": "text", "x": 1}, "text"):
+        assert not on_page("chat/completions", {**CHAT, "response_format": body})
+
+
+def on_page(route: str, body: dict) -> bool:
+    """Whether the server's page of itself allows a body."""
+    [said] = page(["m"])["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"].values()
+    return not list(Draft202012Validator(said["schema"]).iter_errors(body))
+
+
+def test_the_page_has_every_name_that_is_read():
+    both = {"model": "m", "stream": False, "user": "u", "store": True, "temperature": 1, "seed": 3, "n": 2}
+    text = {**both, "stream_options": {"include_usage": True}, "best_of": 1, "tools": [], "tool_choice": "auto"}
+    drawing = {**both, "prompt": "a", "response_format": "b64_json", "quality": "high", "steps": 3, "size": "64x64"}
+    del drawing["temperature"]
+    assert read_completions({**text, "prompt": "a"}).requests and on_page("completions", {**text, "prompt": "a"})
+    assert read_chat({**CHAT, **text}).messages and on_page("chat/completions", {**CHAT, **text})
+    assert read_drawing(drawing, "m").format and on_page("images/generations", drawing)
+    assert not on_page("completions", {**text, "prompt": "a", "echo": True})
 
 
 def test_prompts_of_every_form():
