@@ -49,9 +49,12 @@ ELSEWHERE = {
     "-c": CONTEXT,
     "--ctx-size": CONTEXT,
     "--num-ctx": CONTEXT,
-    "-ngl": DEVICE,
-    "--n-gpu-layers": DEVICE,
-    "--gpu-layers": DEVICE,
+    **dict.fromkeys(("-ngl", "-ngld", "--n-gpu-layers", "--gpu-layers", "-sm", "-ts", "-mg"), DEVICE),
+    **dict.fromkeys(("-ctk", "-ctv"), "the cache of keys and values is of the model's own type"),
+    **dict.fromkeys(("-fa", "--flash-attn"), "attention has no switch: nothing to set"),
+    **dict.fromkeys(("-cnv", "--conversation"), "`gencli chat` converses"),
+    **dict.fromkeys(("-no-cnv", "--no-conversation"), "without --chat the prompt is sent as it is"),
+    **dict.fromkeys(("-mm", "--mmproj"), "a model that reads images brings its own encoder: --image FILE"),
     "--repeat-last-n": "--repeat-penalty R looks at the whole text, prompt included",
     "--hires": HIRES,
     "--hires-fix": HIRES,
@@ -88,6 +91,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_plain_values(self.get_params(ctx))
+        _refuse_glued(self, ctx, args)
         try:
             self._use_config(ctx, args)
             with writing_to_stdout():  # the help page
@@ -198,7 +202,7 @@ def explain(error: Exception) -> UsageError:
     if option and hasattr(error, "possibilities"):  # no such option
         return UsageError(f"no such option: {option}", (ctx and _meant(option.replace("_", "-"), ctx)) or hint)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    hint = (ctx and _about_words(message, error, ctx)) or hint
+    hint = (ctx and _about_words(message, ctx)) or hint
     found = UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
     param = getattr(error, "param", None)
     if ctx is not None and param is not None and (place := config.origin(ctx, param)):
@@ -207,24 +211,44 @@ def explain(error: Exception) -> UsageError:
     return found
 
 
-def _about_words(message: str, error: Any, ctx: Any) -> str | None:
-    """Return a hint for arguments that a command does not take, and for an option such as -ngl, read as `-n gl`."""
+def _about_words(message: str, ctx: Any) -> str | None:
+    """Return a hint for arguments that a command does not take."""
     if extra := re.search(r"extra argument.*? \((.*)\)", message):
         advice = ARGUMENTS_ELSEWHERE.get(ctx.info_name)
         return ELSEWHERE["-c"] if extra[1].isdecimal() else advice and advice.format(shorten(extra[1], 60))
-    value, flags = re.search(r"'([a-z]*)' is not", message), getattr(getattr(error, "param", None), "opts", ())
-    return value and next((ELSEWHERE.get(flag + value[1]) for flag in flags if len(flag) == 2), None)
+    return None
+
+
+def _refuse_glued(command: Any, ctx: Any, args: list[str]) -> None:
+    """Raise UsageError for an option of other tools such as -ngl, which the parser would read as `-n gl`."""
+    valued = {name for param in command.params if not getattr(param, "is_flag", True) for name in param.opts}
+    words = iter(args)
+    for word in words:
+        name = word.partition("=")[0]
+        if word == "--" or ctx.resilient_parsing:
+            return
+        if word in valued:
+            next(words, None)  # is its value
+        elif len(name) > 2 and name[0] == "-" != name[1] and (hint := _elsewhere(name, command)):
+            raise UsageError(f"no such option: {name}", hint)
+
+
+def _elsewhere(option: str, command: Any) -> str | None:
+    """Return a hint for an option as other tools call it: what it is called here, or advice."""
+    rows: Mapping[str, Any] = getattr(command.callback, "rows", {})
+    if called := [row.name(name) for name, row in rows.items() if option in row.also]:
+        return f"did you mean {' or '.join(called)}?"
+    is_output = option in OUTPUTS and any("-o" in param.opts for param in command.params)
+    return None if is_output else ELSEWHERE.get(option)
 
 
 def _meant(option: str, ctx: Any) -> str | None:
     """Return a hint for an option that a command does not have: what it is called here, a slip, or advice."""
+    if hint := _elsewhere(option, ctx.command):
+        return hint
     known = [name for param in ctx.command.params for name in param.opts]
-    rows: Mapping[str, Any] = getattr(ctx.command.callback, "rows", {})
-    called = next((row.name(name) for name, row in rows.items() if option in row.also), None)
-    if called is None and option in ELSEWHERE and not (option in OUTPUTS and "-o" in known):
-        return ELSEWHERE[option]
     short = option.swapcase() if len(option) == 2 and option.swapcase() in known else None
-    close = called or short or (nearest(option, known) if len(option) > 2 else None)
+    close = short or (nearest(option, known) if len(option) > 2 else None)
     if close:
         return f"did you mean {close}?"
     if ctx.parent is None:

@@ -35,10 +35,10 @@ class Speed:
     # fmt: off
     batch: int = integer(16, "--batch N",
         "Generate N lines or samples at a time (default: 16).", RUN,
-        within=(1, 1024))
+        within=(1, 1024), also=("-np", "--parallel"))
     draft: str | None = string(None, "--draft MODEL",
         "Speculative decoding: a smaller model with the same vocabulary, or `lookup`, which repeats what followed "
-        "earlier in the text.", RUN, complete=completing("text"))
+        "earlier in the text.", RUN, also=("-md", "--model-draft"), complete=completing("text"))
     prompt_cache: Path | None = file("--prompt-cache FILE",
         "Keep the processed prompt in FILE; the next run processes only what differs.", RUN)
     # fmt: on

@@ -193,7 +193,7 @@ class TextRequest:
     max_length: int | None = integer(None, bounds=Bounds(1), called="max_length", config_key="max_length")
     schema: str | None = Option(str, "--schema FILE|JSON",
         "The text is JSON that follows this JSON schema: a file, or the schema itself.", OUTPUT, read=read_schema,
-        valid=check_schema, also=("--json-schema", "--format", "-j")).field(None)
+        valid=check_schema, also=("--json-schema", "--format", "-j", "-jf")).field(None)
     grammar: str | None = Option(str, "--grammar FILE|/REGEX/",
         "The text follows this grammar: a file in the notation of Lark or llama.cpp (GBNF), or a regular expression "
         "between slashes.", OUTPUT, read=read_grammar, valid=check_grammar,
