@@ -34,6 +34,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         _open_standard_streams()
         signals.listen()
+        if os.environ.get("_GENCLI_COMPLETE"):
+            from gencli.cli.tab import quick
+
+            if (code := quick()) is not None:
+                return code
         from gencli.cli.console import Console
 
         words = sys.argv[1:] if args is None else args

@@ -30,37 +30,31 @@ QUANTIZE = Option(
     after="dtype",
     complete=lambda: list(PACKING),
 )
-THREADS = Option(int, "--threads N", "CPU threads (default: one per core).", MODEL)
+THREADS = Option(int, "--threads N", "CPU threads (default: one per core).", MODEL, also=("-t", "-tb"))
 ALLOW_PICKLE = Option(bool, "--allow-pickle", "Also allow .bin, .pt and .ckpt files (tensors only).", MODEL)
 
 
-def complete_model(incomplete: str, task: str | None = None) -> list[tuple[str, str]]:
-    """Return the names that begin so, with what they are, for the shell's completion: embedded, well known, cached.
-
-    task: text or image, if only models of that kind are meant.
-    """
-    from gencli.checkpoints.find import known_names
-
-    return [(name, what) for name, what in known_names(task) if name.startswith(incomplete)]
-
-
-def complete_cached(incomplete: str) -> list[str]:
-    """Return the names in the Hugging Face cache that begin so."""
-    from gencli.checkpoints.hub_cache import snapshots
-
-    return sorted({found.name for found in snapshots() if found.name.startswith(incomplete)})
-
-
 def completing(task: str | None = None) -> Callable[[str], list[tuple[str, str]]]:
-    """Return `complete_model` for one task, as the shell's completion calls it."""
-    return lambda incomplete: complete_model(incomplete, task)
+    """Return what completes the name of a model for the shell: it gives the names that begin so, with what they are.
+
+    task: see `find.known_names`.
+    """
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        from gencli.checkpoints.find import known_names
+
+        return [(name, what) for name, what in known_names(task) if name.startswith(incomplete)]
+
+    complete.models = [task]  # type: ignore[attr-defined]  # for gencli.cli.tab
+    return complete
 
 
 def named_model(env: str, default: str | None, task: str, what: str = "", example: str = "qwen3:4b") -> Option:
     """Return the row of -m/--model. task: the kind of model; what: in words, if none of that kind is embedded."""
     begin = f"{what}: short name, folder" if what else "Short name (see `gencli models available`), folder, file"
     help = f"{begin} or Hugging Face id, such as {example} (default: {default or 'none'}; environment: {env})."
-    return Option(str, "-m, --model NAME", help, MODEL, env=env, complete=completing(task))
+    elsewhere = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url")
+    return Option(str, "-m, --model NAME", help, MODEL, env=env, also=elsewhere, complete=completing(task))
 
 
 @dataclass(frozen=True, kw_only=True)

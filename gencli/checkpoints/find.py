@@ -13,6 +13,8 @@ from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError, did_you_mean
 from gencli.json_files import read_json
 
+CACHED = "cached"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -43,16 +45,17 @@ def embedded_names() -> list[str]:
 def known_names(task: str | None = None) -> Iterator[tuple[str, str]]:
     """Yield the names of models, and what they are, that are embedded, well known or in the cache.
 
-    task: a command's, such as text or image, which leaves out models of other kinds where that is known.
+    task: a command's, such as text or image, which leaves out models of other kinds where that is known; CACHED leaves
+    out what is not in the cache.
     """
-    for name in embedded_names():
+    for name in embedded_names() if task != CACHED else ():
         kind = "image" if (embedded_root() / name / "model_index.json").is_file() else "text"
         if task in (None, kind) or (task, kind) == ("chat", "text"):
             yield name, f"{kind} model, embedded"
     for entry in catalogue.of_task(task):
         yield entry.name, entry.good_for
-    for name in {found.name for found in hub_cache.snapshots()}:
-        yield name, "in the cache"
+    for name in sorted({found.name for found in hub_cache.snapshots()}):
+        yield name, "" if task == CACHED else "in the cache"
 
 
 def find(

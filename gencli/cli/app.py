@@ -129,9 +129,13 @@ def run(args: Sequence[str], console: Console) -> int:
     command = typer.main.get_command(app)
     if os.environ.get("_GENCLI_COMPLETE"):
         from gencli.cli.completion import answer
+        from gencli.cli.tab import remember
 
         completion_init()
-        answer(lambda: command.main(list(args), prog_name="gencli"))
+        try:
+            answer(lambda: command.main(list(args), prog_name="gencli"))
+        finally:
+            remember(command)
     if {"-h", "--help"}.isdisjoint(args):
         _check_current_folder()
     words = list(args)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gencli.cli import tab
+from gencli.cli.tab import SHELLS
 from gencli.errors import UsageError, did_you_mean
 
-SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 ASKED = ("--install-completion", "--show-completion")
 MENU = "zstyle ':completion:*' menu select"  # what typer adds to .zshrc, which changes completion of all programs
 
@@ -26,7 +26,8 @@ def named(words: list[str]) -> list[str]:
 
 def _check(shell: str) -> None:
     if shell not in SHELLS:
-        raise UsageError(f"no completion for {shell!r}", did_you_mean(shell, SHELLS) or f"shells: {', '.join(SHELLS)}")
+        hint = did_you_mean(shell, SHELLS) or f"shells: {', '.join(SHELLS)}"
+        raise UsageError(f"no completion for {shell!r}", hint)
 
 
 def show(shell: str) -> str:
@@ -52,38 +53,15 @@ def install(shell: str) -> Path:
 
 
 def answer(complete: Callable[[], object]) -> None:
-    """Answer a shell's question. complete: prints what fits, and exits; behind `--option=` that is the values alone.
-
-    bash looks for the values, and the other shells for words that begin as the one that is typed.
-    """
-    join_values()
+    """Answer a shell's question by the parser. complete: prints what fits, and exits."""
+    tab.join_values()
     from typer import _completion_classes as classes
 
     if hasattr(classes, "_sanitize_help_text"):  # it imports much of rich for tags, which no text of gencli has
         classes._sanitize_help_text = lambda text: text
-    typed = os.environ.get("_TYPER_COMPLETE_ARGS", "").rpartition(" ")[2]
-    option, equals, _ = typed.partition("=")
-    if not (equals and option.startswith("--")):
-        complete()
-        return
     found = io.StringIO()
     try:
         with contextlib.redirect_stdout(found):
             complete()
     finally:
-        text, option = found.getvalue(), f"{option}="
-        if text.startswith("_arguments"):  # zsh's list, in quotes
-            text = re.sub(r'((?<=\(\()|^)"', f'"{option}', text, flags=re.M)
-        elif not text.startswith("_files"):
-            text = re.sub(r"^(?=.)", option, text, flags=re.M)
-        print(text, end="")
-
-
-def join_values() -> None:
-    """Have bash's words as the other shells have them: bash cuts `--sampler=dd` into three."""
-    words = os.environ.get("COMP_WORDS", "").split("\n")
-    at = int(os.environ.get("COMP_CWORD") or 0)
-    kept = [(number, word) for number, word in enumerate(words) if word != "=" or number == at]
-    if len(words) > 1 and "=" in words:
-        os.environ["COMP_WORDS"] = "\n".join(word if word != "=" else "" for _, word in kept)
-        os.environ["COMP_CWORD"] = str(sum(number < at for number, _ in kept))
+        print(tab.behind_equals(found.getvalue()), end="")

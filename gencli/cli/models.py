@@ -12,6 +12,7 @@ import typer
 from gencli.checkpoints import gguf_names, hub_cache, layout
 from gencli.checkpoints.catalogue import find_entry
 from gencli.checkpoints.find import (
+    CACHED,
     Source,
     embedded_names,
     embedded_root,
@@ -32,7 +33,7 @@ from gencli.cli.options import JSON, Reporting, command
 from gencli.cli.sinks import write_lines, write_object
 from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, OUTPUT, flag
-from gencli.spec import complete_cached
+from gencli.spec import completing
 
 PANELS = (PANEL, MODEL, OUTPUT)
 
@@ -170,7 +171,7 @@ def rm(
             metavar="NAME",
             help="Short name, or Hugging Face id in the cache: org/name[@revision], or org/name:TYPE of GGUF files.",
             rich_help_panel=PANEL,
-            autocompletion=complete_cached,
+            autocompletion=completing(CACHED),
         ),
     ],
     removed: Removed,

@@ -83,17 +83,21 @@ def imported(script: str, **env: str) -> set[str]:
     return set(done.stderr.decode().splitlines()[-1].split())
 
 
-def test_help_and_completion_import_little():
+def test_help_and_completion_import_little(tmp_path):
     """Beside typer and rich, which take most of the time: a few modules for a page of help and the names of commands,
-    those of one command for its options. A second is lost by what is not counted here."""
+    those of one command for its options. A second TAB does without typer. A second is lost by what is not counted."""
     run = "from gencli.__main__ import main\nsys.exit(main())"
     base = imported("import typer, rich")
-    for line, most in (("--help", 20), ("", 20), ("te", 22), ("text --te", 60), ("image -m ", 85)):
+    for line, most in (("--help", 20), ("", 33), ("te", 36), ("text --te", 74), ("image -m ", 98)):
         if line.startswith("--"):
             found = imported(f"sys.argv = ['gencli', {line!r}]\n{run}")
         else:
             asked = {"_GENCLI_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": f"gencli {line}"}
+            asked["GENCLI_CACHE"] = str(tmp_path / line)
             found = imported(f"sys.argv = ['gencli']\n{run}", **asked)
+            again = imported(f"sys.argv = ['gencli']\n{run}", **asked)
+            assert not again & {*HEAVY, "typer", "rich", "click", "gencli.cli.app"}
+            assert len(again - imported("pass")) <= (75 if "-m" in line else 35), sorted(again)
         assert "gencli.cli.app" in found and not found & {*HEAVY, "llguidance", "prompt_toolkit", "rich.markdown"}
         assert len(found - base) <= most, (line, sorted(found - base))
 

@@ -27,11 +27,12 @@ from gencli.atomic import check_folder
 from gencli.checkpoints.find import _folders, find
 from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.hub_http import _one_line, cannot_fetch
-from gencli.cli import completion, help, show
+from gencli.cli import completion, help, show, tab
 from gencli.cli import console as consoles
 from gencli.cli.app import app
 from gencli.cli.config_command import _commands
 from gencli.cli.console import Console
+from gencli.cli.image import app as image_app
 from gencli.cli.image_sinks import _as_typed
 from gencli.cli.prompts import note_file
 from gencli.cli.text_output import JsonOutput, why_cut, why_empty
@@ -39,7 +40,7 @@ from gencli.cli.train import _note_rate, _words
 from gencli.cli.wildcards import expand
 from gencli.errors import GencliError, UsageError, counted, nearest
 from gencli.image.request import ImageRequest
-from gencli.spec import complete_cached, complete_model
+from gencli.spec import completing
 from gencli.text.events import Completion, GenerationStats
 from gencli.train import state
 from gencli.train.recipe import TextRecipe
@@ -70,7 +71,6 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("image --prompt-file x", "hint: read a prompt from a file with `- < FILE`"),
         ("text --foo", "hint: see `gencli text --help`"),
         ("text --temperatur 1", f"{HEAD}--temperature?"),
-        ("text -t 0.5", f"{HEAD}--temperature?"),
         ("text -v", f"{HEAD}--stats?"),
         ("text -M x", f"{HEAD}-m?"),
         ("text -o x", "hint: the output goes to stdout: `> FILE` saves it"),
@@ -103,6 +103,14 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("text --ctx-size 512 a", f"hint: {help.CONTEXT}"),
         ("text -ngl 99 a", f"hint: {help.DEVICE}"),
         ("chat -ngl 99", f"hint: {help.DEVICE}"),
+        ("image a -ngl 99", f"hint: {help.DEVICE}"),
+        ("image -ngl=99 a", f"hint: {help.DEVICE}"),
+        ("text -hf org/name a", f"{HEAD}--model?"),
+        ("text -sys x a", f"{HEAD}--system?"),
+        ("text -fa a", "hint: attention has no switch: nothing to set"),
+        ("text -md x a", f"{HEAD}--draft?"),
+        ("text -t 8 a", f"{HEAD}--temperature or --threads?"),
+        ("image -t 8 a", f"{HEAD}--threads?"),
         ("text --n-gpu-layers 99 a", f"hint: {help.DEVICE}"),
         ("text -n x a", "hint: see `gencli text --help`"),
         ("text --repeat-last-n 64 a", "hint: --repeat-penalty R looks at the whole text, prompt included"),
@@ -111,6 +119,16 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 )
 def test_suggestions(capsys, line: str, hint: str) -> None:
     assert says(capsys, *shlex.split(line)).splitlines()[-1] == hint
+
+
+@pytest.mark.parametrize(
+    "words, negative",
+    [("-nfoo", "foo"), ("-ngl2", "gl2"), ("-n -ngl", "-ngl"), ("--negative=-ngl", "-ngl"), ("-n x -- -ngl", "x")],
+)
+def test_what_other_tools_call_so_is_refused_where_it_is_an_option_alone(words: str, negative: str) -> None:
+    command = typer.main.get_command(image_app)
+    with command.make_context("image", shlex.split(words)) as ctx:
+        assert ctx.params["negative"] == negative
 
 
 def test_nothing_is_suggested_that_is_not_alike() -> None:
@@ -274,13 +292,13 @@ def test_completion_is_installed_for_the_shell_that_is_named(tmp_path, monkeypat
 def test_completion_offers_what_fits(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     put(tmp_path, "org/name", "a" * 40, tiny(), "main")
-    text, image = (dict(complete_model("", task)) for task in ("text", "image"))
+    text, image = (dict(completing(task)("")) for task in ("text", "image"))
     assert "stories" in text and "qwen3:4b" in text and "emoji" not in text and "sdxl" not in text
     assert "emoji" in image and "sdxl" in image and "stories" not in image and "org/name" in image
-    assert complete_cached("") == ["org/name"] and all(text.values())
+    assert completing("cached")("") == [("org/name", "")] and all(text.values())
     monkeypatch.setenv("COMP_WORDS", "gencli\nimage\n--sampler\n=\ndd")
     monkeypatch.setenv("COMP_CWORD", "4")
-    completion.join_values()
+    tab.join_values()
     assert (os.environ["COMP_WORDS"], os.environ["COMP_CWORD"]) == ("gencli\nimage\n--sampler\ndd", "3")
 
 

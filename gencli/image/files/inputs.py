@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gencli import cache
 from gencli.image.request import ImageRequest
 from gencli.options import rows
 
@@ -135,5 +136,4 @@ def remember(path: Path, digest: str) -> None:
 
 
 def _links() -> Path:
-    root = os.environ.get("GENCLI_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gencli"
-    return Path(root).expanduser() / "inputs"
+    return Path(cache.folder("inputs"))
