@@ -3,7 +3,7 @@ of several GGUF files there one by its type (`org/name:Q4_K_M`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,10 @@ class Source:
     path: Path
     kind: Literal["embedded", "folder", "file", "hub"]
     json: Mapping[Path, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def here(self, fetch: Callable[[str], Source]) -> Source:
+        """Return it as it lies on this machine, which another one may have found: by its name, if its path is not."""
+        return self if self.path.exists() else fetch(self.name)
 
 
 def embedded_root() -> Path:

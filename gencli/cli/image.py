@@ -159,7 +159,7 @@ def draw(
     if shared.asked and lines and reader:
         from gencli.cli.image_work import Album, ImageWork
 
-        work = ImageWork(inputs, base, where, sink)
+        work = ImageWork(inputs, base, where, sink, fetching.offline)
         album = Album(console, work, request, shared, records, strict=sources.strict)
         album.draw(lines, reader, stats=reporting.stats)
         return

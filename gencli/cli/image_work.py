@@ -6,9 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gencli import devices
+from gencli.checkpoints.find import find
 from gencli.cli.console import Console
 from gencli.cli.image_sinks import FilesOfLines, ImageSink, record
 from gencli.cli.many import Many, described, shown_answers
@@ -37,12 +39,14 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageWork:
-    """How lines become images. request: not resolved. sink: how images are encoded."""
+    """How lines become images. request: not resolved. sink: how images are encoded. offline: whether models that a
+    worker does not find where they were found are not fetched either."""
 
     inputs: Inputs
     request: ImageRequest
     where: DrawingSpec
     sink: ImageSink
+    offline: bool
 
     @property
     def block(self) -> int:
@@ -66,9 +70,10 @@ class ImageWork:
         from gencli.image.ready import ready
 
         where = replace(self.where, device=devices.share(self.where.device, slot))
-        opened, request = ready(self.inputs, self.request, where, lines=True, note=lambda text: None)
+        inputs = self.inputs.here(partial(find, offline=self.offline, allow_pickle=where.allow_pickle))
+        opened, request = ready(inputs, self.request, where, lines=True, note=lambda text: None)
         devices.set_threads(where.threads)
-        return Drawings(self, request, Drawing(opened, self.inputs, request.spec(where)))
+        return Drawings(replace(self, inputs=inputs), request, Drawing(opened, inputs, request.spec(where)))
 
 
 @dataclass(frozen=True)

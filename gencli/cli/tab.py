@@ -65,7 +65,7 @@ def quick() -> int | None:
         return None
     if shell == "fish" and os.environ.get("_TYPER_COMPLETE_FISH_ACTION") != "get-args":
         return 0 if found else 1
-    print(behind_equals(written(shell, found)), end="")
+    print(behind_equals(written(shell, found)), end="", flush=True)
     return 0
 
 

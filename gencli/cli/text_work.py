@@ -85,7 +85,7 @@ class TextWork:
     def open(self, note: Callable[[str], None], slot: int) -> Texts:
         """Open the model in a worker (see `gencli.many.worker`). Files that lie elsewhere there are found by name."""
         fetch = partial(find, offline=self.offline, allow_pickle=self.spec.allow_pickle)
-        checkpoint = self.checkpoint if self.checkpoint.path.exists() else fetch(self.spec.model)
+        checkpoint = self.checkpoint.here(fetch)
         spec = dataclasses.replace(self.spec, device=devices.share(self.spec.device, slot))
         return dataclasses.replace(self, checkpoint=checkpoint, spec=spec).load(Relay(note), fetch)
 

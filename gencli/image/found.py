@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
@@ -30,3 +30,13 @@ class Inputs:
     init: Image.Image | None = None
     mask: Image.Image | None = None
     mix: Mapping[str, Image.Image] = field(default_factory=dict)
+
+    def here(self, fetch: Callable[[str], Source]) -> Inputs:
+        """Return the same with all models as they lie on this machine (see `Source.here`)."""
+        roles = {name: getattr(self, name) for name in ("model", "clip", "classifier", "vae", "refiner", "prior")}
+        return replace(
+            self,
+            **{name: source and source.here(fetch) for name, source in roles.items()},
+            upscalers=tuple(source.here(fetch) for source in self.upscalers),
+            controls=tuple((source.here(fetch), image) for source, image in self.controls),
+        )

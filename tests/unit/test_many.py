@@ -10,11 +10,16 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from gencli.checkpoints.find import find
 from gencli.errors import GencliError, UsageError
+from gencli.image.found import Inputs
 from gencli.many.blocks import Feed, Shard, blocks
 from gencli.many.crew import TRIES, Crew
 from gencli.many.processes import Process
@@ -154,6 +159,16 @@ def test_a_message_of_a_worker_that_was_killed_in_the_middle_of_it():
     for length in (0, 3, 8, 9, 500, len(whole) - 1):
         with pytest.raises(EOFError):
             read_message(io.BytesIO(whole[:length]))
+
+
+def test_a_model_that_lies_elsewhere_is_found_by_its_name(tmp_path):
+    emoji, stories, fetch = find("emoji"), find("stories"), partial(find, offline=True)
+    lost = replace(emoji, path=tmp_path / "none")
+    inputs = Inputs(lost, vae=emoji, upscalers=(lost,), controls=((lost, Image.new("L", (1, 1))),)).here(fetch)
+    assert {inputs.model, inputs.vae, *inputs.upscalers, inputs.controls[0][0]} == {emoji} and inputs.prior is None
+    assert stories.here(fetch) is stories and replace(stories, path=tmp_path / "none").here(fetch) == stories
+    with pytest.raises(GencliError, match="no model 'a/b'"):
+        Inputs(replace(lost, name="a/b")).here(fetch)
 
 
 def test_shards_make_up_the_whole():
