@@ -24,7 +24,7 @@ text|te|--te|--|-|-m |-m st|--model=|--model=st|a |a -|--temperature 1 --te|--te
 text|--device=c|--dtype |--dtype=bf|--quantize q|--truncate |--draft st|--lora a --lo|--stop x --st|-q --qu|-qm |-qm
 text|-n5 --max|-n 5 --max|--no|--lines --l|--schema my|-s 3 -|--profile |-m stories --m|-k|-- |-- -|--foo |--foo --te
 text|-m=stories -|--stats --stats --st|--json=1 -|--help -|-h --h|--system x --sys|--resume |--on |--workers 2 --w|-n -
-chat||-|-m qw|--co|-c -|--temperature=|--system 'a b|--system "a b" -
+chat||-|--|-m |-m qw|--temp|--co|-c -|--temperature=|--system 'a b|--system "a b" -
 image||--sampler |--sampler d|--sampler=dpmpp_2m_|--spacing l|--|-|-m e|--vae |--refiner |--upscaler |--control=
 image|--weighted --w|--no-|--karras --ka|--size 64x64 -|red --st|--steps 3 --st|--steps=3 --st|--from |--sampler-option
 image|'red ap|"red apple" --se|red\\ apple --se|-n -|-n x -|--negative |--stage |--lora x:0.5 --lo|-W 3 -H 4 -
@@ -42,7 +42,7 @@ models show||st|stories |stories -
 models rm||o|-
 models use||st|stories -
 models available|-|--task |--task t|--task=
-models convert||-|a |a b -|--quantize=
+models convert||-|a |a b -
 config||s|-
 config show|-
 config set||a |a b |-|--profile
@@ -101,7 +101,6 @@ def test_it_is_the_parsers(ask, root, shell: str):
         finally:
             tab.remember(root)
 
-    assert len(LINES) >= 180
     wrong = []
     for line in LINES[tab.SHELLS.index(shell) % 2 :: 2]:
         code, printed = ask(shell, line, parser)
