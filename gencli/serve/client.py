@@ -184,7 +184,7 @@ class RemoteChat:
     def __init__(self, model: RemoteText, request: TextRequest, conversation: Conversation):
         self.model, self.request, self.conversation = model, request, conversation
         self.chat_model = self  # which has the model
-        self.how: dict[str, int] = {}
+        self.how: dict[str, object] = {}
         self.stats = GenerationStats()
         self.left_out = 0
 
