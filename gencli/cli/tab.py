@@ -118,7 +118,7 @@ def items(args: list[str], incomplete: str) -> Items:
             raise UnusualError
         path.append(words.popleft())
         command = load(path)
-    given, count = parsed(command, words)
+    given, count = parsed(command, words)  # as _resolve_incomplete of typer and click goes on
     last = args[-1] if args else ""
     if incomplete == "=":
         incomplete = ""
@@ -129,8 +129,8 @@ def items(args: list[str], incomplete: str) -> Items:
         arguments = [param for param in params if not param["opts"]]
         open_ = [param for number, param in enumerate(arguments) if param["several"] or number >= count]
         asked = [param for param in params if param["valued"] and last in param["opts"] and last.startswith("-")]
-        for param in (*asked, *open_):
-            return [item for item in values(param) if item[0].startswith(incomplete)]
+        if here := [*asked, *open_]:
+            return [item for item in values(here[0]) if item[0].startswith(incomplete)]
     found = [item for item in command["commands"] or [] if item[0].startswith(incomplete)]
     for number, param in enumerate(params):
         if incomplete.startswith("-") and not param["hidden"] and (param["several"] or number not in given):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source
@@ -29,6 +29,7 @@ from gencli.spec import TextSpec
 from gencli.text.chat import ChatSession, answer_all
 from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats
+from gencli.text.generate import How
 from gencli.text.request import TextRequest
 
 log = logging.getLogger("gencli.serve")
@@ -123,16 +124,18 @@ def _work(link: Link, engine: TextEngine | ImageEngine, said: Said, data: bytes)
 
 def _wanted(said: Said) -> Wanted:
     """Return the model that a command wants. Raise GencliError, KeyError, TypeError or ValueError."""
-    fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in said["spec"].items()}
+    fields: Said = {name: tuple(one) if isinstance(one, list) else one for name, one in said["spec"].items()}
     if said["open"] == "text":
         adapters = tuple(LoraRef(Path(path), scale) for path, scale in said["adapters"])
         return text_model(_source(said["source"]), TextSpec(**fields), adapters)
-    found: dict[str, Any] = {
-        name: said[name] and _source(said[name]) for name in ("classifier", "vae", "refiner", "prior")
-    }
+    roles = ("classifier", "vae", "refiner", "prior")
+    found: dict[str, Source | None] = {name: said[name] and _source(said[name]) for name in roles}
     inputs = Inputs(
         _source(said["source"]),
-        **found,
+        classifier=found["classifier"],
+        vae=found["vae"],
+        refiner=found["refiner"],
+        prior=found["prior"],
         upscalers=tuple(map(_source, said["upscalers"])),
         loras=tuple(LoraRef(Path(path), scale) for path, scale in said["loras"]),
         embeddings=tuple(EmbeddingRef(Path(path), word) for path, word in said["embeddings"]),
@@ -182,10 +185,11 @@ def _texts(link: Link, engine: TextEngine, said: Said) -> None:
                 yield dataclasses.replace(request, prompt=got["prompt"], seed=got["seed"])
 
     stats = GenerationStats()
-    how: dict[str, Any] = {"batch": said["batch"], "chat_model": engine.chat_model}
+    how: How = {"batch": said["batch"]}
     if said["lines"]:
         how["ready"] = lambda: bool(_asking(link, engine, "ready").get("ready"))
-    _send_events(link, engine, answer_all(engine.model, request, requests(), before, stats, **how), stats)
+    events = answer_all(engine.model, request, requests(), before, stats, chat_model=engine.chat_model, **how)
+    _send_events(link, engine, events, stats)
 
 
 def _turn(link: Link, engine: TextEngine, said: Said) -> None:

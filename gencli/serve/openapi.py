@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from gencli import __version__
 from gencli.image.request import ImageRequest
@@ -24,8 +23,9 @@ from gencli.serve.bodies import (
 )
 from gencli.text.request import SamplingParams, TextRequest
 
+Schema = dict[str, object]
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
-TEXT_OF_OPENAI: dict[str, Any] = {  # what their rows do not say of them
+TEXT_OF_OPENAI: Schema = {  # what their rows do not say of them
     "n": {"type": "integer", "minimum": 1, "maximum": MOST_SAMPLES},
     "logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LOGPROBS},
     "max_tokens": {"type": "integer", "minimum": 1, "maximum": MOST_TOKENS},
@@ -39,13 +39,13 @@ TEXT_OF_OPENAI: dict[str, Any] = {  # what their rows do not say of them
     },
     "truncate": {"enum": ["left"]},
 }
-STREAMED: dict[str, Any] = {
+STREAMED: Schema = {
     "stream": {"type": "boolean"},
     "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
 }
-ANY: dict[str, Any] = {}
+ANY: Schema = {}
 SCHEMA = {"name": {"type": "string"}, "description": {"type": "string"}, "strict": {"type": ["boolean", "null"]}}
-FORMAT: dict[str, Any] = {  # of a text: what it has to follow
+FORMAT: Schema = {  # of a text: what it has to follow
     "anyOf": [
         {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"], "maxProperties": 1},
         {"type": "object", "properties": {"type": {"const": "json_object"}}, "required": ["type"]},
@@ -82,23 +82,24 @@ ERROR = {
 }
 
 
-def page(models: Iterable[str]) -> dict[str, Any]:
+def page(models: Iterable[str]) -> Schema:
     """Return the page of a server of these models."""
     model = {"model": {"enum": list(models)}}
-    kept: dict[str, Any] = dict.fromkeys(INERT, ANY) | {name: {"enum": [*values]} for name, values in ONLY.items()}
-    text = kept | {name: _schema(field, _ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI | STREAMED
+    text: Schema = dict.fromkeys(INERT, ANY)
+    text |= {name: {"enum": [*values]} for name, values in ONLY.items()}
+    text |= {name: _schema(field, _ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI | STREAMED
     text |= {**model, "response_format": FORMAT}
     prompt = {"type": "string"}
     completion = {
         "prompt": {"anyOf": [prompt, {"type": "array", "items": prompt, "minItems": 1, "maxItems": MOST_PROMPTS}]}
     }
-    chat: dict[str, Any] = {"messages": {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MOST_MESSAGES}}
+    chat: Schema = {"messages": {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MOST_MESSAGES}}
     chat |= {
         "max_completion_tokens": text["max_tokens"],
         "top_logprobs": text["logprobs"],
         "logprobs": {"type": "boolean"},
     }
-    drawn: dict[str, Any] = dict.fromkeys(DRAWN_INERT, ANY)
+    drawn: Schema = dict.fromkeys(DRAWN_INERT, ANY)
     drawn |= {name: _schema(field, dict(rows(ImageRequest))) for name, field in DRAWN.items()}
     drawn |= {**model, "response_format": {"enum": ["b64_json", None]}}
     drawn |= {"n": {"type": "integer", "minimum": 1, "maximum": MOST_IMAGES}, "output_format": {"enum": list(FORMATS)}}
@@ -120,14 +121,14 @@ def page(models: Iterable[str]) -> dict[str, Any]:
 _ROWS = {**dict(rows(TextRequest)), **dict(rows(SamplingParams))}
 
 
-def _schema(field: str, known: Mapping[str, Option]) -> dict[str, Any]:
+def _schema(field: str, known: Mapping[str, Option]) -> Schema:
     """Return the schema of a field by its row; null is the same as not given."""
     option = known.get(field)
     if option is None or option.kind not in TYPES:
         return {"type": "string"} if option is None else {}
     if option.choices:
         return {"enum": [*option.choices, None]}
-    found: dict[str, Any] = {"type": [TYPES[option.kind], "null"]}
+    found: Schema = {"type": [TYPES[option.kind], "null"]}
     if option.bounds is not None:
         found["exclusiveMinimum" if option.bounds.open_low else "minimum"] = option.bounds.low
     low, high = option.within or (None, option.bounds.high if option.bounds else None)
@@ -135,16 +136,16 @@ def _schema(field: str, known: Mapping[str, Option]) -> dict[str, Any]:
     return found if high is None or high == float("inf") else {**found, "maximum": high}
 
 
-def _answer(schema: Mapping[str, Any], said: str = "done", streams: bool = False) -> dict[str, Any]:
+def _answer(schema: Mapping[str, object], said: str = "done", streams: bool = False) -> Schema:
     more = {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
     return {"description": said, "content": {"application/json": {"schema": schema}, **more}}
 
 
-def _get(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _get(schema: Mapping[str, object]) -> Schema:
     return {"get": {"responses": {"200": _answer(schema), "default": _answer(ERROR, "an error")}}}
 
 
-def _post(properties: Mapping[str, Any], *needed: str, streams: bool = False) -> dict[str, Any]:
+def _post(properties: Mapping[str, object], *needed: str, streams: bool = False) -> Schema:
     body = {"type": "object", "properties": properties, "required": ["model", *needed], "additionalProperties": False}
     return {
         "post": {

@@ -153,7 +153,7 @@ def pack_error(error: BaseException) -> dict[str, object]:
     return {"kind": type(error).__name__, "message": " ".join(str(error).split())}
 
 
-def read_error(said: Mapping[str, Any]) -> Exception:
+def read_error(said: Said) -> Exception:
     """Return the error that `pack_error` was given; one of a class that is not Python's own is a RuntimeError."""
     if kind := said.get("kind"):
         found = getattr(builtins, kind, None)
@@ -187,7 +187,7 @@ def read_event(said: Iterable[Any]) -> events.Event:
     return made
 
 
-def read_text_request(said: Mapping[str, Any]) -> TextRequest:
+def read_text_request(said: Said) -> TextRequest:
     """Return the request whose fields these are. Raise UsageError."""
     sampling: Said = {name: _tuples(value) for name, value in said["sampling"].items()}
     return TextRequest(**{**said, "sampling": SamplingParams(**sampling)})
