@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,16 +25,10 @@ from gencli.models.vq_model import VQModel
 from tests.oracles.libraries import transformers
 from tests.tiny.clip import make_pictures
 from tests.tiny.image import rewrite_json
-from tests.tiny.janus import BEGIN, ENTRIES, GRID, SIDE, make_janus
+from tests.tiny.janus import BEGIN, ENTRIES, GRID, SIDE, TinyJanus, make_janus
 
 TOKENS = GRID * GRID
 PROMPTS = ("a red dog", "从前有一个小女孩")
-
-
-class Case(NamedTuple):
-    folder: Path
-    reference: transformers.JanusForConditionalGeneration
-    tokenizer: transformers.PreTrainedTokenizerFast
 
 
 def read(folder: Path) -> Janus:
@@ -48,15 +42,8 @@ def opened(folder: Path, **how: Any) -> JanusTokens:
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory) -> Case:
-    folder = tmp_path_factory.mktemp("new")
-    reference = make_janus(folder)
-    return Case(folder, reference, transformers.PreTrainedTokenizerFast.from_pretrained(folder))
-
-
-@pytest.fixture(scope="module")
-def model(case) -> JanusTokens:
-    return opened(case.folder)
+def model(janus) -> JanusTokens:
+    return opened(janus.folder)
 
 
 def events(model: JanusTokens, prompts: tuple[str, ...] | None = None, **values: Any) -> list[Any]:
@@ -67,8 +54,8 @@ def drawn(model: JanusTokens, prompts: tuple[str, ...] | None = None, **values: 
     return [np.asarray(one.image) for one in events(model, prompts, **values) if isinstance(one, Picture)]
 
 
-def prompt_ids(case: Case, prompt: str) -> torch.Tensor:
-    return torch.tensor([case.tokenizer(f"<|User|>: {prompt}\n\n<|Assistant|>:{BEGIN}")["input_ids"]])
+def prompt_ids(janus: TinyJanus, prompt: str) -> torch.Tensor:
+    return torch.tensor([janus.tokenizer(f"<|User|>: {prompt}\n\n<|Assistant|>:{BEGIN}")["input_ids"]])
 
 
 def pixels(reference: Any, tokens: torch.Tensor) -> np.ndarray:
@@ -79,12 +66,12 @@ def pixels(reference: Any, tokens: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("layout", ["new", "shards", "old"])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_images_are_those_of_transformers(case, tmp_path, layout, prompt):
+def test_greedy_images_are_those_of_transformers(janus, tmp_path, layout, prompt):
     if layout != "new":
         make_janus(tmp_path, old=layout == "old", shards="1MB" if layout == "shards" else "5GB")
-    model, ids = opened(case.folder if layout == "new" else tmp_path), prompt_ids(case, prompt)
+    model, ids = opened(janus.folder if layout == "new" else tmp_path), prompt_ids(janus, prompt)
     mask = torch.ones_like(ids)
-    wanted = case.reference.generate(
+    wanted = janus.reference.generate(
         ids, attention_mask=mask, generation_mode="image", guidance_scale=5, do_sample=False
     )
     *rows, picture = events(model, prompt=prompt, temperature=0, seed=0)
@@ -95,13 +82,13 @@ def test_greedy_images_are_those_of_transformers(case, tmp_path, layout, prompt)
         seen[: number * GRID] = wanted[0][: number * GRID]
         assert row.x0.flatten().tolist() == seen.tolist()
         assert model.decode(row.x0).size == model.sketch(row.x0).size == (SIDE, SIDE)
-    assert np.abs(np.asarray(picture.image) - pixels(case.reference, wanted)).max() <= 1
+    assert np.abs(np.asarray(picture.image) - pixels(janus.reference, wanted)).max() <= 1
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.5])
-def test_guidance_on_and_off_by_its_formula(case, model, scale):
+def test_guidance_on_and_off_by_its_formula(janus, model, scale):
     """Without a cache, over a whole sequence: u + s (c − u), and the conditional logits alone from 1 down."""
-    theirs, ids = case.reference, prompt_ids(case, PROMPTS[0])
+    theirs, ids = janus.reference, prompt_ids(janus, PROMPTS[0])
     _, mine, kept = model.begin(ImageRequest(guidance=scale), PROMPTS[0], None)
     assert mine == ids[0].tolist() and kept == 0
     tokens = torch.randint(ENTRIES, (1, TOKENS), generator=torch.Generator().manual_seed(0))
@@ -139,9 +126,9 @@ def test_settings_of_sampling(model):
     assert (drawn(model, prompt="a cat", temperature=0)[0] != greedy).any()
 
 
-def test_codes_of_images(case, tmp_path):
+def test_codes_of_images(janus, tmp_path):
     """As DeepSeek's code finds them: latents and entries of length 1. transformers' own search has no such."""
-    codec, theirs = open_codec(Source("tiny", case.folder, "folder"), device="cpu"), case.reference.model.vqmodel
+    codec, theirs = open_codec(Source("tiny", janus.folder, "folder"), device="cpu"), janus.reference.model.vqmodel
     picture = make_pictures()[0].convert("RGB").resize((SIDE, SIDE))
     x = torch.from_numpy(np.asarray(picture) / np.float32(127.5) - 1).movedim(2, 0)[None]
     with torch.no_grad():
@@ -149,10 +136,10 @@ def test_codes_of_images(case, tmp_path):
         entries = F.normalize(theirs.quantize.embedding.weight, dim=1)
         wanted = torch.einsum("bchw,kc->bhwk", latents, entries).argmax(-1)[0]
     assert codec.read(picture) == wanted.tolist() and len(wanted.unique()) > 1
-    assert np.abs(np.asarray(codec.paint(wanted.tolist())) - pixels(case.reference, wanted.view(1, -1))).max() <= 1
+    assert np.abs(np.asarray(codec.paint(wanted.tolist())) - pixels(janus.reference, wanted.view(1, -1))).max() <= 1
 
 
-def test_half_precision_stays_in_the_file(case, tmp_path):
+def test_half_precision_stays_in_the_file(janus, tmp_path):
     """On a CPU large weights are cast as they are used, to the numbers of float32."""
     reference = make_janus(tmp_path)
     reference.bfloat16().save_pretrained(tmp_path)
@@ -187,7 +174,7 @@ def test_published_sizes(size, millions):
         assert sum(one.numel() for one in mine.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_the_published_autoencoder(case):
+def test_the_published_autoencoder(janus):
     """Its names are read to a VQModel of the published size, and none is left over."""
     from gencli.checkpoints.formats.vq import read_vq
     from gencli.models.vq_model import Config as VQConfig
@@ -201,11 +188,11 @@ def test_the_published_autoencoder(case):
     assert sum(one.numel() for one in mine.parameters()) / 1e6 == pytest.approx(71.9, abs=0.05)
 
 
-def test_what_models_says(case, tmp_path):
-    what = describe(Source("tiny", case.folder, "folder"))
+def test_what_models_says(janus, tmp_path):
+    what = describe(Source("tiny", janus.folder, "folder"))
     assert (what.kind, what.family, what.problem) == ("image", "janus", None)
     assert [part.family for part in what.components] == ["janus", "VQModel"]
-    assert check(Source("tiny", case.folder, "folder")).problems == ()
+    assert check(Source("tiny", janus.folder, "folder")).problems == ()
     make_janus(tmp_path, old=True)
     assert describe(Source("tiny", tmp_path, "folder"), allow_pickle=True).family == "multi_modality"
     assert check(Source("tiny", tmp_path, "folder"), allow_pickle=True).problems == ()
@@ -238,7 +225,7 @@ def test_configs_that_are_refused(tmp_path, old, where, change, message):
     assert message in caught.value.message and len(caught.value.message) < 400
 
 
-def test_prompts_that_are_refused(case, model):
+def test_prompts_that_are_refused(janus, model):
     with pytest.raises(GencliError, match="and tiny reads at most 240"):
         model.check_prompt(ImageRequest(prompt="word " * 300))
     with pytest.raises(UsageError, match="draws token by token and does not denoise: --negative, --steps"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,26 +22,13 @@ from gencli.text.generate import generate_all
 from gencli.text.load import TextModel, open_model
 from gencli.text.request import SamplingParams, TextRequest
 from gencli.text.vision import BEGIN, END, PATCH, SYSTEM, look
-from tests.oracles.libraries import janus_images, transformers
+from tests.oracles.libraries import janus_images
 from tests.tiny.clip import make_pictures
 from tests.tiny.image import rewrite_json
-from tests.tiny.janus import GRID, SIDE, make_janus
+from tests.tiny.janus import GRID, SIDE, TinyJanus, make_janus
 
 QUESTIONS = ("What is this?", "从前有一个")
 SETTINGS: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.4, 0.5], "min_size": 14}
-
-
-class Case(NamedTuple):
-    folder: Path
-    reference: Any
-    tokenizer: Any
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory) -> Case:
-    folder = tmp_path_factory.mktemp("reader")
-    reference = make_janus(folder)
-    return Case(folder, reference, transformers.PreTrainedTokenizerFast.from_pretrained(folder))
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +41,10 @@ def opened(folder: Path, **how: Any) -> TextModel:
 
 
 @torch.no_grad()
-def test_the_tower_and_the_aligner(case, images):
-    model = opened(case.folder).module
+def test_the_tower_and_the_aligner(janus, images):
+    model = opened(janus.folder).module
     assert isinstance(model, JanusReader)
-    theirs = case.reference.model.get_image_features(images)
+    theirs = janus.reference.model.get_image_features(images)
     assert theirs.pooler_output.std() > 0.3
     assert_close(model.vision_model(images), theirs.last_hidden_state, atol=1e-4, rtol=0)
     model.look(images, 3)
@@ -78,47 +65,48 @@ def answer(model: TextModel, pixels: torch.Tensor, *questions: str, **values: An
 
 
 @torch.no_grad()
-def wanted(case: Case, pixels: torch.Tensor, question: str, system: str = SYSTEM) -> tuple[list[int], list[int]]:
+def wanted(janus: TinyJanus, pixels: torch.Tensor, question: str, system: str = SYSTEM) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the answer."""
     image = f"{BEGIN}{PATCH * GRID * GRID}{END}\n" * len(pixels)
-    ids = case.tokenizer(f"{system}\n\n<|User|>: {image}{question}\n\n<|Assistant|>:", return_tensors="pt")["input_ids"]
+    said = f"{system}\n\n<|User|>: {image}{question}\n\n<|Assistant|>:"
+    ids = janus.tokenizer(said, return_tensors="pt")["input_ids"]
     given = {
         "attention_mask": torch.ones_like(ids),
         "generation_mode": "text",
         "do_sample": False,
         "max_new_tokens": 12,
     }
-    out = case.reference.generate(ids, pixel_values=pixels, **given)[0].tolist()
+    out = janus.reference.generate(ids, pixel_values=pixels, **given)[0].tolist()
     return ids[0].tolist(), out[ids.shape[1] :]
 
 
 @pytest.mark.parametrize("layout", ["new", "old"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_answers_have_the_ids_of_transformers(case, images, tmp_path, layout, count):
-    folder = case.folder
+def test_answers_have_the_ids_of_transformers(janus, images, tmp_path, layout, count):
+    folder = janus.folder
     if layout == "old":
         make_janus(tmp_path, old=True)
         folder = tmp_path
     model = opened(folder)
     asked = look(model, images[:count].numpy())
     for question in QUESTIONS:
-        ids, out = wanted(case, images[:count], question)
+        ids, out = wanted(janus, images[:count], question)
         assert asked.job(TextRequest(prompt=question)).ids == ids
         assert len(set(out)) > 2  # an answer of one word would show nothing
         assert greedy(model, ids, len(out)) == out
 
 
 @torch.no_grad()
-def test_logits_after_an_image(case, images):
+def test_logits_after_an_image(janus, images):
     """Of every position, for two images that tell; and with the beginning of the prompt read before."""
-    model, found = opened(case.folder), []
-    ids = torch.tensor([wanted(case, images[:1], QUESTIONS[0])[0]])
+    model, found = opened(janus.folder), []
+    ids = torch.tensor([wanted(janus, images[:1], QUESTIONS[0])[0]])
     for image in images[:, None]:
         look(model, image.numpy())
         cache = model.module.new_cache(1, ids.shape[1])
         parts = [model.module(part, cache) for part in ids.split(ids.shape[1] // 2, 1)]
         found.append(torch.cat(parts, 1))
-        theirs = case.reference(input_ids=ids, pixel_values=image, attention_mask=torch.ones_like(ids)).logits
+        theirs = janus.reference(input_ids=ids, pixel_values=image, attention_mask=torch.ones_like(ids)).logits
         assert_close(found[-1], theirs, atol=1e-4 * float(theirs.std()), rtol=1e-4)
     assert (found[0] - found[1])[:, -1].abs().max() > 0.01
 
@@ -134,30 +122,31 @@ def greedy(model: TextModel, ids: list[int], count: int) -> list[int]:
     return found
 
 
-def test_the_loop_of_text_answers(case, images):
+def test_the_loop_of_text_answers(janus, images):
     """Several questions side by side, of which the later share the beginning of the first."""
-    model = opened(case.folder)
-    assert answer(model, images[:1], *QUESTIONS) == [pieces(case, model, images[:1], one) for one in QUESTIONS]
-    assert answer(model, images[:1], "Hm?", system="Be brief.") == [pieces(case, model, images[:1], "Hm?", "Be brief.")]
+    model = opened(janus.folder)
+    assert answer(model, images[:1], *QUESTIONS) == [pieces(janus, model, images[:1], one) for one in QUESTIONS]
+    asked = ("Hm?", "Be brief.")
+    assert answer(model, images[:1], asked[0], system=asked[1]) == [pieces(janus, model, images[:1], *asked)]
 
 
-def pieces(case: Case, model: TextModel, pixels: torch.Tensor, *asked: str) -> list[str]:
+def pieces(janus: TinyJanus, model: TextModel, pixels: torch.Tensor, *asked: str) -> list[str]:
     """The tokens of the reference's answer, until it ends; a padded vocabulary has some without a text."""
-    ids = wanted(case, pixels, *asked)[1]
-    ids = ids[: ids.index(case.tokenizer.eos_token_id)] if case.tokenizer.eos_token_id in ids else ids
+    ids = wanted(janus, pixels, *asked)[1]
+    ids = ids[: ids.index(janus.tokenizer.eos_token_id)] if janus.tokenizer.eos_token_id in ids else ids
     return [model.tokenizer.id_to_piece(i) for i in ids if i < model.tokenizer.vocab_size]
 
 
-def test_packed(case, images, tmp_path, monkeypatch):
+def test_packed(janus, images, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    exact, packed = opened(case.folder).module, opened(case.folder, quantize="q8_0").module
+    exact, packed = opened(janus.folder).module, opened(janus.folder, quantize="q8_0").module
     for model in (exact, packed):
         model.look(images, 3)
     assert (packed.patches - exact.patches).std() < 0.05 * exact.patches.std()
 
 
-def test_what_is_refused(case, images, tmp_path):
-    model = opened(case.folder)
+def test_what_is_refused(janus, images, tmp_path):
+    model = opened(janus.folder)
     with pytest.raises(GencliError, match="which stands for images"):
         look(model, images.numpy()).job(TextRequest(prompt=f"a {PATCH}"))
     with pytest.raises(GencliError, match="its images are 64x64 pixels"):

@@ -1,8 +1,9 @@
-"""gencli without a process of its own, for what needs none: torch is imported once for all of those tests."""
+"""Where tests begin, and gencli without a process of its own for what needs none: torch is imported once for those."""
 
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +27,16 @@ def run(capfdbinary, monkeypatch):
         return subprocess.CompletedProcess(args, code, out, err)
 
     return run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Begin in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def inside(root, monkeypatch) -> None:
+    """Begin in the folder that a file's fixture `root` has made."""
+    monkeypatch.chdir(root)

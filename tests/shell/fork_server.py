@@ -22,6 +22,7 @@ from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 LENGTH = 8  # bytes of a number in a message
+LATE = {"train": "torch._dynamo"}  # what a command imports as it works, and no other one, for seconds
 
 
 def request(connection: socket.socket, path: str, streams: dict[int, int], adopted: bool, **wishes: Any) -> int:
@@ -74,14 +75,11 @@ def stand_in(path: str, args: list[str]) -> int:
 
 def serve(path: str) -> None:
     """Fork a process per connection until stdin ends. Returns in each of the forked processes, set up as wished."""
-    import gc
+    import importlib
     import select
 
     _import_all()
-    threads = len(os.listdir("/proc/self/task"))
-    assert threads == 1, f"{threads} threads, of which a fork has one"
-    gc.collect()
-    gc.freeze()  # a collection in a forked process would copy all of this
+    _settle()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -101,6 +99,9 @@ def serve(path: str) -> None:
             while len(message) < _unpacked(length):
                 message += connection.recv(1 << 16)
             wanted = json.loads(message)
+            if (name := LATE.get(next(iter(wanted["wishes"]["args"]), ""))) and name not in sys.modules:
+                importlib.import_module(name)
+                _settle()
             forked = _fork(connection, streams, wanted["adopted"])
         if forked:
             listener.close()
@@ -121,6 +122,15 @@ def _import_all() -> None:
     for name in ("pydantic", "httpx", "yaml", "filelock", "fsspec"):  # typer's, and the hub library's, late
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+
+
+def _settle() -> None:
+    import gc
+
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads, of which a fork has one"
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy all of what is imported
 
 
 def _fork(connection: socket.socket, streams: list[int], adopted: bool) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import io
 import json
 import os
 import pty
@@ -19,6 +20,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from tests.shell import fork_server
 
@@ -164,6 +168,12 @@ def shell(script: str, *args: object, stdin: bytes = b"", fresh: bool = False) -
     script = f'gencli() {{ {shlex.join(program)} "$@"; }}\n{script}'
     command = ["bash", "-c", script, "bash", *map(str, args)]
     return subprocess.run(command, input=stdin, capture_output=True, env=environment(), timeout=LIMIT)
+
+
+def pixels(image: bytes | str | Path) -> np.ndarray:
+    """What a command drew, into stdout or a file: (H, W, 3), whole numbers that can be subtracted."""
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        return np.asarray(opened.convert("RGB")).astype(int)
 
 
 def on_terminal(

@@ -24,6 +24,8 @@ from tests.tiny.image import make_ddpm, make_stable_diffusion, rewrite_json
 from tests.tiny.imagegpt import make_imagegpt
 from tests.tiny.text import make_gpt2
 
+pytestmark = pytest.mark.usefixtures("inside")
+
 SECONDS = 20  # far more than any of them takes, and far less than what they ask for
 MEMORY = 220  # MiB at most, without torch; the pictures claim gigabytes
 
@@ -36,11 +38,6 @@ def root(tmp_path_factory):
     make_ddpm(root / "ddpm")
     make_pictures()[0].save(root / "good.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def inside(root, monkeypatch):
-    monkeypatch.chdir(root)
 
 
 def check_words(code: int, out: bytes, err: bytes, *, said: str, wanted: int = 1) -> None:
@@ -188,7 +185,9 @@ BOMBS = {
 MEASURED = ("png", "gif", "jpeg", "tiff", "a gigabyte of text")
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in MEASURED[1:] else name for name in BOMBS]
+)
 def test_a_picture_to_begin_from(run, name):
     Path("bomb").write_bytes(BOMBS[name]())
     args = ("image", "-m", "emoji", "apple", "-i", "bomb", "-o", "b.png")

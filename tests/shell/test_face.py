@@ -205,6 +205,7 @@ def test_shell_completion(words: str, index: int, offers: str):
     assert offers in done.stdout.decode().split()
 
 
+@pytest.mark.slow
 def test_arguments_are_utf_8():
     """Whatever Python was told: it starts again in UTF-8."""
     env = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": None, "LC_CTYPE": None}

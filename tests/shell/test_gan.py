@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shell.process import gencli
+from tests.shell.process import gencli, pixels
 from tests.tiny.biggan import make_biggan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
 GAN = ("-m", "./gan", "--allow-pickle")
 
 
@@ -21,16 +21,6 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("gan")
     make_biggan(root / "gan")
     return root
-
-
-@pytest.fixture(autouse=True)
-def inside(root, monkeypatch):
-    monkeypatch.chdir(root)
-
-
-def pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture)
 
 
 def test_an_image_says_how_it_was_made_and_is_made_again(run):

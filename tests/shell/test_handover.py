@@ -135,7 +135,7 @@ def test_the_same_with_and_without(runtime, places):
 
 def fresh(runtime, *args, **more):
     """Start a command with an interpreter of its own."""
-    env = environment(XDG_RUNTIME_DIR=str(runtime), PYTHONDONTWRITEBYTECODE=None, **NOBODY)
+    env = environment(XDG_RUNTIME_DIR=str(runtime), **NOBODY)
     return start(*args, fresh=True, env=env, **more)
 
 

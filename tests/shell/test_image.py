@@ -15,10 +15,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
-from tests.shell.process import LIMIT, environment, gencli, on_terminal, shell, start, without_torch
+from tests.shell.process import LIMIT, environment, gencli, on_terminal, pixels, shell, start, without_torch
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 
@@ -46,19 +46,6 @@ def apple(sd):
     done = gencli("image", "-m", sd, "red", "apple", *QUICK)
     assert done.returncode == 0, done.stderr
     return done
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Processes start in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def pixels(data):
-    source = io.BytesIO(data) if isinstance(data, bytes) else data
-    with Image.open(source) as opened:
-        return np.asarray(opened.convert("RGB")).astype(int)
 
 
 def written(file):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 
@@ -13,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.oracles.hub_server import Hub
-from tests.shell.process import gencli, without_torch
+from tests.shell.process import gencli, pixels, without_torch
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.lora import draw_layers, kohya_name, write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
 PROMPT = "a (red:1.3) toy, [sun]"
@@ -33,18 +32,6 @@ def root(tmp_path_factory):
     write(root / "other.safetensors", layers[:1], kohya_name)
     save_file({"emb_params": torch.randn(2, 24, generator=torch.Generator().manual_seed(0))}, root / "toy.safetensors")
     return root
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Processes start in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def pixels(source):
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-        return np.asarray(opened.convert("RGB")).astype(int)
 
 
 def test_all_of_it_is_drawn_recorded_and_drawn_again(root, folder):

@@ -3,14 +3,13 @@
 import io
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shell.process import gencli
+from tests.shell.process import gencli, pixels
 from tests.tiny.classes import FLAGS, make_classifier, make_dit, make_guided
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +20,6 @@ def root(tmp_path_factory):
     make_guided(root / "unet.pt", FLAGS)
     make_classifier(root / "classifier.safetensors", FLAGS)
     return root
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Processes start in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
-
-
-def pixels(data):
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
-        return np.asarray(opened.convert("RGB")).astype(int)
 
 
 def test_classes_from_lines_and_again_from_a_picture(root):

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from gencli.__main__ import main
+from tests.shell.process import pixels
 from tests.tiny.control import edges, make_controlnet, make_inpaint, make_instruct
 from tests.tiny.image import make_stable_diffusion
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
 
 QUICK = ("--steps", 3, "--seed", 5)
 SMALL = (*QUICK, "--size", "64x64")
@@ -28,16 +29,6 @@ def root(tmp_path_factory):
     edges((64, 64), seed=3).save(folder / "other.png")
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(folder / "white.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def in_root(root, monkeypatch):
-    monkeypatch.chdir(root)
-
-
-def pixels(file):
-    with Image.open(file) as opened:
-        return np.asarray(opened.convert("RGB")).astype(int)
 
 
 @pytest.fixture

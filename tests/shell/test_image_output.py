@@ -9,7 +9,7 @@ from PIL import Image
 from tests.shell.process import gencli, shell, start
 from tests.tiny.image import make_stable_diffusion
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 LONG = ("--steps", 1000, "--size", "1024x1024")  # hours: whoever draws first never comes to an end here
 QUICK = ("--steps", 2, "--size", "64x64", "--seed", 5)
@@ -20,12 +20,6 @@ def sd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("output") / "sd"
     make_stable_diffusion(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 TOO_LATE = {

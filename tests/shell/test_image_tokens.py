@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shell.process import gencli, on_terminal
+from tests.shell.process import gencli, on_terminal, pixels
 from tests.tiny.janus import GRID, SIDE, make_janus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +19,6 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tokens")
     make_janus(root / "janus")
     return root
-
-
-@pytest.fixture(autouse=True)
-def inside(root, monkeypatch):
-    monkeypatch.chdir(root)
-
-
-def pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture)
 
 
 def test_an_image_says_how_it_was_made_and_is_made_again(run):

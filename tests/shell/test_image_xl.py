@@ -10,7 +10,7 @@ from tests.shell.process import gencli
 from tests.tiny.image import make_ddpm, make_vae
 from tests.tiny.sdxl import make_lcm, make_sdxl
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 SMALL = ("--size", "64x64", "--seed", 5)
 
@@ -23,12 +23,6 @@ def root(tmp_path_factory):
     make_lcm(root / "lcm")
     make_vae(root / "vae", {"layers_per_block": 1, "scaling_factor": 0.13025})
     return root
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def written(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
@@ -14,11 +13,11 @@ from PIL import Image
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
 from gencli.image.drawers import open_drawer
-from tests.shell.process import gencli, on_terminal
+from tests.shell.process import gencli, on_terminal, pixels
 from tests.tiny.clip import make_pictures
 from tests.tiny.imagegpt import SIDE, make_imagegpt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +29,10 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def inside(root, monkeypatch):
-    monkeypatch.chdir(root)
-
-
-def pixels(source):
-    with Image.open(source) as picture:
-        return np.asarray(picture)
-
-
 def test_a_picture_into_a_pipe_and_each_of_several_alone(run):
     done = gencli("image", "-m", "igpt", "--seed", 7)
     assert done.returncode == 0 and done.stderr == b""
-    alone = pixels(io.BytesIO(done.stdout))
+    alone = pixels(done.stdout)
     assert alone.shape == (SIDE, SIDE, 3)
     done = run("image", "-m", "igpt", "--seed", 5, "--count", 3, "-o", "{seed}.png")
     assert (done.returncode, done.stdout) == (0, b"5.png\n6.png\n7.png\n")

@@ -15,7 +15,7 @@ from tests.shell.process import LIMIT, gencli, start, without_torch
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.text import SENTENCES, make_gpt2
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("folder")]
 
 PROMPTS = [f"{SENTENCES[i % 3][: 4 + i % 9]} {i}" for i in range(60)]
 LINES = "\n".join(PROMPTS).encode() + b"\n"
@@ -33,12 +33,6 @@ def sd(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("many") / "sd"
     make_stable_diffusion(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def command(model: Path, *more: object) -> tuple[object, ...]:

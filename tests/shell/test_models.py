@@ -297,6 +297,7 @@ def test_rm_asks_on_a_terminal_and_only_there(cached: Path) -> None:
 # --- convert
 
 
+@pytest.mark.slow
 def test_convert_writes_a_file_that_runs(tmp_path: Path) -> None:
     """Its types are those of the file's name, or of --to; without either the precision of the weights."""
     types = {"s-q4_0.gguf": "Q4_0", "plain.gguf": "F16", "s-q8_0.gguf": "Q5_1"}

@@ -119,6 +119,7 @@ def test_one_more_image_parameter(copy, tmp_path):
     assert page[at - 1].split()[:2] == ["-W,", "--width"]
 
 
+@pytest.mark.slow
 def test_how_often_a_request_is_built(tmp_path):
     code = """
 import atexit

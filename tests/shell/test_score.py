@@ -12,11 +12,11 @@ from PIL import Image
 
 from gencli.checkpoints.find import Source
 from gencli.image.score import open_scorer
-from tests.shell.process import gencli, on_terminal, shell
+from tests.shell.process import gencli, on_terminal, pixels, shell
 from tests.tiny.clip import make_clip, make_pictures
 from tests.tiny.image import make_stable_diffusion
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
 
 TEXT = "red apple"
 
@@ -41,11 +41,6 @@ def cosines(root):
     """(pictures, texts) for TEXT and "blue dog": what the command has to print."""
     scorer = open_scorer(Source("clip", root / "clip", "folder"), device="cpu")
     return scorer.pictures([scorer.prepare(p) for p in make_pictures()]) @ scorer.texts([TEXT, "blue dog"]).T
-
-
-@pytest.fixture(autouse=True)
-def inside(root, monkeypatch):
-    monkeypatch.chdir(root)
 
 
 def rows(done):
@@ -196,11 +191,6 @@ def drawn(root):
 
 DRAW = ("--steps", 2, "--size", "64x64", "--seed", 5)
 BEST = ("image", TEXT, "-m", "sd", "--count", 4, *DRAW)
-
-
-def pixels(name):
-    with Image.open(name) as picture:
-        return np.asarray(picture.convert("RGB"))
 
 
 def test_best(drawn, run):

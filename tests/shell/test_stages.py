@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shell.process import gencli, on_terminal
+from tests.shell.process import gencli, on_terminal, pixels
 from tests.tiny.image import DDPM, SCHEDULER, make_unet_2d, write_scheduler
 from tests.tiny.sdxl import make_refiner, make_sdxl
 from tests.tiny.systems import make_karlo, make_x4
+
+pytestmark = pytest.mark.usefixtures("folder")
 
 TOY = '''
 """A cascade in pixels: half the size, then the whole, which reads the half enlarged beside its own x."""
@@ -74,20 +76,9 @@ def xl(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(code, *args):
     done = gencli(*args, code=code)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
-def pixels(file):
-    with Image.open(file) as opened:
-        return np.asarray(opened).astype(int)
 
 
 def said(file):
@@ -202,6 +193,7 @@ def test_sdxl_and_its_refiner(xl):
     assert done.returncode == 1 and done.stderr.startswith(b"error: --refiner: no model 'nowhere'")
 
 
+@pytest.mark.slow
 def test_the_refiner_alone_changes_a_picture(xl):
     Image.new("RGB", (64, 64), "red").save("red.png")
     done = gencli("image", "an apple", "-m", xl / "refiner", "--steps", 4, "-o", "a.png")

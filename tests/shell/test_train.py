@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = ["--layers", 1, "--width", 16, "--heads", 2, "--context", 16, "--vocab", 260, "--batch", 2]
 STEPS = 60
+SELDOM = ["--save-every", 1000]  # otherwise the state is saved after each step, so that a kill is of any moment
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +78,11 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 def test_text_killed_and_interrupted_ends_as_unbroken(data: Path, tmp_path: Path) -> None:
     """An unbroken run, seen on a terminal; beside it one that is killed, goes on, gets Ctrl-C and goes on."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, screen, told, _ = on_terminal(*text(data, whole), stdout=False)
+    code, screen, told, _ = on_terminal(*text(data, whole, *SELDOM), stdout=False)
     assert code == 0
     assert b"loss " in screen and b"/60 " in screen and b" tokens/s, " in screen and b" left" in screen
     kill_at(text(data, killed), killed, 5)
-    process = start(*text(data, killed, "--save-every", 1000))
+    process = start(*text(data, killed, *SELDOM))
     wait_for(process, killed, 31)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -137,12 +138,12 @@ def test_image_killed_twice_ends_as_unbroken(tmp_path: Path) -> None:
     """Once in the first stage, once in the second."""
     pictures = make_pictures(tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = gencli(*image(pictures, whole))
+    result = gencli(*image(pictures, whole, *SELDOM))
     assert result.returncode == 0 and b"error" not in result.stderr
     kill_at(image(pictures, killed), killed, 3, "autoencoder.csv")
     assert not (killed / "latents.pt").exists()
     kill_at(image(pictures, killed), killed, 5)
-    again = gencli(*image(pictures, killed))
+    again = gencli(*image(pictures, killed, *SELDOM))
     assert again.returncode == 0 and b"error" not in again.stderr
     assert_equal_weights(whole / "checkpoint", killed / "checkpoint")
     for name, count in (("autoencoder.csv", 8), ("loss.csv", 12), ("decoder.csv", 3)):

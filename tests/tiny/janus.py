@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -44,6 +44,14 @@ OLD = (
     (r"\.mid\.attn_1\.", ".mid.1."),
     (r"\.mid\.block_2\.", ".mid.2."),
 )
+
+
+class TinyJanus(NamedTuple):
+    """One in its layout, and what reads it."""
+
+    folder: Path
+    reference: transformers.JanusForConditionalGeneration
+    tokenizer: transformers.PreTrainedTokenizerFast
 
 
 def make_tokenizer(folder: Path) -> Tokenizer:

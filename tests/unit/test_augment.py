@@ -69,6 +69,7 @@ def test_variants_differ_and_still_show_the_thing() -> None:
         assert 0.8 < (picture.min(-1) < 128).mean() / (first.min(-1) < 128).mean() < 1.25
 
 
+@pytest.mark.slow
 def test_hue_and_back() -> None:
     """As the standard library's colorsys has it, and back to the same."""
     colors = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -491,6 +491,7 @@ def test_which_protocol_a_terminal_has(monkeypatch) -> None:
         assert show.protocol() == how
 
 
+@pytest.mark.slow
 def test_a_sweep_is_every_combination(tmp_path, monkeypatch, capfd) -> None:
     """Each image is the one that its settings make alone; the sheet has a label above each, a row per first value."""
     monkeypatch.chdir(tmp_path)

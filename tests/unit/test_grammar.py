@@ -55,7 +55,7 @@ def texts(model, requests, **how) -> list[Completion]:
     return sorted(events, key=lambda event: event.index)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["bytes", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "gpt2"))])
 def test_what_is_sampled_is_valid(models, kind):
     """Several schemas in one batch, at temperature 2. What is not whole says so."""
     requests = [TextRequest.of("x", schema=one, temperature=2.0, top_k=0, top_p=1.0, seed=i, max_tokens=900)
@@ -128,7 +128,7 @@ def test_greedy_is_the_same_where_nothing_binds(models):
             assert [one.text for one in texts(model, bound, batch=1, guesser=guesser)] == [one.text for one in wanted]
 
 
-@pytest.mark.parametrize("how", ["lookup", "draft"])
+@pytest.mark.parametrize("how", ["lookup", pytest.param("draft", marks=pytest.mark.slow)])
 def test_guessed_tokens_follow_too(models, how):
     model, stats = models["bytes"], GenerationStats()
     guesser = Lookup(stats) if how == "lookup" else Draft(model.module, model.vocab_size, stats)

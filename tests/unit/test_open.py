@@ -57,14 +57,22 @@ def opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opens:
     return run
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion 1 in one file, with its tokenizer beside it; and the same as a pickle."""
-    folder = single.make_folder(tmp_path / "folder", "sd1")
+    root = tmp_path_factory.mktemp("whole")
+    folder = single.make_folder(root / "folder", "sd1")
     tensors = single.original(folder, "sd1")
-    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
-    torch.save({"state_dict": tensors}, tmp_path / "whole.ckpt")
-    return single.write_original(tmp_path / "whole.safetensors", tensors)
+    shutil.copytree(folder / "tokenizer", root / "tokenizer")
+    torch.save({"state_dict": tensors}, root / "whole.ckpt")
+    return single.write_original(root / "whole.safetensors", tensors)
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "xl"
+    make_sdxl(folder)
+    return folder
 
 
 @pytest.mark.parametrize("command", ["check", "show", "image"])
@@ -86,12 +94,11 @@ def test_a_pickle_is_unpickled_once(opens: Opens, whole: Path, command: str, mon
 
 
 @pytest.mark.parametrize("command", ["check", "show", "image"])
-def test_each_file_of_an_sdxl_folder_is_read_once(opens: Opens, tmp_path: Path, command: str) -> None:
-    make_sdxl(tmp_path / "xl")
-    files = [str(path) for path in (tmp_path / "xl").rglob("*") if path.suffix in (".json", ".safetensors")]
-    counted = opens(*(("image", "-m", "xl", *DRAW) if command == "image" else ("models", command, "xl")))
+def test_each_file_of_an_sdxl_folder_is_read_once(opens: Opens, xl: Path, command: str) -> None:
+    files = [str(path) for path in xl.rglob("*") if path.suffix in (".json", ".safetensors")]
+    counted = opens(*(("image", "-m", xl, *DRAW) if command == "image" else ("models", command, xl)))
     times = 2 if command == "image" else 1  # and for its fingerprint
-    assert counted[str(tmp_path / "xl" / "model_index.json")] == times
+    assert counted[str(xl / "model_index.json")] == times
     assert [file for file in files if counted[file] > times] == []
     assert sum(counted[file] for file in files) > 10
 

@@ -125,6 +125,7 @@ def test_hostile_files(tmp_path, gpt2):
     assert PromptFile(path, gpt2).note is not None
 
 
+@pytest.mark.slow
 def test_any_changed_byte(tmp_path, gpt2):
     """Refused, or read anew, or of no meaning: the text is always the same."""
     path, draw = tmp_path / "cache", random.Random(0)

@@ -48,7 +48,14 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize("how", ["draft", "itself", "lookup"])
-@pytest.mark.parametrize("settings", [{}, {"repeat_penalty": 1.3, "presence_penalty": 0.5}, {"stop": ("e",)}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"repeat_penalty": 1.3, "presence_penalty": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"stop": ("e",)}, marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_texts_stay_the_same(models, how, settings):
     """With a draft that is mostly wrong, one that is always right, and one that copies; for several texts at once."""
     model, draft = models
@@ -83,7 +90,7 @@ def test_tokens_guessed_beyond_the_end_are_not_counted(models):
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.7, top_k=6)], ids=["all", "top_k"])
-@pytest.mark.parametrize("certain", [False, True])
+@pytest.mark.parametrize("certain", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_checked_guess_has_the_models_distribution(params, certain):
     torch.manual_seed(0)
     theirs, ours = torch.randn(1, 8), torch.randn(1, 8)

@@ -68,7 +68,13 @@ def test_a_replaced_weight_counts(tmp_path):
     torch.testing.assert_close(after, logits(fresh), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "smollm3", "mistral-window", "gemma2", "gemma3", "olmo2", "phi3-long"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2", "mistral-window", "olmo2", "phi3-long",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("smollm3", "gemma2", "gemma3")),
+    ],
+)  # fmt: skip
 @torch.inference_mode()
 def test_rows_of_any_length_are_what_they_are_alone(tmp_path, monkeypatch, name):
     """Texts at other positions in one step, by the library and by torch; and several new positions of one text."""

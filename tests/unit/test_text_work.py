@@ -35,7 +35,7 @@ def texts(folder: Path, samples: int = 1, **speed) -> Texts:
     return work.load(Relay(lambda text: None), lambda name: Source(name, Path(name), "folder"))
 
 
-@pytest.mark.parametrize("draft", [None, "lookup", "model"])
+@pytest.mark.parametrize("draft", [None, "lookup", pytest.param("model", marks=pytest.mark.slow)])
 def test_a_block_depends_on_nothing_before_it(folder, tmp_path, draft):
     draft = str(make_gpt2(tmp_path / "draft", seed=3)) if draft == "model" else draft
     found = texts(folder, draft=draft)

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from gencli.__main__ import main
+from tests.shell.process import pixels
 from tests.tiny.image import SCHEDULER, make_ddpm
 
 SAMPLER = '''
@@ -73,11 +73,6 @@ def gencli(tmp_path, monkeypatch, capfdbinary):
         return code, capfdbinary.readouterr().err.decode()
 
     return run
-
-
-def pixels(file):
-    with Image.open(file) as opened:
-        return np.asarray(opened.convert("RGB")).astype(int)
 
 
 def test_a_sampler_is_one_file(tmp_path, monkeypatch, gencli):

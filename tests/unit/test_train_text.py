@@ -85,7 +85,7 @@ def test_learns_and_opens_in_transformers(texts: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(load(folder, dtype=torch.float32)(ids), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_resumed_equals_unbroken(texts: Path, tmp_path: Path, optimizer: str) -> None:
     """Dropout included: what a step draws follows from its number."""
     changes = {"optimizer": optimizer, "dropout": 0.1}
@@ -158,6 +158,7 @@ def test_a_loss_that_is_no_number_ends_the_run(texts: Path, tmp_path: Path) -> N
     assert "--lr" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_too(texts: Path, tmp_path: Path) -> None:
     told = list(train(recipe(texts, tmp_path / "run", 20, dtype="bfloat16")))
     assert told[-1].loss < 0.8 * told[0].loss
@@ -232,6 +233,7 @@ def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
     assert ours.notes == ()
 
 
+@pytest.mark.slow
 def test_adapters_resumed_equal_unbroken(texts: Path, tmp_path: Path) -> None:
     folder = base(tmp_path / "base", "gpt2")
     adapters = {"lora_rank": 2, "lora_alpha": 3.0, "lora_targets": "c_attn, attn.c_proj", "dropout": 0.2}
@@ -269,6 +271,7 @@ def test_what_cannot_be_gone_on_from(texts: Path, tmp_path: Path) -> None:
         list(train(recipe(texts, tmp_path / "f", 2, init="emoji")))
 
 
+@pytest.mark.slow
 def test_on_from_the_hubs_cache(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub id; an adapter names it, so that `gencli text -m org/tiny --lora` says nothing of another base."""
     repo = tmp_path / "hub" / "models--org--tiny"

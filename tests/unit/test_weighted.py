@@ -251,6 +251,7 @@ def test_pictures_of_long_weighted_prompts(pipelines, kind, longer):
     assert np.abs(found - np.asarray(theirs).astype(int)).max() <= 2
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_batch_is_that_of_its_prompt_alone(pipelines):
     pipeline = pipelines["sd15"][0]
     prompts = ["red apple", "blue dog", "the sun " * 60, "(green:1.3) star"]
