@@ -31,7 +31,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     layerwise_casting: bool = False,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, object] | None = None,
     tensors: Tensors | None = None,
 ) -> BaseModel:
     """Load the model in a folder that has config.json and safetensors, in eval mode without gradients.
@@ -85,7 +85,7 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def architecture_name(raw: Mapping[str, Any], folder: Path) -> str:
+def architecture_name(raw: Mapping[str, object], folder: Path) -> str:
     """Return the row of `ARCHITECTURES` that a config names by `model_type` or `_class_name`. Raise GencliError for
     others."""
     name = raw.get("model_type") or raw.get("_class_name")

@@ -63,7 +63,7 @@ def read_embedding(file: EmbeddingRef, *, allow_pickle: bool = False) -> Embeddi
     return Embedding(word, tuple(_vectors(path, tensor) for tensor in tensors_found), path)
 
 
-def _unpickled(path: Path) -> dict[str, Any]:
+def _unpickled(path: Path) -> dict[str, object]:
     raw = unpickle(path, tables=True)
     if isinstance(raw, Tensor):
         return {NAMELESS[0]: raw}

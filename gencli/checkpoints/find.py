@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gencli.checkpoints import catalogue, gguf_names, hub_cache, layout
 from gencli.checkpoints.hub_cache import HubId, Progress
@@ -26,7 +26,7 @@ class Source:
     name: str
     path: Path
     kind: Literal["embedded", "folder", "file", "hub"]
-    json: Mapping[Path, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+    json: Mapping[Path, dict[str, object]] = field(default_factory=dict, repr=False, compare=False)
 
     def here(self, fetch: Callable[[str], Source]) -> Source:
         """Return it as it lies on this machine, which another one may have found: by its name, if its path is not."""
@@ -92,7 +92,7 @@ def find(
         )
     folder = hub_cache.snapshot(hub_id)
     forbidden = "--offline" if offline is True else offline or hub_cache.offline_by_environment()
-    json: dict[Path, dict[str, Any]] = {}
+    json: dict[Path, dict[str, object]] = {}
     if folder and (is_whole(folder, json, allow_pickle=allow_pickle, gguf=gguf) or (forbidden and gguf is None)):
         return in_snapshot(name, folder, gguf, json)
     if forbidden:
@@ -130,7 +130,7 @@ def _name(hub_id: HubId, gguf: str | None) -> str:
 
 
 def in_snapshot(
-    name: str, folder: Path, gguf: str | None = None, json: Mapping[Path, dict[str, Any]] | None = None
+    name: str, folder: Path, gguf: str | None = None, json: Mapping[Path, dict[str, object]] | None = None
 ) -> Source:
     """Return what lies in a snapshot: its folder, or its GGUF file of a type, of a split one the first."""
     names = hub_cache.files(folder)
@@ -159,7 +159,7 @@ def find_local(name: str) -> Source | None:
 
 def is_whole(
     folder: Path,
-    json: dict[Path, dict[str, Any]] | None = None,
+    json: dict[Path, dict[str, object]] | None = None,
     *,
     allow_pickle: bool = False,
     gguf: str | None = None,
@@ -170,7 +170,7 @@ def is_whole(
     """
     known = {} if json is None else json
 
-    def read(name: str) -> dict[str, Any]:
+    def read(name: str) -> dict[str, object]:
         known[folder / name] = read_json(folder / name)
         return known[folder / name]
 

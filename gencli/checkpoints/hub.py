@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from gencli.atomic import write_over
@@ -44,7 +43,7 @@ class Remote:
     git_id: str | None
 
     @classmethod
-    def parse(cls, raw: Any) -> Remote:
+    def parse(cls, raw: object) -> Remote:
         """Read one entry of a listing. Raise ValueError for a value of another type than the hub's."""
         if not isinstance(raw, dict) or not isinstance(raw.get("rfilename"), str):
             raise ValueError(f"a file without a name: {raw!r:.80}")
@@ -124,7 +123,7 @@ class _Download:
             write_over(ref, self.commit.encode())
         return self.folder
 
-    def _read(self, name: str) -> Mapping[str, Any]:
+    def _read(self, name: str) -> Mapping[str, object]:
         """Read a JSON file of the repository, fetched to learn from it which others are needed."""
         if not (self.folder / name).is_file():
             self._fetch(name)

@@ -181,7 +181,7 @@ def _receive(url: str, start: int, box: queue.Queue[Any], unwanted: threading.Ev
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session
 
-    def put(item: Any) -> None:
+    def put(item: object) -> None:
         while not unwanted.is_set():
             with contextlib.suppress(queue.Full):
                 return box.put(item, timeout=1)

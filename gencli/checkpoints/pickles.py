@@ -74,18 +74,18 @@ def _last_table(state: Any) -> Any:
     return tables[-1] if tables else state
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
-class ParameterTable(dict[str, Any]):
+class ParameterTable(dict[str, object]):
     """A stand-in for torch.nn.ParameterDict: its parameters, and none of its code."""
 
     def __setstate__(self, state: Any) -> None:
         self.update(state.get("_parameters") or {} if isinstance(state, dict) else {})
 
 
-class Module(dict[str, Any]):
+class Module(dict[str, object]):
     """A stand-in for a module that was saved whole: its parameters by name, and none of its code."""
 
     def __setstate__(self, state: Any) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Part
@@ -78,7 +78,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
     allow_pickle: also count what lies in pickles (with torch).
     """
     checkpoint = open_checkpoint(source, allow_pickle=allow_pickle, hints=ANY)
-    contents, components, problem, config = checkpoint.contents, list[Component](), None, dict[str, Any]()
+    contents, components, problem, config = checkpoint.contents, list[Component](), None, dict[str, object]()
     try:
         config = _config(checkpoint)
         if checkpoint.problem is not None and checkpoint.kind == "other":
@@ -107,7 +107,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
     )
 
 
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+def _config(checkpoint: Checkpoint) -> dict[str, object]:
     """Return what is shown as the config of the whole. Raise GencliError if a folder's own is missing or broken."""
     if checkpoint.title:
         return {"model": checkpoint.title}

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,7 +27,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype |
 
 
 def save_part(
-    module: nn.Module, config: Mapping[str, Any], folder: Path, stem: str, dtype: torch.dtype = torch.float16
+    module: nn.Module, config: Mapping[str, object], folder: Path, stem: str, dtype: torch.dtype = torch.float16
 ) -> None:
     """Write a module under its own names: config.json and `stem`.safetensors, in a folder that is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +59,6 @@ def copy_files(source: Path, folder: Path, patterns: Iterable[str] = SMALL) -> N
             shutil.copyfile(file, folder / file.name)
 
 
-def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
+def write_json(path: Path, value: Mapping[str, object], indent: int | None = 2) -> None:
     """Write a JSON object as one of a checkpoint's small files."""
     path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

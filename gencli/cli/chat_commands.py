@@ -174,7 +174,7 @@ class Repl:
             raise UsageError(f"no setting {name!r}", did_you_mean(name, options) or f"settings: {', '.join(options)}")
         field, option = options[name]
         try:
-            found: Any = option.kind(value)
+            found: object = option.kind(value)
         except ValueError:
             raise UsageError(f"/set {name}: {value!r} is not a number", f"as in /set {name} {option.usual}") from None
         if hasattr(request, field):

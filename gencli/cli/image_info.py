@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from gencli.cli.sinks import write_lines, write_object
 from gencli.image.request import ImageRequest
@@ -25,7 +24,7 @@ def print_info(path: str, *, json: bool) -> None:
     write_lines([f"{name:18}{text}" for name, text in lines])
 
 
-def _typed(value: Any) -> list[str]:
+def _typed(value: object) -> list[str]:
     """A value as one would type it: of what may be given several times one text each, and none for an empty one."""
     if isinstance(value, Mapping):
         return [f"{name}={text}" for name, one in value.items() for text in _typed(one)]

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from gencli.atomic import check_folder, check_target, is_stream, open_stream, write_new, write_over
 from gencli.cli.console import is_terminal
@@ -180,7 +180,7 @@ class ImageSink:
         request: ImageRequest,
         index: int,
         beside: Mapping[str, Path | Sequence[Path]],
-        more: Mapping[str, Any],
+        more: Mapping[str, object],
     ) -> None:
         """Print the path of an image and those of the files in `beside`; `more` is added to its JSON."""
         if path is None:
@@ -203,7 +203,7 @@ class ImageSink:
 
 def record(
     path: Path, request: ImageRequest, index: int, beside: Mapping[str, Path | Sequence[Path]] = NO_FILES
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what JSON says of an image: its number, its path and those of the files in `beside`, and its request."""
     from gencli.image.files.metadata import to_dict
 

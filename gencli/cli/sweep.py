@@ -20,7 +20,7 @@ WHOLE = {"count", "batch", "grid", "best", "clip", "truncate", "width", "height"
 class Variant:
     """One combination: what it changes, by field, and how it is labelled."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     label: str
 
 

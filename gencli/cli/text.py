@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -266,7 +266,7 @@ class Printer:
     ):
         self.console, self.request, self.source, self.output, self.chats = console, request, source, output, chats
         self.seen: dict[int, str] = {}
-        self.more: dict[int, dict[str, Any]] = {}
+        self.more: dict[int, dict[str, object]] = {}
         self.failed = self.lines = 0
         self.number = -1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.cli.sinks import TextSink, json_line, stdout_bytes, write_json
 from gencli.errors import counted
@@ -25,7 +25,7 @@ class PlainOutput:
 
     records: Records | None = None
 
-    def show(self, event: TextDelta | Completion, prompt: str, more: Mapping[str, Any] | None = None) -> None:
+    def show(self, event: TextDelta | Completion, prompt: str, more: Mapping[str, object] | None = None) -> None:
         """Write an event of samples in order. more: what a JSON object says beside them."""
         if not self._begun:
             self._begun = True
@@ -54,7 +54,7 @@ class JsonOutput:
         stdout_bytes()  # fails now rather than after the work
         self.model, self.echo, self.shows, self.records = model, echo, shows, records
 
-    def show(self, event: TextDelta | Completion, prompt: str, more: Mapping[str, Any] | None = None) -> None:
+    def show(self, event: TextDelta | Completion, prompt: str, more: Mapping[str, object] | None = None) -> None:
         """As `PlainOutput.show`."""
         if isinstance(event, Completion):
             record = self.record(event, prompt)
@@ -63,7 +63,7 @@ class JsonOutput:
             if self.shows:
                 write_json({**record, **(more or {})})
 
-    def record(self, sample: Completion, prompt: str) -> dict[str, Any]:
+    def record(self, sample: Completion, prompt: str) -> dict[str, object]:
         """Return a sample with the names of the completion API; with `echo` the prompt is put before the text."""
         before = prompt if self.echo else ""
         return {
@@ -112,7 +112,7 @@ def _limit(sample: Completion, context: int) -> str:
     return f"the context of {context} tokens is full" if full else "see --max-tokens"
 
 
-def _logprobs(logprobs: Logprobs, offset: int) -> dict[str, Any]:
+def _logprobs(logprobs: Logprobs, offset: int) -> dict[str, object]:
     """Return log-probabilities for JSON: without infinities, with offsets from the beginning of the printed text."""
     columns = dataclasses.asdict(logprobs)
     columns["token_logprobs"] = [_finite(value) for value in logprobs.token_logprobs]

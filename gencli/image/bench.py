@@ -6,7 +6,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from gencli.image.request import ImageRequest
 
 def measure(
     pipeline: Pipeline, requests: list[ImageRequest], rounds: int, load_seconds: float
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield what is measured for each request, resolved, as `--json` has it; times of every round are in lists.
 
     The first round of each is not counted.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class Conditioning:
         """A copy with these inputs added or replaced."""
         return replace(self, inputs={**self.inputs, **inputs})
 
-    def keywords(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, object]:
         """All keyword arguments of the network's forward."""
         if self.mid_residual is None:
             return dict(self.inputs)

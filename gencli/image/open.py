@@ -72,7 +72,11 @@ def open_image_checkpoint(
     else:
         opened = open_checkpoint(source, allow_pickle=allow_pickle, hints=hints)
     checkpoint = _of_file(opened) if opened.contents.is_file else _of_folder(opened)
-    said: dict[str, Any] = {"prediction_type": prediction, "beta_schedule": betas, "rescale_betas_zero_snr": zero_snr}
+    said: dict[str, object] = {
+        "prediction_type": prediction,
+        "beta_schedule": betas,
+        "rescale_betas_zero_snr": zero_snr,
+    }
     said |= {"timestep_spacing": "trailing"} if zero_snr else {}
     if (over := {key: value for key, value in said.items() if value is not None}) and opened.format != SINGLE:
         name = checkpoint.main.scheduler
@@ -196,7 +200,7 @@ def _index(opened: Checkpoint) -> Mapping[str, object]:
     raise GencliError(f"{folder} has no model_index.json", layout.other_hint(opened.contents.files))
 
 
-def _no_image_model(name: str, kind: Any, *, text: bool) -> GencliError:
+def _no_image_model(name: str, kind: object, *, text: bool) -> GencliError:
     what = "a text model" if text else "one part of a model"
     hint = f"`gencli text -m {name}` continues texts with it" if text else None
     hint = "`gencli codes` encodes images into its codes, and decodes them" if kind == "VQModel" else hint

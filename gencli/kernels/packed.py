@@ -114,7 +114,7 @@ def some_rows(matrix: Tensor, first: int, last: int, memory: Tensor) -> Tensor:
     return rows if rows.dtype == memory.dtype else memory[: rows.numel()].view(rows.shape).copy_(rows)
 
 
-def as_weights(matrix: Tensor, bias: Tensor | None) -> tuple[Weights, tuple[Any, ...]] | None:
+def as_weights(matrix: Tensor, bias: Tensor | None) -> tuple[Weights, tuple[object, ...]] | None:
     """Return a matrix and the bias of its outputs as the library has them, and what must be kept while it is used.
 
     None where the library cannot multiply with it.

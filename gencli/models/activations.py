@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def check_activation(key: str, value: Any) -> None:
+def check_activation(key: str, value: object) -> None:
     """Raise GencliError unless the value of a config's key names an activation."""
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise GencliError(

@@ -75,7 +75,7 @@ def read_config(
     raw: Mapping[str, object],
     *,
     inert: Iterable[str] = (),
-    only: Mapping[str, tuple[Any, ...]] | None = None,
+    only: Mapping[str, tuple[object, ...]] | None = None,
     file: str = "config.json",
 ) -> C:
     """Make the dataclass `cls` from the values of a checkpoint's config.json (or another `file`, for error messages).
@@ -136,7 +136,7 @@ class BaseConfig(abc.ABC):
 
     IGNORE: ClassVar[str] = ""  # how a user may say that a key changes nothing
     INERT: ClassVar[frozenset[str]] = frozenset()
-    ONLY: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    ONLY: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     OFF_IS_INERT: ClassVar[bool] = False
 
     @classmethod

@@ -41,7 +41,7 @@ class BigGANConfig(BaseConfig):
     n_stats: int = 51
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         layers = raw.get("layers")
         rows = [tuple(row) for row in layers] if isinstance(layers, list) and all(map(_is_row, layers)) else None
         if not rows or len(rows) > 64:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +78,7 @@ class DecoderConfig(BaseConfig):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         return with_rope(raw, COMMON_KINDS)
 
     def window(self, layer: int) -> int | None:

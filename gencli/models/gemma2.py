@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Gemma2Config(WindowedConfig):
     final_logit_softcapping: float | None = 30.0
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         size, window = raw.get("sliding_window_size"), raw.get("sliding_window")
         if size not in (None, window):
             raise GencliError(
@@ -64,7 +64,7 @@ class Gemma2Config(WindowedConfig):
         return layer % 2 == 0
 
 
-def with_activation(raw: Mapping[str, Any]) -> dict[str, Any]:
+def with_activation(raw: Mapping[str, object]) -> dict[str, object]:
     """Return the values with Gemma's `hidden_activation` as `hidden_act`, which in the first files is a left-over."""
     rest = {key: value for key, value in raw.items() if key not in ("hidden_act", "hidden_activation")}
     activation = raw.get("hidden_activation") or "gelu_pytorch_tanh"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -41,7 +40,7 @@ class Gemma3Config(gemma2.Gemma2Config):
     sliding_rope: Rope
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         if isinstance(text := raw.get("text_config"), dict):
             around = {key: value for key, value in raw.items() if key not in VISION_KEYS}
             raw = {**around, **text, "final_logit_softcapping": None}  # which the reference does not cap either
@@ -58,7 +57,7 @@ class Gemma3Config(gemma2.Gemma2Config):
         return (layer + 1) % self.sliding_window_pattern != 0
 
 
-def _with_ropes(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _with_ropes(raw: Mapping[str, object]) -> dict[str, object]:
     """Return the values with the rope keys, of the old form or the new, as `rope_parameters` and `sliding_rope`."""
     old = ("rope_theta", "rope_local_base_freq", "rope_scaling")
     rest = {key: value for key, value in raw.items() if key not in (*old, "rope_parameters", "sliding_rope")}

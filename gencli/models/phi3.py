@@ -42,7 +42,7 @@ class Phi3Config(DecoderConfig):
     sliding_window: int | None = None
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         original = raw.get("original_max_position_embeddings") or cls.original_max_position_embeddings
         return with_rope(_named_longrope(raw, original), ("default", "longrope"), partial=True)
 
@@ -54,7 +54,7 @@ class Phi3Config(DecoderConfig):
         return self.sliding_window
 
 
-def _named_longrope(raw: Mapping[str, Any], original: Any) -> dict[str, Any]:
+def _named_longrope(raw: Mapping[str, object], original: Any) -> dict[str, object]:
     """Return the values with LongRoPE, `su` or `yarn` in early files, under its name and with its original length."""
     parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("rope_type", parameters.get("type", "default")) == "default":

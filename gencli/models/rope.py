@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,8 +55,8 @@ ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_fa
 
 
 def with_rope(
-    raw: Mapping[str, Any], kinds: tuple[str, ...], *, theta: float = 10000.0, partial: bool = False
-) -> dict[str, Any]:
+    raw: Mapping[str, object], kinds: tuple[str, ...], *, theta: float = 10000.0, partial: bool = False
+) -> dict[str, object]:
     """Return the config with its rope keys, of the old form or the new, as one Rope in `rope_parameters`.
 
     kinds: the rope types of the family. theta: its base if the config has none. partial: whether only a part of each
@@ -73,7 +73,7 @@ def with_rope(
     return {**rest, "rope_parameters": rope}
 
 
-def read_rope(parameters: Mapping[str, Any], kinds: tuple[str, ...], *, theta: float = 10000.0) -> Rope:
+def read_rope(parameters: Mapping[str, object], kinds: tuple[str, ...], *, theta: float = 10000.0) -> Rope:
     """Read a Rope from the checkpoint's own keys; `type` is the old name of `rope_type`. Raises GencliError."""
     known = {key: value for key, value in parameters.items() if value is not None}
     kind = known.pop("rope_type", known.get("type", "default"))
@@ -119,7 +119,7 @@ def check_pairs(rope: Rope, head_dim: int) -> None:
             raise GencliError(f"config.json: {name} is not a list of {dim // 2} factors, one for each pair")
 
 
-def _is_factor(value: Any) -> bool:
+def _is_factor(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 <= value <= 1e6
 
 

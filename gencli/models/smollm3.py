@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -38,7 +37,7 @@ class SmolLM3Config(WindowedConfig):
     no_rope_layer_interval: int = 4
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         return with_rope(raw, COMMON_KINDS, theta=2000000.0)
 
     def check(self) -> None:

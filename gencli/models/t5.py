@@ -50,7 +50,7 @@ class T5Config(BaseConfig):
     layer_norm_epsilon: float = 1e-6
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         return {"feed_forward_proj": "relu", **raw}  # the default there, of T5 v1.0
 
     def check(self) -> None:

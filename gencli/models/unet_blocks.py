@@ -277,7 +277,7 @@ def up_path(widths: Sequence[int], layers: Sequence[int], levels: Sequence[Level
 # --- checks that the configs of these models share
 
 
-def refuse(key: str, value: Any, hint: str | None = None) -> GencliError:
+def refuse(key: str, value: object, hint: str | None = None) -> GencliError:
     return GencliError(f"config.json: {key} = {value!r} is not supported", hint)
 
 

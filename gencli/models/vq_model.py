@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ class VQModelConfig(BaseConfig):
     shift_factor = None  # a KL autoencoder may have one; not a key here
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         return {**raw, "scaling_factor": 1.0} if raw.get("norm_type") == "spatial" else raw
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +25,7 @@ SHORT = 8  # tokens of the prompt that decoding is measured after
 
 def measure(
     model: TextModel, batches: tuple[int, ...], prompt: int, tokens: int, rounds: int, bandwidth: float | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield what is measured for each batch size, as `--json` has it; times of every round are in lists.
 
     prompt, tokens: how many are read and made, or what the context has room for. bandwidth: bytes per second that this

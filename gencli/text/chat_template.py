@@ -18,7 +18,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from gencli.errors import GencliError
 from gencli.text.reasoning import Reasoning, marks_of
@@ -61,7 +61,7 @@ class ChatTemplate:
         self._process = _start()
         self._closer = weakref.finalize(self, _end, self._process)
 
-    def render(self, values: Mapping[str, Any]) -> str:
+    def render(self, values: Mapping[str, object]) -> str:
         """Render the template with these values, which must be JSON-serialisable.
 
         Raises GencliError when the template refuses them, is broken, or exceeds a limit.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
 from gencli.json_files import as_unicode, parse_json, read_text
@@ -96,7 +96,7 @@ def _example(line: str, where: str) -> list[Message]:
     return messages
 
 
-def _messages(value: Any, where: str) -> list[Message]:
+def _messages(value: object, where: str) -> list[Message]:
     if not isinstance(value, list):
         raise GencliError(f"{where} holds no list of messages")
     messages = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from gencli.options import rows
 from gencli.text.request import SamplingParams, TextRequest
@@ -28,7 +27,7 @@ INERT = {
 }
 INERT_KEYS = {key for keys in INERT.values() for key in keys.split()}
 # Told in a note, unless they have one of these values, which change nothing.
-NOT_FOLLOWED: dict[str, tuple[Any, ...]] = {
+NOT_FOLLOWED: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "guidance_scale": (1,),
     "penalty_alpha": (0,),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
@@ -39,7 +38,7 @@ def gguf_tokenizer(path: Path, metadata: Mapping[str, object]) -> Tokenizer:
         raise GencliError(f"{path}: its tokenizer is not usable: {' '.join(str(error).split())[:160]}") from None
 
 
-def _tokenizer(path: Path, given: dict[str, Any]) -> Tokenizer:
+def _tokenizer(path: Path, given: dict[str, object]) -> Tokenizer:
     kind, tokens = given.get("model"), given.get("tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise GencliError("the metadata hold no tokens")

@@ -24,7 +24,7 @@ def add_special_tokens(
     added_tokens.json are not read. Raises GencliError for an added token that does not get its declared id.
     """
     where = str(folder / "tokenizer_config.json")
-    special: dict[str, Any] = {key: config[key] for key in config if key in NAMED}
+    special: dict[str, object] = {key: config[key] for key in config if key in NAMED}
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
     added: dict[int, AddedToken] = {}
     if isinstance(declared := config.get("added_tokens_decoder"), dict):

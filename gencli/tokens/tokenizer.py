@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
@@ -47,7 +46,7 @@ class Tokenizer:
     begin: str = ""
     groups: dict[int, tuple[int, ...]] = field(default_factory=dict)
     special_ids: frozenset[int] = field(init=False)
-    _decoder: dict[str, Any] | None = field(init=False, repr=False)
+    _decoder: dict[str, object] | None = field(init=False, repr=False)
     _growth: float = field(init=False, repr=False)
     _quick: bool = field(init=False, repr=False)
 

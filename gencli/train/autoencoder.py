@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +47,7 @@ def reconstruction_error(made: Tensor, true: Tensor, recipe: ImageRecipe) -> Ten
     return (made - true).abs().mean() + recipe.edges * edges + recipe.color * color
 
 
-def config(recipe: ImageRecipe) -> dict[str, Any]:
+def config(recipe: ImageRecipe) -> dict[str, object]:
     """Return the autoencoder's config.json: one block per width, each but the last halving the image."""
     blocks = len(recipe.autoencoder_widths)
     return {
@@ -91,13 +90,13 @@ def normalise_latents(vae: nn.Module, mean: Tensor, std: Tensor) -> tuple[Tensor
     return (mean - mu) / sigma, std / sigma
 
 
-def identity(recipe: ImageRecipe, data: str, precision: Precision, *names: str) -> dict[str, Any]:
+def identity(recipe: ImageRecipe, data: str, precision: Precision, *names: str) -> dict[str, object]:
     """Return what must stay the same when a run continues: see `state.check_recipe`."""
     names = ("batch", "steps", "lr", "weight_decay", "warmup", "cooldown", "edges", "color", "seed", *names)
     return {**{name: getattr(recipe, name) for name in names}, "data": data, "dtype": precision.name}
 
 
-def autoencoder_identity(recipe: ImageRecipe, data: str, precision: Precision) -> dict[str, Any]:
+def autoencoder_identity(recipe: ImageRecipe, data: str, precision: Precision) -> dict[str, object]:
     """The same for the first stage."""
     sizes = {"widths": str(recipe.autoencoder_widths), "size": recipe.size or 128}
     return {**identity(recipe.autoencoder(), data, precision, "kl"), state.SIZES: sizes}

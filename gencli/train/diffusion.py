@@ -12,7 +12,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel, TextToLatent
 from gencli.train.trainer import Average, Progress, Trainer, ahead
 
-SCHEDULER: dict[str, Any] = {
+SCHEDULER: dict[str, object] = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",
@@ -39,7 +38,7 @@ SCHEDULER: dict[str, Any] = {
     "clip_sample": False,
     "set_alpha_to_one": True,
 }
-UNET: dict[str, Any] = {
+UNET: dict[str, object] = {
     "_class_name": "UNet2DConditionModel",
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "layers_per_block": 1,
@@ -47,7 +46,7 @@ UNET: dict[str, Any] = {
     "norm_num_groups": 16,
     "act_fn": "silu",
 }
-TEXT_ENCODER: dict[str, Any] = {
+TEXT_ENCODER: dict[str, object] = {
     "architectures": ["CLIPTextModel"],
     "model_type": "clip_text_model",
     "num_attention_heads": 4,
@@ -98,7 +97,7 @@ class LatentDataset:
         return self.mean[picks] + self.std[picks] * torch.randn(self.mean[picks].shape, generator=generator)
 
 
-def configs(recipe: ImageRecipe, latent: int, channels: int) -> dict[str, dict[str, Any]]:
+def configs(recipe: ImageRecipe, latent: int, channels: int) -> dict[str, dict[str, object]]:
     """Return the parts' configs of a new model for latents (channels, latent, latent)."""
     levels = len(recipe.widths)
     cross = ["CrossAttnDownBlock2D"] * (levels - 1), ["CrossAttnUpBlock2D"] * (levels - 1)

@@ -103,7 +103,7 @@ def _train(recipe: TextRecipe, texts: list[Text], validation: list[Text]) -> Gen
 
 def _identity(
     recipe: TextRecipe, texts: list[Text], validation: list[Text], language: Learner, precision: Precision
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what must stay the same when a run continues: see `state.check_recipe`."""
     sizes = {"init": recipe.init, "optimizer": recipe.optimizer, "parameters": _count(language.module)}
     loose = {name: value for name, value in asdict(recipe).items() if name not in (*FREE, *LORA, *NEW_SIZES, *sizes)}

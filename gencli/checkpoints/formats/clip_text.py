@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gencli.checkpoints.checkpoint import Shapes
 from gencli.checkpoints.formats.renaming import THIRDS, Renamed, numbered, rename, sizes, transposed
 from gencli.errors import GencliError
@@ -78,7 +76,7 @@ def read_open_clip(shapes: Shapes, *, sd2: bool) -> tuple[Renamed, list[str]]:
 
 def _config(
     vocab_size: int, width: int, positions: int, hidden: int, layers: int, act: str, *, projection_dim: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     if width % HEAD or not width:
         raise GencliError(f"its text encoder is {width} wide, no multiple of CLIP's heads of {HEAD}")
     return {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Shapes
 from gencli.checkpoints.formats.renaming import THIRDS, Renamed, numbered, one_network, read_beside, rename, sizes
@@ -18,7 +17,7 @@ from gencli.models.base import Rename
 
 KIND = r"(weight|bias)"
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # width of DiT-XL, L, B and S → attention heads
-SCHEDULER: dict[str, Any] = {  # Peebles & Xie 2023, section 4: that of guided-diffusion, in latents
+SCHEDULER: dict[str, object] = {  # Peebles & Xie 2023, section 4: that of guided-diffusion, in latents
     "_class_name": "DDIMScheduler",
     "beta_end": 0.02,
     "beta_schedule": "linear",
@@ -79,7 +78,7 @@ def _repeated(layers: int) -> Iterator[Rename]:
         yield Rename(r"y_embedder\.embedding_table\.weight", rf"{emb}.class_embedder.embedding_table.weight")
 
 
-def _config(shapes: Shapes, layers: int) -> dict[str, Any]:
+def _config(shapes: Shapes, layers: int) -> dict[str, object]:
     width, channels, patch, _ = sizes(shapes, "x_embedder.proj.weight", 4)
     if width not in HEADS:
         known = ", ".join(str(one) for one in HEADS)

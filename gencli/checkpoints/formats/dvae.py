@@ -5,7 +5,6 @@ modules, of which the parameters alone are read. No torch before a tensor is rea
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
 from gencli.checkpoints.formats.renaming import open_prefixed, sizes
@@ -37,7 +36,7 @@ class _Files:
         return open_prefixed(self.contents, FILES)
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Return the sizes. Raise GencliError for tensors that are missing or misshapen."""
         shapes = {name: self.tensors.shape(name) for name in self.tensors}
         width, channels, _, _ = sizes(shapes, "encoder.blocks.input.w", 4)

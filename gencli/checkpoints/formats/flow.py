@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, Shapes
 from gencli.checkpoints.formats.renaming import THIRDS, numbered, rename, sizes
@@ -82,7 +82,7 @@ FLUX2_ROWS = (
 )
 
 
-def _z_image(shapes: Shapes) -> dict[str, Any]:
+def _z_image(shapes: Shapes) -> dict[str, object]:
     width, inputs = sizes(shapes, "x_embedder.weight", 2)
     [head] = sizes(shapes, "layers.0.attention.q_norm.weight", 1)
     if head % 16 or width % head:
@@ -101,7 +101,7 @@ def _z_image(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _flux2(shapes: Shapes) -> dict[str, Any]:
+def _flux2(shapes: Shapes) -> dict[str, object]:
     if "guidance_in.in_layer.weight" in shapes:
         raise GencliError("it is a FLUX.2 that is told the guidance (dev), which is not supported")
     width, channels = sizes(shapes, "img_in.weight", 2)
@@ -136,7 +136,7 @@ class Family:
     title: str
     key: str
     rows: tuple[Rename, ...]
-    config: Callable[[Shapes], dict[str, Any]]
+    config: Callable[[Shapes], dict[str, object]]
     pipeline: str
     rest: str
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints import layout
 from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Kind, Part, folder_part
@@ -98,12 +98,12 @@ def whole_file(contents: Contents) -> Part:
     return Part("", "model", contents.path, config, partial(contents.open_tensors, contents.path))
 
 
-def architecture_of(config: Mapping[str, Any]) -> str:
+def architecture_of(config: Mapping[str, object]) -> str:
     """Return the architecture or the pipeline that a config names: `model_type` or `_class_name`; "" for none."""
     return str(config.get("model_type") or config.get("_class_name") or "")
 
 
-def kind_of(config: Mapping[str, Any]) -> Kind:
+def kind_of(config: Mapping[str, object]) -> Kind:
     """Return what a model with this config is for."""
     name = architecture_of(config)
     if name not in ARCHITECTURES:

@@ -63,7 +63,7 @@ def read_glide(contents: Contents, hints: Hints) -> Checkpoint:
     if (kind := KINDS.get(channels)) is None:
         raise GencliError(f"its UNet reads {channels} channels, and GLIDE's read {', '.join(map(str, KINDS))}")
     vocabulary, width = sizes(shapes, "token_embedding.weight", 2)
-    text: dict[str, Any] = {
+    text: dict[str, object] = {
         "_class_name": "GlideTextModel",
         "num_layers": numbered(shapes, "transformer.resblocks"),
         "projection_dim": sizes(shapes, "transformer_proj.weight", 2)[0],

@@ -59,7 +59,7 @@ class _Files:
         return open_prefixed(self.contents, {f"{half}.": f"{half}{self.suffix}.pt" for half in HALVES})
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Return the sizes. Raise GencliError for tensors that are missing or misshapen."""
         shapes: Shapes = {name: self.halves.shape(name) for name in self.halves}
         (text_ids, width), (image_ids, _) = (sizes(shapes, f"{half}.embed_tokens.weight", 2) for half in HALVES)

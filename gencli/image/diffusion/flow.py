@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.schedule import FILE, FLOW, NoiseSchedule, Point, Step, chain
 from gencli.models.base import check_flags, check_ints, check_numbers, read_config
 
-ONLY: dict[str, tuple[Any, ...]] = {
+ONLY: dict[str, tuple[object, ...]] = {
     "invert_sigmas": (False,),
     "use_karras_sigmas": (False,),
     "use_exponential_sigmas": (False,),
@@ -64,7 +64,7 @@ class FlowSchedule(NoiseSchedule):
             raise GencliError(f"{FILE}: max_image_seq_len = {self.max_image_seq_len} is not above base_image_seq_len")
 
     @classmethod
-    def from_config(cls, raw: Mapping[str, Any]) -> FlowSchedule:
+    def from_config(cls, raw: Mapping[str, object]) -> FlowSchedule:
         """The schedule of a scheduler_config.json. Raises GencliError for keys that change the mathematics and are not
         supported, and for values out of range."""
         off = {key for key in ONLY if raw.get(key) is False}
@@ -126,7 +126,7 @@ class FlowSchedule(NoiseSchedule):
         raise UsageError("--karras: flow matching has noise levels of its own", "leave it out")
 
 
-def schedule_of(raw: Mapping[str, Any]) -> NoiseSchedule:
+def schedule_of(raw: Mapping[str, object]) -> NoiseSchedule:
     """The schedule that a scheduler_config.json describes, of flow matching or another. Raises GencliError."""
     return (FlowSchedule if raw.get("_class_name") == FLOW else NoiseSchedule).from_config(raw)
 

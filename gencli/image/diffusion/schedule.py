@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,10 +33,10 @@ CHOICES = {
 }
 
 # What a scheduler class takes for a field that the file leaves out, where that is not NoiseSchedule's own default.
-_SIGMA_SPACE: dict[str, Any] = {"timestep_spacing": "linspace", "clip_sample": False}
-_K_DIFFUSION: dict[str, Any] = {**_SIGMA_SPACE, "beta_start": 0.00085, "beta_end": 0.012}
-_LATENT: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+_SIGMA_SPACE: dict[str, object] = {"timestep_spacing": "linspace", "clip_sample": False}
+_K_DIFFUSION: dict[str, object] = {**_SIGMA_SPACE, "beta_start": 0.00085, "beta_end": 0.012}
+_LATENT: dict[str, object] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+CLASS_DEFAULTS: dict[str, dict[str, object]] = {
     "DDIMScheduler": {},
     "DDIMParallelScheduler": {},
     "DDPMScheduler": {},
@@ -81,7 +81,7 @@ INERT = (
     "predict_x0", "disable_corrector", "solver_p", "noise_sampler_seed", "flow_shift", "time_shift_type",
     "tensor_format", "timestep_values",
 )  # fmt: skip
-ONLY: dict[str, tuple[Any, ...]] = {
+ONLY: dict[str, tuple[object, ...]] = {
     "predict_epsilon": (True,),
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),

@@ -94,11 +94,11 @@ class Drawer(ABC):
 
     opened: Checkpoint
     size: tuple[int, int]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     classes: Classes | None = None
     prompt: ClassVar[Literal["none", "class", "text"]] = "none"
     FOLLOWED: ClassVar[frozenset[str]] = ALWAYS
-    BUILT_IN: ClassVar[Mapping[str, Any]] = {}
+    BUILT_IN: ClassVar[Mapping[str, object]] = {}
     DRAWS: ClassVar[str]
     walks: ClassVar[bool] = False
 
@@ -118,7 +118,7 @@ class Drawer(ABC):
         return self.opened.path
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """The values that hold if a request gives none, for people to read."""
         width, height = self.size
         return {**self.BUILT_IN, **self.defaults, "width": width, "height": height}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gencli.models.module import LanguageModel
 
 # What transformers' ImageGPTImageProcessor does where the file says nothing.
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "do_resize": True,
     "size": 256,
     "resample": Image.Resampling.BILINEAR,
@@ -68,7 +68,7 @@ class Palette(TokenDrawer):
         return cls(opened=checkpoint, size=size, grid=size, defaults=own, colours=colours, preprocessing=preprocessing)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {**super().settings, "colours": len(self.colours)}
 
     def resolve(self, request: ImageRequest) -> ImageRequest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from gencli.checkpoints.checkpoint import Checkpoint
 from gencli.errors import GencliError
@@ -34,10 +34,10 @@ class TokenDrawer(Drawer):
     grid: tuple[int, int]
     FOLLOWED = ALWAYS | set(SAMPLING)
     # The model's own distribution, as its authors sampled.
-    BUILT_IN: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    BUILT_IN: ClassVar[Mapping[str, object]] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-def own_sampling(checkpoint: Checkpoint) -> dict[str, Any]:
+def own_sampling(checkpoint: Checkpoint) -> dict[str, object]:
     """Return what a checkpoint's generation_config.json says of sampling."""
     own = checkpoint.defaults
     return {name: own[name] for name in SAMPLING if own.get(name) is not None}

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
@@ -90,7 +90,7 @@ def encode(picture: Image.Image, kind: str, texts: Mapping[str, str] | None = No
     PNG keeps the texts as text chunks; JPEG and WebP as EXIF: infotext is the user comment, as the web UI writes it.
     Raises GencliError when a JPEG cannot hold the texts.
     """
-    out, extra = io.BytesIO(), dict[str, Any]()
+    out, extra = io.BytesIO(), dict[str, object]()
     if texts and FORMATS[kind] == "PNG":
         info = PngImagePlugin.PngInfo()
         for key, text in texts.items():
@@ -252,7 +252,7 @@ def animation(frames: Sequence[Image.Image], kind: str = "gif", *, milliseconds:
         )
         for frame in frames
     ]
-    shown: dict[str, Any] = {"save_all": True, "duration": durations, "loop": 0}
+    shown: dict[str, object] = {"save_all": True, "duration": durations, "loop": 0}
     if kind.lower() == "webp":
         first.save(out, "WEBP", append_images=rest, lossless=True, **shown)
         return out.getvalue()

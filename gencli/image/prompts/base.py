@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from gencli.errors import GencliError
 from gencli.image.conditioning import Conditioning
@@ -22,7 +22,7 @@ class PromptParts(HasClasses, Protocol):
     @property
     def parts(self) -> Mapping[str, object]: ...
     @property
-    def index(self) -> Mapping[str, Any]: ...
+    def index(self) -> Mapping[str, object]: ...
     def tokenizer(self, part: str = "tokenizer") -> Tokenizer: ...
 
 

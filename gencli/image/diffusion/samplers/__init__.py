@@ -115,11 +115,11 @@ class Sampler:
         return self.run.__name__
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """Every option and its default."""
         return {**_options_of(self.run), **_options_of(self.grid)}
 
-    def settings(self, schedule: NoiseSchedule, given: Mapping[str, object]) -> dict[str, Any]:
+    def settings(self, schedule: NoiseSchedule, given: Mapping[str, object]) -> dict[str, object]:
         """All options: as given, else the checkpoint's field of that name, else the default.
 
         Raises UsageError for an option that this sampler does not have.
@@ -158,7 +158,7 @@ class Sampler:
         return self.run(predict, x, steps, draw_noise=draw_noise, **options)
 
 
-def _options_of(function: Callable[..., Any]) -> dict[str, Any]:
+def _options_of(function: Callable[..., Any]) -> dict[str, object]:
     """The keyword-only arguments of a sampler's function, and their defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "draw_noise"}
