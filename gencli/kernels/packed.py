@@ -17,6 +17,7 @@ from gencli.kernels.unpack import unpack
 
 FEW = 8  # positions for which the library is quicker than torch with weights that are no packed ones
 FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+META = torch.device("meta")
 aten = torch.ops.aten
 
 
@@ -85,6 +86,8 @@ class Packed(Tensor):
             return args[0].detach()
         if func is aten.t.default:
             return args[0].transposed()
+        if func is aten._to_copy.default and (kwargs or {}).get("device") == META:  # it is let go
+            return torch.empty(args[0].shape, dtype=torch.float32, device=META)
         if func._schema.is_mutable:
             raise TypeError(f"{func} would change a packed matrix")
         args, kwargs = torch.utils._pytree.tree_map_only(Packed, Packed.values, (args, kwargs or {}))
