@@ -28,7 +28,7 @@ DRAW = {"model": "emoji", "prompt": "red apple", "extra_body": {"seed": 1, "step
 
 
 @contextlib.contextmanager
-def serving(folder, *args, fresh=True, **env):
+def serving(folder, *args, fresh=False, **env):
     """A server, with an interpreter of its own or forked; its process, socket and URL."""
     path = folder / "s.sock"
     words = ("serve", "--socket", path, "--listen", "0", "--threads", "1", *args)
