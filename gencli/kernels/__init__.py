@@ -17,7 +17,7 @@ from pathlib import Path
 from gencli.errors import UsageError
 from gencli.kernels.build import HERE, NAME
 
-INTERFACE = 4  # as kernels.h says it
+INTERFACE = 5  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -62,20 +62,31 @@ class Layer(ctypes.Structure):
     )  # fmt: skip
 
 
-class Place(ctypes.Structure):
-    """`Place` of kernels.h: arrays of a number for each row, and of addresses, one of each layer."""
+class Model(ctypes.Structure):
+    """`Model` of kernels.h."""
 
     _fields_ = (
-        ("rows", ctypes.c_int64), ("capacity", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("positions", "starts", "keys", "values", "cos", "sin")),
+        ("layers", ctypes.c_void_p), ("count", ctypes.c_int64), ("embedding", ctypes.POINTER(Weights)),
+        ("positions", ctypes.POINTER(Weights)), ("head", ctypes.POINTER(Weights)), ("norm", Norm),
+        ("scale", ctypes.c_float),
     )  # fmt: skip
+
+
+class Place(ctypes.Structure):
+    """`Place` of kernels.h: numbers, and addresses."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("texts", "new", "capacity", "text_step", "last")),
+        *((name, ctypes.c_void_p) for name in ("ids", "lengths", "keys", "values", "cos", "sin")),
+        *((name, ctypes.c_void_p) for name in ("x", "logits", "memory")),
+    )
 
 
 class Library:
     """The open library. variant: the name of the one in use. variants: those that this CPU runs, best first.
 
     product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), pack(type, x, rows,
-    columns, to, stride, threads), step(layers, count, x, memory, place): see kernels.c and step.c; pointers are
+    columns, to, stride, threads), step(model, place): see kernels.c and step.c; pointers are
     addresses, and threads 0 are those of the pool.
     """
 
@@ -98,7 +109,7 @@ class Library:
         library.gencli_choose(numbers[self.variant])
         self._pool = _openmp()
         if self._pool is not None:
-            library.gencli_set_parallel(self._pool.GOMP_parallel)
+            library.gencli_set_parallel(self._pool.GOMP_parallel, self._pool.omp_get_num_threads)
         pointer, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint
         self.product = library.gencli_product
         self.product.argtypes = (pointer, pointer, number, pointer, count)
@@ -108,7 +119,7 @@ class Library:
         self.pack = library.gencli_pack
         self.pack.argtypes = (ctypes.c_int, pointer, number, number, pointer, number, count)
         self.step = library.gencli_step
-        self.step.argtypes = (pointer, ctypes.c_int, pointer, pointer, pointer)
+        self.step.argtypes = (pointer, pointer)
 
 
 @functools.cache
@@ -130,7 +141,7 @@ def _openmp() -> ctypes.CDLL | None:
     for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
         try:
             pool = ctypes.CDLL(str(path))
-            pool.GOMP_parallel  # noqa: B018
+            pool.GOMP_parallel, pool.omp_get_num_threads  # noqa: B018
             return pool
         except (OSError, AttributeError):
             continue

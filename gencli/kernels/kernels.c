@@ -27,13 +27,16 @@ static const Variant *const VARIANTS[] = {  /* best first */
 enum { COUNT = sizeof VARIANTS / sizeof VARIANTS[0] };
 const Variant *gencli_chosen = NULL;
 
-/* GOMP_parallel of the OpenMP that torch has loaded: runs a function on all threads of its pool, and waits. */
+/* GOMP_parallel of the OpenMP that torch has loaded: runs a function on all threads of its pool, and waits. And
+   omp_get_num_threads, which says how many run it. */
 typedef void Parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+typedef int Team(void);
 static Parallel *parallel = NULL;
+static Team *team = NULL;
 
 PUBLIC int gencli_interface(void) { return INTERFACE; }
 
-PUBLIC void gencli_set_parallel(Parallel *function) { parallel = function; }
+PUBLIC void gencli_set_parallel(Parallel *function, Team *threads) { parallel = function, team = threads; }
 
 /* The name of variant i if this CPU runs it, "" if not, NULL after the last. */
 PUBLIC const char *gencli_variant(int i) { return i >= COUNT ? NULL : VARIANTS[i]->runs_here() ? VARIANTS[i]->name : ""; }
@@ -44,6 +47,8 @@ void gencli_run(void (*work)(void *), void *data, unsigned threads) {
     if (parallel && threads != 1) parallel(work, data, threads, 0);
     else work(data);
 }
+
+int gencli_team(void) { return parallel && team ? team() : 1; }
 
 /* Memory of the calling thread: kept from call to call, as large as the largest so far. */
 void *gencli_scratch(size_t size) {
@@ -57,13 +62,12 @@ void *gencli_scratch(size_t size) {
     return memory;
 }
 
-/* Products of one x with up to three matrices, cut into pieces. */
+/* Products of some positions with a matrix, cut into pieces. */
 typedef struct {
-    const Weights *const *weights;
-    float *const *y;
+    const Weights *weights;
+    float *y;
     const Activations *x;
-    int count, positions;
-    int64_t done, step[3], pieces[3];  /* done: positions before these */
+    int positions;
     atomic_llong next;
 } Products;
 
@@ -71,85 +75,83 @@ static int64_t outputs_of(const Weights *w) { return w->sideways ? w->columns : 
 
 static void multiply(void *data) {
     Products *job = data;
-    for (;;) {
-        int64_t piece = atomic_fetch_add(&job->next, 1);
-        int i = 0;
-        while (i < job->count && piece >= job->pieces[i]) piece -= job->pieces[i++];
-        if (i == job->count) return;
-        const Weights *w = job->weights[i];
-        int64_t outputs = outputs_of(w), first = piece * job->step[i];
-        int64_t last = first + job->step[i] < outputs ? first + job->step[i] : outputs;
-        gencli_chosen->product(w, job->x, job->positions, job->y[i] + job->done * outputs, outputs, first, last);
+    const Weights *w = job->weights;
+    int64_t outputs = outputs_of(w), step = gencli_piece(w);
+    for (int64_t first; (first = step * atomic_fetch_add(&job->next, 1)) < outputs;) {
+        int64_t last = first + step < outputs ? first + step : outputs;
+        gencli_chosen->product(w, job->x, job->positions, job->y, outputs, first, last);
     }
 }
 
 static int64_t rounded_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 
-static int is_packed(const Weights *w) { return w->type != 0 && w->type != 1 && w->type != 30; }
+int64_t gencli_piece(const Weights *w) {
+    if (w->sideways) return rounded_up(outputs_of(w) / 8 + 1, 64);
+    return rounded_up(PIECE / (w->stride ? w->stride : 1) + 1, 8);
+}
+
+int gencli_is_packed(const Weights *w) { return w->type != 0 && w->type != 1 && w->type != 30; }
+
+static int64_t blocks_of(int64_t inputs) { return rounded_up(inputs, 256) / 32; }
+
+int64_t gencli_codes_size(int64_t inputs) { return blocks_of(inputs) * (32 + 24); }  /* codes, and six floats */
+
+void gencli_lay_out(Activations *to, const float *x, int64_t inputs, uint8_t *memory) {
+    int64_t blocks = blocks_of(inputs);
+    to->x = x;
+    if (!memory) return;
+    to->codes = (int8_t *)memory;
+    to->scales = (float *)(memory + blocks * 32);
+    to->sums32 = to->scales + blocks;
+    to->sums16 = to->sums32 + blocks;
+    to->scales16 = to->sums16 + 2 * blocks;
+}
+
+void gencli_prepare(Activations *to, int64_t inputs) {
+    int64_t blocks = blocks_of(inputs);
+    memset(to->codes + (blocks - 8) * 32, 0, 256);  /* the last group may be read as a whole */
+    memset(to->scales, 0, (size_t)(blocks * 24));
+    gencli_chosen->prepare(to, inputs);
+}
 
 typedef struct {
     Activations *all;
-    int64_t positions, inputs, blocks;
+    int64_t positions, inputs;
     atomic_llong next;
 } Preparing;
 
 static void prepare(void *data) {
     Preparing *job = data;
-    for (int64_t p; (p = atomic_fetch_add(&job->next, 1)) < job->positions;) {
-        Activations *to = job->all + p;
-        memset(to->codes + (job->blocks - 8) * 32, 0, 256);  /* the last group may be read as a whole */
-        memset(to->scales, 0, (size_t)(job->blocks * 24));
-        gencli_chosen->prepare(to, job->inputs);
-    }
+    for (int64_t p; (p = atomic_fetch_add(&job->next, 1)) < job->positions;) gencli_prepare(job->all + p, job->inputs);
 }
 
 /* Products of at most CHUNK positions, for which `job` is filled in but for the activations. */
-static int products_of_some(Products *job, const float *x, int64_t inputs, int packed, unsigned threads) {
+static int products_of_some(Products *job, const float *x, int64_t inputs, unsigned threads) {
     Activations activations[CHUNK] = {{0}};
-    int64_t blocks = rounded_up(inputs, 256) / 32, each = blocks * (32 + 24);  /* bytes: codes, and six floats */
+    int64_t each = gencli_codes_size(inputs), work = job->weights->rows * job->weights->stride * job->positions;
+    int packed = gencli_is_packed(job->weights);
     uint8_t *memory = packed ? gencli_scratch((size_t)(each * job->positions)) : NULL;
     if (packed && !memory) return 1;
-    for (int p = 0; p < job->positions; p++) {
-        Activations *to = activations + p;
-        to->x = x + p * inputs;
-        if (!packed) continue;
-        to->codes = (int8_t *)(memory + p * each);
-        to->scales = (float *)(memory + p * each + blocks * 32);
-        to->sums32 = to->scales + blocks;
-        to->sums16 = to->sums32 + blocks;
-        to->scales16 = to->sums16 + 2 * blocks;
-    }
-    Preparing preparing = {activations, job->positions, inputs, blocks, 0};
+    for (int p = 0; p < job->positions; p++)
+        gencli_lay_out(activations + p, x + p * inputs, inputs, memory ? memory + p * each : NULL);
+    Preparing preparing = {activations, job->positions, inputs, 0};
     if (packed) gencli_run(prepare, &preparing, job->positions * inputs > PIECE ? threads : 1);
     job->x = activations;
-    int64_t work = 0;
-    for (int i = 0; i < job->count; i++) work += job->weights[i]->rows * job->weights[i]->stride * job->positions;
     gencli_run(multiply, job, work > WORTH ? threads : 1);
     return 0;
-}
-
-int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int64_t positions,
-                    unsigned threads) {
-    int64_t inputs = w[0]->sideways ? w[0]->rows : w[0]->columns;
-    int packed = 0, failed = 0;
-    for (int64_t done = 0; done < positions; done += CHUNK) {
-        int now = (int)(positions - done < CHUNK ? positions - done : CHUNK);
-        Products job = {w, y, NULL, count, now, done, {0}, {0}, 0};
-        for (int i = 0; i < count; i++) {
-            int64_t rows = PIECE / (w[i]->stride ? w[i]->stride : 1) + 1;
-            packed |= is_packed(w[i]);
-            job.step[i] = w[i]->sideways ? rounded_up(outputs_of(w[i]) / 8 + 1, 64) : rounded_up(rows, 8);
-            job.pieces[i] = rounded_up(outputs_of(w[i]), job.step[i]) / job.step[i];
-        }
-        failed |= products_of_some(&job, x + done * inputs, inputs, packed, threads);
-    }
-    return failed;
 }
 
 /* y[position * outputs + output] of x (positions, inputs). threads: 0 for the pool's own number.
    Returns 0, or 1 when there is no memory. */
 PUBLIC int gencli_product(const Weights *w, const float *x, int64_t positions, float *y, unsigned threads) {
-    return gencli_products(&w, &y, 1, x, positions, threads);
+    int64_t inputs = w->sideways ? w->rows : w->columns;
+    int failed = 0;
+    for (int64_t done = 0; done < positions; done += CHUNK) {
+        int now = (int)(positions - done < CHUNK ? positions - done : CHUNK);
+        Products job = {w, y + done * outputs_of(w), NULL, now, 0};
+        failed |= products_of_some(&job, x + done * inputs, inputs, threads);
+    }
+    return failed;
 }
 
 typedef struct {

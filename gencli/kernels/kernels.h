@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 4  /* what the Python side asks for: changes with the functions and structures below */
+#define INTERFACE 5  /* what the Python side asks for: changes with the functions and structures below */
 #define CHUNK 128    /* positions whose activations are prepared together */
 
 typedef struct {
@@ -51,14 +51,27 @@ typedef struct {
     float scale, softcap;                         /* softcap: 0 for none */
 } Layer;
 
-/* Where the rows of a step are. Row r is position positions[r] of a text whose cache (K, capacity, D) begins starts[r]
-   numbers behind keys[layer] and values[layer]; rows of one text come in order. cos and sin, of each layer: (rows,
-   rotated); no table: no RoPE. */
+/* A decoder: x = embedding[id] * scale + positions[position], the layers, and head(norm(x)). Without an embedding x is
+   given, and without a head the last layer's is what comes out. */
 typedef struct {
-    int64_t rows, capacity;
-    const int64_t *positions, *starts;
+    const Layer *const *layers;
+    int64_t count;
+    const Weights *embedding, *positions, *head;
+    Norm norm;
+    float scale;
+} Model;
+
+/* A step: T new positions of each of some texts. The cache of text b is (K, capacity, D), b * text_step numbers behind
+   keys[layer] and values[layer]; lengths[b] positions of it are filled, and T more in the end. cos and sin, of each
+   layer: (S, rotated), of all positions from 0 on; no table: no RoPE. last: logits of a text's last position alone. */
+typedef struct {
+    int64_t texts, new, capacity, text_step, last;
+    const int64_t *ids;   /* (texts, T) */
+    int64_t *lengths;     /* (texts,) */
     float *const *keys, *const *values;
     const float *const *cos, *const *sin;
+    float *x, *logits;    /* (texts, T, hidden), and (texts, T or 1, outputs of the head) */
+    float *memory;        /* the threads' common one, as step.c wants it */
 } Place;
 
 typedef struct {
@@ -81,10 +94,14 @@ typedef struct {
 
 /* kernels.c */
 extern const Variant *gencli_chosen;
-int gencli_products(const Weights *const *w, float *const *y, int count, const float *x, int64_t positions,
-                    unsigned threads);
-void gencli_run(void (*work)(void *), void *data, unsigned threads);
+void gencli_run(void (*work)(void *), void *data, unsigned threads);  /* on threads of the pool; 0: its own number */
+int gencli_team(void);  /* how many threads run what is running */
 void *gencli_scratch(size_t size);
+int64_t gencli_piece(const Weights *w);  /* outputs that a thread computes at a time */
+int gencli_is_packed(const Weights *w);
+int64_t gencli_codes_size(int64_t inputs);  /* bytes of a position's codes and scales */
+void gencli_lay_out(Activations *to, const float *x, int64_t inputs, uint8_t *memory);  /* no memory: x alone */
+void gencli_prepare(Activations *to, int64_t inputs);  /* fills in codes and scales */
 
 extern const Variant gencli_plain, gencli_avx2, gencli_avx512, gencli_neon;
 

@@ -1,61 +1,154 @@
 /* A step of a decoder: all of its layers for some rows, new positions of one text or of several, as `models.decoder`
-   computes them. */
+   computes them.
+
+   The threads go through the layers together: they share out the outputs of every product and the heads, and wait for
+   each other behind these. What is little work each does for itself, in memory of its own: x, norms, codes. */
 #include "kernels.h"
 
 #include <stdatomic.h>
 
 #ifdef _WIN32
+#include <windows.h>
 #define PUBLIC __declspec(dllexport)
 #else
 #define PUBLIC __attribute__((visibility("default")))
 #endif
+#ifdef __linux__
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+long syscall(long number, ...);
+/* Sleeps while a number is what it was; wakes those who do. */
+static void sleep_while(atomic_int *at, int was) { syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, was, NULL, NULL, 0); }
+static void wake(atomic_int *at) { syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+#elif defined(_WIN32)
+static void sleep_while(atomic_int *at, int was) { (void)at, (void)was, SwitchToThread(); }
+static void wake(atomic_int *at) { (void)at; }
+#else
+#include <sched.h>
+static void sleep_while(atomic_int *at, int was) { (void)at, (void)was, sched_yield(); }
+static void wake(atomic_int *at) { (void)at; }
+#endif
+#if defined(__x86_64__)
+#define REST() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define REST() __asm__ volatile("yield")
+#else
+#define REST() ((void)0)
+#endif
+#define LOOKS 2000        /* how often a thread looks for the others before it sleeps: for longer than a piece takes */
+#define WORTH (1 << 20)   /* bytes of a layer's weights, times rows, from which on more threads than one gain a third */
 
 /* Numbers of each row, from one row to the next. */
 typedef struct { float *at; int64_t step; } Rows;
 
+/* Rows `done` to done + rows - 1 of all: positions of texts, one text after the other. */
 typedef struct {
-    const Layer *layer;
-    const Place *place;
-    const float *keys, *values;
-    Rows q, y;
-    atomic_llong next, failed;
-} Heads;
+    const Model *model;
+    const Place *at;
+    int64_t done, rows, inputs;         /* inputs: the most of a product */
+    _Alignas(64) atomic_llong next;     /* the next piece of work */
+    _Alignas(64) atomic_int waiting, asleep, round, threads, failed;
+} Step;
 
-/* The first position that one attends to. */
-static int64_t first_of(const Layer *l, int64_t position) {
-    return l->window && position >= l->window ? position + 1 - l->window : 0;
+/* A thread's own. */
+typedef struct {
+    Step *step;
+    int threads;
+    float *x, *h, *scores;
+    uint8_t *codes;
+    Activations activations[CHUNK];
+} Thread;
+
+static int64_t hidden_of(const Step *s) { return s->model->layers[0]->hidden; }
+
+static int64_t text_of(const Step *s, int64_t r) { return (s->done + r) / s->at->new; }
+
+static int64_t position_of(const Step *s, int64_t r) {
+    return s->at->lengths[text_of(s, r)] + (s->done + r) % s->at->new;
 }
 
-static void attend(void *data) {
-    Heads *job = data;
-    const Layer *l = job->layer;
-    const Place *at = job->place;
-    int64_t size = l->head_size, group = l->heads / l->kv_heads;
-    float *scores = gencli_scratch((size_t)at->capacity * sizeof *scores);
-    if (!scores) job->failed = 1;
-    for (int64_t i; (i = atomic_fetch_add(&job->next, 1)) < at->rows * l->kv_heads && scores;) {
-        int64_t row = i / l->kv_heads, k = i % l->kv_heads, first = first_of(l, at->positions[row]);
-        int64_t cached = at->starts[row] + (k * at->capacity + first) * size;
-        for (int64_t head = k * group; head < (k + 1) * group; head++)
-            gencli_chosen->attend(l, job->q.at + row * job->q.step + head * size, job->keys + cached,
-                                  job->values + cached, at->positions[row] + 1 - first, scores,
-                                  job->y.at + row * job->y.step + head * size);
+/* Waits until all threads are here. */
+static void meet(Thread *t) {
+    Step *s = t->step;
+    int round = atomic_load(&s->round);
+    if (atomic_fetch_add(&s->waiting, 1) == t->threads - 1) {
+        atomic_store(&s->waiting, 0);
+        atomic_store(&s->next, 0);
+        atomic_store(&s->round, round + 1);
+        if (atomic_load(&s->asleep)) wake(&s->round);
+        return;
+    }
+    for (int i = 0; i < LOOKS; i++) {
+        if (atomic_load(&s->round) != round) return;
+        REST();
+    }
+    atomic_fetch_add(&s->asleep, 1);
+    while (atomic_load(&s->round) == round) sleep_while(&s->round, round);
+    atomic_fetch_sub(&s->asleep, 1);
+}
+
+static int64_t next(Thread *t) { return atomic_fetch_add(&t->step->next, 1); }
+
+static int64_t outputs_of(const Weights *w) { return w->sideways ? w->columns : w->rows; }
+
+/* Makes the activations of some rows ready for products with w. */
+static void prepare(Thread *t, const Weights *const *w, int count, Rows x, int64_t rows) {
+    int64_t inputs = w[0]->sideways ? w[0]->rows : w[0]->columns, each = gencli_codes_size(inputs);
+    int packed = 0;
+    for (int i = 0; i < count; i++) packed |= gencli_is_packed(w[i]);
+    for (int64_t r = 0; r < rows; r++) {
+        gencli_lay_out(t->activations + r, x.at + r * x.step, inputs, packed ? t->codes + r * each : NULL);
+        if (packed) gencli_prepare(t->activations + r, inputs);
     }
 }
 
-/* (x1, x2) of each head → (x1 cos - x2 sin, x2 cos + x1 sin); the minus is in the table */
-static void rotate(Rows x, int64_t rows, int heads, int size, int rotated, const float *cos, const float *sin) {
-    for (int64_t r = 0; r < rows; r++, x.at += x.step, cos += rotated, sin += rotated)
-        for (int h = 0; h < heads; h++)
-            for (int i = 0; i < rotated / 2; i++) {
-                float *low = x.at + h * size + i, *high = low + rotated / 2, a = *low, b = *high;
-                *low = a * cos[i] + b * sin[i];
-                *high = b * cos[i + rotated / 2] + a * sin[i + rotated / 2];
-            }
+static void product(Thread *t, const Weights *w, int64_t rows, float *y, int64_t first, int64_t last) {
+    gencli_chosen->product(w, t->activations, (int)rows, y, outputs_of(w), first, last);
 }
 
-static void add(float *x, const float *y, int64_t count) {
-    for (int64_t i = 0; i < count; i++) x[i] += y[i];
+/* This thread's share of the products of x with up to three matrices. */
+static void products(Thread *t, const Weights *const *w, float *const *y, int count, Rows x, int64_t rows) {
+    int64_t step[3], pieces[3];
+    for (int i = 0; i < count; i++) step[i] = gencli_piece(w[i]), pieces[i] = (outputs_of(w[i]) + step[i] - 1) / step[i];
+    prepare(t, w, count, x, rows);
+    for (;;) {
+        int64_t piece = next(t), last;
+        int i = 0;
+        while (i < count && piece >= pieces[i]) piece -= pieces[i++];
+        if (i == count) break;
+        last = (piece + 1) * step[i] < outputs_of(w[i]) ? (piece + 1) * step[i] : outputs_of(w[i]);
+        product(t, w[i], rows, y[i], piece * step[i], last);
+    }
+    meet(t);
+}
+
+/* This thread's share of activation(gate) * up, or of activation(gate). */
+static void gated_products(Thread *t, const Layer *l, Rows x, Rows to, float *up) {
+    int64_t step = gencli_piece(l->gate_up[0]), fused = l->gated && !l->gate_up[1] ? l->inner : 0;
+    int64_t rows = t->step->rows;
+    prepare(t, l->gate_up, l->gate_up[1] ? 2 : 1, x, rows);
+    for (int64_t first; (first = step * next(t)) < l->inner;) {
+        int64_t last = first + step < l->inner ? first + step : l->inner;
+        product(t, l->gate_up[0], rows, to.at, first, last);
+        if (fused) product(t, l->gate_up[0], rows, to.at, fused + first, fused + last);
+        else if (l->gated) product(t, l->gate_up[1], rows, up, first, last);
+        for (int64_t r = 0; r < rows; r++)
+            gencli_chosen->activate(l->activation, to.at + r * to.step + first,
+                                    l->gated ? up + r * to.step + first : NULL, last - first);
+    }
+    meet(t);
+}
+
+/* (x1, x2) of each head → (x1 cos - x2 sin, x2 cos + x1 sin); the minus is in the table */
+static void rotate(float *x, int heads, int size, int rotated, const float *cos, const float *sin) {
+    for (int h = 0; h < heads; h++)
+        for (int i = 0; i < rotated / 2; i++) {
+            float *low = x + h * size + i, *high = low + rotated / 2, a = *low, b = *high;
+            *low = a * cos[i] + b * sin[i];
+            *high = b * cos[i + rotated / 2] + a * sin[i + rotated / 2];
+        }
 }
 
 static void normed(const Norm *norm, float *y, const float *x, int64_t count) {
@@ -63,65 +156,164 @@ static void normed(const Norm *norm, float *y, const float *x, int64_t count) {
     else if (y != x) memcpy(y, x, (size_t)count * sizeof *y);
 }
 
-static void keep(const Layer *l, Rows from, float *cache, const Place *at) {
-    for (int64_t r = 0; r < at->rows; r++)
-        for (int64_t k = 0; k < l->kv_heads; k++)
-            memcpy(cache + at->starts[r] + (k * at->capacity + at->positions[r]) * l->head_size,
-                   from.at + r * from.step + k * l->head_size, (size_t)l->head_size * sizeof *cache);
+/* x += norm(y); h = next norm of x */
+static void add(Thread *t, const Norm *norm, const float *y, int64_t count) {
+    if (norm->weight) normed(norm, t->h, y, count), y = t->h;
+    for (int64_t i = 0; i < count; i++) t->x[i] += y[i];
 }
 
-/* x (rows, hidden) → x after a layer. memory, for each row: 2 * hidden, then qkv and the result of the heads, or gate and
-   up. */
-static int one_layer(const Layer *l, int number, float *x, float *memory, const Place *at) {
-    int64_t n = at->rows, all = n * l->hidden, q_size = (int64_t)l->heads * l->head_size;
+/* Queries and keys as attention wants them, and keys and values in their caches: this thread's share of the rows. */
+static void place_heads(Thread *t, const Layer *l, int64_t number, Rows q, Rows k, Rows v) {
+    const Place *at = t->step->at;
+    const float *cos = at->cos[number], *sin = at->sin[number];
+    for (int64_t r; (r = next(t)) < t->step->rows;) {
+        int64_t position = position_of(t->step, r), by = position * l->rotated;
+        int64_t start = text_of(t->step, r) * at->text_step + position * l->head_size;
+        float *query = q.at + r * q.step, *key = k.at + r * k.step, *value = v.at + r * v.step;
+        normed(&l->q_norm, query, query, (int64_t)l->heads * l->head_size);
+        normed(&l->k_norm, key, key, (int64_t)l->kv_heads * l->head_size);
+        if (cos) {
+            rotate(query, l->heads, l->head_size, l->rotated, cos + by, sin + by);
+            rotate(key, l->kv_heads, l->head_size, l->rotated, cos + by, sin + by);
+        }
+        for (int64_t head = 0; head < l->kv_heads; head++) {
+            int64_t to = start + head * at->capacity * l->head_size, from = head * l->head_size;
+            memcpy(at->keys[number] + to, key + from, (size_t)l->head_size * sizeof *key);
+            memcpy(at->values[number] + to, value + from, (size_t)l->head_size * sizeof *value);
+        }
+    }
+    meet(t);
+}
+
+/* This thread's share of the heads: groups of one key, or single ones where there are too few groups. */
+static void attend(Thread *t, const Layer *l, int64_t number, Rows q, Rows y) {
+    const Place *at = t->step->at;
+    int64_t rows = t->step->rows, size = l->head_size, group = l->heads / l->kv_heads;
+    int64_t each = rows * l->kv_heads < t->threads ? 1 : group, items = l->heads / each;
+    for (int64_t i; (i = next(t)) < rows * items;) {
+        int64_t r = i / items, position = position_of(t->step, r), head = i % items * each;
+        int64_t first = l->window && position >= l->window ? position + 1 - l->window : 0;
+        int64_t cached = text_of(t->step, r) * at->text_step + (head / group * at->capacity + first) * size;
+        for (int64_t last = head + each; head < last; head++)
+            gencli_chosen->attend(l, q.at + r * q.step + head * size, at->keys[number] + cached,
+                                  at->values[number] + cached, position + 1 - first, t->scores,
+                                  y.at + r * y.step + head * size);
+    }
+    meet(t);
+}
+
+/* x (rows, hidden) → x after a layer. The threads' common memory, for each row of at most CHUNK: hidden, then qkv and the
+   result of the heads, or gate and up. */
+static void one_layer(Thread *t, int64_t number) {
+    const Layer *l = t->step->model->layers[number];
+    int64_t n = t->step->rows, all = n * l->hidden, q_size = (int64_t)l->heads * l->head_size;
     int64_t kv_size = (int64_t)l->kv_heads * l->head_size, fused = l->qkv[1] ? 0 : q_size + 2 * kv_size;
-    float *h = memory, *out = h + all, *inner = out + all;
-    Rows q = {inner, fused ? fused : q_size};
+    float *out = t->step->at->memory, *inner = out + all;
+    Rows h = {t->h, l->hidden}, q = {inner, fused ? fused : q_size};
     Rows k = {inner + (fused ? q_size : n * q_size), fused ? fused : kv_size};
     Rows v = {k.at + (fused ? kv_size : n * kv_size), k.step}, mixed = {inner + n * (q_size + 2 * kv_size), q_size};
     float *qkv[3] = {q.at, k.at, v.at};
-    int failed = 0;
 
-    normed(&l->before_attention, h, x, all);
-    failed |= gencli_products(l->qkv, qkv, fused ? 1 : 3, h, n, 0);
-    for (int64_t r = 0; r < n; r++) {
-        normed(&l->q_norm, q.at + r * q.step, q.at + r * q.step, q_size);
-        normed(&l->k_norm, k.at + r * k.step, k.at + r * k.step, kv_size);
-    }
-    if (at->cos[number]) {
-        rotate(q, n, l->heads, l->head_size, l->rotated, at->cos[number], at->sin[number]);
-        rotate(k, n, l->kv_heads, l->head_size, l->rotated, at->cos[number], at->sin[number]);
-    }
-    keep(l, k, at->keys[number], at);
-    keep(l, v, at->values[number], at);
-    Heads job = {l, at, at->keys[number], at->values[number], q, mixed, 0, 0};
-    int64_t work = 0;
-    for (int64_t r = 0; r < n; r++) work += at->positions[r] + 1 - first_of(l, at->positions[r]);
-    gencli_run(attend, &job, work > 128 ? 0 : 1);
-    failed |= (int)job.failed | gencli_products(&l->o, &out, 1, mixed.at, n, 0);
-    normed(&l->after_attention, out, out, all);
-    add(x, out, all);
+    normed(&l->before_attention, t->h, t->x, all);
+    products(t, l->qkv, qkv, fused ? 1 : 3, h, n);
+    place_heads(t, l, number, q, k, v);
+    attend(t, l, number, q, mixed);
+    products(t, &l->o, &out, 1, mixed, n);
+    add(t, &l->after_attention, out, all);
 
     int both = l->gated && !l->gate_up[1];
     Rows gate = {inner, both ? 2 * l->inner : l->inner};
-    float *halves[2] = {inner, inner + n * l->inner}, *up = both ? inner + l->inner : halves[1];
-    normed(&l->before_mlp, h, x, all);
-    failed |= gencli_products(l->gate_up, halves, l->gate_up[1] ? 2 : 1, h, n, 0);
-    for (int64_t r = 0; r < n; r++) {
-        float *to = inner + r * l->inner, *from = gate.at + r * gate.step;
-        gencli_chosen->activate(l->activation, from, l->gated ? up + r * gate.step : NULL, l->inner);
-        if (to != from) memmove(to, from, (size_t)l->inner * sizeof *to);  /* rows one after the other again */
-    }
-    failed |= gencli_products(&l->down, &out, 1, inner, n, 0);
-    normed(&l->after_mlp, out, out, all);
-    add(x, out, all);
-    return failed;
+    normed(&l->before_mlp, t->h, t->x, all);
+    gated_products(t, l, h, gate, both ? inner + l->inner : inner + n * l->inner);
+    products(t, &l->down, &out, 1, gate, n);
+    add(t, &l->after_mlp, out, all);
 }
 
-/* x (rows, hidden): of the embedding → after the last layer; keys and values of the rows are written into the caches.
-   memory: floats as `one_layer` wants them. Returns 0, or 1 when there is no memory. */
-PUBLIC int gencli_step(const Layer *const *layers, int count, float *x, float *memory, const Place *at) {
-    int failed = 0;
-    for (int i = 0; i < count; i++) failed |= one_layer(layers[i], i, x, memory, at);
-    return failed;
+static void embed(Thread *t) {
+    const Step *s = t->step;
+    const Weights *tokens = s->model->embedding, *positions = s->model->positions;
+    int64_t hidden = hidden_of(s);
+    if (!tokens) {
+        memcpy(t->x, s->at->x + s->done * hidden, (size_t)(s->rows * hidden) * sizeof *t->x);
+        return;
+    }
+    for (int64_t r = 0; r < s->rows; r++) {
+        float *x = t->x + r * hidden;
+        gencli_chosen->dequantise(tokens->type, tokens->data + s->at->ids[s->done + r] * tokens->stride, hidden, x);
+        for (int64_t i = 0; i < hidden && s->model->scale != 1; i++) x[i] *= s->model->scale;
+        if (!positions) continue;
+        gencli_chosen->dequantise(positions->type, positions->data + position_of(s, r) * positions->stride, hidden, t->h);
+        for (int64_t i = 0; i < hidden; i++) x[i] += t->h[i];
+    }
+}
+
+/* This thread's share of the logits. */
+static void head(Thread *t) {
+    const Step *s = t->step;
+    const Weights *w = s->model->head;
+    int64_t hidden = hidden_of(s), every = s->at->last ? s->at->new : 1, rows = 0;
+    for (int64_t r = 0; r < s->rows; r++)
+        if ((s->done + r + 1) % every == 0) normed(&s->model->norm, t->h + hidden * rows++, t->x + r * hidden, hidden);
+    float *logits = s->at->logits + s->done / every * outputs_of(w);
+    products(t, &w, &logits, 1, (Rows){t->h, hidden}, rows);
+}
+
+/* All of it, by each thread of the pool. */
+static void run(void *data) {
+    Step *s = data;
+    Thread t = {.step = s, .threads = gencli_team()};
+    int number = atomic_fetch_add(&s->threads, 1);
+    int64_t all = s->rows * hidden_of(s), floats = 2 * all + s->at->capacity;
+    int64_t codes = s->rows * gencli_codes_size(s->inputs);
+    if ((t.x = gencli_scratch((size_t)(floats * (int64_t)sizeof *t.x + codes)))) {
+        t.h = t.x + all;
+        t.scores = t.h + all;
+        t.codes = (uint8_t *)(t.x + floats);
+        embed(&t);
+    } else atomic_store(&s->failed, 1);
+    meet(&t);
+    if (atomic_load(&s->failed)) return;
+    for (int64_t i = 0; i < s->model->count; i++) one_layer(&t, i);
+    if (s->model->head) head(&t);
+    else if (!number) memcpy(s->at->x + s->done * hidden_of(s), t.x, (size_t)all * sizeof *t.x);
+}
+
+static void look_at(const Weights *w, int64_t *inputs, int64_t *bytes) {
+    if (!w) return;
+    int64_t of_it = w->sideways ? w->rows : w->columns;
+    *inputs = of_it > *inputs ? of_it : *inputs;
+    *bytes += w->rows * w->stride;
+}
+
+/* Whether all ids and positions have their rows. */
+static int is_within(const Model *m, const Place *at) {
+    for (int64_t b = 0; b < at->texts; b++) {
+        int64_t end = at->lengths[b] + at->new;
+        if (at->lengths[b] < 0 || end > at->capacity || (m->positions && end > m->positions->rows)) return 0;
+    }
+    for (int64_t i = 0; m->embedding && i < at->texts * at->new; i++)
+        if (at->ids[i] < 0 || at->ids[i] >= m->embedding->rows) return 0;
+    return 1;
+}
+
+/* Keys and values of the new positions are written into the caches, and the lengths grow. Returns 0; 1 when there is no
+   memory; 2 for an id or a position that the model or the cache does not have. */
+PUBLIC int gencli_step(const Model *m, const Place *at) {
+    int64_t inputs = 0, bytes = 0, all = at->texts * at->new;
+    if (!is_within(m, at)) return 2;
+    for (int64_t i = 0; i < m->count; i++) {
+        const Layer *l = m->layers[i];
+        for (int j = 0; j < 3; j++) look_at(l->qkv[j], &inputs, &bytes);
+        for (int j = 0; j < 2; j++) look_at(l->gate_up[j], &inputs, &bytes);
+        look_at(l->o, &inputs, &bytes);
+        look_at(l->down, &inputs, &bytes);
+    }
+    for (int64_t done = 0; done < all; done += CHUNK) {
+        int64_t rows = all - done < CHUNK ? all - done : CHUNK;
+        Step step = {.model = m, .at = at, .done = done, .rows = rows, .inputs = inputs};
+        gencli_run(run, &step, bytes / m->count * rows > WORTH ? 0 : 1);
+        if (step.failed) return 1;
+    }
+    for (int64_t b = 0; b < at->texts; b++) at->lengths[b] += at->new;
+    return 0;
 }

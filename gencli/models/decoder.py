@@ -7,6 +7,7 @@ heads, D: size of a head.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -254,8 +255,23 @@ class Stack(nn.Module):
         self.norm = norm
 
 
+@functools.cache
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """Round a number to a dtype: sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
+    return torch.tensor(value, device="cpu").to(dtype).item()
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """Return cap * tanh(x / cap), which keeps the order and every value within ± cap; x itself without a cap."""
+    return x if cap is None else torch.tanh(x / cap) * cap
+
+
 class Decoder(LanguageModel):
-    """ids → embeddings → layers → norm → head. Families override `embed`, `cos_sin_per_layer` and `head`."""
+    """ids → embeddings * embedding_scale → layers → norm → head, with the cap `logit_cap`. Families set these, or
+    override `embed`, `cos_sin_per_layer` and `head`."""
+
+    embedding_scale: float = 1.0
+    logit_cap: float | None = None
 
     def __init__(
         self,
@@ -291,7 +307,8 @@ class Decoder(LanguageModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return embeddings (B, T, C) of token ids (B, T)."""
-        return self.model.embed_tokens(ids)
+        x: Tensor = self.model.embed_tokens(ids)
+        return x if self.embedding_scale == 1 else x * rounded(self.embedding_scale, x.dtype)
 
     def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
         """Return, for each layer, the cos and sin of positions start … stop - 1; None for a layer without RoPE."""
@@ -299,20 +316,29 @@ class Decoder(LanguageModel):
 
     def head(self, x: Tensor) -> Tensor:
         """Return logits (B, T, V) of hidden states (B, T, C) after the last norm."""
-        return self.lm_head(x)
+        return soft_cap(self.lm_head(x), self.logit_cap)
+
+    def step_parts(self) -> step.Parts:
+        """What `models.step` makes a step of."""
+        own, model = type(self), self.model
+        embedding = model.embed_tokens if own.embed is Decoder.embed else None
+        head = self.lm_head if own.head is Decoder.head else None
+        return step.Parts(model.layers, embedding, None, self.embedding_scale, model.norm, head, rotary=True)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """Return logits (B, T, V) of ids (B, T) that follow those in `cache`; (B, 1, V) if `last_only`."""
-        x, (B, T) = self.embed(ids), ids.shape
-        starts = [0] if cache is None else cache.starts(B)
-        per_layer = of_rows([self.cos_sin_per_layer(start, start + T, x) for start in starts])
-        if cache is not None and step.can(x, cache) and (one := step.of(self, self.model.layers)) is not None:
-            x = one(x, cache, per_layer)
+        if (done := step.run(self, ids, cache, last_only)) is not None:
+            x = done.result
+            if done.are_logits:
+                return soft_cap(x, self.logit_cap)
         else:
+            x, (B, T) = self.embed(ids), ids.shape
+            starts = [0] if cache is None else cache.starts(B)
+            per_layer = of_rows([self.cos_sin_per_layer(start, start + T, x) for start in starts])
             for layer, cos_sin in zip(self.model.layers, per_layer, strict=True):
                 x = layer(x, cos_sin, cache)
-        if cache is not None:
-            cache.lengths[:B] += T
+            if cache is not None:
+                cache.lengths[:B] += T
         if last_only:
             x = x[:, -1:]
         return self.head(self.model.norm(x))

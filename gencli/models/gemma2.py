@@ -3,12 +3,10 @@ windows in every other layer, embeddings scaled by sqrt(C)."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,17 +102,6 @@ class Layer(nn.Module):
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
-@functools.cache
-def rounded(value: float, dtype: torch.dtype) -> float:
-    """Round a number to a dtype: sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
-    return torch.tensor(value, device="cpu").to(dtype).item()
-
-
-def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """Return cap * tanh(x / cap), which keeps the order and every value within ± cap; x itself without a cap."""
-    return x if cap is None else torch.tanh(x / cap) * cap
-
-
 class Gemma2(Decoder):
     """The decoder with its language-model head."""
 
@@ -128,13 +115,7 @@ class Gemma2(Decoder):
             return Layer(config, attention)
 
         super().__init__(config, make_layer, RMSNorm)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        x = super().embed(ids)
-        return x * rounded(self.config.hidden_size**0.5, x.dtype)
-
-    def head(self, x: Tensor) -> Tensor:
-        return soft_cap(super().head(x), self.config.final_logit_softcapping)
+        self.embedding_scale, self.logit_cap = config.hidden_size**0.5, config.final_logit_softcapping
 
 
 LAYOUT = decoder.LAYOUT

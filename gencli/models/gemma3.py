@@ -103,22 +103,16 @@ class Gemma3(Decoder):
         super().__init__(config, lambda layer: gemma2.Layer(config, Attention(config, layer)), RMSNorm)
         self.sliding_rotary = Rotary(config.sliding_rope, config.head_size, config.max_position_embeddings)
         self.types = config.types
+        self.embedding_scale, self.logit_cap = config.hidden_size**0.5, config.final_logit_softcapping
 
     @property
     def max_length(self) -> int:
         """The longest sequence that the model can read, in tokens: here the config says it after scaling."""
         return self.config.max_position_embeddings
 
-    def embed(self, ids: Tensor) -> Tensor:
-        x = super().embed(ids)
-        return x * gemma2.rounded(self.config.hidden_size**0.5, x.dtype)
-
     def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
         full, sliding = self.rotary(start, stop, like), self.sliding_rotary(start, stop, like)
         return [sliding if kind == "sliding_attention" else full for kind in self.types]
-
-    def head(self, x: Tensor) -> Tensor:
-        return gemma2.soft_cap(super().head(x), self.config.final_logit_softcapping)
 
 
 LAYOUT = Layout(

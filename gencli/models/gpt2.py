@@ -161,8 +161,25 @@ class GPT2(LanguageModel):
         shape = (config.n_layer, batch, config.n_head, positions, config.n_embd // config.n_head)
         return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
+    def step_parts(self) -> step.Parts:
+        """What `models.step` makes a step of."""
+        parts = self.transformer
+        return step.Parts(parts.h, parts.wte, positions=parts.wpe, norm=parts.ln_f, head=self.lm_head)
+
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
         """Return logits (B, T, V) of ids (B, T) that follow those in `cache`; (B, 1, V) if `last_only`."""
+        if (done := step.run(self, ids, cache, last_only)) is not None:
+            if done.are_logits:
+                return done.result
+            x = done.result
+        else:
+            x = self._by_torch(ids, cache)
+        if last_only:
+            x = x[:, -1:]
+        return self.lm_head(self.transformer.ln_f(x))
+
+    def _by_torch(self, ids: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """Return x (B, T, C) after the last layer."""
         B, T = ids.shape
         starts = torch.tensor([0] if cache is None else cache.starts(B), device=ids.device)
         positions = starts[:, None] + torch.arange(T, device=ids.device)  # (B or 1, T)
@@ -170,16 +187,11 @@ class GPT2(LanguageModel):
         mask = None if cache is None else cache.visible(B)
         if T > 1 and cache is not None and cache.length:  # the cache, and the new positions up to its own
             mask = positions[0, :, None] >= torch.arange(cache.length + T, device=ids.device)[None, :]
-        if cache is not None and step.can(x, cache) and (one := step.of(self, self.transformer.h)) is not None:
-            x = one(x, cache, [None] * len(self.transformer.h))
-        else:
-            for block in self.transformer.h:
-                x = block(x, cache, mask)
+        for block in self.transformer.h:
+            x = block(x, cache, mask)
         if cache is not None:
             cache.lengths[:B] += T
-        if last_only:
-            x = x[:, -1:]
-        return self.lm_head(self.transformer.ln_f(x))
+        return x
 
 
 LAYOUT = Layout(

@@ -25,6 +25,7 @@ class KeyValueCache:
     ROWS: tuple[str, ...] = ("lengths",)
     POSITIONS: tuple[str, ...] = ()
     seen: int | None = None
+    moved: int = 0  # how often the tensors were replaced by others
 
     def __init__(
         self,
@@ -120,6 +121,7 @@ class KeyValueCache:
         positions, batch = max(positions, self.positions), max(batch, self.batch)
         if (positions, batch) == (self.positions, self.batch):
             return
+        self.moved += 1
         filled = int(self.lengths.max())
         for name in ("keys", "values"):
             setattr(self, name, [_grown(old, (batch, old.shape[1], positions), filled) for old in getattr(self, name)])

@@ -1,4 +1,8 @@
-"""A step of a decoder by the C library: all layers for a few new positions, of one text or of several, in one call.
+"""A step of a decoder by the C library: embedding, layers and head for a few new positions, of one text or of several,
+in one call.
+
+Torch's operations each take tens of microseconds here, as the weights of the step before have driven their code out of
+the processor's caches; a call of C takes few.
 
 A layer can go this way if the classes that define its forward pass say how: `NORMS` of the layer, `STEP` of its
 attention and its feed-forward network. A subclass that changes the forward pass says nothing, and so takes torch's.
@@ -7,41 +11,83 @@ attention and its feed-forward network. A subclass that changes the forward pass
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gencli.kernels import Layer, Library, Norm, Place, Weights, library
+from gencli.kernels import Layer, Library, Model, Norm, Place, Weights, library
 from gencli.kernels.packed import as_weights
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.linear import Stored
 
-if TYPE_CHECKING:
-    from gencli.models.rope import CosSin
-
 LONGEST = 8  # new positions of a text; more are read by torch's layers
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}  # as kernels.h counts them
-Matrices = Sequence[nn.Module]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a decoder is made of. x (B, T, C) are rows of `embedding` times `scale`, plus those of `positions`; without
+    an embedding, what the model's `embed` returns of ids (B, T). head: with the norm before it; None: the model has one
+    that is no product. rotary: whether the model has `cos_sin_per_layer`."""
+
+    layers: Iterable[nn.Module]
+    embedding: nn.Module | None = None
+    positions: nn.Module | None = None
+    scale: float = 1.0
+    norm: nn.Module | None = None
+    head: nn.Module | None = None
+    rotary: bool = False
 
 
 class Step:
-    """The layers of a model as the library has them. Use `make`."""
+    """A model as the library has it. Use `make`."""
 
-    def __init__(self, kernels: Library):
-        self.kernels = kernels
-        self.layers: list[Layer] = []
-        self.kept: list[Any] = []  # what the layers point to
-        self.weights: list[tuple[dict[str, Any], Tensor]] = []  # of modules, and what was taken from them
-        self.size = 0  # floats of memory for a row
+    def __init__(self, kernels: Library, parts: Parts):
+        """Raises TypeError or AttributeError for what the library cannot do."""
+        self.kernels, self.parts = kernels, parts
+        self.kept: list[Any] = []  # what the library's structures point to
+        self.weights: list[tuple[dict[str, Any], Any]] = []  # of modules, and what was taken from them
+        self.size = 0  # floats of the threads' memory, of a row
         self.memory = torch.empty(0)
-        self.caches: tuple[Any, ...] = ()  # the keys of the last cache, and the addresses of its tensors
+        self.cache: tuple[Any, int] = (lambda: None, 0)  # the last one, while it lives, and its `moved`
+        self.known = (0, 0)  # how many positions the tables have, and the regime
+        self.addresses: tuple[Any, ...] = ()
+        self.tables: tuple[Any, ...] = ()
+        layers = [self.layer(layer) for layer in parts.layers]
+        self.array = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
+        self.kept.append(layers)
+        self.hidden = layers[0].hidden
+        self.model = Model(ctypes.addressof(self.array), len(layers), scale=parts.scale)
+        if parts.embedding is not None:
+            self.model.embedding = self.rows(parts.embedding)
+        if parts.positions is not None:
+            self.model.positions = self.rows(parts.positions)
+        self.trained = any(weight.requires_grad for _, weight in self.weights)
+        self.outputs = 0
+        if parts.head is not None:
+            self.model.norm, self.model.head = self.norm(parts.norm), self.matrix(parts.head)
+            head = self.model.head.contents
+            self.outputs = head.columns if head.sideways else head.rows
+        self.place = Place()
 
-    def matrix(self, module: nn.Module) -> Any:
+    def matrix(self, module: Any) -> Any:
         """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
-        if not isinstance(module, Stored) or (made := as_weights(module.matrix, module.bias)) is None:
+        if not isinstance(module, Stored) or module.beside or (made := as_weights(module.matrix, module.bias)) is None:
             raise TypeError
+        return self.keep(module, made)
+
+    def rows(self, module: Any) -> Any:
+        """Return a pointer to an embedding's weight. Raise TypeError for one whose rows the library cannot read."""
+        made = as_weights(module.weight.detach(), None) if isinstance(module, nn.Embedding) else None
+        if made is None or made[0].sideways or made[0].order:
+            raise TypeError
+        return self.keep(module, made)
+
+    def keep(self, module: Any, made: tuple[Weights, Any]) -> Any:
         self.kept.append(made)
         self.weights.append((module._parameters, module.weight))
         return ctypes.pointer(made[0])
@@ -61,68 +107,143 @@ class Step:
         pointers = (None if one is None else one.data_ptr() for one in (weight, bias))
         return Norm(*pointers, weight.numel(), centred, eps)
 
-    @torch.inference_mode()
-    def __call__(self, x: Tensor, cache: KeyValueCache, cos_sin: Sequence[CosSin | None]) -> Tensor:
-        """Return x (B, T, C) after the last layer; its keys and values are added to the cache, but not its lengths.
+    def layer(self, layer: Any) -> Layer:
+        """Return a layer. Raise TypeError or AttributeError for one that does not say how it goes this way."""
+        norms = [None if name is None else getattr(layer, name) for name in _own(layer, "forward", "NORMS")]
+        attention, mlp = (getattr(layer, name) for name in _own(layer, "forward", "STEP"))
+        names = [*(_own(attention, "project", "STEP") if hasattr(attention, "project") else ())]
+        *qkv, out = (getattr(attention, name) for name in (*names, *_own(attention, "forward", "STEP")))
+        *up, down = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
+        made = Layer()
+        made.qkv = (ctypes.POINTER(Weights) * 3)(*map(self.matrix, qkv))
+        made.gate_up = (ctypes.POINTER(Weights) * 2)(*map(self.matrix, up))
+        if any(matrix and matrix.contents.order for matrix in made.gate_up):  # gate and up go together, row by row
+            raise TypeError
+        made.o, made.down = self.matrix(out), self.matrix(down)
+        made.before_attention, made.after_attention, made.before_mlp, made.after_mlp = map(self.norm, norms)
+        made.q_norm, made.k_norm = (self.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
+        made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
+        made.rotated, made.window = attention.rotated, attention.window or 0
+        made.scale, made.softcap = attention.scale, attention.softcap or 0
+        (made.hidden, _), (_, made.inner) = out.matrix.shape, down.matrix.shape
+        made.activation, made.gated = mlp.step_activation, mlp.gated
+        widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner
+        self.size = max(self.size, made.hidden + max(widths))
+        return made
 
-        cos_sin: of each layer, (T, 1, D), or (B, T, 1, D) where the positions of the rows differ.
+    def knows(self, cache: KeyValueCache) -> bool:
+        """Return whether the last step was one of this cache, and its tensors are where they were."""
+        return self.cache[0]() is cache and self.cache[1] == cache.moved
+
+    def look_at(self, cache: KeyValueCache) -> None:
+        """Take the addresses of a cache's tensors."""
+        array, place = ctypes.c_void_p * len(self.array), self.place
+        self.addresses = tuple(array(*(one.data_ptr() for one in many)) for many in (cache.keys, cache.values))
+        self.cache, self.known, self.tables = (weakref.ref(cache), cache.moved), (0, 0), (array(),)
+        place.capacity, place.text_step = cache.positions, cache.keys[0].stride(0)
+        place.keys, place.values = map(ctypes.addressof, self.addresses)
+        place.cos = place.sin = ctypes.addressof(self.tables[0])
+
+    def rotate(self, model: Any, end: int, regime: int) -> None:
+        """Have tables of cos and sin for texts of up to `end` tokens, which are all rotated alike."""
+        if self.known[0] >= end and self.known[1] == regime:
+            return
+        more = min(2 * end, self.place.capacity)
+        end = more if model.rope_regime(more) == regime else end
+        pairs = model.cos_sin_per_layer(0, end, torch.empty(0))
+        tables = {id(pair): [one.contiguous() for one in pair] for pair in pairs if pair is not None}
+        array = ctypes.c_void_p * len(self.array)
+        made = [array(*(pair and tables[id(pair)][i].data_ptr() for pair in pairs)) for i in (0, 1)]
+        self.tables, self.known = (made, tables), (end, regime)
+        self.place.cos, self.place.sin = map(ctypes.addressof, made)
+
+    def __call__(self, model: Any, ids: Tensor, cache: KeyValueCache, last_only: bool) -> Tensor:
+        """Return logits (B, T or 1, V) of ids (B, T), or without a head x (B, T, C) after the last layer.
+
+        The new keys and values are added to the cache. Raises IndexError for an id that the model does not have.
         """
-        B, T, _ = x.shape
-        x = x.clone(memory_format=torch.contiguous_format)
-        positions = cache.lengths[:B, None] + torch.arange(T)
-        starts = torch.arange(B)[:, None] * cache.keys[0].stride(0)
-        rows = [one.expand(B, T).contiguous() for one in (positions, starts)]
-        shapes = {id(pair): pair for pair in cos_sin if pair is not None}
-        tables = {key: [table.expand(B, T, 1, -1).contiguous() for table in pair] for key, pair in shapes.items()}
-        array = ctypes.c_void_p * len(self.layers)
-        cos, sin = (array(*(pair and tables[id(pair)][i].data_ptr() for pair in cos_sin)) for i in (0, 1))
-        if not self.caches or self.caches[0] is not cache.keys:
-            pairs = (cache.keys, cache.values)
-            self.caches = (cache.keys, *(array(*(one.data_ptr() for one in many)) for many in pairs))
+        (B, T), place = ids.shape, self.place
+        ids = ids.contiguous()
+        if self.parts.embedding is None:
+            x = model.embed(ids).contiguous()
+            place.x = x.data_ptr()
+        elif not self.outputs:
+            x = torch.empty(B, T, self.hidden)
+            place.x = x.data_ptr()
+        if self.outputs:
+            y = torch.empty(B, 1 if last_only else T, self.outputs)
+            place.logits = y.data_ptr()
+        else:
+            y = x
         if len(self.memory) < B * T * self.size:
             self.memory = torch.empty(B * T * self.size)
-        arrays = (*(one.data_ptr() for one in rows), *map(ctypes.addressof, (*self.caches[1:], cos, sin)))
-        place, layers = Place(B * T, cache.positions, *arrays), ctypes.addressof(self.array)
-        at = ctypes.addressof(place)
-        if self.kernels.step(layers, len(self.layers), x.data_ptr(), self.memory.data_ptr(), at):
+            place.memory = self.memory.data_ptr()
+        place.texts, place.new, place.last = B, T, last_only
+        place.ids, place.lengths = ids.data_ptr(), cache.lengths.data_ptr()
+        failed = self.kernels.step(ctypes.addressof(self.model), ctypes.addressof(place))
+        if failed == 1:
             raise MemoryError
-        return x
+        if failed:
+            raise IndexError("an id that the model does not have, or a position that the cache does not have")
+        return y
 
     def is_current(self) -> bool:
         """Return whether the modules still have the weights that they had."""
         return all(parameters.get("weight") is weight for parameters, weight in self.weights)
 
-    def finish(self) -> None:
-        """Set the array of the layers' addresses."""
-        self.array = (ctypes.c_void_p * len(self.layers))(*(ctypes.addressof(layer) for layer in self.layers))
 
-
-def make(layers: Iterable[nn.Module]) -> Step | None:
-    """Return a step of these layers, or None where the library or one of the layers cannot do it."""
+def make(parts: Parts) -> Step | None:
+    """Return a step of a model, or None where the library cannot do it, or one of the model's layers."""
     if (kernels := library()) is None:
         return None
-    step = Step(kernels)
-    try:
-        for layer in layers:
-            _add(step, layer)
-    except (TypeError, AttributeError):
-        return None
-    step.finish()
-    return step
+    for ends in (parts, replace(parts, head=None)):
+        try:
+            return Step(kernels, ends)
+        except (TypeError, AttributeError):
+            continue
+    return None
 
 
-def can(x: Tensor, cache: KeyValueCache | None) -> bool:
-    """Return whether x (B, T, C) is a step: a few positions of each text, in float32 on a CPU, with a cache."""
-    few = cache is not None and x.shape[1] <= LONGEST
-    return few and x.dtype is torch.float32 and x.is_cpu and not x.requires_grad
+def can(ids: Tensor, cache: KeyValueCache | None) -> bool:
+    """Return whether ids (B, T) are a step: a few positions of each text, on a CPU, with a cache in float32."""
+    few = cache is not None and ids.shape[1] <= LONGEST and ids.is_cpu
+    return few and cache is not None and cache.keys[0].dtype is torch.float32
 
 
-def of(model: Any, layers: Iterable[nn.Module]) -> Step | None:
-    """Return the step of a model with these layers: made when it is first asked for, and anew when a weight changed."""
+def of(model: Any, cache: KeyValueCache | None = None) -> Step | None:
+    """Return the step of a model, made when it is first asked for, and anew when a weight was replaced: which is looked
+    at when a cache is another one than before."""
     made: tuple[Step | None] | None = vars(model).get("_made_step")
+    if made is not None and made[0] is not None and cache is not None and made[0].knows(cache):
+        return made[0]
     if made is None or (made[0] is not None and not made[0].is_current()):
-        made = model._made_step = (make(layers),)
+        made = model._made_step = (make(model.step_parts()),)
+    if made[0] is not None and cache is not None:
+        made[0].look_at(cache)
     return made[0]
+
+
+class Done(NamedTuple):
+    """What a step gives: logits (B, T or 1, V), or x (B, T, C) before the norm and a head that it does not know."""
+
+    result: Tensor
+    are_logits: bool
+
+
+def run(model: Any, ids: Tensor, cache: KeyValueCache | None, last_only: bool) -> Done | None:
+    """Go on with token ids (B, T) by the library: the cache then has their keys and values. None: it cannot."""
+    if not can(ids, cache) or cache is None or (step := of(model, cache)) is None:
+        return None
+    if step.trained and torch.is_grad_enabled():
+        return None
+    if step.parts.rotary:
+        B, T = ids.shape
+        ends = [start + T for start in cache.starts(B)]
+        regimes = {model.rope_regime(end) for end in ends}
+        if len(regimes) > 1:
+            return None
+        step.rotate(model, max(ends), regimes.pop())
+    return Done(step(model, ids, cache, last_only), bool(step.outputs))
 
 
 def _own(module: Any, forward: str, name: str) -> Any:
@@ -133,25 +254,3 @@ def _own(module: Any, forward: str, name: str) -> Any:
                 return vars(kind)[name]
             break
     raise TypeError
-
-
-def _add(step: Step, layer: Any) -> None:
-    norms = [None if name is None else getattr(layer, name) for name in _own(layer, "forward", "NORMS")]
-    attention, mlp = (getattr(layer, name) for name in _own(layer, "forward", "STEP"))
-    names = [*(_own(attention, "project", "STEP") if hasattr(attention, "project") else ())]
-    *qkv, out = (getattr(attention, name) for name in (*names, *_own(attention, "forward", "STEP")))
-    *up, down = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
-    made = Layer()
-    made.qkv = (ctypes.POINTER(Weights) * 3)(*map(step.matrix, qkv))
-    made.gate_up = (ctypes.POINTER(Weights) * 2)(*map(step.matrix, up))
-    made.o, made.down = step.matrix(out), step.matrix(down)
-    made.before_attention, made.after_attention, made.before_mlp, made.after_mlp = map(step.norm, norms)
-    made.q_norm, made.k_norm = (step.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
-    made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
-    made.rotated, made.window = attention.rotated, attention.window or 0
-    made.scale, made.softcap = attention.scale, attention.softcap or 0
-    (made.hidden, _), (_, made.inner) = out.matrix.shape, down.matrix.shape
-    made.activation, made.gated = mlp.step_activation, mlp.gated
-    step.layers.append(made)
-    widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner
-    step.size = max(step.size, 2 * made.hidden + max(widths))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gencli.kernels import PACKED, TYPES, Layer, Library, Norm, Place, Weights, build
+from gencli.kernels import PACKED, TYPES, Layer, Library, Model, Norm, Place, Weights, build
 from gencli.kernels.pack import PARTS
 
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1", "-shared-libasan")
@@ -52,7 +52,13 @@ def numbers(rng: np.random.Generator, made: list[int], count: int) -> int:
 
 
 def matrix(
-    rng: np.random.Generator, made: list[int], outputs: int, inputs: int, *, sideways: bool = False
+    rng: np.random.Generator,
+    made: list[int],
+    outputs: int,
+    inputs: int,
+    *,
+    sideways: bool = False,
+    ordered: bool = True,
 ) -> tuple[Weights, int]:
     """Random bytes as a matrix of a type that has rows of this size, and the number of its rows."""
     names = [name for name, (_, block, _) in TYPES.items() if (outputs if sideways else inputs) % block == 0]
@@ -63,7 +69,8 @@ def matrix(
     shift = int(rng.integers(16)) if kind in PACKED else 0  # files pack rows at any address
     stride = columns // block * size
     data = kept(made, rng.integers(0, 256, shift + rows * stride, dtype=np.uint8).tobytes())
-    order = kept(made, rng.permutation(rows).astype(np.int32).tobytes()) if not sideways and rng.integers(2) else None
+    ordered = ordered and not sideways and bool(rng.integers(2))
+    order = kept(made, rng.permutation(rows).astype(np.int32).tobytes()) if ordered else None
     bias = kept(made, np.zeros(outputs, np.float32).tobytes()) if rng.integers(2) else None
     return Weights(data + shift, rows, columns, stride, order, bias, number, int(sideways)), rows
 
@@ -122,18 +129,30 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     layer.before_mlp, layer.after_mlp = norm(hidden, 1), norm(hidden, flags[7])
     layer.q_norm = layer.k_norm = norm(size, flags[6])
     texts, new, capacity = int(rng.integers(1, 10)), int(rng.integers(1, 4)), int(rng.integers(4, 9))
-    first = rng.integers(0, capacity - new + 1, texts)
-    positions = (first[:, None] + np.arange(new)).astype(np.int64).tobytes()
-    starts = np.repeat(np.arange(texts) * kv_heads * capacity * size, new).astype(np.int64).tobytes()
-    rows = texts * new
-    caches = [numbers(rng, made, texts * kv_heads * capacity * size) for _ in range(2)]
-    tables = [numbers(rng, made, rows * layer.rotated) if flags[2] else None for _ in range(2)]
+    lengths = kept(made, rng.integers(0, capacity - new + 1, texts).astype(np.int64).tobytes())
+    step = kv_heads * capacity * size
+    caches = [numbers(rng, made, texts * step) for _ in range(2)]
+    tables = [numbers(rng, made, capacity * layer.rotated) if flags[2] else None for _ in range(2)]
     arrays = [(ctypes.c_void_p * 1)(one) for one in (*caches, *tables)]
-    place = Place(rows, capacity, kept(made, positions), kept(made, starts), *map(ctypes.addressof, arrays))
-    wide = 2 * hidden + max(2 * queries + 2 * keys, 2 * inner)
     layers = (ctypes.c_void_p * 1)(ctypes.addressof(layer))
-    x, work = numbers(rng, made, rows * hidden), kept(made, bytes(4 * rows * wide))
-    assert library.step(ctypes.addressof(layers), 1, x, work, ctypes.addressof(place)) == 0
+    model = Model(ctypes.addressof(layers), 1, norm=norm(hidden, flags[5]), scale=1.5 * flags[6] or 1.0)
+    tokens, outputs, last = int(rng.integers(1, 40)), int(rng.integers(1, 400)), int(rng.integers(2))
+    within = True
+    if rng.integers(2):
+        model.embedding = ctypes.pointer(matrix(rng, made, tokens, hidden, ordered=False)[0])
+        within = rng.integers(8) > 0
+        if rng.integers(2):
+            model.positions = ctypes.pointer(matrix(rng, made, capacity, hidden, ordered=False)[0])
+    if rng.integers(2):
+        model.head = pointer(outputs, hidden)
+    ids = rng.integers(0, tokens, texts * new)
+    ids[0] = ids[0] if within else rng.choice([-1, tokens, 2**62, -(2**63)])
+    x = numbers(rng, made, texts * new * hidden)
+    logits = kept(made, bytes(4 * texts * (1 if last else new) * outputs))
+    work = kept(made, bytes(4 * texts * new * (hidden + max(2 * queries + 2 * keys, 2 * inner))))
+    place = Place(texts, new, capacity, step, last, kept(made, ids.astype(np.int64).tobytes()), lengths,
+                  *map(ctypes.addressof, arrays), x, logits, work)  # fmt: skip
+    assert library.step(ctypes.addressof(model), ctypes.addressof(place)) == (0 if within else 2)
 
 
 def main(inputs: int, seed: int) -> None:

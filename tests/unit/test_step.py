@@ -15,10 +15,6 @@ CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemm
 CASE = {case.name: case for case in CASES}
 
 
-def stepped(model) -> step.Step | None:
-    return step.of(model, model.transformer.h if hasattr(model, "transformer") else model.model.layers)
-
-
 @torch.inference_mode()
 def logits(model, known: int = 3, count: int = 40) -> torch.Tensor:
     """Of positions behind a prompt, each read alone."""
@@ -34,7 +30,7 @@ def test_logits_are_torchs(tmp_path, monkeypatch, name):
     folder = make_gpt2(tmp_path, tokenizer=None) if name == "gpt2" else make_decoder(tmp_path, CASE[name])
     model = load(folder)
     ours = logits(model)
-    assert stepped(model) is not None
+    assert step.of(model) is not None
     monkeypatch.setattr(step, "can", lambda x, cache: False)
     expected = logits(model)
     torch.testing.assert_close(ours, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
@@ -49,10 +45,10 @@ def test_what_the_library_does_not_know(tmp_path, monkeypatch):
             return 2 * super().forward(x, cos_sin, cache)
 
     model.model.layers[1].__class__ = Louder
-    assert stepped(model) is None
-    assert stepped(load(make_decoder(tmp_path / "b", CASE["biased"]))) is None  # relu
+    assert step.of(model) is None
+    assert step.of(load(make_decoder(tmp_path / "b", CASE["biased"]))) is None  # relu
     monkeypatch.setattr(step, "library", lambda: None)
-    assert stepped(load(make_decoder(tmp_path / "c", CASE["llama-2"]))) is None
+    assert step.of(load(make_decoder(tmp_path / "c", CASE["llama-2"]))) is None
 
 
 def test_a_replaced_weight_counts(tmp_path):
