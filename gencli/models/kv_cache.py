@@ -91,7 +91,9 @@ class KeyValueCache:
         return seen[:, None, None]
 
     def row(self: Cache, number: int) -> Cache:
-        """Return a cache of one row, in the same memory."""
+        """Return a cache of one row, in the same memory: this one, if it has no other."""
+        if self.batch == 1:
+            return self
         one = copy.copy(self)
         one.keys, one.values = ([tensor[number : number + 1] for tensor in many] for many in (self.keys, self.values))
         for name in self.ROWS:

@@ -20,6 +20,7 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams
 
 FIRST = 4  # tokens that are guessed first; more after guesses that held, less after others
+CERTAIN = torch.ones(1, dtype=torch.float64)
 NGRAM = 3  # tokens that must be there before, at most
 
 
@@ -31,6 +32,8 @@ class Chances(NamedTuple):
 
     def of(self, token: int) -> float:
         """Return the probability of a token."""
+        if self.ids is not None and len(self.ids) == 1:
+            return float(int(self.ids[0]) == token)
         at = self.probs[token] if self.ids is None else self.probs[self.ids == token].sum()
         return float(at)
 
@@ -147,6 +150,8 @@ def chances(logits: Tensor, ids: list[int], prompt: int, params: SamplingParams)
     context = torch.tensor([ids], device=logits.device) if sampling.looks_back(params) else None
     found = sampling.candidates(logits, params, context, None if context is None else context[:, prompt:])
     sampling.check(found.logits)
+    if found.ids is not None and found.ids.shape[-1] == 1 and logits.is_cpu:
+        return Chances(CERTAIN, found.ids[0])
     return Chances(found.logits[0].double().softmax(-1), None if found.ids is None else found.ids[0])
 
 
