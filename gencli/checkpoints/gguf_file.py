@@ -189,7 +189,7 @@ class _Header:
 
     def parse(self) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]], int]:
         """Metadata, tensors as (shape, type, offset), and where the data begins."""
-        if self.data[:4] != b"GGUF":
+        if bytes(self.data[:4]) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self.at = 4
         version = self.take("I")

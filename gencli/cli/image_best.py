@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from gencli.image.generate import Picture
+    from gencli.image.events import Picture
     from gencli.image.score import Scorer
 
 TOLD = 8  # scores in one note

@@ -15,7 +15,7 @@ from gencli.atomic import check_folder
 from gencli.cli.clock import Clock
 from gencli.cli.console import Console
 from gencli.cli.image_best import Best, Made, open_best
-from gencli.cli.image_inputs import Inputs, note_slips
+from gencli.cli.image_inputs import note_slips
 from gencli.cli.image_sinks import FilesOfLines, ImageSink, Template
 from gencli.cli.preview import Preview
 from gencli.cli.warm import Serving
@@ -24,6 +24,7 @@ from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.drawers.base import Drawer
 from gencli.image.events import Denoised, Picture
 from gencli.image.files import pictures
+from gencli.image.found import Inputs
 from gencli.image.request import ImageRequest, ImageSpec
 
 if TYPE_CHECKING:

@@ -174,8 +174,9 @@ class Album:
                 line = error
             yield line
 
-    def _write(self, answer: Answer) -> None:
+    def _write(self, answer: Answer[str | GencliError, list[Drawn] | GencliError | None]) -> None:
         error = answer.error or answer.made
+        made = None if isinstance(answer.made, GencliError) else answer.made
         if isinstance(error, GencliError):
             if isinstance(answer.line, str):
                 error.message = f"line {answer.number + 1}: {error.message}"
@@ -185,8 +186,8 @@ class Album:
             self.console.clear()
             self.console.error(error)
             return
-        self.blank += answer.made is None
-        for image in answer.made or ():
+        self.blank += made is None
+        for image in made or ():
             if self.records is not None and image.index in self.records:
                 continue
             path = self.work.sink.write(image.data, image.request, image.index)

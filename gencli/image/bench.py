@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 
 from gencli import devices
-from gencli.image.generate import Denoised, generate
+from gencli.image.events import Denoised
+from gencli.image.generate import generate
 from gencli.image.pipeline import Pipeline
 from gencli.image.request import ImageRequest
 

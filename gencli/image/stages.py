@@ -13,7 +13,8 @@ from gencli.image.diffusion import samplers
 from gencli.image.diffusion.excerpt import window
 from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing
-from gencli.image.families import REFINER, STABLE_DIFFUSION_XL, Stage, as_refiner, as_upscaler, checks
+from gencli.image.families import Stage, as_refiner, as_upscaler, checks
+from gencli.image.families.stable_diffusion import REFINER, STABLE_DIFFUSION_XL
 from gencli.image.request import STAGE_KEYS, ImageRequest
 from gencli.image.resolve import own_steps, sampler_options, with_sampler_options
 

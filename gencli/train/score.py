@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError
-from gencli.image.generate import Picture, generate
+from gencli.image.events import Picture
+from gencli.image.generate import generate
 from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
