@@ -17,7 +17,7 @@ from pathlib import Path
 from gencli.errors import UsageError
 from gencli.kernels.build import HERE, NAME
 
-INTERFACE = 5  # as kernels.h says it
+INTERFACE = 6  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -86,7 +86,8 @@ class Library:
     """The open library. variant: the name of the one in use. variants: those that this CPU runs, best first.
 
     product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), pack(type, x, rows,
-    columns, to, stride, threads), step(model, place): see kernels.c and step.c; pointers are
+    columns, to, stride, threads), step(model, place), sample(logits, size, top_k, temperature, top_p,
+    min_p, draw) → id: see kernels.c, step.c and sample.c; pointers are
     addresses, and threads 0 are those of the pool.
     """
 
@@ -120,6 +121,9 @@ class Library:
         self.pack.argtypes = (ctypes.c_int, pointer, number, number, pointer, number, count)
         self.step = library.gencli_step
         self.step.argtypes = (pointer, pointer)
+        self.sample = library.gencli_sample
+        self.sample.argtypes = (pointer, number, number, ctypes.c_float, *3 * (ctypes.c_double,))
+        self.sample.restype = number
 
 
 @functools.cache

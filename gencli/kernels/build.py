@@ -53,7 +53,7 @@ def build(to: Path = HERE / NAME, *, flags: Sequence[str] = (), cc: Sequence[str
     variants = VARIANTS.get((machine or platform.machine()).lower(), ())
     with tempfile.TemporaryDirectory() as folder:
         have = [f"-DHAS_{name.upper()}" for name, _, _ in variants]
-        steps = [(Path(folder) / f"{name}.o", f"{name}.c", have) for name in ("kernels", "step")]
+        steps = [(Path(folder) / f"{name}.o", f"{name}.c", have) for name in ("kernels", "step", "sample")]
         for name, header, more in (("plain", "simd_plain.h", ()), *variants):
             defined = [f"-DVARIANT={name}", f'-DSIMD="{header}"', *(("-DPLAIN",) if name == "plain" else ())]
             steps.append((Path(folder) / f"{name}.o", "variant.c", [*more, *defined]))

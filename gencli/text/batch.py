@@ -71,6 +71,7 @@ class Batch:
     ):
         self.module = module
         self.logprobs, self.params = request.logprobs, request.sampling
+        self.looks_back = sampling.looks_back(self.params)
         self.memory = prompt_cache or PromptCache()
         self.guesser = guesser
         self.rows: list[Row] = []
@@ -113,10 +114,10 @@ class Batch:
 
     def _pick(self, logits: Tensor, rows: Sequence[Row]) -> list[Picked]:
         """Sample a token for each row from logits (B, V)."""
-        if len(rows) > 1 and sampling.looks_back(self.params):
+        if len(rows) > 1 and self.looks_back:
             return [self._pick(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
         context = generated = None
-        if len(rows) == 1 and sampling.looks_back(self.params):
+        if len(rows) == 1 and self.looks_back:
             context = torch.tensor([rows[0].ids], device=logits.device)
             generated = context[:, rows[0].prompt :]
         try:

@@ -8,7 +8,7 @@ behind it works on k numbers and not the vocabulary. B: rows, V: vocabulary, K: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 import gencli.text.penalties  # noqa: F401 (registers what comes first)
 from gencli.errors import GencliError
+from gencli.kernels import library
 from gencli.options import rows
 from gencli.text.candidates import PROCESSORS, Candidates, logits_processor, processor, tame_factor
 from gencli.text.request import SamplingParams
@@ -24,6 +25,7 @@ OFF = {name: option.off for name, option in rows(SamplingParams)}  # values that
 DOUBT = "the weights or a LoRA may be broken; or half precision may have overflowed, which float32 does not (--dtype)"
 # what needs the logits alone, and so is the same for several rows at once
 ALONE = {"logit_bias", "suppress_tokens", "top_k", "temperature", "top_p", "min_p", "typical_p"}
+QUICK, MOST = {"top_k", "temperature", "top_p", "min_p"}, 1024  # what the C library samples by, and its most candidates
 HEAD = 1024  # candidates that top-p looks at before it sorts a whole vocabulary
 
 
@@ -46,6 +48,8 @@ def sample(
 
     Temperature 0 is the most likely token after bias and penalties, and draws nothing from the generators.
     """
+    if (quick := _by_library(logits, generators, params)) is not None:
+        return quick
     found = candidates(logits, params, context, generated)
     if params.temperature == 0 and found.ids is not None:
         return found.ids[:, 0]
@@ -53,10 +57,52 @@ def sample(
     return picked if found.ids is None else found.ids.gather(1, picked[:, None])[:, 0]
 
 
+def _by_library(logits: Tensor, generators: Sequence[Generator], params: SamplingParams) -> Tensor | None:
+    """As `sample`, by the C library, equal but for the rounding of float32. None where a parameter is on that it does
+    not know, or a row has nothing to pick from: then nothing was drawn."""
+    kernels = library() if logits.is_cpu and logits.dtype is torch.float32 and logits.is_contiguous() else None
+    greedy, k = params.temperature == 0, params.top_k or 0
+    if kernels is None or not (greedy or 0 < k <= MOST) or _needs_more(params):
+        return None
+    temperature = 1.0 if greedy or params.temperature is None else tame_factor(params.temperature)
+    some = (1, 1.0, 1.0, 0.0) if greedy else (k, temperature, _or(params.top_p, 1.0), params.min_p or 0.0)
+    states = [one.get_state() for one in generators] if len(generators) > 1 and not greedy else []
+    tokens, address, size = list[int](), logits.data_ptr(), logits.shape[-1]
+    for row, generator in enumerate(generators):
+        draw = 0.0 if greedy else torch.rand((), generator=generator, dtype=torch.float64).item()
+        tokens.append(kernels.sample(address + 4 * size * row, size, *some, draw))
+        if tokens[-1] < 0:
+            for one, state in zip(generators, states, strict=False):
+                one.set_state(state)
+            return None
+    return torch.tensor(tokens)
+
+
+def _or(value: float | None, usual: float) -> float:
+    return usual if value is None else value
+
+
+_last: tuple[SamplingParams | None, bool] = (None, False)
+
+
+def _needs_more(params: SamplingParams) -> bool:
+    """Return whether a parameter is on that the library's `sample` does not know."""
+    global _last
+    known, needs = _last
+    if known is not params:
+        needs = not QUICK.issuperset(_given(params))
+        _last = (params, needs)
+    return needs
+
+
+def _given(params: SamplingParams) -> Iterator[str]:
+    """Yield the names of the parameters that are on."""
+    return (name for name in PROCESSORS if getattr(params, name) not in (None, OFF[name]))
+
+
 def looks_back(params: SamplingParams) -> bool:
     """Return whether a parameter is on that looks at the tokens before, or at their number."""
-    given = (name for name in PROCESSORS if getattr(params, name) not in (None, OFF[name]))
-    return any(name not in ALONE for name in given)
+    return any(name not in ALONE for name in _given(params))
 
 
 def candidates(

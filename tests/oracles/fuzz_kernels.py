@@ -35,7 +35,7 @@ def fuzz(library: Library, inputs: int, seed: int) -> int:
     rng = np.random.default_rng(seed)
     for i in range(inputs):
         made: list[int] = []
-        (one_step, one_matrix, one_packing, one_matrix)[i % 4](library, rng, made)
+        (one_step, one_matrix, one_packing, one_pick)[i % 4](library, rng, made)
         for address in made:
             C.free(address)
     return inputs
@@ -100,6 +100,17 @@ def one_packing(library: Library, rng: np.random.Generator, made: list[int]) -> 
     to = kept(made, bytes(shift + rows * columns // block * size)) + shift
     x = kept(made, bits.astype(np.uint32).tobytes())
     assert library.pack(number, x, rows, columns, to, columns // block * size, 0) in (0, 1)
+
+
+def one_pick(library: Library, rng: np.random.Generator, made: list[int]) -> None:
+    """A token of any floats, or of few that are alike, with numbers for parameters that are out of range too."""
+    size = int(rng.choice([1, 2, 40, 3000]))
+    bits = rng.integers(0, 2**32, size, dtype=np.uint32)
+    floats = bits.view(np.float32) if rng.integers(2) else rng.choice([0, 1, -np.inf, 3e38], size).astype(np.float32)
+    top_k = int(rng.choice([-1, 0, 1, 2, 40, 1024, 1025, 2**62]))
+    odd = [0.0, 1.0, 0.5, -1.0, np.nan, np.inf, 1e-40]
+    found = library.sample(kept(made, floats.tobytes()), size, top_k, *map(float, rng.choice(odd, 4)))
+    assert -1 <= found < size
 
 
 def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -317,3 +318,37 @@ def test_logprobs_are_the_models_own(n):
 def test_logprobs_of_equals_are_in_the_order_of_ids():
     found = sampling.logprobs(torch.zeros(1, 1000), torch.tensor([9]), 4)
     assert found.top_ids.tolist() == [[0, 1, 2, 3]]
+
+
+# --- the C library's way ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_library_picks_what_torch_picks(monkeypatch, seed):
+    """Ties, exclusions, more candidates than tokens, extreme temperatures: the same tokens, and as many draws."""
+    choose = random.Random(seed).choice
+    size = choose([1, 3, 50, 3000])
+    logits = logits_of(seed, rows=choose([1, 3]), size=size) * choose([0.1, 1, 20])
+    logits = choose([logits, logits.round(), logits.bfloat16().float()])
+    logits[:, 1 :: choose([2, 3, 10_000])] = -torch.inf
+    params = {"top_k": choose([1, 2, 40, 1024]), "temperature": choose([None, 0, 1e-40, 0.7, 1.0, 3.0, 1e40])}
+    params |= {"top_p": choose([None, 0.0, 0.3, 0.95, 1.0]), "min_p": choose([None, 0.0, 0.05, 1.0])}
+    found = []
+    for kernels in (sampling.library(), None):
+        monkeypatch.setattr(sampling, "library", lambda kernels=kernels: kernels)
+        some = generators(*range(seed, seed + len(logits)))
+        picks = [sample(logits, some, **params).tolist() for _ in range(30)]
+        found.append((picks, [one.get_state().tolist() for one in some]))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_library_leaves_a_bad_row_to_torch(bad):
+    """And what was drawn for the rows before it is drawn again."""
+    logits = logits_of(0)
+    logits[2, 30] = bad
+    some = generators(1, 2, 3)
+    with pytest.raises(GencliError, match=r"NaN|infinite"):
+        sample(logits, some, top_k=5)
+    logits[2, 30] = 0
+    assert torch.equal(sample(logits, some, top_k=5), sample(logits, generators(1, 2, 3), top_k=5))
