@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 
 from gencli.checkpoints.embeddings import read_embedding
@@ -71,7 +71,7 @@ class Drawing:
 
     def generate(
         self, request: ImageRequest, prompts: Iterable[str | None] | None, inputs: Inputs, *, walk: bool = False
-    ) -> Iterator[Denoised | Picture]:
+    ) -> Generator[Denoised | Picture, None, None]:
         """Make the images of a resolved request from the images of `inputs`; see `generate.generate`. walk: see
         `Loaded.generate`."""
         if isinstance(self.model, Loaded):

@@ -52,7 +52,7 @@ def generate(
     mask: Image.Image | None = None,
     controls: Sequence[tuple[ControlNetModel, Image.Image]] = (),
     mix: Mapping[str, Image.Image] = NO_IMAGES,
-) -> Iterator[Denoised | Picture]:
+) -> Generator[Denoised | Picture, None, None]:
     """Make `request.count` images of every prompt (default: the request's own), `request.batch` at a time.
 
     A prompt that is None is passed over, and its seeds with it. `request` is a resolved one. Image i draws from

@@ -11,7 +11,6 @@ from typing import Generic, TypeVar
 from gencli.errors import UsageError
 
 T = TypeVar("T")
-END = object()
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,12 @@ class Feed(Generic[T]):
                 if not self.ready():
                     self.waits = True
                     return None
-                line = next(self.lines, END)
-                if line is END:
+                one = list(itertools.islice(self.lines, 1))
+                if not one:
                     self.ended = True
                     break
                 self.read += 1
-                self._held.append(line)  # type: ignore[arg-type]
+                self._held += one
             found = Block(self.read - len(self._held), self._held)
             self._held = []
             if found.lines and self.shard.has(found.first // self.size) and self.wanted(found):

@@ -257,7 +257,7 @@ class ImageEngine(Engine["ImageWork"]):
 
     def _draw(self, work: ImageWork) -> None:
         events = self.drawing.generate(work.request, None, self.inputs)
-        with contextlib.closing(events):  # type: ignore[type-var]
+        with contextlib.closing(events):
             for event in in_turns(events, self.turn):
                 if work.cancelled:
                     return

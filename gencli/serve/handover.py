@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -203,8 +203,8 @@ def _turn(link: Link, engine: TextEngine, said: Said) -> None:
     _send_events(link, engine, session.answer(said["turn"], prompt, request.seed), session.stats)
 
 
-def _send_events(link: Link, engine: TextEngine, events: Iterator[Event], stats: GenerationStats) -> None:
-    with contextlib.closing(events):  # type: ignore[type-var]
+def _send_events(link: Link, engine: TextEngine, events: Generator[Event, None, None], stats: GenerationStats) -> None:
+    with contextlib.closing(events):
         for event in in_turns(events, engine.turn):
             link.send({"event": wire.pack_event(event), "stats": vars(stats)})
     link.send({"done": True, "stats": vars(stats)})
@@ -235,7 +235,7 @@ def _draw(link: Link, engine: ImageEngine, said: Said, data: bytes) -> None:
             yield got["prompt"]
 
     events = engine.drawing.generate(ImageRequest(**said["draw"]), prompts() if said["lines"] else None, inputs)
-    with contextlib.closing(events):  # type: ignore[type-var]
+    with contextlib.closing(events):
         for event in in_turns(events, engine.turn):
             if isinstance(event, Denoised):
                 place = {name: getattr(event, name) for name in ("index", "total", "first")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
@@ -112,7 +112,7 @@ def answer_all(
     *,
     chat_model: ChatModel | None = None,
     **how: Unpack[How],
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Continue the prompts of requests, or answer each as the first message of a conversation that begins like
     `before`. The events are those of `generate_all`, as is `how`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -86,7 +86,7 @@ def generate_all(
     ready: Callable[[], bool] = lambda: True,
     prompt_cache: PromptCache | None = None,
     guesser: Guesser | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Continue prompts, `batch` texts at a time: one that ends makes room for the next at once.
 
     The events of several texts are mixed; a text's `Completion` comes after all of its own. Event i of job j has the

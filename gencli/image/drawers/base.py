@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -75,7 +75,7 @@ class Loaded(ABC):
         *,
         init: Image.Image | None = None,
         walk: bool = False,
-    ) -> Iterator[Denoised | Picture]:
+    ) -> Generator[Denoised | Picture, None, None]:
         """Make `request.count` images of every prompt, `request.batch` at a time, as `image.generate.generate` does.
 
         `request` is a resolved one. init: the image of `request.init`. walk: also what lies between each image and the

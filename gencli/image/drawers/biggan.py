@@ -7,7 +7,7 @@ Between two images lies a way: along the sphere between their noises, straight b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -72,7 +72,7 @@ class LoadedGAN(Loaded):
         *,
         init: Image.Image | None = None,
         walk: bool = False,
-    ) -> Iterator[Denoised | Picture]:
+    ) -> Generator[Denoised | Picture, None, None]:
         import torch
 
         from gencli.image.diffusion.guidance import check_finite

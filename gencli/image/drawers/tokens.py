@@ -6,7 +6,7 @@ Cache, loop and samplers are those of text. No torch before the weights are load
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -70,7 +70,7 @@ class TokenModel(Loaded):
         *,
         init: Image.Image | None = None,
         walk: bool = False,
-    ) -> Iterator[Denoised | Picture]:
+    ) -> Generator[Denoised | Picture, None, None]:
         """See `Loaded`. A step is a row. Picture i picks with `torch.Generator("cpu")` seeded with `request.seed + i`,
         one number a token."""
         for prompt, numbers in batches(request, prompts):
@@ -85,7 +85,7 @@ class TokenModel(Loaded):
         kept: int,
         prompt: str,
         numbers: range,
-    ) -> Iterator[Denoised | Picture]:
+    ) -> Generator[Denoised | Picture, None, None]:
         """Draw images that go through the model as one batch."""
         import torch
 
