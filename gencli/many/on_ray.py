@@ -123,6 +123,8 @@ class Cluster:
 def _imported(name: str, named: str) -> ModuleType:
     """Return Ray, told what holds for this process. Raise UsageError where a part of it is missing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to Ray's makers
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # no other cluster takes the place of one that has gone
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if named.startswith(CLIENT) and ("RAY_AUTH_TOKEN" in os.environ or any(map(os.path.exists, _tokens()))):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # as Ray does it itself, but not for its client
     try:
@@ -134,6 +136,7 @@ def _imported(name: str, named: str) -> ModuleType:
         what = "Ray's client" if error.name == "grpc" else "Ray"
         raise UsageError(f"{name} needs {what}, which is not installed", "pip install 'gencli[ray]'") from None
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.util.client.logsclient").addHandler(logging.NullHandler())  # it listens to no other
     warnings.filterwarnings("ignore", module=r"ray\b")
     return ray
 
@@ -152,7 +155,7 @@ def _connect(init: Callable[..., object], named: str) -> None:
         where = urlsplit(named)
         socket.create_connection((where.hostname, where.port or 0), SILENCE).close()
     ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-    logger = logging.getLogger("ray.util.client.worker")  # which alone tells that a token is wrong
+    logger = logging.getLogger("ray.util.client")  # which alone tells that a token is wrong
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     logger.addHandler(Refusals(ended.put))
@@ -192,7 +195,7 @@ class Refusals(logging.Handler):
 
 def _in_words(error: Exception) -> str:
     """Return an error of Ray's in one line; of a traceback that it quotes, the end."""
-    text = str(getattr(error, "strerror", None) or error).strip()
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     return " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())[:REASON]
 
 

@@ -154,6 +154,23 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
     assert errors.count("\n") == 2 and "hint: the head's token" in errors
 
 
+def test_a_head_that_dies(cluster, tmp_path):
+    """The last of this cluster: no other one is started in its place, and the records are whole."""
+    model, out = make_gpt2(tmp_path / "tiny"), tmp_path / "out.jsonl"
+    source = tmp_path / "lines"
+    source.write_bytes(LINES)
+    args = ("text", "-m", model, "--lines", "-n", 30, "--batch", 2, "--resume", out, "--on", cluster.client)
+    env = environment(RAY_ADDRESS=None, RAY_CLIENT_RECONNECT_GRACE_PERIOD="1")
+    with source.open("rb") as stdin:
+        driver = start(*args, "--workers", 1, stdin=stdin, env=env, fresh=True)
+    until(lambda: out.exists() and out.stat().st_size, driver)
+    cluster.remove_node(cluster.head_node, allow_graceful=False)
+    errors = driver.communicate(timeout=LIMIT)[1].decode()
+    assert driver.returncode == 1 and errors.splitlines()[-1].startswith(f"error: --on {cluster.client}: the cluster")
+    assert {line.partition(":")[0] for line in errors.splitlines()} == {"note", "error"}, errors
+    assert all(json.loads(line) for line in out.read_text().splitlines())
+
+
 def test_a_head_that_says_nothing():
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
