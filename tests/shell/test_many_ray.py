@@ -112,7 +112,7 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
     model = make_gpt2(tmp_path / "tiny")
     args = ("text", "-m", "tiny", "--lines", "-s", 5, "-n", 6, "--batch", 2, "--logprobs", 5)
     source = tmp_path / "lines"
-    source.write_bytes(b"".join(LINES.splitlines(keepends=True)[:60]))
+    source.write_bytes(b"".join(LINES.splitlines(keepends=True)[:120]))
     cluster.add_node(num_cpus=1)
     on = ("--on", cluster.client, "--workers", 2)
     outside = {"RAY_AUTH_MODE": None, "RAY_ADDRESS": None}
@@ -140,7 +140,7 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
 
     out = tmp_path / "out.jsonl"
     driver = begin("--resume", out)
-    until(lambda: out.exists() and out.stat().st_size > len(expected) // 4, driver)
+    until(lambda: out.exists() and out.stat().st_size, driver)
     driver.terminate()
     assert driver.wait(LIMIT) == 143 and driver.communicate()[1] == b""
     until(lambda: not holders(model))
