@@ -18,7 +18,7 @@ import numpy as np
 from gencli.kernels import PACKED, TYPES, Layer, Library, Model, Norm, Place, Weights, build
 from gencli.kernels.pack import PARTS
 
-FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1", "-shared-libasan")
+FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0", "-g1", "-shared-libasan")
 C = ctypes.CDLL(None)
 C.malloc.restype, C.malloc.argtypes, C.free.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,)
 
