@@ -136,10 +136,11 @@ def test_every_number_of_steps(name: str, request: pytest.FixtureRequest) -> Non
     long.
     """
     schedule, sampler, generator = NoiseSchedule(), samplers.get(name), random.Random(0)
-    learned = {"original_inference_steps": 1000} if name == "tcd" else {}
-    limit, walked = 50 if name == "lcm" else 1000, range(1, 1001) if request.config.getoption("every_step") else NUMBERS
+    every = request.config.getoption("every_step")
+    learned = {"original_inference_steps": 1000} if name == "tcd" and every else {}
+    limit, walked = 50 if name in ("lcm", "tcd") and not learned else 1000, range(1, 1001) if every else NUMBERS
     assert name not in SHARED or sampler.grid is samplers.get(SHARED[name]).grid
-    for num in range(1, limit + 1) if name in GRIDS else walked:
+    for num in range(1, limit + 1) if name in GRIDS else walked:  # lcm and tcd walk all that they learned
         steps = sampler.steps(schedule, num, **learned)
         levels, nexts = [step.at.alpha_cumprod for step in steps], [step.next.alpha_cumprod for step in steps]
         assert [step.index for step in steps] == list(range(num)) and nexts[-1] > 0.999
