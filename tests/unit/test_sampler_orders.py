@@ -132,7 +132,7 @@ def test_every_number_of_steps(name: str, request: pytest.FixtureRequest) -> Non
     """From 1 to 1000, or as many as a model of few steps learned: as many steps, down to noise that is nearly none;
     x stays finite and small, and what follows the probability flow ends where that leads.
 
-    Walks of all numbers take 80 seconds: with --every-step. x is a number of Python's, as tensors take ten times as
+    Walks of all numbers take two minutes: with --every-step. x is a number of Python's, as tensors take ten times as
     long.
     """
     schedule, sampler, generator = NoiseSchedule(), samplers.get(name), random.Random(0)
