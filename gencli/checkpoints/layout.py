@@ -225,7 +225,7 @@ def some(names: list[str]) -> str:
 
 def other_hint(names: Collection[str]) -> str:
     """Return what a folder or repository without a checkpoint in a known layout may be meant for."""
-    if "adapter_config.json" in names:
+    if any(name.rpartition("/")[2] == "adapter_config.json" for name in names):
         return "it is a LoRA adapter: --lora names it, and -m the model that it was made for"
     for suffix in (".gguf", ".safetensors"):
         if single := sorted(name for name in names if name.endswith(suffix) and "/" not in name):

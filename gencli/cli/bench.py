@@ -47,7 +47,7 @@ class Repeated:
     """How often, and how many at once."""
 
     # fmt: off
-    batch: tuple[int, ...] = several(int, "--batch N", "Generate N images at a time (repeatable; default: 1).", PANEL,
+    batch: tuple[int, ...] = several(int, "--batch N", "Generate N outputs at a time (repeatable; default: 1).", PANEL,
         within=(1, 16))
     rounds: int = integer(5, "-r, --rounds N", "Rounds, after one warm-up round (default: 5).", PANEL,
         within=(1, 1000))

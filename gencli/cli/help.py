@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import typer
@@ -169,6 +169,7 @@ class Group(TyperGroup):
         else:
             meant = COMMANDS_ELSEWHERE.get(name) if ctx.parent is None else None
             meant = meant or (ctx.parent is None and _model(name)) or nearest(name, known) or self._inner(ctx, name)
+            meant = (ctx.parent is None and _with_words(args, known)) or meant
             hint = f"did you mean `{path} {meant}`?" if meant else f"commands: {', '.join(known)}"
         raise UsageError(f"no such command: {name!r}", hint)
 
@@ -183,6 +184,17 @@ class Group(TyperGroup):
         }
         close = nearest(name, inner)
         return inner[close] if close else None
+
+
+def _with_words(args: Sequence[str], known: Collection[str]) -> str | None:
+    """Return the command that `help COMMAND` and other tools' `run MODEL [PROMPT]` stand for; None for others."""
+    name, first, *rest = *args, "", ""
+    prompt = shorten(" ".join(filter(None, rest)), 60)
+    if name == "help" and first in known:
+        return f"{first} --help"
+    if name != "run" or not first or first.startswith("-"):
+        return None
+    return f'text -m {first} "{prompt}"' if prompt else f"chat -m {first}"
 
 
 def _model(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -15,7 +16,7 @@ from gencli.cli.download import memory_note
 from gencli.cli.image_asked import Sources, check_stdin, request_of
 from gencli.cli.image_info import print_info
 from gencli.cli.options import JSON, Asked, Fetching, Reporting, command
-from gencli.cli.prompts import LineReader, each_line, note_file, read_prompt
+from gencli.cli.prompts import LineReader, each_line, note_file, pipe_waits, read_prompt
 from gencli.cli.sweep import parse
 from gencli.cli.warm import Serving
 from gencli.cli.wildcards import choices
@@ -80,6 +81,8 @@ def image(
     Options you leave out come from the model, or else from the defaults below. The default sampler is DDIM, with the
     model's own noise schedule.
     """
+    if sources.info is None and sources.prompt[:1] == ("info",) and Path(*sources.prompt[1:2]).is_file():
+        sources.info = sources.prompt[1]  # as other tools' users and `gencli models show` have it
     if sources.info is not None:
         print_info(sources.info, json=output.json)
         return
@@ -100,6 +103,8 @@ def draw(
     """Make images and write them. accept: raises for a checkpoint, opened, that is not for this command."""
     check_stdin(sources, asked.values)
     note_file(sources.prompt, console.note)
+    if not (sources.prompt or sources.lines or "-" in (asked.values.get("init"), sources.from_file)) and pipe_waits():
+        console.note("stdin is not read: the prompt `-` reads it, and --lines a prompt from each line")
     fetch = fetching.finder(console, where)
     shared, reader = sources.many, LineReader() if sources.lines else None
     shared.check(sources.lines, _for_one(output, asked))

@@ -294,6 +294,8 @@ class Run:
             sink = sink.without_metadata()
         labels = [self.labels[made.picture.index // self.request.count] for made in self.sheet] if self.labels else []
         if labels:
+            if sink.metadata:
+                self.console.note("the sheet has no generation settings: they cannot hold several values")
             sink = sink.without_metadata()
         sheet = pictures.grid([made.picture.image for made in self.sheet], labels, self.columns)
         scores = {} if self.best is None else {"scores": [made.score for made in self.sheet]}

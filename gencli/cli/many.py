@@ -66,7 +66,8 @@ class Many:
         "With --lines: only the I-th of N parts of the lines, numbered and seeded as in the whole.", "Prompt",
         after="strict")
     resume: Path | None = file("--resume FILE",
-        "With --lines: add a JSON record of each output to FILE, and skip those already there.", OUTPUT,
+        "With --lines: add a JSON record of each output to FILE, and skip those already there; texts go to stdout only "
+        "with --json.", OUTPUT,
         after="unordered")
     # fmt: on
 

@@ -158,6 +158,11 @@ def use(ctx: typer.Context, name: Name, reporting: Reporting) -> None:
         set_value((one, "model"), entry.name if entry else str(_absolute(name)))
     console: Console = ctx.obj
     console.note(f"{name} is now the default model of {' and '.join(f'gencli {one}' for one in commands)}")
+    if entry is not None:
+        try:
+            find(name, offline="`gencli models use`")
+        except GencliError:
+            console.note(f"it is not on this machine yet: `gencli models pull {name}` downloads it")
 
 
 def _absolute(name: str) -> Path | str:

@@ -7,6 +7,7 @@ import itertools
 import os
 import select
 import shlex
+import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,19 @@ def note_file(arguments: Sequence[str], note: Callable[[str], None]) -> None:
     for argument in arguments:
         if len(argument) > 1 and argument.startswith("@") and os.path.isfile(argument[1:]):
             note(f"{argument} is taken as text; `- < {shlex.quote(argument[1:])}` reads the file")
+
+
+def pipe_waits() -> bool:
+    """Return whether something waits in a pipe to stdin; False where the system does not say it."""
+    try:
+        import fcntl
+        import termios
+
+        number = -1 if sys.stdin is None else sys.stdin.fileno()
+        waiting = stat.S_ISFIFO(os.fstat(number).st_mode) and any(fcntl.ioctl(number, termios.FIONREAD, bytes(4)))
+    except (ImportError, OSError, ValueError):  # Windows; no stdin; io.UnsupportedOperation is both of the others
+        return False
+    return waiting
 
 
 def read_stdin() -> str:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ASKED, WORDS = "_GENCLI_COMPLETE", "_TYPER_COMPLETE_ARGS"
+ASKED, WORDS, COLON = "_GENCLI_COMPLETE", "_TYPER_COMPLETE_ARGS", "_GENCLI_COLON"
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 
@@ -55,6 +55,7 @@ class UnusualError(Exception):
 
 def quick() -> int | None:
     """Print the answer to the question that the environment asks, and return the exit code; None if it cannot."""
+    os.environ.pop(COLON, None)
     instruction, _, shell = os.environ[ASKED].partition("_")
     if instruction != "complete" or shell not in SHELLS:
         return None
@@ -91,6 +92,22 @@ def join_values() -> None:
     if len(words) > 1 and "=" in words:
         os.environ["COMP_WORDS"] = "\n".join(word if word != "=" else "" for _, word in kept)
         os.environ["COMP_CWORD"] = str(sum(number < at for number, _ in kept))
+    _join_colons()
+
+
+def _join_colons() -> None:
+    """The same for `-m qwen3:4b`, which bash cuts into three words; it replaces what stands behind the last colon."""
+    words, at = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD") or 0)
+    made: list[str] = []
+    cursor = at
+    for number, word in enumerate(words):
+        joins = made and (word == ":" or made[-1].endswith(":"))
+        made = [*made[:-1], made[-1] + word] if joins else [*made, word]
+        if number == at:
+            cursor = len(made) - 1
+            os.environ[COLON] = made[-1][: made[-1].rfind(":") + 1] if joins else ""
+    if len(made) < len(words):
+        os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(made), str(cursor)
 
 
 def split(line: str) -> list[str]:
@@ -211,6 +228,8 @@ def _in_zsh(text: str) -> str:
 def behind_equals(text: str) -> str:
     """Return an answer with `--option=` before each word, where that is typed: bash looks for the values alone, and the
     other shells for words that begin as the one that is typed."""
+    if colon := os.environ.get(COLON):
+        return "".join(line.removeprefix(colon) for line in text.splitlines(keepends=True))
     option, equals, _ = os.environ.get(WORDS, "").rpartition(" ")[2].partition("=")
     if not (equals and option.startswith("--")) or text.startswith("_files"):
         return text

@@ -36,6 +36,7 @@ from gencli.text.events import (
     TextDelta,
     in_order,
 )
+from gencli.text.grammar import on_one_line
 from gencli.text.request import CONVERSATION, INPUT, MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def text(
         largest = MAX_SEED - request.num_samples + 1
         asked = request.seed if is_given(ctx, "seed") else None
         request = dataclasses.replace(request, seed=many.seed(records, request.seed, asked, largest))
+    if request.schema is not None and source.lines and not shown.null:  # a line of stdout for each of stdin
+        request = dataclasses.replace(request, schema=on_one_line(request.schema))
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
     if shown.json or records is not None:
         output = JsonOutput(checkpoint.name, echo=shown.echo, shows=shown.json, records=records)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TOLD_EVERY = 50  # steps between two lines on stdout
 WORSE = 1.03  # times the best score, from which on a worse one is told
 INIT_RATE, LORA_RATE, IMAGE_INIT_RATE = 5e-4, 1e-3, 1e-4  # learning rates of runs that go on from a checkpoint
-DATA = 'JSON lines with a key "text", or plain text; a file (.jsonl or .txt, also with .gz) or a folder of such files.'
+DATA = 'JSON lines with a key "text", or plain text; a file (.jsonl, .txt, .md) or a folder of .jsonl and .txt files.'
 CAPTIONS = (
     'JSON lines: "file" and "label", or "file_name" and "text", and "tags" if there are any (default: metadata.jsonl '
     "among the images, or a .txt beside each)."

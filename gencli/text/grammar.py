@@ -74,6 +74,11 @@ def translated(text: str) -> str:
     return text + OPTIONS
 
 
+def on_one_line(schema: str) -> str:
+    """Return a JSON schema whose texts have no line breaks between their parts."""
+    return json.dumps({"x-guidance": {"whitespace_pattern": " ?"}, **json.loads(schema)})
+
+
 def first_line(message: str) -> str:
     """Return a message of llguidance, which goes on with where it is, as one line."""
     if "regex parse error" in message:

@@ -105,7 +105,8 @@ class TextRecipe:
     # fmt: off
     data: str
     out: str = OUT.field(dataclasses.MISSING)
-    validation: str = string("", "--validation DATA", "Validation texts (default: every 50th text is held out).", INPUT)
+    validation: str = string("", "--validation DATA",
+        "Validation texts (default: every 50th text is held out, or the end of a single one).", INPUT)
     init: str = string("", "--init MODEL",
         "Fine-tune this model, with its tokenizer: short name, folder or Hugging Face id.", START,
         complete=completing("text"))

@@ -49,7 +49,7 @@ def _read(path: Path, name: str) -> Iterator[Text]:
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig") as file:
-            if re.search(r"\.txt(\.gz)?$", path.name):
+            if re.search(r"\.(txt|md)(\.gz)?$", path.name):
                 parts = re.split(rf"^{re.escape(END)}$", file.read(), flags=re.MULTILINE)
                 yield from ((name, part.strip("\n")) for part in parts if part.strip())
                 return

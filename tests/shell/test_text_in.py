@@ -167,6 +167,8 @@ def test_folders_that_hold_something_else(tmp_path: Path, run):
     assert done.returncode == 1 and b"hint: model.gguf is a model in one file: give its path" in done.stderr
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
-    for command in ("text", "image"):
-        done = run(command, "-m", tmp_path / "lora", "a")
+    (tmp_path / "run" / "adapter").mkdir(parents=True)  # as a run of training leaves it
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    for command, folder in (("text", "lora"), ("image", "lora"), ("text", "run")):
+        done = run(command, "-m", tmp_path / folder, "a")
         assert done.returncode == 1 and b"it is a LoRA adapter: --lora names it" in done.stderr

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gencli.checkpoints.find import Source
-from gencli.cli.prompts import LineReader, each_line
+from gencli.cli.prompts import LineReader, each_line, pipe_waits
 from gencli.errors import GencliError
 from gencli.text import batch as batches
 from gencli.text.batch import Batch
@@ -161,3 +161,14 @@ def test_a_long_line_is_read_once(monkeypatch):
     began = time.process_time()
     assert [len(line) for line in each_line()] == [3, 2**25, 5]
     assert time.process_time() - began < 2
+
+
+def test_what_waits_in_a_pipe_is_told(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as stdin, os.fdopen(writer, "wb", 0) as other, open(os.devnull, "rb") as nothing:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert not pipe_waits()
+        other.write(b"red apple\n")
+        assert pipe_waits() and stdin.readline() == b"red apple\n" and not pipe_waits()
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert not pipe_waits()

@@ -174,7 +174,11 @@ def test_available_and_use(file: Path, monkeypatch, capsys) -> None:
     assert main(["models", "available", "--task", "image", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {row["task"] for row in rows} == {"image"} and {"id", "licence", "memory", "here"} <= rows[0].keys()
-    assert main(["models", "use", "SmolLM2"]) == 0 and main(["models", "use", "emoji"]) == 0
+    capsys.readouterr()
+    assert main(["models", "use", "SmolLM2"]) == 0
+    assert "`gencli models pull SmolLM2` downloads it" in capsys.readouterr().err
+    assert main(["models", "use", "emoji"]) == 0
+    assert "models pull" not in capsys.readouterr().err
     assert config.read() == {
         "text": {"model": "smollm2"}, "chat": {"model": "smollm2"}, "image": {"model": "emoji"},
     }  # fmt: skip

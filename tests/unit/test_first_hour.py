@@ -112,6 +112,9 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("text -t 8 a", f"{HEAD}--temperature or --threads?"),
         ("image -t 8 a", f"{HEAD}--threads?"),
         ("text --n-gpu-layers 99 a", f"hint: {help.DEVICE}"),
+        ("help text", f"{HEAD}`gencli text --help`?"),
+        ("run llama3 hi you", f'{HEAD}`gencli text -m llama3 "hi you"`?'),
+        ("run llama3", f"{HEAD}`gencli chat -m llama3`?"),
         ("text -n x a", "hint: see `gencli text --help`"),
         ("text --repeat-last-n 64 a", "hint: --repeat-penalty R looks at the whole text, prompt included"),
         ("text -n -1 a", "hint: -n 1000000 goes on until the model ends, or its context is full"),
@@ -418,8 +421,9 @@ def test_images_of_wildcards_have_prompts_and_seeds_of_their_own(tmp_path, monke
         assert main(["image", "--info", f"{seed}.png", "--json"]) == 0
         row = json.loads(capfd.readouterr().out)
         assert (row["prompt"], row["seed"]) == (expand("{red|green} apple", seed), seed)
-    assert main(["image", "--info", "4.png"]) == 0
-    assert "\nsteps             1\n" in capfd.readouterr().out
+    for words in (["--info", "4.png"], ["info", "4.png"]):
+        assert main(["image", *words]) == 0
+        assert "\nsteps             1\n" in capfd.readouterr().out
     Image.new("RGB", (8, 8)).save("none.png")
     assert "none.png: it has no generation settings" in says(capfd, "image", "--info", "none.png")
     assert "--best cannot be combined" in says(capfd, *line, "--best", "1", "--clip", "stories", "-o", "a.png")
@@ -498,6 +502,7 @@ def test_a_sweep_is_every_combination(tmp_path, monkeypatch, capfd) -> None:
     line = ["image", "red apple", "--steps", "1", "--size", "64x64", "--sweep", "cfg-scale=1,3", "--sweep", "seed=4..6"]
     assert main([*line, "-o", "{index}.png"]) == 0
     assert main([*line, "--grid", "-o", "sheet.png"]) == 0
+    assert "note: the sheet has no generation settings" in capfd.readouterr().err
     assert main(["image", "--info", "5.png", "--json"]) == 0
     row = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert (row["guidance"], row["seed"]) == (3.0, 6)

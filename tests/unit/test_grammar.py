@@ -67,6 +67,13 @@ def test_what_is_sampled_is_valid(models, kind):
         jsonschema.validate(json.loads(sample.text), json.loads(schema))
 
 
+def test_answers_of_one_line_each(models):
+    """As --lines asks for them."""
+    requests = [TextRequest.of("x", schema=grammar.on_one_line(PERSON), temperature=2.0, seed=i) for i in range(40)]
+    found = [sample.text for sample in texts(models["bytes"], requests)]
+    assert all(re.fullmatch(r' ?\{ ?"age" ?: ?-?\d+ ?\}', text) for text in found) and len(set(found)) > 5
+
+
 @pytest.mark.parametrize("kind", ["bytes", "llama", "metaspace", "never", "gpt2"])
 def test_grammars_of_every_notation(models, kind):
     """The first token loses no space, and characters of several bytes are whole."""

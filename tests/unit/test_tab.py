@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from gencli.checkpoints.find import known_names
 from gencli.cli import tab
 from gencli.cli.app import app
 from gencli.cli.completion import answer
@@ -165,3 +166,26 @@ def test_a_module_that_changes_makes_it_anew(ask, root):
     files = tab._files()
     samplers = Path(tab.PACKAGE) / "image" / "diffusion" / "samplers"
     assert {str(samplers), str(samplers / "__init__.py"), str(Path(tab.PACKAGE) / "options.py")} <= files.keys()
+
+
+@pytest.mark.parametrize("typed", ["qwen3 :", "qwen3 : 4", "qwen3 : 4b", "org/name :", "qwen3"])
+def test_bash_cuts_a_name_at_its_colon(ask, root, typed: str):
+    """It has what stands behind the colon completed, and puts that in its place."""
+
+    def question(how):
+        words = ["gencli", "text", "-m", *typed.split()]
+        os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+        return how()
+
+    name = typed.replace(" ", "")
+    names = [one for one, _ in known_names("text") if one.startswith(name)]
+    expected = "\n".join(one[name.rfind(":") + 1 :] for one in names) + "\n"
+
+    def by_parser():
+        try:
+            answer(lambda: root.main([], prog_name="gencli"))
+        finally:
+            tab.remember(root)
+
+    assert ask("bash", "", lambda: question(by_parser))[1] == expected
+    assert ask("bash", "", lambda: question(tab.quick)) == (0, expected)

@@ -300,10 +300,11 @@ def test_texts_from_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x", "source": "s"}\n\n{"text": "y"}\n')
     with gzip.open(tmp_path / "c.txt.gz", "wt") as file:
         file.write("Third.")
-    (tmp_path / "d.md").write_text("not read")
+    (tmp_path / "d.md").write_text("Read alone.")
     found = [("s", "x"), ("", "y"), ("b/one.txt", "First."), ("b/one.txt", "Second,\nlonger."), ("c.txt.gz", "Third.")]
     assert read_texts(tmp_path) == found
     assert read_texts(tmp_path / "b" / "one.txt")[0] == ("one.txt", "First.")
+    assert read_texts(tmp_path / "d.md") == [("d.md", "Read alone.")]
     assert hold_out(found) == (found[:4], found[4:])
     numbers = [("", str(i)) for i in range(1, 121)]
     assert [text for _, text in hold_out(numbers)[1]] == ["50", "100"]
