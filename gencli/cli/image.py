@@ -103,7 +103,8 @@ def draw(
     """Make images and write them. accept: raises for a checkpoint, opened, that is not for this command."""
     check_stdin(sources, asked.values)
     note_file(sources.prompt, console.note)
-    if not (sources.prompt or sources.lines or "-" in (asked.values.get("init"), sources.from_file)) and pipe_waits():
+    told = sources.prompt or sources.lines or sources.from_file or asked.values.get("init") == "-"
+    if not told and pipe_waits():
         console.note("stdin is not read: the prompt `-` reads it, and --lines a prompt from each line")
     fetch = fetching.finder(console, where)
     shared, reader = sources.many, LineReader() if sources.lines else None

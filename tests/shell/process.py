@@ -37,7 +37,8 @@ def environment(**changes: str | None) -> dict[str, str]:
     """The environment without anything that gencli or colours depend on; `changes` on top (None removes)."""
     dropped = ("GENCLI_", "HF_", "NO_COLOR", "TERM", "COLUMNS", "LINES", "FORCE_COLOR", "_GENCLI")
     env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
-    env |= {"GENCLI_CACHE": os.path.join(tempfile.gettempdir(), "gencli-tests"), "HF_HUB_OFFLINE": "1"}
+    cache = os.environ.get("GENCLI_CACHE") or os.path.join(tempfile.gettempdir(), "gencli-tests")
+    env |= {"GENCLI_CACHE": cache, "HF_HUB_OFFLINE": "1"}
     env |= {"XDG_STATE_HOME": os.path.join(tempfile.gettempdir(), "gencli-tests-state")}
     env |= {"GENCLI_NO_SERVER": "1"}  # one may be running
     env |= {"GENCLI_CONFIG": os.devnull, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}

@@ -280,9 +280,9 @@ sys.exit(main())
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("command", ["text", "image", "chat"])
 def test_a_signal_in_an_import_is_raised_after_it(command: str, number: signal.Signals, code: int):
-    model = "emoji" if command == "image" else "stories"  # what does not fit is told before torch is imported
+    words = ["emoji", "apple"] if command == "image" else ["stories"]  # what does not fit is told before the import
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTING.format(number=int(number)), command, "-m", model],
+        [sys.executable, "-c", IMPORTING.format(number=int(number)), command, "-m", *words],
         input=b"Once",
         capture_output=True,
         env=environment(),

@@ -209,7 +209,7 @@ def test_options_beside_from_override(sd, apple, folder):
     assert done.stderr == b"note: the negative prompt has no effect at --cfg-scale 1\n"
     assert row["path"] == "gencli-9.png"
     assert (row["prompt"], row["seed"], row["negative"], row["guidance"]) == ("blue dog", 9, "x", 1.0)
-    assert (row["steps"], row["width"], row["model"]) == (2, 64, str(sd))
+    assert (row["steps"], row["width"], os.path.basename(row["model"])) == (2, 64, "sd")  # any of the same bytes
     assert written("gencli-9.png")["prompt"] == "blue dog"
 
 
