@@ -10,6 +10,7 @@ import queue
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -24,6 +25,7 @@ PATIENCE = 5.0  # seconds that one call waits for messages
 MANY = 64  # messages that one call brings at most
 SILENCE = 10.0  # seconds in which the head of a cluster has to take a connection
 LIMIT = 90.0  # seconds in which it has to be ready for work; Ray itself asks for 30 whether anyone is there
+ATTEMPTS = 4  # how often a head is asked that answers, but cannot begin
 CLIENT = "ray://"
 
 
@@ -161,15 +163,17 @@ def _connect(init: Callable[..., object], named: str) -> None:
     logger.addHandler(Refusals(ended.put))
 
     def run() -> None:
-        for again in (True, False):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 init(named or "local", **how)
                 ended.put(None)
                 return
-            except Exception as error:  # the head's process for this client may die as it is forked
-                if not (again and "Starting Ray client server failed" in str(error)):
+            except Exception as error:
+                # The head answered, but could not begin: its process for this client may die as it is forked.
+                if attempt == ATTEMPTS or not isinstance(error, ConnectionAbortedError):
                     ended.put(error)
                     return
+            time.sleep(attempt / 2)
 
     # In a thread of its own, as Ray's client may wait for ever, and as Ray takes signals for itself in the main one.
     threading.Thread(target=run, daemon=True).start()

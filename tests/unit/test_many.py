@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +150,23 @@ def test_ray_is_asked_for_by_name(monkeypatch, part, address):
     with pytest.raises(UsageError, match=f"--on {address} needs {what}, which is not installed") as caught:
         Cluster(address, None, None, None)
     assert caught.value.hint == "pip install 'gencli[ray]'"
+
+
+def test_a_head_that_answers_and_cannot_begin_is_asked_again():
+    from gencli.many.on_ray import _connect
+
+    outcomes: list[Exception | None] = [ConnectionAbortedError("its process died"), None, ValueError("a wrong name")]
+
+    def init(address: str, **how: object) -> None:
+        if outcome := outcomes.pop(0):
+            raise outcome
+
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"ray://127.0.0.1:{head.getsockname()[1]}"
+        _connect(init, address)
+        assert len(outcomes) == 1
+        with pytest.raises(ValueError, match="a wrong name"):
+            _connect(init, address)
 
 
 def test_a_message_of_a_worker_that_was_killed_in_the_middle_of_it():
