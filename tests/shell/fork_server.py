@@ -119,7 +119,8 @@ def _import_all() -> None:
     names = ["jinja2.sandbox", "PIL.PngImagePlugin", "rich.progress", "safetensors.torch", "tokenizers", "torch"]
     for name in [*names, *(module.name for module in pkgutil.walk_packages(gencli.__path__, "gencli."))]:
         importlib.import_module(name)
-    for name in ("pydantic", "httpx", "yaml", "filelock", "fsspec"):  # typer's, and the hub library's, late
+    # typer's, the hub library's, and the editor's of messages, late
+    for name in ("pydantic", "httpx", "yaml", "filelock", "fsspec", "prompt_toolkit"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 

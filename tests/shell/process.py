@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -222,16 +223,35 @@ def on_terminal(
     return code, seen[master], streams[0], streams[1]
 
 
+OWN_TERMINAL = "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+
+
 class Terminal:
     """A program on a pseudo-terminal that is its own, whose Ctrl-C reaches it as a real one does."""
 
-    def __init__(self, command: list[str], folder: Path, env: dict[str, str]):
+    def __init__(self, begin: Callable[..., subprocess.Popen]):
+        """begin: starts it, with streams that it is given, in a session of its own."""
         self.seen = b""
-        self.pid, self.master = pty.fork()
-        if self.pid == 0:
-            os.chdir(folder)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execvpe(command[0], command, env)
+        self.master, slave = pty.openpty()
+        self.process = begin(stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+
+    @classmethod
+    def of_gencli(cls, *args: object, folder: Path, env: dict[str, str]) -> Terminal:
+        """gencli, begun in this folder."""
+        code = f"import os\nos.chdir({str(folder)!r})\n{OWN_TERMINAL}"
+        return cls(functools.partial(start, *args, env=env, code=code, new_session=True))
+
+    @classmethod
+    def of(cls, command: list[str], folder: Path, env: dict[str, str]) -> Terminal:
+        """Another program."""
+
+        def set_up() -> None:
+            obey_signals()
+            exec(OWN_TERMINAL, {})
+
+        more = {"cwd": folder, "env": env, "preexec_fn": set_up, "start_new_session": True}
+        return cls(functools.partial(subprocess.Popen, command, **more))
 
     def wait_for(self, text: bytes) -> bytes:
         """Read until `text` comes; what came before it, since the last time."""
@@ -254,4 +274,4 @@ class Terminal:
         except OSError:  # Linux's way to say that the other end is closed
             pass
         os.close(self.master)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.process.wait(LIMIT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import termios
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shell.process import GENCLI, LIMIT, Terminal, environment, gencli, on_terminal, start
+from tests.shell.process import LIMIT, Terminal, environment, gencli, on_terminal, start
 from tests.tiny.chat_templates import BIAS, PLAIN_CHATML
 from tests.tiny.text import END, make_gpt2, write_json
 
@@ -42,7 +41,7 @@ def tuned(tmp_path_factory) -> Path:
 def chatting(folder: Path, *args: object) -> Terminal:
     """`gencli chat` on a terminal, whose state and history lie in `folder`."""
     env = environment(**AT_HOME, XDG_STATE_HOME=str(folder))
-    return Terminal([*GENCLI, "chat", *map(str, args)], folder, env)
+    return Terminal.of_gencli("chat", *args, folder=folder, env=env)
 
 
 def interrupt(terminal: Terminal) -> None:
@@ -137,8 +136,8 @@ def test_a_second_signal_ends_it_after_messages_too(tuned: Path, tmp_path: Path)
     terminal = chatting(tmp_path, "-m", tuned, *SPOKEN, "--no-history")
     before = termios.tcgetattr(terminal.master)
     terminal.wait_for(READY)
-    os.kill(terminal.pid, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 143
+    terminal.process.terminate()
+    assert terminal.process.wait(LIMIT) == 143
     assert termios.tcgetattr(terminal.master)[3] == before[3]
     assert not (tmp_path / "gencli").exists()
 

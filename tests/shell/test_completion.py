@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +45,7 @@ def home(tmp_path_factory) -> Path:
 def started(shell: str, home: Path) -> Terminal:
     """A shell at a terminal, in which gencli's script is sourced."""
     env = {**inside(home), "TERM": "xterm" if shell == "fish" else "dumb", "PS1": ""}
-    there = Terminal(START[shell], home, env)
+    there = Terminal.of(START[shell], home, env)
     there.type((PREPARE[shell].format(script=home / f"{shell}.script") + "; echo rea''dy\r").encode())
     there.wait_for(b"ready")
     return there
@@ -75,7 +74,7 @@ def test_a_shell_offers(shell: str, home: Path):
         there.type(b"gencli models \t\t")
         there.wait_for(b"available")
     finally:
-        os.kill(there.pid, signal.SIGKILL)
+        there.process.kill()
         there.ended()
 
 

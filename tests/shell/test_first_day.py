@@ -13,7 +13,7 @@ from PIL import Image
 
 from gencli.checkpoints.catalogue import find_entry
 from tests.oracles.hub_server import Hub
-from tests.shell.process import GENCLI, Terminal, environment, gencli
+from tests.shell.process import Terminal, environment, gencli
 from tests.tiny.chat_templates import FAMILIES, make_chat_tokenizer
 from tests.tiny.decoder_cases import SMOLLM2, llama, plain
 from tests.tiny.decoders import make_decoder
@@ -84,9 +84,8 @@ def test_the_first_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: di
     assert json.loads(done("text", "--chat", "Hi", "-n", 3, "--json"))["model"] == "HuggingFaceTB/SmolLM2-360M-Instruct"
 
     for more in ((), ("-c",)):
-        terminal = Terminal(
-            [*GENCLI, "chat", "-n", "4", "-s", "1", *more], tmp_path, environment(**{**home, "TERM": "xterm"})
-        )
+        env = environment(**{**home, "TERM": "xterm"})
+        terminal = Terminal.of_gencli("chat", "-n", 4, "-s", 1, *more, folder=tmp_path, env=env)
         if more:
             terminal.wait_for(b"continuing ")
         terminal.wait_for(READY)
