@@ -14,7 +14,8 @@ from typer.completion import completion_init
 
 from gencli import __version__
 from gencli.cli.console import Console
-from gencli.cli.help import SETTINGS, Group, explain
+from gencli.cli.help import SETTINGS, Group
+from gencli.cli.usage import explain
 from gencli.errors import GencliError
 
 # The root of the parser's errors, the same class in every version of typer.

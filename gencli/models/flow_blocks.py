@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gencli.models.decoder import RMSNorm
+from gencli.models.decoder_blocks import RMSNorm
 from gencli.models.unet_blocks import timestep_embedding
 
 WAVES = 256

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models import decoder
+from gencli.models import decoder, decoder_blocks
 from gencli.models.activations import check_activation
 from gencli.models.base import check_numbers
-from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, WindowedConfig
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import MLP, Attention
+from gencli.models.decoder_config import DecoderConfig, WindowedConfig
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
@@ -70,7 +72,7 @@ def with_activation(raw: Mapping[str, object]) -> dict[str, object]:
     return {**rest, "hidden_act": activation}
 
 
-class RMSNorm(decoder.RMSNorm):
+class RMSNorm(decoder_blocks.RMSNorm):
     """The weight is stored as its difference from one, and applied before rounding to a half precision."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gencli.errors import GencliError
-from gencli.models import decoder, gemma2
+from gencli.models import decoder, decoder_blocks, gemma2
 from gencli.models.base import Layout, Rename, check_ints
 from gencli.models.decoder import Decoder
 from gencli.models.gemma2 import RMSNorm
@@ -78,10 +78,10 @@ def _with_ropes(raw: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-class Attention(decoder.Attention):
+class Attention(decoder_blocks.Attention):
     """q and k are normed head by head, before RoPE."""
 
-    STEP = decoder.Attention.STEP
+    STEP = decoder_blocks.Attention.STEP
 
     def __init__(self, config: Gemma3Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)

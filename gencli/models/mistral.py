@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gencli.models import decoder
-from gencli.models.decoder import MLP, Attention, Decoder, DecoderConfig, PreNormLayer
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import MLP, Attention, PreNormLayer
+from gencli.models.decoder_config import DecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.models import decoder
-from gencli.models.decoder import MLP, Decoder, DecoderConfig
+from gencli.models import decoder, decoder_blocks
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import MLP
+from gencli.models.decoder_config import DecoderConfig
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import CosSin
 
@@ -27,17 +29,17 @@ class Olmo2Config(DecoderConfig):
     attention_bias: bool = False
 
 
-class RMSNorm(decoder.RMSNorm):
+class RMSNorm(decoder_blocks.RMSNorm):
     """The product with the weight comes before rounding to a half precision, not after it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-class Attention(decoder.Attention):
+class Attention(decoder_blocks.Attention):
     """q and k are normed over all their heads, before RoPE."""
 
-    STEP = decoder.Attention.STEP
+    STEP = decoder_blocks.Attention.STEP
 
     def __init__(self, config: Olmo2Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)

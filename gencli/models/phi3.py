@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from gencli.models import decoder, step
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import check_ints
-from gencli.models.decoder import (
-    AttentionCore,
-    Decoder,
-    DecoderConfig,
-    PreNormLayer,
-)
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import AttentionCore, PreNormLayer
+from gencli.models.decoder_config import DecoderConfig
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import with_rope
 

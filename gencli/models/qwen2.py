@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from gencli.models import decoder
 from gencli.models.base import check_ints
-from gencli.models.decoder import MLP, Attention, Decoder, PreNormLayer, WindowedConfig
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import MLP, Attention, PreNormLayer
+from gencli.models.decoder_config import WindowedConfig
 
 
 @dataclass(frozen=True, kw_only=True)

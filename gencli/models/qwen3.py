@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gencli.models import decoder
-from gencli.models.decoder import MLP, Decoder, PreNormLayer, RMSNorm
+from gencli.models import decoder, decoder_blocks
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import MLP, PreNormLayer, RMSNorm
 from gencli.models.qwen2 import Qwen2Config
 
 
@@ -22,10 +23,10 @@ class Qwen3Config(Qwen2Config):
     attention_bias: bool = False
 
 
-class Attention(decoder.Attention):
+class Attention(decoder_blocks.Attention):
     """q and k are normed head by head, before RoPE."""
 
-    STEP = decoder.Attention.STEP
+    STEP = decoder_blocks.Attention.STEP
 
     def __init__(self, config: Qwen3Config, layer: int):
         super().__init__(config, layer, bias=config.attention_bias, out_bias=config.attention_bias)

@@ -10,7 +10,9 @@ from torch import Tensor
 from gencli.errors import GencliError
 from gencli.models import decoder
 from gencli.models.base import check_ints
-from gencli.models.decoder import MLP, Attention, Decoder, PreNormLayer, WindowedConfig
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import MLP, Attention, PreNormLayer
+from gencli.models.decoder_config import WindowedConfig
 from gencli.models.rope import COMMON_KINDS, CosSin, with_rope
 
 

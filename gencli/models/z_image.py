@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gencli.errors import GencliError
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_multiple, check_numbers
-from gencli.models.decoder import RMSNorm
+from gencli.models.decoder_blocks import RMSNorm
 from gencli.models.flow_blocks import WAVES, Rotation, attend, grid, heads, layer_norm, rotation, waves
 from gencli.models.module import BaseModel
 

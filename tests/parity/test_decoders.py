@@ -305,10 +305,12 @@ TOY = '''
 """A family of its own: Llama whose residual grows by halves."""
 from dataclasses import dataclass
 from gencli.models import decoder
-from gencli.models.decoder import MLP, Attention, Decoder, PreNormLayer
+from gencli.models.decoder import Decoder
+from gencli.models.decoder_blocks import MLP, Attention, PreNormLayer
+from gencli.models.decoder_config import DecoderConfig
 
 @dataclass(frozen=True, kw_only=True)
-class Config(decoder.DecoderConfig):
+class Config(DecoderConfig):
     residual: float = 1.0
 
 class Layer(PreNormLayer):

@@ -27,7 +27,7 @@ from gencli.atomic import check_folder
 from gencli.checkpoints.find import _folders, find
 from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.hub_http import _one_line, cannot_fetch
-from gencli.cli import completion, help, show, tab
+from gencli.cli import completion, help, show, tab, usage
 from gencli.cli import console as consoles
 from gencli.cli.app import app
 from gencli.cli.config_command import _commands
@@ -84,11 +84,11 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("help", f"{HEAD}`gencli --help`?"),
         ("run", f'{HEAD}`gencli text "Once upon a time"`?'),
         ("draw", f'{HEAD}`gencli image "red apple"`?'),
-        ("'Once upon a time'", f'{HEAD}gencli text "Once upon a time"?'),
+        ("'Once upon a time'", f'{HEAD}`gencli text "Once upon a time"`?'),
         ("models lst", f"{HEAD}`gencli models list`?"),
         ("image a --sampler eulr", f"{HEAD}euler?"),
         ("image --n 2", f"{HEAD}--count?"),
-        ("image --hires", f"hint: {help.HIRES}"),
+        ("image --hires", f"hint: {usage.HIRES}"),
         ("show stories", f"{HEAD}`gencli models show`?"),
         ("ps", f"{HEAD}`gencli models list`?"),
         ("create x", f"{HEAD}`gencli models convert`?"),
@@ -96,22 +96,22 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("smollm2 Once", f"{HEAD}`gencli text -m smollm2`?"),
         ("emoji apple", f"{HEAD}`gencli image -m emoji`?"),
         ("chat how are you", 'hint: `gencli text --chat "how are you"` answers one message'),
-        ("chat -c 512", f"hint: {help.CONTEXT}"),
+        ("chat -c 512", f"hint: {usage.CONTEXT}"),
         ("serve stories", f"{HEAD}-m stories?"),
         ("serve --port 8080", f"{HEAD}--listen?"),
-        ("text -c 512 a", f"hint: {help.CONTEXT}"),
-        ("text --ctx-size 512 a", f"hint: {help.CONTEXT}"),
-        ("text -ngl 99 a", f"hint: {help.DEVICE}"),
-        ("chat -ngl 99", f"hint: {help.DEVICE}"),
-        ("image a -ngl 99", f"hint: {help.DEVICE}"),
-        ("image -ngl=99 a", f"hint: {help.DEVICE}"),
+        ("text -c 512 a", f"hint: {usage.CONTEXT}"),
+        ("text --ctx-size 512 a", f"hint: {usage.CONTEXT}"),
+        ("text -ngl 99 a", f"hint: {usage.DEVICE}"),
+        ("chat -ngl 99", f"hint: {usage.DEVICE}"),
+        ("image a -ngl 99", f"hint: {usage.DEVICE}"),
+        ("image -ngl=99 a", f"hint: {usage.DEVICE}"),
         ("text -hf org/name a", f"{HEAD}--model?"),
         ("text -sys x a", f"{HEAD}--system?"),
         ("text -fa a", "hint: attention has no switch: nothing to set"),
         ("text -md x a", f"{HEAD}--draft?"),
         ("text -t 8 a", f"{HEAD}--temperature or --threads?"),
         ("image -t 8 a", f"{HEAD}--threads?"),
-        ("text --n-gpu-layers 99 a", f"hint: {help.DEVICE}"),
+        ("text --n-gpu-layers 99 a", f"hint: {usage.DEVICE}"),
         ("help text", f"{HEAD}`gencli text --help`?"),
         ("run llama3 hi you", f'{HEAD}`gencli text -m llama3 "hi you"`?'),
         ("run llama3", f"{HEAD}`gencli chat -m llama3`?"),

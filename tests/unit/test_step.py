@@ -5,7 +5,7 @@ import torch
 
 from gencli.checkpoints.build import load
 from gencli.models import linear, llama, step
-from gencli.models.decoder import PreNormLayer
+from gencli.models.decoder_blocks import PreNormLayer
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
