@@ -206,6 +206,19 @@ def check(record: DataclassInstance) -> None:
         option.check(field.name, value, field.default)
 
 
+def given(record: DataclassInstance) -> dict[str, Any]:
+    """Return the values of an instance that are not their fields' defaults, those of records inside it too, of all
+    that have a row."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if row(field) is None and dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found |= given(value)
+        elif row(field) is not None and value != field.default:
+            found[field.name] = value
+    return found
+
+
 def check_values(record: type[DataclassInstance], values: Mapping[str, object]) -> None:
     """Check values for fields of a dataclass, each on its own. Raise UsageError."""
     for name, option in rows(record):

@@ -228,8 +228,14 @@ def other_hint(names: Collection[str]) -> str:
     if any(name.rpartition("/")[2] == "adapter_config.json" for name in names):
         return "it is a LoRA adapter: --lora names it, and -m the model that it was made for"
     for suffix in (".gguf", ".safetensors"):
-        if single := sorted(name for name in names if name.endswith(suffix) and "/" not in name):
-            return f"{single[0]} is a model in one file: give its path"
+        single = sorted(name for name in names if name.endswith(suffix) and "/" not in name)
+        first = [name for name in single if "-of-" not in name or "-00001-of-" in name]  # of several parts
+        if single:
+            several = f"{some(first)} are models in one file each: give the path of one"
+            return several if len(first) > 1 else f"{(first or single)[0]} is a model in one file: give its path"
     if "config.json" in names:
         return "its config.json is here alone: fetch model.safetensors or diffusion_pytorch_model.safetensors beside it"
+    inner = sorted(name.partition("/")[0] for name in names if name.endswith(("/config.json", "/model_index.json")))
+    if inner and not any("/diffusion_pytorch_model" in name for name in names):
+        return f"it holds the {'models' if len(inner) > 1 else 'model'} {some(inner)}: give the path of one"
     return "is it a model in the layout of transformers or diffusers?"

@@ -85,7 +85,10 @@ def chat(
     Uses the model's chat template; models without one see a plain transcript.
     """
     if start.list:
-        write_lines(listed())
+        if lines := listed():
+            write_lines(lines)
+        else:
+            ctx.obj.note("no conversations are kept yet")
         return
     if start.resume is not None and start.resume_last:
         raise UsageError("--continue and --resume cannot be combined", "--continue takes the last conversation")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +80,13 @@ def find_kept(id: str | None) -> Kept:
     return known[id]
 
 
-def listed() -> Iterator[str]:
-    """Yield a line for each conversation: id, model, number of messages, and how it begins."""
+def listed() -> list[str]:
+    """Return a heading and a line for each conversation: id, model, number of messages, and how it begins."""
+    from gencli.cli.models_output import columns
+
+    rows = [["ID", "MODEL", "MESSAGES", "BEGINS"]]
     for one in kept():
         turns = [turn for turn in read_json(one.path).get("messages", []) if turn.get("role") != "system"]
         first = " ".join(str(turns[0].get("content", "")).split())[:SHOWN] if turns else ""
-        yield f"{one.id}\t{one.model}\t{len(turns)}\t{first}"
+        rows.append([one.id, one.model, str(len(turns)), first])
+    return columns(rows, right={2}) if len(rows) > 1 else []

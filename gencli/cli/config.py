@@ -125,6 +125,8 @@ def located(error: GencliError, ctx: Any) -> GencliError:
         named = any(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", error.message) for word in said)
         if named and (place := origin(ctx, param)):
             places.append(f"{param.opts[-1]} is set by {place}")
+            if param.opts[-1] == "--model" and place == path().name:
+                error.hint = f"{f'{error.hint}; ' if error.hint else ''}`gencli models use NAME` sets another default"
     if places:
         error.message = f"{error.message} ({', '.join(places)})"
     return error

@@ -14,13 +14,47 @@ from gencli.cli.options import JSON, declare
 from gencli.cli.sinks import write_lines, write_object
 from gencli.errors import UsageError, did_you_mean
 
-Key = Annotated[
-    str,
-    typer.Argument(metavar="KEY", help="COMMAND.OPTION, as in image.steps, or OPTION for every command that has it."),
-]
-Value = Annotated[str | None, typer.Argument(metavar="VALUE", help="New value; without one, the setting is removed.")]
+Items = list[tuple[str, str]]
+KEY = "COMMAND.OPTION, as in image.steps, or OPTION for every command that has it."
+
+
+def _keys(ctx: typer.Context, incomplete: str) -> Items:
+    """Return the keys that may be set and begin so, with what they are."""
+    root = ctx.find_root()
+    found: dict[str, str] = {}
+    for name, command in _commands(root.command, root):
+        helps = {param.name: param.help or "" for param in command.params}
+        first = {param: flag for flag, param in reversed(config.flags(command).items())}  # of its flags the first
+        for param, flag in first.items():
+            found |= {f"{name}.{flag}": helps[param], flag: found.get(flag, helps[param])}
+    return [item for item in sorted(found.items()) if item[0].startswith(incomplete)]
+
+
+def _values(ctx: typer.Context, incomplete: str) -> Items:
+    """Return the values that begin so, of the option that the key names."""
+    try:
+        _, _, _, param = _option(ctx, ctx.params.get("key") or "")
+    except UsageError:
+        return []
+    found = [("true", ""), ("false", "")] if param.is_flag else param.shell_complete(ctx, incomplete)
+    items = [item if isinstance(item, tuple) else (item.value, item.help or "") for item in found]
+    return [item for item in items if item[0].startswith(incomplete)]
+
+
+def _keys_there(ctx: typer.Context, incomplete: str) -> Items:
+    """Return the keys that are set and begin so, in the profile that is named or beside all of them."""
+    before = _before(ctx.params.get("profile"))
+    keys = [keys[len(before) :] for keys, _ in config.values(config.read()) if list(keys[: len(before)]) == before]
+    found = [".".join(one) for one in keys if one[0] != config.PROFILES]
+    return [(key, "") for key in found if key.startswith(incomplete)]
+
+
+_values.asks = _keys_there.asks = True  # type: ignore[attr-defined]  # for gencli.cli.tab
+Key = Annotated[str, typer.Argument(metavar="KEY", help=KEY, autocompletion=_keys)]
+KeyThere = Annotated[str, typer.Argument(metavar="KEY", help=KEY, autocompletion=_keys_there)]
+Value = Annotated[str, typer.Argument(metavar="VALUE", help="New value.", autocompletion=_values)]
 Profile = Annotated[
-    str | None, typer.Option("--profile", metavar="NAME", help="Set it in this profile, for `--profile NAME`.")
+    str | None, typer.Option("--profile", metavar="NAME", help="In this profile, which `--profile NAME` selects.")
 ]
 
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
@@ -31,6 +65,7 @@ app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, ri
     gencli config set image.steps 30
     gencli config set image.steps 8 --profile draft
     gencli config set device cpu
+    gencli config unset image.steps
     gencli config show
     """,
 )
@@ -61,22 +96,42 @@ def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> No
 
 
 @app.command("set", cls=Command)
-def set_(ctx: typer.Context, key: Key, value: Value = None, profile: Profile = None) -> None:
+def set_(ctx: typer.Context, key: Key, value: Value, profile: Profile = None) -> None:
     """Set a default in the file."""
+    words, flag, command, param = _option(ctx, key)
+    _check(ctx, command, param, value)
+    config.set_value([*_before(profile), *words, flag], _typed(param, value))
+
+
+@app.command(cls=Command)
+def unset(key: KeyThere, profile: Profile = None) -> None:
+    """Remove a default from the file."""
+    keys = [*_before(profile), *key.removeprefix("--").split(".")]
+    known = [".".join(one) for one, _ in config.values(config.read())]
+    if (name := ".".join(keys)) not in known:
+        raise UsageError(f"{name} is not set in {config.path()}", did_you_mean(name, known))
+    config.set_value(keys, None)
+
+
+def _before(profile: str | None) -> list[str]:
+    """Return the tables that a profile's settings stand in."""
+    return [config.PROFILES, profile] if profile else []
+
+
+def _option(ctx: Any, key: str) -> tuple[list[str], str, Any, Any]:
+    """Return what a key names: the words of its command, if any, and its flag; the first command that has the option,
+    and the option. Raise UsageError."""
     *words, flag = key.removeprefix("--").split(".")
     root = ctx.find_root()
     commands = dict(_commands(root.command, root))
     if words and ".".join(words) not in commands:
         raise UsageError(f"{key}: no such command", did_you_mean(".".join(words), commands))
     chosen = [commands[".".join(words)]] if words else list(commands.values())
-    params = [param for one in chosen for param in one.params if f"--{flag}" in param.opts]
-    if not params or flag not in {name for one in chosen for name in config.flags(one)}:
-        known = sorted({name for one in chosen for name in config.flags(one)})
-        raise UsageError(f"{key}: no such option", did_you_mean(flag, known))
-    if value is not None:
-        _check(ctx, chosen[0], params[0], value)
-    before = [config.PROFILES, profile] if profile else []
-    config.set_value([*before, *words, flag], None if value is None else _typed(params[0], value))
+    for one in chosen:
+        if (name := config.flags(one).get(flag)) is not None:
+            return words, flag, one, next(param for param in one.params if param.name == name)
+    known = sorted({name for one in chosen for name in config.flags(one)})
+    raise UsageError(f"{key}: no such option", did_you_mean(flag, known))
 
 
 def _commands(group: Any, ctx: Any, before: str = "") -> Iterator[tuple[str, Any]]:

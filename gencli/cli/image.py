@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -24,6 +24,10 @@ from gencli.errors import UsageError
 from gencli.image.request import CONTROL, DRAWERS, INPUT, PICTURE, SAMPLING, SEED_LIMIT, START, ImageRequest
 from gencli.options import OUTPUT, choice, flag, string
 from gencli.spec import DrawingSpec
+
+if TYPE_CHECKING:
+    from gencli.image.checkpoint import ImageCheckpoint
+    from gencli.image.drawers.base import Drawer
 
 FORMATS = ("png", "jpeg", "webp")
 
@@ -98,7 +102,7 @@ def draw(
     fetching: Fetching,
     serving: Serving,
     reporting: Reporting,
-    accept: Callable[[Any], None] = lambda opened: None,
+    accept: Callable[[ImageCheckpoint | Drawer], None] = lambda opened: None,
 ) -> None:
     """Make images and write them. accept: raises for a checkpoint, opened, that is not for this command."""
     check_stdin(sources, asked.values)
@@ -138,7 +142,7 @@ def draw(
         seed = shared.seed(records, request.seed or 0, asked.values.get("seed"), SEED_LIMIT - 1)
         request = request.replace(seed=seed)
     if sources.wildcards:
-        lines, request = choices(lines or iter([prompt]), request)
+        lines, request = choices(lines, prompt, request)
 
     with signals.raise_pending_signals():
         from gencli.image.ready import ready
@@ -165,6 +169,11 @@ def draw(
     if shared.asked and lines and reader:
         from gencli.cli.image_work import Album, ImageWork
 
+        if records is not None:
+            from gencli.image.files.metadata import ROWS, to_dict
+
+            rows = {name: row for name, row in ROWS.items() if name != "dtype" or request.dtype}
+            shared.note_settings(records, to_dict(request.item(0)), rows, console.note)
         work = ImageWork(inputs, base, where, sink, fetching.offline)
         album = Album(console, work, request, shared, records, strict=sources.strict)
         album.draw(lines, reader, stats=reporting.stats)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -153,7 +153,8 @@ class Run:
             kinds.append("stage_files")
         if step.stage.shows and (self.animation is not None or kinds):
             for i, number in enumerate(numbers):
-                decoder: Any = step.codec if "stage_files" in kinds else step.view
+                assert step.codec is not None  # as this process draws
+                decoder = step.codec if "stage_files" in kinds else step.view
                 self._keep(decoder.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step, kinds)
         last = done == step.total and step.stage.number == step.stage.count
         if step.stage.shows and self.preview is not None and self.preview.wanted() and not last:
@@ -248,6 +249,7 @@ class Run:
         Raise GencliError after the last one if any failed, with `strict` at the first.
         """
         failed, blank, number = 0, 0, -1
+        told: GencliError | None = None
         for number, line in enumerate(lines):
             if isinstance(line, str) and not line.strip():
                 blank += 1
@@ -264,8 +266,10 @@ class Run:
                 if self.strict:
                     self.problem = error
                     return
-                self.console.clear()
-                self.console.error(error)
+                if error is not told:  # of the images of one line
+                    self.console.clear()
+                    self.console.error(error)
+                told = error
                 yield None
             else:
                 yield line

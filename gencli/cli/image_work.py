@@ -148,7 +148,7 @@ class Album:
         """Have workers draw lines. Raise GencliError if anything fails."""
         crew = self.many.crew(self.console, self.work, self._writable(lines), reader, self.records)
         try:
-            for answer in shown_answers(self.console, crew, reader):
+            for answer in shown_answers(self.console, crew, reader, self.records):
                 self.lines += 1
                 self._write(answer)
         finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from gencli import devices
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.prompts import LineReader
-from gencli.errors import GencliError, UsageError, counted
+from gencli.errors import GencliError, UsageError, counted, shorten
 from gencli.many.blocks import Feed, Shard
-from gencli.options import OUTPUT, RUN, check, file, flag, integer, number, string
+from gencli.options import OUTPUT, RUN, Option, check, file, flag, integer, number, string
 
 if TYPE_CHECKING:
     from gencli.many.crew import Answer, Crew, Start
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 ADDRESS = re.compile(r"ray://([^/:]+|\[[^/]+\]):[0-9]{1,5}")
-
+OWN = {"prompt", "seed", "hashes"}  # of each record, or compared otherwise
 
 Line = str | GencliError  # as it is read
 Made = TypeVar("Made")  # of a line
@@ -111,6 +112,24 @@ class Many:
             raise GencliError(f"--seed {asked}: the records of {records.path} are of the seed {found}")
         return found
 
+    def note_settings(
+        self, records: Records, now: Mapping[str, object], rows: Mapping[str, Option], note: Callable[[str], None]
+    ) -> None:
+        """Note what differs from the settings of the records that are there. now: those of this run, by field."""
+        if records.first is None:
+            return
+        then, now = records.settings, json.loads(json.dumps(now))  # where tuples are lists
+        changed = [
+            f"{rows[name].name(name)} {_said(then.get(name))} (now {_said(now.get(name))})"
+            for name in rows
+            if name not in OWN and then.get(name) != now.get(name)
+        ]
+        if changed:
+            told = ", ".join(changed)
+            note(
+                f"{records.path} was made with other settings: {told}; what it has is kept, the rest is made with these"
+            )
+
     def crew(
         self,
         console: Console,
@@ -147,19 +166,24 @@ class Many:
         return max(min(devices.cores() // (self.workers or 1), int(own) if own.isdigit() else 4096), 1)
 
 
-def shown_answers(console: Console, crew: Crew[Line, Made, Info], reader: LineReader) -> Iterator[Answer[Line, Made]]:
-    """Yield a crew's answers; their number, rate and the time left are on the console. Raise GencliError as it does."""
-    size, count, feed = _size(reader), crew.count, crew.feed
+def shown_answers(
+    console: Console, crew: Crew[Line, Made, Info], reader: LineReader, records: Records | None
+) -> Iterator[Answer[Line, Made]]:
+    """Yield a crew's answers; their number, rate and the time left are on the console. records: what was there. Raise
+    GencliError as the crew does."""
+    size, count, feed, made = _size(reader), crew.count, crew.feed, False
     try:
         for answer in crew.answers():
             yield answer
+            made = made or answer.made is not None or answer.error is not None
             if is_terminal(sys.stdout):
                 console.clear()
             tokens = f", {count.tokens / count.seconds:.0f} tokens/s" if count.tokens else ""
-            share = reader.count / size if size else 0  # of the input that is read
-            total = round(feed.read / share) if share else None
-            left = (total - feed.read + crew.unanswered) / count.rate if total else None
-            console.progress("generating:", count.done, total, f"{count.rate:.1f} lines/s{tokens}", left)
+            done, total = feed.there + count.done, feed.total(reader.count / size if size else 0)
+            left = (total - done) / count.rate if total else None
+            console.progress("generating:", done, total, f"{count.rate:.1f} lines/s{tokens}", left)
+        if records is not None and feed.there and not made:
+            console.note(f"nothing to do: {records.path} has all {counted(feed.there, 'line')} already")
         if 0 < feed.given < crew.size:
             lines = counted(feed.size, "line")
             console.note(f"only {feed.given} of {crew.size} workers had work, as a block is {lines}: see --batch")
@@ -185,6 +209,11 @@ def _compared(lines: Iterator[Line], records: Records, each: int) -> Iterator[Li
                 f"and line {count + 1} is {line!r:.80}"
             )
         yield line
+
+
+def _said(value: object) -> str:
+    """Return a setting as it may be shown."""
+    return "not given" if value in (None, False, []) else shorten(json.dumps(value, ensure_ascii=False), 60)
 
 
 def _size(reader: LineReader) -> int:

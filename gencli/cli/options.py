@@ -26,6 +26,7 @@ from gencli.cli import config
 from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
+from gencli.cli.tab import fitting
 from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row, string
 from gencli.spec import ModelSpec, named_model
@@ -153,8 +154,15 @@ def declare(option: Option) -> Any:
 
 
 def _completion(known: Collection[str], labels: Mapping[Any, str]) -> Callable[[str], list[tuple[str, str]]]:
-    """Return what completes one of several names. labels: what else a name is called."""
-    return lambda incomplete: [(name, labels.get(name, "")) for name in known if name.startswith(incomplete)]
+    """Return what completes one of several names. labels: what else a name is called, which completes too."""
+    items = [(name, labels.get(name, "")) for name in known]
+    others = [(label.replace(" ", "_"), name) for name, label in items if label]
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return fitting(items, others, incomplete)
+
+    complete.others = others  # type: ignore[attr-defined]  # for gencli.cli.tab
+    return complete
 
 
 def _fill(annotation: Any, words: Mapping[str, Any], ctx: typer.Context) -> Any:

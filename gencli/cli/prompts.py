@@ -92,8 +92,8 @@ def read_lines() -> Iterator[str]:
 
 
 class LineReader:
-    """The lines of stdin as bytes, and whether one is there. count: bytes that were read. Raise GencliError if it is
-    closed."""
+    """The lines of stdin as bytes, and whether one is there. count: bytes of the lines that were taken. Raise
+    GencliError if it is closed."""
 
     def __init__(self) -> None:
         self.stream = stdin_bytes()
@@ -113,20 +113,24 @@ class LineReader:
         while not self.ended and not self._lines:
             self._read()
         if self._lines:
-            return self._lines.popleft() + b"\n"
-        last, self._rest = b"".join(self._rest), []
-        return last
+            line = self._lines.popleft() + b"\n"
+        else:
+            line, self._rest = b"".join(self._rest), []
+        self.count += len(line)
+        return line
 
     def rest(self) -> bytes:
         """Return all that comes."""
         held = [*(line + b"\n" for line in self._lines), *self._rest]
         self._lines.clear()
         self._rest, self.ended = [], True
-        return b"".join([*held, self.stream.read()])
+        found = b"".join([*held, self.stream.read()])
+        self.count += len(found)
+        return found
 
     def _read(self) -> None:
         more = self.stream.read1(2**16)  # type: ignore[attr-defined]
-        self.count, self.ended = self.count + len(more), not more
+        self.ended = not more
         first, *others = more.split(b"\n")
         self._rest.append(first)
         for line in others:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     class Param(TypedDict):
         """A parameter. opts: its names; other: those that turn it off; both are empty for an argument. valued: whether
         a word follows. several: whether it may be given again. values: those it may have; models: the task of those
-        that it names, in place of values."""
+        that it names, in place of values; others: names elsewhere. asks: whether its values depend on what stands
+        before them, and are found by the parser alone."""
 
         opts: list[str]
         other: list[str]
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         several: bool
         values: Items
         models: list[str | None]
+        others: Items
+        asks: bool
 
     class Command(TypedDict):
         """A command, or a group, which has commands."""
@@ -147,7 +150,7 @@ def items(args: list[str], incomplete: str) -> Items:
         open_ = [param for number, param in enumerate(arguments) if param["several"] or number >= count]
         asked = [param for param in params if param["valued"] and last in param["opts"] and last.startswith("-")]
         if here := [*asked, *open_]:
-            return [item for item in values(here[0]) if item[0].startswith(incomplete)]
+            return fitting(values(here[0]), here[0]["others"], incomplete)
     found = [item for item in command["commands"] or [] if item[0].startswith(incomplete)]
     for number, param in enumerate(params):
         if incomplete.startswith("-") and not param["hidden"] and (param["several"] or number not in given):
@@ -194,8 +197,17 @@ def _unusual() -> tuple[int, Param]:
     raise UnusualError
 
 
+def fitting(items: Items, others: Items, incomplete: str) -> Items:
+    """Return the items whose word begins so, or else those of `others`, in the letters that are typed."""
+    found = [item for item in items if item[0].startswith(incomplete)]
+    size = len(incomplete)
+    return found or [(incomplete + w[size:], what) for w, what in others if w.lower().startswith(incomplete.lower())]
+
+
 def values(param: Param) -> Items:
-    """Return all values of a parameter that are known."""
+    """Return all values of a parameter that are known. Raise UnusualError if they depend on the command line."""
+    if param["asks"]:
+        raise UnusualError
     if not param["models"]:
         return param["values"]
     from gencli.checkpoints.find import known_names
@@ -294,8 +306,9 @@ def _param(param: Any, ctx: Any) -> Param:
     argument = param.param_type_name == "argument"
     declared = inspect.signature(ctx.command.callback, eval_str=True).parameters.get(param.name)
     said = getattr(declared and declared.annotation, "__metadata__", (None,))[0]
-    models = getattr(getattr(said, "autocompletion", None), "models", [])
-    found = [] if models else [(item.value, item.help or "") for item in param.shell_complete(ctx, "")]
+    complete = getattr(said, "autocompletion", None)
+    models, asks = getattr(complete, "models", []), getattr(complete, "asks", False)
+    found = [] if models or asks else [(item.value, item.help or "") for item in param.shell_complete(ctx, "")]
     if param.nargs not in ((1, -1) if argument else (1,)):
         raise UnusualError
     return {
@@ -307,6 +320,8 @@ def _param(param: Any, ctx: Any) -> Param:
         "several": param.nargs == -1 if argument else param.multiple,
         "values": found,
         "models": models,
+        "others": getattr(complete, "others", []),
+        "asks": asks,
     }
 
 

@@ -19,7 +19,7 @@ from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file
 from gencli.cli.speed import Speed
 from gencli.cli.text_images import Images
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_cut, why_empty
-from gencli.cli.text_work import Texts, TextWork
+from gencli.cli.text_work import Texts, TextWork, settings_of
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
 from gencli.many.blocks import blocks
@@ -144,11 +144,15 @@ def text(
         largest = MAX_SEED - request.num_samples + 1
         asked = request.seed if is_given(ctx, "seed") else None
         request = dataclasses.replace(request, seed=many.seed(records, request.seed, asked, largest))
+    settings = settings_of(request, spec, start, shown)
+    if records is not None:
+        rows = getattr(ctx.command.callback, "rows", {})
+        many.note_settings(records, {"model": checkpoint.name, **settings}, rows, console.note)
     if request.schema is not None and source.lines and not shown.null:  # a line of stdout for each of stdin
         request = dataclasses.replace(request, schema=on_one_line(request.schema))
     output: PlainOutput | JsonOutput = PlainOutput(echo=shown.echo, null=shown.null)
     if shown.json or records is not None:
-        output = JsonOutput(checkpoint.name, echo=shown.echo, shows=shown.json, records=records)
+        output = JsonOutput(checkpoint.name, settings, echo=shown.echo, shows=shown.json, records=records)
     reader = LineReader() if source.lines else None
     prompts = each_line(reader) if reader else iter([read_prompt(source.prompt)])
 
@@ -210,7 +214,7 @@ def _share(
     crew = many.crew(console, work, prompts, reader, records)
 
     def events() -> Iterator[Event]:
-        for answer in shown_answers(console, crew, reader):
+        for answer in shown_answers(console, crew, reader, records):
             first = answer.number * samples
             if isinstance(answer.line, str):
                 printer.seen[answer.number] = answer.line

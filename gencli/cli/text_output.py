@@ -47,12 +47,21 @@ class PlainOutput:
 
 
 class JsonOutput:
-    """One object per sample, once it is complete. shows: it goes to stdout. records: the file that it goes to, without
-    what a repetition would not give again."""
+    """One object per sample, once it is complete. settings: what was asked for, if anything. shows: it goes to stdout.
+    records: the file that it goes to, without what a repetition would not give again."""
 
-    def __init__(self, model: str, *, echo: bool, shows: bool = True, records: Records | None = None):
+    def __init__(
+        self,
+        model: str,
+        settings: Mapping[str, object],
+        *,
+        echo: bool,
+        shows: bool = True,
+        records: Records | None = None,
+    ):
         stdout_bytes()  # fails now rather than after the work
-        self.model, self.echo, self.shows, self.records = model, echo, shows, records
+        self.made_by = {"model": model, **({"settings": settings} if settings else {})}
+        self.echo, self.shows, self.records = echo, shows, records
 
     def show(self, event: TextDelta | Completion, prompt: str, more: Mapping[str, object] | None = None) -> None:
         """As `PlainOutput.show`."""
@@ -78,7 +87,7 @@ class JsonOutput:
                 "total_tokens": sample.prompt_tokens + sample.completion_tokens,
             },
             "seed": sample.seed,
-            "model": self.model,
+            **self.made_by,
         }
 
     def fail(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gencli import devices
@@ -15,12 +18,14 @@ from gencli.checkpoints.find import Source, find
 from gencli.cli.console import Console, Relay
 from gencli.cli.speed import Speed, note_no_conversation, open_warm_text_model
 from gencli.errors import GencliError
+from gencli.options import given
 from gencli.spec import TextSpec
 from gencli.text.events import Completion, Event, Failed, GenerationStats, ReasoningDelta, TextDelta
 from gencli.text.request import MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
     import numpy as np
+    from _typeshed import DataclassInstance
     from typing_extensions import Unpack
 
     from gencli.serve.client import RemoteText
@@ -29,7 +34,37 @@ if TYPE_CHECKING:
     from gencli.text.generate import How
     from gencli.text.load import TextModel
 
+NO_SETTINGS = {
+    "model",
+    "seed",
+    "device",
+    "threads",
+    "allow_pickle",
+    "json",
+    "null",
+}  # said elsewhere, or change no text
+SETTING = 200  # characters of a text that is written out
 REFILLS = 4  # texts in a block for each that is made at a time: a block's last ones leave places empty
+
+
+def settings_of(*records: DataclassInstance) -> dict[str, object]:
+    """Return what was asked for of the settings that make a text what it is, by field and as JSON has them."""
+    found: dict[str, object] = {}
+    for record in records:
+        found |= {name: _plain(value) for name, value in given(record).items() if name not in NO_SETTINGS}
+    return found
+
+
+def _plain(value: object) -> object:
+    """Return a setting as JSON has it: of a long text, such as a schema, its digest."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    return text if len(text) <= SETTING else f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

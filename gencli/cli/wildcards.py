@@ -65,20 +65,24 @@ def _line(name: str, draw: random.Random) -> str:
 
 
 def choices(
-    prompts: Iterator[str | GencliError], request: ImageRequest
+    lines: Iterator[str | GencliError] | None, prompt: str, request: ImageRequest
 ) -> tuple[Iterator[str | GencliError], ImageRequest]:
-    """Return a prompt for each image, chosen by its seed from the wildcards of `prompts`, and a request for one image
-    of each. Raise UsageError for --best, which compares images of one prompt."""
+    """Return a prompt for each image, chosen by its seed from the wildcards of lines, or of the one prompt without
+    them, and a request for one image of each. Images of lines that lack the same file have the same error.
+
+    Raise UsageError for --best, which compares images of one prompt, GencliError for the one prompt as `expand`.
+    """
     if request.best is not None:
         raise UsageError("--best cannot be combined with --wildcards")
+    seed, count, errors = request.seed or 0, request.count, dict[str, GencliError]()
 
     def chosen() -> Iterator[str | GencliError]:
-        seed = request.seed or 0
-        for number, prompt in enumerate(prompts):
-            for index in range(number * request.count, (number + 1) * request.count):
+        for number, line in enumerate(lines or ()):
+            for index in range(number * count, (number + 1) * count):
                 try:
-                    yield prompt if isinstance(prompt, GencliError) else expand(prompt, seed + index)
+                    yield line if isinstance(line, GencliError) else expand(line, seed + index)
                 except GencliError as error:
-                    yield error
+                    yield errors.setdefault(error.message, error)
 
-    return chosen(), request.replace(count=1, prompt="")
+    made = chosen() if lines is not None else iter([expand(prompt, seed + index) for index in range(count)])
+    return made, request.replace(count=1, prompt="")

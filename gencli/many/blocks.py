@@ -59,8 +59,8 @@ class Feed(Generic[T]):
     """Blocks of lines, read no further than they are asked for.
 
     ready: whether a line, or the end, can be had without waiting. missing: of a line's number, whether its answer is
-    wanted; of a block that has no such line nothing is made. read: how many lines were read. ended: no block comes any
-    more.
+    wanted; of a block that has no such line nothing is made. read: how many lines were read; own: how many of them are
+    the shard's; there: how many of these are not wanted. ended: no block comes any more.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Feed(Generic[T]):
         ready: Callable[[], bool] = lambda: True,
     ):
         self.lines, self.size, self.shard, self.missing, self.ready = iter(lines), size, shard, missing, ready
-        self.read = self.given = 0
+        self.read = self.own = self.there = self.given = 0
         self.ended = self.waits = False
         self._held: list[T] = []
 
@@ -93,10 +93,22 @@ class Feed(Generic[T]):
                 self._held += one
             found = Block(self.read - len(self._held), self._held)
             self._held = []
-            if found.lines and self.shard.has(found.first // self.size) and self.wanted(found):
+            if not self.shard.has(found.first // self.size):
+                continue
+            wanted = len(self.wanted(found))
+            self.own += len(found.lines)
+            self.there += len(found.lines) - wanted
+            if wanted:
                 self.given += 1
                 return found
         return None
+
+    def total(self, part: float) -> int | None:
+        """Return how many lines the shard has, about so many until the end is read; None while that cannot be said.
+        part: how much of all input is read, 0 to 1; 0 if that is not known."""
+        if self.ended:
+            return self.own
+        return max(round(self.read / part / self.shard.count), self.own) if part else None
 
     def wanted(self, block: Block[T]) -> list[int]:
         """Return the numbers of the lines of a block whose answers are wanted."""

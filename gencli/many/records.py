@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ class Records:
             self._read()
         except OSError as error:
             raise GencliError(f"cannot write {path}: {error.strerror}") from None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return what the first record says of how it was made, by field: a text's in a place of their own."""
+        first = self.first or {}
+        inner = first.get("settings")
+        return {**first, **(inner if isinstance(inner, dict) else {})}
 
     def __contains__(self, index: int) -> bool:
         place = index >> 3

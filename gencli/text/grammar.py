@@ -10,7 +10,6 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from gencli.errors import GencliError, UsageError
 from gencli.json_files import read_text
@@ -20,6 +19,15 @@ LIMIT = 2**20  # characters
 SPACE = {"whitespace_pattern": r"( |\n[ \t]{0,40})?"}
 # A mask is to have every token that may come next, not the one alone that a tokenizer would write a certain text with.
 OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+# How messages of llguidance about JSON schemas begin → what helps.
+HINTS = {
+    "Unimplemented keys": "leave these keys out, and check the text for what they ask",
+    "Unknown format": "leave `format` out; `pattern` says what a text looks like",
+    "oneOf": "anyOf is followed, and is the same where no value fits two of its schemas",
+    "Resource": "a $ref is followed inside the schema itself, as in #/$defs/NAME",
+    "Pointer": "a $ref names a place inside the schema itself, as in #/$defs/NAME",
+    "Invalid type": "types are object, array, string, number, integer, boolean and null",
+}
 GBNF = re.compile(r"^[ \t]*[\w-]+\s*::=", re.MULTILINE)
 
 
@@ -35,14 +43,14 @@ def read_grammar(word: str | None) -> str | None:
     return word if word is None or _is_regex(word) else _read("--grammar", word, "--grammar '/[0-9]+/'")
 
 
-def check_schema(name: str, text: Any) -> None:
+def check_schema(name: str, text: object) -> None:
     """Raise UsageError for what is no JSON schema, or asks for what cannot be followed."""
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         raise UsageError(f"{name}: a JSON schema is a JSON object")
     check_grammar(name, text)
 
 
-def check_grammar(name: str, text: Any) -> None:
+def check_grammar(name: str, text: object) -> None:
     """Raise UsageError for what is no grammar, and if llguidance is not installed."""
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{name}: the grammar is empty")
@@ -100,8 +108,10 @@ def _problem(text: str) -> tuple[str, str | None] | None:
         return f"{what}: {first_line(str(error))}", None
     if not wrong:
         return None
-    hint = None if text.lstrip()[0] in "{/" else "a grammar has a rule `start: …`; a regular expression stands in /…/"
-    return first_line(messages[0]), hint
+    message = first_line(messages[0])
+    if text.lstrip()[0] in "{/":
+        return message, next((hint for begin, hint in HINTS.items() if message.startswith(begin)), None)
+    return message, "a grammar has a rule `start: …`; a regular expression stands in /…/"
 
 
 def _is_regex(text: str) -> bool:

@@ -128,7 +128,9 @@ def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
     users = [turn["content"] for turn in json.loads(kept.read_text())["messages"] if turn["role"] == "user"]
     assert users == ["first line\nsecond line", "edited line\nsecond line"]
     listed = gencli("chat", "--list", XDG_STATE_HOME=str(tmp_path))
-    assert listed.stdout.decode() == f"{kept.stem}\t{tuned}\t4\tfirst line second line\n"
+    heading, line = listed.stdout.decode().splitlines()
+    assert heading.split() == ["ID", "MODEL", "MESSAGES", "BEGINS"]
+    assert line.split(maxsplit=3) == [kept.stem, str(tuned), "4", "first line second line"]
 
 
 def test_a_second_signal_ends_it_after_messages_too(tuned: Path, tmp_path: Path):

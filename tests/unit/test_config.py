@@ -102,7 +102,13 @@ def test_set_and_show(file: Path, capsys) -> None:
         "text": {"stop": ["END"]},
         "profile": {"draft": {"image": {"steps": 8}}},
     }
-    assert main(["config", "set", "image.cfg-scale"]) == 0 and "cfg-scale" not in config.read()["image"]
+    assert "missing argument 'VALUE'" in refused(capsys, "config", "set", "image.cfg-scale")
+    assert main(["config", "unset", "image.cfg-scale"]) == 0 and "cfg-scale" not in config.read()["image"]
+    assert main(["config", "unset", "image.steps", "--profile", "draft"]) == 0
+    assert config.read()["profile"] == {"draft": {"image": {}}}
+    assert main(["config", "set", "image.steps", "8", "--profile", "draft"]) == 0
+    said = refused(capsys, "config", "unset", "image.stps")
+    assert f"image.stps is not set in {file}" in said and "did you mean image.steps?" in said
     for words, says in (
         (["image.stpes", "3"], "did you mean steps?"),
         (["imag.steps", "3"], "did you mean image?"),
@@ -194,3 +200,14 @@ def test_a_model_that_is_larger_than_the_memory_is_told(tmp_path: Path) -> None:
     assert memory_note(source, 10**6, text=True) == f"{note}: --quantize q8_0 needs about 637.5 kB"
     assert memory_note(source, 500_000, text=True).endswith("--quantize q4_k_m needs about 363.8 kB")
     assert memory_note(source, 10**6) == f"{note}: it may fail"
+
+
+def test_a_default_model_that_is_not_here_says_who_set_it(file: Path, capsys, monkeypatch) -> None:
+    file.parent.mkdir()
+    file.write_text('[text]\nmodel = "/nowhere/model"\n[profile.other.text]\nmodel = "/no/other"\n')
+    assert main(["text", "a"]) == 1
+    said = capsys.readouterr().err
+    assert "no model '/nowhere/model'" in said and "(--model is set by config.toml)" in said
+    assert "`gencli models use NAME` sets another default" in said
+    for words in (["-m", "/no/where"], ["--profile", "other"]):
+        assert main(["text", "a", *words]) == 1 and "models use" not in capsys.readouterr().err

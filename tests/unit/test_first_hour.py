@@ -247,7 +247,7 @@ def test_the_end_of_the_context_is_not_blamed_on_an_option() -> None:
 
 
 def test_json_has_the_prompt() -> None:
-    record = JsonOutput("m", echo=False).record(Completion(0, 1, "b", "stop", 1, 1), "a")
+    record = JsonOutput("m", {}, echo=False).record(Completion(0, 1, "b", "stop", 1, 1), "a")
     assert record["prompt"] == "a" and record["text"] == "b"
 
 
@@ -427,6 +427,52 @@ def test_images_of_wildcards_have_prompts_and_seeds_of_their_own(tmp_path, monke
     Image.new("RGB", (8, 8)).save("none.png")
     assert "none.png: it has no generation settings" in says(capfd, "image", "--info", "none.png")
     assert "--best cannot be combined" in says(capfd, *line, "--best", "1", "--clip", "stories", "-o", "a.png")
+
+
+def test_a_wildcard_without_its_file_is_told_once(tmp_path, monkeypatch, capfd) -> None:
+    """Of one prompt before a model is opened, of lines for all of their images."""
+    monkeypatch.chdir(tmp_path)
+    line = ["image", "--wildcards", "--count", "3", "--steps", "1", "--size", "64x64", "-o", "{index}.png"]
+    wrong = "error: no file for the wildcard __none__\nhint: it is a line of none.txt or wildcards/none.txt\n"
+    assert says(capfd, *line, "a __none__", "-m", "emoji") == wrong
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"__none__ a\nb __none__\n")))
+    assert says(capfd, *line, "--lines") == f"{wrong}error: 6 of 6 lines failed\n"
+
+
+@pytest.mark.parametrize(
+    "files, hint",
+    [
+        (["a.safetensors", "b.safetensors"], "a.safetensors, b.safetensors are models in one file each: give the path"),
+        (
+            ["x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"],
+            "x-00001-of-00002.safetensors is a model in",
+        ),
+        (["one/config.json", "two/model_index.json"], "it holds the models one, two: give the path of one"),
+        (
+            ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"],
+            "is it a model in the layout of transformers",
+        ),
+    ],
+)
+def test_a_folder_of_models_names_them(tmp_path, capsys, files: list[str], hint: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for command in ("text", "image"):
+        assert f"hint: {hint}" in says(capsys, command, "a", "-m", str(tmp_path))
+
+
+def test_conversations_are_listed_under_a_heading(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main(["chat", "--list"]) == 0
+    assert capsys.readouterr() == ("", "note: no conversations are kept yet\n")
+    kept = {"model": "a model", "messages": [{"role": "user", "content": "Hi,\nyou"}]}
+    (tmp_path / "gencli" / "chats" / "20260101-101010.json").write_text(json.dumps(kept))
+    assert main(["chat", "--list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ID               MODEL    MESSAGES  BEGINS",
+        "20260101-101010  a model         1  Hi, you",
+    ]
 
 
 def test_the_manual_has_every_option(capsys) -> None:

@@ -250,3 +250,20 @@ def test_what_no_text_follows_fails_alone(models):
     assert isinstance(whole, Completion) and whole.text == "2"
     with pytest.raises(GencliError):
         list(generate(models["bytes"], requests[0]))
+
+
+@pytest.mark.parametrize(
+    ("schema", "hint"),
+    [
+        ({"if": {}, "then": {}}, "leave these keys out"),
+        ({"type": "string", "format": "colour"}, "leave `format` out"),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "anyOf is followed"),
+        ({"$ref": "http://x/y"}, "a $ref is followed inside the schema itself"),
+        ({"$ref": "#/$defs/x"}, "a $ref names a place inside the schema itself"),
+        ({"type": "strin"}, "types are object, array"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_has_a_hint(schema, hint):
+    with pytest.raises(UsageError) as error:
+        TextRequest.of(schema=json.dumps(schema))
+    assert error.value.hint and error.value.hint.startswith(hint)

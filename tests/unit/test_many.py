@@ -16,11 +16,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
 from gencli.checkpoints.find import find
+from gencli.cli.console import Console
+from gencli.cli.many import Many, shown_answers
+from gencli.cli.prompts import LineReader, each_line
+from gencli.cli.text_work import settings_of
 from gencli.errors import GencliError, UsageError
+from gencli.image.files.metadata import ROWS, to_dict
 from gencli.image.found import Inputs
+from gencli.image.request import ImageRequest
 from gencli.many.blocks import Feed, Shard, blocks
 from gencli.many.crew import TRIES, Crew
 from gencli.many.processes import Process
@@ -220,8 +227,67 @@ def test_a_block_waits_for_its_lines():
     assert feed.next().lines == ["c", "d"] and feed.next() is None and feed.ended
 
 
-def record(index: int) -> bytes:
-    return json.dumps({"index": index, "prompt": f"p{index}", "seed": 7 + index}).encode() + b"\n"
+def test_how_many_lines_there_are_is_told_from_those_that_were_taken(monkeypatch):
+    """Not from what was read ahead: a short input is read at once, and then seemed to be at its end."""
+    data = "".join(f"{number:02}\n" for number in range(40)).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    reader = LineReader()
+    whole, half = Feed(each_line(reader), 4), Feed(iter(range(40)), 4, shard=Shard(1, 2), missing=lambda i: i != 8)
+    assert whole.total(0) is None and whole.next() is not None
+    assert (reader.count, whole.total(reader.count / len(data))) == (12, 40)
+    assert half.next() and half.next() and (half.read, half.total(12 / 40), half.own, half.there) == (12, 20, 8, 1)
+    while half.next() is not None:
+        pass
+    assert half.total(0) == 20
+
+
+def record(index: int, **more: object) -> bytes:
+    return json.dumps({"index": index, "prompt": f"p{index}", "seed": 7 + index, **more}).encode() + b"\n"
+
+
+def test_a_run_whose_lines_are_all_done_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    (tmp_path / "r.jsonl").write_bytes(record(0) + record(1))
+    records = Records(tmp_path / "r.jsonl")
+    found = crew(tmp_path, ["a", "b"])
+    found.feed.missing = lambda line: line not in records
+    assert list(shown_answers(Console(), found, LineReader(), records)) == []
+    assert capsys.readouterr().err == f"note: nothing to do: {records.path} has all 2 lines already\n"
+
+
+def test_settings_that_differ_from_those_of_the_records_are_told(tmp_path):
+    from gencli.cli.text import app
+    from gencli.text.request import TextRequest
+
+    rows = typer.main.get_command(app).callback.rows
+    then = settings_of(TextRequest.of(temperature=0.5, stop=("a", "b"), schema=json.dumps({"const": "x" * 300})))
+    (tmp_path / "r.jsonl").write_bytes(record(0, model="stories", settings=then))
+    records, notes = Records(tmp_path / "r.jsonl"), []
+    Many().note_settings(records, {"model": "stories", **then}, rows, notes.append)
+    assert not notes and then["schema"].startswith("sha256:")
+    now = settings_of(TextRequest.of(top_k=5, stop=("a",), logit_bias=((3, -float("inf")),)))
+    Many().note_settings(records, {"model": "smollm2", **now}, rows, notes.append)
+    (said,) = notes
+    assert f"{records.path} was made with other settings: " in said
+    for part in (
+        '--model "stories" (now "smollm2")',
+        "--temperature 0.5 (now not given)",
+        '--stop ["a", "b"] (now ["a"])',
+        "--top-k not given (now 5)",
+        '--logit-bias not given (now [[3, "-inf"]])',
+    ):
+        assert part in said
+    assert "--seed" not in said and "prompt" not in said
+
+
+def test_settings_of_images_are_compared_too(tmp_path):
+    request = ImageRequest(prompt="a", steps=4, seed=3, lora=("x:0.5",), dtype="float32")
+    (tmp_path / "r.jsonl").write_bytes(json.dumps({"index": 0, "path": "a.png", **to_dict(request)}).encode() + b"\n")
+    records, notes = Records(tmp_path / "r.jsonl"), []
+    Many().note_settings(records, to_dict(request.replace(prompt="b", seed=4)), ROWS, notes.append)
+    assert not notes
+    Many().note_settings(records, to_dict(request.replace(steps=5, lora=())), ROWS, notes.append)
+    assert '--steps 4 (now 5), --lora ["x:0.5"] (now not given)' in notes[0]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 9, 20, len(record(2)) - 1])

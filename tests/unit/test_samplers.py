@@ -237,6 +237,10 @@ def test_registry() -> None:
     with pytest.raises(UsageError) as caught:
         samplers.get("eulr")
     assert caught.value.hint == "did you mean euler?"
+    for name in ("PLMS", "PNDMScheduler", "DPM2 a", "DPM++ 2S a Karras", "DPM++ 3M SDE", "DEISMultistepScheduler"):
+        with pytest.raises(UsageError) as caught:
+            samplers.find(name)  # methods that gencli lacks: their names are no slips
+        assert caught.value.hint == f"gencli has {', '.join(samplers.names())}", name
 
 
 def test_settings_come_from_the_caller_then_the_checkpoint() -> None:

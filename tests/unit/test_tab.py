@@ -27,6 +27,7 @@ text|-n5 --max|-n 5 --max|--no|--lines --l|--schema my|-s 3 -|--profile |-m stor
 text|-m=stories -|--stats --stats --st|--json=1 -|--help -|-h --h|--system x --sys|--resume |--on |--workers 2 --w|-n -
 chat||-|--|-m |-m qw|--temp|--co|-c -|--temperature=|--system 'a b|--system "a b" -
 image||--sampler |--sampler d|--sampler=dpmpp_2m_|--spacing l|--|-|-m e|--vae |--refiner |--upscaler |--control=
+image|--sampler DPM|--sampler=Eul|--sampler dpm++_2m
 image|--weighted --w|--no-|--karras --ka|--size 64x64 -|red --st|--steps 3 --st|--steps=3 --st|--from |--sampler-option
 image|'red ap|"red apple" --se|red\\ apple --se|-n -|-n x -|--negative |--stage |--lora x:0.5 --lo|-W 3 -H 4 -
 upscale||-|-m |a.png -
@@ -46,14 +47,25 @@ models available|-|--task |--task t|--task=
 models convert||-|a |a b -
 config||s|-
 config show|-
-config set||a |a b |-|--profile
+config set|image.sa|device |a |a b |-|--profile |image.sampler |image.sampler d|image.sampler DPM|image.karras f
+config set|text.model |image.steps |nonsense.x |model st
+config unset||im|-
 train||-
 train text||-|--init |--init st|--lo|a b --lr |--device
 train image|-|--init |--dtype |a -
 """
 LINES = [f"{row.partition('|')[0]} {one}".lstrip() for row in QUESTIONS.split("\n") for one in row.split("|")[1:]]
 WORD = r"""(?:\\.|'[^']*'?|"[^"]*"?|[^\s=])+|="""  # as bash has them
-NO_TABLE = ("--help ", "nonsense", "models nonsense", "-- ", "--foo", "--json=1")  # what the parser alone answers
+NO_TABLE = (
+    "config set ",
+    "config unset ",
+    "--help ",
+    "nonsense",
+    "models nonsense",
+    "-- ",
+    "--foo",
+    "--json=1",
+)  # what the parser alone answers
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +121,28 @@ def test_it_is_the_parsers(ask, root, shell: str):
         if found != (code or 0, printed) and not (found[0] is None and any(what in f"{line} " for what in NO_TABLE)):
             wrong.append((line, found))
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("image --sampler DPM", ["DPM++_2M", "DPM++_2M_SDE", "DPM++_SDE"]),  # as the web UI calls them
+        ("image --sampler=euler", ["euler", "euler_a"]),
+        ("config set image.samp", ["image.sampler", "image.sampler-option"]),
+        ("config set image.sampler Eul", ["Euler", "Euler_a"]),
+        ("config set dtype bf", ["bfloat16"]),
+        ("config set image.karras ", ["true", "false"]),
+        ("config set nonsense.x ", []),
+        ("config unset ", ["device", "image.steps"]),
+        ("config unset --profile draft ", ["text.top-k"]),
+    ],
+)
+def test_what_is_offered(ask, root, tmp_path, monkeypatch, line: str, words: list[str]):
+    file = tmp_path / "config.toml"
+    file.write_text('device = "cpu"\n[image]\nsteps = 3\n[profile.draft.text]\ntop-k = 4\n')
+    monkeypatch.setenv("GENCLI_CONFIG", str(file))
+    _, printed = ask("bash", line, lambda: answer(lambda: root.main([], prog_name="gencli")))
+    assert printed.split() == words
 
 
 @pytest.mark.parametrize("line, code", [("te", 0), ("text --schema ", 1), ("chat ", 1)])

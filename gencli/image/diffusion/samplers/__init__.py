@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gencli.errors import UsageError, did_you_mean
+from gencli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,13 @@ ALIASES = {
     "dpmppsdegpu": "dpmpp_sde", "unipcmultistep": "unipc", "unipcbh2": "unipc", "ddimparallel": "ddim",
     "ddpmparallel": "ddpm",
 }  # fmt: skip
+# Names elsewhere, in the same form, of methods that gencli lacks: none of them is a slip for one that it has.
+LACKING = frozenset({
+    "plms", "pndm", "ipndm", "ipndmv", "deis", "deismultistep", "dpm2", "dpm2a", "dpm2ancestral", "kdpm2discrete",
+    "kdpm2ancestraldiscrete", "dpmfast", "dpmadaptive", "dpmpp2sa", "dpmpp2sancestral", "dpmpp3msde", "dpmpp3msdegpu",
+    "dpmsolversinglestep", "heunpp2", "restart", "sasolver", "edmeuler", "edmdpmsolvermultistep", "ersde", "seeds2",
+    "seeds3", "resmultistep", "gradientestimation", "eulercfgpp", "dpmpp2mcfgpp", "ddimcfgpp", "scoresdeve",
+})  # fmt: skip
 KARRAS = re.compile(r"[ _](?:karras|k)$")
 
 
@@ -63,9 +70,9 @@ def find(text: str) -> tuple[str, bool | None]:
     words = KARRAS.sub("", low)
     known = {**ALIASES, **{_plain(name): name for name in names()}}
     if (name := known.get(_plain(words))) is None:
-        close = did_you_mean(_plain(words), known)
-        hint = close and f"did you mean {known[close.removeprefix('did you mean ').removesuffix('?')]}?"
-        raise UsageError(f"no sampler {text!r:.80}", hint or f"gencli has {', '.join(names())}")
+        close = None if _plain(words) in LACKING else nearest(_plain(words), known)
+        hint = f"did you mean {known[close]}?" if close else f"gencli has {', '.join(names())}"
+        raise UsageError(f"no sampler {text!r:.80}", hint)
     return name, True if words != low else None
 
 
