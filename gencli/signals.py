@@ -18,8 +18,10 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
-    from typing import Any
+
+    Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
 
 ENDING: tuple[int, ...] = tuple(
     getattr(_signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(_signal, name)
@@ -28,7 +30,7 @@ PAUSE = 0.1  # seconds after a signal in which another belongs to it: timeout(1)
 
 _received: list[BaseException] = []  # the first signal, unless it was answered
 _holding = 0  # how many contexts there are at whose end it is raised
-_before: dict[int, Any] = {}  # handlers that were there before
+_before: dict[int, Handler] = {}  # handlers that were there before
 _pipe: list[int] = []
 _since: float | None = None  # when the first one came
 _answered = -PAUSE  # when one was answered last

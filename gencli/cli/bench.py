@@ -186,7 +186,7 @@ def image(ctx: typer.Context, asked: ImageBench, spec: ModelSpec, fetching: Fetc
     _finish(console, title, IMAGE, rows, json=asked.json)
 
 
-def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
+def _spread(row: Mapping[str, object]) -> dict[str, object]:
     """Return what was measured, with the median, the least and the most in place of each list."""
     found = dict(row)
     for key, value in row.items():

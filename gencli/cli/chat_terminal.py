@@ -12,12 +12,15 @@ import unicodedata
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gencli import signals
 from gencli.cli.console import Console, is_terminal
 from gencli.cli.sinks import TextSink
 from gencli.errors import GencliError
+
+if TYPE_CHECKING:
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 BLOCK = '"""'
 PROMPT, MORE = "> ", ". "
@@ -70,9 +73,9 @@ class Prompter:
         return text
 
 
-def _keys() -> Any:
+def _keys() -> KeyBindings:
     """Return what Enter and Alt-Enter do."""
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
 

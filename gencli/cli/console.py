@@ -9,7 +9,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import IO, TextIO
 
 from gencli.errors import HINT_LIMIT, MESSAGE_LIMIT, GencliError, shorten
 
@@ -35,7 +35,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def is_terminal(stream: Any) -> bool:
+def is_terminal(stream: IO[str] | None) -> bool:
     """Return whether a stream exists, is open and is a terminal."""
     try:
         return stream is not None and stream.isatty()
@@ -59,7 +59,7 @@ class Console:
         self._last = 0.0
         self._began = ("", 0, 0.0)  # the label of the progress line, and what was done when, as it began
 
-    def colored(self, stream: Any = None) -> bool:
+    def colored(self, stream: IO[str] | None = None) -> bool:
         """Return whether `stream` (default: stderr) gets colours: by --color, else by its kind, NO_COLOR and TERM."""
         if self.color != "auto":
             return self.color == "always"

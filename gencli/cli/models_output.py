@@ -27,7 +27,7 @@ SUMMARY = {
 }
 
 
-def row(source: Source, what: Description) -> dict[str, Any]:
+def row(source: Source, what: Description) -> dict[str, object]:
     """Return a checkpoint as `list --json` has it."""
     return {
         "name": what.name,
@@ -44,7 +44,7 @@ def row(source: Source, what: Description) -> dict[str, Any]:
 
 def everything(
     source: Source, what: Description, defaults: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return a checkpoint as `show --json` has it."""
     return {
         **row(source, what),
@@ -189,5 +189,5 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) if value != "" else '""'

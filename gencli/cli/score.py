@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import typer
 
@@ -24,6 +24,7 @@ from gencli.spec import ModelSpec, named_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import NotRequired
 
     from gencli.image.score import Scorer
 
@@ -147,6 +148,15 @@ def _present(console: Console, paths: list[str]) -> tuple[list[str], bool]:
     return [path for path in paths if path not in missing], bool(missing)
 
 
+class Row(TypedDict):
+    """How well an image matches a text. score: their cosine; probability: of this text among several."""
+
+    path: str
+    text: str
+    score: float
+    probability: NotRequired[float]
+
+
 class Run:
     """Scores images. count: how many were scored; failed: whether one could not be read."""
 
@@ -156,7 +166,7 @@ class Run:
 
     def score(self, paths: Sequence[str], *, batch: int, sort: bool) -> None:
         """Print a row for each image and text."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for found in self._rows(paths, batch):
             if sort:
                 rows.append(found)
@@ -165,7 +175,7 @@ class Run:
         for row in sorted(rows, key=lambda row: -row["score"]):
             self._print(row)
 
-    def _rows(self, paths: Sequence[str], batch: int) -> Iterator[dict[str, Any]]:
+    def _rows(self, paths: Sequence[str], batch: int) -> Iterator[Row]:
         pictures = self._pictures(paths)
         while some := list(islice(pictures, batch)):
             cosines = self.scorer.pictures([prepared for _, prepared in some]) @ self.vectors.T
@@ -173,8 +183,10 @@ class Run:
             likely = self.scorer.probabilities(cosines).tolist()
             for (path, _), values, chances in zip(some, cosines.tolist(), likely, strict=True):
                 for text, value, chance in zip(self.texts, values, chances, strict=True):
-                    more = {"probability": round(chance, 6)} if len(self.texts) > 1 else {}
-                    yield {"path": path, "text": text, "score": round(value, 6), **more}
+                    row: Row = {"path": path, "text": text, "score": round(value, 6)}
+                    if len(self.texts) > 1:
+                        row["probability"] = round(chance, 6)
+                    yield row
 
     def _pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the images as the model reads them. Print an error for those that cannot be read, and skip them."""
@@ -190,7 +202,7 @@ class Run:
                 self.console.error(GencliError(message, error.hint))
                 self.failed = True
 
-    def _print(self, row: dict[str, Any]) -> None:
+    def _print(self, row: Row) -> None:
         if is_terminal(sys.stdout):
             self.console.clear()
         path = os.fsencode(row["path"])

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gencli.errors import UsageError, did_you_mean
 from gencli.image.request import ImageRequest
@@ -40,7 +39,7 @@ def parse(texts: Sequence[str]) -> Sweep:
         if option.usage and not option.reload and not option.several and option.kind in (int, float, str)
         if field not in WHOLE
     }
-    axes: list[list[tuple[str, str, Any]]] = []
+    axes: list[list[tuple[str, str, object]]] = []
     for text in texts:
         key, equals, words = text.partition("=")
         key = key.strip().lstrip("-")

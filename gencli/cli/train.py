@@ -225,7 +225,7 @@ def score_image(
     for count, drawing in enumerate(drawings, 1):
         recognised += drawing.recognised
         task, nearest = drawing.task, drawing.nearest
-        found: dict[str, Any] = {"label": task.labels[0] if len(task.labels) == 1 else task.labels}
+        found: dict[str, object] = {"label": task.labels[0] if len(task.labels) == 1 else task.labels}
         found |= {"prompt": task.prompt} if task.prompt != found["label"] else {}
         found |= {"seed": drawing.seed, "recognised": drawing.recognised}
         found |= {"nearest": nearest[0] if len(nearest) == 1 else nearest, "share": round(recognised / count, 3)}
@@ -277,7 +277,7 @@ def _fetch(console: Console, init: str, fetching: Fetching) -> None:
             find(init, offline=fetching.offline, progress=show_download(console))
 
 
-def _follow(console: Console, run: Generator[Progress, None, Any], items: str, score: str) -> None:
+def _follow(console: Console, run: Generator[Progress, None, object], items: str, score: str) -> None:
     """Draw a run's progress line, and now and then write a JSON line: where it is, with its scores under `score`."""
     scores: dict[str, list[tuple[float, int]]] = {}
     at = None
@@ -289,7 +289,7 @@ def _follow(console: Console, run: Generator[Progress, None, Any], items: str, s
             console.progress(label, at.step, at.steps, f"{rate} {items}/s", at.left)
             if at.validation is None and at.step % TOLD_EVERY and at.step != at.steps:
                 continue
-            told: dict[str, Any] = {**stage, "step": at.step, "loss": round(at.loss, 5), "lr": float(f"{at.lr:.4g}")}
+            told: dict[str, object] = {**stage, "step": at.step, "loss": round(at.loss, 5), "lr": float(f"{at.lr:.4g}")}
             told |= {items: at.seen, "seconds": round(at.seconds, 1), f"{items}_per_second": float(rate)}
             if at.validation is not None:
                 for name, value in at.validation.items():
@@ -320,7 +320,7 @@ def _told_where_it_stopped(console: Console, where: Callable[[], Progress | None
         raise
 
 
-def _write(console: Console, line: dict[str, Any]) -> None:
+def _write(console: Console, line: Mapping[str, object]) -> None:
     """Write a JSON line on stdout; on a terminal, the same in words."""
     console.clear()
     text = "  ".join(_words(line)) if is_terminal(sys.stdout) else json.dumps(line, ensure_ascii=False)
@@ -328,7 +328,7 @@ def _write(console: Console, line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _words(line: Mapping[str, Any], before: str = "") -> Iterator[str]:
+def _words(line: Mapping[str, object], before: str = "") -> Iterator[str]:
     """Yield the values of a JSON line, each after its name."""
     for key, value in line.items():
         name = f"{before}{key}".replace("_", " ").replace(" per second", "/s")

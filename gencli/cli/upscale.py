@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +16,10 @@ from gencli.errors import GencliError, UsageError
 from gencli.image.request import INPUT, PICTURE, SAMPLING, ImageRequest
 from gencli.options import Option, rows, string
 from gencli.spec import DrawingSpec, named_model
+
+if TYPE_CHECKING:
+    from gencli.image.checkpoint import ImageCheckpoint
+    from gencli.image.drawers.base import Drawer
 
 UPSCALER, ENVIRONMENT = "stabilityai/stable-diffusion-x4-upscaler", "GENCLI_UPSCALE_MODEL"
 # What an upscaler follows of all that a request may say.
@@ -85,7 +89,7 @@ def _recorded(file: str) -> str:
     return ""
 
 
-def _accept(opened: Any) -> None:
+def _accept(opened: ImageCheckpoint | Drawer) -> None:
     """Raise UsageError for a model that enlarges nothing."""
     if getattr(getattr(opened, "main", None), "scale", 1) == 1:
         raise UsageError(f"{opened.name} cannot enlarge images", f"{UPSCALER} can")

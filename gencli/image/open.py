@@ -7,7 +7,6 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, folder_part
@@ -297,7 +296,7 @@ def with_classifier(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle
     return dataclasses.replace(checkpoint.with_part("classifier", part, config), labels=checkpoint.labels or names)
 
 
-def _classifier(source: Source, allow_pickle: bool) -> tuple[Part, Any]:
+def _classifier(source: Source, allow_pickle: bool) -> tuple[Part, object]:
     """A classifier, and its `id2label`. Raises GencliError for what is none."""
     opened = open_checkpoint(source, allow_pickle=allow_pickle)
     path = opened.path

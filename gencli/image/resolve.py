@@ -272,7 +272,7 @@ def _sampler_values(values: Mapping[str, Any], schedule: NoiseSchedule) -> dict[
     return {**own, "sampler_options": changed}
 
 
-def _check_option(sampler: str, name: str, value: Any, default: Any) -> None:
+def _check_option(sampler: str, name: str, value: object, default: object) -> None:
     """Raise UsageError for an option of another type than its default's, or not among its known values."""
     known = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, known) or (isinstance(value, bool) and not isinstance(default, bool)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Phi3Config(DecoderConfig):
         return self.sliding_window
 
 
-def _named_longrope(raw: Mapping[str, object], original: Any) -> dict[str, object]:
+def _named_longrope(raw: Mapping[str, object], original: object) -> dict[str, object]:
     """Return the values with LongRoPE, `su` or `yarn` in early files, under its name and with its original length."""
     parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("rope_type", parameters.get("type", "default")) == "default":

@@ -7,13 +7,15 @@ not end the text; a line or two may stand between, which are no part of the answ
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
 
 from gencli.errors import GencliError
+from gencli.models.module import LanguageModel
 from gencli.text.grammar import first_line, translated
 from gencli.text.load import TextModel
 from gencli.text.reasoning import Marks, Reasoning
@@ -63,7 +65,7 @@ class Vocabulary:
         return self._matchers[grammar].deep_copy()
 
 
-VOCABULARIES: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()  # by the model's module
+VOCABULARIES: WeakKeyDictionary[LanguageModel, Vocabulary] = WeakKeyDictionary()  # by the model's module
 
 
 def vocabulary(model: TextModel) -> Vocabulary:
@@ -91,7 +93,7 @@ class Constraint:
         self._gap = 0  # tokens that may stand between a thought and the answer
         self._decoder, self._thought, self._known = model.tokenizer.decoder(), "", model.tokenizer.vocab_size
 
-    def allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def allowed(self) -> NDArray[np.bool_]:
         """Return for every token of the model (V,) whether it may come next.
 
         Raise GencliError where llguidance gives up.

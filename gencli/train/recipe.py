@@ -33,7 +33,7 @@ def at_least(least: int, name: str, value: int) -> None:
         raise UsageError(f"{name} {value}: must be at least {least}")
 
 
-def _channels(default: tuple[int, ...], name: str, help: str) -> Any:
+def _channels(default: tuple[int, ...], name: str, help: str) -> tuple[int, ...]:
     """Return a field for a network's channels, read from `24,48,96`. Reading raises UsageError for anything else."""
 
     def read(words: str | None) -> tuple[int, ...]:
@@ -47,12 +47,12 @@ def _channels(default: tuple[int, ...], name: str, help: str) -> Any:
     return Option(tuple, name, help, SIZES, word=str, read=read, extra={"metavar": "N,N…"}).field(default)
 
 
-def _count(default: int, usage: str, help: str, panel: str = RECIPE, least: int = 1) -> Any:
+def _count(default: int, usage: str, help: str, panel: str = RECIPE, least: int = 1) -> int:
     """Return a field for a whole number."""
     return integer(default, usage, help, panel, valid=partial(at_least, least), usual=default)
 
 
-def _fraction(default: float, usage: str, help: str, most: float = 1.0) -> Any:
+def _fraction(default: float, usage: str, help: str, most: float = 1.0) -> float:
     """Return a field for a number from 0 on."""
     return number(default, usage, help, RECIPE, valid=partial(_within, -1e-9, most), usual=default)
 

@@ -16,7 +16,7 @@ from gencli.errors import GencliError
 SIZES = "sizes"  # key of a recipe's part that no flag can change
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def save(path: Path, state: Mapping[str, object]) -> None:
     """Write a state in place of an older one. After a kill or a power cut, `path` holds one of the two."""
     with replace_file(path) as partial, partial.open("wb") as file:
         torch.save(dict(state), file)
@@ -62,12 +62,12 @@ def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     names = sorted(name for name in before if before[name] != now.get(name))
     return [f"{name} {_short(before[name])}, now {_short(now.get(name))}" for name in names]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
 

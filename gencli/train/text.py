@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +134,7 @@ def _language_model(recipe: TextRecipe, texts: list[Text], precision: Precision)
 def add_dropout(model: nn.Module, fraction: float) -> None:
     """Apply dropout to the output of every attention, feed-forward and embedding, as GPT-2's recipe does."""
 
-    def drop(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+    def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
         return F.dropout(output, fraction, model.training)
 
     for name, module in model.named_modules():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -97,14 +98,14 @@ class DeferSignals:
 
     def __init__(self) -> None:
         self.deferring, self.pending = False, 0
-        self.handlers: dict[int, Any] = {}
+        self.handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
                 if callable(handler := signal.getsignal(number)):
                     self.handlers[number] = handler
                     signal.signal(number, self._handle)
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.deferring:
             self.pending = number
         else:

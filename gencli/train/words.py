@@ -43,7 +43,7 @@ class CrossAttentions:
         for hook in hooks:
             hook.remove()
 
-    def _record(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _record(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self.queries.append(output.flatten(0, -2))
 
     def answers(self, states: Tensor, picks: list[Tensor]) -> list[Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,13 @@ class _Changed:
 def _metadata(name: str, config: Any) -> dict[str, Any]:
     """The keys of an architecture."""
     family, found = FAMILIES[name], {f"{name}.vocab_size": config.vocab_size}
-    special = {"n_inner": lambda: config.n_inner or 4 * config.n_embd, "head_dim": lambda: config.head_size,
-               "num_key_value_heads": lambda: config.kv_heads, "rope_theta": lambda: config.rope_parameters.rope_theta,
-               "sliding_window": lambda: max(filter(None, _windows(config)), default=None)}  # fmt: skip
+    special: dict[str, Callable[[], Any]] = {
+        "n_inner": lambda: config.n_inner or 4 * config.n_embd,
+        "head_dim": lambda: config.head_size,
+        "num_key_value_heads": lambda: config.kv_heads,
+        "rope_theta": lambda: config.rope_parameters.rope_theta,
+        "sliding_window": lambda: max(filter(None, _windows(config)), default=None),
+    }
     for key, own in family.keys.items():
         value = special[own]() if own in special else getattr(config, own, None)
         if value is not None:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gencli import cache
 from gencli.image.request import ImageRequest
@@ -49,7 +49,7 @@ def fingerprint(path: Path) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _blocks(stream: Any, size: int) -> Iterator[bytes]:
+def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
     if size <= WHOLE:
         yield stream.read()
         return
