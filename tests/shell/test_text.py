@@ -51,8 +51,10 @@ def test_stdout_holds_the_text_and_nothing_else(tiny: Path):
     assert echoed.stdout.decode() == "".join(f"Once upon{s['text']}\0" for s in several[1:])
 
     for index, sample in enumerate(several):
-        fields = {"index", "prompt", "text", "finish_reason", "logprobs", "usage", "seed", "model"}
+        fields = {"index", "prompt", "text", "finish_reason", "logprobs", "usage", "seed", "model", "settings"}
         assert set(sample) == fields
+        asked = {"logit_bias": [[383, "-inf"]], "max_tokens": 12, "num_samples": 3, "logprobs": 2}
+        assert sample["settings"] == asked
         assert (sample["index"], sample["seed"], sample["model"]) == (index, 3 + index, str(tiny))
         assert (sample["finish_reason"], sample["usage"]["completion_tokens"]) == ("length", 12)
         assert sample["usage"]["total_tokens"] == sample["usage"]["prompt_tokens"] + 12
