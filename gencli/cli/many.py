@@ -119,11 +119,9 @@ class Many:
         if records.first is None:
             return
         then, now = records.settings, json.loads(json.dumps(now))  # where tuples are lists
-        changed = [
-            f"{rows[name].name(name)} {_said(then.get(name))} (now {_said(now.get(name))})"
-            for name in rows
-            if name not in OWN and then.get(name) != now.get(name)
-        ]
+        pairs = {name: (_if_set(then.get(name)), _if_set(now.get(name))) for name in rows if name not in OWN}
+        differ = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        changed = [f"{rows[name].name(name)} {_said(old)} (now {_said(new)})" for name, (old, new) in differ.items()]
         if changed:
             told = ", ".join(changed)
             note(
@@ -211,9 +209,14 @@ def _compared(lines: Iterator[Line], records: Records, each: int) -> Iterator[Li
         yield line
 
 
+def _if_set(value: object) -> object:
+    """Return a setting, None for one that is off or empty."""
+    return None if value is False or value == [] else value
+
+
 def _said(value: object) -> str:
     """Return a setting as it may be shown."""
-    return "not given" if value in (None, False, []) else shorten(json.dumps(value, ensure_ascii=False), 60)
+    return "not given" if value is None else shorten(json.dumps(value, ensure_ascii=False), 60)
 
 
 def _size(reader: LineReader) -> int:

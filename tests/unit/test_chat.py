@@ -220,8 +220,8 @@ def test_commands_of_a_conversation(chat_model, tmp_path, monkeypatch):
     assert opened == ["other"] and repl.session.chat_model.model.name == "other" and repl.conversation.turns == turns
     repl.take("once more")
     assert find_kept(None).model == "other" and find_kept(kept.id).path == kept.path
-    [line] = listed()
-    assert line.split("\t")[:3] == [kept.id, "other", "6"]
+    _, line = listed()
+    assert line.split()[:3] == [kept.id, "other", "6"]
     again = Conversation()
     again.load(find_kept(None).path)
     assert again.turns == repl.conversation.turns

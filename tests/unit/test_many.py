@@ -19,10 +19,12 @@ import pytest
 import typer
 from PIL import Image
 
+from gencli import options
 from gencli.checkpoints.find import find
 from gencli.cli.console import Console
 from gencli.cli.many import Many, shown_answers
 from gencli.cli.prompts import LineReader, each_line
+from gencli.cli.text import app as text_app
 from gencli.cli.text_work import settings_of
 from gencli.errors import GencliError, UsageError
 from gencli.image.files.metadata import ROWS, to_dict
@@ -33,6 +35,7 @@ from gencli.many.crew import TRIES, Crew
 from gencli.many.processes import Process
 from gencli.many.records import Records
 from gencli.many.worker import read_message, write_message
+from gencli.text.request import TextRequest
 from tests.tiny.echo import Echo
 
 ROOT = Path(__file__).parents[2]
@@ -256,10 +259,7 @@ def test_a_run_whose_lines_are_all_done_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_that_differ_from_those_of_the_records_are_told(tmp_path):
-    from gencli.cli.text import app
-    from gencli.text.request import TextRequest
-
-    rows = typer.main.get_command(app).callback.rows
+    rows = typer.main.get_command(text_app).callback.rows
     then = settings_of(TextRequest.of(temperature=0.5, stop=("a", "b"), schema=json.dumps({"const": "x" * 300})))
     (tmp_path / "r.jsonl").write_bytes(record(0, model="stories", settings=then))
     records, notes = Records(tmp_path / "r.jsonl"), []
@@ -280,14 +280,25 @@ def test_settings_that_differ_from_those_of_the_records_are_told(tmp_path):
     assert "--seed" not in said and "prompt" not in said
 
 
+def test_long_settings_are_compared_as_a_whole(tmp_path):
+    rows, notes = dict(options.rows(TextRequest)), []
+    (tmp_path / "r.jsonl").write_bytes(record(0, settings={"stop": ["a" * 150]}))
+    now = {"stop": ["a" * 75 + "b" + "a" * 74]}
+    Many().note_settings(Records(tmp_path / "r.jsonl"), now, rows, notes.append)
+    assert len(notes) == 1
+
+
 def test_settings_of_images_are_compared_too(tmp_path):
     request = ImageRequest(prompt="a", steps=4, seed=3, lora=("x:0.5",), dtype="float32")
     (tmp_path / "r.jsonl").write_bytes(json.dumps({"index": 0, "path": "a.png", **to_dict(request)}).encode() + b"\n")
     records, notes = Records(tmp_path / "r.jsonl"), []
     Many().note_settings(records, to_dict(request.replace(prompt="b", seed=4)), ROWS, notes.append)
     assert not notes
-    Many().note_settings(records, to_dict(request.replace(steps=5, lora=())), ROWS, notes.append)
-    assert '--steps 4 (now 5), --lora ["x:0.5"] (now not given)' in notes[0]
+    Many().note_settings(records, to_dict(request.replace(karras=False)), ROWS, notes.append)
+    assert not notes, "off, or not there"
+    Many().note_settings(records, to_dict(request.replace(steps=5, lora=(), eta=0.0)), ROWS, notes.append)
+    assert "--eta not given (now 0.0)" in notes[0]
+    assert "--steps 4 (now 5), " in notes[0] and '--lora ["x:0.5"] (now not given)' in notes[0]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 9, 20, len(record(2)) - 1])
