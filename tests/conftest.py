@@ -25,6 +25,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-step", action="store_true", help="walk every sampler in every number of steps")
 
 
+LONG = ("unit/test_kernels.py::test_hostile_bytes", "shell/test_many_ray.py::")  # half a minute each
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that no process is left alone with it in the end."""
+    items.sort(key=lambda item: not any(part in item.nodeid for part in LONG))
+
+
 def pytest_collection_finish() -> None:
     """Let garbage collections leave out what stays to the end: torch, and thousands of tests."""
     gc.collect()

@@ -56,17 +56,17 @@ def continue_greedily(model: nn.Module, ids: Tensor, new: int, *, cached: bool) 
 
 @torch.inference_mode()
 def measure(case: Case, folder: Path, form: Form = "old") -> Measured:
-    """Compare a case's checkpoint: logits of 3 x 40 tokens, greedy text of 3 and of 1 sample, cached and not."""
+    """Compare a checkpoint: logits of 3 x 40 tokens, greedy text of 3 and of the first alone, cached and not."""
     make_decoder(folder, case, form)
     ours, theirs = load(folder), reference(folder)
     ids = token_ids(3, 40)
     difference = (ours(ids) - theirs(ids, use_cache=False).logits).abs().max().item()
-    tokens = equal = 0
-    for batch, cached in ((3, True), (3, False), (1, True)):
-        prompt = token_ids(batch, PROMPT, seed=batch)
+    prompt, tokens, equal = token_ids(3, PROMPT, seed=3), 0, 0
+    for cached in (True, False):
         settings = {"max_new_tokens": NEW, "do_sample": False, "use_cache": cached}
         wanted = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
-        got = continue_greedily(ours, prompt, NEW, cached=cached)
-        tokens += batch * NEW
-        equal += int((got == wanted)[:, PROMPT:].sum())
+        for batch in (3, 1) if cached else (3,):
+            got = continue_greedily(ours, prompt[:batch], NEW, cached=cached)
+            tokens += batch * NEW
+            equal += int((got == wanted[:batch])[:, PROMPT:].sum())
     return Measured(difference, tokens, equal)

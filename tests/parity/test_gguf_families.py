@@ -24,6 +24,7 @@ from tests.tiny.gguf import write_decoder
 pytestmark = pytest.mark.slow
 CASE = {case.name: case for case in CASES}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
+COUNT = 12  # tokens after a prompt of 12: together more than every window and the original range of phi3, long
 U32, F32, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING
 # name → its case, changes of its config, and what its metadata has besides
 FAMILIES = {
@@ -73,23 +74,23 @@ def test_greedy_tokens_are_the_references(tmp_path, monkeypatch, name, kind):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "reference", dtype=torch.float32).eval()
     mask = torch.ones(1, len(ids), dtype=torch.long)
     whole = theirs.generate(
-        torch.tensor([ids]), attention_mask=mask, max_new_tokens=20, do_sample=False, eos_token_id=None,
+        torch.tensor([ids]), attention_mask=mask, max_new_tokens=COUNT, do_sample=False, eos_token_id=None,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     expected, logits = whole.sequences[0, len(ids) :].tolist(), torch.cat(whole.logits)
     for module in (packed, linear, step):  # as where there is no C compiler
         monkeypatch.setattr(module, "library", lambda: None)
-    tokens, ours = continued(opened(file), ids, 20)
+    tokens, ours = continued(opened(file), ids, COUNT)
     assert tokens == expected
     torch.testing.assert_close(ours, logits, atol=1e-4 * logits.abs().max().item(), rtol=0)
     monkeypatch.undo()
     model = opened(file)
-    tokens, ours = continued(model, ids, 20)
+    tokens, ours = continued(model, ids, COUNT)
     assert step.of(model) is not None
-    same = next((i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len(set(pair)) > 1), 20)
+    same = next((i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len(set(pair)) > 1), COUNT)
     error = (ours[:same] - logits[:same]).std() / logits.std()
     assert error < 0.03  # activations of 8 bits
-    top = logits[same].topk(2).values if same < 20 else None
+    top = logits[same].topk(2).values if same < COUNT else None
     assert top is None or top[0] - top[1] < 0.1 * logits.std()  # two tokens that are as likely
 
 

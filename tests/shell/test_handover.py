@@ -22,7 +22,7 @@ from tests.tiny.text import make_gpt2
 
 pytestmark = pytest.mark.slow
 STORY = ("text", "Once upon a time", "--seed", 1, "-n", 12)
-APPLE = ("image", "red apple", "--seed", 1, "--steps", 1)
+APPLE = ("image", "red apple", "--seed", 1, "--steps", 1, "--size", "64x64")
 NOBODY = {"GENCLI_NO_SERVER": None}  # what `environment` says otherwise
 LINES = b"Once\nThe dog\r\n\xff\n\nA cat\n"
 """Arguments and stdin of commands. {} is a folder with inputs, in which they write too."""
@@ -55,8 +55,8 @@ COMMANDS: list[tuple[tuple[object, ...], bytes]] = [
     ((*APPLE, "--count", 2, "--grid"), b""),
     ((*APPLE, "--sweep", "cfg-scale=1,3", "--grid"), b""),
     ((*APPLE, "-i", "start.png", "--strength", 0.6), b""),
-    (("image", "--lines", "--seed", 4, "--steps", 1, "-o", "{index}.png"), b"red apple\n\n" + b"a " * 300 + b"\nsun\n"),
-    ((*APPLE, "-W", 100), b""),
+    (("image", "--lines", "--seed", 4, *APPLE[-4:], "-o", "{index}.png"), b"red apple\n\n" + b"a " * 300 + b"\nsun\n"),
+    ((*APPLE[:-2], "-W", 100), b""),
     ((*APPLE, "--save-steps", "steps"), b""),
     (("image", "red apple", "-m", "stories"), b""),
 ]

@@ -75,7 +75,7 @@ def test_whoever_dies_the_bytes_are_those_of_one_process(cluster, tmp_path):
 
     # What is not read holds the driver back, and it the workers: they are in the middle whenever one is killed.
     with source.open("rb") as stdin:
-        driver = start(*args, "--on", "ray", "--workers", 2, stdin=stdin, env=env, fresh=True)
+        driver = start(*args, "--on", "ray", "--workers", 2, stdin=stdin, env=env)
     assert driver.stdout and driver.stderr
     records, makers = [], []
     for count, line in enumerate(driver.stdout):
@@ -97,13 +97,13 @@ def test_whoever_dies_the_bytes_are_those_of_one_process(cluster, tmp_path):
     out = tmp_path / "out.jsonl"
     go_on = [word for word in args if word != "--json"] + ["--on", "ray", "--workers", 1, "--resume", out]
     with source.open("rb") as stdin:
-        driver = start(*go_on, stdin=stdin, env=env, fresh=True)
+        driver = start(*go_on, stdin=stdin, env=env)
     until(lambda: out.exists() and out.stat().st_size > len(expected) // 3, driver)
     driver.kill()
     driver.communicate()
     assert expected.startswith(out.read_bytes()) and out.read_bytes() != expected
     with source.open("rb") as stdin:
-        done = gencli(*go_on, stdin=stdin, fresh=True, RAY_ADDRESS=cluster.address)
+        done = gencli(*go_on, stdin=stdin, RAY_ADDRESS=cluster.address)
     assert (done.returncode, done.stdout, out.read_bytes()) == (0, b"", expected), done.stderr
 
 
@@ -120,7 +120,7 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
 
     def begin(*more: object) -> subprocess.Popen:
         with source.open("rb") as stdin:
-            return start(*args, *on, *more, stdin=stdin, env=environment(**outside), fresh=True)
+            return start(*args, *on, *more, stdin=stdin, env=environment(**outside))
 
     expected = gencli(*args, "--json", stdin=source.read_bytes()).stdout
     driver = begin("--json")
@@ -145,7 +145,7 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
     assert driver.wait(LIMIT) == 143 and driver.communicate()[1] == b""
     until(lambda: not holders(model))
     assert expected.startswith(out.read_bytes()) and out.read_bytes() != expected
-    done = begin("--resume", out).communicate(timeout=LIMIT)
+    done = begin("--resume", out, "--workers", 1).communicate(timeout=LIMIT)
     assert done == (b"", b"") and out.read_bytes() == expected
 
     outside["RAY_AUTH_TOKEN"] = "another"
@@ -162,7 +162,7 @@ def test_a_head_that_dies(cluster, tmp_path):
     args = ("text", "-m", model, "--lines", "-n", 30, "--batch", 2, "--resume", out, "--on", cluster.client)
     env = environment(RAY_ADDRESS=None, RAY_CLIENT_RECONNECT_GRACE_PERIOD="1")
     with source.open("rb") as stdin:
-        driver = start(*args, "--workers", 1, stdin=stdin, env=env, fresh=True)
+        driver = start(*args, "--workers", 1, stdin=stdin, env=env)
     until(lambda: out.exists() and out.stat().st_size, driver)
     cluster.remove_node(cluster.head_node, allow_graceful=False)
     errors = driver.communicate(timeout=LIMIT)[1].decode()
@@ -177,7 +177,7 @@ def test_a_head_that_says_nothing():
         head.listen()
         waits = {"RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "1", "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "1"}
         address = f"ray://127.0.0.1:{head.getsockname()[1]}"
-        done = gencli("text", "--lines", "--on", address, stdin=b"a\n", fresh=True, **waits)
+        done = gencli("text", "--lines", "--on", address, stdin=b"a\n", **waits)
     assert (done.returncode, done.stdout) == (1, b"")
     said = f"error: --on {address}: no cluster can be reached: ray client connection timeout\n"
     assert done.stderr.decode() == said
