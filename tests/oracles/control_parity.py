@@ -19,7 +19,7 @@ from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.ldm_parity import Measured, open_pipeline
 from tests.oracles.libraries import diffusers
-from tests.tiny.control import edges, make_controlnet, make_inpaint, make_instruct
+from tests.tiny.control import SMALL_CONTROLNET, edges, make_controlnet, make_inpaint, make_instruct
 from tests.tiny.image import make_stable_diffusion
 
 PROMPT, STEPS, WIDTH, HEIGHT = "a red apple on the sun", 5, 96, 64
@@ -34,7 +34,7 @@ def measure(root: Path) -> Iterator[Measured]:
 
 @torch.no_grad()
 def _controlnet(root: Path) -> Measured:
-    pipe, reference = make_stable_diffusion(root / "sd"), make_controlnet(root / "canny")
+    pipe, reference = make_stable_diffusion(root / "sd"), make_controlnet(root / "canny", SMALL_CONTROLNET)
     ours = open_pipeline(root / "sd")
     control = load_control(open_control(Source("canny", root / "canny", "folder"), ours.checkpoint), ours)
     x, context, picture = _noise(2, 4, 16, 16), _noise(2, 77, 24), _noise(2, 3, 128, 128).sigmoid()

@@ -19,17 +19,13 @@ from tests.oracles.libraries import peft
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.lora import diffusers_name, draw_layers, kohya_name, with_layers, write
 
-SMALL = {
-    "attention_head_dim": 8, "block_out_channels": [16, 32], "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-}  # fmt: skip
 TARGETS = ["to_q", "to_out.0", "conv1", "proj_in", "net.2"]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lycoris") / "sd"
-    return folder, make_stable_diffusion(folder, "sd15", unet=SMALL)
+    return folder, make_stable_diffusion(folder)
 
 
 CONFIGS = {

@@ -331,7 +331,7 @@ def test_requests_that_do_not_fit_the_checkpoint(folders):
     ddpm = open_image_checkpoint(Source("ddpm", folders["ddpm"][0], "folder"))
     for request, checkpoint, match in [
         (ImageRequest(width=70), plain, "--width 70: must be a multiple of 8"),
-        (ImageRequest(height=20), ddpm, "--height 20: must be a multiple of 8"),
+        (ImageRequest(height=21), ddpm, "--height 21: must be a multiple of 2"),
         (ImageRequest(steps=1001), plain, "1 to 1000"),
         (ImageRequest(sampler="euler", eta=0.5), plain, "no option eta"),
         (ImageRequest(karras=True), plain, "no option karras"),

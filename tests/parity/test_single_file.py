@@ -79,7 +79,7 @@ def draw(path, sampler="ddim", **said):
 
 
 def drawn(pipeline, sampler="ddim"):
-    request = ImageRequest(prompt=PROMPT, negative=NEGATIVE, seed=3, steps=3, sampler=sampler, guidance=5.0, **SIZE)
+    request = ImageRequest(prompt=PROMPT, negative=NEGATIVE, seed=3, steps=2, sampler=sampler, guidance=5.0, **SIZE)
     init = None
     if pipeline.checkpoint.family.needs_init:
         request, init = request.replace(init="init.png"), picture()

@@ -30,7 +30,7 @@ def sd(root):
 @pytest.fixture(scope="module")
 def vae(root):
     """Another one in a folder of its own, and the same in diffusers."""
-    reference = make_vae(root / "vae", {"scaling_factor": 0.3, "layers_per_block": 1})
+    reference = make_vae(root / "vae", {"scaling_factor": 0.3, "layers_per_block": 2})
     return root / "vae", reference
 
 
@@ -60,7 +60,7 @@ def test_equals_diffusers(sd, vae):
 def test_every_form_gives_the_same_pixels(sd, root, tmp_path):
     """A folder, a pipeline's, and files under both names: scaling and groups are those of the model's own there."""
     folder, _ = sd
-    make_vae(tmp_path / "whole/vae", {"layers_per_block": 1})
+    make_vae(tmp_path / "whole/vae", {"layers_per_block": 2})
     (tmp_path / "whole/model_index.json").write_text("{}")
     expected = drawn(folder, tmp_path / "whole")
     file = tmp_path / "whole/vae/diffusion_pytorch_model.safetensors"

@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from gencli.__main__ import main
 from tests.shell.process import pixels
-from tests.tiny.control import edges, make_controlnet, make_inpaint, make_instruct
+from tests.tiny.control import SMALL_CONTROLNET, edges, make_controlnet, make_inpaint, make_instruct
 from tests.tiny.image import make_stable_diffusion
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
@@ -21,8 +21,8 @@ SMALL = (*QUICK, "--size", "64x64")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("control")
     make_stable_diffusion(folder / "sd")
-    make_controlnet(folder / "canny")
-    make_controlnet(folder / "sd21", {"cross_attention_dim": 32})
+    make_controlnet(folder / "canny", SMALL_CONTROLNET)
+    make_controlnet(folder / "sd21", SMALL_CONTROLNET | {"cross_attention_dim": 32})
     make_inpaint(folder / "inpaint")
     make_instruct(folder / "instruct")
     edges((64, 64)).save(folder / "edges.png")

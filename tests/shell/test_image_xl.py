@@ -21,7 +21,7 @@ def root(tmp_path_factory):
     make_sdxl(root / "sdxl")
     make_sdxl(root / "turbo", "sdxl-turbo")
     make_lcm(root / "lcm")
-    make_vae(root / "vae", {"layers_per_block": 1, "scaling_factor": 0.13025})
+    make_vae(root / "vae", {"layers_per_block": 2, "scaling_factor": 0.13025})
     return root
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.shell.process import gencli, on_terminal, pixels
-from tests.tiny.image import DDPM, SCHEDULER, make_unet_2d, write_scheduler
+from tests.tiny.image import DDPM, SCHEDULER, SMALL_DDPM, make_unet_2d, write_scheduler
 from tests.tiny.sdxl import make_refiner, make_sdxl
 from tests.tiny.systems import make_karlo, make_x4
 
@@ -58,8 +58,8 @@ def toy(tmp_path_factory):
     """A checkpoint of the toy family, and the code after which gencli knows it."""
     root = tmp_path_factory.mktemp("toy")
     folder = root / "cascade"
-    make_unet_2d(folder / "unet")
-    make_unet_2d(folder / "upscaler", {"in_channels": 6})
+    make_unet_2d(folder / "unet", SMALL_DDPM)
+    make_unet_2d(folder / "upscaler", SMALL_DDPM | {"in_channels": 6})
     write_scheduler(folder / "scheduler", SCHEDULER["ddpm"])
     write_scheduler(folder / "upscaler_scheduler", SCHEDULER["ddpm"] | {"beta_schedule": "squaredcos_cap_v2"})
     parts = {name: ["diffusers", "UNet2DModel"] for name in ("unet", "upscaler")}
@@ -231,10 +231,10 @@ def test_karlo_draws_and_varies(tmp_path):
 @pytest.mark.slow
 def test_upscale(tmp_path, xl):
     make_x4(tmp_path / "x4")
-    Image.new("RGB", (24, 16), "red").save("photo.png")
+    Image.new("RGB", (16, 8), "red").save("photo.png")
     few = ("-m", tmp_path / "x4", "--steps", 2, "--seed", 1)
     done = gencli("upscale", "photo.png", *few, "-o", "big.png")
-    assert (done.returncode, done.stdout) == (0, b"big.png\n") and pixels("big.png").shape == (64, 96, 3)
+    assert (done.returncode, done.stdout) == (0, b"big.png\n") and pixels("big.png").shape == (32, 64, 3)
     assert gencli("image", "--from", "big.png", "-o", "again.png").returncode == 0
     np.testing.assert_array_equal(pixels("again.png"), pixels("big.png"))
     assert (
@@ -245,7 +245,7 @@ def test_upscale(tmp_path, xl):
     # an image that says what it shows is read as that
     done = gencli("upscale", "told.png", *few, "-o", "larger.png")
     assert done.returncode == 0 and b"enlarged with the prompt in the image's settings, red apple" in done.stderr
-    assert said("larger.png")[0]["prompt"] == "red apple" and pixels("larger.png").shape == (256, 384, 3)
+    assert said("larger.png")[0]["prompt"] == "red apple" and pixels("larger.png").shape == (128, 256, 3)
     done = gencli("upscale", "photo.png", "-m", xl / "sdxl", "-o", "no.png")
     assert done.returncode == 2 and b"cannot enlarge images" in done.stderr
     done = gencli("upscale", "-o", "no.png")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.oracles.guided_reference import Reference
 from tests.oracles.libraries import diffusers
-from tests.tiny.image import DDPM, INDEX, SCHEDULER, keep_keys, make_vae, randomise, save, write_scheduler
+from tests.tiny.image import DDPM, INDEX, SCHEDULER, SMALL_DDPM, keep_keys, make_vae, randomise, save, write_scheduler
 
 # --- DiT
 
@@ -185,7 +185,7 @@ def write(file: Path, state: dict[str, Tensor]) -> None:
 
 def make_class_unet(folder: Path) -> diffusers.UNet2DModel:
     """google/ddpm-cifar10-32, small, and told one of 10 classes, as diffusers' training scripts leave such."""
-    config = DDPM | {"num_class_embeds": 10}
+    config = DDPM | SMALL_DDPM | {"num_class_embeds": 10}
     torch.manual_seed(70)
     unet = save(randomise(diffusers.UNet2DModel(**config), 71), folder)
     keep_keys(folder / "config.json", " ".join(config))

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.oracles.libraries import diffusers
-from tests.tiny.image import INDEX, UNET, keep_keys, make_stable_diffusion, randomise, rewrite_json, save
+from tests.tiny.image import INDEX, SMALL_UNET, UNET, keep_keys, make_stable_diffusion, randomise, rewrite_json, save
 from tests.tiny.sdxl import as_kind, make_sdxl
 
 # config.json of lllyasviel/sd-controlnet-canny, small
@@ -40,13 +40,14 @@ CONTROLNET: dict[str, Any] = {
     "upcast_attention": False,
     "use_linear_projection": False,
 }
+SMALL_CONTROLNET = {key: value for key, value in SMALL_UNET["sd15"].items() if key in CONTROLNET}
 
 
 # diffusers/controlnet-canny-sdxl-1.0: as SDXL's UNet has them
 XL_KEYS = """addition_embed_type addition_embed_type_num_heads addition_time_embed_dim attention_head_dim
     block_out_channels cross_attention_dim down_block_types num_attention_heads projection_class_embeddings_input_dim
-    transformer_layers_per_block use_linear_projection"""
-CONTROLNET_XL: dict[str, Any] = {key: UNET["sdxl"][key] for key in XL_KEYS.split()}
+    layers_per_block transformer_layers_per_block use_linear_projection"""
+CONTROLNET_XL: dict[str, Any] = {key: (UNET["sdxl"] | SMALL_UNET["sdxl"])[key] for key in XL_KEYS.split()}
 CONTROLNET_XL |= {"conditioning_embedding_out_channels": [8, 8, 16, 24], "global_pool_conditions": False}
 
 

@@ -94,8 +94,8 @@ DYNAMIC = FLOW | {
     "use_beta_sigmas": False, "use_dynamic_shifting": True, "use_exponential_sigmas": False, "use_karras_sigmas": False,
 }  # fmt: skip
 FLUX_VAE = {
-    "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False,
-    "use_post_quant_conv": False,
+    "latent_channels": 16, "layers_per_block": 2, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+    "use_quant_conv": False, "use_post_quant_conv": False,
 }  # fmt: skip
 
 

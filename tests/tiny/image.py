@@ -85,13 +85,16 @@ UNET["sd21"] = UNET["sd15"] | {
 }
 
 
-# changes of it, for what needs no UNet of the usual depth
-SMALL_UNET: dict[str, Any] = {
-    "block_out_channels": [16, 32],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "layers_per_block": 1,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+# changes of it for whole pipelines, as parity/test_unet_2d_condition.py has the usual depth
+SMALL_UNET: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "layers_per_block": 1,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    },
 }
+SMALL_UNET["sd21"] = SMALL_UNET["sd15"] | {"attention_head_dim": [1, 2]}
 
 
 def make_unet(folder: Path, kind: str = "sd15", changes: dict[str, Any] | None = None, **saving: Any):
@@ -168,6 +171,7 @@ VAE: dict[str, Any] = {
     "sample_size": 128,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+SMALL_VAE = {"layers_per_block": 1}  # parity/test_autoencoder_kl.py has two
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -180,7 +184,7 @@ def old_attention_names(name: str, tensor: Tensor) -> tuple[str, Tensor]:
 
 def make_vae(folder: Path, changes: dict[str, Any] | None = None, *, names: Names | None = None, **saving: Any):
     """An AutoencoderKL in `folder`; `names` renames its tensors, with `old_attention_names` for one."""
-    config = VAE | (changes or {})
+    config = VAE | SMALL_VAE | (changes or {})
     torch.manual_seed(30)
     model = save(randomise(diffusers.AutoencoderKL(**config), 31), folder, names=names, **saving)
     keep_keys(folder / "config.json", " ".join(config))
@@ -311,7 +315,7 @@ def make_stable_diffusion(
     """
     schedule = SCHEDULER[kind] | (scheduler or {})
     parts = {
-        "unet": make_unet(folder / "unet", kind, unet, variant=variant),
+        "unet": make_unet(folder / "unet", kind, SMALL_UNET[kind] | (unet or {}), variant=variant),
         "vae": make_vae(folder / "vae", names=old_attention_names if hub_names else None, variant=variant),
         "text_encoder": make_text_encoder(folder / "text_encoder", kind, hub_names=hub_names, variant=variant),
         "tokenizer": make_tokenizer(folder / "tokenizer", kind),
@@ -360,6 +364,14 @@ DDPM: dict[str, Any] = {
 }
 
 
+SMALL_DDPM: dict[str, Any] = {  # changes of it for whole pipelines, as parity/test_unet_2d.py has the usual depth
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "layers_per_block": 1,
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}
+
+
 def make_unet_2d(folder: Path, changes: dict[str, Any] | None = None, *, names: Names | None = None, **saving: Any):
     """A UNet2DModel in `folder`, shaped as google/ddpm-cifar10-32 is."""
     config = DDPM | (changes or {})
@@ -370,12 +382,18 @@ def make_unet_2d(folder: Path, changes: dict[str, Any] | None = None, *, names: 
 
 
 def make_ddpm(
-    folder: Path, *, old_names: bool = True, scheduler: dict[str, Any] | None = None
+    folder: Path,
+    *,
+    old_names: bool = True,
+    unet: dict[str, Any] | None = None,
+    scheduler: dict[str, Any] | None = None,
 ) -> diffusers.DiffusionPipeline:
-    """google/ddpm-cifar10-32, small: its parts lie at the root, attention has its old names. 32×32 pictures."""
+    """google/ddpm-cifar10-32, small: its parts lie at the root, attention has its old names. 32×32 pictures.
+    `unet`, `scheduler`: changes of config."""
     folder.mkdir(parents=True, exist_ok=True)
-    unet = make_unet_2d(folder, names=old_attention_names if old_names else None)
+    names = old_attention_names if old_names else None
+    made = make_unet_2d(folder, SMALL_DDPM | (unet or {}), names=names)
     (folder / "model_index.json").write_text(json.dumps(INDEX["ddpm"], indent=2))
-    pipe = diffusers.DDPMPipeline(unet=unet, scheduler=write_scheduler(folder, SCHEDULER["ddpm"] | (scheduler or {})))
+    pipe = diffusers.DDPMPipeline(unet=made, scheduler=write_scheduler(folder, SCHEDULER["ddpm"] | (scheduler or {})))
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -100,9 +100,9 @@ def make_ldm(
 
     `kl`: with a KL autoencoder instead, as the paper has for churches; 128×128 from 4×16×16.
     """
-    make_autoencoder = make_vae if kl else make_vqvae
+    make_autoencoder, shape = make_vae if kl else make_vqvae, LDM_UNET | {"layers_per_block": 1} | (unet or {})
     pipe = diffusers.LDMPipeline(
-        unet=make_unet_2d(folder / "unet", LDM_UNET | (unet or {}), names=old_attention_names),
+        unet=make_unet_2d(folder / "unet", shape, names=old_attention_names),
         vqvae=make_autoencoder(folder / "vqvae", vq, names=old_attention_names),
         scheduler=write_scheduler(folder / "scheduler", LDM_SCHEDULER),
     )
@@ -226,7 +226,7 @@ def make_ddpm_256(folder: Path, *, root: bool = True) -> diffusers.DDPMPipeline:
     unet, scheduler = (folder, folder) if root else (folder / "unet", folder / "scheduler")
     folder.mkdir(parents=True, exist_ok=True)
     pipe = diffusers.DDPMPipeline(
-        unet=make_unet_2d(unet, DDPM_256, names=old_attention_names if root else None),
+        unet=make_unet_2d(unet, DDPM_256 | {"layers_per_block": 1}, names=old_attention_names if root else None),
         scheduler=write_scheduler(scheduler, SMALL_VARIANCE),
     )
     return _finish(pipe, folder, INDEX["ddpm"])

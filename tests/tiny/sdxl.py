@@ -17,6 +17,7 @@ from tests.oracles.libraries import diffusers, transformers
 from tests.tiny.image import (
     INDEX,
     SCHEDULER,
+    SMALL_UNET,
     TEXT,
     UNET,
     VAE,
@@ -69,6 +70,9 @@ UNET["ssd1b"] = UNET["sdxl"] | {
     "reverse_transformer_layers_per_block": [[1, 2, 3], [2, 1, 1], 1],
     "transformer_layers_per_block": [1, [2, 2], [1, 3]],
 }
+SMALL_UNET["sdxl"] = {"layers_per_block": 1, "transformer_layers_per_block": [1, 1, 2]}
+SMALL_UNET["refiner"] = {"layers_per_block": 1, "transformer_layers_per_block": 1}
+SMALL_UNET["ssd1b"] = {}  # its lists are of the usual depth
 VAE_XL: dict[str, Any] = {"force_upcast": True, "latents_mean": None, "latents_std": None, "scaling_factor": 0.13025}
 
 SCHEDULER["sdxl"] = SCHEDULER["sd15"] | {
@@ -167,9 +171,10 @@ def make_sdxl(
     Pictures are 128×128 by default. `unet`, `vae`, `scheduler`: changes of config.
     """
     schedule = SCHEDULER["sdxl" if kind == "ssd1b" else kind] | (scheduler or {})
+    shape = "ssd1b" if kind == "ssd1b" else "sdxl"
     names = old_attention_names if hub_names else None
     parts = {
-        "unet": make_unet(folder / "unet", "ssd1b" if kind == "ssd1b" else "sdxl", unet, variant=variant),
+        "unet": make_unet(folder / "unet", shape, SMALL_UNET[shape] | (unet or {}), variant=variant),
         "vae": make_vae(folder / "vae", VAE_XL | (vae or {}), names=names, variant=variant),
         "text_encoder": make_text_encoder(folder / "text_encoder", hub_names=hub_names, variant=variant),
         "text_encoder_2": make_text_encoder_2(folder / "text_encoder_2", hub_names=hub_names, variant=variant),
@@ -186,7 +191,7 @@ def make_refiner(folder: Path, base: Path, pipe: diffusers.DiffusionPipeline) ->
     """stabilityai/stable-diffusion-xl-refiner-1.0, small, with the autoencoder and text encoder of a tiny SDXL."""
     for part in ("vae", "text_encoder_2", "tokenizer_2"):
         shutil.copytree(base / part, folder / part)
-    unet = make_unet(folder / "unet", "refiner")
+    unet = make_unet(folder / "unet", "refiner", SMALL_UNET["refiner"])
     scheduler = write_scheduler(folder / "scheduler", SCHEDULER["sdxl"])
     said = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
     index = INDEX["sdxl"] | said | {"text_encoder": [None, None], "tokenizer": [None, None]}

@@ -86,7 +86,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "sdxl": {"hidden_size": 64, "num_attention_heads": 1, "projection_dim": 64},
 }
 SECOND = {"hidden_act": "gelu", "hidden_size": 128, "num_attention_heads": 2, "projection_dim": 64}
-VAE = {"block_out_channels": [32, 32, 32, 64], "norm_num_groups": 32}
+VAE = {"block_out_channels": [32, 32, 32, 64], "layers_per_block": 2, "norm_num_groups": 32}
 SCALING = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "refiner": 0.13025}
 # What shapes do not tell, and what they do of the real ones.
 UNET_BASE = UNET["sd15"] | {"block_out_channels": [320, 640, 1280, 1280], "norm_num_groups": 32}

@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.oracles.libraries import diffusers, transformers
 from tests.tiny.image import (
+    SMALL_UNET,
     UNET,
     keep_keys,
     make_text_encoder,
@@ -296,12 +297,13 @@ def write_index(folder: Path, pipeline: str, parts: dict[str, Any]) -> None:
 
 def make_x4(folder: Path) -> Any:
     """stable-diffusion-x4-upscaler's shape; returns diffusers' pipeline."""
-    config = UNET["sd21"] | {
+    config = UNET["sd21"] | SMALL_UNET["sd21"]
+    config |= {
         "in_channels": 7,
         "num_class_embeds": 1000,
-        "only_cross_attention": [True, True, True, False],
-        "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
-        "up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
+        "only_cross_attention": [True, False],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     }
     parts = {
         "unet": make_unet(folder / "unet", config, 110),

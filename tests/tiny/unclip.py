@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from tests.oracles.libraries import diffusers
-from tests.tiny.image import UNET, keep_keys, make_text_encoder, make_tokenizer, make_vae, save, write_scheduler
+from tests.tiny.image import (
+    SMALL_UNET,
+    UNET,
+    keep_keys,
+    make_text_encoder,
+    make_tokenizer,
+    make_vae,
+    save,
+    write_scheduler,
+)
 from tests.tiny.sdxl import make_text_encoder_2
 from tests.tiny.systems import (
     CLIP_WIDTH,
@@ -30,7 +39,8 @@ def make_stable_unclip(folder: Path) -> dict[str, Any]:
     from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
     text, image, parts = folder / "text", folder / "image", dict[str, Any]()
-    unet = UNET["sd21"] | {
+    unet = UNET["sd21"] | SMALL_UNET["sd21"]
+    unet |= {
         "class_embed_type": "projection",
         "projection_class_embeddings_input_dim": 2 * CLIP_WIDTH,
     }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -14,7 +12,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.text.events import Completion, Logprobs, PromptTruncated, TextDelta, in_order
 from gencli.text.request import MAX_SEED, TextRequest, parse_logit_bias, usual_values
 from gencli.text.stops import StopScanner
-from tests.shell.process import environment
+from tests.shell.process import gencli
 
 INF, NAN = float("inf"), float("nan")
 
@@ -161,10 +159,11 @@ def test_logprobs_keep_the_likelier_of_two_that_read_the_same():
 
 def prompt_of(arguments: list[str], stdin: bytes) -> str:
     """What `read_prompt` makes of arguments and a real pipe."""
-    script = "import sys; from gencli.cli.prompts import read_prompt; print(ascii(read_prompt(sys.argv[1:])))"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], input=stdin, capture_output=True, env=environment(), timeout=60
+    code = (
+        "import os, sys\nfrom gencli.cli.prompts import read_prompt\n"
+        "print(ascii(read_prompt(sys.argv[1:])), flush=True)\nos._exit(0)"
     )
+    done = gencli(*arguments, stdin=stdin, code=code)
     assert done.returncode == 0, done.stderr
     return eval(done.stdout)
 

@@ -34,7 +34,7 @@ from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel
 from gencli.train.trainer import Progress
 from tests.oracles.libraries import diffusers
-from tests.tiny.image import SMALL_UNET, make_stable_diffusion, make_text_encoder, rewrite_json
+from tests.tiny.image import make_stable_diffusion, make_text_encoder, rewrite_json
 from tests.tiny.pictures import COLORS, make_pictures
 
 pytestmark = pytest.mark.slow
@@ -212,8 +212,7 @@ def test_latents_are_normalised_and_decode_alike(pictures: Path, whole: tuple[Pa
 def test_on_from_a_checkpoint(pictures: Path, tmp_path: Path, prediction: str) -> None:
     """Stable Diffusion, as the hub has it: names and precisions are the source's, and what is not trained."""
     source = tmp_path / "source"
-    kind, heads = ("sd15", {}) if prediction == "epsilon" else ("sd21", {"attention_head_dim": [1, 2]})
-    make_stable_diffusion(source, kind, unet=SMALL_UNET | heads)
+    make_stable_diffusion(source, "sd15" if prediction == "epsilon" else "sd21")
     before = weights(source)
     changes = {"init": str(source), "size": 32, "evaluate_every": 2, "lr": 1e-3, "optimizer": "adamw"}
     told = run(pictures, recipe(tmp_path / "whole", (0, 4, 0), **changes))
@@ -239,7 +238,7 @@ def test_on_from_a_checkpoint(pictures: Path, tmp_path: Path, prediction: str) -
 
 def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path) -> None:
     """Before the second stage, which then begins with another text encoder; resumed equals unbroken."""
-    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
+    make_stable_diffusion(tmp_path / "source", "sd15")
     make_text_encoder(
         tmp_path / "source" / "text_encoder", changes={"num_hidden_layers": 1, "max_position_embeddings": 16}
     )
@@ -257,7 +256,7 @@ def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path) -> N
 
 def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
     """A third stage after --init: of the autoencoder, whose file is an old one, the decoder alone is another."""
-    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
+    make_stable_diffusion(tmp_path / "source", "sd15")
     told = run(pictures, recipe(tmp_path / "run", (0, 1, 20), init=str(tmp_path / "source"), size=32))
     assert told[-1].stage == "decoder" and told[-1].loss < told[1].loss
     folder = tmp_path / "run" / "checkpoint" / "vae"
@@ -275,7 +274,7 @@ def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_the_text_encoder_may_be_kept(pictures: Path, tmp_path: Path) -> None:
-    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
+    make_stable_diffusion(tmp_path / "source", "sd15")
     changes = {"init": str(tmp_path / "source"), "size": 32, "keep_text_encoder": True, "min_snr": 5.0}
     run(pictures, recipe(tmp_path / "run", (0, 2, 0), **changes))
     before, after = weights(tmp_path / "source"), weights(tmp_path / "run" / "checkpoint")
@@ -286,7 +285,7 @@ def test_the_text_encoder_may_be_kept(pictures: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_gone_on_from(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(GencliError, match=r"stories is a text model \(gpt2\), not an image model"):
         run(pictures, recipe(tmp_path / "a", init="stories"))
-    make_stable_diffusion(tmp_path / "source", "sd15", unet=SMALL_UNET)
+    make_stable_diffusion(tmp_path / "source", "sd15")
     with pytest.raises(GencliError, match=r"--size 30: .* draws sizes that are multiples of 8"):
         run(pictures, recipe(tmp_path / "b", init=str(tmp_path / "source"), size=30))
     file = tmp_path / "source" / "unet" / "config.json"
