@@ -17,6 +17,7 @@ from gencli.text.load import TextModel
 from gencli.text.request import TextRequest
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
 BEGIN, PATCH, END = "<begin_of_image>", "<image_placeholder>", "<end_of_image>"
@@ -65,7 +66,7 @@ class Questions:
         return generate_all(self.model, map(job, requests), stats, **how)
 
 
-def look(model: TextModel, pixels: np.ndarray, system: str | None = None) -> Questions:
+def look(model: TextModel, pixels: NDArray[np.float32], system: str | None = None) -> Questions:
     """Let a model look at images, float32 (N, 3, H, W), as its preprocessing makes them. Return what asks about them.
 
     Raise GencliError for a model that reads no images, or others.

@@ -11,13 +11,16 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.schedule import FILE, FLOW, NoiseSchedule, Point, Step, chain
 from gencli.models.base import check_flags, check_ints, check_numbers, read_config
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ONLY: dict[str, tuple[object, ...]] = {
     "invert_sigmas": (False,),
@@ -78,7 +81,7 @@ class FlowSchedule(NoiseSchedule):
         """The schedule for an image of so many tokens, by one of LAWS."""
         return dataclasses.replace(self, tokens=tokens, law=law)
 
-    def sigmas_of(self, num: int) -> np.ndarray:
+    def sigmas_of(self, num: int) -> NDArray[np.float64]:
         """σ of `num` steps, float64, falling from 1: even from 1 to 1 / num, then shifted."""
         sigmas = np.linspace(1, 1 / num, num)
         factor = math.exp(self._mu(num)) if self.use_dynamic_shifting else self.shift

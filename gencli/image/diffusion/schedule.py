@@ -21,6 +21,7 @@ from gencli.image.diffusion.spacings import ALL, SECTIONS, sections
 from gencli.models.base import read_config
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 FILE = "scheduler_config.json"
@@ -194,7 +195,7 @@ class NoiseSchedule:
         return self
 
     @cached_property
-    def betas(self) -> np.ndarray:
+    def betas(self) -> NDArray[np.float64]:
         """β_t before any rescaling to zero terminal SNR, float64 (T,)."""
         start, end, T = self.beta_start, self.beta_end, self.num_train_timesteps
         if self.trained_betas is not None:
@@ -208,7 +209,7 @@ class NoiseSchedule:
         return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
     @cached_property
-    def alphas_cumprod(self) -> np.ndarray:
+    def alphas_cumprod(self) -> NDArray[np.float64]:
         """ᾱ_t = Π (1 − β), float64 (T,), falling; its last is 0 with `rescale_betas_zero_snr`."""
         alphas_cumprod = (1 - self.betas).cumprod(0)
         if self.rescale_betas_zero_snr:  # Lin et al. 2023, algorithm 1
@@ -274,7 +275,7 @@ class NoiseSchedule:
     # What samplers in σ space make their grids from.
 
     @cached_property
-    def sigmas(self) -> np.ndarray:
+    def sigmas(self) -> NDArray[np.float64]:
         """√((1−ᾱ)/ᾱ), float64 (T,), rising. Zero terminal SNR counts as ᾱ = 2⁻²⁴ here, so that σ stays finite."""
         alphas_cumprod = self.alphas_cumprod.copy()
         if alphas_cumprod[-1] == 0:

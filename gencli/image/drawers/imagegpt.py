@@ -21,6 +21,7 @@ from gencli.image.files.preprocess import FILE, Preprocessing, from_settings, re
 from gencli.image.request import ImageRequest
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from gencli.models.imagegpt import ImageGPT
@@ -45,7 +46,7 @@ BLOCK = 2**22  # distances at once
 class Palette(TokenDrawer):
     """An iGPT. colours (K, 3) in -1..1."""
 
-    colours: np.ndarray
+    colours: NDArray[np.float64]
     preprocessing: Preprocessing
     FOLLOWED = TokenDrawer.FOLLOWED | {"init", "keep_rows"}
     DRAWS = "draws pixel by pixel"
@@ -103,12 +104,12 @@ class Palette(TokenDrawer):
         return Image.fromarray(values.astype(np.uint8).reshape(height, width, 3))
 
 
-def _nearest(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def _nearest(pixels: NDArray[np.float64], colours: NDArray[np.float64]) -> NDArray[np.intp]:
     squares = (pixels**2).sum(1)[:, None] - 2 * pixels @ colours.T + (colours**2).sum(1)
     return squares.argmin(1)
 
 
-def _colours(clusters: object, vocab_size: object, where: str) -> np.ndarray:
+def _colours(clusters: object, vocab_size: object, where: str) -> NDArray[np.float64]:
     """The palette, (K, 3). Raises GencliError for one that is none, or of another size than the model's."""
     if not isinstance(clusters, list) or not 1 <= len(clusters) <= COLOUR_LIMIT:
         seen = f"{len(clusters)} entries" if isinstance(clusters, list) else f"{clusters!r:.40}"
