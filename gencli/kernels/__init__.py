@@ -2,7 +2,7 @@
 
 The library is compiled when gencli is installed and a C compiler is there (`build`); without it everything runs by
 torch operations. It chooses its variant by what the CPU has, and works on the threads of torch's own OpenMP pool.
-`GENCLI_KERNELS` names another variant (plain, avx2, avx512, neon), or is `off`.
+`GENCLI_KERNELS` names another variant (plain, avx2, avx512, neon, dotprod), or is `off`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Place(ctypes.Structure):
 
 
 class Library:
-    """The open library. variant: the name of the one in use. variants: those that this CPU runs, best first.
+    """The open library. variant: the name of the one in use, which is that of whoever opened the file last. variants:
+    those that this CPU runs, best first.
 
     product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), pack(type, x, rows,
     columns, to, stride, threads), step(model, place), sample(logits, size, top_k, temperature, top_p,

@@ -12,21 +12,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NAME = "kernels.shared"  # not .so, which Python takes for a module of its own
 FLAGS = ("-std=c11", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
-# machine → (variant, its header, its flags), besides the plain one
-VARIANTS = {
-    "x86_64": (
-        ("avx2", "simd_avx2.h", AVX2),
-        ("avx512", "simd_avx2.h", (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni")),
-    ),
-    "aarch64": (("neon", "simd_neon.h", ("-march=armv8.2-a+dotprod",)),),
-}  # fmt: skip
+# machine → {variant: (its header, its flags)}, besides the plain one
+VARIANTS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "x86_64": {
+        "avx2": ("simd_avx2.h", AVX2),
+        "avx512": ("simd_avx2.h", (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni")),
+    },
+    "aarch64": {"neon": ("simd_neon.h", ()), "dotprod": ("simd_neon.h", ("-march=armv8.2-a+dotprod",))},
+}
 VARIANTS["amd64"], VARIANTS["arm64"] = VARIANTS["x86_64"], VARIANTS["aarch64"]
 
 
@@ -44,17 +44,25 @@ def compiler() -> list[str]:
     raise NoCompilerError("there is no C compiler (cc, gcc or clang)")
 
 
-def build(to: Path = HERE / NAME, *, flags: Sequence[str] = (), cc: Sequence[str] = (), machine: str = "") -> Path:
+def build(
+    to: Path = HERE / NAME,
+    *,
+    flags: Sequence[str] = (),
+    cc: Sequence[str] = (),
+    variants: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+) -> Path:
     """Compile the library `to`, whole or not at all, and return it. Raise NoCompilerError with the compiler's words.
 
-    flags: more of them, for every file and the link. cc: the compiler. machine: what it compiles for.
+    flags: more of them, for every file and the link. cc: the compiler. variants: rows as in VARIANTS; None: those of
+    this machine.
     """
     command = [*(cc or compiler()), *FLAGS, *flags]
-    variants = VARIANTS.get((machine or platform.machine()).lower(), ())
+    if variants is None:
+        variants = VARIANTS.get(platform.machine().lower(), {})
     with tempfile.TemporaryDirectory() as folder:
-        have = [f"-DHAS_{name.upper()}" for name, _, _ in variants]
+        have = [f"-DHAS_{name.upper()}" for name in variants]
         steps = [(Path(folder) / f"{name}.o", f"{name}.c", have) for name in ("kernels", "step", "sample")]
-        for name, header, more in (("plain", "simd_plain.h", ()), *variants):
+        for name, (header, more) in {"plain": ("simd_plain.h", ()), **variants}.items():
             defined = [f"-DVARIANT={name}", f'-DSIMD="{header}"', *(("-DPLAIN",) if name == "plain" else ())]
             steps.append((Path(folder) / f"{name}.o", "variant.c", [*more, *defined]))
         _run(*([*command, *more, "-c", str(HERE / file), "-o", str(made)] for made, file, more in steps))

@@ -19,6 +19,9 @@ static const Variant *const VARIANTS[] = {  /* best first */
 #ifdef HAS_AVX2
     &gencli_avx2,
 #endif
+#ifdef HAS_DOTPROD
+    &gencli_dotprod,
+#endif
 #ifdef HAS_NEON
     &gencli_neon,
 #endif

@@ -103,6 +103,6 @@ int64_t gencli_codes_size(int64_t inputs);  /* bytes of a position's codes and s
 void gencli_lay_out(Activations *to, const float *x, int64_t inputs, uint8_t *memory);  /* no memory: x alone */
 void gencli_prepare(Activations *to, int64_t inputs);  /* fills in codes and scales */
 
-extern const Variant gencli_plain, gencli_avx2, gencli_avx512, gencli_neon;
+extern const Variant gencli_plain, gencli_avx2, gencli_avx512, gencli_neon, gencli_dotprod;
 
 #endif

@@ -1,4 +1,4 @@
-/* Vectors of ARM's NEON (aarch64), with its byte products where the compiler was told of them. */
+/* Vectors of ARM's NEON (aarch64), with its dot products of bytes where the compiler was told of them. */
 #include <arm_neon.h>
 
 typedef int8x16x2_t bytes;
@@ -81,59 +81,50 @@ INLINE floats plus_times(floats sum, floats a, floats b) {
 }
 INLINE floats over(floats a, floats b) { return (floats){{vdivq_f32(a.val[0], b.val[0]), vdivq_f32(a.val[1], b.val[1])}}; }
 INLINE floats rounded(floats a) { return (floats){{vrndnq_f32(a.val[0]), vrndnq_f32(a.val[1])}}; }
-INLINE floats lesser(floats a, floats b) {  /* b where a is NaN */
-    return (floats){{vminnmq_f32(a.val[0], b.val[0]), vminnmq_f32(a.val[1], b.val[1])}};
-}
-INLINE floats greater(floats a, floats b) {
-    return (floats){{vmaxnmq_f32(a.val[0], b.val[0]), vmaxnmq_f32(a.val[1], b.val[1])}};
-}
 INLINE floats if_less(floats a, floats b, floats yes, floats no) {
 #define PART(i) vbslq_f32(vcltq_f32(a.val[i], b.val[i]), yes.val[i], no.val[i])
     return BOTH(floats, PART);
 #undef PART
 }
+INLINE floats lesser(floats a, floats b) { return if_less(a, b, a, b); }  /* b where one is NaN, as elsewhere */
+INLINE floats greater(floats a, floats b) { return if_less(b, a, a, b); }
 INLINE floats halves(const float *p) { return (floats){{vdupq_n_f32(p[0]), vdupq_n_f32(p[1])}}; }
 INLINE float total(floats a) { return vaddvq_f32(vaddq_f32(a.val[0], a.val[1])); }
 
-INLINE floats dot_signed(bytes w, const int8_t *x) {
-    floats r;
-    for (int i = 0; i < 2; i++) {
-        int8x16_t a = w.val[i], b = vld1q_s8(x + 16 * i);
+/* sum and, lane by lane, four products of bytes */
+INLINE int32x4_t dot(int32x4_t sum, int8x16_t a, int8x16_t b) {
 #ifdef __ARM_FEATURE_DOTPROD
-        int32x4_t sum = vdotq_s32(vdupq_n_s32(0), a, b);
+    return vdotq_s32(sum, a, b);
 #else
-        int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_s8(vget_high_s8(a), vget_high_s8(b));
-        int32x4_t sum = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+    int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_s8(vget_high_s8(a), vget_high_s8(b));
+    return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
 #endif
-        r.val[i] = vcvtq_f32_s32(sum);
-    }
-    return r;
+}
+INLINE floats dot_signed(bytes w, const int8_t *x) {
+    const int32x4_t none = vdupq_n_s32(0);
+    return (floats){{vcvtq_f32_s32(dot(none, w.val[0], vld1q_s8(x))), vcvtq_f32_s32(dot(none, w.val[1], vld1q_s8(x + 16)))}};
 }
 INLINE floats dot_unsigned(bytes w, const int8_t *x) { return dot_signed(w, x); }  /* below 128: the same bytes */
 
 INLINE void dots(const uint8_t *w, int steps, const int8_t *const *x, int positions, int sign, int fit, floats *to) {
+    int32x4_t sums[4][2];
     (void)sign, (void)fit;
-    for (int p = 0; p < positions; p++) {
-        floats all = zero();
-        int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
-        for (int k = 0; k < steps; k++) {
+    UNROLL(4)
+    for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = vdupq_n_s32(0);
+    UNROLL(8)
+    for (int k = 0; k < steps; k++) {
+        bytes codes = load(w + 32 * k);
+        UNROLL(4)
+        for (int p = 0; p < positions; p++) {
             int32_t four;
             memcpy(&four, x[p] + 4 * k, 4);
             int8x16_t with = vreinterpretq_s8_s32(vdupq_n_s32(four));
-            for (int i = 0; i < 2; i++) {
-                int8x16_t codes = vld1q_s8((const int8_t *)w + 32 * k + 16 * i);
-#ifdef __ARM_FEATURE_DOTPROD
-                sums[i] = vdotq_s32(sums[i], codes, with);
-#else
-                int16x8_t low = vmull_s8(vget_low_s8(codes), vget_low_s8(with));
-                int16x8_t high = vmull_s8(vget_high_s8(codes), vget_high_s8(with));
-                sums[i] = vaddq_s32(sums[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
-#endif
-            }
+            sums[p][0] = dot(sums[p][0], codes.val[0], with);
+            sums[p][1] = dot(sums[p][1], codes.val[1], with);
         }
-        for (int i = 0; i < 2; i++) all.val[i] = vcvtq_f32_s32(sums[i]);
-        to[p] = all;
     }
+    UNROLL(4)
+    for (int p = 0; p < positions; p++) to[p] = (floats){{vcvtq_f32_s32(sums[p][0]), vcvtq_f32_s32(sums[p][1])}};
 }
 
 INLINE void store_scaled(float *to, bytes w, const float scale[2], const float min[2]) {

@@ -26,14 +26,25 @@ static void wake(atomic_int *at) { syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, IN
 static void sleep_while(atomic_int *at, int was) { (void)at, (void)was, SwitchToThread(); }
 static void wake(atomic_int *at) { (void)at; }
 #else
-#include <sched.h>
-static void sleep_while(atomic_int *at, int was) { (void)at, (void)was, sched_yield(); }
-static void wake(atomic_int *at) { (void)at; }
+#include <pthread.h>
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static void sleep_while(atomic_int *at, int was) {
+    pthread_mutex_lock(&mutex);
+    while (atomic_load(at) == was) pthread_cond_wait(&changed, &mutex);
+    pthread_mutex_unlock(&mutex);
+}
+static void wake(atomic_int *at) {
+    (void)at;
+    pthread_mutex_lock(&mutex);  /* none is between its look and its sleep */
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&mutex);
+}
 #endif
 #if defined(__x86_64__)
 #define REST() __builtin_ia32_pause()
 #elif defined(__aarch64__)
-#define REST() __asm__ volatile("yield")
+#define REST() __asm__ volatile("isb")  /* about as long as x86's pause; its own "yield" does nothing on most */
 #else
 #define REST() ((void)0)
 #endif

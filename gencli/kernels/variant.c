@@ -296,12 +296,24 @@ static void dequantise(int type, const uint8_t *row, int64_t columns, float *to)
 #include "layer.h"
 #include "pack.h"
 
+#if defined(__ARM_FEATURE_DOTPROD) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(_WIN32)
+#include <windows.h>
+#endif
+
 static int runs_here(void) {
 #if defined(__AVX512VNNI__)
     return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #elif defined(__AVX2__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1;  /* HWCAP_ASIMDDP */
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(_WIN32)
+    return IsProcessorFeaturePresent(43);  /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE */
+#elif defined(__ARM_FEATURE_DOTPROD) && !defined(__APPLE__)  /* every Mac has them */
+    return 0;
 #else
     return 1;
 #endif

@@ -1,4 +1,5 @@
-"""Hostile bytes through the kernels and whole steps, compiled with the address and undefined-behaviour sanitizers.
+"""Hostile bytes through the kernels and whole steps, compiled with the address and undefined-behaviour sanitizers:
+every variant, those of other CPUs with their intrinsics in plain C.
 
 `python -m tests.oracles.fuzz_kernels [INPUTS [SEED]]`: prints how many inputs ran, or ends with the sanitizer's report.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ import numpy as np
 
 from gencli.kernels import PACKED, TYPES, Layer, Library, Model, Norm, Place, Weights, build
 from gencli.kernels.pack import PARTS
+from tests.oracles.variants import ELSEWHERE, X86
 
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0", "-g1", "-shared-libasan")
 C = ctypes.CDLL(None)
@@ -174,7 +177,8 @@ def main(inputs: int, seed: int) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         flags = [flag for flag in FLAGS if flag != "-shared-libasan" or "clang" in build.compiler()[0]]
-        file = build.build(Path(folder) / build.NAME, flags=flags)
+        own = build.VARIANTS.get(platform.machine().lower(), {})
+        file = build.build(Path(folder) / build.NAME, flags=flags, variants={**own, **ELSEWHERE} if X86 else own)
         ask = [[*build.compiler(), f"-print-file-name={name}"] for name in ("libasan.so", "libubsan.so")]
         asked = [subprocess.run(command, capture_output=True, text=True, check=True) for command in ask]
         environment = {

@@ -1,7 +1,8 @@
-"""Packed weights: rows equal the package gguf's bit for bit, products keep a stated bound, in every variant that this
-CPU runs and by torch operations. The library is compiled here, so that it is that of these sources."""
+"""Packed weights: rows equal the package gguf's bit for bit, products keep a stated bound, in every variant (those of
+other CPUs with their intrinsics in plain C, see tests.oracles.variants) and by torch operations."""
 
 import ctypes
+import itertools
 import os
 import pkgutil
 import subprocess
@@ -21,22 +22,10 @@ from gencli.kernels import PACKED, TYPES, Library, Weights, build
 from gencli.kernels import pack as packing
 from gencli.kernels.packed import Packed, product
 from gencli.kernels.unpack import unpack
-from tests.oracles.packed import random_rows
+from tests.oracles.packed import HALVES, random_rows
+from tests.oracles.variants import X86, every_variant, own_file
 
 ROWS, COLUMNS = 40, 768
-
-
-@pytest.fixture(scope="session")
-def library_file(tmp_path_factory):
-    """The installed library, if it is younger than its sources."""
-    installed, sources = build.HERE / build.NAME, [*build.HERE.glob("*.[ch]"), build.HERE / "build.py"]
-    if installed.is_file() and installed.stat().st_mtime >= max(file.stat().st_mtime for file in sources):
-        return installed
-    return build.build(tmp_path_factory.mktemp("kernels") / build.NAME)
-
-
-def every_variant(file: Path) -> list[Library]:
-    return [Library(file, name) for name in Library(file).variants]
 
 
 def widths(kind: str) -> tuple[int, ...]:
@@ -64,25 +53,25 @@ def test_the_installed_library_is_there_and_current():
     assert not {module.name for module in pkgutil.iter_modules(kernels.__path__)} & {"kernels"}  # it is no module
 
 
-def test_variants(library_file, tmp_path):
+def test_variants(tmp_path):
     """AVX2 runs wherever the kernel says so; what this CPU lacks is refused by name."""
-    names = Library(library_file).variants
+    names = Library(own_file()).variants
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     assert names[-1] == "plain" and ("avx2" in names) == (" avx2 " in flags and " fma " in flags)
     assert ("avx512" in names) == ("avx512_vnni" in flags and "avx512vl" in flags)
     with pytest.raises(UsageError, match=r"GENCLI_KERNELS='mmx': this CPU runs .*plain"):
-        Library(library_file, "mmx")
+        Library(own_file(), "mmx")
     (tmp_path / "no.so").write_bytes(b"")
     with pytest.raises(OSError):
         Library(tmp_path / "no.so")
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_rows_are_the_packages_bit_for_bit(library_file, kind):
+def test_rows_are_the_packages_bit_for_bit(kind):
     for columns in widths(kind):
         data = random_rows(kind, ROWS, columns)
         expected = dequantised(kind, data).astype(np.float32, copy=False).view(np.uint32)
-        for library in every_variant(library_file):
+        for library in every_variant():
             got = np.zeros((ROWS, columns), dtype=np.float32)
             weights = as_weights(kind, data, columns)
             library.dequantise(ctypes.addressof(weights), 0, ROWS, got.ctypes.data, 0)
@@ -92,7 +81,7 @@ def test_rows_are_the_packages_bit_for_bit(library_file, kind):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_products(library_file, kind):
+def test_products(kind):
     """Activations are rounded to 127 steps of the largest of 32: an output is off by at most half a step for each
     weight, and by float32's rounding."""
     rng = np.random.default_rng(1)
@@ -108,7 +97,7 @@ def test_products(library_file, kind):
                 step = np.abs(x).reshape(positions, -1, 32).max(-1).repeat(32, 1) / 127
             bound = step / 2 @ np.abs(w).T * 1.001 + 1e-5 * (np.abs(x) @ np.abs(w).T) + 1e-6
             exact = x.astype(np.float64) @ w.T
-            for library in every_variant(library_file):
+            for library in every_variant():
                 y = multiply(library, as_weights(kind, data, columns), x, ROWS)
                 assert (np.abs(y - exact) <= bound).all(), (library.variant, columns, positions)
                 more = {"order": order.ctypes.data, "bias": bias.ctypes.data}
@@ -117,7 +106,7 @@ def test_products(library_file, kind):
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
-def test_products_sideways(library_file, kind):
+def test_products_sideways(kind):
     """Weights (in, out), as GPT-2 stores them."""
     rng = np.random.default_rng(2)
     for inputs, outputs in ((96, 200), (7, 3), (64, 2000)):
@@ -125,9 +114,68 @@ def test_products_sideways(library_file, kind):
         bias = rng.standard_normal(outputs).astype(np.float32)
         x = rng.standard_normal((2, inputs)).astype(np.float32)
         expected = x.astype(np.float64) @ dequantised(kind, data) + bias
-        for library in every_variant(library_file):
+        for library in every_variant():
             weights = as_weights(kind, data, outputs, sideways=1, bias=bias.ctypes.data)
             np.testing.assert_allclose(multiply(library, weights, x, outputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_variant_is_its_own():
+    """They round otherwise where sums are made in another order: none of them is another one by mistake."""
+    rng = np.random.default_rng(4)
+    data, x = random_rows("F32", ROWS, COLUMNS), rng.standard_normal((1, COLUMNS)).astype(np.float32)
+    found = {
+        library.variant: multiply(library, as_weights("F32", data, COLUMNS), x, ROWS) for library in every_variant()
+    }
+    assert len(found) > 1 and (len(found) == 5 or not X86 or "avx2" not in found)
+    alike = [{"avx2", "avx512"}, {"neon", "dotprod"}]
+    for (one, first), (other, second) in itertools.combinations(found.items(), 2):
+        assert np.array_equal(first, second) == ({one, other} in alike), (one, other)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_whole_numbers_are_exact(kind):
+    """Codes, offsets, minimums and their order: with scales of 1 and activations that are whole all sums are whole,
+    so every variant gives the same bits, from rows at odd addresses too."""
+    rng = np.random.default_rng(5)
+    columns = widths(kind)[-1] - (32 if TYPES[kind][1] == 32 else 0)
+    data = random_rows(kind, ROWS, columns)
+    blocks = data.reshape(ROWS, -1, TYPES[kind][2])
+    for at in HALVES.get(kind, (0,)):
+        blocks[..., at : at + 2] = np.array([1], dtype=np.float16).view(np.uint8)
+    if kind == "MXFP4":
+        blocks[..., 0] = 128
+    stride = data.shape[1] + 3
+    memory = np.zeros(1 + ROWS * stride, dtype=np.uint8)
+    shifted = np.lib.stride_tricks.as_strided(memory[1:], data.shape, (stride, 1))
+    shifted[:] = data
+    for positions in (1, 2, 3, 8, 35):
+        x = rng.integers(-3, 4, (positions, columns)).astype(np.float32)
+        x.reshape(positions, -1, 32)[..., rng.integers(32)] = 127 * rng.choice([-1, 1], (positions, columns // 32))
+        exact = x.astype(np.float64) @ dequantised(kind, data).astype(np.float64).T
+        assert np.abs(exact).max() < 2**23 and (exact == exact.round()).all()
+        for library in every_variant():
+            y = multiply(library, as_weights(kind, shifted, columns), x, ROWS)
+            assert np.array_equal(y, exact), (library.variant, positions)
+
+
+def test_every_half_number():
+    """All that 16 bits can be, as weights and as a block's scale: as numpy has them, or no number."""
+    halves = np.arange(2**16, dtype=np.uint16)
+    with np.errstate(invalid="ignore"):
+        expected = halves.view(np.float16).astype(np.float32)
+        wide = (halves.astype(np.uint32) << 16).view(np.float32)
+    blocks = np.ones((2**16, 34), dtype=np.uint8)
+    blocks[:, :2] = halves[:, None].view(np.uint8)
+    for library in every_variant():
+        for kind, data, columns, numbers in (
+            ("F16", halves.view(np.uint8).reshape(16, -1), 4096, expected),
+            ("BF16", halves.view(np.uint8).reshape(16, -1), 4096, wide),
+            ("Q8_0", blocks.reshape(16, -1), 2**17, expected.repeat(32)),
+        ):
+            got, weights = np.zeros((16, columns), dtype=np.float32), as_weights(kind, data, columns)
+            library.dequantise(ctypes.addressof(weights), 0, 16, got.ctypes.data, 0)
+            same = got.ravel().view(np.uint32) == numbers.view(np.uint32)
+            assert (same | np.isnan(numbers) & np.isnan(got.ravel())).all(), (library.variant, kind)
 
 
 # how much larger the weighted error of what the library packs may be than that of torch's operations: sums are rounded
@@ -136,7 +184,7 @@ MORE = {"Q2_K": 1e-4, "Q3_K": 1e-3, "Q4_K": 1e-3, "Q5_K": 1e-3, "Q6_K": 1e-3}
 
 
 @pytest.mark.parametrize("kind", packing.PARTS)
-def test_the_library_packs_as_torch_does(library_file, kind, monkeypatch):
+def test_the_library_packs_as_torch_does(kind, monkeypatch):
     """Bit for bit, where nothing is searched for; else with the same error."""
     rows = torch.randn(64, 1024, generator=torch.Generator().manual_seed(3)) * 0.02
     rows[3], rows[5, 40], rows[6], rows[7], rows[8] = 0, 3.0, rows[6].abs(), -rows[7].abs(), rows[8] * 1e5
@@ -153,7 +201,7 @@ def test_the_library_packs_as_torch_does(library_file, kind, monkeypatch):
         errors, all_of_it = (off * size).abs() if kind == "Q2_K" else off.square() * w, size.square() * w
         return float((errors.double().sum((1, 2)) / all_of_it.double().sum((1, 2)).clamp(min=1e-30)).sum())
 
-    for library in every_variant(library_file):
+    for library in every_variant():
         monkeypatch.setattr(packing, "library", lambda library=library: library)
         packed = packing.pack(kind, rows)
         assert error(packed) <= error(by_torch) * (1 + MORE.get(kind, 0)), library.variant
@@ -162,9 +210,9 @@ def test_the_library_packs_as_torch_does(library_file, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", packing.PARTS)
-def test_what_cannot_be_packed_is_refused(library_file, kind, monkeypatch):
+def test_what_cannot_be_packed_is_refused(kind, monkeypatch):
     """In any row and place, by every variant as by torch; the largest and smallest numbers that can be are not."""
-    for library in (None, *every_variant(library_file)):
+    for library in itertools.chain([None], every_variant()):
         monkeypatch.setattr(packing, "library", lambda library=library: library)
         for wrong in (np.nan, np.inf, -np.inf, 1e30, -(2.0**23) - 1):
             for row, column in ((0, 0), (2, 31), (1, 255)):
@@ -179,11 +227,11 @@ def test_what_cannot_be_packed_is_refused(library_file, kind, monkeypatch):
         assert packing.pack(kind, torch.zeros(0, 256)).shape[0] == 0
 
 
-def test_what_is_no_number_stays_none(library_file):
+def test_what_is_no_number_stays_none():
     data = random_rows("Q4_K", 4, 256)
     x = np.zeros((3, 256), dtype=np.float32)
     x[0, 40], x[1, 3], x[2, 9] = np.nan, np.inf, 1e-42
-    for library in every_variant(library_file):
+    for library in every_variant():
         y = multiply(library, as_weights("Q4_K", data, 256), x, 4)
         assert np.isnan(y[:2]).all() and (np.abs(y[2]) < 1e-30).all()
 

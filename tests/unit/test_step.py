@@ -6,6 +6,7 @@ import torch
 from gencli.checkpoints.build import load
 from gencli.models import linear, llama, step
 from gencli.models.decoder_blocks import PreNormLayer
+from tests.oracles.variants import every_variant
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
@@ -26,14 +27,18 @@ def logits(model, known: int = 3, count: int = 40) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["gpt2", *CHOSEN])
 def test_logits_are_torchs(tmp_path, monkeypatch, name):
-    """With windows, caps, heads' norms and partial rotation; the sums are in another order."""
+    """In every variant: with windows, caps, heads' norms and partial rotation; the sums are in another order."""
     folder = make_gpt2(tmp_path, tokenizer=None) if name == "gpt2" else make_decoder(tmp_path, CASE[name])
-    model = load(folder)
-    ours = logits(model)
-    assert step.of(model) is not None
+    model, found = load(folder), {}
+    for library in every_variant():
+        monkeypatch.setattr(step, "library", lambda library=library: library)
+        vars(model).pop("_made_step", None)
+        found[library.variant] = logits(model)
+        assert step.of(model).kernels is library
     monkeypatch.setattr(step, "can", lambda x, cache: False)
     expected = logits(model)
-    torch.testing.assert_close(ours, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
+    for variant, ours in found.items():
+        torch.testing.assert_close(ours, expected, atol=2e-5 * expected.abs().max().item(), rtol=0, msg=variant)
 
 
 def test_what_the_library_does_not_know(tmp_path, monkeypatch):
