@@ -143,6 +143,7 @@ class Album:
         self.console, self.work, self.request, self.many, self.strict = console, work, request, many, strict
         self.records = records
         self.failed = self.blank = self.lines = 0
+        self.told: GencliError | None = None  # which stands for the line before
 
     def draw(self, lines: Iterator[str | GencliError], reader: LineReader, *, stats: bool) -> None:
         """Have workers draw lines. Raise GencliError if anything fails."""
@@ -183,8 +184,10 @@ class Album:
             if self.strict:
                 raise error
             self.failed += 1
-            self.console.clear()
-            self.console.error(error)
+            if answer.line is not self.told:  # of the images of one line
+                self.console.clear()
+                self.console.error(error)
+            self.told = answer.line if isinstance(answer.line, GencliError) else None
             return
         self.blank += made is None
         for image in made or ():

@@ -22,6 +22,8 @@ from PIL import Image
 from gencli import options
 from gencli.checkpoints.find import find
 from gencli.cli.console import Console
+from gencli.cli.image_sinks import ImageSink
+from gencli.cli.image_work import Album, ImageWork
 from gencli.cli.many import Many, shown_answers
 from gencli.cli.prompts import LineReader, each_line
 from gencli.cli.text import app as text_app
@@ -31,10 +33,11 @@ from gencli.image.files.metadata import ROWS, to_dict
 from gencli.image.found import Inputs
 from gencli.image.request import ImageRequest
 from gencli.many.blocks import Feed, Shard, blocks
-from gencli.many.crew import TRIES, Crew
+from gencli.many.crew import TRIES, Answer, Crew
 from gencli.many.processes import Process
 from gencli.many.records import Records
 from gencli.many.worker import read_message, write_message
+from gencli.spec import DrawingSpec
 from gencli.text.request import TextRequest
 from tests.tiny.echo import Echo
 
@@ -197,6 +200,18 @@ def test_a_model_that_lies_elsewhere_is_found_by_its_name(tmp_path):
     assert stories.here(fetch) is stories and replace(stories, path=tmp_path / "none").here(fetch) == stories
     with pytest.raises(GencliError, match="no model 'a/b'"):
         Inputs(replace(lost, name="a/b")).here(fetch)
+
+
+def test_an_error_that_several_images_share_is_told_once(tmp_path, capsys):
+    """As the driver has it of lines with wildcards; workers send copies."""
+    request = ImageRequest(prompt="a")
+    work = ImageWork(Inputs(find("emoji")), request, DrawingSpec(), ImageSink(None, "png", False, False), True)
+    album = Album(Console(), work, request, Many(), None, strict=False)
+    for message in ("no file", "no other"):
+        line = GencliError(message)
+        for number in range(3):
+            album._write(Answer(number, line, GencliError(message)))
+    assert capsys.readouterr().err == "error: no file\nerror: no other\n" and album.failed == 6
 
 
 def test_shards_make_up_the_whole():
