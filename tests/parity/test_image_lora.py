@@ -45,24 +45,13 @@ from tests.tiny.lora import (
 
 CONVOLUTIONS = re.compile(r".*(conv1|conv2|conv_shortcut|time_emb_proj|samplers\.0\.conv)|conv_in|conv_out|time_emb.*")
 KINDS = ["sd15", "sd21"]  # projections as 1×1 convolutions, and as linear layers
-# Three levels of one layer: what these tests take is the time that peft takes to find each module.
-SMALL = {
-    kind: {
-        "attention_head_dim": heads,
-        "block_out_channels": [16, 32, 64],
-        "down_block_types": ["CrossAttnDownBlock2D"] * 2 + ["DownBlock2D"],
-        "layers_per_block": 1,
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 2,
-    }
-    for kind, heads in (("sd15", 8), ("sd21", [1, 2, 4]))
-}
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """kind → folder and the same in diffusers."""
     root = tmp_path_factory.mktemp("bases")
-    return {kind: (root / kind, make_stable_diffusion(root / kind, kind, unet=SMALL[kind])) for kind in KINDS}
+    return {kind: (root / kind, make_stable_diffusion(root / kind, kind)) for kind in KINDS}
 
 
 # naming → which modules the files of that time change, and whether they have alphas
@@ -255,7 +244,7 @@ def simple_file(file, tensors):
 
 
 Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-GOOD = {f"{Q}.lora_down.weight": torch.ones(2, 64), f"{Q}.lora_up.weight": torch.ones(64, 2)}
+GOOD = {f"{Q}.lora_down.weight": torch.ones(2, 32), f"{Q}.lora_up.weight": torch.ones(32, 2)}
 
 
 @pytest.mark.parametrize(
@@ -264,10 +253,10 @@ GOOD = {f"{Q}.lora_down.weight": torch.ones(2, 64), f"{Q}.lora_up.weight": torch
         ({f"{Q}.hada_w1_a": torch.ones(2, 2)}, "no hada_w1_b and no hada_w2_a and no hada_w2_b beside it"),
         ({f"{Q}.lokr_w1": torch.ones(2, 2)}, "has no lokr_w2_a and no lokr_w2_b beside it"),
         ({f"{Q}.lokr_w1": torch.ones(2, 2), f"{Q}.lokr_w2": torch.ones(3, 2)}, "does not fit"),
-        ({**GOOD, f"{Q}.dora_scale": torch.ones(63)}, "does not fit"),
-        ({f"{Q}.lora_magnitude_vector": torch.ones(64)}, "has no down and no up beside it"),
+        ({**GOOD, f"{Q}.dora_scale": torch.ones(31)}, "does not fit"),
+        ({f"{Q}.lora_magnitude_vector": torch.ones(32)}, "has no down and no up beside it"),
         ({**GOOD, f"{Q}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "does not fit"),
-        ({**GOOD, f"{Q}.diff": torch.ones(64, 64)}, "changes of whole weights"),
+        ({**GOOD, f"{Q}.diff": torch.ones(32, 32)}, "changes of whole weights"),
         ({f"{Q}.oft_blocks": torch.ones(2, 2)}, "OFT is not supported"),
         ({**GOOD, "something.else": torch.ones(1)}, "1 of 3 names are of no LoRA for images"),
         ({"transformer.blocks.0.to_q.lora_A.weight": torch.ones(2, 2)}, "changes the transformer, and sd15 has none"),
@@ -275,18 +264,18 @@ GOOD = {f"{Q}.lora_down.weight": torch.ones(2, 64), f"{Q}.lora_up.weight": torch
         ({}, "0 of 0 names"),
         ({**GOOD, f"{Q}_x.lora_up.weight": torch.ones(2, 2)}, "1 of 2 modules for the unet are none of this model"),
         ({"lora_te2_text_model_x.lora_up.weight": torch.ones(2, 2)}, "changes the text_encoder_2, and sd15 has none"),
-        ({f"{Q}.lora_down.weight": torch.ones(2, 64)}, "has no up beside it"),
+        ({f"{Q}.lora_down.weight": torch.ones(2, 32)}, "has no up beside it"),
         ({f"{Q}.alpha": torch.ones(())}, "has no down and no up beside it"),
-        ({**GOOD, f"{Q}.lora_up.weight": torch.ones(64, 3)}, "is [2, 64], its partner [64, 3], and unet.mid_block"),
-        ({**GOOD, f"{Q}.lora_up.weight": torch.ones(64)}, "its partner [64]"),
-        ({**GOOD, f"{Q}.lora_down.weight": torch.ones(2, 64, 3, 3)}, "is [2, 64, 3, 3]"),
-        ({f"{Q}.lora_down.weight": torch.ones(0, 64), f"{Q}.lora_up.weight": torch.ones(64, 0)}, "is [0, 64]"),
-        ({**GOOD, f"{Q}.lora_down.weight": torch.ones(2, 64, dtype=torch.int8)}, "stored as I8"),
+        ({**GOOD, f"{Q}.lora_up.weight": torch.ones(32, 3)}, "is [2, 32], its partner [32, 3], and unet.mid_block"),
+        ({**GOOD, f"{Q}.lora_up.weight": torch.ones(32)}, "its partner [32]"),
+        ({**GOOD, f"{Q}.lora_down.weight": torch.ones(2, 32, 3, 3)}, "is [2, 32, 3, 3]"),
+        ({f"{Q}.lora_down.weight": torch.ones(0, 32), f"{Q}.lora_up.weight": torch.ones(32, 0)}, "is [0, 32]"),
+        ({**GOOD, f"{Q}.lora_down.weight": torch.ones(2, 32, dtype=torch.int8)}, "stored as I8"),
         ({**GOOD, f"{Q}.alpha": torch.ones(3)}, "not one number"),
         ({**GOOD, f"{Q}.alpha": torch.tensor(float("nan"))}, "alpha is nan"),
         (
-            {**GOOD, f"{Q.replace('mid_block_attentions_0', 'middle_block_1')}.lora_down.weight": torch.ones(2, 64)}
-            | {f"{Q.replace('mid_block_attentions_0', 'middle_block_1')}.lora_up.weight": torch.ones(64, 2)},
+            {**GOOD, f"{Q.replace('mid_block_attentions_0', 'middle_block_1')}.lora_down.weight": torch.ones(2, 32)}
+            | {f"{Q.replace('mid_block_attentions_0', 'middle_block_1')}.lora_up.weight": torch.ones(32, 2)},
             "are one module",
         ),
     ],
@@ -302,11 +291,11 @@ def test_a_file_for_another_model_says_for_which(bases, tmp_path):
     folder, _ = bases["sd15"]
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_{}_attn2_to_k"
     xl = {f"{key.format(i)}.lora_down.weight": torch.ones(2, 2048) for i in range(2)}
-    xl |= {f"{key.format(i)}.lora_up.weight": torch.ones(64, 2) for i in range(2)}
+    xl |= {f"{key.format(i)}.lora_up.weight": torch.ones(32, 2) for i in range(2)}
     assert "made for Stable Diffusion XL" in error_of(folder, LoraRef(simple_file(tmp_path / "xl.safetensors", xl)))
     one = {name: value for name, value in xl.items() if "blocks_0_attn2" in name}
     message = error_of(folder, LoraRef(simple_file(tmp_path / "wide.safetensors", one)))
-    assert "[2, 2048]" in message and "[64, 24]" in message and "Stable Diffusion XL" in message
+    assert "[2, 2048]" in message and "[32, 24]" in message and "Stable Diffusion XL" in message
     save_file(xl, tmp_path / "said.safetensors", {"ss_base_model_version": "sd_v2_v"})
     assert "made for sd_v2_v" in error_of(folder, LoraRef(tmp_path / "said.safetensors"))
 

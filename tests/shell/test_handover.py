@@ -83,6 +83,12 @@ def runtime(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="module")
+def cold() -> bytes:
+    """What STORY is without a server."""
+    return gencli(*STORY).stdout
+
+
 def handed_over(runtime) -> int:
     """How many commands the server has worked for."""
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(runtime / "gencli.sock"))) as client:
@@ -139,7 +145,7 @@ def fresh(runtime, *args, **more):
     return start(*args, fresh=True, env=env, **more)
 
 
-def test_the_command_needs_no_torch(runtime):
+def test_the_command_needs_no_torch(runtime, cold):
     """Nor what else takes long to import; the whole process takes less than 0.3 s of a processor's time."""
     heavy = ["torch", "numpy", "tokenizers", "safetensors", "PIL", "jinja2", "huggingface_hub", "starlette", "asyncio"]
     gencli(*STORY, XDG_RUNTIME_DIR=str(runtime), **NOBODY)  # the model is warm
@@ -149,7 +155,7 @@ def tell():
     used = resource.getrusage(resource.RUSAGE_SELF)
     print([name for name in {heavy!r} if name in sys.modules], used.ru_utime + used.ru_stime, file=sys.stderr)
 atexit.register(tell)"""
-    taken, cold = [], gencli(*STORY).stdout
+    taken = []
     while len(taken) < 8 and not (taken and min(taken) <= 0.3):  # neighbours on the same cores slow it down
         out, err = fresh(runtime, *STORY, code=code).communicate(timeout=60)
         found, seconds = err.decode().rsplit(" ", 1)
@@ -197,12 +203,12 @@ def test_not_where_the_server_would_do_something_else(runtime, env, args):
     assert handed_over(runtime) == before
 
 
-def test_the_server_s_environment_is_not_the_command_s(tmp_path, places):
+def test_the_server_s_environment_is_not_the_command_s(tmp_path, places, cold):
     """What decides is the command's own."""
     env = {"GENCLI_TEXT_MODEL": str(places[1] / "tiny"), "GENCLI_DTYPE": "bfloat16"}
     with serving(tmp_path, **env):
         done = gencli(*STORY, XDG_RUNTIME_DIR=str(tmp_path), **NOBODY)
-        assert done.stdout == gencli(*STORY).stdout and handed_over(tmp_path) == 1
+        assert done.stdout == cold and handed_over(tmp_path) == 1
 
 
 @contextlib.contextmanager
@@ -236,7 +242,7 @@ def says(message: dict):
 
 
 @pytest.mark.parametrize("case", ["stale", "hangs", "closes", "older", "junk", "open to others", "a file"])
-def test_another_thing_at_the_socket(tmp_path, case):
+def test_another_thing_at_the_socket(tmp_path, case, cold):
     """The command does its own work, and says nothing of it."""
     path = tmp_path / "gencli.sock.run"
     env = environment(XDG_RUNTIME_DIR=str(tmp_path), **NOBODY)
@@ -259,7 +265,7 @@ def test_another_thing_at_the_socket(tmp_path, case):
             if case == "open to others":
                 path.chmod(0o666)
         done = start(*STORY, env=env).communicate(timeout=60)
-    assert done == (gencli(*STORY).stdout, b"")
+    assert done == (cold, b"")
 
 
 def test_a_folder_of_another_user_is_not_looked_into(tmp_path, runtime):
@@ -285,7 +291,7 @@ def test_a_server_that_dies_amid_an_answer(tmp_path, places):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals(runtime, places, number):
+def test_signals(runtime, places, number, cold):
     """The command ends as ever, and the server works on for others."""
     many = ("text", "Once", "-m", places[1] / "tiny", "-n", 100000, "--num-samples", 1000, "--seed", 1)
     process = fresh(runtime, *many)
@@ -293,7 +299,7 @@ def test_signals(runtime, places, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + number, b"")
-    assert gencli(*STORY, XDG_RUNTIME_DIR=str(runtime), **NOBODY).stdout == gencli(*STORY).stdout
+    assert gencli(*STORY, XDG_RUNTIME_DIR=str(runtime), **NOBODY).stdout == cold
 
 
 def test_a_closed_pipe(runtime, places):
@@ -305,7 +311,7 @@ def test_a_closed_pipe(runtime, places):
     assert process.communicate(timeout=60)[1] == b"" and process.returncode == 141
 
 
-def test_lines_as_they_come_and_others_meanwhile(runtime):
+def test_lines_as_they_come_and_others_meanwhile(runtime, cold):
     """A command that waits for its next line keeps nobody from working."""
     tell = ("text", "--lines", "--seed", 1, "-n", 8, "--json")
     lines = [b"Once upon a time\n", b"The dog\n"]
@@ -315,7 +321,7 @@ def test_lines_as_they_come_and_others_meanwhile(runtime):
         process.stdin.flush()
         answers.append(process.stdout.readline())
         done = gencli(*STORY, XDG_RUNTIME_DIR=str(runtime), **NOBODY)
-        assert done.stdout == gencli(*STORY).stdout
+        assert done.stdout == cold
     assert process.communicate(timeout=60) == (b"", b"") and process.returncode == 0
     assert b"".join(answers) == gencli(*tell, stdin=b"".join(lines)).stdout
 

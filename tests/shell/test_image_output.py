@@ -139,7 +139,8 @@ def test_a_full_disk_has_a_name(arguments):
 
 
 def test_a_file_beyond_the_limit_has_a_name():
-    done = shell("ulimit -f 1; gencli image apple --steps 1 -s 1 -o a.png", fresh=True)
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))"
+    done = gencli("image", "apple", "--steps", 1, "-s", 1, "--size", "64x64", "-o", "a.png", code=limit)
     assert (done.returncode, done.stderr) == (1, b"error: cannot write a.png: File too large\n")
 
 
