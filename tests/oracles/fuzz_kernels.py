@@ -21,7 +21,9 @@ from gencli.kernels import PACKED, TYPES, Layer, Library, Model, Norm, Place, We
 from gencli.kernels.pack import PARTS
 from tests.oracles.variants import ELSEWHERE, X86
 
-FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0", "-g1", "-shared-libasan")
+# Null pointers are the address sanitizer's too, and sizes of objects are not known at -O0: a fifth of the compiling.
+LESS = "-fno-sanitize=null,object-size"
+FLAGS = ("-fsanitize=address,undefined", LESS, "-fno-sanitize-recover=all", "-O0", "-g1", "-shared-libasan")
 C = ctypes.CDLL(None)
 C.malloc.restype, C.malloc.argtypes, C.free.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,)
 
