@@ -29,6 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
     console = None
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():  # the user's word counts
         os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["KMP_BLOCKTIME"] = "1"  # milliseconds of LLVM's OpenMP (macOS), which has 200 itself
     if args is None:
         _speak_utf8()
     try:

@@ -379,6 +379,7 @@ def test_threads_do_not_spin_unless_asked(monkeypatch) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     assert main(["--version"]) == 0 and os.environ["GOMP_SPINCOUNT"] == "1000"
+    assert os.environ["KMP_BLOCKTIME"] == "1"
     monkeypatch.setenv("GOMP_SPINCOUNT", "5")
     assert main(["--version"]) == 0 and os.environ["GOMP_SPINCOUNT"] == "5"
 

@@ -12,7 +12,6 @@ from gencli.errors import GencliError
 from gencli.text import penalties, sampling
 from gencli.text.request import SamplingParams
 from tests.oracles.sampled import process, sample
-from tests.oracles.variants import elsewhere
 
 V = 50
 
@@ -335,12 +334,12 @@ def test_the_library_picks_what_torch_picks(monkeypatch, seed):
     params = {"top_k": choose([1, 2, 40, 1024]), "temperature": choose([None, 0, 1e-40, 0.7, 1.0, 3.0, 1e40])}
     params |= {"top_p": choose([None, 0.0, 0.3, 0.95, 1.0]), "min_p": choose([None, 0.0, 0.05, 1.0])}
     found = []
-    for kernels in (sampling.library(), *elsewhere("aarch64"), None):
+    for kernels in (sampling.library(), None):
         monkeypatch.setattr(sampling, "library", lambda kernels=kernels: kernels)
         some = generators(*range(seed, seed + len(logits)))
         picks = [sample(logits, some, **params).tolist() for _ in range(30)]
         found.append((picks, [one.get_state().tolist() for one in some]))
-    assert all(one == found[-1] for one in found)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
