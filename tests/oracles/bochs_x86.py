@@ -97,10 +97,9 @@ class Bochs:
                 LIBC.syscall(158, GET_FS, ctypes.byref(base))
                 segment.base = base.value
             setattr(state, name, segment)
-        *rest, sp = *given[6:], self.stack_top - PAGE
-        if rest:
-            raise ValueError("more than six arguments")
-        ctypes.c_uint64.from_address(sp - 8).value = self.stack_top  # a page of hlt
+        sp = self.stack_top - PAGE
+        for i, one in enumerate((self.stack_top, *given[6:])):  # a page of hlt to return to
+            ctypes.c_uint64.from_address(sp - 8 + 8 * i).value = one & (1 << 64) - 1
         state.rsp, state.rip = sp - 8, function
         for name, value in zip(INTEGERS, given, strict=False):
             setattr(state, name, value & (1 << 64) - 1)
