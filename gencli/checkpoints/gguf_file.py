@@ -45,6 +45,8 @@ class GgufFile:
         try:
             with path.open("rb") as stream:
                 check_no_pointer(stream.read(len(POINTER)), path)
+            if not path.stat().st_size:
+                raise CutOffError("it is empty")
             self._map = np.memmap(path, mode="c")  # changes, if any, stay in memory
             header = _Header(self._map.data[:HEADER_LIMIT])
             self.metadata, infos, data = header.parse()
@@ -55,7 +57,10 @@ class GgufFile:
                 self._place(name, type_id, data + offset)
         except OSError as error:
             raise GencliError(f"cannot read {path}: {error.strerror or error}") from None
-        except (ValueError, struct.error, OverflowError, MemoryError) as error:
+        except (CutOffError, struct.error) as error:
+            why = "it ends in its header" if isinstance(error, struct.error) else error
+            raise GencliError(f"{path} is broken or no GGUF file: {why}", "is the download complete?") from None
+        except (ValueError, OverflowError, MemoryError) as error:
             raise GencliError(f"{path} is broken or no GGUF file: {error}") from None
 
     def _place(self, name: str, type_id: int, start: int) -> None:
@@ -74,7 +79,7 @@ class GgufFile:
             raise ValueError(f"tensor {name[:60]!r} is packed, and no matrix: {list(shape)}")
         self.dtypes[name], self._spans[name] = kind, (start, count // block * size)
         if (end := start + count // block * size) > len(self._map):
-            raise ValueError(f"tensor {name[:60]!r} ends at byte {end} of {len(self._map)}")
+            raise CutOffError(f"tensor {name[:60]!r} ends at byte {end}, and the file has {len(self._map)}")
 
     def numbers(self, name: str) -> tuple[float, ...] | None:
         """Return a small tensor of floats without torch, or None for other kinds of numbers."""
@@ -132,6 +137,10 @@ def _other_type(number: int) -> str:
     return OTHER_TYPES.get(number, f"type {number}")
 
 
+class CutOffError(ValueError):
+    """A file that has less than it says."""
+
+
 class _Header:
     """A cursor over the header's bytes. Raises ValueError or struct.error wherever it does not hold together."""
 
@@ -146,14 +155,15 @@ class _Header:
     def count(self, limit: int, what: str) -> int:
         value = self.take("Q")
         if value > limit:
-            raise ValueError(f"it counts {value} {what}")
+            kind = ValueError if limit == COUNT_LIMIT else CutOffError
+            raise kind(f"it counts {value} {what}, of which {limit} are possible")
         return value
 
     def text(self) -> str:
         size = self.count(len(self.data) - self.at, "bytes of text")
         value = self.data[self.at : self.at + size]
         if len(value) < size:
-            raise ValueError("it is cut off in a text")
+            raise CutOffError("it is cut off in a text")
         self.at += size
         return str(value, "utf-8", "replace")
 
@@ -182,7 +192,7 @@ class _Header:
             start = at + 8
             at = start + int.from_bytes(data[at:start], "little")
             if at > end or start > end:
-                raise ValueError("it is cut off in a text")
+                raise CutOffError("it is cut off in a text")
             found.append(str(data[start:at], "utf-8", "replace"))
         self.at = at
         return found

@@ -18,7 +18,7 @@ from gencli.cli.help import SETTINGS, Group
 from gencli.cli.models_output import columns
 from gencli.cli.options import JSON, Fetching, Reporting, command
 from gencli.cli.sinks import write_lines, write_object
-from gencli.errors import UsageError
+from gencli.errors import UsageError, counted
 from gencli.options import MODEL, OUTPUT, check_values, integer, several
 from gencli.spec import TEXT_MODEL, ModelSpec, named_model
 
@@ -142,9 +142,9 @@ def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetchi
                 write_object(rows[-1])
         del model
     kernels = f"{rows[0]['kernels']} kernels" if rows[0]["kernels"] else "torch's operations, as there are no C kernels"
-    read = f", reads {bandwidth / 1e9:.1f} GB/s" if bandwidth else ""
+    read = f", memory read at {bandwidth / 1e9:.1f} GB/s" if bandwidth else ""
     title = f"{source.name}: {rows[0]['prompt_tokens']} tokens read, {rows[0]['decode_tokens']} made; "
-    title += f"{rows[0]['device']}, {rows[0]['threads']} threads, {kernels}{read}"
+    title += f"{rows[0]['device']}, {_threads(rows)}, {kernels}{read}"
     _finish(console, title, TEXT, rows, json=asked.json)
 
 
@@ -182,7 +182,7 @@ def image(ctx: typer.Context, asked: ImageBench, spec: ModelSpec, fetching: Fetc
         if asked.json:
             write_object(rows[-1])
     title = f"{source.name}: {rows[0]['sampler']}, guidance {rows[0]['guidance']:g}; "
-    title += f"{rows[0]['device']}, {rows[0]['dtype']}, {rows[0]['threads']} threads"
+    title += f"{rows[0]['device']}, {rows[0]['dtype']}, {_threads(rows)}"
     _finish(console, title, IMAGE, rows, json=asked.json)
 
 
@@ -194,6 +194,13 @@ def _spread(row: Mapping[str, object]) -> dict[str, object]:
             spread = {"median": statistics.median(value), "low": min(value), "high": max(value)} if value else None
             found[key] = spread
     return found
+
+
+def _threads(rows: list[dict[str, object]]) -> str:
+    """Return how many threads were at work, in words."""
+    threads = rows[0]["threads"]
+    assert isinstance(threads, int)
+    return counted(threads, "thread")
 
 
 def _finish(console: Console, title: str, table: Table, rows: Sequence[Mapping[str, Any]], *, json: bool) -> None:

@@ -20,6 +20,7 @@ from gencli.options import OUTPUT, string
 from gencli.spec import ModelSpec
 
 PANEL = "Model"
+OTHERS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".onnx")  # endings of what a GGUF file is not
 EXAMPLES = """Examples:
     gencli models convert openai-community/gpt2 -o gpt2-q4_k_m.gguf
     gencli models convert ~/models/SmolLM2-360M -o model.gguf --to q8_0 --lora ./my-adapter
@@ -31,7 +32,8 @@ class Converted:
     """Where a GGUF file goes, and its types of weights."""
 
     # fmt: off
-    output: str | None = string(None, "-o, --output FILE", "The file to write, such as model-q4_k_m.gguf.", OUTPUT)
+    output: str | None = string(None, "-o, --output FILE", "The file to write, such as model-q4_k_m.gguf; "
+        "one that is there is replaced.", OUTPUT)
     to: str | None = string(None, "--to TYPE", f"Types of weights: {', '.join(MIXES)} (default: as the file's name "
         "says, else the precision of the weights).", PANEL, complete=lambda: list(MIXES))
     # fmt: on
@@ -42,7 +44,10 @@ class Converted:
         """The file. Raise UsageError where none is named."""
         if self.output is None or self.output == "-":
             raise UsageError("no file to write", "-o model-q4_k_m.gguf names it")
-        return Path(self.output)
+        path = Path(self.output)
+        if path.suffix.lower() in OTHERS:
+            raise UsageError(f"-o {path}: what is written is a GGUF file", f"name it {path.with_suffix('.gguf').name}")
+        return path
 
     @property
     def kind(self) -> str | None:
@@ -66,7 +71,8 @@ def convert(
 ) -> None:
     """Write a language model as a GGUF file, which llama.cpp and others open, and print its path.
 
-    The file has the model's tokenizer and chat template. It appears whole or not at all.
+    The file has the model's tokenizer and chat template. It appears whole or not at all. The model's own weights are
+    not packed yet: folders of safetensors, and GGUF files in full or half precision.
     """
     path, kind = converted.path, converted.kind
     check_target(path)
@@ -74,6 +80,8 @@ def convert(
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
     source = fetch(name)
+    if path.exists() and path.samefile(source.path):
+        raise UsageError(f"-o {path} is the model itself", "name another file")
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     from gencli.checkpoints.report import describe
     from gencli.cli.speed import open_text_model

@@ -38,7 +38,8 @@ class Speed:
         within=(1, 1024), also=("-np", "--parallel"))
     draft: str | None = string(None, "--draft MODEL",
         "Speculative decoding: a smaller model with the same vocabulary, or `lookup`, which repeats what followed "
-        "earlier in the text.", RUN, also=("-md", "--model-draft"), complete=completing("text"))
+        "earlier in the text. At temperature 0 the text stays the same; else it is as likely, but another for a seed.",
+        RUN, also=("-md", "--model-draft"), complete=completing("text"))
     prompt_cache: Path | None = file("--prompt-cache FILE",
         "Keep the processed prompt in FILE; the next run processes only what differs.", RUN)
     # fmt: on

@@ -194,7 +194,7 @@ def _generate(
         printer.write(_show_progress(console, texts.stats, in_order(events())), lambda: texts.info.context)
     finally:
         console.clear()
-        if stats:
+        if stats and texts.stats.prompt_tokens:
             console.stats(f"{texts.info.description}, seed {work.request.seed}")
             console.stats(f"load {texts.load_seconds:.2f} s; {texts.stats}")
 

@@ -448,7 +448,8 @@ NAME = text("t")
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is broken or no GGUF file"),
+        (b"", "it is empty"),
+        (b"GGUF" + struct.pack("<I", 3), "it ends in its header"),
         (b"GGU", "does not begin with GGUF"),
         (b"PK\x03\x04" + b"\0" * 50, "does not begin with GGUF"),
         (header(version=1), "version 1"),
@@ -471,7 +472,7 @@ NAME = text("t")
         (header(), "general.architecture = None is not supported"),
         (header(keys=1, rest=text("general.architecture") + struct.pack("<I", 8) + text("mamba")), "'mamba'"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_broken_and_hostile_files(tmp_path, content, says):
     (tmp_path / "m.gguf").write_bytes(content)

@@ -34,7 +34,7 @@ def test_a_table(tmp_path):
     """Columns in a pipe, a grid on a terminal; where there are no kernels it is said."""
     done = gencli("bench", "text", *QUICK, GENCLI_KERNELS="off")
     title, heads, row = done.stdout.decode().splitlines()
-    assert title.startswith("stories: 20 tokens read, 4 made; cpu, 1 threads, torch's operations, as there are no C")
+    assert title.startswith("stories: 20 tokens read, 4 made; cpu, 1 thread, torch's operations, as there are no C")
     assert heads.split()[:2] == ["WEIGHTS", "BATCH"] and row.split()[:2] == ["float16", "1"]
     code, screen, _, _ = on_terminal("bench", "text", *QUICK, NO_COLOR="1")
     assert code == 0 and "WEIGHTS" in screen.decode() and "┃" in screen.decode()

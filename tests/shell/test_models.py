@@ -309,6 +309,10 @@ def test_convert_writes_a_file_that_runs(tmp_path: Path) -> None:
     assert gencli(*run, tmp_path / "plain.gguf").stdout == gencli(*run, "stories").stdout != b""
     done = gencli("models", "convert", "stories", "-o", tmp_path / "x.gguf")
     assert (done.stdout, done.stderr) == (f"{tmp_path / 'x.gguf'}\n".encode(), b"")
+    whole = (tmp_path / "x.gguf").read_bytes()
+    done = gencli("models", "convert", tmp_path / "x.gguf", "-o", tmp_path / "x.gguf", "--to", "q8_0")
+    assert done.returncode == 2 and b"is the model itself" in done.stderr
+    assert (tmp_path / "x.gguf").read_bytes() == whole
 
 
 def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
@@ -318,6 +322,7 @@ def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
         ("emoji", "-o", tmp_path / "a.gguf"): (1, "emoji is not a text model"),
         ("stories", "-o", tmp_path / "no" / "a.gguf"): (1, "no such folder"),
         ("stories", "-o", tmp_path): (1, "it is a folder"),
+        ("stories", "-o", "x.safetensors"): (2, "what is written is a GGUF file"),
     }
     for args, (code, why) in refused.items():
         done = gencli("models", "convert", *args)

@@ -116,7 +116,7 @@ def _only_file(folder: Path) -> Path:
     wholes = {match[1] if match else file.name for match, file in zip(matches, files, strict=True)}
     if len(wholes) > 1:
         listed = ", ".join(file.name for file in files[:5])
-        raise GencliError(f"{folder} has {len(files)} GGUF files ({listed})", "name the one that you want")
+        raise GencliError(f"{folder} has {len(files)} GGUF files ({listed})", f"-m {folder / files[0].name} names one")
     return files[0]
 
 
