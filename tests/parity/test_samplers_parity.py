@@ -235,7 +235,7 @@ def test_walks(name: str, options: dict[str, Any], spacing: str, kind: str) -> N
             raw["clip_sample"] = title != "sd"
         # σ reaches 2·10⁴ under the cosine schedule: diffusers' float32 in σ space has three digits left there
         tolerance = 1e-2 if title == "cosine" and name not in ("ddim", "ddpm") else 3e-4
-        for num in (1, 2, 5, 16):
+        for num in (1, 2, 5, 20):
             if name == "ddim" and spacing == "linspace" and num != 1:
                 continue  # see test_ddim_by_its_formula
             given = {} if karras else options

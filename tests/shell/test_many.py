@@ -87,7 +87,7 @@ def test_usage_is_told_before_torch_is_imported(folder):
 def test_two_workers_write_what_one_process_writes(tiny):
     """Samples, a line that is not UTF-8 and one too long included: stdout, errors and exit code."""
     lines = b"\n".join([*LINES.splitlines()[:20], b"caf\xe9", LONG.encode(), b"", *LINES.splitlines()[20:30]])
-    args = command(tiny, "-n", 6, "--num-samples", 2, "--json")
+    args = command(tiny, "-n", 30, "--num-samples", 2, "--json")  # so long that both workers get some of it
     one, two = gencli(*args, stdin=lines), gencli(*args, "--workers", 2, stdin=lines)
     assert (one.returncode, two.returncode) == (1, 1) and one.stderr == two.stderr
     assert one.stderr.count(b"error: line 2") == 2 and b"2 of 33 lines failed" in one.stderr
