@@ -71,8 +71,8 @@ def convert(
 ) -> None:
     """Write a language model as a GGUF file, which llama.cpp and others open, and print its path.
 
-    The file has the model's tokenizer and chat template. It appears whole or not at all. The model's own weights are
-    not packed yet: folders of safetensors, and GGUF files in full or half precision.
+    The file has the model's tokenizer and chat template. It appears whole or not at all. NAME is a model in full or
+    half precision: weights that are packed already are not packed again.
     """
     path, kind = converted.path, converted.kind
     check_target(path)

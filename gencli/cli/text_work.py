@@ -34,15 +34,8 @@ if TYPE_CHECKING:
     from gencli.text.generate import How
     from gencli.text.load import TextModel
 
-NO_SETTINGS = {
-    "model",
-    "seed",
-    "device",
-    "threads",
-    "allow_pickle",
-    "json",
-    "null",
-}  # said elsewhere, or change no text
+# said elsewhere, or change no text
+NO_SETTINGS = {"model", "seed", "device", "threads", "allow_pickle", "json", "null"}
 SETTING = 200  # characters of a text that is written out
 REFILLS = 4  # texts in a block for each that is made at a time: a block's last ones leave places empty
 
