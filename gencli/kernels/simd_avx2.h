@@ -57,6 +57,10 @@ INLINE floats greater(floats a, floats b) { return _mm256_max_ps(a, b); }
 INLINE floats if_less(floats a, floats b, floats yes, floats no) {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
+INLINE floats power_of_two(floats a) {
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
 INLINE floats halves(const float *p) {
     floats both = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)p));
     return _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));

@@ -88,6 +88,11 @@ INLINE floats if_less(floats a, floats b, floats yes, floats no) {
 }
 INLINE floats lesser(floats a, floats b) { return if_less(a, b, a, b); }  /* b where one is NaN, as elsewhere */
 INLINE floats greater(floats a, floats b) { return if_less(b, a, a, b); }
+INLINE floats power_of_two(floats a) {
+#define PART(i) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(a.val[i]), vdupq_n_s32(127)), 23))
+    return BOTH(floats, PART);
+#undef PART
+}
 INLINE floats halves(const float *p) { return (floats){{vdupq_n_f32(p[0]), vdupq_n_f32(p[1])}}; }
 INLINE float total(floats a) { return vaddvq_f32(vaddq_f32(a.val[0], a.val[1])); }
 

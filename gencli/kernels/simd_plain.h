@@ -43,6 +43,14 @@ INLINE floats if_less(floats a, floats b, floats yes, floats no) {
     EACH(8) yes.v[i] = a.v[i] < b.v[i] ? yes.v[i] : no.v[i];
     return yes;
 }
+/* 2 to whole numbers from -126 to 127 */
+INLINE floats power_of_two(floats a) {
+    EACH(8) {
+        int32_t bits = (int32_t)((uint32_t)(a.v[i] == a.v[i] ? (int)a.v[i] + 127 : 0) << 23);
+        memcpy(a.v + i, &bits, 4);
+    }
+    return a;
+}
 /* two numbers → lanes 0 to 3 have the first, 4 to 7 the second */
 INLINE floats halves(const float *p) { floats r; EACH(8) r.v[i] = p[i / 4]; return r; }
 INLINE float total(floats a) { float r = 0; EACH(8) r += a.v[i]; return r; }

@@ -52,6 +52,8 @@ INLINE float f32(const uint8_t *p) { float value; memcpy(&value, p, 4); return v
    is read at the memory's speed without it, and slower with it. */
 #define AHEAD_PACKED 3072
 #define AHEAD_HALVES 1024
+#define ROWS_AT_ONCE 8
+#define ROWS_AHEAD 8
 
 #include SIMD
 #include "blocks.h"
@@ -180,27 +182,50 @@ UNROLL(8)
     }
 }
 
-/* y of some columns += x[i] * row i, four rows at a time, for every position */
+/* y of 8 * vectors columns from j on += x[i] * row i of a few rows, for some positions at once */
+INLINE void strip(Load *load8, int size, const Weights *w, const Activations *x, int positions, int vectors, float *y,
+                  int64_t y_stride, int64_t j, int64_t i, int64_t end) {
+    floats sums[AT_ONCE][8];
+    const float *by[AT_ONCE];
+    UNROLL(8)
+    for (int p = 0; p < positions; p++) {
+        by[p] = x[p].x;
+        UNROLL(8)
+        for (int v = 0; v < vectors; v++) sums[p][v] = load_f32(y + p * y_stride + j + 8 * v);
+    }
+    for (; i < end; i++) {
+        const uint8_t *row = w->data + i * w->stride + j * size;
+        UNROLL(8)
+        for (int v = 0; v < vectors; v++) {
+            floats weights = load8(row + 8 * v * size);
+            UNROLL(8)
+            for (int p = 0; p < positions; p++) sums[p][v] = plus_times(sums[p][v], weights, same(by[p][i]));
+        }
+    }
+    UNROLL(8)
+    for (int p = 0; p < positions; p++) {
+        UNROLL(8)
+        for (int v = 0; v < vectors; v++) store(y + p * y_stride + j + 8 * v, sums[p][v]);
+    }
+}
+
+/* The columns first to last - 1 of rows that are inputs, some rows at a time. */
 INLINE void sideways(Load *load8, One *one, int size, const Weights *w, const Activations *x, int positions, float *y,
                      int64_t y_stride, int64_t first, int64_t last) {
+    const int wide = 8 / positions;
     for (int p = 0; p < positions; p++)
         for (int64_t j = first; j < last; j++) y[p * y_stride + j] = w->bias ? w->bias[j] : 0;
-    for (int64_t i = 0; i < w->rows; i += 4) {
-        int rows = (int)(w->rows - i < 4 ? w->rows - i : 4);
-        const uint8_t *row = w->data + i * w->stride;
-        for (int p = 0; p < positions; p++) {
-            const float *by = x[p].x + i;
-            float *to = y + p * y_stride;
-            int64_t j = first;
-            for (; rows == 4 && j + 8 <= last; j += 8) {
-                floats sum = load_f32(to + j);
-                UNROLL(4)
-                for (int k = 0; k < 4; k++) sum = plus_times(sum, load8(row + k * w->stride + j * size), same(by[k]));
-                store(to + j, sum);
-            }
-            for (; j < last; j++)
-                for (int k = 0; k < rows; k++) to[j] += one(row + k * w->stride + j * size) * by[k];
-        }
+    for (int64_t i = 0, end; i < w->rows; i = end) {
+        int64_t j = first;
+        end = i + ROWS_AT_ONCE < w->rows ? i + ROWS_AT_ONCE : w->rows;
+        for (int64_t k = i; k < end; k++)
+            fetch(w->data + (k + ROWS_AHEAD) * w->stride + first * size, (int)(last - first) * size + 63);
+        for (; j + 8 * wide <= last; j += 8 * wide) strip(load8, size, w, x, positions, wide, y, y_stride, j, i, end);
+        for (; j + 8 <= last; j += 8) strip(load8, size, w, x, positions, 1, y, y_stride, j, i, end);
+        for (; j < last; j++)
+            for (int p = 0; p < positions; p++)
+                for (int64_t k = i; k < end; k++)
+                    y[p * y_stride + j] += one(w->data + k * w->stride + j * size) * x[p].x[k];
     }
 }
 
@@ -257,6 +282,29 @@ static Rows *rows_product(int type, int positions) {
     return NULL;
 }
 
+/* The columns first to last - 1 of rows that are inputs. */
+#define SIDEWAYS(NAME, l, o, s, positions) \
+    static void NAME##_sideways_##positions(const Weights *w, const Activations *x, float *y, int64_t y_stride, \
+                                            int64_t first, int64_t last) { \
+        sideways(l, o, s, w, x, positions, y, y_stride, first, last); \
+    }
+#if AT_ONCE == 4
+#define SIDEWAYS_ROW(NAME, l, o, s) SIDEWAYS(NAME, l, o, s, 1) SIDEWAYS(NAME, l, o, s, 2) SIDEWAYS(NAME, l, o, s, 4)
+#else
+#define SIDEWAYS_ROW(NAME, l, o, s) SIDEWAYS(NAME, l, o, s, 1)
+#endif
+FLOAT_TYPES(SIDEWAYS_ROW)
+
+static Rows *sideways_product(int type, int positions) {
+    (void)positions;
+    switch (type) {
+#define ROW(NAME, ...) case NAME: return CHOSEN(NAME##_sideways);
+        FLOAT_TYPES(ROW)
+#undef ROW
+    }
+    return NULL;
+}
+
 static int64_t product_tiles(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride,
                              int64_t first, int64_t last) {
     switch (w->type) {
@@ -267,17 +315,20 @@ static int64_t product_tiles(const Weights *w, const Activations *x, int positio
     return first;
 }
 
+static int at_once(int positions) { return positions < AT_ONCE ? positions < 2 ? 1 : 2 : AT_ONCE; }
+
 static void product(const Weights *w, const Activations *x, int positions, float *y, int64_t y_stride, int64_t first,
                     int64_t last) {
     if (w->sideways) {
-        if (w->type == F32) sideways(load_f32, f32, 4, w, x, positions, y, y_stride, first, last);
-        else if (w->type == F16) sideways(load_f16, f16, 2, w, x, positions, y, y_stride, first, last);
-        else if (w->type == BF16) sideways(load_bf16, bf16, 2, w, x, positions, y, y_stride, first, last);
+        for (int done = 0, now; done < positions; done += now) {
+            now = at_once(positions - done);
+            sideways_product(w->type, now)(w, x + done, y + done * y_stride, y_stride, first, last);
+        }
         return;
     }
     first = product_tiles(w, x, positions, y, y_stride, first, last);
     for (int done = 0, now; first < last && done < positions; done += now) {
-        now = positions - done < AT_ONCE ? positions - done < 2 ? 1 : 2 : AT_ONCE;
+        now = at_once(positions - done);
         rows_product(w->type, now)(w, x + done, y + done * y_stride, y_stride, first, last);
     }
 }

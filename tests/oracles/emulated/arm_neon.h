@@ -47,6 +47,7 @@ CAST(uint8x16_t, vreinterpretq_u8_s8, int8x16_t)
 CAST(int8x16_t, vreinterpretq_s8_s32, int32x4_t)
 CAST(uint16x8_t, vreinterpretq_u16_u8, uint8x16_t)
 CAST(float32x4_t, vreinterpretq_f32_u32, uint32x4_t)
+CAST(float32x4_t, vreinterpretq_f32_s32, int32x4_t)
 NEON float16x8_t vreinterpretq_f16_u8(uint8x16_t a) { return (float16x8_t){(uint16x8_t)a}; }
 
 LANES(int8x8_t, 8, vget_low_s8, (int8x16_t a), a[i])
@@ -74,6 +75,7 @@ LANES(uint8x16_t, 16, vshlq_u8, (uint8x16_t a, int8x16_t by),
 LANES(int8x16_t, 16, vshlq_s8, (int8x16_t a, int8x16_t by),
       (int8_t)(by[i] <= -8 ? (a[i] < 0 ? -1 : 0) : by[i] >= 8 ? 0 : by[i] < 0 ? a[i] >> -by[i] : (uint8_t)a[i] << by[i]))
 LANES(uint8x16_t, 16, vshrq_n_u8, (uint8x16_t a, int by), (uint8_t)(a[i] >> by))
+LANES(int32x4_t, 4, vshlq_n_s32, (int32x4_t a, int by), (int32_t)((uint32_t)a[i] << by))
 LANES(uint32x4_t, 4, vshll_n_u16, (uint16x4_t a, int by), (uint32_t)a[i] << by)
 
 LANES(int16x8_t, 8, vmovl_s8, (int8x8_t a), a[i])
