@@ -25,6 +25,7 @@ from gencli.spec import TEXT_MODEL, ModelSpec, named_model
 PANEL = "Measurement"
 PANELS = (PANEL, MODEL, OUTPUT)
 IMAGE_MODEL = "emoji"
+PROMPT, TOKENS = 512, 64  # tokens
 Table = Mapping[str, tuple[str, float, str]]
 # a key of what was measured → the heading of its column, how many of its unit one has, and its format
 TEXT: Table = {
@@ -38,6 +39,8 @@ IMAGE: Table = {
     "step_seconds": ("STEP s", 1, ".3f"), "image_seconds": ("IMAGE s", 1, ".2f"), "load_seconds": ("LOAD s", 1, ".2f"),
     "peak_memory": ("PEAK MiB", 2**20, ".0f"),
 }  # fmt: skip
+TEXT_UNITS = "FIRST TOKEN: from the prompt on; DECODE: all outputs of a batch; PEAK: the process's memory"
+IMAGE_UNITS = "IMAGE: one of a batch, from the prompt on; PEAK: the process's memory"
 
 app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, rich_markup_mode=None)
 
@@ -66,9 +69,10 @@ class TextBench(Repeated):
     quantize: tuple[str, ...] = several(str, "--quantize TYPE",
         "Quantized weights, as with `gencli text --quantize` (repeatable; default: as stored).", PANEL,
         complete=lambda: list(PACKING))
-    prompt: int = integer(512, "-p, --prompt N", "Length of the prompt in tokens (default: 512).", PANEL, within=(1,
-        2**20))
-    tokens: int = integer(64, "-n, --tokens N", "Tokens to generate (default: 64).", PANEL, within=(1, 2**20))
+    prompt: int | None = integer(None, "-p, --prompt N", f"Length of the prompt in tokens (default: {PROMPT}, or what "
+        "the context has room for).", PANEL, within=(1, 2**20))
+    tokens: int | None = integer(None, "-n, --tokens N", f"Tokens to generate (default: {TOKENS}, or what the context "
+        "has room for).", PANEL, within=(1, 2**20))
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -114,8 +118,9 @@ def bench() -> None:
 def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
     """Measure a language model: reading a prompt, the time to the first token, and generating tokens.
 
-    BANDWIDTH is the speed at which weights are read, as a percentage of this machine's memory bandwidth. If gencli was
-    installed without a C compiler, there are no kernels, and torch's operations are measured.
+    DECODE counts the tokens of all outputs of a batch. BANDWIDTH is the speed at which weights are read, as a
+    percentage of this machine's memory bandwidth. If gencli was installed without a C compiler, there are no kernels,
+    and torch's operations are measured.
     """
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
@@ -124,7 +129,7 @@ def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetchi
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     with signals.raise_pending_signals():
         from gencli import devices
-        from gencli.text.bench import measure
+        from gencli.text.bench import measure, most
         from gencli.text.load import open_model
 
     devices.set_threads(spec.threads)
@@ -136,8 +141,12 @@ def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetchi
         if mix is not None:
             open_model(source, spec, quantize=mix)  # the copy may have to be made
         model = open_model(source, spec, adapters=adapters, quantize=mix)
-        for row in measure(model, asked.batch, asked.prompt, asked.tokens, asked.rounds, bandwidth):
-            rows.append(_spread({**row, "weights": mix or row["weights"]}))
+        notes = _clipped(asked, *most(model), f"{model.name}, whose context is {model.max_length} tokens")
+        for note in notes if not rows else ():
+            console.note(note)
+        prompt, tokens = asked.prompt or PROMPT, asked.tokens or TOKENS
+        for row in measure(model, asked.batch, prompt, tokens, asked.rounds, bandwidth):
+            rows.append({**_spread(row), "weights": mix or row["weights"], "notes": notes})
             if asked.json:
                 write_object(rows[-1])
         del model
@@ -145,7 +154,7 @@ def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetchi
     read = f", memory read at {bandwidth / 1e9:.1f} GB/s" if bandwidth else ""
     title = f"{source.name}: {rows[0]['prompt_tokens']} tokens read, {rows[0]['decode_tokens']} made; "
     title += f"{rows[0]['device']}, {_threads(rows)}, {kernels}{read}"
-    _finish(console, title, TEXT, rows, json=asked.json)
+    _finish(console, title, TEXT, rows, f"{_figures(asked.rounds)}; {TEXT_UNITS}", json=asked.json)
 
 
 @command(app, panels=PANELS, without={"stats", "lora"})
@@ -183,7 +192,17 @@ def image(ctx: typer.Context, asked: ImageBench, spec: ModelSpec, fetching: Fetc
             write_object(rows[-1])
     title = f"{source.name}: {rows[0]['sampler']}, guidance {rows[0]['guidance']:g}; "
     title += f"{rows[0]['device']}, {rows[0]['dtype']}, {_threads(rows)}"
-    _finish(console, title, IMAGE, rows, json=asked.json)
+    _finish(console, title, IMAGE, rows, f"{_figures(asked.rounds)}; {IMAGE_UNITS}", json=asked.json)
+
+
+def _clipped(asked: TextBench, prompt: int, tokens: int, model: str) -> list[str]:
+    """Return what is to be said where a context has no room for all that is asked for. prompt, tokens: its room."""
+    found = (("-p", asked.prompt, prompt, "read"), ("-n", asked.tokens, tokens, "generated"))
+    return [f"{flag} {n}: {room} tokens are {done} by {model}" for flag, n, room, done in found if n and n > room]
+
+
+def _figures(rounds: int) -> str:
+    return f"each figure: the median of {rounds} rounds (lowest to highest)" if rounds > 1 else "one round"
 
 
 def _spread(row: Mapping[str, object]) -> dict[str, object]:
@@ -203,20 +222,22 @@ def _threads(rows: list[dict[str, object]]) -> str:
     return counted(threads, "thread")
 
 
-def _finish(console: Console, title: str, table: Table, rows: Sequence[Mapping[str, Any]], *, json: bool) -> None:
-    """Print a table: on a terminal by rich, else in columns."""
+def _finish(
+    console: Console, title: str, table: Table, rows: Sequence[Mapping[str, Any]], caption: str, *, json: bool
+) -> None:
+    """Print a table and what its figures are: on a terminal by rich, else in columns."""
     console.clear()
     if json:
         return
     cells = [[_cell(row[key], unit, form) for key, (_, unit, form) in table.items()] for row in rows]
     heads = [head for head, _, _ in table.values()]
     if not is_terminal(sys.stdout):
-        write_lines([title, *columns([heads, *cells], right=frozenset(range(1, len(heads))))])
+        write_lines([title, *columns([heads, *cells], right=frozenset(range(1, len(heads)))), caption])
         return
     from rich.console import Console as Screen
     from rich.table import Table as Grid
 
-    shown = Grid(title=title, title_justify="left")
+    shown = Grid(title=title, title_justify="left", caption=caption, caption_justify="left")
     for number, head in enumerate(heads):
         shown.add_column(head, justify="right" if number else "left")
     for row in cells:

@@ -23,6 +23,11 @@ WORDS = "Once upon a time there was a little girl who lived in a small house nea
 SHORT = 8  # tokens of the prompt that decoding is measured after
 
 
+def most(model: TextModel) -> tuple[int, int]:
+    """Return how many tokens a model's context has room for: of a prompt, and made."""
+    return model.max_length - 1, model.max_length - SHORT - 1
+
+
 def measure(
     model: TextModel, batches: tuple[int, ...], prompt: int, tokens: int, rounds: int, bandwidth: float | None
 ) -> Iterator[dict[str, object]]:
@@ -31,8 +36,7 @@ def measure(
     prompt, tokens: how many are read and made, or what the context has room for. bandwidth: bytes per second that this
     machine reads, if it is known. The first round of each is not counted.
     """
-    prompt = min(prompt, model.max_length - 1)
-    tokens = min(tokens, model.max_length - SHORT - 1)
+    prompt, tokens = map(min, (prompt, tokens), most(model))
     ids = model.tokenizer.encode(WORDS * (prompt // 8 + 1))[:prompt]
     model = dataclasses.replace(model, generation_config={})
     kernels, size = library(), step_bytes(model.module)
@@ -43,7 +47,7 @@ def measure(
         rates = [stats.rate for stats in makes]
         shares = [rate / batch * size / bandwidth for rate in rates] if bandwidth else []
         yield {
-            "model": model.name, "weights": stored_as(model.module).removeprefix("torch."), "batch": batch,
+            "model": model.name, "weights": stored_as(model.module).removeprefix("torch.").lower(), "batch": batch,
             "prompt_tokens": len(ids), "decode_tokens": tokens,
             "prompt_rate": [stats.prompt_tokens / stats.prompt_seconds for stats in reads],
             "first_token_seconds": [stats.prompt_seconds for stats in reads],
