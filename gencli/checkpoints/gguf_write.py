@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,12 +22,14 @@ ROWS = 2**22  # values packed at a time
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to write: its name, its shape as torch has it, the type it gets, and what reads it."""
+    """A tensor to write: its name, its shape as torch has it, the type it gets, what reads it, and the type that it is
+    packed in so far, if it is."""
 
     name: str
     shape: tuple[int, ...]
     kind: str
     get: Callable[[], Tensor]
+    packed: str = ""
 
     @property
     def size(self) -> int:
@@ -42,25 +44,37 @@ def write_gguf(
     tensors: Sequence[Planned],
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> None:
-    """Write a file whose tensors are read, packed and written one after the other.
+    """Write a file whose tensors are read, packed and written one after the other, some rows at a time.
 
-    progress: called with a tensor's name, the values written before it, and those of all. Raise GencliError for values
-    that a type cannot hold; OSError.
+    Rows that are packed in the type that is wanted are copied. progress: called with a tensor's name, the values
+    written before it, and those of all. Raise GencliError for values that a type cannot hold; OSError.
     """
-    from gencli.kernels.pack import pack
-
     stream.write(header(metadata, tensors))
     done, total = 0, sum(math.prod(tensor.shape) for tensor in tensors)
     for tensor in tensors:
         progress(tensor.name, done, total)
-        rows = tensor.get().reshape(-1, tensor.shape[-1])
         try:
-            for some in rows.split(max(ROWS // tensor.shape[-1], 1)):
-                stream.write(pack(tensor.kind, some).numpy().tobytes())
+            for some in _packed(tensor):
+                stream.write(some.numpy().tobytes())
         except GencliError as error:
             raise GencliError(f"{tensor.name}: {error.message}", error.hint) from None
         stream.write(bytes(-tensor.size % ALIGNMENT))
         done += math.prod(tensor.shape)
+
+
+def _packed(tensor: Planned) -> Iterator[Tensor]:
+    """Yield some rows of a tensor after the other in its type, (R, bytes) uint8. Raise GencliError."""
+    import torch
+
+    from gencli.kernels.pack import pack
+    from gencli.kernels.packed import Packed
+
+    count, whole = max(ROWS // tensor.shape[-1], 1), tensor.get()
+    if not isinstance(whole, Packed):
+        yield from (pack(tensor.kind, rows) for rows in whole.reshape(-1, tensor.shape[-1]).split(count))
+        return
+    for ids in torch.arange(len(whole)).split(count):
+        yield whole.data_of(ids) if whole.kind == tensor.kind else pack(tensor.kind, whole.rows(ids))
 
 
 def header(metadata: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:

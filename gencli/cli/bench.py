@@ -135,7 +135,7 @@ def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetchi
     devices.set_threads(spec.threads)
     on_cpu = devices.pick_device(spec.device).type == "cpu"
     bandwidth = devices.read_bandwidth() if on_cpu else None
-    rows = []
+    rows = list[dict[str, object]]()
     for mix in asked.quantize or (None,):
         console.progress(f"measuring {source.name} {mix or ''}".rstrip())
         if mix is not None:
@@ -185,7 +185,7 @@ def image(ctx: typer.Context, asked: ImageBench, spec: ModelSpec, fetching: Fetc
     console.progress(f"measuring {source.name}")
     began = time.perf_counter()
     pipeline = load(checkpoint, device=spec.device, dtype=spec.dtype)
-    rows = []
+    rows = list[dict[str, object]]()
     for row in measure(pipeline, made, asked.rounds, time.perf_counter() - began):
         rows.append(_spread({**row, "size": f"{row['width']}x{row['height']}"}))
         if asked.json:

@@ -24,6 +24,7 @@ OTHERS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".onnx")  # endings of
 EXAMPLES = """Examples:
     gencli models convert openai-community/gpt2 -o gpt2-q4_k_m.gguf
     gencli models convert ~/models/SmolLM2-360M -o model.gguf --to q8_0 --lora ./my-adapter
+    gencli models convert model-q4_k_m.gguf -o model-f16.gguf
     """
 
 
@@ -35,7 +36,7 @@ class Converted:
     output: str | None = string(None, "-o, --output FILE", "The file to write, such as model-q4_k_m.gguf; "
         "one that is there is replaced.", OUTPUT)
     to: str | None = string(None, "--to TYPE", f"Types of weights: {', '.join(MIXES)} (default: as the file's name "
-        "says, else the precision of the weights).", PANEL, complete=lambda: list(MIXES))
+        "says, else the precision of the weights, f16 of packed ones).", PANEL, complete=lambda: list(MIXES))
     # fmt: on
     json: bool = JSON.field(False)
 
@@ -71,8 +72,8 @@ def convert(
 ) -> None:
     """Write a language model as a GGUF file, which llama.cpp and others open, and print its path.
 
-    The file has the model's tokenizer and chat template. It appears whole or not at all. NAME is a model in full or
-    half precision: weights that are packed already are not packed again.
+    The file has the model's tokenizer and chat template. It appears whole or not at all. NAME may be a GGUF file with
+    packed weights: --to f16 unpacks them; packing them anew loses more than packing the original model does.
     """
     path, kind = converted.path, converted.kind
     check_target(path)
@@ -93,7 +94,7 @@ def convert(
         console.progress(f"writing {path.name}", done // 10**6, total // 10**6, "million weights")
 
     try:
-        kinds = write(model, kind, path, licence=describe(source).licence, progress=show)
+        kinds = write(model, kind, path, licence=describe(source).licence, progress=show, note=console.note)
     except OSError as error:
         raise GencliError(f"cannot write {path}: {error.strerror or error}") from None
     console.clear()

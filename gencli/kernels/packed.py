@@ -60,10 +60,13 @@ class Packed(Tensor):
         """Return a tensor whose row i is this one's row order[i], in the same memory."""
         return Packed(self.kind, self.data_rows, order if self.order is None else self.order[order], self.turned)
 
+    def data_of(self, ids: Tensor) -> Tensor:
+        """Return rows (R,) of the matrix as they are packed, (R, bytes) uint8."""
+        return self.data_rows[ids if self.order is None else self.order[ids]]
+
     def rows(self, ids: Tensor) -> Tensor:
         """Return rows of the matrix as float32, (*ids.shape, columns)."""
-        ids = ids if self.order is None else self.order[ids]
-        return _dequantise(self.kind, self.data_rows[ids.reshape(-1)]).reshape(*ids.shape, -1)
+        return _dequantise(self.kind, self.data_of(ids.reshape(-1))).reshape(*ids.shape, -1)
 
     def values(self) -> Tensor:
         """Return the tensor as float32."""

@@ -313,6 +313,8 @@ def test_convert_writes_a_file_that_runs(tmp_path: Path) -> None:
     done = gencli("models", "convert", tmp_path / "x.gguf", "-o", tmp_path / "x.gguf", "--to", "q8_0")
     assert done.returncode == 2 and b"is the model itself" in done.stderr
     assert (tmp_path / "x.gguf").read_bytes() == whole
+    done = gencli("models", "convert", tmp_path / "s-q4_0.gguf", "-o", tmp_path / "y.gguf", "--to", "q8_0")
+    assert done.returncode == 0 and b"note: Q4_0, Q6_K weights are packed again as Q8_0" in done.stderr
 
 
 def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:

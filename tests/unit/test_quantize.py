@@ -182,6 +182,33 @@ def test_the_package_reads_what_is_written(tmp_path, llama):
     assert kinds["Q8_0"] == 16 and sum(kinds.values()) == len(reader.tensors)
 
 
+@pytest.mark.parametrize("name", [pytest.param("stories", marks=pytest.mark.slow), "llama"])
+def test_packed_weights_are_unpacked_copied_or_packed_again(tmp_path, llama, monkeypatch, name):
+    """Never all of a matrix at once in float32: transposed ones (stories), and rows in another order (llama)."""
+    file, other, notes = tmp_path / "m.gguf", tmp_path / "n.gguf", list[str]()
+    convert(open_model(find("stories")) if name == "stories" else llama, "q4_k_m", file)
+    model, before = open_model(find(str(file))), {t.name: t for t in gguf.GGUFReader(file).tensors}
+    monkeypatch.setattr(Packed, "values", lambda self: pytest.fail("a whole matrix was unpacked"))
+    values = {name: gguf.quants.dequantize(t.data, t.tensor_type) for name, t in before.items()}
+    for mix in ("f32", None, "q4_k_m"):
+        convert(model, mix, other, note=notes.append)
+        for tensor in gguf.GGUFReader(other).tensors:
+            kind, value = tensor.tensor_type.name, values[tensor.name]
+            if mix == "q4_k_m":
+                assert kind == before[tensor.name].tensor_type.name
+                assert np.array_equal(tensor.data, before[tensor.name].data), tensor.name
+            else:
+                assert kind == "F32" or (kind == "F16" and mix is None)
+                assert np.array_equal(tensor.data, value.astype(tensor.data.dtype)), tensor.name
+    assert not notes
+    convert(model, "q4_0", other, note=notes.append)
+    for tensor in gguf.GGUFReader(other).tensors:
+        if tensor.tensor_type == Type.Q4_0:
+            value = torch.tensor(values[tensor.name])
+            assert np.array_equal(tensor.data, pack("Q4_0", value).numpy()), tensor.name
+    assert len(notes) == 1 and "weights are packed again as Q4_0" in notes[0]
+
+
 def test_nothing_of_a_file_appears_when_it_fails(tmp_path, llama):
     llama.module.model.embed_tokens.weight[3, 3] = float("nan")
     (tmp_path / "m.gguf").write_bytes(b"old")
@@ -295,8 +322,6 @@ def test_what_is_not_packed(tmp_path, cache, llama):
     convert(llama, "q8_0", tmp_path / "m.gguf")
     with pytest.raises(GencliError, match=r"packed already \(Q8_0\)"):
         open_model(find(str(tmp_path / "m.gguf")), quantize="q4_0")
-    with pytest.raises(GencliError, match="its weights are packed already"):
-        convert(open_model(find(str(tmp_path / "m.gguf"))), "q4_0", tmp_path / "n.gguf")
     cache.parent.mkdir()
     cache.write_bytes(b"")  # no folder can be made there
     with pytest.raises(GencliError, match="cannot keep the packed weights"):

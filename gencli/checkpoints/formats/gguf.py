@@ -57,7 +57,7 @@ class GgufTensors(RenamedTensors):
 
 def turned(tensor: Tensor) -> Tensor:
     """(out, in) → (in, out), in the same memory."""
-    return tensor.T if tensor.ndim == 2 else tensor
+    return tensor.t() if tensor.ndim == 2 else tensor  # of packed ones too, which `T` would unpack
 
 
 def is_gguf(contents: Contents) -> bool:

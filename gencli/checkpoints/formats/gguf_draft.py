@@ -61,7 +61,7 @@ def family_of(module: nn.Module) -> str | None:
 def make_draft(module: Any, mix: str, metadata: Mapping[str, Any], path: Path) -> Draft:
     """Return the file of a model in a mix of types (`mixes`). metadata: what the file says besides.
 
-    Raise GencliError for a model that such a file cannot say, and for weights that are packed already.
+    Raise GencliError for a model that such a file cannot say.
     """
     name, config = family_of(module), module.config
     if name is None:
@@ -86,8 +86,6 @@ def plan(module: Any, mix: str) -> list[Planned]:
     )
     kv_heads = getattr(config, "kv_heads", heads)
     counts = {"attn_q": heads, "attn_k": kv_heads} if family.neighbours else {}
-    if any(isinstance(value.data, Packed) for value in state.values()):
-        raise GencliError("its weights are packed already", "convert the model that they were packed from")
     embedding, head = (state[f"{family.names[old]}.weight"] for old in ("token_embd", "output"))
     tied = head is embedding or (config.tie_word_embeddings and torch.equal(head, embedding))
     planned = []
@@ -102,7 +100,8 @@ def plan(module: Any, mix: str) -> list[Planned]:
         title = f"blk.{layer}.{old}.{ending}" if in_layer else f"{old}.{ending}"
         get = _Changed(value, family, old, new, counts.get(old, 0))
         shape = tuple(value.shape[::-1] if new in TRANSPOSED else value.shape)
-        planned.append(Planned(title, shape, kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied), get))
+        kind = kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
+        planned.append(Planned(title, shape, kind, get, value.kind if isinstance(value, Packed) else ""))
     return planned
 
 
@@ -142,9 +141,16 @@ class _Changed:
         value = self.value.detach()
         if self.new in TRANSPOSED:
             return turned(value)
+        if self.heads and isinstance(value, Packed):
+            return value.ordered(_neighbours(torch.arange(len(value)), self.heads))
         if self.heads:
-            return value.reshape(self.heads, 2, -1, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+            return _neighbours(value, self.heads)
         return value.float() + 1 if self.family.one_more and self.old.endswith("norm") else value
+
+
+def _neighbours(rows: Tensor, heads: int) -> Tensor:
+    """Pairs of halves → pairs of neighbours: (heads, 2, D/2) → (heads, D/2, 2)."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _metadata(name: str, config: Any) -> dict[str, Any]:
