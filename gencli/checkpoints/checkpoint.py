@@ -213,15 +213,18 @@ class Checkpoint:
                 return folder_part(self.contents, name, folder)
         return None
 
-    def only_part(self, what: str) -> Part:
-        """Return the model that is all there is. what: what is wanted, for the message.
+    def only_part(self, what: str, or_else: str = "") -> Part:
+        """Return the model that is all there is. what, or_else: what is wanted, for the message.
 
         Raise GencliError for a folder in no known layout, and a file without the config.json of a folder beside it.
         """
         if self.format == "folder" and self.problem is not None:
             raise GencliError(f"{self.path}: {self.problem.message}", self.problem.hint)
         if self.contents.is_file and not self.contents.has("config.json"):
-            raise GencliError(f"{self.path}: {what} is a folder; there is no config.json beside this file")
+            raise GencliError(
+                f"{self.path}: {what} is {or_else}a folder with config.json, and there is none beside this file",
+                "put the model's config.json and tokenizer there, or name its Hugging Face id",
+            )
         if (part := self.parts.get("")) is not None:
             return part
         config = partial(self.contents.read_json, CONFIGS["model"])

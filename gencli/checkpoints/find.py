@@ -1,5 +1,5 @@
 """Finding a checkpoint by name: an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`), and
-of several GGUF files there one by its type (`org/name:Q4_K_M`)."""
+of several GGUF files there one by its type (`org/name:Q4_K_M`, `./folder:Q4_K_M`)."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def in_snapshot(
 def find_local(name: str) -> Source | None:
     """Return an embedded checkpoint, or an existing folder or file; None if there is none of that name.
 
-    The folder of a training run stands for the checkpoint in it.
+    The folder of a training run stands for the checkpoint in it. Raise GencliError for `folder:TYPE` without one.
     """
     if name in embedded_names():
         return Source(name, embedded_root() / name, "embedded")
@@ -154,7 +154,13 @@ def find_local(name: str) -> Source | None:
     if path.is_dir():
         made = path / "checkpoint"  # of a run of gencli's training
         return Source(name, made if made.is_dir() and (path / "loss.csv").is_file() else path, "folder")
-    return Source(name, path, "file") if path.is_file() else None
+    folder, gguf = gguf_names.split_folder(str(path))
+    if gguf is None or path.is_file() or not folder.is_dir():
+        return Source(name, path, "file") if path.is_file() else None
+    try:
+        return Source(name, folder / gguf_names.choose(hub_cache.files(folder), gguf)[0], "file")
+    except GencliError as error:
+        raise GencliError(f"{folder}: {error.message}", error.hint) from None
 
 
 def is_whole(

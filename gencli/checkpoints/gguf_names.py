@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 from gencli.errors import GencliError
 
 SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 TYPE = re.compile(r"(?:^|[-._/ ])((?:ud-)?(?:i?q|tq)\d\w*|b?f16|f32|fp16|fp32|mxfp4\w*)(?=$|[-._/])", re.IGNORECASE)
-NAMED = re.compile(r"(?P<name>[^:]+/[^:]+):(?P<type>[A-Za-z][\w.-]*)")
+ENDING = r":(?P<type>[A-Za-z][\w.-]*)"
+NAMED = re.compile(rf"(?P<name>[^:]+/[^:]+){ENDING}")
+FOLDER = re.compile(rf"(?P<name>.+){ENDING}", re.DOTALL)
 USUAL = "Q4_K_M"  # where none is named, as llama.cpp takes it
 OTHERS = re.compile(r"(.*/)?(mmproj|imatrix)[^/]*|.*[-._](mmproj|imatrix)[^/]*", re.IGNORECASE)  # no language models
 
@@ -18,6 +21,12 @@ def split_name(name: str) -> tuple[str, str | None]:
     """Return the repository and the type of `org/repo:TYPE`; the name and None for any other."""
     match = NAMED.fullmatch(name.removeprefix("https://").removeprefix("http://"))
     return (match["name"], match["type"]) if match else (name, None)
+
+
+def split_folder(path: str) -> tuple[Path, str | None]:
+    """Return the folder and the type of `folder:TYPE`; the path and None for any other. A file may be called so too."""
+    match = FOLDER.fullmatch(path)
+    return (Path(match["name"]), match["type"]) if match else (Path(path), None)
 
 
 def type_of(file: str) -> str:

@@ -91,6 +91,8 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
                 components.append(_component(checkpoint, part))
         if checkpoint.problem is not None:
             raise checkpoint.problem
+        if checkpoint.format == "gguf" and problem is None:
+            config = dict(checkpoint.parts[""].config)
     except GencliError as error:
         problem = problem or error.message
     return Description(

@@ -80,7 +80,8 @@ def chat(
 ) -> None:
     """Chat with a language model. Ctrl-C stops a reply, Ctrl-D quits, /help lists commands.
 
-    If stdin is not a terminal, it is sent as one message and the reply is printed.
+    If stdin is not a terminal, all of it is sent as one message and the reply is printed; `gencli text --chat --lines`
+    answers each line by itself.
 
     Uses the model's chat template; models without one see a plain transcript.
     """
@@ -102,10 +103,14 @@ def chat(
         conversation.system = conversation.system if start.system is None else start.system
     opener = Opener(console, spec, fetching)
     source = opener.find(spec.model)
+    speed.fetch(opener.fetch)
     message = None if is_terminal(sys.stdin) else read_stdin()
     if message is not None and not message.strip():
         raise GencliError("stdin has no message", "without a pipe, `gencli chat` is a conversation")
-
+    if message is not None and start.system is None and (more := message.strip().count("\n")):
+        console.note(
+            f"the {more + 1} lines of stdin are one message; `gencli text --chat --lines` answers each by itself"
+        )
     link = serving.connect(spec.threads) if message is not None and speed.is_usual else None
     model = opener.open(source, link)
     note_no_conversation(console, model)

@@ -109,7 +109,7 @@ def show(
     """Show a model: config, components, what is not loaded, default settings, files."""
     from gencli.checkpoints.checkpoint import Contents
     from gencli.checkpoints.report import describe
-    from gencli.cli.models_settings import as_options, default_settings, judge, needed_half, stages_of
+    from gencli.cli.models_settings import as_options, default_settings, judge, needed_half, stages_of, tokenizer_of
 
     source = find(name, offline="`gencli models show`")
     contents = Contents(source, allow_pickle=opened.allow_pickle)
@@ -117,11 +117,12 @@ def show(
     if what.problem and what.kind == "other":
         raise GencliError(what.problem)
     defaults, stages = default_settings(contents, what), stages_of(contents, what)
+    tokenizer = tokenizer_of(contents, what)
     if opened.json:
-        write_object(output.everything(source, what, defaults, stages))
+        write_object(output.everything(source, what, defaults, stages, tokenizer))
     else:
         named, needs = as_options(what.kind, defaults), needed_half(contents, what)
-        write_lines(output.page(source, what, named, stages, needs))
+        write_lines(output.page(source, what, named, stages, tokenizer, needs))
     if what.problem:
         raise GencliError(what.problem)
 

@@ -43,7 +43,11 @@ def row(source: Source, what: Description) -> dict[str, object]:
 
 
 def everything(
-    source: Source, what: Description, defaults: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
+    source: Source,
+    what: Description,
+    defaults: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+    tokenizer: Mapping[str, object],
 ) -> dict[str, object]:
     """Return a checkpoint as `show --json` has it."""
     return {
@@ -52,6 +56,7 @@ def everything(
         "components": [dataclasses.asdict(part) for part in what.components],
         "not_loaded": list(what.not_loaded),
         "config": dict(what.config),
+        "tokenizer": dict(tokenizer) or None,
         "defaults": dict(defaults),
         "stages": [dict(stage) for stage in stages],
         "files": dict(what.files),
@@ -116,6 +121,7 @@ def page(
     what: Description,
     defaults: Mapping[str, Any],
     stages: Sequence[Mapping[str, Any]],
+    tokenizer: Mapping[str, object],
     needs: str | None = None,
 ) -> list[str]:
     """Return what `show` prints. needs: the other half that it cannot do without."""
@@ -132,6 +138,8 @@ def page(
         "needs": needs,
         "problem": what.problem,
         **{word: _first(what.config, keys) for word, keys in SUMMARY.items()},
+        "tokenizer": tokenizer.get("kind"),
+        "chat template": ("yes" if tokenizer["chat_template"] else "no") if tokenizer else None,
         "not loaded": ", ".join(what.not_loaded),
     }
     lines = columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])

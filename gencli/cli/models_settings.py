@@ -43,6 +43,26 @@ def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
         return {}  # `check` says what is wrong
 
 
+def tokenizer_of(contents: Contents, what: Description) -> dict[str, object]:
+    """Return the kind of a language model's tokenizer and whether it has a chat template, by small files or metadata
+    alone; {} for other models, and where it is broken."""
+    from gencli.tokens.gguf import described
+    from gencli.tokens.special_tokens import optional_json
+    from gencli.tokens.templates import read_chat_template
+
+    if what.kind != "text" or what.problem:
+        return {}
+    checkpoint = open_checkpoint(contents)
+    if checkpoint.format == "gguf":
+        return described(next(iter(checkpoint.parts[""].stored().values())).metadata)
+    try:
+        config = optional_json(contents.folder / "tokenizer_config.json", contents.read_json)
+        template = read_chat_template(contents.folder, config)
+    except GencliError:
+        return {}  # `check` says what is wrong
+    return {"kind": config.get("tokenizer_class"), "chat_template": template is not None}
+
+
 def as_options(kind: str, settings: Mapping[str, object]) -> dict[str, Any]:
     """Settings under the names of the options that set them."""
     from gencli.image.request import ImageRequest

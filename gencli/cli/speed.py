@@ -13,7 +13,7 @@ from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
 from gencli.cli.download import memory_note
-from gencli.errors import UsageError
+from gencli.errors import GencliError, about
 from gencli.options import RUN, check, file, integer, string
 from gencli.spec import ModelSpec, TextSpec, completing
 from gencli.text.events import GenerationStats
@@ -55,7 +55,7 @@ class Speed:
     def fetch(self, fetch: Callable[[str], Source]) -> None:
         """Find the draft, so that it is on this machine. Raise GencliError."""
         if self.draft is not None and self.draft != LOOKUP:
-            fetch(self.draft)
+            _find(fetch, self.draft)
 
     def ways(
         self,
@@ -88,6 +88,11 @@ class Speed:
         return how
 
 
+def _find(fetch: Callable[[str], Source], draft: str) -> Source:
+    with about("--draft"):
+        return fetch(draft)
+
+
 def _guesser(
     console: Console,
     fetch: Callable[[str], Source],
@@ -100,10 +105,12 @@ def _guesser(
 
     if name == LOOKUP:
         return Lookup(stats)
-    draft = open_text_model(console, fetch(name), dataclasses.replace(spec, model=name, lora=(), quantize=None), [])
+    draft = open_text_model(
+        console, _find(fetch, name), dataclasses.replace(spec, model=name, lora=(), quantize=None), []
+    )
     if draft.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
         hint = "a draft is a smaller model with the same tokenizer; `--draft lookup` needs none"
-        raise UsageError(f"--draft {name}: its vocabulary is not that of {model.name}", hint)
+        raise GencliError(f"--draft {name}: its vocabulary is not that of {model.name}", hint)
     return Draft(draft.module, model.vocab_size, stats)
 
 

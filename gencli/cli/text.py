@@ -137,6 +137,7 @@ def text(
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
     checkpoint = fetch(spec.model)
+    source.speed.fetch(fetch)
     adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     pixels = source.images.read(checkpoint, console.note) if source.images.image else None
     many, records = source.many, source.many.records()
@@ -162,7 +163,6 @@ def text(
     printer = Printer(console, request, source, output, chats=chats)
     try:
         if many.asked and reader:
-            source.speed.fetch(fetch)
             _share(console, work, many, prompts, reader, printer, stats=reporting.stats)
         else:
             link = serving.connect(spec.threads) if source.speed.is_usual and pixels is None else None

@@ -135,7 +135,7 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
     folder = not checkpoint.contents.is_file and checkpoint.contents.has("model_index.json")
     if folder or (checkpoint.kind == "image" and checkpoint.problem is None):
         raise images
-    part = checkpoint.only_part("a language model")
+    part = checkpoint.only_part("a language model", "a .gguf file, or ")
     architecture_name(part.config, checkpoint.contents.folder)
     if kind_of(part.config) != "text":
         raise images

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gencli.checkpoints.find import Source, embedded_names
+from gencli.checkpoints.find import Source, embedded_names, find
 from gencli.checkpoints.report import Result, check
+from gencli.text.convert import convert
+from gencli.text.load import open_model
 from tests.oracles.hub_server import safetensors, sha256
 from tests.shell.process import environment, gencli, on_terminal
 from tests.tiny.hub_cache import COMMIT, OTHER, put, tiny
@@ -88,16 +90,20 @@ def test_nothing_is_listed_where_nothing_is(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_the_face_answers_without_torch(cached: Path) -> None:
+def test_the_face_answers_without_torch(cached: Path, tmp_path: Path) -> None:
+    convert(open_model(find(str(make_gpt2(tmp_path / "m")))), "q8_0", tmp_path / "m.gguf")
     script = """
 import sys
 from gencli.__main__ import main
-for args in (["list"], ["show", "org/tiny"], ["rm", "org/tiny@v1", "--yes"], ["rm", "org/none"], ["--help"]):
+shown = ["show", "org/tiny"], ["show", sys.argv[1]]
+for args in (["list"], *shown, ["rm", "org/tiny@v1", "--yes"], ["rm", "org/none"], ["--help"]):
     main(["models", *args])
 assert "torch" not in sys.modules
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment(HF_HUB_CACHE=str(cached)), capture_output=True
+        [sys.executable, "-c", script, tmp_path / "m.gguf"],
+        env=environment(HF_HUB_CACHE=str(cached)),
+        capture_output=True,
     )
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
 
@@ -130,7 +136,7 @@ def test_json_stays_json_whatever_a_config_holds(tmp_path: Path) -> None:
 def test_show_tells_a_language_model(cached: Path) -> None:
     put(cached, "org/tiny", OTHER, {"generation_config.json": b'{"temperature": 0.5, "do_sample": true}'})
     text = models("show", "org/tiny@v1", cache=cached).stdout.decode()
-    for line in ("family:      gpt2", "parameters:  40 (F32)", "context:     64", "  temperature        0.5"):
+    for line in ("family:         gpt2", "parameters:     40 (F32)", "context:        64", "  temperature        0.5"):
         assert f"{line}\n" in text
     done = models("show", "org/tiny@v1", "--json", cache=cached)
     (said,) = objects(done)
@@ -139,6 +145,22 @@ def test_show_tells_a_language_model(cached: Path) -> None:
     assert said["defaults"]["top_k"] == 40
     assert said["config"] == {"model_type": "gpt2", "n_positions": 64, "n_embd": 4}
     assert set(said["files"]) == {*tiny(), "generation_config.json"}
+
+
+def test_show_tells_a_gguf_file_by_its_metadata(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    convert(open_model(find(str(make_gpt2(tmp_path / "m")))), "q8_0", file)
+    text = models("show", file, cache=tmp_path).stdout.decode()
+    expected = {"context": 128, "vocabulary": 384, "layers": 2, "tokenizer": "gpt2 (gpt-2)", "chat template": "no"}
+    assert all(
+        re.search(rf"^{name}: +{re.escape(str(value))}$", text, re.MULTILINE) for name, value in expected.items()
+    )
+    (said,) = objects(models("show", file, "--json", cache=tmp_path))
+    assert said["tokenizer"] == {"kind": "gpt2 (gpt-2)", "chat_template": False}
+    assert (said["config"]["n_positions"], said["config"]["vocab_size"], said["config"]["n_layer"]) == (128, 384, 2)
+    (tmp_path / "m" / "chat_template.jinja").write_text("{{ messages }}")
+    (said,) = objects(models("show", tmp_path / "m", "--json", cache=tmp_path))
+    assert said["tokenizer"]["chat_template"] is True
 
 
 def test_show_tells_a_pipeline_and_what_is_not_loaded(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pytest
 from gencli.checkpoints import hub_cache, layout
 from gencli.checkpoints.find import Source, embedded_names, find
 from gencli.checkpoints.hub_cache import HubId
+from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.report import describe
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
+from gencli.text.load import open_model
 from tests.oracles.hub_server import safetensors
 from tests.tiny.hub_cache import COMMIT, OTHER, SD15, SD15_INDEX, put, tiny, words
 
@@ -149,6 +151,38 @@ def test_paths_and_embedded_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / name).mkdir()
         assert find(name).kind == "embedded"
         assert find(f"./{name}").kind == "folder"
+
+
+def test_one_of_a_folders_gguf_files_by_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a repository's; a file or folder that is called so itself comes first, and no type is an error that says
+    which there are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("m/a-q4_k_m.gguf", "m/a-q8_0.gguf", "m/mmproj-f16.gguf", "m/F16/a-f16.gguf", "odd:q8_0/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name, file in {"m:Q4_K_M": "a-q4_k_m", "./m:q8_0": "a-q8_0", f"{tmp_path}/m:F16": "F16/a-f16"}.items():
+        found = find(name)
+        assert (found.name, found.kind, found.path.resolve()) == (name, "file", tmp_path / f"m/{file}.gguf")
+    assert find("odd:q8_0").kind == "folder"
+    with pytest.raises(GencliError, match=r"m: no GGUF file of the type Q5_0") as raised:
+        find("m:Q5_0")
+    assert raised.value.hint == "there are F16, Q4_K_M, Q8_0"
+    problem = open_checkpoint(find("m")).problem
+    assert problem is not None and problem.message == "m has 2 GGUF files: m:Q4_K_M, m:Q8_0"
+    assert problem.hint == "name one of them"
+    (tmp_path / "m/a-q8_0.gguf").unlink()
+    problem = open_checkpoint(find("m")).problem  # the image reader beside a model is none
+    assert problem is not None and "a-q4_k_m.gguf is broken" in problem.message
+
+
+def test_a_file_alone_is_told_what_a_language_model_is(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors({"wte.weight": ("F32", [4, 2])}))
+    with pytest.raises(
+        GencliError, match=r"a language model is a \.gguf file, or a folder with config\.json"
+    ) as raised:
+        open_model(find(str(file)))
+    assert "config.json and tokenizer" in (raised.value.hint or "")
 
 
 # --- what is fetched of a listing

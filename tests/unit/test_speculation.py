@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from gencli.__main__ import main
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
 from gencli.cli.speed import Speed
-from gencli.errors import UsageError
+from gencli.errors import GencliError, UsageError
 from gencli.spec import TextSpec
 from gencli.text.batch import Batch
 from gencli.text.events import Completion, GenerationStats
@@ -111,6 +112,13 @@ def test_what_is_drawn():
     assert {Chances(torch.tensor([0.0, 1.0, 0.0]).double()).draw(generator) for _ in range(20)} == {1}
 
 
+@pytest.mark.parametrize("command", ["text hi", "text --lines", "chat"])
+def test_a_draft_that_is_not_there_is_said_before_anything_is_opened(command, capsys, monkeypatch):
+    monkeypatch.setattr("gencli.cli.speed._open", lambda *_: pytest.fail("a model was opened"))
+    assert main([*command.split(), "--draft", "nosuch"]) == 1
+    assert capsys.readouterr().err.startswith("error: --draft: no model 'nosuch'")
+
+
 def test_a_draft_of_another_vocabulary_is_refused(models, tmp_path):
     folder = make_gpt2(tmp_path / "other")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -123,9 +131,9 @@ def test_a_draft_of_another_vocabulary_is_refused(models, tmp_path):
         return speed.ways(console, lambda name: Source(name, Path(name), "folder"), models[0], TextSpec(), stats)
 
     stats = GenerationStats()
-    with pytest.raises(UsageError, match="other: its vocabulary is not that of 0") as caught:
+    with pytest.raises(GencliError, match="other: its vocabulary is not that of 0") as caught:
         ways(folder)
-    assert "\n" not in caught.value.message
+    assert "\n" not in caught.value.message and caught.value.exit_code == 1  # as for any other model that does not fit
     assert isinstance(ways(make_gpt2(tmp_path / "same", seed=5))["guesser"], Draft)
     assert isinstance(ways("lookup")["guesser"], Lookup) and ways("lookup")["batch"] == 1
     with pytest.raises(UsageError, match="--batch 0: must be from 1 to 1024"):

@@ -11,7 +11,7 @@ from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
 from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, read_config
 from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
-from gencli.checkpoints.gguf_names import SPLIT
+from gencli.checkpoints.gguf_names import SPLIT, by_type
 from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
 from gencli.errors import GencliError
@@ -111,13 +111,13 @@ def _open(contents: Contents) -> TensorFile:
 
 
 def _only_file(folder: Path) -> Path:
-    files = sorted(folder.glob("*.gguf"))
-    matches = [SPLIT.fullmatch(file.name) for file in files]
-    wholes = {match[1] if match else file.name for match, file in zip(matches, files, strict=True)}
-    if len(wholes) > 1:
-        listed = ", ".join(file.name for file in files[:5])
-        raise GencliError(f"{folder} has {len(files)} GGUF files ({listed})", f"-m {folder / files[0].name} names one")
-    return files[0]
+    names = sorted(file.name for file in folder.glob("*.gguf"))
+    found = by_type(names)
+    if len(found) > 1:
+        raise GencliError(
+            f"{folder} has {len(found)} GGUF files: {some([f'{folder}:{kind}' for kind in found])}", "name one of them"
+        )
+    return folder / (next(iter(found.values())) if found else names)[0]
 
 
 def _tokenizer(file: TensorFile) -> Tokenizer:
