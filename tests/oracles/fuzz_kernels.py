@@ -19,11 +19,13 @@ import numpy as np
 
 from gencli.kernels import PACKED, TYPES, Layer, Library, Model, Norm, Place, Weights, build
 from gencli.kernels.pack import PARTS
-from tests.oracles.variants import ELSEWHERE, X86
+from tests.oracles.variants import ELSEWHERE, NOT_INLINE, X86
 
 # Null pointers are the address sanitizer's too, and sizes of objects are not known at -O0: a fifth of the compiling.
 LESS = "-fno-sanitize=null,object-size"
-FLAGS = ("-fsanitize=address,undefined", LESS, "-fno-sanitize-recover=all", "-O0", "-g1", "-shared-libasan")
+FLAGS = (
+    "-fsanitize=address,undefined", LESS, "-fno-sanitize-recover=all", "-O0", "-g1", NOT_INLINE, "-shared-libasan",
+)  # fmt: skip
 C = ctypes.CDLL(None)
 C.malloc.restype, C.malloc.argtypes, C.free.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,)
 
@@ -171,12 +173,8 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     assert library.step(ctypes.addressof(model), ctypes.addressof(place)) == (0 if within else 2)
 
 
-def main(inputs: int, seed: int) -> None:
-    """Compile, and run every variant in a process with the sanitizer's library loaded first."""
-    if file := os.environ.get("FUZZ_LIBRARY"):
-        names = Library(Path(file)).variants
-        print(sum(fuzz(Library(Path(file), name), inputs // len(names) + 1, seed) for name in names), "inputs")
-        return
+def under_sanitizers(inputs: int, seed: int, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Compile, and run every variant in a process with the sanitizers' libraries loaded first. how: for its streams."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [flag for flag in FLAGS if flag != "-shared-libasan" or "clang" in build.compiler()[0]]
         own = build.VARIANTS.get(platform.machine().lower(), {})
@@ -188,8 +186,16 @@ def main(inputs: int, seed: int) -> None:
             "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.oracles.fuzz_kernels", str(inputs), str(seed)]
-        done = subprocess.run(command, env={**os.environ, **environment}, check=False)
-    sys.exit(done.returncode)
+        return subprocess.run(command, env={**os.environ, **environment}, text=True, check=False, **how)
+
+
+def main(inputs: int, seed: int) -> None:
+    """Be that process, or start it."""
+    if file := os.environ.get("FUZZ_LIBRARY"):
+        names = Library(Path(file)).variants
+        print(sum(fuzz(Library(Path(file), name), inputs // len(names) + 1, seed) for name in names), "inputs")
+    else:
+        sys.exit(under_sanitizers(inputs, seed).returncode)
 
 
 if __name__ == "__main__":

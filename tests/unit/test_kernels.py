@@ -3,10 +3,7 @@ other CPUs with their intrinsics in plain C, see tests.oracles.variants) and by 
 
 import ctypes
 import itertools
-import os
 import pkgutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from gencli.kernels import PACKED, TYPES, Library, Weights, build
 from gencli.kernels import pack as packing
 from gencli.kernels.packed import Packed, product
 from gencli.kernels.unpack import unpack
+from tests.oracles import fuzz_kernels
 from tests.oracles.packed import HALVES, random_rows
 from tests.oracles.variants import X86, every_variant, own_file
 
@@ -267,12 +265,9 @@ def test_weights_that_are_let_go_are_not_unpacked():
 
 
 @pytest.mark.slow
-def test_hostile_bytes_under_the_sanitizers(tmp_path):
+def test_hostile_bytes_under_the_sanitizers():
     """Random bytes as blocks, at any address and of any size that a file may have, and as layers of any shape: read
     within bounds, by every variant, without undefined behaviour. `python -m tests.oracles.fuzz_kernels 100000` runs
     more of them."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.oracles.fuzz_kernels", "1200"], capture_output=True, text=True, check=False,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+    done = fuzz_kernels.under_sanitizers(1200, seed=0, capture_output=True)
     assert done.returncode == 0 and int(done.stdout.split()[0]) >= 1200, done.stderr[-3000:]
