@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from gencli.errors import GencliError
 
@@ -59,7 +58,7 @@ def as_unicode(text: str, where: str) -> str:
     return text
 
 
-def parse_json(text: str | bytes, where: object) -> Any:
+def parse_json(text: str | bytes, where: object) -> object:
     """Return the value in a JSON text. Raise GencliError for any other text: broken, or nested beyond all measure.
 
     where: what holds it, for the message.
@@ -70,7 +69,7 @@ def parse_json(text: str | bytes, where: object) -> Any:
         raise GencliError(f"{where} is not valid JSON: {str(error)[:120]}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Return the JSON object in a file. Raise GencliError as `read_bytes`, and if it is not a JSON object."""
     value = parse_json(read_bytes(path), path)
     if not isinstance(value, dict):

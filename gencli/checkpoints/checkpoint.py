@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gencli.checkpoints import hub_cache
 from gencli.checkpoints.find import Source
@@ -24,7 +24,7 @@ PICKLE_HINT = (
     "--allow-pickle reads its tensors and nothing else; a safetensors file with the same names is read without it"
 )
 CONFIGS = {"model": "config.json", "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
-NO_CONFIG: Mapping[str, Any] = MappingProxyType({})  # of weights without a config.json
+NO_CONFIG: Mapping[str, object] = MappingProxyType({})  # of weights without a config.json
 
 Kind = Literal["text", "image", "score", "part", "other"]
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
@@ -49,7 +49,7 @@ class Contents:
         """Return whether a file of this name lies in the folder, or beside the one file."""
         return (self.folder / name).is_file()
 
-    def read_json(self, file: str | Path) -> dict[str, Any]:
+    def read_json(self, file: str | Path) -> dict[str, object]:
         """Return the JSON object in a file, at a path or of a name in the folder. Raise GencliError as
         `json_files.read_json`."""
         path = file if isinstance(file, Path) else self.folder / file
@@ -101,12 +101,12 @@ class Part:
     name: str
     kind: PartKind
     path: Path
-    read_config: Callable[[], Mapping[str, Any]] = field(repr=False, default=lambda: NO_CONFIG)
+    read_config: Callable[[], Mapping[str, object]] = field(repr=False, default=lambda: NO_CONFIG)
     open_tensors: Callable[[], Tensors] = field(repr=False, default=lambda: Tensors([]))
     open_files: Callable[[], Mapping[str, TensorFile]] | None = field(repr=False, default=None)
 
     @cached_property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, object]:
         """Return its JSON, or NO_CONFIG for weights without one. Raise GencliError if the file is missing or broken."""
         found = self.read_config()
         for key in ("_class_name", "model_type"):
@@ -168,8 +168,8 @@ class Checkpoint:
     format: str = ""
     title: str = ""
     own_folder: bool = False
-    index: Mapping[str, Any] = field(default_factory=dict)
-    labels: Any = None
+    index: Mapping[str, object] = field(default_factory=dict)
+    labels: object = None
     labels_file: Path = Path()
     notes: tuple[str, ...] = ()
     licence: str | None = None
@@ -192,7 +192,7 @@ class Checkpoint:
         return {name: part for name, part in self.parts.items() if part.kind == "model"}
 
     @cached_property
-    def defaults(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, object]:
         """Return generation_config.json, empty if there is none. Raise GencliError if it is broken."""
         there = self.own_folder and self.contents.has("generation_config.json")
         return self.contents.read_json("generation_config.json") if there else {}

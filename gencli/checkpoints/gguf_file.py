@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from gencli.kernels import TYPES
 
 if TYPE_CHECKING:  # describing a file needs no torch
     import torch
+
+K = TypeVar("K")
+Kinds = type[K] | tuple[type[K], ...]
 
 HEADER_LIMIT = 2**28  # bytes; tokens and merges of the largest vocabularies take a tenth of it
 COUNT_LIMIT = 2**20  # tensors, and keys
@@ -167,7 +170,7 @@ class _Header:
         self.at += size
         return str(value, "utf-8", "replace")
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def value(self, kind: int, depth: int = 0) -> object:
         if kind == STRING:
             return self.text()
         if kind in SCALARS:
@@ -197,7 +200,7 @@ class _Header:
         self.at = at
         return found
 
-    def parse(self) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]], int]:
+    def parse(self) -> tuple[dict[str, object], dict[str, tuple[tuple[int, ...], int, int]], int]:
         """Metadata, tensors as (shape, type, offset), and where the data begins."""
         if bytes(self.data[:4]) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
@@ -208,7 +211,7 @@ class _Header:
             raise ValueError(f"version {version}" if not big else "it is of a big-endian machine")
         tensor_count = self.count(COUNT_LIMIT, "tensors")
         key_count = self.count(COUNT_LIMIT, "keys")
-        metadata: dict[str, Any] = {}
+        metadata: dict[str, object] = {}
         for _ in range(key_count):
             key = self.text()
             if key in metadata:
@@ -232,7 +235,11 @@ class _Header:
         return metadata, infos, -(-self.at // alignment) * alignment
 
 
-def metadata_get(metadata: Mapping[str, object], key: str, kinds: type | tuple[type, ...], default: Any = None) -> Any:
+@overload
+def metadata_get(metadata: Mapping[str, object], key: str, kinds: Kinds[K], default: K) -> K: ...
+@overload
+def metadata_get(metadata: Mapping[str, object], key: str, kinds: Kinds[K], default: None = None) -> K | None: ...
+def metadata_get(metadata: Mapping[str, object], key: str, kinds: Kinds[K], default: K | None = None) -> K | None:
     """A key's value, of the Python type that is wanted. Raises GencliError for another."""
     value = metadata.get(key, default)
     if value is not None and not isinstance(value, kinds):

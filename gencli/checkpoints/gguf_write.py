@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from gencli.checkpoints.gguf_file import ALIGNMENT, ARRAY, STRING
 from gencli.errors import GencliError
@@ -40,7 +40,7 @@ class Planned:
 
 def write_gguf(
     stream: BinaryIO,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, object],
     tensors: Sequence[Planned],
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> None:
@@ -77,7 +77,7 @@ def _packed(tensor: Planned) -> Iterator[Tensor]:
         yield whole.data_of(ids) if whole.kind == tensor.kind else pack(tensor.kind, whole.rows(ids))
 
 
-def header(metadata: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:
+def header(metadata: Mapping[str, object], tensors: Sequence[Planned]) -> bytes:
     """Return all that comes before the tensors."""
     parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -98,7 +98,7 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _value(value: Any) -> tuple[int, bytes]:
+def _value(value: object) -> tuple[int, bytes]:
     """Return GGUF's type and bytes of a value: whole numbers have 32 bits, without a sign outside of lists."""
     if isinstance(value, bool):
         return BOOL, struct.pack("<?", value)
@@ -108,6 +108,8 @@ def _value(value: Any) -> tuple[int, bytes]:
         return UINT32, struct.pack("<I", value)
     if isinstance(value, float):
         return FLOAT32, struct.pack("<f", value)
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"a GGUF file holds no {type(value).__name__}")
     kind = {int: INT32, float: FLOAT32, str: STRING}[type(value[0]) if value else int]
     start = struct.pack("<IQ", kind, len(value))
     if kind == STRING:

@@ -11,7 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -69,16 +68,16 @@ class ImageLora:
         if unknown or not self.modules:
             seen = f"no LoRA for images, or of a kind that gencli does not know: {some(sorted(unknown)[:3])}"
             raise GencliError(f"{self.path}: {len(unknown)} of {len(self.tensors)} names are of {seen}")
-        self.peft_configs: Mapping[str, Mapping[str, Any]] = (
+        self.peft_configs: Mapping[str, Mapping[str, object]] = (
             self._read_peft_configs() if peft_config is None else dict.fromkeys(self.modules, peft_config)
         )
 
-    def _read_peft_configs(self) -> dict[str, Mapping[str, Any]]:
+    def _read_peft_configs(self) -> dict[str, Mapping[str, object]]:
         """Return part → peft's config, for the parts that have one in the file's header."""
-        raw = parse_json(self.metadata.get(METADATA, "{}"), f"{self.path}: {METADATA} in its header")
+        raw = parse_json(str(self.metadata.get(METADATA, "{}")), f"{self.path}: {METADATA} in its header")
         if not isinstance(raw, dict):
             raise GencliError(f"{self.path}: {METADATA} in its header is not a table in JSON")
-        configs: dict[str, Mapping[str, Any]] = {}
+        configs: dict[str, Mapping[str, object]] = {}
         for part in self.modules:
             config = {key.removeprefix(f"{part}."): value for key, value in raw.items() if key.startswith(f"{part}.")}
             if config:
@@ -171,7 +170,7 @@ class ImageLora:
         """Return the base model by the file's metadata, or by the width of the text embeddings; None if unknown."""
         for key in ("modelspec.architecture", "ss_base_model_version"):
             if base := self.metadata.get(key):
-                return f"it says that it was made for {base[:60]}"
+                return f"it says that it was made for {str(base)[:60]}"
         for module, tensors in self.modules.get(UNET, {}).items():
             if module.endswith(("attn2_to_k", "attn2.to_k")) and "down" in tensors:
                 shape = self.tensors.shape(tensors["down"])
@@ -208,7 +207,7 @@ def merge(loras: Iterable[ImageLora], part: str, model: nn.Module) -> None:
     for lora in loras:
         lora.plan(part, model, changes)
     for name in list(changes):
-        module: Any = model.get_submodule(name.removesuffix(".weight"))
+        module = model.get_submodule(name.removesuffix(".weight"))
         deltas = changes[name].deltas
         pairs = [pair for delta in deltas if (pair := delta.factors()) is not None]
         if isinstance(module, StoredLinear) and isinstance(module.weight.data, Packed) and len(pairs) == len(deltas):
@@ -224,7 +223,7 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _open(path: Path, allow_pickle: bool) -> tuple[Path, Tensors, Mapping[str, Any] | None]:
+def _open(path: Path, allow_pickle: bool) -> tuple[Path, Tensors, Mapping[str, object] | None]:
     """Return the file of a LoRA, its tensors, and peft's config if it lies beside it. Raise GencliError."""
     if path.is_file():
         return path, open_tensors(path, allow_pickle=allow_pickle), None

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -89,7 +88,7 @@ def transposed(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding | Conv1D)
 
 
-def read_peft_config(folder: Path, kinds: tuple[str, ...] = ("LORA",)) -> dict[str, Any]:
+def read_peft_config(folder: Path, kinds: tuple[str, ...] = ("LORA",)) -> dict[str, object]:
     """Read adapter_config.json, of one of these `peft_type`s. Raise GencliError for any key that changes the numbers
     and is not supported."""
     file = folder / PEFT_CONFIG
@@ -100,7 +99,7 @@ def read_peft_config(folder: Path, kinds: tuple[str, ...] = ("LORA",)) -> dict[s
     return raw
 
 
-def check_peft_config(raw: Mapping[str, Any], file: Path | str, kinds: tuple[str, ...] = ("LORA",)) -> None:
+def check_peft_config(raw: Mapping[str, object], file: Path | str, kinds: tuple[str, ...] = ("LORA",)) -> None:
     """Raise GencliError for any key that changes the numbers and is not supported."""
     if (kind := raw.get("peft_type")) not in kinds:
         raise GencliError(f"{file}: peft_type = {kind!r:.60} is not supported", f"gencli knows {', '.join(kinds)}")
@@ -136,7 +135,7 @@ def _plan(
     model: nn.Module,
     layout: Layout,
     adapter: LoraRef,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     tensors: Tensors,
     changes: dict[str, Change],
 ) -> None:
@@ -200,7 +199,7 @@ def _check_magnitude(where: Path, tensors: Tensors, name: str, module: nn.Module
         raise GencliError(f"{where}: {name!r} is {list(tensors.shape(name))}, not {outputs} numbers")
 
 
-def peft_scale(file: Path | str, config: Mapping[str, Any], path: str, rank: object) -> float:
+def peft_scale(file: Path | str, config: Mapping[str, object], path: str, rank: object) -> float:
     """Return alpha / r, or alpha / √r, of a module. Raise GencliError if its tensors' rank is not the config's."""
     r = _match_pattern(config.get("rank_pattern"), path, config.get("r", 8))
     alpha = _match_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", config.get("alpha", 8)))
@@ -211,9 +210,9 @@ def peft_scale(file: Path | str, config: Mapping[str, Any], path: str, rank: obj
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def _match_pattern(table: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+def _match_pattern(table: object, path: str, default: object) -> object:
     """Return a module's value in `rank_pattern` or `alpha_pattern`: that of the first key that its name ends in."""
-    for key, value in (table or {}).items():
+    for key, value in table.items() if isinstance(table, Mapping) else ():
         try:
             if len(key) > 400 or re.search(r"\)[*+?{]", key) or len(re.findall(r"[*+?{]", key)) > 8:
                 raise re.error("a pattern that could take for ever")
@@ -227,7 +226,7 @@ def _match_pattern(table: Mapping[str, Any] | None, path: str, default: Any) -> 
 def _plan_replacement(
     model: nn.Module,
     adapter: LoraRef,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     tensors: Tensors,
     name: str,
     target: str,
@@ -237,7 +236,9 @@ def _plan_replacement(
     where = adapter.path
     module = target.rpartition(".")[0]
     target = f"{module}.{name.rpartition('.')[2]}"
-    chosen = any(one and module.endswith(str(one)) for one in config.get("modules_to_save") or ())  # as peft matches
+    saved = config.get("modules_to_save")
+    saved = saved if isinstance(saved, list) else []
+    chosen = any(one and module.endswith(str(one)) for one in saved)  # as peft matches
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not chosen and not isinstance(model.get_submodule(module), nn.Embedding) and module != "lm_head":
         raise GencliError(f"{where}: {name!r} fits no module of the model")

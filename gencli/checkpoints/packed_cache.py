@@ -14,12 +14,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gencli.atomic import PARTIAL, open_over
 from gencli.checkpoints import hub_cache
 from gencli.checkpoints.checkpoint import Part
-from gencli.checkpoints.gguf_file import GgufFile
+from gencli.checkpoints.gguf_file import GgufFile, metadata_get
 from gencli.checkpoints.tensors import Tensors
 from gencli.errors import GencliError
 from gencli.kernels import PACKED
@@ -36,7 +35,7 @@ def root() -> Path:
     return hub_cache.root().parent / "gencli"
 
 
-def open_packed(part: Part, config: Mapping[str, Any], mix: str, progress: Show, *, device: str) -> Tensors:
+def open_packed(part: Part, config: Mapping[str, object], mix: str, progress: Show, *, device: str) -> Tensors:
     """Return the tensors of a model packed, from the copy in the cache, which is made if it is not there.
 
     config: the part's, where a user's word holds over the file's. mix: a row of `mixes.MIXES`. progress: as
@@ -72,10 +71,9 @@ def open_packed(part: Part, config: Mapping[str, Any], mix: str, progress: Show,
             if old != path:
                 old.unlink(missing_ok=True)
         found = GgufFile(path)
-    if HEADS not in found.metadata:
+    if (heads := metadata_get(found.metadata, HEADS, list)) is None:
         return Tensors([found])
-    heads = dict(zip(("num_attention_heads", "num_key_value_heads"), found.metadata[HEADS], strict=True))
-    return gguf_tensors(found, heads)
+    return gguf_tensors(found, dict(zip(("num_attention_heads", "num_key_value_heads"), heads, strict=True)))
 
 
 def _sweep(folder: Path) -> None:
@@ -94,7 +92,7 @@ def _read(path: Path) -> GgufFile | None:
         return None
 
 
-def _write(path: Path, part: Part, config: Mapping[str, Any], mix: str, progress: Show) -> None:
+def _write(path: Path, part: Part, config: Mapping[str, object], mix: str, progress: Show) -> None:
     import torch
 
     from gencli.checkpoints.build import load
@@ -103,8 +101,8 @@ def _write(path: Path, part: Part, config: Mapping[str, Any], mix: str, progress
 
     weights = part.tensors()
     # Whose weights stay mapped.
-    module: Any = load(part.path, dtype=torch.float32, config=config, tensors=weights, layerwise_casting=True)
-    metadata: dict[str, Any] = {SOURCES: [os.path.realpath(file) for file in weights.files]}
+    module = load(part.path, dtype=torch.float32, config=config, tensors=weights, layerwise_casting=True)
+    metadata: dict[str, object] = {SOURCES: [os.path.realpath(file) for file in weights.files]}
     if (family := family_of(module)) is not None:
         heads = getattr(module.config, "num_attention_heads", 1)
         metadata |= {"general.architecture": family, HEADS: [heads, getattr(module.config, "kv_heads", heads)]}
@@ -118,7 +116,7 @@ def _path(files: Sequence[Path], mix: str, part: str) -> Path:
     return root() / f"{_digest([part, *paths] if part else paths)}-{mix}-{_digest([VERSION, states])}.gguf"
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -144,7 +142,7 @@ def mixes(folder: Path) -> dict[str, int]:
 
 def _sources(copy: Path) -> list[Path]:
     file = _read(copy)
-    return [] if file is None else [Path(source) for source in file.metadata.get(SOURCES, ())]
+    return [] if file is None else [*map(Path, metadata_get(file.metadata, SOURCES, list, []))]
 
 
 def remove(folder: Path, *, only_lost: bool = False) -> int:

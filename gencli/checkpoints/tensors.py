@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gencli.checkpoints.layout import some
 from gencli.errors import GencliError
@@ -32,7 +32,7 @@ class TensorFile(Protocol):
     def dtypes(self) -> Mapping[str, str]: ...
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, object]:
         """Return what the writer says about the file."""
         ...
 
@@ -58,7 +58,7 @@ class Tensors:
         index: name → file name, from `*.index.json`; the files must then hold exactly those names.
         """
         self.files = [file.path for file in files]
-        self.metadata: Mapping[str, Any] = files[0].metadata if files else {}
+        self.metadata: Mapping[str, object] = files[0].metadata if files else {}
         self._where: dict[str, TensorFile] = {}
         for file in files:
             for name in file.shapes:

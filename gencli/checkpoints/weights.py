@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from gencli.checkpoints.layout import (
     BIN,
@@ -48,7 +48,7 @@ def open_tensors(
     *,
     allow_pickle: bool = False,
     open_file: Callable[[Path], TensorFile] = open_file,
-    read_json: Callable[[Path], Mapping[str, Any]] = read_json,
+    read_json: Callable[[Path], Mapping[str, object]] = read_json,
 ) -> Tensors:
     """Open the weights in a folder, or in one .safetensors file.
 
@@ -74,7 +74,7 @@ def open_tensors(
 
 
 def _shards(
-    index: Path, suffix: str, read_json: Callable[[Path], Mapping[str, Any]]
+    index: Path, suffix: str, read_json: Callable[[Path], Mapping[str, object]]
 ) -> tuple[list[Path], Mapping[str, str]]:
     """Return the files that an index names, and its weight_map. Raise GencliError for a missing one."""
     raw = read_json(index)
@@ -82,4 +82,4 @@ def _shards(
     for name in names:  # may be a broken link: snapshots in the hub cache consist of links
         if not (index.parent / name).is_file():
             raise GencliError(f"{index} names {name}, which is not there", "the download may be incomplete")
-    return [index.parent / name for name in names], raw["weight_map"]
+    return [index.parent / name for name in names], cast("Mapping[str, str]", raw["weight_map"])

@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import typer
 
@@ -80,6 +80,13 @@ class TextBench(Repeated):
         self.quantize = tuple(check_mix("--quantize", one, PACKING) for one in self.quantize or ())
 
 
+class Size(TypedDict, total=False):
+    """Width and height of an image; nothing: the model's own."""
+
+    width: int
+    height: int
+
+
 @dataclass(eq=False, repr=False)
 class ImageBench(Repeated):
     # fmt: off
@@ -90,9 +97,9 @@ class ImageBench(Repeated):
     steps: int = integer(10, "--steps N", "Denoising steps (default: 10).", PANEL, within=(1, 1000))
     # fmt: on
 
-    def sizes(self) -> list[dict[str, Any]]:
+    def sizes(self) -> list[Size]:
         """Return width and height of each size. Raise UsageError."""
-        found: list[dict[str, Any]] = []
+        found: list[Size] = []
         for size in self.size or ():
             try:
                 width, height = map(int, size.lower().replace("×", "x").split("x"))
@@ -223,7 +230,7 @@ def _threads(rows: list[dict[str, object]]) -> str:
 
 
 def _finish(
-    console: Console, title: str, table: Table, rows: Sequence[Mapping[str, Any]], caption: str, *, json: bool
+    console: Console, title: str, table: Table, rows: Sequence[Mapping[str, object]], caption: str, *, json: bool
 ) -> None:
     """Print a table and what its figures are: on a terminal by rich, else in columns."""
     console.clear()
@@ -245,10 +252,11 @@ def _finish(
     Screen(no_color=not console.colored(sys.stdout), highlight=False).print(shown)
 
 
-def _cell(value: Any, unit: float, form: str) -> str:
+def _cell(value: object, unit: float, form: str) -> str:
     if value is None:
         return "-"
-    if not isinstance(value, dict):
-        return format(value if form in "sd" else value / unit, form)
+    if isinstance(value, str | int | float):
+        return format(value if isinstance(value, str) or form == "d" else value / unit, form)
+    assert isinstance(value, dict)
     middle, low, high = (format(value[key] / unit, form) for key in ("median", "low", "high"))
     return f"{middle} ({low} to {high})"

@@ -86,7 +86,9 @@ def listed() -> list[str]:
 
     rows = [["ID", "MODEL", "MESSAGES", "BEGINS"]]
     for one in kept():
-        turns = [turn for turn in read_json(one.path).get("messages", []) if turn.get("role") != "system"]
+        said = read_json(one.path).get("messages")
+        said = said if isinstance(said, list) else []
+        turns = [turn for turn in said if isinstance(turn, dict) and turn.get("role") != "system"]
         first = " ".join(str(turns[0].get("content", "")).split())[:SHOWN] if turns else ""
         rows.append([one.id, one.model, str(len(turns)), first])
     return columns(rows, right={2}) if len(rows) > 1 else []

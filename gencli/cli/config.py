@@ -16,9 +16,16 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import typer
+
+    from gencli.cli.parser import Command, Param
+
+    Words = str | list["Words"]
 
 ENVIRONMENT, PROFILE, PROFILES = "GENCLI_CONFIG", "GENCLI_PROFILE", "profile"
 SIZE_LIMIT = 2**20  # bytes
@@ -32,7 +39,7 @@ def path() -> Path:
     return Path(home).expanduser() / "gencli" / "config.toml"
 
 
-def read() -> dict[str, Any]:
+def read() -> dict[str, object]:
     """Return the file's tables and values; none without a file. Raise GencliError for a file that is not TOML."""
     file = path()
     try:
@@ -45,7 +52,7 @@ def read() -> dict[str, Any]:
     return parse(data) if data.strip() else {}
 
 
-def parse(data: bytes) -> dict[str, Any]:
+def parse(data: bytes) -> dict[str, object]:
     """Return what a file of these bytes says. Raise GencliError."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -57,7 +64,7 @@ def parse(data: bytes) -> dict[str, Any]:
         raise GencliError(f"{path()} is not valid TOML: {error}") from None
 
 
-def defaults(command: Any, ctx: Any, profile: str | None) -> dict[str, tuple[Any, str]]:
+def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[str, tuple[Words, str]]:
     """Return name of a parameter → its value, in words as the command line has them, and where that stands.
 
     Raise GencliError for a broken file, UsageError for a profile or an option that does not exist.
@@ -67,7 +74,7 @@ def defaults(command: Any, ctx: Any, profile: str | None) -> dict[str, tuple[Any
         hint = did_you_mean(profile, known) or f"profiles: {', '.join(known) or 'none'}"
         raise UsageError(f"--profile {profile!r}: no such profile in {path()}", hint)
     words, names = ctx.command_path.split()[1:], flags(command)
-    found: dict[str, tuple[Any, str]] = {}
+    found: dict[str, tuple[Words, str]] = {}
     for root, where in [([], path().name), *([([PROFILES, profile], f"profile {profile}")] if profile else [])]:
         for key, value in _table(config, root).items():
             if not isinstance(value, Mapping) and key in names:
@@ -82,10 +89,10 @@ def defaults(command: Any, ctx: Any, profile: str | None) -> dict[str, tuple[Any
     return found
 
 
-def flags(command: Any) -> dict[str, str]:
+def flags(command: Command) -> dict[str, str]:
     """Return long flag without its dashes → name of the parameter, of all options of a command that a file may set."""
     options = [param for param in command.params if param.param_type_name == "option" and param.name != "profile"]
-    return {flag[2:]: param.name for param in options for flag in param.opts if flag.startswith("--")}
+    return {flag[2:]: param.name or "" for param in options for flag in param.opts if flag.startswith("--")}
 
 
 def said(args: Sequence[str]) -> str | None:
@@ -101,14 +108,14 @@ def said(args: Sequence[str]) -> str | None:
     return os.environ.get(PROFILE) or None
 
 
-def shown(value: object, option: str) -> Any:
+def shown(value: object, option: str) -> object:
     """Return a value as it may be shown: not that of a secret."""
     return "…" if option.endswith("key") else value
 
 
-def origin(ctx: Any, param: Any) -> str | None:
+def origin(ctx: typer.Context, param: Param) -> str | None:
     """Return the environment variable or the file that a parameter's value comes from; None for all else."""
-    source = ctx.get_parameter_source(param.name)
+    source = ctx.get_parameter_source(param.name or "")
     if source is not None and source.name == "ENVIRONMENT":
         return str(param.envvar)
     if source is not None and source.name == "DEFAULT_MAP":
@@ -116,7 +123,7 @@ def origin(ctx: Any, param: Any) -> str | None:
     return None
 
 
-def located(error: GencliError, ctx: Any) -> GencliError:
+def located(error: GencliError, ctx: typer.Context) -> GencliError:
     """Return an error that says where the values come from that it names, if not from the command line."""
     places = []
     for param in ctx.command.params:
@@ -190,37 +197,38 @@ def _header(line: str) -> list[str]:
     return [word.strip().strip("\"'") for word in inner.split(".")]
 
 
-def _set(config: dict[str, Any], tables: Sequence[str], key: str, value: object) -> None:
+def _set(config: dict[str, object], tables: Sequence[str], key: str, value: object) -> None:
     for table in tables:
-        config = config.setdefault(table, {})
-        if not isinstance(config, dict):
+        inner = config.setdefault(table, {})
+        if not isinstance(inner, dict):
             raise GencliError(f"{path()}: {table} is a value, not a table", "edit it yourself")
+        config = inner
     config[key] = value
     if value is None:
         del config[key]
 
 
-def _plain(config: Mapping[str, object]) -> dict[str, Any]:
+def _plain(config: Mapping[str, object]) -> dict[str, object]:
     """Return a config without empty tables."""
     inner = {key: _plain(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     return {key: value for key, value in inner.items() if value != {}}
 
 
 def _table(config: Mapping[str, object], keys: Sequence[str]) -> Mapping[str, object]:
-    found: Any = config
+    found: object = config
     for key in keys:
         found = found.get(key, {}) if isinstance(found, Mapping) else {}
     return found if isinstance(found, Mapping) else {}
 
 
-def _words(value: object) -> Any:
+def _words(value: object) -> Words:
     """Return a value as the command line has it: words, and a list of them for an option that may be repeated."""
     if isinstance(value, list):
         return [_words(one) for one in value]
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def values(config: Mapping[str, object], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def values(config: Mapping[str, object], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
     """Yield keys → value of a file, in its order."""
     for key, value in config.items():
         if isinstance(value, Mapping):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gencli import __version__
+from gencli.cli.parser import Command, is_group
+
+if TYPE_CHECKING:
+    import typer
 
 ORDER = "flag, environment, profile, config file, the model's own setting, built-in default"
 
 
-def page(root: Any, ctx: Any) -> str:
+def page(root: Command, ctx: typer.Context) -> str:
     """Return gencli(1) in roff, for `man -l -`."""
     lines = [
         f'.TH GENCLI 1 "" "gencli {__version__}"',
@@ -35,8 +39,10 @@ def page(root: Any, ctx: Any) -> str:
                 lines.append(f'.SS "{_roff(group)}"')
             panel = group
             names = ", ".join([*param.opts, *param.secondary_opts])
-            name = param.metavar or param.name.upper() if param.param_type_name == "argument" else names
-            value = f" {param.metavar}" if param.metavar and name == names and not param.is_flag else ""
+            name = (param.metavar or (param.name or "").upper()) if param.param_type_name == "argument" else names
+            value = (
+                f" {param.metavar}" if param.metavar and name == names and not getattr(param, "is_flag", False) else ""
+            )
             lines += [".TP", f"\\fB{_roff(name + value)}\\fR", *_text(getattr(param, "help", "") or "")]
         if command.epilog:
             title, _, body = inspect.cleandoc(command.epilog).partition("\n")
@@ -49,11 +55,12 @@ def page(root: Any, ctx: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commands(group: Any, ctx: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _commands(group: Command, ctx: typer.Context, path: str) -> Iterator[tuple[str, Command]]:
+    if not is_group(group):
+        return
     for name in group.list_commands(ctx):
-        command = group.get_command(ctx, name)
-        yield f"{path} {name}", command
-        if hasattr(command, "list_commands"):
+        if (command := group.get_command(ctx, name)) is not None:
+            yield f"{path} {name}", command
             yield from _commands(command, ctx, f"{path} {name}")
 
 

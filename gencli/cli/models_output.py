@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.catalogue import FORMATS, Entry
 from gencli.cli.download import in_words
@@ -13,6 +13,7 @@ from gencli.errors import counted
 if TYPE_CHECKING:
     from gencli.checkpoints.find import Source
     from gencli.checkpoints.report import Description
+    from gencli.cli.models_settings import Stage
 
 WHERE = {"embedded": "embedded", "hub": "cached", "folder": "folder", "file": "file"}
 # What matters of a config: words → its keys in different families
@@ -45,8 +46,8 @@ def row(source: Source, what: Description) -> dict[str, object]:
 def everything(
     source: Source,
     what: Description,
-    defaults: Mapping[str, Any],
-    stages: Sequence[Mapping[str, Any]],
+    defaults: Mapping[str, object],
+    stages: Sequence[Stage],
     tokenizer: Mapping[str, object],
 ) -> dict[str, object]:
     """Return a checkpoint as `show --json` has it."""
@@ -119,8 +120,8 @@ def available(entries: Iterable[Entry], memory: int) -> list[str]:
 def page(
     source: Source,
     what: Description,
-    defaults: Mapping[str, Any],
-    stages: Sequence[Mapping[str, Any]],
+    defaults: Mapping[str, object],
+    stages: Sequence[Stage],
     tokenizer: Mapping[str, object],
     needs: str | None = None,
 ) -> list[str]:
@@ -155,7 +156,7 @@ def page(
     return lines + _section("files", [[name, in_words(size)] for name, size in what.files.items()])
 
 
-def _stage(stage: Mapping[str, Any]) -> list[str]:
+def _stage(stage: Stage) -> list[str]:
     size = [
         _short(stage["parameters"] or 0),
         in_words(stage["bytes"]),
@@ -183,7 +184,7 @@ def columns(rows: Sequence[list[str]], right: set[int] | frozenset[int] = frozen
     ]
 
 
-def _first(config: Mapping[str, Any], keys: Iterable[str]) -> Any:
+def _first(config: Mapping[str, object], keys: Iterable[str]) -> object:
     inner = config.get("text_config")  # of models that also see
     config = inner if isinstance(inner, dict) else config
     return next((config[key] for key in keys if isinstance(config.get(key), (int, str))), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TypedDict, cast
 
 from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source
@@ -12,6 +12,22 @@ from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.report import Description, describe
 from gencli.errors import GencliError
 from gencli.options import rows
+
+
+class _Stage(TypedDict):
+    name: str
+    main: bool
+    network: str
+    parameters: int | None
+    bytes: int
+    steps: int
+    sampler: str
+
+
+class Stage(_Stage, total=False):
+    """A stage of an image model. network: those of it, with commas. bytes: of its files. guidance: where it has one."""
+
+    guidance: float
 
 
 def judge(contents: Contents, what: Description, prediction: str | None = None) -> Description:
@@ -31,7 +47,7 @@ def judge(contents: Contents, what: Description, prediction: str | None = None) 
     return what
 
 
-def default_settings(contents: Contents, what: Description) -> dict[str, Any]:
+def default_settings(contents: Contents, what: Description) -> dict[str, object]:
     """Return the settings that hold for this checkpoint if the command line gives none."""
     if what.problem:
         return {}
@@ -63,7 +79,7 @@ def tokenizer_of(contents: Contents, what: Description) -> dict[str, object]:
     return {"kind": config.get("tokenizer_class"), "chat_template": template is not None}
 
 
-def as_options(kind: str, settings: Mapping[str, object]) -> dict[str, Any]:
+def as_options(kind: str, settings: Mapping[str, object]) -> dict[str, object]:
     """Settings under the names of the options that set them."""
     from gencli.image.request import ImageRequest
     from gencli.text.request import SamplingParams, TextRequest
@@ -107,7 +123,7 @@ def belongs_to(source: Source, *, allow_pickle: bool = False) -> str | None:
     return f"{tiny} (10 MB) makes --preview and --save-steps fast with it: gencli models pull {tiny}"
 
 
-def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
+def stages_of(contents: Contents, what: Description) -> list[Stage]:
     """The stages of an image model that has several, as --stage knows them: the networks of each, their size, and its
     own settings."""
     from gencli.image.drawers import DRAWERS
@@ -120,7 +136,7 @@ def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
     checkpoint, parameters = open_image_checkpoint(contents), {part.name: part.parameters for part in what.components}
     if len(checkpoint.stages) == 1:
         return []
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Stage] = {}
     for stage, _ in checkpoint.stages:
         size = sum(count for file, count in what.files.items() if file.startswith(f"{stage.network}/"))
         if stage.follows is not None:  # another network of the same stage
@@ -133,12 +149,13 @@ def stages_of(contents: Contents, what: Description) -> list[dict[str, Any]]:
         settings = {name: values[name] for name in ("steps", "sampler", "guidance") if name in values}
         if stage.conditioner is None:
             settings.pop("guidance", None)
-        row = {"name": stage.name, "main": stage is checkpoint.main, "network": stage.network}
-        rows[stage.name] = {**row, "parameters": parameters.get(stage.network), "bytes": size, **settings}
+        made: dict[str, object] = {"name": stage.name, "main": stage is checkpoint.main, "network": stage.network}
+        made |= {"parameters": parameters.get(stage.network), "bytes": size, **settings}
+        rows[stage.name] = cast("Stage", made)
     return list(rows.values())
 
 
-def _of_text(contents: Contents) -> dict[str, Any]:
+def _of_text(contents: Contents) -> dict[str, object]:
     from gencli.text.generation_config import generation_config
     from gencli.text.request import TextRequest
 
@@ -147,7 +164,7 @@ def _of_text(contents: Contents) -> dict[str, Any]:
     return TextRequest().resolve(generation_config(checkpoint.defaults, config)).completed()
 
 
-def _of_image(contents: Contents) -> dict[str, Any]:
+def _of_image(contents: Contents) -> dict[str, object]:
     from gencli.image.drawers import is_drawer, open_drawer
     from gencli.image.open import open_image_checkpoint
     from gencli.image.resolve import built_in
@@ -209,6 +226,6 @@ def _open_image(contents: Contents) -> None:
     for part in checkpoint.parts:
         if "tokenizer" in part:
             checkpoint.tokenizer(part)
-    reads: dict[str, dict[str, Any]] = {"mask": {"init": "?", "mask": "?"}, "picture": {"init": "?"}}
-    given = reads.get(checkpoint.also_reads or "", {"init": "?"} if checkpoint.family.needs_init else {})
-    resolve(ImageRequest(width=checkpoint.multiple, height=checkpoint.multiple, **given), checkpoint)
+    init = "?" if checkpoint.also_reads or checkpoint.family.needs_init else None
+    mask = "?" if checkpoint.also_reads == "mask" else None
+    resolve(ImageRequest(width=checkpoint.multiple, height=checkpoint.multiple, init=init, mask=mask), checkpoint)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gencli.cli import config
 from gencli.errors import UsageError, nearest, shorten
+
+if TYPE_CHECKING:
+    import typer
+
+    from gencli.cli.parser import Command
+    from gencli.options import Option
 
 CONTEXT = "the context is the model's own; -n limits what is generated, and --truncate left cuts a long prompt"
 DEVICE = "--device cuda runs the whole model on the GPU; auto does so where there is one"
@@ -108,15 +114,15 @@ def explain(error: Exception) -> UsageError:
     return found
 
 
-def _about_words(message: str, ctx: Any) -> str | None:
+def _about_words(message: str, ctx: typer.Context) -> str | None:
     """Return a hint for arguments that a command does not take."""
     if extra := re.search(r"extra argument.*? \((.*)\)", message):
-        advice = ARGUMENTS_ELSEWHERE.get(ctx.info_name)
+        advice = ARGUMENTS_ELSEWHERE.get(ctx.info_name or "")
         return ELSEWHERE["-c"] if extra[1].isdecimal() else advice and advice.format(shorten(extra[1], 60))
     return None
 
 
-def refuse_glued(command: Any, ctx: Any, args: list[str]) -> None:
+def refuse_glued(command: Command, ctx: typer.Context, args: list[str]) -> None:
     """Raise UsageError for an option of other tools such as -ngl, which the parser would read as `-n gl`."""
     valued = {name for param in command.params if not getattr(param, "is_flag", True) for name in param.opts}
     words = iter(args)
@@ -130,16 +136,16 @@ def refuse_glued(command: Any, ctx: Any, args: list[str]) -> None:
             raise UsageError(f"no such option: {name}", hint)
 
 
-def _elsewhere(option: str, command: Any) -> str | None:
+def _elsewhere(option: str, command: Command) -> str | None:
     """Return a hint for an option as other tools call it: what it is called here, or advice."""
-    rows: Mapping[str, Any] = getattr(command.callback, "rows", {})
+    rows: Mapping[str, Option] = getattr(command.callback, "rows", {})
     if called := [row.name(name) for name, row in rows.items() if option in row.also]:
         return f"did you mean {' or '.join(called)}?"
     is_output = option in OUTPUTS and any("-o" in param.opts for param in command.params)
     return None if is_output else ELSEWHERE.get(option)
 
 
-def _meant(option: str, ctx: Any) -> str | None:
+def _meant(option: str, ctx: typer.Context) -> str | None:
     """Return a hint for an option that a command does not have: what it is called here, a slip, or advice."""
     if hint := _elsewhere(option, ctx.command):
         return hint

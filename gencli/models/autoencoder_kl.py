@@ -7,7 +7,6 @@ B: batch, H, W: height and width of an image, h, w: of its latents, C: latent ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,13 +57,13 @@ class AutoencoderKLConfig(BaseConfig):
 
     def _check_statistics(self) -> None:
         """Check mean and std of latents: both or none, one number per channel, no shift_factor beside them."""
-        given = {"latents_mean": self.latents_mean, "latents_std": self.latents_std}
+        given: dict[str, object] = {"latents_mean": self.latents_mean, "latents_std": self.latents_std}
         if all(value is None for value in given.values()):
             return
         for key, least in (("latents_mean", -1e6), ("latents_std", 1e-6)):
-            value: Any = given[key]
-            right = isinstance(value, tuple) and len(value) == self.latent_channels
-            if not right or not all(type(one) in (int, float) and least <= one <= 1e6 for one in value):
+            value = given[key]
+            values = value if isinstance(value, tuple) and len(value) == self.latent_channels else (None,)
+            if not all(type(one) in (int, float) and least <= one <= 1e6 for one in values):
                 raise GencliError(f"config.json: {key} = {value!r:.80} is not a list of {self.latent_channels} numbers")
         if self.shift_factor:
             raise GencliError("config.json: shift_factor beside latents_mean is not supported")

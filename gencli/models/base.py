@@ -13,11 +13,12 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from torch import Tensor
 
 IGNORE = "; --ignore-config KEY says that one does not"
@@ -85,7 +86,7 @@ def read_config(
     with the values listed there and no others.
     Raises GencliError for any other key: a config key that is not understood may change the numbers.
     """
-    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
+    fields = {f.name: f for f in dataclasses.fields(cast("type[DataclassInstance]", cls))}
     only = only or {}
     known = {}
     unknown = []
@@ -164,9 +165,9 @@ class BaseConfig(abc.ABC):
         """Check bounds that any real model keeps, so that a hostile config allocates nothing. Raises GencliError."""
 
 
-def check_ints(config: Any, bounds: Mapping[str, int], least: int = 1) -> None:
+def check_ints(config: object, bounds: Mapping[str, int], least: int = 1) -> None:
     """Raise GencliError unless these fields, and all values of tuples, are integers from `least` to their bound."""
-    types = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    types = {field.name: str(field.type) for field in dataclasses.fields(cast("DataclassInstance", config))}
     for key, top in bounds.items():
         value = getattr(config, key)
         for one in value if isinstance(value, tuple) and "tuple" in types[key] else (value,):
@@ -174,7 +175,7 @@ def check_ints(config: Any, bounds: Mapping[str, int], least: int = 1) -> None:
                 raise GencliError(f"config.json: {key} = {value!r:.80} is out of range ({least} to {top})")
 
 
-def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> None:
+def check_numbers(config: object, bounds: Mapping[str, tuple[float, float]]) -> None:
     """Raise GencliError unless these fields are real numbers with low <= value <= high."""
     for key, (low, high) in bounds.items():
         value = getattr(config, key)
@@ -182,16 +183,16 @@ def check_numbers(config: Any, bounds: Mapping[str, tuple[float, float]]) -> Non
             raise GencliError(f"config.json: {key} = {value!r:.80} is out of range ({low:g} to {high:g})")
 
 
-def check_multiple(config: Any, key: str, of: str) -> None:
+def check_multiple(config: object, key: str, of: str) -> None:
     """Raise GencliError unless one integer field is a multiple of another."""
     value, factor = getattr(config, key), getattr(config, of)
     if value % factor:
         raise GencliError(f"config.json: {key} = {value} is not a multiple of {of} = {factor}")
 
 
-def check_flags(config: Any) -> None:
+def check_flags(config: object) -> None:
     """Raise GencliError unless every field declared `bool` holds one."""
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(cast("DataclassInstance", config)):
         if field.type == "bool" and not isinstance(getattr(config, field.name), bool):
             raise GencliError(
                 f"config.json: {field.name} = {getattr(config, field.name)!r:.80} is neither true nor false"

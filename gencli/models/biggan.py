@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +68,10 @@ class BigGANConfig(BaseConfig):
             )
 
 
-def _is_row(row: Any) -> bool:
-    right = isinstance(row, list) and len(row) == 3 and isinstance(row[0], bool)
-    return right and all(type(width) is int and 1 <= width <= 64 for width in row[1:])
+def _is_row(row: object) -> bool:
+    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], bool):
+        return False
+    return all(type(width) is int and 1 <= width <= 64 for width in row[1:])
 
 
 class Statistics(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,9 @@ class CLIPVisionConfig(BaseConfig):
         return (self.image_size // self.patch_size) ** 2
 
 
+Encoder = TypeVar("Encoder", CLIPTextConfig, "CLIPVisionConfig")
+
+
 @dataclass(frozen=True)
 class CLIPConfig(BaseConfig):
     """config.json of a whole CLIP."""
@@ -67,23 +70,22 @@ class CLIPConfig(BaseConfig):
     projection_dim: int = 512
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        encoders: dict[str, Any] = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
-        return {**raw, **{name: _encoder(raw, name, config) for name, config in encoders.items()}}
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
+        text, vision = _encoder(raw, "text_config", CLIPTextConfig), _encoder(raw, "vision_config", CLIPVisionConfig)
+        return {**raw, "text_config": text, "vision_config": vision}
 
     def check(self) -> None:
         check_ints(self, {"projection_dim": 2**14})
 
 
-def _encoder(raw: Mapping[str, Any], name: str, cls: Any) -> Any:
+def _encoder(raw: Mapping[str, object], name: str, cls: type[Encoder]) -> Encoder:
     """Read the config of one encoder. As in transformers, the `…_config_dict` of early files wins over `…_config`, and
     the defaults of the class stand for what it leaves out."""
-    found, old = raw.get(name), raw.get(f"{name}_dict")
-    for value in (found, old):
-        if value is not None and not isinstance(value, dict):
-            raise GencliError(f"config.json: {name} is not JSON object")
+    found, old = raw.get(name) or {}, raw.get(f"{name}_dict") or {}
+    if not isinstance(found, dict) or not isinstance(old, dict):
+        raise GencliError(f"config.json: {name} is not JSON object")
     defaults = {field.name: field.default for field in dataclasses.fields(cls)} if old else {}
-    values = {**(found or {}), **defaults, **(old or {})}
+    values = {**found, **defaults, **old}
     values = {key: value for key, value in values.items() if (key, value) not in LEGACY and key != "architectures"}
     try:
         return cls.from_dict(values)

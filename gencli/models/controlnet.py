@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class ControlNetConfig(UNet2DConditionConfig):
     global_pool_conditions: bool = False
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         if odd := [key for key in UNET_ONLY if raw.get(key) is not None]:
             raise refuse(odd[0], raw[odd[0]], "a ControlNet has no such part")
         down = raw.get("down_block_types", cls.down_block_types)

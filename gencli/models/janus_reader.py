@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class JanusVisionConfig(CLIPVisionConfig):
     depth: int = 2
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         ratio, width = raw.get("mlp_ratio", 4.0), raw.get("hidden_size", 1024)
         if not isinstance(ratio, int | float) or not isinstance(width, int) or not 0 < ratio <= 64:
             raise GencliError(f"config.json: mlp_ratio = {ratio!r:.40} is not supported")
@@ -61,10 +61,12 @@ class JanusReaderConfig(LlamaConfig):
     vision_config: JanusVisionConfig
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        vision = raw["vision_config"]
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
+        given = raw["vision_config"]
+        if not isinstance(given, dict):
+            raise GencliError("config.json: vision_config is no JSON object")
         try:
-            vision = JanusVisionConfig.from_dict(vision)
+            vision = JanusVisionConfig.from_dict(given)
         except GencliError as error:
             raise GencliError(
                 error.message.replace("config.json", "config.json: vision_config", 1), error.hint

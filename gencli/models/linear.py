@@ -12,7 +12,7 @@ kind of weight is one more row here. The key/value cache, the norms and the bias
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class Conv1D(nn.Module):
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.weight: Tensor = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.empty(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class Stored(Buffered):
     decode step, are multiplied by the library of `gencli.kernels`. Else they are cast or unpacked, by tiles, for
     torch's product. beside: pairs (r, in), (out, r) whose products are added to the weight's, as LoRAs have them."""
 
-    weight: Any
-    bias: Any
+    weight: Tensor
+    bias: nn.Parameter
     beside: Sequence[tuple[Tensor, Tensor]] = ()
     _made: tuple[Tensor, Callable[[Tensor], Tensor] | None] | None = None
 
@@ -154,17 +154,18 @@ def _differs(weight: Tensor, compute_dtype: torch.dtype) -> bool:
     return weight.is_floating_point() and weight.dtype != compute_dtype
 
 
-def _is_stored(layer: Any, compute_dtype: torch.dtype) -> bool:
-    return isinstance(layer.weight, Packed) or _differs(layer.weight, compute_dtype)
+def _is_stored(layer: nn.Module, compute_dtype: torch.dtype) -> bool:
+    return _is_packed(layer, compute_dtype) or _differs(layer.get_parameter("weight"), compute_dtype)
 
 
-def _is_packed(layer: Any, compute_dtype: torch.dtype) -> bool:
-    return isinstance(layer.weight, Packed)
+def _is_packed(layer: nn.Module, compute_dtype: torch.dtype) -> bool:
+    return isinstance(layer.get_parameter("weight"), Packed)
 
 
-def _has_kernel(layer: Any, compute_dtype: torch.dtype) -> bool:
-    known = isinstance(layer.weight, Packed) or layer.weight.dtype in FLOATS
-    return known and layer.weight.is_cpu and compute_dtype is torch.float32 and library() is not None
+def _has_kernel(layer: nn.Module, compute_dtype: torch.dtype) -> bool:
+    weight = layer.get_parameter("weight")
+    known = isinstance(weight, Packed) or weight.dtype in FLOATS
+    return known and weight.is_cpu and compute_dtype is torch.float32 and library() is not None
 
 
 class Row(NamedTuple):

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from gencli.kernels import Layer, Library, Model, Norm, Place, Weights, library
 from gencli.kernels.packed import as_weights
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.linear import Stored
+from gencli.models.rope import CosSin
+
+if TYPE_CHECKING:
+    Pointer = ctypes._Pointer[Weights]
+    Addresses = ctypes.Array[ctypes.c_void_p]
 
 LONGEST = 8  # new positions of a text; more are read by torch's layers
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}  # as kernels.h counts them
@@ -43,20 +48,54 @@ class Parts:
     rotary: bool = False
 
 
+class Stepping(Protocol):
+    """A model that says of what parts it is made."""
+
+    def step_parts(self) -> Parts: ...
+
+    def rope_regime(self, length: int) -> int: ...
+
+
+class Embedding(Protocol):
+    """A model whose parts have no embedding."""
+
+    def embed(self, ids: Tensor) -> Tensor: ...
+
+
+class Rotating(Protocol):
+    """A model whose parts say `rotary`."""
+
+    def rope_regime(self, length: int) -> int: ...
+
+    def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]: ...
+
+
+@runtime_checkable
+class Normed(Protocol):
+    """A norm that says its weight, its bias, its epsilon, and whether it takes the mean away."""
+
+    def norm_weights(self) -> tuple[Tensor, Tensor | None, float, bool]: ...
+
+
 class Step:
     """A model as the library has it. Use `make`."""
 
     def __init__(self, kernels: Library, parts: Parts):
         """Raises TypeError or AttributeError for what the library cannot do."""
         self.kernels, self.parts = kernels, parts
-        self.kept: list[Any] = []  # what the library's structures point to
-        self.weights: list[tuple[dict[str, Any], Any]] = []  # of modules, and what was taken from them
+        self.kept: list[object] = []  # what the library's structures point to
+        self.weights: list[
+            tuple[Mapping[str, Tensor | None], Tensor | None]
+        ] = []  # of modules, and what was taken from them
         self.size = 0  # floats of the threads' memory, of a row
         self.memory = torch.empty(0)
-        self.cache: tuple[Any, int] = (lambda: None, 0)  # the last one, while it lives, and its `moved`
+        self.cache: tuple[Callable[[], KeyValueCache | None], int] = (
+            lambda: None,
+            0,
+        )  # the last one, while it lives, and its `moved`
         self.known = (0, 0)  # how many positions the tables have, and the regime
-        self.addresses: tuple[Any, ...] = ()
-        self.tables: tuple[Any, ...] = ()
+        self.addresses: tuple[Addresses, ...] = ()
+        self.tables: tuple[object, ...] = ()
         layers = [self.layer(layer) for layer in parts.layers]
         self.array = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
         self.kept.append(layers)
@@ -66,7 +105,7 @@ class Step:
             self.model.embedding = self.rows(parts.embedding)
         if parts.positions is not None:
             self.model.positions = self.rows(parts.positions)
-        self.trained = any(weight.requires_grad for _, weight in self.weights)
+        self.trained = any(weight is not None and weight.requires_grad for _, weight in self.weights)
         self.outputs = 0
         if parts.head is not None:
             self.model.norm, self.model.head = self.norm(parts.norm), self.matrix(parts.head)
@@ -74,40 +113,44 @@ class Step:
             self.outputs = head.columns if head.sideways else head.rows
         self.place = Place()
 
-    def matrix(self, module: Any) -> Any:
+    def matrix(self, module: nn.Module) -> Pointer:
         """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
         if not isinstance(module, Stored) or module.beside or (made := as_weights(module.matrix, module.bias)) is None:
             raise TypeError
         return self.keep(module, made)
 
-    def rows(self, module: Any) -> Any:
+    def rows(self, module: nn.Module) -> Pointer:
         """Return a pointer to an embedding's weight. Raise TypeError for one whose rows the library cannot read."""
         made = as_weights(module.weight.detach(), None) if isinstance(module, nn.Embedding) else None
         if made is None or made[0].sideways or made[0].order:
             raise TypeError
         return self.keep(module, made)
 
-    def keep(self, module: Any, made: tuple[Weights, Any]) -> Any:
+    def keep(self, module: nn.Module, made: tuple[Weights, object]) -> Pointer:
         self.kept.append(made)
-        self.weights.append((module._parameters, module.weight))
+        self.weights.append((module._parameters, module._parameters.get("weight")))
         return ctypes.pointer(made[0])
 
-    def norm(self, module: Any) -> Norm:
-        """Return a norm, of heads or of all; None: no norm. Raise AttributeError for one of another kind."""
+    def norm(self, module: nn.Module | None) -> Norm:
+        """Return a norm, of heads or of all; None: no norm. Raise TypeError for one of another kind."""
         if module is None:
             return Norm()
+        weight: Tensor
+        bias: Tensor | None
         if isinstance(module, nn.LayerNorm):
             weight, bias, eps, centred = module.weight, module.bias, module.eps, True
-        else:
+        elif isinstance(module, Normed):
             weight, bias, eps, centred = module.norm_weights()
+        else:
+            raise TypeError
         if any(one is not None and one.dtype != torch.float32 for one in (weight, bias)):
             raise TypeError
         self.kept.append((weight, bias))
-        self.weights.append((module._parameters, module.weight))
+        self.weights.append((module._parameters, module._parameters.get("weight")))
         pointers = (None if one is None else one.data_ptr() for one in (weight, bias))
         return Norm(*pointers, weight.numel(), centred, eps)
 
-    def layer(self, layer: Any) -> Layer:
+    def layer(self, layer: nn.Module) -> Layer:
         """Return a layer. Raise TypeError or AttributeError for one that does not say how it goes this way."""
         norms = [None if name is None else getattr(layer, name) for name in _own(layer, "forward", "NORMS")]
         attention, mlp = (getattr(layer, name) for name in _own(layer, "forward", "STEP"))
@@ -139,12 +182,12 @@ class Step:
         """Take the addresses of a cache's tensors."""
         array, place = ctypes.c_void_p * len(self.array), self.place
         self.addresses = tuple(array(*(one.data_ptr() for one in many)) for many in (cache.keys, cache.values))
-        self.cache, self.known, self.tables = (weakref.ref(cache), cache.moved), (0, 0), (array(),)
+        self.cache, self.known, self.tables = (weakref.ref(cache), cache.moved), (0, 0), (none := array(),)
         place.capacity, place.text_step = cache.positions, cache.keys[0].stride(0)
         place.keys, place.values = map(ctypes.addressof, self.addresses)
-        place.cos = place.sin = ctypes.addressof(self.tables[0])
+        place.cos = place.sin = ctypes.addressof(none)
 
-    def rotate(self, model: Any, end: int, regime: int) -> None:
+    def rotate(self, model: Rotating, end: int, regime: int) -> None:
         """Have tables of cos and sin for texts of up to `end` tokens, which are all rotated alike."""
         if self.known[0] >= end and self.known[1] == regime:
             return
@@ -157,7 +200,7 @@ class Step:
         self.tables, self.known = (made, tables), (end, regime)
         self.place.cos, self.place.sin = map(ctypes.addressof, made)
 
-    def __call__(self, model: Any, ids: Tensor, cache: KeyValueCache, last_only: bool) -> Tensor:
+    def __call__(self, model: Stepping, ids: Tensor, cache: KeyValueCache, last_only: bool) -> Tensor:
         """Return logits (B, T or 1, V) of ids (B, T), or without a head x (B, T, C) after the last layer.
 
         The new keys and values are added to the cache. Raises IndexError for an id that the model does not have.
@@ -165,7 +208,7 @@ class Step:
         (B, T), place = ids.shape, self.place
         ids = ids.contiguous()
         if self.parts.embedding is None:
-            x = model.embed(ids).contiguous()
+            x = cast("Embedding", model).embed(ids).contiguous()
             place.x = x.data_ptr()
         elif not self.outputs:
             x = torch.empty(B, T, self.hidden)
@@ -210,14 +253,14 @@ def can(ids: Tensor, cache: KeyValueCache | None) -> bool:
     return few and cache is not None and cache.keys[0].dtype is torch.float32
 
 
-def of(model: Any, cache: KeyValueCache | None = None) -> Step | None:
+def of(model: Stepping, cache: KeyValueCache | None = None) -> Step | None:
     """Return the step of a model, made when it is first asked for, and anew when a weight was replaced: which is looked
     at when a cache is another one than before."""
     made: tuple[Step | None] | None = vars(model).get("_made_step")
     if made is not None and made[0] is not None and cache is not None and made[0].knows(cache):
         return made[0]
     if made is None or (made[0] is not None and not made[0].is_current()):
-        made = model._made_step = (make(model.step_parts()),)
+        made = vars(model)["_made_step"] = (make(model.step_parts()),)
     if made[0] is not None and cache is not None:
         made[0].look_at(cache)
     return made[0]
@@ -230,7 +273,7 @@ class Done(NamedTuple):
     are_logits: bool
 
 
-def run(model: Any, ids: Tensor, cache: KeyValueCache | None, last_only: bool) -> Done | None:
+def run(model: Stepping, ids: Tensor, cache: KeyValueCache | None, last_only: bool) -> Done | None:
     """Go on with token ids (B, T) by the library: the cache then has their keys and values. None: it cannot."""
     if not can(ids, cache) or cache is None or (step := of(model, cache)) is None:
         return None
@@ -242,15 +285,15 @@ def run(model: Any, ids: Tensor, cache: KeyValueCache | None, last_only: bool) -
         regimes = {model.rope_regime(end) for end in ends}
         if len(regimes) > 1:
             return None
-        step.rotate(model, max(ends), regimes.pop())
+        step.rotate(cast("Rotating", model), max(ends), regimes.pop())
     return Done(step(model, ids, cache, last_only), bool(step.outputs))
 
 
-def _own(module: Any, forward: str, name: str) -> Any:
+def _own(module: nn.Module, forward: str, name: str) -> Sequence[str]:
     """The attribute `name` of the class that defines the method `forward`. Raises TypeError if it has none."""
     for kind in type(module).__mro__:
         if forward in vars(kind):
             if name in vars(kind):
-                return vars(kind)[name]
+                return cast("Sequence[str]", vars(kind)[name])
             break
     raise TypeError

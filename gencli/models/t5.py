@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,8 +164,8 @@ class T5Stack(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return states (B, T, C) of embeddings x (B, T, C); mask (B, T) is true for tokens that are read."""
-        first: Any = self.block[0]
-        bias = first.layer[0].SelfAttention.position_bias(x.shape[1], x.device).to(x.dtype)
+        first = cast("T5SelfAttentionLayer", cast("T5Block", self.block[0]).layer[0])
+        bias = first.SelfAttention.position_bias(x.shape[1], x.device).to(x.dtype)
         bias = bias.masked_fill(~mask[:, None, None], torch.finfo(x.dtype).min)
         for block in self.block:
             x = block(x, bias)

@@ -219,7 +219,7 @@ def _level(
     """Return how the down or up block of a level is made."""
     resnet = _resnet(config, kind)
     plain = Upsample2D if direction == "up" else partial(Downsample2D, padding=config.downsample_padding)
-    only = config.levels("only_cross_attention")[level]
+    only = bool(config.levels("only_cross_attention")[level])
     attention = _attention(config, level, kind, depths, only)
     return Level(resnet, attention, resampler(resnet, direction) if kind in RESAMPLED else plain)
 

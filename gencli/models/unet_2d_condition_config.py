@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from gencli.errors import GencliError
 from gencli.models.activations import check_activation
@@ -86,7 +86,7 @@ class UNet2DConditionConfig(BaseConfig):
     projection_class_embeddings_input_dim: int | None = None
 
     @classmethod
-    def prepare(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
         told = {} if raw.get("encoder_hid_dim") is None else {"encoder_hid_dim_type": "text_proj"}  # of older files
         given = {key: _tuples(value) if key in DEPTHS else value for key, value in raw.items()}
         return {**told, **{key: value for key, value in given.items() if key not in told or value is not None}}
@@ -185,7 +185,7 @@ class UNet2DConditionConfig(BaseConfig):
             )
         return depths
 
-    def levels(self, key: str) -> tuple[Any, ...]:
+    def levels(self, key: str) -> tuple[int, ...]:
         """Return a value per level of a key that is one number or one number per level. Raises GencliError."""
         value = getattr(self, key)
         count = len(self.block_out_channels)
@@ -204,5 +204,5 @@ class UNet2DConditionConfig(BaseConfig):
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

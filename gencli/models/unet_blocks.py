@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -237,7 +237,15 @@ class Level:
     sampler: SamplerFactory
 
 
-def resampler(resnet: Callable[..., nn.Module], direction: Literal["up", "down"]) -> SamplerFactory:
+class Resampling(Protocol):
+    """Makes a residual block that doubles or halves the size."""
+
+    def __call__(
+        self, in_channels: int, out_channels: int, /, *, resample: Literal["up", "down"] | None = None
+    ) -> nn.Module: ...
+
+
+def resampler(resnet: Resampling, direction: Literal["up", "down"]) -> SamplerFactory:
     """Return what changes the size after a level within a residual block."""
     return lambda channels: resnet(channels, channels, resample=direction)
 
@@ -281,8 +289,38 @@ def refuse(key: str, value: object, hint: str | None = None) -> GencliError:
     return GencliError(f"config.json: {key} = {value!r} is not supported", hint)
 
 
+class Levels(Protocol):
+    """The config of a UNet or an autoencoder: a width per level."""
+
+    @property
+    def block_out_channels(self) -> tuple[int, ...]: ...
+
+    @property
+    def norm_num_groups(self) -> int: ...
+
+    @property
+    def act_fn(self) -> str: ...
+
+
+class Sampled(Protocol):
+    """The config of what images of a size were trained on."""
+
+    @property
+    def sample_size(self) -> object: ...
+
+
+class UNet(Sampled, Protocol):
+    """The config of a UNet."""
+
+    @property
+    def mid_block_type(self) -> str | None: ...
+
+    @property
+    def resnet_time_scale_shift(self) -> str: ...
+
+
 def check_levels(
-    config: Any, down: tuple[str, ...], up: tuple[str, ...], act_fns: tuple[str, ...] = ("silu", "swish")
+    config: Levels, down: tuple[str, ...], up: tuple[str, ...], act_fns: tuple[str, ...] = ("silu", "swish")
 ) -> None:
     """Raise GencliError unless the levels of a UNet or autoencoder fit: a known block type per width, whole groups."""
     for key, known in (("block_out_channels", None), ("down_block_types", down), ("up_block_types", up)):
@@ -305,7 +343,7 @@ def check_levels(
         raise refuse("act_fn", config.act_fn, f"gencli knows {', '.join(act_fns)}")
 
 
-def check_unet(config: Any, mid_blocks: tuple[str | None, ...]) -> None:
+def check_unet(config: UNet, mid_blocks: tuple[str | None, ...]) -> None:
     """Raise GencliError unless what the configs of all UNets have beside their levels is supported."""
     check_ints(config, {"in_channels": 1024, "out_channels": 1024, "layers_per_block": 16})
     check_ints(config, {"downsample_padding": 1}, least=0)
@@ -319,7 +357,7 @@ def check_unet(config: Any, mid_blocks: tuple[str | None, ...]) -> None:
         raise refuse("resnet_time_scale_shift", config.resnet_time_scale_shift)
 
 
-def check_sample_size(config: Any) -> None:
+def check_sample_size(config: Sampled) -> None:
     """Raise GencliError unless `sample_size` is a side, a height and a width, or None."""
     if config.sample_size is not None:
         check_ints(config, {"sample_size": 2**14})

@@ -33,7 +33,7 @@ def convert(
     Raise GencliError for a model or tokenizer that such a file cannot hold, OSError.
     """
     named = {"general.name": Path(model.name).name, "general.license": licence}
-    metadata = {key: value for key, value in named.items() if value is not None}
+    metadata: dict[str, object] = {key: value for key, value in named.items() if value is not None}
     try:
         metadata |= gguf_metadata(model.tokenizer, model.vocab_size)
         draft = make_draft(model.module, mix or PRECISIONS.get(stored_as(model.module), "f16"), metadata, path)

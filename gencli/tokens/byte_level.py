@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -33,11 +33,11 @@ DEEPSEEK = (  # one after the other; then single digits
 )  # fmt: skip
 
 
-def _split(*patterns: str) -> list[Any]:
+def _split(*patterns: str) -> list[pre_tokenizers.PreTokenizer]:
     return [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
 
 
-SPLITS: dict[str, list[Any]] = {  # before the words of GPT-2, or in place of them
+SPLITS: dict[str, list[pre_tokenizers.PreTokenizer]] = {  # before the words of GPT-2, or in place of them
     "qwen2": _split(QWEN2_WORDS),
     "deepseek-qwen": _split(QWEN2_WORDS),  # without Qwen's normaliser
     "llama3": _split(LLAMA3_WORDS),
@@ -61,7 +61,7 @@ def byte_level(model: models.BPE, split: str = "gpt2", *, add_prefix_space: bool
 
 def set_prefix_space(backend: Backend, value: bool) -> None:
     """Set whether a byte-level backend puts a space before a text that begins with none."""
-    steps: Any = backend.pre_tokenizer
+    steps = backend.pre_tokenizer
     several = isinstance(steps, pre_tokenizers.Sequence)
     for step in steps if several else (steps,):
         if isinstance(step, pre_tokenizers.ByteLevel):
@@ -90,7 +90,7 @@ def from_vocab(folder: Path, config: Mapping[str, object], named_class: str | No
     unknown = token_text(config.get("unk_token")) or clip.END
     clip_only = {"end_of_word_suffix": clip.WORD_END, "unk_token": unknown if unknown in vocab else None}
     try:
-        model = models.BPE(vocab=vocab, merges=merges, **(clip_only if is_clip else {}))
+        model = models.BPE(vocab=cast("dict[str, int]", vocab), merges=merges, **(clip_only if is_clip else {}))
     except Exception as error:  # the library raises bare Exceptions
         raise GencliError(f"{file} does not fit vocab.json: {' '.join(str(error).split())[:200]}") from None
     if is_clip:

@@ -24,7 +24,7 @@ PROBES = (
 )  # fmt: skip
 
 
-def gguf_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+def gguf_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, object]:
     """Return what a GGUF file says of a tokenizer. vocab_size: the model's; what it has more is padded.
 
     Raise GencliError for a tokenizer of a kind that GGUF, or llama.cpp, has no name for.
@@ -46,7 +46,7 @@ def gguf_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         text = text.replace(SPACE, " ") if pieces and kind == USER_DEFINED else text  # found before spaces are marked
         tokens[i], types[i] = text, UNKNOWN if pieces and text == model.get("unk_token") else kind
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    found: dict[str, Any] = {"model": "llama" if pieces else "gpt2", "tokens": tokens, "token_type": types}
+    found: dict[str, object] = {"model": "llama" if pieces else "gpt2", "tokens": tokens, "token_type": types}
     if pieces:
         rank: dict[str, float] = {}
         for i, pair in enumerate(merges):
@@ -57,7 +57,7 @@ def gguf_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     return _checked(tokenizer, {START + key: value for key, value in (found | _named(tokenizer)).items()})
 
 
-def _named(tokenizer: Tokenizer) -> dict[str, Any]:
+def _named(tokenizer: Tokenizer) -> dict[str, object]:
     """The special tokens, and which of them are around every text."""
     ids = {key: tokenizer.backend.token_to_id(tokenizer.names.get(f"{name}_token", "")) for key, name in NAMED.items()}
     ends = list(dict.fromkeys(i for i in (ids["eos"], *tokenizer.eos_ids) if i is not None))
@@ -67,10 +67,10 @@ def _named(tokenizer: Tokenizer) -> dict[str, Any]:
         ids["padding"] = tokenizer.pad_id
     around = tokenizer.backend.encode("").ids
     adds = {"add_bos_token": around[:1] == [ids["bos"]], "add_eos_token": around[1:] == [ids.get("eos")]}
-    return {f"{key}_token_id": i for key, i in ids.items() if i is not None} | adds
+    return {**{f"{key}_token_id": i for key, i in ids.items() if i is not None}, **adds}
 
 
-def _checked(tokenizer: Tokenizer, metadata: dict[str, Any]) -> dict[str, Any]:
+def _checked(tokenizer: Tokenizer, metadata: dict[str, object]) -> dict[str, object]:
     """Return the metadata with the chat template. Raise GencliError unless they give the tokenizer back."""
     back = gguf_tokenizer(Path(tokenizer.folder), metadata)
     for text in PROBES:

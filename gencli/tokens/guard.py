@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
 
 from tokenizers import Tokenizer as Backend
 
@@ -48,10 +48,16 @@ def is_known_to_be_quick(backend: Backend) -> bool:
     return patterns <= known and getattr(backend.model, "max_input_chars_per_word", 0) <= WORD_LIMIT
 
 
-def _patterns(*parts: Any) -> set[str]:
+class Stated(Protocol):
+    """A step of a tokenizer, which tells of itself in JSON."""
+
+    def __getstate__(self) -> str | bytes: ...
+
+
+def _patterns(*parts: Stated | None) -> set[str]:
     """Return the regular expressions of normalisers and pre-tokenisers, which JSON writes as {"Regex": …}."""
     found = set[str]()
-    todo: list[Any] = [json.loads(part.__getstate__()) for part in parts if part is not None]
+    todo: list[object] = [json.loads(part.__getstate__()) for part in parts if part is not None]
     while todo:
         rules = todo.pop()
         if isinstance(rules, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
@@ -102,7 +101,7 @@ def _token(value: object, where: str, *, special: bool = False) -> AddedToken:
     raise GencliError(f"{where}: {str(value)[:60]!r} is not a token's text")
 
 
-def _listed(value: object) -> list[Any]:
+def _listed(value: object) -> list[object]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []

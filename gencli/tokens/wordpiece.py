@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -22,7 +21,7 @@ NAMES = {
 }
 
 
-def backend(path: Path, config: Mapping[str, Any]) -> Backend:
+def backend(path: Path, config: Mapping[str, object]) -> Backend:
     """Make the backend of a vocab.txt, one piece per line. config: tokenizer_config.json.
 
     Raises GencliError for a file that is not a vocabulary, and for settings that are not supported.
@@ -45,9 +44,9 @@ def backend(path: Path, config: Mapping[str, Any]) -> Backend:
     made = Backend(models.WordPiece(vocab=vocab, unk_token=str(unknown)))
     made.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=flags["tokenize_chinese_chars"],
-        strip_accents=accents,
-        lowercase=flags["do_lower_case"],
+        handle_chinese_chars=bool(flags["tokenize_chinese_chars"]),
+        strip_accents=None if accents is None else bool(accents),
+        lowercase=bool(flags["do_lower_case"]),
     )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece(prefix="##")

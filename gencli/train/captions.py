@@ -76,6 +76,8 @@ def parse(text: str, where: str) -> list[NamedCaption]:
             continue
         row = parse_json(line, f"{where}, line {number}")
         try:
+            if not isinstance(row, dict):
+                raise TypeError
             name = row["file"] if "file" in row else row["file_name"]
             label = row["label"] if "label" in row else row["text"]
             tags = row.get("tags") or ()

@@ -120,12 +120,12 @@ def save_gpt2(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
 def save_text(model: nn.Module, source: Path, folder: Path) -> None:
     """Write a checkpoint like that in `source`; of one with a vision tower only the text model."""
     raw = read_json(source / "config.json")
-    tower = "text_config" in raw
+    tower = raw.get("text_config")
     rows = architecture(architecture_name(raw, source)).LAYOUT
-    save_like(model, rows, open_tensors(source), folder / "model.safetensors", own_names=tower)
-    if tower:
+    save_like(model, rows, open_tensors(source), folder / "model.safetensors", own_names=isinstance(tower, dict))
+    if isinstance(tower, dict):
         text = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
         ends: dict[str, Any] = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-        raw = {**ends, **raw["text_config"], **text}
+        raw = {**ends, **tower, **text}
     write_json(folder / "config.json", raw)
     copy_files(source, folder)

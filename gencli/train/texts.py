@@ -58,8 +58,7 @@ def _read(path: Path, name: str) -> Iterator[Text]:
                     continue
                 where = f"{path}, line {number}"
                 record = parse_json(line, where)
-                text = record.get("text") if isinstance(record, dict) else None
-                if not isinstance(text, str):
+                if not isinstance(record, dict) or not isinstance(text := record.get("text"), str):
                     raise GencliError(f"{where}: no JSON object with a key 'text'")
                 yield str(record.get("source", "")), as_unicode(text, where)
     except UnicodeDecodeError as error:

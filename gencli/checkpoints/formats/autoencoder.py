@@ -147,7 +147,7 @@ def is_autoencoder(contents: Contents) -> bool:
 def read_autoencoder(contents: Contents, hints: Hints) -> Checkpoint:
     """Read an autoencoder alone."""
     parts = {"vae": read_alone(contents)}
-    return Checkpoint(contents, "part", parts["vae"].config["_class_name"], parts, title="autoencoder")
+    return Checkpoint(contents, "part", str(parts["vae"].config["_class_name"]), parts, title="autoencoder")
 
 
 def read_alone(contents: Contents, known: Mapping[str, Any] = NO_CONFIG) -> Part:

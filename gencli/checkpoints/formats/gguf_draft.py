@@ -34,7 +34,7 @@ OTHERWISE = frozenset(
 class Draft:
     """The file before it is written, as a `TensorFile`: tensors have their shapes there, and the model's numbers."""
 
-    def __init__(self, path: Path, metadata: Mapping[str, Any], tensors: Sequence[Planned]):
+    def __init__(self, path: Path, metadata: Mapping[str, object], tensors: Sequence[Planned]):
         self.path, self.metadata = path, metadata
         self.tensors = {tensor.name: tensor for tensor in tensors}
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
@@ -58,7 +58,7 @@ def family_of(module: nn.Module) -> str | None:
     return name if (name := ALIKE.get(own, own)) in FAMILIES else None
 
 
-def make_draft(module: Any, mix: str, metadata: Mapping[str, Any], path: Path) -> Draft:
+def make_draft(module: Any, mix: str, metadata: Mapping[str, object], path: Path) -> Draft:
     """Return the file of a model in a mix of types (`mixes`). metadata: what the file says besides.
 
     Raise GencliError for a model that such a file cannot say.

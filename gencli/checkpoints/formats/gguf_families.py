@@ -81,7 +81,7 @@ def _phi3(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
     )
     if ROPE[1] in file.shapes and ROPE[2] in file.shapes:
         long, short = (list(file.numbers(name) or ()) for name in ROPE[1:])
-        scaling = {"type": "longrope", "long_factor": long, "short_factor": short}
+        scaling: dict[str, object] = {"type": "longrope", "long_factor": long, "short_factor": short}
         if (factor := metadata_get(given, "rope.scaling.attn_factor", (int, float))) is not None:
             scaling["attention_factor"] = factor
         config["rope_scaling"] = scaling

@@ -206,7 +206,7 @@ class _Parts:
     def reader_config(self) -> dict[str, Any]:
         """Return the config of what reads images. Raise GencliError for what is at odds."""
         key = "language_config" if self.is_old else "text_config"
-        text, vision = self._said(lambda: (self.raw[key], dict(self.raw["vision_config"])))
+        text, vision = self._said(lambda: (_table(self.raw[key]), _table(self.raw["vision_config"])))
         tied = text.get("tie_word_embeddings", False) if self.is_old else self.raw.get("tie_word_embeddings", True)
         vision = self._old_vision(vision) if self.is_old else vision
         return {**text, "vision_config": vision, "model_type": READER, "tie_word_embeddings": tied}
@@ -227,6 +227,13 @@ class _Parts:
             "image_size": image_size(self.raw), "depth": 1 + numbered(shapes, "aligner.hidden_layers"),
             "projection_dim": sizes(shapes, "aligner.fc1.weight", 2)[0],
         }  # fmt: skip
+
+
+def _table(value: object) -> Mapping[str, object]:
+    """Return a JSON object. Raise TypeError for what is none."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.40} is no JSON object")
+    return value
 
 
 def new_name(name: str) -> str:

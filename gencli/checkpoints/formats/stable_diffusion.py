@@ -94,7 +94,7 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
         tokenizers,
         title=family.title,
         notes=tuple(notes),
-        licence=file.metadata.get("modelspec.license"),
+        licence=licence if isinstance(licence := file.metadata.get("modelspec.license"), str) else None,
         index=family.index,
     )
 
@@ -121,9 +121,10 @@ def _tokenizer(contents: Contents, name: str, pad: str, encoder: Part) -> Tokeni
         folder = contents.folder
         if not _has_clip_vocabulary(contents):
             found = load_clip_tokenizer(pad)
-            if encoder.config["vocab_size"] < found.vocab_size:
+            words = encoder.config["vocab_size"]
+            if not isinstance(words, int) or words < found.vocab_size:
                 raise GencliError(
-                    f"{contents.path}: its text encoder knows {encoder.config['vocab_size']} tokens, and CLIP's "
+                    f"{contents.path}: its text encoder knows {words} tokens, and CLIP's "
                     f"vocabulary has {found.vocab_size}",
                     f"its own tokenizer can lie beside it, in a folder called {name}",
                 )

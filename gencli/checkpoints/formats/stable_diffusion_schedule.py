@@ -37,7 +37,7 @@ def prediction_of(file: TensorFile, family: str, given: str | None) -> str:
         return given
     if MARK in file.shapes:
         return "v_prediction"
-    said = MODELSPEC.get(file.metadata.get("modelspec.prediction_type", ""))
+    said = MODELSPEC.get(str(file.metadata.get("modelspec.prediction_type")))
     if said is None and family == "sd2":
         raise GencliError(
             "its keys do not say what a Stable Diffusion 2 predicts: --prediction is needed",

@@ -49,7 +49,9 @@ class Janus(TokenDrawer):
         if isinstance(scale := checkpoint.defaults.get("guidance_scale"), int | float):
             own["guidance"] = scale
         grid = side // PIXELS, side // PIXELS
-        count = (raw.get("vision_config") or {}).get("num_image_tokens", grid[0] * grid[1])
+        vision = raw.get("vision_config")
+        count = vision.get("num_image_tokens") if isinstance(vision, dict) else None
+        count = grid[0] * grid[1] if count is None else count
         if count != grid[0] * grid[1]:
             raise GencliError(f"{where}: num_image_tokens = {count!r:.40} does not fit image_size = {side}")
         return cls(opened=checkpoint, size=(side, side), grid=grid, defaults=own)
