@@ -12,7 +12,7 @@ import unicodedata
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli import signals
 from gencli.cli.console import Console, is_terminal
@@ -21,6 +21,8 @@ from gencli.errors import GencliError
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    State = list[int | list[bytes | int]]  # termios'
 
 BLOCK = '"""'
 PROMPT, MORE = "> ", ". "
@@ -99,7 +101,7 @@ def _keys() -> KeyBindings:
     return keys
 
 
-def _terminal_state() -> Any:
+def _terminal_state() -> State | None:
     try:
         import termios
 
@@ -110,7 +112,7 @@ def _terminal_state() -> Any:
         return None
 
 
-def _restore(state: Any) -> None:
+def _restore(state: State | None) -> None:
     """Set the terminal back as it was: a signal may leave prompt_toolkit before it can."""
     if state is not None:
         import termios

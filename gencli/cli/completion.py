@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from gencli.cli import tab
 from gencli.cli.tab import SHELLS
@@ -46,10 +45,10 @@ def install(shell: str) -> Path:
 
     file = Path.home() / ".zshrc"
     before = file.read_text() if file.is_file() else ""
-    found: Any = install_script(shell=shell, prog_name="gencli", complete_var="_GENCLI_COMPLETE")
+    _, path = install_script(shell=shell, prog_name="gencli", complete_var="_GENCLI_COMPLETE")
     if shell == "zsh" and MENU not in before:
         file.write_text(file.read_text().replace(MENU, "").rstrip() + "\n")
-    return Path(found[1])
+    return Path(path)
 
 
 def answer(complete: Callable[[], object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Command(Protocol):
     def params(self) -> Sequence[Param]: ...
 
     @property
-    def callback(self) -> Callable[..., object] | None: ...
+    def callback(self) -> object: ...
 
     def get_params(self, ctx: typer.Context) -> Sequence[Param]: ...
 

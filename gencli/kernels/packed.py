@@ -154,7 +154,7 @@ def product(matrix: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] |
     outputs, inputs = matrix.shape
     address, call, empty = ctypes.addressof(made[0]), kernels.product, torch.empty
 
-    def multiply(x: Tensor, _keep: Any = made) -> Tensor:
+    def multiply(x: Tensor, _keep: object = made) -> Tensor:
         x = x.contiguous()
         y = empty((*x.shape[:-1], outputs))
         if call(address, x.data_ptr(), x.numel() // inputs, y.data_ptr(), 0):

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Protocol, TextIO, TypedDict, cast
+from typing import Protocol, TextIO, TypedDict, cast
 from urllib.parse import urlsplit
 
 from gencli import __version__
@@ -101,7 +101,7 @@ class Cluster:
             raise GencliError(f"{self.name}: the largest machine has {has}, and a worker wants more")
         # A worker that dies is not restarted by Ray: its block is given to another, and a new one takes its place.
         # The groups are a thread each: messages stay in their order.
-        wants: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": gpus, "max_restarts": 0}
+        wants: dict[str, object] = {"num_cpus": self.threads, "num_gpus": gpus, "max_restarts": 0}
         wants["concurrency_groups"] = {"in": 1, "out": 1}
         ray.method(concurrency_group="in")(Actor.put)
         ray.method(concurrency_group="out")(Actor.take)

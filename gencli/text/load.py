@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,7 +36,7 @@ class TextModel:
     name: str
     module: LanguageModel
     tokenizer: Tokenizer
-    generation_config: Mapping[str, Any]
+    generation_config: Mapping[str, object]
     load_seconds: float
     notes: tuple[str, ...] = ()
 
@@ -87,7 +86,7 @@ def open_model(
         raise GencliError(f"--ignore-config {unknown[0]}: the config of {source.name} has no such key")
     raw = {key: value for key, value in raw.items() if key not in spec.ignore_config}
     tensors = part.tensors()
-    layout = architecture(raw["model_type"]).LAYOUT
+    layout = architecture(str(raw["model_type"])).LAYOUT
     if quantize is not None:
         tensors = open_packed(part, raw, quantize, progress, device=device.type)
     stored = {tensors.dtype(name) for name in tensors if layout.rename(name) is not None}
@@ -118,7 +117,7 @@ def _merge(
     )
 
 
-def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, Any]]:
+def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, object]]:
     """Return the language model that a checkpoint is, and its config.
 
     Raise GencliError for a checkpoint that is none, is broken, or is of an unknown architecture.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import cast
 
 from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Part, Shapes
 from gencli.checkpoints.formats.renaming import Renamed, numbered, open_prefixed, rename, sizes
@@ -63,11 +63,11 @@ def read_vae(shapes: Shapes, *, size: int, scaling_factor: float) -> tuple[Renam
         "sample_size": size,
         "scaling_factor": scaling_factor,
     }
-    pieces, unknown = rename(shapes, (*ROWS, *level_rows(len(config["block_out_channels"]))))
+    pieces, unknown = rename(shapes, (*ROWS, *level_rows(len(cast("list[int]", config["block_out_channels"])))))
     return Renamed(config, pieces), unknown
 
 
-def _config(shapes: Shapes, down: str, blocks: str) -> dict[str, Any]:
+def _config(shapes: Shapes, down: str, blocks: str) -> dict[str, object]:
     """Return the config that the shapes imply. down, blocks: names of the levels and of what they hold. Raise
     GencliError for tensors that are missing or misshapen."""
     levels = [f"encoder.{down}.{level}.{blocks}" for level in range(numbered(shapes, f"encoder.{down}"))]
@@ -85,9 +85,9 @@ def _config(shapes: Shapes, down: str, blocks: str) -> dict[str, Any]:
     }
 
 
-def _tiny_config(shapes: Shapes) -> dict[str, Any]:
+def _tiny_config(shapes: Shapes) -> dict[str, object]:
     """Return the config of an AutoencoderTiny. A level is a convolution and the blocks after it; the last has none."""
-    config: dict[str, Any] = {"_class_name": "AutoencoderTiny"}
+    config: dict[str, object] = {"_class_name": "AutoencoderTiny"}
     for half in ("encoder", "decoder"):
         blocks: list[int] = []
         for number in sorted({_place(name) for name in shapes if name.startswith(f"{half}.layers.")}):
@@ -150,7 +150,7 @@ def read_autoencoder(contents: Contents, hints: Hints) -> Checkpoint:
     return Checkpoint(contents, "part", str(parts["vae"].config["_class_name"]), parts, title="autoencoder")
 
 
-def read_alone(contents: Contents, known: Mapping[str, Any] = NO_CONFIG) -> Part:
+def read_alone(contents: Contents, known: Mapping[str, object] = NO_CONFIG) -> Part:
     """Return the autoencoder in a file, of whatever format. known: the config of the one whose place it takes, which
     says what a file cannot: how latents are scaled, and how many groups its norms have.
 

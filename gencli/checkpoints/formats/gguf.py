@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
 from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, read_config
@@ -126,17 +126,21 @@ def _tokenizer(file: TensorFile) -> Tokenizer:
     return gguf_tokenizer(file.path, file.metadata)
 
 
-def gguf_tensors(file: TensorFile, config: Mapping[str, Any]) -> GgufTensors:
+def gguf_tensors(file: TensorFile, config: Mapping[str, object]) -> GgufTensors:
     """Return the tensors of a file under the names of the checkpoint that has this config. Raise GencliError for one
     that no row knows, and for rows that do not fit."""
     return GgufTensors(Tensors([file]), _pieces(file, config))
 
 
-def _pieces(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Piece]:
+def _pieces(file: TensorFile, config: Mapping[str, object]) -> dict[str, Piece]:
     """Tensors by the checkpoint's names."""
     name = family_of(file)
-    family, heads = FAMILIES[name], config.get("num_attention_heads", 1)
-    counts = {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)} if family.neighbours else {}
+    family, heads = FAMILIES[name], metadata_get(config, "num_attention_heads", int, 1)
+    counts = (
+        {"attn_q": heads, "attn_k": metadata_get(config, "num_key_value_heads", int, heads)}
+        if family.neighbours
+        else {}
+    )
     rows = list[Rename]()
     for old, new in family.names.items():
         transform = turned if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
@@ -164,7 +168,7 @@ def _halves(heads: int) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
-def _read_config(file: TensorFile) -> dict[str, Any]:
+def _read_config(file: TensorFile) -> dict[str, object]:
     try:
         return read_config(file)
     except GencliError as error:

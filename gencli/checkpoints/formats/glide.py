@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gencli.checkpoints import hub_cache
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints
@@ -112,7 +112,7 @@ def _tokenizer(contents: Contents) -> Tokenizer:
     )
 
 
-def _says(folder: Path, key: str) -> Any:
+def _says(folder: Path, key: str) -> object:
     """What the config.json of a folder has under a key; None where there is none that can be read."""
     with contextlib.suppress(GencliError):
         return read_json(folder / "config.json").get(key)

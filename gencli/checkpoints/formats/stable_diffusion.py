@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, Shapes
 from gencli.checkpoints.formats.autoencoder import read_vae
@@ -99,12 +99,12 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
     )
 
 
-def _scheduler_beside(contents: Contents, hints: Hints) -> dict[str, Any] | None:
+def _scheduler_beside(contents: Contents, hints: Hints) -> dict[str, object] | None:
     """Return scheduler/scheduler_config.json beside a file, as its tokenizer may lie there, under what a user says."""
     file = "scheduler/scheduler_config.json"
     if not contents.has(file):
         return None
-    said: dict[str, Any] = {"prediction_type": hints.prediction, "beta_schedule": hints.betas}
+    said: dict[str, object] = {"prediction_type": hints.prediction, "beta_schedule": hints.betas}
     said["rescale_betas_zero_snr"] = hints.zero_snr
     return {**contents.read_json(file), **{key: value for key, value in said.items() if value is not None}}
 
@@ -143,7 +143,7 @@ def _has_clip_vocabulary(contents: Contents) -> bool:
     return START in vocabulary and any(str(word).endswith("</w>") for word in vocabulary)
 
 
-def _of_missing_vae(family: Family, channels: int) -> dict[str, Any]:
+def _of_missing_vae(family: Family, channels: int) -> dict[str, object]:
     """Return what is known of an autoencoder that is not there."""
     sizes = {"latent_channels": channels, "norm_num_groups": 32, "scaling_factor": family.scaling_factor}
     return {"_class_name": "AutoencoderKL", **sizes}
@@ -176,7 +176,7 @@ def _split(shapes: Shapes, family: Family) -> tuple[dict[str, dict[str, tuple[in
 def _readers(key: str, family: Family, prediction: str) -> dict[str, Reader]:
     """Return part → the function that reads it from its shapes."""
     size = family.size.get(prediction, family.size["epsilon"])
-    told: dict[str, Any] = {"sample_size": size}
+    told: dict[str, object] = {"sample_size": size}
     if key in NUMBERS:
         told |= {"addition_embed_type": "text_time"}
     vae = partial(read_vae, size=8 * size, scaling_factor=family.scaling_factor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from gencli.checkpoints.tensors import TensorFile
 from gencli.errors import GencliError
@@ -15,10 +14,11 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
 SCHEDULES = ("alphas_cumprod", "model.alphas_cumprod")  # where a file has its ᾱ
 MARK, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that trainers of SDXL put beside the weights
-STABLE: dict[str, Any] = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
+BETA_START, BETA_END, SCHEDULE = 0.00085, 0.012, "scaled_linear"
+STABLE: dict[str, object] = {
+    "beta_end": BETA_END,
+    "beta_schedule": SCHEDULE,
+    "beta_start": BETA_START,
     "num_train_timesteps": 1000,
 }
 COMMON = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
@@ -53,7 +53,7 @@ def scheduler_config(
     betas: str | None,
     own: Sequence[float] | None = None,
     zero_snr: bool | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return scheduler_config.json as the folder of this model has it. own: the file's own ᾱ, if it has them.
     zero_snr: what the user says of it; else the file's mark tells, or its own ᾱ.
 
@@ -61,12 +61,17 @@ def scheduler_config(
     """
     names = {"sd1": "PNDMScheduler", "sd2": "DDIMScheduler", "sdxl": "EulerDiscreteScheduler"}
     xl = family in ("sdxl", "refiner")
-    config: dict[str, Any] = {"_class_name": names["sdxl" if xl else family], **STABLE, **COMMON, **(XL if xl else {})}
+    config: dict[str, object] = {
+        "_class_name": names["sdxl" if xl else family],
+        **STABLE,
+        **COMMON,
+        **(XL if xl else {}),
+    }
     config |= {"prediction_type": prediction, "trained_betas": None}
     if betas is not None:
         config["beta_schedule"] = betas
     elif own is not None:
-        wanted = {zero: alphas_cumprod(config["beta_schedule"], zero_snr=zero) for zero in (False, True)}
+        wanted = {zero: alphas_cumprod(SCHEDULE, zero_snr=zero) for zero in (False, True)}
         fits = [zero for zero in wanted if _is_near(own, wanted[zero])]
         if not fits:
             raise GencliError(
@@ -86,7 +91,7 @@ def _is_near(own: Sequence[float], wanted: Sequence[float]) -> bool:
 
 def alphas_cumprod(betas: str, *, zero_snr: bool = False, count: int = 1000) -> list[float]:
     """Return ᾱ of a schedule from Stable Diffusion's first β to its last. zero_snr: as Lin et al. 2023, algorithm 1."""
-    start, end = STABLE["beta_start"], STABLE["beta_end"]
+    start, end = BETA_START, BETA_END
     power = 0.5 if betas == "scaled_linear" else 1.0
     found, product = [], 1.0
     for i in range(count):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gencli.checkpoints.checkpoint import Shapes
 from gencli.checkpoints.formats.renaming import Renamed, numbered, sizes
@@ -54,7 +53,7 @@ class Level:
     depth: int
 
 
-def read_unet(shapes: Shapes, config: dict[str, Any], *, head: int | None) -> tuple[Renamed, list[str]]:
+def read_unet(shapes: Shapes, config: dict[str, object], *, head: int | None) -> tuple[Renamed, list[str]]:
     """Return config and tensors of the UNet in `shapes`, and the names that do not belong to one.
 
     config: what no shape tells about the family. head: width of an attention head; None for 8 heads at every width.
@@ -119,7 +118,7 @@ def original_places(levels: Sequence[Level]) -> Iterator[tuple[str, str]]:
         yield f"output_blocks.{block - 1}.{2 if level.depth else 1}", f"up_blocks.{number}.upsamplers.0"
 
 
-def _config(shapes: Shapes, levels: list[Level], family: dict[str, Any], head: int | None) -> dict[str, Any]:
+def _config(shapes: Shapes, levels: list[Level], family: dict[str, object], head: int | None) -> dict[str, object]:
     widths = [level.width for level in levels]
     if head and (odd := [width for width in widths if width % head or not width]):
         raise GencliError(f"its UNet is {odd[0]} wide at a level, no multiple of its heads of {head}")

@@ -44,7 +44,7 @@ class Stage:
     follows: str | None = None
     scale: int = 1
     shows: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     law: str = "linear"
 
     @property
@@ -79,7 +79,7 @@ class Family:
     autoencoder: str | None = None
     optional: frozenset[str] = frozenset()
     check: Callable[[checks.Described], None] = checks.nothing
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     needs_init: bool = False
     reads_init: Literal["changes", "enlarges", "varies", "none"] = "changes"
     tiny: str | None = None
@@ -88,7 +88,7 @@ class Family:
     main: int = 0
     side: int | None = None
     distilled: str | None = None
-    few: Mapping[str, Any] = field(default_factory=dict)
+    few: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def network(self) -> str:

@@ -8,7 +8,6 @@ followed (LoRAs, ControlNets, a second sampler) is left out by name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from gencli.errors import GencliError
 from gencli.image.files.infotext import Recipe
@@ -54,12 +53,12 @@ def _kind(node: object) -> str:
     return str(node.get("class_type"))[:40] if isinstance(node, dict) else "?"
 
 
-def _linked(graph: Graph, value: object) -> Any:
+def _linked(graph: Graph, value: object) -> object:
     """Return the node that a value links to, or None."""
     return graph.get(str(value[0])) if isinstance(value, list) and len(value) == 2 else None
 
 
-def _empty_latent(graph: Graph, sampler: Any) -> Mapping[str, object] | None:
+def _empty_latent(graph: Graph, sampler: object) -> Mapping[str, object] | None:
     """Return the inputs of the node that gives the sampler's empty latent, if that is what it begins from."""
     node = _linked(graph, _inputs(sampler)["latent_image"])
     inputs = _inputs(node)
@@ -70,7 +69,7 @@ def _empty_latent(graph: Graph, sampler: Any) -> Mapping[str, object] | None:
 class _Reader:
     """Follows a sampler's inputs. seen: what is met on the way and is not followed."""
 
-    def __init__(self, graph: Graph, sampler: Any):
+    def __init__(self, graph: Graph, sampler: object):
         self.graph, self.sampler, self.seen = graph, sampler, dict[str, None]()
 
     def recipe(self, others: list[str]) -> Recipe:
@@ -128,7 +127,7 @@ class _Reader:
             value = inputs.get(links[0] if links else side)
         return None
 
-    def _model(self, model: Any, positive: Any) -> dict[str, str]:
+    def _model(self, model: object, positive: object) -> dict[str, str]:
         """Return the checkpoint's name and the CLIP skip; LoRAs and others on the way are seen."""
         found: dict[str, str] = {}
         for value, name in ((model, "model"), (_inputs(_linked(self.graph, positive)).get("clip"), "clip")):

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from gencli import cache
 from gencli.image.request import ImageRequest
@@ -101,10 +101,12 @@ def _changed(value: str | Sequence[str] | None, change: Callable[[str], str]) ->
     return tuple(map(change, value))
 
 
-def relocate(values: Mapping[str, Any], hashes: Mapping[str, str], beside: Path) -> dict[str, Any]:
+def relocate(values: Mapping[str, object], hashes: Mapping[str, str], beside: Path) -> dict[str, object]:
     """Return the values of an image with the names of its files as they are found here. beside: the image's folder."""
     return {
-        field: _changed(value, lambda text: _find(text, hashes.get(text), beside)) if field in NAMED else value
+        field: _changed(cast("str | Sequence[str] | None", value), lambda text: _find(text, hashes.get(text), beside))
+        if field in NAMED
+        else value
         for field, value in values.items()
     }
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gencli.errors import GencliError
 from gencli.image.files import infotext, metadata
@@ -47,7 +47,7 @@ class Keys:
     silent: frozenset[str] = frozenset()
     weighted: bool = False
     own_weights: str | None = None
-    change: Callable[[dict[str, Any]], None] = field(default=lambda raw: None)
+    change: Callable[[dict[str, object]], None] = field(default=lambda raw: None)
 
     def __call__(self, texts: Texts) -> Recipe | None:
         found = self.find(texts)
@@ -100,7 +100,7 @@ def read(texts: Texts) -> metadata.Found:
 HINT = "give its prompt and settings as options instead of --from"
 
 
-def _json(text: str | None) -> dict[str, Any]:
+def _json(text: str | None) -> dict[str, object]:
     """Return the JSON object in a text, {} for all else."""
     if text is None or not text.lstrip().startswith("{"):
         return {}
@@ -111,7 +111,7 @@ def _json(text: str | None) -> dict[str, Any]:
     return raw if isinstance(raw, dict) else {}
 
 
-def _tables(texts: Texts) -> list[dict[str, Any]]:
+def _tables(texts: Texts) -> list[dict[str, object]]:
     return [raw for name in COMMENTS if (raw := _json(texts.get(name)))]
 
 
@@ -135,7 +135,7 @@ def _prompt_alone(texts: Texts) -> Recipe | None:
 def _swarm(texts: Texts) -> Mapping[str, object] | None:
     key = "sui_image_params"
     tables = [*_tables(texts), _json(texts.get("Model"))]
-    return next((raw[key] for raw in tables if isinstance(raw.get(key), dict)), None)
+    return next((found for raw in tables if isinstance(found := raw.get(key), dict)), None)
 
 
 def _fooocus(texts: Texts) -> Mapping[str, object] | None:
@@ -146,7 +146,7 @@ def _fooocus(texts: Texts) -> Mapping[str, object] | None:
     return found[0] if found else None
 
 
-def _fooocus_size(raw: dict[str, Any]) -> None:
+def _fooocus_size(raw: dict[str, object]) -> None:
     if size := re.fullmatch(r"\((\d+), *(\d+)\)", str(raw.get("resolution"))):
         raw["width"], raw["height"] = size[1], size[2]
         del raw["resolution"]
@@ -169,7 +169,7 @@ def _invoke(texts: Texts) -> Mapping[str, object] | None:
     return _json(texts["invokeai_metadata"]) if "invokeai_metadata" in texts else None
 
 
-def _invoke_skip(raw: dict[str, Any]) -> None:
+def _invoke_skip(raw: dict[str, object]) -> None:
     """InvokeAI counts the layers that are left out, infotext from the last one, which is 1."""
     if isinstance(skip := raw.get("clip_skip"), int):
         raw["clip_skip"] = skip + 1

@@ -12,7 +12,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -70,7 +69,10 @@ def _exif(picture: Image.Image) -> dict[str, str]:
     with contextlib.suppress(*BROKEN), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exif = picture.getexif()
-        tables: list[Mapping[int, Any]] = [exif.get_ifd(EXIF_IFD), exif]  # some tools put the comment beside the table
+        tables: list[Mapping[int, object]] = [
+            exif.get_ifd(EXIF_IFD),
+            exif,
+        ]  # some tools put the comment beside the table
         for table in tables:
             note = table.get(MAKER_NOTE)
             if isinstance(note, bytes) and note.startswith(OWN_NOTE):
