@@ -101,17 +101,20 @@ def _guesser(
     spec: TextSpec,
     stats: GenerationStats,
 ) -> Guesser:
-    from gencli.text.speculation import Draft, Lookup
+    from gencli.models.module import weight_bytes
+    from gencli.text.speculation import CHECKING, Draft, Lookup
 
+    checking = CHECKING.get(model.device.type, CHECKING[""])
     if name == LOOKUP:
-        return Lookup(stats)
+        return Lookup(stats, checking)
     draft = open_text_model(
         console, _find(fetch, name), dataclasses.replace(spec, model=name, lora=(), quantize=None), []
     )
     if draft.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
         hint = "a draft is a smaller model with the same tokenizer; `--draft lookup` needs none"
         raise GencliError(f"--draft {name}: its vocabulary is not that of {model.name}", hint)
-    return Draft(draft.module, model.vocab_size, stats)
+    price = weight_bytes(draft.module) / weight_bytes(model.module) + checking
+    return Draft(draft.module, model.vocab_size, stats, price)
 
 
 def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:

@@ -17,7 +17,7 @@ from pathlib import Path
 from gencli.errors import UsageError
 from gencli.kernels.build import HERE, NAME
 
-INTERFACE = 6  # as kernels.h says it
+INTERFACE = 7  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -88,7 +88,7 @@ class Library:
 
     product(weights, x, positions, y, threads), dequantise(weights, first, last, to, threads), pack(type, x, rows,
     columns, to, stride, threads), step(model, place), sample(logits, size, top_k, temperature, top_p,
-    min_p, draw) → id: see kernels.c, step.c and sample.c; pointers are
+    min_p, draw) → id, candidates(… min_p, ids, masses) → their number: see kernels.c, step.c and sample.c; pointers are
     addresses, and threads 0 are those of the pool.
     """
 
@@ -125,6 +125,9 @@ class Library:
         self.sample = library.gencli_sample
         self.sample.argtypes = (pointer, number, number, ctypes.c_float, *3 * (ctypes.c_double,))
         self.sample.restype = number
+        self.candidates = library.gencli_candidates
+        self.candidates.argtypes = (*self.sample.argtypes[:-1], pointer, pointer)
+        self.candidates.restype = number
 
 
 @functools.cache

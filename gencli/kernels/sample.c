@@ -54,24 +54,45 @@ static int likeliest(const float *logits, int64_t size, Candidate *found, int co
     return wrong;
 }
 
-/* The id that the number `draw` (0 to 1) picks of logits (size,), of the `top_k` likeliest: at most 1024. top_p, min_p: 1
-   and 0 for none. Returns -1 where a logit is no number, the largest is infinite, or nothing is left. */
-PUBLIC int64_t gencli_sample(const float *logits, int64_t size, int64_t top_k, float temperature, double top_p,
-                             double min_p, double draw) {
-    Candidate found[MOST];
+/* Which of logits (size,) may be picked: of the `top_k` likeliest (at most 1024), those that top_p and min_p leave (1 and 0
+   for none), in the order of their ids, with masses in units of the likeliest. Returns how many, and their mass in all;
+   -1 where a logit is no number or the largest is infinite. */
+static int left(const float *logits, int64_t size, int64_t top_k, float temperature, double top_p, double min_p,
+                Candidate *found, double *mass) {
     int count = (int)(top_k < size ? top_k : size), kept = 0;
-    double total = 0, before = 0, sum = 0;
+    double total = 0;
+    *mass = 0;
     if (count < 1 || count > MOST || likeliest(logits, size, found, count) || isinf(found[0].logit)) return -1;
     for (int i = 0; i < count; i++) {
         found[i].mass = expf((found[i].logit - found[0].logit) / temperature);
         total += found[i].mass;
     }
-    for (; kept < count && (!kept || (before < top_p * total && found[kept].mass >= min_p)); kept++)
-        before += found[kept].mass;
+    for (; kept < count && (!kept || (*mass < top_p * total && found[kept].mass >= min_p)); kept++)
+        *mass += found[kept].mass;
     qsort(found, (size_t)kept, sizeof *found, by_id);
-    double point = draw * before, largest = nextafter(before, 0);
+    return kept;
+}
+
+/* The id that the number `draw` (0 to 1) picks. Returns -1 where `left` does. */
+PUBLIC int64_t gencli_sample(const float *logits, int64_t size, int64_t top_k, float temperature, double top_p,
+                             double min_p, double draw) {
+    Candidate found[MOST];
+    double mass, sum = 0;
+    int kept = left(logits, size, top_k, temperature, top_p, min_p, found, &mass);
+    if (kept < 0) return -1;
+    double point = draw * mass, largest = nextafter(mass, 0);
     point = point < largest ? point : largest;
     for (int i = 0; i < kept; i++)
         if ((sum += found[i].mass) > point) return found[i].id;
     return found[kept - 1].id;
+}
+
+/* The ids that may be picked, in order, and their masses: at most 1024 each. Returns how many, or -1 as `left`. */
+PUBLIC int64_t gencli_candidates(const float *logits, int64_t size, int64_t top_k, float temperature, double top_p,
+                                 double min_p, int64_t *ids, double *masses) {
+    Candidate found[MOST];
+    double mass;
+    int kept = left(logits, size, top_k, temperature, top_p, min_p, found, &mass);
+    for (int i = 0; i < kept; i++) ids[i] = found[i].id, masses[i] = found[i].mass;
+    return kept;
 }

@@ -160,25 +160,47 @@ INLINE void dequantise_row(Type t, const uint8_t *row, int64_t columns, float *t
 typedef floats Load(const void *p);
 typedef float One(const uint8_t *p);
 
-INLINE void float_row(Load *load8, One *one, int size, const uint8_t *row, int64_t columns, const Activations *x,
-                      int positions, float *y) {
-    floats sums[AT_ONCE][4];
-UNROLL(8)
-    for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = sums[p][2] = sums[p][3] = zero();
+/* y of one or two rows from row i on, for some positions: eight sums at a time, which hide how long an addition takes */
+INLINE void float_rows(Load *load8, One *one, int size, const Weights *w, int64_t i, int rows, const Activations *x,
+                       int positions, float *y, int64_t y_stride) {
+    const int parts = rows * positions < 4 ? 4 : rows * positions == 4 ? 2 : 1;
+    const uint8_t *row = w->data + i * w->stride;
+    floats sums[2][AT_ONCE][4];
     int64_t at = 0;
-    for (; at + 32 <= columns; at += 32) {
-        if (size == 2) fetch(row + at * size + AHEAD_HALVES, 32 * size);
-UNROLL(4)
-        for (int i = 0; i < 4; i++) {
-            floats w = load8(row + (at + 8 * i) * size);
-UNROLL(8)
-            for (int p = 0; p < positions; p++) sums[p][i] = plus_times(sums[p][i], w, load_f32(x[p].x + at + 8 * i));
+    UNROLL(2)
+    for (int r = 0; r < rows; r++) {
+        UNROLL(8)
+        for (int p = 0; p < positions; p++) sums[r][p][0] = sums[r][p][1] = sums[r][p][2] = sums[r][p][3] = zero();
+    }
+    for (; at + 32 <= w->columns; at += 32) {
+        UNROLL(2)
+        for (int r = 0; size == 2 && r < rows; r++) fetch(row + r * w->stride + at * size + AHEAD_HALVES, 32 * size);
+        UNROLL(4)
+        for (int part = 0; part < 4; part++) {
+            floats weights[2];
+            UNROLL(2)
+            for (int r = 0; r < rows; r++) weights[r] = load8(row + r * w->stride + (at + 8 * part) * size);
+            UNROLL(8)
+            for (int p = 0; p < positions; p++) {
+                floats with = load_f32(x[p].x + at + 8 * part);
+                UNROLL(2)
+                for (int r = 0; r < rows; r++)
+                    sums[r][p][part % parts] = plus_times(sums[r][p][part % parts], weights[r], with);
+            }
         }
     }
-UNROLL(8)
-    for (int p = 0; p < positions; p++) {
-        y[p] = total(plus(plus(sums[p][0], sums[p][1]), plus(sums[p][2], sums[p][3])));
-        for (int64_t i = at; i < columns; i++) y[p] += one(row + i * size) * x[p].x[i];
+    UNROLL(2)
+    for (int r = 0; r < rows; r++) {
+        int64_t output = w->order ? w->order[i + r] : i + r;
+        UNROLL(8)
+        for (int p = 0; p < positions; p++) {
+            floats sum = sums[r][p][0];
+            if (parts > 1) sum = plus(sum, sums[r][p][1]);
+            if (parts > 2) sum = plus(sum, plus(sums[r][p][2], sums[r][p][3]));
+            float all = total(sum);
+            for (int64_t j = at; j < w->columns; j++) all += one(row + r * w->stride + j * size) * x[p].x[j];
+            y[p * y_stride + output] = all + (w->bias ? w->bias[output] : 0);
+        }
     }
 }
 
@@ -245,19 +267,24 @@ PACKED_TYPES(ROW)
 /* The rows first to last - 1 for some positions at once. */
 typedef void Rows(const Weights *w, const Activations *x, float *y, int64_t y_stride, int64_t first, int64_t last);
 
-#define ROWS(NAME, positions, ONE_ROW) \
+#define PACKED(NAME, positions) \
     static void NAME##_##positions(const Weights *w, const Activations *x, float *y, int64_t y_stride, int64_t first, \
                                    int64_t last) { \
         for (int64_t i = first; i < last; i++) { \
             const uint8_t *row = w->data + i * w->stride; \
             int64_t output = w->order ? w->order[i] : i; \
             float bias = w->bias ? w->bias[output] : 0, sums[positions]; \
-            ONE_ROW; \
+            packed_row(NAME##_type, row, w->columns, x, positions, sums); \
             for (int p = 0; p < positions; p++) y[p * y_stride + output] = sums[p] + bias; \
         } \
     }
-#define PACKED(NAME, positions) ROWS(NAME, positions, packed_row(NAME##_type, row, w->columns, x, positions, sums))
-#define FLOATS(NAME, l, o, s, positions) ROWS(NAME, positions, float_row(l, o, s, row, w->columns, x, positions, sums))
+#define FLOATS(NAME, l, o, s, positions) \
+    static void NAME##_##positions(const Weights *w, const Activations *x, float *y, int64_t y_stride, int64_t first, \
+                                   int64_t last) { \
+        for (; positions > 1 && first + 2 <= last; first += 2) \
+            float_rows(l, o, s, w, first, 2, x, positions, y, y_stride); \
+        for (; first < last; first++) float_rows(l, o, s, w, first, 1, x, positions, y, y_stride); \
+    }
 #define FLOAT_TYPES(row) row(F32, load_f32, f32, 4) row(F16, load_f16, f16, 2) row(BF16, load_bf16, bf16, 2)
 #if AT_ONCE == 4
 #define PACKED_ROW(NAME, ...) PACKED(NAME, 1) PACKED(NAME, 2) PACKED(NAME, 4)

@@ -22,6 +22,7 @@ from gencli.kernels import library
 from gencli.kernels.packed import FLOATS, Packed, fits, product, some_rows
 from gencli.models.module import LanguageModel
 
+SMALL = 2**20  # bytes of a weight from which on it is not copied, whatever its layout
 TILE = 2**21  # numbers of a weight that are cast or unpacked together for a product of many positions
 
 
@@ -128,6 +129,11 @@ class StoredConv1D(Stored, Conv1D):
         weight = self.weight
         return weight.transposed() if isinstance(weight, Packed) else weight.t()
 
+    def turn(self) -> None:
+        """Let the inputs of an output lie side by side, as the library multiplies them quickest, in a small weight."""
+        if not isinstance(self.weight, Packed) and self.weight.nbytes <= SMALL:
+            self.weight = nn.Parameter(self.weight.detach().t().contiguous().t(), requires_grad=False)
+
 
 class CastLinear(Buffered, nn.Linear):
     """Layerwise casting: the weight stays in the storage dtype of the file and is cast when it is used."""
@@ -203,6 +209,8 @@ def apply_policy(model: nn.Module, compute_dtype: torch.dtype) -> None:
             module.__class__ = row.layer
             if isinstance(module, Buffered):
                 module.buffer = buffer
+            if isinstance(module, StoredConv1D):
+                module.turn()
         for name, parameter in module.named_parameters(recurse=False):
             if (row is None or name != "weight") and _differs(parameter, compute_dtype):
                 setattr(module, name, nn.Parameter(parameter.to(compute_dtype), requires_grad=False))

@@ -69,13 +69,13 @@ class Batch:
         prompt_cache: PromptCache | None = None,
         guesser: Guesser | None = None,
     ):
-        self.module = module
+        self.module, self.device = module, module.device
         self.logprobs, self.params = request.logprobs, request.sampling
         self.looks_back = sampling.looks_back(self.params)
         self.memory = prompt_cache or PromptCache()
         self.guesser = guesser
         self.rows: list[Row] = []
-        self.picks_on = torch.device("cpu") if module.device.type == "mps" else module.device  # sampling needs float64
+        self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # sampling needs float64
 
     def has_room(self, positions: int) -> bool:
         """Return whether the memory for one more text of so many positions is there, as it is for a single one."""
@@ -89,7 +89,7 @@ class Batch:
         number, row = len(self.rows), Row(list(ids), generator, self.params, max_tokens, constraint)
         known = self.memory.take(self.module, number, ids, len(ids) + max_tokens)
         assert self.memory.cache is not None
-        new = torch.tensor([ids[known:]], device=self.module.device)
+        new = torch.tensor([ids[known:]], device=self.device)
         logits = self.module(new, self.memory.cache.row(number), last_only=True)[:, -1]
         self.memory.read(number, row.ids)
         self.rows.append(row)
@@ -100,7 +100,7 @@ class Batch:
         """Run the model on the last token of every text, and return the next one: several, where they were guessed."""
         if self.guesser is not None:
             return [self._guessed(number, row, self.guesser) for number, row in enumerate(self.rows)]
-        last = torch.tensor([row.ids[-1:] for row in self.rows], device=self.module.device)
+        last = torch.tensor([row.ids[-1:] for row in self.rows], device=self.device)
         logits = self.module(last, self.memory.cache, last_only=True)[:, -1]
         return self._pick(logits.to(self.picks_on), self.rows)
 
@@ -127,20 +127,20 @@ class Batch:
             if len(rows) == 1:
                 return [error]
             return [self._pick(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
-        return [[pick] for pick in self._take(rows, tokens, logits)]
+        return [[pick] for pick in self._take(rows, tokens.tolist(), logits)]
 
-    def _take(self, rows: Sequence[Row], tokens: Tensor, logits: Tensor) -> list[Pick]:
-        """Add a token (B,) to each row, and return what there is to say of it."""
-        known, last = tokens.tolist(), []
-        for row, token in zip(rows, known, strict=True):
+    def _take(self, rows: Sequence[Row], tokens: Sequence[int], logits: Tensor) -> list[Pick]:
+        """Add a token to each row, and return what there is to say of it."""
+        last = []
+        for row, token in zip(rows, tokens, strict=True):
             row.ids.append(token)
             row.left -= 1
             last.append(row.constraint is not None and row.constraint.take(token))
         if self.logprobs is None:
-            return [Pick(token, last=ends) for token, ends in zip(known, last, strict=True)]
-        found = sampling.logprobs(logits, tokens, self.logprobs)
+            return [Pick(token, last=ends) for token, ends in zip(tokens, last, strict=True)]
+        found = sampling.logprobs(logits, torch.tensor(tokens, device=logits.device), self.logprobs)
         tops = [tuple(zip(*pair, strict=True)) for pair in zip(found.top_ids.tolist(), found.top.tolist(), strict=True)]
-        return [Pick(*row) for row in zip(known, found.chosen.tolist(), tops, last, strict=True)]
+        return [Pick(*row) for row in zip(tokens, found.chosen.tolist(), tops, last, strict=True)]
 
     def _guessed(self, number: int, row: Row, guesser: Guesser) -> Picked:
         """The next tokens of one text: those guessed that hold, and one more."""
@@ -150,7 +150,7 @@ class Batch:
         if count and self.module.rope_regime(length) != self.module.rope_regime(length + count):
             count = 0
         guesses = guesser.guess(number, row.ids, row.prompt, count, row.params, row.generator)
-        new = torch.tensor([[row.ids[-1], *(guess.token for guess in guesses)]], device=self.module.device)
+        new = torch.tensor([[row.ids[-1], *(guess.token for guess in guesses)]], device=self.device)
         logits = self.module(new, cache)[0].to(self.picks_on)
         picks: list[Pick] = []
         try:
@@ -158,7 +158,7 @@ class Batch:
                 guess = guesses[i] if i < len(guesses) else None
                 allowed = _allowed(logits[i : i + 1], [row])
                 token, held = verify(allowed, guess, row.ids, row.prompt, row.params, row.generator)
-                picks += self._take([row], torch.tensor([token]), logits[i : i + 1])
+                picks += self._take([row], [token], logits[i : i + 1])
                 guesser.learn(number, guess, held)
                 if not held or picks[-1].last:
                     break

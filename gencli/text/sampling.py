@@ -8,6 +8,7 @@ behind it works on k numbers and not the vocabulary. B: rows, V: vocabulary, K: 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -60,12 +61,10 @@ def sample(
 def _by_library(logits: Tensor, generators: Sequence[Generator], params: SamplingParams) -> Tensor | None:
     """As `sample`, by the C library, equal but for the rounding of float32. None where a parameter is on that it does
     not know, or a row has nothing to pick from: then nothing was drawn."""
-    kernels = library() if logits.is_cpu and logits.dtype is torch.float32 and logits.is_contiguous() else None
-    greedy, k = params.temperature == 0, params.top_k or 0
-    if kernels is None or not (greedy or 0 < k <= MOST) or _needs_more(params):
+    kernels, some = library(), _quick(logits, params)
+    if kernels is None or some is None:
         return None
-    temperature = 1.0 if greedy or params.temperature is None else tame_factor(params.temperature)
-    some = (1, 1.0, 1.0, 0.0) if greedy else (k, temperature, _or(params.top_p, 1.0), params.min_p or 0.0)
+    greedy = params.temperature == 0
     states = [one.get_state() for one in generators] if len(generators) > 1 and not greedy else []
     tokens, address, size = list[int](), logits.data_ptr(), logits.shape[-1]
     for row, generator in enumerate(generators):
@@ -76,6 +75,28 @@ def _by_library(logits: Tensor, generators: Sequence[Generator], params: Samplin
                 one.set_state(state)
             return None
     return torch.tensor(tokens)
+
+
+def masses(logits: Tensor, params: SamplingParams) -> dict[int, float] | None:
+    """Return the tokens that may be picked from logits (1, V), in order, and how likely each is in units of the
+    likeliest, by the C library. None as in `_by_library`."""
+    kernels, some = library(), _quick(logits, params)
+    if kernels is None or some is None:
+        return None
+    ids, found = (ctypes.c_int64 * some[0])(), (ctypes.c_double * some[0])()
+    count = kernels.candidates(logits.data_ptr(), logits.shape[-1], *some, ids, found)
+    return None if count < 0 else {id: mass for id, mass in zip(ids[:count], found[:count], strict=True) if mass > 0}
+
+
+def _quick(logits: Tensor, params: SamplingParams) -> tuple[int, float, float, float] | None:
+    """Return top-k, temperature, top-p and min-p as the library has them. None where it does not know a parameter that
+    is on, or cannot read the logits."""
+    greedy, k = params.temperature == 0, params.top_k or 0
+    read = logits.is_cpu and logits.dtype is torch.float32 and logits.is_contiguous()
+    if not read or not (greedy or 0 < k <= MOST) or _needs_more(params):
+        return None
+    temperature = 1.0 if greedy or params.temperature is None else tame_factor(params.temperature)
+    return (1, 1.0, 1.0, 0.0) if greedy else (k, temperature, _or(params.top_p, 1.0), params.min_p or 0.0)
 
 
 def _or(value: float | None, usual: float) -> float:

@@ -19,8 +19,9 @@ from gencli.text.events import GenerationStats
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams
 
-FIRST = 4  # tokens that are guessed first; more after guesses that held, less after others
-CERTAIN = torch.ones(1, dtype=torch.float64)
+HOPE, LEARNING = 0.7, 0.15  # how likely a guess is to hold at first, and how much each one changes that
+CHECKING = {"cpu": 0.25, "": 0.05}  # what a guess adds to the step that checks it, by device: a part of a step of one token
+PATIENCE = 16  # tokens without guesses, where these do not pay, until one is tried again
 NGRAM = 3  # tokens that must be there before, at most
 
 
@@ -32,26 +33,68 @@ class Chances(NamedTuple):
 
     def of(self, token: int) -> float:
         """Return the probability of a token."""
-        if self.ids is not None and len(self.ids) == 1:
-            return float(int(self.ids[0]) == token)
         at = self.probs[token] if self.ids is None else self.probs[self.ids == token].sum()
         return float(at)
 
     def draw(self, generator: Generator) -> int:
-        """Draw a token; a single one without a number of the generator."""
-        if len(self.probs) == 1 and self.ids is not None:
-            return int(self.ids[0])
+        """Draw a token."""
         mass = self.probs.cumsum(0)
         point = torch.rand((), generator=generator, dtype=torch.float64).to(mass.device) * mass[-1]
         at = torch.searchsorted(mass, point.clamp(max=torch.nextafter(mass[-1], mass.new_zeros(()))), right=True)
         return int(at if self.ids is None else self.ids[at])
+
+    def beyond(self, guessed: Chances | Few) -> Chances:
+        """Return what this distribution has more than the one of a guess."""
+        own = slice(None) if self.ids is None else self.ids
+        size = len(self.probs) if self.ids is None else int(self.ids.max()) + 1
+        rest = (self.probs - guessed.spread(size).to(self.probs)[own]).clamp(min=0)
+        return Chances(rest, self.ids) if rest.sum() > 0 else self
+
+    def spread(self, size: int) -> Tensor:
+        """Return the probabilities of the tokens below `size`, (size,)."""
+        ids = torch.arange(len(self.probs), device=self.probs.device) if self.ids is None else self.ids
+        return self.probs.new_zeros(size).index_put_((ids[ids < size],), self.probs[ids < size])
+
+
+class Few(NamedTuple):
+    """A distribution over few tokens: the mass of each, and of all together."""
+
+    masses: dict[int, float]
+    total: float
+
+    def of(self, token: int) -> float:
+        """Return the probability of a token."""
+        return self.masses.get(token, 0.0) / self.total
+
+    def draw(self, generator: Generator) -> int:
+        """Draw a token; a single one without a number of the generator."""
+        left = 0.0
+        if len(self.masses) > 1:
+            left = torch.rand((), generator=generator, dtype=torch.float64).item() * self.total
+        for token, mass in self.masses.items():
+            left -= mass
+            if left < 0:
+                return token
+        return token
+
+    def beyond(self, guessed: Chances | Few) -> Few:
+        """Return what this distribution has more than the one of a guess."""
+        rest = {token: more for token in self.masses if (more := self.of(token) - guessed.of(token)) > 0}
+        return Few(rest, sum(rest.values())) if rest else self
+
+    def spread(self, size: int) -> Tensor:
+        """Return the probabilities of the tokens below `size`, (size,)."""
+        known = {token: self.of(token) for token in self.masses if token < size}
+        return torch.zeros(size, dtype=torch.float64).index_put_(
+            (torch.tensor([*known]).long(),), torch.tensor([*known.values()], dtype=torch.float64)
+        )
 
 
 class Guess(NamedTuple):
     """A token, and the distribution that it was drawn from; None: it was certain."""
 
     token: int
-    chances: Chances | None = None
+    chances: Chances | Few | None = None
 
 
 class Guesser(Protocol):
@@ -74,20 +117,36 @@ class Guesser(Protocol):
 
 @dataclass
 class Pace:
-    """How many tokens are guessed, by how many of the last guesses held."""
+    """How many tokens are guessed: as many as promise the most tokens in the time, by how many of the last ones held.
+
+    price: the time that a guess takes, with its check, as a part of what a step of the model takes. It is no measured
+    time: a text and its seed stay the same wherever it is made.
+    """
 
     stats: GenerationStats
-    count: float = FIRST
+    price: float = CHECKING["cpu"]
+    chance: float = HOPE
+    idle: int = 0
 
     def begin(self) -> None:
-        self.count = FIRST
+        self.chance, self.idle = HOPE, 0
 
     def learn(self, row: int, guess: Guess | None, held: bool) -> None:
         if guess is None:
             return
         self.stats.guessed += 1
         self.stats.held += held
-        self.count = min(self.count + 0.5, LONGEST - 1) if held else max(self.count - 1, 1)
+        self.chance += (held - self.chance) * LEARNING
+
+    def count(self) -> int:
+        """Return how many tokens to guess now, 0 to LONGEST - 1."""
+        best = max(range(LONGEST), key=self.gain)
+        self.idle = 0 if best else self.idle + 1
+        return best or int(self.idle % PATIENCE == 0)
+
+    def gain(self, count: int) -> float:
+        """Return how many tokens come of so many guesses and their check, in the time of one step of the model."""
+        return sum(self.chance**i for i in range(count + 1)) / (1 + count * self.price)
 
 
 class Lookup(Pace):
@@ -96,19 +155,21 @@ class Lookup(Pace):
     def guess(
         self, row: int, ids: list[int], prompt: int, most: int, params: SamplingParams, generator: Generator
     ) -> list[Guess]:
+        if (most := min(most, self.count())) < 1:
+            return []
         text = "".join(chr(i % 0x110000) for i in ids)  # a string is searched quickly
         for size in range(min(NGRAM, len(ids) - 1), 0, -1):
             if (at := text.rfind(text[-size:], 0, -1)) >= 0:
-                return [Guess(token) for token in ids[at + size :][: min(most, int(self.count))]]
+                return [Guess(token) for token in ids[at + size :][:most]]
         return []
 
 
 class Draft(Pace):
-    """A smaller model of the same vocabulary."""
+    """A smaller model of the same vocabulary. price: as `Pace` has it."""
 
-    def __init__(self, module: LanguageModel, vocab_size: int, stats: GenerationStats):
-        super().__init__(stats)
-        self.module = module
+    def __init__(self, module: LanguageModel, vocab_size: int, stats: GenerationStats, price: float = 0.5):
+        super().__init__(stats, price)
+        self.module, self.device = module, module.device
         self.vocab_size = vocab_size
         self.memory = PromptCache()
 
@@ -119,7 +180,7 @@ class Draft(Pace):
     def guess(
         self, row: int, ids: list[int], prompt: int, most: int, params: SamplingParams, generator: Generator
     ) -> list[Guess]:
-        most = min(most, int(self.count), self.module.max_length - len(ids))
+        most = min(most, self.count(), self.module.max_length - len(ids))
         if most < 1:
             return []
         for number in range(len(self.memory.ids), row):  # rows come in order
@@ -129,7 +190,7 @@ class Draft(Pace):
         assert self.memory.cache is not None
         cache = self.memory.cache.row(row)
         while True:
-            logits = self.module(torch.tensor([new], device=self.module.device), cache, last_only=True)[:, -1]
+            logits = self.module(torch.tensor([new], device=self.device), cache, last_only=True)[:, -1]
             self.memory.read(row, text)
             try:
                 found = chances(logits[:, : self.vocab_size], text, prompt, params)
@@ -142,16 +203,18 @@ class Draft(Pace):
             new = text[-1:]
 
 
-def chances(logits: Tensor, ids: list[int], prompt: int, params: SamplingParams) -> Chances:
+def chances(logits: Tensor, ids: list[int], prompt: int, params: SamplingParams) -> Chances | Few:
     """Return the distribution that a token is sampled from, given logits (1, V) and the text before it.
 
     Raise GencliError for logits that nothing can be picked from.
     """
+    if (masses := sampling.masses(logits, params)) is not None:
+        return Few(masses, sum(masses.values()))
     context = torch.tensor([ids], device=logits.device) if sampling.looks_back(params) else None
     found = sampling.candidates(logits, params, context, None if context is None else context[:, prompt:])
     sampling.check(found.logits)
-    if found.ids is not None and found.ids.shape[-1] == 1 and logits.is_cpu:
-        return Chances(CERTAIN, found.ids[0])
+    if found.ids is not None and found.ids.shape[-1] == 1:
+        return Few({int(found.ids): 1.0}, 1.0)
     return Chances(found.logits[0].double().softmax(-1), None if found.ids is None else found.ids[0])
 
 
@@ -166,14 +229,8 @@ def verify(
     found = chances(logits, ids, prompt, params)
     if guess is None:
         return found.draw(generator), False
-    p, q = found.of(guess.token), 1.0 if guess.chances is None else guess.chances.of(guess.token)
-    if p >= q or (p > 0 and float(torch.rand((), generator=generator, dtype=torch.float64)) * q < p):
+    theirs = guess.chances or Few({guess.token: 1.0}, 1.0)
+    p, q = found.of(guess.token), theirs.of(guess.token)
+    if p >= q or (p > 0 and torch.rand((), generator=generator, dtype=torch.float64).item() * q < p):
         return guess.token, True
-    less = torch.zeros(logits.shape[-1], dtype=torch.float64, device=found.probs.device)
-    if guess.chances is None or guess.chances.ids is not None:
-        at = guess.token if guess.chances is None else guess.chances.ids
-        less[at] = 1.0 if guess.chances is None else guess.chances.probs.to(less.device)
-    else:
-        less[: len(guess.chances.probs)] = guess.chances.probs
-    rest = (found.probs - (less if found.ids is None else less[found.ids])).clamp(min=0)
-    return Chances(rest if rest.sum() > 0 else found.probs, found.ids).draw(generator), False
+    return found.beyond(theirs).draw(generator), False

@@ -22,7 +22,7 @@ from gencli.text.events import Completion, GenerationStats
 from gencli.text.generate import Job, generate, generate_all
 from gencli.text.load import open_model
 from gencli.text.request import SamplingParams, TextRequest
-from gencli.text.speculation import Chances, Draft, Guess, Lookup, chances, verify
+from gencli.text.speculation import Chances, Draft, Few, Guess, Lookup, chances, verify
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import SENTENCES, make_gpt2
@@ -107,9 +107,28 @@ def test_a_checked_guess_has_the_models_distribution(params, certain):
 def test_what_is_drawn():
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
-    assert Chances(torch.ones(1).double(), torch.tensor([5])).draw(generator) == 5
+    assert Few({5: 0.3}, 0.3).draw(generator) == 5
     assert torch.equal(generator.get_state(), state)  # greedy texts draw nothing
     assert {Chances(torch.tensor([0.0, 1.0, 0.0]).double()).draw(generator) for _ in range(20)} == {1}
+    counts = torch.zeros(8)
+    for _ in range(1000):
+        counts[Few({1: 0.5, 4: 0.2, 7: 0.3}, 1.0).draw(generator)] += 1
+    assert chi_square(counts, torch.tensor([0, 0.5, 0, 0, 0.2, 0, 0, 0.3])) < 18.4
+
+
+def test_what_is_beyond_a_guess():
+    """Of few tokens and of all, in any pair: the same distribution."""
+    p, q = torch.tensor([0.1, 0.0, 0.6, 0.3]).double(), torch.tensor([0.3, 0.2, 0.5, 0.0]).double()
+    ways = [
+        (Chances(one), Chances(one[some], some), Few({int(i): 7 * float(one[i]) for i in some}, 7.0))
+        for one, some in ((p, torch.tensor([0, 2, 3])), (q, torch.tensor([0, 1, 2])))
+    ]
+    for own, guessed in itertools.product(*ways):
+        rest = own.beyond(guessed)
+        whole = rest.spread(4) / rest.spread(4).sum()
+        torch.testing.assert_close(whole, torch.tensor([0, 0, 0.25, 0.75]).double())
+        same = own.beyond(own)
+        torch.testing.assert_close(same.spread(4), p)
 
 
 @pytest.mark.parametrize("command", ["text hi", "text --lines", "chat"])
