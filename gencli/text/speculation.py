@@ -20,7 +20,7 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams
 
 HOPE, LEARNING = 0.7, 0.15  # how likely a guess is to hold at first, and how much each one changes that
-CHECKING = {"cpu": 0.25, "": 0.05}  # what a guess adds to the step that checks it, by device: a part of a step of one token
+CHECKING = {"cpu": 0.25, "": 0.05}  # what checking a guess takes, as a part of a step, by device
 PATIENCE = 16  # tokens without guesses, where these do not pay, until one is tried again
 NGRAM = 3  # tokens that must be there before, at most
 
