@@ -131,7 +131,7 @@ class StoredConv1D(Stored, Conv1D):
 
     def turn(self) -> None:
         """Let the inputs of an output lie side by side, as the library multiplies them quickest, in a small weight."""
-        if not isinstance(self.weight, Packed) and self.weight.nbytes <= SMALL:
+        if not isinstance(self.weight, Packed) and self.weight.is_cpu and self.weight.nbytes <= SMALL:
             self.weight = nn.Parameter(self.weight.detach().t().contiguous().t(), requires_grad=False)
 
 
