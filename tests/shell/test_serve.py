@@ -217,7 +217,7 @@ def test_a_key(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_socket_and_the_end(tmp_path, number):
-    with serving(tmp_path, fresh=True) as (process, path, _):
+    with serving(tmp_path, fresh=number == signal.SIGTERM) as (process, path, _):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         transport = httpx.HTTPTransport(uds=str(path))
         with httpx.Client(transport=transport) as client:

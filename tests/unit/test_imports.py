@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gencli
 
 ROOT = Path(gencli.__file__).parent
@@ -27,6 +29,7 @@ def without_torch():
             yield name
 
 
+@pytest.mark.slow
 def test_modules_that_say_so_import_without_torch():
     modules = list(without_torch())
     assert {"gencli.cli.app", "gencli.text.request", "gencli.image.request"} <= set(modules)

@@ -93,6 +93,7 @@ def test_other_files_are_called_by_their_name(refusal, tmp_path, name):
     assert OTHERS[name] in error and name in error
 
 
+@pytest.mark.slow
 def test_a_unet_of_two_text_encoders_in_a_refiners_place(refusal, tmp_path, shapes):
     """The refiner's one text encoder is SDXL's second, in the place of the first."""
     names = {n.replace("embedders.1", "embedders.0"): s for n, s in shapes["sdxl"].items() if "embedders.0" not in n}

@@ -70,6 +70,7 @@ def curve(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_learns_and_opens_in_transformers(texts: Path, tmp_path: Path) -> None:
     told = list(train(recipe(texts, tmp_path / "run", 40)))
     assert [at.step for at in told] == list(range(1, 41))
