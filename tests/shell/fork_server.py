@@ -120,7 +120,7 @@ def _import_all() -> None:
     for name in [*names, *(module.name for module in pkgutil.walk_packages(gencli.__path__, "gencli."))]:
         importlib.import_module(name)
     # typer's, the hub library's, and the editor's of messages, late
-    for name in ("pydantic", "httpx", "yaml", "filelock", "fsspec", "prompt_toolkit"):
+    for name in ("pydantic", "httpx", "httpx2", "yaml", "filelock", "fsspec", "prompt_toolkit"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
