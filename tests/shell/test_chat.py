@@ -149,8 +149,8 @@ def test_in_a_pipe_it_answers_once(tuned: Path):
     common = ("-m", tuned, "-n", 12, "-s", 3, *SPOKEN)
     chat = gencli("chat", *common, "-q", "--system", "Be kind.", stdin=b"one\ntwo\n")
     assert (chat.returncode, chat.stderr) == (0, b"")
-    assert b"note" not in gencli("chat", *common, "--system", "Be kind.", stdin=b"one\ntwo\n").stderr
-    assert b"note" not in gencli("chat", *common, stdin=b"one\n").stderr
+    assert b"one message" not in gencli("chat", *common, "--system", "Be kind.", stdin=b"one\ntwo\n").stderr
+    assert b"one message" not in gencli("chat", *common, stdin=b"one\n").stderr
     said = b"note: the 2 lines of stdin are one message; `gencli text --chat --lines` answers each by itself\n"
     assert gencli("chat", *common, stdin=b"one\ntwo\n").stderr.count(said) == 1
     text = gencli("text", *common, "--system", "Be kind.", "--json", stdin=b"one\ntwo\n")
