@@ -18,8 +18,9 @@ from tests.tiny.text import SENTENCES, make_gpt2
 
 pytestmark = pytest.mark.slow
 
-COUNT = 500
-LINES = "".join(f"{SENTENCES[i % 3][: 4 + i % 9]} {i}\n" for i in range(COUNT)).encode()
+COUNT = 300
+SPLIT = [f"{SENTENCES[i % 3][: 4 + i % 9]} {i}\n".encode() for i in range(COUNT)]
+LINES, BEGIN, REST = (b"".join(some) for some in (SPLIT, SPLIT[:280], SPLIT[280:]))
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +75,12 @@ def test_whoever_dies_the_bytes_are_those_of_one_process(cluster, tmp_path):
     source.write_bytes(LINES)
 
     # What is not read holds the driver back, and it the workers: they are in the middle whenever one is killed.
-    with source.open("rb") as stdin:
-        driver = start(*args, "--on", "ray", "--workers", 2, stdin=stdin, env=env)
-    assert driver.stdout and driver.stderr
+    told = tmp_path / "told"
+    with told.open("wb") as stderr:
+        driver = start(*args, "--on", "ray", "--workers", 2, stderr=stderr, env=env)
+    assert driver.stdin and driver.stdout
+    driver.stdin.write(BEGIN)
+    driver.stdin.flush()
     records, makers = [], []
     for count, line in enumerate(driver.stdout):
         record = json.loads(line)
@@ -87,17 +91,23 @@ def test_whoever_dies_the_bytes_are_those_of_one_process(cluster, tmp_path):
             killed = int(makers[-1].rpartition(":")[2])
             os.kill(killed, signal.SIGKILL)
             until(lambda killed=killed: len(holders(model) - {killed}) == 2, driver)
-        if count == 250:
+        if count == 100:
             cluster.remove_node(node, allow_graceful=False)
-    errors = driver.stderr.read().decode()
+        if count == 260:  # what comes before the rest fits into the pipe
+            until(lambda: told.read_bytes().count(b" ended (") == 2, driver)
+            driver.stdin.write(REST)
+            driver.stdin.close()
+    errors = told.read_text()
     assert driver.wait(LIMIT) == 0, errors
     assert records == [json.loads(line) for line in expected.splitlines()]
     assert len(set(makers)) >= 3 and errors.count(" ended (") == 2, (set(makers), errors)
 
     out = tmp_path / "out.jsonl"
     go_on = [word for word in args if word != "--json"] + ["--on", "ray", "--workers", 1, "--resume", out]
-    with source.open("rb") as stdin:
-        driver = start(*go_on, stdin=stdin, env=env)
+    driver = start(*go_on, env=env)
+    assert driver.stdin
+    driver.stdin.write(BEGIN)
+    driver.stdin.flush()  # and it stays open
     until(lambda: out.exists() and out.stat().st_size > len(expected) // 3, driver)
     driver.kill()
     driver.communicate()
@@ -112,7 +122,7 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
     model = make_gpt2(tmp_path / "tiny")
     args = ("text", "-m", "tiny", "--lines", "-s", 5, "-n", 6, "--batch", 2, "--logprobs", 5)
     source = tmp_path / "lines"
-    source.write_bytes(b"".join(LINES.splitlines(keepends=True)[:120]))
+    source.write_bytes(b"".join(SPLIT[:120]))
     cluster.add_node(num_cpus=1)
     on = ("--on", cluster.client, "--workers", 2)
     outside = {"RAY_AUTH_MODE": None, "RAY_ADDRESS": None}
@@ -139,7 +149,7 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
     assert len(set(makers)) >= 2 and errors.count("note: ") == errors.count(" ended (") == 1, (makers, errors)
 
     out = tmp_path / "out.jsonl"
-    driver = begin("--resume", out)
+    driver = begin("--resume", out, "--workers", 1)
     until(lambda: out.exists() and out.stat().st_size, driver)
     driver.terminate()
     assert driver.wait(LIMIT) == 143 and driver.communicate()[1] == b""
