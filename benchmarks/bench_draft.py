@@ -18,7 +18,7 @@ from gencli.text.events import GenerationStats
 from gencli.text.generate import generate
 from gencli.text.load import TextModel, open_model
 from gencli.text.request import TextRequest
-from gencli.text.speculation import CHECKING, Draft, Guesser, Lookup
+from gencli.text.speculation import Draft, Guesser, Lookup, price
 
 PROMPTS = ("Once upon a time", "Tom had a red ball.", "The little dog was sad.", "One day, Lily", "It was a sunny day")
 
@@ -39,10 +39,9 @@ def main() -> None:
     print(f"{model.describe()}; draft of {size:.2f} of the bytes")
 
     def guesser(how: str, stats: GenerationStats) -> Guesser | None:
-        checking = CHECKING.get(model.device.type, CHECKING[""])
         if how == "draft":
-            return Draft(draft.module, model.vocab_size, stats, size + checking)
-        return Lookup(stats, checking) if how == "lookup" else None
+            return Draft(draft.module, model.vocab_size, stats, price(model.module, draft.module))
+        return Lookup(stats, price(model.module)) if how == "lookup" else None
 
     for temperature in (0.0, 0.8):
         rates, held = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)

@@ -101,20 +101,17 @@ def _guesser(
     spec: TextSpec,
     stats: GenerationStats,
 ) -> Guesser:
-    from gencli.models.module import weight_bytes
-    from gencli.text.speculation import CHECKING, Draft, Lookup
+    from gencli.text.speculation import Draft, Lookup, price
 
-    checking = CHECKING.get(model.device.type, CHECKING[""])
     if name == LOOKUP:
-        return Lookup(stats, checking)
+        return Lookup(stats, price(model.module))
     draft = open_text_model(
         console, _find(fetch, name), dataclasses.replace(spec, model=name, lora=(), quantize=None), []
     )
     if draft.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
         hint = "a draft is a smaller model with the same tokenizer; `--draft lookup` needs none"
         raise GencliError(f"--draft {name}: its vocabulary is not that of {model.name}", hint)
-    price = weight_bytes(draft.module) / weight_bytes(model.module) + checking
-    return Draft(draft.module, model.vocab_size, stats, price)
+    return Draft(draft.module, model.vocab_size, stats, price(model.module, draft.module))
 
 
 def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:

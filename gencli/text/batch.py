@@ -151,6 +151,8 @@ class Batch:
             count = 0
         guesses = guesser.guess(number, row.ids, row.prompt, count, row.params, row.generator)
         new = torch.tensor([[row.ids[-1], *(guess.token for guess in guesses)]], device=self.device)
+        if not guesses:
+            return self._pick(self.module(new, cache, last_only=True)[:, -1].to(self.picks_on), [row])[0]
         logits = self.module(new, cache)[0].to(self.picks_on)
         picks: list[Pick] = []
         try:

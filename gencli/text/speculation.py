@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from gencli.errors import GencliError
-from gencli.models.module import LanguageModel
+from gencli.models.module import LanguageModel, weight_bytes
 from gencli.models.step import LONGEST
 from gencli.text import sampling
 from gencli.text.events import GenerationStats
@@ -20,8 +20,13 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams
 
 HOPE, LEARNING = 0.7, 0.15  # how likely a guess is to hold at first, and how much each one changes that
-CHECKING = {"cpu": 0.25, "": 0.05}  # what checking a guess takes, as a part of a step, by device
-PATIENCE = 16  # tokens without guesses, where these do not pay, until one is tried again
+CHECKING = (
+    0.15  # what checking a guess adds to a step of the model, which waits for its weights anyway, as a part of it,
+)
+COMPUTING = 0.45  # and where it computes as long as it waits: weights of few bits, and few weights
+CACHE = 2**25  # bytes that processors hold
+CALL = 3 * 2**20  # bytes that are read in the time that a call of the draft takes besides
+PATIENCE = 32  # tokens without guesses, where these do not pay, until one is tried again
 NGRAM = 3  # tokens that must be there before, at most
 
 
@@ -124,7 +129,7 @@ class Pace:
     """
 
     stats: GenerationStats
-    price: float = CHECKING["cpu"]
+    price: float = COMPUTING
     chance: float = HOPE
     idle: int = 0
 
@@ -201,6 +206,13 @@ class Draft(Pace):
                 return made
             text.append(made[-1].token)
             new = text[-1:]
+
+
+def price(model: LanguageModel, draft: LanguageModel | None = None) -> float:
+    """Return what a guess costs, as `Pace` has it: by the sizes of the models and where the weights are."""
+    size, count = weight_bytes(model), sum(one.numel() for one in model.parameters())
+    computes = model.device.type == "cpu" and (size < CACHE or size < count)
+    return (COMPUTING if computes else CHECKING) + ((weight_bytes(draft) + CALL) / size if draft is not None else 0.0)
 
 
 def chances(logits: Tensor, ids: list[int], prompt: int, params: SamplingParams) -> Chances | Few:
