@@ -20,7 +20,7 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams
 
 HOPE, LEARNING = 0.7, 0.15  # how likely a guess is to hold at first, and how much each one changes that
-CHECKING = 0.15  # what checking a guess adds to a step of the model, as a part of it: little where that waits for memory
+CHECKING = 0.15  # what checking a guess adds to a step of the model, as a part of it: little, where that reads memory
 COMPUTING = 0.45  # and where it computes as long as it waits: with weights of few bits, and with few weights
 CACHE = 2**25  # bytes that processors hold
 CALL = 3 * 2**20  # bytes that are read in the time that a call of the draft takes besides
