@@ -51,7 +51,7 @@ INLINE float f32(const uint8_t *p) { float value; memcpy(&value, p, 4); return v
 /* Bytes: how far ahead weights are asked for. What the CPU foresees by itself ends with each page of a mapped file. Float32
    is read at the memory's speed without it, and slower with it. */
 #define AHEAD_PACKED 3072
-#define AHEAD_HALVES 3072
+#define AHEAD_HALVES 4096
 #define ROWS_AT_ONCE 8
 #define ROWS_AHEAD 8
 
