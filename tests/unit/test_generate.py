@@ -303,5 +303,5 @@ def test_other_kinds_of_checkpoints(tmp_path: Path, folder: Path):
     assert run(named, max_tokens=3, **GREEDY)[0].text == run(opened(folder), max_tokens=3, **GREEDY)[0].text
     lonely = tmp_path / "lonely.safetensors"
     lonely.write_bytes(file.read_bytes())
-    with pytest.raises(GencliError, match=r"no config\.json beside"):
+    with pytest.raises(GencliError, match=r"a folder with config\.json, and there is none beside this file"):
         open_model(Source(str(lonely), lonely, "file"))
