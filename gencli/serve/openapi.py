@@ -137,7 +137,7 @@ def _schema(field: str, known: Mapping[str, Option]) -> Schema:
 
 
 def _answer(schema: Mapping[str, object], said: str = "done", streams: bool = False) -> Schema:
-    more = {"text/event-stream": {}} if streams else {}  # a schema would be of each event, and they end with [DONE]
+    more: Schema = {"text/event-stream": {}} if streams else {}  # a schema is of each event, the last is [DONE]
     return {"description": said, "content": {"application/json": {"schema": schema}, **more}}
 
 

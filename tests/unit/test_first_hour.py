@@ -313,7 +313,7 @@ def test_help_on_a_narrow_terminal(monkeypatch, capfd) -> None:
     assert sum(line.startswith(" " * 30) for line in page) == 0
     monkeypatch.delenv("COLUMNS")
     sizes = iter([0, 60])  # stdout is a pipe, stderr a terminal
-    monkeypatch.setattr("os.get_terminal_size", lambda fd: os.terminal_size((next(sizes), 9)))
+    monkeypatch.setattr("os.get_terminal_size", lambda fd: os.terminal_size((next(sizes, 80), 9)))
     assert help._width() == 58, "of the terminal that stderr is, as in `gencli --help | less`"
 
 
