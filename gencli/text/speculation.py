@@ -193,7 +193,10 @@ class Draft(Pace):
         assert self.memory.cache is not None
         cache = self.memory.cache.row(row)
         while True:
-            logits = self.module(torch.tensor([new], device=self.device), cache, last_only=True)[:, -1]
+            size = LONGEST if len(new) <= PATIENCE + LONGEST else len(new)  # some steps are quicker than torch's way
+            for first in range(0, len(new), size):
+                some = torch.tensor([new[first : first + size]], device=self.device)
+                logits = self.module(some, cache, last_only=True)[:, -1]
             self.memory.read(row, text)
             try:
                 found = chances(logits[:, : self.vocab_size], text, prompt, params)
