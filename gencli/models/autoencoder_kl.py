@@ -14,7 +14,7 @@ from gencli.errors import GencliError
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES
 from gencli.models.autoencoder_blocks import DOWN, UP, Autoencoder, Decoder, Encoder
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
-from gencli.models.unet_blocks import check_levels, check_sample_size
+from gencli.models.unet_config_checks import check_levels, check_sample_size
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from gencli.errors import GencliError
 from gencli.models.base import Layout, check_ints
 from gencli.models.unet_2d_condition import DownPath
 from gencli.models.unet_2d_condition_config import UNet2DConditionConfig
-from gencli.models.unet_blocks import refuse
+from gencli.models.unet_config_checks import refuse
 
 # Fields of the config of a UNet that a ControlNet cannot have.
 UNET_ONLY = (

@@ -24,13 +24,12 @@ from gencli.models.unet_blocks import (
     SamplerFactory,
     TimestepEmbedding,
     Upsample2D,
-    check_levels,
-    check_unet,
     down_path,
     resampler,
     timestep_embedding,
     up_path,
 )
+from gencli.models.unet_config_checks import check_levels, check_unet
 
 DOWN = ("AttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D")
 UP = ("AttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D")

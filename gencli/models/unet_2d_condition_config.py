@@ -9,7 +9,7 @@ from typing import ClassVar
 from gencli.errors import GencliError
 from gencli.models.activations import check_activation
 from gencli.models.base import BaseConfig, check_ints, check_numbers
-from gencli.models.unet_blocks import check_levels, check_unet, refuse
+from gencli.models.unet_config_checks import check_levels, check_unet, refuse
 
 CROSSED = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 SIMPLE = ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D", "UNetMidBlock2DSimpleCrossAttn")

@@ -16,7 +16,7 @@ from gencli.errors import GencliError
 from gencli.models.attention_blocks import OLD_ATTENTION_NAMES
 from gencli.models.autoencoder_blocks import DOWN, UP, Autoencoder, Decoder, Encoder
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
-from gencli.models.unet_blocks import check_levels, check_sample_size
+from gencli.models.unet_config_checks import check_levels, check_sample_size
 
 ROWS = 4096  # latents compared with all K entries at once: bounds the memory of large images
 
