@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from gencli.checkpoints.find import Source
-from gencli.models.module import weight_bytes
+from gencli.models.linear import step_bytes
 from gencli.text.events import GenerationStats
 from gencli.text.generate import generate
 from gencli.text.load import TextModel, open_model
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     args = parser.parse_args()
     model, draft = opened(args.model), opened(args.draft)
-    size = weight_bytes(draft.module) / weight_bytes(model.module)
+    size = step_bytes(draft.module) / step_bytes(model.module)
     print(f"{model.describe()}; draft of {size:.2f} of the bytes")
 
     def guesser(how: str, stats: GenerationStats) -> Guesser | None:

@@ -11,7 +11,7 @@ kind of weight is one more row here. The key/value cache, the norms and the bias
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -214,3 +214,15 @@ def apply_policy(model: nn.Module, compute_dtype: torch.dtype) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             if (row is None or name != "weight") and _differs(parameter, compute_dtype):
                 setattr(module, name, nn.Parameter(parameter.to(compute_dtype), requires_grad=False))
+
+
+def step_weights(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the weights that a step multiplies with; one that two layers share comes twice, and embeddings do not."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | Conv1D):
+            yield layer.weight.data
+
+
+def step_bytes(module: nn.Module) -> int:
+    """Return how many bytes of weights one step of a model reads."""
+    return sum((one.data_rows if isinstance(one, Packed) else one).nbytes for one in step_weights(module))

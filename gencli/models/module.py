@@ -76,11 +76,6 @@ def stored_as(module: nn.Module) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def weight_bytes(model: BaseModel) -> int:
-    """Return the bytes of a model's weights as they are stored: what a step of one token reads."""
-    return sum((one.data_rows if isinstance(one, Packed) else one).nbytes for one in model.parameters())
-
-
 def describe(name: str, models: Sequence[BaseModel], device: torch.device | None = None) -> str:
     """Describe models in one line: size of all; of the first its precision, device (if not told), threads, kernels."""
     first = models[0]

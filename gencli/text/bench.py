@@ -7,12 +7,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from gencli import devices
 from gencli.kernels import library
-from gencli.kernels.packed import Packed
-from gencli.models.linear import Conv1D
+from gencli.models.linear import step_bytes
 from gencli.models.module import stored_as
 from gencli.text.events import GenerationStats
 from gencli.text.generate import generate
@@ -65,15 +63,3 @@ def _run(model: TextModel, ids: list[int], tokens: int, batch: int) -> Generatio
     for _ in generate(model, request, stats, ids=ids):
         pass
     return stats
-
-
-def _matrices(module: nn.Module) -> Iterator[torch.Tensor]:
-    """The weights that a step multiplies with; one that two layers share counts twice, and embeddings do not."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | Conv1D):
-            yield layer.weight.data
-
-
-def step_bytes(module: nn.Module) -> int:
-    """Return how many bytes of weights one step of a model reads."""
-    return sum((one.data_rows if isinstance(one, Packed) else one).nbytes for one in _matrices(module))

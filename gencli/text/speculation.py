@@ -12,7 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from gencli.errors import GencliError
-from gencli.models.module import LanguageModel, weight_bytes
+from gencli.models.linear import step_bytes, step_weights
+from gencli.models.module import LanguageModel
 from gencli.models.step import LONGEST
 from gencli.text import sampling
 from gencli.text.events import GenerationStats
@@ -211,9 +212,9 @@ class Draft(Pace):
 
 def price(model: LanguageModel, draft: LanguageModel | None = None) -> float:
     """Return what a guess costs, as `Pace` has it: by the sizes of the models and where the weights are."""
-    size, count = weight_bytes(model), sum(one.numel() for one in model.parameters())
+    size, count = step_bytes(model), sum(one.numel() for one in step_weights(model))
     computes = model.device.type == "cpu" and (size < CACHE or size < count)
-    return (COMPUTING if computes else CHECKING) + ((weight_bytes(draft) + CALL) / size if draft is not None else 0.0)
+    return (COMPUTING if computes else CHECKING) + ((step_bytes(draft) + CALL) / size if draft is not None else 0.0)
 
 
 def chances(logits: Tensor, ids: list[int], prompt: int, params: SamplingParams) -> Chances | Few:
