@@ -11,6 +11,11 @@ from tests.tiny.janus import TinyJanus, make_janus
 HERE = Path(__file__).parent
 
 
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Where slow tests are not wanted, these are not even looked at."""
+    return True if config.getoption("markexpr") == "not slow" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:

@@ -24,7 +24,7 @@ from tests.tiny.image import make_ddpm, make_stable_diffusion, rewrite_json
 from tests.tiny.imagegpt import make_imagegpt
 from tests.tiny.text import make_gpt2
 
-pytestmark = pytest.mark.usefixtures("inside")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
 
 SECONDS = 20  # far more than any of them takes, and far less than what they ask for
 MEMORY = 220  # MiB at most, without torch; the pictures claim gigabytes
@@ -124,7 +124,6 @@ TEXTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_a_picture_says_of_itself(name):
     """`--from`: before torch, in little memory."""
@@ -132,7 +131,6 @@ def test_what_a_picture_says_of_itself(name):
     attack("image", "--from", "a.png", "-o", "b.png", said="a.png")
 
 
-@pytest.mark.slow
 def test_texts_behind_the_pixels():
     end = chunk(b"IEND", b"")
     Path("a.png").write_bytes(head() + TAIL.removesuffix(end) + TEXTS["zTXt of a gigabyte"] + end)
@@ -384,7 +382,6 @@ def test_a_palette(run, name):
     assert not os.path.exists("b.png")
 
 
-@pytest.mark.slow
 def test_weights_that_claim_much_take_little_memory():
     """Sizes are compared before anything is allocated: as a process, torch and all."""
     copy = copied("clip")
@@ -411,7 +408,6 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", TEMPLATES)
 def test_templates_that_ask_for_much(what: str, tmp_path: Path) -> None:
     template, said = TEMPLATES[what]
@@ -426,7 +422,6 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", TOKENIZERS)
 def test_tokenizers_that_make_much_of_little(what: str, tmp_path: Path) -> None:
     model = make_gpt2(tmp_path / "model")
@@ -436,7 +431,6 @@ def test_tokenizers_that_make_much_of_little(what: str, tmp_path: Path) -> None:
     attack("text", "a b a", "-m", model, "-n", "1", said="characters out of one", memory=BASE, seconds=12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["steps", "plain", "brackets"])
 def test_a_picture_whose_text_is_long(what: str, tmp_path: Path) -> None:
     settings = "\nSteps: 1, Sampler: DDIM, CFG scale: 7, Seed: 1"

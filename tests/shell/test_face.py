@@ -56,6 +56,7 @@ FACES = [
 ]
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported():
     """Help, version, usage errors and a missing model, all in one process that counts its modules."""
     script = f"""
@@ -194,6 +195,7 @@ def test_nobody_reads(args: list[str]):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_debug_alone_shows_a_traceback():
     assert b"Traceback" not in gencli("text", "a", "-m", "no-such-model").stderr
     assert b"Traceback" in gencli("text", "a", "-m", "no-such-model", "--debug").stderr
@@ -214,6 +216,7 @@ def test_arguments_are_utf_8():
     assert done.returncode == 0 and done.stdout.startswith("Caffè".encode())
 
 
+@pytest.mark.slow
 def test_closed_standard_streams():
     assert shell("gencli text a -m no-such-model <&-", fresh=True).returncode == 1
     assert shell("gencli text <&- -m no-such-model", fresh=True).returncode == 1

@@ -47,6 +47,7 @@ def objects(done: subprocess.CompletedProcess) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_list_has_what_can_be_opened(cached: Path) -> None:
     done = models("list", cache=cached)
     assert done.returncode == 0
@@ -90,6 +91,7 @@ def test_nothing_is_listed_where_nothing_is(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_the_face_answers_without_torch(cached: Path, tmp_path: Path) -> None:
     convert(open_model(find(str(make_gpt2(tmp_path / "m")))), "q8_0", tmp_path / "m.gguf")
     script = """
@@ -147,6 +149,7 @@ def test_show_tells_a_language_model(cached: Path) -> None:
     assert set(said["files"]) == {*tiny(), "generation_config.json"}
 
 
+@pytest.mark.slow
 def test_show_tells_a_gguf_file_by_its_metadata(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     convert(open_model(find(str(make_gpt2(tmp_path / "m")))), "q8_0", file)
@@ -163,6 +166,7 @@ def test_show_tells_a_gguf_file_by_its_metadata(tmp_path: Path) -> None:
     assert said["tokenizer"]["chat_template"] is True
 
 
+@pytest.mark.slow
 def test_show_tells_a_pipeline_and_what_is_not_loaded(tmp_path: Path) -> None:
     from tests.tiny.image import make_stable_diffusion
 
@@ -191,6 +195,7 @@ def test_names_that_are_not_here(cached: Path) -> None:
 # --- check
 
 
+@pytest.mark.slow
 def test_check_says_that_all_is_well_or_what_is_not(tmp_path: Path) -> None:
     folder = make_gpt2(tmp_path / "m", sharded=True)
     done = models("check", folder, cache=tmp_path)
@@ -242,6 +247,7 @@ def test_check_compares_with_the_config(tmp_path: Path) -> None:
     assert "has no weights in safetensors" in found
 
 
+@pytest.mark.slow
 def test_check_looks_at_every_part(tmp_path: Path) -> None:
     from tests.tiny.image import make_stable_diffusion
 
@@ -268,6 +274,7 @@ def test_check_knows_what_the_hub_had(tmp_path: Path) -> None:
 # --- rm
 
 
+@pytest.mark.slow
 def test_rm_removes_what_it_was_told_and_nothing_else(cached: Path) -> None:
     repo = cached / "models--org--tiny"
     done = models("rm", "org/tiny@v2", "--yes", "--json", cache=cached)  # main stands for the same commit
@@ -286,6 +293,7 @@ def test_rm_removes_what_it_was_told_and_nothing_else(cached: Path) -> None:
     assert {p.name for p in cached.glob("models--*")} == {"models--org--bert", "models--org--half"}
 
 
+@pytest.mark.slow
 def test_rm_refuses_what_is_not_its_own(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
@@ -303,6 +311,7 @@ def test_rm_refuses_what_is_not_its_own(cached: Path, tmp_path: Path) -> None:
     assert models("rm", "a/b/c", "--yes", cache=cached).returncode == 2
 
 
+@pytest.mark.slow
 def test_rm_asks_on_a_terminal_and_only_there(cached: Path) -> None:
     done = models("rm", "org/tiny", cache=cached)
     assert done.returncode == 2
@@ -339,6 +348,7 @@ def test_convert_writes_a_file_that_runs(tmp_path: Path) -> None:
     assert done.returncode == 0 and b"note: Q4_0, Q6_K weights are packed again as Q8_0" in done.stderr
 
 
+@pytest.mark.slow
 def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
     refused: dict[tuple[object, ...], tuple[int, str]] = {
         ("stories",): (2, "no file to write"),
@@ -357,6 +367,7 @@ def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
 # --- the group
 
 
+@pytest.mark.slow
 def test_the_group_needs_a_command_and_every_command_helps(tmp_path: Path) -> None:
     done = models(cache=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"") and b"Usage: gencli models" in done.stdout

@@ -65,6 +65,7 @@ def test_the_first_ends_the_work_in_order(number: int):
     assert ended(process) == (128 + number, b"in order\n", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", signals.ENDING)
 def test_the_second_ends_one_long_operation_at_once(second: int):
     process = begun(LONG)
@@ -76,6 +77,7 @@ def test_the_second_ends_one_long_operation_at_once(second: int):
     assert ended(process) == (128 + second, b"", b"")
 
 
+@pytest.mark.slow
 def test_the_second_ends_what_the_first_began():
     process = begun(SHORT, 60)
     process.send_signal(signal.SIGTERM)
@@ -84,6 +86,7 @@ def test_the_second_ends_what_the_first_began():
     assert ended(process) == (130, b"", b"")
 
 
+@pytest.mark.slow
 def test_two_at_once_are_one():
     """timeout(1) sends SIGTERM to the process and to its group."""
     process = begun(SHORT, 0.3)
@@ -93,6 +96,7 @@ def test_two_at_once_are_one():
     assert ended(process) == (143, b"in order\n", b"")
 
 
+@pytest.mark.slow
 def test_what_is_ignored_stays_so():
     process = begun(SHORT, 0, "nohup")
     process.send_signal(signal.SIGHUP)
@@ -102,6 +106,7 @@ def test_what_is_ignored_stays_so():
     assert ended(process)[:2] == (143, b"in order\n")
 
 
+@pytest.mark.slow
 def test_an_answered_signal_is_forgotten():
     """As in a chat, where Ctrl-C stops an answer and the next one stops the next answer."""
     before = signal.getsignal(signal.SIGINT)

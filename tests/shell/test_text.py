@@ -40,6 +40,7 @@ def objects(done: subprocess.CompletedProcess) -> list[dict]:
     return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
 
+@pytest.mark.slow
 def test_stdout_holds_the_text_and_nothing_else(tiny: Path):
     """Words joined, one newline at the end, equal seeds equal texts, samples alone as together, prompts with --echo."""
     common = ("-m", tiny, "-n", 12, "--seed", 3, *NO_END)
@@ -63,6 +64,7 @@ def test_stdout_holds_the_text_and_nothing_else(tiny: Path):
         assert all(len(row) in (2, 3) and max(row.values()) < 0 for row in report["top_logprobs"])
 
 
+@pytest.mark.slow
 def test_stdin_is_the_prompt_only_when_nothing_else_is(tiny: Path):
     """A prompt leaves stdin to whoever comes next; without one stdin is it."""
     script = """
@@ -110,6 +112,7 @@ def test_a_signal_while_stdin_is_awaited(tiny: Path):
     assert process.communicate() == (b"", b"")
 
 
+@pytest.mark.slow
 def test_lines(tiny: Path):
     """100 prompts: the checkpoint is opened once, and every answer is what its prompt and seed give alone."""
     code = """
@@ -156,6 +159,7 @@ def test_an_empty_prompt(tiny: Path, how: str):
     assert named["text"] == answer["text"]
 
 
+@pytest.mark.slow
 def test_closed_stdin(tiny: Path):
     done = shell('gencli text a -m "$1" -n 2 --temperature 0 <&-', tiny)
     assert (done.returncode, done.stderr) == (0, b"") and done.stdout
@@ -173,6 +177,7 @@ def test_stdin_that_is_no_text(tiny: Path):
     assert b"not valid UTF-8" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_context(tiny: Path):
     words = " ".join(str(i) for i in range(300))
     done = gencli("text", words, "-m", tiny)
@@ -185,6 +190,7 @@ def test_a_prompt_longer_than_the_context(tiny: Path):
     assert done.stderr == f"note: only the last 120 of the prompt's {length} tokens are used\n".encode()
 
 
+@pytest.mark.slow
 def test_broken_checkpoints(tiny: Path, tmp_path: Path):
     """NaN in the weights, a file cut short: one clear line each, and no text."""
     for name in ("nan", "cut"):
@@ -209,6 +215,7 @@ def test_a_full_disk(tiny: Path):
     assert (process.returncode, errors) == (1, b"error: cannot write to stdout: No space left on device\n")
 
 
+@pytest.mark.slow
 def test_stats_and_environment(tiny: Path):
     """--stats tells the drawn seed, which gives the same text again; the model's name comes from the environment."""
     first = gencli("text", "a", "-n", 9, "--stats", "-q", *NO_END, GENCLI_TEXT_MODEL=str(tiny), GENCLI_DTYPE="bfloat16")
@@ -222,6 +229,7 @@ def test_stats_and_environment(tiny: Path):
     assert done.returncode == 2 and b"'tpu'" in done.stderr
 
 
+@pytest.mark.slow
 def test_control_characters_on_a_terminal(tiny: Path):
     """Shown escaped there, and the bytes they are in a pipe."""
     arguments = ("text", "a", "-m", tiny, "-n", 3, "--temperature", 0, "--logit-bias", f"{ESCAPE}=1000")
@@ -230,6 +238,7 @@ def test_control_characters_on_a_terminal(tiny: Path):
     assert gencli(*arguments).stdout == b"\x1b\x1b\x1b\n"
 
 
+@pytest.mark.slow
 def test_progress_is_for_terminals(tiny: Path):
     """On stderr only, wiped at the end, and not with -q or a terminal that cannot redraw."""
     arguments = ("text", "a", "-m", tiny, "-n", 8, "--temperature", 0, *NO_END)

@@ -98,6 +98,7 @@ def test_seeds_that_run_out(counts, model: Path):
     assert counts("-m", model, "--lines", "--seed", 2**63 - 1, stdin=b"a\nb\n") == ([1, 1], "")
 
 
+@pytest.mark.slow
 def test_characters_that_the_vocabulary_lacks(counts, tmp_path: Path):
     made = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate("abcdefghijklmnopqrstuvwxyz .")}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -119,6 +120,7 @@ def test_json_lines_end_at_newlines_alone(tmp_path: Path):
     assert (name, caption.label) == ("a.png", text)
 
 
+@pytest.mark.slow
 def test_an_empty_answer_says_why(say, tmp_path: Path):
     folder = make_scripted_chat(tmp_path, "<think>\nfirst. second\n</think>\n\nThe answer<|im_end|>")
     done = say("text", "-m", folder, "--chat", "Hi", "--temp", 0, "-n", 10, "--json")

@@ -91,6 +91,7 @@ def test_what_is_wrong_in_it(file: Path, capsys) -> None:
     assert main(["config", "path"]) == 0, "so that it can be mended"
 
 
+@pytest.mark.slow
 def test_set_and_show(file: Path, capsys) -> None:
     for words in (["image.steps", "30"], ["image.cfg-scale", "5.5"], ["device", "cpu"], ["text.stop", "END"]):
         assert main(["config", "set", *words]) == 0

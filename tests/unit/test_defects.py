@@ -19,6 +19,7 @@ TESTS = Path(__file__).parents[1]
 ROWS = re.split(r"\n(?=\S)", (TESTS / "defects.txt").read_text(encoding="utf-8").strip())
 
 
+@pytest.mark.slow
 def test_every_defect_has_a_test() -> None:
     numbers = []
     for row in ROWS:
@@ -32,6 +33,7 @@ def test_every_defect_has_a_test() -> None:
     assert numbers == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_words_and_sizes_that_a_model_never_saw_are_told(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     line = "image a spaceship ein Apfel --size 256x256 --steps 1 -s 1 -o a.png"

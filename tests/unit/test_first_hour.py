@@ -265,6 +265,7 @@ def test_what_is_no_model_is_an_error(tmp_path, capsys) -> None:
         assert "notes.txt" not in shown.out and shown.err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_prompts_on_lines_name_files(tmp_path, monkeypatch, capfd) -> None:
     """A name of {prompt} alone; a blank line; the same prompt twice; {seed} in a folder; an animated WebP."""
     monkeypatch.chdir(tmp_path)
@@ -412,6 +413,7 @@ def test_wildcards(tmp_path, monkeypatch) -> None:
             expand(prompt, 0)
 
 
+@pytest.mark.slow
 def test_images_of_wildcards_have_prompts_and_seeds_of_their_own(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     line = ["image", "{red|green} apple", "--wildcards", "--count", "3", "-s", "4", "--steps", "1", "--size", "64x64"]
@@ -430,6 +432,7 @@ def test_images_of_wildcards_have_prompts_and_seeds_of_their_own(tmp_path, monke
     assert "--best cannot be combined" in says(capfd, *line, "--best", "1", "--clip", "stories", "-o", "a.png")
 
 
+@pytest.mark.slow
 def test_a_wildcard_without_its_file_is_told_once(tmp_path, monkeypatch, capfd) -> None:
     """Of one prompt before a model is opened, of lines for all of their images."""
     monkeypatch.chdir(tmp_path)

@@ -117,6 +117,7 @@ def test_special_tokens_are_no_text_and_the_end_waits(models, kind):
     assert digits.allowed()[end] and digits.allowed().sum() == 11
 
 
+@pytest.mark.slow
 def test_greedy_is_the_same_where_nothing_binds(models):
     """Also in batches and with guessed tokens, penalties and log-probabilities."""
     model, stats = models["gpt2"], GenerationStats()

@@ -103,6 +103,7 @@ def test_each_item_is_a_request_of_its_own():
     assert request.item(2) == ImageRequest(prompt="a", seed=7, steps=4)
 
 
+@pytest.mark.slow
 def test_requests_and_metadata_do_not_import_torch():
     code = (
         "import sys; from gencli.cli import image; from gencli.image import request;"

@@ -148,6 +148,7 @@ def test_a_thin_mask_paints(sd, left):
 # The size that they ask for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "given", "expected"),
     [

@@ -38,6 +38,7 @@ def test_same_numbers(tmp_path):
     assert torch.equal(stored(ids).hidden_states[-2], converted(ids).hidden_states[-2])
 
 
+@pytest.mark.slow
 def test_what_stays_and_what_is_converted(tmp_path):
     make_unet(tmp_path, "sd15", variant="fp16")
     _, stored = both(tmp_path)
@@ -52,6 +53,7 @@ def test_what_stays_and_what_is_converted(tmp_path):
     assert bytes_as(open_tensors(tmp_path), torch.float32) == 4 * count
 
 
+@pytest.mark.slow
 def test_a_kind_of_weight_is_one_row(tmp_path, monkeypatch):
     """A toy: int8 weights with one scale. They stay as they are, and the model computes as with float32 weights."""
 
@@ -75,6 +77,7 @@ def test_a_kind_of_weight_is_one_row(tmp_path, monkeypatch):
     assert torch.equal(packed(*told), plain(*told))
 
 
+@pytest.mark.slow
 def test_gradients_are_not_lost(tmp_path):
     """The buffer is used again by the next layer: what a gradient needs is not left in it."""
     make_unet(tmp_path, "sd15", variant="fp16")

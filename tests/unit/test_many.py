@@ -59,6 +59,7 @@ def until(condition, seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_answers_come_in_order(tmp_path):
     lines, notes = ["wait", *map(str, range(12))], []
     found = crew(tmp_path, lines, workers=3, note=notes.append)
@@ -68,6 +69,7 @@ def test_answers_come_in_order(tmp_path):
     assert made(crew(tmp_path, [])) == []
 
 
+@pytest.mark.slow
 def test_unordered_answers_come_as_they_are_made(tmp_path):
     lines = ["wait", "wait", "wait", *map(str, range(9))]
     found = made(crew(tmp_path, lines, size=3, ordered=False))
@@ -75,6 +77,7 @@ def test_unordered_answers_come_as_they_are_made(tmp_path):
     assert found != sorted(found)
 
 
+@pytest.mark.slow
 def test_input_is_read_no_further_than_needed(tmp_path):
     """Behind a line that takes long, the others are made and then wait: a bounded number of them."""
     read = []
@@ -99,6 +102,7 @@ def test_what_a_dead_worker_leaves_is_made_again(tmp_path):
     assert len(died) == 2 and "killed by SIGKILL" in died[0] and "of its block left for others" in died[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killer, reason", [("die always", "SIGKILL"), ("memory", "MemoryError: no more of it")])
 def test_a_prompt_that_kills_workers_is_given_up(tmp_path, killer, reason):
     lines = ["a", killer, "b", "c", "d"]
@@ -110,6 +114,7 @@ def test_a_prompt_that_kills_workers_is_given_up(tmp_path, killer, reason):
     assert begun.count("1") == TRIES + 2 and begun.count("2") == 1
 
 
+@pytest.mark.slow
 def test_what_ends_the_run_ends_it(tmp_path):
     with pytest.raises(GencliError, match="it cannot be done"):
         made(crew(tmp_path, ["wait for ever", "a", "fail"], size=1))
@@ -118,6 +123,7 @@ def test_what_ends_the_run_ends_it(tmp_path):
         made(crew(tmp_path, ["a"], stillborn=1))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_workers_that_can_be_had(tmp_path):
     notes, lines = [], ["wait"] * 12
     found = crew(tmp_path, lines, size=1, stillborn=2, note=notes.append)
@@ -165,6 +171,7 @@ def test_ray_is_asked_for_by_name(monkeypatch, part, address):
     assert caught.value.hint == "pip install 'gencli[ray]'"
 
 
+@pytest.mark.slow
 def test_a_head_that_answers_and_cannot_begin_is_asked_again():
     from gencli.many.on_ray import _connect
 

@@ -75,6 +75,7 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "show", "image"])
 def test_a_single_file_is_opened_once(opens: Opens, whole: Path, command: str) -> None:
     """Its header is parsed from that one opening, and its tensors are views of that one map."""
@@ -84,6 +85,7 @@ def test_a_single_file_is_opened_once(opens: Opens, whole: Path, command: str) -
     assert all(times == 1 for name, times in counted.items() if name.endswith(".json")), counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "image"])
 def test_a_pickle_is_unpickled_once(opens: Opens, whole: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unpickled, unpickle = [], pickles.unpickle
@@ -93,6 +95,7 @@ def test_a_pickle_is_unpickled_once(opens: Opens, whole: Path, command: str, mon
     assert unpickled == [file]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "show", "image"])
 def test_each_file_of_an_sdxl_folder_is_read_once(opens: Opens, xl: Path, command: str) -> None:
     files = [str(path) for path in xl.rglob("*") if path.suffix in (".json", ".safetensors")]

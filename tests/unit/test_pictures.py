@@ -91,6 +91,7 @@ def test_full_sets_every_field():
     assert [name for name in vars(plain) if getattr(plain, name) == getattr(FULL, name)] == ["dtype"]  # or quantize
 
 
+@pytest.mark.slow
 def test_pixels_round_as_diffusers_rounds():
     from diffusers.image_processor import VaeImageProcessor
 
@@ -101,6 +102,7 @@ def test_pixels_round_as_diffusers_rounds():
     assert grey.mode == "L" and grey.size == (20, 16)
 
 
+@pytest.mark.slow
 def test_pictures_become_tensors_as_in_diffusers():
     from diffusers.image_processor import VaeImageProcessor
 

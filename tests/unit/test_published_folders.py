@@ -68,6 +68,7 @@ EMA = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_bookkeeping_refuses_no_unet(sd):
     """As the UNet of SDXL inpainting and every `unet_ema` folder have it."""
     raw = json.loads((sd / "unet" / "config.json").read_text())
@@ -79,6 +80,7 @@ def test_bookkeeping_refuses_no_unet(sd):
     assert "--ignore-config" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_key_may_be_said_to_change_nothing(sd):
     rewrite_json(sd / "unet" / "config.json", lambda raw: {**raw, "new_thing": 3})
     config, _ = opened(sd, ignore=["new_thing"]).open("unet")
@@ -87,6 +89,7 @@ def test_a_key_may_be_said_to_change_nothing(sd):
         opened(sd, ignore=["other"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "side", "wanted"), [("0.6.0", 16, 64), ("0.6.0", 96, 96), ("0.9.0", 16, 16)])
 def test_unets_of_the_first_versions_draw_64_latents(sd, version, side, wanted):
     change = {"_diffusers_version": version, "sample_size": side}
@@ -95,6 +98,7 @@ def test_unets_of_the_first_versions_draw_64_latents(sd, version, side, wanted):
     assert checkpoint.size == (wanted * checkpoint.factor,) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 1, None])
 def test_steps_are_offset_by_one(sd, offset):
     """As diffusers' pipelines of Stable Diffusion have it, whatever the file says."""
@@ -109,6 +113,7 @@ TRAILING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "few"),
     [("sd", False), ("dreamer-xl", False), ("org/sdxl-turbo", True), ("SDXL-Lightning", True), ("x_4step", True)],

@@ -51,6 +51,7 @@ def test_a_zip_with_a_bad_member(tmp_path: Path, at: int, value: int):
         read_pictures(file, [name for name, _ in find_captions(file, [])], 8)
 
 
+@pytest.mark.slow
 def test_a_zip_whose_member_claims_a_gigabyte(tmp_path: Path):
     file = tmp_path / "p.zip"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.png", "w") as member:

@@ -371,6 +371,7 @@ def test_texts_in_the_pixels(tmp_path, channels, packed):
     assert pictures.read_request(tmp_path / "a.png").values["prompt"] == "red apple, 猫 on the sun"
 
 
+@pytest.mark.slow
 def test_a_hidden_text_that_claims_too_much(tmp_path):
     bomb = gzip.compress(b" " * 2**26)
     for data, length in [(b"x", 2**32 - 1), (bomb, 8 * len(bomb))]:

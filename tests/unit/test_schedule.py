@@ -72,6 +72,7 @@ def test_other_lengths_of_training(T: int, spacing: str) -> None:
         assert steps[0].at.t < T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_lists_of_steps_are_those_of_their_models(name: str) -> None:
     """diffusers has DeepFloyd IF's; GLIDE's own fast27 begins two timesteps later than IF's."""

@@ -105,6 +105,7 @@ def test_a_unet_of_two_text_encoders_in_a_refiners_place(refusal, tmp_path, shap
     assert "it has the text encoder of Stable Diffusion XL's refiner, and no UNet" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [("sd1", "sd2"), ("sd1", "sdxl"), ("sd2", "sdxl"), ("sdxl", "refiner")])
 def test_keys_of_two_families(refusal, tmp_path, shapes, first, second):
     tiny.write_header(tmp_path / "model.safetensors", {**shapes[first], **shapes[second]})
@@ -119,6 +120,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", PARTS)
 def test_parts_that_are_missing(refusal, tmp_path, shapes, start):
     names = without(shapes, "sd1", start)
@@ -194,6 +196,7 @@ def test_broken_headers(refusal, tmp_path, what):
     assert "is broken or no safetensors file" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [5, 1000, -1])
 def test_a_truncated_file(refusal, good, keep):
     """In the header, and one byte before the end."""
@@ -213,6 +216,7 @@ def rewrite(file, change):
     file.write_bytes(struct.pack("<Q", len(raw)) + raw + content[8 + length :])
 
 
+@pytest.mark.slow
 def test_tensors_that_lie_on_each_other(refusal, good):
     """What the header reader lets through, the library that opens it does not."""
     name = f"{UNET}out.2.bias"
@@ -251,6 +255,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_tensor_of_another_shape_or_name(refusal, tmp_path, shapes, name):
     shape, says = WRONG[name]
@@ -275,6 +280,7 @@ LOST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", LOST)
 def test_tensors_that_are_missing(refusal, tmp_path, shapes, start):
     names = without(shapes, "sd1", start)
@@ -284,6 +290,7 @@ def test_tensors_that_are_missing(refusal, tmp_path, shapes, start):
     assert any(one in error for one in LOST[start].split("|")), error
 
 
+@pytest.mark.slow
 def test_layers_of_sd2_are_counted(refusal, tmp_path, shapes):
     names = without(shapes, "sd2", "cond_stage_model.model.transformer.resblocks.2")
     tiny.write_header(tmp_path / "model.safetensors", names)
@@ -291,6 +298,7 @@ def test_layers_of_sd2_are_counted(refusal, tmp_path, shapes):
     assert "resblocks.2 is missing" in error
 
 
+@pytest.mark.slow
 def test_sdxl_label_and_text_at_odds(refusal, tmp_path, shapes):
     names = changed(shapes, "sdxl", **{f"{UNET}label_emb.0.0.weight": (256, 101)})
     tiny.write_header(tmp_path / "model.safetensors", names)
@@ -298,12 +306,14 @@ def test_sdxl_label_and_text_at_odds(refusal, tmp_path, shapes):
     assert "label_emb.0.0.weight is [256, 101], which does not fit a text of 64 numbers" in error
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_is_not_clips(refusal, good):
     """Without a tokenizer beside it there is CLIP's own, which this text encoder cannot read."""
     error, hint = refusal()
     assert "knows 544 tokens, and CLIP's vocabulary has 49408" in error and "a folder called tokenizer" in hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_quantised_files(refusal, tmp_path, shapes, dtype):
     shapes = changed(shapes, "sd1", **{f"{TEXT}embeddings.token_embedding.weight": (49408, 64)})
@@ -315,6 +325,7 @@ def test_quantised_files(refusal, tmp_path, shapes, dtype):
 # --- what keys do not say --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sd2_is_not_guessed(refusal, tmp_path, shapes):
     tiny.write_header(tmp_path / "model.safetensors", shapes["sd2"])
     error, hint = refusal()
@@ -322,6 +333,7 @@ def test_sd2_is_not_guessed(refusal, tmp_path, shapes):
     assert "--prediction v_prediction for models of 768×768" in hint and "--prediction epsilon" in hint
 
 
+@pytest.mark.slow
 def test_a_prediction_that_is_none(tmp_path, shapes, capsys):
     assert main(["image", "-m", "nothing.safetensors", "x", "--prediction", "velocity"]) == 2
     assert "expected one of epsilon, v_prediction, sample" in capsys.readouterr().err
@@ -335,6 +347,7 @@ SAYING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SAYING)
 def test_what_a_file_says_of_its_prediction(tmp_path, shapes, what):
     """Marks and metadata are believed, and the user more."""
@@ -346,12 +359,14 @@ def test_what_a_file_says_of_its_prediction(tmp_path, shapes, what):
     assert open_file(file, prediction="sample").parts["scheduler"].config["prediction_type"] == "sample"
 
 
+@pytest.mark.slow
 def test_the_mark_of_zero_snr(tmp_path, shapes):
     file = tiny.write_header(tmp_path / "a.safetensors", changed(shapes, "sdxl", v_pred=(0,), ztsnr=(0,)))
     scheduler = open_file(file).parts["scheduler"].config
     assert scheduler["rescale_betas_zero_snr"] is True and scheduler["timestep_spacing"] == "trailing"
 
 
+@pytest.mark.slow
 def test_a_schedule_of_its_own(tmp_path, shapes):
     """ᾱ in the file are compared, in any precision; others need a word of the user."""
     names = {name: torch.zeros(shape) for name, shape in shapes["sd1"].items()}
@@ -388,6 +403,7 @@ PIPELINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "channels"), PIPELINES)
 def test_variants_are_told_by_their_channels(tmp_path, shapes, kind, channels):
     width = shapes[kind][f"{UNET}input_blocks.0.0.weight"][0]
@@ -397,6 +413,7 @@ def test_variants_are_told_by_their_channels(tmp_path, shapes, kind, channels):
     assert single.parts["unet"].config["in_channels"] == channels
 
 
+@pytest.mark.slow
 def test_what_goes_unused_is_told(tmp_path, shapes):
     file = tiny.write_header(tmp_path / "a.safetensors", shapes["sd1"])
     assert open_file(file).notes == ("its EMA weights go unused",)
@@ -409,6 +426,7 @@ def test_what_goes_unused_is_told(tmp_path, shapes):
 # --- models show, models check ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_models_show(tmp_path, shapes, capsys):
     file = tiny.write_header(tmp_path / "xl.safetensors", shapes["sdxl"], metadata={"modelspec.license": "openrail++"})
     assert main(["models", "show", str(file), "--json"]) == 0
@@ -437,6 +455,7 @@ def test_models_check(tmp_path, shapes, capsys):
     assert "conv_out.bias has 1 values that are NaN or infinite" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [None, "plain", "zero"])
 @pytest.mark.parametrize("said", [None, True, False])
 def test_zero_terminal_snr(shapes, tmp_path, own, said):
@@ -451,6 +470,7 @@ def test_zero_terminal_snr(shapes, tmp_path, own, said):
     assert (config.get("timestep_spacing") == "trailing") is wanted
 
 
+@pytest.mark.slow
 def test_a_scheduler_beside_the_file(shapes, tmp_path):
     """As its tokenizer may lie there."""
     tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes["sd1"].items()}

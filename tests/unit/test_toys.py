@@ -75,6 +75,7 @@ def gencli(tmp_path, monkeypatch, capfdbinary):
     return run
 
 
+@pytest.mark.slow
 def test_a_sampler_is_one_file(tmp_path, monkeypatch, gencli):
     from gencli.image.diffusion import samplers
 
@@ -134,6 +135,7 @@ def test_an_architecture_is_one_file_and_one_row(tmp_path, monkeypatch, gencli):
     assert code == 1 and "conv.weight is [3, 3, 5, 5], not [3, 3, 3, 3]" in said
 
 
+@pytest.mark.slow
 def test_an_architecture_stands_in_its_own_places_alone(tmp_path, gencli):
     """One that is known, and like no UNet."""
     make_ddpm(tmp_path / "ddpm")

@@ -107,6 +107,7 @@ def test_resumed_equals_unbroken(texts: Path, tmp_path: Path, optimizer: str) ->
     assert seconds == sorted(seconds) and seconds[0] > 0
 
 
+@pytest.mark.slow
 def test_dropout_changes_training_and_not_scores(texts: Path, tmp_path: Path) -> None:
     plain = list(train(recipe(texts, tmp_path / "plain", 1)))
     dropped = list(train(recipe(texts, tmp_path / "dropped", 1, dropout=0.5, lr=1e-30)))
@@ -115,6 +116,7 @@ def test_dropout_changes_training_and_not_scores(texts: Path, tmp_path: Path) ->
     assert dropped[0].validation == still[0].validation
 
 
+@pytest.mark.slow
 def test_the_curve_is_drawn(texts: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -128,6 +130,7 @@ def test_the_curve_is_drawn(texts: Path, tmp_path: Path) -> None:
     assert {(31, 88, 160), (200, 80, 20)} <= colors  # the training line and a validation line
 
 
+@pytest.mark.slow
 def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -> None:
     list(train(recipe(texts, tmp_path / "run", 2)))
     with pytest.raises(GencliError, match=r"other settings: lr 0\.002, now 0\.001"):
@@ -144,6 +147,7 @@ def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -
         list(train(recipe(texts, tmp_path / "run", 4)))
 
 
+@pytest.mark.slow
 def test_a_folder_is_one_runs(texts: Path, tmp_path: Path) -> None:
     first = train(recipe(texts, tmp_path / "run", 3))
     next(first)

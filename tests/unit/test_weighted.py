@@ -91,6 +91,7 @@ def test_what_cannot_be_followed_is_refused(prompt, match):
         weighting.parse(prompt)
 
 
+@pytest.mark.slow
 def test_long_prompts_of_nothing_but_signs_take_no_time():
     start = time.process_time()
     for sign in ("(", ")", "[", "]", "\\", ":", ":1)", " ", "BREAK ", "(a)", "(a:1.1)", "((a)", ":  "):
@@ -110,6 +111,7 @@ def pipelines(tmp_path_factory):
     return {kind: (load(open_image_checkpoint(sources[kind]), device="cpu"), theirs[kind]) for kind in KINDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_end_where_the_web_ui_ends_them(pipelines, kind):
     ours, theirs = pipelines[kind]
@@ -136,6 +138,7 @@ def test_chunks_end_where_the_web_ui_ends_them(pipelines, kind):
     assert max(lengths) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "moved"), [(54, 0), (55, 19), (74, 0), (75, 0)])
 def test_a_comma_of_the_last_twenty_tokens_ends_a_chunk(pipelines, before, moved):
     """`before` words, a comma, then words: 75 tokens and one more."""
@@ -157,6 +160,7 @@ def by_formula(pipe, chunks):
     return torch.cat(joined, dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_states_are_those_of_the_formula(pipelines, kind):
@@ -177,6 +181,7 @@ def test_states_are_those_of_the_formula(pipelines, kind):
     assert (plain - expected).abs().max() > 0.1  # the weights do something
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_prompts_of_one_batch_do_not_touch_each_other(pipelines):
     conditioner = pipelines["sd15"][0].main.conditioner
@@ -195,6 +200,7 @@ def draw(pipeline, prompts=None, **values):
     return [np.asarray(event.image).astype(int) for event in events if isinstance(event, Picture)]
 
 
+@pytest.mark.slow
 def test_a_prompt_without_weights_gives_the_same_pixels(pipelines):
     pipeline = pipelines["sd15"][0]
     for values in ({"prompt": "red apple"}, {"prompt": "red apple", "negative": "blue", "guidance": 3.0}, {}):
@@ -204,6 +210,7 @@ def test_a_prompt_without_weights_gives_the_same_pixels(pipelines):
     ).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("longer", ["prompt", "negative"])
 def test_pictures_of_long_weighted_prompts(pipelines, kind, longer):
@@ -262,6 +269,7 @@ def test_a_picture_of_a_batch_is_that_of_its_prompt_alone(pipelines):
         assert np.abs(together[i] - alone).max() <= 1
 
 
+@pytest.mark.slow
 def test_without_weighted_brackets_are_text_and_long_prompts_an_error(pipelines):
     pipeline = pipelines["sd15"][0]
     assert np.abs(draw(pipeline, prompt="(apple)")[0] - draw(pipeline, prompt="(apple)", weighted=True)[0]).max() > 2
@@ -270,6 +278,7 @@ def test_without_weighted_brackets_are_text_and_long_prompts_an_error(pipelines)
     assert "--weighted" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_prompt_that_cannot_be_followed_is_told_before_the_load(pipelines):
     checkpoint = pipelines["sd15"][0].checkpoint
     for values in ({"prompt": "[a|b]"}, {"negative": "(a:1..2)"}):
@@ -277,6 +286,7 @@ def test_a_prompt_that_cannot_be_followed_is_told_before_the_load(pipelines):
             resolve(ImageRequest(weighted=True, **values), checkpoint)
 
 
+@pytest.mark.slow
 def test_models_that_read_no_prompt_refuse_it(tmp_path):
     make_ddpm(tmp_path)
     checkpoint = open_image_checkpoint(Source("ddpm", tmp_path, "folder"))
