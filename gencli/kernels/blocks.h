@@ -134,10 +134,10 @@ INLINE void IQ4_XS_scales(const uint8_t *b, int n, float *s, float *m) {
 INLINE bytes IQ4_XS_codes(const uint8_t *b, int j) { return lookup(IQ4_VALUES, nibbles(b + 8 + 16 * j)); }
 
 /* name, weights in a block, its bytes, scales per chunk, offset of the codes, whether they have a sign, whether mins,
-   how many pairs of products of codes and activations are surely within 16 bits */
+   how many pairs of products of codes and activations are surely within 16 bits, and whether activations have 16 bits */
 #define PACKED_TYPES(row) \
-    row(Q4_0, 32, 18, 1, 8, 0, 0, 8) row(Q4_1, 32, 20, 1, 0, 0, 1, 8) row(Q5_0, 32, 22, 1, 16, 0, 0, 4) \
-    row(Q5_1, 32, 24, 1, 0, 0, 1, 4) row(Q8_0, 32, 34, 1, 0, 1, 0, 1) row(IQ4_NL, 32, 18, 1, 0, 1, 0, 1) \
-    row(MXFP4, 32, 17, 1, 0, 1, 0, 8) row(Q2_K, 256, 84, 2, 0, 0, 1, 8) row(Q3_K, 256, 110, 2, 4, 0, 0, 8) \
-    row(Q4_K, 256, 144, 1, 0, 0, 1, 8) row(Q5_K, 256, 176, 1, 0, 0, 1, 4) row(Q6_K, 256, 210, 2, 32, 0, 0, 2) \
-    row(IQ4_XS, 256, 136, 1, 0, 1, 0, 1)
+    row(Q4_0, 32, 18, 1, 8, 0, 0, 8, 0) row(Q4_1, 32, 20, 1, 0, 0, 1, 8, 0) row(Q5_0, 32, 22, 1, 16, 0, 0, 4, 0) \
+    row(Q5_1, 32, 24, 1, 0, 0, 1, 4, 0) row(Q8_0, 32, 34, 1, 0, 1, 0, 1, 1) row(IQ4_NL, 32, 18, 1, 0, 1, 0, 1, 0) \
+    row(MXFP4, 32, 17, 1, 0, 1, 0, 8, 0) row(Q2_K, 256, 84, 2, 0, 0, 1, 8, 0) row(Q3_K, 256, 110, 2, 4, 0, 0, 8, 0) \
+    row(Q4_K, 256, 144, 1, 0, 0, 1, 8, 0) row(Q5_K, 256, 176, 1, 0, 0, 1, 4, 0) row(Q6_K, 256, 210, 2, 32, 0, 0, 2, 0) \
+    row(IQ4_XS, 256, 136, 1, 0, 1, 0, 1, 0)

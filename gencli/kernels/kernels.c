@@ -97,23 +97,26 @@ int gencli_is_packed(const Weights *w) { return w->type != 0 && w->type != 1 && 
 
 static int64_t blocks_of(int64_t inputs) { return rounded_up(inputs, 256) / 32; }
 
-int64_t gencli_codes_size(int64_t inputs) { return blocks_of(inputs) * (32 + 24); }  /* codes, and six floats */
+int64_t gencli_codes_size(int64_t inputs) { return blocks_of(inputs) * (32 + 64 + 28); }  /* codes, and seven floats */
 
 void gencli_lay_out(Activations *to, const float *x, int64_t inputs, uint8_t *memory) {
     int64_t blocks = blocks_of(inputs);
     to->x = x;
     if (!memory) return;
     to->codes = (int8_t *)memory;
-    to->scales = (float *)(memory + blocks * 32);
+    to->fine = (int16_t *)(memory + blocks * 32);
+    to->scales = (float *)(memory + blocks * 96);
     to->sums32 = to->scales + blocks;
     to->sums16 = to->sums32 + blocks;
     to->scales16 = to->sums16 + 2 * blocks;
+    to->fine_scales = to->scales16 + 2 * blocks;
 }
 
 void gencli_prepare(Activations *to, int64_t inputs) {
     int64_t blocks = blocks_of(inputs);
     memset(to->codes + (blocks - 8) * 32, 0, 256);  /* the last group may be read as a whole */
-    memset(to->scales, 0, (size_t)(blocks * 24));
+    memset(to->fine + (blocks - 8) * 32, 0, 512);
+    memset(to->scales, 0, (size_t)(blocks * 28));
     gencli_chosen->prepare(to, inputs);
 }
 

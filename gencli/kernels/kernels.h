@@ -1,7 +1,8 @@
 /* Products with packed weights, packing them and back, and steps of decoders. What a variant offers, and what all share.
 
-   Weights lie in rows, packed as in a GGUF file; x and y are float32. Activations are rounded to 8 bits in blocks of 32
-   for packed types (as llama.cpp does), and stay float32 for F32, F16 and BF16. */
+   Weights lie in rows, packed as in a GGUF file; x and y are float32. Activations are rounded in blocks of 32 for packed
+   types: to 8 bits (as llama.cpp does), and to 16 for Q8_0, whose weights lose less than 8 bits of activations would, where
+   that takes no longer. They stay float32 for F32, F16 and BF16. */
 #ifndef GENCLI_KERNELS_H
 #define GENCLI_KERNELS_H
 
@@ -23,11 +24,12 @@ typedef struct {
 } Weights;
 
 /* One position's activations: codes of 8 bits, a scale for each 32, the same twice for each 16, and sums of codes *
-   scale of each 16 and of each 32. */
+   scale of each 16 and of each 32. fine: codes of 16 bits, with a scale for each 32, a power of two. */
 typedef struct {
     const float *x;
     int8_t *codes;
-    float *scales, *scales16, *sums16, *sums32;
+    int16_t *fine;
+    float *scales, *scales16, *sums16, *sums32, *fine_scales;
 } Activations;
 
 /* Groups of `size` numbers are each divided by their root mean square or, with `centred`, by their deviation from the

@@ -3,6 +3,7 @@
 
 typedef __m256i bytes;
 typedef __m256 floats;
+#define FINE 1
 
 INLINE bytes load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE bytes nibbles(const uint8_t *p) {
@@ -83,6 +84,46 @@ INLINE floats dot_signed(bytes w, const int8_t *x) {
     bytes turned = _mm256_sign_epi8(load(x), w);  /* activations are never -128 */
     return dot_unsigned(_mm256_abs_epi8(w), (const int8_t *)&turned);
 }
+INLINE bytes widened(bytes w, int half) {
+    return _mm256_cvtepi8_epi16(half ? _mm256_extracti128_si256(w, 1) : _mm256_castsi256_si128(w));
+}
+INLINE bytes add_pairs(bytes sums, bytes a, bytes b) {
+#ifdef __AVX512VNNI__
+    return _mm256_dpwssd_epi32(sums, a, b);
+#else
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+#endif
+}
+INLINE floats dot_fine(bytes w, const int16_t *x) {
+    bytes low = _mm256_madd_epi16(widened(w, 0), load(x));
+    return _mm256_cvtepi32_ps(add_pairs(low, widened(w, 1), load(x + 16)));
+}
+/* of every four columns two vectors: of the rows 0, 1, 4, 5, and of 2, 3, 6, 7 */
+INLINE void lay_fine(int16_t *to, int row, bytes w) {
+    int16_t wide[32];
+    for (int half = 0; half < 2; half++) _mm256_storeu_si256((__m256i *)(wide + 16 * half), widened(w, half));
+    to += row / 2 % 2 * 16 + row / 4 * 8 + row % 2 * 4;
+    for (int k = 0; k < 8; k++) memcpy(to + 32 * k, wide + 4 * k, 8);
+}
+INLINE void dots_fine(const int16_t *w, const int16_t *const *x, int positions, floats *to) {
+    bytes sums[4][2];
+    UNROLL(4)
+    for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = _mm256_setzero_si256();
+    UNROLL(1)  /* otherwise GCC adds the pairs up in another order, for which there are not enough registers */
+    for (int k = 0; k < 8; k++) {
+        bytes first = load(w + 32 * k), second = load(w + 32 * k + 16);
+        UNROLL(4)
+        for (int p = 0; p < positions; p++) {
+            long long four;
+            memcpy(&four, x[p] + 4 * k, 8);
+            bytes with = _mm256_set1_epi64x(four);
+            sums[p][0] = add_pairs(sums[p][0], first, with);
+            sums[p][1] = add_pairs(sums[p][1], second, with);
+        }
+    }
+    UNROLL(4)
+    for (int p = 0; p < positions; p++) to[p] = _mm256_cvtepi32_ps(_mm256_hadd_epi32(sums[p][0], sums[p][1]));
+}
 
 INLINE void dots(const uint8_t *w, int steps, const int8_t *const *x, int positions, int sign, int fit, floats *to) {
     __m256i sums[4], pairs[4];
@@ -141,4 +182,11 @@ INLINE void round_bytes(int8_t *to, const float *x, float by, int sums[2]) {
     four = _mm256_hadd_epi32(four, four);
     sums[0] = _mm256_extract_epi32(four, 0);
     sums[1] = _mm256_extract_epi32(four, 4);
+}
+INLINE void round_shorts(int16_t *to, const float *x, float by) {
+    for (int i = 0; i < 32; i += 16) {
+        __m256i a = _mm256_cvtps_epi32(times(load_f32(x + i), same(by)));
+        __m256i b = _mm256_cvtps_epi32(times(load_f32(x + i + 8), same(by)));
+        _mm256_storeu_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+    }
 }

@@ -74,6 +74,29 @@ INLINE floats dot_signed(bytes w, const int8_t *x) {
     }
     return r;
 }
+/* whether Q8_0's activations have 16 bits */
+#define FINE 1
+/* as dot_signed, with such activations */
+INLINE floats dot_fine(bytes w, const int16_t *x) {
+    floats r;
+    EACH(8) {
+        int sum = 0;
+        for (int j = 4 * i; j < 4 * i + 4; j++) sum += (int8_t)w.v[j] * x[j];
+        r.v[i] = (float)sum;
+    }
+    return r;
+}
+/* one of eight rows of 32 weights, as dots_fine wants them */
+INLINE void lay_fine(int16_t *to, int row, bytes w) { EACH(32) to[32 * row + i] = (int8_t)w.v[i]; }
+/* lane r: the sum of the products of row r with 32 activations */
+INLINE void dots_fine(const int16_t *w, const int16_t *const *x, int positions, floats *to) {
+    for (int p = 0; p < positions; p++)
+        for (int r = 0; r < 8; r++) {
+            int sum = 0;
+            EACH(32) sum += w[32 * r + i] * x[p][i];
+            to[p].v[r] = (float)sum;
+        }
+}
 
 /* lane r: the sum of the products of the four weights of row r with four activations, over `steps` of such vectors.
    fit: how many of the sums of two products can be added up in 16 bits, where that is quicker */
@@ -107,6 +130,13 @@ INLINE void round_bytes(int8_t *to, const float *x, float by, int sums[2]) {
         float value = rintf(x[i] * by);
         to[i] = (int8_t)(value > 127 ? 127 : value > -127 ? value : -127);  /* NaN becomes -127 */
         sums[i / 16] += to[i];
+    }
+}
+/* the same to 16 bits */
+INLINE void round_shorts(int16_t *to, const float *x, float by) {
+    EACH(32) {
+        float value = rintf(x[i] * by);
+        to[i] = (int16_t)(value > 32767 ? 32767 : value > -32767 ? value : -32767);
     }
 }
 #undef EACH

@@ -3,7 +3,10 @@
 
 /* 256 weights of eight rows. codes: of each chunk, four of every row, then the next four; mins: what every sum of
    activations is multiplied by. */
-typedef struct { uint8_t codes[8][8][32]; float scales[16][8], mins[16][8]; } Tile;
+typedef struct {
+    union { uint8_t codes[8][8][32]; int16_t fine[8][256]; };
+    float scales[16][8], mins[16][8];
+} Tile;
 
 INLINE void fill(Type t, Tile *tile, const uint8_t *row, int64_t stride, int chunks) {
     uint8_t codes[32];
@@ -16,6 +19,12 @@ INLINE void fill(Type t, Tile *tile, const uint8_t *row, int64_t stride, int chu
         }
         for (int j = 0; j < chunks; j++) {
             bytes all = t.codes(row, j);
+#if FINE
+            if (t.fine) {
+                lay_fine(tile->fine[j], r, all);
+                continue;
+            }
+#endif
             memcpy(codes, &all, 32);
             for (int k = 0; k < 8; k++) memcpy(tile->codes[j][k] + 4 * r, codes + 4 * k, 4);
         }
@@ -32,11 +41,20 @@ INLINE void add_tile(Type t, const Tile *tile, int chunks, const Activations *x,
         floats scale = load_f32(tile->scales[i]), min = load_f32(tile->mins[i]);
         UNROLL(8)
         for (int p = 0; p < positions; p++) codes[p] = x[p].codes + at + 4 * steps * i;
-        dots((const uint8_t *)tile->codes + 32 * steps * i, steps, codes, positions, t.sign, t.fit, products);
+        if (!t.fine)
+            dots((const uint8_t *)tile->codes + 32 * steps * i, steps, codes, positions, t.sign, t.fit, products);
+#if FINE
+        else {
+            const int16_t *fine[AT_ONCE];
+            UNROLL(8)
+            for (int p = 0; p < positions; p++) fine[p] = x[p].fine + at + 32 * i;
+            dots_fine(tile->fine[i], fine, positions, products);
+        }
+#endif
         UNROLL(8)
         for (int p = 0; p < positions; p++) {
             const float *sum = each == 2 ? x[p].sums16 + at / 16 : x[p].sums32 + at / 32;
-            const float *by = each == 2 ? x[p].scales16 + at / 16 : x[p].scales + at / 32;
+            const float *by = each == 2 ? x[p].scales16 + at / 16 : scales_of(t, x + p) + at / 32;
             sums[p] = plus_times(sums[p], products[p], times(scale, same(by[i])));
             if (t.offset || t.mins) sums[p] = plus_times(sums[p], min, same(sum[i]));
         }
@@ -51,7 +69,7 @@ INLINE int64_t tiles(Type t, const Weights *w, const Activations *x, int positio
                      int64_t first, int64_t last) {
     Tile tile;
     floats sums[CHUNK];
-    if (positions < (t.sign ? 2 * FROM : FROM)) return first;
+    if (positions < (t.fine ? 4 * FROM : t.sign ? 2 * FROM : FROM)) return first;
     for (; first + 8 <= last; first += 8) {
         const uint8_t *row = w->data + first * w->stride;
         for (int p = 0; p < positions; p++) sums[p] = zero();

@@ -47,7 +47,7 @@ INLINE float f32(const uint8_t *p) { float value; memcpy(&value, p, 4); return v
 #define UNROLL(n)
 #define AT_ONCE 1
 #endif
-#define FROM 16  /* positions from which on weights are unpacked once for all of them; twice as many if they have a sign */
+#define FROM 16  /* positions from which on weights are unpacked once for all of them; if they have a sign twice as many */
 /* Bytes: how far ahead weights are asked for. What the CPU foresees by itself ends with each page of a mapped file. Float32
    is read at the memory's speed without it, and slower with it. */
 #define AHEAD_PACKED 3072
@@ -63,6 +63,17 @@ INLINE void fetch(const uint8_t *p, int count) {
     for (int i = 0; i < count; i += 64) __builtin_prefetch(p + i);
 }
 
+#if FINE
+/* The power of two of which 2^14 to 2^15 are this number. */
+INLINE float fine_step(float top) {
+    uint32_t number;
+    memcpy(&number, &top, 4);
+    number = (number & 0x7f800000) - (14 << 23);
+    memcpy(&top, &number, 4);
+    return top;
+}
+#endif
+
 static void prepare(Activations *to, int64_t columns) {
     for (int64_t i = 0; i < columns / 32; i++) {
         const float *x = to->x + 32 * i;
@@ -76,6 +87,11 @@ static void prepare(Activations *to, int64_t columns) {
         to->sums16[2 * i] = scale * (float)sums[0];
         to->sums16[2 * i + 1] = scale * (float)sums[1];
         to->sums32[i] = scale * (float)(sums[0] + sums[1]);
+#if FINE
+        float step = top < 1e-30f ? 0 : fine_step(top);
+        round_shorts(to->fine + 32 * i, x, top < 1e-30f ? 0 : 1 / step);
+        to->fine_scales[i] = step + 0 * all;
+#endif
     }
 }
 
@@ -83,7 +99,16 @@ static void prepare(Activations *to, int64_t columns) {
 
 typedef void Scales(const uint8_t *b, int chunks, float *s, float *m);
 typedef bytes Codes(const uint8_t *b, int j);
-typedef struct { int block, size, per_chunk, offset, sign, mins, fit; Scales *scales; Codes *codes; } Type;
+typedef struct { int block, size, per_chunk, offset, sign, mins, fit, fine; Scales *scales; Codes *codes; } Type;
+
+/* Sums of products of 32 codes with the activations from number `at` on. */
+INLINE floats products_of(Type t, bytes codes, const Activations *x, int64_t at) {
+#if FINE
+    if (t.fine) return dot_fine(codes, x->fine + at);
+#endif
+    return t.sign ? dot_signed(codes, x->codes + at) : dot_unsigned(codes, x->codes + at);
+}
+INLINE const float *scales_of(Type t, const Activations *x) { return t.fine ? x->fine_scales : x->scales; }
 
 /* Adds the products of a group of 256 weights at b with the activations from number `at` on. */
 INLINE void add_group(Type t, const uint8_t *b, const Activations *x, int64_t at, int positions, floats sums[][2]) {
@@ -98,7 +123,7 @@ INLINE void add_group(Type t, const uint8_t *b, const Activations *x, int64_t at
             const float *sum = each == 2 ? x[p].sums16 + at / 16 + i : x[p].sums32 + at / 32;
             if (t.offset) sums[p][1] = plus_times(sums[p][1], times(scale, same((float)-t.offset)), load_f32(sum));
             if (t.mins) sums[p][1] = plus_times(sums[p][1], times(load_f32(m + i), same(-1)), load_f32(sum));
-            const float *steps = each == 2 ? x[p].scales16 + at / 16 + i : x[p].scales + at / 32;
+            const float *steps = each == 2 ? x[p].scales16 + at / 16 + i : scales_of(t, x + p) + at / 32;
             store(scaled[p] + i, times(scale, load_f32(steps)));
         }
     UNROLL(8)
@@ -106,8 +131,7 @@ INLINE void add_group(Type t, const uint8_t *b, const Activations *x, int64_t at
         bytes codes = t.codes(b, j);
         UNROLL(8)
         for (int p = 0; p < positions; p++) {
-            const int8_t *with = x[p].codes + at + 32 * j;
-            floats product = t.sign ? dot_signed(codes, with) : dot_unsigned(codes, with);
+            floats product = products_of(t, codes, x + p, at + 32 * j);
             floats scale = each == 2 ? halves(scaled[p] + 2 * j) : same(scaled[p][j]);
             sums[p][j % 2] = plus_times(sums[p][j % 2], product, scale);
         }
@@ -122,8 +146,8 @@ INLINE void add_block(Type t, const uint8_t *b, const Activations *x, int64_t at
     bytes codes = t.codes(b, 0);
     UNROLL(8)
     for (int p = 0; p < positions; p++) {
-        floats product = t.sign ? dot_signed(codes, x[p].codes + at) : dot_unsigned(codes, x[p].codes + at);
-        sums[p][0] = plus_times(sums[p][0], product, same(s[0] * x[p].scales[at / 32]));
+        floats product = products_of(t, codes, x + p, at);
+        sums[p][0] = plus_times(sums[p][0], product, same(s[0] * scales_of(t, x + p)[at / 32]));
         y[p] -= ((float)t.offset * s[0] + m[0]) * x[p].sums32[at / 32];
     }
 }
@@ -259,8 +283,8 @@ INLINE void copy_floats(Load *load8, One *one, int size, const uint8_t *row, int
 
 /* --- the table ----------------------------------------------------------------------------------------------------- */
 
-#define ROW(NAME, block, size, per_chunk, offset, sign, mins, fit) \
-    static const Type NAME##_type = {block, size, per_chunk, offset, sign, mins, fit, NAME##_scales, NAME##_codes};
+#define ROW(NAME, block, size, per_chunk, offset, sign, mins, fit, fine) \
+    static const Type NAME##_type = {block, size, per_chunk, offset, sign, mins, fit, FINE && fine, NAME##_scales, NAME##_codes};
 PACKED_TYPES(ROW)
 #undef ROW
 

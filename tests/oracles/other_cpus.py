@@ -1,5 +1,5 @@
 """The kernels' variants that this machine lacks, run by emulators: NEON with and without dot products (unicorn), and
-AVX-512 (Bochs; its CPU lacks VNNI, whose one instruction stays the header's). The tests of the kernels run on them, and
+AVX-512 (Bochs; its CPU lacks VNNI, whose two instructions stay the header's). The tests of the kernels run on them, and
 the sources are compiled for other systems.
 
 On x86-64 Linux: `pip install ziglang unicorn bochscpu-python`, `python -m tests.oracles.other_cpus [PYTEST'S OPTIONS]`.
