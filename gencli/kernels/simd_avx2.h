@@ -105,11 +105,16 @@ INLINE void lay_fine(int16_t *to, int row, bytes w) {
     to += row / 2 % 2 * 16 + row / 4 * 8 + row % 2 * 4;
     for (int k = 0; k < 8; k++) memcpy(to + 32 * k, wide + 4 * k, 8);
 }
+#if defined(__GNUC__)  /* GCC would multiply first and add in the end, for which there are not enough registers */
+#define HERE(a) __asm__("" : "+x"(a))
+#else
+#define HERE(a) ((void)(a))
+#endif
 INLINE void dots_fine(const int16_t *w, const int16_t *const *x, int positions, floats *to) {
     bytes sums[4][2];
     UNROLL(4)
     for (int p = 0; p < positions; p++) sums[p][0] = sums[p][1] = _mm256_setzero_si256();
-    UNROLL(1)  /* otherwise GCC adds the pairs up in another order, for which there are not enough registers */
+    UNROLL(8)
     for (int k = 0; k < 8; k++) {
         bytes first = load(w + 32 * k), second = load(w + 32 * k + 16);
         UNROLL(4)
@@ -119,6 +124,8 @@ INLINE void dots_fine(const int16_t *w, const int16_t *const *x, int positions, 
             bytes with = _mm256_set1_epi64x(four);
             sums[p][0] = add_pairs(sums[p][0], first, with);
             sums[p][1] = add_pairs(sums[p][1], second, with);
+            HERE(sums[p][0]);
+            HERE(sums[p][1]);
         }
     }
     UNROLL(4)
@@ -144,8 +151,10 @@ INLINE void dots(const uint8_t *w, int steps, const int8_t *const *x, int positi
 #else
             __m256i pair = _mm256_maddubs_epi16(plain, with);
             pairs[p] = k % fit ? _mm256_add_epi16(pairs[p], pair) : pair;
+            HERE(pairs[p]);
             if (k % fit == fit - 1 || k == steps - 1)
                 sums[p] = _mm256_add_epi32(sums[p], _mm256_madd_epi16(pairs[p], _mm256_set1_epi16(1)));
+            HERE(sums[p]);
 #endif
         }
     }

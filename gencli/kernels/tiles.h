@@ -69,7 +69,7 @@ INLINE int64_t tiles(Type t, const Weights *w, const Activations *x, int positio
                      int64_t first, int64_t last) {
     Tile tile;
     floats sums[CHUNK];
-    if (positions < (t.fine ? 4 * FROM : t.sign ? 2 * FROM : FROM)) return first;
+    if (positions < (t.sign ? 2 * FROM : FROM)) return first;
     for (; first + 8 <= last; first += 8) {
         const uint8_t *row = w->data + first * w->stride;
         for (int p = 0; p < positions; p++) sums[p] = zero();
