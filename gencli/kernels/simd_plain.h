@@ -55,37 +55,23 @@ INLINE floats power_of_two(floats a) {
 INLINE floats halves(const float *p) { floats r; EACH(8) r.v[i] = p[i / 4]; return r; }
 INLINE float total(floats a) { float r = 0; EACH(8) r += a.v[i]; return r; }
 
-/* lane i: the sum of the products of bytes 4i to 4i + 3; weights are unsigned below 128, or signed */
-INLINE floats dot_unsigned(bytes w, const int8_t *x) {
-    floats r;
-    EACH(8) {
-        int sum = 0;
-        for (int j = 4 * i; j < 4 * i + 4; j++) sum += w.v[j] * x[j];
-        r.v[i] = (float)sum;
+#define FINE 1  /* whether Q8_0's activations have 16 bits */
+
+/* lane i: the sum of the products of bytes 4i to 4i + 3; weights are unsigned below 128, or signed, and signed with fine
+   activations */
+#define DOT(name, weight, activation) \
+    INLINE floats name(bytes w, const activation *x) { \
+        floats r; \
+        EACH(8) { \
+            int sum = 0; \
+            for (int j = 4 * i; j < 4 * i + 4; j++) sum += (weight)w.v[j] * x[j]; \
+            r.v[i] = (float)sum; \
+        } \
+        return r; \
     }
-    return r;
-}
-INLINE floats dot_signed(bytes w, const int8_t *x) {
-    floats r;
-    EACH(8) {
-        int sum = 0;
-        for (int j = 4 * i; j < 4 * i + 4; j++) sum += (int8_t)w.v[j] * x[j];
-        r.v[i] = (float)sum;
-    }
-    return r;
-}
-/* whether Q8_0's activations have 16 bits */
-#define FINE 1
-/* as dot_signed, with such activations */
-INLINE floats dot_fine(bytes w, const int16_t *x) {
-    floats r;
-    EACH(8) {
-        int sum = 0;
-        for (int j = 4 * i; j < 4 * i + 4; j++) sum += (int8_t)w.v[j] * x[j];
-        r.v[i] = (float)sum;
-    }
-    return r;
-}
+DOT(dot_unsigned, uint8_t, int8_t) DOT(dot_signed, int8_t, int8_t) DOT(dot_fine, int8_t, int16_t)
+#undef DOT
+
 /* one of eight rows of 32 weights, as dots_fine wants them */
 INLINE void lay_fine(int16_t *to, int row, bytes w) { EACH(32) to[32 * row + i] = (int8_t)w.v[i]; }
 /* lane r: the sum of the products of row r with 32 activations */

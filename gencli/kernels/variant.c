@@ -47,7 +47,7 @@ INLINE float f32(const uint8_t *p) { float value; memcpy(&value, p, 4); return v
 #define UNROLL(n)
 #define AT_ONCE 1
 #endif
-#define FROM 16  /* positions from which on weights are unpacked once for all of them; if they have a sign twice as many */
+#define FROM 16  /* positions from which on weights are unpacked once for all of them; twice as many if they have a sign */
 /* Bytes: how far ahead weights are asked for. What the CPU foresees by itself ends with each page of a mapped file. Float32
    is read at the memory's speed without it, and slower with it. */
 #define AHEAD_PACKED 3072
