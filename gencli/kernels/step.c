@@ -6,6 +6,7 @@
 #include "kernels.h"
 
 #include <stdatomic.h>
+#include <time.h>
 
 #ifdef _WIN32
 #include <windows.h>
@@ -50,6 +51,9 @@ static void wake(atomic_int *at) {
 #endif
 #define LOOKS 2000        /* how often a thread looks for the others before it sleeps: for longer than a piece takes */
 #define WORTH (1 << 20)   /* bytes of a layer's weights, times rows, from which on more threads than one gain a third */
+#define SHORT (1 << 25)   /* bytes of all layers' weights, times rows, up to which one thread is done in a time slice */
+#define ALONE 64          /* steps that one thread takes by itself once others were late; doubled while they are */
+#define LATE 300000       /* nanoseconds of sleep that only a thread which has lost its core explains */
 
 /* Numbers of each row, from one row to the next. */
 typedef struct { float *at; int64_t step; } Rows;
@@ -60,7 +64,7 @@ typedef struct {
     const Place *at;
     int64_t done, rows, inputs;         /* inputs: the most of a product */
     _Alignas(64) atomic_llong next;     /* the next piece of work */
-    _Alignas(64) atomic_int waiting, asleep, round, threads, failed;
+    _Alignas(64) atomic_int waiting, asleep, round, threads, failed, late;
 } Step;
 
 /* A thread's own. */
@@ -80,6 +84,12 @@ static int64_t position_of(const Step *s, int64_t r) {
     return s->at->lengths[text_of(s, r)] + (s->done + r) % s->at->new;
 }
 
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    timespec_get(&now, TIME_UTC);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* Waits until all threads are here. */
 static void meet(Thread *t) {
     Step *s = t->step;
@@ -95,9 +105,11 @@ static void meet(Thread *t) {
         if (atomic_load(&s->round) != round) return;
         REST();
     }
+    int64_t from = nanoseconds();
     atomic_fetch_add(&s->asleep, 1);
     while (atomic_load(&s->round) == round) sleep_while(&s->round, round);
     atomic_fetch_sub(&s->asleep, 1);
+    if (nanoseconds() - from > LATE) atomic_store(&s->late, 1);
 }
 
 static int64_t next(Thread *t) { return atomic_fetch_add(&t->step->next, 1); }
@@ -289,6 +301,29 @@ static void run(void *data) {
     else if (!number) memcpy(s->at->x + s->done * hidden_of(s), t.x, (size_t)all * sizeof *t.x);
 }
 
+/* Where other programs keep a core busy, a thread may lose it for a time slice, and all the others wait: some fifty times
+   longer than a piece takes. A short step is then sooner done by one thread. */
+static atomic_int lateness, alone, next_alone = ALONE;
+
+/* The threads of a step: 1, or 0 for all. */
+static unsigned threads_for(int64_t layer, int64_t all) {
+    if (layer <= WORTH) return 1;
+    if (all > SHORT || atomic_load(&alone) <= 0) return 0;
+    atomic_fetch_sub(&alone, 1);
+    return 1;
+}
+
+/* Learns from a short step of all threads. Lateness is a share of the last steps, some eight, in 1/256. */
+static void learn(int late) {
+    int was = atomic_load(&lateness), now = was - was / 8 + 32 * late, next = atomic_load(&next_alone);
+    if (now > 48) {  /* two late ones close to each other */
+        atomic_store(&alone, next);
+        atomic_store(&next_alone, next < 16 * ALONE ? 2 * next : next);
+        now = 24;  /* the next late one is enough */
+    } else if (now < 8) atomic_store(&next_alone, ALONE);
+    atomic_store(&lateness, now);
+}
+
 static void look_at(const Weights *w, int64_t *inputs, int64_t *bytes) {
     if (!w) return;
     int64_t of_it = w->sideways ? w->rows : w->columns;
@@ -322,8 +357,10 @@ PUBLIC int gencli_step(const Model *m, const Place *at) {
     for (int64_t done = 0; done < all; done += CHUNK) {
         int64_t rows = all - done < CHUNK ? all - done : CHUNK;
         Step step = {.model = m, .at = at, .done = done, .rows = rows, .inputs = inputs};
-        gencli_run(run, &step, bytes / m->count * rows > WORTH ? 0 : 1);
+        unsigned threads = threads_for(bytes / m->count * rows, bytes * rows);
+        gencli_run(run, &step, threads);
         if (step.failed) return 1;
+        if (!threads && bytes * rows <= SHORT) learn(step.late);
     }
     for (int64_t b = 0; b < at->texts; b++) at->lengths[b] += at->new;
     return 0;

@@ -39,8 +39,9 @@ VIVID = 0.7  # mean saturation to which a dull picture is lifted before it is re
 PAIR_WORDS = 2  # words of a name that may stand in a pair
 OWN_SHARE = 0.6  # of what is drawn, for a picture to be "a red one"
 
-ANGLE, SCALE, SHIFT = 6.0, 0.07, 0.02  # at most: degrees, share of the size, share of the side
-HUE, GAMMA = 8.0, 0.35  # at most: degrees, octaves of the exponent on brightness
+ANGLE, SCALE, SHIFT = 4.0, 0.05, 0.012  # at most: degrees, share of the size, share of the side
+HUE, SATURATION, GAMMA = 10.0, 0.4, 0.5  # at most: degrees, octaves of the saturation and of brightness's exponent
+TINTED, TINT = 0.5, 0.15  # share of images that lie on tinted paper, and the paper's saturation at most
 CHUNK = 2048  # images that are varied at once
 
 SIDE = ("{a} and {b}", "{a} and {b}", "{a} and {b}", "{a} with {b}", "{a} next to {b}", "{a} beside {b}", "{a}, {b}")
@@ -50,7 +51,7 @@ PAINTED = 0.25  # share of things in a pair that are repainted
 
 
 def vary(images: Tensor, generator: torch.Generator, device: torch.device | None = None) -> Tensor:
-    """Return images (N, 3, H, W) uint8 rotated, scaled and shifted a little on white, hue and brightness changed.
+    """Return images (N, 3, H, W) uint8 rotated, scaled and shifted a little on white, and their colours changed.
 
     The changes are small: a clock's time, an arrow's direction and the name of a color stay true. Nothing is mirrored.
     generator: on the CPU, so that every device gives the same within rounding. device: where to compute.
@@ -60,7 +61,7 @@ def vary(images: Tensor, generator: torch.Generator, device: torch.device | None
 
 
 def _vary(images: Tensor, generator: torch.Generator) -> Tensor:
-    changes = (2 * torch.rand(6, len(images), generator=generator) - 1).to(images.device)
+    changes = (2 * torch.rand(7, len(images), generator=generator) - 1).to(images.device)
     angle, scale = math.radians(ANGLE) * changes[0], 1 + SCALE * changes[1]
     x, y = 2 * SHIFT * changes[2], 2 * SHIFT * changes[3]  # a side is 2 long for affine_grid
     cos, sin = angle.cos() / scale, angle.sin() / scale
@@ -71,7 +72,19 @@ def _vary(images: Tensor, generator: torch.Generator) -> Tensor:
     hue, saturation, value = _to_hsv(moved)
     hue = hue + HUE / 360 * changes[4].view(-1, 1, 1)
     value = value ** (2 ** (GAMMA * changes[5])).view(-1, 1, 1)
+    saturation = (saturation * (2 ** (SATURATION * changes[6])).view(-1, 1, 1)).clamp(max=1)
     return (255 * _to_rgb(hue, saturation, value)).round().to(torch.uint8)
+
+
+def tint(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images (N, 3, H, W) uint8, about half of them as printed on paper of a pale colour in place of white."""
+    hue, depth, chance = torch.rand(3, len(images), 1, 1, generator=generator)
+    paper = _to_rgb(hue, TINT * depth * (chance < TINTED), torch.ones_like(hue))
+    parts = [
+        (part.float() * ground).round().to(torch.uint8)
+        for part, ground in zip(images.split(CHUNK), paper.split(CHUNK), strict=True)
+    ]
+    return torch.cat([images[:0], *parts])
 
 
 def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,9 +21,10 @@ from gencli.checkpoints.save import save_part, write_json
 from gencli.errors import GencliError
 from gencli.image import words
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from gencli.models.module import channels_last
 from gencli.tokens import load_tokenizer
 from gencli.train import diffusion, state
-from gencli.train.augment import pair_up, recolor, vary
+from gencli.train.augment import pair_up, recolor, tint, vary
 from gencli.train.autoencoder import (
     autoencoder_identity,
     normalise_latents,
@@ -160,6 +161,11 @@ def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: 
     names = labelled[:count] * (1 + recipe.variants) + [caption for caption, _ in painted] * max(1, times)
     pairs, sheets = pair_up(names, torch.cat(pixels), len(pixels[0]), recipe.pairs, recipe.seed)
     pixels.append(sheets)
+    if recipe.variants:
+        pixels = [
+            torch.cat([known, tint(pixels[0][count:], generator)]),
+            *(tint(some, generator) for some in pixels[1:]),
+        ]
     shares = [recipe.recolor_share if painted else 0.0, recipe.pair_share if pairs else 0.0]
     groups = tuple(zip(map(len, pixels), [1 - sum(shares), *shares], strict=True))
     return ImageCollection([*names, *pairs, *labelled[count:]], torch.cat([*pixels, held]), count, groups)
@@ -197,7 +203,7 @@ def _make_latents(
             vae.load_state_dict(saved["vae"])
     vae.eval().requires_grad_(False)
     if saved is None:
-        mean, std = encode_images(vae.to(precision.device), collection.images, precision)
+        mean, std = encode_images(channels_last(vae).to(precision.device), collection.images, precision)
         vae.cpu()
         own = {} if pipeline is not None else {"vae": vae.state_dict()}
         state.save(out / "latents.pt", {**own, "mean": mean, "deviation": std, "recipe": identity})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from gencli.train.augment import COLORS, _to_hsv, _to_rgb, is_kept, pair_up, recolor, recolored, vary
+from gencli.train.augment import COLORS, TINT, _to_hsv, _to_rgb, is_kept, pair_up, recolor, recolored, tint, vary
 from gencli.train.pictures import Caption, to_tensor
 
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 115, "blue": 212, "purple": 280, "pink": 338}
@@ -67,6 +67,21 @@ def test_variants_differ_and_still_show_the_thing() -> None:
         assert tuple(picture[0, 0]) == (255, 255, 255)  # the ground stays
         assert hue_at(picture)[0] == pytest.approx(120, abs=12)
         assert 0.8 < (picture.min(-1) < 128).mean() / (first.min(-1) < 128).mean() < 1.25
+
+
+def test_about_half_lie_on_pale_paper_and_what_is_drawn_stays() -> None:
+    first = disc("green")
+    same = torch.cat([to_tensor(first)] * 60)
+    made = tint(same, torch.Generator().manual_seed(0))
+    assert made.dtype == torch.uint8 and torch.equal(made, tint(same, torch.Generator().manual_seed(0)))
+    pictures = made.permute(0, 2, 3, 1).numpy()
+    paper = [picture[0, 0] for picture in pictures]
+    white = sum(tuple(color) == (255, 255, 255) for color in paper)
+    assert 20 <= white <= 45 and min(color.min() for color in paper) >= round(255 * (1 - TINT))
+    assert all(color.max() == 255 for color in paper)  # pale, never gray
+    for picture, color in zip(pictures, paper, strict=True):
+        assert (picture[first.min(-1) == 255] == color).all()  # one colour everywhere, the eye's white too
+        assert hue_at(picture)[0] == pytest.approx(120, abs=12)
 
 
 @pytest.mark.slow

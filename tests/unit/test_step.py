@@ -44,6 +44,21 @@ def test_logits_are_torchs(tmp_path, monkeypatch, name):
         torch.testing.assert_close(ours, expected, atol=2e-5 * expected.abs().max().item(), rtol=0, msg=variant)
 
 
+@pytest.mark.slow
+def test_the_number_of_threads_changes_no_bit(tmp_path):
+    """More threads than cores wait for each other's time slices, so that some steps are one thread's alone."""
+    model = load(make_gpt2(tmp_path, tokenizer=None, n_embd=320, n_head=5, n_positions=128))
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2, 4 * before):
+            torch.set_num_threads(threads)
+            found[threads] = logits(model, count=100)
+    finally:
+        torch.set_num_threads(before)
+    assert step.of(model) is not None and found[1].abs().max() > 0.1
+    assert all(torch.equal(one, found[1]) for one in found.values())
+
+
 def test_what_the_library_does_not_know(tmp_path, monkeypatch):
     """A layer that changes the forward pass and does not say how, an activation without a row, no library."""
     model = load(make_decoder(tmp_path / "a", CASE["llama-2"]))
