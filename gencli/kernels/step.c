@@ -85,9 +85,16 @@ static int64_t position_of(const Step *s, int64_t r) {
 }
 
 static int64_t nanoseconds(void) {
+#ifdef _WIN32
+    LARGE_INTEGER now, rate;
+    QueryPerformanceCounter(&now);
+    QueryPerformanceFrequency(&rate);
+    return (int64_t)((double)now.QuadPart / (double)rate.QuadPart * 1e9);
+#else
     struct timespec now;
     timespec_get(&now, TIME_UTC);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+#endif
 }
 
 /* Waits until all threads are here. */
