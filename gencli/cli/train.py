@@ -74,7 +74,7 @@ class Scored:
     pairs: int | None = integer(None, "--pairs N", 'Draw N times "a A and a B"; both must be recognised.', DRAWN,
         valid=partial(at_least, 1))
     seeds: int = integer(1, "--seeds N",
-        "Draw everything N times, and report the mean difference of pixels, of 255", DRAWN,
+        "Draw everything N times, and report the mean difference of pixels so far, of 255", DRAWN,
         valid=partial(at_least, 1), usual=1)
     seed: int = replace(SEED, panel=DRAWN).field(0)
     model: str = named_model("GENCLI_IMAGE_MODEL", "emoji", "image", example="sdxl-turbo").field("emoji")
