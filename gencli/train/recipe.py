@@ -218,7 +218,7 @@ class ImageRecipe:
     min_snr: float = number(0.0, "--min-snr X",
         "Min-SNR loss weighting; gamma X, usually 5 (default: 0, off).", RECIPE,
         valid=partial(_within, -1e-9, 1e9))
-    variants: int = _count(0, "--variants N", "Copies per image, a little turned, moved, of other colours and on tinted paper", least=0)
+    variants: int = _count(0, "--variants N", "Varied copies per image: in place, colours and paper", least=0)
     copies: int = _count(0, "--recolor N", "Recoloured copies per image", least=0)
     pairs: int = _count(0, "--pairs N", 'Number of "A and B" composites', least=0)
     hold_out: float = _fraction(0.0, "--hold-out P", "Fraction of images held out for validation", 0.99999)
