@@ -170,7 +170,7 @@ class Trainer:
         update: Callable[[int], tuple[Tensor, int]],
         validate: Callable[[int], dict[str, float] | None] = lambda done: None,
     ) -> Generator[Progress, None, None]:
-        """Take the remaining steps; yield after each.
+        """Take the remaining steps; yield after each, of a run that a signal ends also after the last it took.
 
         update: maps a step to its loss, with its graph, and its number of items. validate: maps the number of steps
         done to scores, if it is time for them. Raise GencliError for a loss that is not finite, and for a state of
@@ -180,6 +180,7 @@ class Trainer:
         first, before = self.done, self.seconds
         begun = saved = drawn = time.monotonic()
         at_first = self.seen
+        untold: Progress | None = None
         signals = DeferSignals()
         try:
             for step in range(first, self.steps):
@@ -201,6 +202,11 @@ class Trainer:
                 self.seconds = before + spent
                 lr = self.optimizers.lr * self.rate_factor(step)
                 self.curve.add(self.done, value, lr, self.seen, self.seconds, scores)
+                rate = (self.seen - at_first) / max(spent, 1e-9)
+                left = (self.steps - self.done) * spent / (self.done - first)
+                untold = Progress(
+                    self.stage, self.done, self.steps, value, lr, self.seen, self.seconds, rate, left, scores
+                )
                 self._is_updating = False
                 signals.end()
                 last = self.done == self.steps
@@ -210,15 +216,14 @@ class Trainer:
                 if last or now - drawn >= DRAW_EVERY:
                     self.curve.draw()
                     drawn = time.monotonic()
-                rate = (self.seen - at_first) / max(spent, 1e-9)
-                left = (self.steps - self.done) * spent / (self.done - first)
-                yield Progress(
-                    self.stage, self.done, self.steps, value, lr, self.seen, self.seconds, rate, left, scores
-                )
+                progress, untold = untold, None
+                yield progress
         except BaseException:  # Ctrl-C and a closed generator lose no whole step
             if not self._is_updating and self.done > first and not sys.is_finalizing():
                 self._save()
                 self.curve.draw()
+                if untold is not None:
+                    yield untold
             raise
         finally:
             signals.close()

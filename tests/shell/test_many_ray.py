@@ -149,7 +149,10 @@ def test_from_a_machine_outside_the_cluster(cluster, tmp_path, monkeypatch):
     assert len(set(makers)) >= 2 and errors.count("note: ") == errors.count(" ended (") == 1, (makers, errors)
 
     out = tmp_path / "out.jsonl"
-    driver = begin("--resume", out, "--workers", 1)
+    driver = start(*args, *on, "--resume", out, "--workers", 1, env=environment(**outside))
+    assert driver.stdin
+    driver.stdin.write(b"".join(SPLIT[:100]))
+    driver.stdin.flush()  # and it stays open, so that the driver cannot have come to its end
     until(lambda: out.exists() and out.stat().st_size, driver)
     driver.terminate()
     assert driver.wait(LIMIT) == 143 and driver.communicate()[1] == b""

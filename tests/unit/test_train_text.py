@@ -20,6 +20,8 @@ from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.spec import ModelSpec
 from gencli.text.load import open_model
+from gencli.train import state
+from gencli.train.curve import Curve
 from gencli.train.recipe import TextRecipe
 from gencli.train.text import train
 from gencli.train.texts import hold_out, read_texts
@@ -383,6 +385,37 @@ def test_a_vision_towers_text_model_becomes_a_checkpoint(texts: Path, tmp_path: 
     assert all(f"{name.removeprefix('base_model.model.').partition('.lora_')[0]}.weight" in theirs for name in names)
     adapted = open_model(find(str(folder)), adapters=[LoraRef(tmp_path / "lora" / "adapter")])
     assert not torch.equal(adapted.module(IDS), load(folder)(IDS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["step", "saving"])
+def test_the_last_step_before_ctrl_c_is_told(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Whenever the signal comes: while a step is half done, or while the state is saved."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    add, save, told, sent = Curve.add, state.save, [], []
+
+    def add_and_signal(curve: Curve, step: int, *rest: Any) -> None:
+        add(curve, step, *rest)
+        if where == "step" and step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    def save_and_signal(file: Path, values: dict[str, Any]) -> None:
+        save(file, values)
+        if where == "saving" and values["step"] == 3 and not sent:
+            sent.append(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Curve, "add", add_and_signal)
+    monkeypatch.setattr(state, "save", save_and_signal)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for at in train(recipe(texts, tmp_path, 9, save_every=0.0)):
+                told.append(at.step)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told == [1, 2, 3] and (state.load(tmp_path / "state.pt") or {})["step"] == 3
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
