@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -43,6 +44,14 @@ ANGLE, SCALE, SHIFT = 4.0, 0.05, 0.012  # at most: degrees, share of the size, s
 HUE, SATURATION, GAMMA = 10.0, 0.4, 0.5  # at most: degrees, octaves of the saturation and of brightness's exponent
 TINTED, TINT = 0.5, 0.15  # share of images that lie on tinted paper, and the paper's saturation at most
 CHUNK = 2048  # images that are varied at once
+SIDED = ("symbols", "flags")  # groups whose images are never mirrored
+SIDED_WORDS = frozenset(
+    "left leftwards right rightwards east west clock clocks clockwise time watch letter letters number numbers digit "
+    "digits alphabet text word words write writing handwriting sign signs symbol calendar date keycap button arrow map "
+    "flag flags note notes newspaper page document currency money dollar euro yen ticket label question exclamation "
+    "mark speech logo poster quarter waxing waning crescent".split()
+)  # what is drawn under such a word may be false in a mirror
+MIRRORED = 0.5  # share of the copies that may be mirrored, and are
 
 SIDE = ("{a} and {b}", "{a} and {b}", "{a} and {b}", "{a} with {b}", "{a} next to {b}", "{a} beside {b}", "{a}, {b}")
 STACK = ("{a} over {b}", "{a} above {b}", "{a} on top of {b}", "{b} under {a}", "{b} below {a}")
@@ -56,8 +65,8 @@ def vary(images: Tensor, generator: torch.Generator, device: torch.device | None
     The changes are small: a clock's time, an arrow's direction and the name of a color stay true. Nothing is mirrored.
     generator: on the CPU, so that every device gives the same within rounding. device: where to compute.
     """
-    parts = [_vary(part.to(device or part.device), generator) for part in images.split(CHUNK)]
-    return torch.cat([part.to(images.device) for part in parts])
+    parts = [_vary(part.to(device or part.device), generator) for part in images.split(CHUNK) if len(part)]
+    return torch.cat([images[:0], *(part.to(images.device) for part in parts)])
 
 
 def _vary(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,6 +83,20 @@ def _vary(images: Tensor, generator: torch.Generator) -> Tensor:
     value = value ** (2 ** (GAMMA * changes[5])).view(-1, 1, 1)
     saturation = (saturation * (2 ** (SATURATION * changes[6])).view(-1, 1, 1)).clamp(max=1)
     return (255 * _to_rgb(hue, saturation, value)).round().to(torch.uint8)
+
+
+def may_be_mirrored(caption: Caption) -> bool:
+    """Return whether no word of a caption says that its image has a side, a text, a number or a time."""
+    said = " ".join((caption.label, *caption.tags, *caption.names)).casefold()
+    words = set(re.findall(r"[^\W_]+", said))
+    return not (caption.group in SIDED or words & SIDED_WORDS or any(map(str.isdigit, caption.label)))
+
+
+def mirror(images: Tensor, captions: Sequence[Caption], generator: torch.Generator) -> Tensor:
+    """Return images (N, 3, H, W), about half of those that `may_be_mirrored` seen in a mirror."""
+    chosen = torch.rand(len(images), generator=generator) < MIRRORED
+    chosen &= torch.tensor([may_be_mirrored(caption) for caption in captions], dtype=torch.bool)
+    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def tint(images: Tensor, generator: torch.Generator) -> Tensor:

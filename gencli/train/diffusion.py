@@ -59,8 +59,8 @@ SIZES = (
     "init", "keep_text_encoder", "optimizer", "size", "widths", "text_width", "text_layers", "max_length", "vocabulary"
 )  # fmt: skip
 LOOSE = (
-    "variants", "copies", "pairs", "recolor_share", "pair_share", "hold_out", "batch", "steps", "lr", "weight_decay",
-    "warmup", "cooldown", "ema", "drop", "min_snr", "seed",
+    "variants", "random_flip", "copies", "pairs", "recolor_share", "pair_share", "hold_out", "batch", "steps", "lr",
+    "weight_decay", "warmup", "cooldown", "ema", "drop", "min_snr", "seed",
 )  # fmt: skip
 FIXED = 64  # images, each at a noise level of its own, by which a run is scored as it goes
 

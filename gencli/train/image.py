@@ -7,7 +7,7 @@ If a run continues from a checkpoint, the result is that checkpoint's folder wit
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from gencli.models.module import channels_last
 from gencli.tokens import load_tokenizer
 from gencli.train import diffusion, state
-from gencli.train.augment import pair_up, recolor, tint, vary
+from gencli.train.augment import mirror, pair_up, recolor, tint, vary
 from gencli.train.autoencoder import (
     autoencoder_identity,
     normalise_latents,
@@ -150,14 +150,19 @@ def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: 
     known, held = images[:count], images[count:]
     generator, where = torch.Generator().manual_seed(recipe.seed), devices.pick_device(recipe.device)
 
-    def copies(some: Tensor, number: int) -> list[Tensor]:
-        return [vary(some, generator, where) for _ in range(number)]
+    def copies(some: Tensor, captions: Sequence[Caption], number: int) -> Iterator[Tensor]:
+        for _ in range(number):
+            varied = vary(some, generator, where)
+            yield mirror(varied, captions, generator) if recipe.random_flip else varied
 
     originals = zip(labelled[:count], (image.permute(1, 2, 0).numpy() for image in known), strict=True)
     painted = recolor(list(originals), recipe.copies, recipe.seed)
     repainted = torch.cat([known[:0], *(to_tensor(image) for _, image in painted)])
     times = max(1, round(recipe.variants * PAINTED_VARIANTS)) if recipe.variants else 0
-    pixels = [torch.cat([known, *copies(known, recipe.variants)]), torch.cat(copies(repainted, times) or [repainted])]
+    pixels = [
+        torch.cat([known, *copies(known, labelled[:count], recipe.variants)]),
+        torch.cat([*copies(repainted, [caption for caption, _ in painted], times)] or [repainted]),
+    ]
     names = labelled[:count] * (1 + recipe.variants) + [caption for caption, _ in painted] * max(1, times)
     pairs, sheets = pair_up(names, torch.cat(pixels), len(pixels[0]), recipe.pairs, recipe.seed)
     pixels.append(sheets)

@@ -170,10 +170,10 @@ class ImageRecipe:
     keep_text_encoder also that. widths: the UNet's channels, one number a level, multiples of 16; those of the
     autoencoder are multiples of 8. size: pixels a side, by default 128 or what `init` was trained with.
 
-    variants: see `augment.vary`, of each image. copies: see `augment.recolored`; what it makes is `recolor_share` of
-    what is seen. pairs: see `augment.pair_up`; `pair_share` of what is seen. drop: share of captions left out.
-    hold_out: share of the images that is never trained on, only scored. min_snr: γ of the loss's weights, 0 for none.
-    ema: decay of the average of weights.
+    variants: see `augment.vary`, of each image. random_flip: see `augment.mirror`. copies: see `augment.recolored`;
+    what it makes is `recolor_share` of what is seen. pairs: see `augment.pair_up`; `pair_share` of what is seen. drop:
+    share of captions left out. hold_out: share of the images that is never trained on, only scored. min_snr: γ of the
+    loss's weights, 0 for none. ema: decay of the average of weights.
 
     kl, edges, color: weights of the autoencoder's losses beside the absolute error: on the mean divergence per latent
     number, on image gradients, and on means over 8×8 pixels, which keeps hues that thin latents would trade for edges.
@@ -219,6 +219,8 @@ class ImageRecipe:
         "Min-SNR loss weighting; gamma X, usually 5 (default: 0, off).", RECIPE,
         valid=partial(_within, -1e-9, 1e9))
     variants: int = _count(0, "--variants N", "Varied copies per image: in place, colours and paper", least=0)
+    random_flip: bool = flag(False, "--random-flip",
+        "Mirror half of the varied copies whose captions name no side, text, number or time.", RECIPE)
     copies: int = _count(0, "--recolor N", "Recoloured copies per image", least=0)
     pairs: int = _count(0, "--pairs N", 'Number of "A and B" composites', least=0)
     hold_out: float = _fraction(0.0, "--hold-out P", "Fraction of images held out for validation", 0.99999)

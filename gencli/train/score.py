@@ -21,9 +21,9 @@ from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from gencli.spec import ModelSpec
-from gencli.train.augment import COLORS, is_kept, is_short, recolor, with_article
+from gencli.train.augment import COLORS, is_kept, is_short, may_be_mirrored, recolor, with_article
 from gencli.train.captions import find_captions
-from gencli.train.pictures import read_pictures, to_tensor
+from gencli.train.pictures import Caption, read_pictures, to_tensor
 
 SMALL = 32  # pixels a side at which images are compared
 
@@ -71,7 +71,8 @@ def score_pictures(
     """Draw `count` labels, chosen by `seed`, at the checkpoint's own settings; drawing i has seed `seed` + i.
 
     A drawing is recognised if the nearest of all images is its label's own: smallest squared distance, mean-pooled to
-    32×32 RGB on white. Each prompt is drawn `seeds` times in a row. In place of labels:
+    32×32 RGB on white, where images that `augment.may_be_mirrored` count both ways. Each prompt is drawn `seeds` times
+    in a row. In place of labels:
 
     unseen_colors: N; things in colours in which neither the data nor a training run that repainted N copies of each
     (from seed 0) shows them, to be told apart from the data and everything repainted.
@@ -81,18 +82,20 @@ def score_pictures(
     """
     rows = find_captions(pictures, captions)
     images = read_pictures(pictures, [name for name, _ in rows], 4 * SMALL)
-    labels = [caption.label for _, caption in rows]
+    captions_of = [caption for _, caption in rows]
+    labels = [caption.label for caption in captions_of]
     rng = random.Random(seed)
     if synonyms is not None:
         tasks = _sample(rng, read_synonyms(synonyms, labels), count)
     elif pairs is not None:
-        tasks = _kept_couples(rng, [caption.label for _, caption in rows if is_short(caption)], pairs)
+        tasks = _kept_couples(rng, [caption.label for caption in captions_of if is_short(caption)], pairs)
     elif unseen_colors is not None:
-        known = [(caption, image.permute(1, 2, 0).numpy()) for (_, caption), image in zip(rows, images, strict=True)]
+        pixels = (image.permute(1, 2, 0).numpy() for image in images)
+        known = list(zip(captions_of, pixels, strict=True))
         repainted = recolor(known, len(COLORS), seed=0)
         shown = {caption.label for caption, _ in recolor(known, unseen_colors, seed=0)} | set(labels)
         images = torch.cat([images, *(to_tensor(image) for _, image in repainted)])
-        labels = labels + [caption.label for caption, _ in repainted]
+        captions_of += [caption for caption, _ in repainted]
         new = [caption.label for caption, _ in repainted if caption.label not in shown]
         tasks = _sample(rng, [Task(label, (label,)) for label in new], count)
     else:
@@ -100,6 +103,7 @@ def score_pictures(
     tasks = [task for task in tasks for _ in range(seeds)]
     checkpoint = open_image_checkpoint(find(model))
     request = resolve(ImageRequest(prompt="", seed=seed, steps=steps, guidance=guidance, batch=batch), checkpoint)
+    images, labels = _both_ways(images, captions_of)
     reference, before = small(images), None
     for event in generate(load(checkpoint), request, [task.prompt for task in tasks]):
         if isinstance(event, Picture):
@@ -112,7 +116,7 @@ def score_pictures(
 
 
 def nearest_labels(drawn: Tensor, reference: Tensor, labels: Sequence[str], task: Task) -> tuple[tuple[str, ...], ...]:
-    """Return for each of a task's labels those of the nearest images, nearest first.
+    """Return for each of a task's labels those of the nearest images, nearest first, each label once.
 
     drawn: uint8 (1, 3, H, W); of two labels each has a half, as `augment.pair_up` lays them out. reference: see
     `small`.
@@ -122,10 +126,8 @@ def nearest_labels(drawn: Tensor, reference: Tensor, labels: Sequence[str], task
         quarter = drawn.shape[2] // 4
         parts = list(drawn[:, :, quarter : 3 * quarter].chunk(2, dim=3))
     distances = [(reference - small(part)).square().sum(1) for part in parts]
-    return tuple(
-        tuple(labels[i] for i in distance.topk(min(5, len(labels)), largest=False).indices.tolist())
-        for distance in distances
-    )
+    ordered = (distance.topk(min(20, len(labels)), largest=False).indices.tolist() for distance in distances)
+    return tuple(tuple(dict.fromkeys(labels[i] for i in some))[:5] for some in ordered)
 
 
 def read_synonyms(file: Path, labels: Sequence[str]) -> list[Task]:
@@ -142,6 +144,13 @@ def read_synonyms(file: Path, labels: Sequence[str]) -> list[Task]:
 def small(images: Tensor) -> Tensor:
     """Mean-pool uint8 (N, 3, H, W) to float32 (N, 3·32·32), 0..1."""
     return F.adaptive_avg_pool2d(images.float() / 255, SMALL).flatten(1)
+
+
+def _both_ways(images: Tensor, captions: Sequence[Caption]) -> tuple[Tensor, list[str]]:
+    """Return images and their labels, and after them those in a mirror that may be seen so."""
+    chosen = [i for i, caption in enumerate(captions) if may_be_mirrored(caption)]
+    labels = [caption.label for caption in captions]
+    return torch.cat([images, images[chosen].flip(3)]), labels + [labels[i] for i in chosen]
 
 
 def _sample(rng: random.Random, tasks: list[Task], count: int) -> list[Task]:

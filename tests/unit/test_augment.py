@@ -9,7 +9,20 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from gencli.train.augment import COLORS, TINT, _to_hsv, _to_rgb, is_kept, pair_up, recolor, recolored, tint, vary
+from gencli.train.augment import (
+    COLORS,
+    TINT,
+    _to_hsv,
+    _to_rgb,
+    is_kept,
+    may_be_mirrored,
+    mirror,
+    pair_up,
+    recolor,
+    recolored,
+    tint,
+    vary,
+)
 from gencli.train.pictures import Caption, to_tensor
 
 HUES = {"red": 0, "orange": 30, "yellow": 50, "green": 115, "blue": 212, "purple": 280, "pink": 338}
@@ -67,6 +80,21 @@ def test_variants_differ_and_still_show_the_thing() -> None:
         assert tuple(picture[0, 0]) == (255, 255, 255)  # the ground stays
         assert hue_at(picture)[0] == pytest.approx(120, abs=12)
         assert 0.8 < (picture.min(-1) < 128).mean() / (first.min(-1) < 128).mean() < 1.25
+
+
+def test_half_are_mirrored_where_no_word_names_a_side() -> None:
+    fish, arrow = Caption("fish", ("sea",), "animals & nature", ("goldfish",)), Caption("back arrow", (), "other")
+    assert may_be_mirrored(fish) and may_be_mirrored(Caption("dog", ("dog2",), ""))  # a tag may count
+    sided = [Caption("fist", ("right",), ""), Caption("pen", (), "", ("writing",)), Caption("cross", (), "symbols")]
+    for label in ("left-facing fist", "one o\u2019clock", "7 ball", "1st place medal", "Stop sign"):
+        sided.append(Caption(label, (), ""))
+    assert not any(map(may_be_mirrored, sided))
+    images = torch.randint(256, (120, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = mirror(images, [fish, arrow] * 60, torch.Generator().manual_seed(0))
+    turned = [torch.equal(one, image.flip(2)) for one, image in zip(made, images, strict=True)]
+    same = [torch.equal(one, image) for one, image in zip(made, images, strict=True)]
+    assert all(one != other for one, other in zip(turned, same, strict=True)) and all(same[1::2])
+    assert 20 <= sum(turned) <= 40
 
 
 def test_about_half_lie_on_pale_paper_and_what_is_drawn_stays() -> None:

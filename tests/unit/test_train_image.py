@@ -177,6 +177,8 @@ def test_variants_are_seen_in_place_of_the_pictures(pictures: Path, tmp_path: Pa
     assert painted == pytest.approx(made.recolor_share + made.pair_share, abs=0.05)
     assert pairs == pytest.approx(made.pair_share, abs=0.05)
     assert {at.step for at in run(pictures, made) if at.stage == "diffusion"} == {1, 2}
+    flipped = image.collect_images(pictures, [], 32, recipe(tmp_path, (1, 2, 0), variants=2, random_flip=True))
+    assert torch.equal(flipped.images[:6], pixels[:6]) and not torch.equal(flipped.images[6:18], pixels[6:18])
 
 
 def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path) -> None:
@@ -341,6 +343,17 @@ def test_both_halves_of_a_pair_are_recognised(pictures: Path) -> None:
         wrong = score.Task("a pair", (other, one))
         assert not score.Drawing(wrong, 0, nearest, None).recognised
         assert not is_kept(one, other)
+
+
+def test_a_mirrored_drawing_is_recognised_where_it_may_be(tmp_path: Path) -> None:
+    left = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
+    left[0, :, 10:20, :10], left[1, :, :, :4] = 0, 90
+    for name, label in (("fish", "fish"), ("arrow", "left arrow")):
+        reference, labels = score._both_ways(left, [Caption(label, (), ""), Caption("wall", (), "")])
+        assert labels == (["fish", "wall", "fish", "wall"] if name == "fish" else ["left arrow", "wall", "wall"])
+        task = score.Task(label, (label,))
+        (nearest,) = score.nearest_labels(left[:1].flip(3), score.small(reference), labels, task)
+        assert (nearest[0] == label) == (name == "fish") and len(set(nearest)) == len(nearest) == 2
 
 
 def test_scores_of_a_checkpoint(pictures: Path, whole: tuple[Path, list[Progress]], tmp_path: Path) -> None:
