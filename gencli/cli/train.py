@@ -153,6 +153,8 @@ def image(
         raise UsageError("--keep-text-encoder without --init", "a new text encoder has nothing to keep")
     if recipe.words_steps and (recipe.keep_text_encoder or not recipe.init):
         raise UsageError("--words-steps needs --init, and no --keep-text-encoder", "the text encoder is what it trains")
+    if recipe.random_flip and not recipe.variants:
+        raise UsageError("--random-flip without --variants", "it mirrors half of the varied copies")
     new = ("autoencoder_widths", "widths", "text_width", "vocabulary", "autoencoder_steps")
     if recipe.init and (said := _given(asked, *new)):
         raise UsageError(f"{said[0]} with --init", "a model's own sizes, tokenizer and autoencoder hold")
