@@ -102,7 +102,8 @@ def text(
     (--lora-rank).
 
     The result is DIR/checkpoint (or DIR/adapter); loss.csv and loss.png are updated during training. Progress is
-    printed as JSON lines: step, loss (nats per token), speed, and bits per byte at each evaluation.
+    printed as JSON lines: step, loss (nats per token), speed, and at each evaluation bits per byte of the first 40
+    validation texts of each kind; `gencli train score-text` scores all.
     """
     recipe = asked.make(data=str(data))
     _need(data, *([Path(recipe.validation)] if recipe.validation else []))

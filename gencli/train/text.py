@@ -28,7 +28,7 @@ from gencli.train.recipe import TextRecipe
 from gencli.train.texts import Documents, Text, end_id, hold_out, own_tokenizer, read_texts
 from gencli.train.trainer import Progress, Trainer, ahead
 
-EVALUATED = 40  # texts of each kind that are scored during a run; at its end all are
+EVALUATED = 40  # texts of each kind that a run is scored by, the same at every evaluation; `score` takes all
 WINDOW = 2048  # tokens that are scored at once, at most
 EMBEDDINGS = ("wte", "wpe", "embed_tokens", "lm_head")  # AdamW's, whatever the optimizer of the others
 # what may change when a run continues
@@ -87,9 +87,8 @@ def _train(recipe: TextRecipe, texts: list[Text], validation: list[Text]) -> Gen
     def validate(done: int) -> dict[str, float] | None:
         if done != recipe.steps and done % recipe.evaluate_every:
             return None
-        most = None if done == recipe.steps else EVALUATED
         with precision.autocast():
-            return evaluate(model, tokenizer, validation, recipe.lead, most, language.context)
+            return evaluate(model, tokenizer, validation, recipe.lead, EVALUATED, language.context)
 
     yield from trainer.run(update, validate)
     adapters = recipe.adapters

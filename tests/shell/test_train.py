@@ -128,6 +128,20 @@ def test_a_score_that_rises_again_is_told(tmp_path: Path) -> None:
     assert made.returncode == 0 and b"note: the score was best at step " in made.stderr
 
 
+def test_every_score_of_a_run_is_of_the_same_texts(tmp_path: Path) -> None:
+    """A model that does not move has one score, however many texts there are to score and however unlike they are."""
+    (tmp_path / "seen.txt").write_text("abcdefgh " * 30)
+    texts = ["abcdefgh"] * 40 + ["qrstuvwxyz 0123456789"] * 40
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    made = gencli(
+        "train", "text", tmp_path / "seen.txt", "--validation", tmp_path / "other.jsonl", "-o", tmp_path / "run",
+        *SMALL, "--steps", 2, "--evaluate-every", 1, "--lr", 1e-9,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in made.stdout.splitlines()]
+    scores = [line["bits_per_byte"]["all"] for line in lines if "bits_per_byte" in line]
+    assert made.returncode == 0 and scores == [pytest.approx(scores[0], abs=1e-3)] * 2
+
+
 def image(pictures: Path, out: Path, *more: Any) -> list[Any]:
     sizes = ["--size", 32, "--autoencoder-widths", "8,8,16", "--widths", "16,16", "--text-width", 16, "--vocab", 600]
     steps = ["--autoencoder-steps", 8, "--steps", 12, "--decoder-steps", 3, "--batch", 4]
