@@ -18,6 +18,7 @@ Not collected by pytest, and no test depends on it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -133,7 +134,9 @@ def write(folder: Path, shape: str, kind: str, *, whole: bool) -> Path:
 
 
 def main() -> None:
-    words = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="z-image | klein | Q4_K | Q8_0 | whole | SIDE")
+    words = parser.parse_args().words
     shape = "klein" if "klein" in words else "z-image"
     kind = next((word for word in words if word in ("Q4_K", "Q8_0")), "Q4_K")
     side = next((word for word in words if word.isdecimal()), "512")

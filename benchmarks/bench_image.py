@@ -12,6 +12,7 @@ Not collected by pytest, and no test depends on it: times are for a quiet machin
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -94,11 +95,14 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="step | memory | sdxl | FOLDER")
+    said = parser.parse_args().words
     os.environ["HF_HUB_OFFLINE"] = "1"
     words = ("step", "memory", "sdxl")
-    wanted = [word for word in sys.argv[1:] if word in words[:2]] or ["step", "memory"]
-    kept = [word for word in sys.argv[1:] if word not in words]
-    shape = "sdxl" if "sdxl" in sys.argv[1:] else "sd15"
+    wanted = [word for word in said if word in words[:2]] or ["step", "memory"]
+    kept = [word for word in said if word not in words]
+    shape = "sdxl" if "sdxl" in said else "sd15"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(kept[0] if kept else temporary)
         if not (folder / "model_index.json").exists():

@@ -9,6 +9,7 @@ converted to float32 because that is small, as such. FOLDER keeps the checkpoint
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -61,8 +62,11 @@ def largest(folder: Path) -> int:
 
 
 def main() -> None:
-    words = [word for word in sys.argv[1:] if word in ("m", "xl")] or ["m"]
-    kept = [word for word in sys.argv[1:] if word not in ("m", "xl")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="m | xl | FOLDER")
+    said = parser.parse_args().words
+    words = [word for word in said if word in ("m", "xl")] or ["m"]
+    kept = [word for word in said if word not in ("m", "xl")]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(kept[0] if kept else temporary)
         if not (folder / "II" / "model_index.json").exists():

@@ -5,6 +5,7 @@ Not collected by pytest, and no test depends on it: times are for a quiet machin
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -25,7 +26,9 @@ PROMPT = "ab cd ef gh ij kl mn op"
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=5, metavar="ROUNDS")
+    rounds = parser.parse_args().rounds
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder))

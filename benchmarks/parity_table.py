@@ -6,6 +6,7 @@ diffusers and peft, or against formulas where those have no counterpart.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,7 @@ def picture_table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)  # the models are too small to share
     print(table())
     print(picture_table())

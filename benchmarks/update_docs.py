@@ -6,6 +6,7 @@ embedded models gave on this machine.
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -42,6 +43,9 @@ def update(page: str, name: str, content: str) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="It takes a few minutes."
+    ).parse_args()
     update("README.md", "example:text", "\n\n".join(map(example, EXAMPLES)))
     update("gencli/docs/text.md", "parity:text", table())
     update("gencli/docs/images.md", "parity:image", picture_table())

@@ -59,7 +59,7 @@ class Bounds:
                 value = "is too large"  # and would be as long in words
         least = f"more than {self.low}" if self.open_low else f"at least {self.low}"
         most = f" and at most {self.high}" if self.high < math.inf else ""
-        raise UsageError(f"{name} {value}: must be {least}{most}", self.hint)
+        raise UsageError(f"{name} {_typed(value)}: must be {least}{most}", self.hint)
 
     def _is_open_end(self, value: float) -> bool:
         return self.open_low and value == self.low
@@ -71,9 +71,10 @@ class Option:
 
     kind: the type of the value, or of each of `several`. usage: the option as the help page shows it, as in
     "-k, --top-k K"; without a flag it is an argument, and "" is a field that the command line does not fill. help: a
-    text without a full stop is followed by the usual value. panel: the heading on the help page. after: the field that
-    it follows there, if that is not the one above. env: the environment variable that holds when the option is not
-    given. also: what other programs call it, for hints. extra: more for typer.
+    text without a full stop is followed by the usual value; it names the limits itself, and not the environment
+    variable. panel: the heading on the help page. after: the field that it follows there, if that is not the one above.
+    env: the environment variable that holds when the option is not given. also: what other programs call it, for
+    hints. extra: more for typer.
 
     word: the type on the command line, if that is not `kind`. read: what the command line gave → the value; it gets
     None where nothing was given. called: the name in messages (default: the first long flag).
@@ -137,10 +138,10 @@ class Option:
 
     @property
     def description(self) -> str:
-        """The help text as the page shows it."""
-        if self.help.endswith("."):
-            return self.help
-        return f"{self.help} (default: {self.usual:g})." if self.usual is not None else f"{self.help}."
+        """The help text as the page shows it, with the environment variable."""
+        usual = f" (default: {self.usual:g})" if self.usual is not None else ""
+        text = self.help if self.help.endswith(".") else f"{self.help}{usual}."
+        return f"{text} Environment: {self.env}." if self.env else text
 
     def check(self, field: str, value: object, default: object = None) -> None:
         """Raise UsageError for a value of a field that is not of the row's kind, limits or choices. A value that is
@@ -179,7 +180,12 @@ def check_kind(name: str, value: object, kind: type, within: tuple[float, float]
     if not right or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{name} {value!r}: expected {KINDS[kind]}")
     if within is not None and isinstance(value, int | float) and not within[0] <= value <= within[1]:  # NaN too
-        raise UsageError(f"{name} {value}: must be from {within[0]} to {within[1]}")
+        raise UsageError(f"{name} {_typed(value)}: must be from {within[0]} to {within[1]}")
+
+
+def _typed(value: object) -> str:
+    """Return a number as a user would have typed it: 101 also where the parser has made it 101.0."""
+    return str(value).removesuffix(".0")
 
 
 def row(field: dataclasses.Field[Any]) -> Option | None:

@@ -13,10 +13,7 @@ from gencli.options import MODEL, Option, several, string
 DTYPE = Option(
     str,
     "--dtype NAME",
-    (
-        "auto, float32, bfloat16 or float16 (default: auto, which computes as stored, but in float32 on a CPU; "
-        "environment: GENCLI_DTYPE)."
-    ),
+    "auto, float32, bfloat16 or float16 (default: auto, which computes as stored, but in float32 on a CPU).",
     MODEL,
     env="GENCLI_DTYPE",
     after="device",
@@ -52,7 +49,7 @@ def completing(task: str | None = None) -> Callable[[str], list[tuple[str, str]]
 def named_model(env: str, default: str | None, task: str, what: str = "", example: str = "qwen3:4b") -> Option:
     """Return the row of -m/--model. task: the kind of model; what: in words, if none of that kind is embedded."""
     begin = f"{what}: short name, folder" if what else "Short name (see `gencli models available`), folder, file"
-    help = f"{begin} or Hugging Face id, such as {example} (default: {default or 'none'}; environment: {env})."
+    help = f"{begin} or Hugging Face id, such as {example} (default: {default or 'none'})."
     elsewhere = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url")
     return Option(str, "-m, --model NAME", help, MODEL, env=env, also=elsewhere, complete=completing(task))
 
@@ -69,7 +66,7 @@ class ModelSpec:
     # fmt: off
     model: str | None = string(None)
     device: str = string("auto", "--device NAME",
-        "auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu; environment: GENCLI_DEVICE).",
+        "auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu).",
         MODEL, env="GENCLI_DEVICE", complete=lambda: list(DEVICES))
     dtype: str = DTYPE.field("auto")
     threads: int | None = THREADS.field(None, compare=False)

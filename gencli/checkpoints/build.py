@@ -16,7 +16,7 @@ from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.kernels import PACKED
-from gencli.models import ARCHITECTURES, architecture
+from gencli.models import ARCHITECTURES, architecture, unknown_architecture
 from gencli.models.base import Layout
 from gencli.models.linear import apply_policy
 from gencli.models.module import BaseModel
@@ -91,8 +91,7 @@ def architecture_name(raw: Mapping[str, object], folder: Path) -> str:
     name = raw.get("model_type") or raw.get("_class_name")
     if isinstance(name, str) and name in ARCHITECTURES:
         return name
-    known = ", ".join(sorted(ARCHITECTURES))
-    raise GencliError(f"{folder / 'config.json'}: unknown architecture {name!r:.80}", f"gencli knows {known}")
+    raise unknown_architecture(folder / "config.json", name)
 
 
 def assign(

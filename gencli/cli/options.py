@@ -279,7 +279,7 @@ class Reporting:
     profile: str | None = string(
         None,
         "--profile NAME",
-        "Defaults from [profile.NAME] of the config file (environment: GENCLI_PROFILE).",
+        "Defaults from [profile.NAME] of the config file.",
         RUN,
         env=config.PROFILE,
     )

@@ -66,8 +66,8 @@ class Served:
         "Also listen on TCP; without HOST, only this machine can connect. Port 0 picks a free port (repeatable).",
         LISTENING, also=("--port", "--host", "-p"))
     key: str | None = string(None, "--key KEY",
-        "Require this key of clients (Authorization: Bearer KEY); needed if other machines can reach the address "
-        "(environment: GENCLI_SERVE_KEY, which other users cannot see).", LISTENING, env="GENCLI_SERVE_KEY")
+        "Require this key of clients (Authorization: Bearer KEY); needed if other machines can reach the address. "
+        "Other users can see it among the processes, but not in the environment.", LISTENING, env="GENCLI_SERVE_KEY")
     keep: float = Option(float, "--keep TIME",
         "Unload a model after this time without a request: 30s, 10m, 1h, `forever`, or 0 for at once (default: 10m).",
         LIMITS, word=str, read=lambda text: 600.0 if text is None else read_duration(text)).field(600.0)

@@ -108,9 +108,10 @@ def explain(error: Exception) -> UsageError:
     hint = (ctx and _about_words(message, ctx)) or hint
     found = UsageError(message[:1].lower() + message[1:].rstrip("."), hint)
     param = getattr(error, "param", None)
-    if ctx is not None and param is not None and (place := config.origin(ctx, param)):
-        said = f" (env var: '{param.envvar}')"  # in the parser's own words
-        found.message = f"{found.message.replace(said, '')} (set by {place})"
+    if ctx is not None and param is not None:
+        said = f" (env var: '{param.envvar}')"  # in the parser's own words, whether or not it is set
+        place = config.origin(ctx, param)
+        found.message = found.message.replace(said, "") + (f" (set by {place})" if place else "")
     return found
 
 

@@ -22,10 +22,10 @@ class Serving:
 
     # fmt: off
     no_server: bool = flag(False, "--no-server",
-        "Do not let a running `gencli serve` do the work (environment: GENCLI_NO_SERVER).", RUN,
+        "Do not let a running `gencli serve` do the work.", RUN,
         env="GENCLI_NO_SERVER")
     auto_server: bool = flag(False, "--auto-server",
-        "If none runs, start `gencli serve --auto` for the next commands (environment: GENCLI_AUTO_SERVER).", RUN,
+        "If none runs, start `gencli serve --auto` for the next commands.", RUN,
         env="GENCLI_AUTO_SERVER")
     # fmt: on
 

@@ -226,7 +226,7 @@ class ImageRequest:
         "Of the --count images, keep the N that match the prompt best according to --clip.", PICTURE,
         infotext="Best", within=(1, 1_000_000))
     clip: str | None = string(None, "--clip NAME",
-        "A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none; environment: GENCLI_CLIP_MODEL).",
+        "A CLIP for --best, such as openai/clip-vit-base-patch32 (default: none).",
         PICTURE, env="GENCLI_CLIP_MODEL", infotext="CLIP", names="model")
     grid: bool = flag(False, "--grid/--no-grid", "Combine all images into one grid.", PICTURE, infotext="Grid")
     batch: int = integer(1, "--batch N",

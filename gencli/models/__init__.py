@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Collection
 from types import ModuleType
 
+from gencli.errors import GencliError
+
 # `model_type` (transformers) or `_class_name` (diffusers) → module of this package
 ARCHITECTURES: dict[str, str] = {
     "gpt2": "gpt2",
@@ -60,6 +62,16 @@ def stands_for(name: object, places: Collection[str]) -> bool:
     if isinstance(name, str) and name not in places and name in ARCHITECTURES:
         return getattr(architecture(name), "LIKE", None) in places
     return name in places
+
+
+def unknown_architecture(where: object, name: object) -> GencliError:
+    """Return the error for a config.json that names an architecture gencli lacks. where: the file.
+
+    The hint has the names of the same kind: of language models and encoders, or of diffusers' classes.
+    """
+    is_class = isinstance(name, str) and name[:1].isupper()
+    known = sorted(one for one in ARCHITECTURES if one[0].isupper() == is_class)
+    return GencliError(f"{where}: unknown architecture {name!r:.80}", f"gencli knows {', '.join(known)}")
 
 
 def architecture(name: str) -> ModuleType:

@@ -22,8 +22,8 @@ from gencli.models import architecture
 from tests.oracles.libraries import diffusers, transformers
 from tests.oracles.pipelines import assert_same, draw, picture
 from tests.oracles.systems import Karlo, opened
-from tests.parity.test_system_parts import RESNETS
 from tests.tiny.image import rewrite_json
+from tests.tiny.systems import RESNETS
 
 STEPS = {"steps": 3, "stage": ("prior:steps=3", "super_res:steps=3")}
 TOLERANCE = {"atol": 5e-5, "rtol": 1e-5}

@@ -18,11 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from tests.shell.process import GENCLI, LIMIT, environment, gencli
-from tests.shell.test_chat import templated
 from tests.tiny.clip import make_clip, make_pictures
 from tests.tiny.image import make_ddpm, make_stable_diffusion, rewrite_json
 from tests.tiny.imagegpt import make_imagegpt
-from tests.tiny.text import make_gpt2
+from tests.tiny.text import make_gpt2, make_templated
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("inside")]
 
@@ -411,7 +410,7 @@ TEMPLATES = {
 @pytest.mark.parametrize("what", TEMPLATES)
 def test_templates_that_ask_for_much(what: str, tmp_path: Path) -> None:
     template, said = TEMPLATES[what]
-    model = templated(tmp_path / "model", template)
+    model = make_templated(tmp_path / "model", template)
     attack("text", "hi", "--chat", "-m", model, "-n", "1", said=said, memory=BASE, seconds=14)
 
 

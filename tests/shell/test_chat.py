@@ -13,7 +13,7 @@ import pytest
 
 from tests.shell.process import LIMIT, Terminal, environment, gencli, on_terminal, start
 from tests.tiny.chat_templates import BIAS, PLAIN_CHATML
-from tests.tiny.text import END, make_gpt2, write_json
+from tests.tiny.text import END, make_templated
 
 pytestmark = pytest.mark.slow
 
@@ -23,17 +23,10 @@ READ = b"\x1b[?2004l"  # the editor of messages lets go of the terminal
 SPOKEN = [part for token, _ in BIAS for part in ("--logit-bias", f"{token}=-inf")]
 
 
-def templated(folder: Path, template: str, **shape: int) -> Path:
-    make_gpt2(folder, layout="saved", **shape)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    write_json(folder / "tokenizer_config.json", {**config, "chat_template": template})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Path:
     """A context that no answer in here fills."""
-    return templated(
+    return make_templated(
         tmp_path_factory.mktemp("models") / "tuned", PLAIN_CHATML, n_positions=40_000, n_embd=8, n_head=1, n_layer=1
     )
 
@@ -174,7 +167,7 @@ def test_reasoning_is_not_in_the_pipe(tmp_path: Path):
     stderr, which says why the answer is empty."""
     source = PLAIN_CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
     assert source != PLAIN_CHATML
-    model = templated(tmp_path / "thinker", source)
+    model = make_templated(tmp_path / "thinker", source)
     done = gencli("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN)
     note = b"note: the answer is empty: reasoning took all of its 8 tokens (see --max-tokens)\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", note)

@@ -81,12 +81,15 @@ def test_one_more_sampling_parameter(copy):
     page = toy(copy, "text", "--help", COLUMNS="200").stdout.decode()
     line = "      --toy-last N            Only the N candidates of the highest ids; 0 is all (default: 0)."
     lines = page.splitlines()
-    assert lines[lines.index(line) - 1].split()[0] == "--typical-p"
+    at = lines.index(line)
+    assert lines[at - 1].split()[0] == "--typical-p" and lines[at + 1].strip() == "Environment: GENCLI_TOY_LAST."
     assert toy(copy, "chat", "--help", COLUMNS="200").stdout.decode().count(line) == 1
     done = toy(copy, "text", "a", "--toy-last", -1, code=2)
     assert done.stderr == b"error: --toy-last -1: must be at least 0\n"
     done = toy(copy, "text", "a", "--toy-last", "one", code=2)
-    assert b"'one' is not an integer" in done.stderr
+    assert b"'one' is not an integer" in done.stderr and b"TOY_LAST" not in done.stderr
+    done = toy(copy, "text", "a", GENCLI_TOY_LAST="one", code=2)
+    assert b"(set by GENCLI_TOY_LAST)" in done.stderr
 
 
 @pytest.mark.slow
@@ -115,7 +118,7 @@ def test_one_more_image_parameter(copy, tmp_path):
     assert "toy" not in json.loads(toy(copy, *draw, second).stdout)
     assert toy(copy, *draw, second, "--toy", 10, code=2).stderr == b"error: --toy 10: must be from 0 to 9\n"
     page = toy(copy, "image", "--help", COLUMNS="100").stdout.decode().splitlines()
-    at = page.index("      --toy N                 A toy.")
+    at = page.index("      --toy N                 A toy. Environment: GENCLI_TOY.")
     assert page[at - 1].split()[:2] == ["-W,", "--width"]
 
 

@@ -163,6 +163,14 @@ def make_gpt2(
     return folder
 
 
+def make_templated(folder: Path, template: str, **shape: int) -> Path:
+    """A GPT-2 whose tokenizer has this chat template."""
+    make_gpt2(folder, layout="saved", **shape)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", {**config, "chat_template": template})
+    return folder
+
+
 def random_model(cls: Any, config: Any, seed: int) -> Any:
     """A reference model whose every parameter is drawn anew, biases and norms included, so that none can hide."""
     model = cls(config).eval()

@@ -35,3 +35,14 @@ def test_modules_that_say_so_import_without_torch():
     assert {"gencli.cli.app", "gencli.text.request", "gencli.image.request"} <= set(modules)
     process = subprocess.run([sys.executable, "-c", IMPORT_EACH, *modules], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+def test_tests_take_nothing_from_other_tests():
+    """What several need is in `tests/tiny`, `tests/oracles` or `tests/shell/process.py`."""
+    taken = [
+        f"{file.name}: {node.module}"
+        for file in sorted((ROOT.parent / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and ".test_" in (node.module or "")
+    ]
+    assert taken == []

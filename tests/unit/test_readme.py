@@ -12,6 +12,7 @@ from gencli.__main__ import main
 from gencli.image.diffusion import samplers
 from gencli.image.diffusion.guidance import Prediction
 from gencli.image.diffusion.schedule import NoiseSchedule
+from gencli.serve import bodies
 
 ROOT = Path(__file__).parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -50,6 +51,17 @@ def test_paths_that_are_named_exist() -> None:
             assert (page.parent / path).exists(), f"{page.name} leads to {path}"
             titles = re.findall(r"^#+ (.*)", (page.parent / path).read_text(), re.MULTILINE) if heading else []
             assert not heading or heading in [title.lower().replace(" ", "-") for title in titles], heading
+
+
+def test_lists_in_the_pages_are_whole() -> None:
+    """Of samplers, and of what the server takes beside OpenAI's names."""
+    images, server = ((ROOT / "gencli" / "docs" / f"{page}.md").read_text("utf-8") for page in ("images", "server"))
+    first, row = images.partition("\n\n")[2].partition("The table")[0], server.partition("| route |")[2]
+    assert set(re.findall(r"`([\w.]+)`", first)) >= set(samplers.names())
+    openai = {"max_tokens", "n", "stop", "seed", "logprobs", "temperature", "top_p", "presence_penalty"}
+    openai |= {"frequency_penalty", "logit_bias", "prompt"}
+    names = {*bodies.TEXT, *bodies.DRAWN} - openai - {"negative", "guidance", "cfg_scale"}  # which have other names too
+    assert set(re.findall(r"`(\w+)`", row.partition("\n\n")[0])) >= names
 
 
 def test_the_sampler_of_contributing_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

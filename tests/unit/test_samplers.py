@@ -253,6 +253,16 @@ def test_settings_come_from_the_caller_then_the_checkpoint() -> None:
         samplers.get("euler").settings(checkpoint, {"eta": 1.0})
 
 
+@pytest.mark.parametrize("name", [name for name in samplers.names() if samplers.get(name).in_sigma])
+def test_what_belongs_together_in_sigma_space(name: str) -> None:
+    """Which k-diffusion's samplers are written in: x0 is not limited, and x begins as the grid does."""
+    sampler, euler = samplers.get(name), samplers.get("euler")
+    assert (sampler.limits, sampler.spacing, sampler.initial) == (frozenset(), "linspace", euler.initial)
+    steps, theirs = (one.steps(NoiseSchedule(), 7, "linspace") for one in (sampler, euler))
+    levels, wanted = ([step.at.alpha_cumprod for step in some] for some in (steps, theirs))
+    assert levels == pytest.approx(wanted, rel=0.05)
+
+
 def test_names_need_no_torch() -> None:
     code = "import sys; from gencli.image.diffusion import samplers; samplers.names(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,6 +1,7 @@
-"""The formats of checkpoints: one row each, tried in this order. No torch.
+"""The formats of checkpoints: one row each, the first that recognises a path reads it. No torch.
 
-To add one: write what recognises and reads it in a file of this folder, and add its row here.
+To add one: write what recognises and reads it in a file of this folder, and add its row here: before the last, which
+takes everything, and before those that would take it for theirs.
 """
 
 from __future__ import annotations
