@@ -82,7 +82,7 @@ WRONG = [
     (("a", "--sampler", "plms"), "no such sampler"),
     (("a", "--lines"), "cannot be combined with PROMPT"),
     (("-", "-i", "-"), "-i -"),
-    (("a", "--from", "none.png", "--eta", 2), "--eta 2.0"),
+    (("a", "--from", "none.png", "--eta", 2), "--eta 2:"),
     (("a", "-i", "b.png", "--mask", "-"), "--mask -"),
 ]
 

@@ -1,0 +1,154 @@
+"""Put before simple stories what a person might have asked for: `gencli train text` reads what this writes.
+
+    python write_requests.py stories/train.jsonl.gz -o texts/asked.jsonl.gz
+
+A story about what was asked follows however the request was put: as a wish, an order, a question or a title, with a
+full stop or without. What a request names comes from the story: whom its beginning tells of ("a little girl named
+Lily who loved to dance"), or the nouns that stand out in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+WISHES = (
+    "a story about {it}", "A story about {it}", "story about {it}", "a short story about {it}",
+    "A short story about {it}", "a bedtime story about {it}", "a funny story about {it}", "a tale about {it}",
+    "a story of {it}", "I want a story about {it}", "I would like to hear a story about {it}", "something about {it}",
+)  # fmt: skip
+ORDERS = (
+    "tell me a story about {it}", "Tell me a story about {it}", "tell me about {it}", "Tell me about {it}",
+    "write a story about {it}", "Write a story about {it}", "Write a short story about {it}", "write about {it}",
+    "Write me a story about {it}", "Tell a story about {it}", "please tell me a story about {it}",
+    "Please write a story about {it}", "Make up a story about {it}", "Tell us a bedtime story about {it}",
+)  # fmt: skip
+QUESTIONS = (
+    "Can you tell me a story about {it}", "can you write a story about {it}", "Could you tell me about {it}",
+    "Do you know a story about {it}", "Will you tell me a story about {it}",
+)  # fmt: skip
+TITLE = ("{title}",)
+KINDS = ((WISHES, 0.36), (ORDERS, 0.36), (QUESTIONS, 0.12), (TITLE, 0.16))
+ENDS = {
+    "order": (("", 0.45), (".", 0.45), ("!", 0.1)),
+    "question": (("?", 0.7), ("", 0.3)),
+    "title": (("", 0.85), (".", 0.15)),
+}
+ASKED = 0.6  # share of stories that follow a request
+WHO = re.compile(
+    r"\b(?:there (?:once )?(?:was|were|lived)|lived|met) ((?:an?|two|three|some) [a-z][^.!?\"\n]{2,80}?)"
+    r"(?=[.!?]|, (?:and|but|who) )"
+)
+CALLED = re.compile(
+    r"\b((?:girl|boy|dog|cat|bird|bunny|bear|rabbit|fish|frog|man|woman|bug|mouse)) named ([A-Z][a-z]+)"
+)
+FUNCTION = frozenset(
+    "a an and are as at because but by could did for from had has he her him his if in into is it its of off on or "
+    "she so than that the their them then there they to too under until up was went were when where which while who "
+    "with would".split()
+)
+COMMON = frozenset(
+    "day time mom dad mommy daddy girl boy man woman thing things name end way lot world story friend friends people "
+    "one other others next same first best rest side top back moral morning night idea".split()
+)  # too much like every story
+LEAST, SHARE = 40, 0.7  # how often a word is met after an article, and how often what follows shows that it is a noun
+COUNTED = 0.15  # and how often the article is "a": there are no two waters
+
+
+def nouns_of(stories: list[str]) -> dict[str, int]:
+    """Return the nouns of the stories and in how many each stands, by what follows them after an article."""
+    met, counted, ended, found = (Counter[str]() for _ in range(4))
+    for story in stories:
+        words = re.findall(r"[a-z]+|[^\sa-z]", story.lower())
+        for article, word, after in zip(words, words[1:], words[2:], strict=False):
+            if article in ("a", "an", "the") and word.isalpha():
+                met[word] += 1
+                counted[word] += article != "the"
+                ended[word] += not after.isalpha() or after in FUNCTION
+        found.update(set(words))
+    return {
+        word: found[word]
+        for word, count in met.items()
+        if count >= LEAST
+        and ended[word] >= SHARE * count
+        and counted[word] >= COUNTED * count
+        and word not in COMMON | FUNCTION
+    }
+
+
+def standing_out(story: str, nouns: dict[str, int], total: int) -> list[str]:
+    """Return the nouns that a story has at least twice, those first that it has much oftener than other stories."""
+    counts = Counter(word for word in re.findall(r"[a-z]+", story.lower()) if word in nouns)
+    weights = {word: count * math.log(total / nouns[word]) for word, count in counts.items() if count >= 2}
+    return sorted(weights, key=lambda word: -weights[word])
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
+def pick(rng: random.Random, choices: tuple[tuple[T, float], ...]) -> T:
+    """Return one of several by their shares."""
+    return rng.choices([one for one, _ in choices], [share for _, share in choices])[0]
+
+
+def request(story: str, nouns: dict[str, int], total: int, rng: random.Random) -> str | None:
+    """Return a request that the story answers, or None if nothing stands out in it."""
+    things = standing_out(story, nouns, total)[:3]
+    who = WHO.search(story[:200])
+    called = CALLED.search(story[:300])
+    subjects: list[str] = []
+    if who:
+        subjects += [who[1].replace(" called ", " named ")] * 2
+    if things:
+        subjects += [with_article(things[0]), f"{with_article(things[0])} and {with_article(things[-1])}"]
+        if called:
+            subjects += [f"a {called[1]} named {called[2]} and {with_article(things[0])}"]
+            subjects += [f"{called[2]} and the {things[0]}"]
+    if not subjects:
+        return None
+    forms = pick(rng, KINDS)
+    if forms is TITLE:
+        if not things:
+            return None
+        titles = [things[0], with_article(things[0]), f"The {things[0]}"]
+        titles += [f"{called[2]} and the {things[0]}"] * 2 if called else []
+        titles += [f"the {things[0]} and the {things[1]}"] * 2 if len(things) > 1 else []
+        return rng.choice(titles) + pick(rng, ENDS["title"])
+    end = pick(rng, ENDS["question" if forms is QUESTIONS else "order"])
+    subject = rng.choice(subjects)
+    if " and a " in subject and subject.split(" and ")[0] == subject.split(" and ")[1]:
+        subject = subject.split(" and ")[0]
+    return rng.choice(forms).format(it=subject) + end
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stories", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--lead", default="tinystories:")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with gzip.open(args.stories, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    stories = [row["text"] for row in rows if row["source"].startswith(args.lead)]
+    nouns, rng = nouns_of(stories), random.Random(args.seed)
+    with gzip.open(args.out, "wt", encoding="utf-8") as out:
+        for row in rows:
+            if row["source"].startswith(args.lead) and rng.random() < ASKED:
+                asked = request(row["text"], nouns, len(stories), rng)
+                if asked is not None:
+                    row = {**row, "text": f"{asked}\n\n{row['text']}"}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
