@@ -25,7 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-step", action="store_true", help="walk every sampler in every number of steps")
 
 
-LONG = ("unit/test_kernels.py::test_hostile_bytes", "shell/test_many_ray.py::")  # half a minute each
+LONG = (  # half a minute to five seconds each
+    "unit/test_kernels.py::test_hostile_bytes", "shell/test_many_ray.py::", "shell/test_handover.py::test_the_same",
+    "shell/test_serve.py::test_fuzzed", "shell/test_many.py::", "test_attacks.py::test_templates_that_ask",
+    "test_attacks.py::test_what_a_picture_says", "unit/test_train_", "unit/test_kernels.py::test_products",
+    "unit/test_sampler_orders.py::test_every_number", "unit/test_checkpoints.py::test_opening_takes_no_memory",
+    "unit/test_tab.py::test_it_is_the_parsers", "shell/test_first_day.py::",
+)  # fmt: skip
 
 
 @pytest.hookimpl(trylast=True)
