@@ -140,7 +140,7 @@ class Run:
         """Show the progress of a step, and keep its image if that was asked for."""
         self.clock.stepped()
         several = self.prompts is not None or self.total > 1
-        numbers = range(step.first, step.first + len(step.x0))
+        numbers = range(step.first, step.first + step.count)
         label = f"image {numbers[0] + 1}{f'-{numbers[-1] + 1}' if len(numbers) > 1 else ''}" if several else "drawing"
         total = "" if self.prompts is not None or not several else f" of {self.total}"
         label += total + (f", {step.stage}" if step.stage.count > 1 else "")
@@ -152,15 +152,13 @@ class Run:
         if "stage_files" in self.folders and step.ends_stage and step.stage.number < step.stage.count:
             kinds.append("stage_files")
         if step.stage.shows and (self.animation is not None or kinds):
-            for i, number in enumerate(numbers):
-                assert step.codec is not None  # as this process draws
-                decoder = step.codec if "stage_files" in kinds else step.view
-                self._keep(decoder.decode(step.x0[i : i + 1], tiled=self.request.vae_tiling), number, step, kinds)
+            images = step.images(whole="stage_files" in kinds, tiled=self.request.vae_tiling)
+            for number, image in zip(numbers, images, strict=True):
+                self._keep(image, number, step, kinds)
         last = done == step.total and step.stage.number == step.stage.count
         if step.stage.shows and self.preview is not None and self.preview.wanted() and not last:
             with self.preview.timed():
-                sketches = [step.view.sketch(x0[None]) for x0 in step.x0]
-                self.preview.show(pictures.grid(sketches))
+                self.preview.show(pictures.grid(step.sketches()))
             self.console.progress(label, done, step.total, self.clock.rate(), left)
         if last:
             self.console.progress("decoding")

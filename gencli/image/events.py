@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gencli.image.request import ImageRequest
 
@@ -34,14 +35,15 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Denoised:
-    """One step of a stage is done for images `first` … `first + B - 1`; x0 (B, C, h, w) is what they are so far. codec
-    makes images of it such as the finished one, and fast others in less time, if there is one that does. Where another
-    process draws, x0 has nothing but its length, and there is no codec."""
+    """One step of a stage is done for images `first` … `first + count - 1`; x0 (B, C, h, w) is what they are so far.
+    codec makes images of it such as the finished one, and fast others in less time, if there is one that does. Where
+    another process draws, there are neither x0 nor codec."""
 
     index: int
     total: int
     first: int
-    x0: Any
+    count: int
+    x0: Tensor | None
     codec: Decoder | None
     stage: StageInfo = StageInfo()
     fast: Decoder | None = None
@@ -51,6 +53,18 @@ class Denoised:
         """What makes images of it on the way."""
         assert self.codec is not None
         return self.fast or self.codec
+
+    def images(self, *, whole: bool, tiled: bool = False) -> Iterator[Image.Image]:
+        """Make the images as they are so far: such as the finished ones, or by what is fast if there is that."""
+        assert self.codec is not None and self.x0 is not None
+        decoder = self.codec if whole else self.view
+        for x0 in self.x0:
+            yield decoder.decode(x0[None], tiled=tiled)
+
+    def sketches(self) -> list[Image.Image]:
+        """Make small images of all in little time."""
+        assert self.x0 is not None
+        return [self.view.sketch(x0[None]) for x0 in self.x0]
 
     @property
     def ends_stage(self) -> bool:

@@ -237,8 +237,9 @@ class _StageRun:
             x, self.step = sample.x, sample.index + 1
             self.start.apply_mask(x, init, steps, sample.index)
             check_finite(x, sample.index, self._doubt)
-            made = self.loaded.codec, self.info, self.loaded.view
-            yield Denoised(self.done + sample.index, self.others + sample.total, first, sample.x0, *made)
+            at, total = self.done + sample.index, self.others + sample.total
+            made = sample.x0, self.loaded.codec, self.info, self.loaded.view
+            yield Denoised(at, total, first, len(prompts), *made)
         return StageOutput(x, steps[-1].next, init, self.loaded.codec)
 
     def _first(self, init: InitLatents, before: StageOutput | None) -> Tensor:

@@ -239,7 +239,7 @@ def _draw(link: Link, engine: ImageEngine, said: Said, data: bytes) -> None:
         for event in in_turns(events, engine.turn):
             if isinstance(event, Denoised):
                 place = {name: getattr(event, name) for name in ("index", "total", "first")}
-                link.send({"step": {**place, "stage": vars(event.stage)}, "count": len(event.x0)})
+                link.send({"step": {**place, "stage": vars(event.stage)}, "count": event.count})
             else:
                 heads, pixels = wire.pack_images([event.image])
                 link.send({"image": event.index, "heads": heads, "request": vars(event.request)}, pixels)

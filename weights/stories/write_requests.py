@@ -3,8 +3,9 @@
     python write_requests.py stories/train.jsonl.gz -o texts/asked.jsonl.gz
 
 A story about what was asked follows however the request was put: as a wish, an order, a question or a title, with a
-full stop or without. What a request names comes from the story: whom its beginning tells of ("a little girl named
-Lily who loved to dance"), or the nouns that stand out in it.
+full stop or without. What a request names comes from the story's beginning: whom it tells of ("a little girl named Lily
+who loved to dance"), or nouns that stand out in the story and are met by then. In some stories of an animal another
+being takes its place, so that more is asked for than the stories tell of.
 """
 
 from __future__ import annotations
@@ -42,7 +43,21 @@ ENDS = {
     "question": (("?", 0.7), ("", 0.3)),
     "title": (("", 0.85), (".", 0.15)),
 }
-ASKED = 0.6  # share of stories that follow a request
+ASKED = 0.8  # share of stories that follow a request, where one can be made
+OTHER = 0.4  # share of stories of an animal in which another being takes its place
+ANIMALS = (
+    "dog", "cat", "bird", "bunny", "bear", "rabbit", "fish", "frog", "mouse", "bug", "duck", "lion", "pig", "cow",
+    "horse", "monkey", "butterfly", "squirrel", "turtle", "fox", "puppy", "kitten", "elephant", "ant", "bee",
+)  # fmt: skip
+BEINGS = (
+    *ANIMALS, "owl", "robot", "dragon", "princess", "prince", "king", "queen", "pirate", "witch", "wizard", "ghost",
+    "fairy", "giant", "knight", "dinosaur", "penguin", "wolf", "snail", "spider", "hedgehog", "crocodile", "mermaid",
+    "sailor", "farmer", "baker", "teacher", "doctor", "tiger", "giraffe", "zebra", "whale", "shark", "dolphin", "crab",
+    "octopus", "snake", "lizard", "chicken", "goose", "swan", "parrot", "eagle", "goat", "sheep", "donkey", "camel",
+    "kangaroo", "koala", "panda", "beaver", "deer", "moose", "bat", "mole", "raccoon", "hamster", "unicorn", "monster",
+    "troll", "elf", "dwarf", "clown", "cowboy", "alien", "snowman", "teapot", "cloud", "star", "moon", "sun", "train",
+    "car", "boat", "balloon", "tree", "flower", "pumpkin", "potato", "cupcake", "clock", "lamp", "shoe", "hat",
+)  # fmt: skip
 WHO = re.compile(
     r"\b(?:there (?:once )?(?:was|were|lived)|lived|met) ((?:an?|two|three|some) [a-z][^.!?\"\n]{2,80}?)"
     r"(?=[.!?]|, (?:and|but|who) )"
@@ -91,6 +106,26 @@ def standing_out(story: str, nouns: dict[str, int], total: int) -> list[str]:
     return sorted(weights, key=lambda word: -weights[word])
 
 
+def another_being(story: str, rng: random.Random) -> str:
+    """Return the story with another being in the place of the animal that its first sentence tells of, if it does."""
+    first = re.split(r"(?<=[.!?])\s", story, maxsplit=1)[0].lower()
+    animal = next((word for word in re.findall(r"[a-z]+", first) if word in ANIMALS), None)
+    if animal is None or len(re.findall(rf"\b{animal}s?\b", story.lower())) < 3:
+        return story
+    being = rng.choice(BEINGS)
+    story = re.sub(rf"\b([Aa])n?( (?:{animal})\b)", lambda found: _article(found[1], being) + found[2], story)
+
+    def put(found: re.Match[str]) -> str:
+        word = being + found[2]
+        return word.capitalize() if found[1].isupper() else word
+
+    return re.sub(rf"\b([{animal[0]}{animal[0].upper()}]){animal[1:]}(s?)\b", put, story)
+
+
+def _article(begin: str, noun: str) -> str:
+    return begin + ("n" if noun[:1] in "aeiou" else "")
+
+
 def with_article(noun: str) -> str:
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
@@ -102,7 +137,8 @@ def pick(rng: random.Random, choices: tuple[tuple[T, float], ...]) -> T:
 
 def request(story: str, nouns: dict[str, int], total: int, rng: random.Random) -> str | None:
     """Return a request that the story answers, or None if nothing stands out in it."""
-    things = standing_out(story, nouns, total)[:3]
+    begin = story[:250].lower()
+    things = [one for one in standing_out(story, nouns, total) if re.search(rf"\b{one}", begin)][:3]
     who = WHO.search(story[:200])
     called = CALLED.search(story[:300])
     subjects: list[str] = []
@@ -140,13 +176,13 @@ def main() -> None:
     with gzip.open(args.stories, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     stories = [row["text"] for row in rows if row["source"].startswith(args.lead)]
-    nouns, rng = nouns_of(stories), random.Random(args.seed)
+    nouns, rng = {**dict.fromkeys(BEINGS, LEAST), **nouns_of(stories)}, random.Random(args.seed)
     with gzip.open(args.out, "wt", encoding="utf-8") as out:
         for row in rows:
-            if row["source"].startswith(args.lead) and rng.random() < ASKED:
-                asked = request(row["text"], nouns, len(stories), rng)
-                if asked is not None:
-                    row = {**row, "text": f"{asked}\n\n{row['text']}"}
+            if row["source"].startswith(args.lead):
+                text = another_being(row["text"], rng) if rng.random() < OTHER else row["text"]
+                asked = request(text, nouns, len(stories), rng) if rng.random() < ASKED else None
+                row = {**row, "text": f"{asked}\n\n{text}" if asked else text}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

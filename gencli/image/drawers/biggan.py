@@ -87,7 +87,7 @@ class LoadedGAN(Loaded):
             images = self._draw(inputs, request)
             check_finite(images, 0, "half precision may have overflowed: try --dtype float32")
             if not walk:
-                yield Denoised(0, 1, numbers[0], images, self)
+                yield Denoised(0, 1, numbers[0], len(numbers), images, self)
             for number, image in zip(numbers, images.split(1), strict=True):
                 yield Picture(number, self.decode(image), made(request, number, prompt, self.dtype))
 
@@ -123,7 +123,7 @@ class LoadedGAN(Loaded):
             assert start is not None
             point = start.lerp(end, step / steps)
             point[:, :count] = slerp(start[:, :count], end[:, :count], step / steps)
-            yield Denoised(step - 1, steps - 1, number, self._draw(point, request), self)
+            yield Denoised(step - 1, steps - 1, number, 1, self._draw(point, request), self)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

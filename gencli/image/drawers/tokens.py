@@ -104,7 +104,7 @@ class TokenModel(Loaded):
                 if problem := next((one for one in picked if isinstance(one, GencliError)), None):
                     raise problem
             ids = torch.tensor([one.ids[first:] for one in batch.rows])
-            yield Denoised(row, left, numbers[0], self.partial(ids), self)
+            yield Denoised(row, left, numbers[0], len(numbers), self.partial(ids), self)
         for number, one in zip(numbers, batch.rows, strict=True):
             yield Picture(number, self.finish(one.ids[first:]), made(request, number, prompt, self.dtype))
 
