@@ -20,6 +20,7 @@ def scheduler_class(name: str) -> Any:
     """A scheduler's class, by its name."""
     if name != SDE:
         return getattr(diffusers, name)
+    importlib.import_module("diffusers")  # before: it looks for the real one
     sys.modules.setdefault("torchsde", ModuleType("torchsde"))
     return getattr(importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde"), SDE)
 

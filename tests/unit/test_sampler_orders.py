@@ -7,6 +7,7 @@ import operator
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,7 +59,9 @@ def test_dpmpp_2m_is_of_second_order() -> None:
     assert found[-1] < 0.1 * errors("euler", [160], karras=True)[0]
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("heun", 1.8, 2.4), ("unipc", 2.0, 3.5), ("lms", 2.8, 4.2)])
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("heun", 1.8, 2.4), ("dpm2", 1.8, 2.2), ("unipc", 2.0, 3.5), ("lms", 2.8, 4.2)]
+)
 def test_second_order_and_more(name: str, least: float, most: float) -> None:
     """Before the step to σ = 0, which is one of Euler's or less. UniC-2 has an order more than UniP-2; lms begins with
     a step of first order."""
@@ -80,10 +83,11 @@ def middling(num: int) -> list[Step]:
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("dpmpp_2m_sde", 1.8, 2.2), ("dpmpp_sde", 1.8, 2.2), ("euler_a", 0.9, 1.1)]
+    ("name", "least", "most"),
+    [("dpmpp_2m_sde", 1.8, 2.2), ("dpmpp_3m_sde", 2.0, 2.4), ("dpmpp_sde", 1.8, 2.2), ("euler_a", 0.9, 1.1)],
 )
 def test_weak_order_of_solvers_of_the_sde(name: str, least: float, most: float) -> None:
-    """How fast the variance of x nears that of the reverse process, from a single x: both solvers of DPM-Solver++ have
+    """How fast the variance of x nears that of the reverse process, from a single x: the solvers of DPM-Solver++ have
     second order, ancestral steps first. The mean is right at once, as E[x0 | x] is a martingale of that process."""
     start, off = (2.0, 0.0), []
     for num in (20, 40, 80, 160):
@@ -92,6 +96,44 @@ def test_weak_order_of_solvers_of_the_sde(name: str, least: float, most: float) 
         assert mean == pytest.approx(exactly[0], abs=1e-12)
         off.append(abs(variance - exactly[1]))
     assert all(least < order < most for order in orders(off)), (off, orders(off))
+
+
+@pytest.mark.parametrize("name", ["dpm2_a", "dpmpp_2s_a"])
+def test_ancestral_steps_by_two_predictions(name: str) -> None:
+    """The second prediction is for σ', the middle of a step of the probability flow to σ_down: with the noise after it
+    mean and variance near the reverse process's in first order."""
+    start, off = (2.0, 0.0), []
+    for num in (20, 40, 80, 160):
+        steps = middling(num)
+        found, exactly = laws(name, steps, start)[-1], reverse(start, steps[0].at, steps[-1].next)
+        off.append([abs(one - other) for one, other in zip(found, exactly, strict=True)])
+    for errors_of_one in zip(*off, strict=True):
+        assert all(0.9 < order < 1.3 for order in orders(list(errors_of_one))), off
+
+
+def test_3m_sde_is_exact_where_x0_is_linear() -> None:
+    """In λ, whatever x, from the second step on: it then moves by ∫ 2 e^(−2 (h − τ)) x0(λ + τ) dτ from 0 to h."""
+
+    def x0(point: Point, after: float = 0.0) -> float:
+        place = after - math.log(point.sigma)
+        return 0.3 + 0.5 * place
+
+    def predict(x: torch.Tensor, point: Point) -> Prediction:
+        return Prediction(torch.full_like(x, x0(point)), x)
+
+    steps, x = middling(9), torch.linspace(-1, 1, 3, dtype=torch.float64)
+    still = torch.zeros_like(x)
+    nodes, shares = np.polynomial.legendre.leggauss(20)
+    walk = samplers.get("dpmpp_3m_sde")(predict, x, steps, draw_noise=lambda: still)
+    for step, sample in zip(steps, walk, strict=True):
+        decay = step.next.sigma / step.at.sigma
+        h = -math.log(decay)
+        rates = [2 * math.exp(-h * (1 - node)) * x0(step.at, h * (node + 1) / 2) for node in nodes]
+        ratio = step.next.sqrt_one_minus_alpha_cumprod / step.at.sqrt_one_minus_alpha_cumprod
+        expected = ratio * decay * x + step.next.sqrt_alpha_cumprod * h / 2 * float(np.dot(shares, rates))
+        off = (sample.x - expected).abs().max().item()
+        assert (off < 1e-12) is (step.index >= 1), (step.index, off)
+        x = sample.x.clone()
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -114,9 +156,11 @@ def test_tcd_keeps_the_law_of_a_model_that_jumps_along_the_flow(eta: float) -> N
 
 
 NUMBERS = [*range(1, 60), *range(60, 1000, 47), 499, 500, 501, 998, 999, 1000]
-SOLVERS = ("heun", "unipc", "lms", "dpmpp_2m", "ddim", "euler")  # of the probability flow
+SOLVERS = ("heun", "dpm2", "unipc", "lms", "dpmpp_2m", "ddim", "euler")  # of the probability flow
 GRIDS = ("heun", "unipc", "dpmpp_sde", "lcm", "tcd")  # the newer ones, of which every number is tried
-SHARED = {"lms": "heun", "dpmpp_2m_sde": "unipc"}  # whose grid is another's
+# whose grid is another's
+SHARED = {"lms": "heun", "dpm2": "dpmpp_sde", "dpm2_a": "heun", "dpmpp_2s_a": "heun", "dpmpp_2m_sde": "unipc",
+          "dpmpp_3m_sde": "unipc"}  # fmt: skip
 X = 2 + 2j
 
 

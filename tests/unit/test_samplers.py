@@ -34,6 +34,31 @@ def test_euler_is_the_ode_step_of_ddim() -> None:
         torch.testing.assert_close(run("euler", x, steps), scaled, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("karras", [False, True])
+def test_dpmpp_2s_a_in_sigma_space(karras: bool) -> None:
+    """As k-diffusion has it, over t = −log σ: half a step to the middle of σ and σ_down, then all of it from there."""
+    sampler, x = samplers.get("dpmpp_2s_a"), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    steps = sampler.steps(NoiseSchedule(), 9, karras=karras)
+    draws = [torch.randn_like(x) for _ in steps]
+    there = iter(draws)
+    found = [sample.x.clone() for sample in sampler(exact, x, steps, draw_noise=lambda: next(there))]
+
+    def x0(scaled: Tensor, sigma: float) -> Tensor:
+        point = Point(1.0, 1 / (1 + sigma**2))
+        return exact(scaled * point.sqrt_alpha_cumprod, point).x0
+
+    scaled = x / steps[0].at.sqrt_alpha_cumprod
+    for step, noise, one in zip(steps[:-1], draws, found, strict=False):
+        sigma, to = step.at.sigma, step.next.sigma
+        up = min(to, math.sqrt(to**2 * (sigma**2 - to**2) / sigma**2))
+        down = math.sqrt(to**2 - up**2)
+        h = math.log(sigma / down)
+        middle = sigma * math.exp(-h / 2)
+        half = middle / sigma * scaled - math.expm1(-h / 2) * x0(scaled, sigma)
+        scaled = down / sigma * scaled - math.expm1(-h) * x0(half, middle) + up * noise
+        torch.testing.assert_close(one, scaled * step.next.sqrt_alpha_cumprod, atol=1e-9, rtol=0)
+
+
 def test_ddpm_fixed_large_keeps_more_noise() -> None:
     steps = NoiseSchedule().steps(10, "linspace")
     x = torch.randn(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -165,7 +190,7 @@ def test_ddim_without_eta_draws_no_noise() -> None:
         raise AssertionError("noise was drawn")
 
     x, steps = torch.randn(1, 1, 2, 2), NoiseSchedule().steps(3)
-    for name in ("ddim", "euler", "dpmpp_2m", "heun", "lms", "unipc"):
+    for name in ("ddim", "euler", "dpmpp_2m", "heun", "dpm2", "lms", "unipc"):
         assert len(list(samplers.get(name)(exact, x, steps, draw_noise=never))) == 3
     with pytest.raises(AssertionError, match="noise was drawn"):
         list(samplers.get("ddim")(exact, x, steps, draw_noise=never, eta=0.1))
@@ -195,7 +220,10 @@ def test_the_middle_of_a_step_lies_within_it() -> None:
         ("EulerAncestralDiscreteScheduler", ("euler_a", None)), ("UniPCMultistepScheduler", ("unipc", None)),
         ("TCDScheduler", ("tcd", None)), ("FlowMatchEulerDiscreteScheduler", ("euler", None)),
         ("k_euler_ancestral", ("euler_a", None)), ("dpmpp_2m_sde_k", ("dpmpp_2m_sde", True)),
-        ("uni_pc", ("unipc", None)), ("dpm++2m", ("dpmpp_2m", None)),
+        ("uni_pc", ("unipc", None)), ("dpm++2m", ("dpmpp_2m", None)), ("DPM2 a Karras", ("dpm2_a", True)),
+        ("DPM++ 2S a", ("dpmpp_2s_a", None)), ("DPM++ 3M SDE Karras", ("dpmpp_3m_sde", True)),
+        ("KDPM2AncestralDiscreteScheduler", ("dpm2_a", None)), ("dpmpp_2s_ancestral", ("dpmpp_2s_a", None)),
+        ("dpm_2_ancestral", ("dpm2_a", None)), ("KDPM2DiscreteScheduler", ("dpm2", None)),
     ],
 )  # fmt: skip
 def test_names_elsewhere(text: str, found: tuple[str, bool | None]) -> None:
@@ -231,13 +259,14 @@ def test_registry() -> None:
     assert samplers.get("dpmpp_2m_sde").options == {"karras": False, **last}
     assert samplers.get("unipc").options == {"karras": False, "lower_order_final": True}
     assert samplers.get("tcd").options == {"original_inference_steps": 50, "eta": 0.3}
-    assert all(samplers.get(name).options == {"karras": False} for name in ("heun", "lms", "dpmpp_sde"))
+    for name in ("heun", "lms", "dpmpp_sde", "dpm2", "dpm2_a", "dpmpp_2s_a", "dpmpp_3m_sde"):
+        assert samplers.get(name).options == {"karras": False}
     with pytest.raises(UsageError, match="nonesuch"):
         samplers.get("nonesuch")
     with pytest.raises(UsageError) as caught:
         samplers.get("eulr")
     assert caught.value.hint == "did you mean euler?"
-    for name in ("PLMS", "PNDMScheduler", "DPM2 a", "DPM++ 2S a Karras", "DPM++ 3M SDE", "DEISMultistepScheduler"):
+    for name in ("PLMS", "PNDMScheduler", "DPM fast", "DPM adaptive Karras", "Restart", "DEISMultistepScheduler"):
         with pytest.raises(UsageError) as caught:
             samplers.find(name)  # methods that gencli lacks: their names are no slips
         assert caught.value.hint == f"gencli has {', '.join(samplers.names())}", name

@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 ALIASES = {
     "eulerancestral": "euler_a", "eulerdiscrete": "euler", "eulerancestraldiscrete": "euler_a",
     "flowmatcheulerdiscrete": "euler", "heundiscrete": "heun", "flowmatchheundiscrete": "heun", "lmsdiscrete": "lms",
+    "kdpm2discrete": "dpm2", "kdpm2ancestraldiscrete": "dpm2_a", "dpm2ancestral": "dpm2_a",
     "dpmsolvermultistep": "dpmpp_2m", "dpmsolversde": "dpmpp_sde", "dpmpp2msdegpu": "dpmpp_2m_sde",
-    "dpmppsdegpu": "dpmpp_sde", "unipcmultistep": "unipc", "unipcbh2": "unipc", "ddimparallel": "ddim",
-    "ddpmparallel": "ddpm",
+    "dpmpp3msdegpu": "dpmpp_3m_sde", "dpmpp2sancestral": "dpmpp_2s_a", "dpmppsdegpu": "dpmpp_sde",
+    "unipcmultistep": "unipc", "unipcbh2": "unipc", "ddimparallel": "ddim", "ddpmparallel": "ddpm",
 }  # fmt: skip
 # Names elsewhere, in the same form, of methods that gencli lacks: none of them is a slip for one that it has.
 LACKING = frozenset({
-    "plms", "pndm", "ipndm", "ipndmv", "deis", "deismultistep", "dpm2", "dpm2a", "dpm2ancestral", "kdpm2discrete",
-    "kdpm2ancestraldiscrete", "dpmfast", "dpmadaptive", "dpmpp2sa", "dpmpp2sancestral", "dpmpp3msde", "dpmpp3msdegpu",
-    "dpmsolversinglestep", "heunpp2", "restart", "sasolver", "edmeuler", "edmdpmsolvermultistep", "ersde", "seeds2",
-    "seeds3", "resmultistep", "gradientestimation", "eulercfgpp", "dpmpp2mcfgpp", "ddimcfgpp", "scoresdeve",
+    "plms", "pndm", "ipndm", "ipndmv", "deis", "deismultistep", "dpmfast", "dpmadaptive", "dpmsolversinglestep",
+    "heunpp2", "restart", "sasolver", "edmeuler", "edmdpmsolvermultistep", "ersde", "seeds2", "seeds3", "resmultistep",
+    "gradientestimation", "eulercfgpp", "dpmpp2mcfgpp", "ddimcfgpp", "scoresdeve",
 })  # fmt: skip
 KARRAS = re.compile(r"[ _](?:karras|k)$")
 
