@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from gencli import cli
+from gencli.options import rows
+from gencli.text.request import SamplingParams
 from tests.shell.process import ROOT, gencli
 
 MOST_PARAMETERS = 10
@@ -82,7 +84,9 @@ def test_one_more_sampling_parameter(copy):
     line = "      --toy-last N            Only the N candidates of the highest ids; 0 is all (default: 0)."
     lines = page.splitlines()
     at = lines.index(line)
-    assert lines[at - 1].split()[0] == "--typical-p" and lines[at + 1].strip() == "Environment: GENCLI_TOY_LAST."
+    fields = [name for name, option in rows(SamplingParams) if option.usage]
+    before = fields[fields.index("repeat_penalty") - 1].replace("_", "-")
+    assert f"--{before}" in lines[at - 1] and lines[at + 1].strip() == "Environment: GENCLI_TOY_LAST."
     assert toy(copy, "chat", "--help", COLUMNS="200").stdout.decode().count(line) == 1
     done = toy(copy, "text", "a", "--toy-last", -1, code=2)
     assert done.stderr == b"error: --toy-last -1: must be at least 0\n"

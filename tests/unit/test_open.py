@@ -137,7 +137,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = json.loads((folder / "config.json").read_text())
     file = tmp_path / "model.toy"
     file.write_text(json.dumps({"weights": "gpt2/model.safetensors", "config": config}))
-    monkeypatch.setattr(door, "FORMATS", (*FORMATS[:-1], Format("toy", is_toy, read_toy), FORMATS[-1]))
+    place = [row.name for row in FORMATS].index("stable diffusion")
+    with_toy = (*FORMATS[:place], Format("toy", is_toy, read_toy), *FORMATS[place:])
+    monkeypatch.setattr(door, "FORMATS", with_toy)
     return file
 
 
