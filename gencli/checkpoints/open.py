@@ -29,7 +29,7 @@ def open_checkpoint(source: Source | Contents, *, allow_pickle: bool = False, hi
         found = format.read(contents, hints)
     except GencliError as error:
         problem = GencliError(f"{contents.path}: {error.message}", error.hint)
-        found = Checkpoint(contents, "image", parts={"": whole_file(contents)}, problem=problem)
+        found = Checkpoint(contents, format.kind, parts={"": whole_file(contents)}, problem=problem)
     return dataclasses.replace(found, format=format.name)
 
 

@@ -81,7 +81,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
     contents, components, problem, config = checkpoint.contents, list[Component](), None, dict[str, object]()
     try:
         config = _config(checkpoint)
-        if checkpoint.problem is not None and checkpoint.kind == "other":
+        if checkpoint.problem is not None and checkpoint.kind in ("other", "text"):
             raise checkpoint.problem
         if checkpoint.format in ("transformers", "gguf") and checkpoint.family not in ARCHITECTURES:
             assert checkpoint.parts[""].config is not None  # raises for one that names no kind

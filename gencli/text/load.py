@@ -122,7 +122,7 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, object]]:
 
     Raise GencliError for a checkpoint that is none, is broken, or is of an unknown architecture.
     """
-    if checkpoint.format == "gguf" and checkpoint.problem is not None:
+    if checkpoint.problem is not None and (checkpoint.kind == "text" or checkpoint.format == "gguf"):
         raise checkpoint.problem
     if checkpoint.kind == "text" or checkpoint.format == "gguf":
         return checkpoint.parts[""], checkpoint.parts[""].config

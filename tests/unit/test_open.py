@@ -19,6 +19,7 @@ from gencli.checkpoints import pickles
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats import FORMATS, Format
+from gencli.errors import GencliError
 from gencli.tokens import load_tokenizer
 from tests.tiny import single
 from tests.tiny.hub_cache import COMMIT, put
@@ -125,6 +126,8 @@ def is_toy(contents: Contents) -> bool:
 def read_toy(contents: Contents, hints: Hints) -> Checkpoint:
     """A text file: a config, and the name of the file that has the weights."""
     raw = contents.read_json(contents.path)
+    if "weights" not in raw:
+        raise GencliError("it names no weights", "a line is missing")
     weights = contents.folder / raw["weights"]
     part = Part("", "model", contents.path, lambda: raw["config"], lambda: contents.open_tensors(weights))
     tokenizers = {"tokenizer": lambda: load_tokenizer(weights.parent)}
@@ -138,7 +141,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "model.toy"
     file.write_text(json.dumps({"weights": "gpt2/model.safetensors", "config": config}))
     place = [row.name for row in FORMATS].index("stable diffusion")
-    with_toy = (*FORMATS[:place], Format("toy", is_toy, read_toy), *FORMATS[place:])
+    with_toy = (*FORMATS[:place], Format("toy", is_toy, read_toy, kind="text"), *FORMATS[place:])
     monkeypatch.setattr(door, "FORMATS", with_toy)
     return file
 
@@ -166,3 +169,14 @@ def test_what_is_asked_twice_is_read_once(tmp_path: Path) -> None:
     part = door.open_checkpoint(contents).parts[""]
     assert part.tensors() is part.tensors()
     assert door.open_checkpoint(contents).parts[""].tensors().stored().keys() == part.tensors().stored().keys()
+
+
+@pytest.mark.parametrize("command", [("models", "check"), ("models", "show"), ("text", "a", "-m")])
+def test_what_a_new_format_says_of_a_broken_file_is_told(
+    toy: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    (toy.parent / "config.json").write_text("{}")  # beside it, as later rows of the table look for
+    toy.write_text("{}")
+    main([*command, str(toy)])
+    said = capsys.readouterr()
+    assert "it names no weights" in said.out + said.err

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints
+from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Kind
 from gencli.checkpoints.formats import folders
 from gencli.checkpoints.formats.autoencoder import is_autoencoder, read_autoencoder
 from gencli.checkpoints.formats.biggan import is_biggan, read_biggan
@@ -30,13 +30,15 @@ class Format(NamedTuple):
     """A format. recognise: whether what lies at a path is of it, told by names and shapes alone. read: what it holds;
     raises GencliError for a file that is of it and cannot be used.
 
-    network: the one network that such a file holds, in words: a file of two is refused.
+    network: the one network that such a file holds, in words: a file of two is refused. kind: what a file is taken for
+    where `read` raises; of a language model `gencli text` tells the error.
     """
 
     name: str
     recognise: Callable[[Contents], bool]
     read: Callable[[Contents, Hints], Checkpoint]
     network: str = ""
+    kind: Kind = "image"
 
 
 FORMATS: tuple[Format, ...] = (
