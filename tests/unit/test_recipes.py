@@ -53,7 +53,8 @@ def read(**texts):
         ("UniPC", "unipc", None),
         ("DPM++ 2M SDE Karras", "dpmpp_2m_sde", True),
         ("Restart", None, None),
-        ("DPM++ 3M SDE Karras", None, None),
+        ("DPM++ 3M SDE Karras", "dpmpp_3m_sde", True),
+        ("DPM adaptive Karras", None, None),
     ],
 )
 def test_the_web_ui(tmp_path, label, sampler, karras):
@@ -76,7 +77,7 @@ def test_the_web_ui(tmp_path, label, sampler, karras):
         ("Euler a, Schedule type: Karras", {"Schedule type"}, {"sampler": "euler_a"}),
         ("DDIM, Schedule type: Karras", {"Schedule type"}, {"sampler": "ddim"}),
         ("DPM++ 2M SDE, Schedule type: Karras, Eta: 1", {"Eta"}, {"sampler": "dpmpp_2m_sde", "karras": True}),
-        ("DPM++ 3M SDE, Schedule type: Karras, Eta: 1", {"Sampler", "Schedule type", "Eta"}, {"sampler": None}),
+        ("DPM fast, Schedule type: Karras, Eta: 1", {"Sampler", "Schedule type", "Eta"}, {"sampler": None}),
         ("DDIM, Schedule type: Automatic", set(), {"sampler": "ddim", "karras": None}),
         ("DDIM, Eta DDIM: 0.5", set(), {"sampler": "ddim", "eta": 0.5}),
         ("DPM++ 2M, Schedule type: Karras", set(), {"sampler": "dpmpp_2m", "karras": True}),

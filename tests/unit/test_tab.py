@@ -124,7 +124,7 @@ def test_it_is_the_parsers(ask, root, shell: str):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("image --sampler DPM", ["DPM++_2M", "DPM++_2M_SDE", "DPM++_SDE"]),  # as the web UI calls them
+        ("image --sampler DPM++_2", ["DPM++_2M", "DPM++_2M_SDE", "DPM++_2S_a"]),  # as the web UI calls them
         ("image --sampler=euler", ["euler", "euler_a"]),
         ("config set image.samp", ["image.sampler", "image.sampler-option"]),
         ("config set image.sampler Eul", ["Euler", "Euler_a"]),
