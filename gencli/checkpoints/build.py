@@ -16,7 +16,7 @@ from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.kernels import PACKED
-from gencli.models import ARCHITECTURES, architecture, unknown_architecture
+from gencli.models import ARCHITECTURES, architecture, architecture_name
 from gencli.models.base import Layout
 from gencli.models.linear import apply_policy
 from gencli.models.module import BaseModel
@@ -43,7 +43,7 @@ def load(
     Raises GencliError for an unknown architecture, an unsupported config, and weights that do not fit it exactly.
     """
     raw = read_json(folder / "config.json") if config is None else config
-    name = architecture_name(raw, folder)
+    name = architecture_name(raw, folder / "config.json")
     module = architecture(name)
     tensors = open_tensors(folder) if tensors is None else tensors
     try:
@@ -83,15 +83,6 @@ class _NoInit(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
-
-
-def architecture_name(raw: Mapping[str, object], folder: Path) -> str:
-    """Return the row of `ARCHITECTURES` that a config names by `model_type` or `_class_name`. Raise GencliError for
-    others."""
-    name = raw.get("model_type") or raw.get("_class_name")
-    if isinstance(name, str) and name in ARCHITECTURES:
-        return name
-    raise unknown_architecture(folder / "config.json", name)
 
 
 def assign(

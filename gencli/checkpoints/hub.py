@@ -26,7 +26,7 @@ from gencli.checkpoints.hub_cache import COMMIT, HubId, Progress
 from gencli.checkpoints.hub_http import fetch, library
 from gencli.errors import GencliError
 from gencli.json_files import SIZE_LIMIT, read_json
-from gencli.models import ARCHITECTURES, unknown_architecture
+from gencli.models import architecture_name
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache, which backups may skip: https://bford.info/cachedir/\n"
@@ -131,10 +131,7 @@ class _Download:
 
     def _check_architecture(self, name: str) -> None:
         """Refuse an unknown architecture before its weights are fetched."""
-        raw = read_json(self.folder / name)
-        family = raw.get("model_type") or raw.get("_class_name")
-        if not isinstance(family, str) or family not in ARCHITECTURES:
-            raise unknown_architecture(f"{self.hub_id}: {name}", family)
+        architecture_name(read_json(self.folder / name), f"{self.hub_id}: {name}")
 
     def _blob(self, remote: Remote) -> Path:
         """Return where the cache keeps a file's content: under its sha256 or git's id, as huggingface_hub has it."""

@@ -22,7 +22,7 @@ from gencli.image.families import Stage, import_name
 from gencli.image.open import find_tiny
 from gencli.image.pipeline import Held, LoadedStage, Pipeline
 from gencli.image.prompts.base import Conditioner
-from gencli.models import architecture
+from gencli.models import architecture, architecture_name
 from gencli.models.autoencoder_blocks import Autoencoder
 from gencli.models.module import BaseModel, channels_last
 
@@ -131,7 +131,7 @@ class _Loader:
             precision = torch.float32
         elif precision is None and build.is_packed(tensors):  # of which no other device multiplies packed matrices
             precision = torch.bfloat16
-        kind = build.architecture_name(raw, owner.parts[stage.network])
+        kind = architecture_name(raw, owner.parts[stage.network] / "config.json")
         if precision == torch.float16 and build.overflows_in_half(kind):
             precision = torch.bfloat16
         config = architecture(kind).Config.from_dict(raw)

@@ -7,7 +7,7 @@ like another one, and can replace it anywhere, names it: `LIKE = "UNet2DModel"`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import ModuleType
 
 from gencli.errors import GencliError
@@ -64,14 +64,18 @@ def stands_for(name: object, places: Collection[str]) -> bool:
     return name in places
 
 
-def unknown_architecture(where: object, name: object) -> GencliError:
-    """Return the error for a config.json that names an architecture gencli lacks. where: the file.
+def architecture_name(raw: Mapping[str, object], where: object) -> str:
+    """Return the row of `ARCHITECTURES` that a config names by `model_type` or `_class_name`. where: its file.
 
-    The hint has the names of the same kind: of language models and encoders, or of diffusers' classes.
+    Raise GencliError for others; the hint has the names of the same kind: of language models and encoders, or of
+    diffusers' classes.
     """
+    name = raw.get("model_type") or raw.get("_class_name")
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return name
     is_class = isinstance(name, str) and name[:1].isupper()
     known = sorted(one for one in ARCHITECTURES if one[0].isupper() == is_class)
-    return GencliError(f"{where}: unknown architecture {name!r:.80}", f"gencli knows {', '.join(known)}")
+    raise GencliError(f"{where}: unknown architecture {name!r:.80}", f"gencli knows {', '.join(known)}")
 
 
 def architecture(name: str) -> ModuleType:

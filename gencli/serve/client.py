@@ -237,7 +237,7 @@ class RemoteDrawing(Remote):
             elif "step" in said:
                 step = said["step"]
                 stage = StageInfo(**step.pop("stage"))
-                yield Denoised(**step, count=said["count"], x0=None, codec=None, stage=stage)
+                yield Denoised(**step, x0=None, codec=None, stage=stage)
             elif "image" in said:
                 [image] = wire.read_images(said["heads"], data)
                 assert image is not None

@@ -238,8 +238,8 @@ def _draw(link: Link, engine: ImageEngine, said: Said, data: bytes) -> None:
     with contextlib.closing(events):
         for event in in_turns(events, engine.turn):
             if isinstance(event, Denoised):
-                place = {name: getattr(event, name) for name in ("index", "total", "first")}
-                link.send({"step": {**place, "stage": vars(event.stage)}, "count": event.count})
+                place = {name: getattr(event, name) for name in ("index", "total", "first", "count")}
+                link.send({"step": {**place, "stage": vars(event.stage)}})
             else:
                 heads, pixels = wire.pack_images([event.image])
                 link.send({"image": event.index, "heads": heads, "request": vars(event.request)}, pixels)

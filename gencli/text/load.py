@@ -11,7 +11,7 @@ import torch
 
 from gencli import devices
 from gencli.checkpoints.assets import LoraRef
-from gencli.checkpoints.build import architecture_name, load
+from gencli.checkpoints.build import load
 from gencli.checkpoints.checkpoint import Checkpoint, Part
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.formats.folders import kind_of
@@ -19,7 +19,7 @@ from gencli.checkpoints.formats.janus import is_janus, reader_of
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.packed_cache import open_packed
 from gencli.errors import GencliError
-from gencli.models import architecture
+from gencli.models import architecture, architecture_name
 from gencli.models.base import Layout
 from gencli.models.module import LanguageModel, describe
 from gencli.spec import ModelSpec
@@ -135,7 +135,7 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, object]]:
     if folder or (checkpoint.kind == "image" and checkpoint.problem is None):
         raise images
     part = checkpoint.only_part("a language model", "a .gguf file, or ")
-    architecture_name(part.config, checkpoint.contents.folder)
+    architecture_name(part.config, checkpoint.contents.folder / "config.json")
     if kind_of(part.config) != "text":
         raise images
     return part, part.config

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gencli.checkpoints.build import architecture_name
 from gencli.checkpoints.find import find
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.save import copy_files, save_like, save_tensors, write_json
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
-from gencli.models import architecture
+from gencli.models import architecture, architecture_name
 from gencli.models.gpt2 import GPT2, GPT2Config
 from gencli.models.module import LanguageModel
 from gencli.spec import ModelSpec
@@ -121,7 +120,7 @@ def save_text(model: nn.Module, source: Path, folder: Path) -> None:
     """Write a checkpoint like that in `source`; of one with a vision tower only the text model."""
     raw = read_json(source / "config.json")
     tower = raw.get("text_config")
-    rows = architecture(architecture_name(raw, source)).LAYOUT
+    rows = architecture(architecture_name(raw, source / "config.json")).LAYOUT
     save_like(model, rows, open_tensors(source), folder / "model.safetensors", own_names=isinstance(tower, dict))
     if isinstance(tower, dict):
         text = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}

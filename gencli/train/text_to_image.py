@@ -24,7 +24,7 @@ from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.base import pad_prompt
 from gencli.json_files import read_json
-from gencli.models import architecture, clip_text, unet_2d_condition
+from gencli.models import architecture, architecture_name, clip_text, unet_2d_condition
 from gencli.models.module import channels_last
 from gencli.tokens import Tokenizer
 from gencli.train.precision import Precision, make_trainable
@@ -154,7 +154,7 @@ def save_model(network: TextToLatent, checkpoint: ImageCheckpoint, folder: Path,
         (folder / part).mkdir(parents=True, exist_ok=True)
         if part in trained:
             config, tensors = checkpoint.open(part)
-            rows = architecture(build.architecture_name(config, path)).LAYOUT
+            rows = architecture(architecture_name(config, path / "config.json")).LAYOUT
             save_like(trained[part], rows, tensors, folder / part / FILES[part])
             write_json(folder / part / "config.json", config)
         else:

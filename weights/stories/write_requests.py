@@ -113,7 +113,7 @@ def another_being(story: str, rng: random.Random) -> str:
     if animal is None or len(re.findall(rf"\b{animal}s?\b", story.lower())) < 3:
         return story
     being = rng.choice(BEINGS)
-    story = re.sub(rf"\b([Aa])n?( (?:{animal})\b)", lambda found: _article(found[1], being) + found[2], story)
+    story = re.sub(rf"\b([Aa])n?( {animal}\b)", lambda found: _article(found[1], being) + found[2], story)
 
     def put(found: re.Match[str]) -> str:
         word = being + found[2]
@@ -127,7 +127,7 @@ def _article(begin: str, noun: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+    return f"{_article('a', noun)} {noun}"
 
 
 def pick(rng: random.Random, choices: tuple[tuple[T, float], ...]) -> T:

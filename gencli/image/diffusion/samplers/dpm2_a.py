@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers.euler_a import ancestral
 from gencli.image.diffusion.samplers.heun import SAMPLER as HEUN
 from gencli.image.diffusion.schedule import Step
 
@@ -24,13 +25,12 @@ def dpm2_a(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callab
     """
     for step in steps:
         prediction = predict(x, step.at)
-        at, to = step.at.sigma, step.next.sigma
-        down, up = to**2 / at, to * math.sqrt(1 - (to / at) ** 2)
-        if step.next.t < 0 or at == math.inf:
+        down, up = ancestral(step)
+        if step.next.t < 0 or step.at.sigma == math.inf:
             moved = prediction.x0 + down * prediction.eps
         else:
             eps = predict(step.next.mix(prediction.x0, prediction.eps), step.next).eps
-            moved = x / step.at.sqrt_alpha_cumprod + (down - at) * eps
+            moved = x / step.at.sqrt_alpha_cumprod + (down - step.at.sigma) * eps
         x = step.next.sqrt_alpha_cumprod * (moved + up * draw_noise() if up > 0 else moved)
         yield Sample(step.index, len(steps), x, prediction.x0)
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gencli.image.diffusion.samplers import Sample
+from gencli.image.diffusion.samplers.euler_a import ancestral
 from gencli.image.diffusion.samplers.heun import SAMPLER as HEUN
 from gencli.image.diffusion.schedule import Step
 
@@ -25,11 +25,10 @@ def dpmpp_2s_a(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Ca
     """
     for step in steps:
         prediction = predict(x, step.at)
-        x0, at, to = prediction.x0, step.at.sigma, step.next.sigma
-        down, up = to**2 / at, to * math.sqrt(1 - (to / at) ** 2)
+        x0, (down, up) = prediction.x0, ancestral(step)
         if step.next.t >= 0:
             x0 = predict(step.next.mix(x0, prediction.eps), step.next).x0
-        moved = down / step.at.sqrt_one_minus_alpha_cumprod * x + (1 - down / at) * x0
+        moved = down / step.at.sqrt_one_minus_alpha_cumprod * x + (1 - down / step.at.sigma) * x0
         x = step.next.sqrt_alpha_cumprod * (moved + up * draw_noise() if up > 0 else moved)
         yield Sample(step.index, len(steps), x, prediction.x0)
 

@@ -22,12 +22,17 @@ def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None) -> list[
     return chain([step.at for step in EULER.grid(schedule, num, spacing)], 1.0)
 
 
+def ancestral(step: Step) -> tuple[float, float]:
+    """σ_down = σ'²/σ, and the deviation of the noise that brings it up to σ' again: σ_down² + σ_up² = σ'²."""
+    at, to = step.at.sigma, step.next.sigma
+    return to**2 / at, to * math.sqrt(1 - (to / at) ** 2)
+
+
 def euler_a(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor]) -> Iterator[Sample]:
-    """Each step goes down to σ_down = σ'²/σ, and noise brings it up to σ' again: σ_down² + σ_up² = σ'²."""
+    """Each step goes down to σ_down, and noise brings it up to σ' again."""
     for step in steps:
         prediction = predict(x, step.at)
-        at, to = step.at.sigma, step.next.sigma
-        down, up = to**2 / at, to * math.sqrt(1 - (to / at) ** 2)
+        down, up = ancestral(step)
         x = step.next.sqrt_alpha_cumprod * (prediction.x0 + down * prediction.eps)
         if up > 0:
             x = x + step.next.sqrt_alpha_cumprod * up * draw_noise()
