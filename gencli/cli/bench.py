@@ -131,9 +131,8 @@ def text(ctx: typer.Context, asked: TextBench, spec: ModelSpec, fetching: Fetchi
     """
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
-    adapters = [LoraRef.parse(one) for one in spec.lora]
+    adapters = [adapter.find(**fetch.keywords) for adapter in [LoraRef.parse(one) for one in spec.lora]]
     source = fetch(asked.model)
-    adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     with signals.raise_pending_signals():
         from gencli import devices
         from gencli.text.bench import measure, most

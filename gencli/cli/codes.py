@@ -78,6 +78,7 @@ def codes(ctx: typer.Context, turned: Turned, spec: VQSpec, fetching: Fetching, 
     if spec.model is None:
         hint = f"name one, as in -m CompVis/ldm-celebahq-256, or set {ENVIRONMENT}"
         raise UsageError("no model: no VQ autoencoder is built in", hint)
+    _check_files(turned)
     console: Console = ctx.obj
     source = fetching.finder(console, spec)(spec.model)
     console.progress(f"loading {source.name}")
@@ -108,6 +109,16 @@ def _check(turned: Turned) -> None:
         raise UsageError("the codes of several images need --json", "--json prints one object per image")
     if paths.count("-") > 1:
         raise UsageError("`-` reads stdin, and once")
+
+
+def _check_files(turned: Turned) -> None:
+    """Raise GencliError for a file that is not here, before a model is fetched for it."""
+    for path in turned.files:
+        try:
+            os.stat(0 if path == "-" else path)
+        except OSError as error:
+            what = "" if turned.paint else " as an image"
+            raise GencliError(f"cannot read {path}{what}: {error.strerror}") from None
 
 
 def _size(size: str) -> tuple[int, int]:

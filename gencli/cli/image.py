@@ -86,9 +86,12 @@ def image(
     model's own noise schedule.
     """
     if sources.info is None and sources.prompt[:1] == ("info",) and Path(*sources.prompt[1:2]).is_file():
-        sources.info = sources.prompt[1]  # as other tools' users and `gencli models show` have it
+        _, sources.info, *rest = sources.prompt  # as other tools' users and `gencli models show` have it
+        sources.prompt = tuple(rest)
     if sources.info is not None:
-        print_info(sources.info, json=output.json)
+        if output.output is not None:
+            raise UsageError("--info draws no image, and does not go with -o", "--from FILE draws it again")
+        print_info(ctx.obj, [sources.info, *sources.prompt], json=output.json)
         return
     draw(ctx.obj, sources, output, asked, where, fetching, serving, reporting)
 
@@ -129,7 +132,7 @@ def draw(
         json=output.json,
         metadata=not output.no_metadata,
         prompts=prompts,
-        sweep=len(sweep.variants) > 1,
+        sweep=sweep.repeats_seeds(request.count),
         note=console.note,
     )
     animation = image_sinks.animation(output.gif, console.note)

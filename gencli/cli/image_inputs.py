@@ -46,16 +46,19 @@ class Finder:
         self.embeddings = tuple(map(EmbeddingRef.parse, request.embedding))
 
     def find(self, note: Callable[[str], None] = lambda text: None) -> Inputs:
-        """Find everything, with remarks on images to `note`. Raise GencliError for what is not there."""
+        """Find everything, with remarks on images to `note`: what lies here first, as a model may have to be fetched.
+
+        Raise GencliError for what is not there.
+        """
         request = self.request
-        (model,) = self._models("model")
-        clip = self._models("clip") if request.best is not None else []
-        loras = tuple(self._asset("lora", one) for one in self.loras)
-        embeddings = tuple(self._asset("embedding", one) for one in self.embeddings)
-        init, mask = _open(request.init, note), _open(request.mask, note, ground="black")
-        controls = self._controls(note)
         if request.classifier is None and request.classifier_scale is not None:
             raise UsageError("--classifier-scale without a classifier", "name one with --classifier")
+        init, mask = _open(request.init, note), _open(request.mask, note, ground="black")
+        mixed, shown = self._mixed(note), self._control_images(note)
+        loras = tuple(self._asset("lora", one) for one in self.loras)
+        embeddings = tuple(self._asset("embedding", one) for one in self.embeddings)
+        (model,) = self._models("model")
+        clip = self._models("clip") if request.best is not None else []
         classifier, vae, refiner = (self._models(field) for field in ("classifier", "vae", "refiner"))
         return Inputs(
             model=model,
@@ -67,10 +70,10 @@ class Finder:
             upscalers=tuple(self._models("upscaler")),
             loras=loras,
             embeddings=embeddings,
-            controls=controls,
+            controls=tuple(zip(self._models("control"), shown, strict=True)),
             init=init,
             mask=mask,
-            mix=self._mixed(note),
+            mix=mixed,
         )
 
     def hashes(self, found: Inputs, note: Callable[[str], None], *, remember: bool) -> dict[str, str]:
@@ -170,15 +173,15 @@ class Finder:
                 f"name another with --{field}, or get it if you trust where it comes from",
             ) from None
 
-    def _controls(self, note: Callable[[str], None]) -> tuple[tuple[Source, Image.Image], ...]:
+    def _control_images(self, note: Callable[[str], None]) -> list[Image.Image]:
+        """Open the images that ControlNets look at."""
         if not self.request.control:
-            return ()
+            return []
         from gencli.image.files.pictures import open_flat
 
         if "-" in self.request.control_image:
             raise UsageError("--control-image -: is read from a file only")
-        images = [open_flat(path, "black", note) for path in self.request.control_image]
-        return tuple(zip(self._models("control"), images, strict=True))
+        return [open_flat(path, "black", note) for path in self.request.control_image]
 
 
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

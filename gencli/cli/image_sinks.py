@@ -262,7 +262,8 @@ def plan(
 ) -> ImageSink:
     """Return where images go, by -o, --format and what stdout is. Raise UsageError for an impossible combination.
 
-    A pipe is opened, which waits for its reader and tells `note` so. Raise GencliError when stdout is closed.
+    sweep: --sweep makes several images of one seed. A pipe is opened, which waits for its reader and tells `note` so.
+    Raise GencliError when stdout is closed.
     """
     stdout_bytes()  # fails now rather than after the work
     terminal = is_terminal(sys.stdout)

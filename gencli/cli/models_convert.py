@@ -80,10 +80,10 @@ def convert(
     adapters = [LoraRef.parse(one) for one in spec.lora]
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
+    adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     source = fetch(name)
     if path.exists() and path.samefile(source.path):
         raise UsageError(f"-o {path} is the model itself", "name another file")
-    adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     from gencli.checkpoints.report import describe
     from gencli.cli.speed import open_text_model
 

@@ -30,6 +30,11 @@ class Sweep:
     variants: tuple[Variant, ...]
     columns: int
 
+    def repeats_seeds(self, count: int) -> bool:
+        """Return whether two images have the same seed, with so many images of each combination."""
+        seeds = {one.values.get("seed") for one in self.variants}
+        return len(self.variants) > 1 and (count > 1 or len(seeds) < len(self.variants))
+
 
 def parse(texts: Sequence[str]) -> Sweep:
     """Parse KEY=A,B,C or KEY=FIRST..LAST, each. Raise UsageError."""

@@ -136,9 +136,10 @@ def text(
     conversation = start.conversation() if chats and not source.images.image else None
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
+    source.images.check_files()
+    adapters = [adapter.find(**fetch.keywords) for adapter in adapters]  # before a model that may be fetched
     checkpoint = fetch(spec.model)
     source.speed.fetch(fetch)
-    adapters = [adapter.find(**fetch.keywords) for adapter in adapters]
     pixels = source.images.read(checkpoint, console.note) if source.images.image else None
     many, records = source.many, source.many.records()
     if records is not None:

@@ -39,6 +39,14 @@ class Images:
             if self.image and value is not None:
                 raise UsageError(f"{name} cannot be combined with -i/--image", f"leave out {name}")
 
+    def check_files(self) -> None:
+        """Raise GencliError for an image that is not here."""
+        if files := [one for one in self.image if one != "-"]:
+            from gencli.image.files.pictures import check_is_here
+
+            for path in files:
+                check_is_here(path)
+
     def read(self, source: Source, note: Callable[[str], None]) -> np.ndarray:
         """Return the images as the model's own preprocessing makes them, float32 (N, 3, H, W).
 

@@ -122,7 +122,9 @@ def _is_regex(text: str) -> bool:
 def _read(name: str, word: str, example: str) -> str:
     """Return the text of a file that an option names. Raise UsageError."""
     path = Path(word).expanduser()
-    if not word or not path.is_file():
+    if word and path.is_dir():
+        raise UsageError(f"{name} {word!r:.80} is a folder", f"name a file; written out it looks like {example}")
+    if not word or not path.exists():  # a pipe is a file too
         raise UsageError(f"{name} {word!r:.80}: no such file", f"written out it looks like {example}")
     try:
         return read_text(path)

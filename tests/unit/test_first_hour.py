@@ -545,6 +545,32 @@ def test_which_protocol_a_terminal_has(monkeypatch) -> None:
         assert show.protocol() == how
 
 
+@pytest.mark.parametrize(
+    ("line", "lacks"),
+    [
+        ("image a -i gone.png -m org/far", "cannot read gone.png"),
+        ("image a -i a.png --mask gone.png -m org/far", "cannot read gone.png"),
+        ("image a --mix gone.png -m org/far", "cannot read gone.png"),
+        ("image a --control org/far --control-image gone.png", "cannot read gone.png"),
+        ("image a --lora gone.safetensors -m org/far", "--lora gone.safetensors: no such file"),
+        ("image a --embedding gone.safetensors -m org/far", "--embedding gone.safetensors: no such file"),
+        ("upscale gone.png", "cannot read gone.png"),
+        ("codes gone.png -m org/far", "cannot read gone.png"),
+        ("codes --paint gone.txt -m org/far", "cannot read gone.txt"),
+        ("text -m org/far -i gone.png a", "cannot read gone.png"),
+        ("text -m org/far --lora gone.safetensors a", "--lora gone.safetensors: no such file"),
+        ("bench text -m org/far --lora gone.safetensors", "--lora gone.safetensors: no such file"),
+        ("models convert org/far --to f16 -o a.gguf --lora gone.safetensors", "--lora gone.safetensors: no such"),
+    ],
+)
+def test_what_lies_here_is_looked_for_before_a_model_is_fetched(tmp_path, monkeypatch, capfd, line, lacks) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Image.new("RGB", (64, 64)).save("a.png")
+    told = says(capfd, *line.split())
+    assert lacks in told and "org/far" not in told and "Hugging Face" not in told
+
+
 @pytest.mark.slow
 def test_a_sweep_is_every_combination(tmp_path, monkeypatch, capfd) -> None:
     """Each image is the one that its settings make alone; the sheet has a label above each, a row per first value."""

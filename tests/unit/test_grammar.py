@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -189,11 +190,21 @@ def test_thoughts_are_free_and_the_answer_follows(tmp_path, by):
     assert json.loads(whole.text) == {"age": 7} and whole.finish_reason == "stop"
 
 
+def test_a_schema_comes_from_a_pipe():
+    """As of `--schema <(make-schema)`."""
+    reading, writing = os.pipe()
+    os.write(writing, b'{"type": "boolean"}')
+    os.close(writing)
+    assert json.loads(grammar.read_schema(f"/dev/fd/{reading}")) == {"type": "boolean"}
+    os.close(reading)
+
+
 @pytest.mark.parametrize(
     ("option", "word", "wanted"),
     [
         ("schema", "nowhere.json", "--schema 'nowhere.json': no such file"),
         ("schema", "", "--schema '': no such file"),
+        ("grammar", ".", "--grammar '.' is a folder"),
         ("schema", '{"type":', "--schema: invalid JSON"),
         ("schema", '{"type": "strin"}', "--schema: Invalid type: strin"),
         ("schema", '{"type": "array", "uniqueItems": true}', '--schema: Unimplemented keys: ["uniqueItems"]'),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,14 @@ def read_request(path: str | Path) -> metadata.Found:
         raise GencliError(
             error.message if str(path) in error.message else f"{path}: {error.message}", error.hint
         ) from None
+
+
+def check_is_here(path: str) -> None:
+    """Raises GencliError, as `open_picture` does, for a path where nothing lies: before a model is fetched for it."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        raise GencliError(f"cannot read {path} as an image: {error.strerror}") from None
 
 
 def open_picture(source: str | Path | bytes) -> Image.Image:
