@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gencli.cli.parser import is_group
 from gencli.errors import GencliError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[
         hint = did_you_mean(profile, known) or f"profiles: {', '.join(known) or 'none'}"
         raise UsageError(f"--profile {profile!r}: no such profile in {path()}", hint)
     words, names = ctx.command_path.split()[1:], flags(command)
+    profiles = _table(config, [PROFILES])
+    for place in ([], *([PROFILES, name] for name in profiles)):
+        _check_tables(ctx.find_root(), _table(config, place), place)
     found: dict[str, tuple[Words, str]] = {}
     for root, where in [([], path().name), *([([PROFILES, profile], f"profile {profile}")] if profile else [])]:
         for key, value in _table(config, root).items():
@@ -87,6 +91,15 @@ def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[
                 raise UsageError(f"{path()}: [{section}] has no option {key!r}", did_you_mean(key, names))
             found[names[key]] = _words(value), where
     return found
+
+
+def _check_tables(root: typer.Context, tables: Mapping[str, object], place: Sequence[str]) -> None:
+    """Raise UsageError for a table that is no command's. root: of the command line. place: the tables around these."""
+    assert is_group(root.command)
+    known = [*root.command.list_commands(root), *([] if place else [PROFILES])]
+    for name, value in tables.items():
+        if isinstance(value, Mapping) and value and name not in known:
+            raise UsageError(f"{path()}: [{'.'.join([*place, name])}]: no command {name!r}", did_you_mean(name, known))
 
 
 def flags(command: Command) -> dict[str, str]:

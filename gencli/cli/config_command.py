@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +12,7 @@ from gencli.cli import config
 from gencli.cli.help import SETTINGS, Command, Group
 from gencli.cli.options import JSON, declare
 from gencli.cli.sinks import write_lines, write_object
+from gencli.cli.values import SAID
 from gencli.errors import UsageError, did_you_mean
 
 Items = list[tuple[str, str]]
@@ -52,7 +53,12 @@ def _keys_there(ctx: typer.Context, incomplete: str) -> Items:
 _values.asks = _keys_there.asks = True  # type: ignore[attr-defined]  # for gencli.cli.tab
 Key = Annotated[str, typer.Argument(metavar="KEY", help=KEY, autocompletion=_keys)]
 KeyThere = Annotated[str, typer.Argument(metavar="KEY", help=KEY, autocompletion=_keys_there)]
-Value = Annotated[str, typer.Argument(metavar="VALUE", help="New value.", autocompletion=_values)]
+Values = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="VALUE", help="New value; of an option that may be repeated several.", autocompletion=_values
+    ),
+]
 Profile = Annotated[
     str | None, typer.Option("--profile", metavar="NAME", help="In this profile, which `--profile NAME` selects.")
 ]
@@ -65,6 +71,7 @@ app = typer.Typer(cls=Group, context_settings=SETTINGS, add_completion=False, ri
     gencli config set image.steps 30
     gencli config set image.steps 8 --profile draft
     gencli config set device cpu
+    gencli config set text.stop END "The end"
     gencli config unset image.steps
     gencli config show
     """,
@@ -95,22 +102,36 @@ def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> No
         ctx.find_root().obj.note(f"nothing is set; the file would be {config.path()}")
 
 
-@app.command("set", cls=Command)
-def set_(ctx: typer.Context, key: Key, value: Value, profile: Profile = None) -> None:
+@app.command("set", cls=Command, context_settings={"ignore_unknown_options": True})  # a value may be -0.5
+def set_(ctx: typer.Context, key: Key, value: Values, profile: Profile = None) -> None:
     """Set a default in the file."""
-    words, flag, command, param = _option(ctx, key)
+    words, flags, command, param = _option(ctx, key)
+    if len(value) > 1 and not param.multiple:
+        raise UsageError(f"{key} takes one value, and here are {len(value)}", "quote a value that has spaces")
     _check(ctx, command, param, value)
-    config.set_value([*_before(profile), *words, flag], _typed(param, value))
+    for other in flags[1:]:
+        if [*_before(profile), *words, other] in _set_keys():
+            config.set_value([*_before(profile), *words, other], None)
+    config.set_value([*_before(profile), *words, flags[0]], _typed(param, value))
 
 
 @app.command(cls=Command)
-def unset(key: KeyThere, profile: Profile = None) -> None:
+def unset(ctx: typer.Context, key: KeyThere, profile: Profile = None) -> None:
     """Remove a default from the file."""
-    keys = [*_before(profile), *key.removeprefix("--").split(".")]
-    known = [".".join(one) for one, _ in config.values(config.read())]
-    if (name := ".".join(keys)) not in known:
-        raise UsageError(f"{name} is not set in {config.path()}", did_you_mean(name, known))
+    *words, flag = key.removeprefix("--").split(".")
+    known, flags = _set_keys(), [flag]
+    with contextlib.suppress(UsageError):  # the file may have what no command has
+        flags = [flag, *_option(ctx, key)[1]]
+    keys = next((one for name in flags if (one := [*_before(profile), *words, name]) in known), None)
+    if keys is None:
+        name = ".".join([*_before(profile), *words, flag])
+        raise UsageError(f"{name} is not set in {config.path()}", did_you_mean(name, map(".".join, known)))
     config.set_value(keys, None)
+
+
+def _set_keys() -> list[list[str]]:
+    """Return the keys that the file sets."""
+    return [list(keys) for keys, _ in config.values(config.read())]
 
 
 def _before(profile: str | None) -> list[str]:
@@ -118,9 +139,9 @@ def _before(profile: str | None) -> list[str]:
     return [config.PROFILES, profile] if profile else []
 
 
-def _option(ctx: Any, key: str) -> tuple[list[str], str, Any, Any]:
-    """Return what a key names: the words of its command, if any, and its flag; the first command that has the option,
-    and the option. Raise UsageError."""
+def _option(ctx: Any, key: str) -> tuple[list[str], list[str], Any, Any]:
+    """Return what a key names: the words of its command, if any, and the option's flags without dashes, the usual one
+    first; the first command that has the option, and the option. Raise UsageError."""
     *words, flag = key.removeprefix("--").split(".")
     root = ctx.find_root()
     commands = dict(_commands(root.command, root))
@@ -128,10 +149,12 @@ def _option(ctx: Any, key: str) -> tuple[list[str], str, Any, Any]:
         raise UsageError(f"{key}: no such command", did_you_mean(".".join(words), commands))
     chosen = [commands[".".join(words)]] if words else list(commands.values())
     for one in chosen:
-        if (name := config.flags(one).get(flag)) is not None:
-            return words, flag, one, next(param for param in one.params if param.name == name)
-    known = sorted({name for one in chosen for name in config.flags(one)})
-    raise UsageError(f"{key}: no such option", did_you_mean(flag, known))
+        known = config.flags(one)
+        if (name := known.get(flag)) is not None:
+            flags = [other for other in known if known[other] == name]
+            return words, flags, one, next(param for param in one.params if param.name == name)
+    names = sorted({name for one in chosen for name in config.flags(one)})
+    raise UsageError(f"{key}: no such option", did_you_mean(flag, names))
 
 
 def _commands(group: Any, ctx: Any, before: str = "") -> Iterator[tuple[str, Any]]:
@@ -144,24 +167,24 @@ def _commands(group: Any, ctx: Any, before: str = "") -> Iterator[tuple[str, Any
             yield f"{before}{name}", found
 
 
-def _check(ctx: Any, command: Any, param: Any, value: str) -> None:
+def _check(ctx: Any, command: Any, param: Any, value: list[str]) -> None:
     """Raise the parser's error, or UsageError, for a value that the option cannot have."""
     from gencli.cli.values import use_plain_values
 
     use_plain_values([param])
-    word = [value] if param.multiple else value
-    found = param.process_value(ctx, word)
+    found = param.process_value(ctx, value if param.multiple else value[0])
     row = getattr(command.callback, "rows", {}).get(param.name)
     if row is not None and row.read is None and row.word is None:
         row.check(param.name, tuple(found) if row.several else found)
 
 
-def _typed(param: Any, value: str) -> Any:
+def _typed(param: Any, words: list[str]) -> Any:
     """Return a value as TOML has it: numbers and truth values as such, lists for what may be repeated."""
     if param.multiple:
-        return [value]
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
+        return words
+    value = words[0]
+    if param.is_flag and value.lower() in SAID:
+        return SAID[value.lower()]
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(value)
@@ -179,4 +202,14 @@ def _in_force(ctx: Any) -> Iterator[tuple[str, Any, str]]:
                 option = param.opts[-1].lstrip("-")
                 yield f"{name}.{option}", config.shown(value, option), str(param.envvar)
     for keys, value in config.values(config.read()):
-        yield ".".join(keys), config.shown(value, keys[-1]), str(config.path())
+        lost = "" if _is_known(ctx, keys) else ": no command has it"
+        yield ".".join(keys), config.shown(value, keys[-1]), f"{config.path()}{lost}"
+
+
+def _is_known(ctx: Any, keys: Sequence[str]) -> bool:
+    """Return whether a key of the file, with its tables, is an option of a command."""
+    try:
+        _option(ctx, ".".join(keys[2:] if keys[0] == config.PROFILES else keys))
+    except UsageError:
+        return False
+    return True

@@ -81,6 +81,8 @@ def test_what_is_wrong_in_it(file: Path, capsys) -> None:
     file.parent.mkdir()
     for text, says in (
         ("[text]\nstpes = 3\n", "[text] has no option 'stpes'"),
+        ("[txt]\nseed = 3\n", "[txt]: no command 'txt'\nhint: did you mean text?"),
+        ("[profile.p.imge]\nsteps = 3\n", "[profile.p.imge]: no command 'imge'\nhint: did you mean image?"),
         ("[text]\nmax-tokens = 2.5\n", "'2.5' is not an integer (set by config.toml)"),
         ("[text]\ntemperature = 'warm'\n", "'warm' is not a number (set by config.toml)"),
     ):
@@ -120,6 +122,33 @@ def test_set_and_show(file: Path, capsys) -> None:
     assert main(["config", "show", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {"key": "image.steps", "value": 30, "from": str(file)} in rows
+
+
+@pytest.mark.slow
+def test_what_is_set_is_set_once_under_its_usual_name(file: Path, capsys) -> None:
+    for words in (["text.temp", "0.3"], ["text.temperature", "0.4"], ["text.presence-penalty", "-0.5"]):
+        assert main(["config", "set", *words]) == 0
+    assert main(["config", "set", "text.stop", "END", "--", "-c"]) == 0
+    assert main(["config", "set", "image.karras", "yes"]) == 0
+    text = {"temperature": 0.4, "presence-penalty": -0.5, "stop": ["END", "-c"]}
+    assert config.read() == {"text": text, "image": {"karras": True}}
+    assert main(["text", "a", "-n", "1"]) == 0
+    assert "takes one value, and here are 2" in refused(capsys, "config", "set", "text.seed", "1", "2")
+    file.write_text(file.read_text().replace("temperature", "temp"))
+    assert main(["config", "set", "text.temperature", "0.2"]) == 0 and config.read()["text"]["temperature"] == 0.2
+    assert main(["config", "unset", "text.temp"]) == 0 and len(config.read()["text"]) == 2
+
+
+def test_what_no_command_has_is_told(file: Path, capsys) -> None:
+    file.parent.mkdir()
+    file.write_text("stpes = 3\nseed = 1\n[txt]\nseed = 3\n[profile.p.text]\nsede = 1\n")
+    assert main(["config", "show"]) == 0
+    assert capsys.readouterr().out == (
+        f"stpes = 3  ({file}: no command has it)\nseed = 1  ({file})\ntxt.seed = 3  ({file}: no command has it)\n"
+        f"profile.p.text.sede = 1  ({file}: no command has it)\n"
+    )
+    assert main(["config", "unset", "txt.seed"]) == 0 and "seed" not in config.read()["txt"]
+    assert main(["text", "a", "-n", "1"]) == 0
 
 
 def test_nothing_set_is_said_beside_stdout(file, capsys) -> None:
