@@ -227,6 +227,8 @@ def other_hint(names: Collection[str]) -> str:
     """Return what a folder or repository without a checkpoint in a known layout may be meant for."""
     if any(name.rpartition("/")[2] == "adapter_config.json" for name in names):
         return "it is a LoRA adapter: --lora names it, and -m the model that it was made for"
+    if shards := sorted(name for name in names if re.fullmatch(r"[^/]+-\d{5}-of-\d{5}\.safetensors", name)):
+        return f"the index of {shards[0]} and the files after it is not here: fetch *.index.json beside them"
     for suffix in (".gguf", ".safetensors"):
         single = sorted(name for name in names if name.endswith(suffix) and "/" not in name)
         first = [name for name in single if "-of-" not in name or "-00001-of-" in name]  # of several parts

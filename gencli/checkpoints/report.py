@@ -48,7 +48,8 @@ class Description:
     """A checkpoint in a few words. kind: text, image, score (compares both), part (of others), or other (nothing
     that gencli opens).
 
-    files: name → bytes. problem: what keeps it from being opened, as far as can be told without its weights.
+    files: name → bytes. problem, hint: what keeps it from being opened, as far as can be told without its weights, and
+    what would help.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Description:
     not_loaded: tuple[str, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     problem: str | None = None
+    hint: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -78,7 +80,8 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
     allow_pickle: also count what lies in pickles (with torch).
     """
     checkpoint = open_checkpoint(source, allow_pickle=allow_pickle, hints=ANY)
-    contents, components, problem, config = checkpoint.contents, list[Component](), None, dict[str, object]()
+    contents, components, config = checkpoint.contents, list[Component](), dict[str, object]()
+    problem, hint = None, None
     try:
         config = _config(checkpoint)
         if checkpoint.problem is not None and checkpoint.kind in ("other", "text"):
@@ -86,6 +89,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
         if checkpoint.format in ("transformers", "gguf") and checkpoint.family not in ARCHITECTURES:
             assert checkpoint.parts[""].config is not None  # raises for one that names no kind
             problem = f"unknown architecture {checkpoint.family!r:.60}"
+            hint = "`gencli models available` lists well-known models"
         for part in checkpoint.parts.values():
             if part.kind == "model" or checkpoint.own_folder:
                 components.append(_component(checkpoint, part))
@@ -94,7 +98,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
         if checkpoint.format == "gguf" and problem is None:
             config = dict(checkpoint.parts[""].config)
     except GencliError as error:
-        problem = problem or error.message
+        problem, hint = (problem, hint) if problem else (error.message, error.hint)
     return Description(
         checkpoint.name,
         checkpoint.kind,
@@ -106,6 +110,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
         tuple(layout.unused(lambda _: checkpoint.index)),
         config,
         problem,
+        hint,
     )
 
 

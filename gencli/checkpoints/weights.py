@@ -22,10 +22,23 @@ from gencli.checkpoints.tensors import TensorFile, Tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 
+GGUF = ".gguf"
+
+
+def is_gguf_file(path: Path) -> bool:
+    """Return whether a file is GGUF: by its ending, or by its first bytes if its ending is of no kind, as ollama's."""
+    if path.suffix in (GGUF, SAFETENSORS) or f"*{path.suffix}" in PICKLES:
+        return path.suffix == GGUF
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except OSError:  # told where the file is opened
+        return False
+
 
 def open_file(path: Path) -> TensorFile:
     """Open a file of tensors: safetensors, GGUF, or a pickle's tensors and nothing else. Raise GencliError."""
-    if path.suffix == ".gguf":
+    if is_gguf_file(path):
         from gencli.checkpoints.gguf_file import GgufFile  # and with it numpy
 
         return GgufFile(path)

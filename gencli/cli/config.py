@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gencli.cli.parser import is_group
 from gencli.errors import GencliError, UsageError, did_you_mean
@@ -75,9 +75,9 @@ def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[
         hint = did_you_mean(profile, known) or f"profiles: {', '.join(known) or 'none'}"
         raise UsageError(f"--profile {profile!r}: no such profile in {path()}", hint)
     words, names = ctx.command_path.split()[1:], flags(command)
-    profiles = _table(config, [PROFILES])
-    for place in ([], *([PROFILES, name] for name in profiles)):
-        _check_tables(ctx.find_root(), _table(config, place), place)
+    top = cast("typer.Context", ctx.find_root())
+    if is_group(top.command):
+        _check_tables(config, top.command.list_commands(top))
     found: dict[str, tuple[Words, str]] = {}
     for root, where in [([], path().name), *([([PROFILES, profile], f"profile {profile}")] if profile else [])]:
         for key, value in _table(config, root).items():
@@ -93,13 +93,14 @@ def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[
     return found
 
 
-def _check_tables(root: typer.Context, tables: Mapping[str, object], place: Sequence[str]) -> None:
-    """Raise UsageError for a table that is no command's. root: of the command line. place: the tables around these."""
-    assert is_group(root.command)
-    known = [*root.command.list_commands(root), *([] if place else [PROFILES])]
-    for name, value in tables.items():
-        if isinstance(value, Mapping) and value and name not in known:
-            raise UsageError(f"{path()}: [{'.'.join([*place, name])}]: no command {name!r}", did_you_mean(name, known))
+def _check_tables(config: Mapping[str, object], commands: Sequence[str]) -> None:
+    """Raise UsageError for a table that is none of `commands`."""
+    for place in ([], *([PROFILES, name] for name in _table(config, [PROFILES]))):
+        known = [*commands, *([] if place else [PROFILES])]
+        for name, value in _table(config, place).items():
+            if isinstance(value, Mapping) and value and name not in known:
+                where = ".".join([*place, name])
+                raise UsageError(f"{path()}: [{where}]: no command {name!r}", did_you_mean(name, known))
 
 
 def flags(command: Command) -> dict[str, str]:

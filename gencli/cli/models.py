@@ -115,7 +115,7 @@ def show(
     contents = Contents(source, allow_pickle=opened.allow_pickle)
     what = judge(contents, describe(contents))
     if what.problem and what.kind == "other":
-        raise GencliError(what.problem)
+        raise GencliError(what.problem, what.hint)
     defaults, stages = default_settings(contents, what), stages_of(contents, what)
     tokenizer = tokenizer_of(contents, what)
     if opened.json:
@@ -124,7 +124,7 @@ def show(
         named, needs = as_options(what.kind, defaults), needed_half(contents, what)
         write_lines(output.page(source, what, named, stages, tokenizer, needs))
     if what.problem:
-        raise GencliError(what.problem)
+        raise GencliError(what.problem, what.hint)
 
 
 command(app, panels=PANELS, without={"stats"})(pull)

@@ -43,7 +43,7 @@ def judge(contents: Contents, what: Description, prediction: str | None = None) 
         else:
             open_image_checkpoint(contents, prediction=prediction)
     except GencliError as error:
-        return dataclasses.replace(what, problem=error.message)
+        return dataclasses.replace(what, problem=error.message, hint=error.hint)
     return what
 
 

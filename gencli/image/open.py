@@ -15,6 +15,7 @@ from gencli.checkpoints.formats import stable_diffusion_keys
 from gencli.checkpoints.formats.autoencoder import read_alone
 from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.open import open_checkpoint
+from gencli.checkpoints.uses import wrong_kind
 from gencli.errors import GencliError, UsageError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.families import FAMILIES, Family, find_family
@@ -101,7 +102,7 @@ def _of_file(opened: Checkpoint) -> ImageCheckpoint:
     if opened.problem is not None:
         raise opened.problem
     if opened.kind == "text":
-        raise _no_image_model(opened.name, opened.family, text=True)
+        raise wrong_kind(opened, "image")
     if opened.kind != "image":
         if opened.parts.keys() == {"classifier"}:
             raise GencliError(f"{path} is a {opened.title}, which draws nothing by itself", "--classifier guides by it")
@@ -194,16 +195,9 @@ def _index(opened: Checkpoint) -> Mapping[str, object]:
         return opened.index
     if config.get("_class_name") == "UNet2DModel" and "scheduler" in opened.parts:
         return {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", ""]}
-    if kind := config.get("model_type") or config.get("_class_name"):
-        raise _no_image_model(opened.name, kind, text="model_type" in config)
+    if opened.family:
+        raise wrong_kind(opened, "image")
     raise GencliError(f"{folder} has no model_index.json", layout.other_hint(opened.contents.files))
-
-
-def _no_image_model(name: str, kind: object, *, text: bool) -> GencliError:
-    what = "a text model" if text else "one part of a model"
-    hint = f"`gencli text -m {name}` continues texts with it" if text else None
-    hint = "`gencli codes` encodes images into its codes, and decodes them" if kind == "VQModel" else hint
-    return GencliError(f"{name} is {what} ({kind!s:.40}), not an image model", hint)
 
 
 def _notes(index: Mapping[str, object]) -> tuple[str, ...]:

@@ -64,17 +64,18 @@ def stands_for(name: object, places: Collection[str]) -> bool:
     return name in places
 
 
-def architecture_name(raw: Mapping[str, object], where: object) -> str:
+def architecture_name(raw: Mapping[str, object], where: object, kind: type = object) -> str:
     """Return the row of `ARCHITECTURES` that a config names by `model_type` or `_class_name`. where: its file.
 
-    Raise GencliError for others; the hint has the names of the same kind: of language models and encoders, or of
-    diffusers' classes.
+    Raise GencliError for others; the hint has the names of the same kind: of transformers' models or diffusers'
+    classes, and of those whose `Model` is a `kind`.
     """
     name = raw.get("model_type") or raw.get("_class_name")
     if isinstance(name, str) and name in ARCHITECTURES:
         return name
     is_class = isinstance(name, str) and name[:1].isupper()
-    known = sorted(one for one in ARCHITECTURES if one[0].isupper() == is_class)
+    alike = sorted(one for one in ARCHITECTURES if one[0].isupper() == is_class)
+    known = [one for one in alike if kind is object or issubclass(architecture(one).Model, kind)]
     raise GencliError(f"{where}: unknown architecture {name!r:.80}", f"gencli knows {', '.join(known)}")
 
 

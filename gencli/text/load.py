@@ -18,6 +18,7 @@ from gencli.checkpoints.formats.folders import kind_of
 from gencli.checkpoints.formats.janus import is_janus, reader_of
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.packed_cache import open_packed
+from gencli.checkpoints.uses import wrong_kind
 from gencli.errors import GencliError
 from gencli.models import architecture, architecture_name
 from gencli.models.base import Layout
@@ -129,13 +130,11 @@ def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, object]]:
     if is_janus(checkpoint.contents):
         part = reader_of(checkpoint.contents)
         return part, part.config
-    hint = "; ".join([f"`gencli image -m {checkpoint.name}` draws with image models", *checkpoint.notes])
-    images = GencliError(f"{checkpoint.name} is not a text model", hint)
     folder = not checkpoint.contents.is_file and checkpoint.contents.has("model_index.json")
     if folder or (checkpoint.kind == "image" and checkpoint.problem is None):
-        raise images
+        raise wrong_kind(checkpoint, "text")
     part = checkpoint.only_part("a language model", "a .gguf file, or ")
-    architecture_name(part.config, checkpoint.contents.folder / "config.json")
+    architecture_name(part.config, checkpoint.contents.folder / "config.json", LanguageModel)
     if kind_of(part.config) != "text":
-        raise images
+        raise wrong_kind(checkpoint, "text")
     return part, part.config

@@ -277,6 +277,10 @@ def test_gpt2s_tokenizer_and_the_whole_way(tmp_path):
     assert (ours.bos_id, ours.eos_ids, ours.vocab_size) == (383, (383,), 384)
     assert ours.chat_template == TEMPLATE and ours.names["eos_token"] == "<|endoftext|>"
     assert open_model(find(str(file.parent))).vocab_size == 384  # a folder of one such file
+    blob = file.with_name("sha256-0123")  # as ollama keeps them
+    blob.write_bytes(file.read_bytes())
+    assert open_model(find(str(blob))).vocab_size == 384 and describe(find(str(blob))).family == "gpt2"
+    blob.unlink()
     (file.parent / "second.gguf").write_bytes(b"")
     with pytest.raises(GencliError, match="has 2 GGUF files"):
         open_model(find(str(file.parent)))

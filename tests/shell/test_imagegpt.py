@@ -98,7 +98,7 @@ def test_what_is_refused(run):
     done = run("text", "-m", "igpt", "hello")
     assert (
         done.returncode == 1
-        and b"igpt is not a text model\nhint: `gencli image -m igpt` draws with image models" in done.stderr
+        and b"igpt is an image model (imagegpt), not a text model\nhint: `gencli image -m igpt` draws" in done.stderr
     )
 
 

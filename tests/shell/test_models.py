@@ -353,7 +353,10 @@ def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
     refused: dict[tuple[object, ...], tuple[int, str]] = {
         ("stories",): (2, "no file to write"),
         ("stories", "-o", tmp_path / "a.gguf", "--to", "q9"): (2, "--to 'q9': no such type of weights"),
-        ("emoji", "-o", tmp_path / "a.gguf"): (1, "emoji is not a text model"),
+        ("emoji", "-o", tmp_path / "a.gguf"): (
+            1,
+            "emoji is an image model (StableDiffusionPipeline), not a text model",
+        ),
         ("stories", "-o", tmp_path / "no" / "a.gguf"): (1, "no such folder"),
         ("stories", "-o", tmp_path): (1, "it is a folder"),
         ("stories", "-o", "x.safetensors"): (2, "what is written is a GGUF file"),

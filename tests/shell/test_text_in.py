@@ -167,6 +167,11 @@ def test_folders_that_hold_something_else(tmp_path: Path, run):
     (tmp_path / "mixed" / "model.safetensors").rename(tmp_path / "mixed" / "model.gguf")
     done = run("text", "-m", tmp_path / "mixed", "a")
     assert done.returncode == 1 and b"hint: model.gguf is a model in one file: give its path" in done.stderr
+    for number in (1, 2):
+        shard = tmp_path / "mixed" / f"model-0000{number}-of-00002.safetensors"
+        shard.write_bytes((tmp_path / "mixed" / "model.gguf").read_bytes())
+    done = run("text", "-m", tmp_path / "mixed", "a")
+    assert b"hint: the index of model-00001-of-00002.safetensors and the files after it is not here" in done.stderr
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     (tmp_path / "run" / "adapter").mkdir(parents=True)  # as a run of training leaves it

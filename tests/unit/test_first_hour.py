@@ -343,7 +343,45 @@ def test_models_of_another_kind_go_by_their_names(capsys) -> None:
         "error: stories is a text model (gpt2), not an image model\n"
         "hint: `gencli text -m stories` continues texts with it\n"
     )
-    assert "error: emoji is not a text model" in says(capsys, "text", "a", "-m", "emoji")
+    assert says(capsys, "text", "a", "-m", "emoji") == (
+        "error: emoji is an image model (StableDiffusionPipeline), not a text model\n"
+        "hint: `gencli image -m emoji` draws with it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "what", "runs"),
+    [
+        ({"model_type": "clip"}, "a CLIP model (clip)", "`gencli score -m ./it`"),
+        ({"model_type": "t5"}, "a text encoder (t5)", "a model for images reads its prompts with it"),
+        ({"model_type": "clip_text_model"}, "a text encoder (clip_text_model)", "a model for images reads"),
+        ({"_class_name": "AutoencoderKL"}, "an autoencoder (AutoencoderKL)", "`gencli image --vae ./it`"),
+        ({"_class_name": "VQModel"}, "an autoencoder (VQModel)", "`gencli codes -m ./it`"),
+        ({"_class_name": "ControlNetModel"}, "a ControlNet (ControlNetModel)", "`gencli image --control ./it`"),
+        ({"_class_name": "UNet2DConditionModel"}, "one part of a model (UNet2DConditionModel)", ""),
+    ],
+)
+def test_parts_of_models_name_the_command_that_takes_them(tmp_path, monkeypatch, capsys, config, what, runs) -> None:
+    """Neither text nor image sends a user to the other."""
+    monkeypatch.chdir(tmp_path)
+    Path("it").mkdir()
+    Path("it/config.json").write_text(json.dumps(config))
+    for command in ("text", "image"):
+        said = says(capsys, command, "a", "-m", "./it")
+        assert f"error: ./it is {what}, not a" in said and runs in said
+        assert "gencli text" not in said and "gencli image -m" not in said
+
+
+def test_an_unknown_architecture_gets_a_way_on(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("it").mkdir()
+    Path("it/config.json").write_text('{"model_type": "mamba"}')
+    said = says(capsys, "text", "a", "-m", "./it")
+    assert "unknown architecture 'mamba'\nhint: gencli knows gemma2" in said
+    assert not {"biggan-deep", "clip", "t5", "dall_e"} & {*said.replace(",", "").split()}
+    said = says(capsys, "image", "a", "-m", "./it")
+    assert "./it is not an image model: unknown architecture 'mamba'" in said and "--task image" in said
+    assert "hint: `gencli models available`" in says(capsys, "models", "show", "./it")
 
 
 def test_limits_are_told_alike() -> None:
@@ -449,7 +487,7 @@ def test_a_wildcard_without_its_file_is_told_once(tmp_path, monkeypatch, capfd) 
         (["a.safetensors", "b.safetensors"], "a.safetensors, b.safetensors are models in one file each: give the path"),
         (
             ["x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"],
-            "x-00001-of-00002.safetensors is a model in",
+            "the index of x-00001-of-00002.safetensors and the files after it is not here",
         ),
         (["one/config.json", "two/model_index.json"], "it holds the models one, two: give the path of one"),
         (

@@ -296,7 +296,7 @@ def test_precision(folder: Path, tmp_path: Path, model: TextModel):
 
 def test_other_kinds_of_checkpoints(tmp_path: Path, folder: Path):
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(GencliError, match="is not a text model"):
+    with pytest.raises(GencliError, match="not a text model"):
         opened(tmp_path)
     file = folder / "model.safetensors"
     named = open_model(Source(str(file), file, "file"))

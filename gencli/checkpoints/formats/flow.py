@@ -12,7 +12,7 @@ from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, Sha
 from gencli.checkpoints.formats.renaming import THIRDS, numbered, rename, sizes
 from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
-from gencli.checkpoints.weights import check_suffix
+from gencli.checkpoints.weights import check_suffix, is_gguf_file
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
@@ -197,6 +197,6 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
 
 
 def _open(contents: Contents, file: TensorFile, pieces: Mapping[str, Piece]) -> FlowTensors:
-    if contents.path.suffix != ".gguf":
+    if not is_gguf_file(contents.path):
         check_suffix(contents.path, allow_pickle=contents.allow_pickle)
     return FlowTensors(Tensors([file]), pieces)

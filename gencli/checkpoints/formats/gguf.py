@@ -14,6 +14,7 @@ from gencli.checkpoints.gguf_file import GgufParts, metadata_get
 from gencli.checkpoints.gguf_names import SPLIT, by_type
 from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
+from gencli.checkpoints.weights import is_gguf_file
 from gencli.errors import GencliError
 from gencli.models.base import Rename
 
@@ -62,7 +63,7 @@ def turned(tensor: Tensor) -> Tensor:
 
 def is_gguf(contents: Contents) -> bool:
     """Return whether this is a GGUF file, or a folder with one and no config.json."""
-    return contents.path.suffix == ".gguf" if contents.is_file else any(contents.folder.glob("*.gguf"))
+    return is_gguf_file(contents.path) if contents.is_file else any(contents.folder.glob("*.gguf"))
 
 
 def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
