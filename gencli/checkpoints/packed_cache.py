@@ -145,6 +145,11 @@ def _sources(copy: Path) -> list[Path]:
     return [] if file is None else [*map(Path, metadata_get(file.metadata, SOURCES, list, []))]
 
 
+def lost() -> list[Path]:
+    """Return the files of weights that there are copies of and that are gone."""
+    return sorted({source for copy in copies() for source in _sources(copy) if not source.exists()})
+
+
 def remove(folder: Path, *, only_lost: bool = False) -> int:
     """Remove the copies of weights in a folder or file. Return the bytes that were freed.
 

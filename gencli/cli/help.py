@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from gencli.cli import config
 from gencli.cli.console import BOLD, Console
 from gencli.cli.sinks import writing_to_stdout
-from gencli.cli.usage import meant_command, refuse_glued
+from gencli.cli.usage import meant_command, meant_inside, refuse_glued
 from gencli.cli.values import use_plain_values
 from gencli.errors import GencliError, UsageError, nearest, shorten
 
@@ -110,7 +110,7 @@ class Group(TyperGroup):
         name, known = args[0], self.list_commands(ctx)
         if name.startswith("-") or name in known:
             return super().resolve_command(ctx, args)
-        meant = meant_command(args, known) if ctx.parent is None else None
+        meant = meant_command(args, known) if ctx.parent is None else meant_inside(ctx.info_name, name)
         meant = meant or nearest(name, known) or self._inner(ctx, name)
         hint = f"did you mean `{ctx.command_path} {meant}`?" if meant else f"commands: {', '.join(known)}"
         raise UsageError(f"no such command: {name!r}", hint)

@@ -182,6 +182,9 @@ def shown_answers(
             console.progress("generating:", done, total, f"{count.rate:.1f} lines/s{tokens}", left)
         if records is not None and feed.there and not made:
             console.note(f"nothing to do: {records.path} has all {counted(feed.there, 'line')} already")
+        if feed.read and not feed.own:
+            here, one = counted(feed.read, "line"), counted(feed.size, "line")
+            console.note(f"nothing to do: this shard has none of the {here}, as a block is {one}: see --batch")
         if 0 < feed.given < crew.size:
             lines = counted(feed.size, "line")
             console.note(f"only {feed.given} of {crew.size} workers had work, as a block is {lines}: see --batch")

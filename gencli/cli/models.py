@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -93,6 +95,8 @@ def list_(
         console.note(
             f"quantized copies (--quantize): {len(copies)}, {size}: `gencli models rm NAME` removes those of a model"
         )
+    if lost := packed_cache.lost():
+        console.note(f"there are copies of {lost[0]}, which is gone: `gencli models rm {quote(str(lost[0]))}`")
     if hidden := len(found) - len(shown):
         console.note(
             f"{hidden} more in the cache that gencli cannot open: --all lists {'it' if hidden == 1 else 'them'}"
@@ -188,11 +192,14 @@ def rm(
     console: Console = ctx.obj
     entry = find_entry(name)
     wanted, gguf = parse_hub_name(name if entry is None else entry.id)
-    if (local := find_local(name)) is not None:
-        if not (size := sum(packed_cache.copies(local.path).values())):
-            what = "belongs to gencli" if local.kind == "embedded" else "is not part of the Hugging Face cache"
-            raise GencliError(f"{name} {what} and is not removed")
+    local = find_local(name)
+    path = None if local is None and wanted is not None and wanted.folder.is_dir() else _packed_of(name, local)
+    if path is not None:
+        size = sum(packed_cache.copies(path).values())
         said, place = f"the packed copies of {name}", packed_cache.root()
+    elif local is not None:
+        what = "belongs to gencli" if local.kind == "embedded" else "is not part of the Hugging Face cache"
+        raise GencliError(f"{name} {what} and is not removed")
     else:
         if wanted is None:
             raise UsageError(f"{name!r} is not a Hub id (owner/name)", "`gencli models list` says what is here")
@@ -205,12 +212,20 @@ def rm(
         said, place = name if gguf else str(wanted), wanted.folder
     if not removed.yes:
         _ask(console, f"remove {said}, {in_words(size)} in {place}?")
-    freed = _remove(wanted, list(files) if gguf else None) if local is None and wanted else 0
-    freed += packed_cache.remove(local.path if local else place, only_lost=local is None)
+    freed = _remove(wanted, list(files) if gguf else None) if path is None and wanted else 0
+    freed += packed_cache.remove(path or place, only_lost=path is None)
     if removed.json:
-        write_object({"removed": name if local else said, "bytes": freed})
+        write_object({"removed": name if path else said, "bytes": freed})
     else:
         console.note(f"removed {said}, {in_words(freed)} freed")
+
+
+def _packed_of(name: str, local: Source | None) -> Path | None:
+    """Return the folder or file of a name, which may be gone; None if there are no packed copies of its weights."""
+    from gencli.checkpoints import packed_cache
+
+    path = Path(name).expanduser() if local is None else local.path
+    return path if packed_cache.copies(path) else None
 
 
 def _remove(wanted: HubId, files: list[str] | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -91,7 +92,11 @@ def pull(
         return
     entry = find_entry(id)
     wanted, gguf = parse_hub_name(id if entry is None else entry.id)
-    if (local := find_local(id)) is not None:
+    if (local := find_local(id)) is not None and local.kind == "embedded":
+        console.note(f"{id} comes with gencli: there is nothing to download")
+        _tell(id, None, local.path, hub_cache.files(local.path), json=pulled.json)
+        return
+    if local is not None:
         raise GencliError(f"{id} is already installed: {local.path}")
     if wanted is None or "/" not in wanted.repo:
         hint = did_you_mean(id, [one.name for one in entries()]) or "`gencli models available` lists short names"
@@ -113,14 +118,19 @@ def pull(
     source = in_snapshot(id, folder, gguf)
     if remark := belongs_to(Source(wanted.repo, source.path, source.kind), allow_pickle=allow):
         console.note(remark)
-    if pulled.json:
-        files, names = hub_cache.files(folder), layout.is_gguf(hub_cache.files(folder)) or gguf
-        files = {name: files[name] for name in gguf_names.choose(files, gguf)} if names else files
+    files = hub_cache.files(folder)
+    if gguf or layout.is_gguf(files):
+        files = {name: files[name] for name in gguf_names.choose(files, gguf)}
+    _tell(id, folder.name, source.path, files, json=pulled.json)
+
+
+def _tell(id: str, revision: str | None, path: Path, files: Mapping[str, int], *, json: bool) -> None:
+    """Print where a model lies, or in JSON what it consists of. files: their sizes in bytes."""
+    if json:
         size = sum(files.values())
-        named = {"name": id, "revision": folder.name, "path": str(source.path), "bytes": size, "files": files}
-        write_object(named)
+        write_object({"name": id, "revision": revision, "path": str(path), "bytes": size, "files": files})
     else:
-        write_lines([str(source.path)])
+        write_lines([str(path)])
 
 
 def available(ctx: typer.Context, known: Known, reporting: Reporting) -> None:

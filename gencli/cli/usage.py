@@ -59,7 +59,12 @@ COMMANDS_ELSEWHERE = {
     "txt2img": 'image "red apple"',
     "ls": "models list",
     "download": "models pull",
+    "get": "models pull",
     "remove": "models rm",
+    "delete": "models rm",
+    "uninstall": "models rm",
+    "search": "models available",
+    "info": "models show",
     "finetune": "train text",
     "show": "models show",
     "ps": "models list",
@@ -75,6 +80,12 @@ def meant_command(args: Sequence[str], known: Collection[str]) -> str | None:
     if " " in name.strip():
         return f'text "{shorten(name, 60)}"'
     return _with_words(args, known) or COMMANDS_ELSEWHERE.get(name) or _model(name)
+
+
+def meant_inside(group: str, name: str) -> str | None:
+    """Return the command of a group, such as models, that other tools call so; None for others."""
+    before, _, command = COMMANDS_ELSEWHERE.get(name, "").partition(" ")
+    return command if before == group else None
 
 
 def _with_words(args: Sequence[str], known: Collection[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -690,3 +691,11 @@ def test_packed_copies_go_with_what_they_are_of(hub: Hub, env: dict[str, str | N
     done = process.gencli("models", "rm", "stories", "--yes", **env)
     assert (done.returncode, list(copies.iterdir())) == (0, [])
     assert done.stderr.startswith(b"note: removed the packed copies of stories, 8.4 MB freed")
+    mine = shutil.copytree(find("stories").path, tmp_path / "my own")
+    assert process.gencli(*run, mine, **env).returncode == 0
+    shutil.rmtree(mine)
+    said = process.gencli("models", "list", **env).stderr
+    assert f"which is gone: `gencli models rm '{mine}/model.safetensors'`".encode() in said
+    assert process.gencli("models", "rm", tmp_path / "my", "--yes", **env).returncode == 2
+    done = process.gencli("models", "rm", mine, "--yes", **env)
+    assert (done.returncode, list(copies.iterdir())) == (0, [])

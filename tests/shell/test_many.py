@@ -139,6 +139,8 @@ def test_shards_that_go_on_after_a_kill_make_up_the_whole(tiny, folder):
     for number in (1, 2):
         done = gencli(*args, "--shard", f"{number}/2", "--resume", f"{number}.jsonl", stdin=LINES)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    empty = gencli(*args, "--shard", "2/2", stdin=b"a\n")
+    assert (empty.returncode, empty.stdout) == (0, b"") and b"this shard has none of the 1 line" in empty.stderr
     assert first.stat().st_size > size
     merged = subprocess.run(
         ["sort", "-m", "-t ", "-k2,2n", "1.jsonl", "2.jsonl"], capture_output=True, env={**os.environ, "LC_ALL": "C"}

@@ -198,6 +198,8 @@ def test_short_names_are_models(tmp_path: Path, monkeypatch, capsys) -> None:
     assert (source.name, source.path) == ("HuggingFaceTB/SmolLM2-360M-Instruct", folder)
     assert main(["models", "pull", "smollm2"]) == 0
     assert capsys.readouterr().out.strip() == str(folder)
+    assert main(["models", "pull", "stories"]) == 0, "it comes with gencli"
+    assert Path(capsys.readouterr().out.strip()).name == "stories"
     assert main(["models", "pull", "smolm"]) == 2
     assert "did you mean smollm" in capsys.readouterr().err
 
