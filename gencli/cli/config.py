@@ -140,9 +140,12 @@ def origin(ctx: typer.Context, param: Param) -> str | None:
 def located(error: GencliError, ctx: typer.Context) -> GencliError:
     """Return an error that says where the values come from that it names, if not from the command line."""
     places = []
+    typed = [ctx.params.get(param.name) for param in ctx.command.params if origin(ctx, param) is None]
     for param in ctx.command.params:
         value = ctx.params.get(param.name)
-        said = [*param.opts, *([value] if isinstance(value, str) and len(value) > 1 else [])]
+        said = list(param.opts)
+        if isinstance(value, str) and len(value) > 1 and value not in typed:
+            said.append(value)
         named = any(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", error.message) for word in said)
         if named and (place := origin(ctx, param)):
             places.append(f"{param.opts[-1]} is set by {place}")

@@ -61,6 +61,12 @@ def test_flag_environment_profile_file(file: Path, monkeypatch, capsys) -> None:
     assert "--profile 'drft': no such profile" in said and "did you mean draft?" in said
 
 
+def test_what_the_command_line_says_itself_has_no_other_origin(file: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("GENCLI_CLIP_MODEL", "nobody/has")
+    assert main(["image", "a", "-m", "nobody/has", "--offline"]) == 1
+    assert "'nobody/has'" in (said := capsys.readouterr().err) and "set by" not in said
+
+
 def test_help_shows_what_is_in_force(file: Path, monkeypatch, capsys) -> None:
     file.parent.mkdir()
     file.write_text("[image]\nsteps = 3\n[profile.draft.image]\nsteps = 8\n")
