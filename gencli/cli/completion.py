@@ -43,11 +43,13 @@ def install(shell: str) -> Path:
     _check(shell)
     from typer.completion import install as install_script
 
-    file = Path.home() / ".zshrc"
+    file = Path.home() / (".zshrc" if shell == "zsh" else ".bashrc")
     before = file.read_text() if file.is_file() else ""
     _, path = install_script(shell=shell, prog_name="gencli", complete_var="_GENCLI_COMPLETE")
     if shell == "zsh" and MENU not in before:
         file.write_text(file.read_text().replace(MENU, "").rstrip() + "\n")
+    elif shell == "bash" and str(path) in before:  # typer adds an empty line each time
+        file.write_text(before)
     return Path(path)
 
 

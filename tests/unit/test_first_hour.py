@@ -293,6 +293,9 @@ def test_completion_is_installed_for_the_shell_that_is_named(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
     completion.install("zsh")
     assert "zstyle" not in (tmp_path / ".zshrc").read_text() and (tmp_path / ".zfunc" / "_gencli").is_file()
+    assert main(["--install-completion", "bash"]) == 0
+    once = (tmp_path / ".bashrc").read_text()
+    assert main(["--install-completion", "bash"]) == 0 and (tmp_path / ".bashrc").read_text() == once
     monkeypatch.setenv("SHELL", "/usr/bin/fish")
     assert completion.named(["--show-completion"]) == ["--show-completion", "fish"]
     assert "Register-ArgumentCompleter" in completion.show("powershell")
