@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from gencli.errors import UsageError
-from gencli.kernels.build import HERE, NAME
 
 INTERFACE = 7  # as kernels.h says it
 
@@ -137,7 +136,9 @@ def library() -> Library | None:
     if wanted == "off" or sys.byteorder != "little":
         return None
     try:
-        return Library(HERE / NAME, wanted)
+        from gencli.kernels import build  # here, so that it also runs as a program
+
+        return Library(build.HERE / build.NAME, wanted)
     except OSError:
         return None
 

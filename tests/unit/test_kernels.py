@@ -3,7 +3,10 @@ other CPUs with their intrinsics in plain C, see tests.oracles.variants) and by 
 
 import ctypes
 import itertools
+import os
 import pkgutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,8 +50,15 @@ def multiply(library: Library, weights: Weights, x: np.ndarray, outputs: int) ->
 
 def test_the_installed_library_is_there_and_current():
     """Where gencli is installed with a C compiler; a clone that was not: `python -m gencli.kernels.build`."""
-    assert Library(kernels.HERE / build.NAME).variant == Library(kernels.HERE / build.NAME).variants[0]
+    assert Library(build.HERE / build.NAME).variant == Library(build.HERE / build.NAME).variants[0]
     assert not {module.name for module in pkgutil.iter_modules(kernels.__path__)} & {"kernels"}  # it is no module
+
+
+def test_without_a_compiler_the_build_says_one_line():
+    line = [sys.executable, "-m", "gencli.kernels.build"]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "CC": "no-such-cc"}, check=False)
+    wanted = "error: no-such-cc does not run: No such file or directory\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", wanted)
 
 
 def test_variants(tmp_path):
