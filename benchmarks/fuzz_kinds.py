@@ -6,18 +6,21 @@ import contextlib
 import functools
 import io
 import json
+import os
 import random
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from benchmarks.fuzz import mutate_bytes, mutate_json
+from gencli.checkpoints import ollama
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.build import load
 from gencli.checkpoints.checkpoint import Contents
@@ -620,6 +623,20 @@ def read_settings(root: Path) -> None:
     config.changed(data.decode("utf-8", "replace"), ["image", "steps"], "4")
 
 
+def manifests(root: Path) -> None:
+    digest, place = "0" * 64, root / "manifests" / "registry.ollama.ai" / "library" / "a"
+    place.mkdir(parents=True)
+    (root / "blobs").mkdir()
+    (root / "blobs" / f"sha256-{digest}").write_bytes(b"GGUF")
+    layers = [{"mediaType": f"{ollama.KIND}{kind}", "digest": f"sha256:{digest}"} for kind in ("model", "params")]
+    (place / "latest").write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+
+
+def read_manifests(root: Path) -> None:
+    with patch.dict(os.environ, OLLAMA_MODELS=str(root)):
+        ollama.find("a")
+
+
 TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% endif %}{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | replace('a', 'b') + '<|im_end|>\n' }}{% endfor %}"
@@ -750,6 +767,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "captions": kind(captions, read_captions, "*.jsonl", "*.zip", "*.txt", "*.png"),
     "texts": kind(texts, read_texts, "*"),
     "settings": kind(settings, read_settings, "*.toml"),
+    "ollama": kind(manifests, read_manifests, "latest"),
     "conversations": kind(conversations, read_conversations, "*.json*"),
     "prompts": kind(prompts, read_prompts, "*.txt", apart=True),
     "state": kind(state, read_state, "*.pt"),

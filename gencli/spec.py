@@ -49,7 +49,8 @@ def completing(task: str | None = None) -> Callable[[str], list[tuple[str, str]]
 def named_model(env: str, default: str | None, task: str, what: str = "", example: str = "qwen3:4b") -> Option:
     """Return the row of -m/--model. task: the kind of model; what: in words, if none of that kind is embedded."""
     begin = f"{what}: short name, folder" if what else "Short name (see `gencli models available`), folder, file"
-    help = f"{begin} or Hugging Face id, such as {example} (default: {default or 'none'})."
+    kept = ", or ollama:NAME of one that ollama keeps" if task in ("text", "chat") else ""
+    help = f"{begin} or Hugging Face id, such as {example}{kept} (default: {default or 'none'})."
     elsewhere = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url")
     return Option(str, "-m, --model NAME", help, MODEL, env=env, also=elsewhere, complete=completing(task))
 

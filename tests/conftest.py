@@ -16,6 +16,7 @@ sys.dont_write_bytecode = False
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GENCLI_CONFIG"] = os.devnull
+os.environ["OLLAMA_MODELS"] = os.devnull
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")  # what one leaves in the cache is not another's
 os.environ["GENCLI_CACHE"] = os.path.join(tempfile.gettempdir(), f"gencli-tests-{WORKER}")
 pytest.register_assert_rewrite("tests.oracles", "tests.tiny")

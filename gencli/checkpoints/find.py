@@ -1,5 +1,6 @@
 """Finding a checkpoint by name: an embedded model, a folder, a file, or a Hugging Face id (`org/name[@revision]`), and
-of several GGUF files there one by its type (`org/name:Q4_K_M`, `./folder:Q4_K_M`)."""
+of several GGUF files there one by its type (`org/name:Q4_K_M`, `./folder:Q4_K_M`), or one of ollama's
+(`ollama:name:tag`)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gencli.checkpoints import catalogue, gguf_names, hub_cache, layout
+from gencli.checkpoints import catalogue, gguf_names, hub_cache, layout, ollama
 from gencli.checkpoints.hub_cache import HubId, Progress
 from gencli.errors import GencliError, did_you_mean
 from gencli.json_files import read_json
@@ -25,7 +26,7 @@ class Source:
 
     name: str
     path: Path
-    kind: Literal["embedded", "folder", "file", "hub"]
+    kind: Literal["embedded", "folder", "file", "hub", "ollama"]
     json: Mapping[Path, dict[str, object]] = field(default_factory=dict, repr=False, compare=False)
 
     def here(self, fetch: Callable[[str], Source]) -> Source:
@@ -60,6 +61,8 @@ def known_names(task: str | None = None) -> Iterator[tuple[str, str]]:
         yield entry.name, entry.good_for
     for name in sorted({found.name for found in hub_cache.snapshots()}):
         yield name, "" if task == CACHED else "in the cache"
+    for name in ollama.names() if task in (None, "text", "chat") else ():
+        yield name, "of ollama"
 
 
 def find(
@@ -85,7 +88,8 @@ def find(
         hub_id, bare, gguf = HubId.parse(entry.id), False, None
     name = _name(hub_id, gguf) if hub_id else name
     if hub_id is None or bare:
-        hint = did_you_mean(name, [known for known, _ in known_names()])
+        theirs = f"did you mean {ollama.PREFIX}{name}?" if ollama.has(name) else None
+        hint = theirs or did_you_mean(name, [known for known, _ in known_names()])
         raise GencliError(
             f"no model {name!r}: not a file or folder, not a short name",
             hint or "`gencli models available` lists well-known models, `gencli models list` those that are here",
@@ -146,10 +150,13 @@ def in_snapshot(
 def find_local(name: str) -> Source | None:
     """Return an embedded checkpoint, or an existing folder or file; None if there is none of that name.
 
-    The folder of a training run stands for the checkpoint in it. Raise GencliError for `folder:TYPE` without one.
+    The folder of a training run stands for the checkpoint in it. Raise GencliError for `folder:TYPE` without one, and
+    for a model that ollama has not.
     """
     if name in embedded_names():
         return Source(name, embedded_root() / name, "embedded")
+    if name.startswith(ollama.PREFIX):
+        return Source(name, ollama.find(name.removeprefix(ollama.PREFIX)), "ollama")
     path = Path(name).expanduser()
     if path.is_dir():
         made = path / "checkpoint"  # of a run of gencli's training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from gencli.checkpoints import gguf_names, hub_cache, layout
+from gencli.checkpoints import gguf_names, hub_cache, layout, ollama
 from gencli.checkpoints.catalogue import find_entry
 from gencli.checkpoints.find import (
     CACHED,
@@ -198,7 +199,8 @@ def rm(
         size = sum(packed_cache.copies(path).values())
         said, place = f"the packed copies of {name}", packed_cache.root()
     elif local is not None:
-        what = "belongs to gencli" if local.kind == "embedded" else "is not part of the Hugging Face cache"
+        whose = {"embedded": "belongs to gencli", "ollama": "belongs to ollama"}
+        what = whose.get(local.kind, "is not part of the Hugging Face cache")
         raise GencliError(f"{name} {what} and is not removed")
     else:
         if wanted is None:
@@ -255,3 +257,6 @@ def _here() -> Iterator[Source]:
             yield in_snapshot(f"{found.name}:{kind}", found.folder, kind)
         if not layout.is_gguf(names):
             yield Source(found.name, found.folder, "hub")
+    for name in ollama.names():
+        with contextlib.suppress(GencliError):  # one whose file was removed
+            yield find(name)

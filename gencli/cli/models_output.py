@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gencli.checkpoints.report import Description
     from gencli.cli.models_settings import Stage
 
-WHERE = {"embedded": "embedded", "hub": "cached", "folder": "folder", "file": "file"}
+WHERE = {"embedded": "embedded", "hub": "cached", "folder": "folder", "file": "file", "ollama": "ollama"}
 # What matters of a config: words → its keys in different families
 SUMMARY = {
     "context": ("max_position_embeddings", "n_positions"),

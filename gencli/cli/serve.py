@@ -148,7 +148,8 @@ def _names(models: tuple[str, ...]) -> dict[str, str]:
     names: dict[str, str] = {}
     for model in models:
         local = find_local(model)
-        name = local.path.stem if local and local.kind == "file" else local.path.name if local else model
+        paths = {"file": local.path.stem, "folder": local.path.name} if local else {}
+        name = paths.get(local.kind, model) if local else model
         if name in names:
             raise UsageError(f"--model {model}: another model goes by the name {name}")
         names[name] = model

@@ -41,7 +41,7 @@ def environment(**changes: str | None) -> dict[str, str]:
     cache = os.environ.get("GENCLI_CACHE") or os.path.join(tempfile.gettempdir(), "gencli-tests")
     env |= {"GENCLI_CACHE": cache, "HF_HUB_OFFLINE": "1"}
     env |= {"XDG_STATE_HOME": os.path.join(tempfile.gettempdir(), "gencli-tests-state")}
-    env |= {"GENCLI_NO_SERVER": "1"}  # one may be running
+    env |= {"GENCLI_NO_SERVER": "1", "OLLAMA_MODELS": os.devnull}  # one may be running, and have models
     env |= {"GENCLI_CONFIG": os.devnull, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     for key, value in changes.items():
         env.pop(key, None)

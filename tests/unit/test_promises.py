@@ -32,7 +32,7 @@ FUZZED = {
     "LoRA adapter": "adapter", "LoRA of images": "image lora", "embedding": "embedding", "image": "images",
     "metadata": "metadata", "preprocessor of a CLIP": "clip", "palette of an iGPT": "imagegpt",
     "prompt on stdin": "prompts", "examples, saved conversation": "conversations", "captions": "captions",
-    "config file": "settings",
+    "config file": "settings", "ollama's manifests": "ollama",
     "texts to train on": "texts", "state of a run": "state", "hub, paths": "hub",
     "argv": "command line", "scheduler_config.json": "stable diffusion", "systems of several models": "unclip",
     "ControlNet": "controlnet", "files beside a single file": "networks",
