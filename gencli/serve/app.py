@@ -273,7 +273,7 @@ class Server:
             try:
                 resolved = await asyncio.to_thread(engine.resolve, asked.request)
             except GencliError as error:
-                raise Refusal.of(error, status=INVALID, param="prompt") from None
+                raise Refusal.of(error, status=INVALID, param="prompt", names=asked.names) from None
             images: list[bytes] = []
             make = partial(ImageWork, request=resolved, format=asked.format)
             async with contextlib.aclosing(events_of(engine, [make])) as events:

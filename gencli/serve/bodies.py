@@ -1,26 +1,32 @@
 """The JSON bodies of OpenAI's routes → requests, checked by the same rows as the command line. No torch.
 
 Beside OpenAI's own names every sampling parameter is known by the name of its row, as `top_k` and `repeat_penalty`. A
-name that would be ignored is refused, so that nothing is dropped in silence; null is the same as not given.
+name that would be ignored is refused, so that nothing is dropped in silence; null is the same as not given. What is
+wrong is told in the names of the body.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
-from gencli.options import SEVERAL_LIMIT, rows
+from gencli.options import KINDS, SEVERAL_LIMIT, Option, rows
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.text.chat_template import Message
 from gencli.text.request import MAX_SEED, SamplingParams, TextRequest, draw_seed
 
 T = TypeVar("T")
 Body = Mapping[str, object]  # as it came
-Values = dict[str, Any]  # of the fields of a request, as they came: their rows check them
+Values = dict[str, Any]  # of the fields of a request, checked
 MOST_TOKENS = 2**17  # of all answers to one request
 MOST_LOGPROBS = 20  # as OpenAI has it
 MOST_PROMPTS, MOST_SAMPLES, MOST_IMAGES, MOST_PIXELS, MOST_MESSAGES = 64, 128, 10, 2048 * 2048, 4096
@@ -31,6 +37,10 @@ INERT = {  # what changes no answer
 TEXT = {name: name for name, option in rows(SamplingParams) if option.usage}
 TEXT |= {"max_tokens": "max_tokens", "seed": "seed", "n": "num_samples", "stop": "stop", "logprobs": "logprobs"}
 TEXT |= {"truncate": "truncate"}
+CHAT = {"max_completion_tokens": "max_tokens", **TEXT}
+TEXT_ROWS, DRAWN_ROWS = {**dict(rows(TextRequest)), **dict(rows(SamplingParams))}, dict(rows(ImageRequest))
+LARGEST = sys.float_info.max
+FORMS = ("text", "json_object", "json_schema")
 # Those of OpenAI's that change nothing at one value, and are not followed at others.
 ONLY: dict[str, Collection[object]] = {
     "best_of": (1,), "suffix": ("",), "echo": (False,), "tool_choice": ("none", "auto"), "tools": ([],),
@@ -43,6 +53,7 @@ DRAWN = {  # name in a body → field of ImageRequest
 }  # fmt: skip
 FORMATS = ("png", "jpeg", "webp")
 DRAWN_INERT = {*INERT, "response_format", "size", "output_format", "quality", "style", "background", "moderation"}
+SIZE = ("--width", "--height", "--size")  # in errors
 
 
 @dataclass(frozen=True)
@@ -62,21 +73,18 @@ class Chat:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Images to draw, and the file format that they are sent in."""
+    """Images to draw, and the file format that they are sent in. names: as `Refusal.of`."""
 
     request: ImageRequest
     format: str
+    names: Mapping[str, str]
 
 
 def read_completions(body: Body) -> Completions:
     """Read the body of /v1/completions. Raise Refusal."""
     prompts = _prompts(body.get("prompt", ""))
-    values = _text_values(body, {"prompt"})
-    if len(prompts) * values.get("num_samples", 1) > MOST_SAMPLES:
-        raise Refusal(INVALID, f"more than {MOST_SAMPLES} texts in one request", param="n")
-    _limit_tokens(values, len(prompts))
-    seed = _seed(values)
-    samples = values.get("num_samples", 1)
+    values = _text_values(body, {"prompt"}, TEXT, len(prompts))
+    seed, samples = values.pop("seed"), values.get("num_samples", 1)
     made = []
     for number, prompt in enumerate(prompts):
         text, ids = (prompt, None) if isinstance(prompt, str) else ("", prompt)
@@ -93,52 +101,64 @@ def read_chat(body: Body) -> Chat:
     if read[-1]["role"] != "user":
         raise Refusal(INVALID, "messages: the last one must be the user's", param="messages")
     values = dict(body)
-    if (most := values.pop("max_completion_tokens", None)) is not None:
-        values["max_tokens"] = most
+    if values.get("max_completion_tokens") is not None:  # which took the other one's place
+        values.pop("max_tokens", None)
     logprobs, top = values.pop("logprobs", None), values.pop("top_logprobs", None)
-    if not isinstance(logprobs, bool | None) or (top is not None and not logprobs):
-        raise Refusal(INVALID, "logprobs: wants true or false, and true with top_logprobs", param="logprobs")
+    if not isinstance(logprobs, bool | None):
+        raise Refusal(INVALID, f"logprobs {_shown(logprobs)}: wants true or false", param="logprobs")
+    if top is not None and not logprobs:
+        raise Refusal(INVALID, "top_logprobs: wants logprobs to be true", param="top_logprobs")
     if logprobs:
-        values["logprobs"] = 0 if top is None else top
-    known = _text_values(values, {"messages"})
-    _limit_tokens(known)
-    return Chat(_request("", _seed(known), known), read)
+        values["logprobs"] = 0 if top is None else _whole("top_logprobs", top, 0, MOST_LOGPROBS)
+    known = _text_values(values, {"messages"}, CHAT)
+    return Chat(_request("", known.pop("seed"), known), read)
 
 
 def read_drawing(body: Body, model: str) -> Drawing:
     """Read the body of /v1/images/generations for a model of this name. Raise Refusal."""
     if body.get("response_format") not in (None, "b64_json"):
         raise Refusal(INVALID, "response_format: images are sent as b64_json alone", param="response_format")
-    if not isinstance(body.get("prompt", ""), str):
-        raise Refusal(INVALID, "prompt: wants a text", param="prompt")
-    format = body.get("output_format") or "png"
-    if format not in FORMATS:
-        raise Refusal(
-            INVALID, f"output_format {format!r:.60}: wants one of {', '.join(FORMATS)}", param="output_format"
-        )
-    values: Values = {}
-    for name, value in _given(body, DRAWN, DRAWN_INERT).items():
-        values[DRAWN[name]] = value
-    _integer(values, "count", "n", MOST_IMAGES)
-    size = body.get("size") or "auto"
-    if size != "auto":
+    if body.get("stream") not in (None, False):
+        raise Refusal(INVALID, "stream: images are not streamed", param="stream")
+    format = body.get("output_format")
+    format = FORMATS[0] if format is None else format
+    if not isinstance(format, str) or format not in FORMATS:
+        wanted = f"output_format {_shown(format)}: wants one of {', '.join(FORMATS)}"
+        raise Refusal(INVALID, wanted, param="output_format")
+    values = _values(_given(body, DRAWN, DRAWN_INERT), DRAWN, DRAWN_ROWS)
+    size = body.get("size")
+    if size not in (None, "auto"):
         values["width"], values["height"] = _size(size)
-    values["seed"] = _seed(values)
-    return Drawing(_checked(lambda: ImageRequest(**values, model=model)), format)
+    names = {**spoken(body, DRAWN, DRAWN_ROWS), **dict.fromkeys((*SIZE, "size"), "size")}
+    return Drawing(_checked(lambda: ImageRequest(**values, model=model), names), format, names)
 
 
 def wants_stream(body: Body) -> tuple[bool, bool]:
     """Return whether the answer is to be streamed, and whether its end is to tell the usage. Raise Refusal."""
     stream, options = body.get("stream"), body.get("stream_options")
-    if not isinstance(stream, bool | None) or not isinstance(options, Mapping | None):
-        raise Refusal(INVALID, "stream: wants true or false, and stream_options an object", param="stream")
-    usage = bool((options or {}).get("include_usage"))
+    if not isinstance(stream, bool | None):
+        raise Refusal(INVALID, f"stream {_shown(stream)}: wants true or false", param="stream")
+    usage = options.get("include_usage") if isinstance(options, Mapping) else None
+    if not isinstance(options, Mapping | None) or not isinstance(usage, bool | None):
+        wanted = "stream_options: wants an object, in which include_usage is true or false"
+        raise Refusal(INVALID, wanted, param="stream_options")
     if stream and body.get("logprobs") not in (None, False):
         raise Refusal(INVALID, "logprobs are not streamed: leave out stream", param="logprobs")
-    return bool(stream), usage
+    return bool(stream), bool(usage)
 
 
-def _given(body: Body, known: Mapping[str, str], inert: Collection[str]) -> Values:
+def spoken(body: Body, known: Mapping[str, str], options: Mapping[str, Option]) -> dict[str, str]:
+    """Return what clients call the options of the command line, as `Refusal.of` wants it: one of several names is that
+    of the body, or else the first; and the names that the body gives, for errors that have them as words."""
+    said = [name for name in known if name in body]
+    found = {name: name for name in said}
+    for name in (*said, *known):
+        for flag in "/".join(options[known[name]].flags).split("/"):  # --weighted/--no-weighted
+            found.setdefault(flag, name)
+    return found
+
+
+def _given(body: Body, known: Mapping[str, str], inert: Collection[str]) -> dict[str, object]:
     """Return what the body gives of `known`. Raise Refusal for what would be ignored."""
     found = {}
     for name, value in body.items():
@@ -147,38 +167,62 @@ def _given(body: Body, known: Mapping[str, str], inert: Collection[str]) -> Valu
         if name in ONLY and any(value == one and type(value) is type(one) for one in ONLY[name]):
             continue
         if name not in known:
-            raise Refusal(INVALID, f"{name[:60]!r} is not supported", param=name[:60], code="unsupported_parameter")
+            if name in ONLY:
+                told = f"{name} {_shown(value)} is not supported (only {' or '.join(map(json.dumps, ONLY[name]))})"
+            else:
+                close = did_you_mean(name[:60], known)
+                told = f"{name[:60]!r} is not supported{f' ({close})' if close else ''}"
+            raise Refusal(INVALID, told, param=name[:60], code="unsupported_parameter")
         found[name] = value
     return found
 
 
-def _text_values(body: Body, besides: Collection[str]) -> Values:
+def _values(given: Body, known: Mapping[str, str], options: Mapping[str, Option]) -> Values:
+    """Return what a body gives as values of fields, and a seed in any case. Raise Refusal."""
+    values: Values = {"seed": draw_seed(None)}
+    for name, value in given.items():
+        field = known[name]
+        values[field] = READ[field](name, value) if field in READ else _by_row(name, value, options[field])
+    return values
+
+
+def _by_row(name: str, value: object, option: Option) -> object:
+    """Return a value, as its row has it. Raise Refusal for one of another kind, or outside of the limits."""
+    right = isinstance(value, int | float) if option.kind is float else isinstance(value, option.kind)
+    if not right or (isinstance(value, bool) and option.kind is not bool):
+        raise Refusal(INVALID, f"{name} {_shown(value)}: wants {KINDS[option.kind]}", param=name)
+    try:
+        dataclasses.replace(option, called=name).check(name, value)
+    except UsageError as error:
+        raise Refusal.of(error, status=INVALID, param=name) from None
+    return float(value) if option.kind is float and isinstance(value, int) else value
+
+
+def _text_values(body: Body, besides: Collection[str], known: Mapping[str, str], prompts: int = 1) -> Values:
     """Return the values of a text request. Raise Refusal."""
     form = _schema(body.get("response_format"))
-    known = {*INERT, *besides, *(("response_format",) if form else ())}
-    values = {**form, **{TEXT[name]: value for name, value in _given(body, TEXT, known).items()}}
-    if "stop" in values:
-        stop = values["stop"]
-        values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
-        several = values["stop"] if isinstance(values["stop"], tuple) else (None,)
-        if len(several) > SEVERAL_LIMIT or not all(isinstance(one, str) for one in several):
-            raise Refusal(INVALID, f"stop: wants a text or at most {SEVERAL_LIMIT} of them", param="stop")
-    if "logit_bias" in values:
-        values["logit_bias"] = _bias(values["logit_bias"])
-    _integer(values, "num_samples", "n", MOST_SAMPLES)
-    _integer(values, "logprobs", "logprobs", MOST_LOGPROBS, least=0)
+    given = _given(body, known, {*INERT, *besides, *(("response_format",) if form else ())})
+    values = {**form, **_values(given, known, TEXT_ROWS)}
+    texts = prompts * values.get("num_samples", 1)
+    if texts > MOST_SAMPLES:
+        raise Refusal(INVALID, f"more than {MOST_SAMPLES} texts in one request", param="n")
+    if values.get("max_tokens", 0) > MOST_TOKENS // texts:
+        name = next(name for name in given if known[name] == "max_tokens")
+        wanted = f"at most {MOST_TOKENS // texts} for each text of so many in one request"
+        raise Refusal(INVALID, f"{name} {values['max_tokens']}: {wanted}", param=name)
     return values
 
 
 def _schema(format: object) -> dict[str, str]:
     """Return the JSON schema that `response_format` asks for, as a value of a text request. Raise Refusal."""
-    if not isinstance(format, Mapping):
+    if format is None:
         return {}
-    kind = format.get("type")
-    if kind == "json_object":
-        return {"schema": '{"type": "object"}'}
+    kind = format.get("type") if isinstance(format, Mapping) else None
+    if not isinstance(format, Mapping) or not isinstance(kind, str) or kind not in FORMS:
+        wanted = f"response_format: wants an object with a type of {', '.join(FORMS[:-1])} or {FORMS[-1]}"
+        raise Refusal(INVALID, wanted, param="response_format")
     if kind != "json_schema":
-        return {}
+        return {"schema": '{"type": "object"}'} if kind == "json_object" else {}
     holder = format.get("json_schema")
     schema = holder.get("schema") if isinstance(holder, Mapping) else None
     if not isinstance(schema, Mapping):
@@ -186,42 +230,47 @@ def _schema(format: object) -> dict[str, str]:
     return {"schema": json.dumps(schema)}
 
 
-def _limit_tokens(values: Values, prompts: int = 1) -> None:
-    """Raise Refusal for more tokens than one request may ask for."""
-    asked = values.get("max_tokens")
-    most = MOST_TOKENS // (prompts * values.get("num_samples", 1))
-    if type(asked) is int and asked > most:
-        message = f"max_tokens {str(asked)[:20]}: at most {most} for each text of so many in one request"
-        raise Refusal(INVALID, message, param="max_tokens")
-
-
 def _request(prompt: str, seed: int, values: Values) -> TextRequest:
-    return _checked(lambda: TextRequest.of(prompt, seed=seed, **values))
+    return _checked(lambda: TextRequest.of(prompt, seed=seed, **values), {**FLAGS, "prompt": "prompt"})
 
 
-def _checked(make: Callable[[], T]) -> T:
-    """Make a request. Raise Refusal where its rows refuse a value."""
+def _checked(make: Callable[[], T], names: Mapping[str, str]) -> T:
+    """Make a request. Raise Refusal where values do not go together, or a text is none."""
     try:
         return make()
     except GencliError as error:
-        name = error.message.removeprefix("--").split(" ")[0].replace("-", "_").rstrip(":")
-        raise Refusal.of(error, status=INVALID, param=name) from None
-    except TypeError as error:  # of a kind that cannot even be compared
-        raise Refusal(INVALID, f"a value is of the wrong kind: {error}"[:300]) from None
+        raise Refusal.of(error, status=INVALID, names=names) from None
 
 
-def _seed(values: Values) -> int:
-    """Take the seed out of values, or draw one. Raise Refusal."""
-    seed = draw_seed(values.pop("seed", None))
-    if type(seed) is not int or not 0 <= seed <= MAX_SEED - MOST_SAMPLES:
-        raise Refusal(INVALID, f"seed {seed!r:.60}: wants a whole number below {MAX_SEED - MOST_SAMPLES}", param="seed")
-    return seed
+def _shown(value: object) -> str:
+    """Return a value as a client wrote it, but no more than its beginning."""
+    if isinstance(value, list | Mapping):
+        return "[…]" if isinstance(value, list) else "{…}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _integer(values: Values, field: str, name: str, most: int, least: int = 1) -> None:
-    value = values.get(field, least)
+def _whole(name: str, value: object, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise Refusal(INVALID, f"{name} {value!r:.60}: wants a whole number from {least} to {most}", param=name)
+        wanted = f"wants a whole number from {least} to {most}"
+        raise Refusal(INVALID, f"{name} {_shown(value)}: {wanted}", param=name)
+    return value
+
+
+def _seed(name: str, value: object) -> int:
+    return draw_seed(_whole(name, value, -1, MAX_SEED - MOST_SAMPLES))
+
+
+def _stop(name: str, value: object) -> tuple[str, ...]:
+    """Return the texts of `stop`: one or several."""
+    several = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(several, list)
+        or len(several) > SEVERAL_LIMIT
+        or not all(isinstance(one, str) for one in several)
+    ):
+        raise Refusal(INVALID, f"{name}: wants text, or a list of at most {SEVERAL_LIMIT} of them", param=name)
+    return tuple(several)
 
 
 def _prompts(value: object) -> list[str | list[int]]:
@@ -255,21 +304,35 @@ def _message(number: int, message: object) -> Message:
     return {"role": role, "content": content}
 
 
-def _bias(value: object) -> tuple[tuple[int, float], ...]:
-    try:
-        if not isinstance(value, Mapping):
-            raise TypeError
-        return tuple((int(token), float(bias)) for token, bias in value.items())
-    except (TypeError, ValueError):
-        raise Refusal(INVALID, "logit_bias: wants an object of token ids and numbers", param="logit_bias") from None
+def _bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
+    """Return the pairs of `logit_bias`. Raise Refusal."""
+    if not isinstance(value, Mapping) or not all(map(_is_bias, value.items())):
+        raise Refusal(INVALID, f"{name}: wants an object of token ids and numbers", param=name)
+    return tuple((int(token), float(bias)) for token, bias in value.items())
+
+
+def _is_bias(pair: tuple[str, object]) -> bool:
+    token, bias = pair
+    if not isinstance(bias, int | float) or isinstance(bias, bool) or not re.fullmatch("[0-9]{1,9}", token):
+        return False
+    return abs(bias) <= LARGEST or bias == -math.inf
 
 
 def _size(size: object) -> tuple[int, int]:
-    try:
-        width, height = (int(side) for side in (size.split("x") if isinstance(size, str) else ()))
-        if min(width, height) < 1 or width * height > MOST_PIXELS:
-            raise UsageError("")
-    except (ValueError, UsageError):
+    found = re.fullmatch("([1-9][0-9]{0,6})x([1-9][0-9]{0,6})", size) if isinstance(size, str) else None
+    if found is None or int(found[1]) * int(found[2]) > MOST_PIXELS:
         wanted = f"wants WIDTHxHEIGHT of at most {MOST_PIXELS} pixels, or auto"
-        raise Refusal(INVALID, f"size {size!r:.60}: {wanted}", param="size") from None
-    return width, height
+        raise Refusal(INVALID, f"size {_shown(size)}: {wanted}", param="size")
+    return int(found[1]), int(found[2])
+
+
+FLAGS = {**spoken({}, TEXT, TEXT_ROWS), "--schema": "response_format"}  # of texts
+READ: dict[str, Callable[[str, object], object]] = {  # of fields whose rows say less, or other, than a body may have
+    "seed": _seed,
+    "stop": _stop,
+    "logit_bias": _bias,
+    "max_tokens": partial(_whole, least=1, most=MOST_TOKENS),
+    "num_samples": partial(_whole, least=1, most=MOST_SAMPLES),
+    "logprobs": partial(_whole, least=0, most=MOST_LOGPROBS),
+    "count": partial(_whole, least=1, most=MOST_IMAGES),
+}

@@ -22,6 +22,7 @@ from gencli.image.files import pictures
 from gencli.image.found import Inputs
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, resolve
+from gencli.serve.bodies import FLAGS
 from gencli.serve.refusal import FAILED, INVALID, Refusal
 from gencli.text.chat import ChatModel
 from gencli.text.events import Completion, Event, Failed
@@ -219,7 +220,8 @@ def _put(work: TextWork, event: Event, first: int) -> None:
     """Give a request its event, with the index of the sample in it."""
     if isinstance(event, Failed):
         work.left = 0
-        work.put(Refusal.of(event.error, status=FAILED if event.at_work else INVALID, param="prompt"))
+        status, param = FAILED if event.at_work else INVALID, "messages" if work.chat else "prompt"
+        work.put(Refusal.of(event.error, status=status, param=param, names=FLAGS))
         return
     work.put(dataclasses.replace(event, index=event.index - first))
     if isinstance(event, Completion):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from gencli import __version__
-from gencli.image.request import ImageRequest
-from gencli.options import Option, rows
+from gencli.options import Option
 from gencli.serve.bodies import (
     DRAWN,
     DRAWN_INERT,
+    DRAWN_ROWS,
     FORMATS,
     INERT,
     MOST_IMAGES,
@@ -20,8 +20,8 @@ from gencli.serve.bodies import (
     MOST_TOKENS,
     ONLY,
     TEXT,
+    TEXT_ROWS,
 )
-from gencli.text.request import SamplingParams, TextRequest
 
 Schema = dict[str, object]
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
@@ -87,7 +87,7 @@ def page(models: Iterable[str]) -> Schema:
     model = {"model": {"enum": list(models)}}
     text: Schema = dict.fromkeys(INERT, ANY)
     text |= {name: {"enum": [*values]} for name, values in ONLY.items()}
-    text |= {name: _schema(field, _ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI | STREAMED
+    text |= {name: _schema(field, TEXT_ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI | STREAMED
     text |= {**model, "response_format": FORMAT}
     prompt = {"type": "string"}
     completion = {
@@ -100,8 +100,8 @@ def page(models: Iterable[str]) -> Schema:
         "logprobs": {"type": "boolean"},
     }
     drawn: Schema = dict.fromkeys(DRAWN_INERT, ANY)
-    drawn |= {name: _schema(field, dict(rows(ImageRequest))) for name, field in DRAWN.items()}
-    drawn |= {**model, "response_format": {"enum": ["b64_json", None]}}
+    drawn |= {name: _schema(field, DRAWN_ROWS) for name, field in DRAWN.items()}
+    drawn |= {**model, "response_format": {"enum": ["b64_json", None]}, "stream": {"enum": [False, None]}}
     drawn |= {"n": {"type": "integer", "minimum": 1, "maximum": MOST_IMAGES}, "output_format": {"enum": list(FORMATS)}}
     drawn |= {"size": {"type": "string", "pattern": "^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"}}
     return {
@@ -116,9 +116,6 @@ def page(models: Iterable[str]) -> Schema:
             "/v1/embeddings": _post({**model, "input": {"type": "string"}}, "input"),
         },
     }
-
-
-_ROWS = {**dict(rows(TextRequest)), **dict(rows(SamplingParams))}
 
 
 def _schema(field: str, known: Mapping[str, Option]) -> Schema:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from gencli.errors import GencliError, UsageError
 
 INVALID, NOT_FOUND, TOO_LARGE, BUSY, FAILED, UNAVAILABLE = 400, 404, 413, 429, 500, 503
+WORD = re.compile(r"(?<![\w-])-{0,2}[A-Za-z][\w-]*")  # an option of the command line is one too
 KINDS = {BUSY: "rate_limit_error", FAILED: "server_error", UNAVAILABLE: "server_error", 401: "authentication_error"}
+
+
+NO_NAMES: Mapping[str, str] = {}
 
 
 class Refusal(Exception):
@@ -29,12 +34,37 @@ class Refusal(Exception):
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the JSON of the answer."""
         kind = KINDS.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        param = self.param and _text(self.param)
+        return {"error": {"message": _text(self.message), "type": kind, "param": param, "code": self.code}}
 
     @classmethod
-    def of(cls, error: GencliError, *, status: int | None = None, param: str | None = None) -> Refusal:
-        """Return the refusal that tells an error of gencli: the client's fault if it is one of usage."""
+    def of(
+        cls,
+        error: GencliError,
+        *,
+        status: int | None = None,
+        param: str | None = None,
+        names: Mapping[str, str] = NO_NAMES,
+    ) -> Refusal:
+        """Return the refusal that tells an error of gencli: the client's fault if it is one of usage.
+
+        names: options of the command line, and other words that name a parameter → what the client calls it. The error
+        is told in its words, the first of them is `param`, and a hint that only a command line can follow is left out.
+        """
         if status is None:
             status = INVALID if isinstance(error, UsageError) else FAILED
-        message = error.message.removeprefix("--")
-        return cls(status, f"{message} ({error.hint})" if error.hint else message, param=param)
+        param = next((names[word] for word in WORD.findall(error.message) if word in names), param)
+        message, hint = (_in_words(text, names) for text in (error.message, error.hint or ""))
+        if names and any(word.startswith("-") for word in WORD.findall(hint)):
+            hint = ""
+        message = message.removeprefix("--")
+        return cls(status, f"{message} ({hint})" if hint else message, param=param)
+
+
+def _in_words(text: str, names: Mapping[str, str]) -> str:
+    return WORD.sub(lambda found: names.get(found[0], found[0]), text)
+
+
+def _text(value: str) -> str:
+    """Return a text as UTF-8 can have it, which a client's JSON may not be."""
+    return value.encode("utf-8", "backslashreplace").decode()

@@ -30,11 +30,11 @@ def server() -> Server:
     return Server(pool, Limits(queue=2, body=1000, seconds=0.2))
 
 
-def post(server: Server, url: str = "http://localhost", **request) -> httpx.Response:
+def post(server: Server, url: str = "http://localhost", path: str = "/v1/completions", **request) -> httpx.Response:
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(server.app())
         async with httpx.AsyncClient(transport=transport, base_url=url) as client:
-            return await client.post("/v1/completions", **request)
+            return await client.post(path, **request)
 
     return asyncio.run(ask())
 
@@ -81,6 +81,48 @@ def test_a_key_may_have_any_letters(server):
     for shown, status in ((server.key, 404), ("schlussel-und-riegel", 401)):
         headers = {"Authorization": f"Bearer {shown}".encode()}
         assert post(server, json={"model": "none"}, headers=headers).status_code == status
+
+
+def test_text_that_is_no_unicode_is_told(server):
+    """The answer is UTF-8, whatever the request was."""
+    for body in (b'{"model": "stories", "temperature": "\\ud800"}', b'{"model": "stories", "\\ud800": 1}'):
+        answer = post(server, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and "\\ud800" in answer.json()["error"]["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "param", "told"),
+    [
+        ({"size": "100x64"}, "size", "size 100: must be a multiple of 8"),
+        ({"clip_skip": 60}, "clip_skip", "clip_skip 60: the text_encoder"),
+        ({"steps": 2000}, "steps", "2000 steps"),
+        ({"karras": True}, "karras", "has no option karras"),
+        ({"prompt": "word " * 200}, "prompt", "(weighted reads all of it, in chunks; truncate right leaves out"),
+    ],
+)
+def test_what_a_model_cannot_draw_is_told_by_the_parameter_that_is_wrong(server, body, param, told):
+    server.limits = Limits(body=10**5)
+    answer = post(server, path="/v1/images/generations", json={"model": "emoji", "prompt": "a", **body})
+    server.pool.put_away(all=True)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and told in error["message"]
+    assert "--" not in error["message"]
+
+
+@pytest.mark.slow
+def test_what_a_model_cannot_continue_is_told_by_the_parameter_that_is_wrong(server):
+    server.limits = Limits(body=10**5)
+    said = {"messages": [{"role": "user", "content": "word " * 600}]}
+    for path, body, param in (
+        ("completions", {"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias"),
+        ("completions", {"prompt": "word " * 600}, "prompt"),
+        ("chat/completions", said, "messages"),
+    ):
+        answer = post(server, path=f"/v1/{path}", json={"model": "stories", **body})
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["param"] == param and "--" not in error["message"]
+    server.pool.put_away(all=True)
 
 
 def test_a_client_that_leaves_before_its_stream_begins_is_not_under_way(server):

@@ -1,6 +1,7 @@
 """Bodies of OpenAI's routes: what becomes a request, and what is refused by name."""
 
 import json
+import re
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -96,7 +97,16 @@ def test_null_is_as_if_it_were_not_given():
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "best_of": 4}, "best_of"),
         ({"prompt": "a", "no_such": 1}, "no_such"),
-        ({"prompt": "a\ud800"}, "the"),
+        ({"prompt": "a\ud800"}, "prompt"),
+        ({"prompt": "a", "stop": "a\ud800"}, "stop"),
+        ({"prompt": "a", "logit_bias": {"5": True}}, "logit_bias"),
+        ({"prompt": "a", "logit_bias": {"5": "3"}}, "logit_bias"),
+        ({"prompt": "a", "logit_bias": {"5": 10**400}}, "logit_bias"),
+        ({"prompt": ["a", "b"], "max_tokens": 2**17}, "max_tokens"),
+        (
+            {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+            "response_format",
+        ),
     ],
 )
 def test_completions_refused(body, param):
@@ -104,6 +114,71 @@ def test_completions_refused(body, param):
         read_completions({"model": "m", **body})
     assert refused.value.status == 400 and refused.value.param == param
     assert len(refused.value.message) < 2000
+
+
+KINDS = ["hot", True, 1.5, 7, -5, [], [1], {"a": 1}, ""]
+ROUTES = {
+    "completions": (read_completions, {"model": "m", "prompt": "a"}),
+    "chat/completions": (read_chat, CHAT),
+    "images/generations": (lambda body: read_drawing(body, "m"), {"model": "m", "prompt": "a"}),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_wrong_value_is_told_by_the_name_that_the_client_knows(route):
+    """Of every name that a route reads, and values of every kind; no word of options, which clients do not have."""
+    read, right = ROUTES[route]
+    [said] = page(["m"])["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"].values()
+    names = {*said["schema"]["properties"]} - {"model", "stream", "stream_options"}
+    if route == "chat/completions":
+        right = {**right, "logprobs": True}
+    wrong = 0
+    for name in sorted(names):
+        for value in KINDS:
+            try:
+                read({**right, name: value})
+            except Refusal as refused:
+                assert refused.status == 400 and refused.param == name
+                assert name in refused.message and not re.search(r"(^|\W)--?[a-z]", refused.message), refused.message
+                wrong += 1
+    assert wrong > 100
+
+
+@pytest.mark.parametrize(
+    ("route", "wrong", "told"),
+    [
+        ("completions", {"temperature": "hot"}, 'temperature "hot": wants a number'),
+        ("completions", {"top_k": [1]}, "top_k […]: wants an integer"),
+        ("completions", {"max_tokens": "many"}, 'max_tokens "many": wants a whole number from 1 to 131072'),
+        ("completions", {"n": True}, "n true: wants a whole number from 1 to 128"),
+        ("completions", {"truncate": {"a": 1}}, "truncate {…}: wants text"),
+        ("completions", {"stop": 5}, "stop: wants text, or a list of at most 64 of them"),
+        ("completions", {"best_of": 4}, "best_of 4 is not supported (only 1)"),
+        ("completions", {"temprature": 1}, "'temprature' is not supported (did you mean temperature?)"),
+        ("chat/completions", {"max_completion_tokens": 0}, "max_completion_tokens 0: wants a whole number from"),
+        ("chat/completions", {"logprobs": True, "top_logprobs": 99}, "top_logprobs 99: wants a whole number from 0"),
+        ("chat/completions", {"top_logprobs": 2}, "top_logprobs: wants logprobs to be true"),
+        ("chat/completions", {"response_format": {"type": "xml"}}, "response_format: wants an object with a type of"),
+        ("images/generations", {"guidance_scale": "x"}, 'guidance_scale "x": wants a number'),
+        ("images/generations", {"negative_prompt": 5}, "negative_prompt 5: wants text"),
+        ("images/generations", {"karras": 1}, "karras 1: wants true or false"),
+        ("images/generations", {"size": "1x16385"}, "size 16385: must be from 1 to 16384"),
+        ("images/generations", {"size": ""}, 'size "": wants WIDTHxHEIGHT'),
+        ("images/generations", {"output_format": []}, "output_format […]: wants one of png, jpeg, webp"),
+        ("images/generations", {"stream": True}, "stream: images are not streamed"),
+    ],
+)
+def test_the_kind_that_is_wanted_is_told(route, wrong, told):
+    read, right = ROUTES[route]
+    with pytest.raises(Refusal) as refused:
+        read({**right, **wrong})
+    assert refused.value.message.startswith(told) and refused.value.param == list(wrong)[-1]
+
+
+def test_whole_numbers_are_numbers():
+    """Tensors take no integer beyond 64 bits."""
+    sampling = read_completions({"prompt": "a", "repeat_penalty": 10**30}).requests[0][0].sampling
+    assert isinstance(sampling.repeat_penalty, float)
 
 
 def test_parts_of_a_message_and_roles():
@@ -174,9 +249,15 @@ def test_images_refused(change):
 def test_streams():
     assert wants_stream({}) == (False, False)
     assert wants_stream({"stream": True, "stream_options": {"include_usage": True}}) == (True, True)
-    for body in ({"stream": 1}, {"stream": True, "stream_options": 5}, {"stream": True, "logprobs": 1}):
-        with pytest.raises(Refusal):
+    for body, param in (
+        ({"stream": 1}, "stream"),
+        ({"stream": True, "stream_options": 5}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": "no"}}, "stream_options"),
+        ({"stream": True, "logprobs": 1}, "logprobs"),
+    ):
+        with pytest.raises(Refusal) as refused:
             wants_stream(body)
+        assert refused.value.param == param
 
 
 def test_durations_and_sizes():
