@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ ELSEWHERE = {
     "--prompt-file": "read a prompt from a file with `- < FILE`",
     "-f": "read a prompt from a file with `- < FILE`",
     "--no-display-prompt": "the prompt is shown with --echo only",
+    **dict.fromkeys(("--stream", "--no-stream"), "the text is written as it is produced; --json waits for its end"),
     "--log-disable": "stdout holds only data; -q turns notes and progress off",
     "--output": "the output goes to stdout: `> FILE` saves it",
     "-o": "the output goes to stdout: `> FILE` saves it",
@@ -54,12 +56,15 @@ COMMANDS_ELSEWHERE = {
     "generate": 'text "Once upon a time"',
     "run": 'text "Once upon a time"',
     "complete": 'text "Once upon a time"',
+    "prompt": 'text "Once upon a time"',
     "draw": 'image "red apple"',
     "img": 'image "red apple"',
     "txt2img": 'image "red apple"',
     "ls": "models list",
     "download": "models pull",
     "get": "models pull",
+    "add": "models pull",
+    "update": "models pull --update",
     "remove": "models rm",
     "delete": "models rm",
     "uninstall": "models rm",
@@ -107,6 +112,13 @@ def _model(name: str) -> str | None:
     return next((f"{task} -m {name}" for task in names if name in dict(known_names(task))), None)
 
 
+def _is_model(name: str) -> bool:
+    """Return whether a word is the name of a model for texts, or of a file or folder here."""
+    from gencli.checkpoints.find import known_names
+
+    return name in dict(known_names("text")) or os.path.exists(name)
+
+
 def explain(error: Exception) -> UsageError:
     """Translate a usage error of the parser (click's or typer's) into a UsageError with a hint."""
     ctx = getattr(error, "ctx", None)
@@ -130,6 +142,8 @@ def _about_words(message: str, ctx: typer.Context) -> str | None:
     """Return a hint for arguments that a command does not take."""
     if extra := re.search(r"extra argument.*? \((.*)\)", message):
         advice = ARGUMENTS_ELSEWHERE.get(ctx.info_name or "")
+        if ctx.info_name == "chat" and _is_model(extra[1]):
+            advice = ARGUMENTS_ELSEWHERE["serve"]
         return ELSEWHERE["-c"] if extra[1].isdecimal() else advice and advice.format(shorten(extra[1], 60))
     return None
 

@@ -221,7 +221,8 @@ class ImageRequest:
         within=(0, 1))
     count: int = integer(1, "--count N", "Generate N images, with the seeds seed, seed + 1, … (default: 1).", PICTURE,
         infotext="Count", within=(1, 1_000_000),
-        also=("--num-images", "--batch-count", "--num-samples", "--n-samples", "--n", "--n-iter"))
+        also=("--num-images", "--num-images-per-prompt", "--batch-count", "--num-samples", "--n-samples", "--n",
+        "--n-iter"))
     best: int | None = integer(None, "--best N",
         "Of the --count images, keep the N that match the prompt best according to --clip.", PICTURE,
         infotext="Best", within=(1, 1_000_000))
