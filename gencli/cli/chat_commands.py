@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gencli import signals
-from gencli.atomic import write_over
+from gencli.cli import chat_settings
 from gencli.cli.chat_history import Kept
 from gencli.cli.console import Console
 from gencli.cli.sinks import TextSink
 from gencli.cli.text_output import why_cut, why_empty
 from gencli.errors import GencliError, UsageError, counted, did_you_mean
 from gencli.json_files import read_bytes
-from gencli.options import Option, rows
+from gencli.text.conversation import check_file
 from gencli.text.events import CharactersLost, Completion, ReasoningDelta, TextDelta
-from gencli.text.request import MAX_SEED, SamplingParams, TextRequest
+from gencli.text.request import MAX_SEED
 
 if TYPE_CHECKING:
     from gencli.serve.client import RemoteChat
     from gencli.text.chat import ChatSession
     from gencli.text.load import TextModel
 
-EXITS = ("/exit", "/quit", "/bye")
+# What ollama and llama.cpp call them.
+OTHER_NAMES = {
+    "/bye": "/exit",
+    "/quit": "/exit",
+    "/clear": "/reset",
+    "/regen": "/again",
+    "/read": "/file",
+    "/?": "/help",
+}
+ALONE = ("/again", "/edit", "/copy", "/reset")  # to do them in spite of further words may be what nobody wants
 
 
 class Repl:
@@ -45,7 +55,7 @@ class Repl:
         self.console, self.seed, self.kept, self.open_model = console, seed, kept, open_model
         self.session: Any = session
         self.conversation = session.conversation
-        self.attached: list[str] = []  # texts of files that go with the next message
+        self.attached: dict[str, str] = {}  # texts of files that go with the next message, by path
         self.wraps = False
         self.commands: dict[str, Callable[[str], None]] = {
             "/system": self.set_system,
@@ -60,6 +70,7 @@ class Repl:
             "/load": self.load,
             "/seed": self.set_seed,
             "/help": self.help,
+            "/exit": self.exit,
         }
 
     def run(self, history: Path | None) -> None:
@@ -70,14 +81,12 @@ class Repl:
         from gencli.cli.chat_terminal import Prompter
 
         self.wraps = True
-        prompter = Prompter(history, [*self.commands, *EXITS[:1]])
+        prompter = Prompter(history, self.commands, chat_settings.names())
         while True:
             answering = False
             try:
                 message = prompter.read()
                 answering = True
-                if message.strip() in EXITS:
-                    return
                 self.take(message)
             except EOFError:
                 return
@@ -89,18 +98,41 @@ class Repl:
                 self.console.error(error)
 
     def take(self, message: str) -> None:
-        """Answer a message, or run a command."""
+        """Answer a message, or run a command. Raise EOFError for the one that quits."""
+        line = message.strip()
         if message.startswith("//"):
-            self.answer(message[1:])
-        elif message.startswith("/"):
-            name, _, rest = message.partition(" ")
-            if name not in self.commands:
-                hint = did_you_mean(name, self.commands) or "/help lists them; // starts a message with a slash"
-                raise UsageError(f"no such command: {name}", hint)
-            self.commands[name](rest.strip())
-        elif message.strip():
-            self.answer("\n\n".join([*self.attached, message]))
-            self.attached = []
+            self._send(message[1:])
+        elif line.startswith("/") and not line.startswith("//"):
+            self._command(*line.split(maxsplit=1))
+        elif line:
+            self._send(message)
+
+    def _command(self, typed: str, rest: str = "") -> None:
+        name = OTHER_NAMES.get(typed.lower(), typed.lower())
+        if name not in self.commands:
+            close = did_you_mean(name, [*self.commands, *OTHER_NAMES])
+            raise UsageError(
+                f"no such command: {typed:.80}", close or "/help lists them; // starts a message with a slash"
+            )
+        if rest and name in ALONE:
+            raise UsageError(f"{name} takes nothing, but there is {rest!r:.80}", f"{name} alone does it")
+        self.commands[name](rest)
+
+    def _send(self, message: str) -> None:
+        """Answer a message, with the files that go with it. They stay if it is stopped before there is a reply, and not
+        if there is an error: it may be for them."""
+        files, self.attached = self.attached, {}
+        before = len(self.conversation.turns)
+        try:
+            self.answer("\n\n".join([*files.values(), message]))
+        except GencliError:
+            if files:
+                self.console.note(f"no longer attached: {', '.join(files)}")
+            files = {}
+            raise
+        finally:
+            if len(self.conversation.turns) == before:
+                self.attached = files
 
     def answer(self, message: str) -> None:
         """Stream the reply to stdout and add it to the conversation, even if it is interrupted.
@@ -114,7 +146,7 @@ class Repl:
                 f"the conversation no longer fits the context of {model.max_length} tokens: the oldest "
                 f"{counted(count, 'message')} will be left out; the system prompt stays"
             )
-        seed, self.seed = self.seed, self.seed + 1
+        seed, self.seed = self.seed, (self.seed + 1) % (MAX_SEED + 1)
         sink = self._sink()
         events = self.session.answer(message, prompt, seed)
         try:
@@ -162,27 +194,12 @@ class Repl:
 
     def set_option(self, text: str) -> None:
         """`/set [NAME VALUE]`: show or change a setting, as in /set temperature 0.2."""
-        words = text.split()
-        options = _settings()
-        request = self.session.request
-        if not words:
-            completed = request.resolve(self.session.chat_model.model.generation_config).completed()
-            self.console.say("\n".join(f"{name:18}{completed[field]}" for name, (field, _) in options.items()))
-            return
-        name, value = words[0].lstrip("-"), "".join(words[1:]).lstrip("=")
-        if name not in options:
-            raise UsageError(f"no setting {name!r}", did_you_mean(name, options) or f"settings: {', '.join(options)}")
-        field, option = options[name]
-        try:
-            found: object = option.kind(value)
-        except ValueError:
-            raise UsageError(f"/set {name}: {value!r} is not a number", f"as in /set {name} {option.usual}") from None
-        if hasattr(request, field):
-            self.session.request = dataclasses.replace(request, **{field: found})
-        else:
-            changed = dataclasses.replace(request.sampling, **{field: found})
-            self.session.request = dataclasses.replace(request, sampling=changed)
-        self.console.say(f"{name} {found}")
+        name, value = chat_settings.split(text)
+        setting = chat_settings.find(name, self.commands) if text else None
+        if setting is not None and value:
+            self.session.request = chat_settings.changed(self.session.request, setting, value)
+        config = self.session.chat_model.model.generation_config
+        self.console.say(chat_settings.shown(self.session.request, config, setting))
 
     def set_model(self, name: str) -> None:
         """`/model [NAME]`: show or change the model; the conversation stays."""
@@ -204,14 +221,18 @@ class Repl:
 
     def attach(self, name: str) -> None:
         """`/file PATH`: send a text file along with the next message."""
-        path = _path(name, "/file")
+        path = _path(name, "/file notes.txt")
+        check_file(path)
         if not path.is_file():
-            raise GencliError(f"no such file: {path}")
+            raise GencliError(f"{path} is a device or a pipe, not a file")
         try:
             text = read_bytes(path).decode("utf-8-sig")
         except UnicodeDecodeError:
             raise GencliError(f"{path} is not UTF-8 text") from None
-        self.attached.append(f"{path.name}:\n```\n{text.rstrip()}\n```")
+        fence = "```"
+        while fence in text:
+            fence += "`"
+        self.attached[str(path)] = f"{path.name}:\n{fence}\n{text.rstrip()}\n{fence}"
         self.console.say(f"{counted(len(text.splitlines()), 'line')} of {path.name} will go with the next message")
 
     def again(self, rest: str) -> None:
@@ -222,7 +243,11 @@ class Repl:
         """`/edit`: change the last message in your editor, and send it instead."""
         from gencli.cli.chat_terminal import edit
 
-        message = edit(self._last_message())
+        before = self._last_message()
+        message = edit(before)
+        if message == before.rstrip("\n"):
+            self.console.note("the message is as it was: nothing was sent; /again asks for another reply")
+            return
         if not message.strip():
             raise GencliError("the message is empty: nothing was sent")
         self._replace(message)
@@ -260,60 +285,62 @@ class Repl:
     def reset(self, rest: str) -> None:
         """`/reset`: clear the conversation; the system prompt stays."""
         self.conversation.reset()
+        self.attached = {}
+        self._keep_anew()
+        self.console.say("conversation cleared")
+
+    def _keep_anew(self) -> None:
+        """Keep what follows in a file of its own, and the conversation so far as it is."""
         if self.kept is not None:
             self.kept = Kept.new(self.kept.model)
-        self.console.say("conversation cleared")
 
     def save(self, name: str) -> None:
         """`/save FILE`: write the conversation as JSON."""
-        path = _path(name, "/save")
-        try:
-            write_over(path, self.conversation.dump())
-        except OSError as error:
-            raise GencliError(f"cannot write {path}: {error.strerror}") from None
+        path = _path(name, "/save talk.json")
+        self.conversation.save(path)
         self.console.say(f"{counted(len(self.conversation.turns), 'message')} saved in {path}")
 
     def load(self, name: str) -> None:
         """`/load FILE`: continue a saved conversation."""
-        self.conversation.load(path := _path(name, "/load"))
+        self.conversation.load(path := _path(name, "/load talk.json"))
+        self._keep_anew()
         self.console.say(f"{counted(len(self.conversation.turns), 'message')} loaded from {path}")
 
     def set_seed(self, number: str) -> None:
         """`/seed [N]`: show or set the seed of the next reply; later replies use N+1, N+2, …"""
         if number:
             if not number.isdecimal() or int(number) > MAX_SEED:
-                raise UsageError(f"/seed {number}: expected an integer from 0 to {MAX_SEED}")
+                raise UsageError(f"/seed {number:.80}: expected an integer from 0 to {MAX_SEED}")
             self.seed = int(number)
         self.console.say(f"seed {self.seed}")
+
+    def exit(self, rest: str) -> None:
+        """`/exit`: quit (also Ctrl-D)."""
+        raise EOFError
 
     def help(self, rest: str) -> None:
         """`/help`: this list."""
         docs = [(command.__doc__ or "").partition(": ") for command in self.commands.values()]
         table = [(left.strip("`"), text) for left, _, text in docs]
         table += [
-            ("/exit", "quit (also Ctrl-D)."),
             ("//…", "a message that starts with a slash."),
             ("Alt-Enter", "a new line; so does Enter after a backslash."),
             ('"""…"""', "a message of several lines."),
             ("Ctrl-C", "stop the reply; the partial reply is kept."),
+            ("Ctrl-Z", "suspend; the shell's fg goes on."),
             ("Up, Down", "earlier messages, also of earlier sessions."),
+            ("Tab", "complete a command, a setting or a file."),
         ]
         self.console.say("\n".join(f"{left:18}{text}" for left, text in table))
 
 
-def _settings() -> dict[str, tuple[str, Option]]:
-    """Return the settings that a conversation may change: name → field and row."""
-    found = [*rows(SamplingParams), *rows(TextRequest)]
-    kept = [(field, option) for field, option in found if option.usage and option.usual is not None]
-    return {option.name(field)[2:]: (field, option) for field, option in kept}
-
-
-def _path(name: str, command: str) -> Path:
-    """Return the path in `name`, with `~` and quotes as in a shell. Raise UsageError if it is empty."""
+def _path(name: str, example: str) -> Path:
+    """Return the path in `name`, with `~` and quotes as in a shell. Raise UsageError if it is empty; example: a right
+    command, for its hint."""
     try:
         [word] = shlex.split(name)
     except ValueError:
         word = name
     if not word:
-        raise UsageError(f"{command}: expected a file name", f"as in {command} talk.json")
-    return Path(word).expanduser()
+        raise UsageError(f"{example.split()[0]}: expected a file name", f"as in {example}")
+    return Path(os.path.expanduser(word))  # Path.expanduser fails for the ~ of nobody

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,22 +21,23 @@ from gencli.cli.sinks import TextSink
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     State = list[int | list[bytes | int]]  # termios'
 
 BLOCK = '"""'
+TAKE_FILES = ("/file", "/load", "/save")
 PROMPT, MORE = "> ", ". "
 CLIPBOARDS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"))
 
 
 class Prompter:
-    """Reads messages. history: the file of earlier ones; None keeps none. commands: names to complete."""
+    """Reads messages. history: the file of earlier ones; None keeps none. commands, settings: names to complete."""
 
-    def __init__(self, history: Path | None, commands: Iterable[str]):
+    def __init__(self, history: Path | None, commands: Iterable[str], settings: Iterable[str]):
         os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")  # nothing here needs to know where the cursor is
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.history import FileHistory, History, InMemoryHistory
         from prompt_toolkit.output import DummyOutput, Output, create_output
 
@@ -43,15 +45,16 @@ class Prompter:
         output: Output = DummyOutput() if stream is None else create_output(stdout=stream)
         kept: History = InMemoryHistory()
         if history is not None:
-            history.touch(mode=0o600)
+            _check_history(history)
             kept = FileHistory(str(history))
         self.session: PromptSession[str] = PromptSession(
             multiline=True,
             history=kept,
             output=output,
             key_bindings=_keys(),
-            completer=WordCompleter(list(commands), sentence=True),
+            completer=_completer(commands, settings),
             complete_while_typing=False,
+            enable_suspend=True,
             prompt_continuation=MORE,
         )
 
@@ -70,9 +73,38 @@ class Prompter:
         finally:
             _restore(before)
             signals.watch()  # prompt_toolkit has taken the place where signals arrive
-        if text.lstrip().startswith(BLOCK):
+        if len(text.strip()) > 5 and text.strip().startswith(BLOCK) and text.strip().endswith(BLOCK):
             return text.strip().removeprefix(BLOCK).removesuffix(BLOCK).strip("\n")
         return text
+
+
+def _check_history(file: Path) -> None:
+    """Make the file of what was typed, if need be, which others cannot read. Raise GencliError."""
+    try:
+        file.touch(mode=0o600)
+        file.open("ab").close()
+    except OSError as error:
+        raise GencliError(f"cannot write {file}: {error.strerror}", "--no-history keeps nothing") from None
+
+
+def _completer(commands: Iterable[str], settings: Iterable[str]) -> Completer:
+    """Return what Tab completes: the name of a command, and after some commands a setting or a file."""
+    from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
+    from prompt_toolkit.document import Document
+
+    names = WordCompleter(list(commands), ignore_case=True, sentence=True)
+    files = PathCompleter(expanduser=True)
+    after = {"/set": WordCompleter(list(settings), ignore_case=True, sentence=True)} | dict.fromkeys(TAKE_FILES, files)
+
+    class Words(Completer):
+        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+            name, gap, rest = document.text_before_cursor.partition(" ")
+            if not gap:
+                yield from names.get_completions(document, complete_event)
+            elif name.lower() in after:
+                yield from after[name.lower()].get_completions(Document(rest), complete_event)
+
+    return Words()
 
 
 def _keys() -> KeyBindings:
@@ -85,8 +117,7 @@ def _keys() -> KeyBindings:
     def enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         text = buffer.text
-        opened = text.lstrip().startswith(BLOCK) and not (len(text.strip()) > 5 and text.rstrip().endswith(BLOCK))
-        if opened:
+        if text.lstrip().startswith(BLOCK) and text.count(BLOCK) % 2:  # what is pasted may have quotes of its own
             buffer.insert_text("\n")
         elif buffer.document.is_cursor_at_the_end and text.endswith("\\"):
             buffer.delete_before_cursor(1)
@@ -173,17 +204,38 @@ def edit(text: str) -> str:
     """Return a text as the user's editor leaves it ($VISUAL, $EDITOR, else vi). Raise GencliError if that fails."""
     import shlex
 
-    editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    named = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        editor = shlex.split(named) or ["vi"]
+    except ValueError as error:
+        raise GencliError(f"cannot start {named}: {error}", "EDITOR names another editor") from None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "message.txt"
         file.write_text(text, encoding="utf-8")
         try:
-            code = subprocess.run([*editor, str(file)], check=False).returncode
+            code = _run([*editor, str(file)])
         except OSError as error:
             raise GencliError(f"cannot start {editor[0]}: {error.strerror}", "EDITOR names another editor") from None
         if code:
             raise GencliError(f"{editor[0]} ended with exit code {code}: the message stays as it was")
-        return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        try:
+            return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        except OSError as error:
+            raise GencliError(f"{editor[0]} left no message: {error.strerror}") from None
+
+
+def _run(command: list[str]) -> int:
+    """Run a program that has the terminal, and return its exit code. Ctrl-C is its own meanwhile. Raise OSError."""
+    process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return process.wait()
+    except BaseException:  # SIGTERM
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def copy(text: str, console: Console) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gencli.atomic import check_target, write_over
 from gencli.errors import GencliError
 from gencli.json_files import as_unicode, parse_json, read_text
 
@@ -55,6 +57,18 @@ class Conversation:
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
         return json.dumps({"messages": [*head, *self.turns]}, ensure_ascii=False).encode() + b"\n"
 
+    def save(self, path: Path) -> None:
+        """Write a file, in place of a saved conversation if there is one. Raise GencliError, also for any other file
+        that has something in it: it stays."""
+        check_target(path)
+        try:
+            if path.is_file() and path.stat().st_size and not _is_conversation(path):
+                hint = "name another file, or remove this one first"
+                raise GencliError(f"{path} is not a conversation, and is not written over", hint)
+            write_over(path, self.dump())
+        except OSError as error:
+            raise GencliError(f"cannot write {path}: {error.strerror}") from None
+
     def load(self, path: Path) -> None:
         """Replace this conversation by a saved one. Raises GencliError for a file that is not one."""
         value = parse_json(_text(path), path)
@@ -65,6 +79,14 @@ class Conversation:
         self.reset()
         self.system = systems[0] if systems else self.system
         self.turns = [message for message in messages if message["role"] != "system"]
+
+
+def _is_conversation(path: Path) -> bool:
+    try:
+        Conversation().load(path)
+    except GencliError:
+        return False
+    return True
 
 
 def read_examples(path: Path) -> list[Message]:
@@ -108,7 +130,18 @@ def _messages(value: object, where: str) -> list[Message]:
     return messages
 
 
+def check_file(path: Path) -> None:
+    """Raise GencliError unless there is a file at a path, or a pipe."""
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        raise GencliError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise GencliError(f"cannot read {path}: {error.strerror}") from None
+    if is_folder:
+        raise GencliError(f"{path} is a folder", "name a file in it")
+
+
 def _text(path: Path) -> str:
-    if not path.exists() or path.is_dir():  # a pipe is a file too
-        raise GencliError(f"{path}: there is no such file")
+    check_file(path)
     return read_text(path)

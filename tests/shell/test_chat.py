@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import termios
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shell.process import LIMIT, Terminal, environment, gencli, on_terminal, start
+from tests.shell.process import GENCLI, LIMIT, Terminal, environment, gencli, on_terminal, start
 from tests.tiny.chat_templates import BIAS, PLAIN_CHATML
 from tests.tiny.text import END, make_templated
 
@@ -47,6 +48,11 @@ def answering(terminal: Terminal, message: bytes) -> None:
     """Send a message, and wait until its reply has begun, with a long way to go."""
     terminal.type(message)
     terminal.wait_for(READ)
+    flows(terminal)
+
+
+def flows(terminal: Terminal) -> None:
+    """Wait for some of a reply."""
     while len(terminal.seen) < 100:
         terminal.seen += os.read(terminal.master, 65536)
 
@@ -126,6 +132,88 @@ def test_paste_history_and_an_earlier_conversation(tuned: Path, tmp_path: Path):
     assert line.split(maxsplit=3) == [kept.stem, str(tuned), "4", "first line second line"]
 
 
+EDITOR = """#!/bin/sh
+trap 'echo the editor goes on' INT
+cp "$1" before.txt
+echo the editor has begun
+until read line; do :; done
+echo edited > "$1"
+"""
+
+
+def test_a_conversation_is_suspended_and_goes_on(tuned: Path, tmp_path: Path):
+    """Ctrl-Z at the prompt, with half a line typed, and in a reply: the shell's fg goes on, and Ctrl-D quits."""
+    env = environment(**AT_HOME, XDG_STATE_HOME=str(tmp_path), PS1="shell$ ")
+    terminal = Terminal.of(["bash", "--norc", "--noprofile", "-i"], tmp_path, env)
+
+    def suspend() -> None:
+        terminal.type(b"\x1a")
+        terminal.wait_for(b"Stopped")
+        terminal.wait_for(b"shell$ ")
+        terminal.type(b"fg\r")
+
+    terminal.wait_for(b"shell$ ")
+    terminal.type(shlex.join([*GENCLI, "chat", "-m", str(tuned), "-n", "30000", *SPOKEN]).encode() + b"\r")
+    terminal.wait_for(b"Ctrl-D quits")
+    terminal.wait_for(READY)
+    terminal.type(b"half a")
+    terminal.wait_for(b"half a")
+    suspend()
+    terminal.wait_for(READY)
+    answering(terminal, b" line\r")
+    suspend()
+    terminal.wait_for(SPOKEN[-1].encode())
+    flows(terminal)
+    interrupt(terminal)
+    terminal.wait_for(READY)
+    terminal.type(b"\x04")
+    terminal.wait_for(b"shell$ ")
+    terminal.type(b"exit\r")
+    terminal.ended()
+    [kept] = (tmp_path / "gencli" / "chats").iterdir()
+    assert json.loads(kept.read_text())["messages"][0]["content"] == "half a line"
+
+
+def test_keys_at_the_prompt(tuned: Path, tmp_path: Path):
+    """Tab completes commands, settings and files; what is pasted may have quotes of its own; Ctrl-C is the editor's."""
+    (tmp_path / "my notes.txt").write_text("text")
+    (tmp_path / "editor").write_text(EDITOR)
+    env = environment(**{**AT_HOME, "EDITOR": "sh editor"}, XDG_STATE_HOME=str(tmp_path))
+    terminal = Terminal.of_gencli("chat", "-m", tuned, "-n", 4, "-s", 5, *SPOKEN, folder=tmp_path, env=env)
+    for typed, completed, rest, answer in (
+        (b"/sy\t", b"stem", b" Be kind.\r", b"Be kind."),
+        (b"/set te\t", b"mperature", b" 0.5\r", b"temperature 0.5"),
+        (b"/file my\t", b"notes.txt", b"\r", b"of my notes.txt will go"),
+        (b'\x1b[200~"""Doc."""\nx = 1\x1b[201~', b"x = 1", b"\r", b"cut off after 4 tokens"),
+        (b"/edit\r", b"the editor has begun", b"\x03", b"the editor goes on"),
+    ):
+        terminal.wait_for(READY)
+        terminal.type(typed)
+        terminal.wait_for(completed)
+        terminal.type(rest)
+        terminal.wait_for(answer)
+    terminal.type(b"\x03")
+    terminal.wait_for(b"the editor goes on")
+    terminal.type(b"\r")
+    terminal.wait_for(b"cut off after 4 tokens")
+    terminal.wait_for(READY)
+    terminal.type(b"\x04")
+    assert terminal.ended() == 0
+    sent = 'my notes.txt:\n```\ntext\n```\n\n"""Doc."""\nx = 1'
+    assert (tmp_path / "before.txt").read_text() == sent
+    [kept] = (tmp_path / "gencli" / "chats").iterdir()
+    said = [turn["content"] for turn in json.loads(kept.read_text())["messages"] if turn["role"] == "user"]
+    assert said == ["edited"]
+
+
+def test_a_history_that_cannot_be_written(tuned: Path, tmp_path: Path):
+    (tmp_path / "gencli" / "chat-input").mkdir(parents=True)
+    terminal = chatting(tmp_path, "-m", tuned)
+    terminal.wait_for(b"chat-input:")
+    terminal.wait_for(b"hint: --no-history keeps nothing")
+    assert terminal.ended() == 1
+
+
 def test_a_second_signal_ends_it_after_messages_too(tuned: Path, tmp_path: Path):
     """SIGTERM at the editor of messages ends with 143 and leaves the terminal as it was."""
     terminal = chatting(tmp_path, "-m", tuned, *SPOKEN, "--no-history")
@@ -184,7 +272,8 @@ def test_what_goes_wrong_is_one_line(tuned: Path, tmp_path: Path):
     for args, stdin, code, message in (
         (("chat", "-m", tuned), b" \n", 1, b"error: stdin has no message"),
         (("text", "--chat", "--echo", "hi"), b"", 2, b"error: --echo is for raw prompts"),
-        (("chat", "-m", tuned, "--examples", tmp_path), b"hi", 1, b"there is no such file"),
+        (("chat", "-m", tuned, "--examples", tmp_path), b"hi", 1, b"is a folder"),
+        (("chat", "-m", tuned, "--examples", tmp_path / "none"), b"hi", 1, b"there is no such file"),
     ):
         done = gencli(*args, stdin=stdin)
         assert (done.returncode, done.stdout) == (code, b"") and message in done.stderr

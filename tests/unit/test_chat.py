@@ -228,6 +228,169 @@ def test_commands_of_a_conversation(chat_model, tmp_path, monkeypatch):
     assert kept.path.stat().st_mode & 0o077 == 0
 
 
+@pytest.fixture
+def repl(chat_model, tmp_path, monkeypatch):
+    """A conversation in an empty folder, which says what it says into `repl.console.stream`."""
+    monkeypatch.chdir(tmp_path)
+    session = ChatSession(chat_model, GREEDY, Conversation())
+    return Repl(Console(io.StringIO()), session, 3, None, lambda name: chat_model.model)
+
+
+def said(repl: Repl) -> str:
+    """What it has said since the last time."""
+    text = repl.console.stream.getvalue()
+    repl.console.stream = io.StringIO()
+    return text
+
+
+@pytest.mark.parametrize("line", ["/exit", "/exit now", "/EXIT", "/Quit", "/quit now", " /bye ", "/bye\tall"])
+def test_what_quits(repl, line: str):
+    with pytest.raises(EOFError):
+        repl.take(line)
+
+
+@pytest.mark.parametrize(
+    "line, answer",
+    [
+        ("/SEED 7", "seed 7\n"),
+        ("  /seed", "seed 3\n"),
+        ("/system\tBe kind.", "Be kind.\n"),
+        ("/system\nBe kind.", "Be kind.\n"),
+        ("/clear", "conversation cleared\n"),
+        ("/set temperature=0.5", "temperature 0.5\n"),
+        ("/set --temperature = 0.5", "temperature 0.5\n"),
+        ("/set temperature", "temperature 0.0\n"),
+        ("/set Max_Tokens 7", "max-tokens 7\n"),
+        ("/set n 7", "max-tokens 7\n"),
+        ("/set top-k -1", "top-k 0\n"),
+    ],
+)
+def test_commands_as_people_type_them(repl, line: str, answer: str):
+    repl.take(line)
+    assert said(repl) == answer
+
+
+@pytest.mark.parametrize(
+    "line, message, hint",
+    [
+        ("/exi", "no such command: /exi", "did you mean /exit?"),
+        ("/quitt", "no such command: /quitt", "did you mean /quit?"),
+        ("/again now", "/again takes nothing, but there is 'now'", "/again alone does it"),
+        ("/reset all", "/reset takes nothing, but there is 'all'", "/reset alone does it"),
+        ("/set temperature 1 2", "/set temperature: '1 2' is not a number", "as in /set temperature 0.8"),
+        ("/set max-tokens 1e9", "/set max-tokens: '1e9' is not an integer", "as in /set max-tokens 256"),
+        ("/set tmperature 1", "no setting 'tmperature'", "did you mean temperature?"),
+        ("/set seed 3", "no setting 'seed'", "that is a command: /seed"),
+        ("/file", "/file: expected a file name", "as in /file notes.txt"),
+        ("/file none", "none: there is no such file", None),
+        ("/file .", ". is a folder", "name a file in it"),
+        ("/load .", ". is a folder", "name a file in it"),
+        ("/file /dev/null", "/dev/null is a device or a pipe, not a file", None),
+        ("/file ~nobody-here/x", "~nobody-here/x: there is no such file", None),
+        ("/load ~nobody-here/x", "~nobody-here/x: there is no such file", None),
+        ("/load " + "a" * 300, f"cannot read {'a' * 300}: File name too long", None),
+        ("/file " + "a" * 300, f"cannot read {'a' * 300}: File name too long", None),
+        ("/save none/x", "no such folder: 'none'", "make it first: mkdir -p none"),
+        ("/save .", "cannot write .: it is a folder", None),
+    ],
+)
+def test_what_cannot_be_done_is_told(repl, line: str, message: str, hint: str | None):
+    before = repl.session.request
+    with pytest.raises(GencliError) as caught:
+        repl.take(line)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+    assert repl.session.request == before
+
+
+@pytest.mark.parametrize("held", ["# Notes\n", '{"name": "demo"}\n', '{"messages": []}\n{"messages": []}\n', "[1]"])
+def test_a_file_that_is_no_conversation_is_not_written_over(repl, tmp_path: Path, held: str):
+    notes = tmp_path / "notes.md"
+    notes.write_text(held)
+    with pytest.raises(GencliError, match="is not a conversation, and is not written over"):
+        repl.take("/save notes.md")
+    assert notes.read_text() == held
+    notes.write_text("")
+    for _ in range(2):
+        repl.take("/save notes.md")
+    again = Conversation()
+    again.load(notes)
+    notes.chmod(0o444)
+    with pytest.raises(GencliError, match="it is read-only"):
+        repl.take("/save notes.md")
+
+
+def test_a_conversation_that_is_loaded_is_kept_beside_the_one_before(repl, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    repl.kept = first = Kept.new("m")
+    repl.take("the first")
+    repl.take("/save talk.json")
+    before = first.path.read_bytes()
+    repl.take("/load talk.json")
+    repl.take("the second")
+    assert first.path.read_bytes() == before and repl.kept.path != first.path
+    assert len(listed()) == 3
+
+
+def test_files_go_with_one_message(repl, tmp_path: Path):
+    """Also with one that begins with a slash; they are not sent again after an error, and /reset forgets them."""
+    (tmp_path / "a.md").write_text("```\ncode\n```\n")
+    repl.take("/file a.md")
+    repl.take("//what?")
+    assert repl.conversation.turns[0]["content"] == "a.md:\n````\n```\ncode\n```\n````\n\n/what?"
+    (tmp_path / "long.txt").write_text("far too long " * 200)
+    repl.take("/file long.txt")
+    with pytest.raises(GencliError, match="the context of"):
+        repl.take("what?")
+    assert "note: no longer attached: long.txt\n" in said(repl)
+    repl.take("what?")
+    assert repl.conversation.turns[-2]["content"] == "what?"
+    repl.take("/file a.md")
+    repl.take("/reset")
+    repl.take("what?")
+    assert [turn["content"] for turn in repl.conversation.turns][:1] == ["what?"]
+
+
+def test_files_stay_if_there_is_no_reply(repl, tmp_path: Path):
+    """The same message can be sent again."""
+    (tmp_path / "a.txt").write_text("a")
+    usual = repl.session.request
+    repl.session.request = TextRequest.of(temperature=0.0, logit_bias=((byte_bpe().token_to_id(END), 1e4),))
+    repl.take("/file a.txt")
+    repl.take("what?")
+    assert not repl.conversation.turns
+    repl.session.request = usual
+    repl.take("what?")
+    assert repl.conversation.turns[0]["content"] == "a.txt:\n```\na\n```\n\nwhat?"
+
+
+def test_an_edit_that_is_given_up_sends_nothing(repl, tmp_path: Path, monkeypatch):
+    repl.take("one")
+    turns = list(repl.conversation.turns)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", "true")
+    said(repl)
+    repl.take("/edit")
+    assert said(repl) == "note: the message is as it was: nothing was sent; /again asks for another reply\n"
+    for editor, problem in (
+        ("false", "false ended with exit code 1: the message stays as it was"),
+        ("rm", "rm left no message: No such file or directory"),
+        ('vi "', 'cannot start vi ": No closing quotation'),
+        ("no-such-editor", "cannot start no-such-editor: No such file or directory"),
+    ):
+        monkeypatch.setenv("EDITOR", editor)
+        with pytest.raises(GencliError) as caught:
+            repl.take("/edit")
+        assert caught.value.message == problem
+    assert repl.conversation.turns == turns
+
+
+def test_the_seed_after_the_last(repl):
+    repl.take(f"/seed {2**63 - 1}")
+    repl.take("one")
+    repl.take("two")
+    assert len(repl.conversation.turns) == 4 and repl.seed == 1
+
+
 def test_lines_of_a_reply_break_between_words(capsysbinary):
     sink = WrappedSink(lambda: 10)
     for piece in ("a c", "at we", "re talk", "ing\n\n  indented ", "abcdefghijklmnop", " 日本語日本語日"):

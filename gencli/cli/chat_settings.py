@@ -1,0 +1,60 @@
+"""The settings that `/set` of a conversation shows and changes: numbers of a request, by their options' names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+
+from gencli.errors import UsageError, did_you_mean
+from gencli.options import KINDS, Option, rows
+from gencli.text.request import SamplingParams, TextRequest
+
+
+def names() -> list[str]:
+    """Return the names of all settings."""
+    return [option.listed_as(field) for field, option in _settings()]
+
+
+def split(text: str) -> tuple[str, str]:
+    """Return the name and the value in `temperature 0.2`, `temperature=0.2` or `--temperature 0.2`; "" for none."""
+    name, _, value = re.sub(r"[\s=]+", " ", text.strip(), count=1).partition(" ")
+    return name.lstrip("-").lower().replace("_", "-"), value
+
+
+def find(name: str, commands: Collection[str]) -> str:
+    """Return the field of a setting. commands: those of the conversation, for hints. Raise UsageError."""
+    known = {flag.lstrip("-"): field for field, option in _settings() for flag in option.flags}
+    if name in known:
+        return known[name]
+    own = f"that is a command: /{name}" if f"/{name}" in commands else None
+    hint = own or did_you_mean(name, known) or f"settings: {', '.join(names())}"
+    raise UsageError(f"no setting {name!r:.80}", hint)
+
+
+def changed(request: TextRequest, field: str, word: str) -> TextRequest:
+    """Return a request with another value in a field. Raise UsageError."""
+    option = dict(_settings())[field]
+    try:
+        change = {field: option.kind(word)}
+    except ValueError:
+        name = option.listed_as(field)
+        message = f"/set {name}: {word!r:.80} is not {KINDS[option.kind]}"
+        raise UsageError(message, f"as in /set {name} {option.usual}") from None
+    if hasattr(request, field):
+        return dataclasses.replace(request, **change)
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, **change))
+
+
+def shown(request: TextRequest, config: Mapping[str, object], field: str | None) -> str:
+    """Return a setting and its value; for None a table of all. config: the checkpoint's generation_config.json."""
+    values = request.resolve(config).completed()
+    if field is not None:
+        return f"{dict(_settings())[field].listed_as(field)} {values[field]}"
+    return "\n".join(f"{option.listed_as(name):18}{values[name]}" for name, option in _settings())
+
+
+def _settings() -> list[tuple[str, Option]]:
+    """Return the fields that a conversation may change, with their rows."""
+    found = [*rows(SamplingParams), *rows(TextRequest)]
+    return [(field, option) for field, option in found if option.usage and option.usual is not None]
