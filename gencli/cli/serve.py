@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -15,13 +16,14 @@ import typer
 from gencli.checkpoints.find import find, find_local
 from gencli.cli.console import Console
 from gencli.cli.options import Fetching, Reporting, command
-from gencli.errors import GencliError, UsageError
-from gencli.options import MODEL, Option, file, flag, integer, several, string
+from gencli.errors import GencliError, UsageError, about
+from gencli.options import MODEL, Option, check, file, flag, integer, several, string
 from gencli.serve import wire
 from gencli.serve.client import connect
 from gencli.spec import ModelSpec, completing
 
 LISTENING, LIMITS = "Listening", "Limits"
+KEY = 8  # characters of a key at least
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -46,40 +48,56 @@ def read_size(text: str) -> float:
     return float(found[1]) * SIZES[found[2]]
 
 
+def _reader(name: str, read: Callable[[str], float], usual: float) -> Callable[[str | None], float]:
+    """Return what reads the text of an option, whose errors name it; `usual` holds where there is none."""
+
+    def read_option(text: str | None) -> float:
+        with about(name):
+            return usual if text is None else read(text)
+
+    return read_option
+
+
 @dataclass(eq=False, repr=False)
 class Served:
     """Which models, and where."""
 
     # fmt: off
     model: tuple[str, ...] = Option(str, "-m, --model NAME",
-        "Model that clients may use: short name, folder, file or Hugging Face id; clients call a folder or file by its "
-        "last name (repeatable; default: the built-in models and those in the Hub's cache).", MODEL, several=True,
+        "Model that clients may use: short name, folder, file or Hugging Face id, which is downloaded at the start; "
+        "clients call a folder or file by its last name (repeatable; default: the built-in models and those in the "
+        "Hub's cache).", MODEL, several=True,
         complete=completing()).field(())
     allow_pull: bool = flag(False, "--allow-pull",
         "Download a Hugging Face id if a client asks for one that is not on this machine.", MODEL)
     auto: bool = flag(False, "--auto",
         "Stop after --keep without a request; do nothing if a server is running already.", LISTENING)
     socket: Path | None = file("--socket PATH",
-        "Listen at this Unix socket, which you alone can reach (default: gencli.sock in your runtime folder).",
+        "Listen at this Unix socket, which you alone can reach, in a folder that is there (default: gencli.sock in "
+        "your runtime folder).",
         LISTENING)
     listen: tuple[str, ...] = several(str, "--listen [HOST:]PORT",
         "Also listen on TCP; without HOST, only this machine can connect. Port 0 picks a free port (repeatable).",
         LISTENING, also=("--port", "--host", "-p"))
     key: str | None = string(None, "--key KEY",
-        "Require this key of clients (Authorization: Bearer KEY); needed if other machines can reach the address. "
-        "Other users can see it among the processes, but not in the environment.", LISTENING, env="GENCLI_SERVE_KEY")
+        f"Require this key of clients (Authorization: Bearer KEY), at least {KEY} characters; needed if other machines "
+        "can reach the address. Other users can see it among the processes, but not in the environment.", LISTENING,
+        env="GENCLI_SERVE_KEY")
     keep: float = Option(float, "--keep TIME",
         "Unload a model after this time without a request: 30s, 10m, 1h, `forever`, or 0 for at once (default: 10m).",
-        LIMITS, word=str, read=lambda text: 600.0 if text is None else read_duration(text)).field(600.0)
+        LIMITS, word=str, read=_reader("--keep", read_duration, 600.0)).field(600.0)
     max_memory: float = Option(float, "--max-memory SIZE",
         "Most memory for the weights of all loaded models, such as 8G (default: no limit).", LIMITS, word=str,
-        read=lambda text: math.inf if text is None else read_size(text)).field(math.inf)
+        read=_reader("--max-memory", read_size, math.inf)).field(math.inf)
     queue: int = integer(64, "--queue N",
-        "Most requests in progress; further ones get status 429 (default: 64).", LIMITS, within=(1, 4096))
+        "Most requests in progress, at least 1; further ones get status 429 (default: 64).", LIMITS, within=(1, 4096))
     grace: float = Option(float, "--grace TIME",
         "How long answers in progress may continue when the server stops (default: 30s).", LIMITS, word=str,
-        read=lambda text: 30.0 if text is None else read_duration(text)).field(30.0)
+        read=_reader("--grace", read_duration, 30.0)).field(30.0)
     # fmt: on
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @command(
@@ -90,7 +108,7 @@ class Served:
     gencli serve -m ~/models/smollm2.gguf --listen 0.0.0.0:8080 --key "$KEY"
     """,
     panels=(MODEL, LISTENING, LIMITS),
-    without=("lora",),
+    without=("lora", "stats"),
 )
 def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
     """Keep models warm and answer HTTP requests in OpenAI's form: completions, chats and images.
@@ -101,14 +119,17 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     strangers = [host for host, _ in addresses if host not in ("127.0.0.1", "localhost", "::1")]
     if strangers and not served.key:
         raise UsageError(f"--listen {strangers[0]}: other machines reach it, and there is no key", "add --key KEY")
-    if served.key is not None and len(served.key) < 8:
-        raise UsageError("--key: wants at least 8 characters")
+    if served.key is not None and len(served.key) < KEY:
+        raise UsageError(f"--key: wants at least {KEY} characters")
     names = _names(served.model)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise GencliError(f"{missing[0]} is not installed", "pip install 'gencli[serve]'")
     if served.auto and connect(spec.threads) is not None:
         return
     greeting = wire.greeting(spec.threads)  # before a library changes the environment
+    console: Console = ctx.obj
+    fetch = fetching.finder(console, spec)
+    found = {name: fetch(model) for name, model in names.items()}  # before what takes long to import
     from gencli import devices
     from gencli.serve.app import Limits, Server
     from gencli.serve.handover import Handover
@@ -116,11 +137,13 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     from gencli.serve.run import serve as run
     from gencli.serve.run import tcp_socket, unix_socket
 
-    console: Console = ctx.obj
     devices.set_threads(spec.threads)
-    finder = partial(find, offline=fetching.offline or not served.allow_pull, allow_pickle=spec.allow_pickle)
+    devices.pick_device(spec.device)  # raises for one that is not there
+    offline = fetching.offline or (not served.allow_pull and "gencli serve without --allow-pull")
+    finder = partial(find, offline=offline, allow_pickle=spec.allow_pickle)
     pool = Pool(names, spec, finder, keep=served.keep, memory=served.max_memory, pull=served.allow_pull)
     hosts = tuple(host for host in strangers if host not in ("0.0.0.0", "::"))
+    pool.look(found)
     server = Server(pool, Limits(queue=served.queue), served.key, hosts, any_host=len(hosts) < len(strangers))
     with contextlib.ExitStack() as stack:
         path = served.socket or wire.own_folder() / wire.SOCKET

@@ -24,7 +24,7 @@ from gencli.errors import GencliError
 from gencli.serve import answers, bodies, openapi
 from gencli.serve.engine import Counts, Drawn, ImageEngine, ImageWork, TextEngine, TextWork, events_of
 from gencli.serve.pool import Pool
-from gencli.serve.refusal import BUSY, FAILED, INVALID, NOT_FOUND, TOO_LARGE, Refusal
+from gencli.serve.refusal import BUSY, FAILED, INVALID, NOT_FOUND, TOO_LARGE, Refusal, no_model
 from gencli.text.generate import Job
 
 T = TypeVar("T")
@@ -123,12 +123,13 @@ class Server:
             raise Refusal(403, "pages of other origins are not answered", code="wrong_origin")
         shown = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
-            raise Refusal(401, "the key is missing or wrong", code="invalid_api_key")
+            told = "the key is missing or wrong, as in Authorization: Bearer KEY"
+            raise Refusal(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def _body(self, request: Request) -> bodies.Body:
         """Return the JSON object that a request brings. Raise Refusal."""
         if request.headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
-            raise Refusal(415, "the body must be application/json")
+            raise Refusal(415, "the body must be JSON, with the header Content-Type: application/json")
 
         async def read() -> bytes:
             data = bytearray()
@@ -179,7 +180,7 @@ class Server:
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in await asyncio.to_thread(self.pool.names):
-            raise _no_model(name)
+            raise no_model(name)
         return JSONResponse(_described(name))
 
     async def completions(self, request: Request) -> Response:
@@ -263,7 +264,7 @@ class Server:
         gencli opens was trained to give one vector for a text."""
         name = self._model(await self._body(request))
         if name not in await asyncio.to_thread(self.pool.names):
-            raise _no_model(name)
+            raise no_model(name)
         message = f"{name[:200]} gives no embeddings: it continues texts or draws"
         raise Refusal(INVALID, message, param="model", code="embeddings_not_supported")
 
@@ -292,10 +293,6 @@ def _host(address: str) -> str | None:
         return None
 
 
-def _no_model(name: str) -> Refusal:
-    return Refusal(NOT_FOUND, f"no model {name[:200]!r} here", param="model", code="model_not_found")
-
-
 def _described(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "gencli"}
 
@@ -312,9 +309,10 @@ def _failure(error: Exception) -> JSONResponse:
 
 async def _unknown(request: Request, error: Exception) -> Response:
     """Answer for a route or method that is not there."""
-    status = getattr(error, "status_code", NOT_FOUND)
-    said = {NOT_FOUND: "there is no such route", 405: "this route has no such method"}.get(status, "refused")
-    return JSONResponse(Refusal(status, said).body(), status)
+    status, headers = getattr(error, "status_code", NOT_FOUND), getattr(error, "headers", None)
+    path, allowed = request.url.path[:200], (headers or {}).get("Allow", "another method")
+    told = {NOT_FOUND: f"there is no route {path} (GET /openapi.json lists them)", 405: f"{path} wants {allowed}"}
+    return JSONResponse(Refusal(status, told.get(status, "refused")).body(), status, headers)
 
 
 async def _drain(chunks: AsyncIterator[object]) -> None:

@@ -22,10 +22,10 @@ from gencli.image.found import Inputs
 from gencli.image.ready import open_inputs
 from gencli.image.request import ImageSpec
 from gencli.serve.engine import ImageEngine, TextEngine
-from gencli.serve.refusal import INVALID, NOT_FOUND, UNAVAILABLE, Refusal
+from gencli.serve.refusal import INVALID, UNAVAILABLE, Refusal, no_model
 from gencli.serve.wire import FileState, files_at
 from gencli.spec import ModelSpec
-from gencli.text.load import open_model
+from gencli.text.load import language_model, open_model
 
 E = TypeVar("E", TextEngine, ImageEngine)
 MISSING = {TextEngine: "no language model", ImageEngine: "no model that draws from a prompt"}
@@ -100,6 +100,12 @@ class Pool:
         cached = {one.name for one in hub_cache.snapshots() if is_whole(one.folder)}
         return [*embedded_names(), *sorted(cached)]
 
+    def look(self, found: Mapping[str, Source]) -> None:
+        """Look at models, found by the names of clients, and read none of their weights. Raise GencliError for one that
+        can not be opened."""
+        for name, source in found.items():
+            self.named[name] = _model(source, self.spec)
+
     @contextlib.asynccontextmanager
     async def use(self, name: str, kind: type[E]) -> AsyncIterator[E]:
         """Hold the warm model of this name and kind. Raise Refusal."""
@@ -150,15 +156,7 @@ class Pool:
     def _named(self, name: str) -> Wanted:
         """Find a model by the name of a client. Raise Refusal for one that it may not use, GencliError."""
         if (known := self.named.get(name)) is None or not known.is_current:
-            source, spec = self.find(self._called(name)), self.spec
-            found = open_checkpoint(source, allow_pickle=spec.allow_pickle)
-            if found.kind == "text" or found.format == "gguf":
-                known = text_model(source, spec)
-            else:
-                same = ("device", "dtype", "threads", "allow_pickle", "ignore_config")
-                own = {field: getattr(spec, field) for field in same}
-                known = image_model(Inputs(source), ImageSpec(**own, model=source.name))
-            self.named[name] = known
+            known = self.named[name] = _model(self.find(self._called(name)), self.spec)
         return known
 
     def _called(self, name: str) -> str:
@@ -167,8 +165,7 @@ class Pool:
             return self.given[name]
         if name in self.names() or (self.pull and not self.given and _is_id(name)):
             return name
-        hint = "gencli models pull fetches one" if not self.given else "it serves those that it was started with"
-        raise Refusal(NOT_FOUND, f"no model {name[:200]!r} here ({hint})", param="model", code="model_not_found")
+        raise no_model(name)
 
     def _make_room(self, wanted: Wanted) -> None:
         """Put idle models away, the longest idle first, until there is room for one more; and this one, if it is open
@@ -182,6 +179,19 @@ class Pool:
                 message = f"no memory left for {wanted.name} beside the models at work"
                 raise Refusal(UNAVAILABLE, message, param="model")
             self.warm.pop(idle.pop(0)[1]).engine.close()
+
+
+def _model(source: Source, spec: ModelSpec) -> Wanted:
+    """Return the model at `source`. Raise GencliError for what its small files and headers tell is none."""
+    found = open_checkpoint(source, allow_pickle=spec.allow_pickle)
+    folder = not found.contents.is_file and not found.contents.has("model_index.json")
+    if found.kind == "text" or found.format == "gguf" or (found.kind == "other" and folder):
+        language_model(found)[0].tensors()
+        return text_model(source, spec)
+    same = ("device", "dtype", "threads", "allow_pickle", "ignore_config")
+    drawn, inputs = ImageSpec(**{field: getattr(spec, field) for field in same}, model=source.name), Inputs(source)
+    open_inputs(inputs, drawn)
+    return image_model(inputs, drawn)
 
 
 def text_model(source: Source, spec: ModelSpec, adapters: tuple[LoraRef, ...] = ()) -> Wanted:

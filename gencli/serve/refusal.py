@@ -61,6 +61,12 @@ class Refusal(Exception):
         return cls(status, f"{message} ({hint})" if hint else message, param=param)
 
 
+def no_model(name: str) -> Refusal:
+    """Return the refusal of a model that a client may not use, or that is not here."""
+    message = f"no model {name[:200]!r} here (GET /v1/models lists those that are)"
+    return Refusal(NOT_FOUND, message, param="model", code="model_not_found")
+
+
 def _in_words(text: str, names: Mapping[str, str]) -> str:
     return WORD.sub(lambda found: names.get(found[0], found[0]), text)
 

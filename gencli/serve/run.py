@@ -47,7 +47,7 @@ def serve(
         limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=HEADERS,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=None if math.isinf(grace) else max(1, round(grace)),
     )
 
     async def run() -> None:
@@ -112,13 +112,14 @@ class _Announced(uvicorn.Server):
 
 @contextlib.contextmanager
 def unix_socket(path: Path) -> Iterator[socket.socket]:
-    """A socket that this user alone can reach, in a folder that is made if it is not there; removed in the end.
+    """A socket that this user alone can reach; removed in the end.
 
     A socket that nobody answers any more is replaced. Raise GencliError where another server answers, for a path that
     is something else, and for one that cannot be made.
     """
+    if not path.parent.is_dir():
+        raise GencliError(f"cannot listen at {path}: there is no folder {path.parent}", "--socket names another path")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.is_symlink() or path.exists():
             _remove_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

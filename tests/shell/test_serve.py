@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.oracles.hub_server import Hub
 from tests.oracles.libraries import openai
 from tests.shell.process import environment, gencli, start
+from tests.tiny.image import make_text_encoder
 from tests.tiny.text import make_gpt2
 
 pytestmark = pytest.mark.slow
@@ -250,6 +252,8 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path):
         ("--key", "short"),
         ("--keep", "1d"),
         ("--max-memory", "lots"),
+        ("--queue", "0"),
+        ("--stats",),
         ("-m", "stories", "-m", "stories"),
     ],
 )
@@ -257,6 +261,76 @@ def test_refused_before_anything_is_opened(tmp_path, args):
     refused = gencli("serve", "--socket", tmp_path / "s.sock", *args)
     assert refused.returncode == 2 and refused.stderr.startswith(b"error: ")
     assert not os.listdir(tmp_path)
+
+
+def test_options_are_named_in_their_errors_and_limits_in_their_help():
+    assert gencli("serve", "--keep", "1d").stderr.startswith(b"error: --keep: '1d' is no duration\n")
+    assert gencli("serve", "--grace", "x").stderr.startswith(b"error: --grace: 'x' is no duration\n")
+    assert gencli("serve", "--max-memory", "x").stderr.startswith(b"error: --max-memory: 'x' is no amount")
+    help = " ".join(gencli("serve", "--help").stdout.decode().split())
+    assert "at least 8 characters" in help and "in progress, at least 1;" in help
+
+
+def broken(folder):
+    """A folder of a model whose config is no JSON."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": ')
+    return folder
+
+
+def without_weights(folder):
+    make_gpt2(folder)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("make", [lambda folder: "typo", lambda folder: "org/name", broken, without_weights])
+def test_a_model_that_cannot_be_opened_ends_it_as_it_ends_other_commands(tmp_path, make):
+    model = make(tmp_path / "m")
+    alone = gencli("text", "-m", model, "Hi")
+    refused = gencli("serve", "-m", "stories", "-m", model, "--socket", tmp_path / "s.sock")
+    assert (refused.returncode, refused.stdout, refused.stderr) == (1, b"", alone.stderr)
+    assert not (tmp_path / "s.sock").exists()
+
+
+def test_a_part_of_a_model_is_not_served(tmp_path):
+    make_text_encoder(tmp_path / "clip")
+    refused = gencli("serve", "-m", tmp_path / "clip", "--socket", tmp_path / "s.sock")
+    assert refused.returncode == 1 and b"clip is a text encoder (clip_text_model), not " in refused.stderr
+    assert refused.stderr.count(b"\n") == 2 and b"\nhint: " in refused.stderr
+
+
+def test_a_model_of_the_hub_is_fetched_at_the_start(tmp_path):
+    with Hub() as hub:
+        hub.commit("org/gpt2", make_gpt2(tmp_path / "gpt2"))
+        env = {"HF_HUB_OFFLINE": None, "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+        env["HF_HUB_CACHE"] = str(tmp_path / "cache")
+        refused = gencli("serve", "-m", "org/gpt2", "--offline", "--socket", tmp_path / "s.sock", **env)
+        assert refused.returncode == 1 and b"org/gpt2" in refused.stderr and not hub.requests
+        with serving(tmp_path, "-m", "org/gpt2", **env) as (_, _, url):
+            assert "model.safetensors" in hub.fetched()
+            hub.requests.clear()
+            answer = httpx.post(url + "/v1/completions", json={"model": "org/gpt2", "prompt": "a", "max_tokens": 1})
+            assert answer.status_code == 200 and not hub.requests
+
+
+def test_a_device_that_is_not_there_ends_it(tmp_path):
+    refused = gencli("serve", "--device", "cuda:99", "--socket", tmp_path / "s.sock")
+    assert refused.returncode == 1 and refused.stderr.startswith(b"error: --device cuda:99: ")
+
+
+def test_the_folder_of_a_socket_is_not_made(tmp_path):
+    refused = gencli("serve", "--socket", tmp_path / "typo" / "s.sock")
+    assert refused.returncode == 1 and b"there is no folder " in refused.stderr and not os.listdir(tmp_path)
+
+
+def test_answers_may_end_whenever_they_do(tmp_path):
+    """Without a limit on their time the server ends once nothing is under way."""
+    with serving(tmp_path, "--grace", "forever") as (process, _, _):
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM and b"error" not in err
 
 
 def test_only_what_it_was_started_with(tmp_path):

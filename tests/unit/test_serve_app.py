@@ -83,6 +83,22 @@ def test_a_key_may_have_any_letters(server):
         assert post(server, json={"model": "none"}, headers=headers).status_code == status
 
 
+def test_what_a_client_gets_wrong_about_routes_is_told(server):
+    """The route, its method, the type of the body, the key: what is wrong, and what is wanted."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert "Content-Type: application/json" in post(server, content=b"{}", headers=form).json()["error"]["message"]
+    unknown = post(server, path="/v1/responses", json={})
+    assert unknown.status_code == 404 and "/v1/responses (GET /openapi.json" in unknown.json()["error"]["message"]
+    wrong = post(server, path="/v1/models", json={})
+    assert wrong.status_code == 405 and "GET" in wrong.headers["Allow"] and "GET" in wrong.json()["error"]["message"]
+    missing = post(server, json={"model": "none"})
+    assert missing.status_code == 404 and "GET /v1/models lists" in missing.json()["error"]["message"]
+    server.key = "secret-secret"
+    refused = post(server, json={})
+    assert refused.status_code == 401 and refused.headers["WWW-Authenticate"] == "Bearer"
+    assert "Authorization: Bearer" in refused.json()["error"]["message"]
+
+
 def test_text_that_is_no_unicode_is_told(server):
     """The answer is UTF-8, whatever the request was."""
     for body in (b'{"model": "stories", "temperature": "\\ud800"}', b'{"model": "stories", "\\ud800": 1}'):
