@@ -33,18 +33,17 @@ def folder() -> Path:
 
 @dataclass
 class Kept:
-    """The file of one conversation. It is written after every reply, and not before there is one."""
+    """The file of one conversation. It is written after every reply, and not before there is one. begun: whether the
+    path is that of this conversation for sure: another that began in the same second may take it first."""
 
     path: Path
     model: str
+    begun: bool = True
 
     @classmethod
     def new(cls, model: str) -> Kept:
         """Return a file for a conversation that begins now."""
-        name = time.strftime("%Y%m%d-%H%M%S")
-        while (path := folder() / f"{name}.json").exists():
-            name += "+"
-        return cls(path, model)
+        return cls(folder() / time.strftime("%Y%m%d-%H%M%S.json"), model, begun=False)
 
     @property
     def id(self) -> str:
@@ -54,10 +53,20 @@ class Kept:
         """Write the conversation. Raise GencliError."""
         content = {"model": self.model, **json.loads(conversation.dump())}
         try:
+            while not self.begun:
+                self._begin()
             self.path.touch(mode=0o600)
             write_over(self.path, json.dumps(content, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             raise GencliError(f"cannot write {self.path}: {error.strerror}", "--no-history keeps nothing") from None
+
+    def _begin(self) -> None:
+        """Take the path, or find another one if it is taken. Raise OSError."""
+        try:
+            self.path.touch(mode=0o600, exist_ok=False)
+            self.begun = True
+        except FileExistsError:
+            self.path = self.path.with_stem(f"{self.path.stem}+")
 
 
 def kept() -> list[Kept]:

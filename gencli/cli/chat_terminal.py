@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gencli import signals
-from gencli.cli.console import Console, is_terminal
+from gencli.cli.console import Console, escape_controls, is_terminal
 from gencli.cli.sinks import TextSink
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     State = list[int | list[bytes | int]]  # termios'
@@ -38,15 +40,14 @@ class Prompter:
     def __init__(self, history: Path | None, commands: Iterable[str], settings: Iterable[str]):
         os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")  # nothing here needs to know where the cursor is
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+        from prompt_toolkit.history import InMemoryHistory
         from prompt_toolkit.output import DummyOutput, Output, create_output
 
         stream = next((one for one in (sys.stdout, sys.stderr) if is_terminal(one)), None)
         output: Output = DummyOutput() if stream is None else create_output(stdout=stream)
         kept: History = InMemoryHistory()
         if history is not None:
-            _check_history(history)
-            kept = FileHistory(str(history))
+            kept = _history(history)
         self.session: PromptSession[str] = PromptSession(
             multiline=True,
             history=kept,
@@ -78,13 +79,21 @@ class Prompter:
         return text
 
 
-def _check_history(file: Path) -> None:
-    """Make the file of what was typed, if need be, which others cannot read. Raise GencliError."""
+def _history(file: Path) -> History:
+    """Return what was typed, from a file that others cannot read and that is made if need be. Raise GencliError."""
+    from prompt_toolkit.history import FileHistory
+
+    class Typed(FileHistory):
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):  # the disk may be full: no reason to say nothing more
+                super().store_string(string)
+
     try:
         file.touch(mode=0o600)
         file.open("ab").close()
     except OSError as error:
         raise GencliError(f"cannot write {file}: {error.strerror}", "--no-history keeps nothing") from None
+    return Typed(str(file))
 
 
 def _completer(commands: Iterable[str], settings: Iterable[str]) -> Completer:
@@ -161,7 +170,7 @@ class WrappedSink(TextSink):
 
     def write(self, text: str) -> None:
         width = self.columns()
-        for piece in re.findall(r"\n|[^\S\n]|[^\s]", text):
+        for piece in re.findall(r"\n|[^\S\n]|[^\s]", escape_controls(text)):
             if piece.isspace():
                 self._flush()
                 self._space += piece

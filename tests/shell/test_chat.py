@@ -206,6 +206,22 @@ def test_keys_at_the_prompt(tuned: Path, tmp_path: Path):
     assert said == ["edited"]
 
 
+def test_what_cannot_be_kept_is_answered(tuned: Path, tmp_path: Path):
+    """A file of what was typed that can no longer be written, and bytes that are not text."""
+    terminal = chatting(tmp_path, "-m", tuned, "-n", 4, *SPOKEN)
+    terminal.wait_for(READY)
+    terminal.type(b"\xff\r")
+    assert b"xception" not in terminal.wait_for(b"error: the line is not valid UTF-8")
+    (tmp_path / "gencli" / "chat-input").unlink()
+    (tmp_path / "gencli" / "chat-input").mkdir()
+    terminal.wait_for(READY)
+    terminal.type(b"one\r")
+    assert b"xception" not in terminal.wait_for(b"cut off after 4 tokens")
+    terminal.wait_for(READY)
+    terminal.type(b"\x04")
+    assert terminal.ended() == 0
+
+
 def test_a_history_that_cannot_be_written(tuned: Path, tmp_path: Path):
     (tmp_path / "gencli" / "chat-input").mkdir(parents=True)
     terminal = chatting(tmp_path, "-m", tuned)

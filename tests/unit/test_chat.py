@@ -331,6 +331,17 @@ def test_a_conversation_that_is_loaded_is_kept_beside_the_one_before(repl, tmp_p
     assert len(listed()) == 3
 
 
+def test_conversations_of_one_second_are_kept_in_files_of_their_own(chat_model, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    both = [Kept.new("m"), Kept.new("m")]
+    both[1].path = both[0].path
+    for number, kept in enumerate(both):
+        for _ in range(2):
+            kept.save(Conversation(turns=[{"role": "user", "content": f"talk {number}"}]))
+    assert [line.split()[-1] for line in listed()[1:]] == ["0", "1"]
+    assert all(kept.path.stat().st_mode & 0o077 == 0 for kept in both)
+
+
 def test_files_go_with_one_message(repl, tmp_path: Path):
     """Also with one that begins with a slash; they are not sent again after an error, and /reset forgets them."""
     (tmp_path / "a.md").write_text("```\ncode\n```\n")
@@ -399,6 +410,14 @@ def test_lines_of_a_reply_break_between_words(capsysbinary):
     assert capsysbinary.readouterr().out.decode() == (
         "a cat were\ntalking\n\n  indented\nabcdefghij\nklmnop 日\n本語日本語\n日\n"
     )
+
+
+def test_control_characters_are_as_wide_as_they_are_shown(capsysbinary):
+    sink = WrappedSink(lambda: 10)
+    for piece in ("one two \x1b", "\x07 three"):
+        sink.write(piece)
+    sink.end()
+    assert capsysbinary.readouterr().out.decode() == "one two\n\\x1b\\x07\nthree\n"
 
 
 def test_a_base_model_gets_a_transcript(base):
