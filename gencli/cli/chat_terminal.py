@@ -85,7 +85,7 @@ def _history(file: Path) -> History:
 
     class Typed(FileHistory):
         def store_string(self, string: str) -> None:
-            with contextlib.suppress(OSError):  # the disk may be full: no reason to say nothing more
+            with contextlib.suppress(OSError):  # the disk may be full: the conversation goes on
                 super().store_string(string)
 
     try:
