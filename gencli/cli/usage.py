@@ -48,6 +48,13 @@ ELSEWHERE = {
     "--hires-fix": HIRES,
     "--refiner-steps": "--stage refiner:steps=N counts all denoising steps; --refiner-start F says where it begins",
 }
+# The same for `gencli chat` alone, which takes no prompt.
+CHAT_ELSEWHERE = {
+    **dict.fromkeys(
+        ("-p", "--prompt"), '`gencli text --chat "…"` answers one message; so does `gencli chat` in a pipe'
+    ),
+    **dict.fromkeys(("-f", "--file"), "`gencli chat < FILE` sends a file; /file FILE does in a conversation"),
+}
 OUTPUTS = ("-o", "--output")
 # The same for commands.
 COMMANDS_ELSEWHERE = {
@@ -141,10 +148,13 @@ def explain(error: Exception) -> UsageError:
 def _about_words(message: str, ctx: typer.Context) -> str | None:
     """Return a hint for arguments that a command does not take."""
     if extra := re.search(r"extra argument.*? \((.*)\)", message):
-        advice = ARGUMENTS_ELSEWHERE.get(ctx.info_name or "")
-        if ctx.info_name == "chat" and _is_model(extra[1]):
+        advice, words = ARGUMENTS_ELSEWHERE.get(ctx.info_name or ""), extra[1]
+        model, _, prompt = words.partition(" ")
+        if ctx.info_name == "chat" and _is_model(words):
             advice = ARGUMENTS_ELSEWHERE["serve"]
-        return ELSEWHERE["-c"] if extra[1].isdecimal() else advice and advice.format(shorten(extra[1], 60))
+        elif ctx.info_name == "chat" and _is_model(model):  # as ollama run takes them
+            advice, words = "`gencli text --chat -m {}` answers one message", f'{model} "{prompt}"'
+        return ELSEWHERE["-c"] if words.isdecimal() else advice and advice.format(shorten(words, 60))
     return None
 
 
@@ -168,6 +178,8 @@ def _elsewhere(option: str, command: Command) -> str | None:
     if called := [row.name(name) for name, row in rows.items() if option in row.also]:
         return f"did you mean {' or '.join(called)}?"
     is_output = option in OUTPUTS and any("-o" in param.opts for param in command.params)
+    if command.name == "chat" and option in CHAT_ELSEWHERE:
+        return CHAT_ELSEWHERE[option]
     return None if is_output else ELSEWHERE.get(option)
 
 
