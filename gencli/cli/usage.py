@@ -168,24 +168,25 @@ def refuse_glued(command: Command, ctx: typer.Context, args: list[str]) -> None:
             return
         if word in valued:
             next(words, None)  # is its value
-        elif len(name) > 2 and name[0] == "-" != name[1] and (hint := _elsewhere(name, command)):
+        elif len(name) > 2 and name[0] == "-" != name[1] and (hint := _elsewhere(name, ctx)):
             raise UsageError(f"no such option: {name}", hint)
 
 
-def _elsewhere(option: str, command: Command) -> str | None:
+def _elsewhere(option: str, ctx: typer.Context) -> str | None:
     """Return a hint for an option as other tools call it: what it is called here, or advice."""
+    command: Command = ctx.command
     rows: Mapping[str, Option] = getattr(command.callback, "rows", {})
     if called := [row.name(name) for name, row in rows.items() if option in row.also]:
         return f"did you mean {' or '.join(called)}?"
     is_output = option in OUTPUTS and any("-o" in param.opts for param in command.params)
-    if command.name == "chat" and option in CHAT_ELSEWHERE:
+    if ctx.info_name == "chat" and option in CHAT_ELSEWHERE:
         return CHAT_ELSEWHERE[option]
     return None if is_output else ELSEWHERE.get(option)
 
 
 def _meant(option: str, ctx: typer.Context) -> str | None:
     """Return a hint for an option that a command does not have: what it is called here, a slip, or advice."""
-    if hint := _elsewhere(option, ctx.command):
+    if hint := _elsewhere(option, ctx):
         return hint
     known = [name for param in ctx.command.params for name in param.opts]
     short = option.swapcase() if len(option) == 2 and option.swapcase() in known else None
