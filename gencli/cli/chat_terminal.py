@@ -235,7 +235,7 @@ def edit(text: str) -> str:
 
 def _run(command: list[str]) -> int:
     """Run a program that has the terminal, and return its exit code. Ctrl-C is its own meanwhile. Raise OSError."""
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=None if is_terminal(sys.stdout) else sys.stderr)  # stdout is for replies
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return process.wait()

@@ -374,13 +374,17 @@ def test_files_stay_if_there_is_no_reply(repl, tmp_path: Path):
     assert repl.conversation.turns[0]["content"] == "a.txt:\n```\na\n```\n\nwhat?"
 
 
-def test_an_edit_that_is_given_up_sends_nothing(repl, tmp_path: Path, monkeypatch):
+def test_an_edit_that_is_given_up_sends_nothing(repl, monkeypatch, capfd):
+    """And what the editor shows is not in stdout, if that is no terminal."""
     repl.take("one")
     turns = list(repl.conversation.turns)
     monkeypatch.delenv("VISUAL", raising=False)
-    monkeypatch.setenv("EDITOR", "true")
+    monkeypatch.setenv("EDITOR", "echo shown")
     said(repl)
+    capfd.readouterr()
     repl.take("/edit")
+    shown = capfd.readouterr()
+    assert shown.out == "" and shown.err.startswith("shown ")
     assert said(repl) == "note: the message is as it was: nothing was sent; /again asks for another reply\n"
     for editor, problem in (
         ("false", "false ended with exit code 1: the message stays as it was"),
