@@ -8,6 +8,7 @@ import dataclasses
 import hmac
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from gencli.errors import GencliError
 from gencli.serve import answers, bodies, openapi
 from gencli.serve.engine import Counts, Drawn, ImageEngine, ImageWork, TextEngine, TextWork, events_of
 from gencli.serve.pool import Pool
-from gencli.serve.refusal import BUSY, FAILED, INVALID, NOT_FOUND, TOO_LARGE, Refusal, no_model
+from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, Refusal, no_model
 from gencli.text.generate import Job
 
 T = TypeVar("T")
@@ -117,18 +118,20 @@ class Server:
         if server is not None and server[1] is not None:  # a Unix socket has no port, and no name to be called by
             name = _host(f"//{request.headers.get('host', '')}")
             if name not in self.hosts and not self.any_host:
-                raise Refusal(403, "the Host header names another server", code="wrong_host")
+                told = f"the Host header names {name!s:.60}, and this server is {' or '.join(sorted(self.hosts))}"
+                raise Refusal(403, told, code="wrong_host")
         origin = request.headers.get("origin")
         if origin is not None and (_host(origin) is None or urlsplit(origin).netloc != request.headers.get("host")):
             raise Refusal(403, "pages of other origins are not answered", code="wrong_origin")
-        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+        shown = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
         if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
             told = "the key is missing or wrong, as in Authorization: Bearer KEY"
             raise Refusal(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def _body(self, request: Request) -> bodies.Body:
         """Return the JSON object that a request brings. Raise Refusal."""
-        if request.headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
             raise Refusal(415, "the body must be JSON, with the header Content-Type: application/json")
 
         async def read() -> bytes:
@@ -143,8 +146,9 @@ class Server:
             value = json.loads(await asyncio.wait_for(read(), self.limits.seconds))
         except (TimeoutError, asyncio.TimeoutError):
             raise Refusal(408, f"the body did not come within {self.limits.seconds:g} s") from None
-        except (ValueError, RecursionError):
-            raise Refusal(INVALID, "the body is no JSON") from None
+        except (ValueError, RecursionError) as error:
+            where = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
+            raise Refusal(INVALID, f"the body is no JSON{where}") from None
         if not isinstance(value, dict):
             raise Refusal(INVALID, "the body must be a JSON object")
         return value
@@ -309,10 +313,11 @@ def _failure(error: Exception) -> JSONResponse:
 
 async def _unknown(request: Request, error: Exception) -> Response:
     """Answer for a route or method that is not there."""
-    status, headers = getattr(error, "status_code", NOT_FOUND), getattr(error, "headers", None)
-    path, allowed = request.url.path[:200], (headers or {}).get("Allow", "another method")
-    told = {NOT_FOUND: f"there is no route {path} (GET /openapi.json lists them)", 405: f"{path} wants {allowed}"}
-    return JSONResponse(Refusal(status, told.get(status, "refused")).body(), status, headers)
+    assert isinstance(error, HTTPException)
+    headers, path = dict(error.headers or {}), request.url.path[:200]
+    told = f"{path} wants {headers['Allow']}" if "Allow" in headers else f"{path} is no route here"
+    refusal = Refusal(error.status_code, f"{told} (GET /openapi.json lists all)", headers=headers)
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers)
 
 
 async def _drain(chunks: AsyncIterator[object]) -> None:

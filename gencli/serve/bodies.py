@@ -168,7 +168,8 @@ def _given(body: Body, known: Mapping[str, str], inert: Collection[str]) -> dict
             continue
         if name not in known:
             if name in ONLY:
-                told = f"{name} {_shown(value)} is not supported (only {' or '.join(map(json.dumps, ONLY[name]))})"
+                right = " or ".join(map(json.dumps, ONLY[name]))
+                told = f"{name} {_shown(value)} is not supported (leave it out, or give {right})"
             else:
                 close = did_you_mean(name[:60], known)
                 told = f"{name[:60]!r} is not supported{f' ({close})' if close else ''}"

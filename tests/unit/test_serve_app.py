@@ -88,7 +88,10 @@ def test_what_a_client_gets_wrong_about_routes_is_told(server):
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     assert "Content-Type: application/json" in post(server, content=b"{}", headers=form).json()["error"]["message"]
     unknown = post(server, path="/v1/responses", json={})
-    assert unknown.status_code == 404 and "/v1/responses (GET /openapi.json" in unknown.json()["error"]["message"]
+    assert (
+        unknown.status_code == 404
+        and "/v1/responses is no route here (GET /openapi" in unknown.json()["error"]["message"]
+    )
     wrong = post(server, path="/v1/models", json={})
     assert wrong.status_code == 405 and "GET" in wrong.headers["Allow"] and "GET" in wrong.json()["error"]["message"]
     missing = post(server, json={"model": "none"})
@@ -97,6 +100,14 @@ def test_what_a_client_gets_wrong_about_routes_is_told(server):
     refused = post(server, json={})
     assert refused.status_code == 401 and refused.headers["WWW-Authenticate"] == "Bearer"
     assert "Authorization: Bearer" in refused.json()["error"]["message"]
+    for shown in ("bearer secret-secret", "Bearer secret-secret", "secret-secret"):
+        headers = {"Authorization": shown, "Content-Type": "Application/JSON; charset=utf-8"}
+        assert post(server, content=b"{}", headers=headers).status_code == 400
+    broken = post(server, content=b"{'model': 5}", headers=headers)
+    assert "no JSON: Expecting property name enclosed in double quotes: line 1" in broken.json()["error"]["message"]
+    other = post(server, url="http://elsewhere:8080", json={})
+    assert other.status_code == 403 and "elsewhere" in other.json()["error"]["message"]
+    assert "localhost" in other.json()["error"]["message"]
 
 
 def test_text_that_is_no_unicode_is_told(server):

@@ -153,7 +153,7 @@ def test_a_wrong_value_is_told_by_the_name_that_the_client_knows(route):
         ("completions", {"n": True}, "n true: wants a whole number from 1 to 128"),
         ("completions", {"truncate": {"a": 1}}, "truncate {…}: wants text"),
         ("completions", {"stop": 5}, "stop: wants text, or a list of at most 64 of them"),
-        ("completions", {"best_of": 4}, "best_of 4 is not supported (only 1)"),
+        ("completions", {"best_of": 4}, "best_of 4 is not supported (leave it out, or give 1)"),
         ("completions", {"temprature": 1}, "'temprature' is not supported (did you mean temperature?)"),
         ("chat/completions", {"max_completion_tokens": 0}, "max_completion_tokens 0: wants a whole number from"),
         ("chat/completions", {"logprobs": True, "top_logprobs": 99}, "top_logprobs 99: wants a whole number from 0"),
