@@ -182,6 +182,8 @@ def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
 def patch_size(config: Mapping[str, Any]) -> int:
     """Latents a side of a transformer's patch; 1 for other networks. Raises GencliError."""
     kind = str(config.get("_class_name"))
+    if kind == "FluxTransformer2DModel":  # whose config calls 2 × 2 latents one
+        return 2
     size = config.get("patch_size", {"Flux2Transformer2DModel": 1}.get(kind, 2) if "Transformer2DModel" in kind else 1)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 64:
         raise GencliError(f"patch_size = {size!r:.80} is not supported")

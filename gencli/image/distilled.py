@@ -25,9 +25,14 @@ def distilled_sampler(checkpoint: ImageCheckpoint) -> str | None:
 
 
 def is_distilled(checkpoint: ImageCheckpoint) -> bool:
-    """Return whether a model of a family with few-step forms is one, as model_index.json says it, or its name."""
+    """Return whether a model of a family with few-step forms is one, as model_index.json says it, or its name, or noise
+    levels that are not shifted (FLUX.1 schnell's)."""
     said, pattern = checkpoint.index.get("is_distilled"), checkpoint.family.distilled
-    return bool(said) if said is not None else bool(pattern and re.search(pattern, _names(checkpoint), re.IGNORECASE))
+    if said is not None or pattern is None:
+        return bool(said)
+    scheduler = checkpoint.configs[checkpoint.main.scheduler]
+    unshifted = scheduler.get("shift", 1.0) == 1 and not scheduler.get("use_dynamic_shifting")
+    return unshifted or re.search(pattern, _names(checkpoint), re.IGNORECASE) is not None
 
 
 def _names(checkpoint: ImageCheckpoint) -> str:

@@ -263,7 +263,7 @@ class _StageRun:
         guided = scale > 1 and not loaded.reads_guidance
         cond, uncond = self.known.encode(prompts), self.known.negative if guided else None
         if loaded.reads_guidance:
-            cond = cond.with_inputs(timestep_cond=loaded.embed_guidance(request.guidance or 0.0))
+            cond = cond.with_inputs(**loaded.told_guidance(request.guidance or 0.0))
         if request.weighted and uncond is not None:
             cond, uncond = weighting.pad_to_same_length(cond, uncond, self.known.empty)
         cond, uncond, image_uncond = self.start.add_conditioning(init, cond, uncond)

@@ -90,13 +90,20 @@ class LoadedStage:
     @property
     def reads_guidance(self) -> bool:
         """Whether the guidance scale is one more condition of the network (Meng et al. 2023), which is then run once a
-        step instead of twice: latent consistency models."""
-        return getattr(self.config, "time_cond_proj_dim", None) is not None
+        step instead of twice: latent consistency models, and FLUX.1 dev."""
+        return self._width is not None or getattr(self.config, "guidance_embeds", False)
 
-    def embed_guidance(self, scale: float) -> Tensor:
-        """A guidance scale as such a network reads it, (1, G): the sinusoidal embedding of 1000 · (scale − 1)."""
+    @property
+    def _width(self) -> int | None:
+        return getattr(self.config, "time_cond_proj_dim", None)
+
+    def told_guidance(self, scale: float) -> dict[str, Tensor]:
+        """A guidance scale as such a network reads it: as a number (1,), or in latent consistency models (1, G), the
+        sinusoidal embedding of 1000 · (scale − 1)."""
+        if self._width is None:
+            return {"guidance": torch.tensor([scale], device=self.device)}
         w = torch.tensor([1000 * (scale - 1)], device=self.device)
-        return timestep_embedding(w, self.config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1)
+        return {"timestep_cond": timestep_embedding(w, self._width, flip_sin_to_cos=False, freq_shift=1)}
 
 
 @dataclass(frozen=True)

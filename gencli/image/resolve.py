@@ -33,7 +33,7 @@ def resolve(
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
     make no sense. Only the seed and the dtype stay as they are.
     """
-    request = with_main_stage(request, checkpoint.main.name)
+    request = _without_idle_weights(with_main_stage(request, checkpoint.main.name), checkpoint)
     schedule = schedule_of(checkpoint.configs[checkpoint.main.scheduler])
     _check_text(request, checkpoint)
     _check_drawers(request, checkpoint)
@@ -135,7 +135,8 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
 
 
 def _reads_guidance(checkpoint: ImageCheckpoint) -> bool:
-    return checkpoint.configs[checkpoint.family.network].get("time_cond_proj_dim") is not None
+    network = checkpoint.configs[checkpoint.family.network]
+    return network.get("time_cond_proj_dim") is not None or network.get("guidance_embeds") is True
 
 
 def _check_drawers(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
@@ -145,6 +146,15 @@ def _check_drawers(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
         raise UsageError(f"{checkpoint.name} denoises: {', '.join(given)} would have no effect")
 
 
+def _without_idle_weights(request: ImageRequest, checkpoint: ImageCheckpoint) -> ImageRequest:
+    """Return a request whose prompts are not read with weights where they have none, and the model would read none:
+    other tools' images say of all prompts that they are read so."""
+    if not request.weighted or checkpoint.family.reads_clip or not request.prompt:
+        return request
+    pieces = [one for text in (request.prompt, request.negative or "") for one in weighting.parse(text)]
+    return request if any(one.weight != 1 or one.text is None for one in pieces) else request.replace(weighted=False)
+
+
 def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     given = {"--weighted": request.weighted, "--embedding": request.embedding, "--clip-skip": request.clip_skip}
     if request.mix and request.prompt:
@@ -152,7 +162,9 @@ def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     if request.mix and checkpoint.family.prior is None:
         raise UsageError(f"--mix needs a decoder whose prior can mix, such as Kandinsky 2.2; {checkpoint.name} cannot")
     if not checkpoint.family.reads_clip and (wrong := [name for name, value in given.items() if value]):
-        raise UsageError(f"{checkpoint.name} has no CLIP text encoder: {' and '.join(wrong)} would have no effect")
+        whose = f"{checkpoint.name}, whose prompts are not read as Stable Diffusion's are"
+        hint = "--no-weighted takes brackets as text" if request.weighted else None
+        raise UsageError(f"{' and '.join(wrong)} would have no effect on {whose}", hint)
     _check_clip_skip(request, checkpoint)
     for text in (request.prompt, request.negative or "") if request.weighted else ():
         weighting.parse(text)

@@ -1,5 +1,5 @@
 """What the transformers of flow matching share: norms without weights, attention with norms of q and k and rotary
-positions of several axes, and the sinusoids of the time.
+positions of several axes, that of two streams to both, and the sinusoids of the time.
 
 B: batch, T: tokens, D: size of a head, A: axes.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gencli.models.decoder_blocks import RMSNorm
 from gencli.models.unet_blocks import timestep_embedding
@@ -62,3 +62,27 @@ def grid(height: int, width: int, device: torch.device) -> Tensor:
     """Return row and column of each token of an image, (height · width, 2)."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     return torch.cartesian_prod(rows, columns).reshape(-1, 2)
+
+
+class JointAttention(nn.Module):
+    """Attention of text and image to both, each with projections of its own."""
+
+    def __init__(self, width: int, size: int, eps: float, *, bias: bool):
+        super().__init__()
+        self.size = size
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width, bias=bias)])
+        self.norm_q, self.norm_k = RMSNorm(size, eps), RMSNorm(size, eps)
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.to_add_out = nn.Linear(width, width, bias=bias)
+        self.norm_added_q, self.norm_added_k = RMSNorm(size, eps), RMSNorm(size, eps)
+
+    def forward(self, image: Tensor, text: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
+        """Return what image (B, T, W) and text (B, L, W) find, for the rotation of L + T tokens."""
+        size = self.size
+        q = heads(self.add_q_proj(text), size, self.norm_added_q), heads(self.to_q(image), size, self.norm_q)
+        k = heads(self.add_k_proj(text), size, self.norm_added_k), heads(self.to_k(image), size, self.norm_k)
+        v = heads(self.add_v_proj(text), size), heads(self.to_v(image), size)
+        both = attend(torch.cat(q, dim=1), torch.cat(k, dim=1), torch.cat(v, dim=1), by)
+        length = text.shape[1]
+        return self.to_out[0](both[:, length:]), self.to_add_out(both[:, :length])

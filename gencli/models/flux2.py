@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
 from gencli.models.decoder_blocks import RMSNorm
-from gencli.models.flow_blocks import WAVES, Rotation, attend, grid, heads, layer_norm, rotation, waves
+from gencli.models.flow_blocks import (
+    WAVES,
+    JointAttention,
+    Rotation,
+    attend,
+    grid,
+    heads,
+    layer_norm,
+    rotation,
+    waves,
+)
 from gencli.models.module import BaseModel
 
 
@@ -119,35 +129,11 @@ class FeedForward(nn.Module):
         return self.linear_out(gated(self.linear_in(x)))
 
 
-class JointAttention(nn.Module):
-    """Attention of text and image to both, each with projections of its own."""
-
-    def __init__(self, config: Flux2Config):
-        super().__init__()
-        width, size, eps = config.width, config.attention_head_dim, config.eps
-        self.size = size
-        self.to_q, self.to_k, self.to_v = (linear(width, width) for _ in range(3))
-        self.to_out = nn.ModuleList([linear(width, width)])
-        self.norm_q, self.norm_k = RMSNorm(size, eps), RMSNorm(size, eps)
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = (linear(width, width) for _ in range(3))
-        self.to_add_out = linear(width, width)
-        self.norm_added_q, self.norm_added_k = RMSNorm(size, eps), RMSNorm(size, eps)
-
-    def forward(self, image: Tensor, text: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
-        size = self.size
-        q = heads(self.add_q_proj(text), size, self.norm_added_q), heads(self.to_q(image), size, self.norm_q)
-        k = heads(self.add_k_proj(text), size, self.norm_added_k), heads(self.to_k(image), size, self.norm_k)
-        v = heads(self.add_v_proj(text), size), heads(self.to_v(image), size)
-        both = attend(torch.cat(q, dim=1), torch.cat(k, dim=1), torch.cat(v, dim=1), by)
-        length = text.shape[1]
-        return self.to_out[0](both[:, length:]), self.to_add_out(both[:, :length])
-
-
 class DoubleBlock(nn.Module):
     def __init__(self, config: Flux2Config):
         super().__init__()
         self.eps = config.eps
-        self.attn = JointAttention(config)
+        self.attn = JointAttention(config.width, config.attention_head_dim, config.eps, bias=False)
         self.ff = FeedForward(config)
         self.ff_context = FeedForward(config)
 

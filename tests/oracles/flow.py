@@ -1,4 +1,4 @@
-"""What diffusers' pipelines of Z-Image, FLUX.2 klein and PixArt draw, called as gencli's requests say it."""
+"""What diffusers' pipelines of Z-Image, FLUX.1, FLUX.2 klein and PixArt draw, called as gencli's requests say it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from gencli.checkpoints import build
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.pipelines import draw, generator, opened
-from tests.tiny.flow import make_klein, make_pixart, make_z_image
+from tests.tiny.flow import make_flux, make_klein, make_pixart, make_z_image
 
 PROMPT, NEGATIVE, SIZE = "a red apple in the garden", "the dog", {"width": 96, "height": 64}
 
@@ -48,8 +48,26 @@ def draw_pixart(pipe: Any, tokenizer: Any, *, guidance: float = 4.5, steps: int 
     return pipe(generator=generator(), **given).images[0]
 
 
+def draw_flux(pipe: Any, tokenizer: Any, *, guidance: float = 3.5, steps: int = 3, **more: Any) -> Image.Image:
+    """guidance: what the network is told, or without that the scale of classifier-free guidance."""
+    told = pipe.transformer.config.guidance_embeds
+    length = 512 if told else 256
+    (states, pooled), (no, no_pooled) = (flux_texts(pipe, tokenizer, text, length) for text in (PROMPT, NEGATIVE))
+    given = {"prompt_embeds": states, "pooled_prompt_embeds": pooled, **SIZE, **more}
+    given |= {"guidance_scale": guidance} if told else {"true_cfg_scale": guidance}
+    given |= {"negative_prompt_embeds": no, "negative_pooled_prompt_embeds": no_pooled} if not told else {}
+    return pipe(num_inference_steps=steps, generator=generator(), **given).images[0]
+
+
+def flux_texts(pipe: Any, tokenizer: Any, text: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states of T5, of padding too, and CLIP's pooled text."""
+    ids = [*tokenizer.encode(text, add_special_tokens=False)[: length - 1], 1]
+    states = pipe.text_encoder_2(torch.tensor([[*ids, *[0] * (length - len(ids))]]))[0]
+    return states, pipe._get_clip_prompt_embeds(text)
+
+
 class Checkpoints:
-    """The three families and PixArt-α, made in a folder, with diffusers' pipelines."""
+    """The families, and both forms of PixArt and FLUX.1, made in a folder, with diffusers' pipelines."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -58,6 +76,8 @@ class Checkpoints:
             "klein": make_klein(root / "klein"),
             "sigma": make_pixart(root / "sigma"),
             "alpha": make_pixart(root / "alpha", "Alpha"),
+            "flux-dev": make_flux(root / "flux-dev"),
+            "flux-schnell": make_flux(root / "flux-schnell", "schnell"),
         }
         self.pipelines = {name: opened(root / name) for name in self.pipes}
 
@@ -68,6 +88,8 @@ class Checkpoints:
             return draw_z_image(pipe, **settings)
         if name == "klein":
             return draw_klein(pipe, **settings)
+        if name.startswith("flux"):
+            return draw_flux(pipe, self.pipelines[name].checkpoint.tokenizer("tokenizer_2"), **settings)
         return draw_pixart(pipe, self.pipelines[name].checkpoint.tokenizer(), **settings)
 
     def ours(self, name: str, **settings: Any) -> Image.Image:
@@ -98,6 +120,17 @@ class Checkpoints:
             expected = theirs(tokens, states, t / 1000, ids, text_ids, return_dict=False)[0]
             expected = expected.transpose(1, 2).reshape(x.shape)
             return (network(x, t, states) - expected).abs().max().item()
+        if name.startswith("flux"):
+            x, states, pooled = normal(2, 16, 8, 12), normal(2, 20, 64), normal(2, 24)
+            scale = torch.tensor([3.5, 2.0]) if name == "flux-dev" else None
+            pipe = self.pipes[name]
+            ids, text_ids = pipe._prepare_latent_image_ids(2, 4, 6, "cpu", torch.float32), torch.zeros(20, 3)
+            tokens = pipe._pack_latents(x, 2, 16, 8, 12)
+            told = {"img_ids": ids, "txt_ids": text_ids, "guidance": scale, "return_dict": False}
+            expected = theirs(tokens, states, pooled, t / 1000, **told)[0]
+            expected = pipe._unpack_latents(expected, 64, 96, 8)
+            ours = network(x, t, states, pooled, *([] if scale is None else [scale]))
+            return (ours - expected).abs().max().item()
         x, states, mask = normal(2, 4, 8, 12), normal(2, 20, 64), torch.arange(20) < torch.tensor([[20], [6]])
         size = torch.tensor([[64.0, 96.0]])
         told = {"resolution": size.repeat(2, 1), "aspect_ratio": (size[:, :1] / size[:, 1:]).repeat(2, 1)}
@@ -110,6 +143,7 @@ ROWS = {
     "sigma": ("PixArt-Σ", "`PixArt-alpha/PixArt-Sigma-XL-2-1024-MS`"),
     "alpha": ("PixArt-α", "`PixArt-alpha/PixArt-XL-2-1024-MS`"),
     "z-image-turbo": ("Z-Image", "`Tongyi-MAI/Z-Image-Turbo`"),
+    "flux-dev": ("FLUX.1", "`black-forest-labs/FLUX.1-dev`, `black-forest-labs/FLUX.1-schnell`"),
     "klein": ("FLUX.2 klein", "`black-forest-labs/FLUX.2-klein-4B`"),
 }
 

@@ -86,7 +86,7 @@ def _part(ours: Pipeline, pipe: Any, values: dict[str, Any]) -> float:
             component = max(component, _apart(told["text_embeds"], encoded[2]))
             more = {"added_cond_kwargs": {"text_embeds": told["text_embeds"], "time_ids": told["time_ids"]}}
         if ours.main.reads_guidance:
-            told = told.with_inputs(timestep_cond=ours.main.embed_guidance(values["guidance"]))
+            told = told.with_inputs(**ours.main.told_guidance(values["guidance"]))
             w = torch.tensor([values["guidance"] - 1])
             more["timestep_cond"] = pipe.get_guidance_scale_embedding(w, embedding_dim=told["timestep_cond"].shape[1])
         x, t = torch.randn((1, 4, 8, 12), generator=torch.Generator().manual_seed(1)), torch.tensor([759.0])

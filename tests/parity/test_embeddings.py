@@ -187,5 +187,5 @@ def test_names_on_the_command_line(tmp_path, monkeypatch):
 def test_models_that_read_no_prompt_refuse_it(tmp_path):
     make_ddpm(tmp_path)
     checkpoint = open_image_checkpoint(Source("ddpm", tmp_path, "folder"))
-    with pytest.raises(UsageError, match="no CLIP text encoder: --embedding"):
+    with pytest.raises(UsageError, match="--embedding would have no effect on ddpm"):
         resolve(ImageRequest(embedding=["x.pt"]), checkpoint)

@@ -1,5 +1,5 @@
-"""Z-Image, FLUX.2 klein and PixArt against diffusers: every part within 1e-4, whole images within 2/255; their noise
-levels, and their real sizes without a number in them."""
+"""Z-Image, FLUX.1, FLUX.2 klein and PixArt against diffusers: every part within 1e-4, whole images within 2/255; their
+noise levels, and their real sizes without a number in them."""
 
 import importlib
 import json
@@ -12,23 +12,23 @@ from safetensors.torch import load_file, save_file
 from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.flow import schedule_of
 from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.qwen3 import KLEIN_LAYERS, MESSAGE, NO_REASONING
 from gencli.image.request import ImageRequest
-from gencli.image.resolve import resolve
+from gencli.image.resolve import notes, resolve
 from gencli.kernels.packed import Packed
 from gencli.models import architecture
-from tests.oracles.flow import PROMPT, SIZE, Checkpoints, draw_klein, draw_z_image
+from tests.oracles.flow import NEGATIVE, PROMPT, SIZE, Checkpoints, draw_flux, draw_klein, draw_z_image, flux_texts
 from tests.oracles.libraries import diffusers, flux2_klein
 from tests.oracles.pipelines import assert_same, draw, generator, opened, picture
 from tests.tiny import flow
 from tests.tiny.hub_cache import COMMIT
 from tests.tiny.image import VAE, rewrite_json
 
-NAMES = ("z-image-turbo", "klein", "sigma", "alpha")
+NAMES = ("z-image-turbo", "klein", "sigma", "alpha", "flux-dev", "flux-schnell")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,18 @@ def test_networks(made, name):
 
 @pytest.mark.parametrize(
     ("name", "guidance"),
-    [("z-image-turbo", 1.0), ("z-image-turbo", 3.5), ("klein", 1.0), ("klein", 3.5), ("sigma", 4.5), ("alpha", 1.0)],
+    [
+        ("z-image-turbo", 1.0),
+        ("z-image-turbo", 3.5),
+        ("klein", 1.0),
+        ("klein", 3.5),
+        ("sigma", 4.5),
+        ("alpha", 1.0),
+        ("flux-dev", 3.5),
+        ("flux-dev", 1.0),
+        ("flux-schnell", 1.0),
+        ("flux-schnell", 3.5),
+    ],
 )
 def test_images(made, name, guidance, monkeypatch):
     monkeypatch.setattr(made.pipes["klein"].config, "is_distilled", guidance == 1, raising=False)
@@ -74,6 +85,23 @@ def test_text_encoders(made, name):
             torch.testing.assert_close(mine[: len(one)], one, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "length"), [("flux-dev", 512), ("flux-schnell", 256)])
+@torch.no_grad()
+def test_texts_of_flux(made, name, length):
+    """The states of T5 for all of its tokens, padding and all, and CLIP's pooled text; of a long prompt CLIP reads the
+    beginning."""
+    pipe, conditioner = made.pipes[name], opened(made.root / name).main.conditioner
+    tokenizer = made.pipelines[name].checkpoint.tokenizer("tokenizer_2")
+    for text in ("", 'A "Fox"\n and 你好  ', "the red apple " * 25):
+        ours = conditioner.encode([text], ImageRequest())
+        states, pooled = flux_texts(pipe, tokenizer, text, length)
+        assert ours["encoder_hidden_states"].shape[1] == length
+        torch.testing.assert_close(ours["encoder_hidden_states"], states, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours["text_embeds"], pooled, atol=1e-4, rtol=0)
+    with pytest.raises(GencliError, match=f"reads at most {length - 1}"):
+        conditioner.encode(["apple " * 600], ImageRequest())
+
+
 @torch.no_grad()
 def test_the_autoencoder_of_flux2(made):
     ours, pipe = build.load(made.root / "klein" / "vae"), made.pipes["klein"]
@@ -101,6 +129,7 @@ def test_each_of_a_batch_is_as_alone(made, name):
 def test_defaults(made, tmp_path):
     """Few steps by model_index.json (klein) or by name (Turbo), else those of the family."""
     few = {"z-image-turbo": (8, 1.0, "euler"), "klein": (4, 1.0, "euler"), "sigma": (20, 4.5, "dpmpp_2m")}
+    few |= {"flux-dev": (28, 3.5, "euler"), "flux-schnell": (4, 1.0, "euler")}
     for name, expected in few.items():
         request = resolve(ImageRequest(prompt="a"), made.pipelines[name].checkpoint)
         assert (request.steps, request.guidance, request.sampler) == expected
@@ -131,16 +160,56 @@ def test_from_an_image(made, strength):
     assert_same(ours.image, theirs)
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@torch.no_grad()
+def test_flux_from_an_image(made, strength):
+    pipe = diffusers.FluxImg2ImgPipeline(**made.pipes["flux-dev"].components)
+    pipe.set_progress_bar_config(disable=True)
+    pipeline = made.pipelines["flux-dev"]
+    states, pooled = flux_texts(pipe, pipeline.checkpoint.tokenizer("tokenizer_2"), PROMPT, 512)
+    given = {"prompt_embeds": states, "pooled_prompt_embeds": pooled, "strength": strength, "guidance_scale": 2.5}
+    theirs = pipe(image=picture(), num_inference_steps=4, generator=generator(), **SIZE, **given).images[0]
+    [ours] = draw(None, init=picture(), pipeline=pipeline, steps=4, prompt=PROMPT, strength=strength, guidance=2.5)
+    assert_same(ours.image, theirs)
+
+
+def test_the_guidance_that_flux_is_told(made):
+    """It changes the image; a negative prompt does not, and that is said."""
+    pipeline = made.pipelines["flux-dev"]
+    one, same, other = (
+        draw(None, pipeline=pipeline, prompt=PROMPT, steps=2, **SIZE, **more)[0].image.tobytes()
+        for more in ({"guidance": 3.5}, {"guidance": 3.5, "negative": NEGATIVE}, {"guidance": 1.5})
+    )
+    assert one == same != other
+    asked = ImageRequest(prompt="a", negative="b")
+    [note] = notes(asked, resolve(asked, pipeline.checkpoint), pipeline.checkpoint)
+    assert note.startswith("the negative prompt has no effect") and "reads --cfg-scale as a number" in note
+
+
+def test_prompts_that_other_tools_call_weighted(made):
+    """Without a weight they are texts; with one it is refused, as the network would not follow it."""
+    checkpoint = made.pipelines["flux-dev"].checkpoint
+    assert not resolve(ImageRequest(prompt="a cat", weighted=True), checkpoint).weighted
+    with pytest.raises(UsageError, match="--weighted would have no effect on") as refusal:
+        resolve(ImageRequest(prompt="a (cat:1.2)", weighted=True), checkpoint)
+    assert refusal.value.hint == "--no-weighted takes brackets as text"
+
+
 # --- networks alone in a file
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Z-Image and klein whose matrices are wide enough to be packed, as folders, with diffusers' pipelines."""
+    """Transformers whose matrices are wide enough to be packed, as folders, with diffusers' pipelines."""
     root = tmp_path_factory.mktemp("wide")
     z = flow.make_z_image(root / "z-turbo", axes_dims=[8, 12, 12], dim=96)
     klein = flow.make_klein(root / "klein", attention_head_dim=32, axes_dims_rope=[8, 8, 8, 8])
-    return root, {"z-turbo": z, "klein": klein}
+    return root, {
+        "z-turbo": z,
+        "klein": klein,
+        "flux-dev": flow.make_flux(root / "flux-dev"),
+        "flux-schnell": flow.make_flux(root / "flux-schnell", "schnell"),
+    }
 
 
 def image_of(file):
@@ -151,17 +220,29 @@ def image_of(file):
 SETTINGS = {"prompt": PROMPT, "steps": 3, **SIZE}
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("z-turbo", ""), ("klein", "model.diffusion_model.")])
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("z-turbo", ""),
+        ("klein", "model.diffusion_model."),
+        ("flux-dev", ""),
+        ("flux-schnell", "model.diffusion_model."),
+    ],
+)
 def test_original_names(wide, name, prefix):
     """The other parts are those of the folder that the file lies in."""
     root, pipes = wide
     file = flow.write_single(root / name / "one.safetensors", flow.original_names(root / name / "transformer"), prefix)
-    theirs = (draw_klein if name == "klein" else draw_z_image)(pipes[name])
+    if name.startswith("flux"):
+        tokenizer = opened(root / name).checkpoint.tokenizer("tokenizer_2")
+        theirs = draw_flux(pipes[name], tokenizer, guidance=3.5 if name == "flux-dev" else 1.0)
+    else:
+        theirs = (draw_klein if name == "klein" else draw_z_image)(pipes[name])
     assert_same(image_of(file), theirs)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-@pytest.mark.parametrize("name", ["z-turbo", "klein"])
+@pytest.mark.parametrize("name", ["z-turbo", "klein", "flux-dev"])
 def test_gguf(wide, name, kind):
     """Equal to diffusers with what the packed matrices stand for; they stay packed in memory."""
     root, _ = wide
@@ -223,7 +304,8 @@ def test_a_network_alone_says_what_it_lacks(wide, tmp_path, monkeypatch):
     [("z-turbo", "transformer.layers.1.attention.to_q"), ("z-turbo", "diffusion_model.layers.0.feed_forward.w1"),
      ("klein", "transformer.transformer_blocks.0.attn.add_k_proj"),
      ("sigma", "transformer.transformer_blocks.2.attn2.to_v"),
-     ("klein", "lora_unet_single_transformer_blocks_1_attn_to_out")],
+     ("klein", "lora_unet_single_transformer_blocks_1_attn_to_out"),
+     ("flux-dev", "transformer.single_transformer_blocks.1.proj_mlp")],
 )  # fmt: skip
 def test_lora(wide, made, tmp_path, name, module):
     """Equal to the same change made by hand in the folder's weights."""
@@ -264,6 +346,18 @@ FUSED = {  # a name in a file, and the tensor of the authors' layout that it cha
         "diffusion_model.final_layer.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
         "transformer.transformer_blocks.0.attn.to_added_qkv": "double_blocks.0.txt_attn.qkv",
     },
+    "flux-dev": {
+        "diffusion_model.double_blocks.0.img_attn.qkv": "double_blocks.0.img_attn.qkv",
+        "lora_unet_double_blocks_1_txt_attn_qkv": "double_blocks.1.txt_attn.qkv",
+        "lora_unet_double_blocks_0_img_mlp_0": "double_blocks.0.img_mlp.0",
+        "lora_unet_double_blocks_0_txt_mod_lin": "double_blocks.0.txt_mod.lin",
+        "lora_unet_single_blocks_1_linear1": "single_blocks.1.linear1",
+        "diffusion_model.single_blocks.0.linear2": "single_blocks.0.linear2",
+        "diffusion_model.single_blocks.0.modulation.lin": "single_blocks.0.modulation.lin",
+        "diffusion_model.guidance_in.in_layer": "guidance_in.in_layer",
+        "lora_unet_final_layer_adaLN_modulation_1": "final_layer.adaLN_modulation.1",
+        "transformer.transformer_blocks.0.attn.to_added_qkv": "double_blocks.0.txt_attn.qkv",
+    },
 }
 
 
@@ -302,7 +396,7 @@ def test_lora_of_fused_names(wide, tmp_path, name, module, method):
     for key, value in opened(root / name).main.network.state_dict().items():
         torch.testing.assert_close(with_lora[key], wanted[key], atol=1e-4, rtol=1e-4)
         differ += not torch.equal(value, wanted[key])
-    assert differ == (3 if "qkv" in module else 1)
+    assert differ == (3 if "qkv" in module else 4 if name == "flux-dev" and "linear1" in module else 1)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +457,11 @@ KLEIN = flow.FLUX2 | {
     "attention_head_dim": 128, "axes_dims_rope": [32, 32, 32, 32], "in_channels": 128, "joint_attention_dim": 7680,
     "num_attention_heads": 24, "num_layers": 5, "num_single_layers": 20,
 }  # fmt: skip
+FLUX = flow.FLUX | {
+    "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56], "joint_attention_dim": 4096, "num_attention_heads": 24,
+    "num_layers": 19, "num_single_layers": 38, "pooled_projection_dim": 768,
+}  # fmt: skip
+SCHNELL = FLUX | {"guidance_embeds": False}
 SIGMA = flow.PIXART | {
     "attention_head_dim": 72, "caption_channels": 4096, "cross_attention_dim": 1152, "num_attention_heads": 16,
     "num_layers": 28,
@@ -374,8 +473,16 @@ FLUX2_VAE = VAE | WIDE | {"_class_name": "AutoencoderKLFlux2", "latent_channels"
 
 @pytest.mark.parametrize(
     ("config", "billions"),
-    [(Z_IMAGE, 6.155), (KLEIN, 3.876), (SIGMA, 0.611), (ALPHA, 0.611), (FLUX2_VAE, 0.084)],
-    ids=["z-image", "klein", "sigma", "alpha", "flux2-vae"],
+    [
+        (Z_IMAGE, 6.155),
+        (FLUX, 11.901),
+        (SCHNELL, 11.891),
+        (KLEIN, 3.876),
+        (SIGMA, 0.611),
+        (ALPHA, 0.611),
+        (FLUX2_VAE, 0.084),
+    ],
+    ids=["z-image", "flux-dev", "flux-schnell", "klein", "sigma", "alpha", "flux2-vae"],
 )
 def test_names_and_counts(config, billions):
     module, own = architecture(config["_class_name"]), {k: v for k, v in config.items() if k != "_class_name"}
@@ -404,6 +511,11 @@ def test_names_and_counts(config, billions):
         ("z-image-turbo", "transformer", {"in_channels": 32}, "in_channels"),
         ("z-image-turbo", "transformer", {"cap_feat_dim": 64}, "cap_feat_dim"),
         ("z-image-turbo", "scheduler", {"invert_sigmas": True}, "invert_sigmas"),
+        ("flux-dev", "transformer", {"in_channels": 384}, "in_channels"),
+        ("flux-dev", "transformer", {"joint_attention_dim": 96}, "joint_attention_dim"),
+        ("flux-dev", "transformer", {"pooled_projection_dim": 32}, "pooled_projection_dim"),
+        ("flux-dev", "transformer", {"axes_dims_rope": [8, 8, 8]}, "axes_dims_rope"),
+        ("flux-dev", "transformer", {"out_channels": 64}, "out_channels"),
         ("sigma", "transformer", {"attention_type": "gated"}, "attention_type"),
         ("sigma", "transformer", {"caption_channels": 32}, "caption_channels"),
         ("sigma", "transformer", {"nonesuch": 3}, "nonesuch"),
@@ -417,7 +529,9 @@ def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, name, p
         opened(tmp_path / name)
 
 
-@pytest.mark.parametrize("pipeline", ["StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "SanaPipeline"])
+@pytest.mark.parametrize(
+    "pipeline", ["StableDiffusion3Pipeline", "FluxKontextPipeline", "QwenImagePipeline", "SanaPipeline"]
+)
 def test_other_wiring_is_told_in_one_line(made, tmp_path, pipeline):
     (tmp_path / "model_index.json").write_text(
         json.dumps({"_class_name": pipeline, "transformer": ["diffusers", "X"], "scheduler": ["diffusers", "Y"]})

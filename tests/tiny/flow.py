@@ -1,4 +1,4 @@
-"""Small seeded checkpoints of Z-Image and FLUX.2 klein, laid out as on the hub.
+"""Small seeded checkpoints of Z-Image, FLUX.1 and FLUX.2 klein, laid out as on the hub.
 
 Every maker gives back diffusers' pipeline in float32, ready to be compared with.
 """
@@ -17,7 +17,15 @@ from torch import nn
 from tests.oracles.libraries import diffusers, transformers
 from tests.tiny.chat_templates import FAMILIES, make_chat_tokenizer
 from tests.tiny.gguf import packed, unpacked
-from tests.tiny.image import make_vae, randomise, rewrite_json, save, write_scheduler
+from tests.tiny.image import (
+    make_text_encoder,
+    make_tokenizer,
+    make_vae,
+    randomise,
+    rewrite_json,
+    save,
+    write_scheduler,
+)
 from tests.tiny.systems import make_t5, make_t5_tokenizer
 
 QWEN3: dict[str, Any] = {
@@ -64,6 +72,20 @@ Z_IMAGE: dict[str, Any] = {
     "qk_norm": True,
     "rope_theta": 256.0,
     "t_scale": 1000.0,
+}
+FLUX: dict[str, Any] = {
+    "_class_name": "FluxTransformer2DModel",
+    "attention_head_dim": 32,
+    "axes_dims_rope": [4, 14, 14],
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 64,
+    "num_attention_heads": 3,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "out_channels": None,
+    "patch_size": 1,
+    "pooled_projection_dim": 24,
 }
 FLUX2: dict[str, Any] = {
     "_class_name": "Flux2Transformer2DModel",
@@ -126,7 +148,8 @@ def _finish(folder: Path, name: str, parts: dict[str, Any], **more: Any) -> Any:
         part: ["transformers" if "text" in part or "token" in part else "diffusers", type(one).__name__]
         for part, one in parts.items()
     }
-    kinds["tokenizer"] = ["transformers", "T5Tokenizer" if parts["tokenizer"] is None else "Qwen2Tokenizer"]
+    for one in [one for one in parts if parts[one] is None]:
+        kinds[one] = ["transformers", "T5Tokenizer"]
     (folder / "model_index.json").write_text(json.dumps({"_class_name": name, **more, **kinds}, indent=2))
     pipe = getattr(diffusers, name)(**parts, **more)
     pipe.set_progress_bar_config(disable=True)
@@ -155,6 +178,27 @@ def make_z_image(folder: Path, **changes: Any) -> Any:
             "text_encoder": text_encoder,
             "tokenizer": tokenizer,
             "transformer": make_network(folder / "transformer", Z_IMAGE | changes),
+            "vae": make_vae(folder / "vae", FLUX_VAE),
+        },
+    )
+
+
+def make_flux(folder: Path, name: str = "dev", **changes: Any) -> Any:
+    """black-forest-labs/FLUX.1-dev, or with "schnell" the one that is not told its guidance. The pipeline wants the
+    states of texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_t5_tokenizer(folder / "tokenizer_2")
+    schnell = name == "schnell"
+    return _finish(
+        folder,
+        "FluxPipeline",
+        {
+            "scheduler": write_scheduler(folder / "scheduler", FLOW | {"shift": 1.0} if schnell else DYNAMIC),
+            "text_encoder": make_text_encoder(folder / "text_encoder"),
+            "text_encoder_2": make_t5(folder / "text_encoder_2"),
+            "tokenizer": make_tokenizer(folder / "tokenizer"),
+            "tokenizer_2": None,  # transformers' T5Tokenizer loads an empty vocabulary: see `oracles.systems`
+            "transformer": make_network(folder / "transformer", FLUX | {"guidance_embeds": not schnell, **changes}),
             "vae": make_vae(folder / "vae", FLUX_VAE),
         },
     )
@@ -275,6 +319,8 @@ def as_original(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of diffusers' names under those of the authors' code, fused as there."""
     if "x_pad_token" in tensors:
         return _z_image_names(tensors)
+    if "time_text_embed.text_embedder.linear_1.weight" in tensors:
+        return _flux_names(tensors)
     found: dict[str, torch.Tensor] = {}
     plain = {
         "x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
@@ -306,6 +352,50 @@ def as_original(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         new = name.replace("single_transformer_blocks", "single_blocks").replace("attn.to_qkv_mlp_proj", "linear1")
         new = new.replace("attn.to_out", "linear2").replace("attn.norm_q.weight", "norm.query_norm.scale")
         found[new.replace("attn.norm_k.weight", "norm.key_norm.scale")] = tensors.pop(name)
+    return found
+
+
+def _flux_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+
+    def take(new: str, *old: str, kinds: tuple[str, ...] = ("weight", "bias")) -> None:
+        for kind in kinds:
+            found[f"{new}.{kind}"] = torch.cat([tensors.pop(f"{one}.{kind}") for one in old])
+
+    def norms(new: str, old: str) -> None:
+        for x in ("query", "key"):
+            found[f"{new}.{x}_norm.scale"] = tensors.pop(f"{old}{x[0]}.weight")
+
+    take("img_in", "x_embedder")
+    take("txt_in", "context_embedder")
+    take("final_layer.linear", "proj_out")
+    for kind in ("weight", "bias"):
+        scale, shift = tensors.pop(f"norm_out.linear.{kind}").chunk(2)
+        found[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
+    for old, new in (("timestep", "time"), ("guidance", "guidance"), ("text", "vector")):
+        if f"time_text_embed.{old}_embedder.linear_1.bias" in tensors:
+            take(f"{new}_in.in_layer", f"time_text_embed.{old}_embedder.linear_1")
+            take(f"{new}_in.out_layer", f"time_text_embed.{old}_embedder.linear_2")
+    for i in range(sum(name.endswith("attn.to_add_out.weight") for name in tensors)):
+        here, there = f"transformer_blocks.{i}.", f"double_blocks.{i}."
+        for stream, mod, names, norm, out, ff in (
+            ("img", "norm1", ("to_q", "to_k", "to_v"), "norm_", "to_out.0", "ff"),
+            ("txt", "norm1_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "norm_added_", "to_add_out",
+             "ff_context"),
+        ):  # fmt: skip
+            take(f"{there}{stream}_mod.lin", f"{here}{mod}.linear")
+            take(f"{there}{stream}_attn.qkv", *(f"{here}attn.{name}" for name in names))
+            norms(f"{there}{stream}_attn.norm", f"{here}attn.{norm}")
+            take(f"{there}{stream}_attn.proj", f"{here}attn.{out}")
+            take(f"{there}{stream}_mlp.0", f"{here}{ff}.net.0.proj")
+            take(f"{there}{stream}_mlp.2", f"{here}{ff}.net.2")
+    for i in range(sum(name.endswith("proj_mlp.weight") for name in tensors)):
+        here, there = f"single_transformer_blocks.{i}.", f"single_blocks.{i}."
+        take(f"{there}modulation.lin", f"{here}norm.linear")
+        take(f"{there}linear1", *(f"{here}attn.to_{x}" for x in "qkv"), f"{here}proj_mlp")
+        take(f"{there}linear2", f"{here}proj_out")
+        norms(f"{there}norm", f"{here}attn.norm_")
+    assert not tensors
     return found
 
 

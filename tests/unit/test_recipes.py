@@ -110,6 +110,32 @@ def test_stable_diffusion_cpp():
     assert {"Eta", "Guidance", "RNG", "Model"} <= set(found.left_out)
 
 
+@pytest.mark.parametrize(("cfg", "guidance"), [("1", 3.5), ("1.0", 3.5), ("2", 2.0)])
+def test_the_guidance_that_flux_is_told_by_forge(cfg, guidance):
+    """Real guidance beside it, which gencli has not, is that of --cfg-scale, and the other is left out."""
+    text = (
+        f"a cat\nSteps: 20, Sampler: Euler, Schedule type: Simple, CFG scale: {cfg}, Distilled CFG Scale: 3.5, Seed: 1"
+    )
+    found = read(parameters=text)
+    assert ImageRequest(**found.values).guidance == guidance
+    assert ("Distilled CFG Scale" in found.left_out) == (guidance == 2)
+
+
+def test_the_guidance_that_flux_is_told_by_comfyui():
+    graph = {
+        **{key: value for key, value in PARTED.items() if key not in ("4", "7", "10", "11")},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red cat", "clip": ["13", 0]}},
+        "12": {"class_type": "UNETLoader", "inputs": {"unet_name": "flux1-dev.safetensors"}},
+        "13": {"class_type": "DualCLIPLoader", "inputs": {"type": "flux"}},
+        "14": {"class_type": "FluxGuidance", "inputs": {"guidance": 2.5, "conditioning": ["6", 0]}},
+        "21": {"class_type": "BasicGuider", "inputs": {"model": ["12", 0], "conditioning": ["14", 0]}},
+    }
+    found = read(prompt=json.dumps(graph))
+    request = ImageRequest(**found.values)
+    assert (request.prompt, request.guidance, request.steps) == ("a red cat", 2.5, 5)
+    assert "FluxGuidance" not in found.left_out and "Model" in found.left_out
+
+
 @pytest.mark.parametrize(
     "text",
     [

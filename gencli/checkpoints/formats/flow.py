@@ -1,5 +1,5 @@
-"""The transformers of Z-Image and FLUX.2 alone in a file, safetensors or GGUF, under the names of their authors' code →
-what a folder in diffusers' layout would hold. The other parts are a folder's: see `Checkpoint.rest`. No torch.
+"""The transformers of Z-Image, FLUX.1 and FLUX.2 alone in a file, safetensors or GGUF, by their authors' names → what a
+folder in diffusers' layout would hold. The other parts are a folder's: see `Checkpoint.rest`. No torch.
 """
 
 from __future__ import annotations
@@ -34,6 +34,18 @@ def _swapped(tensor: Tensor) -> Tensor:
     return torch.cat(tuple(reversed(tensor.chunk(2))))
 
 
+def _part(index: int) -> Callable[[Tensor], Tensor]:
+    """What cuts q, k, v or, as the fourth, the input of the feed-forward network from (7 D, …)."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        rows = tensor.shape[0] // 7 if tensor.ndim else 0
+        if not rows or tensor.shape[0] % 7:
+            raise GencliError(f"{list(tensor.shape)} does not split into q, k, v and a feed-forward network's input")
+        return tensor[index * rows : (index + 1) * rows if index < 3 else None]
+
+    return cut
+
+
 Z_BLOCK = r"((?:layers|noise_refiner|context_refiner)\.\d+)"
 Z_IMAGE_ROWS = (
     Rename(rf"x_embedder\.{KIND}", r"all_x_embedder.2-1.\1"),
@@ -46,6 +58,55 @@ Z_IMAGE_ROWS = (
     Rename(rf"{Z_BLOCK}\.(feed_forward\.w[123]|(?:attention|ffn)_norm[12])\.weight", r"\1.\2.weight"),
     Rename(rf"{Z_BLOCK}\.adaLN_modulation\.0\.{KIND}", r"\1.adaLN_modulation.0.\2"),
     Rename(r"norm_final\.weight", r"norm_final.weight"),  # which the module does without
+)
+FLUX_ROWS = (
+    Rename(rf"img_in\.{KIND}", r"x_embedder.\1"),
+    Rename(rf"txt_in\.{KIND}", r"context_embedder.\1"),
+    *(
+        Rename(rf"{old}_in\.{layer}_layer\.{KIND}", rf"time_text_embed.{new}_embedder.linear_{number}.\1")
+        for old, new in (("time", "timestep"), ("guidance", "guidance"), ("vector", "text"))
+        for number, layer in ((1, "in"), (2, "out"))
+    ),
+    Rename(rf"final_layer\.linear\.{KIND}", r"proj_out.\1"),
+    Rename(rf"final_layer\.adaLN_modulation\.1\.{KIND}", r"norm_out.linear.\1", _swapped),
+    *(
+        Rename(rf"double_blocks\.(\d+)\.{stream}_{old}\.{KIND}", rf"transformer_blocks.\1.{new}.\2", transform)
+        for stream, mod, to, out, ff in (
+            ("img", "norm1", "to_{}", "to_out.0", "ff"),
+            ("txt", "norm1_context", "add_{}_proj", "to_add_out", "ff_context"),
+        )
+        for old, new, transform in (
+            (r"mod\.lin", f"{mod}.linear", None),
+            *((r"attn\.qkv", f"attn.{to.format(x)}", THIRDS[x]) for x in "qkv"),
+            (r"attn\.proj", f"attn.{out}", None),
+            (r"mlp\.0", f"{ff}.net.0.proj", None),
+            (r"mlp\.2", f"{ff}.net.2", None),
+        )
+    ),
+    *(
+        Rename(
+            rf"double_blocks\.(\d+)\.{stream}_attn\.norm\.{x}_norm\.(?:scale|weight)",
+            rf"transformer_blocks.\1.attn.norm_{added}{x[0]}.weight",
+        )
+        for stream, added in (("img", ""), ("txt", "added_"))
+        for x in ("query", "key")
+    ),
+    *(
+        Rename(rf"single_blocks\.(\d+)\.{old}\.{KIND}", rf"single_transformer_blocks.\1.{new}.\2", transform)
+        for old, new, transform in (
+            (r"modulation\.lin", "norm.linear", None),
+            *(("linear1", f"attn.to_{x}", _part(index)) for index, x in enumerate("qkv")),
+            ("linear1", "proj_mlp", _part(3)),
+            ("linear2", "proj_out", None),
+        )
+    ),
+    *(
+        Rename(
+            rf"single_blocks\.(\d+)\.norm\.{x}_norm\.(?:scale|weight)",
+            rf"single_transformer_blocks.\1.attn.norm_{x[0]}.weight",
+        )
+        for x in ("query", "key")
+    ),
 )
 FLUX2_ROWS = (
     Rename(r"img_in\.weight", "x_embedder.weight"),
@@ -101,6 +162,25 @@ def _z_image(shapes: Shapes) -> dict[str, object]:
     }
 
 
+def _flux(shapes: Shapes) -> dict[str, object]:
+    width, channels = sizes(shapes, "img_in.weight", 2)
+    [head] = _norm(shapes)
+    if head % 16 or width % head:
+        raise GencliError(f"a FLUX.1 {width} wide with heads of {head} is not known")
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "attention_head_dim": head,
+        "axes_dims_rope": [head // 8, head // 16 * 7, head // 16 * 7],
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+        "in_channels": channels,
+        "joint_attention_dim": sizes(shapes, "txt_in.weight", 2)[1],
+        "num_attention_heads": width // head,
+        "num_layers": numbered(shapes, "double_blocks"),
+        "num_single_layers": numbered(shapes, "single_blocks"),
+        "pooled_projection_dim": sizes(shapes, "vector_in.in_layer.weight", 2)[1],
+    }
+
+
 def _flux2(shapes: Shapes) -> dict[str, object]:
     if "guidance_in.in_layer.weight" in shapes:
         raise GencliError("it is a FLUX.2 that is told the guidance (dev), which is not supported")
@@ -152,6 +232,13 @@ FAMILIES = (
         _flux2,
         "Flux2KleinPipeline",
         "black-forest-labs/FLUX.2-klein-4B",
+    ),
+    *(
+        Family("FLUX.1's transformer", key, FLUX_ROWS, _flux, "FluxPipeline", f"black-forest-labs/FLUX.1-{name}")
+        for key, name in (
+            ("guidance_in.in_layer.weight", "dev"),
+            ("double_blocks.0.img_mod.lin.weight", "schnell"),
+        )
     ),
 )
 

@@ -36,7 +36,7 @@ from gencli.image.families.systems import (
     UNCLIP_VARIATIONS,
     UPSCALER,
 )
-from gencli.image.families.transformers import FLUX2_KLEIN, PIXART_ALPHA, PIXART_SIGMA, Z_IMAGE
+from gencli.image.families.transformers import FLUX, FLUX2_KLEIN, PIXART_ALPHA, PIXART_SIGMA, Z_IMAGE
 
 __all__ = ["PRIORS", "TINY", "Family", "Stage", "import_name", "tiny_named"]
 
@@ -122,6 +122,9 @@ FAMILIES: dict[str, Family] = {
     "PixArtSigmaPipeline": PIXART_SIGMA,
     "ZImagePipeline": Z_IMAGE,
     "ZImageImg2ImgPipeline": Z_IMAGE,
+    "FluxPipeline": FLUX,
+    "FluxImg2ImgPipeline": FLUX,
+    "FluxInpaintPipeline": FLUX,
     "Flux2KleinPipeline": FLUX2_KLEIN,
 }
 

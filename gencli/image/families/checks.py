@@ -88,6 +88,20 @@ def pixart(checkpoint: Described) -> None:
         raise _unsupported(checkpoint, "transformer", "caption_channels", reads, f"its text encoder gives {width}")
 
 
+def flux(checkpoint: Described) -> None:
+    """The transformer reads four latents as one, states as wide as T5's, and the pooled text of CLIP."""
+    network, configs = checkpoint.configs["transformer"], checkpoint.configs
+    channels = 4 * _number(configs["vae"], "latent_channels", 4)
+    for key, default, width, whose in (
+        ("in_channels", 64, channels, f"its autoencoder makes {channels}"),
+        ("joint_attention_dim", 4096, _number(configs["text_encoder_2"], "d_model", 512), "that is T5's width"),
+        ("pooled_projection_dim", 768, _number(configs["text_encoder"], "hidden_size", 512), "that is CLIP's width"),
+    ):
+        if (reads := network.get(key, default)) != width:
+            hint = whose if key == "in_channels" else f"it must be {width}: {whose}"
+            raise _unsupported(checkpoint, "transformer", key, reads, hint)
+
+
 def z_image(checkpoint: Described) -> None:
     """The transformer reads as many channels as the latents have, and captions as wide as the text encoder's states."""
     _check_flow(checkpoint, 1, "cap_feat_dim", 2560, 1)

@@ -1,4 +1,4 @@
-"""Transformers that denoise latents: PixArt, Z-Image, FLUX.2 klein."""
+"""Transformers that denoise latents: PixArt, FLUX.1, Z-Image, FLUX.2 klein."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ PIXART_SIGMA = Family(
     one_at_a_time=True,
 )
 PIXART_ALPHA = replace(PIXART_SIGMA, stages=(Stage("t5:load_alpha", network="transformer"),), tiny=_TAESD)
+
+# Black Forest Labs 2024: FLUX.1 dev, which is told its guidance as a number, and schnell
+FLUX = Family(
+    (Stage("flux:load", network="transformer"),),
+    {
+        "transformer": frozenset({"FluxTransformer2DModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKL"}),
+        "text_encoder": frozenset({"clip_text_model"}),
+        "tokenizer": None,
+        "text_encoder_2": frozenset({"t5"}),
+        "tokenizer_2": None,
+    },
+    "text",
+    autoencoder="vae",
+    check=checks.flux,
+    defaults={"sampler": "euler", "steps": 28, "guidance": 3.5},
+    tiny="madebyollin/taef1",
+    one_at_a_time=True,
+    side=1024,
+    distilled="schnell",
+    few={"steps": 4, "guidance": 1.0},
+)
 
 # Cai et al. 2025 (Z-Image and its Turbo), and Black Forest Labs 2025 (FLUX.2 klein), by flow matching
 _QWEN3 = {"scheduler": None, "text_encoder": frozenset({"qwen3"}), "tokenizer": None}

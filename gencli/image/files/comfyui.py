@@ -67,10 +67,12 @@ def _empty_latent(graph: Graph, sampler: object) -> Mapping[str, object] | None:
 
 
 class _Reader:
-    """Follows a sampler's inputs. seen: what is met on the way and is not followed."""
+    """Follows a sampler's inputs. seen: what is met on the way and is not followed. told: the guidance that a model of
+    FLUX.1's kind is told."""
 
     def __init__(self, graph: Graph, sampler: object):
         self.graph, self.sampler, self.seen = graph, sampler, dict[str, None]()
+        self.told: str | None = None
 
     def recipe(self, others: list[str]) -> Recipe:
         inputs = dict(_inputs(self.sampler))
@@ -81,6 +83,7 @@ class _Reader:
         negative = self._prompt(inputs.get("negative"), "negative")
         if prompt is None:
             raise GencliError("its graph does not say the prompt in a text node that gencli knows")
+        settings |= {} if self.told is None else {"CFG scale": self.told}
         settings |= self._model(inputs.get("model"), inputs.get("positive"))
         if self._scalar(inputs.get("denoise", 1)) not in ("1", "1.0"):
             self.seen["denoise"] = None
@@ -123,7 +126,10 @@ class _Reader:
             links = [name for name in inputs if name.startswith("conditioning")]
             if len(links) > 1:
                 raise GencliError(f"its graph makes the prompt of several ({_kind(node)}), which is not followed")
-            self.seen[_kind(node)] = None
+            if _kind(node) == "FluxGuidance":
+                self.told = self._scalar(inputs.get("guidance"))
+            else:
+                self.seen[_kind(node)] = None
             value = inputs.get(links[0] if links else side)
         return None
 
@@ -134,7 +140,7 @@ class _Reader:
             for _ in range(DEPTH):
                 node = _linked(self.graph, value)
                 inputs = _inputs(node)
-                if isinstance(file := inputs.get("ckpt_name"), str):
+                if isinstance(file := inputs.get("ckpt_name", inputs.get("unet_name")), str):
                     found["Model"] = file
                 elif (skip := self._scalar(inputs.get("stop_at_clip_layer"))) is not None:
                     found["Clip skip"] = skip.removeprefix("-")

@@ -22,6 +22,7 @@ from gencli.options import TEXT_LIMIT, Option, rows
 INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
 LIMIT = 32 * TEXT_LIMIT  # characters of either: two prompts of that length, each character as two JSON escapes
 ALIASES = {"Eta DDIM": "Eta", "Guidance Scale": "CFG scale"}
+TOLD = "Distilled CFG Scale"  # Forge's word for the guidance that FLUX.1 dev is told, which is gencli's at CFG 1
 INERT = {"Version", "Model hash", "VAE hash", "App", "Size-1", "Size-2"}  # say nothing about the pixels
 USUAL = ("automatic", "normal", "native", "default")  # words of other tools for no schedule of their own
 TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>")
@@ -104,8 +105,10 @@ def settle(recipe: Recipe) -> Found:
     values |= {} if recipe.negative is None else {"negative": recipe.negative}
     weighted = True if recipe.weighted is None and recipe.settings and not ours else recipe.weighted
     values |= {} if weighted is None else {"weighted": weighted}
-    left_out = list(recipe.left_out)
-    for key, value in recipe.settings.items():
+    left_out, settings = list(recipe.left_out), dict(recipe.settings)
+    if settings.get("CFG scale", "1") in ("1", "1.0") and TOLD in settings:
+        settings["CFG scale"] = settings.pop(TOLD)
+    for key, value in settings.items():
         key = ALIASES.get(key, key)
         field = next((name for name, option in ROWS.items() if option.infotext == key), None)
         if key in INERT or not PLAIN_KEY.fullmatch(key):

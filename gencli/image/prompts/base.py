@@ -17,10 +17,12 @@ Loader = Callable[[str], BaseModel]
 
 
 class PromptParts(HasClasses, Protocol):
-    """What a checkpoint says of its conditioner. parts: those that it has. index: model_index.json."""
+    """What a checkpoint says of its conditioner. parts: those that it has. configs: theirs. index: model_index.json."""
 
     @property
     def parts(self) -> Mapping[str, object]: ...
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, object]]: ...
     @property
     def index(self) -> Mapping[str, object]: ...
     def tokenizer(self, part: str = "tokenizer") -> Tokenizer: ...

@@ -49,15 +49,15 @@ class T5Prompts:
 
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
         """Raises GencliError for a prompt that is too long."""
-        padded, mask = self._padded(prompts, request)
+        padded, mask = self.padded([one.lower().strip() for one in prompts], request)
         return Conditioning({"encoder_hidden_states": self.t5(padded, mask)})
 
     def negative(self, request: ImageRequest) -> Conditioning:
         return self.encode([request.negative or ""], request)
 
-    def _padded(self, prompts: Sequence[str], request: ImageRequest) -> tuple[Tensor, Tensor]:
-        """Token ids (B, length) and their mask, false for padding."""
-        ids = [self._ids(prompt.lower().strip(), request.truncate) for prompt in prompts]
+    def padded(self, texts: Sequence[str], request: ImageRequest) -> tuple[Tensor, Tensor]:
+        """Token ids (B, length) and their mask, false for padding. Raises GencliError for a text that is too long."""
+        ids = [self._ids(text, request.truncate) for text in texts]
         padded = torch.tensor([[*one, *[0] * (self.length - len(one))] for one in ids], device=self.t5.device)
         mask = torch.arange(self.length, device=self.t5.device) < torch.tensor([[len(one)] for one in ids]).to(padded)
         return padded, mask
@@ -76,7 +76,7 @@ class PixArtPrompts(T5Prompts):
     """The same with their mask, and the size of the image, which some of the networks read."""
 
     def encode(self, prompts: Sequence[str], request: ImageRequest) -> Conditioning:
-        padded, mask = self._padded(prompts, request)
+        padded, mask = self.padded([one.lower().strip() for one in prompts], request)
         size = torch.tensor([[float(request.height or 0), float(request.width or 0)]], device=self.t5.device)
         states = self.t5(padded, mask)
         return Conditioning({"encoder_hidden_states": states, "encoder_attention_mask": mask, "size": size})

@@ -1,0 +1,234 @@
+"""The transformer of FLUX.1 (Black Forest Labs 2024), of two streams and then one, as FluxTransformer2DModel of
+diffusers.
+
+B: batch, C, H, W: channels, height and width of the latents, of which 2 × 2 are a token, L: tokens of a text, T: of
+both, D: width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models.base import BaseConfig, Layout, check_flags, check_ints
+from gencli.models.decoder_blocks import RMSNorm
+from gencli.models.flow_blocks import (
+    WAVES,
+    JointAttention,
+    Rotation,
+    attend,
+    grid,
+    heads,
+    layer_norm,
+    rotation,
+    waves,
+)
+from gencli.models.module import BaseModel
+
+EPS, THETA, PATCH, MLP_RATIO = 1e-6, 10000.0, 2, 4
+
+
+@dataclass(frozen=True)
+class FluxConfig(BaseConfig):
+    """config.json of FLUX.1; defaults are those of the class in diffusers (FLUX.1 schnell's)."""
+
+    ONLY: ClassVar = {"patch_size": (1,), "out_channels": (None,)}
+
+    in_channels: int = 64
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+
+    def check(self) -> None:
+        check_ints(
+            self, {"in_channels": 1024, "num_layers": 256, "num_single_layers": 256, "attention_head_dim": 2**10}
+        )
+        check_ints(self, {"num_attention_heads": 2**10, "joint_attention_dim": 2**17, "pooled_projection_dim": 2**17})
+        check_ints(self, {"axes_dims_rope": 2**10})
+        check_flags(self)
+        axes = self.axes_dims_rope
+        if not isinstance(axes, tuple) or len(axes) != 3 or any(size % 2 for size in axes):
+            raise GencliError(f"config.json: axes_dims_rope = {axes!r:.60} are no three even numbers")
+        if sum(axes) != self.attention_head_dim:
+            raise GencliError(f"config.json: axes_dims_rope = {axes} do not fit heads of {self.attention_head_dim}")
+        if self.in_channels % PATCH**2:
+            raise GencliError(f"config.json: in_channels = {self.in_channels} are no 2 × 2 latents")
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+class Embedding(nn.Module):
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class TimeTextEmbedding(nn.Module):
+    """The time, the pooled text and, of a model that is told it, the guidance; (B, D)."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.timestep_embedder = Embedding(WAVES, config.width)
+        if config.guidance_embeds:
+            self.guidance_embedder = Embedding(WAVES, config.width)
+        self.text_embedder = Embedding(config.pooled_projection_dim, config.width)
+
+    def forward(self, timesteps: Tensor, text: Tensor, guidance: Tensor | None) -> Tensor:
+        """timesteps, guidance (B,): of which 1000 are 1. text (B, P)."""
+        time = self.timestep_embedder(waves(timesteps, text.dtype))
+        if guidance is not None:
+            time = time + self.guidance_embedder(waves(guidance, text.dtype))
+        return time + self.text_embedder(text)
+
+
+class Modulation(nn.Module):
+    """`count` shifts, scales and gates (B, 1, D) of the embedded time and text (B, D)."""
+
+    def __init__(self, width: int, count: int):
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(width, count * width)
+
+    def forward(self, time: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(time)).unflatten(-1, (self.count, 1, -1)).unbind(1)
+
+
+class Projection(nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.ModuleList(
+            [Projection(width, MLP_RATIO * width), nn.Identity(), nn.Linear(MLP_RATIO * width, width)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class DoubleBlock(nn.Module):
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        width = config.width
+        self.norm1, self.norm1_context = Modulation(width, 6), Modulation(width, 6)
+        self.attn = JointAttention(width, config.attention_head_dim, EPS, bias=True)
+        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+
+    def forward(self, image: Tensor, text: Tensor, by: Rotation, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next states of an image (B, H · W / 4, D) and a text (B, L, D)."""
+        of_image, of_text = self.norm1(time), self.norm1_context(time)
+        y, y_text = self.attn(_modulated(image, of_image[:2]), _modulated(text, of_text[:2]), by)
+        image, text = image + of_image[2] * y, text + of_text[2] * y_text
+        image = image + of_image[5] * self.ff(_modulated(image, of_image[3:5]))
+        return image, text + of_text[5] * self.ff_context(_modulated(text, of_text[3:5]))
+
+
+class SingleAttention(nn.Module):
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.size = size
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.norm_q, self.norm_k = RMSNorm(size, EPS), RMSNorm(size, EPS)
+
+    def forward(self, x: Tensor, by: Rotation) -> Tensor:
+        q, k = heads(self.to_q(x), self.size, self.norm_q), heads(self.to_k(x), self.size, self.norm_k)
+        return attend(q, k, heads(self.to_v(x), self.size), by)
+
+
+class SingleBlock(nn.Module):
+    """Attention and a feed-forward network beside each other, with one projection out."""
+
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        width = config.width
+        self.norm = Modulation(width, 3)
+        self.proj_mlp = nn.Linear(width, MLP_RATIO * width)
+        self.proj_out = nn.Linear((1 + MLP_RATIO) * width, width)
+        self.attn = SingleAttention(width, config.attention_head_dim)
+
+    def forward(self, x: Tensor, by: Rotation, time: Tensor) -> Tensor:
+        """Return the next states of text and image (B, T, D)."""
+        *shifted, gate = self.norm(time)
+        y = _modulated(x, shifted)
+        inner = F.gelu(self.proj_mlp(y), approximate="tanh")
+        return x + gate * self.proj_out(torch.cat([self.attn(y, by), inner], dim=-1))
+
+
+def _modulated(x: Tensor, by: Sequence[Tensor]) -> Tensor:
+    shift, scale = by
+    return layer_norm(x, EPS) * (1 + scale) + shift
+
+
+class FluxTransformer2DModel(BaseModel):
+    def __init__(self, config: FluxConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.time_text_embed = TimeTextEmbedding(config)
+        self.context_embedder = nn.Linear(config.joint_attention_dim, width)
+        self.x_embedder = nn.Linear(config.in_channels, width)
+        self.transformer_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.num_layers))
+        self.single_transformer_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.num_single_layers))
+        self.norm_out = Modulation(width, 2)
+        self.proj_out = nn.Linear(width, config.in_channels)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """Return the velocity ε − x0 (B, C, H, W) at x (B, C, H, W) and timesteps (B,) of 1000 σ, for states of texts
+        (B, L, E) and pooled ones (B, P). guidance (B,) or (1,): its scale, for a model that is told it."""
+        batch, height, width = len(x), x.shape[2] // PATCH, x.shape[3] // PATCH
+        states, pooled = (
+            one.to(x.device, x.dtype).expand(batch, *one.shape[1:]) for one in (encoder_hidden_states, text_embeds)
+        )
+        scale = None if guidance is None else 1000 * guidance.to(x.device).expand(batch)
+        time = self.time_text_embed(timesteps.expand(batch), pooled, scale)
+        text = self.context_embedder(states)
+        image = self.x_embedder(F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2))
+        places = F.pad(grid(height, width, x.device), (1, 0, text.shape[1], 0))  # those of a text are all 0
+        by = rotation(places, self.config.axes_dims_rope, THETA)
+        for block in self.transformer_blocks:
+            image, text = block(image, text, by, time)
+        both = torch.cat([text, image], dim=1)
+        for block in self.single_transformer_blocks:
+            both = block(both, by, time)
+        scaled, shift = self.norm_out(time)
+        out = self.proj_out(_modulated(both[:, text.shape[1] :], (shift, scaled)))
+        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH).contiguous()
+
+
+OVERFLOWS_IN_HALF = True
+LAYOUT = Layout()
+Config, Model = FluxConfig, FluxTransformer2DModel
