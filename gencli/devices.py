@@ -68,12 +68,16 @@ def pick_dtype(name: str, device: torch.device, stored: Iterable[str]) -> torch.
 
     stored: the dtypes in the file as safetensors writes them (`F32`, `F16`, `BF16`). auto keeps the file's own, and a
     file of several becomes the widest of them. On a CPU it is float32, as few have fast arithmetic of half precision:
-    bfloat16 stays where the CPU multiplies matrices of it (AMX).
+    bfloat16 stays where the CPU multiplies matrices of it (AMX). Of floats of 8 bits it is never their own: bfloat16 on
+    other devices.
     """
     import torch
 
     if name != "auto":
         return getattr(torch, name)
+    stored = set(stored)
+    if any(kind.startswith("F8") for kind in stored):
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
     floats = {kind for kind in stored if kind in ("F64", "F32", "F16", "BF16")}
     halves = {"BF16"} if device.type != "cpu" or _has_amx() else set[str]()
     if floats <= {"F32"} or floats == halves or (floats == {"F16"} and device.type != "cpu"):

@@ -22,7 +22,8 @@ from gencli.models.linear import apply_policy
 from gencli.models.module import BaseModel
 
 FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors writes them; others are quantised or no numbers at all
-READABLE = frozenset({*FLOATS, *PACKED})
+EIGHTHS = ("F8_E4M3", "F8_E5M2")  # floats of 8 bits, which are stored so and never computed with
+READABLE = frozenset({*FLOATS, *EIGHTHS, *PACKED})
 
 
 def load(
@@ -60,8 +61,8 @@ def load(
 
 
 def bytes_as(tensors: Tensors, dtype: torch.dtype) -> int:
-    """Return how many bytes the half-precision tensors of a file take in `dtype`."""
-    halves = (name for name in tensors if tensors.dtype(name) in ("F16", "BF16"))
+    """Return how many bytes the tensors of a file in half precision, or less, take in `dtype`."""
+    halves = (name for name in tensors if tensors.dtype(name) in ("F16", "BF16", *EIGHTHS))
     return dtype.itemsize * sum(math.prod(tensors.shape(name)) for name in halves)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from gencli.checkpoints.assets import PEFT_CONFIG, PEFT_STEM, LoraRef
@@ -47,7 +48,8 @@ class Change:
     deltas: list[Delta] = field(default_factory=list)
 
     def apply(self, old: Tensor, fan_in_fan_out: bool) -> Tensor:
-        """Return the new value, computed in float32. fan_in_fan_out: the weight is stored (in, out)."""
+        """Return the new value, computed in float32, and kept as the old one was, but in 16 bits if that had 8.
+        fan_in_fan_out: the weight is stored (in, out)."""
         new = old
         if self.replacement is not None:
             tensors, name = self.replacement
@@ -55,7 +57,7 @@ class Change:
         new = new.float()
         for delta in self.deltas:
             new = delta.apply(new.T).T if fan_in_fan_out else delta.apply(new)
-        return new.to(old.dtype).contiguous()
+        return new.to(old.dtype if old.dtype.itemsize > 1 else torch.bfloat16).contiguous()
 
 
 def merge(model: nn.Module, layout: Layout, adapters: Iterable[LoraRef], *, allow_pickle: bool = False) -> list[str]:

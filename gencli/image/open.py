@@ -135,7 +135,7 @@ def _with_rest(opened: Checkpoint) -> Checkpoint:
     found = open_checkpoint(Source(opened.name, folder, "folder"), allow_pickle=opened.contents.allow_pickle)
     if found.family != opened.family:
         raise GencliError(f"{opened.path} is {opened.title}, and {folder} holds a {found.family:.40}")
-    return dataclasses.replace(found, parts={**found.parts, **opened.parts})
+    return dataclasses.replace(found, parts={**found.parts, **opened.parts}, notes=opened.notes)
 
 
 def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
@@ -172,7 +172,7 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
     opened = dataclasses.replace(opened, parts=parts)
     raw = opened.defaults  # keys that are none of DEFAULTS are for other programs
     defaults = {DEFAULTS[key]: value for key, value in raw.items() if key in DEFAULTS and value is not None}
-    return ImageCheckpoint(opened, family, configs, defaults, _notes(index), labels, opened.index)
+    return ImageCheckpoint(opened, family, configs, defaults, (*opened.notes, *_notes(index)), labels, opened.index)
 
 
 def _as_first_pipelines_take(configs: Mapping[str, Mapping[str, object]]) -> dict[str, Mapping[str, object]]:

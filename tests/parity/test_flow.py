@@ -259,6 +259,35 @@ def test_gguf(wide, name, kind):
     assert isinstance(block.to_k.weight, Packed) and block.to_k.weight.shape == (96, 96)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("large", [False, True])
+def test_weights_of_8_bits(wide, tmp_path, monkeypatch, dtype, large):
+    """As many files of FLUX.1 have them, in ComfyUI's file of a whole model, whose other parts are noted: equal to
+    diffusers with what they stand for. Where they are large they stay so; a LoRA's sum is kept in 16 bits."""
+    root, _ = wide
+    monkeypatch.setattr("gencli.image.load.NETWORK_LIMIT", 0 if large else 1 << 30)
+    tensors = flow.original_names(root / "flux-dev" / "transformer")
+    small = {name: one.to(dtype) if one.ndim == 2 else one for name, one in tensors.items()}
+    file = root / "flux-dev" / "whole.safetensors"
+    whole = {f"model.diffusion_model.{name}": one for name, one in small.items()}
+    save_file({**whole, "vae.decoder.x": torch.ones(1), "text_encoders.t5xxl.x": torch.ones(1)}, file)
+    exact = flow.write_single(root / "flux-dev" / "exact.safetensors", {k: v.float() for k, v in small.items()})
+    checkpoint = open_image_checkpoint(Source("x", file, "file"))
+    assert any("its own text encoders and autoencoder are not read" in note for note in checkpoint.notes)
+    ours = load(checkpoint, device="cpu")
+    network = ours.main.network
+    assert (network.context_embedder.weight.dtype == dtype) == large
+    assert_same(draw(None, pipeline=ours, **SETTINGS)[0].image, image_of(exact), tolerance=0)
+    down, up = torch.randn(4, 96), torch.randn(96, 4)
+    name = "transformer.transformer_blocks.0.attn.to_out.0"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "lora.safetensors")
+    changed = load(checkpoint, device="cpu", loras=[LoraRef(tmp_path / "lora.safetensors")]).main.network
+    weight = changed.transformer_blocks[0].attn.to_out[0].weight
+    assert weight.dtype == (torch.bfloat16 if large else torch.float32)
+    wanted = small["double_blocks.0.img_attn.proj.weight"].float() + up @ down
+    torch.testing.assert_close(weight.float(), wanted, atol=1e-2 if large else 1e-5, rtol=1e-2 if large else 1e-5)
+
+
 def test_its_other_parts_may_be_in_the_cache(wide, tmp_path, monkeypatch):
     """Of the repository that published them; its own transformer need not be there."""
     root, _ = wide

@@ -294,6 +294,17 @@ def test_precision(folder: Path, tmp_path: Path, model: TextModel):
         opened(folder, device="cuda")
 
 
+def test_weights_of_8_bits_are_read_and_never_computed_with(tmp_path: Path):
+    """The text is that of the numbers that they stand for."""
+    exact, small = make_gpt2(tmp_path / "exact"), make_gpt2(tmp_path / "small")
+    tensors = load_file(exact / "model.safetensors")
+    eighths = {name: one.to(torch.float8_e4m3fn) if one.ndim == 2 else one for name, one in tensors.items()}
+    save_file(eighths, small / "model.safetensors")
+    save_file({name: one.float() for name, one in eighths.items()}, exact / "model.safetensors")
+    texts = [run(opened(folder), max_tokens=20, **GREEDY)[0].text for folder in (exact, small)]
+    assert texts[0] == texts[1] and opened(small).module.compute_dtype is torch.float32
+
+
 def test_other_kinds_of_checkpoints(tmp_path: Path, folder: Path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(GencliError, match="not a text model"):

@@ -342,6 +342,8 @@ def test_auto_is_what_the_cpu_computes_fast(monkeypatch, amx):
     assert {kinds: pick_dtype("auto", cpu, kinds) for kinds in files} == files
     assert all(pick_dtype("auto", cuda, [kind]) is None for kind in ("F32", "F16", "BF16"))
     assert pick_dtype("bfloat16", cpu, ["F32"]) is torch.bfloat16
+    for kinds in (["F8_E4M3"], ["F8_E5M2", "F16", "F32"]):  # which nothing computes with
+        assert (pick_dtype("auto", cpu, kinds), pick_dtype("auto", cuda, kinds)) == (torch.float32, torch.bfloat16)
 
 
 def test_halves_stay_stored_and_compute_in_float32(tmp_path, monkeypatch):

@@ -314,10 +314,10 @@ def test_a_vocabulary_that_is_not_clips(refusal, good):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_files(refusal, tmp_path, shapes, dtype):
+def test_quantised_files(refusal, tmp_path, shapes):
     shapes = changed(shapes, "sd1", **{f"{TEXT}embeddings.token_embedding.weight": (49408, 64)})
-    save_file({name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    tensors = {name: torch.zeros(shape, dtype=torch.int8) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
     error, _ = refusal()
     assert "is stored as" in error
 

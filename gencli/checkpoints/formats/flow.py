@@ -19,6 +19,7 @@ from gencli.models.base import Rename
 if TYPE_CHECKING:
     from torch import Tensor
 
+BESIDE = ("text_encoders.", "vae.")  # in ComfyUI's files of a whole model
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
 KIND = r"(weight|bias)"
 
@@ -272,15 +273,19 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
     file, found = contents.tensor_file, _find(contents.shapes)
     assert found is not None
     family, start = found
+    beside = {name for name in file.shapes if name.startswith(BESIDE)} if start else set[str]()
     shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
     config = family.config(shapes)
     pieces, unknown = rename(shapes, family.rows)
-    unknown += [name for name in file.shapes if not name.startswith(start)]
+    unknown += [name for name in file.shapes if not name.startswith(start) and name not in beside]
     if unknown:
         raise GencliError(f"it has tensors that {family.title} has not: {some(sorted(unknown))}")
     placed = {name: Piece(start + piece.source, piece.transform) for name, piece in pieces.items()}
     part = Part("transformer", "model", contents.path, lambda: config, lambda: _open(contents, file, placed))
-    return Checkpoint(contents, "image", family.pipeline, {"transformer": part}, title=family.title, rest=family.rest)
+    notes = ("its own text encoders and autoencoder are not read: those of the repository are",) if beside else ()
+    return Checkpoint(
+        contents, "image", family.pipeline, {"transformer": part}, title=family.title, rest=family.rest, notes=notes
+    )
 
 
 def _open(contents: Contents, file: TensorFile, pieces: Mapping[str, Piece]) -> FlowTensors:
