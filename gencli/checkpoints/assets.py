@@ -6,6 +6,7 @@ A reference is a path, or on the hub `org/name[@revision]`, or `org/name[@revisi
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class LoraRef:
     def parse(cls, text: str) -> LoraRef:
         """Parse `PATH[:SCALE]`. Raise UsageError for a scale that is not finite, and when there is no path."""
         path, colon, number = text.rpartition(":")
-        if not colon or Path(text).expanduser().exists():
+        if not colon or Path(os.path.expanduser(text)).exists():
             path, number = text, "1"
         try:
             scale = float(number)
@@ -42,7 +43,7 @@ class LoraRef:
             path, scale = text, 1.0  # the colon belongs to the path
         if not path or not math.isfinite(scale):
             raise UsageError(f"--lora {text!r}: PATH or PATH:SCALE is wanted")
-        return cls(Path(path).expanduser(), scale)
+        return cls(Path(os.path.expanduser(path)), scale)
 
     def find(self, *, offline: bool = False, progress: Progress | None = None, allow_pickle: bool = False) -> LoraRef:
         """Return the reference with a local path, fetched if need be. Raise GencliError if nothing has that name.
@@ -72,11 +73,11 @@ class EmbeddingRef:
         if len(path) == 1 and colon and word[:1] in ("\\", "/"):  # a drive letter
             rest, colon, word = word.partition(":")
             path = f"{path}:{rest}"
-        if not colon or Path(text).expanduser().exists():
+        if not colon or Path(os.path.expanduser(text)).exists():
             path, word = text, ""
         if not path or (colon and not word and path != text):
             raise UsageError(f"--embedding {text!r}: FILE or FILE:WORD is wanted")
-        return cls(Path(path).expanduser(), word or None)
+        return cls(Path(os.path.expanduser(path)), word or None)
 
     def find(
         self, *, offline: bool = False, progress: Progress | None = None, allow_pickle: bool = False
@@ -108,7 +109,7 @@ def locate(
     stem: how repositories usually name such a file. option: the command-line option, for messages. With `offline` or
     HF_HUB_OFFLINE=1 nothing is fetched. A PEFT folder is returned whole. Raise GencliError if nothing has that name.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.exists():
         return path
     hub_id, file = _parse_hub_name(name)

@@ -4,6 +4,7 @@ of several GGUF files there one by its type (`org/name:Q4_K_M`, `./folder:Q4_K_M
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +158,7 @@ def find_local(name: str) -> Source | None:
         return Source(name, embedded_root() / name, "embedded")
     if name.startswith(ollama.PREFIX):
         return Source(name, ollama.find(name.removeprefix(ollama.PREFIX)), "ollama")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         made = path / "checkpoint"  # of a run of gencli's training
         return Source(name, made if made.is_dir() and (path / "loss.csv").is_file() else path, "folder")

@@ -26,8 +26,8 @@ DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 def roots() -> list[Path]:
     """Return the folders of its models: OLLAMA_MODELS, or the user's and the service's."""
     if named := os.environ.get("OLLAMA_MODELS"):
-        return [Path(named).expanduser()]
-    return [Path("~/.ollama/models").expanduser(), SERVICE]
+        return [Path(os.path.expanduser(named))]
+    return [Path(os.path.expanduser("~/.ollama/models")), SERVICE]
 
 
 def models() -> dict[str, Path]:

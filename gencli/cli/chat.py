@@ -155,10 +155,9 @@ class Opener:
         self.adapters = [LoraRef.parse(one) for one in spec.lora]
 
     def find(self, name: str) -> Source:
-        """Find a model and the adapters. Raise GencliError."""
-        source = self.fetch(name)
+        """Find a model, and before it the adapters, as it may have to be fetched. Raise GencliError."""
         self.adapters = [adapter.find(**self.fetch.keywords) for adapter in self.adapters]
-        return source
+        return self.fetch(name)
 
     def open(self, source: Source, link: Link | None) -> TextModel | RemoteText:
         """Open a model that was found. Raise GencliError."""

@@ -22,7 +22,7 @@ SHOWN = 60  # characters of a first message in the list
 
 def folder() -> Path:
     """Return the folder of what chat keeps, made if need be, which others cannot read. Raise GencliError."""
-    home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    home = Path(os.path.expanduser(os.environ.get("XDG_STATE_HOME") or "~/.local/state"))
     path = home / "gencli" / "chats"
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -35,9 +35,9 @@ SIZE_LIMIT = 2**20  # bytes
 def path() -> Path:
     """Return where the file is, or would be."""
     if named := os.environ.get(ENVIRONMENT):
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home).expanduser() / "gencli" / "config.toml"
+    return Path(os.path.expanduser(home)) / "gencli" / "config.toml"
 
 
 def read() -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def _packed_of(name: str, local: Source | None) -> Path | None:
     """Return the folder or file of a name, which may be gone; None if there are no packed copies of its weights."""
     from gencli.checkpoints import packed_cache
 
-    path = Path(name).expanduser() if local is None else local.path
+    path = Path(os.path.expanduser(name)) if local is None else local.path
     return path if packed_cache.copies(path) else None
 
 

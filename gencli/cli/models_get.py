@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,4 +179,4 @@ def use(ctx: typer.Context, name: Name, reporting: Reporting) -> None:
 def _absolute(name: str) -> Path | str:
     """Return a folder's or file's whole path: a default holds wherever gencli runs. Other names stay."""
     source = find_local(name)
-    return name if source is None or source.kind in ("embedded", "ollama") else Path(name).expanduser().resolve()
+    return name if source is None or source.kind in ("embedded", "ollama") else Path(os.path.expanduser(name)).resolve()

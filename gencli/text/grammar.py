@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def _is_regex(text: str) -> bool:
 
 def _read(name: str, word: str, example: str) -> str:
     """Return the text of a file that an option names. Raise UsageError."""
-    path = Path(word).expanduser()
+    path = Path(os.path.expanduser(word))
     if word and path.is_dir():
         raise UsageError(f"{name} {word!r:.80} is a folder", f"name a file; written out it looks like {example}")
     if not word or not path.exists():  # a pipe is a file too

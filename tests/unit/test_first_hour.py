@@ -207,6 +207,24 @@ def test_hints_about_models_are_true(tmp_path, monkeypatch) -> None:
     assert nearest("irun/checkpoint", _folders()) == "run/checkpoint"
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("text a -m ~no-such-user/x", "no model '~no-such-user/x'"),
+        ("image a -m ~no-such-user/x", "no model '~no-such-user/x'"),
+        ("text a --lora ~no-such-user/x.safetensors", "--lora ~no-such-user/x.safetensors: no such file"),
+        ("image a --embedding ~no-such-user/x.pt", "--embedding ~no-such-user/x.pt: no such file"),
+        ("text a --grammar ~no-such-user/x", "--grammar '~no-such-user/x': no such file"),
+        ("image a -i ~no-such-user/x.png", "cannot read ~no-such-user/x.png"),
+        ("models rm ~no-such-user/x", "'~no-such-user/x' is not a Hub id"),
+        ("models use ~no-such-user/x", "no model '~no-such-user/x'"),
+    ],
+)
+def test_a_home_of_nobody_is_a_name_like_others(monkeypatch, tmp_path, capsys, line: str, told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says(capsys, *line.split()).startswith(f"error: {told}")
+
+
 def test_hints_can_be_pasted(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GencliError) as caught:
@@ -612,6 +630,7 @@ def test_which_protocol_a_terminal_has(monkeypatch) -> None:
         ("codes --paint gone.txt -m org/far", "cannot read gone.txt"),
         ("text -m org/far -i gone.png a", "cannot read gone.png"),
         ("text -m org/far --lora gone.safetensors a", "--lora gone.safetensors: no such file"),
+        ("chat -m org/far --lora gone.safetensors", "--lora gone.safetensors: no such file"),
         ("bench text -m org/far --lora gone.safetensors", "--lora gone.safetensors: no such file"),
         ("models convert org/far --to f16 -o a.gguf --lora gone.safetensors", "--lora gone.safetensors: no such"),
     ],

@@ -73,7 +73,7 @@ def recorded(text: str) -> str:
     What is no path (an embedded model, an id of the hub) stays as it is.
     """
     name, rest = split(text)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.is_absolute() and ".." not in path.parts:
         return text
     if ".." not in path.parts:
@@ -85,7 +85,7 @@ def recorded(text: str) -> str:
 def last_name(text: str) -> str:
     """Return the last name of a path that there is; all else as it is."""
     name, rest = split(text)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     is_path = path.is_absolute() or ".." in path.parts or os.path.lexists(path)
     return (path.resolve().name if path.name in ("", "..") else path.name) + rest if is_path else text
 
