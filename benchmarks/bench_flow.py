@@ -1,11 +1,13 @@
-"""Memory of `gencli image` on the shapes of Z-Image and FLUX.2 klein with packed weights, and the seconds of a step:
+"""Memory of `gencli image` on the shapes of Z-Image, FLUX.1 and FLUX.2 klein with packed weights, and the seconds of a
+step:
 
-    python benchmarks/bench_flow.py [z-image | klein] [Q4_K | Q8_0] [whole] [SIDE]
+    python benchmarks/bench_flow.py [z-image | flux | klein] [Q4_K | Q8_0] [whole] [SIDE]
 
-The transformer is a GGUF file, the text encoder in bfloat16, the autoencoder in float32; all random. The peak of one
+The transformer is a GGUF file, the text encoders in bfloat16, the autoencoder in float32; all random. The peak of one
 step at SIDE × SIDE pixels (default: 512) is wanted to be at most the weights on disk and 3 GB. Without `whole` the
-widths are real and the layers fewer (a quarter of Z-Image's and of its text encoder's, and of klein's transformer), for
-machines and disks that the whole (12 and 11 GB, more with 8 bits) would fill; what is said is of that.
+widths are real and the layers fewer (a quarter of Z-Image's and of its text encoder's, of FLUX.1's and of its T5's, and
+of klein's transformer), for machines and disks that the whole (11 to 16 GB, more with 8 bits) would fill; what is said
+is of that.
 
 The whole, on a machine of 24 GB with two cores: GiB of weights on disk, and at the peak (most of it the text encoder,
 which is let go before the transformer is opened):
@@ -35,10 +37,10 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.tiny import flow  # noqa: E402
+from tests.tiny import flow, systems  # noqa: E402
 from tests.tiny.chat_templates import FAMILIES, make_chat_tokenizer  # noqa: E402
 from tests.tiny.gguf import packed  # noqa: E402
-from tests.tiny.image import VAE  # noqa: E402
+from tests.tiny.image import TEXT, VAE, make_tokenizer  # noqa: E402
 
 WIDE = {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32}
 QWEN3 = flow.QWEN3 | {
@@ -49,14 +51,24 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "z-image": flow.Z_IMAGE | {
         "axes_dims": [32, 48, 48], "cap_feat_dim": 2560, "dim": 3840, "n_heads": 30, "n_kv_heads": 30, "n_layers": 30,
     },
+    "flux": flow.FLUX | {
+        "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56], "joint_attention_dim": 4096,
+        "num_attention_heads": 24, "num_layers": 19, "num_single_layers": 38, "pooled_projection_dim": 768,
+    },
     "klein": flow.FLUX2 | {
         "attention_head_dim": 128, "axes_dims_rope": [32, 32, 32, 32], "in_channels": 128, "joint_attention_dim": 7680,
         "num_attention_heads": 24, "num_layers": 5, "num_single_layers": 20,
     },
 }  # fmt: skip
+T5 = systems.T5 | {"d_ff": 10240, "d_kv": 64, "d_model": 4096, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
+CLIP = TEXT["sd15"] | {
+    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
+    "projection_dim": 768, "vocab_size": 49408,
+}  # fmt: skip
 SHARD = 2**29  # numbers
 FEWER = {
     "z-image": ({"n_layers": 7}, {"num_hidden_layers": 9}),
+    "flux": ({"num_layers": 5, "num_single_layers": 10}, {"num_layers": 6}),
     "klein": ({"num_layers": 2, "num_single_layers": 5}, {"num_hidden_layers": 28}),  # whose 27th is read
 }
 
@@ -118,26 +130,34 @@ def write_transformer(folder: Path, config: dict[str, Any], kind: str) -> Path:
 
 def write(folder: Path, shape: str, kind: str, *, whole: bool) -> Path:
     network, text = ({}, {}) if whole else FEWER[shape]
-    write_model(folder / "text_encoder", QWEN3 | text, "model", torch.bfloat16)
+    names = ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+    if shape == "flux":
+        names += ["text_encoder_2", "tokenizer_2"]
+        write_model(folder / "text_encoder", CLIP, "model", torch.bfloat16)
+        write_model(folder / "text_encoder_2", T5 | text, "model", torch.bfloat16)
+        make_tokenizer(folder / "tokenizer")
+        systems.make_t5_tokenizer(folder / "tokenizer_2")
+    else:
+        write_model(folder / "text_encoder", QWEN3 | text, "model", torch.bfloat16)
+        make_chat_tokenizer(folder / "tokenizer", next(one for one in FAMILIES if one.name == "qwen3"))
     vae = VAE | WIDE | {"_class_name": "AutoencoderKL"} | flow.FLUX_VAE
     if shape == "klein":
         vae = VAE | WIDE | {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32}
     write_model(folder / "vae", vae, "diffusion_pytorch_model", torch.float32)
-    make_chat_tokenizer(folder / "tokenizer", next(one for one in FAMILIES if one.name == "qwen3"))
     (folder / "scheduler").mkdir()
-    scheduler = flow.DYNAMIC if shape == "klein" else flow.FLOW
+    scheduler = flow.FLOW if shape == "z-image" else flow.DYNAMIC
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    index = {name: ["library", "class"] for name in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")}
-    pipeline = "Flux2KleinPipeline" if shape == "klein" else "ZImagePipeline"
+    index = {name: ["library", "class"] for name in names}
+    pipeline = {"z-image": "ZImagePipeline", "flux": "FluxPipeline", "klein": "Flux2KleinPipeline"}[shape]
     (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **index}))
     return write_transformer(folder, TRANSFORMERS[shape] | network, kind)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="z-image | klein | Q4_K | Q8_0 | whole | SIDE")
+    parser.add_argument("words", nargs="*", metavar="z-image | flux | klein | Q4_K | Q8_0 | whole | SIDE")
     words = parser.parse_args().words
-    shape = "klein" if "klein" in words else "z-image"
+    shape = next((word for word in words if word in TRANSFORMERS), "z-image")
     kind = next((word for word in words if word in ("Q4_K", "Q8_0")), "Q4_K")
     side = next((word for word in words if word.isdecimal()), "512")
     with tempfile.TemporaryDirectory() as temporary:
