@@ -84,8 +84,9 @@ def from_vocab(folder: Path, config: Mapping[str, object], named_class: str | No
         raise GencliError(f"{folder / 'vocab.json'}: token ids must be whole numbers")
     is_clip = CLASSES[named_class] == "clip" or any(piece.endswith(clip.WORD_END) for piece in vocab)
     merges = list(_merges(file))
-    merged = sum(len(piece.removesuffix(clip.WORD_END)) > 1 for piece in vocab)
-    if len(merges) < merged / 2:  # each longer piece comes from a merge, except special tokens
+    special = {token_text(config.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    merged = sum(len(piece.removesuffix(clip.WORD_END)) > 1 for piece in vocab if piece not in special)
+    if len(merges) < merged / 2:  # each longer piece comes from a merge, except further special tokens
         raise GencliError(f"{file}: {len(merges)} merges for {merged} merged pieces: is it cut off?")
     unknown = token_text(config.get("unk_token")) or clip.END
     clip_only = {"end_of_word_suffix": clip.WORD_END, "unk_token": unknown if unknown in vocab else None}

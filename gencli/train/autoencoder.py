@@ -25,6 +25,7 @@ from gencli.train.precision import Precision, make_trainable
 from gencli.train.recipe import ImageRecipe
 from gencli.train.trainer import Progress, Trainer
 
+LATENTS = 4  # channels
 CONFIG = {
     "_class_name": "AutoencoderKL",
     "in_channels": 3,
@@ -33,7 +34,7 @@ CONFIG = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "block_out_channels": [24, 48, 96, 128],
     "layers_per_block": 1,
-    "latent_channels": 4,
+    "latent_channels": LATENTS,
     "norm_num_groups": 8,
     "act_fn": "silu",
     "sample_size": 128,

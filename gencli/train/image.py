@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gencli import devices
 from gencli.atomic import replace_folder
 from gencli.checkpoints.save import save_part, write_json
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError, counted
 from gencli.image import words
 from gencli.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from gencli.models.module import channels_last
@@ -26,6 +26,7 @@ from gencli.tokens import load_tokenizer
 from gencli.train import diffusion, state
 from gencli.train.augment import mirror, pair_up, recolor, tint, vary
 from gencli.train.autoencoder import (
+    LATENTS,
     autoencoder_identity,
     normalise_latents,
     scaling,
@@ -91,14 +92,15 @@ def _train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: P
     labels = [caption.label for caption in collection.captions]
     scored = images[len(images) - collection.validation :]
     data = state.digest([*(part.numpy().tobytes() for part in (seen, scored)), *(label.encode() for label in labels)])
+    new = None if pipeline else _new_pipeline(recipe, collection.captions[: collection.originals], size, precision)
     vae = yield from _make_latents(recipe, pipeline, collection, data, precision)
     saved = state.load(out / "latents.pt") or {}
     if len(saved["mean"]) != len(labels):  # a file from before it recorded its recipe
         raise GencliError(f"{out / 'latents.pt'} is of other images", "choose another -o to start again")
     mean, std = saved["mean"], saved["deviation"]
     dataset = LatentDataset(collection.captions, mean, std, collection.originals, collection.groups)
-    if pipeline is None:
-        pipeline = _new_pipeline(recipe, collection.captions[: collection.originals], mean, precision)
+    pipeline = pipeline or new
+    assert pipeline is not None
     if recipe.words_steps:
         yield from train_words(recipe, dataset, pipeline, precision, data)
     network = yield from diffusion.train(recipe, dataset, pipeline, precision, data)
@@ -139,9 +141,14 @@ class ImageCollection:
 def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: ImageRecipe) -> ImageCollection:
     """Read all captions and images, and make more of them as the recipe says."""
     rows = find_captions(pictures, captions)
+    validation = round(len(rows) * recipe.hold_out)
+    if validation == len(rows):
+        raise UsageError(
+            f"--hold-out {recipe.hold_out:g}: of {counted(len(rows), 'image')} none is left to train on",
+            "hold out less",
+        )
     images = read_pictures(pictures, [name for name, _ in rows], size)
     labelled = [caption for _, caption in rows]
-    validation = round(len(rows) * recipe.hold_out)
     if validation:  # evenly from all over the file, whatever its order
         chosen = {(2 * i + 1) * len(rows) // (2 * validation) for i in range(validation)}
         order = sorted(range(len(rows)), key=lambda index: index in chosen)
@@ -229,16 +236,18 @@ def encode_images(vae: AutoencoderKL, pictures: Tensor, precision: Precision) ->
     return (mean - shift) * scale, torch.exp(0.5 * logvar.clamp(-30, 20)) * scale
 
 
-def _new_pipeline(recipe: ImageRecipe, captions: list[Caption], mean: Tensor, precision: Precision) -> TextToImageModel:
-    """Return a new model with its own tokenizer, which is kept in `out`/tokenizer."""
+def _new_pipeline(recipe: ImageRecipe, captions: list[Caption], size: int, precision: Precision) -> TextToImageModel:
+    """Return a new model with its own tokenizer, which is kept in `out`/tokenizer. It is made before the autoencoder is
+    trained, so that what no model can have is refused at once.
+    """
     folder = Path(recipe.out) / "tokenizer"
     if not (folder / "vocab.json").exists():
         with replace_folder(folder) as partial:
             write_clip_tokenizer(partial, _tokenizer_texts(captions), recipe.vocabulary, recipe.max_length)
     tokenizer = load_tokenizer(folder)
-    parts = diffusion.configs(recipe, mean.shape[-1], mean.shape[1])
+    parts = diffusion.configs(recipe, size // 2 ** (len(recipe.autoencoder_widths) - 1), LATENTS)
     parts["text_encoder"] = with_tokens(parts["text_encoder"], tokenizer)
-    return new_model(tokenizer, parts, recipe.size or 128, recipe.seed, precision)
+    return new_model(tokenizer, parts, size, recipe.seed, precision)
 
 
 def save_new(recipe: ImageRecipe, network: TextToLatent, vae: nn.Module, mean: Tensor, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gencli.errors import GencliError
@@ -45,7 +45,7 @@ class ImageFiles:
         except GencliError:
             raise
         except Exception:  # the library raises many kinds for what is broken
-            raise GencliError(f"{path} is not a folder and no zip") from None
+            raise GencliError(f"{path} is not a folder and no zip", "images are taken from either") from None
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raise GencliError for one that is missing, broken, encrypted or too large."""
@@ -77,6 +77,8 @@ def read_pictures(source: Path, names: list[str], size: int) -> Tensor:
         try:
             with without_stderr(), Image.open(io.BytesIO(data)) as opened:
                 picture = opened.convert("RGBA")
+        except UnidentifiedImageError:  # whose own words are of the bytes in memory
+            raise GencliError(f"{source}: {name} is not an image", "its format is unknown, or it is broken") from None
         except Exception as error:  # Pillow raises many kinds for what is broken
             raise GencliError(f"{source}: {name} is not an image: {' '.join(str(error).split())[:120]}") from None
         ground = Image.new("RGBA", picture.size, "white")

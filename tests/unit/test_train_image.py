@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from gencli.checkpoints import build
 from gencli.checkpoints.find import find
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.schedule import NoiseSchedule
 from gencli.image.generate import Picture, generate
 from gencli.image.load import load
@@ -296,6 +296,27 @@ def test_what_cannot_be_gone_on_from(pictures: Path, tmp_path: Path) -> None:
         run(pictures, recipe(tmp_path / "c", init=str(tmp_path / "source")))
 
 
+@pytest.mark.parametrize("least", [514, 522])
+def test_the_smallest_vocabularies_train(pictures: Path, tmp_path: Path, least: int) -> None:
+    """514 leaves no merge, 522 one."""
+    run(pictures, recipe(tmp_path, (1, 1, 0), vocabulary=least))
+    assert drawn(tmp_path / "checkpoint", "red circle").shape == (32, 32, 3)
+
+
+def test_a_model_that_cannot_be_is_refused_before_the_autoencoder(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.json").write_text("{}")
+    with pytest.raises(GencliError, match="merges"):
+        run(pictures, recipe(tmp_path))
+    assert not (tmp_path / "autoencoder.csv").exists()
+
+
+def test_images_of_which_all_are_held_out_are_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--hold-out 0\.99: of 6 images none is left to train on"):
+        run(pictures, recipe(tmp_path / "run", hold_out=0.99))
+    assert not (tmp_path / "run").exists()
+
+
 def test_pictures_lie_on_white_and_are_cut_square(pictures: Path, tmp_path: Path) -> None:
     pixels = read_pictures(pictures, ["red.png", "blue.png"], 64)
     assert pixels.shape == (2, 3, 64, 64)
@@ -307,7 +328,7 @@ def test_pictures_lie_on_white_and_are_cut_square(pictures: Path, tmp_path: Path
     middle = read_pictures(tmp_path, ["wide.png"], 16)[0].permute(1, 2, 0)
     assert (middle == torch.tensor([0, 255, 0])).all()
     (tmp_path / "no.png").write_bytes(b"no")
-    with pytest.raises(GencliError, match=r"no\.png is not an image"):
+    with pytest.raises(GencliError, match=r"no\.png is not an image$"):
         read_pictures(tmp_path, ["no.png"], 8)
 
 
