@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import re
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -20,7 +22,11 @@ from gencli.json_files import as_unicode, check_head, parse_json
 from gencli.tokens import Tokenizer
 
 END = "<|endoftext|>"
-KINDS = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
+LINES = (".jsonl", ".ndjson", ".json")  # endings of JSON lines
+PLAIN = (".txt", ".md", ".rst")
+KINDS = (*PLAIN, *LINES[:2])  # what a folder is read for: other JSON there is rarely texts
+HINT = 'texts are plain text in UTF-8, or JSON lines with a key "text"'
+LINES_HINT = f"{', '.join(LINES)} hold one such object a line; plain text is best called .txt"
 HOLD_OUT = 50  # without a validation file every 50th text is held out
 
 Text = tuple[str, str]
@@ -31,38 +37,60 @@ def read_texts(path: str | Path) -> list[Text]:
     """Return the texts of a file, or of all files below a folder in the order of their names.
 
     A file is JSON lines with a key "text", or plain text: one text, or several with lines `<|endoftext|>` between.
-    Either may be gzipped. Raise GencliError for anything else, and if there is no text.
+    Its ending says which; where that says nothing, the first line does. Either may be gzipped. Raise GencliError for
+    anything else, and if there is no text.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(KINDS) and file.is_file())
+        files = sorted(file for file in path.rglob("*") if _ending(file) in KINDS and file.is_file())
+        if not files:
+            raise GencliError(f"{path} has no text files", f"a folder is read for {', '.join(KINDS)}, also with .gz")
         texts = [text for file in files for text in _read(file, str(file.relative_to(path)))]
     else:
         texts = list(_read(path, path.name))
     if not texts:
-        raise GencliError(f"{path} holds no texts", f"kinds of files: {', '.join(KINDS)}")
+        raise GencliError(f"{path} holds no texts", HINT)
     return texts
+
+
+def _ending(path: Path) -> str:
+    """Return a file's ending in lower case, without .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _is_lines(path: Path, first: str) -> bool:
+    """Return whether a file is JSON lines, by its ending, else by its first line: a pipe's name says nothing."""
+    if _ending(path) in (*LINES, *PLAIN):
+        return _ending(path) in LINES
+    try:
+        return first.startswith("{") and "text" in json.loads(first)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read(path: Path, name: str) -> Iterator[Text]:
     check_head(path)
     try:
-        opened = gzip.open if path.suffix == ".gz" else open
+        opened = gzip.open if path.suffix.lower() == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig") as file:
-            if re.search(r"\.(txt|md)(\.gz)?$", path.name):
-                parts = re.split(rf"^{re.escape(END)}$", file.read(), flags=re.MULTILINE)
+            first = file.readline()
+            if not _is_lines(path, first):
+                parts = re.split(rf"^{re.escape(END)}$", first + file.read(), flags=re.MULTILINE)
                 yield from ((name, part.strip("\n")) for part in parts if part.strip())
                 return
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(chain([first], file), 1):
                 if not line.strip():
                     continue
                 where = f"{path}, line {number}"
-                record = parse_json(line, where)
+                try:
+                    record = parse_json(line, where)
+                except GencliError as error:
+                    raise GencliError(error.message, LINES_HINT) from None
                 if not isinstance(record, dict) or not isinstance(text := record.get("text"), str):
-                    raise GencliError(f"{where}: no JSON object with a key 'text'")
+                    raise GencliError(f"{where}: no JSON object with a key 'text'", LINES_HINT)
                 yield str(record.get("source", "")), as_unicode(text, where)
     except UnicodeDecodeError as error:
-        raise GencliError(f"{path} is not UTF-8 at byte {error.start}") from None
+        raise GencliError(f"{path} is not UTF-8 at byte {error.start}", HINT) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise GencliError(f"{path} is not a whole gzip file: {error}") from None
 

@@ -307,14 +307,35 @@ def test_texts_from_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x", "source": "s"}\n\n{"text": "y"}\n')
     with gzip.open(tmp_path / "c.txt.gz", "wt") as file:
         file.write("Third.")
-    (tmp_path / "d.md").write_text("Read alone.")
+    (tmp_path / "d.md").write_text("Fourth.")
+    (tmp_path / "settings.json").write_text("{}")
     found = [("s", "x"), ("", "y"), ("b/one.txt", "First."), ("b/one.txt", "Second,\nlonger."), ("c.txt.gz", "Third.")]
+    found += [("d.md", "Fourth.")]
     assert read_texts(tmp_path) == found
     assert read_texts(tmp_path / "b" / "one.txt")[0] == ("one.txt", "First.")
-    assert read_texts(tmp_path / "d.md") == [("d.md", "Read alone.")]
-    assert hold_out(found) == (found[:4], found[4:])
+    assert read_texts(tmp_path / "d.md") == [("d.md", "Fourth.")]
+    assert hold_out(found) == (found[:5], found[5:])
     numbers = [("", str(i)) for i in range(1, 121)]
     assert [text for _, text in hold_out(numbers)[1]] == ["50", "100"]
+
+
+@pytest.mark.parametrize("name", ["a.md", "a.rst", "a.log", "a.csv", "a", "63", "A.TXT", "a.tex"])
+def test_a_file_of_any_other_ending_is_plain_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{ braces } in prose.\nA second line.\n")
+    assert read_texts(tmp_path / name) == [(name, "{ braces } in prose.\nA second line.")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "A.JSONL", "63"])
+def test_json_lines_by_ending_or_as_a_pipe_has_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "x"}\n{"text": "y"}\n')
+    assert read_texts(tmp_path / name) == [("", "x"), ("", "y")]
+
+
+def test_a_folder_without_text_files_says_what_it_is_read_for(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(GencliError, match="has no text files") as caught:
+        read_texts(tmp_path)
+    assert caught.value.hint and ".md" in caught.value.hint
 
 
 @pytest.mark.parametrize(
