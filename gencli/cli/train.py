@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 TOLD_EVERY = 50  # steps between two lines on stdout
 WORSE = 1.03  # times the best score, from which on a worse one is told
 INIT_RATE, LORA_RATE, IMAGE_INIT_RATE = 5e-4, 1e-3, 1e-4  # learning rates of runs that go on from a checkpoint
-DATA = 'JSON lines with a key "text", or plain text; a file (.jsonl, .txt, .md) or a folder of .jsonl and .txt files.'
+DATA = (
+    'Plain text, or JSON lines with a key "text" (.jsonl, .ndjson, .json); a file, or a folder, read for .txt, .md, '
+    ".rst, .jsonl and .ndjson. Any of them may be gzipped (.gz)."
+)
 CAPTIONS = (
     'JSON lines: "file" and "label", or "file_name" and "text", and "tags" if there are any (default: metadata.jsonl '
     "among the images, or a .txt beside each)."
@@ -62,7 +65,7 @@ class Scored:
     """What is drawn, to be recognised."""
 
     # fmt: off
-    captions: str | None = string(None, "--captions FILE", CAPTIONS, DRAWN)
+    captions: str | None = string(None, "--captions FILE", CAPTIONS, INPUT)
     count: int = integer(200, "--count N", "Captions to draw", DRAWN, valid=partial(at_least, 1), usual=200)
     steps: int | None = integer(None, "--steps N", "Steps (default: the model's).", DRAWN, valid=partial(at_least, 1))
     cfg_scale: float | None = number(None, "--cfg-scale X", "Guidance (default: the model's).", DRAWN)
@@ -148,7 +151,8 @@ def image(
     stage, step, loss, speed, and under "validation" the loss of the averaged weights on fixed images and noise.
     """
     recipe = asked.make()
-    _need(pictures, *captions.captions)
+    _need(pictures)
+    _need(*captions.captions, files=True)
     _check(recipe, machine)
     if not recipe.init and recipe.keep_text_encoder:
         raise UsageError("--keep-text-encoder without --init", "a new text encoder has nothing to keep")
@@ -182,8 +186,14 @@ def score_text(
     reporting: Reporting,
     model: Annotated[str, model_option("GENCLI_TEXT_MODEL", "stories", "text")] = "stories",
     lead: Annotated[
-        str, typer.Option("--lead", metavar="PREFIX", help="Texts whose source starts with PREFIX are the main corpus.")
-    ] = ("tinystories:"),
+        str,
+        typer.Option(
+            "--lead",
+            metavar="PREFIX",
+            help="Texts whose source or file name starts with PREFIX are the main corpus.",
+            rich_help_panel=INPUT,
+        ),
+    ] = "tinystories:",
 ) -> None:
     """Evaluate a language model in bits per byte, as JSON (main corpus and rest separately)."""
     _need(data)
@@ -200,13 +210,14 @@ def score_text(
 def score_image(
     ctx: typer.Context,
     pictures: Annotated[Path, typer.Argument(metavar="IMAGES", help="Zip or folder of images.")],
-    machine: Machine,
     scored: Scored,
+    machine: Machine,
     reporting: Reporting,
 ) -> None:
     """Recall: fraction of captions whose generated image is nearest to its own training image (JSON per caption)."""
     captions, synonyms = ([Path(file)] if file else [] for file in (scored.captions, scored.synonyms))
-    _need(pictures, *captions, *synonyms)
+    _need(pictures)
+    _need(*captions, *synonyms, files=True)
     devices.set_threads(machine.threads)
     from gencli.train.score import score_pictures
 
@@ -239,11 +250,13 @@ def score_image(
         console.progress("drawing", count, (scored.pairs or scored.count) * scored.seeds)
 
 
-def _need(*paths: Path) -> None:
-    """Raise GencliError for a file that is not there."""
+def _need(*paths: Path, files: bool = False) -> None:
+    """Raise GencliError for a file that is not there, and for a folder where only `files` will do."""
     for path in paths:
         if not path.exists():
-            raise GencliError(f"no such file: {path}")
+            raise GencliError(f"no such file: {path}", "paths are relative to where gencli runs")
+        if files and path.is_dir():
+            raise GencliError(f"{path} is a folder", "name a file in it")
 
 
 def _given(asked: Asked[Any], *fields: str) -> list[str]:
@@ -259,6 +272,10 @@ def _check(recipe: TextRecipe | ImageRecipe, machine: Machine) -> None:
             "--dtype float16: too narrow a range for training without loss scaling", "bfloat16 is as quick"
         )
     check(recipe)
+    out = Path(recipe.out)
+    there = next((path for path in (out, *out.parents) if path.exists()), out)
+    if there.exists() and not there.is_dir():
+        raise UsageError(f"--out {out}: {there} is a file", "the result is a folder: choose another name")
 
 
 def _note_rate(console: Console, recipe: TextRecipe | ImageRecipe) -> None:

@@ -15,22 +15,36 @@ from gencli.spec import ModelSpec, completing
 
 INPUT, START, SIZES, RECIPE = "Data", "Start", "Sizes", "Recipe"  # headings on the help pages
 
+VOCABULARY_LIMIT = 2**20  # tokens; the largest vocabularies of published models have a quarter of that
+
 
 class OptimizerKind(str, Enum):
     muon = "muon"
     adamw = "adamw"
 
 
-def _within(low: float, high: float, name: str, value: float) -> None:
-    """Raise UsageError for a number outside; `low` itself is outside."""
-    if not (math.isfinite(value) and low < value <= high):
-        raise UsageError(f"{name} {value:g}: must be above {low:g} and at most {high:g}")
+def _within(
+    low: float, high: float, name: str, value: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raise UsageError for a number outside; an open end is outside itself."""
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (math.isfinite(value) and above and below):
+        least = f"{'above' if open_low else 'at least'} {low:.12g}"
+        most = f"{'below' if open_high else 'at most'} {high:.12g}"
+        raise UsageError(f"{name} {str(value).removesuffix('.0')}: must be {least} and {most}")
 
 
 def at_least(least: int, name: str, value: int) -> None:
     """Raise UsageError for a number below `least`."""
     if value < least:
         raise UsageError(f"{name} {value}: must be at least {least}")
+
+
+def _check_vocabulary(size: int, least: int) -> None:
+    """Raise UsageError for a size that no tokenizer has; far larger ones are what its trainer crashes at."""
+    if not least <= size <= VOCABULARY_LIMIT:
+        raise UsageError(f"--vocab {size}: must be at least {least} and at most {VOCABULARY_LIMIT}")
 
 
 def _channels(default: tuple[int, ...], name: str, help: str) -> tuple[int, ...]:
@@ -52,12 +66,12 @@ def _count(default: int, usage: str, help: str, panel: str = RECIPE, least: int 
     return integer(default, usage, help, panel, valid=partial(at_least, least), usual=default)
 
 
-def _fraction(default: float, usage: str, help: str, most: float = 1.0) -> float:
-    """Return a field for a number from 0 on."""
-    return number(default, usage, help, RECIPE, valid=partial(_within, -1e-9, most), usual=default)
+def _fraction(default: float, usage: str, help: str, most: float = 1.0, *, below: bool = False) -> float:
+    """Return a field for a number from 0 to `most`, or `below` it."""
+    return number(default, usage, help, RECIPE, valid=partial(_within, 0, most, open_high=below), usual=default)
 
 
-RATE, COOLDOWN = partial(_within, 0, 1e6), partial(_within, 0, 1)
+RATE, COOLDOWN = partial(_within, 0, 1e6, open_low=True), partial(_within, 0, 1, open_low=True)
 
 # Rows that both recipes have.
 OUT = Option(str, "-o, --out DIR", "Folder for the result, the training state and the loss curve.", "")
@@ -132,7 +146,7 @@ class TextRecipe:
         RECIPE, valid=RATE)
     optimizer: str = OPTIMIZER.field("muon")
     weight_decay: float = _fraction(0.05, "--weight-decay X", "Decoupled weight decay, of matrices only")
-    dropout: float = _fraction(0.0, "--dropout P", "Dropout rate", 0.99)
+    dropout: float = _fraction(0.0, "--dropout P", "Dropout rate", below=True)
     warmup: int = _count(50, "--warmup N", "Warm-up steps of the learning rate", least=0)
     cooldown: float = number(0.5, "--cooldown P", "Fraction of the steps over which the learning rate decays", RECIPE,
         valid=COOLDOWN, usual=0.5)
@@ -157,8 +171,7 @@ class TextRecipe:
         """Raise UsageError for sizes that no model can have."""
         if self.n_embd % self.n_head:
             raise UsageError(f"--width {self.n_embd} is not a multiple of --heads {self.n_head}")
-        if self.vocab_size < 257:
-            raise UsageError(f"--vocab {self.vocab_size}: must be at least 257")
+        _check_vocabulary(self.vocab_size, 257)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +201,7 @@ class ImageRecipe:
     keep_text_encoder: bool = flag(False, "--keep-text-encoder", "Train the UNet only.", START)
     size: int | None = integer(None, "--size PIXELS",
         "Width and height of images (default: 128, or what --init was trained with).", SIZES,
-        valid=partial(at_least, 1))
+        valid=partial(at_least, 8))
     autoencoder_widths: tuple[int, ...] = _channels((24, 48, 96, 128), "--autoencoder-widths",
         "Channels of the autoencoder; each but the last halves the image (default: 24,48,96,128).")
     widths: tuple[int, ...] = _channels((64, 128, 112), "--widths",
@@ -213,17 +226,17 @@ class ImageRecipe:
     cooldown: float = number(0.4, "--cooldown P", "Fraction of the steps over which the learning rate decays", RECIPE,
         valid=COOLDOWN,
         usual=0.4)
-    ema: float = _fraction(0.999, "--ema P", "Decay of the moving average of the weights, which is kept", 0.99999)
+    ema: float = _fraction(0.999, "--ema P", "Decay of the moving average of the weights, which is kept", below=True)
     drop: float = _fraction(0.1, "--drop P", "Fraction of captions left out, for guidance")
     min_snr: float = number(0.0, "--min-snr X",
         "Min-SNR loss weighting; gamma X, usually 5 (default: 0, off).", RECIPE,
-        valid=partial(_within, -1e-9, 1e9))
+        valid=partial(_within, 0, 1e9))
     variants: int = _count(0, "--variants N", "Varied copies per image: in place, colours and paper", least=0)
     random_flip: bool = flag(False, "--random-flip",
         "Mirror half of the varied copies whose captions name no side, text, number or time.", RECIPE)
     copies: int = _count(0, "--recolor N", "Recoloured copies per image", least=0)
     pairs: int = _count(0, "--pairs N", 'Number of "A and B" composites', least=0)
-    hold_out: float = _fraction(0.0, "--hold-out P", "Fraction of images held out for validation", 0.99999)
+    hold_out: float = _fraction(0.0, "--hold-out P", "Fraction of images held out for validation", below=True)
     recolor_share: float = 0.15
     pair_share: float = 0.25
     evaluate_every: int = _count(200, "--evaluate-every N", "Steps between evaluations")
@@ -266,8 +279,7 @@ class ImageRecipe:
             raise UsageError(f"--size {self.size}: with these widths it must be a multiple of {multiple}")
         if self.text_width % 4:
             raise UsageError(f"--text-width {self.text_width} is not a multiple of 4, its attention heads")
-        if self.vocabulary < 514:
-            raise UsageError(f"--vocab {self.vocabulary}: must be at least 514")
+        _check_vocabulary(self.vocabulary, 514)
 
 
 Recipe = TextRecipe | ImageRecipe

@@ -182,7 +182,10 @@ def test_image_killed_twice_ends_as_unbroken(tmp_path: Path) -> None:
         (["--optimizer", "sgd"], 2, "'sgd' is not one of muon, adamw"),
         (["--dtype", "float16"], 2, "--dtype float16: too narrow"),
         (["--device", "tpu"], 2, "no such device"),
-        (["--dropout", 1], 2, "--dropout 1: must be"),
+        (["--vocab", 10**11], 2, "at most 1048576"),
+        (["--dropout", 1], 2, "--dropout 1: must be at least 0 and below 1\n"),
+        (["--lead-share", 1.0000001], 2, "--lead-share 1.0000001: must be at least 0 and at most 1\n"),
+        (["--save-every", -1], 2, "--save-every -1: must be at least 0 and at most 1000000000\n"),
         (["--steps", 0], 2, "--steps 0: must be at least 1"),
         (["--validation", "nowhere"], 1, "no such file: nowhere"),
         (["--init", "nowhere"], 1, "no model 'nowhere'"),
@@ -208,7 +211,10 @@ def test_what_is_refused(
         (["--autoencoder-widths", "4"], 2, "--autoencoder-widths: 4 is not a multiple of 8"),
         (["--text-width", 10], 2, "--text-width 10 is not a multiple of 4"),
         (["--vocab", 300], 2, "--vocab 300: must be at least 514"),
-        (["--hold-out", 1], 2, "--hold-out 1: must be"),
+        (["--size", 4], 2, "--size 4: must be at least 8"),
+        (["--hold-out", 1], 2, "--hold-out 1: must be at least 0 and below 1\n"),
+        (["--min-snr", -1], 2, "--min-snr -1: must be at least 0 and at most 1000000000\n"),
+        (["--captions", "."], 1, ". is a folder"),
         (["--keep-text-encoder"], 2, "--keep-text-encoder without --init"),
         (["--init", "emoji", "--autoencoder-steps", 3], 2, "--autoencoder-steps with --init"),
         (["--captions", "nowhere"], 1, "no such file: nowhere"),
@@ -223,3 +229,21 @@ def test_what_is_refused_of_pictures(
     assert (found, out) == (code, "")
     assert err.startswith("error: ") and says in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_in_the_place_of_the_result_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str, below: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["train", kind, str(data), "-o", str(tmp_path / "file" / below)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and f"{tmp_path / 'file'} is a file\nhint: " in err
+
+
+@pytest.mark.parametrize("name", ["text", "image", "score-text", "score-image"])
+def test_every_option_of_training_is_in_a_panel_of_its_own_kind(capsys: pytest.CaptureFixture, name: str) -> None:
+    assert main(["train", name, "--help"]) == 0
+    other = capsys.readouterr().out.partition("\nOther:\n")[2]
+    assert [word for word in other.split() if word.startswith("--")] == ["--help"]
