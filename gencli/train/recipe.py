@@ -15,6 +15,10 @@ from gencli.spec import ModelSpec, completing
 
 INPUT, START, SIZES, RECIPE = "Data", "Start", "Sizes", "Recipe"  # headings on the help pages
 
+COUNT_LIMIT = 10**9  # of steps and images; far larger numbers overflow where torch reads them
+LAYERS, HEADS, WIDTH, LENGTH = 1024, 1024, 2**16, 2**20  # what GPT-2's config allows at most
+TEXT_LAYERS, CHANNELS = 128, 2**14  # what those of a text encoder and a UNet allow
+SEED_LIMIT = 2**32 - 1  # times a million, and with a step, it still is a seed of torch's
 VOCABULARY_LIMIT = 2**20  # tokens; the largest vocabularies of published models have a quarter of that
 
 
@@ -35,10 +39,12 @@ def _within(
         raise UsageError(f"{name} {str(value).removesuffix('.0')}: must be {least} and {most}")
 
 
-def at_least(least: int, name: str, value: int) -> None:
-    """Raise UsageError for a number below `least`."""
+def at_least(least: int, name: str, value: int, *, most: int = COUNT_LIMIT) -> None:
+    """Raise UsageError for a number below `least` or above `most`."""
     if value < least:
         raise UsageError(f"{name} {value}: must be at least {least}")
+    if value > most:
+        raise UsageError(f"{name} {value}: must be at most {most}")
 
 
 def _check_vocabulary(size: int, least: int) -> None:
@@ -54,16 +60,16 @@ def _channels(default: tuple[int, ...], name: str, help: str) -> tuple[int, ...]
         if words is None:
             return default
         parts = [word.strip() for word in words.split(",")]
-        if not 1 <= len(parts) <= 8 or not all(word.isdecimal() and 0 < int(word) <= 2**16 for word in parts):
-            raise UsageError(f"{name} {words!r}: expected comma-separated numbers, such as 64,128")
+        if not 1 <= len(parts) <= 8 or not all(word.isdecimal() and 0 < int(word) <= CHANNELS for word in parts):
+            raise UsageError(f"{name} {words!r}: expected comma-separated numbers up to {CHANNELS}, such as 64,128")
         return tuple(int(word) for word in parts)
 
     return Option(tuple, name, help, SIZES, word=str, read=read, extra={"metavar": "N,N…"}).field(default)
 
 
-def _count(default: int, usage: str, help: str, panel: str = RECIPE, least: int = 1) -> int:
+def _count(default: int, usage: str, help: str, panel: str = RECIPE, least: int = 1, most: int = COUNT_LIMIT) -> int:
     """Return a field for a whole number."""
-    return integer(default, usage, help, panel, valid=partial(at_least, least), usual=default)
+    return integer(default, usage, help, panel, valid=partial(at_least, least, most=most), usual=default)
 
 
 def _fraction(default: float, usage: str, help: str, most: float = 1.0, *, below: bool = False) -> float:
@@ -79,7 +85,9 @@ OPTIMIZER = Option(
     str, "--optimizer KIND", "muon or adamw (default: muon).", RECIPE,
     word=OptimizerKind, read=lambda kind: OptimizerKind(kind or "muon").value,
 )  # fmt: skip
-SEED = Option(int, "-s, --seed N", "Seed of the run (default: 0).", RECIPE)
+SEED = Option(
+    int, "-s, --seed N", "Seed of the run (default: 0).", RECIPE, valid=partial(at_least, -SEED_LIMIT, most=SEED_LIMIT)
+)
 CHANGES = Option(bool, "--allow-changes", "Continue even if the settings differ from the original run's.", RUN)
 DTYPE = Option(
     str,
@@ -130,18 +138,18 @@ class TextRecipe:
         "LoRA alpha; the adapter's scale is alpha / rank (default: twice the rank).", START, valid=RATE)
     lora_targets: str = string("", "--lora-targets NAMES",
         "Layers to adapt, comma-separated (default: all linear layers but the head).", START)
-    n_layer: int = _count(6, "--layers N", "Layers of a new model", SIZES)
-    n_embd: int = _count(256, "--width N", "Hidden size of a new model", SIZES)
-    n_head: int = _count(8, "--heads N", "Attention heads of a new model", SIZES)
+    n_layer: int = _count(6, "--layers N", "Layers of a new model", SIZES, most=LAYERS)
+    n_embd: int = _count(256, "--width N", "Hidden size of a new model", SIZES, most=WIDTH)
+    n_head: int = _count(8, "--heads N", "Attention heads of a new model", SIZES, most=HEADS)
     n_positions: int | None = integer(None, "--context N",
         "Context length in tokens; with --init, the length of the training sequences (default: 512).", SIZES,
-        valid=partial(at_least, 1))
+        valid=partial(at_least, 1, most=LENGTH))
     vocab_size: int = integer(4096, "--vocab N", "Vocabulary size, at least 257 (default: 4096).", SIZES)
     lead: str = string("tinystories:", "--lead PREFIX",
         "Texts whose source or file name starts with PREFIX are the main corpus.", RECIPE)
     lead_share: float = _fraction(0.85, "--lead-share P", "Fraction of training drawn from the main corpus")
     steps: int = _count(2000, "--steps N", "Training steps")
-    batch: int = _count(8, "--batch N", "Batch size")
+    batch: int = _count(8, "--batch N", "Batch size", most=2**16)
     lr: float = number(2e-3, "--lr X", "Highest learning rate (default: 2e-3; with --init 5e-4, --lora-rank 1e-3).",
         RECIPE, valid=RATE)
     optimizer: str = OPTIMIZER.field("muon")
@@ -206,18 +214,18 @@ class ImageRecipe:
         "Channels of the autoencoder; each but the last halves the image (default: 24,48,96,128).")
     widths: tuple[int, ...] = _channels((64, 128, 112), "--widths",
         "Channels of the UNet, multiples of 16; each but the last halves the latents (default: 64,128,112).")
-    text_width: int = _count(128, "--text-width N", "Hidden size of the text encoder", SIZES)
+    text_width: int = _count(128, "--text-width N", "Hidden size of the text encoder", SIZES, most=CHANNELS)
     vocabulary: int = _count(4096, "--vocab N", "Vocabulary size, at least 514", SIZES)
-    text_layers: int = _count(2, "--text-layers N", "Layers of the text encoder", SIZES)
+    text_layers: int = _count(2, "--text-layers N", "Layers of the text encoder", SIZES, most=TEXT_LAYERS)
     max_length: int = 32  # tokens a caption is padded to
     autoencoder_steps: int = _count(1000, "--autoencoder-steps N", "Steps of the first stage, the autoencoder")
-    autoencoder_batch: int = _count(8, "--autoencoder-batch N", "Batch size of the first and third stage")
+    autoencoder_batch: int = _count(8, "--autoencoder-batch N", "Batch size of the first and third stage", most=2**16)
     words_steps: int = _count(0, "--words-steps N",
         "With --init: steps in which only the text encoder learns other names, without images", least=0)
     steps: int = _count(4000, "--steps N", "Training steps of the second stage, the UNet")
     decoder_steps: int = _count(0, "--decoder-steps N",
         "Steps of the third stage: the decoder learns to draw from inexact latents", least=0)
-    batch: int = _count(64, "--batch N", "Batch size")
+    batch: int = _count(64, "--batch N", "Batch size", most=2**16)
     lr: float = number(1.5e-3, "--lr X", "Highest learning rate (default: 1.5e-3; with --init 1e-4).", RECIPE,
         valid=RATE)
     optimizer: str = OPTIMIZER.field("muon")
