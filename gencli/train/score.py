@@ -20,6 +20,7 @@ from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
+from gencli.json_files import read_text
 from gencli.spec import ModelSpec
 from gencli.train.augment import COLORS, is_kept, is_short, may_be_mirrored, recolor, with_article
 from gencli.train.captions import find_captions
@@ -133,7 +134,7 @@ def nearest_labels(drawn: Tensor, reference: Tensor, labels: Sequence[str], task
 def read_synonyms(file: Path, labels: Sequence[str]) -> list[Task]:
     """Read lines label, tab, word. Raise GencliError for other lines, and for a label that no image has."""
     tasks = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         label, tab, word = line.partition("\t")
         if not tab or not word or label not in labels:
             raise GencliError(f"{file}, line {number}: expected a label of the images, a tab, and another word for it")

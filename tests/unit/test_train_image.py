@@ -317,6 +317,12 @@ def test_images_of_which_all_are_held_out_are_refused(pictures: Path, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_synonyms_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.tsv").write_bytes(b"\x89PNG")
+    with pytest.raises(GencliError, match="is not UTF-8"):
+        score.read_synonyms(tmp_path / "words.tsv", ["cat"])
+
+
 def test_pictures_lie_on_white_and_are_cut_square(pictures: Path, tmp_path: Path) -> None:
     pixels = read_pictures(pictures, ["red.png", "blue.png"], 64)
     assert pixels.shape == (2, 3, 64, 64)
