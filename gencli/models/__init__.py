@@ -52,6 +52,7 @@ ARCHITECTURES: dict[str, str] = {
     "ControlNetModel": "controlnet",
     "PixArtTransformer2DModel": "pixart",
     "ZImageTransformer2DModel": "z_image",
+    "SD3Transformer2DModel": "sd3",
     "FluxTransformer2DModel": "flux",
     "Flux2Transformer2DModel": "flux2",
     "AutoencoderKLFlux2": "autoencoder_kl_flux2",

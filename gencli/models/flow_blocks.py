@@ -16,6 +16,7 @@ from gencli.models.decoder_blocks import RMSNorm
 from gencli.models.unet_blocks import timestep_embedding
 
 WAVES = 256
+EPS, MLP_RATIO = 1e-6, 4  # of FLUX.1 and Stable Diffusion 3
 Rotation = tuple[Tensor, Tensor]
 """cos and sin (T, 1, D / 2) of the angles of T tokens."""
 
@@ -46,15 +47,17 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
-def heads(x: Tensor, size: int, norm: RMSNorm | None = None) -> Tensor:
+def heads(x: Tensor, size: int, norm: nn.Module | None = None) -> Tensor:
     """Return x (B, T, H · D) as (B, T, H, D), normed head by head."""
     x = x.unflatten(-1, (-1, size))
     return x if norm is None else norm(x)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, by: Rotation) -> Tensor:
-    """Return attention of all tokens to all, (B, T, H · D), for q, k, v (B, T, H, D)."""
-    q, k, v = (one.transpose(1, 2) for one in (rotate(q, by), rotate(k, by), v))
+def attend(q: Tensor, k: Tensor, v: Tensor, by: Rotation | None) -> Tensor:
+    """Return attention of all tokens to all, (B, T, H · D), for q, k, v (B, T, H, D). by: None rotates nothing."""
+    if by is not None:
+        q, k = rotate(q, by), rotate(k, by)
+    q, k, v = (one.transpose(1, 2) for one in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -64,20 +67,25 @@ def grid(height: int, width: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(rows, columns).reshape(-1, 2)
 
 
-class JointAttention(nn.Module):
-    """Attention of text and image to both, each with projections of its own."""
+def norm_of_heads(size: int, eps: float, *, normed: bool) -> nn.Module:
+    return RMSNorm(size, eps) if normed else nn.Identity()
 
-    def __init__(self, width: int, size: int, eps: float, *, bias: bool):
+
+class JointAttention(nn.Module):
+    """Attention of text and image to both, each with projections of its own. normed: whether q and k are. last: whether
+    nothing reads the text after it."""
+
+    def __init__(self, width: int, size: int, eps: float, *, bias: bool, normed: bool = True, last: bool = False):
         super().__init__()
         self.size = size
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=bias) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=bias)])
-        self.norm_q, self.norm_k = RMSNorm(size, eps), RMSNorm(size, eps)
+        self.norm_q, self.norm_k = (norm_of_heads(size, eps, normed=normed) for _ in range(2))
         self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
-        self.to_add_out = nn.Linear(width, width, bias=bias)
-        self.norm_added_q, self.norm_added_k = RMSNorm(size, eps), RMSNorm(size, eps)
+        self.to_add_out = nn.Identity() if last else nn.Linear(width, width, bias=bias)
+        self.norm_added_q, self.norm_added_k = (norm_of_heads(size, eps, normed=normed) for _ in range(2))
 
-    def forward(self, image: Tensor, text: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, text: Tensor, by: Rotation | None) -> tuple[Tensor, Tensor]:
         """Return what image (B, T, W) and text (B, L, W) find, for the rotation of L + T tokens."""
         size = self.size
         q = heads(self.add_q_proj(text), size, self.norm_added_q), heads(self.to_q(image), size, self.norm_q)
@@ -86,3 +94,70 @@ class JointAttention(nn.Module):
         both = attend(torch.cat(q, dim=1), torch.cat(k, dim=1), torch.cat(v, dim=1), by)
         length = text.shape[1]
         return self.to_out[0](both[:, length:]), self.to_add_out(both[:, :length])
+
+
+class Embedding(nn.Module):
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class TimeTextEmbedding(nn.Module):
+    """The time, the pooled text of P numbers and, of a model that is told it, the guidance; (B, W)."""
+
+    def __init__(self, width: int, pooled: int, *, guidance: bool = False):
+        super().__init__()
+        self.timestep_embedder = Embedding(WAVES, width)
+        if guidance:
+            self.guidance_embedder = Embedding(WAVES, width)
+        self.text_embedder = Embedding(pooled, width)
+
+    def forward(self, timesteps: Tensor, text: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """timesteps, guidance (B,): of which 1000 are 1. text (B, P)."""
+        time = self.timestep_embedder(waves(timesteps, text.dtype))
+        if guidance is not None:
+            time = time + self.guidance_embedder(waves(guidance, text.dtype))
+        return time + self.text_embedder(text)
+
+
+class Modulation(nn.Module):
+    """`count` shifts, scales and gates (B, 1, W) of the embedded time and text (B, W)."""
+
+    def __init__(self, width: int, count: int):
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(width, count * width)
+
+    def forward(self, time: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(time)).unflatten(-1, (self.count, 1, -1)).unbind(1)
+
+
+class Projection(nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        inner = MLP_RATIO * width
+        self.net = nn.ModuleList([Projection(width, inner), nn.Identity(), nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+def modulated(x: Tensor, by: Sequence[Tensor]) -> Tensor:
+    """Return the layer norm of x, shifted and scaled."""
+    shift, scale = by
+    return layer_norm(x, EPS) * (1 + scale) + shift

@@ -7,7 +7,6 @@ both, D: width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,19 +18,22 @@ from gencli.errors import GencliError
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints
 from gencli.models.decoder_blocks import RMSNorm
 from gencli.models.flow_blocks import (
-    WAVES,
+    EPS,
+    MLP_RATIO,
+    FeedForward,
     JointAttention,
+    Modulation,
     Rotation,
+    TimeTextEmbedding,
     attend,
     grid,
     heads,
-    layer_norm,
+    modulated,
     rotation,
-    waves,
 )
 from gencli.models.module import BaseModel
 
-EPS, THETA, PATCH, MLP_RATIO = 1e-6, 10000.0, 2, 4
+THETA, PATCH = 10000.0, 2
 
 
 @dataclass(frozen=True)
@@ -71,68 +73,6 @@ class FluxConfig(BaseConfig):
         return self.num_attention_heads * self.attention_head_dim
 
 
-class Embedding(nn.Module):
-    def __init__(self, inputs: int, width: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(inputs, width)
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
-class TimeTextEmbedding(nn.Module):
-    """The time, the pooled text and, of a model that is told it, the guidance; (B, D)."""
-
-    def __init__(self, config: FluxConfig):
-        super().__init__()
-        self.timestep_embedder = Embedding(WAVES, config.width)
-        if config.guidance_embeds:
-            self.guidance_embedder = Embedding(WAVES, config.width)
-        self.text_embedder = Embedding(config.pooled_projection_dim, config.width)
-
-    def forward(self, timesteps: Tensor, text: Tensor, guidance: Tensor | None) -> Tensor:
-        """timesteps, guidance (B,): of which 1000 are 1. text (B, P)."""
-        time = self.timestep_embedder(waves(timesteps, text.dtype))
-        if guidance is not None:
-            time = time + self.guidance_embedder(waves(guidance, text.dtype))
-        return time + self.text_embedder(text)
-
-
-class Modulation(nn.Module):
-    """`count` shifts, scales and gates (B, 1, D) of the embedded time and text (B, D)."""
-
-    def __init__(self, width: int, count: int):
-        super().__init__()
-        self.count = count
-        self.linear = nn.Linear(width, count * width)
-
-    def forward(self, time: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(time)).unflatten(-1, (self.count, 1, -1)).unbind(1)
-
-
-class Projection(nn.Module):
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.proj = nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.net = nn.ModuleList(
-            [Projection(width, MLP_RATIO * width), nn.Identity(), nn.Linear(MLP_RATIO * width, width)]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.net:
-            x = layer(x)
-        return x
-
-
 class DoubleBlock(nn.Module):
     def __init__(self, config: FluxConfig):
         super().__init__()
@@ -144,10 +84,10 @@ class DoubleBlock(nn.Module):
     def forward(self, image: Tensor, text: Tensor, by: Rotation, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next states of an image (B, H · W / 4, D) and a text (B, L, D)."""
         of_image, of_text = self.norm1(time), self.norm1_context(time)
-        y, y_text = self.attn(_modulated(image, of_image[:2]), _modulated(text, of_text[:2]), by)
+        y, y_text = self.attn(modulated(image, of_image[:2]), modulated(text, of_text[:2]), by)
         image, text = image + of_image[2] * y, text + of_text[2] * y_text
-        image = image + of_image[5] * self.ff(_modulated(image, of_image[3:5]))
-        return image, text + of_text[5] * self.ff_context(_modulated(text, of_text[3:5]))
+        image = image + of_image[5] * self.ff(modulated(image, of_image[3:5]))
+        return image, text + of_text[5] * self.ff_context(modulated(text, of_text[3:5]))
 
 
 class SingleAttention(nn.Module):
@@ -176,14 +116,9 @@ class SingleBlock(nn.Module):
     def forward(self, x: Tensor, by: Rotation, time: Tensor) -> Tensor:
         """Return the next states of text and image (B, T, D)."""
         *shifted, gate = self.norm(time)
-        y = _modulated(x, shifted)
+        y = modulated(x, shifted)
         inner = F.gelu(self.proj_mlp(y), approximate="tanh")
         return x + gate * self.proj_out(torch.cat([self.attn(y, by), inner], dim=-1))
-
-
-def _modulated(x: Tensor, by: Sequence[Tensor]) -> Tensor:
-    shift, scale = by
-    return layer_norm(x, EPS) * (1 + scale) + shift
 
 
 class FluxTransformer2DModel(BaseModel):
@@ -191,7 +126,7 @@ class FluxTransformer2DModel(BaseModel):
         super().__init__()
         self.config = config
         width = config.width
-        self.time_text_embed = TimeTextEmbedding(config)
+        self.time_text_embed = TimeTextEmbedding(width, config.pooled_projection_dim, guidance=config.guidance_embeds)
         self.context_embedder = nn.Linear(config.joint_attention_dim, width)
         self.x_embedder = nn.Linear(config.in_channels, width)
         self.transformer_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.num_layers))
@@ -225,7 +160,7 @@ class FluxTransformer2DModel(BaseModel):
         for block in self.single_transformer_blocks:
             both = block(both, by, time)
         scaled, shift = self.norm_out(time)
-        out = self.proj_out(_modulated(both[:, text.shape[1] :], (shift, scaled)))
+        out = self.proj_out(modulated(both[:, text.shape[1] :], (shift, scaled)))
         return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH).contiguous()
 
 

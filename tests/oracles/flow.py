@@ -13,7 +13,7 @@ from PIL import Image
 from gencli.checkpoints import build
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.pipelines import draw, generator, opened
-from tests.tiny.flow import make_flux, make_klein, make_pixart, make_z_image
+from tests.tiny.flow import make_flux, make_klein, make_pixart, make_sd3, make_z_image
 
 PROMPT, NEGATIVE, SIZE = "a red apple in the garden", "the dog", {"width": 96, "height": 64}
 
@@ -48,6 +48,27 @@ def draw_pixart(pipe: Any, tokenizer: Any, *, guidance: float = 4.5, steps: int 
     return pipe(generator=generator(), **given).images[0]
 
 
+def draw_sd3(
+    pipe: Any, tokenizer: Any, *, guidance: float = 7.0, steps: int = 3, negative: str = NEGATIVE, **more: Any
+) -> Image.Image:
+    (states, pooled), (no, no_pooled) = (sd3_texts(pipe, tokenizer, text) for text in (PROMPT, negative))
+    given = {"prompt_embeds": states, "pooled_prompt_embeds": pooled, "guidance_scale": guidance, **SIZE, **more}
+    given |= {"negative_prompt_embeds": no, "negative_pooled_prompt_embeds": no_pooled}
+    return pipe(num_inference_steps=steps, generator=generator(), **given).images[0]
+
+
+def sd3_texts(pipe: Any, tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states of both CLIPs and of T5, of padding too; and both pooled texts. tokenizer: T5's; None without it."""
+    (one, pooled), (two, pooled_2) = (pipe._get_clip_prompt_embeds(text, clip_model_index=i) for i in (0, 1))
+    width = pipe.transformer.config.joint_attention_dim
+    clips = torch.nn.functional.pad(torch.cat([one, two], dim=-1), (0, width - one.shape[-1] - two.shape[-1]))
+    after = torch.zeros(1, 256, width)
+    if tokenizer is not None:
+        ids = [*tokenizer.encode(text, add_special_tokens=False)[:255], 1]
+        after = pipe.text_encoder_3(torch.tensor([[*ids, *[0] * (256 - len(ids))]]))[0]
+    return torch.cat([clips, after], dim=1), torch.cat([pooled, pooled_2], dim=-1)
+
+
 def draw_flux(pipe: Any, tokenizer: Any, *, guidance: float = 3.5, steps: int = 3, **more: Any) -> Image.Image:
     """guidance: what the network is told, or without that the scale of classifier-free guidance."""
     told = pipe.transformer.config.guidance_embeds
@@ -76,6 +97,8 @@ class Checkpoints:
             "klein": make_klein(root / "klein"),
             "sigma": make_pixart(root / "sigma"),
             "alpha": make_pixart(root / "alpha", "Alpha"),
+            "sd3.5": make_sd3(root / "sd3.5"),
+            "sd3": make_sd3(root / "sd3", "3"),
             "flux-dev": make_flux(root / "flux-dev"),
             "flux-schnell": make_flux(root / "flux-schnell", "schnell"),
         }
@@ -88,6 +111,8 @@ class Checkpoints:
             return draw_z_image(pipe, **settings)
         if name == "klein":
             return draw_klein(pipe, **settings)
+        if name.startswith("sd3"):
+            return draw_sd3(pipe, self.pipelines[name].checkpoint.tokenizer("tokenizer_3"), **settings)
         if name.startswith("flux"):
             return draw_flux(pipe, self.pipelines[name].checkpoint.tokenizer("tokenizer_2"), **settings)
         return draw_pixart(pipe, self.pipelines[name].checkpoint.tokenizer(), **settings)
@@ -120,6 +145,10 @@ class Checkpoints:
             expected = theirs(tokens, states, t / 1000, ids, text_ids, return_dict=False)[0]
             expected = expected.transpose(1, 2).reshape(x.shape)
             return (network(x, t, states) - expected).abs().max().item()
+        if name.startswith("sd3"):
+            x, states, pooled = normal(2, 16, 8, 12), normal(2, 20, 64), normal(2, theirs.config.pooled_projection_dim)
+            expected = theirs(x, states, pooled, t, return_dict=False)[0]
+            return (network(x, t, states, pooled) - expected).abs().max().item()
         if name.startswith("flux"):
             x, states, pooled = normal(2, 16, 8, 12), normal(2, 20, 64), normal(2, 24)
             scale = torch.tensor([3.5, 2.0]) if name == "flux-dev" else None
@@ -143,6 +172,7 @@ ROWS = {
     "sigma": ("PixArt-Σ", "`PixArt-alpha/PixArt-Sigma-XL-2-1024-MS`"),
     "alpha": ("PixArt-α", "`PixArt-alpha/PixArt-XL-2-1024-MS`"),
     "z-image-turbo": ("Z-Image", "`Tongyi-MAI/Z-Image-Turbo`"),
+    "sd3.5": ("Stable Diffusion 3 and 3.5", "`stabilityai/stable-diffusion-3.5-medium`"),
     "flux-dev": ("FLUX.1", "`black-forest-labs/FLUX.1-dev`, `black-forest-labs/FLUX.1-schnell`"),
     "klein": ("FLUX.2 klein", "`black-forest-labs/FLUX.2-klein-4B`"),
 }

@@ -21,14 +21,25 @@ from gencli.image.request import ImageRequest
 from gencli.image.resolve import notes, resolve
 from gencli.kernels.packed import Packed
 from gencli.models import architecture
-from tests.oracles.flow import NEGATIVE, PROMPT, SIZE, Checkpoints, draw_flux, draw_klein, draw_z_image, flux_texts
+from tests.oracles.flow import (
+    NEGATIVE,
+    PROMPT,
+    SIZE,
+    Checkpoints,
+    draw_flux,
+    draw_klein,
+    draw_sd3,
+    draw_z_image,
+    flux_texts,
+    sd3_texts,
+)
 from tests.oracles.libraries import diffusers, flux2_klein
 from tests.oracles.pipelines import assert_same, draw, generator, opened, picture
 from tests.tiny import flow
 from tests.tiny.hub_cache import COMMIT
 from tests.tiny.image import VAE, rewrite_json
 
-NAMES = ("z-image-turbo", "klein", "sigma", "alpha", "flux-dev", "flux-schnell")
+NAMES = ("z-image-turbo", "klein", "sigma", "alpha", "sd3.5", "sd3", "flux-dev", "flux-schnell")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +61,8 @@ def test_networks(made, name):
         ("klein", 3.5),
         ("sigma", 4.5),
         ("alpha", 1.0),
+        ("sd3.5", 7.0),
+        ("sd3", 1.0),
         ("flux-dev", 3.5),
         ("flux-dev", 1.0),
         ("flux-schnell", 1.0),
@@ -103,6 +116,29 @@ def test_texts_of_flux(made, name, length):
 
 
 @torch.no_grad()
+def test_texts_of_stable_diffusion_3(made, tmp_path):
+    """Those of T5 may be away: then zeros stand for them, and the image is diffusers' too."""
+    pipe, pipeline = made.pipes["sd3.5"], opened(made.root / "sd3.5")
+    tokenizer = pipeline.checkpoint.tokenizer("tokenizer_3")
+    for text in ("", 'A "Fox"\n and 你好  ', "the red apple " * 25):
+        ours = pipeline.main.conditioner.encode([text], ImageRequest())
+        states, pooled = sd3_texts(pipe, tokenizer, text)
+        assert ours["encoder_hidden_states"].shape[1] == 77 + 256
+        torch.testing.assert_close(ours["encoder_hidden_states"], states, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours["text_embeds"], pooled, atol=1e-4, rtol=0)
+    shutil.copytree(made.root / "sd3.5", tmp_path / "no t5", ignore=shutil.ignore_patterns("*_3"))
+    away = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    rewrite_json(tmp_path / "no t5" / "model_index.json", lambda raw: raw | away)
+    [ours] = draw(tmp_path / "no t5", prompt=PROMPT, negative=NEGATIVE, steps=3, guidance=5.0, **SIZE)
+    assert_same(ours.image, draw_sd3(pipe, None, guidance=5.0))
+
+
+def test_the_largest_image_of_stable_diffusion_3(made):
+    with pytest.raises(GencliError, match="at most 24 tokens of 2 × 2 latents a side"):
+        draw(None, pipeline=made.pipelines["sd3"], prompt="a", steps=1, width=400, height=64)
+
+
+@torch.no_grad()
 def test_the_autoencoder_of_flux2(made):
     ours, pipe = build.load(made.root / "klein" / "vae"), made.pipes["klein"]
     x = torch.rand(2, 3, 64, 96) * 2 - 1
@@ -129,7 +165,7 @@ def test_each_of_a_batch_is_as_alone(made, name):
 def test_defaults(made, tmp_path):
     """Few steps by model_index.json (klein) or by name (Turbo), else those of the family."""
     few = {"z-image-turbo": (8, 1.0, "euler"), "klein": (4, 1.0, "euler"), "sigma": (20, 4.5, "dpmpp_2m")}
-    few |= {"flux-dev": (28, 3.5, "euler"), "flux-schnell": (4, 1.0, "euler")}
+    few |= {"sd3.5": (28, 7.0, "euler"), "flux-dev": (28, 3.5, "euler"), "flux-schnell": (4, 1.0, "euler")}
     for name, expected in few.items():
         request = resolve(ImageRequest(prompt="a"), made.pipelines[name].checkpoint)
         assert (request.steps, request.guidance, request.sampler) == expected
@@ -207,6 +243,7 @@ def wide(tmp_path_factory):
     return root, {
         "z-turbo": z,
         "klein": klein,
+        "sd3.5": flow.make_sd3(root / "sd3.5"),
         "flux-dev": flow.make_flux(root / "flux-dev"),
         "flux-schnell": flow.make_flux(root / "flux-schnell", "schnell"),
     }
@@ -236,13 +273,16 @@ def test_original_names(wide, name, prefix):
     if name.startswith("flux"):
         tokenizer = opened(root / name).checkpoint.tokenizer("tokenizer_2")
         theirs = draw_flux(pipes[name], tokenizer, guidance=3.5 if name == "flux-dev" else 1.0)
+    elif name == "sd3.5":
+        tokenizer = opened(root / name).checkpoint.tokenizer("tokenizer_3")
+        theirs = draw_sd3(pipes[name], tokenizer, negative="")
     else:
         theirs = (draw_klein if name == "klein" else draw_z_image)(pipes[name])
     assert_same(image_of(file), theirs)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-@pytest.mark.parametrize("name", ["z-turbo", "klein", "flux-dev"])
+@pytest.mark.parametrize("name", ["z-turbo", "klein", "flux-dev", "sd3.5"])
 def test_gguf(wide, name, kind):
     """Equal to diffusers with what the packed matrices stand for; they stay packed in memory."""
     root, _ = wide
@@ -251,12 +291,15 @@ def test_gguf(wide, name, kind):
     assert sum(seen[one] is not tensors[one] for one in seen) > 15
     plain = flow.write_single(root / name / f"{kind}.safetensors", seen)
     packed = load(open_image_checkpoint(Source("x", root / name / f"{kind}.gguf", "file")), device="cpu")
-    assert_same(image_of(plain), draw(None, pipeline=packed, **SETTINGS)[0].image)
+    settings = SETTINGS | ({"guidance": 1.0} if name == "sd3.5" else {})  # 7 would multiply what rounding does
+    exact = load(open_image_checkpoint(Source("x", plain, "file")), device="cpu")
+    assert_same(*(draw(None, pipeline=one, **settings)[0].image for one in (exact, packed)))
     network = packed.main.network
     weights = [module.weight for module in network.modules() if isinstance(module, torch.nn.Linear)]
     assert sum(isinstance(weight, Packed) for weight in weights) > 15
     block = network.layers[0].attention if name == "z-turbo" else network.transformer_blocks[0].attn
-    assert isinstance(block.to_k.weight, Packed) and block.to_k.weight.shape == (96, 96)
+    side = 128 if name == "sd3.5" else 96
+    assert isinstance(block.to_k.weight, Packed) and block.to_k.weight.shape == (side, side)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -334,7 +377,8 @@ def test_a_network_alone_says_what_it_lacks(wide, tmp_path, monkeypatch):
      ("klein", "transformer.transformer_blocks.0.attn.add_k_proj"),
      ("sigma", "transformer.transformer_blocks.2.attn2.to_v"),
      ("klein", "lora_unet_single_transformer_blocks_1_attn_to_out"),
-     ("flux-dev", "transformer.single_transformer_blocks.1.proj_mlp")],
+     ("flux-dev", "transformer.single_transformer_blocks.1.proj_mlp"),
+     ("sd3.5", "transformer.transformer_blocks.0.attn2.to_q")],
 )  # fmt: skip
 def test_lora(wide, made, tmp_path, name, module):
     """Equal to the same change made by hand in the folder's weights."""
@@ -374,6 +418,13 @@ FUSED = {  # a name in a file, and the tensor of the authors' layout that it cha
         "diffusion_model.double_stream_modulation_img.lin": "double_stream_modulation_img.lin",
         "diffusion_model.final_layer.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
         "transformer.transformer_blocks.0.attn.to_added_qkv": "double_blocks.0.txt_attn.qkv",
+    },
+    "sd3.5": {
+        "diffusion_model.joint_blocks.0.x_block.attn.qkv": "joint_blocks.0.x_block.attn.qkv",
+        "lora_unet_joint_blocks_1_context_block_attn_qkv": "joint_blocks.1.context_block.attn.qkv",
+        "lora_unet_joint_blocks_1_x_block_attn2_proj": "joint_blocks.1.x_block.attn2.proj",
+        "lora_unet_joint_blocks_2_x_block_mlp_fc1": "joint_blocks.2.x_block.mlp.fc1",
+        "lora_unet_joint_blocks_0_context_block_mlp_fc2": "joint_blocks.0.context_block.mlp.fc2",
     },
     "flux-dev": {
         "diffusion_model.double_blocks.0.img_attn.qkv": "double_blocks.0.img_attn.qkv",
@@ -457,7 +508,11 @@ def test_dynamic_shift(tokens, num):
     reference = diffusers.FlowMatchEulerDiscreteScheduler.from_config(raw)
     sigmas = torch.linspace(1, 1 / num, num, dtype=torch.float64).numpy()
     share = (tokens - 256) / (4096 - 256)
-    laws = {"linear": 0.5 + share * 0.65, "steps": flux2_klein.compute_empirical_mu(tokens, num)}
+    laws = {
+        "twice": 0.5 + share * 0.65,
+        "linear": 0.5 + share * 0.65,
+        "steps": flux2_klein.compute_empirical_mu(tokens, num),
+    }
     for law, mu in laws.items():
         for terminal in (None, 0.02) if num > 1 else (None,):
             reference.register_to_config(shift_terminal=terminal)
@@ -465,6 +520,17 @@ def test_dynamic_shift(tokens, num):
             ours = schedule_of({**raw, "shift_terminal": terminal}).for_image(tokens, law).steps(num)
             found = torch.tensor([step.at.t / 1000 for step in ours] + [0.0])
             torch.testing.assert_close(found, reference.sigmas, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_a_shift_of_what_was_shifted(shift):
+    """As Stable Diffusion 3's pipeline has it."""
+    reference = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    for num in (1, 3, 28, 1000):
+        reference.set_timesteps(num)
+        ours = schedule_of({**flow.FLOW, "shift": shift}).for_image(64, "twice").steps(num)
+        found = torch.tensor([step.at.t / 1000 for step in ours] + [0.0])
+        torch.testing.assert_close(found, reference.sigmas, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
@@ -491,6 +557,15 @@ FLUX = flow.FLUX | {
     "num_layers": 19, "num_single_layers": 38, "pooled_projection_dim": 768,
 }  # fmt: skip
 SCHNELL = FLUX | {"guidance_embeds": False}
+SD35_LARGE = flow.SD3 | {
+    "caption_projection_dim": 2432, "dual_attention_layers": [], "joint_attention_dim": 4096,
+    "num_attention_heads": 38, "num_layers": 38, "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
+    "sample_size": 128,
+}  # fmt: skip
+SD35_MEDIUM = SD35_LARGE | {
+    "caption_projection_dim": 1536, "dual_attention_layers": [*range(13)], "num_attention_heads": 24, "num_layers": 24,
+    "pos_embed_max_size": 384,
+}  # fmt: skip
 SIGMA = flow.PIXART | {
     "attention_head_dim": 72, "caption_channels": 4096, "cross_attention_dim": 1152, "num_attention_heads": 16,
     "num_layers": 28,
@@ -506,12 +581,14 @@ FLUX2_VAE = VAE | WIDE | {"_class_name": "AutoencoderKLFlux2", "latent_channels"
         (Z_IMAGE, 6.155),
         (FLUX, 11.901),
         (SCHNELL, 11.891),
+        (SD35_LARGE, 8.146),
+        (SD35_MEDIUM, 2.470),
         (KLEIN, 3.876),
         (SIGMA, 0.611),
         (ALPHA, 0.611),
         (FLUX2_VAE, 0.084),
     ],
-    ids=["z-image", "flux-dev", "flux-schnell", "klein", "sigma", "alpha", "flux2-vae"],
+    ids=["z-image", "flux-dev", "flux-schnell", "sd3.5-large", "sd3.5-medium", "klein", "sigma", "alpha", "flux2-vae"],
 )
 def test_names_and_counts(config, billions):
     module, own = architecture(config["_class_name"]), {k: v for k, v in config.items() if k != "_class_name"}
@@ -559,7 +636,7 @@ def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, name, p
 
 
 @pytest.mark.parametrize(
-    "pipeline", ["StableDiffusion3Pipeline", "FluxKontextPipeline", "QwenImagePipeline", "SanaPipeline"]
+    "pipeline", ["StableDiffusion3ControlNetPipeline", "FluxKontextPipeline", "QwenImagePipeline", "SanaPipeline"]
 )
 def test_other_wiring_is_told_in_one_line(made, tmp_path, pipeline):
     (tmp_path / "model_index.json").write_text(

@@ -18,6 +18,7 @@ from tests.oracles.libraries import diffusers, transformers
 from tests.tiny.chat_templates import FAMILIES, make_chat_tokenizer
 from tests.tiny.gguf import packed, unpacked
 from tests.tiny.image import (
+    TEXT,
     make_text_encoder,
     make_tokenizer,
     make_vae,
@@ -26,6 +27,7 @@ from tests.tiny.image import (
     save,
     write_scheduler,
 )
+from tests.tiny.sdxl import POOLED, make_text_encoder_2
 from tests.tiny.systems import make_t5, make_t5_tokenizer
 
 QWEN3: dict[str, Any] = {
@@ -72,6 +74,22 @@ Z_IMAGE: dict[str, Any] = {
     "qk_norm": True,
     "rope_theta": 256.0,
     "t_scale": 1000.0,
+}
+SD3: dict[str, Any] = {
+    "_class_name": "SD3Transformer2DModel",
+    "attention_head_dim": 64,
+    "caption_projection_dim": 128,
+    "dual_attention_layers": [0, 1],
+    "in_channels": 16,
+    "joint_attention_dim": 64,
+    "num_attention_heads": 2,
+    "num_layers": 3,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 24 + POOLED,
+    "pos_embed_max_size": 24,
+    "qk_norm": "rms_norm",
+    "sample_size": 32,
 }
 FLUX: dict[str, Any] = {
     "_class_name": "FluxTransformer2DModel",
@@ -179,6 +197,29 @@ def make_z_image(folder: Path, **changes: Any) -> Any:
             "tokenizer": tokenizer,
             "transformer": make_network(folder / "transformer", Z_IMAGE | changes),
             "vae": make_vae(folder / "vae", FLUX_VAE),
+        },
+    )
+
+
+def make_sd3(folder: Path, name: str = "3.5", **changes: Any) -> Any:
+    """stabilityai/stable-diffusion-3.5-medium, or with "3" the one before. The pipeline wants the states of texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_t5_tokenizer(folder / "tokenizer_3")
+    network = SD3 | ({} if name == "3.5" else {"dual_attention_layers": [], "qk_norm": None}) | changes
+    clip = TEXT["sd15"] | {"projection_dim": 24}
+    return _finish(
+        folder,
+        "StableDiffusion3Pipeline",
+        {
+            "scheduler": write_scheduler(folder / "scheduler", FLOW),
+            "text_encoder": make_text_encoder_2(folder / "text_encoder", clip),
+            "text_encoder_2": make_text_encoder_2(folder / "text_encoder_2"),
+            "text_encoder_3": make_t5(folder / "text_encoder_3"),
+            "tokenizer": make_tokenizer(folder / "tokenizer"),
+            "tokenizer_2": make_tokenizer(folder / "tokenizer_2", "sd21"),
+            "tokenizer_3": None,
+            "transformer": make_network(folder / "transformer", network),
+            "vae": make_vae(folder / "vae", FLUX_VAE | {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
         },
     )
 
@@ -319,6 +360,8 @@ def as_original(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of diffusers' names under those of the authors' code, fused as there."""
     if "x_pad_token" in tensors:
         return _z_image_names(tensors)
+    if "pos_embed.pos_embed" in tensors:
+        return _sd3_names(tensors)
     if "time_text_embed.text_embedder.linear_1.weight" in tensors:
         return _flux_names(tensors)
     found: dict[str, torch.Tensor] = {}
@@ -352,6 +395,45 @@ def as_original(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         new = name.replace("single_transformer_blocks", "single_blocks").replace("attn.to_qkv_mlp_proj", "linear1")
         new = new.replace("attn.to_out", "linear2").replace("attn.norm_q.weight", "norm.query_norm.scale")
         found[new.replace("attn.norm_k.weight", "norm.key_norm.scale")] = tensors.pop(name)
+    return found
+
+
+def _sd3_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = {"pos_embed": tensors.pop("pos_embed.pos_embed")}
+
+    def take(new: str, *old: str, swapped: bool = False) -> None:
+        for kind in ("weight", "bias"):
+            whole = torch.cat([tensors.pop(f"{one}.{kind}") for one in old])
+            found[f"{new}.{kind}"] = torch.cat([*reversed(whole.chunk(2))]) if swapped else whole
+
+    take("x_embedder.proj", "pos_embed.proj")
+    take("context_embedder", "context_embedder")
+    take("final_layer.linear", "proj_out")
+    take("final_layer.adaLN_modulation.1", "norm_out.linear", swapped=True)
+    for old, new in (("timestep", "t"), ("text", "y")):
+        take(f"{new}_embedder.mlp.0", f"time_text_embed.{old}_embedder.linear_1")
+        take(f"{new}_embedder.mlp.2", f"time_text_embed.{old}_embedder.linear_2")
+    count = sum(name.endswith("norm1.linear.weight") for name in tensors)
+    for i in range(count):
+        here, there, last = f"transformer_blocks.{i}.", f"joint_blocks.{i}.", i == count - 1
+        take(f"{there}x_block.adaLN_modulation.1", f"{here}norm1.linear")
+        take(f"{there}context_block.adaLN_modulation.1", f"{here}norm1_context.linear", swapped=last)
+        for block, attn, to, added, out in (
+            ("x_block", "attn", "to_{}", "", "to_out.0"), ("x_block", "attn2", "to_{}", "", "to_out.0"),
+            ("context_block", "attn", "add_{}_proj", "added_", "to_add_out"),
+        ):  # fmt: skip
+            if f"{here}{attn}.{to.format('q')}.weight" not in tensors:
+                continue
+            take(f"{there}{block}.{attn}.qkv", *(f"{here}{attn}.{to.format(x)}" for x in "qkv"))
+            for x in "qk":
+                if (norm := f"{here}{attn}.norm_{added}{x}.weight") in tensors:
+                    found[f"{there}{block}.{attn}.ln_{x}.weight"] = tensors.pop(norm)
+            if not (last and added):
+                take(f"{there}{block}.{attn}.proj", f"{here}{attn}.{out}")
+        for block, ff in (("x_block", "ff"), *([] if last else [("context_block", "ff_context")])):
+            take(f"{there}{block}.mlp.fc1", f"{here}{ff}.net.0.proj")
+            take(f"{there}{block}.mlp.fc2", f"{here}{ff}.net.2")
+    assert not tensors, sorted(tensors)
     return found
 
 

@@ -1,9 +1,10 @@
-"""The transformers of Z-Image, FLUX.1 and FLUX.2 alone in a file, safetensors or GGUF, by their authors' names → what a
-folder in diffusers' layout would hold. The other parts are a folder's: see `Checkpoint.rest`. No torch.
+"""The transformers of Z-Image, Stable Diffusion 3, FLUX.1 and FLUX.2 alone in a file, safetensors or GGUF, under their
+authors' names → what a diffusers folder would hold. The other parts are a folder's: see `Checkpoint.rest`. No torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from gencli.models.base import Rename
 if TYPE_CHECKING:
     from torch import Tensor
 
-BESIDE = ("text_encoders.", "vae.")  # in ComfyUI's files of a whole model
+BESIDE = ("text_encoders.", "vae.", "first_stage_model.")  # in files of a whole model
+SD3, SD3_HEAD = "Stable Diffusion 3's transformer", 64
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
 KIND = r"(weight|bias)"
 
@@ -59,6 +61,46 @@ Z_IMAGE_ROWS = (
     Rename(rf"{Z_BLOCK}\.(feed_forward\.w[123]|(?:attention|ffn)_norm[12])\.weight", r"\1.\2.weight"),
     Rename(rf"{Z_BLOCK}\.adaLN_modulation\.0\.{KIND}", r"\1.adaLN_modulation.0.\2"),
     Rename(r"norm_final\.weight", r"norm_final.weight"),  # which the module does without
+)
+SD3_BLOCK = r"joint_blocks\.(\d+)\."
+SD3_ROWS = (
+    Rename(rf"x_embedder\.proj\.{KIND}", r"pos_embed.proj.\1"),
+    Rename(r"pos_embed", "pos_embed.pos_embed"),
+    Rename(rf"context_embedder\.{KIND}", r"context_embedder.\1"),
+    *(
+        Rename(rf"{old}_embedder\.mlp\.{layer}\.{KIND}", rf"time_text_embed.{new}_embedder.linear_{number}.\1")
+        for old, new in (("t", "timestep"), ("y", "text"))
+        for number, layer in ((1, 0), (2, 2))
+    ),
+    Rename(rf"final_layer\.linear\.{KIND}", r"proj_out.\1"),
+    Rename(rf"final_layer\.adaLN_modulation\.1\.{KIND}", r"norm_out.linear.\1", _swapped),
+    *(
+        Rename(rf"{SD3_BLOCK}{old}\.{KIND}", rf"transformer_blocks.\1.{new}.\2", transform)
+        for block, norm, attn, to, out, ff in (
+            (r"x_block\.", "norm1", "attn", "to_{}", "to_out.0", "ff"),
+            (r"context_block\.", "norm1_context", "attn", "add_{}_proj", "to_add_out", "ff_context"),
+            (r"x_block\.", None, "attn2", "to_{}", "to_out.0", None),
+        )
+        for old, new, transform in (
+            *((rf"{block}{attn}\.qkv", f"{attn}.{to.format(x)}", THIRDS[x]) for x in "qkv"),
+            (rf"{block}{attn}\.proj", f"{attn}.{out}", None),
+            *([(rf"{block}adaLN_modulation\.1", f"{norm}.linear", None)] if norm else []),
+            *(
+                [(rf"{block}mlp\.fc1", f"{ff}.net.0.proj", None), (rf"{block}mlp\.fc2", f"{ff}.net.2", None)]
+                if ff
+                else []
+            ),
+        )
+    ),
+    *(
+        Rename(rf"{SD3_BLOCK}{block}\.{attn}\.ln_{x}\.weight", rf"transformer_blocks.\1.{attn}.norm_{added}{x}.weight")
+        for block, attn, added in (
+            ("x_block", "attn", ""),
+            ("context_block", "attn", "added_"),
+            ("x_block", "attn2", ""),
+        )
+        for x in "qk"
+    ),
 )
 FLUX_ROWS = (
     Rename(rf"img_in\.{KIND}", r"x_embedder.\1"),
@@ -163,6 +205,34 @@ def _z_image(shapes: Shapes) -> dict[str, object]:
     }
 
 
+def _sd3(shapes: Shapes) -> dict[str, object]:
+    width, channels, *_ = sizes(shapes, "x_embedder.proj.weight", 4)
+    layers = numbered(shapes, "joint_blocks")
+    if width % SD3_HEAD:
+        raise GencliError(f"a Stable Diffusion 3 {width} wide is not known")
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "attention_head_dim": SD3_HEAD,
+        "caption_projection_dim": width,
+        "dual_attention_layers": [i for i in range(layers) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in shapes],
+        "in_channels": channels,
+        "joint_attention_dim": sizes(shapes, "context_embedder.weight", 2)[1],
+        "num_attention_heads": width // SD3_HEAD,
+        "num_layers": layers,
+        "out_channels": sizes(shapes, "final_layer.linear.weight", 2)[0] // 4,
+        "pooled_projection_dim": sizes(shapes, "y_embedder.mlp.0.weight", 2)[1],
+        "pos_embed_max_size": math.isqrt(sizes(shapes, "pos_embed", 3)[1]),
+        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in shapes else None,
+    }
+
+
+def _swap_last(shapes: Shapes, pieces: dict[str, Piece]) -> None:
+    """The last block of a Stable Diffusion 3 shifts and scales its text alone: in diffusers the scale comes first."""
+    start = f"transformer_blocks.{numbered(shapes, 'joint_blocks') - 1}.norm1_context.linear."
+    for name in [name for name in pieces if name.startswith(start)]:
+        pieces[name] = Piece(pieces[name].source, _swapped)
+
+
 def _flux(shapes: Shapes) -> dict[str, object]:
     width, channels = sizes(shapes, "img_in.weight", 2)
     [head] = _norm(shapes)
@@ -212,7 +282,7 @@ def _norm(shapes: Shapes) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Family:
     """key: a tensor that only these have. rows, config: what its tensors become, and what their shapes tell. pipeline:
-    as model_index.json names it. rest: a repository with its other parts."""
+    as model_index.json names it. rest: a repository with its other parts. mend: what names alone do not tell."""
 
     title: str
     key: str
@@ -220,6 +290,7 @@ class Family:
     config: Callable[[Shapes], dict[str, object]]
     pipeline: str
     rest: str
+    mend: Callable[[Shapes, dict[str, Piece]], None] = lambda shapes, pieces: None
 
 
 FAMILIES = (
@@ -233,6 +304,14 @@ FAMILIES = (
         _flux2,
         "Flux2KleinPipeline",
         "black-forest-labs/FLUX.2-klein-4B",
+    ),
+    *(
+        Family(SD3, key, SD3_ROWS, _sd3, "StableDiffusion3Pipeline", f"stabilityai/stable-diffusion-{rest}", _swap_last)
+        for key, rest in (
+            ("joint_blocks.0.x_block.attn2.qkv.weight", "3.5-medium"),
+            ("joint_blocks.37.x_block.attn.qkv.weight", "3.5-large"),
+            ("joint_blocks.0.x_block.attn.qkv.weight", "3-medium-diffusers"),
+        )
     ),
     *(
         Family("FLUX.1's transformer", key, FLUX_ROWS, _flux, "FluxPipeline", f"black-forest-labs/FLUX.1-{name}")
@@ -277,6 +356,7 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
     shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
     config = family.config(shapes)
     pieces, unknown = rename(shapes, family.rows)
+    family.mend(shapes, pieces)
     unknown += [name for name in file.shapes if not name.startswith(start) and name not in beside]
     if unknown:
         raise GencliError(f"it has tensors that {family.title} has not: {some(sorted(unknown))}")

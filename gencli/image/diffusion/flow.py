@@ -39,10 +39,11 @@ class FlowSchedule(NoiseSchedule):
 
     tokens: of the image, for `use_dynamic_shifting`: as many as the network's sequence has. law: how the shift grows
     with them, "linear" between the two ends that the config gives (FLUX.1), or "steps" as FLUX.2 does, where it also
-    falls with the number of steps.
+    falls with the number of steps; or "twice", where there is none and the noise levels are shifted from even ones
+    between the first and the last that training had, shifted (Stable Diffusion 3).
     """
 
-    LAWS: ClassVar = ("linear", "steps")
+    LAWS: ClassVar = ("linear", "steps", "twice")
 
     shift: float = 1.0
     use_dynamic_shifting: bool = False
@@ -82,9 +83,12 @@ class FlowSchedule(NoiseSchedule):
         return dataclasses.replace(self, tokens=tokens, law=law)
 
     def sigmas_of(self, num: int) -> NDArray[np.float64]:
-        """σ of `num` steps, float64, falling from 1: even from 1 to 1 / num, then shifted."""
-        sigmas = np.linspace(1, 1 / num, num)
+        """σ of `num` steps, float64, falling from 1: even from 1 to 1 / num (or see `law`), then shifted."""
         factor = math.exp(self._mu(num)) if self.use_dynamic_shifting else self.shift
+        least = 1 / num
+        if self.law == "twice" and not self.use_dynamic_shifting:
+            least = factor / (self.num_train_timesteps + factor - 1)
+        sigmas = np.linspace(1, least, num)
         sigmas = factor * sigmas / (1 + (factor - 1) * sigmas)
         if self.shift_terminal is not None:
             sigmas = 1 - (1 - sigmas) * ((1 - self.shift_terminal) / (1 - sigmas[-1]) if num > 1 else 0)
@@ -92,7 +96,7 @@ class FlowSchedule(NoiseSchedule):
 
     def _mu(self, num: int) -> float:
         """The logarithm of the shift."""
-        if self.law == "linear":
+        if self.law != "steps":
             share = (self.tokens - self.base_image_seq_len) / (self.max_image_seq_len - self.base_image_seq_len)
             return self.base_shift + share * (self.max_shift - self.base_shift)
         at_200 = 1.6927e-4 * self.tokens + 0.45666666  # black-forest-labs' fits, for 200 steps and for 10

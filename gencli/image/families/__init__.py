@@ -36,7 +36,14 @@ from gencli.image.families.systems import (
     UNCLIP_VARIATIONS,
     UPSCALER,
 )
-from gencli.image.families.transformers import FLUX, FLUX2_KLEIN, PIXART_ALPHA, PIXART_SIGMA, Z_IMAGE
+from gencli.image.families.transformers import (
+    FLUX,
+    FLUX2_KLEIN,
+    PIXART_ALPHA,
+    PIXART_SIGMA,
+    STABLE_DIFFUSION_3,
+    Z_IMAGE,
+)
 
 __all__ = ["PRIORS", "TINY", "Family", "Stage", "import_name", "tiny_named"]
 
@@ -122,6 +129,8 @@ FAMILIES: dict[str, Family] = {
     "PixArtSigmaPipeline": PIXART_SIGMA,
     "ZImagePipeline": Z_IMAGE,
     "ZImageImg2ImgPipeline": Z_IMAGE,
+    "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
+    "StableDiffusion3Img2ImgPipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
     "FluxImg2ImgPipeline": FLUX,
     "FluxInpaintPipeline": FLUX,

@@ -88,6 +88,29 @@ def pixart(checkpoint: Described) -> None:
         raise _unsupported(checkpoint, "transformer", "caption_channels", reads, f"its text encoder gives {width}")
 
 
+def stable_diffusion_3(checkpoint: Described) -> None:
+    """The transformer reads as many channels as the latents have, states as wide as T5's, at least those of both CLIPs,
+    and their pooled texts."""
+    network, configs = checkpoint.configs["transformer"], checkpoint.configs
+    clips = [configs[name] for name in ("text_encoder", "text_encoder_2")]
+    for name, clip in zip(("text_encoder", "text_encoder_2"), clips, strict=True):
+        if clip.get("architectures") != ["CLIPTextModelWithProjection"]:
+            found = clip.get("architectures")
+            raise GencliError(f"{checkpoint.folder}: {name} has no projection (architectures = {found!s:.80})")
+    channels = _number(configs["vae"], "latent_channels", 4)
+    pooled = sum(_number(clip, "projection_dim", 512) for clip in clips)
+    width = _number(network, "joint_attention_dim", 4096)
+    for key, default, wanted, hint in (
+        ("in_channels", 16, channels, f"its autoencoder makes {channels}"),
+        ("pooled_projection_dim", 2048, pooled, f"its CLIPs give {pooled}"),
+        ("joint_attention_dim", 4096, configs.get("text_encoder_3", {}).get("d_model", width), "T5 has another width"),
+    ):
+        if (reads := network.get(key, default)) != wanted:
+            raise _unsupported(checkpoint, "transformer", key, reads, hint)
+    if (clips_width := sum(_number(clip, "hidden_size", 512) for clip in clips)) > width:
+        raise _unsupported(checkpoint, "transformer", "joint_attention_dim", width, f"its CLIPs give {clips_width}")
+
+
 def flux(checkpoint: Described) -> None:
     """The transformer reads four latents as one, states as wide as T5's, and the pooled text of CLIP."""
     network, configs = checkpoint.configs["transformer"], checkpoint.configs

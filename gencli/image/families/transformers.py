@@ -1,4 +1,4 @@
-"""Transformers that denoise latents: PixArt, FLUX.1, Z-Image, FLUX.2 klein."""
+"""Transformers that denoise latents: PixArt, Stable Diffusion 3, FLUX.1, Z-Image, FLUX.2 klein."""
 
 from __future__ import annotations
 
@@ -27,6 +27,32 @@ PIXART_SIGMA = Family(
     one_at_a_time=True,
 )
 PIXART_ALPHA = replace(PIXART_SIGMA, stages=(Stage("t5:load_alpha", network="transformer"),), tiny=_TAESD)
+
+# Esser et al. 2024: Stable Diffusion 3 and 3.5, which also run without T5
+STABLE_DIFFUSION_3 = Family(
+    (Stage("sd3:load", network="transformer", law="twice"),),
+    {
+        "transformer": frozenset({"SD3Transformer2DModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKL"}),
+        "text_encoder": frozenset({"clip_text_model"}),
+        "tokenizer": None,
+        "text_encoder_2": frozenset({"clip_text_model"}),
+        "tokenizer_2": None,
+        "text_encoder_3": frozenset({"t5"}),
+        "tokenizer_3": None,
+    },
+    "text",
+    autoencoder="vae",
+    optional=frozenset({"text_encoder_3", "tokenizer_3"}),
+    check=checks.stable_diffusion_3,
+    defaults={"sampler": "euler", "steps": 28, "guidance": 7.0},
+    tiny="madebyollin/taesd3",
+    one_at_a_time=True,
+    side=1024,
+    distilled="turbo",
+    few={"steps": 4, "guidance": 1.0},
+)
 
 # Black Forest Labs 2024: FLUX.1 dev, which is told its guidance as a number, and schnell
 FLUX = Family(
