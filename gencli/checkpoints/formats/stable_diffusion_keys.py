@@ -151,8 +151,8 @@ def recognise(names: Collection[str]) -> str:
     first = ", ".join(name[:60] for name in sorted(names)[:3]) or "none at all"
     raise GencliError(
         f"its keys are of no model for images that gencli knows ({first}{', …' if len(names) > 3 else ''})",
-        "single files may be Stable Diffusion 1, 2 and XL, and the transformers of Stable Diffusion 3, Z-Image, FLUX.1 and "
-        "FLUX.2 klein",
+        "single files may be Stable Diffusion 1, 2 and XL, and the transformers of Stable Diffusion 3, Z-Image, FLUX.1 "
+        "and FLUX.2 klein",
     )
 
 
