@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.errors import GencliError
 from gencli.models.decoder_blocks import RMSNorm
 from gencli.models.unet_blocks import timestep_embedding
 
@@ -59,6 +60,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, by: Rotation | None) -> Tensor:
         q, k = rotate(q, by), rotate(k, by)
     q, k, v = (one.transpose(1, 2) for one in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def check_axes(axes: Sequence[int], count: int, size: int) -> None:
+    """Raise GencliError unless a config's `axes_dims_rope` share a head of `size` numbers among `count` axes in pairs."""
+    if not isinstance(axes, tuple) or len(axes) != count or any(one % 2 for one in axes):
+        raise GencliError(f"config.json: axes_dims_rope = {axes!r:.60} are not {count} even numbers")
+    if sum(axes) != size:
+        raise GencliError(f"config.json: axes_dims_rope = {axes} do not fit heads of {size}")
 
 
 def grid(height: int, width: int, device: torch.device) -> Tensor:

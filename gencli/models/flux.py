@@ -26,6 +26,7 @@ from gencli.models.flow_blocks import (
     Rotation,
     TimeTextEmbedding,
     attend,
+    check_axes,
     grid,
     heads,
     modulated,
@@ -59,11 +60,7 @@ class FluxConfig(BaseConfig):
         check_ints(self, {"num_attention_heads": 2**10, "joint_attention_dim": 2**17, "pooled_projection_dim": 2**17})
         check_ints(self, {"axes_dims_rope": 2**10})
         check_flags(self)
-        axes = self.axes_dims_rope
-        if not isinstance(axes, tuple) or len(axes) != 3 or any(size % 2 for size in axes):
-            raise GencliError(f"config.json: axes_dims_rope = {axes!r:.60} are no three even numbers")
-        if sum(axes) != self.attention_head_dim:
-            raise GencliError(f"config.json: axes_dims_rope = {axes} do not fit heads of {self.attention_head_dim}")
+        check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
         if self.in_channels % PATCH**2:
             raise GencliError(f"config.json: in_channels = {self.in_channels} are no 2 × 2 latents")
 

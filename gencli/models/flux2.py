@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.errors import GencliError
 from gencli.models.base import BaseConfig, Layout, check_flags, check_ints, check_numbers
 from gencli.models.decoder_blocks import RMSNorm
 from gencli.models.flow_blocks import (
@@ -22,6 +21,7 @@ from gencli.models.flow_blocks import (
     JointAttention,
     Rotation,
     attend,
+    check_axes,
     grid,
     heads,
     layer_norm,
@@ -64,11 +64,7 @@ class Flux2Config(BaseConfig):
         check_ints(self, {"num_attention_heads": 2**10, "joint_attention_dim": 2**17, "axes_dims_rope": 2**10})
         check_numbers(self, {"mlp_ratio": (0.1, 16), "rope_theta": (1.001, 1e12), "eps": (0.0, 1.0)})
         check_flags(self)
-        axes = self.axes_dims_rope
-        if not isinstance(axes, tuple) or len(axes) != 4 or any(size % 2 for size in axes):
-            raise GencliError(f"config.json: axes_dims_rope = {axes!r:.60} are no four even numbers")
-        if sum(axes) != self.attention_head_dim:
-            raise GencliError(f"config.json: axes_dims_rope = {axes} do not fit heads of {self.attention_head_dim}")
+        check_axes(self.axes_dims_rope, 4, self.attention_head_dim)
 
     @property
     def width(self) -> int:
