@@ -156,7 +156,8 @@ class Checkpoint:
     format: the row of `formats.FORMATS` that read it. kind: what it is for; part (of others), other (nothing that
     gencli opens). family: its architecture, or its pipeline. title: what a file is, in words. tokenizers: what loads
     each. own_folder: whether the small files in `contents.folder` are this checkpoint's. index: model_index.json.
-    labels: `id2label` as `labels_file` has it. rest: the repository that has its other parts, of a network alone.
+    labels: `id2label` as `labels_file` has it. rest: the repositories that have the other parts of a network alone: its
+    own, and others whose scheduler may differ, for which `parts` has its own.
     notes: what goes unused. problem: what keeps it from being used.
     """
 
@@ -173,7 +174,7 @@ class Checkpoint:
     labels_file: Path = Path()
     notes: tuple[str, ...] = ()
     licence: str | None = None
-    rest: str | None = None
+    rest: tuple[str, ...] = ()
     problem: GencliError | None = None
 
     @property

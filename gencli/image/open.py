@@ -110,7 +110,7 @@ def _of_file(opened: Checkpoint) -> ImageCheckpoint:
             stable_diffusion_keys.recognise(opened.contents.shapes)  # says what else it is
         except GencliError as error:
             raise GencliError(f"{path}: {error.message}", error.hint) from None
-    if opened.rest is not None:
+    if opened.rest:
         return _of_folder(_with_rest(opened))
     family = find_family(opened.family, opened.parts)
     if family is None:
@@ -122,20 +122,27 @@ def _of_file(opened: Checkpoint) -> ImageCheckpoint:
 
 
 def _with_rest(opened: Checkpoint) -> Checkpoint:
-    """A network in a file with the other parts of a folder: the one that it lies in, else its repository's in the local
-    cache. Raises GencliError where there is none, and for one of another pipeline."""
-    beside, rest = opened.contents.folder, str(opened.rest)
-    cached = hub_cache.snapshot(HubId(rest))
-    folder = beside if opened.contents.has("model_index.json") else cached
+    """A network in a file with the other parts of a folder: the one that it lies in, else of one of its repositories in
+    the local cache. Raises GencliError where there is none, and for one of another pipeline."""
+    own = dict(opened.parts)
+    if opened.contents.has("model_index.json"):
+        folder: Path | None = opened.contents.folder
+        own.pop("scheduler", None)
+    else:
+        cached = {name: there for name in opened.rest if (there := hub_cache.snapshot(HubId(name))) is not None}
+        folder = next(iter(cached.values()), None)
+        if opened.rest[0] in cached:
+            own.pop("scheduler", None)
     if folder is None:
         raise GencliError(
             f"{opened.path} is {opened.title} without the other parts of {opened.family}",
-            f"`gencli models pull {rest}` fetches them; or put it into a folder that has them and model_index.json",
+            f"`gencli models pull {opened.rest[0]}` fetches them; or put it into a folder that has them and "
+            "model_index.json",
         )
     found = open_checkpoint(Source(opened.name, folder, "folder"), allow_pickle=opened.contents.allow_pickle)
     if found.family != opened.family:
         raise GencliError(f"{opened.path} is {opened.title}, and {folder} holds a {found.family:.40}")
-    return dataclasses.replace(found, parts={**found.parts, **opened.parts}, notes=opened.notes)
+    return dataclasses.replace(found, parts={**found.parts, **own}, notes=opened.notes)
 
 
 def _of_folder(opened: Checkpoint) -> ImageCheckpoint:

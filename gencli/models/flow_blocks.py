@@ -63,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, by: Rotation | None) -> Tensor:
 
 
 def check_axes(axes: Sequence[int], count: int, size: int) -> None:
-    """Raise GencliError unless a config's `axes_dims_rope` share a head of `size` numbers among `count` axes in pairs."""
+    """Raise GencliError unless `axes_dims_rope` of a config split a head of `size` numbers into `count` even ones."""
     if not isinstance(axes, tuple) or len(axes) != count or any(one % 2 for one in axes):
         raise GencliError(f"config.json: axes_dims_rope = {axes!r:.60} are not {count} even numbers")
     if sum(axes) != size:

@@ -346,6 +346,23 @@ def test_its_other_parts_may_be_in_the_cache(wide, tmp_path, monkeypatch):
     assert_same(image_of(lone), draw(root / "z-turbo", **SETTINGS)[0].image)
 
 
+@pytest.mark.parametrize("name", ["flux-dev", "flux-schnell"])
+def test_a_flux_in_a_file_runs_with_the_other_parts_of_the_other(wide, tmp_path, monkeypatch, name):
+    """dev and schnell share them; the noise levels and the guidance are those of the one in the file."""
+    root, _ = wide
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    other = "flux-schnell" if name == "flux-dev" else "flux-dev"
+    repository = tmp_path / "hub" / f"models--black-forest-labs--FLUX.1-{other.removeprefix('flux-')}"
+    shutil.copytree(root / other, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    lone = flow.write_single(tmp_path / "one.safetensors", flow.original_names(root / name / "transformer"))
+    opened_alone = open_image_checkpoint(Source("x", lone, "file"))
+    asked = [resolve(ImageRequest(prompt="a"), one) for one in (opened_alone, opened(root / name).checkpoint)]
+    assert (asked[0].steps, asked[0].guidance) == (asked[1].steps, asked[1].guidance)
+    assert_same(image_of(lone), draw(root / name, **SETTINGS)[0].image)
+
+
 def test_a_network_alone_says_what_it_lacks(wide, tmp_path, monkeypatch):
     root, _ = wide
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nothing"))

@@ -282,20 +282,37 @@ def _norm(shapes: Shapes) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Family:
     """key: a tensor that only these have. rows, config: what its tensors become, and what their shapes tell. pipeline:
-    as model_index.json names it. rest: a repository with its other parts. mend: what names alone do not tell."""
+    as model_index.json names it. rest: repositories with its other parts, its own first. mend: what names alone do not
+    tell. scheduler: its own, where those of its repositories differ."""
 
     title: str
     key: str
     rows: tuple[Rename, ...]
     config: Callable[[Shapes], dict[str, object]]
     pipeline: str
-    rest: str
+    rest: tuple[str, ...]
     mend: Callable[[Shapes, dict[str, Piece]], None] = lambda shapes, pieces: None
+    scheduler: Mapping[str, object] | None = None
 
+
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+FLUX_SCHEDULERS: dict[str, Mapping[str, object]] = {
+    "dev": {
+        **SCHEDULER, "shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 256, "base_shift": 0.5,
+        "max_image_seq_len": 4096, "max_shift": 1.15,
+    },
+    "schnell": {**SCHEDULER, "shift": 1.0, "use_dynamic_shifting": False},
+}  # fmt: skip
+SD3_REPOSITORIES = {name: f"stabilityai/stable-diffusion-{name}" for name in ("3.5-medium", "3.5-large")}
 
 FAMILIES = (
     Family(
-        "Z-Image's transformer", "cap_pad_token", Z_IMAGE_ROWS, _z_image, "ZImagePipeline", "Tongyi-MAI/Z-Image-Turbo"
+        "Z-Image's transformer",
+        "cap_pad_token",
+        Z_IMAGE_ROWS,
+        _z_image,
+        "ZImagePipeline",
+        ("Tongyi-MAI/Z-Image-Turbo",),
     ),
     Family(
         "FLUX.2's transformer",
@@ -303,18 +320,26 @@ FAMILIES = (
         FLUX2_ROWS,
         _flux2,
         "Flux2KleinPipeline",
-        "black-forest-labs/FLUX.2-klein-4B",
+        ("black-forest-labs/FLUX.2-klein-4B",),
     ),
     *(
-        Family(SD3, key, SD3_ROWS, _sd3, "StableDiffusion3Pipeline", f"stabilityai/stable-diffusion-{rest}", _swap_last)
+        Family(SD3, key, SD3_ROWS, _sd3, "StableDiffusion3Pipeline", tuple(rest), _swap_last)
         for key, rest in (
-            ("joint_blocks.0.x_block.attn2.qkv.weight", "3.5-medium"),
-            ("joint_blocks.37.x_block.attn.qkv.weight", "3.5-large"),
-            ("joint_blocks.0.x_block.attn.qkv.weight", "3-medium-diffusers"),
+            ("joint_blocks.0.x_block.attn2.qkv.weight", SD3_REPOSITORIES.values()),
+            ("joint_blocks.37.x_block.attn.qkv.weight", reversed(SD3_REPOSITORIES.values())),
+            ("joint_blocks.0.x_block.attn.qkv.weight", ["stabilityai/stable-diffusion-3-medium-diffusers"]),
         )
     ),
     *(
-        Family("FLUX.1's transformer", key, FLUX_ROWS, _flux, "FluxPipeline", f"black-forest-labs/FLUX.1-{name}")
+        Family(
+            "FLUX.1's transformer",
+            key,
+            FLUX_ROWS,
+            _flux,
+            "FluxPipeline",
+            tuple(f"black-forest-labs/FLUX.1-{one}" for one in (name, *(FLUX_SCHEDULERS.keys() - {name}))),
+            scheduler=FLUX_SCHEDULERS[name],
+        )
         for key, name in (
             ("guidance_in.in_layer.weight", "dev"),
             ("double_blocks.0.img_mod.lin.weight", "schnell"),
@@ -362,10 +387,11 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
         raise GencliError(f"it has tensors that {family.title} has not: {some(sorted(unknown))}")
     placed = {name: Piece(start + piece.source, piece.transform) for name, piece in pieces.items()}
     part = Part("transformer", "model", contents.path, lambda: config, lambda: _open(contents, file, placed))
+    parts = {"transformer": part}
+    if (scheduler := family.scheduler) is not None:
+        parts["scheduler"] = Part("scheduler", "scheduler", contents.path, lambda: scheduler)
     notes = ("its own text encoders and autoencoder are not read: those of the repository are",) if beside else ()
-    return Checkpoint(
-        contents, "image", family.pipeline, {"transformer": part}, title=family.title, rest=family.rest, notes=notes
-    )
+    return Checkpoint(contents, "image", family.pipeline, parts, title=family.title, rest=family.rest, notes=notes)
 
 
 def _open(contents: Contents, file: TensorFile, pieces: Mapping[str, Piece]) -> FlowTensors:
