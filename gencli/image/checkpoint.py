@@ -153,6 +153,12 @@ class ImageCheckpoint:
         return self.factor * (2 ** (len(_blocks(self, network)) - 1) if halves else patch_size(config))
 
     @cached_property
+    def most(self) -> int | None:
+        """The longest side in pixels that the network knows the places of; None where there is no such limit."""
+        places = self.configs[self.family.stages[-1].network].get("pos_embed_max_size")
+        return places * self.multiple if isinstance(places, int) else None
+
+    @cached_property
     def size(self) -> tuple[int, int] | None:
         """Width and height in pixels that the model was made for, if it says so."""
         last = self.family.stages[-1].network

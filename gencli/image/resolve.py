@@ -333,6 +333,8 @@ def _size(request: ImageRequest, checkpoint: ImageCheckpoint, given: tuple[int, 
             below = side // multiple * multiple
             near = f"{below} or {below + multiple}" if below else str(multiple)
             raise UsageError(f"{name} {side}: must be a multiple of {multiple} for {checkpoint.name}", f"try {near}")
+        if checkpoint.most is not None and side > checkpoint.most:
+            raise UsageError(f"{name} {side}: {checkpoint.name} draws at most {checkpoint.most} pixels a side")
     return width, height
 
 

@@ -134,8 +134,12 @@ def test_texts_of_stable_diffusion_3(made, tmp_path):
 
 
 def test_the_largest_image_of_stable_diffusion_3(made):
+    """It is told before anything is loaded, and the network refuses it too."""
+    with pytest.raises(UsageError, match=r"--width 400: .* draws at most 384 pixels a side"):
+        resolve(ImageRequest(prompt="a", width=400, height=64), made.pipelines["sd3"].checkpoint)
+    network = made.pipelines["sd3"].main.network
     with pytest.raises(GencliError, match="at most 24 tokens of 2 × 2 latents a side"):
-        draw(None, pipeline=made.pipelines["sd3"], prompt="a", steps=1, width=400, height=64)
+        network(torch.zeros(1, 16, 8, 50), torch.ones(1), torch.zeros(1, 5, 64), torch.zeros(1, 44))
 
 
 @torch.no_grad()
