@@ -61,11 +61,8 @@ def find(name: str) -> Path:
     if (manifest := known.get(_whole(name))) is None:
         where = " or ".join(map(str, roots()))
         near = nearest(name, [one.removeprefix(PREFIX) for one in names()])
-        hint = (
-            f"did you mean {PREFIX}{near}?"
-            if near
-            else "OLLAMA_MODELS says where its models are, if they are elsewhere"
-        )
+        pull = f"`ollama pull {name}` fetches one; OLLAMA_MODELS says where its models are, if they are elsewhere"
+        hint = f"did you mean {PREFIX}{near}?" if near else pull
         raise GencliError(f"ollama has no model {name!r} in {where}", hint)
     layers = read_json(manifest).get("layers")
     kinds: dict[str, str] = {}

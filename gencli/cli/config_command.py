@@ -154,7 +154,8 @@ def _option(ctx: Any, key: str) -> tuple[list[str], list[str], Any, Any]:
             flags = [other for other in known if known[other] == name]
             return words, flags, one, next(param for param in one.params if param.name == name)
     names = sorted({name for one in chosen for name in config.flags(one)})
-    raise UsageError(f"{key}: no such option", did_you_mean(flag, names))
+    command = " ".join(words) or "COMMAND"
+    raise UsageError(f"{key}: no such option", did_you_mean(flag, names) or f"`gencli {command} --help` lists them")
 
 
 def _commands(group: Any, ctx: Any, before: str = "") -> Iterator[tuple[str, Any]]:

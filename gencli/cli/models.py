@@ -202,7 +202,8 @@ def rm(
     elif local is not None:
         whose = {"embedded": "belongs to gencli", "ollama": "belongs to ollama"}
         what = whose.get(local.kind, "is not part of the Hugging Face cache")
-        raise GencliError(f"{name} {what} and is not removed")
+        hint = f"`ollama rm {name.removeprefix(ollama.PREFIX)}` removes it" if local.kind == "ollama" else None
+        raise GencliError(f"{name} {what} and is not removed", hint)
     else:
         if wanted is None:
             raise UsageError(f"{name!r} is not a Hub id (owner/name)", "`gencli models list` says what is here")

@@ -65,8 +65,8 @@ class Served:
     # fmt: off
     model: tuple[str, ...] = Option(str, "-m, --model NAME",
         "Model that clients may use: short name, folder, file or Hugging Face id, which is downloaded at the start; "
-        "clients call a folder or file by its last name (repeatable; default: the built-in models and those in the "
-        "Hub's cache).", MODEL, several=True,
+        "clients call a folder or file by its last name (repeatable; default: the built-in models, those in the Hub's "
+        "cache and ollama's).", MODEL, several=True,
         complete=completing()).field(())
     allow_pull: bool = flag(False, "--allow-pull",
         "Download a Hugging Face id if a client asks for one that is not on this machine.", MODEL)

@@ -71,12 +71,18 @@ def upscale(
     if not photo.file:
         raise UsageError("no image to enlarge", "as in gencli upscale photo.png -o big.png")
     prompt = photo.prompt
-    if prompt is None and (prompt := _recorded(photo.file)):
-        ctx.obj.note(f"enlarged with the prompt in the image's settings, {prompt:.80} (-p '' leaves it out)")
+    recorded = _recorded(photo.file) if prompt is None else ""
+    prompt = prompt or recorded
     values = {**asked.values, "init": photo.file, "model": photo.model}
     given = asked.given | {"init", "model"}
     sources = Sources(prompt=(prompt,) if prompt else ())
-    draw(ctx.obj, sources, output, Asked(ImageRequest, values, given), where, fetching, serving, reporting, _accept)
+
+    def accept(opened: ImageCheckpoint | Drawer) -> None:
+        _accept(opened)
+        if recorded:
+            ctx.obj.note(f"enlarged with the prompt in the image's settings, {recorded:.80} (-p '' leaves it out)")
+
+    draw(ctx.obj, sources, output, Asked(ImageRequest, values, given), where, fetching, serving, reporting, accept)
 
 
 def _recorded(file: str) -> str:

@@ -141,6 +141,8 @@ def explain(error: Exception) -> UsageError:
     if ctx is not None and param is not None:
         said = f" (env var: '{param.envvar}')"  # in the parser's own words, whether or not it is set
         place = config.origin(ctx, param)
+        if place is not None and place != param.envvar:
+            found.hint = f"it stands in {config.path()}; `gencli config unset` removes it"
         found.message = found.message.replace(said, "") + (f" (set by {place})" if place else "")
     return found
 

@@ -132,7 +132,8 @@ class Server:
         """Return the JSON object that a request brings. Raise Refusal."""
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise Refusal(415, "the body must be JSON, with the header Content-Type: application/json")
+            told = f"the header says Content-Type: {kind[:60]}; a body of JSON is application/json"
+            raise Refusal(415, f"{told} (curl: -H 'Content-Type: application/json')")
 
         async def read() -> bytes:
             data = bytearray()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from gencli.checkpoints import hub_cache
+from gencli.checkpoints import hub_cache, ollama
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, embedded_names, is_whole
 from gencli.checkpoints.hub_cache import HubId
@@ -98,7 +98,7 @@ class Pool:
         if self.given:
             return list(self.given)
         cached = {one.name for one in hub_cache.snapshots() if is_whole(one.folder)}
-        return [*embedded_names(), *sorted(cached)]
+        return [*embedded_names(), *sorted(cached), *ollama.names()]
 
     def look(self, found: Mapping[str, Source]) -> None:
         """Look at models, found by the names of clients, and read none of their weights. Raise GencliError for one that

@@ -47,7 +47,7 @@ def train(recipe: TextRecipe, note: Callable[[str], None] = lambda text: None) -
     single = len(texts) == 1 and not recipe.validation
     texts, validation = (texts, read_texts(recipe.validation)) if recipe.validation else hold_out(texts)
     if single:
-        note(f"the last {len(validation[0][1])} characters are not trained on, but scored")
+        note(f"the last {len(validation[0][1])} characters are held out: they are scored, and not trained on")
     with state.only_run(Path(recipe.out)):
         yield from _train(recipe, texts, validation)
 

@@ -109,7 +109,10 @@ def test_one_plain_text_trains_and_its_run_is_a_model(tmp_path: Path) -> None:
     notes, run = tmp_path / "notes.txt", tmp_path / "run"
     notes.write_text("\n\n".join(f"On day {day} the cat sat by the sea." for day in range(60)))
     made = gencli("train", "text", notes, "-o", run, *SMALL, "--steps", 3)
-    assert made.returncode == 0 and b"note: the last 68 characters are not trained on, but scored\n" in made.stderr
+    assert (
+        made.returncode == 0
+        and b"note: the last 68 characters are held out: they are scored, and not trained on\n" in made.stderr
+    )
     opened = gencli("text", "-m", run, "On day", "-n", 2, "--json")
     assert opened.returncode == 0 and json.loads(opened.stdout)["usage"]["completion_tokens"] == 2
     tuned = tmp_path / "tuned"

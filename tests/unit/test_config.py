@@ -90,7 +90,7 @@ def test_what_is_wrong_in_it(file: Path, capsys) -> None:
         ("[txt]\nseed = 3\n", "[txt]: no command 'txt'\nhint: did you mean text?"),
         ("[profile.p.imge]\nsteps = 3\n", "[profile.p.imge]: no command 'imge'\nhint: did you mean image?"),
         ("[text]\nmax-tokens = 2.5\n", "'2.5' is not an integer (set by config.toml)"),
-        ("[text]\ntemperature = 'warm'\n", "'warm' is not a number (set by config.toml)"),
+        ("[text]\ntemperature = 'warm'\n", "'warm' is not a number (set by config.toml)\nhint: it stands in"),
     ):
         file.write_text(text)
         assert says in refused(capsys, "text", "a")
@@ -139,6 +139,7 @@ def test_what_is_set_is_set_once_under_its_usual_name(file: Path, capsys) -> Non
     text = {"temperature": 0.4, "presence-penalty": -0.5, "stop": ["END", "-c"]}
     assert config.read() == {"text": text, "image": {"karras": True}}
     assert main(["text", "a", "-n", "1"]) == 0
+    assert "hint: `gencli text --help` lists them" in refused(capsys, "config", "set", "text.zzzz", "1")
     assert "takes one value, and here are 2" in refused(capsys, "config", "set", "text.seed", "1", "2")
     file.write_text(file.read_text().replace("temperature", "temp"))
     assert main(["config", "set", "text.temperature", "0.2"]) == 0 and config.read()["text"]["temperature"] == 0.2

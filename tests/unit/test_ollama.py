@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from gencli.__main__ import main
 from gencli.checkpoints import ollama
 from gencli.checkpoints.find import find, known_names
 from gencli.errors import GencliError
+from gencli.serve.pool import Pool
+from gencli.spec import ModelSpec
 
 KIND = "application/vnd.ollama.image."
 LIBRARY = "manifests/registry.ollama.ai/library"
@@ -79,14 +82,20 @@ def test_one_writes_and_is_listed(keep: Keep, tmp_path: Path, monkeypatch, capsy
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert (rows["ollama:tale"]["where"], rows["ollama:tale"]["family"]) == ("ollama", "gpt2")
     assert main(["models", "rm", "ollama:tale", "--yes"]) == 1
-    assert "belongs to ollama and is not removed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "belongs to ollama and is not removed" in said and "hint: `ollama rm tale` removes it" in said
 
 
 @pytest.mark.parametrize(
     ("name", "layers", "says", "hint"),
     [
         ("tal", ("model",), "ollama has no model 'tal' in", "did you mean ollama:tale?"),
-        ("other", ("model",), "ollama has no model 'other' in", "OLLAMA_MODELS says where"),
+        (
+            "other",
+            ("model",),
+            "ollama has no model 'other' in",
+            "`ollama pull other` fetches one; OLLAMA_MODELS says where",
+        ),
         ("tale", ("model", "adapter"), "is a model with an adapter", "--lora"),
         ("tale", ("tensor",), "holds no GGUF file", "it has tensor"),
         ("tale", (), "holds no GGUF file", "it has no layers"),
@@ -120,6 +129,12 @@ def test_a_file_that_is_gone_and_a_broken_manifest(keep: Keep, capsys) -> None:
         with pytest.raises(GencliError, match=says):
             find("ollama:tale")
     assert main(["models", "list"]) == 0 and "tale" not in capsys.readouterr().out, "others are listed all the same"
+
+
+def test_a_server_that_names_no_models_has_them_too(keep: Keep) -> None:
+    keep(f"{LIBRARY}/tale/1b")
+    pool = Pool({}, ModelSpec(), find, keep=1.0, memory=math.inf, pull=False)
+    assert {"stories", "emoji", "ollama:tale:1b"} <= set(pool.names())
 
 
 def test_a_name_of_ollama_without_its_beginning_is_a_slip(keep: Keep) -> None:

@@ -124,6 +124,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     file = folder / (NEW_FILE if new else FILE)
     if file.is_file() and file.stat().st_size > FILE_LIMIT:
         raise GencliError(f"{file}: {file.stat().st_size} bytes is too large for settings")
+    if not file.exists():
+        hint = "it says how images are scaled and cut: fetch it from where the model came"
+        raise GencliError(f"{folder} has no {FILE}", hint)
     raw = read_json(file)
     settings = raw.get(IMAGE) if new else raw
     if not isinstance(settings, dict):
