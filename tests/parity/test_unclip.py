@@ -138,13 +138,15 @@ def test_the_main_stage_is_set_by_its_name_too(root, theirs):
         ({"init": "a.png"}, "text", "text draws from noise alone: -i/--init would have no effect"),
         ({}, "image", "image varies an image, and needs one to start from"),
         ({"init": "a.png", "strength": 0.5}, "image", "varies the whole image: --strength would have no effect"),
-        ({"weighted": True}, "text", "--weighted would have no effect"),
+        ({"weighted": True, "prompt": "(apple:1.2)"}, "text", "--weighted would have no effect"),
         ({"width": 33}, "text", "must be a multiple of 2"),
     ],
 )
 def test_refused_requests(root, theirs, values, folder, message):
     with pytest.raises(UsageError, match=message):
-        resolve(ImageRequest(prompt="apple", **values), opened(root / folder), (32, 32) if "init" in values else None)
+        resolve(
+            ImageRequest(**{"prompt": "apple", **values}), opened(root / folder), (32, 32) if "init" in values else None
+        )
 
 
 @pytest.mark.parametrize(

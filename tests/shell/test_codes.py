@@ -62,7 +62,8 @@ def test_several_and_their_sizes(here: Path) -> None:
         (("a.txt", "b.txt", "--paint", "-m", "vq"), 2, "one file of codes"),
         (("a.png", "--size", "4", "-m", "vq"), 2, "--size 4: expected WIDTHxHEIGHT"),
         (("-", "-", "--json", "-m", "vq"), 2, "once"),
-        (("a.png", "-m", "./none"), 1, "no model './none'"),
+        (("a.png", "-m", "./none"), 1, "cannot read a.png as an image"),
+        (("-", "-m", "./none"), 1, "no model './none'"),
     ],
 )
 def test_mistakes_are_told_at_once(args: tuple[str, ...], code: int, says: str) -> None:
