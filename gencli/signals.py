@@ -37,8 +37,10 @@ _answered = -PAUSE  # when one was answered last
 _finished = False
 
 
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP came. Not an Exception, so that nothing handles it as a failure."""
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP came. Not an Exception, so that nothing handles it as a failure; and a SystemExit, which an
+    event loop (the prompt's, the server's) lets through wherever it comes, as it does KeyboardInterrupt and no other.
+    """
 
     def __init__(self, number: int = 15):
         super().__init__()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -126,3 +128,22 @@ def test_an_answered_signal_is_forgotten():
         signals.stop_listening()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_event_loop_lets_it_through():
+    """Wherever the loop is when it comes: asyncio keeps what is no SystemExit, and the prompt of a chat went on."""
+
+    def comes() -> None:
+        raise Terminated
+
+    async def step() -> None:
+        comes()
+
+    async def main(start: Callable[[asyncio.AbstractEventLoop], object]) -> None:
+        kept = start(asyncio.get_running_loop())
+        await asyncio.sleep(0.05)
+        pytest.fail(f"it was swallowed: {kept}")
+
+    for start in (lambda loop: loop.call_soon(comes), lambda loop: loop.create_task(step())):
+        with pytest.raises(Terminated):
+            asyncio.run(main(start))
