@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from gencli.checkpoints.deltas import MAGNITUDE
-from gencli.checkpoints.formats.flow import FLUX2_ROWS, FLUX_ROWS, SD3_ROWS, Z_IMAGE_ROWS
+from gencli.checkpoints.formats.flow_rows import ROWS
 from gencli.checkpoints.formats.renaming import THIRDS
 from gencli.checkpoints.formats.stable_diffusion_unet import INSIDE, Level, original_places
 from gencli.checkpoints.lora import PEFT_PREFIX
@@ -93,7 +93,7 @@ class Target(NamedTuple):
 FUSED = tuple(
     Rename(pattern.replace(r"\.", "[._]"), replacement, transform)
     for pattern, replacement, transform in (
-        *((row.pattern, row.replacement, row.transform) for row in (*Z_IMAGE_ROWS, *SD3_ROWS, *FLUX_ROWS, *FLUX2_ROWS)),
+        *((row.pattern, row.replacement, row.transform) for rows in ROWS.values() for row in rows),
         *((r"(.+)\.to_qkv\.weight", rf"\1.to_{x}.weight", THIRDS[x]) for x in "qkv"),
         *((r"(.+)\.to_added_qkv\.weight", rf"\1.add_{x}_proj.weight", THIRDS[x]) for x in "qkv"),
     )

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, Shapes
-from gencli.checkpoints.formats.renaming import THIRDS, numbered, rename, sizes
+from gencli.checkpoints.formats.renaming import numbered, rename, sizes
 from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
 from gencli.checkpoints.weights import check_suffix, is_gguf_file
 from gencli.errors import GencliError
-from gencli.models.base import Rename
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,167 +22,6 @@ if TYPE_CHECKING:
 BESIDE = ("text_encoders.", "vae.", "first_stage_model.")  # in files of a whole model
 SD3, SD3_HEAD = "Stable Diffusion 3's transformer", 64
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
-KIND = r"(weight|bias)"
-
-
-def _one_row(tensor: Tensor) -> Tensor:
-    return tensor.reshape(1, -1)
-
-
-def _swapped(tensor: Tensor) -> Tensor:
-    """Shift and scale, as (2 D, …), in the other order."""
-    import torch
-
-    return torch.cat(tuple(reversed(tensor.chunk(2))))
-
-
-def _part(index: int) -> Callable[[Tensor], Tensor]:
-    """What cuts q, k, v or, as the fourth, the input of the feed-forward network from (7 D, …)."""
-
-    def cut(tensor: Tensor) -> Tensor:
-        rows = tensor.shape[0] // 7 if tensor.ndim else 0
-        if not rows or tensor.shape[0] % 7:
-            raise GencliError(f"{list(tensor.shape)} does not split into q, k, v and a feed-forward network's input")
-        return tensor[index * rows : (index + 1) * rows if index < 3 else None]
-
-    return cut
-
-
-Z_BLOCK = r"((?:layers|noise_refiner|context_refiner)\.\d+)"
-Z_IMAGE_ROWS = (
-    Rename(rf"x_embedder\.{KIND}", r"all_x_embedder.2-1.\1"),
-    Rename(rf"final_layer\.(linear|adaLN_modulation\.1)\.{KIND}", r"all_final_layer.2-1.\1.\2"),
-    Rename(rf"(t_embedder\.mlp\.[02]|cap_embedder\.[01])\.{KIND}", r"\1.\2"),
-    Rename(r"(x|cap)_pad_token", r"\1_pad_token", _one_row),
-    *(Rename(rf"{Z_BLOCK}\.attention\.qkv\.weight", rf"\1.attention.to_{x}.weight", THIRDS[x]) for x in "qkv"),
-    Rename(rf"{Z_BLOCK}\.attention\.out\.weight", r"\1.attention.to_out.0.weight"),
-    Rename(rf"{Z_BLOCK}\.attention\.([qk])_norm\.weight", r"\1.attention.norm_\2.weight"),
-    Rename(rf"{Z_BLOCK}\.(feed_forward\.w[123]|(?:attention|ffn)_norm[12])\.weight", r"\1.\2.weight"),
-    Rename(rf"{Z_BLOCK}\.adaLN_modulation\.0\.{KIND}", r"\1.adaLN_modulation.0.\2"),
-    Rename(r"norm_final\.weight", r"norm_final.weight"),  # which the module does without
-)
-SD3_BLOCK = r"joint_blocks\.(\d+)\."
-SD3_ROWS = (
-    Rename(rf"x_embedder\.proj\.{KIND}", r"pos_embed.proj.\1"),
-    Rename(r"pos_embed", "pos_embed.pos_embed"),
-    Rename(rf"context_embedder\.{KIND}", r"context_embedder.\1"),
-    *(
-        Rename(rf"{old}_embedder\.mlp\.{layer}\.{KIND}", rf"time_text_embed.{new}_embedder.linear_{number}.\1")
-        for old, new in (("t", "timestep"), ("y", "text"))
-        for number, layer in ((1, 0), (2, 2))
-    ),
-    Rename(rf"final_layer\.linear\.{KIND}", r"proj_out.\1"),
-    Rename(rf"final_layer\.adaLN_modulation\.1\.{KIND}", r"norm_out.linear.\1", _swapped),
-    *(
-        Rename(rf"{SD3_BLOCK}{old}\.{KIND}", rf"transformer_blocks.\1.{new}.\2", transform)
-        for block, norm, attn, to, out, ff in (
-            (r"x_block\.", "norm1", "attn", "to_{}", "to_out.0", "ff"),
-            (r"context_block\.", "norm1_context", "attn", "add_{}_proj", "to_add_out", "ff_context"),
-            (r"x_block\.", None, "attn2", "to_{}", "to_out.0", None),
-        )
-        for old, new, transform in (
-            *((rf"{block}{attn}\.qkv", f"{attn}.{to.format(x)}", THIRDS[x]) for x in "qkv"),
-            (rf"{block}{attn}\.proj", f"{attn}.{out}", None),
-            *([(rf"{block}adaLN_modulation\.1", f"{norm}.linear", None)] if norm else []),
-            *(
-                [(rf"{block}mlp\.fc1", f"{ff}.net.0.proj", None), (rf"{block}mlp\.fc2", f"{ff}.net.2", None)]
-                if ff
-                else []
-            ),
-        )
-    ),
-    *(
-        Rename(rf"{SD3_BLOCK}{block}\.{attn}\.ln_{x}\.weight", rf"transformer_blocks.\1.{attn}.norm_{added}{x}.weight")
-        for block, attn, added in (
-            ("x_block", "attn", ""),
-            ("context_block", "attn", "added_"),
-            ("x_block", "attn2", ""),
-        )
-        for x in "qk"
-    ),
-)
-FLUX_ROWS = (
-    Rename(rf"img_in\.{KIND}", r"x_embedder.\1"),
-    Rename(rf"txt_in\.{KIND}", r"context_embedder.\1"),
-    *(
-        Rename(rf"{old}_in\.{layer}_layer\.{KIND}", rf"time_text_embed.{new}_embedder.linear_{number}.\1")
-        for old, new in (("time", "timestep"), ("guidance", "guidance"), ("vector", "text"))
-        for number, layer in ((1, "in"), (2, "out"))
-    ),
-    Rename(rf"final_layer\.linear\.{KIND}", r"proj_out.\1"),
-    Rename(rf"final_layer\.adaLN_modulation\.1\.{KIND}", r"norm_out.linear.\1", _swapped),
-    *(
-        Rename(rf"double_blocks\.(\d+)\.{stream}_{old}\.{KIND}", rf"transformer_blocks.\1.{new}.\2", transform)
-        for stream, mod, to, out, ff in (
-            ("img", "norm1", "to_{}", "to_out.0", "ff"),
-            ("txt", "norm1_context", "add_{}_proj", "to_add_out", "ff_context"),
-        )
-        for old, new, transform in (
-            (r"mod\.lin", f"{mod}.linear", None),
-            *((r"attn\.qkv", f"attn.{to.format(x)}", THIRDS[x]) for x in "qkv"),
-            (r"attn\.proj", f"attn.{out}", None),
-            (r"mlp\.0", f"{ff}.net.0.proj", None),
-            (r"mlp\.2", f"{ff}.net.2", None),
-        )
-    ),
-    *(
-        Rename(
-            rf"double_blocks\.(\d+)\.{stream}_attn\.norm\.{x}_norm\.(?:scale|weight)",
-            rf"transformer_blocks.\1.attn.norm_{added}{x[0]}.weight",
-        )
-        for stream, added in (("img", ""), ("txt", "added_"))
-        for x in ("query", "key")
-    ),
-    *(
-        Rename(rf"single_blocks\.(\d+)\.{old}\.{KIND}", rf"single_transformer_blocks.\1.{new}.\2", transform)
-        for old, new, transform in (
-            (r"modulation\.lin", "norm.linear", None),
-            *(("linear1", f"attn.to_{x}", _part(index)) for index, x in enumerate("qkv")),
-            ("linear1", "proj_mlp", _part(3)),
-            ("linear2", "proj_out", None),
-        )
-    ),
-    *(
-        Rename(
-            rf"single_blocks\.(\d+)\.norm\.{x}_norm\.(?:scale|weight)",
-            rf"single_transformer_blocks.\1.attn.norm_{x[0]}.weight",
-        )
-        for x in ("query", "key")
-    ),
-)
-FLUX2_ROWS = (
-    Rename(r"img_in\.weight", "x_embedder.weight"),
-    Rename(r"txt_in\.weight", "context_embedder.weight"),
-    Rename(r"time_in\.in_layer\.weight", "time_guidance_embed.timestep_embedder.linear_1.weight"),
-    Rename(r"time_in\.out_layer\.weight", "time_guidance_embed.timestep_embedder.linear_2.weight"),
-    Rename(r"((?:double_stream_modulation_(?:img|txt)|single_stream_modulation))\.lin\.weight", r"\1.linear.weight"),
-    Rename(r"final_layer\.linear\.weight", "proj_out.weight"),
-    Rename(r"final_layer\.adaLN_modulation\.1\.weight", "norm_out.linear.weight", _swapped),
-    *(
-        Rename(rf"double_blocks\.(\d+)\.{old}", rf"transformer_blocks.\1.{new}.weight", transform)
-        for stream, to, norm, out, ff in (
-            ("img", "to_{}", "norm_{}", "to_out.0", "ff"),
-            ("txt", "add_{}_proj", "norm_added_{}", "to_add_out", "ff_context"),
-        )
-        for old, new, transform in (
-            *((rf"{stream}_attn\.qkv\.weight", f"attn.{to.format(x)}", THIRDS[x]) for x in "qkv"),
-            (rf"{stream}_attn\.norm\.query_norm\.(?:scale|weight)", f"attn.{norm.format('q')}", None),
-            (rf"{stream}_attn\.norm\.key_norm\.(?:scale|weight)", f"attn.{norm.format('k')}", None),
-            (rf"{stream}_attn\.proj\.weight", f"attn.{out}", None),
-            (rf"{stream}_mlp\.0\.weight", f"{ff}.linear_in", None),
-            (rf"{stream}_mlp\.2\.weight", f"{ff}.linear_out", None),
-        )
-    ),
-    *(
-        Rename(rf"single_blocks\.(\d+)\.{old}", rf"single_transformer_blocks.\1.attn.{new}.weight")
-        for old, new in (
-            (r"linear1\.weight", "to_qkv_mlp_proj"),
-            (r"linear2\.weight", "to_out"),
-            (r"norm\.query_norm\.(?:scale|weight)", "norm_q"),
-            (r"norm\.key_norm\.(?:scale|weight)", "norm_k"),
-        )
-    ),
-)
 
 
 def _z_image(shapes: Shapes) -> dict[str, object]:
@@ -228,9 +66,11 @@ def _sd3(shapes: Shapes) -> dict[str, object]:
 
 def _swap_last(shapes: Shapes, pieces: dict[str, Piece]) -> None:
     """The last block of a Stable Diffusion 3 shifts and scales its text alone: in diffusers the scale comes first."""
+    from gencli.checkpoints.formats.flow_rows import swapped
+
     start = f"transformer_blocks.{numbered(shapes, 'joint_blocks') - 1}.norm1_context.linear."
     for name in [name for name in pieces if name.startswith(start)]:
-        pieces[name] = Piece(pieces[name].source, _swapped)
+        pieces[name] = Piece(pieces[name].source, swapped)
 
 
 def _flux(shapes: Shapes) -> dict[str, object]:
@@ -281,13 +121,12 @@ def _norm(shapes: Shapes) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Family:
-    """key: a tensor that only these have. rows, config: what its tensors become, and what their shapes tell. pipeline:
-    as model_index.json names it. rest: repositories with its other parts, its own first. mend: what names alone do not
-    tell. scheduler: its own, where those of its repositories differ."""
+    """key: a tensor that only these have. config: what their shapes tell. pipeline: as model_index.json has it, and
+    `flow_rows`. rest: repositories with its other parts, its own first. mend: what names alone do not tell. scheduler:
+    its own, where those of its repositories differ."""
 
     title: str
     key: str
-    rows: tuple[Rename, ...]
     config: Callable[[Shapes], dict[str, object]]
     pipeline: str
     rest: tuple[str, ...]
@@ -309,7 +148,6 @@ FAMILIES = (
     Family(
         "Z-Image's transformer",
         "cap_pad_token",
-        Z_IMAGE_ROWS,
         _z_image,
         "ZImagePipeline",
         ("Tongyi-MAI/Z-Image-Turbo",),
@@ -317,13 +155,12 @@ FAMILIES = (
     Family(
         "FLUX.2's transformer",
         "double_stream_modulation_img.lin.weight",
-        FLUX2_ROWS,
         _flux2,
         "Flux2KleinPipeline",
         ("black-forest-labs/FLUX.2-klein-4B",),
     ),
     *(
-        Family(SD3, key, SD3_ROWS, _sd3, "StableDiffusion3Pipeline", tuple(rest), _swap_last)
+        Family(SD3, key, _sd3, "StableDiffusion3Pipeline", tuple(rest), _swap_last)
         for key, rest in (
             ("joint_blocks.0.x_block.attn2.qkv.weight", SD3_REPOSITORIES.values()),
             ("joint_blocks.37.x_block.attn.qkv.weight", reversed(SD3_REPOSITORIES.values())),
@@ -334,7 +171,6 @@ FAMILIES = (
         Family(
             "FLUX.1's transformer",
             key,
-            FLUX_ROWS,
             _flux,
             "FluxPipeline",
             tuple(f"black-forest-labs/FLUX.1-{one}" for one in (name, *(FLUX_SCHEDULERS.keys() - {name}))),
@@ -380,7 +216,9 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
     beside = {name for name in file.shapes if name.startswith(BESIDE)} if start else set[str]()
     shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
     config = family.config(shapes)
-    pieces, unknown = rename(shapes, family.rows)
+    from gencli.checkpoints.formats.flow_rows import ROWS
+
+    pieces, unknown = rename(shapes, ROWS[family.pipeline])
     family.mend(shapes, pieces)
     unknown += [name for name in file.shapes if not name.startswith(start) and name not in beside]
     if unknown:
