@@ -35,7 +35,7 @@ def pixels(checkpoint: Described) -> None:
     """The UNet reads as many channels as an image has."""
     channels = checkpoint.configs["unet"].get("in_channels", 3)
     if channels not in (1, 3):
-        raise _unsupported(checkpoint, "UNet", "in_channels", channels)
+        raise unsupported(checkpoint, "UNet", "in_channels", channels)
 
 
 def latents(checkpoint: Described) -> None:
@@ -57,9 +57,9 @@ def _check_channels(checkpoint: Described, fitting: Callable[[int], tuple[int, .
         raise GencliError(f"{checkpoint.folder}: vae: latent_channels = {latent!r:.80} is not a number")
     if (channels := unet.get("in_channels", 4)) not in fitting(latent):
         known = f"with its autoencoder of {latent} channels, {' or '.join(map(str, fitting(latent)))} is known"
-        raise _unsupported(checkpoint, "UNet", "in_channels", channels, known)
+        raise unsupported(checkpoint, "UNet", "in_channels", channels, known)
     if (channels := unet.get("out_channels", 4)) != latent:
-        raise _unsupported(checkpoint, "UNet", "out_channels", channels, f"its autoencoder has {latent} channels")
+        raise unsupported(checkpoint, "UNet", "out_channels", channels, f"its autoencoder has {latent} channels")
 
 
 def transformer(checkpoint: Described) -> None:
@@ -74,78 +74,7 @@ def transformer(checkpoint: Described) -> None:
     for key, value, known in (("in_channels", reads, [channels]), ("out_channels", makes, [None, reads, 2 * reads])):
         if value not in known:
             hint = f"its autoencoder has {channels!r:.40} channels"
-            raise _unsupported(checkpoint, "transformer", key, value, hint)
-
-
-def pixart(checkpoint: Described) -> None:
-    """As `transformer`; it reads states as wide as those of T5."""
-    transformer(checkpoint)
-    reads, width = (
-        _number(checkpoint.configs[part], key, 4096)
-        for part, key in (("transformer", "caption_channels"), ("text_encoder", "d_model"))
-    )
-    if reads != width:
-        raise _unsupported(checkpoint, "transformer", "caption_channels", reads, f"its text encoder gives {width}")
-
-
-def stable_diffusion_3(checkpoint: Described) -> None:
-    """The transformer reads as many channels as the latents have, states as wide as T5's, at least those of both CLIPs,
-    and their pooled texts."""
-    network, configs = checkpoint.configs["transformer"], checkpoint.configs
-    clips = [configs[name] for name in ("text_encoder", "text_encoder_2")]
-    for name, clip in zip(("text_encoder", "text_encoder_2"), clips, strict=True):
-        if clip.get("architectures") != ["CLIPTextModelWithProjection"]:
-            found = clip.get("architectures")
-            raise GencliError(f"{checkpoint.folder}: {name} has no projection (architectures = {found!s:.80})")
-    channels = _number(configs["vae"], "latent_channels", 4)
-    pooled = sum(_number(clip, "projection_dim", 512) for clip in clips)
-    width = _number(network, "joint_attention_dim", 4096)
-    for key, default, wanted, hint in (
-        ("in_channels", 16, channels, f"its autoencoder makes {channels}"),
-        ("pooled_projection_dim", 2048, pooled, f"its CLIPs give {pooled}"),
-        ("joint_attention_dim", 4096, configs.get("text_encoder_3", {}).get("d_model", width), "T5 has another width"),
-    ):
-        if (reads := network.get(key, default)) != wanted:
-            raise _unsupported(checkpoint, "transformer", key, reads, hint)
-    if (clips_width := sum(_number(clip, "hidden_size", 512) for clip in clips)) > width:
-        raise _unsupported(checkpoint, "transformer", "joint_attention_dim", width, f"its CLIPs give {clips_width}")
-
-
-def flux(checkpoint: Described) -> None:
-    """The transformer reads four latents as one, states as wide as T5's, and the pooled text of CLIP."""
-    network, configs = checkpoint.configs["transformer"], checkpoint.configs
-    channels = 4 * _number(configs["vae"], "latent_channels", 4)
-    for key, default, width, whose in (
-        ("in_channels", 64, channels, f"its autoencoder makes {channels}"),
-        ("joint_attention_dim", 4096, _number(configs["text_encoder_2"], "d_model", 512), "that is T5's width"),
-        ("pooled_projection_dim", 768, _number(configs["text_encoder"], "hidden_size", 512), "that is CLIP's width"),
-    ):
-        if (reads := network.get(key, default)) != width:
-            hint = whose if key == "in_channels" else f"it must be {width}: {whose}"
-            raise _unsupported(checkpoint, "transformer", key, reads, hint)
-
-
-def z_image(checkpoint: Described) -> None:
-    """The transformer reads as many channels as the latents have, and captions as wide as the text encoder's states."""
-    _check_flow(checkpoint, 1, "cap_feat_dim", 2560, 1)
-
-
-def flux2(checkpoint: Described) -> None:
-    """As `z_image`; four latents are one, and three layers of states lie beside each other, of which the last is the
-    27th."""
-    _check_flow(checkpoint, 4, "joint_attention_dim", 15360, 3)
-    if (layers := _number(checkpoint.configs["text_encoder"], "num_hidden_layers", 32)) < 27:
-        raise _unsupported(checkpoint, "text encoder", "num_hidden_layers", layers, "its 27th layer is read")
-
-
-def _check_flow(checkpoint: Described, latents: int, key: str, default: int, layers: int) -> None:
-    network, configs = checkpoint.configs["transformer"], checkpoint.configs
-    channels = latents * _number(configs["vae"], "latent_channels", 32 if latents > 1 else 4)
-    if (reads := network.get("in_channels", 128 if latents > 1 else 16)) != channels:
-        raise _unsupported(checkpoint, "transformer", "in_channels", reads, f"its autoencoder makes {channels}")
-    width = layers * _number(configs["text_encoder"], "hidden_size", 4096)
-    if (reads := network.get(key, default)) != width:
-        raise _unsupported(checkpoint, "transformer", key, reads, f"its text encoder gives {width}")
+            raise unsupported(checkpoint, "transformer", key, value, hint)
 
 
 def imagen(checkpoint: Described, reads: int = 3) -> None:
@@ -154,7 +83,7 @@ def imagen(checkpoint: Described, reads: int = 3) -> None:
     for key, known in (("in_channels", [reads]), ("out_channels", [3, 6])):
         value = unet.get(key, 4)
         if value not in known:
-            raise _unsupported(checkpoint, "UNet", key, value, f"{' or '.join(map(str, known))} is known here")
+            raise unsupported(checkpoint, "UNet", key, value, f"{' or '.join(map(str, known))} is known here")
     check_text_width(checkpoint, checkpoint.configs.get("text_encoder"))
 
 
@@ -186,7 +115,7 @@ def unclip(checkpoint: Described) -> None:
             raise GencliError(f"{folder}: {name} of width {width!s:.40} and text_proj of {clip!s:.40} do not fit")
     if decoder.get("class_embed_type") != "identity":
         kind = decoder.get("class_embed_type")
-        raise _unsupported(checkpoint, "decoder", "class_embed_type", kind, "identity is known here")
+        raise unsupported(checkpoint, "decoder", "class_embed_type", kind, "identity is known here")
     if decoder.get("cross_attention_dim", 1280) != project.get("cross_attention_dim", 1536):
         raise GencliError(f"{folder}: decoder and text_proj have another cross_attention_dim each")
     small, large = decoder.get("sample_size"), configs["super_res_last"].get("sample_size")
@@ -194,7 +123,7 @@ def unclip(checkpoint: Described) -> None:
         raise GencliError(f"{folder}: decoder and super_res_last: sample_size = {small!s:.40} and {large!s:.40}")
     for name in ("super_res_first", "super_res_last"):
         if (channels := configs[name].get("in_channels", 3)) != 6:
-            raise _unsupported(checkpoint, name, "in_channels", channels, "6 is known here")
+            raise unsupported(checkpoint, name, "in_channels", channels, "6 is known here")
 
 
 def stable_unclip(checkpoint: Described) -> None:
@@ -204,10 +133,10 @@ def stable_unclip(checkpoint: Described) -> None:
     latent = configs["vae"].get("latent_channels", 4)
     for key in ("in_channels", "out_channels"):
         if (value := unet.get(key, 4)) != latent:
-            raise _unsupported(checkpoint, "UNet", key, value, f"its autoencoder has {latent} channels")
+            raise unsupported(checkpoint, "UNet", key, value, f"its autoencoder has {latent} channels")
     if (kind := unet.get("class_embed_type")) != "projection":
-        raise _unsupported(checkpoint, "UNet", "class_embed_type", kind, "projection is known here")
-    width = _number(configs["image_normalizer"], "embedding_dim", 768)
+        raise unsupported(checkpoint, "UNet", "class_embed_type", kind, "projection is known here")
+    width = number(configs["image_normalizer"], "embedding_dim", 768)
     pairs = [("UNet", unet.get("projection_class_embeddings_input_dim"), 2 * width)]
     if "image_encoder" in configs:
         pairs.append(("image_encoder", configs["image_encoder"].get("projection_dim", 512), width))
@@ -242,9 +171,9 @@ def kandinsky(checkpoint: Described) -> None:
         ("out_channels", 2 * latent),
     ):
         if (value := unet.get(key)) != known:
-            raise _unsupported(checkpoint, "UNet", key, value, f"{known} is known here")
+            raise unsupported(checkpoint, "UNet", key, value, f"{known} is known here")
     if (kind := checkpoint.configs["movq"].get("norm_type")) != "spatial":
-        raise _unsupported(checkpoint, "movq", "norm_type", kind, "spatial is known here")
+        raise unsupported(checkpoint, "movq", "norm_type", kind, "spatial is known here")
     if "prior_prior" in checkpoint.configs:
         kandinsky_prior(checkpoint, "prior_")
         check_embeddings(checkpoint, checkpoint.configs["prior_prior"])
@@ -276,7 +205,7 @@ def imagen_upscaler(checkpoint: Described) -> None:
     """As `imagen`; the UNet also reads the image to enlarge, and how much noise was added to it."""
     imagen(checkpoint, 6)
     if (kind := checkpoint.configs["unet"].get("class_embed_type")) != "timestep":
-        raise _unsupported(checkpoint, "UNet", "class_embed_type", kind, "timestep is known here")
+        raise unsupported(checkpoint, "UNet", "class_embed_type", kind, "timestep is known here")
 
 
 def latent_diffusion(checkpoint: Described) -> None:
@@ -288,7 +217,7 @@ def latent_diffusion(checkpoint: Described) -> None:
         channels = vqvae.get("latent_channels", 4)
     if unet.get("in_channels", 3 if checkpoint.prompt == "none" else 4) != channels:
         hint = f"its autoencoder has {channels} channels"
-        raise _unsupported(checkpoint, "UNet", "in_channels", unet.get("in_channels"), hint)
+        raise unsupported(checkpoint, "UNet", "in_channels", unet.get("in_channels"), hint)
     if "bert" in checkpoint.configs:
         _check_nothing_added(checkpoint)
         reads, width = unet.get("cross_attention_dim", 1280), checkpoint.configs["bert"].get("d_model", 1280)
@@ -316,10 +245,10 @@ def stable_diffusion_xl(checkpoint: Described, channels: Callable[[Described], N
     if second.get("architectures") != ["CLIPTextModelWithProjection"]:
         raise GencliError(f"{folder}: text_encoder_2 has no projection (architectures = {second.get('architectures')})")
     word, numbers = ("five", 5) if checkpoint.index.get("requires_aesthetics_score") else ("six", 6)
-    width = numbers * _number(unet, "addition_time_embed_dim", 0) + _number(second, "projection_dim", 512)
+    width = numbers * number(unet, "addition_time_embed_dim", 0) + number(second, "projection_dim", 512)
     key = "projection_class_embeddings_input_dim"
     if unet.get(key) != width:
-        raise _unsupported(checkpoint, "UNet", key, unet.get(key), f"{word} numbers and the pooled text make {width}")
+        raise unsupported(checkpoint, "UNet", key, unet.get(key), f"{word} numbers and the pooled text make {width}")
 
 
 def upscaler(checkpoint: Described) -> None:
@@ -329,9 +258,9 @@ def upscaler(checkpoint: Described) -> None:
     for key, known in (("in_channels", latent + 3), ("out_channels", latent)):
         if (value := unet.get(key, 4)) != known:
             hint = f"its autoencoder has {latent} channels: {known} is known"
-            raise _unsupported(checkpoint, "UNet", key, value, hint)
+            raise unsupported(checkpoint, "UNet", key, value, hint)
     if unet.get("num_class_embeds") is None:
-        raise _unsupported(checkpoint, "UNet", "num_class_embeds", None, "it is told the level of the noise as a class")
+        raise unsupported(checkpoint, "UNet", "num_class_embeds", None, "it is told the level of the noise as a class")
     if len(checkpoint.configs["vae"].get("block_out_channels", [0])) != 3:
         raise GencliError(
             f"{checkpoint.folder}: an upscaler's autoencoder has 3 levels, four pixels a side of a latent"
@@ -342,14 +271,14 @@ def _check_nothing_added(checkpoint: Described) -> None:
     """The UNet reads nothing that these families do not give."""
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim"):
         if (value := checkpoint.configs["unet"].get(key)) is not None:
-            raise _unsupported(checkpoint, "UNet", key, value)
+            raise unsupported(checkpoint, "UNet", key, value)
 
 
 def _check_texts(checkpoint: Described) -> None:
     """The UNet reads states as wide as those of its text encoders together, and a pooled text only if one gives it."""
     unet, configs = checkpoint.configs["unet"], checkpoint.configs
     encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
-    width = sum(_number(configs[name], "hidden_size", 512) for name in encoders)
+    width = sum(number(configs[name], "hidden_size", 512) for name in encoders)
     reads = unet.get("cross_attention_dim", 1280)
     if any(one != width for one in (reads if isinstance(reads, list) else [reads])):
         raise GencliError(
@@ -360,12 +289,14 @@ def _check_texts(checkpoint: Described) -> None:
         raise GencliError(f"{checkpoint.folder}: addition_embed_type = {kind!r:.40} without text_encoder_2")
 
 
-def _number(config: Config, key: str, default: int) -> int:
+def number(config: Config, key: str, default: int) -> int:
+    """Return a whole number of a config. Raise GencliError for another value."""
     value = config.get(key, default)
     if not isinstance(value, int):
         raise GencliError(f"config.json: {key} = {value!r:.40} is not a number")
     return value
 
 
-def _unsupported(checkpoint: Described, network: str, key: str, value: object, hint: str | None = None) -> GencliError:
+def unsupported(checkpoint: Described, network: str, key: str, value: object, hint: str | None = None) -> GencliError:
+    """Return the error for a value that a network of these families cannot have."""
     return GencliError(f"{checkpoint.folder}: a {network} with {key} = {value!r:.80} is not supported", hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gencli.image.families import checks
+from gencli.image.families import transformer_checks as checks
 from gencli.image.families.base import Family, Stage
 
 _TAESD = "madebyollin/taesd"
