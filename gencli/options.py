@@ -14,13 +14,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 from gencli.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from typing_extensions import Unpack
+    from typing_extensions import Never, Unpack
+
+    # What rows do with values whose types they alone know.
+    Reader = Callable[[Never], object]
+    Check = Callable[[str, Never], None]
+    Complete = Sequence[str] | Callable[[], list[str]] | Callable[[str], list[tuple[str, str]]]
 
 MODEL, OUTPUT, RUN = "Model", "Output", "Running"  # headings on the help pages of several commands
 SEVERAL_LIMIT = 64  # values of an option that may be repeated
@@ -37,6 +42,7 @@ Number = TypeVar("Number", float, float | None)
 Text = TypeVar("Text", str, str | None)
 Truth = TypeVar("Truth", bool, bool | None)
 T = TypeVar("T")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(eq=False, repr=False)
@@ -63,6 +69,13 @@ class Bounds:
 
     def _is_open_end(self, value: float) -> bool:
         return self.open_low and value == self.low
+
+
+class Extra(TypedDict, total=False):
+    """What typer is told of an option besides."""
+
+    callback: Callable[[Never, Never], object]
+    is_eager: bool
 
 
 @dataclass(eq=False, repr=False)
@@ -96,35 +109,43 @@ class Option:
     several: bool = False
     env: str | None = None
     also: tuple[str, ...] = ()
-    complete: Sequence[str] | Callable[..., list[Any]] = ()
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    complete: Complete = ()
+    extra: Extra = dataclasses.field(default_factory=Extra)
     word: type | None = None
-    read: Callable[[Any], object] | None = None
+    read: Reader | None = None
     called: str | None = None
     within: tuple[float, float] | None = None
     bounds: Bounds | None = None
-    valid: Callable[[str, Any], None] | None = None
+    valid: Check | None = None
     choices: tuple[str, ...] = ()
     usual: int | float | None = None
     config_key: str | None = None
     off: object = None
     infotext: str | None = None
-    labels: Mapping[Any, str] = dataclasses.field(default_factory=dict)
+    labels: Mapping[object, str] = dataclasses.field(default_factory=dict)
     reload: bool = False
     names: str | None = None
 
-    def field(self, default: Any, **more: Any) -> Any:
+    def field(self, default: T, *, compare: bool = True) -> T:
         """Return a dataclass field with this row."""
-        return dataclasses.field(default=default, metadata={"option": self}, **more)
+        return dataclasses.field(default=default, metadata={"option": self}, compare=compare)
+
+    def required(self) -> str:
+        """Return the field of a text that has no default."""
+        return dataclasses.field(metadata={"option": self})
+
+    def table(self) -> Mapping[str, T]:
+        """Return the field of a table, which is empty if nothing is said."""
+        return dataclasses.field(default_factory=dict, metadata={"option": self})
 
     @property
     def flags(self) -> list[str]:
-        return [word for word in self.usage.replace(",", " ").split() if word.startswith("-")]
+        return [word for word in self.usage.replace(", ", " ").split() if word.startswith("-")]
 
     @property
     def metavar(self) -> str | None:
         """The placeholder of the value."""
-        words = [word for word in self.usage.replace(",", " ").split() if not word.startswith("-")]
+        words = [word for word in self.usage.replace(", ", " ").split() if not word.startswith("-")]
         return " ".join(words) or None
 
     def name(self, field: str) -> str:
@@ -150,7 +171,7 @@ class Option:
         if value is None and default is None:
             return
         if self.valid is not None:
-            self.valid(name, value)
+            self.valid(name, cast("Never", value))
             return
         if not self.several:
             self.check_one(name, value)
@@ -188,7 +209,7 @@ def _typed(value: object) -> str:
     return str(value).removesuffix(".0")
 
 
-def row(field: dataclasses.Field[Any]) -> Option | None:
+def row(field: dataclasses.Field[object]) -> Option | None:
     """Return the row of a dataclass field, if it has one."""
     return field.metadata.get("option")
 
@@ -212,10 +233,10 @@ def check(record: DataclassInstance) -> None:
         option.check(field.name, value, field.default)
 
 
-def given(record: DataclassInstance) -> dict[str, Any]:
+def given(record: DataclassInstance) -> dict[str, object]:
     """Return the values of an instance that are not their fields' defaults, those of records inside it too, of all
     that have a row."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if row(field) is None and dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -223,6 +244,22 @@ def given(record: DataclassInstance) -> dict[str, Any]:
         elif row(field) is not None and value != field.default:
             found[field.name] = value
     return found
+
+
+def make(record: type[T], values: Mapping[str, object]) -> T:
+    """Return a record of values that its own check is to judge."""
+    return record(**values)
+
+
+def changed(record: Record, values: Mapping[str, object]) -> Record:
+    """Return a copy of a record with other values, which its own check is to judge."""
+    return dataclasses.replace(record, **values)
+
+
+def typed(values: Mapping[str, object], name: str, kind: type[T]) -> T | None:
+    """Return a value that is None or of its row's kind."""
+    value = values.get(name)
+    return value if isinstance(value, kind) else None
 
 
 def check_values(record: type[DataclassInstance], values: Mapping[str, object]) -> None:
@@ -238,17 +275,17 @@ class Row(TypedDict, total=False):
     after: str | None
     env: str | None
     also: tuple[str, ...]
-    complete: Sequence[str] | Callable[..., list[Any]]
-    read: Callable[[Any], object]
+    complete: Complete
+    read: Reader
     called: str
     within: tuple[float, float]
     bounds: Bounds
-    valid: Callable[[str, Any], None]
+    valid: Check
     usual: int | float
     config_key: str
     off: object
     infotext: str
-    labels: Mapping[Any, str]
+    labels: Mapping[object, str]
     reload: bool
     names: str
 

@@ -22,7 +22,7 @@ from gencli.cli.warm import Serving
 from gencli.cli.wildcards import choices
 from gencli.errors import UsageError
 from gencli.image.request import CONTROL, DRAWERS, INPUT, PICTURE, SAMPLING, SEED_LIMIT, START, ImageRequest
-from gencli.options import OUTPUT, choice, flag, string
+from gencli.options import OUTPUT, choice, flag, string, typed
 from gencli.spec import DrawingSpec
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def draw(
     prompt = read_prompt(sources.prompt) if "-" in sources.prompt else request.prompt
     request = request.replace(hashes=hashes, prompt=prompt)
     if (records := shared.records()) is not None:
-        seed = shared.seed(records, request.seed or 0, asked.values.get("seed"), SEED_LIMIT - 1)
+        seed = shared.seed(records, request.seed or 0, typed(asked.values, "seed", int), SEED_LIMIT - 1)
         request = request.replace(seed=seed)
     if sources.wildcards:
         lines, request = choices(lines, prompt, request)

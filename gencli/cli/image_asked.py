@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gencli.checkpoints.find import Source
 from gencli.cli.console import Console
@@ -17,7 +16,7 @@ from gencli.cli.options import LINES, STRICT, Asked
 from gencli.cli.prompts import read_prompt
 from gencli.errors import UsageError
 from gencli.image.request import INPUT, PICTURE, ImageRequest
-from gencli.options import Option, flag, several, string
+from gencli.options import Option, flag, make, several, string, typed
 
 
 @dataclass(eq=False, repr=False)
@@ -50,7 +49,7 @@ class Sources:
     many: Many = Many()
 
 
-def check_stdin(sources: Sources, values: Mapping[str, Any]) -> None:
+def check_stdin(sources: Sources, values: Mapping[str, object]) -> None:
     """Raise UsageError if stdin is wanted for two things."""
     if sources.lines and sources.prompt:
         raise UsageError("--lines reads prompts from stdin and cannot be combined with PROMPT")
@@ -80,25 +79,26 @@ def request_of(
     prompt = {} if later else {"prompt": read_prompt(sources.prompt)}
     path = sources.from_file
     if path is not None:
-        ImageRequest(**_completed(values))
+        make(ImageRequest, _completed(values))
         prompt = prompt if sources.prompt or sources.lines else {}
         values = _from_file(console, path, asked, keep_prompt=not sources.prompt and not sources.lines)
     prompted = bool(sources.prompt or sources.lines or values.get("prompt"))
     unused = {"clip": None} if values.get("best") is None else {}
     if values.get("seed") is None:
         values["seed"] = random.SystemRandom().getrandbits(32)
-    request = ImageRequest(**{**values, **unused, **prompt})
+    request = make(ImageRequest, {**values, **unused, **prompt})
     finder = Finder(request, asked, path, fetch)
     finder.check_files()
     _check_best(request, given, prompted=prompted)
     return request, finder
 
 
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
+def _completed(values: dict[str, object]) -> dict[str, object]:
     """Fill in placeholders for values that may come from the image of --from, so that the others can be checked."""
-    controls = max(len(value) for name, value in values.items() if name.startswith("control"))
-    filled = {name: [*values[name], *["?"] * (controls - len(values[name]))] for name in ("control", "control_image")}
-    count = max(values["count"], values.get("best") or 1)
+    lists = {name: typed(values, name, tuple) or () for name in values if name.startswith("control")}
+    controls = max(map(len, lists.values()))
+    filled = {name: [*lists[name], *["?"] * (controls - len(lists[name]))] for name in ("control", "control_image")}
+    count = max(typed(values, name, int) or 1 for name in ("count", "best"))
     return {
         **values,
         "init": values.get("init") or "?",
@@ -108,7 +108,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_prompt: bool) -> dict[str, Any]:
+def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_prompt: bool) -> dict[str, object]:
     """Return the values in an image, overridden by the command line. Raise GencliError or UsageError."""
     from gencli.image.files.inputs import relocate
     from gencli.image.files.pictures import read_request
@@ -118,8 +118,8 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
         hint = " (--lora FILE:SCALE merges a LoRA)" if any(key.startswith("<lora:") for key in found.left_out) else ""
         console.note(f"{path} also says {', '.join(found.left_out)[:200]}, which is left out{hint}")
     own = {name: value for name, value in asked.values.items() if name in asked.given}
-    hashes = found.values.get("hashes", {})
-    merged: dict[str, Any] = {**relocate(found.values, hashes, Path(path).parent), **own}
+    hashes = typed(found.values, "hashes", dict) or {}
+    merged = {**relocate(found.values, hashes, Path(path).parent), **own}
     for name, other in (("quantize", "dtype"), ("dtype", "quantize")):  # of which one holds the weights
         if name in asked.given and other not in asked.given:
             merged.pop(other, None)
@@ -149,7 +149,7 @@ def _check_best(request: ImageRequest, given: frozenset[str], *, prompted: bool)
         raise UsageError("--best needs a prompt to compare the images with")
 
 
-def _parse_size(size: str, values: Mapping[str, Any]) -> dict[str, int]:
+def _parse_size(size: str, values: Mapping[str, object]) -> dict[str, int]:
     if values.get("width") is not None or values.get("height") is not None:
         raise UsageError("--size cannot be combined with -W or -H")
     left, _, right = size.lower().replace("×", "x").partition("x")

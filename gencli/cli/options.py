@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -31,6 +32,10 @@ from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row, string
 from gencli.spec import ModelSpec, named_model
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from typing_extensions import Never
+
 COMMON = (OUTPUT, MODEL, RUN)
 FILES = ("FILE", "DIR", "PATH")  # placeholders of what is never empty
 F = TypeVar("F", bound=Callable[..., None])
@@ -43,10 +48,10 @@ class Asked(Generic[T]):
     the command line itself, not by the environment or a default."""
 
     record: type[T]
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     given: frozenset[str]
 
-    def make(self, **changes: Any) -> T:
+    def make(self, **changes: object) -> T:
         """Return the record, with `changes` in place of what was said. Raise UsageError."""
         return self.record(**{**self.values, **changes})
 
@@ -67,10 +72,10 @@ def command(
 
     def decorate(function: F) -> F:
         hints = get_type_hints(function, include_extras=True)
-        records = {name: hint for name, hint in hints.items() if _record(hint) is not None}
-        table: dict[str, tuple[Option, Any]] = {}
+        records = {name: record for name, hint in hints.items() if (record := _record(hint)) is not None}
+        table: dict[str, tuple[Option, object]] = {}
         for record in records.values():  # a name that several have is the first one's
-            table |= {name: row for name, row in _rows(_record(record)).items() if name not in {*table, *without}}
+            table |= {name: row for name, row in _rows(record).items() if name not in {*table, *without}}
         own = [
             parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY)
             for parameter in inspect.signature(function).parameters.values()
@@ -78,13 +83,14 @@ def command(
         ]
         parameters = [*own, *(_parameter(name, *table[name]) for name in _ordered(table, panels))]
 
-        def run(**words: Any) -> None:
+        def run(ctx: typer.Context, **words: object) -> None:
             rest = {name: value for name, value in words.items() if name not in table}
             said = {name: words[name] for name in table}
             try:
-                function(**rest, **{name: _fill(record, said, words["ctx"]) for name, record in records.items()})
+                filled = {name: _fill(hints[name], record, said, ctx) for name, record in records.items()}
+                function(ctx=ctx, **rest, **filled)
             except GencliError as error:
-                raise config.located(error, words["ctx"]) from error
+                raise config.located(error, ctx) from error
 
         run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
         run.rows = {name: option for name, (option, _) in table.items()}  # type: ignore[attr-defined]
@@ -96,25 +102,25 @@ def command(
     return decorate
 
 
-def _record(annotation: Any) -> Any:
+def _record(annotation: object) -> type[DataclassInstance] | None:
     """Return the dataclass of a parameter, or of its `Asked`; None for a parameter of another kind."""
     found = get_args(annotation)[0] if get_origin(annotation) is Asked else annotation
-    return found if dataclasses.is_dataclass(found) else None
+    return found if isinstance(found, type) and dataclasses.is_dataclass(found) else None
 
 
-def _rows(record: Any) -> dict[str, tuple[Option, Any]]:
+def _rows(record: type[DataclassInstance]) -> dict[str, tuple[Option, object]]:
     """Return the rows and defaults, by name, of a record's options and of those of records inside it."""
-    found: dict[str, tuple[Option, Any]] = {}
+    found: dict[str, tuple[Option, object]] = {}
     for field in dataclasses.fields(record):
         option = row(field)
-        if option is None and dataclasses.is_dataclass(field.default):
-            found |= _rows(type(field.default))
+        if option is None and (inner := _record(type(field.default))) is not None:
+            found |= _rows(inner)
         elif option is not None and option.usage:
             found[field.name] = option, field.default
     return found
 
 
-def _ordered(table: Mapping[str, tuple[Option, Any]], panels: Collection[str]) -> list[str]:
+def _ordered(table: Mapping[str, tuple[Option, object]], panels: Collection[str]) -> list[str]:
     """Return the names of rows in the order of the help page: by panels, and each after the one that it follows."""
     there = [option.panel for option, _ in table.values() if option.panel not in COMMON]
     place = {panel: number for number, panel in enumerate(dict.fromkeys([*panels, *there, *COMMON]))}
@@ -129,31 +135,33 @@ def _ordered(table: Mapping[str, tuple[Option, Any]], panels: Collection[str]) -
     return [one for name in names if table[name][0].after not in table for one in chain(name)]
 
 
-def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
+def _parameter(name: str, option: Option, default: object) -> inspect.Parameter:
     """Return a row as a parameter for typer."""
-    kind: Any = option.word or option.kind
+    kind: type | GenericAlias = option.word or option.kind
     if option.several:
-        kind, default = list[kind], None
+        kind, default = GenericAlias(list, (kind,)), None
     if option.read is not None:
         default = None
-    kind = kind | None if default is None else kind
+    hint = kind | None if default is None else kind
     default = inspect.Parameter.empty if default is dataclasses.MISSING else default
-    annotation: Any = Annotated[kind, declare(option)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+    return parameter.replace(annotation=Annotated[hint, declare(option)])
 
 
-def declare(option: Option) -> Any:
+def declare(option: Option) -> object:
     """Return a row as typer's Option or Argument."""
-    shown: dict[str, Any] = {"metavar": option.metavar, "help": option.description, "rich_help_panel": option.panel}
+    metavar, help, panel = option.metavar, option.description, option.panel
     if not option.flags:
-        return typer.Argument(**shown, **option.extra)
+        return typer.Argument(metavar=metavar, help=help, rich_help_panel=panel, **option.extra)
     known = option.complete
     complete = known if callable(known) else _completion(known, option.labels) if known else None
-    more: dict[str, Any] = {**shown, **option.extra}
-    return typer.Option(*option.flags, **more, envvar=option.env, autocompletion=complete)
+    return typer.Option(
+        *option.flags, metavar=metavar, help=help, rich_help_panel=panel, envvar=option.env, autocompletion=complete,
+        **option.extra,
+    )  # fmt: skip
 
 
-def _completion(known: Collection[str], labels: Mapping[Any, str]) -> Callable[[str], list[tuple[str, str]]]:
+def _completion(known: Collection[str], labels: Mapping[object, str]) -> Callable[[str], list[tuple[str, str]]]:
     """Return what completes one of several names. labels: what else a name is called, which completes too."""
     items = [(name, labels.get(name, "")) for name in known]
     others = [(label.replace(" ", "_"), name) for name, label in items if label]
@@ -165,9 +173,10 @@ def _completion(known: Collection[str], labels: Mapping[Any, str]) -> Callable[[
     return complete
 
 
-def _fill(annotation: Any, words: Mapping[str, Any], ctx: typer.Context) -> Any:
+def _fill(
+    annotation: object, record: type[DataclassInstance], words: Mapping[str, object], ctx: typer.Context
+) -> DataclassInstance:
     """Return the record, or an `Asked`, from the parameters of the command."""
-    record = _record(annotation)
     values = _values(record, words)
     if record is annotation:
         return record(**values)
@@ -176,12 +185,11 @@ def _fill(annotation: Any, words: Mapping[str, Any], ctx: typer.Context) -> Any:
     return Asked(record, values, given)
 
 
-def _values(record: Any, words: Mapping[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _values(record: type[DataclassInstance], words: Mapping[str, object]) -> dict[str, object]:
+    values: dict[str, object] = {}
     for field in dataclasses.fields(record):
         option = row(field)
-        if option is None and dataclasses.is_dataclass(field.default):
-            inner: Any = type(field.default)
+        if option is None and (inner := _record(type(field.default))) is not None:
             values[field.name] = inner(**_values(inner, words))
         elif option is not None and option.usage and field.name in words:
             word = words[field.name]
@@ -189,9 +197,9 @@ def _values(record: Any, words: Mapping[str, Any]) -> dict[str, Any]:
                 name = option.name(field.name)
                 raise UsageError(f"{name} '': a file name cannot be empty", "is it an unset variable?")
             if option.read is not None:
-                values[field.name] = option.read(word)
+                values[field.name] = option.read(cast("Never", word))
             elif option.several:
-                values[field.name] = tuple(word or ())
+                values[field.name] = tuple(word) if isinstance(word, list | tuple) else ()
             elif word is not None:  # else its default holds
                 values[field.name] = word
     return values
@@ -285,6 +293,6 @@ class Reporting:
     )
 
 
-def model_option(env: str, default: str, task: str) -> Any:
+def model_option(env: str, default: str, task: str) -> object:
     """Return typer's option -m/--model with this environment variable and default, for models of one task."""
     return declare(named_model(env, default, task))

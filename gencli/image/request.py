@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from gencli.errors import UsageError
 from gencli.image.diffusion import samplers, spacings
@@ -33,10 +32,12 @@ from gencli.options import (
     SEED,
     Bounds,
     Option,
+    changed,
     check,
     choice,
     flag,
     integer,
+    make,
     number,
     rows,
     several,
@@ -55,8 +56,8 @@ STAGE_KEYS = {  # what --stage NAME:KEY=VALUE may set: key → field
 SEED_LIMIT = 2**63  # above the largest seed
 DEFAULT_MODEL = "emoji"
 # What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
-BUILT_IN: dict[str, Any] = {"sampler": "ddim", "steps": 50}
-BUILT_IN_TEXT: dict[str, Any] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
+BUILT_IN: dict[str, object] = {"sampler": "ddim", "steps": 50}
+BUILT_IN_TEXT: dict[str, object] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
 # Headings on the help page.
 INPUT, PICTURE, SAMPLING, START = "Prompt", "Image", "Sampling", "Starting from an image"
 CONTROL, DRAWERS = "ControlNets", "Models that do not denoise (GANs, and those that draw token by token)"
@@ -67,9 +68,9 @@ def _check_stages(name: str, values: Sequence[str]) -> None:
     parse_stages(values)
 
 
-def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, object]]:
     """Parse NAME:KEY=VALUE, each. Return name of a stage → fields of `ImageRequest` → values. Raise UsageError."""
-    stages: dict[str, dict[str, Any]] = {}
+    stages: dict[str, dict[str, object]] = {}
     for text in texts:
         name, _, assignment = text.partition(":")
         key, equals, word = assignment.partition("=")
@@ -164,7 +165,7 @@ class ImageRequest:
     sampler_options: Mapping[str, bool | float | str] = Option(Mapping, "--sampler-option NAME=VALUE",
         "Sampler-specific option (repeatable).", SAMPLING, called="--sampler-options", word=list[str],
         read=parse_sampler_options, valid=check_sampler_options,
-        infotext="Sampler options").field(dataclasses.MISSING, default_factory=dict)
+        infotext="Sampler options").table()
     init: str | None = string(None, "-i, --init FILE",
         "Start from this image (img2img); `-` reads it from stdin.", START,
         infotext="Init image", names="file", also=("--init-image", "--init-img", "--image", "--image-path"))
@@ -298,8 +299,7 @@ class ImageRequest:
         "Whether the noise schedule ends in pure noise (zero terminal SNR), if the file does not specify it.", MODEL,
         after="betas",
         infotext="Zero SNR", reload=True)
-    hashes: Mapping[str, str] = Option(Mapping, called="hashes", valid=check_hashes).field(
-        dataclasses.MISSING, default_factory=dict)
+    hashes: Mapping[str, str] = Option(Mapping, called="hashes", valid=check_hashes).table()
     model: str = dataclasses.replace(named_model("GENCLI_IMAGE_MODEL", DEFAULT_MODEL, "image",
         example="sdxl-turbo"), infotext="Model", names="model",
         reload=True).field(DEFAULT_MODEL)
@@ -310,7 +310,7 @@ class ImageRequest:
         for name, value in named_sampler(vars(self)).items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "quantize", check_quantize(self.quantize, self.dtype))
-        controls_of(vars(self))
+        list(self.controls)  # raises
         if self.refiner_start is not None and self.refiner is None:
             raise UsageError("--refiner-start without a refiner", "name one with --refiner")
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:
@@ -324,27 +324,28 @@ class ImageRequest:
             raise UsageError(f"--best {self.best} of --count {self.count}: there are not that many", "raise --count")
 
     @property
-    def stages(self) -> dict[str, dict[str, Any]]:
+    def stages(self) -> dict[str, dict[str, object]]:
         """The values of --stage: name of a stage → fields of this class → values."""
         return parse_stages(self.stage)
 
     @property
     def controls(self) -> list[Control]:
         """The ControlNets, each with its own values. Raise UsageError for values that do not fit each other."""
-        return controls_of(vars(self))
+        options = {"scale": self.control_scale, "start": self.control_start, "end": self.control_end}
+        return controls_of(self.control, self.control_image, options)
 
-    def replace(self, **changes: Any) -> ImageRequest:
+    def replace(self, **changes: object) -> ImageRequest:
         """Return a copy with other values, checked again."""
-        return dataclasses.replace(self, **changes)
+        return changed(self, changes)
 
-    def item(self, index: int, **changes: Any) -> ImageRequest:
+    def item(self, index: int, **changes: object) -> ImageRequest:
         """Return the request that makes image `index` of `count` again, alone, with other values if need be."""
         seed = None if self.seed is None else self.seed + index
-        alone: dict[str, Any] = {"seed": seed, "count": 1, "best": None, "clip": None, "grid": False, "batch": 1}
+        alone: dict[str, object] = {"seed": seed, "count": 1, "best": None, "clip": None, "grid": False, "batch": 1}
         packed = {} if self.quantize is None else {"dtype": None}
         return self.replace(**{**alone, **changes, **packed})
 
     def spec(self, where: ModelSpec) -> ImageSpec:
         """Return what has to be loaded for this request, with the device, threads and pickles of `where`."""
         own = {name: getattr(self, name) for name, option in rows(self) if option.reload}
-        return ImageSpec(**{**vars(where), **own, "dtype": self.dtype or "auto"})
+        return make(ImageSpec, {**vars(where), **own, "dtype": self.dtype or "auto"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from gencli.errors import GencliError, UsageError
 from gencli.image import words
@@ -16,7 +15,7 @@ from gencli.image.distilled import FEW, FEW_SAMPLERS, distilled_sampler, few_ste
 from gencli.image.families import TINY, tiny_named
 from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, STAGE_KEYS, ImageRequest
-from gencli.options import check_values
+from gencli.options import check_values, typed
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 REFINER_START = 0.8  # as in diffusers' examples
@@ -40,8 +39,8 @@ def resolve(
     defaults = built_in(checkpoint, request.sampler)
     # The checkpoint's where it names one; else, as in diffusers, what the sampler is used to.
     named = named_spacing(checkpoint.configs[checkpoint.main.scheduler])
-    defaults["spacing"] = named or samplers.get(request.sampler or defaults["sampler"]).spacing
-    defaults |= own_steps(request.spacing or defaults["spacing"])
+    spacing = named or samplers.get(request.sampler or str(defaults["sampler"])).spacing
+    defaults |= {"spacing": spacing, **own_steps(request.spacing or spacing)}
     _check_start(request, checkpoint)
     if request.init is not None and checkpoint.also_reads != "picture" and checkpoint.family.reads_init == "changes":
         defaults.setdefault("strength", STRENGTH)
@@ -56,8 +55,8 @@ def resolve(
         raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None
     values = {**defaults, **own}
     values = {name: value for name, value in values.items() if getattr(request, name) is None}
-    values["width"], values["height"] = _size(request, checkpoint, given_size)
-    _check_classifier(request, checkpoint, values["width"], values["height"])
+    values["width"], values["height"] = width, height = _size(request, checkpoint, given_size)
+    _check_classifier(request, checkpoint, width, height)
     values = {**values, **_sampler_values({**vars(request), **values}, schedule)}
     return request.replace(**values)
 
@@ -86,7 +85,7 @@ def own_steps(spacing: str) -> dict[str, int]:
     return {"steps": sum(SECTIONS[spacing])} if spacing in SECTIONS else {}
 
 
-def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[str, Any]:
+def built_in(checkpoint: ImageCheckpoint, sampler: str | None = None) -> dict[str, object]:
     """Return the built-in values by name. sampler: the request's, if it names one.
 
     The family's own, which are those of diffusers' pipeline; 4 steps and no guidance for models distilled to few steps,
@@ -268,19 +267,22 @@ def with_sampler_options(request: ImageRequest, schedule: NoiseSchedule) -> Imag
     return request.replace(**_sampler_values(vars(request), schedule))
 
 
-def _sampler_values(values: Mapping[str, Any], schedule: NoiseSchedule) -> dict[str, Any]:
+def _sampler_values(values: Mapping[str, object], schedule: NoiseSchedule) -> dict[str, object]:
     """Return the sampler's options that are not at its defaults, or not at the checkpoint's, written out, and checked.
 
     values: all of a request but these. Raise UsageError for options that the sampler cannot follow.
     """
-    sampler = samplers.get(values["sampler"] or "")
+    sampler = samplers.get(typed(values, "sampler", str) or "")
     options = sampler.settings(schedule, _named_options(values))
     for name, value in options.items():
         _check_option(sampler.name, name, value, sampler.options[name])
     usual = {name: {default, getattr(schedule, name, default)} for name, default in sampler.options.items()}
     changed = {name: value for name, value in options.items() if usual[name] != {value}}
     own = {name: changed.pop(name) if name in changed else options.get(name) for name in ("eta", "karras")}
-    sampler.steps(schedule, values["steps"] or 1, values["spacing"], values["strength"], **options)  # raises
+    steps, spacing, strength = typed(values, "steps", int) or 1, typed(values, "spacing", str), values["strength"]
+    sampler.steps(
+        schedule, steps, spacing, strength if isinstance(strength, int | float) else None, **options
+    )  # raises
     return {**own, "sampler_options": changed}
 
 
@@ -296,14 +298,15 @@ def _check_option(sampler: str, name: str, value: object, default: object) -> No
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 
 
-def sampler_options(request: ImageRequest) -> dict[str, Any]:
+def sampler_options(request: ImageRequest) -> dict[str, object]:
     """Return the sampler's options that a request names."""
     return _named_options(vars(request))
 
 
-def _named_options(values: Mapping[str, Any]) -> dict[str, Any]:
+def _named_options(values: Mapping[str, object]) -> dict[str, object]:
+    named = values["sampler_options"]
     own = {name: values[name] for name in ("eta", "karras") if values[name] is not None}
-    return {**values["sampler_options"], **own}
+    return {**(named if isinstance(named, Mapping) else {}), **own}
 
 
 def _size(request: ImageRequest, checkpoint: ImageCheckpoint, given: tuple[int, int] | None) -> tuple[int, int]:

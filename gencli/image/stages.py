@@ -17,6 +17,7 @@ from gencli.image.families import Stage, as_refiner, as_upscaler, checks
 from gencli.image.families.stable_diffusion import REFINER, STABLE_DIFFUSION_XL
 from gencli.image.request import STAGE_KEYS, ImageRequest
 from gencli.image.resolve import own_steps, sampler_options, with_sampler_options
+from gencli.options import typed
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def plan(request: ImageRequest, checkpoint: ImageCheckpoint, *, has_init: bool |
     for name, values in request.stages.items():
         _check_own(name, values, checkpoint)
     for stage, owner in checkpoint.stages:
-        asked = request.stages.get(stage.name, {}).get("noise_level", request.noise_level) or 0
+        own = typed(request.stages.get(stage.name, {}), "noise_level", int)
+        asked = (request.noise_level if own is None else own) or 0
         most = owner.index.get("max_noise_level", 999) if stage.scale > 1 else 999
         if isinstance(most, int) and asked > most:
             raise UsageError(f"--noise-level {asked}: {owner.name} knows at most {most}")
@@ -169,10 +171,10 @@ def _own_request(request: ImageRequest, stage: Stage, owner: ImageCheckpoint, sc
     own = request.stages.get(stage.shown_as, {})
     said = {} if request.noise_level is None else {"noise_level": request.noise_level}
     values = {**stage.defaults, **said, **own}
-    sampler = samplers.get(values.get("sampler") or request.sampler or "ddim")
+    sampler = samplers.get(typed(values, "sampler", str) or request.sampler or "ddim")
     if sampler.name != request.sampler or "sampler" in stage.defaults:  # the options are another sampler's
         values = {"eta": None, "karras": None, "sampler_options": {}, **values}
-    values.setdefault("spacing", named_spacing(owner.configs[stage.scheduler]) or sampler.spacing)
-    values |= {} if "steps" in own else own_steps(values["spacing"])
+    spacing = typed(values, "spacing", str) or named_spacing(owner.configs[stage.scheduler]) or sampler.spacing
+    values |= {"spacing": spacing, **({} if "steps" in own else own_steps(spacing))}
     values["weighted"] = request.weighted and str(stage.conditioner).startswith("stable_diffusion")
     return with_sampler_options(request.replace(**values, strength=None), schedule)

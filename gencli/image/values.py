@@ -7,14 +7,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gencli.errors import UsageError
 from gencli.image.diffusion import samplers
-from gencli.options import Option, check_kind
+from gencli.options import Option, check_kind, typed
 
 # How the web UI calls values; a sampler that it lacks goes by its own name.
-SAMPLER_LABELS = {
+SAMPLER_LABELS: Mapping[object, str] = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "euler": "Euler",
@@ -31,8 +30,8 @@ SAMPLER_LABELS = {
     "unipc": "UniPC",
     "lcm": "LCM",
 }
-SCHEDULE_LABELS = {True: "Karras", False: "Automatic"}
-EMPHASIS_LABELS = {True: "Original", False: "None"}  # its ways to read brackets in prompts
+SCHEDULE_LABELS: Mapping[object, str] = {True: "Karras", False: "Automatic"}
+EMPHASIS_LABELS: Mapping[object, str] = {True: "Original", False: "None"}  # its ways to read brackets in prompts
 
 
 def parse_sampler_options(pairs: Sequence[str] | None) -> dict[str, bool | float | str]:
@@ -73,14 +72,14 @@ def check_hashes(name: str, values: Mapping[str, object]) -> None:
             raise UsageError(f"{name}: {str(value)[:40]!r} is not a fingerprint")
 
 
-def named_sampler(values: Mapping[str, Any]) -> dict[str, Any]:
+def named_sampler(values: Mapping[str, object]) -> dict[str, object]:
     """The sampler of some fields' values as it is called here, with Karras' noise levels if its name elsewhere has
     them."""
-    if values.get("sampler") is None:
+    if (text := typed(values, "sampler", str)) is None:
         return {}
-    name, karras = samplers.find(values["sampler"])
+    name, karras = samplers.find(text)
     known = karras is None or values.get("karras") is not None
-    return {"sampler": name} | ({} if known else {"karras": karras})
+    return {"sampler": name, **({} if known else {"karras": karras})}
 
 
 def check_refiner_start(name: str, value: float) -> None:
@@ -107,21 +106,19 @@ class Control:
     end: float = 1.0
 
 
-def controls_of(values: Mapping[str, Any]) -> list[Control]:
+def controls_of(models: Sequence[str], images: Sequence[str], options: Mapping[str, Sequence[float]]) -> list[Control]:
     """Return the ControlNets of a request's values. Raise UsageError for values that do not fit each other."""
-    models, images = values["control"], values["control_image"]
     if len(models) != len(images):
         raise UsageError(
             f"{len(models)} --control and {len(images)} --control-image: each ControlNet reads one image",
             "give --control ID and --control-image FILE in pairs",
         )
-    options = {name: values[f"control_{name}"] for name in ("scale", "start", "end")}
     for name, given in options.items():
         if len(given) not in {0, min(len(models), 1), len(models)}:
             raise UsageError(f"{len(given)} --control-{name} for {len(models)} --control", "give one, or one for each")
     found = [
-        Control(*pair, **{name: given[i % len(given)] for name, given in options.items() if given})
-        for i, pair in enumerate(zip(models, images, strict=True))
+        Control(model, image, **{name: given[i % len(given)] for name, given in options.items() if given})
+        for i, (model, image) in enumerate(zip(models, images, strict=True))
     ]
     for control in found:
         if control.start >= control.end:

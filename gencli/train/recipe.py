@@ -64,7 +64,7 @@ def _channels(default: tuple[int, ...], name: str, help: str) -> tuple[int, ...]
             raise UsageError(f"{name} {words!r}: expected comma-separated numbers up to {CHANNELS}, such as 64,128")
         return tuple(int(word) for word in parts)
 
-    return Option(tuple, name, help, SIZES, word=str, read=read, extra={"metavar": "N,N…"}).field(default)
+    return Option(tuple, f"{name} N,N…", help, SIZES, word=str, read=read).field(default)
 
 
 def _count(default: int, usage: str, help: str, panel: str = RECIPE, least: int = 1, most: int = COUNT_LIMIT) -> int:
@@ -126,7 +126,7 @@ class TextRecipe:
 
     # fmt: off
     data: str
-    out: str = OUT.field(dataclasses.MISSING)
+    out: str = OUT.required()
     validation: str = string("", "--validation DATA",
         "Validation texts (default: every 50th text is held out, or the end of a single one).", INPUT)
     init: str = string("", "--init MODEL",
@@ -202,7 +202,7 @@ class ImageRecipe:
     """
 
     # fmt: off
-    out: str = OUT.field(dataclasses.MISSING)
+    out: str = OUT.required()
     init: str = string("", "--init MODEL",
         "Fine-tune this model in Stable Diffusion's layout; its autoencoder is kept.", START,
         complete=completing("image"))

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from gencli import __version__
 from gencli.errors import GencliError, UsageError
@@ -17,7 +16,7 @@ from gencli.image.diffusion import samplers
 from gencli.image.files.infotext import NEGATIVE, PLAIN_KEY, Recipe, quote
 from gencli.image.request import ImageRequest
 from gencli.image.values import SCHEDULE_LABELS
-from gencli.options import TEXT_LIMIT, Option, rows
+from gencli.options import TEXT_LIMIT, Option, make, rows, typed
 
 INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
 LIMIT = 32 * TEXT_LIMIT  # characters of either: two prompts of that length, each character as two JSON escapes
@@ -37,11 +36,11 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(ImageReque
 class Found:
     """What an image says about how it was made: values for `ImageRequest`, and the keys that were left out."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     left_out: tuple[str, ...] = ()
 
 
-def to_dict(request: ImageRequest) -> dict[str, Any]:
+def to_dict(request: ImageRequest) -> dict[str, object]:
     """Return a request in JSON's types, without the values that are not set."""
     values = {name: getattr(request, name) for name in ROWS}
     for name in ("sampler_options", "hashes"):
@@ -69,7 +68,7 @@ def from_json(text: str) -> Found:
             "a later gencli may know it",
         )
     try:
-        ImageRequest(**raw)
+        make(ImageRequest, raw)
     except UsageError as error:
         raise GencliError(f"its {JSON!r} text: {error.message.removeprefix('--')}", error.hint) from None
     return Found(raw)
@@ -101,7 +100,7 @@ def settle(recipe: Recipe) -> Found:
     """Return a recipe as values for `ImageRequest`: all of its settings if gencli wrote it, else those that mean the
     same here. What another tool says besides goes to `left_out`, as does what its sampler has and ours lacks."""
     ours = recipe.settings.get("Version", "").startswith("gencli ")
-    values: dict[str, Any] = {"prompt": recipe.prompt}
+    values: dict[str, object] = {"prompt": recipe.prompt}
     values |= {} if recipe.negative is None else {"negative": recipe.negative}
     weighted = True if recipe.weighted is None and recipe.settings and not ours else recipe.weighted
     values |= {} if weighted is None else {"weighted": weighted}
@@ -127,19 +126,19 @@ def settle(recipe: Recipe) -> Found:
     return Found(values, tuple(dict.fromkeys(left_out)))
 
 
-def _drop_sampler_options(values: dict[str, Any]) -> list[str]:
+def _drop_sampler_options(values: dict[str, object]) -> list[str]:
     """Drop the options that the sampler does not have: another tool's, or one that is not known. Return their keys."""
-    name = values.get("sampler")
+    name = typed(values, "sampler", str)
     options = samplers.get(name).options if name else {}
     lost = [field for field in ("eta", "karras") if field in values and field not in options]
     return [str(ROWS[field].infotext) for field in lost if values.pop(field) is not False]  # Automatic is the usual one
 
 
-def _drop_tags(values: dict[str, Any]) -> list[str]:
+def _drop_tags(values: dict[str, object]) -> list[str]:
     """Drop what names further files inside a prompt of the web UI. Return it."""
     found: list[str] = []
     for field in ("prompt", "negative") if values.get("weighted") else ():
-        if text := values.get(field):
+        if text := typed(values, field, str):
             found += TAG.findall(text)
             values[field] = TAG.sub("", text).strip()
     return found
@@ -153,11 +152,11 @@ def _write(option: Option, value: object) -> str:
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def _read(field: str | None, text: str, ours: bool) -> dict[str, Any] | None:
+def _read(field: str | None, text: str, ours: bool) -> dict[str, object] | None:
     """Return the values of one parameter, or None if it is not understood."""
     if field is None:
         return None
-    option, more = ROWS[field], dict[str, Any]()
+    option, more = ROWS[field], dict[str, object]()
     try:
         if not ours and field in SHARED:
             text, more = SHARED[field](text)
@@ -168,23 +167,23 @@ def _read(field: str | None, text: str, ours: bool) -> dict[str, Any] | None:
     return {field: value, **more}
 
 
-def _sampler_words(text: str) -> tuple[str, dict[str, Any]]:
+def _sampler_words(text: str) -> tuple[str, dict[str, object]]:
     """Return a sampler as gencli calls it, by the names of the web UI, k-diffusion and others, and its schedule."""
     name, karras = samplers.find(text)
     return name, {} if karras is None else {"karras": karras}
 
 
-def _schedule_words(text: str) -> tuple[str, dict[str, Any]]:
+def _schedule_words(text: str) -> tuple[str, dict[str, object]]:
     """Return the web UI's word for a schedule of sigmas, by that of others."""
     word = text.lower()
     return SCHEDULE_LABELS[True] if word == "karras" else SCHEDULE_LABELS[False] if word in USUAL else text, {}
 
 
-def _same(text: str) -> tuple[str, dict[str, Any]]:
+def _same(text: str) -> tuple[str, dict[str, object]]:
     return text, {}
 
 
-def _parse(option: Option, text: str) -> Any:
+def _parse(option: Option, text: str) -> object:
     """Parse a value of the row's kind. Raise KeyError or ValueError."""
     labels = {label: value for value, label in option.labels.items()}
     if option.kind is bool:
@@ -194,10 +193,10 @@ def _parse(option: Option, text: str) -> Any:
     return option.kind(text) if option.kind in (int, float) else labels.get(text, text)
 
 
-def _read_size(text: str) -> dict[str, Any] | None:
+def _read_size(text: str) -> dict[str, object] | None:
     width, _, height = text.partition("x")
     try:
-        size = {"width": int(width), "height": int(height)}
+        size: dict[str, object] = {"width": int(width), "height": int(height)}
         for name, value in size.items():
             ROWS[name].check(name, value)
     except (ValueError, UsageError):
@@ -213,7 +212,7 @@ def limited(text: str) -> str:
 
 
 # Fields that another tool's settings fill → how its words become ours.
-SHARED: dict[str, Callable[[str], tuple[str, dict[str, Any]]]] = {
+SHARED: dict[str, Callable[[str], tuple[str, dict[str, object]]]] = {
     "sampler": _sampler_words,
     "karras": _schedule_words,
     **dict.fromkeys(("steps", "guidance", "guidance_rescale", "clip_skip", "seed", "eta", "weighted"), _same),

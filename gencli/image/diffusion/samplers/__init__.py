@@ -17,7 +17,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.errors import UsageError, nearest
 
@@ -143,7 +143,7 @@ class Sampler:
         num: int,
         spacing: str | None = None,
         strength: float | None = None,
-        **options: Any,
+        **options: object,
     ) -> list[Step]:
         """The steps of this sampler, in the checkpoint's spacing unless one is named. Ignores options of `run`.
 
@@ -158,14 +158,14 @@ class Sampler:
         return steps if strength is None else from_strength(steps, strength)
 
     def __call__(
-        self, predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor], **options: Any
+        self, predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor], **options: object
     ) -> Iterator[Sample]:
         """Walk the steps and yield after each. Ignores options of `grid`."""
         options = {name: options[name] for name in _options_of(self.run) if name in options}
         return self.run(predict, x, steps, draw_noise=draw_noise, **options)
 
 
-def _options_of(function: Callable[..., Any]) -> dict[str, object]:
+def _options_of(function: Callable[..., object]) -> dict[str, object]:
     """The keyword-only arguments of a sampler's function, and their defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "draw_noise"}
