@@ -6,8 +6,8 @@ To add a command: a module in this package with a typer app called `app`, and a 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar
 
 import typer
 from typer.completion import completion_init
@@ -80,8 +80,11 @@ def _man(ctx: typer.Context, value: bool) -> None:
         raise typer.Exit()
 
 
-def _option(names: str, help: str, callback: Any, **more: Any) -> Any:
-    return typer.Option(*names.split(), help=help, callback=callback, is_eager=True, **more)
+Callback = Callable[[bool], None] | Callable[[str | None], None] | Callable[[typer.Context, bool], None]
+
+
+def _option(names: str, help: str, callback: Callback, metavar: str | None = None) -> object:
+    return typer.Option(*names.split(), help=help, callback=callback, is_eager=True, metavar=metavar)
 
 
 @app.callback(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gencli.cli import config
+from gencli.cli import config, parser
 from gencli.cli.help import SETTINGS, Command, Group
 from gencli.cli.options import JSON, declare
+from gencli.cli.parser import CommandGroup, OptionParam, is_group, is_option, root_of
 from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.values import SAID
 from gencli.errors import UsageError, did_you_mean
@@ -21,10 +22,9 @@ KEY = "COMMAND.OPTION, as in image.steps, or OPTION for every command that has i
 
 def _keys(ctx: typer.Context, incomplete: str) -> Items:
     """Return the keys that may be set and begin so, with what they are."""
-    root = ctx.find_root()
     found: dict[str, str] = {}
-    for name, command in _commands(root.command, root):
-        helps = {param.name: param.help or "" for param in command.params}
+    for name, command in _commands(root_of(ctx), ctx):
+        helps = {param.name: param.help or "" for param in command.params if is_option(param)}
         first = {param: flag for flag, param in reversed(config.flags(command).items())}  # of its flags the first
         for param, flag in first.items():
             found |= {f"{name}.{flag}": helps[param], flag: found.get(flag, helps[param])}
@@ -37,8 +37,8 @@ def _values(ctx: typer.Context, incomplete: str) -> Items:
         _, _, _, param = _option(ctx, ctx.params.get("key") or "")
     except UsageError:
         return []
-    found = [("true", ""), ("false", "")] if param.is_flag else param.shell_complete(ctx, incomplete)
-    items = [item if isinstance(item, tuple) else (item.value, item.help or "") for item in found]
+    found = [] if param.is_flag else param.shell_complete(ctx, incomplete)
+    items = [("true", ""), ("false", "")] if param.is_flag else [(item.value, item.help or "") for item in found]
     return [item for item in items if item[0].startswith(incomplete)]
 
 
@@ -139,12 +139,11 @@ def _before(profile: str | None) -> list[str]:
     return [config.PROFILES, profile] if profile else []
 
 
-def _option(ctx: Any, key: str) -> tuple[list[str], list[str], Any, Any]:
+def _option(ctx: typer.Context, key: str) -> tuple[list[str], list[str], parser.Command, OptionParam]:
     """Return what a key names: the words of its command, if any, and the option's flags without dashes, the usual one
     first; the first command that has the option, and the option. Raise UsageError."""
     *words, flag = key.removeprefix("--").split(".")
-    root = ctx.find_root()
-    commands = dict(_commands(root.command, root))
+    commands = dict(_commands(root_of(ctx), ctx))
     if words and ".".join(words) not in commands:
         raise UsageError(f"{key}: no such command", did_you_mean(".".join(words), commands))
     chosen = [commands[".".join(words)]] if words else list(commands.values())
@@ -152,23 +151,23 @@ def _option(ctx: Any, key: str) -> tuple[list[str], list[str], Any, Any]:
         known = config.flags(one)
         if (name := known.get(flag)) is not None:
             flags = [other for other in known if known[other] == name]
-            return words, flags, one, next(param for param in one.params if param.name == name)
+            return words, flags, one, next(param for param in filter(is_option, one.params) if param.name == name)
     names = sorted({name for one in chosen for name in config.flags(one)})
     command = " ".join(words) or "COMMAND"
     raise UsageError(f"{key}: no such option", did_you_mean(flag, names) or f"`gencli {command} --help` lists them")
 
 
-def _commands(group: Any, ctx: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+def _commands(group: CommandGroup, ctx: typer.Context, before: str = "") -> Iterator[tuple[str, parser.Command]]:
     """Yield every command by its path, with dots between. Imports all of them, and no torch."""
     for name in group.list_commands(ctx):
         found = group.get_command(ctx, name)
-        if hasattr(found, "list_commands"):
+        if found is not None and is_group(found):
             yield from _commands(found, ctx, f"{before}{name}.")
-        else:
+        elif found is not None:
             yield f"{before}{name}", found
 
 
-def _check(ctx: Any, command: Any, param: Any, value: list[str]) -> None:
+def _check(ctx: typer.Context, command: parser.Command, param: OptionParam, value: list[str]) -> None:
     """Raise the parser's error, or UsageError, for a value that the option cannot have."""
     from gencli.cli.values import use_plain_values
 
@@ -176,10 +175,10 @@ def _check(ctx: Any, command: Any, param: Any, value: list[str]) -> None:
     found = param.process_value(ctx, value if param.multiple else value[0])
     row = getattr(command.callback, "rows", {}).get(param.name)
     if row is not None and row.read is None and row.word is None:
-        row.check(param.name, tuple(found) if row.several else found)
+        row.check(param.name, tuple(found) if row.several and isinstance(found, list | tuple) else found)
 
 
-def _typed(param: Any, words: list[str]) -> Any:
+def _typed(param: OptionParam, words: list[str]) -> list[str] | bool | int | float | str:
     """Return a value as TOML has it: numbers and truth values as such, lists for what may be repeated."""
     if param.multiple:
         return words
@@ -192,22 +191,21 @@ def _typed(param: Any, words: list[str]) -> Any:
     return value
 
 
-def _in_force(ctx: Any) -> Iterator[tuple[str, Any, str]]:
-    root = ctx.find_root()
+def _in_force(ctx: typer.Context) -> Iterator[tuple[str, object, str]]:
     seen = set()
-    for name, command in _commands(root.command, root):
-        for param in command.params:
+    for name, command in _commands(root_of(ctx), ctx):
+        for param in filter(is_option, command.params):
             value = param.resolve_envvar_value(ctx) if param.envvar else None
             if value is not None and param.envvar not in seen:
                 seen.add(param.envvar)
                 option = param.opts[-1].lstrip("-")
                 yield f"{name}.{option}", config.shown(value, option), str(param.envvar)
-    for keys, value in config.values(config.read()):
+    for keys, said in config.values(config.read()):
         lost = "" if _is_known(ctx, keys) else ": no command has it"
-        yield ".".join(keys), config.shown(value, keys[-1]), f"{config.path()}{lost}"
+        yield ".".join(keys), config.shown(said, keys[-1]), f"{config.path()}{lost}"
 
 
-def _is_known(ctx: Any, keys: Sequence[str]) -> bool:
+def _is_known(ctx: typer.Context, keys: Sequence[str]) -> bool:
     """Return whether a key of the file, with its tables, is an option of a command."""
     try:
         _option(ctx, ".".join(keys[2:] if keys[0] == config.PROFILES else keys))

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from gencli.cli import config
+from gencli.cli import config, parser
 from gencli.cli.console import BOLD, Console
+from gencli.cli.parser import Param, is_option
 from gencli.cli.sinks import writing_to_stdout
 from gencli.cli.usage import meant_command, meant_inside, refuse_glued
 from gencli.cli.values import use_plain_values
@@ -27,7 +28,7 @@ from gencli.errors import GencliError, UsageError, nearest, shorten
 COLUMN = 30  # where explanations begin
 NARROW, INDENT = 60, 8  # below this width they stand under the option, so far from the left
 WIDTH = 100  # the widest page; terminals that are narrower get narrower pages
-SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
+SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 
 
 class Command(TyperCommand):
@@ -48,7 +49,7 @@ class Command(TyperCommand):
                 error.ctx = error.ctx or ctx
             raise
 
-    def _use_config(self, ctx: Any, args: list[str]) -> None:
+    def _use_config(self, ctx: typer.Context, args: list[str]) -> None:
         """Let the user's file stand in for options that are not given. A broken file keeps nobody from a help page."""
         if ctx.parent is not None and ctx.parent.info_name == "config":
             return
@@ -102,7 +103,7 @@ class Group(TyperGroup):
             self.completing = False
         return found
 
-    def summary(self, ctx: Any, name: str) -> str:
+    def summary(self, ctx: typer.Context, name: str) -> str:
         """Return one line about a command, for the list of commands."""
         return self.LAZY[name][1] if name in self.LAZY else self.get_command(ctx, name).get_short_help_str(200)
 
@@ -115,7 +116,7 @@ class Group(TyperGroup):
         hint = f"did you mean `{ctx.command_path} {meant}`?" if meant else f"commands: {', '.join(known)}"
         raise UsageError(f"no such command: {name!r}", hint)
 
-    def _inner(self, ctx: Any, name: str) -> str | None:
+    def _inner(self, ctx: typer.Context, name: str) -> str | None:
         """Return a command of an inner group, with the group's name, that a word stands for."""
         groups = {group: self.get_command(ctx, group) for group in self.list_commands(ctx)}
         inner = {
@@ -137,7 +138,7 @@ def _width() -> int:
     return max(min(columns or 80, WIDTH) - 2, 20)
 
 
-def _page(command: Any, ctx: Any, width: int) -> str:
+def _page(command: parser.Command, ctx: typer.Context, width: int) -> str:
     """Return the help page of a command or group."""
     console = ctx.find_root().obj
     bold = isinstance(console, Console) and console.colored(sys.stdout)
@@ -157,7 +158,7 @@ def _page(command: Any, ctx: Any, width: int) -> str:
         if not getattr(param, "hidden", False):
             group = getattr(param, "rich_help_panel", None) or "Options"
             rows = needed if param.required else groups.setdefault(group, [])
-            rows.append((_left(param), f"{param.help or ''}{_in_force(param, ctx)}"))
+            rows.append((_left(param), f"{getattr(param, 'help', None) or ''}{_in_force(param, ctx)}"))
     rest = groups.pop("Options", [])
     if needed:
         parts.append(_section("Required", needed, width, bold))
@@ -170,29 +171,27 @@ def _page(command: Any, ctx: Any, width: int) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _in_force(param: Any, ctx: Any) -> str:
+def _in_force(param: Param, ctx: typer.Context) -> str:
     """Return what holds for an option that is not given, where the environment or a file sets it."""
     value, place = param.value_from_envvar(ctx), param.envvar
-    if value is None and (value := ctx.lookup_default(param.name)) is not None:
+    if value is None and (value := ctx.lookup_default(param.name or "")) is not None:
         place = ctx.meta["gencli.origins"].get(param.name)
-    if isinstance(value, list | tuple):
-        value = ", ".join(map(str, value))
-    shown = config.shown(value, param.opts[-1])
+    shown = config.shown(", ".join(map(str, value)) if isinstance(value, list | tuple) else value, param.opts[-1])
     return "" if value is None else f" Now: {shorten(str(shown), 60)} (set by {place})."
 
 
-def _left(param: Any) -> str:
+def _left(param: Param) -> str:
     """Return the left column, `  -m, --model NAME`, with long options aligned."""
     if param.param_type_name == "argument":
         return f"  {_metavar(param)}{'...' if param.nargs == -1 else ''}"
     short = [o for o in param.opts if not o.startswith("--")]
     names = ", ".join([*short, *(o for o in param.opts if o.startswith("--")), *param.secondary_opts])
-    value = f" {param.metavar}" if param.metavar and not param.is_flag else ""
+    value = f" {param.metavar}" if param.metavar and not (is_option(param) and param.is_flag) else ""
     return f"  {'' if short else '    '}{names}{value}"
 
 
-def _metavar(param: Any) -> str:
-    return param.metavar or param.name.upper()
+def _metavar(param: Param) -> str:
+    return param.metavar or (param.name or "").upper()
 
 
 def _heading(text: str, bold: bool) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, find
@@ -162,7 +162,7 @@ class Finder:
         return {name: open_flat(name, "white", note) for name in images}
 
     def _asset(self, field: str, asset: T) -> T:
-        fetching: dict[str, Any] = self.fetch.keywords
+        fetching = self.fetch.keywords
         if not self._is_foreign(field):
             return asset.find(**fetching)
         try:

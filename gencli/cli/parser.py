@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeGuard, cast
 
 if TYPE_CHECKING:
     import typer
 
 
+class Item(Protocol):
+    """A word that completes another."""
+
+    @property
+    def value(self) -> str: ...
+
+    @property
+    def help(self) -> str | None: ...
+
+
 class Param(Protocol):
-    """An option or an argument; an option alone has `help`, `hidden` and `is_flag`."""
+    """An option or an argument."""
 
     @property
     def name(self) -> str | None: ...
@@ -35,6 +45,27 @@ class Param(Protocol):
 
     @property
     def multiple(self) -> bool: ...
+
+    @property
+    def required(self) -> bool: ...
+
+    def value_from_envvar(self, ctx: typer.Context) -> str | Sequence[str] | None: ...
+
+    def shell_complete(self, ctx: typer.Context, incomplete: str) -> Sequence[Item]: ...
+
+
+class OptionParam(Param, Protocol):
+    """An option."""
+
+    @property
+    def help(self) -> str | None: ...
+
+    @property
+    def is_flag(self) -> bool: ...
+
+    def resolve_envvar_value(self, ctx: typer.Context) -> str | None: ...
+
+    def process_value(self, ctx: typer.Context, value: object) -> object: ...
 
 
 class Command(Protocol):
@@ -61,6 +92,16 @@ class CommandGroup(Command, Protocol):
     def list_commands(self, ctx: typer.Context) -> list[str]: ...
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None: ...
+
+
+def is_option(param: Param) -> TypeGuard[OptionParam]:
+    """Return whether a parameter is an option."""
+    return param.param_type_name == "option"
+
+
+def root_of(ctx: typer.Context) -> CommandGroup:
+    """Return the command `gencli` itself."""
+    return cast("CommandGroup", ctx.find_root().command)
 
 
 def is_group(command: Command) -> TypeGuard[CommandGroup]:
