@@ -6,7 +6,7 @@ B: rows, V: vocabulary, K: candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,25 +41,28 @@ class Candidates(NamedTuple):
         )
 
 
-Processor = Callable[[Candidates, Any], Candidates]
-LogitsProcessor = Callable[[Tensor, Any], Tensor]
+# What applies a field, whose value is of a type of its own.
+Processor = Callable[[Candidates, NoReturn], Candidates]
+LogitsProcessor = Callable[[Tensor, NoReturn], Tensor]
+P = TypeVar("P", bound=Processor)
+L = TypeVar("L", bound=LogitsProcessor)
 PROCESSORS: dict[str, Processor] = {}  # field of SamplingParams → what applies it
 
 
-def processor(field: str) -> Callable[[Processor], Processor]:
+def processor(field: str) -> Callable[[P], P]:
     """Register a function of candidates and the value of a field of `SamplingParams`."""
 
-    def register(function: Processor) -> Processor:
+    def register(function: P) -> P:
         PROCESSORS[field] = function
         return function
 
     return register
 
 
-def logits_processor(field: str) -> Callable[[LogitsProcessor], LogitsProcessor]:
+def logits_processor(field: str) -> Callable[[L], L]:
     """Register a function of logits (B, K) and the value of a field of `SamplingParams` that gives new logits."""
 
-    def register(function: LogitsProcessor) -> LogitsProcessor:
+    def register(function: L) -> L:
         PROCESSORS[field] = lambda found, value: found._replace(logits=function(found.logits, value))
         return function
 

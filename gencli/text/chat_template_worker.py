@@ -13,15 +13,27 @@ import signal
 import sys
 import time
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+if TYPE_CHECKING:
+    from jinja2.parser import Parser
+
 MEMORY = 2**29  # bytes of address space; the interpreter with jinja2 takes a fifth
 ERROR_LIMIT = 1000  # characters
 REGAINED = 0.5  # seconds of processor time that each request adds to what is left, up to the limit
+
+
+class Request(TypedDict):
+    """What is asked for. values: what the template sees. characters: the most that it may write."""
+
+    template: str
+    values: dict[str, object]
+    seconds: float
+    characters: int
 
 
 class Generation(Extension):
@@ -29,7 +41,7 @@ class Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 
-    def parse(self, parser: Any) -> Any:
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)
@@ -45,13 +57,17 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
     """Return a value as JSON; jinja2's own filter would also escape it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def raise_exception(message: Any) -> None:
+def raise_exception(message: object) -> None:
     """Let a template refuse a conversation. Raises TemplateError."""
     raise jinja2.TemplateError(f"{message}")
 
@@ -61,7 +77,7 @@ def compiled(template: str) -> jinja2.Template:
     return environment().from_string(template)
 
 
-def render(request: dict[str, Any]) -> dict[str, str]:
+def render(request: Request) -> dict[str, str]:
     """Answer one request. Whatever goes wrong in the template becomes an `error`."""
     parts, size = [], 0
     try:

@@ -8,11 +8,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from gencli.errors import GencliError, UsageError
-from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, number, rows, several
+from gencli.options import OUTPUT, SEED, Bounds, Option, changed, check, integer, make, number, rows, several
 from gencli.text.grammar import check_grammar, check_schema, read_grammar, read_schema
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_SEED = 2**63 - 1
 TOKENS = Bounds(1, hint="-n 1000000 goes on until the model ends, or its context is full")
@@ -102,9 +105,9 @@ def _check_one_or_more(name: str, value: object) -> None:
 
 def _own(
     key: str, valid: Callable[[str, object], None] | None = None, within: tuple[float, float] | None = None
-) -> Any:
-    """Return a field that a checkpoint alone fills, from this key of its generation_config.json."""
-    return Option(int, valid=valid, within=within, called=key, config_key=key).field(None)
+) -> Option:
+    """Return the row of a field that a checkpoint alone fills, from this key of its generation_config.json."""
+    return Option(int, valid=valid, within=within, called=key, config_key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +147,17 @@ class SamplingParams:
         "Add BIAS to a token's score (repeatable).", SAMPLING, several=True, word=str,
         read=lambda pairs: tuple(map(parse_logit_bias, pairs or ())), valid=_check_bias, off=()).field(())
     # A checkpoint's own, which the command line does not name. eos_ids and max_tokens are filled in for each prompt.
-    sequence_bias: Sequence[tuple[Sequence[int], float]] | None = _own("sequence_bias", _check_sequence_bias)
-    no_repeat_ngram_size: int | None = _own("no_repeat_ngram_size", within=(0, 2**31))
-    bad_words_ids: Sequence[Sequence[int]] | None = _own("bad_words_ids", _check_sequences)
-    min_length: int | None = _own("min_length", within=(0, 2**31))
-    min_new_tokens: int | None = _own("min_new_tokens", within=(0, 2**31))
-    forced_eos_token_id: int | Sequence[int] | None = _own("forced_eos_token_id", _check_one_or_more)
-    exponential_decay_length_penalty: tuple[int, float] | None = _own("exponential_decay_length_penalty", _check_decay)
-    suppress_tokens: Sequence[int] | None = _own("suppress_tokens", _check_ids)
-    begin_suppress_tokens: Sequence[int] | None = _own("begin_suppress_tokens", _check_ids)
+    sequence_bias: Sequence[tuple[Sequence[int], float]] | None = _own(
+        "sequence_bias", _check_sequence_bias).field(None)
+    no_repeat_ngram_size: int | None = _own("no_repeat_ngram_size", within=(0, 2**31)).field(None)
+    bad_words_ids: Sequence[Sequence[int]] | None = _own("bad_words_ids", _check_sequences).field(None)
+    min_length: int | None = _own("min_length", within=(0, 2**31)).field(None)
+    min_new_tokens: int | None = _own("min_new_tokens", within=(0, 2**31)).field(None)
+    forced_eos_token_id: int | Sequence[int] | None = _own("forced_eos_token_id", _check_one_or_more).field(None)
+    exponential_decay_length_penalty: tuple[int, float] | None = _own(
+        "exponential_decay_length_penalty", _check_decay).field(None)
+    suppress_tokens: Sequence[int] | None = _own("suppress_tokens", _check_ids).field(None)
+    begin_suppress_tokens: Sequence[int] | None = _own("begin_suppress_tokens", _check_ids).field(None)
     # fmt: on
     eos_ids: tuple[int, ...] = ()
     max_tokens: int | None = None
@@ -213,16 +218,16 @@ class TextRequest:
         return self.schema if self.grammar is None else self.grammar
 
     @classmethod
-    def of(cls, prompt: str = "", **values: Any) -> TextRequest:
+    def of(cls, prompt: str = "", **values: object) -> TextRequest:
         """Return a request from values of its fields and of those of `SamplingParams`."""
-        sampling = {name: values.pop(name) for name, _ in rows(SamplingParams) if name in values}
-        return cls(prompt, sampling=SamplingParams(**sampling), **values)
+        sampling = make(SamplingParams, {name: values.pop(name) for name, _ in rows(SamplingParams) if name in values})
+        return make(cls, {"prompt": prompt, "sampling": sampling, **values})
 
-    def completed(self) -> dict[str, Any]:
+    def completed(self) -> dict[str, object]:
         """Return the values that a checkpoint may say something about, by name."""
         return {name: getattr(self if hasattr(self, name) else self.sampling, name) for name in usual_values()}
 
-    def resolve(self, generation_config: Mapping[str, Any]) -> TextRequest:
+    def resolve(self, generation_config: Mapping[str, object]) -> TextRequest:
         """Return this request with every value filled in: its own, else the checkpoint's, else the row's usual one.
 
         generation_config: the checkpoint's generation_config.json, or {}. `do_sample: false` there means greedy.
@@ -241,13 +246,13 @@ class TextRequest:
             if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
                 raise UsageError(f"stop_strings {stops!r:.60}: expected a list of texts")
             stop = tuple(dict.fromkeys((*self.stop, *stops)))
-            sampling = dataclasses.replace(self.sampling, **_missing(self.sampling, config))
-            return dataclasses.replace(self, sampling=sampling, stop=stop, **_missing(self, config))
+            sampling = changed(self.sampling, _missing(self.sampling, config))
+            return changed(self, {"sampling": sampling, "stop": stop, **_missing(self, config)})
         except UsageError as error:
             raise GencliError(f"generation_config.json: {error.message.removeprefix('--')}") from None
 
 
-def _missing(record: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+def _missing(record: DataclassInstance, config: Mapping[str, object]) -> dict[str, object]:
     """Return what the checkpoint says, or is usual, for fields that a record leaves open."""
     found = {}
     for name, option in rows(record):
@@ -259,7 +264,7 @@ def _missing(record: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def usual_values() -> dict[str, Any]:
+def usual_values() -> dict[str, object]:
     """Return the values that hold if neither the request nor the checkpoint says otherwise, by name."""
     found = [*rows(TextRequest), *rows(SamplingParams)]
     return {name: option.usual for name, option in found if option.usual is not None}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from gencli.errors import GencliError
+from gencli.tokens.rules import Rule
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -166,7 +167,7 @@ def middle_bytes(piece: str, steps: list[Step]) -> bytes:
     return piece.encode()
 
 
-def make_steps(decoder: Mapping[str, Any] | None, word_suffix: str = "") -> list[Step]:
+def make_steps(decoder: Rule | None, word_suffix: str = "") -> list[Step]:
     """Make the steps of a decoder of tokenizer.json.
 
     word_suffix: CLIP's `</w>`; such text is also stripped at both ends. Raises GencliError for an unknown step.
@@ -194,19 +195,19 @@ def make_steps(decoder: Mapping[str, Any] | None, word_suffix: str = "") -> list
     return steps
 
 
-def _replace(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
+def _replace(row: Rule) -> Callable[[str, bool], str]:
     if "String" not in row["pattern"]:
         raise GencliError("the tokenizer's decoder 'Replace' with a regular expression is not supported")
     old, new = row["pattern"]["String"], row["content"]
     return lambda piece, first: piece.replace(old, new)
 
 
-def _metaspace(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
+def _metaspace(row: Rule) -> Callable[[str, bool], str]:
     mark, keeps_first = row["replacement"], row["prepend_scheme"] == "never"
     return lambda piece, first: piece.replace(mark, "" if first and not keeps_first else " ")
 
 
-def _word_piece(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
+def _word_piece(row: Rule) -> Callable[[str, bool], str]:
     prefix = row["prefix"]
 
     def change(piece: str, first: bool) -> str:
@@ -219,7 +220,7 @@ def _word_piece(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
     return change
 
 
-def _strip(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
+def _strip(row: Rule) -> Callable[[str, bool], str]:
     def change(piece: str, first: bool) -> str:
         strip = StripWhole(row["content"].__eq__, row["start"], row["stop"])
         return strip.push(piece)[0]
@@ -227,7 +228,7 @@ def _strip(row: Mapping[str, Any]) -> Callable[[str, bool], str]:
     return change
 
 
-EACH: dict[str, Callable[[Mapping[str, Any]], Callable[[str, bool], str]]] = {
+EACH: dict[str, Callable[[Rule], Callable[[str, bool], str]]] = {
     "Replace": _replace,
     "Metaspace": _metaspace,
     "WordPiece": _word_piece,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import models
 
@@ -13,6 +11,7 @@ from gencli.errors import GencliError
 from gencli.tokens.byte_level import SPLITS, byte_level
 from gencli.tokens.decode import BYTE_PIECE
 from gencli.tokens.gguf import NAMED, SPLITTERS, START, WHOLE_WORDS, gguf_tokenizer
+from gencli.tokens.rules import Rule, Whole
 from gencli.tokens.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 from gencli.tokens.tokenizer import Tokenizer
 
@@ -80,7 +79,7 @@ def _checked(tokenizer: Tokenizer, metadata: dict[str, object]) -> dict[str, obj
     return metadata | ({"tokenizer.chat_template": template} if template is not None else {})
 
 
-def _steps(step: Any) -> list[Mapping[str, Any]]:
+def _steps(step: Rule | None) -> list[Rule]:
     """The steps of a normaliser or of what splits words, one after the other."""
     if step is None:
         return []
@@ -88,25 +87,25 @@ def _steps(step: Any) -> list[Mapping[str, Any]]:
     return [step] if inner is None else [one for part in inner for one in _steps(part)]
 
 
-def _has(raw: Mapping[str, Any], kind: str) -> bool:
+def _has(raw: Whole, kind: str) -> bool:
     steps = [*_steps(raw["normalizer"]), *_steps(raw["pre_tokenizer"])]
     always = any(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
     return always or any(step["type"] == kind for step in steps)
 
 
-def _pieces_like(raw: Mapping[str, Any]) -> bool:
+def _pieces_like(raw: Whole) -> bool:
     """Whether a BPE is SentencePiece's, which has ▁ for spaces."""
     return any(SPACE in token for token in raw["model"]["vocab"]) and not _has(raw, "ByteLevel")
 
 
-def _plain(raw: Mapping[str, Any]) -> list[Any]:
+def _plain(raw: Whole) -> list[dict[str, object]]:
     """What splits words, without what does not matter to it."""
     kept = ("type", "pattern", "behavior", "invert", "individual_digits", "add_prefix_space", "use_regex")
     steps = [*_steps(raw["normalizer"]), *_steps(raw["pre_tokenizer"])]
-    return [{key: step[key] for key in kept if key in step} for step in steps]
+    return [{key: value for key, value in step.items() if key in kept} for step in steps]
 
 
-def _splitter(raw: Mapping[str, Any]) -> str:
+def _splitter(raw: Whole) -> str:
     """Return llama.cpp's name of how a byte-level BPE splits words. Raise GencliError if it has none."""
     whole = raw["model"].get("ignore_merges", False)
     for split in ("gpt2", *SPLITS):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
-from typing import Any
+
+from tokenizers.normalizers import Normalizer
 
 from gencli.errors import GencliError
+from gencli.tokens.rules import Rule
 
 GROWTH_LIMIT = 256  # characters that all rules together may make of one; those of real tokenizers reach about 100
 REAL_GROWTH = 32  # the most that a real text grows
 SAMPLE = 2**22  # characters that a sample of a text may become
 
 
-def growth(rules: Mapping[str, Any] | None) -> float:
+def growth(rules: Rule | None) -> float:
     """Return an upper bound on how many characters a normaliser or decoder, as tokenizer.json writes it, makes of one.
 
     Rules of Unicode's own (NFKC, lower case, …) count nothing: they grow a text by little, and once.
@@ -34,7 +35,7 @@ def growth(rules: Mapping[str, Any] | None) -> float:
     return 1
 
 
-def check_growth(rules: Mapping[str, Any] | None, where: str) -> float:
+def check_growth(rules: Rule | None, where: str) -> float:
     """Return the growth of a normaliser or decoder. Raise GencliError when it is beyond any real one's."""
     bound = growth(rules)
     if bound > GROWTH_LIMIT:
@@ -42,7 +43,7 @@ def check_growth(rules: Mapping[str, Any] | None, where: str) -> float:
     return bound
 
 
-def check_text(normalizer: Any, bound: float, text: str, where: str) -> None:
+def check_text(normalizer: Normalizer, bound: float, text: str, where: str) -> None:
     """Raise GencliError when a normaliser with this bound on its growth makes far more of a text than a real one."""
     if bound > REAL_GROWTH:
         sample = text[: int(SAMPLE / bound)]

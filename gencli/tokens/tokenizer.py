@@ -16,6 +16,7 @@ from gencli.errors import GencliError
 from gencli.tokens.decode import IncrementalDecoder, Step, make_steps, middle_bytes
 from gencli.tokens.growth import check_growth, check_text
 from gencli.tokens.guard import check_time, is_known_to_be_quick, library
+from gencli.tokens.rules import Rule
 
 NO_TEXT = "\ufdd1"  # no character
 CONTEXT = 64  # visible tokens of a prompt that a decoder of its continuation looks at: more than any step holds back
@@ -46,7 +47,7 @@ class Tokenizer:
     begin: str = ""
     groups: dict[int, tuple[int, ...]] = field(default_factory=dict)
     special_ids: frozenset[int] = field(init=False)
-    _decoder: dict[str, object] | None = field(init=False, repr=False)
+    _decoder: Rule | None = field(init=False, repr=False)
     _growth: float = field(init=False, repr=False)
     _quick: bool = field(init=False, repr=False)
 
