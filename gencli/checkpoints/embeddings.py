@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -21,6 +20,7 @@ from gencli.checkpoints.layout import PICKLES, some
 from gencli.checkpoints.pickles import unpickle
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
+from gencli.models.clip_text import CLIPTextModel
 from gencli.tokens import Tokenizer
 
 PARAMETERS = "string_to_param"
@@ -76,10 +76,9 @@ def _unpickled(path: Path) -> dict[str, object]:
     return dict(raw)
 
 
-def _vectors(path: Path, tensor: Any) -> Tensor:
+def _vectors(path: Path, tensor: object) -> Tensor:
     """Return the vectors (n, D) in float32. Raise GencliError for a tensor that is not vectors of a word."""
-    plain = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.layout is torch.strided
-    if not plain or tensor.is_meta or tensor.dim() not in (1, 2) or not 0 < tensor.numel() < 2**24:
+    if not isinstance(tensor, Tensor) or not _is_plain(tensor):
         seen = f"{list(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise GencliError(f"{path}: {seen} is not a vectors of a word")
     vectors = tensor.detach().float().reshape(-1, tensor.shape[-1])
@@ -90,7 +89,14 @@ def _vectors(path: Path, tensor: Any) -> Tensor:
     return vectors
 
 
-def install(embeddings: Sequence[Embedding], text_encoders: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
+def _is_plain(tensor: Tensor) -> bool:
+    fits = tensor.dim() in (1, 2) and 0 < tensor.numel() < 2**24
+    return fits and tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def install(
+    embeddings: Sequence[Embedding], text_encoders: Sequence[tuple[Tokenizer, CLIPTextModel]], model: str
+) -> None:
     """Add words to text encoders, each with its tokenizer. Weights are copied, not changed in place.
 
     Several vectors of `word` become the tokens `word`, `word_1`, …, and the word stands for all of them.
@@ -111,7 +117,7 @@ def install(embeddings: Sequence[Embedding], text_encoders: Sequence[tuple[Token
         _add_rows(tokenizer, encoder, rows)
 
 
-def _check(embedding: Embedding, text_encoders: Sequence[tuple[Tokenizer, Any]], model: str) -> None:
+def _check(embedding: Embedding, text_encoders: Sequence[tuple[Tokenizer, CLIPTextModel]], model: str) -> None:
     widths = [encoder.config.hidden_size for _, encoder in text_encoders]
     vector_widths = [vectors.shape[1] for vectors in embedding.vectors]
     if vector_widths != widths:
@@ -143,7 +149,7 @@ def _add_tokens(tokenizer: Tokenizer, embedding: Embedding) -> list[int]:
     return ids
 
 
-def _add_rows(tokenizer: Tokenizer, encoder: Any, rows: Mapping[int, Tensor]) -> None:
+def _add_rows(tokenizer: Tokenizer, encoder: CLIPTextModel, rows: Mapping[int, Tensor]) -> None:
     """Add rows to a text encoder's embedding table, and update its config.
 
     Old configs find the end of a text by the largest id, which now belongs to a new word: they get the end token's id
@@ -151,7 +157,7 @@ def _add_rows(tokenizer: Tokenizer, encoder: Any, rows: Mapping[int, Tensor]) ->
     """
     if not rows:
         return
-    table: nn.Embedding = encoder.get_submodule("embeddings.token_embedding")
+    table = encoder.embeddings.token_embedding
     old = table.weight
     new = old.new_zeros(max(len(old), max(rows) + 1), old.shape[1])
     new[: len(old)] = old

@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
@@ -150,13 +150,18 @@ class _Header:
     def __init__(self, data: memoryview):
         self.data, self.at = data, 0
 
-    def take(self, form: str) -> Any:
+    def take(self, form: str) -> object:
         (value,) = struct.unpack_from(f"<{form}", self.data, self.at)
         self.at += struct.calcsize(f"<{form}")
         return value
 
+    def whole(self, form: str = "I") -> int:
+        value = self.take(form)
+        assert isinstance(value, int)
+        return value
+
     def count(self, limit: int, what: str) -> int:
-        value = self.take("Q")
+        value = self.whole("Q")
         if value > limit:
             kind = ValueError if limit == COUNT_LIMIT else CutOffError
             raise kind(f"it counts {value} {what}, of which {limit} are possible")
@@ -177,7 +182,7 @@ class _Header:
             return self.take(SCALARS[kind])
         if kind != ARRAY or depth > 2:
             raise ValueError(f"a value of the unknown type {kind}")
-        inner = self.take("I")
+        inner = self.whole()
         left = len(self.data) - self.at
         if inner in SCALARS:
             size = struct.calcsize(f"<{SCALARS[inner]}")
@@ -205,7 +210,7 @@ class _Header:
         if bytes(self.data[:4]) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self.at = 4
-        version = self.take("I")
+        version = self.whole()
         if version not in (2, 3):
             big = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
             raise ValueError(f"version {version}" if not big else "it is of a big-endian machine")
@@ -216,17 +221,17 @@ class _Header:
             key = self.text()
             if key in metadata:
                 raise ValueError(f"the key {key[:60]!r} is there twice")
-            metadata[key] = self.value(self.take("I"))
+            metadata[key] = self.value(self.whole())
         infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(tensor_count):
             name = self.text()
-            dims = self.take("I")
+            dims = self.whole()
             if not 1 <= dims <= 4 or name in infos:
                 raise ValueError(f"tensor {name[:60]!r} has {dims} dimensions, or is there twice")
-            shape = tuple(self.take("Q") for _ in range(dims))[::-1]
+            shape = tuple(self.whole("Q") for _ in range(dims))[::-1]
             if math.prod(max(size, 1) for size in shape) > 2**48:
                 raise ValueError(f"tensor {name[:60]!r} counts {math.prod(shape)} values")
-            infos[name] = shape, self.take("I"), self.take("Q")
+            infos[name] = shape, self.whole(), self.whole("Q")
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**16 or alignment & (alignment - 1):
             raise ValueError(f"general.alignment = {alignment!r:.40}")

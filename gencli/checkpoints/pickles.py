@@ -8,8 +8,8 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ DTYPES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+Named = tuple[Callable[..., object], str]  # a stand-in, and the name by which the unpickler knows it
 FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")  # in the unpickler's message: what it was asked for
 # What training scripts keep beside the weights: callbacks, settings and counters of Lightning and numpy.
 BESIDE = re.compile(
@@ -68,7 +69,7 @@ class PickledFile:
         return tuple(self.get(name).double().tolist())
 
 
-def _last_table(state: Any) -> Any:
+def _last_table(state: object) -> object:
     """Return the last table of tensors in a list: ermongroup/ddim saves [model, optimizer, epoch, step, EMA]."""
     tables = [one for one in state if _is_table(one)] if isinstance(state, list) else []
     return tables[-1] if tables else state
@@ -81,14 +82,14 @@ def _is_table(value: object) -> bool:
 class ParameterTable(dict[str, object]):
     """A stand-in for torch.nn.ParameterDict: its parameters, and none of its code."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.update(state.get("_parameters") or {} if isinstance(state, dict) else {})
 
 
 class Module(dict[str, object]):
     """A stand-in for a module that was saved whole: its parameters by name, and none of its code."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         own, inner = (state.get(name) or {} if isinstance(state, dict) else {} for name in ("_parameters", "_modules"))
         self.update({name: one for name, one in own.items() if one is not None})
         for prefix, module in inner.items():
@@ -98,19 +99,19 @@ class Module(dict[str, object]):
 class Inert:
     """A stand-in for classes and functions beside the weights: it takes anything, and does and holds nothing."""
 
-    def __init__(self, *args: Any, **keywords: Any):
+    def __init__(self, *args: object, **keywords: object):
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
-def empty_table(*args: Any) -> dict[Any, Any]:
+def empty_table(*args: object) -> dict[object, object]:
     """Return a table in the place of a defaultdict, whatever its factory is."""
     return {}
 
 
-def _stand_in(name: str) -> tuple[Any, str]:
+def _stand_in(name: str) -> Named:
     """Return what stands for a class, and the name by which the unpickler knows it."""
     if name == "collections.defaultdict":
         return empty_table, name
@@ -119,13 +120,13 @@ def _stand_in(name: str) -> tuple[Any, str]:
     return Inert, name if "." in name else f"builtins.{name}"
 
 
-def unpickle(file: Path, *, tables: bool = False) -> Any:
+def unpickle(file: Path, *, tables: bool = False) -> object:
     """Return what a pickle holds. tables: allow a torch.nn.ParameterDict, returned as a `ParameterTable`.
 
     What BESIDE names is `Inert`, what MODULES names a `Module`. Raise GencliError for one that asks for anything else
     but tensors, and for a broken one.
     """
-    names: list[Any] = [(ParameterTable, "torch.nn.modules.container.ParameterDict")] if tables else []
+    names: list[Named] = [(ParameterTable, "torch.nn.modules.container.ParameterDict")] if tables else []
     while True:
         try:
             return _load(file, names)
@@ -149,8 +150,8 @@ def unpickle(file: Path, *, tables: bool = False) -> Any:
             ) from None
 
 
-def _load(file: Path, names: list[Any]) -> Any:
-    with file.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(names):
+def _load(file: Path, names: list[Named]) -> object:
+    with file.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals([*names]):
         warnings.simplefilter("ignore")  # of protocols
         head = stream.read(len(POINTER))
         check_no_pointer(head, file)

@@ -8,7 +8,6 @@ keys of ermongroup's configs. No torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Shapes
 from gencli.checkpoints.formats.renaming import Renamed, numbered, one_network, read_beside, rename, sizes
@@ -20,7 +19,7 @@ KIND = r"(weight|bias)"
 PARALLEL = "module."  # what torch's DataParallel puts before every name
 ATTENDED = 16  # the side of the images that all published models attend over: tells the side of the first level
 LEVELS = 8  # more than any has
-FIXED: dict[str, Any] = {  # what no shape tells
+FIXED: dict[str, object] = {  # what no shape tells
     "_class_name": "UNet2DModel",
     "act_fn": "silu",
     "attention_head_dim": None,
@@ -91,15 +90,15 @@ def read_ddpm(contents: Contents, hints: Hints) -> Checkpoint:
     return one_network(contents, "UNet of DDPM", "DDPMPipeline", parts, scheduler_config(config, beside))
 
 
-def scheduler_config(config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+def scheduler_config(config: Mapping[str, object], beside: Mapping[str, object]) -> dict[str, object]:
     """Return the noise schedule in diffusers' keys, as google/ddpm-* have it.
 
     The variance is the larger one for images up to 64 pixels wide (CIFAR-10, CelebA) and the smaller one above, as the
     models were published; DDIM does not read it. Raise GencliError for an unknown schedule.
     """
-    variance, betas = beside.get("var_type"), beside.get("beta_schedule", "linear")
-    if variance is None:
-        variance = "fixedlarge" if (config["sample_size"] or 256) <= 64 else "fixedsmall"
+    size, betas = config["sample_size"], str(beside.get("beta_schedule", "linear"))
+    small = isinstance(size, int) and (size or 256) <= 64
+    variance = str(beside.get("var_type", "fixedlarge" if small else "fixedsmall"))
     for key, value, known in (("var_type", variance, VARIANCES), ("beta_schedule", betas, BETAS)):
         if value not in known:
             raise GencliError(f"{key} = {value!r:.60} is not supported", f"gencli knows {', '.join(known)}")
@@ -115,7 +114,7 @@ def scheduler_config(config: Mapping[str, Any], beside: Mapping[str, Any]) -> di
     }
 
 
-def _check_beside(beside: Mapping[str, Any]) -> None:
+def _check_beside(beside: Mapping[str, object]) -> None:
     """Raise GencliError for unknown keys of the JSON beside a file, and for values of a wrong kind."""
     for key, value in beside.items():
         if key not in BESIDE:
@@ -151,7 +150,7 @@ def _escaped(name: str) -> str:
     return name.replace(".", r"\.")
 
 
-def _config(shapes: Shapes, levels: int, beside: Mapping[str, Any]) -> dict[str, Any]:
+def _config(shapes: Shapes, levels: int, beside: Mapping[str, object]) -> dict[str, object]:
     first, channels = sizes(shapes, "conv_in.weight", 4)[:2]
     widths = [sizes(shapes, f"down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
     layers = [numbered(shapes, f"down.{level}.block") for level in range(levels)]

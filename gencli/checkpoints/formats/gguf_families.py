@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from gencli.checkpoints.gguf_file import metadata_get
 from gencli.checkpoints.tensors import TensorFile
@@ -50,10 +49,10 @@ SCALING = (
 ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # tensors that are settings
 
 Given = Mapping[str, object]  # the architecture's keys without its name
-Complete = Callable[[TensorFile, Given, dict[str, Any]], None]
+Complete = Callable[[TensorFile, Given, dict[str, object]], None]
 
 
-def _llama(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
+def _llama(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
     config["mlp_bias"] = "blk.0.ffn_up.bias" in file.shapes
 
@@ -61,8 +60,8 @@ def _llama(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
 def _gemma(large: int) -> Complete:
     """GGUF lacks the scale of queries: of the models of `large` layers it is that of heads C / H wide."""
 
-    def complete(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
-        size = config["hidden_size"] // config["num_attention_heads"]
+    def complete(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+        size = _head_size(config)
         config["query_pre_attn_scalar"] = size if config["num_hidden_layers"] == large else config.get("head_dim", size)
         if config["model_type"] == "gemma3_text":
             config["attn_logit_softcapping"] = None
@@ -70,9 +69,9 @@ def _gemma(large: int) -> Complete:
     return complete
 
 
-def _phi3(file: TensorFile, given: Given, config: dict[str, Any]) -> None:
+def _phi3(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     """A part of each head may be rotated, by LongRoPE; a window of 0 is none."""
-    head = config["hidden_size"] // config["num_attention_heads"]
+    head = _head_size(config)
     rotated = metadata_get(given, "rope.dimension_count", int, head)
     config["partial_rotary_factor"] = rotated / head if head else 1.0
     config["sliding_window"] = config.get("sliding_window") or None
@@ -129,7 +128,7 @@ def family_of(file: TensorFile) -> str:
     return name
 
 
-def read_config(file: TensorFile) -> dict[str, Any]:
+def read_config(file: TensorFile) -> dict[str, object]:
     """Return the values of config.json that a file's metadata, shapes and rope tensors say.
 
     Raises GencliError for keys that may change the numbers and are not known, and for impossible values.
@@ -137,7 +136,7 @@ def read_config(file: TensorFile) -> dict[str, Any]:
     name = family_of(file)
     family, start = FAMILIES[name], f"{name}."
     given = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
-    config: dict[str, Any] = {"model_type": family.model_type or name}
+    config: dict[str, object] = {"model_type": family.model_type or name}
     unknown = []
     for key, value in given.items():
         if key in family.keys:
@@ -164,7 +163,7 @@ def read_config(file: TensorFile) -> dict[str, Any]:
     return config
 
 
-def _number(key: str, value: object, *, whole: bool) -> Any:
+def _number(key: str, value: object, *, whole: bool) -> int | float:
     """A key's number. Raises GencliError for what is none, and for counts below one (a window of 0 is none)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise GencliError(f"{key} = {str(value)[:60]} is not a number")
@@ -173,15 +172,22 @@ def _number(key: str, value: object, *, whole: bool) -> Any:
     return value
 
 
-def _check_heads(name: str, given: Given, config: dict[str, Any]) -> None:
+def _head_size(config: Mapping[str, object]) -> int:
+    """The numbers of each head, by sizes that `read_config` has checked."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    assert isinstance(width, int) and isinstance(heads, int)
+    return width // heads
+
+
+def _check_heads(name: str, given: Given, config: dict[str, object]) -> None:
     """Raises GencliError for heads of which only a part is rotated, but in Phi 3, or whose values have another size."""
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    size = config.get("head_dim") or _head_size(config)
     for key in ("attention.value_length",) if name == "phi3" else ("attention.value_length", "rope.dimension_count"):
         if key in given and given[key] != size:
             raise GencliError(f"{name}.{key} = {given[key]!r:.40} with heads of {size} is not supported")
 
 
-def _rope(file: TensorFile, name: str, given: Given, config: dict[str, Any]) -> None:
+def _rope(file: TensorFile, name: str, given: Given, config: dict[str, object]) -> None:
     """Linear scaling, and Llama 3's. Phi 3 has its own."""
     scaling = given.get("rope.scaling.type", "none")
     if scaling not in ("none", "linear") and not (name == "phi3" and scaling == "longrope"):
@@ -192,10 +198,11 @@ def _rope(file: TensorFile, name: str, given: Given, config: dict[str, Any]) -> 
     if "rope_freqs.weight" in file.shapes:
         if scaling != "none":
             raise GencliError("rope_freqs.weight beside another rope scaling is not supported")
-        config["rope_scaling"] = _llama3(file, float(config.get("rope_theta", 10000.0)))
+        theta = config.get("rope_theta", 10000.0)
+        config["rope_scaling"] = _llama3(file, float(theta) if isinstance(theta, int | float) else 10000.0)
 
 
-def _llama3(file: TensorFile, theta: float) -> dict[str, Any]:
+def _llama3(file: TensorFile, theta: float) -> dict[str, object]:
     """Return Llama 3's scaling, which the file holds as a divisor of each frequency. Raise GencliError for another."""
     divisors = file.numbers("rope_freqs.weight") or ()
     factor, count = max(divisors, default=0.0), len(divisors)

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from gencli.checkpoints.checkpoint import NO_CONFIG, Checkpoint, Contents, Hints, Shapes
 from gencli.checkpoints.formats.renaming import Renamed, numbered, one_network, read_beside, sizes
 from gencli.checkpoints.tensors import Piece
 from gencli.errors import GencliError
 
-ADM: dict[str, Any] = {"num_head_channels": 64, "noise_schedule": "linear"}
+ADM: dict[str, object] = {"num_head_channels": 64, "noise_schedule": "linear"}
 # The beginning of a file's name → the flags it was trained with, from the README of guided-diffusion. The first that
 # fits holds.
-PUBLISHED: dict[str, dict[str, Any]] = {
+PUBLISHED: dict[str, dict[str, object]] = {
     "64x64_diffusion": ADM | {"image_size": 64, "noise_schedule": "cosine", "use_new_attention_order": True},
     "128x128_diffusion": {"image_size": 128, "num_heads": 4, "noise_schedule": "linear"},
     "256x256_diffusion": ADM | {"image_size": 256},
@@ -83,7 +82,7 @@ def read_guided_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
     return one_network(contents, "UNet of guided-diffusion", PIPELINE, parts, scheduler, labels)
 
 
-def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def flags(stem: str, beside: Mapping[str, object] | None) -> Mapping[str, object]:
     """Return what no tensor tells: from the JSON beside the file, if there is one, else by the file's name.
 
     Raise GencliError for a JSON with unknown keys, and for an unknown name without one.
@@ -108,25 +107,26 @@ def flags(stem: str, beside: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return beside
 
 
-def unet_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
+def unet_config(shapes: Shapes, flags: Mapping[str, object]) -> dict[str, object]:
     """Return the config of the UNet in `shapes`. Raise GencliError for tensors that are missing or misshapen, and for
     an upsampler, which needs a small image."""
     config = {**encoder_config(shapes, flags), "_class_name": "UNetModel"}
-    if config["in_channels"] == 6:
+    reads = sizes(shapes, "input_blocks.0.0.weight", 4)[1]
+    if reads == 6:
         raise GencliError(
             "its UNet reads 6 channels: an upsampler, which needs a small image",
             "gencli draws with guided-diffusion's other models",
         )
-    config["out_channels"] = sizes(shapes, "out.2.weight", 4)[0]
-    if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
-        raise GencliError(f"its UNet makes {config['out_channels']} channels of {config['in_channels']}")
+    config["out_channels"] = makes = sizes(shapes, "out.2.weight", 4)[0]
+    if makes not in (reads, 2 * reads):
+        raise GencliError(f"its UNet makes {makes} channels of {reads}")
     config["num_classes"] = sizes(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None
     if "num_heads_upsample" in flags:
         config["num_heads_upsample"] = flags["num_heads_upsample"]
     return config
 
 
-def classifier_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
+def classifier_config(shapes: Shapes, flags: Mapping[str, object]) -> dict[str, object]:
     """Return the config of the classifier in `shapes`. Raise GencliError for tensors that are missing or misshapen."""
     config = {**encoder_config(shapes, flags), "_class_name": "EncoderUNetModel"}
     if "out.2.positional_embedding" in shapes:
@@ -140,7 +140,7 @@ def classifier_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any
     return config | {"pool": pool, "out_channels": shapes[last][0]}
 
 
-def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+def scheduler_config(config: Mapping[str, object], flags: Mapping[str, object]) -> dict[str, object]:
     """Return the noise schedule in diffusers' keys, with the limits under which guided-diffusion samples.
 
     Raise GencliError for an unknown schedule.
@@ -159,11 +159,11 @@ def scheduler_config(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dic
         "num_train_timesteps": steps,
         "prediction_type": "sample" if flags.get("predict_xstart") else "epsilon",
         "use_clipped_model_output": True,
-        "variance_type": "learned_range" if config["out_channels"] == 2 * config["in_channels"] else "fixed_large",
+        "variance_type": "fixed_large" if config["out_channels"] == config["in_channels"] else "learned_range",
     }
 
 
-def encoder_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
+def encoder_config(shapes: Shapes, flags: Mapping[str, object]) -> dict[str, object]:
     """Return what the UNet and the classifier have in common."""
     width = sizes(shapes, "time_embed.0.weight", 2)[1]
     if not width:
@@ -186,7 +186,7 @@ def encoder_config(shapes: Shapes, flags: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _levels(shapes: Shapes, flags: Mapping[str, Any]) -> list[list[str]]:
+def _levels(shapes: Shapes, flags: Mapping[str, object]) -> list[list[str]]:
     """Return the names of the residual blocks of each level on the way down, without those that halve the image."""
     count = numbered(shapes, "input_blocks")
     length = _length(shapes, flags, count)
@@ -197,7 +197,7 @@ def _levels(shapes: Shapes, flags: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _length(shapes: Shapes, flags: Mapping[str, Any], count: int) -> int:
+def _length(shapes: Shapes, flags: Mapping[str, object], count: int) -> int:
     """Return the number of blocks of a level, with the one that its size comes from: the first convolution, or what
     halves the image.
 
@@ -218,5 +218,7 @@ def _length(shapes: Shapes, flags: Mapping[str, Any], count: int) -> int:
     if "out.2.positional_embedding" not in shapes:
         raise GencliError("its classifier does not say its depth", "write classifier_depth into the JSON beside it")
     side = math.isqrt(max(sizes(shapes, "out.2.positional_embedding", 2)[1] - 1, 1))
-    levels = (flags["image_size"] // side).bit_length()  # 2^(levels − 1) places a side of the picture for each here
+    size = flags["image_size"]
+    assert isinstance(size, int)  # as `flags` has it
+    levels = (size // side).bit_length()  # 2^(levels − 1) places a side of the picture for each here
     return count // max(levels, 1)

@@ -10,15 +10,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
 from gencli.checkpoints.formats.renaming import THIRDS, Renamed, numbered, rename, sizes
 from gencli.checkpoints.formats.vq import VQ_PART, read_vq
 from gencli.checkpoints.layout import some
-from gencli.checkpoints.tensors import Piece, RenamedTensors
+from gencli.checkpoints.tensors import Piece, RenamedTensors, Tensors
 from gencli.errors import GencliError
 from gencli.models.base import TRANSFORMERS_INERT, BaseConfig, Rename
+from gencli.options import make
 
 V = TypeVar("V")
 FAMILIES = ("janus", "multi_modality")
@@ -138,7 +139,7 @@ class _Parts:
         return {new: name for name in self._tensors if not UNUSED.fullmatch(new := new_name(name))}
 
     @cached_property
-    def _tensors(self) -> Any:
+    def _tensors(self) -> Tensors:
         return self.contents.open_tensors(self.contents.path)
 
     @cached_property
@@ -170,7 +171,7 @@ class _Parts:
         )
 
     @cached_property
-    def language_config(self) -> dict[str, Any]:
+    def language_config(self) -> dict[str, object]:
         """Return the config of the language model with its image tokens. Raise GencliError for what is at odds."""
         where = self.contents.path / "config.json"
         text, vq = self._said(lambda: _from_old(self.raw) if self.is_old else _from_new(self.raw))
@@ -189,7 +190,7 @@ class _Parts:
         """Whether this is DeepSeek's layout."""
         return self.raw["model_type"] == "multi_modality"
 
-    def _said(self, read: Callable[[], tuple[Mapping[str, Any], V]]) -> tuple[Mapping[str, Any], V]:
+    def _said(self, read: Callable[[], tuple[Mapping[str, object], V]]) -> tuple[Mapping[str, object], V]:
         """Return what `read` finds: the config of the language model, and another. Raise GencliError for what is no
         config of a Janus, and for another language model."""
         where = self.contents.path / "config.json"
@@ -203,7 +204,7 @@ class _Parts:
         return text, other
 
     @cached_property
-    def reader_config(self) -> dict[str, Any]:
+    def reader_config(self) -> dict[str, object]:
         """Return the config of what reads images. Raise GencliError for what is at odds."""
         key = "language_config" if self.is_old else "text_config"
         text, vision = self._said(lambda: (_table(self.raw[key]), _table(self.raw["vision_config"])))
@@ -211,7 +212,7 @@ class _Parts:
         vision = self._old_vision(vision) if self.is_old else vision
         return {**text, "vision_config": vision, "model_type": READER, "tie_word_embeddings": tied}
 
-    def _old_vision(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def _old_vision(self, raw: Mapping[str, object]) -> dict[str, object]:
         """Return the tower's config as transformers has it: DeepSeek's names the tower, and its tensors say the rest.
         Raise GencliError for an unknown one."""
         params = raw.get("params")
@@ -245,7 +246,7 @@ def new_name(name: str) -> str:
     return name
 
 
-def image_size(raw: Mapping[str, Any]) -> Any:
+def image_size(raw: Mapping[str, object]) -> object:
     """Return how many pixels a side the images have that a config is of, whatever it says."""
     vision = raw.get("vision_config")
     vision = vision if isinstance(vision, Mapping) else {}
@@ -253,22 +254,29 @@ def image_size(raw: Mapping[str, Any]) -> Any:
     return (params if isinstance(params, Mapping) else vision).get("image_size", 384)
 
 
-def _from_new(raw: Mapping[str, Any]) -> tuple[Mapping[str, Any], VQConfig]:
-    return raw["text_config"], VQConfig.from_dict(raw.get("vq_config") or {})
+def _loose(value: object) -> Mapping[str, object]:
+    """Return what should be a JSON object. Of another kind, it raises when it is read, which is told there."""
+    return cast("Mapping[str, object]", value)
 
 
-def _from_old(raw: Mapping[str, Any]) -> tuple[Mapping[str, Any], VQConfig]:
+def _from_new(raw: Mapping[str, object]) -> tuple[Mapping[str, object], VQConfig]:
+    return _loose(raw["text_config"]), VQConfig.from_dict(_loose(raw.get("vq_config") or {}))
+
+
+def _from_old(raw: Mapping[str, object]) -> tuple[Mapping[str, object], VQConfig]:
     """Take from DeepSeek's config what is said there in other words. Raise GencliError for other wiring."""
-    aligner, head, vision = (raw[f"gen_{name}_config"]["params"] for name in ("aligner", "head", "vision"))
+    parts = (_loose(raw[f"gen_{name}_config"]) for name in ("aligner", "head", "vision"))
+    aligner, head, vision = (_loose(part["params"]) for part in parts)
     for name, known in (("aligner", "MlpProjector"), ("head", "vision_head"), ("vision", "VQ-16")):
-        if (kind := raw[f"gen_{name}_config"].get("cls")) != known:
+        if (kind := _loose(raw[f"gen_{name}_config"]).get("cls")) != known:
             raise GencliError(f"config.json: gen_{name}_config: cls = {kind!r:.40} is not supported", f"{known} is")
     if (kind := aligner.get("projector_type")) != "mlp_gelu":
         raise GencliError(f"config.json: projector_type = {kind!r:.40} is not supported", "mlp_gelu is")
-    return raw["language_config"], VQConfig(
-        projection_dim=head["image_token_embed"],
-        image_token_embed_dim=head["n_embed"],
-        num_hidden_layers=aligner.get("depth", 1),
-        embed_dim=vision["n_embed"],
-        num_embeddings=vision["image_token_size"],
-    )
+    sizes = {
+        "projection_dim": head["image_token_embed"],
+        "image_token_embed_dim": head["n_embed"],
+        "num_hidden_layers": aligner.get("depth", 1),
+        "embed_dim": vision["n_embed"],
+        "num_embeddings": vision["image_token_size"],
+    }
+    return _loose(raw["language_config"]), make(VQConfig, sizes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part, Shapes
 from gencli.checkpoints.formats.renaming import Renamed, numbered, open_prefixed, sizes
@@ -77,7 +76,7 @@ class _Files:
         }
 
     @cached_property
-    def _detoker(self) -> Any:
+    def _detoker(self) -> Tensors:
         found = [path for name in DETOKER if (path := self.contents.folder / name).is_file()]
         if not found:
             raise GencliError(f"{self.contents.folder} has no {DETOKER[0]}, which makes images of tokens")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Kind, Part, Shapes
 from gencli.checkpoints.tensors import Piece, PrefixedFile, RenamedTensors, Tensors
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Renamed:
     """A model of an original file: its config as a folder has it, and its tensors by their names there."""
 
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, object] = field(default_factory=dict)
     pieces: dict[str, Piece] = field(default_factory=dict)
 
     def take(self, target: str, piece: Piece) -> None:
@@ -27,6 +27,12 @@ class Renamed:
         if target in self.pieces:
             raise GencliError(f"two tensors want to be {target!r}: {self.pieces[target].source!r} and {piece.source!r}")
         self.pieces[target] = piece
+
+    def size(self, key: str) -> int:
+        """Return a size in its config, as shapes have told it."""
+        value = self.config[key]
+        assert isinstance(value, int)
+        return value
 
     def part(self, contents: Contents, name: str, prefix: str = "") -> Part:
         """Return it as a part of the checkpoint in a file or folder; `prefix` stands before all names there."""
@@ -48,7 +54,7 @@ def open_prefixed(contents: Contents, files: Mapping[str, str]) -> Tensors:
     return Tensors([PrefixedFile(file, prefix) for prefix, one in opened.items() for file in [*one.values()][:1]])
 
 
-def read_beside(contents: Contents) -> dict[str, Any] | None:
+def read_beside(contents: Contents) -> dict[str, object] | None:
     """Return the JSON file beside a file of one network, of the same name, which may say what the file does not."""
     beside = contents.path.with_suffix(".json")
     return contents.read_json(beside) if beside.is_file() else None
@@ -59,8 +65,8 @@ def one_network(
     title: str,
     pipeline: str,
     parts: dict[str, Part],
-    scheduler: Mapping[str, Any],
-    labels: Any = None,
+    scheduler: Mapping[str, object],
+    labels: object = None,
 ) -> Checkpoint:
     """Return a checkpoint of one network. pipeline: a key of `image.families.FAMILIES`, "" for what draws nothing."""
     path, family = contents.path, pipeline or next(str(part.config["_class_name"]) for part in parts.values())

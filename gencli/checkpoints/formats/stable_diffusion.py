@@ -69,7 +69,7 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
     found: dict[str, Renamed] = {}
     for name, read in _readers(key, family, predicts).items():
         if not split[name]:
-            found[name] = Renamed(_of_missing_vae(family, found["unet"].config["out_channels"]))
+            found[name] = Renamed(_of_missing_vae(family, found["unet"].size("out_channels")))
             continue
         found[name], left = read(split[name])
         unknown += [family.parts[name] + one for one in left]
@@ -81,7 +81,7 @@ def read_stable_diffusion(contents: Contents, hints: Hints) -> Checkpoint:
         scheduler = scheduler_config(file, key, predicts, hints.betas, _alphas_cumprod(file), hints.zero_snr)
     parts = {name: one.part(contents, name, family.parts[name]) for name, one in found.items()}
     parts["scheduler"] = Part("scheduler", "scheduler", contents.path, lambda: scheduler)
-    pipeline = family.pipeline + PIPELINES.get(found["unet"].config["in_channels"], "Pipeline")
+    pipeline = family.pipeline + PIPELINES.get(found["unet"].size("in_channels"), "Pipeline")
     tokenizers = {
         name: partial(_tokenizer, contents, name, pad, parts[name.replace("tokenizer", "text_encoder")])
         for name, pad in PADS[key].items()
@@ -193,7 +193,7 @@ def _readers(key: str, family: Family, prediction: str) -> dict[str, Reader]:
 def _check(key: str, family: Family, shapes: Shapes, parts: Mapping[str, Renamed]) -> None:
     """Check that the parts fit, and add to the UNet's config what the text encoders tell. Raise GencliError."""
     unet = parts["unet"].config
-    widths = [part.config["hidden_size"] for name, part in parts.items() if name.startswith("text_encoder")]
+    widths = [part.size("hidden_size") for name, part in parts.items() if name.startswith("text_encoder")]
     if unet["cross_attention_dim"] != sum(widths):
         raise GencliError(
             f"its UNet reads texts that are {unet['cross_attention_dim']} wide, "
@@ -206,7 +206,7 @@ def _check(key: str, family: Family, shapes: Shapes, parts: Mapping[str, Renamed
     if key not in NUMBERS:
         return
     told = shapes.get(f"{family.parts['unet']}label_emb.0.0.weight", ())
-    pooled = parts["text_encoder_2"].config["projection_dim"]
+    pooled = parts["text_encoder_2"].size("projection_dim")
     # The numbers follow the pooled text, as waves.
     if len(told) != 2 or told[1] <= pooled or (told[1] - pooled) % NUMBERS[key]:
         raise GencliError(f"its label_emb.0.0.weight is {list(told)}, which does not fit a text of {pooled} numbers")

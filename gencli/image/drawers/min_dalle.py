@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tokenizers import models
 
@@ -58,7 +58,7 @@ class MinDalle(TokenDrawer):
         return MinDalleTokens(self, module, (vq,))
 
     @cached_property
-    def words(self) -> tuple[models.BPE, dict[str, Any]]:
+    def words(self) -> tuple[models.BPE, dict[str, object]]:
         """How words are split, and the numbers of what they are split into. Raise GencliError for broken files."""
         vocab, merges = vocabulary(self.opened.contents)
         with library(f"{vocab}: its tokenizer is not usable"):
@@ -70,9 +70,10 @@ class MinDalle(TokenDrawer):
         plain = text.lower().encode("ascii", errors="ignore").decode()
         with library(f"{self.folder}: the tokenizer cannot encode this text"):
             ids = [token.id for word in plain.split(" ") if word for token in bpe.tokenize(SPACE + word)]
-        if not all(type(vocab.get(name)) is int for name in ("<s>", "</s>")):
+        begin, end = vocab.get("<s>"), vocab.get("</s>")
+        if type(begin) is not int or type(end) is not int:
             raise GencliError(f"{self.folder}: the vocabulary has no <s> and no </s>")
-        return [vocab["<s>"], *ids, vocab["</s>"]]
+        return [begin, *ids, end]
 
 
 class MinDalleTokens(VQTokens):
