@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gencli.checkpoints.checkpoint import Checkpoint, Part
 from gencli.checkpoints.open import replace_part
@@ -32,11 +32,11 @@ class ImageCheckpoint:
 
     opened: Checkpoint
     family: Family
-    configs: Mapping[str, Mapping[str, Any]]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, object]]
+    defaults: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     labels: Mapping[int, str] = field(default_factory=dict)
-    index: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, object] = field(default_factory=dict)
     further: tuple[ImageCheckpoint, ...] = ()
     earlier: tuple[ImageCheckpoint, ...] = ()
 
@@ -92,7 +92,7 @@ class ImageCheckpoint:
         classifier = self.configs.get("classifier")
         return self.network_classes or (None if classifier is None else classes_of(classifier, self.labels))
 
-    def open(self, part: str) -> tuple[Mapping[str, Any], Tensors]:
+    def open(self, part: str) -> tuple[Mapping[str, object], Tensors]:
         """Return a part's config and weights. Raise GencliError for weights that cannot be opened."""
         return self.configs[part], self.opened.parts[part].tensors()
 
@@ -105,7 +105,7 @@ class ImageCheckpoint:
         """Return a tokenizer. Raise GencliError for one that is broken."""
         return self.opened.tokenizer(part)
 
-    def with_part(self, name: str, part: Part, config: Mapping[str, Any]) -> ImageCheckpoint:
+    def with_part(self, name: str, part: Part, config: Mapping[str, object]) -> ImageCheckpoint:
         """Return the checkpoint with another part in the place of its own, or beside its own."""
         opened = replace_part(self.opened, name, part)
         return dataclasses.replace(self, opened=opened, configs={**self.configs, name: config})
@@ -124,7 +124,10 @@ class ImageCheckpoint:
         if self.family.autoencoder != "vae":
             return None
         channels = self.configs["vae"].get("latent_channels", 4)
-        further = self.configs[self.family.network].get("in_channels", channels) - channels
+        reads = self.configs[self.family.network].get("in_channels", channels)
+        if not isinstance(channels, int | float) or not isinstance(reads, int | float):
+            return None
+        further = reads - channels
         return "mask" if further == channels + 1 else "picture" if further == channels else None
 
     @property
@@ -148,7 +151,9 @@ class ImageCheckpoint:
         network = self.family.stages[-1].network
         config = self.configs[network]
         if config.get("_class_name") == "UNetModel":
-            return self.factor * 2 ** (len(config["channel_mult"]) - 1)
+            levels = config["channel_mult"]
+            assert isinstance(levels, list)  # as shapes tell it
+            return self.factor * 2 ** (len(levels) - 1)
         halves = config.get("_class_name") == "UNet2DModel"
         return self.factor * (2 ** (len(_blocks(self, network)) - 1) if halves else patch_size(config))
 
@@ -167,9 +172,9 @@ class ImageCheckpoint:
         height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
         if width is None or height is None:
             return (self.family.side, self.family.side) if self.family.side else None
-        if not all(isinstance(side, int) and 1 <= side <= 4096 for side in (width, height)):
-            raise GencliError(f"{self.parts[last]}: sample_size = {sample!r} is not an image size")
-        return width * self.factor, height * self.factor
+        if isinstance(width, int) and isinstance(height, int) and all(1 <= side <= 4096 for side in (width, height)):
+            return width * self.factor, height * self.factor
+        raise GencliError(f"{self.parts[last]}: sample_size = {sample!r} is not an image size")
 
 
 def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
@@ -185,7 +190,7 @@ def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
     return blocks
 
 
-def patch_size(config: Mapping[str, Any]) -> int:
+def patch_size(config: Mapping[str, object]) -> int:
     """Latents a side of a transformer's patch; 1 for other networks. Raises GencliError."""
     kind = str(config.get("_class_name"))
     if kind == "FluxTransformer2DModel":  # whose config calls 2 × 2 latents one

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +51,7 @@ class Codec:
         hidden (1, 1, H, W): where it is 1 the image is grey instead. A VQ autoencoder's latents have no std; without an
         autoencoder they are the image itself.
         """
-        config: Any = None if self.vae is None else self.vae.config
+        config = None if self.vae is None else self.vae.config
         x = from_picture(picture, self.channels if config is None else config.in_channels)
         x = (x if hidden is None else x * (hidden < 0.5)).to(self.device)
         if self.vae is None:
@@ -82,12 +81,12 @@ class Codec:
     def _scaling(self) -> tuple[Tensor | float, Tensor | float]:
         """Shift and scale between the autoencoder's latents z and the network's, (z - shift) · scale."""
         assert self.vae is not None
-        config: Any = self.vae.config
-        if getattr(config, "latents_mean", None) is None:
+        config = self.vae.config
+        stated = [getattr(config, key, None) for key in ("latents_mean", "latents_std")]
+        if stated[0] is None:
             return config.shift_factor or 0.0, config.scaling_factor
         mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
+            torch.tensor(values, dtype=torch.float32, device=self.device).view(1, -1, 1, 1) for values in stated
         )
         return mean, config.scaling_factor / std
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pkgutil
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from gencli.image.controlnet import Controlled, activate, mark_cond
 from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLikelihood
 from gencli.image.diffusion.guidance import Denoiser, Predict, check_finite
 from gencli.image.events import Denoised, Picture, StageInfo
-from gencli.image.families import import_name
+from gencli.image.families import path_of
 from gencli.image.latents import InitLatents, StageOutput, Start, StartInputs
 from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.prompts import weighting
@@ -139,7 +140,7 @@ def _prepare(
     plans = stages.plan(request, pipeline.checkpoint, has_init=init is not None)
     for loaded, plan in zip(pipeline.stages, plans, strict=True):
         inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None, mix)
-        start: Start = import_name(loaded.stage.start)(pipeline, inputs)
+        start: Start = pkgutil.resolve_name(path_of(loaded.stage.start))(pipeline, inputs)
         prompts = known.setdefault(id(loaded.conditioner_part), _Prompts(loaded, plan.request))
         alike = [len(one.steps) for one in plans if one.stage.shown_as == plan.stage.shown_as]
         done = sum(len(run.plan.steps) for run in runs if run.plan.stage.shown_as == plan.stage.shown_as)

@@ -74,7 +74,7 @@ def paint(pipeline: Pipeline, inputs: StartInputs) -> Start:
 def enlarge(pipeline: Pipeline, inputs: StartInputs) -> Start:
     """Begin from the image of the stage before, or from that of the request; one that paints also reads what the mask
     leaves of the request's."""
-    stage, own = inputs.stage, inputs.stage.config.image_size
+    stage, own = inputs.stage, inputs.stage.size("image_size")
     small = None
     if inputs.before is None:
         assert inputs.init is not None
@@ -88,5 +88,5 @@ def enlarge(pipeline: Pipeline, inputs: StartInputs) -> Start:
         kept=start.kept,
         small=small,
         tile=TILE * own,
-        reads_known=stage.config.in_channels == 10,
+        reads_known=stage.size("in_channels") == 10,
     )

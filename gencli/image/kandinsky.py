@@ -79,7 +79,7 @@ def begin_prior(pipeline: Pipeline, inputs: StartInputs) -> Start:
     images = [(inputs.mix[one.name], one.weight) for one in mixture(request) if one.is_image]
     mixed, none = _embed(stage, images, with_none=not request.negative)
     weights = tuple(one.weight for one in texts_of(request))
-    shape = (len(weights) + bool(request.negative), stage.config.embedding_dim)
+    shape = (len(weights) + bool(request.negative), stage.size("embedding_dim"))
     return Prior(shape, weights=weights, mixed=mixed, none=none, statistics=statistics(stage, stage.stage.network))
 
 
@@ -87,7 +87,7 @@ def _embed(
     stage: LoadedStage, images: Sequence[tuple[Image.Image, float]], *, with_none: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The sum (1, E) of the weighted embeddings of images, and that of a grey one. The encoder is let go."""
-    mixed = torch.zeros(1, stage.config.embedding_dim, device=stage.device)
+    mixed = torch.zeros(1, stage.size("embedding_dim"), device=stage.device)
     if not images and not with_none:
         return mixed, None
     name = next(name for name in stage.checkpoint.parts if name.endswith("image_encoder"))

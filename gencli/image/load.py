@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar, cast
@@ -18,10 +19,11 @@ from gencli.errors import GencliError
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.codec import Codec
 from gencli.image.diffusion.flow import schedule_of
-from gencli.image.families import Stage, import_name
+from gencli.image.families import Stage, path_of
 from gencli.image.open import find_tiny
 from gencli.image.pipeline import Held, LoadedStage, Pipeline
 from gencli.image.prompts.base import Conditioner
+from gencli.image.prompts.stable_diffusion import TextEncoders
 from gencli.models import architecture, architecture_name
 from gencli.models.autoencoder_blocks import Autoencoder
 from gencli.models.module import BaseModel, channels_last
@@ -189,9 +191,10 @@ class _Loader:
     ) -> Conditioner | None:
         if stage.conditioner is None:
             return None
-        made: Conditioner | None = import_name(stage.conditioner)(owner, lambda name: self.part(owner, name, precision))
+        load = pkgutil.resolve_name(path_of(stage.conditioner))
+        made: Conditioner | None = load(owner, lambda name: self.part(owner, name, precision))
         if made is not None and self.embeddings and stage is self.checkpoint.main:
-            install(self.embeddings, made.text_encoders, self.checkpoint.name)
+            install(self.embeddings, cast(TextEncoders, made.text_encoders), self.checkpoint.name)
         return made
 
 

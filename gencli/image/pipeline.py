@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from gencli.image.families import Stage
 from gencli.image.prompts.base import Conditioner
 from gencli.image.request import ImageRequest
 from gencli.models.autoencoder_blocks import Autoencoder
+from gencli.models.base import BaseConfig
 from gencli.models.module import BaseModel, describe
 from gencli.models.unet_blocks import timestep_embedding
 
@@ -60,13 +61,18 @@ class LoadedStage:
     stage: Stage
     checkpoint: ImageCheckpoint
     schedule: NoiseSchedule
-    config: Any
+    config: BaseConfig
     dtype: torch.dtype
     codec: Codec
     view: Codec
     network_part: Held[BaseModel]
     conditioner_part: Held[Conditioner | None]
     load_part: Callable[[str], BaseModel]
+
+    def size(self, key: str) -> int:
+        """Return a whole number in the network's config, 0 where it has none under that key."""
+        value = getattr(self.config, key, None)
+        return value if isinstance(value, int) else 0
 
     @property
     def network(self) -> BaseModel:

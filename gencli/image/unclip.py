@@ -28,7 +28,7 @@ from gencli.models.unet_blocks import timestep_embedding
 
 def begin_prior(pipeline: Pipeline, inputs: StartInputs) -> Start:
     """Begin from noise in the shape of an embedding."""
-    return Start((inputs.stage.config.embedding_dim,))
+    return Start((inputs.stage.size("embedding_dim"),))
 
 
 def begin_decoder(pipeline: Pipeline, inputs: StartInputs) -> Start:
@@ -36,7 +36,9 @@ def begin_decoder(pipeline: Pipeline, inputs: StartInputs) -> Start:
     stage = inputs.stage
     width, height = inputs.size
     configs = stage.checkpoint.configs
-    factor = configs["super_res_last"]["sample_size"] // configs["decoder"]["sample_size"]
+    large, small = configs["super_res_last"]["sample_size"], configs["decoder"]["sample_size"]
+    assert isinstance(large, int) and isinstance(small, int)  # as both networks have been made
+    factor = large // small
     project = cast(UnCLIPTextProjModel, stage.load_part("text_proj"))
     if inputs.before is None:
         assert inputs.init is not None

@@ -119,10 +119,10 @@ def _begin(cls: type[Enlarged], inputs: StartInputs, scheduler: str) -> Start:
     stage, image = inputs.stage, None if inputs.before is not None else inputs.init
     small = None if image is None else from_picture(image).to(stage.device)
     t, schedule = inputs.request.noise_level or 0, NoiseSchedule.from_config(stage.checkpoint.configs[scheduler])
-    own = stage.config.sample_size
+    own = stage.size("sample_size")
     return cls(
         stage.codec.latent_shape(*inputs.size),
         level=Point(float(t), float(schedule.alphas_cumprod[t])),
         small=small,
-        tile=TILE * own if isinstance(own, int) else None,
+        tile=TILE * own or None,
     )

@@ -25,21 +25,25 @@ UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
 
 class SizedConfig(Protocol):
-    """What tells the sizes of an autoencoder's images and latents."""
+    """What tells the sizes of an autoencoder's images and latents, and the scale of these."""
 
+    @property
+    def in_channels(self) -> int: ...
     @property
     def out_channels(self) -> int: ...
     @property
     def latent_channels(self) -> int: ...
     @property
     def block_out_channels(self) -> tuple[int, ...]: ...
+    @property
+    def scaling_factor(self) -> float: ...
+    @property
+    def shift_factor(self) -> float | None: ...
 
 
 class AutoencoderConfig(SizedConfig, Protocol):
     """What encoder and decoder read of a config."""
 
-    @property
-    def in_channels(self) -> int: ...
     @property
     def down_block_types(self) -> tuple[str, ...]: ...
     @property

@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gencli.checkpoints.checkpoint import Checkpoint, Part
 from gencli.errors import GencliError, UsageError
 from gencli.image.prompts.classes import Classes
 from gencli.image.request import ImageRequest
-from gencli.options import check_values
+from gencli.options import check_values, make
 from gencli.options import row as option_of
 
 if TYPE_CHECKING:
@@ -154,12 +154,12 @@ class Drawer(ABC):
         if self.classes is not None:
             self.classes.find(request.prompt)
 
-    def load(self, **how: Any) -> Loaded:
+    def load(self, **how: object) -> Loaded:
         """Load the weights; `how` are the fields of `PartLoader`.
 
         Raises GencliError for weights that are broken or do not fit.
         """
-        return self.assemble(PartLoader(**how))
+        return self.assemble(make(PartLoader, how))
 
     @abstractmethod
     def assemble(self, load: PartLoader) -> Loaded:

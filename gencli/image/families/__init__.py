@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from gencli.image.families import checks
-from gencli.image.families.base import PREVIOUS, TINY, Family, Stage, import_name, tiny_named
+from gencli.image.families.base import PREVIOUS, TINY, Family, Stage, path_of, tiny_named
 from gencli.image.families.stable_diffusion import (
     INSTRUCT,
     INSTRUCT_XL,
@@ -45,7 +45,7 @@ from gencli.image.families.transformers import (
     Z_IMAGE,
 )
 
-__all__ = ["PRIORS", "TINY", "Family", "Stage", "import_name", "tiny_named"]
+__all__ = ["PRIORS", "TINY", "Family", "Stage", "path_of", "tiny_named"]
 
 CLASSES = (Stage("classes:load"),)
 UNCONDITIONAL = Family(CLASSES, {"unet": frozenset({"UNet2DModel"}), "scheduler": None}, "none", check=checks.pixels)

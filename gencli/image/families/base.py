@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Literal
 
 from gencli.image.families import checks
 
@@ -53,9 +52,9 @@ class Stage:
         return self.follows or self.name
 
 
-def import_name(name: str) -> Any:
-    """The object that "module:name" names. Its module may import torch."""
-    return pkgutil.resolve_name(name if name.split(":")[0].count(".") else f"gencli.image.prompts.{name}")
+def path_of(name: str) -> str:
+    """The whole name of what "module:name" names, for `pkgutil.resolve_name`. Its module may import torch."""
+    return name if name.split(":")[0].count(".") else f"gencli.image.prompts.{name}"
 
 
 @dataclass(frozen=True)

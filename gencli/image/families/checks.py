@@ -5,13 +5,13 @@ Each check raises GencliError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from gencli.errors import GencliError
 
-Config = Mapping[str, Any]
+Config = Mapping[str, object]
 
 
 class Described(Protocol):
@@ -25,6 +25,11 @@ class Described(Protocol):
     def index(self) -> Config: ...
     @property
     def prompt(self) -> str: ...
+
+
+def _times(factor: int, channels: object, plus: int = 0) -> float | None:
+    """Return a multiple of a number of channels and more; None where it is no number."""
+    return factor * channels + plus if isinstance(channels, int | float) else None
 
 
 def nothing(checkpoint: Described) -> None:
@@ -71,7 +76,8 @@ def transformer(checkpoint: Described) -> None:
         )
     network, channels = checkpoint.configs["transformer"], checkpoint.configs["vae"].get("latent_channels", 4)
     reads, makes = network.get("in_channels", 4), network.get("out_channels")
-    for key, value, known in (("in_channels", reads, [channels]), ("out_channels", makes, [None, reads, 2 * reads])):
+    twice = _times(2, reads)
+    for key, value, known in (("in_channels", reads, [channels]), ("out_channels", makes, [None, reads, twice])):
         if value not in known:
             hint = f"its autoencoder has {channels!r:.40} channels"
             raise unsupported(checkpoint, "transformer", key, value, hint)
@@ -168,7 +174,7 @@ def kandinsky(checkpoint: Described) -> None:
         ("addition_embed_type", "image"),
         ("encoder_hid_dim_type", "image_proj"),
         ("in_channels", latent),
-        ("out_channels", 2 * latent),
+        ("out_channels", _times(2, latent)),
     ):
         if (value := unet.get(key)) != known:
             raise unsupported(checkpoint, "UNet", key, value, f"{known} is known here")
@@ -255,13 +261,14 @@ def upscaler(checkpoint: Described) -> None:
     """The UNet reads latents and the pixels of a small image, and is told the noise in these as a number."""
     unet, latent = checkpoint.configs["unet"], checkpoint.configs["vae"].get("latent_channels", 4)
     _check_texts(checkpoint)
-    for key, known in (("in_channels", latent + 3), ("out_channels", latent)):
+    for key, known in (("in_channels", _times(1, latent, plus=3)), ("out_channels", latent)):
         if (value := unet.get(key, 4)) != known:
             hint = f"its autoencoder has {latent} channels: {known} is known"
             raise unsupported(checkpoint, "UNet", key, value, hint)
     if unet.get("num_class_embeds") is None:
         raise unsupported(checkpoint, "UNet", "num_class_embeds", None, "it is told the level of the noise as a class")
-    if len(checkpoint.configs["vae"].get("block_out_channels", [0])) != 3:
+    levels = checkpoint.configs["vae"].get("block_out_channels", [0])
+    if not isinstance(levels, Sequence) or len(levels) != 3:
         raise GencliError(
             f"{checkpoint.folder}: an upscaler's autoencoder has 3 levels, four pixels a side of a latent"
         )

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image
 
 from gencli.errors import GencliError
 from gencli.json_files import read_json
+from gencli.options import make
 
 FILE = "preprocessor_config.json"
 NEW_FILE = "processor_config.json"  # transformers 5 writes it, with the other's content under IMAGE
@@ -29,7 +30,7 @@ STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 VALUES = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
 
 # What transformers' CLIPImageProcessor does where the file says nothing.
-CLIP: dict[str, Any] = {
+CLIP: dict[str, object] = {
     "do_resize": True,
     "size": 224,
     "resample": Image.Resampling.BICUBIC,
@@ -118,7 +119,7 @@ def _crop(picture: Image.Image, height: int, width: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, object]:
     """The settings for images in a checkpoint's folder. Raises GencliError when there are none."""
     new = not (folder / FILE).is_file() and (folder / NEW_FILE).is_file()
     file = folder / (NEW_FILE if new else FILE)
@@ -153,7 +154,7 @@ def from_settings(
     for key in STEPS:
         if not isinstance(values.get(key, False), bool):
             raise GencliError(f"{where}: {key} = {values[key]!r:.60} is neither true nor false")
-    found: dict[str, Any] = {"resample": values["resample"], "scale": None}
+    found: dict[str, object] = {"resample": values["resample"], "scale": None}
     if not isinstance(found["resample"], int) or found["resample"] not in list(Image.Resampling):
         raise GencliError(f"{where}: resample = {found['resample']!r:.60} is none of Pillow's filters, 0 to 5")
     if values.get("do_resize"):
@@ -164,10 +165,10 @@ def from_settings(
         found["scale"] = _numbers([values["rescale_factor"]], "rescale_factor", where)[0]
     if values.get("do_normalize"):
         found["mean"] = _numbers(values["image_mean"], "image_mean", where)
-        found["std"] = _numbers(values["image_std"], "image_std", where)
-        if not all(found["std"]):
+        found["std"] = std = _numbers(values["image_std"], "image_std", where)
+        if not all(std):
             raise GencliError(f"{where}: image_std = {values['image_std']!r:.60} would divide by zero")
-    return Preprocessing(**found)
+    return make(Preprocessing, found)
 
 
 def janus_settings(folder: Path) -> Preprocessing:
@@ -181,14 +182,13 @@ def janus_settings(folder: Path) -> Preprocessing:
     least, mean = raw.get("min_size", 14), (found.mean or (0.5,)) * 3
     ground = raw.get("background_color") or [int(255 * one) for one in mean[:3]]
     values = [least, *ground] if isinstance(ground, list) and len(ground) == 3 else [-1]
-    if not all(type(one) is int and 0 <= one <= 255 for one in values) or not all(
-        raw.get(key, True) is True for key in ("do_resize", "do_pad")
-    ):
+    bytes_ = [one for one in values if type(one) is int and 0 <= one <= 255]
+    if len(bytes_) < len(values) or not all(raw.get(key, True) is True for key in ("do_resize", "do_pad")):
         raise GencliError(f"{folder / FILE}: min_size, background_color, do_resize or do_pad is not supported")
-    return replace(found, square=Square(side, least, (values[1], values[2], values[3])))
+    return replace(found, square=Square(side, bytes_[0], (bytes_[1], bytes_[2], bytes_[3])))
 
 
-def _size(value: object, where: str, *, square: bool) -> dict[str, Any]:
+def _size(value: object, where: str, *, square: bool) -> dict[str, object]:
     """`size`: a number in old files, a table in new ones."""
     if isinstance(value, dict) and set(value) == {"shortest_edge"} and _is_side(value["shortest_edge"]):
         return {"shortest": value["shortest_edge"]}

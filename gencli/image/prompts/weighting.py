@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from gencli.errors import GencliError
 
@@ -262,5 +262,5 @@ def _pad(conditioning: Conditioning, length: int, empty: Tensor) -> Conditioning
 
 
 def _sizes(encoder: BaseModel) -> tuple[int, int]:
-    config: Any = encoder.config
+    config = cast("CLIPTextModel", encoder).config
     return config.max_position_embeddings, config.vocab_size
