@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from gencli.atomic import check_target
 from gencli.errors import GencliError
@@ -15,6 +15,15 @@ from gencli.errors import GencliError
 BEGINS = b'{"index": '  # as every record does
 MOST = 2**33  # outputs of one run: a bit for each is known
 COMPARED = 1000  # prompts that are kept, to tell when a run is of others
+
+
+class Record(TypedDict, total=False):
+    """What is read of a record. settings: those of a text; an image has its own beside them."""
+
+    index: int
+    seed: int
+    prompt: str
+    settings: object
 
 
 class Records:
@@ -27,7 +36,7 @@ class Records:
 
     def __init__(self, path: Path):
         self.path = path
-        self.first: dict[str, Any] | None = None
+        self.first: Record | None = None
         self.prompts: dict[int, str] = {}
         self.count = 0
         self._known = bytearray()  # a bit per index
@@ -40,9 +49,9 @@ class Records:
             raise GencliError(f"cannot write {path}: {error.strerror}") from None
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """Return what the first record says of how it was made, by field: a text's in a place of their own."""
-        first = self.first or {}
+        first: Mapping[str, object] = {**self.first} if self.first else {}
         inner = first.get("settings")
         return {**first, **(inner if isinstance(inner, dict) else {})}
 
@@ -94,13 +103,13 @@ class Records:
         self._file.seek(whole)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _record(line: bytes) -> Record | None:
     """Return the record on a line, or None if it is none, or not whole."""
     try:
-        value = json.loads(line) if line.startswith(BEGINS) and line.endswith(b"\n") else None
+        value: Record | None = json.loads(line) if line.startswith(BEGINS) and line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict):
         return None
-    fits = all(type(value.get(name)) is int and value[name] >= 0 for name in ("index", "seed"))
+    fits = all(type(number := value.get(name)) is int and number >= 0 for name in ("index", "seed"))
     return value if fits and value["index"] < MOST else None

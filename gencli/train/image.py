@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +195,7 @@ def _make_latents(
     Return the autoencoder on the CPU. If it was trained, every channel of its latents has mean 0 and std 1.
     """
     out = Path(recipe.out)
-    identity: dict[str, Any] = {"data": data, state.SIZES: {"init": recipe.init}}
+    identity: dict[str, object] = {"data": data, state.SIZES: {"init": recipe.init}}
     if pipeline is None:
         identity = autoencoder_identity(recipe, data, precision)
     seen = collection.images[: collection.originals]
@@ -203,7 +203,7 @@ def _make_latents(
     if saved is not None:
         state.check_recipe(out, saved.get("recipe"), identity, changes=recipe.allow_changes)
     if pipeline is not None and pipeline.checkpoint is not None:
-        vae: Any = load_part(pipeline.checkpoint, "vae")
+        vae = cast(AutoencoderKL, load_part(pipeline.checkpoint, "vae"))
     else:
         vae = AutoencoderKL(AutoencoderKLConfig.from_dict(autoencoder_config(recipe)))
         if saved is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -124,7 +123,7 @@ def save_text(model: nn.Module, source: Path, folder: Path) -> None:
     save_like(model, rows, open_tensors(source), folder / "model.safetensors", own_names=isinstance(tower, dict))
     if isinstance(tower, dict):
         text = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
-        ends: dict[str, Any] = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in raw}
-        raw = {**ends, **tower, **text}
+        ends = ("bos_token_id", "eos_token_id", "pad_token_id")
+        raw = {**{key: raw[key] for key in ends if key in raw}, **tower, **text}
     write_json(folder / "config.json", raw)
     copy_files(source, folder)

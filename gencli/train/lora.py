@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +57,7 @@ def _is_called(name: str, target: str) -> bool:
     return f".{name}".endswith(f".{target}")
 
 
-def _all_but_head(names: Sequence[str] | dict[str, Any]) -> list[str]:
+def _all_but_head(names: Iterable[str]) -> list[str]:
     return sorted({last for name in names if (last := name.rpartition(".")[2]) != "lm_head"})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype  # of the products in here
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             same: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # of one shape: orthogonalised together
             for param in group["params"]:
@@ -109,10 +108,10 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def state_dict(self) -> list[dict[str, Any]]:
+    def state_dict(self) -> list[dict[str, object]]:
         return [optimizer.state_dict() for optimizer in self.all]
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+    def load_state_dict(self, states: list[dict[str, object]]) -> None:
         for optimizer, state in zip(self.all, states, strict=True):
             optimizer.load_state_dict(state)
 

@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
 
 from gencli.errors import UsageError
 from gencli.options import MODEL, RUN, Option, flag, integer, number, rows, string
@@ -265,16 +264,16 @@ class ImageRecipe:
 
     def words(self) -> ImageRecipe:
         """Return what holds for the text encoder alone."""
-        rest: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.0, "warmup": 20, "cooldown": 0.6}
-        return dataclasses.replace(self, steps=self.words_steps, lr=2e-3, batch=64, **rest)
+        words = dataclasses.replace(self, steps=self.words_steps, lr=2e-3, batch=64)
+        return dataclasses.replace(words, optimizer="muon", weight_decay=0.0, warmup=20, cooldown=0.6)
 
     def decoder(self) -> ImageRecipe:
         """Return what holds for the third stage."""
         return self._other_stage(self.decoder_steps, 1e-3)
 
     def _other_stage(self, steps: int, lr: float) -> ImageRecipe:
-        fixed: dict[str, Any] = {"optimizer": "muon", "weight_decay": 0.01, "warmup": 20, "cooldown": 0.5}
-        return dataclasses.replace(self, steps=steps, lr=lr, batch=self.autoencoder_batch, **fixed)
+        stage = dataclasses.replace(self, steps=steps, lr=lr, batch=self.autoencoder_batch)
+        return dataclasses.replace(stage, optimizer="muon", weight_decay=0.01, warmup=20, cooldown=0.5)
 
     def check_sizes(self) -> None:
         """Raise UsageError for sizes that no model can have."""

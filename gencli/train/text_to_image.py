@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class TextToImageModel:
     def encode_prompt(self, text: str) -> list[int]:
         """Return a caption's ids between begin and end, padded. A long caption is cut, as only captions may be."""
         if text not in self.encoded:
-            config: Any = self.network.text_encoder.config
+            config = cast(clip_text.CLIPTextModel, self.network.text_encoder).config
             ids = pad_prompt(self.tokenizer, text, config.max_position_embeddings, config.vocab_size, "right")
             self.encoded[text] = ids
         return self.encoded[text]
@@ -85,7 +85,7 @@ class TextToImageModel:
 
 
 def new_model(
-    tokenizer: Tokenizer, parts: Mapping[str, Mapping[str, Any]], size: int, seed: int, precision: Precision
+    tokenizer: Tokenizer, parts: Mapping[str, Mapping[str, object]], size: int, seed: int, precision: Precision
 ) -> TextToImageModel:
     """Return a model with torch's initial weights, but small embeddings and a zero last convolution: it predicts 0.
 
@@ -107,7 +107,7 @@ def new_model(
     )
 
 
-def with_tokens(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def with_tokens(config: Mapping[str, object], tokenizer: Tokenizer) -> dict[str, object]:
     """Return a text encoder's config with the vocabulary and special ids of a tokenizer."""
     begin, end = tokenizer.bos_id, tokenizer.eos_ids[0]
     ids = {"vocab_size": tokenizer.vocab_size, "bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
@@ -128,7 +128,7 @@ def open_model(
     unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4) or unet.get("time_cond_proj_dim"):
         raise GencliError(f"--init {name}: its UNet reads more than a text and latents")
-    size = size or int(unet.get("sample_size") or 64) * checkpoint.factor
+    size = size or (checkpoint.size or (64 * checkpoint.factor,))[0]
     if size % checkpoint.multiple:
         raise GencliError(f"--size {size}: {name} draws sizes that are multiples of {checkpoint.multiple}")
     network = TextToLatent(load_part(checkpoint, "text_encoder"), load_part(checkpoint, "unet"))

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,13 @@ class Progress:
     validation: dict[str, float] | None = None
 
 
-M = TypeVar("M", bound=nn.Module)
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 
 
-class Average(Generic[M]):
+class Average(Generic[M_co]):
     """An exponential moving average of a model's parameters, begun as their plain average (Karras et al. 2023)."""
 
-    def __init__(self, model: M, decay: float):
+    def __init__(self, model: M_co, decay: float):
         self.model, self.average, self.decay = model, copy.deepcopy(model).requires_grad_(False), decay
 
     @torch.no_grad()
@@ -139,13 +139,13 @@ class Trainer:
         stage: str,
         recipe: Recipe,
         state_file: str,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, object],
         model: nn.Module,
         curve: Curve,
         precision: Precision,
         *,
         names_for_adam: tuple[str, ...],
-        average: Average[Any] | None = None,
+        average: Average[nn.Module] | None = None,
     ):
         self.stage, self.recipe, self.identity = stage, recipe, identity
         self.state_file = Path(recipe.out) / state_file
@@ -230,7 +230,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.curve.sync()  # before the state: what it says was done is in the curve
-        parts: dict[str, Any] = {"model": self._values(self.model), "optimizers": self.optimizers.state_dict()}
+        parts: dict[str, object] = {"model": self._values(self.model), "optimizers": self.optimizers.state_dict()}
         if self.average is not None:
             parts["ema"] = self.average.average.state_dict()
         counts = {"step": self.done, "seen": self.seen, "seconds": self.seconds}

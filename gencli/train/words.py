@@ -10,13 +10,13 @@ import copy
 import random
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.models.attention import multi_head_attention
+from gencli.models.attention_blocks import Attention
 from gencli.train import state
 from gencli.train.curve import Curve
 from gencli.train.diffusion import LatentDataset, fixed_batch, noised
@@ -34,7 +34,9 @@ class CrossAttentions:
 
     def __init__(self, pipeline: TextToImageModel, dataset: LatentDataset, recipe: ImageRecipe, precision: Precision):
         unet = pipeline.network.unet
-        self.attentions: list[Any] = [part for name, part in unet.named_modules() if name.endswith("attn2")]
+        self.attentions = [
+            part for name, part in unet.named_modules() if name.endswith("attn2") and isinstance(part, Attention)
+        ]
         self.queries: list[Tensor] = []
         hooks = [part.to_q.register_forward_hook(self._record) for part in self.attentions]
         batch = fixed_batch(pipeline, dataset, recipe)
