@@ -42,7 +42,6 @@ Number = TypeVar("Number", float, float | None)
 Text = TypeVar("Text", str, str | None)
 Truth = TypeVar("Truth", bool, bool | None)
 T = TypeVar("T")
-Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(eq=False, repr=False)
@@ -71,13 +70,6 @@ class Bounds:
         return self.open_low and value == self.low
 
 
-class Extra(TypedDict, total=False):
-    """What typer is told of an option besides."""
-
-    callback: Callable[[Never, Never], object]
-    is_eager: bool
-
-
 @dataclass(eq=False, repr=False)
 class Option:
     """One row.
@@ -87,7 +79,7 @@ class Option:
     text without a full stop is followed by the usual value; it names the limits itself, and not the environment
     variable. panel: the heading on the help page. after: the field that it follows there, if that is not the one above.
     env: the environment variable that holds when the option is not given. also: what other programs call it, for
-    hints. extra: more for typer.
+    hints. callback: what typer calls with the value before all else.
 
     word: the type on the command line, if that is not `kind`. read: what the command line gave → the value; it gets
     None where nothing was given. called: the name in messages (default: the first long flag).
@@ -110,7 +102,7 @@ class Option:
     env: str | None = None
     also: tuple[str, ...] = ()
     complete: Complete = ()
-    extra: Extra = dataclasses.field(default_factory=Extra)
+    callback: Callable[[Never, Never], object] | None = None
     word: type | None = None
     read: Reader | None = None
     called: str | None = None
@@ -129,10 +121,6 @@ class Option:
     def field(self, default: T, *, compare: bool = True) -> T:
         """Return a dataclass field with this row."""
         return dataclasses.field(default=default, metadata={"option": self}, compare=compare)
-
-    def required(self) -> str:
-        """Return the field of a text that has no default."""
-        return dataclasses.field(metadata={"option": self})
 
     def table(self) -> Mapping[str, T]:
         """Return the field of a table, which is empty if nothing is said."""
@@ -249,11 +237,6 @@ def given(record: DataclassInstance) -> dict[str, object]:
 def make(record: type[T], values: Mapping[str, object]) -> T:
     """Return a record of values that its own check is to judge."""
     return record(**values)
-
-
-def changed(record: Record, values: Mapping[str, object]) -> Record:
-    """Return a copy of a record with other values, which its own check is to judge."""
-    return dataclasses.replace(record, **values)
 
 
 def typed(values: Mapping[str, object], name: str, kind: type[T]) -> T | None:

@@ -27,6 +27,7 @@ PARAMETERS = "string_to_param"
 XL = ("clip_l", "clip_g")  # in the order of SDXL's text encoders
 NAMELESS = ("emb_params", "*")
 MAX_VECTORS = 75  # of one word: what a text encoder reads at once
+TextEncoders = Sequence[tuple[Tokenizer, CLIPTextModel]]
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "Stable Diffusion XL"}
 
 
@@ -90,13 +91,11 @@ def _vectors(path: Path, tensor: object) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    fits = tensor.dim() in (1, 2) and 0 < tensor.numel() < 2**24
-    return fits and tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+    plain = tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+    return plain and tensor.dim() in (1, 2) and 0 < tensor.numel() < 2**24
 
 
-def install(
-    embeddings: Sequence[Embedding], text_encoders: Sequence[tuple[Tokenizer, CLIPTextModel]], model: str
-) -> None:
+def install(embeddings: Sequence[Embedding], text_encoders: TextEncoders, model: str) -> None:
     """Add words to text encoders, each with its tokenizer. Weights are copied, not changed in place.
 
     Several vectors of `word` become the tokens `word`, `word_1`, …, and the word stands for all of them.
@@ -117,7 +116,7 @@ def install(
         _add_rows(tokenizer, encoder, rows)
 
 
-def _check(embedding: Embedding, text_encoders: Sequence[tuple[Tokenizer, CLIPTextModel]], model: str) -> None:
+def _check(embedding: Embedding, text_encoders: TextEncoders, model: str) -> None:
     widths = [encoder.config.hidden_size for _, encoder in text_encoders]
     vector_widths = [vectors.shape[1] for vectors in embedding.vectors]
     if vector_widths != widths:

@@ -24,10 +24,8 @@ class TensorFile(Protocol):
 
     @property
     def path(self) -> Path: ...
-
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
     @property
     def dtypes(self) -> Mapping[str, str]: ...
 

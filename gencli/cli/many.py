@@ -17,7 +17,7 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.prompts import LineReader
 from gencli.errors import GencliError, UsageError, counted, shorten
 from gencli.many.blocks import Feed, Shard
-from gencli.options import OUTPUT, RUN, Option, check, file, flag, integer, number, string
+from gencli.options import OUTPUT, RUN, Option, check, file, flag, integer, number, string, typed
 
 if TYPE_CHECKING:
     from gencli.many.crew import Answer, Crew, Start
@@ -107,7 +107,8 @@ class Many:
         that was asked for, if any. limit: the largest one. Raise GencliError if another was asked for."""
         if records.first is None:
             return seed
-        found = (records.first["seed"] - records.first["index"]) % (limit + 1)
+        first, index = (typed(records.first, name, int) or 0 for name in ("seed", "index"))
+        found = (first - index) % (limit + 1)
         if asked not in (None, found):
             raise GencliError(f"--seed {asked}: the records of {records.path} are of the seed {found}")
         return found

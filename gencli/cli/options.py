@@ -150,14 +150,14 @@ def _parameter(name: str, option: Option, default: object) -> inspect.Parameter:
 
 def declare(option: Option) -> object:
     """Return a row as typer's Option or Argument."""
-    metavar, help, panel = option.metavar, option.description, option.panel
+    metavar, help, panel, callback = option.metavar, option.description, option.panel, option.callback
     if not option.flags:
-        return typer.Argument(metavar=metavar, help=help, rich_help_panel=panel, **option.extra)
+        return typer.Argument(metavar=metavar, help=help, rich_help_panel=panel)
     known = option.complete
     complete = known if callable(known) else _completion(known, option.labels) if known else None
     return typer.Option(
         *option.flags, metavar=metavar, help=help, rich_help_panel=panel, envvar=option.env, autocompletion=complete,
-        **option.extra,
+        callback=callback, is_eager=callback is not None,
     )  # fmt: skip
 
 
@@ -241,27 +241,19 @@ def _set_debug(ctx: typer.Context, value: bool) -> bool:
 
 LINES = Option(bool, "--lines", "Treat each line of stdin as a separate prompt.", "Prompt", after="negative")
 STRICT = Option(
-    bool,
-    "--strict",
-    "With --lines: stop at the first line that fails, instead of continuing.",
-    "Prompt",
-    after="lines",
+    bool, "--strict", "With --lines: stop at the first line that fails, instead of continuing.", "Prompt", after="lines"
 )
 JSON = Option(bool, "--json", "Print JSON, one object per line.", OUTPUT)
 OFFLINE = Option(bool, "--offline", "Never use the network (like HF_HUB_OFFLINE=1).", MODEL, after="threads")
-QUIET = Option(
-    bool, "-q, --quiet", "No progress and no notes on stderr.", RUN, extra={"callback": _set_quiet, "is_eager": True}
-)
+QUIET = Option(bool, "-q, --quiet", "No progress and no notes on stderr.", RUN, callback=_set_quiet)
 COLOR = Option(
     When,
     "--color WHEN",
     "Colours: auto, always or never (default: auto, on a terminal unless NO_COLOR is set or TERM=dumb).",
     RUN,
-    extra={"callback": _set_color, "is_eager": True},
+    callback=_set_color,
 )
-DEBUG = Option(
-    bool, "--debug", "Show the traceback of an error.", RUN, extra={"callback": _set_debug, "is_eager": True}
-)
+DEBUG = Option(bool, "--debug", "Show the traceback of an error.", RUN, callback=_set_debug)
 
 
 @dataclass(eq=False, repr=False)
@@ -285,11 +277,7 @@ class Reporting:
     color: When = COLOR.field(When.auto)  # noqa: RUF009
     debug: bool = DEBUG.field(False)
     profile: str | None = string(
-        None,
-        "--profile NAME",
-        "Defaults from [profile.NAME] of the config file.",
-        RUN,
-        env=config.PROFILE,
+        None, "--profile NAME", "Defaults from [profile.NAME] of the config file.", RUN, env=config.PROFILE
     )
 
 

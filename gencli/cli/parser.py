@@ -12,77 +12,49 @@ if TYPE_CHECKING:
 class Item(Protocol):
     """A word that completes another."""
 
-    @property
-    def value(self) -> str: ...
-
-    @property
-    def help(self) -> str | None: ...
+    value: str
+    help: str | None
 
 
 class Param(Protocol):
     """An option or an argument."""
 
+    param_type_name: str
+    opts: list[str]
+    secondary_opts: list[str]
+    metavar: str | None
+    nargs: int
+    multiple: bool
+    required: bool
+
     @property
     def name(self) -> str | None: ...
-
-    @property
-    def param_type_name(self) -> str: ...
-
-    @property
-    def opts(self) -> list[str]: ...
-
-    @property
-    def secondary_opts(self) -> list[str]: ...
-
-    @property
-    def metavar(self) -> str | None: ...
-
     @property
     def envvar(self) -> str | Sequence[str] | None: ...
-
-    @property
-    def nargs(self) -> int: ...
-
-    @property
-    def multiple(self) -> bool: ...
-
-    @property
-    def required(self) -> bool: ...
-
     def value_from_envvar(self, ctx: typer.Context) -> str | Sequence[str] | None: ...
-
     def shell_complete(self, ctx: typer.Context, incomplete: str) -> Sequence[Item]: ...
 
 
 class OptionParam(Param, Protocol):
     """An option."""
 
-    @property
-    def help(self) -> str | None: ...
-
-    @property
-    def is_flag(self) -> bool: ...
+    help: str | None
+    is_flag: bool
 
     def resolve_envvar_value(self, ctx: typer.Context) -> str | None: ...
-
     def process_value(self, ctx: typer.Context, value: object) -> object: ...
 
 
 class Command(Protocol):
     """A command or a group."""
 
-    @property
-    def help(self) -> str | None: ...
-
-    @property
-    def epilog(self) -> str | None: ...
+    help: str | None
+    epilog: str | None
 
     @property
     def params(self) -> Sequence[Param]: ...
-
     @property
     def callback(self) -> object: ...
-
     def get_params(self, ctx: typer.Context) -> Sequence[Param]: ...
 
 
@@ -90,7 +62,6 @@ class CommandGroup(Command, Protocol):
     """A group."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]: ...
-
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Command | None: ...
 
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ from gencli.cli.console import Console, is_terminal
 from gencli.cli.help import SETTINGS, Group
 from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
 from gencli.errors import GencliError, UsageError, about, counted
-from gencli.options import Option, check, integer, number, rows, string
+from gencli.options import Option, check, integer, make, number, rows, string
 from gencli.spec import named_model
 from gencli.train.recipe import INPUT, SEED, THREADS, ImageRecipe, TextRecipe, at_least
 
@@ -119,10 +119,10 @@ def text(
     if recipe.init and (sizes := _given(asked, "n_layer", "n_embd", "n_head", "vocab_size")):
         raise UsageError(f"{sizes[0]} with --init", "a model's own sizes and tokenizer hold")
     recipe.check_sizes()
-    usual: dict[str, Any] = {"lr": INIT_RATE} if recipe.init else {}
+    usual: dict[str, object] = {"lr": INIT_RATE} if recipe.init else {}
     if recipe.lora_rank is not None:
         usual = {"lr": LORA_RATE, "optimizer": "adamw"}
-    recipe = dataclasses.replace(recipe, **{name: usual[name] for name in usual.keys() - asked.given})
+    recipe = make(TextRecipe, {**vars(recipe), **{name: usual[name] for name in usual.keys() - asked.given}})
     console: Console = ctx.obj
     _note_rate(console, recipe)
     _fetch(console, recipe.init, fetching)
@@ -259,7 +259,7 @@ def _need(*paths: Path, files: bool = False) -> None:
             raise GencliError(f"{path} is a folder", "name a file in it")
 
 
-def _given(asked: Asked[Any], *fields: str) -> list[str]:
+def _given(asked: Asked[TextRecipe] | Asked[ImageRecipe], *fields: str) -> list[str]:
     """Return what the command line calls those of the fields that it gives."""
     return [option.name(name) for name, option in rows(asked.record) if name in asked.given and name in fields]
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_origin
+from typing import get_args, get_origin
 
 import typer
+from typer.core import TyperArgument, TyperOption
 
-if TYPE_CHECKING:
-    from typer.core import TyperArgument, TyperOption
-
-    from gencli.cli.parser import Param
+from gencli.cli.parser import Param
 
 NAMES: dict[type, str] = {int: "an integer", float: "a number", bool: "yes or no"}
 SAID = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

@@ -11,7 +11,7 @@ import torch
 
 from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
-from gencli.checkpoints.embeddings import Embedding, install
+from gencli.checkpoints.embeddings import Embedding, TextEncoders, install
 from gencli.checkpoints.image_lora import merge, open_loras
 from gencli.checkpoints.packed_cache import open_packed
 from gencli.devices import pick_device, pick_dtype
@@ -23,7 +23,6 @@ from gencli.image.families import Stage, path_of
 from gencli.image.open import find_tiny
 from gencli.image.pipeline import Held, LoadedStage, Pipeline
 from gencli.image.prompts.base import Conditioner
-from gencli.image.prompts.stable_diffusion import TextEncoders
 from gencli.models import architecture, architecture_name
 from gencli.models.autoencoder_blocks import Autoencoder
 from gencli.models.module import BaseModel, channels_last

@@ -32,7 +32,6 @@ from gencli.options import (
     SEED,
     Bounds,
     Option,
-    changed,
     check,
     choice,
     flag,
@@ -336,7 +335,7 @@ class ImageRequest:
 
     def replace(self, **changes: object) -> ImageRequest:
         """Return a copy with other values, checked again."""
-        return changed(self, changes)
+        return make(type(self), {**vars(self), **changes})
 
     def item(self, index: int, **changes: object) -> ImageRequest:
         """Return the request that makes image `index` of `count` again, alone, with other values if need be."""

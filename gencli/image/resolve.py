@@ -279,10 +279,8 @@ def _sampler_values(values: Mapping[str, object], schedule: NoiseSchedule) -> di
     usual = {name: {default, getattr(schedule, name, default)} for name, default in sampler.options.items()}
     changed = {name: value for name, value in options.items() if usual[name] != {value}}
     own = {name: changed.pop(name) if name in changed else options.get(name) for name in ("eta", "karras")}
-    steps, spacing, strength = typed(values, "steps", int) or 1, typed(values, "spacing", str), values["strength"]
-    sampler.steps(
-        schedule, steps, spacing, strength if isinstance(strength, int | float) else None, **options
-    )  # raises
+    steps, spacing = typed(values, "steps", int) or 1, typed(values, "spacing", str)
+    sampler.steps(schedule, steps, spacing, typed(values, "strength", float), **options)  # raises
     return {**own, "sampler_options": changed}
 
 

@@ -7,23 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
 
 from gencli.atomic import check_target
 from gencli.errors import GencliError
+from gencli.options import typed
 
 BEGINS = b'{"index": '  # as every record does
 MOST = 2**33  # outputs of one run: a bit for each is known
 COMPARED = 1000  # prompts that are kept, to tell when a run is of others
-
-
-class Record(TypedDict, total=False):
-    """What is read of a record. settings: those of a text; an image has its own beside them."""
-
-    index: int
-    seed: int
-    prompt: str
-    settings: object
 
 
 class Records:
@@ -36,7 +27,7 @@ class Records:
 
     def __init__(self, path: Path):
         self.path = path
-        self.first: Record | None = None
+        self.first: dict[str, object] | None = None
         self.prompts: dict[int, str] = {}
         self.count = 0
         self._known = bytearray()  # a bit per index
@@ -51,7 +42,7 @@ class Records:
     @property
     def settings(self) -> Mapping[str, object]:
         """Return what the first record says of how it was made, by field: a text's in a place of their own."""
-        first: Mapping[str, object] = {**self.first} if self.first else {}
+        first = self.first or {}
         inner = first.get("settings")
         return {**first, **(inner if isinstance(inner, dict) else {})}
 
@@ -94,19 +85,19 @@ class Records:
                 if not half:  # a file that was named by mistake is left as it is
                     raise GencliError(f"{self.path} is not a file of gencli's records: line {number}")
                 break
-            self.first = self.first or record
+            self.first, index = self.first or record, typed(record, "index", int) or 0
             if len(self.prompts) < COMPARED:
-                self.prompts[record["index"]] = record.get("prompt", "")
-            self._know(record["index"])
+                self.prompts[index] = typed(record, "prompt", str) or ""
+            self._know(index)
             whole += len(line)
         self._file.truncate(whole)
         self._file.seek(whole)
 
 
-def _record(line: bytes) -> Record | None:
+def _record(line: bytes) -> dict[str, object] | None:
     """Return the record on a line, or None if it is none, or not whole."""
     try:
-        value: Record | None = json.loads(line) if line.startswith(BEGINS) and line.endswith(b"\n") else None
+        value = json.loads(line) if line.startswith(BEGINS) and line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict):

@@ -52,7 +52,6 @@ class Stepping(Protocol):
     """A model that says of what parts it is made."""
 
     def step_parts(self) -> Parts: ...
-
     def rope_regime(self, length: int) -> int: ...
 
 
@@ -66,7 +65,6 @@ class Rotating(Protocol):
     """A model whose parts say `rotary`."""
 
     def rope_regime(self, length: int) -> int: ...
-
     def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]: ...
 
 

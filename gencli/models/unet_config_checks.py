@@ -17,10 +17,8 @@ class Levels(Protocol):
 
     @property
     def block_out_channels(self) -> tuple[int, ...]: ...
-
     @property
     def norm_num_groups(self) -> int: ...
-
     @property
     def act_fn(self) -> str: ...
 
@@ -37,7 +35,6 @@ class UNet(Sampled, Protocol):
 
     @property
     def mid_block_type(self) -> str | None: ...
-
     @property
     def resnet_time_scale_shift(self) -> str: ...
 

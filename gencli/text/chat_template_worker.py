@@ -13,27 +13,14 @@ import signal
 import sys
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, TypedDict
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-if TYPE_CHECKING:
-    from jinja2.parser import Parser
-
 MEMORY = 2**29  # bytes of address space; the interpreter with jinja2 takes a fifth
 ERROR_LIMIT = 1000  # characters
 REGAINED = 0.5  # seconds of processor time that each request adds to what is left, up to the limit
-
-
-class Request(TypedDict):
-    """What is asked for. values: what the template sees. characters: the most that it may write."""
-
-    template: str
-    values: dict[str, object]
-    seconds: float
-    characters: int
 
 
 class Generation(Extension):
@@ -41,7 +28,7 @@ class Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 
-    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)
@@ -77,15 +64,15 @@ def compiled(template: str) -> jinja2.Template:
     return environment().from_string(template)
 
 
-def render(request: Request) -> dict[str, str]:
+def render(template: str, values: dict[str, object], characters: int) -> dict[str, str]:
     """Answer one request. Whatever goes wrong in the template becomes an `error`."""
     parts, size = [], 0
     try:
-        for part in compiled(request["template"]).generate(**request["values"]):
+        for part in compiled(template).generate(**values):
             parts.append(part)
             size += len(part)
-            if size > request["characters"]:
-                return {"error": f"it writes more than {request['characters']} characters"}
+            if size > characters:
+                return {"error": f"it writes more than {characters} characters"}
         return {"text": "".join(parts)}
     except jinja2.TemplateSyntaxError as error:
         return {"error": f"line {error.lineno}: {error.message}"[:ERROR_LIMIT]}
@@ -105,7 +92,7 @@ def serve() -> None:
         request = json.loads(line)
         began, left = time.process_time(), min(left, request["seconds"])
         limit_time(math.ceil(left))
-        answer = render(request)
+        answer = render(request["template"], request["values"], request["characters"])
         left = max(left - (time.process_time() - began), 0) + REGAINED
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()

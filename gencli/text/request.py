@@ -8,14 +8,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
 from gencli.errors import GencliError, UsageError
-from gencli.options import OUTPUT, SEED, Bounds, Option, changed, check, integer, make, number, rows, several
+from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, make, number, rows, several
 from gencli.text.grammar import check_grammar, check_schema, read_grammar, read_schema
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 MAX_SEED = 2**63 - 1
 TOKENS = Bounds(1, hint="-n 1000000 goes on until the model ends, or its context is full")
@@ -246,13 +243,13 @@ class TextRequest:
             if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
                 raise UsageError(f"stop_strings {stops!r:.60}: expected a list of texts")
             stop = tuple(dict.fromkeys((*self.stop, *stops)))
-            sampling = changed(self.sampling, _missing(self.sampling, config))
-            return changed(self, {"sampling": sampling, "stop": stop, **_missing(self, config)})
+            sampling = make(SamplingParams, {**vars(self.sampling), **_missing(self.sampling, config)})
+            return make(type(self), {**vars(self), "sampling": sampling, "stop": stop, **_missing(self, config)})
         except UsageError as error:
             raise GencliError(f"generation_config.json: {error.message.removeprefix('--')}") from None
 
 
-def _missing(record: DataclassInstance, config: Mapping[str, object]) -> dict[str, object]:
+def _missing(record: SamplingParams | TextRequest, config: Mapping[str, object]) -> dict[str, object]:
     """Return what the checkpoint says, or is usual, for fields that a record leaves open."""
     found = {}
     for name, option in rows(record):

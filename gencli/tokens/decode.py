@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gencli.errors import GencliError
-from gencli.tokens.rules import Rule
+from gencli.tokens.growth import Rule
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -41,7 +41,6 @@ class Step(Protocol):
     """A step of a decoder. `push` takes a piece and returns what is final; `finish` returns the rest."""
 
     def push(self, piece: str) -> list[str]: ...
-
     def finish(self) -> list[str]: ...
 
 

@@ -11,7 +11,7 @@ from gencli.errors import GencliError
 from gencli.tokens.byte_level import SPLITS, byte_level
 from gencli.tokens.decode import BYTE_PIECE
 from gencli.tokens.gguf import NAMED, SPLITTERS, START, WHOLE_WORDS, gguf_tokenizer
-from gencli.tokens.rules import Rule, Whole
+from gencli.tokens.growth import Rule
 from gencli.tokens.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 from gencli.tokens.tokenizer import Tokenizer
 
@@ -87,25 +87,25 @@ def _steps(step: Rule | None) -> list[Rule]:
     return [step] if inner is None else [one for part in inner for one in _steps(part)]
 
 
-def _has(raw: Whole, kind: str) -> bool:
+def _has(raw: Rule, kind: str) -> bool:
     steps = [*_steps(raw["normalizer"]), *_steps(raw["pre_tokenizer"])]
     always = any(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
     return always or any(step["type"] == kind for step in steps)
 
 
-def _pieces_like(raw: Whole) -> bool:
+def _pieces_like(raw: Rule) -> bool:
     """Whether a BPE is SentencePiece's, which has ▁ for spaces."""
     return any(SPACE in token for token in raw["model"]["vocab"]) and not _has(raw, "ByteLevel")
 
 
-def _plain(raw: Whole) -> list[dict[str, object]]:
+def _plain(raw: Rule) -> list[dict[str, object]]:
     """What splits words, without what does not matter to it."""
     kept = ("type", "pattern", "behavior", "invert", "individual_digits", "add_prefix_space", "use_regex")
     steps = [*_steps(raw["normalizer"]), *_steps(raw["pre_tokenizer"])]
     return [{key: value for key, value in step.items() if key in kept} for step in steps]
 
 
-def _splitter(raw: Whole) -> str:
+def _splitter(raw: Rule) -> str:
     """Return llama.cpp's name of how a byte-level BPE splits words. Raise GencliError if it has none."""
     whole = raw["model"].get("ignore_merges", False)
     for split in ("gpt2", *SPLITS):

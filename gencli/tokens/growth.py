@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import base64
 import math
+from typing import TypedDict
 
 from tokenizers.normalizers import Normalizer
 
 from gencli.errors import GencliError
-from gencli.tokens.rules import Rule
 
 GROWTH_LIMIT = 256  # characters that all rules together may make of one; those of real tokenizers reach about 100
 REAL_GROWTH = 32  # the most that a real text grows
 SAMPLE = 2**22  # characters that a sample of a text may become
+
+
+class Rule(TypedDict, total=False):
+    """A part of tokenizer.json, as the library writes it; of a step, `type` says what else it has."""
+
+    type: str
+    model: Rule
+    vocab: dict[str, int]
+    ignore_merges: bool
+    normalizer: Rule | None
+    pre_tokenizer: Rule | None
+    normalizers: list[Rule]
+    pretokenizers: list[Rule]
+    decoders: list[Rule]
+    pattern: Rule
+    String: str
+    content: str
+    prepend: str
+    prepend_scheme: str
+    precompiled_charsmap: str | None
+    replacement: str
+    prefix: str
+    cleanup: bool
+    start: int
+    stop: int
 
 
 def growth(rules: Rule | None) -> float:

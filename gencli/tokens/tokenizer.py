@@ -14,9 +14,8 @@ from tokenizers import Tokenizer as Backend
 
 from gencli.errors import GencliError
 from gencli.tokens.decode import IncrementalDecoder, Step, make_steps, middle_bytes
-from gencli.tokens.growth import check_growth, check_text
+from gencli.tokens.growth import Rule, check_growth, check_text
 from gencli.tokens.guard import check_time, is_known_to_be_quick, library
-from gencli.tokens.rules import Rule
 
 NO_TEXT = "\ufdd1"  # no character
 CONTEXT = 64  # visible tokens of a prompt that a decoder of its continuation looks at: more than any step holds back

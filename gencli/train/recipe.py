@@ -125,7 +125,7 @@ class TextRecipe:
 
     # fmt: off
     data: str
-    out: str = OUT.required()
+    out: str = dataclasses.field(metadata={"option": OUT})
     validation: str = string("", "--validation DATA",
         "Validation texts (default: every 50th text is held out, or the end of a single one).", INPUT)
     init: str = string("", "--init MODEL",
@@ -201,7 +201,7 @@ class ImageRecipe:
     """
 
     # fmt: off
-    out: str = OUT.required()
+    out: str = dataclasses.field(metadata={"option": OUT})
     init: str = string("", "--init MODEL",
         "Fine-tune this model in Stable Diffusion's layout; its autoencoder is kept.", START,
         complete=completing("image"))

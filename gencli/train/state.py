@@ -6,32 +6,14 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any
 
 import torch
 
 from gencli.atomic import replace_file
 from gencli.errors import GencliError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 SIZES = "sizes"  # key of a recipe's part that no flag can change
-
-
-class State(TypedDict, total=False):
-    """What a run keeps: of a stage, or the latents and their autoencoder."""
-
-    recipe: dict[str, object] | None
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    optimizers: list[dict[str, object]]
-    step: int
-    seen: int
-    seconds: float
-    vae: dict[str, Tensor]
-    mean: Tensor
-    deviation: Tensor
 
 
 def save(path: Path, state: Mapping[str, object]) -> None:
@@ -40,12 +22,12 @@ def save(path: Path, state: Mapping[str, object]) -> None:
         torch.save(dict(state), file)
 
 
-def load(path: Path) -> State | None:
+def load(path: Path) -> dict[str, Any] | None:
     """Return the state saved at `path`, its tensors on the CPU, or None. Raise GencliError for any other file."""
     if not path.exists():
         return None
     try:
-        found: State = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, dict) or not isinstance(recipe := found.get("recipe"), dict | None):
             raise ValueError("it has no table of a run")
         if recipe is not None and not isinstance(recipe.get(SIZES, {}), dict):
@@ -56,7 +38,7 @@ def load(path: Path) -> State | None:
         raise GencliError(f"{path} is not a state of a run: {what}", "choose another -o to start again") from None
 
 
-def check_recipe(where: Path, before: Mapping[str, object] | None, now: Mapping[str, object], *, changes: bool) -> None:
+def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], *, changes: bool) -> None:
     """Raise GencliError if a run would continue with another recipe than it was begun with.
 
     `before` and `now` map names of options to plain values. Those under SIZES can never change, the others only with
@@ -64,7 +46,7 @@ def check_recipe(where: Path, before: Mapping[str, object] | None, now: Mapping[
     """
     if before is None:
         return
-    fixed = _differences(_sizes(before), _sizes(now))
+    fixed = _differences(before.get(SIZES, {}), now.get(SIZES, {}))
     if fixed:
         raise GencliError(
             f"{where} was started with other sizes: {'; '.join(fixed)}", "choose another -o to start again"
@@ -78,11 +60,6 @@ def check_recipe(where: Path, before: Mapping[str, object] | None, now: Mapping[
             f"{where} was started with other settings: {'; '.join(loose)}",
             "use the same, another -o, or --allow-changes",
         )
-
-
-def _sizes(recipe: Mapping[str, object]) -> Mapping[str, object]:
-    sizes = recipe.get(SIZES)
-    return sizes if isinstance(sizes, dict) else {}
 
 
 def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

@@ -34,9 +34,8 @@ class CrossAttentions:
 
     def __init__(self, pipeline: TextToImageModel, dataset: LatentDataset, recipe: ImageRecipe, precision: Precision):
         unet = pipeline.network.unet
-        self.attentions = [
-            part for name, part in unet.named_modules() if name.endswith("attn2") and isinstance(part, Attention)
-        ]
+        found = [part for name, part in unet.named_modules() if name.endswith("attn2")]
+        self.attentions = [part for part in found if isinstance(part, Attention)]
         self.queries: list[Tensor] = []
         hooks = [part.to_q.register_forward_hook(self._record) for part in self.attentions]
         batch = fixed_batch(pipeline, dataset, recipe)

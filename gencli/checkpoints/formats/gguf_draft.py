@@ -71,8 +71,7 @@ def make_draft(module: Any, mix: str, metadata: Mapping[str, object], path: Path
     said |= {"general.quantization_version": 2, **_metadata(name, config)}
     tensors = [*plan(module, mix), *_rope_tensors(config)]
     draft = Draft(path, {**said, **metadata}, tensors)
-    back = read_config(draft)
-    _compare(config, architecture(str(back["model_type"])).Config.from_dict(back))
+    _compare(config, architecture(str(read_config(draft)["model_type"])).Config.from_dict(read_config(draft)))
     return draft
 
 
