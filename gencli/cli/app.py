@@ -20,8 +20,7 @@ from gencli.errors import GencliError
 
 # The root of the parser's errors, the same class in every version of typer.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
-
-
+Callback = Callable[[bool], None] | Callable[[str | None], None] | Callable[[typer.Context, bool], None]
 SHELLS = "bash, zsh, fish, powershell or pwsh (default: the one that runs)"
 
 
@@ -78,9 +77,6 @@ def _man(ctx: typer.Context, value: bool) -> None:
 
         typer.echo(page(ctx.command, ctx), nl=False)
         raise typer.Exit()
-
-
-Callback = Callable[[bool], None] | Callable[[str | None], None] | Callable[[typer.Context, bool], None]
 
 
 def _option(names: str, help: str, callback: Callback, metavar: str | None = None) -> object:

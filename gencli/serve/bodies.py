@@ -15,18 +15,18 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
-from gencli.options import KINDS, SEVERAL_LIMIT, Option, rows
+from gencli.options import KINDS, SEVERAL_LIMIT, Option, make, rows, typed
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.text.chat_template import Message
 from gencli.text.request import MAX_SEED, SamplingParams, TextRequest, draw_seed
 
 T = TypeVar("T")
 Body = Mapping[str, object]  # as it came
-Values = dict[str, Any]  # of the fields of a request, checked
+Values = dict[str, object]  # of the fields of a request, checked
 MOST_TOKENS = 2**17  # of all answers to one request
 MOST_LOGPROBS = 20  # as OpenAI has it
 MOST_PROMPTS, MOST_SAMPLES, MOST_IMAGES, MOST_PIXELS, MOST_MESSAGES = 64, 128, 10, 2048 * 2048, 4096
@@ -84,11 +84,11 @@ def read_completions(body: Body) -> Completions:
     """Read the body of /v1/completions. Raise Refusal."""
     prompts = _prompts(body.get("prompt", ""))
     values = _text_values(body, {"prompt"}, TEXT, len(prompts))
-    seed, samples = values.pop("seed"), values.get("num_samples", 1)
+    seed, samples = typed(values, "seed", int) or 0, typed(values, "num_samples", int) or 1
     made = []
     for number, prompt in enumerate(prompts):
         text, ids = (prompt, None) if isinstance(prompt, str) else ("", prompt)
-        made.append((_request(text, seed + number * samples, values), ids))
+        made.append((_request(text, {**values, "seed": seed + number * samples}), ids))
     return Completions(tuple(made))
 
 
@@ -110,8 +110,7 @@ def read_chat(body: Body) -> Chat:
         raise Refusal(INVALID, "top_logprobs: wants logprobs to be true", param="top_logprobs")
     if logprobs:
         values["logprobs"] = 0 if top is None else _whole("top_logprobs", top, 0, MOST_LOGPROBS)
-    known = _text_values(values, {"messages"}, CHAT)
-    return Chat(_request("", known.pop("seed"), known), read)
+    return Chat(_request("", _text_values(values, {"messages"}, CHAT)), read)
 
 
 def read_drawing(body: Body, model: str) -> Drawing:
@@ -130,7 +129,7 @@ def read_drawing(body: Body, model: str) -> Drawing:
     if size not in (None, "auto"):
         values["width"], values["height"] = _size(size)
     names = {**spoken(body, DRAWN, DRAWN_ROWS), **dict.fromkeys((*SIZE, "size"), "size")}
-    return Drawing(_checked(lambda: ImageRequest(**values, model=model), names), format, names)
+    return Drawing(_checked(lambda: make(ImageRequest, {**values, "model": model}), names), format, names)
 
 
 def wants_stream(body: Body) -> tuple[bool, bool]:
@@ -203,11 +202,11 @@ def _text_values(body: Body, besides: Collection[str], known: Mapping[str, str],
     """Return the values of a text request. Raise Refusal."""
     form = _schema(body.get("response_format"))
     given = _given(body, known, {*INERT, *besides, *(("response_format",) if form else ())})
-    values = {**form, **_values(given, known, TEXT_ROWS)}
-    texts = prompts * values.get("num_samples", 1)
+    values: Values = {**form, **_values(given, known, TEXT_ROWS)}
+    texts = prompts * (typed(values, "num_samples", int) or 1)
     if texts > MOST_SAMPLES:
         raise Refusal(INVALID, f"more than {MOST_SAMPLES} texts in one request", param="n")
-    if values.get("max_tokens", 0) > MOST_TOKENS // texts:
+    if (typed(values, "max_tokens", int) or 0) > MOST_TOKENS // texts:
         name = next(name for name in given if known[name] == "max_tokens")
         wanted = f"at most {MOST_TOKENS // texts} for each text of so many in one request"
         raise Refusal(INVALID, f"{name} {values['max_tokens']}: {wanted}", param=name)
@@ -231,14 +230,14 @@ def _schema(format: object) -> dict[str, str]:
     return {"schema": json.dumps(schema)}
 
 
-def _request(prompt: str, seed: int, values: Values) -> TextRequest:
-    return _checked(lambda: TextRequest.of(prompt, seed=seed, **values), {**FLAGS, "prompt": "prompt"})
+def _request(prompt: str, values: Values) -> TextRequest:
+    return _checked(lambda: TextRequest.of(prompt, **values), {**FLAGS, "prompt": "prompt"})
 
 
-def _checked(make: Callable[[], T], names: Mapping[str, str]) -> T:
+def _checked(build: Callable[[], T], names: Mapping[str, str]) -> T:
     """Make a request. Raise Refusal where values do not go together, or a text is none."""
     try:
-        return make()
+        return build()
     except GencliError as error:
         raise Refusal.of(error, status=INVALID, names=names) from None
 
@@ -276,14 +275,19 @@ def _stop(name: str, value: object) -> tuple[str, ...]:
 
 def _prompts(value: object) -> list[str | list[int]]:
     """Return the prompts of `prompt`: a text or several, or the same of token ids. Raise Refusal."""
-    several: list[Any] = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
+    several = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
     if len(several) > MOST_PROMPTS:
         raise Refusal(INVALID, f"prompt: at most {MOST_PROMPTS} of them", param="prompt")
+    found: list[str | list[int]] = []
     for one in several:
-        ids = isinstance(one, list) and all(type(token) is int and 0 <= token < 2**31 for token in one)
-        if not isinstance(one, str) and not ids:
+        if not isinstance(one, str) and not (isinstance(one, list) and all(map(_is_token, one))):
             raise Refusal(INVALID, "prompt: wants a text, token ids, or a list of one of these", param="prompt")
-    return several
+        found.append(one)
+    return found
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _message(number: int, message: object) -> Message:
