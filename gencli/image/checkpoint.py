@@ -17,6 +17,7 @@ from gencli.checkpoints.open import replace_part
 from gencli.errors import GencliError
 from gencli.image.families import Family, Stage
 from gencli.image.prompts.classes import Classes, classes_of
+from gencli.options import typed
 
 if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
@@ -151,9 +152,7 @@ class ImageCheckpoint:
         network = self.family.stages[-1].network
         config = self.configs[network]
         if config.get("_class_name") == "UNetModel":
-            levels = config["channel_mult"]
-            assert isinstance(levels, list)  # as shapes tell it
-            return self.factor * 2 ** (len(levels) - 1)
+            return self.factor * 2 ** (len(typed(config, "channel_mult", list) or [1]) - 1)
         halves = config.get("_class_name") == "UNet2DModel"
         return self.factor * (2 ** (len(_blocks(self, network)) - 1) if halves else patch_size(config))
 

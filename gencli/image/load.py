@@ -111,12 +111,7 @@ class _Loader:
         large = build.is_packed(tensors) or build.bytes_as(tensors, torch.float32) > limit
         casting = self.place.type == "cpu" and dtype == torch.float32 and large
         module = build.load(
-            owner.parts[name],
-            device=self.place,
-            dtype=dtype,
-            config=config,
-            tensors=tensors,
-            layerwise_casting=casting,
+            owner.parts[name], device=self.place, dtype=dtype, config=config, tensors=tensors, layerwise_casting=casting
         )
         if dtype is not None and not casting and any(STORED.get(tensors.dtype(key)) != dtype for key in tensors):
             owner.forget(name)  # of which there is a copy now

@@ -184,11 +184,7 @@ def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: 
 
 
 def _make_latents(
-    recipe: ImageRecipe,
-    pipeline: TextToImageModel | None,
-    collection: ImageCollection,
-    data: str,
-    precision: Precision,
+    recipe: ImageRecipe, pipeline: TextToImageModel | None, collection: ImageCollection, data: str, precision: Precision
 ) -> Generator[Progress, None, AutoencoderKL]:
     """Train the autoencoder, or take that of the checkpoint, and write `out`/latents.pt, unless it is there.
 

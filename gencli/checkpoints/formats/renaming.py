@@ -10,6 +10,7 @@ from gencli.checkpoints.checkpoint import Checkpoint, Contents, Kind, Part, Shap
 from gencli.checkpoints.tensors import Piece, PrefixedFile, RenamedTensors, Tensors
 from gencli.errors import GencliError
 from gencli.models.base import Rename
+from gencli.options import typed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +31,7 @@ class Renamed:
 
     def size(self, key: str) -> int:
         """Return a size in its config, as shapes have told it."""
-        value = self.config[key]
-        assert isinstance(value, int)
-        return value
+        return typed(self.config, key, int) or 0
 
     def part(self, contents: Contents, name: str, prefix: str = "") -> Part:
         """Return it as a part of the checkpoint in a file or folder; `prefix` stands before all names there."""

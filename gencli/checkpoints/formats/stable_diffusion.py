@@ -39,10 +39,7 @@ PADS = {
 NUMBERS = {"sdxl": 6, "refiner": 5}
 Reader = Callable[[Shapes], tuple[Renamed, list[str]]]
 # What a file may lack and still be told, and what helps
-MISSING = {
-    "vae": ("no autoencoder", "--vae ID|FILE names one"),
-    "text_encoder": ("no first text encoder", None),
-}
+MISSING = {"vae": ("no autoencoder", "--vae ID|FILE names one"), "text_encoder": ("no first text encoder", None)}
 
 
 def is_stable_diffusion(contents: Contents) -> bool:
