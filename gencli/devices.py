@@ -21,14 +21,24 @@ OTHER_DEVICES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps"
 SHORT_DTYPES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
 
 
-def check_names(device: str, dtype: str, threads: int | None) -> None:
-    """Raise UsageError for an unknown device or dtype, and for an impossible number of threads."""
+def check_device(name: str, device: str) -> None:
+    """Raise UsageError for an unknown device. name: the option's."""
     if device not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", device):
         hint = _meant(device, OTHER_DEVICES, DEVICES) or "auto, cpu, cuda, cuda:N or mps"
-        raise UsageError(f"--device {device!r}: no such device", hint)
+        raise UsageError(f"{name} {device!r}: no such device", hint)
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Raise UsageError for an unknown dtype. name: the option's."""
     if dtype not in DTYPES:
         hint = _meant(dtype, SHORT_DTYPES, DTYPES) or ", ".join(DTYPES)
-        raise UsageError(f"--dtype {dtype!r}: no such precision", hint)
+        raise UsageError(f"{name} {dtype!r}: no such precision", hint)
+
+
+def check_names(device: str, dtype: str, threads: int | None) -> None:
+    """Raise UsageError for an unknown device or dtype, and for an impossible number of threads."""
+    check_device("--device", device)
+    check_dtype("--dtype", dtype)
     if threads is not None and not 1 <= threads <= 4096:
         raise UsageError(f"--threads {threads}: must be from 1 to 4096")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gencli.checkpoints.mixes import PACKING, check_mix
-from gencli.devices import DEVICES, DTYPES, check_names
+from gencli.devices import DEVICES, DTYPES, check_device, check_dtype, check_names
 from gencli.errors import UsageError
 from gencli.options import MODEL, Option, several, string
 
@@ -18,6 +18,7 @@ DTYPE = Option(
     env="GENCLI_DTYPE",
     after="device",
     complete=lambda: list(DTYPES),
+    valid=check_dtype,
 )
 QUANTIZE = Option(
     str,
@@ -27,7 +28,9 @@ QUANTIZE = Option(
     after="dtype",
     complete=lambda: list(PACKING),
 )
-THREADS = Option(int, "--threads N", "CPU threads (default: one per core).", MODEL, also=("-t", "-tb"))
+THREADS = Option(
+    int, "--threads N", "CPU threads (default: one per core).", MODEL, within=(1, 4096), also=("-t", "-tb")
+)
 ALLOW_PICKLE = Option(bool, "--allow-pickle", "Also allow .bin, .pt and .ckpt files (tensors only).", MODEL)
 
 
@@ -68,7 +71,7 @@ class ModelSpec:
     model: str | None = string(None)
     device: str = string("auto", "--device NAME",
         "auto, cpu, cuda, cuda:N or mps (default: auto, the first of cuda, mps, cpu).",
-        MODEL, env="GENCLI_DEVICE", complete=lambda: list(DEVICES))
+        MODEL, env="GENCLI_DEVICE", complete=lambda: list(DEVICES), valid=check_device)
     dtype: str = DTYPE.field("auto")
     threads: int | None = THREADS.field(None, compare=False)
     lora: tuple[str, ...] = several(str, "--lora NAME[:SCALE]",

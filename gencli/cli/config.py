@@ -11,11 +11,14 @@ A key is a long flag without its dashes. Order: flag, environment, profile, file
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, cast
 
 from gencli.cli.parser import is_group
@@ -60,13 +63,13 @@ def parse(data: bytes) -> dict[str, object]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))  # Windows' editors begin a file with a mark
     except (ValueError, RecursionError) as error:
         raise GencliError(f"{path()} is not valid TOML: {error}") from None
 
 
-def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[str, tuple[Words, str]]:
-    """Return name of a parameter → its value, in words as the command line has them, and where that stands.
+def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[str, tuple[Words, list[str]]]:
+    """Return name of a parameter → its value, in words as the command line has them, and the keys that it stands under.
 
     Raise GencliError for a broken file, UsageError for a profile or an option that does not exist.
     """
@@ -75,21 +78,21 @@ def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[
         hint = did_you_mean(profile, known) or f"profiles: {', '.join(known) or 'none'}"
         raise UsageError(f"--profile {profile!r}: no such profile in {path()}", hint)
     words, names = ctx.command_path.split()[1:], flags(command)
+    options = {param.name: param for param in command.params}
     top = cast("typer.Context", ctx.find_root())
     if is_group(top.command):
         _check_tables(config, top.command.list_commands(top))
-    found: dict[str, tuple[Words, str]] = {}
-    for root, where in [([], path().name), *([([PROFILES, profile], f"profile {profile}")] if profile else [])]:
+    found: dict[str, tuple[Words, list[str]]] = {}
+    for root in [[], *([[PROFILES, profile]] if profile else [])]:
         for key, value in _table(config, root).items():
             if not isinstance(value, Mapping) and key in names:
-                found[names[key]] = _words(value), where
+                found[names[key]] = _words([*root, key], value, options[names[key]]), [*root, key]
         for key, value in _table(config, [*root, *words]).items():
-            if isinstance(value, Mapping):
-                continue
             if key not in names:
                 section = ".".join([*root, *words])
-                raise UsageError(f"{path()}: [{section}] has no option {key!r}", did_you_mean(key, names))
-            found[names[key]] = _words(value), where
+                raise UsageError(f"{path()}: [{section}] has no option {key!r}", meant(key, [command]))
+            keys = [*root, *words, key]
+            found[names[key]] = _words(keys, value, options[names[key]]), keys
     return found
 
 
@@ -109,6 +112,13 @@ def flags(command: Command) -> dict[str, str]:
     return {flag[2:]: param.name or "" for param in options for flag in param.opts if flag.startswith("--")}
 
 
+def meant(key: str, commands: Sequence[Command]) -> str | None:
+    """Return a hint for a key that no option of these commands has: the long flag of a short one, or a slip."""
+    for param in (param for command in commands for param in command.params if f"-{key}" in param.opts):
+        key = next((flag[2:] for flag in param.opts if flag.startswith("--")), key)
+    return did_you_mean(key, sorted({name for command in commands for name in flags(command)}))
+
+
 def said(args: Sequence[str]) -> str | None:
     """Return the profile that a command line, or else the environment, names."""
     words = iter(args)
@@ -122,6 +132,17 @@ def said(args: Sequence[str]) -> str | None:
     return os.environ.get(PROFILE) or None
 
 
+def place(keys: Sequence[str]) -> str:
+    """Return in words where a value stands: in a profile, or in the file."""
+    return f"profile {keys[1]}" if keys[0] == PROFILES else path().name
+
+
+def removal(keys: Sequence[str]) -> str:
+    """Return a hint: the command that removes what stands under these keys."""
+    profile = f" --profile {quote(keys[1])}" if keys[0] == PROFILES else ""
+    return f"it stands in {path()}; `gencli config unset {'.'.join(keys[2:] if profile else keys)}{profile}` removes it"
+
+
 def shown(value: object, option: str) -> object:
     """Return a value as it may be shown: not that of a secret."""
     return "…" if option.endswith("key") else value
@@ -133,7 +154,7 @@ def origin(ctx: typer.Context, param: Param) -> str | None:
     if source is not None and source.name == "ENVIRONMENT":
         return str(param.envvar)
     if source is not None and source.name == "DEFAULT_MAP":
-        return str(ctx.meta.get("gencli.origins", {}).get(param.name))
+        return place(ctx.meta["gencli.keys"][param.name])
     return None
 
 
@@ -158,13 +179,11 @@ def located(error: GencliError, ctx: typer.Context) -> GencliError:
 
 def set_value(keys: Sequence[str], value: str | bool | int | float | list[str] | None) -> None:
     """Write one value into the file, or remove it. Raise GencliError."""
-    import json
-
     from gencli.atomic import write_over
 
     file = path()
     try:
-        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        before = file.read_text(encoding="utf-8-sig") if file.exists() else ""
         after = changed(before, keys, None if value is None else json.dumps(value, ensure_ascii=False))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_over(file, after.encode())
@@ -173,45 +192,69 @@ def set_value(keys: Sequence[str], value: str | bool | int | float | list[str] |
 
 
 def changed(text: str, keys: Sequence[str], value: str | None) -> str:
-    """Return the text of a file with one value set, or removed; all else stays as it is.
+    """Return the text of a file with one value set, or a value or a table removed; all else stays as it is.
 
     keys: the tables, then the key. value: TOML. Raise GencliError where the file is written in a way that this cannot
     change.
     """
     *tables, key = keys
-    lines = text.splitlines()
-    start, end = 0, len(lines)
-    heads = [number for number, line in enumerate(lines) if line.lstrip().startswith("[")]
+    lines, wanted = text.splitlines(), parse(text.encode())
+    _set(wanted, tables, key, None if value is None else parse(f"x = {value}".encode())["x"])
+    heads = {number: found for number, line in enumerate(lines) if (found := _header(line))}
+    if value is None and (gone := [number for number, found in heads.items() if found[: len(keys)] == [*keys]]):
+        for head in reversed(gone):
+            del lines[head : next((n for n in heads if n > head), len(lines))]
+        return _joined(lines)
+    at, start = next((number for number, found in heads.items() if found == tables), None), 0
     if tables:
-        at = next((n for n in heads if _header(lines[n]) == tables), None)
         if at is None and value is not None:
-            lines += [*([""] if lines else []), f"[{'.'.join(tables)}]"]
+            lines += [*([""] if lines else []), f"[{'.'.join(map(_quoted, tables))}]"]
             at = len(lines) - 1
         start = len(lines) if at is None else at + 1
     end = next((n for n in heads if n >= start), len(lines))
     old = [n for n in range(start, end) if lines[n].partition("=")[0].strip().strip("\"'") == key and "=" in lines[n]]
-    new = [] if value is None else [f"{key} = {value}"]
-    if old:
-        lines[old[0] : old[0] + 1] = new
-    else:
-        while end > start and not lines[end - 1].strip():
-            end -= 1
-        lines[end:end] = new
-    made = "".join(f"{line}\n" for line in lines)
-    wanted = parse(text.encode())
-    _set(wanted, tables, key, None if value is None else parse(f"x = {value}".encode())["x"])
-    try:
-        same = _plain(parse(made.encode())) == _plain(wanted)
-    except GencliError:  # a table that is written in dots, or in one line
-        same = False
-    if not same:
-        raise GencliError(f"{path()} is written in a way that this command cannot change", "edit it yourself")
-    return made
+    while not old and end > start and not lines[end - 1].strip():
+        end -= 1
+    first = old[0] if old else end
+    for stop in range(first + 1, end + 1) if old else [end]:  # an old list may take several lines
+        made = _joined([*lines[:first], *([] if value is None else [f"{key} = {value}"]), *lines[stop:]])
+        with contextlib.suppress(GencliError):  # a table that is written in dots, or in one line
+            if _plain(parse(made.encode())) == _plain(wanted):
+                return made
+    where = first + 1 if old else _line_of(text.splitlines(), keys)
+    raise GencliError(
+        f"line {where} of {path()} is written in a way that this command cannot change", "edit it yourself"
+    )
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _quoted(key: str) -> str:
+    """Return a key as TOML has it."""
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key, ensure_ascii=False)
 
 
 def _header(line: str) -> list[str]:
-    inner = line.strip().partition("]")[0].removeprefix("[")
-    return [word.strip().strip("\"'") for word in inner.split(".")]
+    """Return the keys of a line that begins a table; [] for another line."""
+    found: list[str] = []
+    with contextlib.suppress(GencliError):
+        inside: object = parse(line.encode()) if line.lstrip().startswith("[") else None
+        while isinstance(inside, Mapping) and inside:
+            key, inside = next(iter(inside.items()))
+            found.append(key)
+    return found
+
+
+def _line_of(lines: Sequence[str], keys: Sequence[str]) -> int:
+    """Return the number of the line that first says something of a key, or else of the innermost table of it."""
+    for depth in range(len(keys), 0, -1):
+        for number in range(1, len(lines) + 1):
+            with contextlib.suppress(GencliError):
+                if keys[depth - 1] in _table(parse(_joined(lines[:number]).encode()), keys[: depth - 1]):
+                    return number
+    return 1
 
 
 def _set(config: dict[str, object], tables: Sequence[str], key: str, value: object) -> None:
@@ -238,11 +281,26 @@ def _table(config: Mapping[str, object], keys: Sequence[str]) -> Mapping[str, ob
     return found if isinstance(found, Mapping) else {}
 
 
-def _words(value: object) -> Words:
-    """Return a value as the command line has it: words, and a list of them for an option that may be repeated."""
-    if isinstance(value, list):
-        return [_words(one) for one in value]
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _words(keys: Sequence[str], value: object, param: Param) -> Words:
+    """Return a value as the command line has it: a word, or a list of them for an option that may be repeated.
+
+    keys: where it stands. Raise UsageError for a table, and for a list where one value belongs.
+    """
+    several = value if isinstance(value, list) and param.multiple else [value]
+    wrong = next((one for one in several if isinstance(one, Mapping | list)), None)
+    if wrong is not None:
+        kind = "list" if isinstance(wrong, list) else "table"
+        wanted = "several values" if param.multiple else "one value"
+        raise UsageError(f"{path()}: {'.'.join(keys)} takes {wanted}, not a {kind}", removal(keys))
+    words: list[Words] = [str(one).lower() if isinstance(one, bool) else str(one) for one in several]
+    return words if param.multiple else words[0]
+
+
+def keys_of(config: Mapping[str, object]) -> Iterator[list[str]]:
+    """Yield the keys of a file, those of tables too."""
+    for key, value in config.items():
+        yield [key]
+        yield from ([key, *inner] for inner in keys_of(value if isinstance(value, Mapping) else {}))
 
 
 def values(config: Mapping[str, object], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from json import dumps as toml
 from typing import Annotated
 
 import typer
 
+from gencli.checkpoints.catalogue import find_entry
+from gencli.checkpoints.find import find
 from gencli.cli import config, parser
 from gencli.cli.help import SETTINGS, Command, Group
 from gencli.cli.options import JSON, declare
@@ -97,7 +100,9 @@ def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> No
         for key, value, place in rows:
             write_object({"key": key, "value": value, "from": place})
     elif rows:
-        write_lines([f"{key} = {value}  ({place})" for key, value, place in rows])
+        write_lines(
+            [f"{key} = {toml(value, ensure_ascii=False, default=str)}  ({place})" for key, value, place in rows]
+        )
     else:
         ctx.find_root().obj.note(f"nothing is set; the file would be {config.path()}")
 
@@ -122,7 +127,9 @@ def unset(ctx: typer.Context, key: KeyThere, profile: Profile = None) -> None:
     known, flags = _set_keys(), [flag]
     with contextlib.suppress(UsageError):  # the file may have what no command has
         flags = [flag, *_option(ctx, key)[1]]
-    keys = next((one for name in flags if (one := [*_before(profile), *words, name]) in known), None)
+    there = list(config.keys_of(config.read()))
+    names = [".".join([*_before(profile), *words, name]) for name in flags]  # a profile's may have dots
+    keys = next((one for name in names for one in there if ".".join(one) == name), None)
     if keys is None:
         name = ".".join([*_before(profile), *words, flag])
         raise UsageError(f"{name} is not set in {config.path()}", did_you_mean(name, map(".".join, known)))
@@ -136,6 +143,8 @@ def _set_keys() -> list[list[str]]:
 
 def _before(profile: str | None) -> list[str]:
     """Return the tables that a profile's settings stand in."""
+    if profile == "":
+        raise UsageError("--profile '': a profile's name cannot be empty", "is it an unset variable?")
     return [config.PROFILES, profile] if profile else []
 
 
@@ -144,6 +153,10 @@ def _option(ctx: typer.Context, key: str) -> tuple[list[str], list[str], parser.
     first; the first command that has the option, and the option. Raise UsageError."""
     *words, flag = key.removeprefix("--").split(".")
     commands = dict(_commands(root_of(ctx), ctx))
+    if not words and flag in root_of(ctx).list_commands(ctx):
+        raise UsageError(
+            f"{key} is a command: KEY is one of its options", f"as in {key}.OPTION; `gencli {key} --help` lists them"
+        )
     if words and ".".join(words) not in commands:
         raise UsageError(f"{key}: no such command", did_you_mean(".".join(words), commands))
     chosen = [commands[".".join(words)]] if words else list(commands.values())
@@ -152,9 +165,8 @@ def _option(ctx: typer.Context, key: str) -> tuple[list[str], list[str], parser.
         if (name := known.get(flag)) is not None:
             flags = [other for other in known if known[other] == name]
             return words, flags, one, next(param for param in filter(is_option, one.params) if param.name == name)
-    names = sorted({name for one in chosen for name in config.flags(one)})
     command = " ".join(words) or "COMMAND"
-    raise UsageError(f"{key}: no such option", did_you_mean(flag, names) or f"`gencli {command} --help` lists them")
+    raise UsageError(f"{key}: no such option", config.meant(flag, chosen) or f"`gencli {command} --help` lists them")
 
 
 def _commands(group: CommandGroup, ctx: typer.Context, before: str = "") -> Iterator[tuple[str, parser.Command]]:
@@ -174,8 +186,12 @@ def _check(ctx: typer.Context, command: parser.Command, param: OptionParam, valu
     use_plain_values([param])
     found = param.process_value(ctx, value if param.multiple else value[0])
     row = getattr(command.callback, "rows", {}).get(param.name)
-    if row is not None and row.read is None and row.word is None:
-        row.check(param.name, tuple(found) if row.several and isinstance(found, list | tuple) else found)
+    if row is None or (row.word is not None and row.read is None):
+        return
+    found = tuple(found) if row.several and isinstance(found, list | tuple) else found
+    row.check(param.name, found if row.read is None else row.read(found))
+    if param.name == "model" and "/" not in value[0] and find_entry(value[0]) is None:  # not to be downloaded
+        find(value[0], offline="`gencli config set`")
 
 
 def _typed(param: OptionParam, words: list[str]) -> list[str] | bool | int | float | str:

@@ -60,7 +60,7 @@ class Command(TyperCommand):
                 return
             raise
         ctx.default_map = {name: value for name, (value, _) in found.items()}
-        ctx.meta["gencli.origins"] = {name: place for name, (_, place) in found.items()}
+        ctx.meta["gencli.keys"] = {name: keys for name, (_, keys) in found.items()}
 
 
 class Group(TyperGroup):
@@ -175,7 +175,7 @@ def _in_force(param: Param, ctx: typer.Context) -> str:
     """Return what holds for an option that is not given, where the environment or a file sets it."""
     value, place = param.value_from_envvar(ctx), param.envvar
     if value is None and (value := ctx.lookup_default(param.name or "")) is not None:
-        place = ctx.meta["gencli.origins"].get(param.name)
+        place = config.place(ctx.meta["gencli.keys"][param.name])
     shown = config.shown(", ".join(map(str, value)) if isinstance(value, list | tuple) else value, param.opts[-1])
     return "" if value is None else f" Now: {shorten(str(shown), 60)} (set by {place})."
 

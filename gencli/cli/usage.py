@@ -81,6 +81,9 @@ COMMANDS_ELSEWHERE = {
     "show": "models show",
     "ps": "models list",
     "create": "models convert",
+    **dict.fromkeys(("config get", "config list", "config ls"), "config show"),
+    "config edit": "config path",
+    **dict.fromkeys(("config rm", "config remove", "config delete"), "config unset"),
 }
 # The same for arguments of commands that take none: {} is what was typed.
 ARGUMENTS_ELSEWHERE = {"chat": '`gencli text --chat "{}"` answers one message', "serve": "did you mean -m {}?"}
@@ -96,7 +99,7 @@ def meant_command(args: Sequence[str], known: Collection[str]) -> str | None:
 
 def meant_inside(group: str, name: str) -> str | None:
     """Return the command of a group, such as models, that other tools call so; None for others."""
-    before, _, command = COMMANDS_ELSEWHERE.get(name, "").partition(" ")
+    before, _, command = (COMMANDS_ELSEWHERE.get(f"{group} {name}") or COMMANDS_ELSEWHERE.get(name, "")).partition(" ")
     return command if before == group else None
 
 
@@ -142,7 +145,7 @@ def explain(error: Exception) -> UsageError:
         said = f" (env var: '{param.envvar}')"  # in the parser's own words, whether or not it is set
         place = config.origin(ctx, param)
         if place is not None and place != param.envvar:
-            found.hint = f"it stands in {config.path()}; `gencli config unset` removes it"
+            found.hint = config.removal(ctx.meta["gencli.keys"][param.name])
         found.message = found.message.replace(said, "") + (f" (set by {place})" if place else "")
     return found
 
@@ -157,6 +160,8 @@ def _about_words(message: str, ctx: typer.Context) -> str | None:
         elif ctx.info_name == "chat" and _is_model(model):  # as ollama run takes them
             advice, words = "`gencli text --chat -m {}` answers one message", f'{model} "{prompt}"'
         return ELSEWHERE["-c"] if words.isdecimal() else advice and advice.format(shorten(words, 60))
+    if "'VALUE'" in message and "=" in str(ctx.params.get("key")):
+        return "write a space in place of the first `=`"
     return None
 
 

@@ -250,3 +250,76 @@ def test_a_default_model_that_is_not_here_says_who_set_it(file: Path, capsys, mo
     assert "`gencli models use NAME` sets another default" in said
     for words in (["-m", "/no/where"], ["--profile", "other"]):
         assert main(["text", "a", *words]) == 1 and "models use" not in capsys.readouterr().err
+
+
+def test_one_string_is_one_value_of_an_option_that_repeats(file: Path, capsys) -> None:
+    file.parent.mkdir()
+    for text, words, says in (
+        ('[text]\nlora = "nope"', ["text", "a"], "--lora nope: no such file"),
+        ('[text]\nlogit-bias = "262"', ["text", "a"], "'262'"),
+        ('[image]\nsweep = "sead=1..2"', ["image", "a"], "'sead"),
+    ):
+        file.write_text(text)
+        assert main(words) and says in capsys.readouterr().err
+    file.write_bytes(b'\xef\xbb\xbf[text]\nstop = "little"\nmax-tokens = 3\n')  # with a mark, as Notepad saves it
+    assert main(["text", "a", "--seed", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["stop"] == ["little"]
+
+
+def test_a_table_or_a_list_in_place_of_a_value_is_told(file: Path, capsys) -> None:
+    file.parent.mkdir()
+    for text, says in (
+        ("[text]\ntemperature = [1]", "text.temperature takes one value, not a list"),
+        ("max-tokens = [3]", "max-tokens takes one value, not a list"),
+        ("[text]\nmax-tokens = {a = 1}", "text.max-tokens takes one value, not a table"),
+        ("[text]\nlogit-bias = {262 = 5}", "text.logit-bias takes several values, not a table"),
+        ("[text]\nstop = [['a']]", "text.stop takes several values, not a list"),
+        ("[text.temperature]", "text.temperature takes one value, not a table"),
+        ("[profile.p.text]\nlora = {file = 'x'}", "unset text.lora --profile p` removes it"),
+        ("[text]\ntemperature = 'x'", "`gencli config unset text.temperature` removes it"),
+        ("[text]\nn = 3", "[text] has no option 'n'\nhint: did you mean max-tokens?"),
+    ):
+        file.write_text(text)
+        assert says in refused(capsys, "text", "a", *(["--profile", "p"] if "profile" in text else []))
+
+
+@pytest.mark.slow
+def test_set_takes_what_the_command_line_takes(file: Path, capsys) -> None:
+    for words, says in (
+        (["image.size", "64"], "--size 64: expected WIDTHxHEIGHT"),
+        (["text.logit-bias", "-1=-1"], "--logit-bias -1=-1.0: expected a token id"),
+        (["text.device", "gpu"], "did you mean cuda?"),
+        (["image.dtype", "fp16"], "did you mean float16?"),
+        (["text.threads", "0"], "must be from 1 to 4096"),
+        (["image", "--steps", "5"], "image is a command: KEY is one of its options"),
+        (["text.n", "5"], "did you mean max-tokens?"),
+        (["image.steps", "9", "--profile", ""], "a profile's name cannot be empty"),
+        (["text.frequency-penalty=-0.5"], "write a space in place of the first `=`"),
+    ):
+        assert says in refused(capsys, "config", "set", *words)
+    assert main(["config", "set", "text.model", "nope"]) == 1 and "no model 'nope'" in capsys.readouterr().err
+    assert not file.exists()
+    for words in (["text.model", "smollm2"], ["text.model", "some/body"], ["image.size", "64x64"], ["text.seed", "-1"]):
+        assert main(["config", "set", *words]) == 0
+    assert main(["config", "set", "image.steps", "9", "--profile", "a b.c"]) == 0
+    assert config.read()["profile"] == {"a b.c": {"image": {"steps": 9}}}
+    assert main(["config", "set", "text.stop", "END", "two"]) == 0 and capsys.readouterr()
+    assert main(["config", "show"]) == 0 and 'text.stop = ["END", "two"]  (' in capsys.readouterr().out
+    file.write_text(f"{file.read_text()}[text.temperature]\n")
+    for table in ("text.temperature", "profile.a b.c", "text"):
+        assert main(["config", "unset", table]) == 0
+    assert config.read() == {"image": {"size": "64x64"}}
+
+
+def test_the_line_that_cannot_be_changed_is_named(file: Path) -> None:
+    text = "# mine\n[text]\nstop = [\n  'a',\n]\nseed = 1\n\n[text.x]\ny = 1\n"
+    assert config.changed(text, ["text", "stop"], '["b"]') == text.replace("[\n  'a',\n]", '["b"]')
+    assert config.changed(text, ["text"], None) == "# mine\n"
+    for odd in ("a = 1\nimage.steps = 3\n", "a = 1\nimage = {steps = 3}\n"):
+        with pytest.raises(GencliError, match=r"line 2 of .* is written in a way"):
+            config.changed(odd, ["image", "steps"], "4")
+
+
+def test_what_others_call_the_commands_of_config(capsys) -> None:
+    for word, meant in (("get", "show"), ("list", "show"), ("edit", "path"), ("delete", "unset")):
+        assert f"did you mean `gencli config {meant}`?" in refused(capsys, "config", word)
