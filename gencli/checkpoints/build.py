@@ -122,9 +122,9 @@ def assign(
         tensor = tensors.get(name)
         if transform is not None:
             tensor = transform(tensor)
-            if tuple(tensor.shape) != wanted[target]:
-                mismatched.append(f"{name} is {list(tensors.shape(name))}, which does not fit {target}")
-                continue
+        if tuple(tensor.shape) != wanted[target]:
+            mismatched.append(f"{name} is {list(tensors.shape(name))}, which does not fit {target}")
+            continue
         state[target] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     # Where the config ties two and the file has one of them; a file that has both is believed, as in transformers.
     pairs = [pair for pair in layout.tied.items() if pair[0] in own and own[pair[0]] is own.get(pair[1])]

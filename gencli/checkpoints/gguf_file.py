@@ -78,7 +78,7 @@ class GgufFile:
         count = math.prod(shape)
         if shape[-1] % block:
             raise ValueError(f"tensor {name[:60]!r} has rows of {shape[-1]} values in blocks of {block}")
-        if kind not in FLOATS and len(shape) != 2:
+        if kind not in FLOATS and len(shape) not in (2, 3):
             raise ValueError(f"tensor {name[:60]!r} is packed, and no matrix: {list(shape)}")
         self.dtypes[name], self._spans[name] = kind, (start, count // block * size)
         if (end := start + count // block * size) > len(self._map):
@@ -94,7 +94,8 @@ class GgufFile:
         """Nothing is held that could be let go."""
 
     def get(self, name: str) -> torch.Tensor:
-        """Return a tensor on the CPU in the file's own memory: floats as they are, and packed matrices as `Packed`."""
+        """Return a tensor on the CPU in the file's own memory: floats as they are, and packed matrices as `Packed`,
+        several one below the other."""
         import torch
 
         from gencli.kernels.packed import Packed
@@ -102,7 +103,8 @@ class GgufFile:
         shape, kind, (start, size) = self.shapes[name], self.dtypes[name], self._spans[name]
         if kind not in FLOATS:
             data = torch.from_numpy(np.asarray(self._map[start : start + size]))
-            return Packed(kind, data.reshape(shape[0], -1) if shape[0] else data.reshape(0, size))
+            rows = math.prod(shape[:-1])
+            return Packed(kind, data.reshape(rows, -1) if rows else data.reshape(0, size))
         dtype, count = getattr(torch, FLOATS[kind]), math.prod(shape)
         if not count:
             return torch.empty(shape, dtype=dtype)

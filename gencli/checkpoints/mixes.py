@@ -62,20 +62,23 @@ def kind_of(mix: str, name: str, shape: Sequence[int], layers: int, groups: int,
     """
     from gencli.kernels import TYPES  # help pages do without
 
-    if len(shape) != 2 or not name.endswith(".weight") or name.startswith("position_embd") or "norm" in name:
+    matrices = len(shape) == (3 if name.endswith("_exps.weight") else 2)
+    if not matrices or not name.endswith(".weight") or name.startswith("position_embd") or "norm" in name:
+        return "F32"
+    if name.endswith("ffn_gate_inp.weight"):  # which chooses experts
         return "F32"
     kind = MIXES[mix].kind
     if TYPES[kind][1] == 1:
         return kind
     part = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if name == ("token_embd.weight" if tied else "output.weight"):
-        wide = shape[1] % TYPES[kind][1] == 0
+        wide = shape[-1] % TYPES[kind][1] == 0
         kind = "Q8_0" if kind == "Q8_0" or not wide else "Q6_K"
     elif part is not None:
-        kind = _of_layer(mix, part[2], int(part[1]), layers, groups)
-    if shape[1] % TYPES[kind][1]:
+        kind = _of_layer(mix, part[2].removesuffix("_exps"), int(part[1]), layers, groups)
+    if shape[-1] % TYPES[kind][1]:
         kind = NARROW.get(kind, "F16")
-    return kind if shape[1] % TYPES[kind][1] == 0 else "F16"
+    return kind if shape[-1] % TYPES[kind][1] == 0 else "F16"
 
 
 def kind_in_network(mix: str, name: str, columns: int, layers: int) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gencli.errors import UsageError
 
-INTERFACE = 7  # as kernels.h says it
+INTERFACE = 8  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -52,6 +52,8 @@ class Layer(ctypes.Structure):
     _fields_ = (
         ("qkv", ctypes.POINTER(Weights) * 3), ("o", ctypes.POINTER(Weights)),
         ("gate_up", ctypes.POINTER(Weights) * 2), ("down", ctypes.POINTER(Weights)),
+        ("router", ctypes.POINTER(Weights)), ("experts", ctypes.c_void_p),
+        ("count", ctypes.c_int32), ("chosen", ctypes.c_int32), ("normalised", ctypes.c_int32),
         ("before_attention", Norm), ("after_attention", Norm), ("before_mlp", Norm), ("after_mlp", Norm),
         ("q_norm", Norm), ("k_norm", Norm),
         ("heads", ctypes.c_int32), ("kv_heads", ctypes.c_int32), ("head_size", ctypes.c_int32),

@@ -10,8 +10,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 7  /* what the Python side asks for: changes with the functions and structures below */
+#define INTERFACE 8  /* what the Python side asks for: changes with the functions and structures below */
 #define CHUNK 128    /* positions whose activations are prepared together */
+#define EXPERTS 1024 /* the most of a layer */
 
 typedef struct {
     const uint8_t *data;   /* the first row */
@@ -43,9 +44,15 @@ typedef struct {
 enum { SILU = 0, GELU_TANH = 1 };
 
 /* A layer of a decoder: x += after_attention(o(attention(before_attention(x)))), then the same of the feed-forward
-   network. Matrices may be fused: `qkv` has 3 or 1, `gate_up` 2 or 1. */
+   network. Matrices may be fused: `qkv` has 3 or 1, `gate_up` 2 or 1.
+
+   A mixture of experts has, in place of that network, `router`, whose outputs say which `chosen` of the `count` experts
+   compute for a row, and gate, up and down of each, all of one shape and one type. Their shares are the softmax of these
+   outputs, of all experts or with `normalised` of the chosen ones. */
 typedef struct {
     const Weights *qkv[3], *o, *gate_up[2], *down;
+    const Weights *router, *const *experts;
+    int32_t count, chosen, normalised;
     Norm before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm;
     int32_t heads, kv_heads, head_size, rotated;  /* rotated: numbers of a head that are rotated */
     int32_t hidden, inner, window;                /* window: 0 for all positions */

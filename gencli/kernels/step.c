@@ -5,6 +5,7 @@
    each other behind these. What is little work each does for itself, in memory of its own: x, norms, codes. */
 #include "kernels.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -62,7 +63,7 @@ typedef struct { float *at; int64_t step; } Rows;
 typedef struct {
     const Model *model;
     const Place *at;
-    int64_t done, rows, inputs;         /* inputs: the most of a product */
+    int64_t done, rows, codes;          /* codes: bytes of the most that a product reads */
     _Alignas(64) atomic_llong next;     /* the next piece of work */
     _Alignas(64) atomic_int waiting, asleep, round, threads, failed, late;
 } Step;
@@ -74,6 +75,8 @@ typedef struct {
     float *x, *h, *scores;
     uint8_t *codes;
     Activations activations[CHUNK];
+    int32_t expert[CHUNK];  /* of each pair of a row and an expert that computes for it */
+    float share[CHUNK];
 } Thread;
 
 static int64_t hidden_of(const Step *s) { return s->model->layers[0]->hidden; }
@@ -232,8 +235,68 @@ static void attend(Thread *t, const Layer *l, int64_t number, Rows q, Rows y) {
     meet(t);
 }
 
+/* The experts of each row by the router's outputs, the first of equals first, and their shares. */
+static void choose(Thread *t, const Layer *l, const float *outputs) {
+    for (int64_t r = 0; r < t->step->rows; r++, outputs += l->count) {
+        uint8_t taken[EXPERTS] = {0};
+        float top = -INFINITY, sum = 0, chosen = 0, *share = t->share + r * l->chosen;
+        for (int e = 0; e < l->count; e++) top = outputs[e] > top ? outputs[e] : top;
+        for (int e = 0; e < l->count; e++) sum += expf(outputs[e] - top);
+        for (int j = 0; j < l->chosen; j++) {
+            int best = -1;
+            for (int e = 0; e < l->count; e++)
+                if (!taken[e] && (best < 0 || outputs[e] > outputs[best])) best = e;
+            taken[best] = 1;
+            t->expert[r * l->chosen + j] = best;
+            chosen += share[j] = expf(outputs[best] - top);
+        }
+        for (int j = 0; j < l->chosen; j++) share[j] /= l->normalised ? chosen : sum;
+    }
+}
+
+/* This thread's share of out (rows, hidden) = the sum of what the chosen experts give for x, times their shares. Memory
+   for each row: the router's outputs, then for each of its experts gate, up and what it gives. */
+static void mixture(Thread *t, const Layer *l, Rows x, float *memory, float *out) {
+    int64_t n = t->step->rows, pairs = n * l->chosen;
+    float *outputs = memory, *gate = outputs + n * l->count, *up = gate + pairs * l->inner, *given = up + pairs * l->inner;
+    products(t, &l->router, &outputs, 1, x, n);
+    choose(t, l, outputs);
+
+    const Weights *const *of = l->experts;
+    int64_t step = gencli_piece(of[0]), pieces = (l->inner + step - 1) / step;
+    prepare(t, of, 2, x, n);
+    for (int64_t i; (i = next(t)) < pairs * pieces;) {
+        int64_t pair = i / pieces, first = i % pieces * step, last = first + step < l->inner ? first + step : l->inner;
+        float *to = gate + pair * l->inner, *other = up + pair * l->inner;
+        const Activations *row = t->activations + pair / l->chosen;
+        of = l->experts + 3 * t->expert[pair];
+        gencli_chosen->product(of[0], row, 1, to, l->inner, first, last);
+        gencli_chosen->product(of[1], row, 1, other, l->inner, first, last);
+        gencli_chosen->activate(l->activation, to + first, other + first, last - first);
+    }
+    meet(t);
+
+    of = l->experts + 2;
+    step = gencli_piece(of[0]), pieces = (l->hidden + step - 1) / step;
+    prepare(t, of, 1, (Rows){gate, l->inner}, pairs);
+    for (int64_t i; (i = next(t)) < pairs * pieces;) {
+        int64_t pair = i / pieces, first = i % pieces * step, last = first + step < l->hidden ? first + step : l->hidden;
+        of = l->experts + 3 * t->expert[pair] + 2;
+        gencli_chosen->product(of[0], t->activations + pair, 1, given + pair * l->hidden, l->hidden, first, last);
+    }
+    meet(t);
+
+    for (int64_t r; (r = next(t)) < n;)
+        for (int64_t i = 0; i < l->hidden; i++) {
+            float sum = 0;
+            for (int64_t j = r * l->chosen; j < (r + 1) * l->chosen; j++) sum += t->share[j] * given[j * l->hidden + i];
+            out[r * l->hidden + i] = sum;
+        }
+    meet(t);
+}
+
 /* x (rows, hidden) → x after a layer. The threads' common memory, for each row of at most CHUNK: hidden, then qkv and the
-   result of the heads, or gate and up. */
+   result of the heads, or gate and up, or what `mixture` wants. */
 static void one_layer(Thread *t, int64_t number) {
     const Layer *l = t->step->model->layers[number];
     int64_t n = t->step->rows, all = n * l->hidden, q_size = (int64_t)l->heads * l->head_size;
@@ -254,8 +317,11 @@ static void one_layer(Thread *t, int64_t number) {
     int both = l->gated && !l->gate_up[1];
     Rows gate = {inner, both ? 2 * l->inner : l->inner};
     normed(&l->before_mlp, t->h, t->x, all);
-    gated_products(t, l, h, gate, both ? inner + l->inner : inner + n * l->inner);
-    products(t, &l->down, &out, 1, gate, n);
+    if (l->experts) mixture(t, l, h, inner, out);
+    else {
+        gated_products(t, l, h, gate, both ? inner + l->inner : inner + n * l->inner);
+        products(t, &l->down, &out, 1, gate, n);
+    }
     add(t, &l->after_mlp, out, all);
 }
 
@@ -294,8 +360,7 @@ static void run(void *data) {
     Thread t = {.step = s, .threads = gencli_team()};
     int number = atomic_fetch_add(&s->threads, 1);
     int64_t all = s->rows * hidden_of(s), floats = 2 * all + s->at->capacity;
-    int64_t codes = s->rows * gencli_codes_size(s->inputs);
-    if ((t.x = gencli_scratch((size_t)(floats * (int64_t)sizeof *t.x + codes)))) {
+    if ((t.x = gencli_scratch((size_t)(floats * (int64_t)sizeof *t.x + s->codes)))) {
         t.h = t.x + all;
         t.scores = t.h + all;
         t.codes = (uint8_t *)(t.x + floats);
@@ -338,6 +403,16 @@ static void look_at(const Weights *w, int64_t *inputs, int64_t *bytes) {
     *bytes += w->rows * w->stride;
 }
 
+/* The same of those of a layer's experts that compute for a row. codes: bytes of what they read of a row. */
+static void look_at_experts(const Layer *l, int64_t *inputs, int64_t *bytes, int64_t *codes) {
+    int64_t inner = 0, each = 0;
+    look_at(l->router, inputs, bytes);
+    for (int i = 0; i < 3; i++) look_at(l->experts[i], i < 2 ? inputs : &inner, &each);
+    *bytes += each * l->chosen;
+    int64_t read = l->chosen * gencli_codes_size(inner);
+    *codes = read > *codes ? read : *codes;
+}
+
 /* Whether all ids and positions have their rows. */
 static int is_within(const Model *m, const Place *at) {
     for (int64_t b = 0; b < at->texts; b++) {
@@ -352,7 +427,7 @@ static int is_within(const Model *m, const Place *at) {
 /* Keys and values of the new positions are written into the caches, and the lengths grow. Returns 0; 1 when there is no
    memory; 2 for an id or a position that the model or the cache does not have. */
 PUBLIC int gencli_step(const Model *m, const Place *at) {
-    int64_t inputs = 0, bytes = 0, all = at->texts * at->new;
+    int64_t inputs = 0, bytes = 0, codes = 0, chosen = 1, all = at->texts * at->new;
     if (!is_within(m, at)) return 2;
     for (int64_t i = 0; i < m->count; i++) {
         const Layer *l = m->layers[i];
@@ -360,10 +435,14 @@ PUBLIC int gencli_step(const Model *m, const Place *at) {
         for (int j = 0; j < 2; j++) look_at(l->gate_up[j], &inputs, &bytes);
         look_at(l->o, &inputs, &bytes);
         look_at(l->down, &inputs, &bytes);
+        if (l->experts) look_at_experts(l, &inputs, &bytes, &codes);
+        if (l->experts && l->chosen > chosen) chosen = l->chosen;
     }
-    for (int64_t done = 0; done < all; done += CHUNK) {
-        int64_t rows = all - done < CHUNK ? all - done : CHUNK;
-        Step step = {.model = m, .at = at, .done = done, .rows = rows, .inputs = inputs};
+    codes = gencli_codes_size(inputs) > codes ? gencli_codes_size(inputs) : codes;
+    int64_t most = CHUNK / chosen;  /* rows: a row's experts have activations each */
+    for (int64_t done = 0; done < all; done += most) {
+        int64_t rows = all - done < most ? all - done : most;
+        Step step = {.model = m, .at = at, .done = done, .rows = rows, .codes = rows * codes};
         unsigned threads = threads_for(bytes / m->count * rows, bytes * rows);
         gencli_run(run, &step, threads);
         if (step.failed) return 1;

@@ -36,15 +36,17 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """The gated feed-forward network (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202)."""
+    """The gated feed-forward network (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202). inner: its
+    width, where it is not the config's."""
 
     STEP, gated = ("gate_proj", "up_proj", "down_proj"), True
 
-    def __init__(self, config: DecoderConfig, *, bias: bool = False):
+    def __init__(self, config: DecoderConfig, *, bias: bool = False, inner: int | None = None):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
+        hidden, inner = config.hidden_size, inner or config.intermediate_size
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.step_activation = step.ACTIVATIONS.get(config.hidden_act)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Addresses = ctypes.Array[ctypes.c_void_p]
 
 LONGEST = 8  # new positions of a text; more are read by torch's layers
+CHOSEN = 64  # experts of a position; the library has room for twice as many
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}  # as kernels.h counts them
 
 
@@ -154,23 +155,51 @@ class Step:
         attention, mlp = (getattr(layer, name) for name in _own(layer, "forward", "STEP"))
         names = [*(_own(attention, "project", "STEP") if hasattr(attention, "project") else ())]
         *qkv, out = (getattr(attention, name) for name in (*names, *_own(attention, "forward", "STEP")))
-        *up, down = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
         made = Layer()
         made.qkv = (ctypes.POINTER(Weights) * 3)(*map(self.matrix, qkv))
-        made.gate_up = (ctypes.POINTER(Weights) * 2)(*map(self.matrix, up))
-        if any(matrix and matrix.contents.order for matrix in made.gate_up):  # gate and up go together, row by row
-            raise TypeError
-        made.o, made.down = self.matrix(out), self.matrix(down)
+        made.o, made.hidden = self.matrix(out), out.matrix.shape[0]
+        if hasattr(mlp, "experts"):
+            self.mixture(made, mlp)
+        else:
+            self.feed_forward(made, mlp)
         made.before_attention, made.after_attention, made.before_mlp, made.after_mlp = map(self.norm, norms)
         made.q_norm, made.k_norm = (self.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
         made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
         made.rotated, made.window = attention.rotated, attention.window or 0
         made.scale, made.softcap = attention.scale, attention.softcap or 0
-        (made.hidden, _), (_, made.inner) = out.matrix.shape, down.matrix.shape
-        made.activation, made.gated = mlp.step_activation, mlp.gated
-        widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner
+        mixed = made.count + made.chosen * (2 * made.inner + made.hidden)  # nothing but `2 * inner` without experts
+        widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner, mixed
         self.size = max(self.size, made.hidden + max(widths))
         return made
+
+    def feed_forward(self, made: Layer, mlp: nn.Module) -> None:
+        """Fill in a layer's feed-forward network."""
+        *up, down = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
+        made.gate_up = (ctypes.POINTER(Weights) * 2)(*map(self.matrix, up))
+        if any(matrix and matrix.contents.order for matrix in made.gate_up):  # gate and up go together, row by row
+            raise TypeError
+        made.down, made.inner = self.matrix(down), down.matrix.shape[1]
+        made.activation, made.gated = mlp.step_activation, mlp.gated
+
+    def mixture(self, made: Layer, mlp: nn.Module) -> None:
+        """Fill in a layer's experts, which the library wants to be all of one kind."""
+        (router,) = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
+        first, *_ = experts = list(cast("Iterable[nn.Module]", mlp.experts))
+        names = [_own(expert, "forward", "STEP") for expert in experts]
+        matrices = [self.matrix(getattr(one, name)) for one, own in zip(experts, names, strict=True) for name in own]
+        kinds = {
+            (i % 3, at.type, at.rows, at.columns, at.sideways, bool(at.order))
+            for i, at in enumerate(matrix.contents for matrix in matrices)
+        }
+        chosen = cast("int", mlp.chosen)
+        if len(matrices) != 3 * len(experts) or len(kinds) != 3 or chosen > CHOSEN or any(kind[-1] for kind in kinds):
+            raise TypeError
+        array = (ctypes.POINTER(Weights) * len(matrices))(*matrices)
+        self.kept.append(array)
+        made.router, made.experts = self.matrix(router), ctypes.addressof(array)
+        made.count, made.chosen, made.normalised = len(experts), chosen, cast("bool", mlp.normalised)
+        made.inner = matrices[2].contents.columns
+        made.activation, made.gated = first.step_activation, True
 
     def knows(self, cache: KeyValueCache) -> bool:
         """Return whether the last step was one of this cache, and its tensors are where they were."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.checkpoints.save import save_tensors, write_json
+from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
+from gencli.models import architecture, architecture_name
 from gencli.models.linear import Conv1D
 from gencli.train.language import Learner
 from gencli.train.recipe import Adapters
@@ -61,18 +63,31 @@ def _all_but_head(names: Iterable[str]) -> list[str]:
     return sorted({last for name in names if (last := name.rpartition(".")[2]) != "lm_head"})
 
 
+def _names_in_files(raw: Mapping[str, object], folder: Path) -> dict[str, str]:
+    """Return what layers are called in a checkpoint's files, where only what lies within a layer is called otherwise:
+    PEFT has those names, such as Mixtral's."""
+    layout, found = architecture(architecture_name(raw, folder / "config.json")).LAYOUT, {}
+    for name in open_tensors(folder):
+        renamed = layout.rename(name)
+        if renamed is not None and renamed[0].partition(".")[0] == name.partition(".")[0]:
+            found[renamed[0].removesuffix(".weight")] = name.removesuffix(".weight")
+    return found
+
+
 def save_adapter(language: Learner, adapters: Adapters, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT's save_pretrained does."""
     assert language.folder is not None
     # In transformers the text model of a checkpoint with a vision tower lies one level deeper.
-    towers = "text_config" in read_json(language.folder / "config.json")
-    tensors, names, fan_in_fan_out = {}, set(), False
+    raw = read_json(language.folder / "config.json")
+    towers, called = "text_config" in raw, _names_in_files(raw, language.folder)
+    tensors, names, fan_in_fan_out, renamed = {}, set(), False, False
     for name, part in language.module.named_modules():
         if isinstance(part, LoraLinear):
-            path = name.replace("model.", "model.language_model.", 1) if towers else name
+            path = name.replace("model.", "model.language_model.", 1) if towers else called.get(name, name)
             tensors[f"base_model.model.{path}.lora_A.weight"] = part.lora_A
             tensors[f"base_model.model.{path}.lora_B.weight"] = part.lora_B
-            names.add(name.rpartition(".")[2])
+            names.add(path.rpartition(".")[2])
+            renamed = renamed or path.rpartition(".")[2] != name.rpartition(".")[2]
             fan_in_fan_out = fan_in_fan_out or isinstance(part.base, Conv1D)
     save_tensors(tensors, folder / "adapter_model.safetensors")
     alpha = int(adapters.alpha) if float(adapters.alpha).is_integer() else adapters.alpha
@@ -83,7 +98,7 @@ def save_adapter(language: Learner, adapters: Adapters, folder: Path) -> None:
         "r": adapters.rank,
         "lora_alpha": alpha,
         "lora_dropout": adapters.dropout,
-        "target_modules": sorted(adapters.targets or names),
+        "target_modules": sorted((not renamed and adapters.targets) or names),
         "fan_in_fan_out": fan_in_fan_out,  # GPT-2's layers hold their weights (in, out)
         "bias": "none",
         "modules_to_save": None,

@@ -39,6 +39,8 @@ FAMILIES = {
     "mistral": ("mistral-nemo", {"head_dim": 32}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {"head_dim": 32}),
+    "mixtral": ("mixtral", {}),
+    "qwen3moe": ("qwen3-moe", {"head_dim": 32, "moe_intermediate_size": 256}),
     "gemma2": ("gemma2", HEADS),
     "gemma3": ("gemma3", {**HEADS, "sliding_window_pattern": 6}),
     "phi3": ("phi3-window", {"sliding_window": None}),

@@ -32,6 +32,8 @@ FAMILIES = {
     "mistral": ("mistral-nemo", {"head_dim": 32}, {}),
     "qwen2": ("qwen2", {}, {}),
     "qwen3": ("qwen3", {"head_dim": 32}, {}),
+    "mixtral": ("mixtral", {}, {}),
+    "qwen3moe": ("qwen3-moe", {"head_dim": 32, "moe_intermediate_size": 256}, {}),
     "gemma2": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32}, {}),
     "gemma3": ("gemma3", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window_pattern": 6}, {}),
     "phi3": ("phi3-window", {}, {"rope__scaling__original_context_length": (64, U32)}),

@@ -11,9 +11,11 @@ from tests.tiny.decoders import (
     gemma3_shapes,
     llama_shapes,
     mistral_shapes,
+    mixtral_shapes,
     olmo2_shapes,
     phi3_shapes,
     qwen2_shapes,
+    qwen3_moe_shapes,
     qwen3_shapes,
 )
 
@@ -56,6 +58,23 @@ def qwen2(name: str, keys: Config, old: Config, new: Config) -> Case:
     windows = {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21, "use_mrope": False}
     keys = {"hidden_act": "silu", "num_hidden_layers": 4, **windows, **keys}
     return Case("Qwen 2 and 2.5", name, "qwen2", "Qwen2ForCausalLM", qwen2_shapes, keys, old, new)
+
+
+def mixtral(name: str, keys: Config, old: Config, new: Config) -> Case:
+    training = {"output_router_logits": False, "router_aux_loss_coef": 0.02}
+    keys = {"hidden_act": "silu", "num_local_experts": 4, "num_experts_per_tok": 2, **training, **keys}
+    return Case("Mixtral", name, "mixtral", "MixtralForCausalLM", mixtral_shapes, keys, old, new)
+
+
+def qwen3_moe(name: str, keys: Config, old: Config, new: Config) -> Case:
+    training = {"output_router_logits": False, "router_aux_loss_coef": 0.001}
+    keys = {
+        "hidden_act": "silu", "head_dim": 16, "attention_bias": False, "num_hidden_layers": 3, "num_experts": 8,
+        "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "use_sliding_window": False, "sliding_window": None, "max_window_layers": 28,
+        **training, **keys,
+    }  # fmt: skip
+    return Case("Qwen 3 with experts", name, "qwen3_moe", "Qwen3MoeForCausalLM", qwen3_moe_shapes, keys, old, new)
 
 
 def qwen3(name: str, keys: Config, old: Config, new: Config) -> Case:
@@ -150,6 +169,9 @@ CASES = [
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "attention_bias": True},
         *plain(1000000.0, layer_types=[FULL, FULL, SLIDING]),
     ),
+    mixtral("mixtral", {}, *plain(1000000.0)),
+    qwen3_moe("qwen3-moe", {}, *plain(1000000.0)),
+    qwen3_moe("qwen3-moe-some", {"norm_topk_prob": False, "mlp_only_layers": [1]}, *plain(1000000.0)),
     smollm3("smollm3", {"no_rope_layer_interval": 2}, *plain(5000000.0)),
     smollm3(
         "smollm3-window",

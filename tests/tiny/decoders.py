@@ -47,6 +47,34 @@ def mistral_shapes(c: Config) -> Shapes:
     return stack(c, [*attention(c), *mlp(c), *norms(c, *PRE_NORMS)])
 
 
+def mixtral_shapes(c: Config) -> Shapes:
+    hidden, inner = c["hidden_size"], c["intermediate_size"]
+    experts = [
+        (f"block_sparse_moe.experts.{i}.{name}.weight", shape)
+        for i in range(c["num_local_experts"])
+        for name, shape in {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}.items()
+    ]
+    gate = ("block_sparse_moe.gate.weight", (c["num_local_experts"], hidden))
+    return stack(c, [*attention(c), gate, *experts, *norms(c, *PRE_NORMS)])
+
+
+def qwen3_moe_shapes(c: Config) -> Shapes:
+    """The layers in `mlp_only_layers` have a feed-forward network of the usual shape."""
+    of_one = mlp({**c, "intermediate_size": c["moe_intermediate_size"]})
+    experts = [
+        (name.replace("mlp.", f"mlp.experts.{i}."), shape) for i in range(c["num_experts"]) for name, shape in of_one
+    ]
+    experts += [("mlp.gate.weight", (c["num_experts"], c["hidden_size"]))]
+    found: Shapes = {}
+    for name, shape in qwen3_shapes(c).items():
+        before, is_mlp, _ = name.partition(".mlp.")
+        if is_mlp and int(before.rpartition(".")[2]) not in (c.get("mlp_only_layers") or ()):
+            found |= {f"{before}.{own}": of_it for own, of_it in experts}
+        else:
+            found[name] = shape
+    return found
+
+
 def qwen2_shapes(c: Config) -> Shapes:
     return stack(c, [*attention(c, True), *mlp(c), *norms(c, *PRE_NORMS)])
 

@@ -15,7 +15,8 @@ from gguf import GGUFValueType as Value
 from safetensors.torch import load_file, save_file
 
 # config.json's model_type → GGUF's architecture, and its own names of tensors beside the common ones
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3",
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
+                 "qwen3_moe": "qwen3moe", "smollm3": "smollm3",
                  "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3"}  # fmt: skip
 COMMON = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -23,6 +24,10 @@ COMMON = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp", "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "block_sparse_moe.gate": "ffn_gate_inp", "block_sparse_moe.experts.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.w3": "ffn_up_exps", "block_sparse_moe.experts.w2": "ffn_down_exps",
 }  # fmt: skip
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
          "pre_feedforward_layernorm": "ffn_norm"}  # fmt: skip
@@ -33,6 +38,8 @@ KEYS = {
     "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim",
     "attention.value_length": "head_dim", "attention.sliding_window": "sliding_window", "vocab_size": "vocab_size",
+    "expert_count": ("num_experts", "num_local_experts"), "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
 }  # fmt: skip
 NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
            "attn_logit_softcapping": "attn_logit_softcapping",
@@ -71,7 +78,8 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = ARCHITECTURES[config["model_type"]]
     writer = gguf.GGUFWriter(file, name)
-    for key, own in KEYS.items():
+    for key, owns in KEYS.items():
+        own = next((own for own in owns if own in config), "") if isinstance(owns, tuple) else owns
         if config.get(own) is not None and (own != "sliding_window" or name in WINDOWED):
             writer.add_key_value(f"{name}.{key}", config[own], Value.UINT32)
     for key, own in NUMBERS.items():
@@ -79,10 +87,11 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
             writer.add_key_value(f"{name}.{key}", float(config[own]), Value.FLOAT32)
     for key, value in more.items():
         writer.add_key_value(f"{name}.{key.replace('__', '.')}", *value)
-    names, kept = {**COMMON, **OWN.get(name, {})}, {}
+    names, kept, experts = {**COMMON, **OWN.get(name, {})}, {}, {}
     for full, tensor in load_file(folder / "model.safetensors").items():
         layer = re.match(r"model\.layers\.(\d+)\.", full)
         stem, _, ending = full[layer.end() if layer else 0 :].rpartition(".")
+        stem, is_expert = re.sub(r"experts\.\d+", "experts", stem), ".experts." in stem
         new = f"blk.{layer[1]}.{names[stem]}.{ending}" if layer else f"{names[stem]}.{ending}"
         value = tensor.float().numpy()
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(names[stem], "")
@@ -90,13 +99,18 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         value = turned(value, heads) if heads else value
         if name.startswith("gemma") and stem.endswith("norm"):
             value = value + 1
-        wanted = kind if value.ndim > 1 else "F32"
-        rows = packed(value, wanted) if value.ndim > 1 else value
-        writer.add_tensor(new, rows, raw_dtype=Type[wanted])
-        if value.ndim > 1:
+        wanted = kind if value.ndim > 1 and names[stem] != "ffn_gate_inp" else "F32"
+        rows = packed(value, wanted) if value.ndim > 1 and wanted != "F32" else value
+        if is_expert:
+            experts.setdefault(new, {})[int(re.search(r"experts\.(\d+)", full)[1])] = rows
+        else:
+            writer.add_tensor(new, rows, raw_dtype=Type[wanted])
+        if value.ndim > 1 and wanted != "F32":
             back = unpacked(rows, wanted)
             tensor = torch.from_numpy(np.ascontiguousarray(turned(back, heads, back=True) if heads else back))
         kept[full] = tensor.contiguous()
+    for new, all_of_them in experts.items():
+        writer.add_tensor(new, np.stack([all_of_them[i] for i in sorted(all_of_them)]), raw_dtype=Type[kind])
     for which in ("long", "short"):
         if factors := (config.get("rope_scaling") or {}).get(f"{which}_factor"):
             writer.add_tensor(f"rope_factors_{which}.weight", np.array(factors, dtype=np.float32))

@@ -12,7 +12,7 @@ from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
 CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "phi3-window",
-          "phi4-mini")  # fmt: skip
+          "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some")  # fmt: skip
 CASE = {case.name: case for case in CASES}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from gencli.tokens import Tokenizer
 
+EXPERT_LIMIT = 1024  # experts of a layer
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's layers hold (in, out)
 
 
@@ -51,6 +53,9 @@ class GgufTensors(RenamedTensors):
             return self._changed(piece, tensor)
         if piece.transform is turned:
             return tensor.transposed()
+        if isinstance(piece.transform, Expert):
+            rows = len(tensor) // piece.transform.count
+            return Packed(tensor.kind, tensor.data_rows[piece.transform.number * rows :][:rows])
         import torch
 
         return tensor.ordered(piece.transform(torch.arange(len(tensor))))
@@ -59,6 +64,17 @@ class GgufTensors(RenamedTensors):
 def turned(tensor: Tensor) -> Tensor:
     """(out, in) → (in, out), in the same memory."""
     return tensor.t() if tensor.ndim == 2 else tensor  # of packed ones too, which `T` would unpack
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Cuts the matrix of one expert out of those of all, (count, out, in)."""
+
+    number: int
+    count: int
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor[self.number]
 
 
 def is_gguf(contents: Contents) -> bool:
@@ -153,11 +169,26 @@ def _pieces(file: TensorFile, config: Mapping[str, object]) -> dict[str, Piece]:
     pieces, unknown = rename(shapes, rows)
     if unknown:
         raise GencliError(f"{file.path}: tensor {unknown[0][:80]!r} is not one of a {name} that gencli knows")
+    pieces = dict(_each_expert(file, pieces))
     for tensor, shape in shapes.items():
         count = next((count for old, count in counts.items() if f".{old}." in tensor), None)
         if count is not None and shape[0] % (2 * count):
             raise GencliError(f"{file.path}: {tensor} has {shape[0]} rows for {count} heads")
     return pieces
+
+
+def _each_expert(file: TensorFile, pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Piece]]:
+    """Yield the pieces, with one for each expert in place of those that hold all. Raise GencliError for a wrong one."""
+    for name, piece in pieces.items():
+        before, all_of_them, after = name.rpartition(".experts.")
+        if not all_of_them:
+            yield name, piece
+            continue
+        count, *matrix = file.shapes[piece.source]
+        if len(matrix) != 2 or not 0 < count <= EXPERT_LIMIT:
+            raise GencliError(f"{file.path}: {piece.source} is {[count, *matrix]}, which are no matrices of experts")
+        for number in range(count):
+            yield f"{before}.experts.{number}.{after}", Piece(piece.source, Expert(number, count))
 
 
 def _less_one(tensor: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ from gencli.kernels.packed import FLOATS, Packed
 from gencli.models import architecture
 from gencli.models.rope import KINDS, Rope
 
-ALIKE = {"mistral": "llama"}  # a file of gencli.models → general.architecture, if it is another
+# a file of gencli.models → general.architecture, if it is another
+ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
 # Fields of configs whose effect is compared in other words, or that have none here.
 OTHERWISE = frozenset(
     """layer_types use_sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern
@@ -89,7 +92,7 @@ def plan(module: Any, mix: str) -> list[Planned]:
     embedding, head = (state[f"{family.names[old]}.weight"] for old in ("token_embd", "output"))
     tied = head is embedding or (config.tie_word_embeddings and torch.equal(head, embedding))
     planned = []
-    for parameter, value in state.items():
+    for parameter, value in _with_experts_together(state).items():
         stem, _, ending = parameter.rpartition(".")
         if stem == family.names["output"] and tied:
             continue
@@ -98,11 +101,43 @@ def plan(module: Any, mix: str) -> list[Planned]:
         new = inner if in_layer else stem
         old = own[new]
         title = f"blk.{layer}.{old}.{ending}" if in_layer else f"{old}.{ending}"
+        if isinstance(value, list):
+            shape = (len(value), *value[0].shape)
+            kind = kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
+            planned.append(Planned(title, shape, kind, partial(_together, value), _packed_as(value)))
+            continue
         get = _Changed(value, family, old, new, counts.get(old, 0))
         shape = tuple(value.shape[::-1] if new in TRANSPOSED else value.shape)
         kind = kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
         planned.append(Planned(title, shape, kind, get, value.kind if isinstance(value, Packed) else ""))
     return planned
+
+
+def _with_experts_together(state: Mapping[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
+    """Return parameters by their names; those of a layer's experts are one list, in their order, without a number."""
+    found: dict[str, Tensor | list[Tensor]] = {}
+    for name, value in state.items():
+        together = re.sub(r"\.experts\.\d+\.", ".experts.", name)
+        if together == name:
+            found[name] = value
+        else:
+            cast("list[Tensor]", found.setdefault(together, [])).append(value)
+    return found
+
+
+def _packed_as(values: Sequence[Tensor]) -> str:
+    """Return the type that matrices are packed in, "" for none or several."""
+    kinds = {value.kind if isinstance(value, Packed) else "" for value in values}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _together(values: Sequence[Tensor]) -> Tensor:
+    """Return matrices one below the other, packed if all are in one type."""
+    if kind := _packed_as(values):
+        return Packed(
+            kind, torch.cat([value.data_of(torch.arange(len(value))) for value in cast("list[Packed]", values)])
+        )
+    return torch.cat([value.detach() for value in values])
 
 
 def plan_own(module: nn.Module, mix: str) -> list[Planned]:

@@ -17,6 +17,10 @@ NAMES = {
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+EXPERTS = {  # of a layer: those that end in _exps hold all of them, (experts, out, in)
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}  # fmt: skip
 AFTER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NAMES = {**NAMES, **AFTER_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
 OLMO2_NAMES = {name: new for name, new in NAMES.items() if name not in ("attn_norm", "ffn_norm")} | AFTER_NORMS
@@ -37,6 +41,10 @@ GPT2_KEYS = {
     "feed_forward_length": "n_inner", "attention.head_count": "n_head",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }  # fmt: skip
+EXPERT_KEYS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+QWEN3_EXPERT_KEYS = {
+    **EXPERT_KEYS, "expert_count": "num_experts", "expert_feed_forward_length": "moe_intermediate_size",
+}  # fmt: skip
 CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 WINDOW = {"attention.sliding_window": "sliding_window"}
 REALS = {"rms_norm_eps", "layer_norm_epsilon", "rope_theta", *CAPS.values()}  # all other keys are whole numbers
@@ -53,8 +61,16 @@ Complete = Callable[[TensorFile, Given, dict[str, object]], None]
 
 
 def _llama(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    """With experts it is Mixtral."""
+    if "num_local_experts" in config:
+        config["model_type"] = "mixtral"
+        return
     config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
     config["mlp_bias"] = "blk.0.ffn_up.bias" in file.shapes
+
+
+def _qwen3_experts(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    config["norm_topk_prob"] = True  # as llama.cpp has it
 
 
 def _gemma(large: int) -> Complete:
@@ -102,11 +118,14 @@ class Family:
     complete: Complete | None = None
 
 
-# general.architecture → Family; Mistral, SmolLM 2 and TinyLlama are written as llama
+# general.architecture → Family; Mistral, Mixtral, SmolLM 2 and TinyLlama are written as llama
 FAMILIES = {
-    "llama": Family(NAMES, KEYS, neighbours=True, complete=_llama),
+    "llama": Family({**NAMES, **EXPERTS}, {**KEYS, **EXPERT_KEYS}, neighbours=True, complete=_llama),
     "qwen2": Family(NAMES, KEYS),
     "qwen3": Family(NAMES, KEYS),
+    "qwen3moe": Family(
+        {**NAMES, **EXPERTS}, {**KEYS, **QWEN3_EXPERT_KEYS}, model_type="qwen3_moe", complete=_qwen3_experts
+    ),
     "gpt2": Family(GPT2_NAMES, GPT2_KEYS, "transformer.h"),
     "gemma2": Family(GEMMA_NAMES, {**KEYS, **CAPS, **WINDOW}, one_more=True, complete=_gemma(46)),
     "gemma3": Family(
@@ -139,9 +158,11 @@ def read_config(file: TensorFile) -> dict[str, object]:
     config: dict[str, object] = {"model_type": family.model_type or name}
     unknown = []
     for key, value in given.items():
+        if key in NOTHING and value == NOTHING[key]:
+            continue
         if key in family.keys:
             config[family.keys[key]] = _number(start + key, value, whole=family.keys[key] not in REALS)
-        elif key not in SEEN and (key not in NOTHING or value != NOTHING[key]) and key not in SCALING:
+        elif key not in SEEN and key not in SCALING:
             unknown.append(f"{start}{key} = {str(value)[:40]}")
     if unknown:
         raise GencliError(

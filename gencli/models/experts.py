@@ -1,0 +1,63 @@
+"""A mixture of experts in place of a layer's feed-forward network, as Mixtral and Qwen 3 have it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models.base import check_ints
+from gencli.models.decoder_blocks import MLP
+from gencli.models.decoder_config import DecoderConfig
+
+LIMIT = 1024  # experts of a layer; the largest published models have half as many
+
+
+class Mixed(Protocol):
+    """The keys of a config that say how experts are chosen, whatever they are called in config.json."""
+
+    @property
+    def expert_count(self) -> int: ...
+
+    @property
+    def num_experts_per_tok(self) -> int: ...
+
+
+class Experts(nn.Module):
+    """y = Σ p_e · expert_e(x) over the experts of which the router thinks most (Shazeer et al. 2017, arXiv 1701.06538;
+    Jiang et al. 2024, arXiv 2401.04088).
+
+    p is the softmax of the router's logits, in float32. normalised: whether the chosen ones' shares sum to one.
+    inner: width of an expert.
+    """
+
+    STEP = ("gate",)
+
+    def __init__(self, config: DecoderConfig, count: int, chosen: int, inner: int, *, normalised: bool):
+        super().__init__()
+        self.chosen, self.normalised = chosen, normalised
+        self.gate = nn.Linear(config.hidden_size, count, bias=False)
+        self.experts = nn.ModuleList(MLP(config, inner=inner) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        shares, chosen = self.gate(flat).float().softmax(-1).topk(self.chosen, dim=-1)
+        if self.normalised:
+            shares = shares / shares.sum(-1, keepdim=True)
+        y = torch.zeros_like(flat)
+        for number in chosen.unique().tolist():
+            rows, places = torch.where(chosen == number)
+            found = self.experts[number](flat[rows]) * shares[rows, places, None]
+            y = y.index_add(0, rows, found.to(y.dtype))
+        return y.view_as(x)
+
+
+def check_experts(config: Mixed, count: str) -> None:
+    """Raise GencliError for numbers of experts that no model has. count: the key of how many there are."""
+    check_ints(config, {count: LIMIT, "num_experts_per_tok": LIMIT})
+    if config.num_experts_per_tok > config.expert_count:
+        raise GencliError(
+            f"config.json: num_experts_per_tok = {config.num_experts_per_tok} of {count} = {config.expert_count}"
+        )
