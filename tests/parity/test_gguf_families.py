@@ -134,3 +134,30 @@ def test_an_architecture_that_is_no_name(tmp_path):
     many = (9).to_bytes(4, "little") + (0).to_bytes(4, "little") + (5).to_bytes(8, "little") + b"llama"  # five bytes
     file.write_bytes(content[:at] + many + content[at + len(named) :])
     assert json.dumps(check(find(str(file))).problems)[:4000].count("is not supported") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("blk.0.ffn_gate_exps.weight", lambda rows: rows[0], "which are no matrices of experts"),
+        ("blk.1.ffn_down_exps.weight", lambda rows: rows[:3], "model.layers.1.mlp.experts.3.down_proj.weight"),
+        ("blk.1.ffn_up_exps.weight", lambda rows: rows[:, :256], "is [256, 256], not [512, 256]"),
+        ("output.weight", lambda rows: rows.reshape(2, -1, rows.shape[-1]), "lm_head.weight is [2, 48, 256], not [96, 256]"),
+    ],
+)
+def test_experts_that_do_not_fit(tmp_path, name, change, says):
+    reader = gguf.GGUFReader(made(tmp_path, "mixtral", "Q8_0"))
+    writer = gguf.GGUFWriter(tmp_path / "changed.gguf", "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        rows = change(tensor.data) if tensor.name == name else tensor.data
+        writer.add_tensor(tensor.name, rows, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GencliError) as caught:
+        opened(tmp_path / "changed.gguf")
+    assert says in caught.value.message

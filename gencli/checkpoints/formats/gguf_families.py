@@ -169,7 +169,10 @@ def read_config(file: TensorFile) -> dict[str, object]:
             f"not supported: {', '.join(sorted(unknown)[:6])}",
             "these keys may change the numbers, so gencli does not guess",
         )
-    if lost := [key for key in ("embedding_length", "block_count", "attention.head_count") if key not in given]:
+    needed = ["embedding_length", "block_count", "attention.head_count"]
+    if name != "llama" or "num_local_experts" in config:  # a llama may have no experts
+        needed += [key for key in family.keys if key.startswith("expert_")]
+    if lost := [key for key in needed if key not in given]:
         raise GencliError(f"the metadata lacks {', '.join(start + key for key in lost)}")
     if "token_embd.weight" not in file.shapes:
         raise GencliError("it has no token_embd.weight")
