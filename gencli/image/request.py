@@ -284,8 +284,8 @@ class ImageRequest:
     vae_tiling: bool = flag(False, "--vae-tiling/--no-vae-tiling",
         "Decode in tiles: less memory for large images, with slightly different pixels.", MODEL, after="vae",
         infotext="VAE tiling")
-    dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, read=lambda word: None if word == "auto" else word,
-        infotext="Dtype", reload=True).field(None)
+    dtype: str | None = dataclasses.replace(DTYPE, choices=DTYPES, valid=None, infotext="Dtype", reload=True,
+        read=lambda word: None if word == "auto" else word).field(None)
     quantize: str | None = dataclasses.replace(QUANTIZE, infotext="Quantize", reload=True).field(None)
     prediction: str | None = choice(PREDICTIONS, "--prediction NAME",
         "Prediction type, if the model file does not specify it: epsilon, v_prediction or sample.", MODEL,

@@ -110,15 +110,24 @@ def test_stable_diffusion_cpp():
     assert {"Eta", "Guidance", "RNG", "Model"} <= set(found.left_out)
 
 
-@pytest.mark.parametrize(("cfg", "guidance"), [("1", 3.5), ("1.0", 3.5), ("2", 2.0)])
-def test_the_guidance_that_flux_is_told_by_forge(cfg, guidance):
-    """Real guidance beside it, which gencli has not, is that of --cfg-scale, and the other is left out."""
+@pytest.mark.parametrize("cfg", ["1", "1.0", "2"])
+def test_the_guidance_that_flux_is_told_by_forge(cfg):
+    """Real guidance beside it, which gencli has not, is left out."""
     text = (
         f"a cat\nSteps: 20, Sampler: Euler, Schedule type: Simple, CFG scale: {cfg}, Distilled CFG Scale: 3.5, Seed: 1"
     )
     found = read(parameters=text)
-    assert ImageRequest(**found.values).guidance == guidance
-    assert ("Distilled CFG Scale" in found.left_out) == (guidance == 2)
+    assert ImageRequest(**found.values).guidance == 3.5
+    assert ("CFG scale: 2" in found.words) == (cfg == "2") and "CFG scale" not in found.usual
+
+
+def test_values_that_cannot_be_read_are_left_out_by_themselves():
+    found = read(parameters="a cat\nSteps: many, Sampler: Foo Bar, CFG scale: NaN, Seed: -1, Size: 64")
+    assert found.values == {"prompt": "a cat", "weighted": True}
+    assert found.words == ["Steps: many", "Sampler: Foo Bar", "CFG scale: NaN", "Seed: -1", "Size: 64"]
+    assert found.usual == found.left_out
+    found = read(parameters="a cat\nSteps: 3, Sampler: Restart, Seed: 1, Model: x")
+    assert found.words == ["Sampler: Restart", "Model: x"] and found.usual == ("Sampler",)
 
 
 def test_the_guidance_that_flux_is_told_by_comfyui():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 NEGATIVE = "Negative prompt:"
 # The line of settings: that of gencli, and what all other tools have in it (a prompt with a few colons has it not).
-SETTINGS = re.compile(r"(?:^|,) *(?:Steps: *\d+ *(?:,|$)|Version: gencli )")
+SETTINGS = re.compile(r"(?:^|,) *(?:Steps: *(?:\d+ *(?:,|$)|[^,]*, *Sampler: )|Version: gencli )")
 TEMPLATE = re.compile(r"(?:Negative )?Template: ")  # what dynamic prompts were made from; it follows the settings
 PLAIN_KEY = re.compile(r"[\w .+/()'-]{1,60}")  # others are pieces of a value that should have been in quotes
 QUOTED = re.compile(  # a string of JSON

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from gencli import __version__
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError, UsageError, shorten
 from gencli.image.diffusion import samplers
 from gencli.image.files.infotext import NEGATIVE, PLAIN_KEY, Recipe, quote
 from gencli.image.request import ImageRequest
@@ -21,7 +21,7 @@ from gencli.options import TEXT_LIMIT, Option, make, rows, typed
 INFOTEXT, JSON = "parameters", "gencli"  # the keys in a picture
 LIMIT = 32 * TEXT_LIMIT  # characters of either: two prompts of that length, each character as two JSON escapes
 ALIASES = {"Eta DDIM": "Eta", "Guidance Scale": "CFG scale"}
-TOLD = "Distilled CFG Scale"  # Forge's word for the guidance that FLUX.1 dev is told, which is gencli's at CFG 1
+TOLD = "Distilled CFG Scale"  # Forge's word for the guidance that FLUX.1 dev is told, which is gencli's
 INERT = {"Version", "Model hash", "VAE hash", "App", "Size-1", "Size-2"}  # say nothing about the pixels
 USUAL = ("automatic", "normal", "native", "default")  # words of other tools for no schedule of their own
 TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>")
@@ -34,10 +34,20 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(ImageReque
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What an image says about how it was made: values for `ImageRequest`, and the keys that were left out."""
+    """What an image says about how it was made: values for `ImageRequest`, and the keys that were left out.
+
+    said: what those keys say, where it is known. usual: those of them that the model settles instead.
+    """
 
     values: Mapping[str, object]
     left_out: tuple[str, ...] = ()
+    said: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    usual: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """What was left out, with what it says."""
+        return [f"{key}: {shorten(self.said[key], 40)}" if key in self.said else key for key in self.left_out]
 
 
 def to_dict(request: ImageRequest) -> dict[str, object]:
@@ -105,7 +115,8 @@ def settle(recipe: Recipe) -> Found:
     weighted = True if recipe.weighted is None and recipe.settings and not ours else recipe.weighted
     values |= {} if weighted is None else {"weighted": weighted}
     left_out, settings = list(recipe.left_out), dict(recipe.settings)
-    if settings.get("CFG scale", "1") in ("1", "1.0") and TOLD in settings:
+    if TOLD in settings:
+        left_out += [] if settings.get("CFG scale", "1") in ("1", "1.0") else ["CFG scale"]
         settings["CFG scale"] = settings.pop(TOLD)
     for key, value in settings.items():
         key = ALIASES.get(key, key)
@@ -123,7 +134,10 @@ def settle(recipe: Recipe) -> Found:
     if not ours:
         left_out += _drop_sampler_options(values)
         left_out += _drop_tags(values)
-    return Found(values, tuple(dict.fromkeys(left_out)))
+    lost = tuple(dict.fromkeys(left_out))
+    fields = {"Size": "width", **{str(ROWS[field].infotext): field for field in SHARED}}
+    usual = tuple(key for key in lost if fields.get(ALIASES.get(key, key), "prompt") not in values)
+    return Found(values, lost, {key: recipe.settings[key] for key in lost if key in recipe.settings}, usual)
 
 
 def _drop_sampler_options(values: dict[str, object]) -> list[str]:
