@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import stat
 from pathlib import Path
 
 from gencli.errors import GencliError
 
 POINTER = b"version https://git-lfs"  # how a file begins that Git LFS keeps elsewhere
+ENDLESS = ("/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 SIZE_LIMIT = 64 * 2**20  # bytes; the largest index and tokenizer files of the hub are below a third of it
 
 
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a small file. Raise GencliError if it is missing, unreadable or too large."""
     try:
+        check_ends(path)
         if path.stat().st_size > SIZE_LIMIT:
             raise GencliError(f"{path}: {path.stat().st_size} bytes is too large for such a file of a model")
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(SIZE_LIMIT + 1)  # a pipe's size is not known
+        if len(content) > SIZE_LIMIT:
+            raise GencliError(f"{path}: more than {SIZE_LIMIT} bytes is too large for such a file")
         check_no_pointer(content, path)
         return content
     except FileNotFoundError:
@@ -33,8 +41,18 @@ def read_text(path: Path) -> str:
         raise GencliError(f"{path} is not UTF-8") from None
 
 
+def check_ends(path: Path | str) -> None:
+    """Raise GencliError for a device that never ends, by whatever name. A pipe, a terminal and /dev/null do end."""
+    with contextlib.suppress(OSError):  # what is not there is told where it is opened
+        found = os.fstat(0) if path == "stdin" else os.stat(path)
+        for name in ENDLESS if stat.S_ISCHR(found.st_mode) else ():
+            if os.path.exists(name) and os.stat(name).st_rdev == found.st_rdev:
+                raise GencliError(f"{path} is a device that never ends", "name a file, a pipe or /dev/null")
+
+
 def check_head(path: Path) -> None:
-    """Raise GencliError for a pointer of Git LFS in the place of a large file."""
+    """Raise GencliError for a pointer of Git LFS in the place of a large file, and for a device that never ends."""
+    check_ends(path)
     if path.is_file():  # a pipe is read only once
         with path.open("rb") as file:
             check_no_pointer(file.read(len(POINTER)), path)

@@ -13,7 +13,7 @@ from gencli import devices, signals
 from gencli.cli.console import Console
 from gencli.cli.image_sinks import ImageSink, plan, print_path
 from gencli.cli.options import JSON, Fetching, Reporting, command
-from gencli.cli.prompts import read_data
+from gencli.cli.prompts import image_data, read_data
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import GencliError, UsageError
 from gencli.json_files import read_bytes
@@ -133,9 +133,9 @@ def _read(codec: Codec, path: str, size: tuple[int, int] | None, *, json: bool) 
     from PIL import Image
 
     from gencli.image.codes import to_text
-    from gencli.image.files.pictures import FILE_LIMIT, open_flat
+    from gencli.image.files.pictures import open_flat
 
-    picture = open_flat(read_data(FILE_LIMIT, READER) if path == "-" else path)
+    picture = open_flat(image_data(path, READER))
     if size is not None:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     try:

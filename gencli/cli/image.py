@@ -177,6 +177,12 @@ def draw(
 
             rows = {name: row for name, row in ROWS.items() if name != "dtype" or request.dtype}
             shared.note_settings(records, to_dict(request.item(0)), rows, console.note)
+            if records.lost:
+                more = f" and {len(records.lost) - 1} more" if records.lost[1:] else ""
+                console.note(
+                    f"{records.lost[0]}{more} of {records.path} cannot be found: an image whose line is removed from "
+                    "there is drawn again"
+                )
         work = ImageWork(inputs, base, where, sink, fetching.offline)
         album = Album(console, work, request, shared, records, strict=sources.strict)
         album.draw(lines, reader, stats=reporting.stats)

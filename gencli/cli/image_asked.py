@@ -13,7 +13,7 @@ from gencli.cli.console import Console
 from gencli.cli.image_inputs import Finder
 from gencli.cli.many import Many
 from gencli.cli.options import LINES, STRICT, Asked
-from gencli.cli.prompts import read_prompt
+from gencli.cli.prompts import image_data, read_prompt
 from gencli.errors import UsageError
 from gencli.image.request import INPUT, PICTURE, ImageRequest
 from gencli.options import Option, flag, make, several, string, typed
@@ -31,7 +31,7 @@ class Sources:
     lines: bool = LINES.field(False)
     strict: bool = STRICT.field(False)
     from_file: str | None = string(None, "--from FILE",
-        "Recreate FILE from its embedded settings; other options override them.", INPUT,
+        "Recreate FILE (`-`: stdin) from its embedded settings; other options override them.", INPUT,
         after="strict")
     wildcards: bool = flag(False, "--wildcards",
         "Replace {red|green} by one of the words, and __colors__ by a line of colors.txt, chosen anew for each image.",
@@ -41,7 +41,7 @@ class Sources:
         "Generate with each value, as in cfg-scale=1,3,7 or seed=1..4; given again, with every combination. With "
         "--grid: one labelled contact sheet.", PICTURE, after="grid")
     info: str | None = string(None, "--info FILE",
-        "Print the settings that are embedded in FILE, and in files after it.", INPUT, after="from_file")
+        "Print the settings that are embedded in FILE (`-`: stdin), and in files after it.", INPUT, after="from_file")
     size: str | None = string(None, "--size WxH",
         "Width and height in pixels, as in 512x512 (default: the model's native size, or close to the --init or "
         "--control-image).", PICTURE)
@@ -57,8 +57,13 @@ def check_stdin(sources: Sources, values: Mapping[str, object]) -> None:
         raise UsageError("--strict needs --lines")
     if values.get("mask") == "-":
         raise UsageError("--mask -: a mask is read from a file only")
-    if values.get("init") == "-" and (sources.lines or "-" in sources.prompt):
-        raise UsageError("-i - reads the image from stdin, so that no prompt can come from there")
+    if from_stdin := [
+        name for name, value in (("--from", sources.from_file), ("-i", values.get("init"))) if value == "-"
+    ]:
+        if from_stdin[1:]:
+            raise UsageError("--from - and -i - cannot both read stdin", "name a file for one of them")
+        if sources.lines or "-" in sources.prompt:
+            raise UsageError(f"{from_stdin[0]} - reads the image from stdin, so that no prompt can come from there")
     if sources.prompt.count("-") > 1:
         raise UsageError("`-` (stdin) can be given only once")
 
@@ -113,7 +118,7 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
     from gencli.image.files.inputs import relocate
     from gencli.image.files.pictures import read_request
 
-    found = read_request(path)
+    found = read_request(image_data(path, "--from - reads the image"))
     if found.left_out:
         hint = " (--lora FILE:SCALE merges a LoRA)" if any(key.startswith("<lora:") for key in found.left_out) else ""
         console.note(f"{path} also says {', '.join(found.left_out)[:200]}, which is left out{hint}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gencli.cli.console import Console
+from gencli.cli.prompts import image_data
 from gencli.cli.sinks import write_lines, write_object
 from gencli.errors import GencliError
 from gencli.image.request import ImageRequest
@@ -23,7 +24,7 @@ def print_info(console: Console, paths: Sequence[str], *, json: bool) -> None:
     failed = 0
     for number, path in enumerate(paths):
         try:
-            found = read_request(path)
+            found = read_request(image_data(path, "--info - reads the image"))
         except GencliError as error:
             if len(paths) == 1:
                 raise

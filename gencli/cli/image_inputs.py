@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, find
 from gencli.cli.options import Asked
-from gencli.cli.prompts import read_data
+from gencli.cli.prompts import image_data
 from gencli.errors import GencliError, UsageError, about
 from gencli.image.families import PRIORS
 from gencli.image.found import Inputs
@@ -200,9 +200,9 @@ def _open(path: str | None, note: Callable[[str], None], ground: str = "white") 
     """Open the image to start from, or a mask. ground: see `open_flat`. Raise GencliError."""
     if path is None:
         return None
-    from gencli.image.files.pictures import FILE_LIMIT, open_flat
+    from gencli.image.files.pictures import open_flat
 
-    return open_flat(read_data(FILE_LIMIT, "-i - reads the image") if path == "-" else path, ground, note)
+    return open_flat(image_data(path, "-i - reads the image"), ground, note)
 
 
 WEIGHT = re.compile(r"(?<!\\)\([^()\n]{1,60}:(\d+(\.\d+)?|\.\d+)\)")  # (red:1.3)

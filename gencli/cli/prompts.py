@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from gencli.cli.console import is_terminal
 from gencli.errors import GencliError, UsageError
+from gencli.json_files import check_ends
 
 # Longest first: UTF-16's mark begins UTF-32's.
 BYTE_ORDER_MARKS = (
@@ -165,6 +166,7 @@ def stdin_bytes() -> BinaryIO:
     """Return stdin for bytes. Raise GencliError if it is closed."""
     if sys.stdin is None:
         raise GencliError("stdin is closed", "give the prompt as an argument, or redirect stdin from a file")
+    check_ends("stdin")
     return sys.stdin.buffer
 
 
@@ -172,7 +174,15 @@ def read_data(limit: int, reader: str) -> bytes:
     """Return at most `limit` bytes of stdin. reader: what reads there, for the GencliError if it is closed."""
     if sys.stdin is None:
         raise GencliError(f"stdin is closed, and {reader} from there")
+    check_ends("stdin")
     return sys.stdin.buffer.read(limit)
+
+
+def image_data(path: str, reader: str) -> str | bytes:
+    """Return the path of an image, or what stdin holds for `-`. reader: see `read_data`."""
+    from gencli.image.files.pictures import FILE_LIMIT
+
+    return read_data(FILE_LIMIT, reader) if path == "-" else path
 
 
 def _check_utf8(arguments: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import typer
 from gencli import devices, signals
 from gencli.cli.console import Console, escape_controls, is_terminal
 from gencli.cli.options import JSON, LINES, Fetching, Reporting, command
-from gencli.cli.prompts import read_data, read_lines
+from gencli.cli.prompts import image_data, read_lines
 from gencli.cli.sinks import stdout_bytes, write, write_json
 from gencli.errors import GencliError, UsageError, counted
 from gencli.image.request import SIDES
@@ -190,13 +190,12 @@ class Run:
 
     def _pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the images as the model reads them. Print an error for those that cannot be read, and skip them."""
-        from gencli.image.files.pictures import FILE_LIMIT, open_flat
+        from gencli.image.files.pictures import open_flat
 
         for number, path in enumerate(paths):
             self.console.progress("scoring", number, len(paths))
             try:
-                data = read_data(FILE_LIMIT, "`-` reads an image") if path == "-" else path
-                yield path, self.scorer.prepare(open_flat(data))
+                yield path, self.scorer.prepare(open_flat(image_data(path, "`-` reads an image")))
             except GencliError as error:
                 message = error.message if path == "-" or path in error.message else f"{path}: {error.message}"
                 self.console.error(GencliError(message, error.hint))

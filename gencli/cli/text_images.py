@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gencli.checkpoints.find import Source
+from gencli.cli.prompts import image_data
 from gencli.errors import UsageError
 from gencli.options import several
 from gencli.text.request import INPUT
@@ -63,5 +63,5 @@ class Images:
         from gencli.image.files.preprocess import janus_settings
 
         preprocess = janus_settings(source.path)
-        given = (sys.stdin.buffer.read() if one == "-" else one for one in self.image)
+        given = (image_data(one, "-i - reads the image") for one in self.image)
         return np.stack([preprocess(open_flat(one, note=note)) for one in given])

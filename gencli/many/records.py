@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gencli.atomic import check_target
 from gencli.errors import GencliError
+from gencli.json_files import check_ends
 from gencli.options import typed
 
 BEGINS = b'{"index": '  # as every record does
@@ -21,17 +22,19 @@ class Records:
     """A file of records, each with its `index`. Those that are there are known, a half-written last one is removed,
     and new ones are added at the end.
 
-    first: the first record, if any. prompts: of some records, by index. Raise GencliError for a file that holds
-    something else, cannot be written, or is being written by another run.
+    first: the first record, if any. prompts: of some records, by index. lost: paths that are told of and hold nothing.
+    Raise GencliError for a file that holds something else, cannot be written, or is being written by another run.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.first: dict[str, object] | None = None
         self.prompts: dict[int, str] = {}
+        self.lost: list[str] = []
         self.count = 0
         self._known = bytearray()  # a bit per index
         check_target(path)
+        check_ends(path)
         try:
             self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             self._lock()
@@ -88,6 +91,8 @@ class Records:
             self.first, index = self.first or record, typed(record, "index", int) or 0
             if len(self.prompts) < COMPARED:
                 self.prompts[index] = typed(record, "prompt", str) or ""
+            if (made := typed(record, "path", str)) is not None and not os.path.lexists(made):
+                self.lost.append(made)
             self._know(index)
             whole += len(line)
         self._file.truncate(whole)

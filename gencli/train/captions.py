@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gencli.errors import GencliError
-from gencli.json_files import as_unicode, check_no_pointer, parse_json
+from gencli.json_files import as_unicode, check_ends, check_no_pointer, parse_json
 from gencli.train.pictures import Caption, ImageFiles
 
 METADATA = "metadata.jsonl"  # of an image folder, as the datasets library lays it out
@@ -50,6 +50,7 @@ def find_captions(pictures: Path, captions: Sequence[Path]) -> list[NamedCaption
 
 
 def _parse_file(path: Path) -> list[NamedCaption]:
+    check_ends(path)
     return parse(_text(path.read_bytes(), str(path)), str(path))
 
 

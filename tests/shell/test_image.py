@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,8 @@ WRONG = [
     (("a", "--sampler", "plms"), "no such sampler"),
     (("a", "--lines"), "cannot be combined with PROMPT"),
     (("-", "-i", "-"), "-i -"),
+    (("-", "--from", "-"), "--from - reads the image from stdin"),
+    (("--from", "-", "-i", "-"), "--from - and -i - cannot both read stdin"),
     (("a", "--from", "none.png", "--eta", 2), "--eta 2:"),
     (("a", "-i", "b.png", "--mask", "-"), "--mask -"),
 ]
@@ -248,6 +251,18 @@ def test_a_picture_from_stdin(sd, apple):
     assert written("b.png")["init"] == "-" and written("b.png")["width"] == 64
     again = gencli("image", "--from", "b.png", "-o", "c.png", stdin=apple.stdout)
     assert again.returncode == 2 and b"name that image with -i" in again.stderr
+    empty = gencli("image", "-m", sd, "a", *args, stdin=b"")
+    assert empty.returncode == 1 and b"error: stdin is empty" in empty.stderr
+
+
+def test_settings_of_a_picture_from_stdin(sd, apple):
+    told, named = gencli("image", "--info", "-", stdin=apple.stdout), "apple.png"
+    Path(named).write_bytes(apple.stdout)
+    assert told.returncode == 0 and told.stdout == gencli("image", "--info", named).stdout
+    again = gencli("image", "--from", "-", stdin=apple.stdout)
+    assert again.stdout == apple.stdout, again.stderr
+    broken = gencli("image", "--info", "-", stdin=b"x")
+    assert broken.returncode == 1 and b"error: cannot read stdin as an image" in broken.stderr
 
 
 def begun(*args):

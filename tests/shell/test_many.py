@@ -183,3 +183,9 @@ def test_images(sd, folder):
     assert Path("three-0.png").stat().st_mtime_ns == made
     assert [json.loads(line)["index"] for line in Path("r.jsonl").read_text().splitlines()] == [0, 1, 4, 5, 6]
     assert Path("three-6.png").read_bytes() == Path("one-6-hill.png").read_bytes()
+    Path("three-5.png").unlink()
+    lost = gencli(*args, "-o", "three-{index}.png", "--resume", "r.jsonl", stdin=lines)
+    assert b"note: three-5.png of r.jsonl cannot be found" in lost.stderr and not lost.stdout
+    kept = [line for line in Path("r.jsonl").read_text().splitlines(keepends=True) if "three-5.png" not in line]
+    Path("r.jsonl").write_text("".join(kept))
+    assert gencli(*args, "-o", "three-{index}.png", "--resume", "r.jsonl", stdin=lines).stdout == b"three-5.png\n"

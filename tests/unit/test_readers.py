@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from PIL import Image
 
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.report import describe
+from gencli.cli.prompts import read_stdin
 from gencli.errors import HINT_LIMIT, MESSAGE_LIMIT, GencliError, shorten
+from gencli.image.files.pictures import open_picture
+from gencli.json_files import read_bytes
+from gencli.many.records import Records
 from gencli.text.conversation import Conversation, read_examples
 from gencli.train.captions import find_captions
 from gencli.train.pictures import read_pictures
@@ -117,3 +122,49 @@ def test_messages_have_an_end(letter: str):
     assert error.message.startswith("begin ") and error.message.endswith(" end") and " … " in error.message
     assert str(error) == error.message
     assert len(shorten(letter * 9, HINT_LIMIT)) >= 9 and MESSAGE_LIMIT + HINT_LIMIT < 2000
+
+
+@pytest.fixture
+def little_memory():
+    """At most 2 GB more for what a test does: without a guard it would take all that there is."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+READERS = [read_bytes, read_texts, open_picture, Records, lambda path: find_captions(path.parent, [path])]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no such device")
+@pytest.mark.parametrize("read", READERS, ids=["small files", "texts", "pictures", "records", "captions"])
+@pytest.mark.parametrize("name", ["zero", "full", "urandom"])
+def test_a_device_without_an_end_is_not_read(tmp_path, little_memory, name, read):
+    (tmp_path / "device").symlink_to(f"/dev/{name}")
+    with pytest.raises(GencliError, match="device is a device that never ends"):
+        read(tmp_path / "device")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this system has no such device")
+def test_nor_is_stdin_if_it_is_one(little_memory):
+    kept = os.dup(0)
+    try:
+        with open("/dev/zero") as device:
+            os.dup2(device.fileno(), 0)
+        with pytest.raises(GencliError, match="stdin is a device that never ends"):
+            read_stdin()
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
+def test_what_ends_is_read():
+    """The device that holds nothing, and a pipe."""
+    assert read_bytes(Path(os.devnull)) == b""
+    ends = os.pipe()
+    os.write(ends[1], b"{}")
+    os.close(ends[1])
+    assert read_bytes(Path(f"/dev/fd/{ends[0]}")) == b"{}"
+    os.close(ends[0])

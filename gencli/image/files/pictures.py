@@ -21,7 +21,7 @@ from gencli.errors import GencliError
 from gencli.image.files import inputs, metadata, recipes
 from gencli.image.files.texts import BROKEN, EXIF_IFD, MAKER_NOTE, OWN_NOTE, USER_COMMENT, read_texts
 from gencli.image.request import ImageRequest
-from gencli.json_files import check_no_pointer
+from gencli.json_files import check_ends, check_no_pointer
 from gencli.stderr import without_stderr
 
 if TYPE_CHECKING:
@@ -134,14 +134,15 @@ def describe(request: ImageRequest) -> dict[str, str]:
     }
 
 
-def read_request(path: str | Path) -> metadata.Found:
-    """What the image in a file says about its making: gencli's own JSON, else what its tool wrote.
+def read_request(source: str | Path | bytes) -> metadata.Found:
+    """What the image in a file (or its bytes) says about its making: gencli's own JSON, else what its tool wrote.
 
     Raises GencliError for a file that cannot be read, is no image, or says nothing.
     """
     try:
-        return recipes.read(read_texts(open_picture(path)))
+        return recipes.read(read_texts(open_picture(source)))
     except GencliError as error:
+        path = "stdin" if isinstance(source, bytes) else source
         raise GencliError(
             error.message if str(path) in error.message else f"{path}: {error.message}", error.hint
         ) from None
@@ -160,6 +161,8 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     where = "stdin" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(Path(source))
+        if not data:
+            raise GencliError(f"{where} is empty: it holds no image")
         with warnings.catch_warnings(), without_stderr():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd files are not for users, nor are libtiff's
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -271,6 +274,7 @@ def animation(frames: Sequence[Image.Image], kind: str = "gif", *, milliseconds:
 
 
 def _read(path: Path) -> bytes:
+    check_ends(path)
     with path.open("rb") as file:
         data = file.read(FILE_LIMIT + 1)
     if len(data) > FILE_LIMIT:
