@@ -1,7 +1,10 @@
-"""Latent diffusion and DDPM in the sizes of the hub, without a number in them: every name and every shape.
+"""Latent diffusion and DDPM in the sizes of the hub, without a number in them: every name and every shape. And how many
+parameters models with experts have.
 
 The configs are the hub's own; how many parameters they make stands in the papers.
 """
+
+import dataclasses
 
 import pytest
 import torch
@@ -70,3 +73,34 @@ def test_names_and_shapes(name, config, millions):
     assert {key: tensor.shape for key, tensor in ours.items()} == theirs
     if millions is not None:
         assert sum(tensor.numel() for tensor in ours.values()) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config", "count", "computing"),
+    [
+        (
+            "qwen3_moe",
+            {
+                "hidden_size": 2048, "num_hidden_layers": 48, "num_key_value_heads": 4, "head_dim": 128,
+                "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+            },
+            30_532_122_624,
+            3.3,
+        ),
+        ("mixtral", {}, 46_702_792_704, 12.9),
+    ],
+)  # fmt: skip
+def test_models_with_experts(name, config, count, computing):
+    """Qwen3-30B-A3B and Mixtral-8x7B: all parameters, and billions of those that compute a token."""
+    module = architecture(name)
+    whole = module.Config.from_dict({**config, "rope_theta": 1e6})
+    with torch.device("meta"):
+        model = module.Model(dataclasses.replace(whole, num_hidden_layers=1))
+    layers, share = whole.num_hidden_layers, whole.num_experts_per_tok / whole.expert_count  # all are alike
+    total = used = 0.0
+    for key, tensor in model.state_dict().items():
+        size = tensor.numel() * (layers if ".layers." in key else 1)
+        total, used = total + size, used + size * (share if ".experts." in key else 1)
+    assert total == count
+    assert used / 1e9 == pytest.approx(computing, abs=0.1)
