@@ -19,6 +19,10 @@ from gencli.image.request import INPUT, PICTURE, ImageRequest
 from gencli.options import Option, flag, make, several, string, typed
 
 
+def _check_size(_: str, size: str) -> None:
+    _parse_size(size)
+
+
 @dataclass(eq=False, repr=False)
 class Sources:
     """Prompts, an image to repeat, and a size."""
@@ -44,7 +48,7 @@ class Sources:
         "Print the settings that are embedded in FILE (`-`: stdin), and in files after it.", INPUT, after="from_file")
     size: str | None = string(None, "--size WxH",
         "Width and height in pixels, as in 512x512 (default: the model's native size, or close to the --init or "
-        "--control-image).", PICTURE)
+        "--control-image).", PICTURE, valid=_check_size)
     # fmt: on
     many: Many = Many()
 
@@ -77,7 +81,9 @@ def request_of(
     """
     values, given = dict(asked.values), asked.given
     if sources.size is not None:
-        values |= _parse_size(sources.size, values)
+        if values.get("width") is not None or values.get("height") is not None:
+            raise UsageError("--size cannot be combined with -W or -H")
+        values |= _parse_size(sources.size)
         given |= {"width", "height"}
     asked = Asked(ImageRequest, values, given)
     later = not sources.prompt or "-" in sources.prompt
@@ -154,9 +160,7 @@ def _check_best(request: ImageRequest, given: frozenset[str], *, prompted: bool)
         raise UsageError("--best needs a prompt to compare the images with")
 
 
-def _parse_size(size: str, values: Mapping[str, object]) -> dict[str, int]:
-    if values.get("width") is not None or values.get("height") is not None:
-        raise UsageError("--size cannot be combined with -W or -H")
+def _parse_size(size: str) -> dict[str, int]:
     left, _, right = size.lower().replace("×", "x").partition("x")
     try:
         return {"width": int(left), "height": int(right)}
