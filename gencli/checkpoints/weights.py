@@ -18,6 +18,7 @@ from gencli.checkpoints.layout import (
     weight_file,
 )
 from gencli.checkpoints.safetensors_file import SafetensorsFile
+from gencli.checkpoints.scaled_file import with_scales
 from gencli.checkpoints.tensors import TensorFile, Tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
@@ -43,7 +44,7 @@ def open_file(path: Path) -> TensorFile:
 
         return GgufFile(path)
     if f"*{path.suffix}" not in PICKLES:
-        return SafetensorsFile(path)
+        return with_scales(SafetensorsFile(path))
     from gencli.checkpoints.pickles import PickledFile
 
     return PickledFile(path)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.weights import open_file
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.flow import schedule_of
 from gencli.image.load import load
@@ -20,6 +21,7 @@ from gencli.image.prompts.qwen3 import KLEIN_LAYERS, MESSAGE, NO_REASONING
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import notes, resolve
 from gencli.kernels.packed import Packed
+from gencli.kernels.scaled import Scaled
 from gencli.models import architecture
 from tests.oracles.flow import (
     NEGATIVE,
@@ -333,6 +335,55 @@ def test_weights_of_8_bits(wide, tmp_path, monkeypatch, dtype, large):
     assert weight.dtype == (torch.bfloat16 if large else torch.float32)
     wanted = small["double_blocks.0.img_attn.proj.weight"].float() + up @ down
     torch.testing.assert_close(weight.float(), wanted, atol=1e-2 if large else 1e-5, rtol=1e-2 if large else 1e-5)
+
+
+@pytest.mark.parametrize("form", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("large", [False, True])
+def test_weights_of_8_bits_with_scales(wide, tmp_path, monkeypatch, form, large):
+    """As ComfyUI writes them, in its older form and its newer one: equal to diffusers with what they stand for, split
+    matrices too. Where they are large they stay so."""
+    root, _ = wide
+    monkeypatch.setattr("gencli.image.load.NETWORK_LIMIT", 0 if large else 1 << 30)
+    packed, exact = {}, {}
+    for name, one in flow.original_names(root / "flux-dev" / "transformer").items():
+        stem = name.rpartition(".")[0]
+        exact[name] = packed[name] = one.float()
+        if one.ndim == 2:
+            scale = one.float().abs().max() / 448
+            packed[name] = (one.float() / scale).to(torch.float8_e4m3fn)
+            packed[f"{stem}.{form}"] = scale
+            packed[f"{stem}.{form.replace('weight', 'input')}"] = torch.ones(1)
+            exact[name] = packed[name].float() * scale
+            if form == "weight_scale":
+                told = json.dumps({"format": "float8_e4m3fn"}).encode()
+                packed[f"{stem}.comfy_quant"] = torch.tensor(list(told), dtype=torch.uint8)
+    packed |= {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)} if form == "scale_weight" else {}
+    file = flow.write_single(root / "flux-dev" / "scaled.safetensors", packed)
+    checkpoint = open_image_checkpoint(Source("x", file, "file"))
+    ours = load(checkpoint, device="cpu")
+    network = ours.main.network
+    attention = network.transformer_blocks[0].attn
+    assert all(isinstance(one.weight, Scaled) == large for one in (network.context_embedder, attention.to_k))
+    exact_file = flow.write_single(root / "flux-dev" / "exact.safetensors", exact)
+    assert_same(draw(None, pipeline=ours, **SETTINGS)[0].image, image_of(exact_file), tolerance=0)
+    down, up = torch.randn(4, 96), torch.randn(96, 4)
+    name = "transformer.transformer_blocks.0.attn.to_k"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "lora.safetensors")
+    changed = load(checkpoint, device="cpu", loras=[LoraRef(tmp_path / "lora.safetensors")]).main.network
+    wanted = exact["double_blocks.0.img_attn.qkv.weight"][96:192] + up @ down
+    weight = changed.transformer_blocks[0].attn.to_k.weight
+    torch.testing.assert_close(weight.float(), wanted, atol=2e-2 if large else 1e-5, rtol=1e-2 if large else 1e-5)
+
+
+@pytest.mark.parametrize(("told", "says"), [('{"format": "nvfp4"}', "packed as 'nvfp4'"), ("{", "does not say how")])
+def test_other_kinds_of_packing_are_told(tmp_path, told, says):
+    tensors = {
+        "a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn),
+        "a.comfy_quant": torch.tensor(list(told.encode()), dtype=torch.uint8),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(GencliError, match=says):
+        open_file(tmp_path / "a.safetensors")
 
 
 def test_its_other_parts_may_be_in_the_cache(wide, tmp_path, monkeypatch):
