@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gencli import devices, signals
-from gencli.cli.console import Console, is_terminal
+from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Group
 from gencli.cli.options import Asked, Fetching, Reporting, command, model_option
-from gencli.errors import GencliError, UsageError, about, counted
+from gencli.cli.train_output import follow, write
+from gencli.errors import GencliError, UsageError, about
 from gencli.options import Option, check, integer, make, number, rows, string
 from gencli.spec import named_model
-from gencli.train.recipe import INPUT, SEED, THREADS, ImageRecipe, TextRecipe, at_least
+from gencli.train.recipe import INPUT, LEAD, SEED, THREADS, ImageRecipe, TextRecipe, at_least
 
-if TYPE_CHECKING:
-    from gencli.train.trainer import Progress
-
-TOLD_EVERY = 50  # steps between two lines on stdout
-WORSE = 1.03  # times the best score, from which on a worse one is told
 INIT_RATE, LORA_RATE, IMAGE_INIT_RATE = 5e-4, 1e-3, 1e-4  # learning rates of runs that go on from a checkpoint
 DATA = (
     'Plain text, or JSON lines with a key "text" (.jsonl, .ndjson, .json); a file, or a folder, read for .txt, .md, '
@@ -124,14 +116,13 @@ def text(
         usual = {"lr": LORA_RATE, "optimizer": "adamw"}
     recipe = make(TextRecipe, {**vars(recipe), **{name: usual[name] for name in usual.keys() - asked.given}})
     console: Console = ctx.obj
-    _note_rate(console, recipe)
     _fetch(console, recipe.init, fetching)
     with signals.raise_pending_signals():
         from gencli.train.text import train
     devices.set_threads(machine.threads)
     console.progress("reading texts")
-    _follow(console, train(recipe, console.note), "tokens", "bits_per_byte")
-    _write(console, {"made": str(Path(recipe.out) / ("adapter" if recipe.lora_rank else "checkpoint"))})
+    follow(console, recipe, train(recipe, console.note), "tokens", "bits_per_byte")
+    write(console, {"made": str(Path(recipe.out) / ("adapter" if recipe.lora_rank else "checkpoint"))})
 
 
 @command(app, name="image", without=("stats",))
@@ -168,14 +159,13 @@ def image(
     if not recipe.init:
         recipe.check_sizes()
     console: Console = ctx.obj
-    _note_rate(console, recipe)
     _fetch(console, recipe.init, fetching)
     with signals.raise_pending_signals():
         from gencli.train.image import train
     devices.set_threads(machine.threads)
     console.progress("reading images")
-    _follow(console, train(pictures, captions.captions, recipe), "pictures", "validation")
-    _write(console, {"made": str(Path(recipe.out) / "checkpoint")})
+    follow(console, recipe, train(pictures, captions.captions, recipe, console.note), "pictures", "validation")
+    write(console, {"made": str(Path(recipe.out) / "checkpoint")})
 
 
 @command(app, name="score-text", without=("stats",))
@@ -193,7 +183,7 @@ def score_text(
             help="Texts whose source or file name starts with PREFIX are the main corpus.",
             rich_help_panel=INPUT,
         ),
-    ] = "tinystories:",
+    ] = LEAD,
 ) -> None:
     """Evaluate a language model in bits per byte, as JSON (main corpus and rest separately)."""
     _need(data)
@@ -202,8 +192,8 @@ def score_text(
 
     console: Console = ctx.obj
     console.progress("scoring")
-    scores = score_texts(model, data, lead)
-    _write(console, {"bits_per_byte": {name: round(value, 4) for name, value in scores.items()}})
+    scores = score_texts(model, data, lead, console.note)
+    write(console, {"bits_per_byte": {name: round(value, 4) for name, value in scores.items()}})
 
 
 @command(app, name="score-image", without=("stats",))
@@ -246,7 +236,7 @@ def score_image(
         if drawing.difference is not None:
             differences.append(drawing.difference)
             found["difference"] = round(sum(differences) / len(differences), 2)
-        _write(console, found)
+        write(console, found)
         console.progress("drawing", count, (scored.pairs or scored.count) * scored.seeds)
 
 
@@ -278,15 +268,6 @@ def _check(recipe: TextRecipe | ImageRecipe, machine: Machine) -> None:
         raise UsageError(f"--out {out}: {there} is a file", "the result is a folder: choose another name")
 
 
-def _note_rate(console: Console, recipe: TextRecipe | ImageRecipe) -> None:
-    """Note a run that ends before its learning rate has reached --lr."""
-    if recipe.warmup > recipe.steps * (1 - recipe.cooldown):
-        console.note(
-            f"the learning rate falls before it has reached {recipe.lr:g}: of {counted(recipe.steps, 'step')}, "
-            f"--warmup takes {recipe.warmup} and --cooldown {recipe.cooldown:g} of all"
-        )
-
-
 def _fetch(console: Console, init: str, fetching: Fetching) -> None:
     """Have the checkpoint that a run begins with here."""
     if init:
@@ -295,64 +276,3 @@ def _fetch(console: Console, init: str, fetching: Fetching) -> None:
 
         with about("--init"):
             find(init, offline=fetching.offline, progress=show_download(console))
-
-
-def _follow(console: Console, run: Generator[Progress, None, object], items: str, score: str) -> None:
-    """Draw a run's progress line, and now and then write a JSON line: where it is, with its scores under `score`."""
-    scores: dict[str, list[tuple[float, int]]] = {}
-    at = None
-    with closing(run), _told_where_it_stopped(console, lambda: at):
-        for at in run:
-            stage = {} if at.stage == "text" else {"stage": at.stage}
-            rate = f"{at.rate:.0f}" if at.rate >= 100 else f"{at.rate:.1f}"
-            label = " ".join([*stage.values(), "loss", f"{at.loss:.3f}"])
-            console.progress(label, at.step, at.steps, f"{rate} {items}/s", at.left)
-            if at.validation is None and at.step % TOLD_EVERY and at.step != at.steps:
-                continue
-            told: dict[str, object] = {**stage, "step": at.step, "loss": round(at.loss, 5), "lr": float(f"{at.lr:.4g}")}
-            told |= {items: at.seen, "seconds": round(at.seconds, 1), f"{items}_per_second": float(rate)}
-            if at.validation is not None:
-                for name, value in at.validation.items():
-                    scores.setdefault(name, []).append((value, at.step))
-                told[score] = {name: round(value, 5) for name, value in at.validation.items()}
-            _write(console, told)
-
-    for name, values in scores.items():
-        (best, step), (last, _) = min(values), values[-1]
-        if last > best * WORSE:
-            which = "" if name in ("all", "seen", "held_out") else f" of {name}"
-            console.note(
-                f"the score{which} was best at step {step} ({best:.3f}) and is {last:.3f} now: fewer --steps, "
-                "or --dropout, keep a model from learning its texts by heart"
-            )
-
-
-@contextmanager
-def _told_where_it_stopped(console: Console, where: Callable[[], Progress | None]) -> Iterator[None]:
-    """Say where a run was stopped by a signal."""
-    try:
-        yield
-    except (KeyboardInterrupt, signals.Terminated):
-        at = where()
-        if at is not None:
-            stage = "" if at.stage == "text" else f" of stage {at.stage}"
-            console.note(f"stopped after step {at.step}{stage}; the same command goes on from there")
-        raise
-
-
-def _write(console: Console, line: Mapping[str, object]) -> None:
-    """Write a JSON line on stdout; on a terminal, the same in words."""
-    console.clear()
-    text = "  ".join(_words(line)) if is_terminal(sys.stdout) else json.dumps(line, ensure_ascii=False)
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def _words(line: Mapping[str, object], before: str = "") -> Iterator[str]:
-    """Yield the values of a JSON line, each after its name."""
-    for key, value in line.items():
-        name = f"{before}{key}".replace("_", " ").replace(" per second", "/s")
-        if isinstance(value, Mapping):
-            yield from _words(value, f"{name} ")
-        else:
-            yield f"{name} {value:<9}" if isinstance(value, float | int) else f"{name} {value}"

@@ -91,10 +91,16 @@ def normalise_latents(vae: nn.Module, mean: Tensor, std: Tensor) -> tuple[Tensor
     return (mean - mu) / sigma, std / sigma
 
 
+def making(recipe: ImageRecipe) -> dict[str, object]:
+    """Return the settings of which the data's digest depends, which tell better than it what has changed."""
+    named = {name: getattr(recipe, name) for name in ("hold_out", "variants", "pairs")}
+    return {**named, "recolor": recipe.copies}
+
+
 def identity(recipe: ImageRecipe, data: str, precision: Precision, *names: str) -> dict[str, object]:
     """Return what must stay the same when a run continues: see `state.check_recipe`."""
     names = ("batch", "steps", "lr", "weight_decay", "warmup", "cooldown", "edges", "color", "seed", *names)
-    return {**{name: getattr(recipe, name) for name in names}, "data": data, "dtype": precision.name}
+    return {**making(recipe), **{name: getattr(recipe, name) for name in names}, "data": data, "dtype": precision.name}
 
 
 def autoencoder_identity(recipe: ImageRecipe, data: str, precision: Precision) -> dict[str, object]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from gencli.errors import GencliError
+from gencli.errors import GencliError, counted
 from gencli.json_files import as_unicode, check_ends, check_no_pointer, parse_json
 from gencli.train.pictures import Caption, ImageFiles
 
+KEYS = (("file", "file_name"), ("label", "text"))
 METADATA = "metadata.jsonl"  # of an image folder, as the datasets library lays it out
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 HINT = (
@@ -21,13 +22,15 @@ NamedCaption = tuple[str, Caption]
 """A picture's name in its zip or folder, and its caption."""
 
 
-def find_captions(pictures: Path, captions: Sequence[Path]) -> list[NamedCaption]:
+def find_captions(
+    pictures: Path, captions: Sequence[Path], note: Callable[[str], None] = lambda text: None
+) -> list[NamedCaption]:
     """Return the captions of a zip or folder, in the order of the first file of captions, or else of the names.
 
     captions: JSON lines {"file" or "file_name", "label" or "text", "tags", "group"}, of which the last two may be
     missing. None given: a metadata.jsonl of that kind among the pictures, or a .txt beside each. Further files add
-    names (their labels) and tags. Raise GencliError for broken lines, for pictures without a caption, and for captions
-    of no picture.
+    names (their labels) and tags. note: told of pictures that a file leaves without a caption. Raise GencliError for
+    broken lines, for pictures without a .txt, and for captions of no picture.
     """
     files = ImageFiles(pictures)
     names, read = files.names, files.read
@@ -44,6 +47,11 @@ def find_captions(pictures: Path, captions: Sequence[Path]) -> list[NamedCaption
     known = set(names)
     if lost := [name for name, _ in found if name not in known]:
         raise GencliError(f"{pictures} has no {lost[0]}" + (f" and {len(lost) - 1} more" if lost[1:] else ""))
+    shown = {name for name in names if name.lower().endswith(KINDS)}
+    if lacking := shown - {name for name, _ in found}:
+        count = len(shown) - len(lacking)
+        has = "has" if count == 1 else "have"
+        note(f"{count} of {counted(len(shown), 'image')} {has} a caption: the others are left out")
     for more in captions[1:]:
         found = _with_words(found, _parse_file(more), more)
     return found
@@ -76,19 +84,17 @@ def parse(text: str, where: str) -> list[NamedCaption]:
         if not line.strip():
             continue
         row = parse_json(line, f"{where}, line {number}")
-        try:
-            if not isinstance(row, dict):
-                raise TypeError
-            name = row["file"] if "file" in row else row["file_name"]
-            label = row["label"] if "label" in row else row["text"]
-            tags = row.get("tags") or ()
-            if not all(isinstance(value, str) for value in (name, label, *tags)) or isinstance(tags, str):
-                raise TypeError
-        except (KeyError, TypeError, AttributeError):
+        keys = [next((key for key in pair if isinstance(row, dict) and key in row), "") for pair in KEYS]
+        if not isinstance(row, dict) or not all(keys):
             raise GencliError(
                 f"{where}, line {number}: no JSON object with keys 'file' and 'label', or 'file_name' and 'text'"
-            ) from None
-        label = as_unicode(label, f"{where}, line {number}")
+            )
+        if wrong := next((key for key in keys if not isinstance(row[key], str)), None):
+            raise GencliError(f"{where}, line {number}: {wrong!r} is not a text in quotes")
+        tags = row.get("tags") or []
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise GencliError(f"{where}, line {number}: 'tags' is not a list of texts")
+        name, label = row[keys[0]], as_unicode(row[keys[1]], f"{where}, line {number}")
         rows.append((name, Caption(label, tuple(tags), str(row.get("group") or ""))))
     return rows
 

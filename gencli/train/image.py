@@ -7,7 +7,7 @@ If a run continues from a checkpoint, the result is that checkpoint's folder wit
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -28,6 +28,7 @@ from gencli.train.augment import mirror, pair_up, recolor, tint, vary
 from gencli.train.autoencoder import (
     LATENTS,
     autoencoder_identity,
+    making,
     normalise_latents,
     scaling,
     train_autoencoder,
@@ -71,23 +72,27 @@ CHUNK = 32 * 128 * 128  # pixels that are encoded at once on a CPU; on a GPU tim
 PAINTED_VARIANTS = 0.25  # variants of a repainted image, to one of an image as it is
 
 
-def train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe) -> Generator[Progress, None, None]:
+def train(
+    pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, note: Callable[[str], None] = lambda text: None
+) -> Generator[Progress, None, None]:
     """Run all stages, each resumed from `out` if it was begun; the checkpoint then lies in `out`/checkpoint.
 
-    pictures: a zip or folder. captions: see `captions.find_captions`.
+    pictures: a zip or folder. captions: see `captions.find_captions`. note: gets what is worth knowing, in words.
     """
     out = Path(recipe.out)
     with state.only_run(out):
-        yield from _train(pictures, captions, recipe, out)
+        yield from _train(pictures, captions, recipe, out, note)
 
 
-def _train(pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: Path) -> Generator[Progress, None, None]:
+def _train(
+    pictures: Path, captions: Sequence[Path], recipe: ImageRecipe, out: Path, note: Callable[[str], None]
+) -> Generator[Progress, None, None]:
     precision = pick_precision(recipe.device, recipe.dtype)
     pipeline = None
     if recipe.init:
         pipeline = open_model(recipe.init, precision, recipe.size, keep_text_encoder=recipe.keep_text_encoder)
     size = pipeline.size if pipeline else recipe.size or 128
-    collection = collect_images(pictures, captions, size, recipe)
+    collection = collect_images(pictures, captions, size, recipe, note)
     images, seen = collection.images, collection.images[: collection.originals]
     labels = [caption.label for caption in collection.captions]
     scored = images[len(images) - collection.validation :]
@@ -138,9 +143,15 @@ class ImageCollection:
         return len(self.images) - len(self.trained)
 
 
-def collect_images(pictures: Path, captions: Sequence[Path], size: int, recipe: ImageRecipe) -> ImageCollection:
-    """Read all captions and images, and make more of them as the recipe says."""
-    rows = find_captions(pictures, captions)
+def collect_images(
+    pictures: Path,
+    captions: Sequence[Path],
+    size: int,
+    recipe: ImageRecipe,
+    note: Callable[[str], None] = lambda text: None,
+) -> ImageCollection:
+    """Read all captions and images, and make more of them as the recipe says. note: see `train`."""
+    rows = find_captions(pictures, captions, note)
     validation = round(len(rows) * recipe.hold_out)
     if validation == len(rows):
         raise UsageError(
@@ -191,7 +202,7 @@ def _make_latents(
     Return the autoencoder on the CPU. If it was trained, every channel of its latents has mean 0 and std 1.
     """
     out = Path(recipe.out)
-    identity: dict[str, object] = {"data": data, state.SIZES: {"init": recipe.init}}
+    identity: dict[str, object] = {**making(recipe), "data": data, state.SIZES: {"init": recipe.init}}
     if pipeline is None:
         identity = autoencoder_identity(recipe, data, precision)
     seen = collection.images[: collection.originals]

@@ -79,6 +79,7 @@ def _fraction(default: float, usage: str, help: str, most: float = 1.0, *, below
 RATE, COOLDOWN = partial(_within, 0, 1e6, open_low=True), partial(_within, 0, 1, open_low=True)
 
 # Rows that both recipes have.
+LEAD = "tinystories:"  # sources of the main corpus of the embedded model
 OUT = Option(str, "-o, --out DIR", "Folder for the result, the training state and the loss curve.", "")
 OPTIMIZER = Option(
     str, "--optimizer KIND", "muon or adamw (default: muon).", RECIPE,
@@ -144,7 +145,7 @@ class TextRecipe:
         "Context length in tokens; with --init, the length of the training sequences (default: 512).", SIZES,
         valid=partial(at_least, 1, most=LENGTH))
     vocab_size: int = integer(4096, "--vocab N", "Vocabulary size, at least 257 (default: 4096).", SIZES)
-    lead: str = string("tinystories:", "--lead PREFIX",
+    lead: str = string(LEAD, "--lead PREFIX",
         "Texts whose source or file name starts with PREFIX are the main corpus.", RECIPE)
     lead_share: float = _fraction(0.85, "--lead-share P", "Fraction of training drawn from the main corpus")
     steps: int = _count(2000, "--steps N", "Training steps")

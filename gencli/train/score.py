@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,11 +170,14 @@ def _pixels(image: Image.Image) -> Tensor:
     return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
 
 
-def score_texts(model: str, data: Path, lead: str) -> dict[str, float]:
-    """Return bits per byte of a language model: on texts whose source begins with `lead`, and on the others."""
+def score_texts(model: str, data: Path, lead: str, note: Callable[[str], None] = lambda text: None) -> dict[str, float]:
+    """Return bits per byte of a language model: on texts whose source begins with `lead`, and on the others. note: gets
+    what is worth knowing, in words."""
     from gencli.text.load import open_model
     from gencli.train.text import evaluate
-    from gencli.train.texts import read_texts
+    from gencli.train.texts import note_lead, read_texts
 
     opened = open_model(find(model), ModelSpec(dtype="float32"))
-    return evaluate(opened.module, opened.tokenizer, read_texts(data), lead, None)
+    texts = read_texts(data)
+    note_lead(texts, lead, note)
+    return evaluate(opened.module, opened.tokenizer, texts, lead, None)

@@ -13,6 +13,7 @@ import torch
 from gencli.atomic import replace_file
 from gencli.errors import GencliError
 
+DIGESTS = {"data": "the data (texts, or images and captions)", "validation": "the validation texts"}
 SIZES = "sizes"  # key of a recipe's part that no flag can change
 
 
@@ -64,7 +65,8 @@ def check_recipe(where: Path, before: Mapping[str, Any] | None, now: Mapping[str
 
 def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     names = sorted(name for name in before if before[name] != now.get(name))
-    return [f"{name} {_short(before[name])}, now {_short(now.get(name))}" for name in names]
+    told = [f"{name} {_short(before[name])}, now {_short(now.get(name))}" for name in names if name not in DIGESTS]
+    return told or [f"{DIGESTS[name]} are others" for name in names]  # settings change what these are of
 
 
 def _short(value: object) -> str:

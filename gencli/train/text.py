@@ -25,7 +25,7 @@ from gencli.train.language import CONTEXT, Learner, new_gpt2, open_language_mode
 from gencli.train.lora import LoraLinear, add_adapters, save_adapter
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import TextRecipe
-from gencli.train.texts import Documents, Text, end_id, hold_out, own_tokenizer, read_texts
+from gencli.train.texts import Documents, Text, end_id, hold_out, note_lead, own_tokenizer, read_texts
 from gencli.train.trainer import Progress, Trainer, ahead
 
 EVALUATED = 40  # texts of each kind that a run is scored by, the same at every evaluation; `score` takes all
@@ -48,6 +48,7 @@ def train(recipe: TextRecipe, note: Callable[[str], None] = lambda text: None) -
     texts, validation = (texts, read_texts(recipe.validation)) if recipe.validation else hold_out(texts)
     if single:
         note(f"the last {len(validation[0][1])} characters are held out: they are scored, and not trained on")
+    note_lead(texts, recipe.lead, note)
     with state.only_run(Path(recipe.out)):
         yield from _train(recipe, texts, validation)
 

@@ -7,7 +7,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from gencli.atomic import replace_file
 from gencli.errors import GencliError
 from gencli.json_files import as_unicode, check_head, parse_json
 from gencli.tokens import Tokenizer
+from gencli.train.recipe import LEAD
 
 END = "<|endoftext|>"
 LINES = (".jsonl", ".ndjson", ".json")  # endings of JSON lines
@@ -86,13 +87,21 @@ def _read(path: Path, name: str) -> Iterator[Text]:
                     record = parse_json(line, where)
                 except GencliError as error:
                     raise GencliError(error.message, LINES_HINT) from None
-                if not isinstance(record, dict) or not isinstance(text := record.get("text"), str):
+                if not isinstance(record, dict) or "text" not in record:
                     raise GencliError(f"{where}: no JSON object with a key 'text'", LINES_HINT)
+                if not isinstance(text := record["text"], str):
+                    raise GencliError(f"{where}: 'text' is not a text in quotes", LINES_HINT)
                 yield str(record.get("source", "")), as_unicode(text, where)
     except UnicodeDecodeError as error:
         raise GencliError(f"{path} is not UTF-8 at byte {error.start}", HINT) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise GencliError(f"{path} is not a whole gzip file: {error}") from None
+
+
+def note_lead(texts: list[Text], lead: str, note: Callable[[str], None]) -> None:
+    """Note a prefix with which nothing begins, unless it is the usual one: then all texts are of one group."""
+    if lead != LEAD and not any(source.startswith(lead) for source, _ in texts):
+        note(f"--lead {lead}: no text has a source or file name that begins so")
 
 
 def hold_out(texts: list[Text]) -> tuple[list[Text], list[Text]]:

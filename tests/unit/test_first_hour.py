@@ -36,7 +36,7 @@ from gencli.cli.image import app as image_app
 from gencli.cli.image_sinks import _as_typed
 from gencli.cli.prompts import note_file
 from gencli.cli.text_output import JsonOutput, why_cut, why_empty
-from gencli.cli.train import _note_rate, _words
+from gencli.cli.train_output import as_words, follow
 from gencli.cli.wildcards import expand
 from gencli.errors import GencliError, UsageError, counted, nearest
 from gencli.image.request import ImageRequest
@@ -44,6 +44,7 @@ from gencli.spec import completing
 from gencli.text.events import Completion, GenerationStats
 from gencli.train import state
 from gencli.train.recipe import TextRecipe
+from gencli.train.trainer import Progress
 from tests.tiny.hub_cache import put, tiny
 
 HEAD = "hint: did you mean "
@@ -434,15 +435,28 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path) -> None:
 
 def test_a_rate_that_is_never_reached_is_told(capsys) -> None:
     console = Console()
-    _note_rate(console, TextRecipe(data="a", out="b", steps=20))
-    assert capsys.readouterr().err.startswith("note: the learning rate falls before it has reached 0.002: of 20 steps")
-    _note_rate(console, TextRecipe(data="a", out="b", steps=2000))
-    assert not capsys.readouterr().err
+    step = Progress("text", 1, 20, 1.0, 0.1, 9, 1.0, 9.0, 1.0, None)
+    follow(console, TextRecipe(data="a", out="b", steps=20), (one for one in [step, step]), "tokens", "score")
+    told = capsys.readouterr().err
+    assert told.count("note: the learning rate falls before it has reached 0.002: of 20 steps") == 1
+    follow(console, TextRecipe(data="a", out="b", steps=2000), (one for one in [step]), "tokens", "score")
+    follow(console, TextRecipe(data="a", out="b", steps=20), (one for one in ()), "tokens", "score")
+    assert "note" not in capsys.readouterr().err, "enough steps; none that are left"
+
+
+def test_a_run_that_is_stopped_before_it_begins_says_so(capsys) -> None:
+    def stopped():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        follow(Console(), TextRecipe(data="a", out="b", steps=20), stopped(), "tokens", "score")
+    assert capsys.readouterr().err == "note: stopped before a step was taken; the same command goes on\n"
 
 
 def test_training_speaks_in_words_on_a_terminal() -> None:
     line = {"step": 50, "loss": 0.7, "tokens_per_second": 9.0, "bits_per_byte": {"all": 1.5}, "made": "run/checkpoint"}
-    assert " ".join("  ".join(_words(line)).split()) == (
+    assert " ".join("  ".join(as_words(line)).split()) == (
         "step 50 loss 0.7 tokens/s 9.0 bits per byte all 1.5 made run/checkpoint"
     )
 

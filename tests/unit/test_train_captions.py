@@ -88,9 +88,10 @@ def test_a_text_beside_each_picture(tmp_path: Path) -> None:
     [
         ('{"label": "b"}', "line 2: no JSON object with keys"),
         ('{"file": "a.png"}', "line 2: no JSON object with keys"),
-        ('{"file": "a.png", "label": 5}', "line 2: no JSON object with keys"),
-        ('{"file": "a.png", "label": "x", "tags": "ab"}', "line 2: no JSON object with keys"),
-        ('{"file": "a.png", "label": "x", "tags": 5}', "line 2: no JSON object with keys"),
+        ('{"file": "a.png", "label": 5}', "line 2: 'label' is not a text in quotes"),
+        ('{"file_name": null, "text": "x"}', "line 2: 'file_name' is not a text in quotes"),
+        ('{"file": "a.png", "label": "x", "tags": "ab"}', "line 2: 'tags' is not a list of texts"),
+        ('{"file": "a.png", "label": "x", "tags": 5}', "line 2: 'tags' is not a list of texts"),
         ("[]", "line 2: no JSON object with keys"),
         ("{", "line 2 is not valid JSON"),
         ('{"file": "../x.png", "label": "x"}', r"has no \.\./x\.png"),
@@ -102,6 +103,16 @@ def test_lines_that_are_no_captions(tmp_path: Path, line: str, says: str) -> Non
     (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "label": "a"}\n' + line, encoding="utf-8")
     with pytest.raises(GencliError, match=says):
         find_captions(folder, [tmp_path / "captions.jsonl"])
+
+
+def test_pictures_that_a_file_leaves_out_are_told(tmp_path: Path) -> None:
+    folder, told = files(tmp_path / "pictures", a_png="", b_png="", c_md=""), []
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "label": "a"}\n')
+    find_captions(folder, [tmp_path / "captions.jsonl"], told.append)
+    assert told == ["1 of 2 images has a caption: the others are left out"]
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "label": "a"}\n{"file": "b.png", "label": "b"}\n')
+    find_captions(folder, [tmp_path / "captions.jsonl"], told.append)
+    assert len(told) == 1, "all have one"
 
 
 def test_pictures_without_captions(tmp_path: Path) -> None:

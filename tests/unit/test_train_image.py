@@ -190,8 +190,12 @@ def test_another_recipe_is_refused_unless_allowed(pictures: Path, tmp_path: Path
     with pytest.raises(GencliError, match=r"other sizes: widths \(16, 16\), now \(16, 32\)"):
         run(pictures, recipe(tmp_path, (2, 2, 0), widths=(16, 32), allow_changes=True))
     assert [at.step for at in run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, allow_changes=True))] == [3, 4]
-    with pytest.raises(GencliError, match=r"other settings: data \w+, now"):
-        run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, copies=1))
+    with pytest.raises(GencliError, match=r"other settings: hold_out 0\.0, now 0\.4; recolor 0, now 1$"):
+        run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4, copies=1, hold_out=0.4))
+    saved = state.load(tmp_path / "latents.pt") or {}
+    state.save(tmp_path / "latents.pt", {**saved, "recipe": {**saved["recipe"], "data": "of others"}})
+    with pytest.raises(GencliError, match=r"other settings: the data \(texts, or images and captions\) are others"):
+        run(pictures, recipe(tmp_path, (2, 4, 0), lr=1e-4))
 
 
 def test_latents_are_normalised_and_decode_alike(pictures: Path, whole: tuple[Path, list[Progress]]) -> None:

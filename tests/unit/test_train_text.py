@@ -24,7 +24,7 @@ from gencli.train import state
 from gencli.train.curve import Curve
 from gencli.train.recipe import TextRecipe
 from gencli.train.text import train
-from gencli.train.texts import hold_out, read_texts
+from gencli.train.texts import hold_out, note_lead, read_texts
 from gencli.train.trainer import DeferSignals
 from tests.oracles.libraries import peft, transformers
 from tests.tiny.decoder_cases import CASES
@@ -132,6 +132,13 @@ def test_the_curve_is_drawn(texts: Path, tmp_path: Path) -> None:
     assert {(31, 88, 160), (200, 80, 20)} <= colors  # the training line and a validation line
 
 
+def test_a_lead_that_nothing_has_is_told(tmp_path: Path) -> None:
+    texts, told = [("tale", "Once"), ("news", "Today")], list[str]()
+    for lead in ("ta", "tinystories:", "zzz"):
+        note_lead(texts, lead, told.append)
+    assert told == ["--lead zzz: no text has a source or file name that begins so"]
+
+
 @pytest.mark.slow
 def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -> None:
     list(train(recipe(texts, tmp_path / "run", 2)))
@@ -139,7 +146,7 @@ def test_another_recipe_is_refused_unless_allowed(texts: Path, tmp_path: Path) -
         list(train(recipe(texts, tmp_path / "run", 2, lr=1e-3)))
     other = tmp_path / "other.txt"
     other.write_text("One text.\n")
-    with pytest.raises(GencliError, match=r"other settings: data \w+, now \w+"):
+    with pytest.raises(GencliError, match=r"other settings: the data .* are others; the validation texts are others$"):
         list(train(recipe(other, tmp_path / "run", 2)))
     assert [at.step for at in train(recipe(texts, tmp_path / "run", 4, lr=1e-3, allow_changes=True))] == [3, 4]
     with pytest.raises(GencliError, match=r"other sizes: .*n_layer 2, now 1"):
