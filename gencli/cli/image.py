@@ -149,8 +149,11 @@ def draw(
 
     with signals.raise_pending_signals():
         from gencli.image.ready import ready
-    base = request
-    opened, request = ready(inputs, request, where, lines=lines is not None, note=console.note, accept=accept)
+    base, foreign = request, finder.is_foreign("weighted")
+    opened, request = ready(
+        inputs, base, where, lines=lines is not None, note=console.note, accept=accept, drop_weights=foreign
+    )
+    base = base.replace(weighted=request.weighted)
     variants = [
         ready(inputs, base.replace(**one.values), where, lines=lines is not None, note=lambda text: None)[1]
         for one in (sweep.variants if sources.sweep else ())

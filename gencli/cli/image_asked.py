@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from gencli.cli.image_inputs import Finder
 from gencli.cli.many import Many
 from gencli.cli.options import LINES, STRICT, Asked
 from gencli.cli.prompts import image_data, read_prompt
-from gencli.errors import UsageError
+from gencli.errors import UsageError, shorten
 from gencli.image.request import INPUT, PICTURE, ImageRequest
 from gencli.options import Option, flag, make, several, string, typed
 
@@ -127,7 +127,10 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
     found = read_request(image_data(path, "--from - reads the image"))
     if found.left_out:
         hint = " (--lora FILE:SCALE merges a LoRA)" if any(key.startswith("<lora:") for key in found.left_out) else ""
-        console.note(f"{path} also says {', '.join(found.left_out)[:200]}, which is left out{hint}")
+        models = [key for key, field in found.usual.items() if field not in asked.given]
+        usual = f"; {', '.join(models)} {_are(models)} the model's own" if models else ""
+        listed = shorten(", ".join(found.words), 300)
+        console.note(f"{path} also says {listed}, which {_are(found.left_out)} left out{usual}{hint}")
     own = {name: value for name, value in asked.values.items() if name in asked.given}
     hashes = typed(found.values, "hashes", dict) or {}
     merged = {**relocate(found.values, hashes, Path(path).parent), **own}
@@ -145,6 +148,10 @@ def _from_file(console: Console, path: str, asked: Asked[ImageRequest], *, keep_
     if merged.get("init") == "-" and "init" not in asked.given:
         raise UsageError(f"{path} was begun from an image on stdin", "name that image with -i/--init FILE")
     return merged
+
+
+def _are(things: Collection[str]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
 def _check_best(request: ImageRequest, given: frozenset[str], *, prompted: bool) -> None:

@@ -48,7 +48,7 @@ def _values(found: Found) -> dict[str, object]:
 def _page(found: Found) -> list[str]:
     words = {name: option.listed_as(name).replace("_", "-") for name, option in rows(ImageRequest)}
     lines = [(words.get(name, name), text) for name, value in _values(found).items() for text in _typed(value)]
-    lines += [("left out", ", ".join(found.left_out))] if found.left_out else []
+    lines += [("left out", ", ".join(found.words))] if found.left_out else []
     return [f"{name:18}{text}" for name, text in lines]
 
 

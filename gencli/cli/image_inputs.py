@@ -114,7 +114,7 @@ class Finder:
     def check_files(self) -> None:
         """Raise GencliError if the image of --from names a file that is not a regular file here, such as a device."""
         for field, option in ROWS.items():
-            if option.names not in ("file", "mix") or not self._is_foreign(field):
+            if option.names not in ("file", "mix") or not self.is_foreign(field):
                 continue
             for file in _files(getattr(self.request, field), option.names):
                 if not os.path.isfile(file):
@@ -123,7 +123,7 @@ class Finder:
                         f"name it with {option.name(field)} FILE",
                     )
 
-    def _is_foreign(self, field: str) -> bool:
+    def is_foreign(self, field: str) -> bool:
         """Return whether the value of a field comes from the image of --from only."""
         said = self.asked.values.get(field, ImageRequest.__dataclass_fields__[field].default)
         return self.from_file is not None and getattr(self.request, field) != said
@@ -131,7 +131,7 @@ class Finder:
     def _models(self, field: str) -> list[Source]:
         """Find the models that a field names."""
         names, found = _names(getattr(self.request, field)), []
-        if not self._is_foreign(field):
+        if not self.is_foreign(field):
             with about("" if field == "model" else ROWS[field].name(field)):
                 return [self.fetch(name) for name in names]
         for name in names:
@@ -152,7 +152,7 @@ class Finder:
         name = PRIORS.get(model.name) if model.kind == "hub" else None
         if name is None:
             return None
-        return find(name, offline=True) if self._is_foreign("model") else self.fetch(name)
+        return find(name, offline=True) if self.is_foreign("model") else self.fetch(name)
 
     def _mixed(self, note: Callable[[str], None]) -> dict[str, Image.Image]:
         """Open the images that are mixed."""
@@ -163,7 +163,7 @@ class Finder:
 
     def _asset(self, field: str, asset: T) -> T:
         fetching = self.fetch.keywords
-        if not self._is_foreign(field):
+        if not self.is_foreign(field):
             return asset.find(**fetching)
         try:
             return asset.find(**{**fetching, "offline": True})
@@ -208,8 +208,13 @@ def _open(path: str | None, note: Callable[[str], None], ground: str = "white") 
 WEIGHT = re.compile(r"(?<!\\)\([^()\n]{1,60}:(\d+(\.\d+)?|\.\d+)\)")  # (red:1.3)
 
 
-def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[str], None]) -> None:
-    """Note the words of embeddings that are in no prompt, and LoRA files and weights that are read as text."""
+def note_slips(
+    request: ImageRequest, words: Collection[str], note: Callable[[str], None], *, reads_weights: bool = True
+) -> None:
+    """Note the words of embeddings that are in no prompt, and LoRA files and weights that are read as text.
+
+    reads_weights: whether the model could read them.
+    """
     from gencli.image.prompts.weighting import parse
 
     prompts = [request.prompt, request.negative or ""]
@@ -220,5 +225,5 @@ def note_slips(request: ImageRequest, words: Collection[str], note: Callable[[st
             note(f"no prompt has the word {word!r}, which stands for its embedding")
     if "<lora:" in texts and not request.weighted:
         note("<lora:…> in a prompt is text; --lora FILE:SCALE loads one")
-    if not request.weighted and (found := WEIGHT.search(texts)):
+    if reads_weights and not request.weighted and (found := WEIGHT.search(texts)):
         note(f"{found[0]} in a prompt is text; --weighted reads it as a weight")

@@ -77,7 +77,7 @@ class Run:
         """Draw with the model that `spec` names. Raise GencliError if anything fails."""
         model = self._open(spec)
         if self.prompts is None and not isinstance(self.opened, Drawer):
-            note_slips(self.request, model.words, self.console.note)
+            note_slips(self.request, model.words, self.console.note, reads_weights=self.opened.family.reads_clip)
         prompts = None if self.prompts is None else self._checked(model, self.prompts)
         walk = self.animation is not None or "step_files" in self.folders
         events = self._each(lambda one: model.generate(one, prompts, self.inputs, walk=walk))

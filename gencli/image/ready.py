@@ -15,7 +15,7 @@ from gencli.image.files.pictures import is_blank
 from gencli.image.found import Inputs
 from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.request import ImageRequest, ImageSpec
-from gencli.image.resolve import check_asked, notes, resolve
+from gencli.image.resolve import check_asked, notes, resolve, without_idle_weights
 from gencli.spec import ModelSpec
 
 
@@ -55,9 +55,11 @@ def ready(
     lines: bool,
     note: Callable[[str], None],
     accept: Callable[[ImageCheckpoint | Drawer], None] = lambda opened: None,
+    drop_weights: bool = False,
 ) -> tuple[ImageCheckpoint | Drawer, ImageRequest]:
     """Open the checkpoint and resolve the request; return both. Remarks about the two go to `note`. accept: raises for
-    a checkpoint that the command is not for.
+    a checkpoint that the command is not for. drop_weights: whether a model that reads no weights takes those of the
+    prompts for text, as nobody has asked for them.
 
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint that cannot be used.
     """
@@ -72,6 +74,9 @@ def ready(
         if not lines:
             opened.check_asked(resolved)
         return opened, resolved
+    if drop_weights and not opened.family.reads_clip and (request := without_idle_weights(request, opened)).weighted:
+        note(f"{opened.name} reads no weights: brackets and BREAK in the prompt are text")
+        request = request.replace(weighted=False)
     given = [image for image in (inputs.init, *(image for _, image in inputs.controls)) if image is not None]
     resolved = resolve(request, opened, given[0].size if given else None)
     stages.plan(resolved, opened, has_init=inputs.init is not None)  # raises for what a stage cannot follow

@@ -32,7 +32,7 @@ def resolve(
     Raise UsageError for a request that does not fit the checkpoint, GencliError for a checkpoint whose own settings
     make no sense. Only the seed and the dtype stay as they are.
     """
-    request = _without_idle_weights(with_main_stage(request, checkpoint.main.name), checkpoint)
+    request = without_idle_weights(with_main_stage(request, checkpoint.main.name), checkpoint)
     schedule = schedule_of(checkpoint.configs[checkpoint.main.scheduler])
     _check_text(request, checkpoint)
     _check_drawers(request, checkpoint)
@@ -145,7 +145,7 @@ def _check_drawers(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
         raise UsageError(f"{checkpoint.name} denoises: {', '.join(given)} would have no effect")
 
 
-def _without_idle_weights(request: ImageRequest, checkpoint: ImageCheckpoint) -> ImageRequest:
+def without_idle_weights(request: ImageRequest, checkpoint: ImageCheckpoint) -> ImageRequest:
     """Return a request whose prompts are not read with weights where they have none, and the model would read none:
     other tools' images say of all prompts that they are read so."""
     if not request.weighted or checkpoint.family.reads_clip or not request.prompt:

@@ -125,9 +125,9 @@ def test_values_that_cannot_be_read_are_left_out_by_themselves():
     found = read(parameters="a cat\nSteps: many, Sampler: Foo Bar, CFG scale: NaN, Seed: -1, Size: 64")
     assert found.values == {"prompt": "a cat", "weighted": True}
     assert found.words == ["Steps: many", "Sampler: Foo Bar", "CFG scale: NaN", "Seed: -1", "Size: 64"]
-    assert found.usual == found.left_out
+    assert [*found.usual] == ["Steps", "Sampler", "CFG scale", "Size"]
     found = read(parameters="a cat\nSteps: 3, Sampler: Restart, Seed: 1, Model: x")
-    assert found.words == ["Sampler: Restart", "Model: x"] and found.usual == ("Sampler",)
+    assert found.words == ["Sampler: Restart", "Model: x"] and found.usual == {"Sampler": "sampler"}
 
 
 def test_the_guidance_that_flux_is_told_by_comfyui():

@@ -6,6 +6,7 @@ z' = w·z · mean(z) / mean(w·z) for each chunk.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import time
@@ -13,7 +14,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from gencli.__main__ import main
 from gencli.checkpoints.find import Source
 from gencli.cli.image_inputs import note_slips
 from gencli.errors import GencliError, UsageError
@@ -24,6 +28,7 @@ from gencli.image.prompts import weighting
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
 from tests.oracles.weighted_prompts import expected_chunks
+from tests.tiny.flow import make_flux
 from tests.tiny.image import make_ddpm, make_stable_diffusion
 
 KINDS = ["sd15", "sd21"]
@@ -326,3 +331,25 @@ def test_a_weight_that_is_read_as_text_is_noted(prompt, weighted, found):
     note_slips(ImageRequest(prompt=prompt, weighted=weighted), [], notes.append)
     assert time.process_time() - began < 1
     assert notes == ([f"{found} in a prompt is text; --weighted reads it as a weight"] if found else [])
+    notes.clear()
+    note_slips(ImageRequest(prompt=prompt, weighted=weighted), [], notes.append, reads_weights=False)
+    assert notes == []
+
+
+@pytest.mark.slow
+def test_weights_that_a_picture_of_another_tool_has_are_text_where_none_are_read(tmp_path, capsys):
+    """Nobody asked for them: a picture is drawn, and told."""
+    make_flux(tmp_path / "flux")
+    said = "a (red:1.4) cat BREAK tree\nNegative prompt: bad\nSteps: 1, Sampler: Restart, CFG scale: 2, "
+    text = PngInfo()
+    text.add_text("parameters", f"{said}Distilled CFG Scale: 3.5, Seed: 1, Size: 32x32")
+    Image.new("RGB", (8, 8)).save(tmp_path / "forge.png", pnginfo=text)
+    words = ["image", "--from", str(tmp_path / "forge.png"), "-m", str(tmp_path / "flux"), "--json", "-o"]
+    assert main([*words, str(tmp_path / "new.png")]) == 0
+    told = capsys.readouterr()
+    assert "also says CFG scale: 2, Sampler: Restart, which are left out; Sampler is the model's own\n" in told.err
+    assert "flux reads no weights: brackets and BREAK in the prompt are text" in told.err
+    settings = json.loads(told.out)
+    assert (settings["prompt"], settings["guidance"]) == ("a (red:1.4) cat BREAK tree", 3.5)
+    assert main([*words, str(tmp_path / "new.png"), "--weighted"]) == 2
+    assert "--weighted would have no effect" in capsys.readouterr().err

@@ -36,13 +36,13 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(ImageReque
 class Found:
     """What an image says about how it was made: values for `ImageRequest`, and the keys that were left out.
 
-    said: what those keys say, where it is known. usual: those of them that the model settles instead.
+    said: what those keys say, where it is known. usual: of those keys that the model settles instead the fields.
     """
 
     values: Mapping[str, object]
     left_out: tuple[str, ...] = ()
     said: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    usual: tuple[str, ...] = ()
+    usual: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def words(self) -> list[str]:
@@ -135,8 +135,8 @@ def settle(recipe: Recipe) -> Found:
         left_out += _drop_sampler_options(values)
         left_out += _drop_tags(values)
     lost = tuple(dict.fromkeys(left_out))
-    fields = {"Size": "width", **{str(ROWS[field].infotext): field for field in SHARED}}
-    usual = tuple(key for key in lost if fields.get(ALIASES.get(key, key), "prompt") not in values)
+    fields = {"Size": "width", **{str(ROWS[field].infotext): field for field in SHARED if field != "seed"}}
+    usual = {key: field for key in lost if (field := fields.get(ALIASES.get(key, key), "prompt")) not in values}
     return Found(values, lost, {key: recipe.settings[key] for key in lost if key in recipe.settings}, usual)
 
 
