@@ -134,7 +134,12 @@ def assign(
     _refuse(where, "does not fit its config", mismatched)
     _refuse(where, "lacks tensors", [name for name in wanted if name not in state])
     _refuse(where, "has tensors that its config does not explain", unexpected)
-    model.load_state_dict(state, strict=True, assign=True)
+    for path, module in model.named_modules(remove_duplicate=False):  # `load_state_dict`, which asks a lot of each
+        before = f"{path}." if path else ""
+        for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
+            module._parameters[name] = nn.Parameter(state[before + name], requires_grad=False)
+        for name in module._buffers.keys() - module._non_persistent_buffers_set:
+            module._buffers[name] = state[before + name]
     for a, b in pairs:  # assigning made two parameters of one tensor
         module, _, attribute = a.rpartition(".")
         setattr(model.get_submodule(module), attribute, model.get_parameter(b))

@@ -1,7 +1,7 @@
 """Files of 8-bit floats with a scale for each matrix, as ComfyUI writes them: the scales are part of their matrices.
 
-`X.weight` (8 bits) · `X.scale_weight` or `X.weight_scale` (one number) · `X.comfy_quant`, JSON in bytes; and, for whoever
-multiplies in 8 bits, `X.scale_input` or `X.input_scale`, and a tensor `scaled_fp8`. No torch before a tensor is read.
+`X.weight` (8 bits) · `X.scale_weight` or `X.weight_scale` (one number) · `X.comfy_quant`, JSON in bytes; and, for
+products in 8 bits, `X.scale_input` or `X.input_scale`, and a tensor `scaled_fp8`. No torch before a tensor is read.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's
 class GgufTensors(RenamedTensors):
     """A file's tensors under the names, in the shapes and in the order of rows that the checkpoint had."""
 
+    _last: tuple[str, Tensor] | None = None
+
     @cached_property
     def _kinds(self) -> set[str]:
         return {self._tensors.dtype(name) for name in self._tensors if len(self._tensors.shape(name)) > 1}
@@ -48,7 +50,9 @@ class GgufTensors(RenamedTensors):
         from gencli.kernels.packed import Packed
 
         piece = self._pieces[name]
-        tensor = self._tensors.get(piece.source)
+        if self._last is None or self._last[0] != piece.source:  # experts of a layer come one after the other
+            self._last = piece.source, self._tensors.get(piece.source)
+        tensor = self._last[1]
         if not isinstance(tensor, Packed) or piece.transform is None:
             return self._changed(piece, tensor)
         if piece.transform is turned:
