@@ -38,7 +38,8 @@ def page(root: Command, ctx: typer.Context) -> str:
             if group != panel and group:
                 lines.append(f'.SS "{_roff(group)}"')
             panel = group
-            names = ", ".join([*param.opts, *param.secondary_opts])
+            opts = sorted(param.opts, key=len) if param.name == "help" else param.opts  # which typer keeps in a set
+            names = ", ".join([*opts, *param.secondary_opts])
             name = (param.metavar or (param.name or "").upper()) if param.param_type_name == "argument" else names
             value = (
                 f" {param.metavar}" if param.metavar and name == names and not getattr(param, "is_flag", False) else ""

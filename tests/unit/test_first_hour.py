@@ -294,6 +294,18 @@ def test_what_is_no_model_is_an_error(tmp_path, capsys) -> None:
         assert main(["models", "show", str(path)]) == 1
         shown = capsys.readouterr()
         assert "notes.txt" not in shown.out and shown.err.startswith("error: ")
+    assert main(["models", "check", str(tmp_path / "notes.txt")]) == 1
+    assert "is broken or no safetensors file: a header of" in capsys.readouterr().out
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert main(["models", "check", str(tmp_path / "model_index.json")]) == 1
+    assert f"holds no weights: name the model's folder, {tmp_path}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["m.bin", "m.safetensors", "m.ckpt", "m"])
+def test_a_gguf_file_is_known_by_its_first_bytes_whatever_its_ending(name, tmp_path, capsys) -> None:
+    (tmp_path / name).write_bytes(b"GGUF" + bytes(60))
+    assert main(["text", "-m", str(tmp_path / name), "a"]) == 1
+    assert f"{name} is broken or no GGUF file: version 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -568,6 +580,7 @@ def test_the_manual_has_every_option(capsys) -> None:
     assert main(["--man"]) == 0
     page = capsys.readouterr().out
     assert page.startswith('.TH GENCLI 1 "" "gencli ') and ".SH GENCLI TRAIN TEXT\n" in page and page.isascii()
+    assert "\\-h, \\-\\-help" in page and "\\-\\-help, \\-h" not in page  # whatever the hash seed
     for name, param in every_option():
         assert param.opts[-1].replace("-", "\\-") in page or param.param_type_name == "argument", (name, param.opts)
 
