@@ -62,6 +62,8 @@ class Bounds:
                 return
             if isinstance(value, int) and not finite:
                 value = "is too large"  # and would be as long in words
+            elif not finite:
+                raise UsageError(f"{name} {value}: must be finite", self.hint)
         least = f"more than {self.low}" if self.open_low else f"at least {self.low}"
         most = f" and at most {self.high}" if self.high < math.inf else ""
         raise UsageError(f"{name} {_typed(value)}: must be {least}{most}", self.hint)

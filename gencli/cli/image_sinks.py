@@ -52,7 +52,9 @@ class Template:
             self.path(seed=0, index=0, prompt="")
         except (ValueError, IndexError, KeyError):
             hint = "known: {seed}, {index}, {prompt}, with a width as in {index:03}; write {{ for a literal brace"
-            raise UsageError(f"{self.text}: unknown placeholder", hint) from None
+            text = self.text.replace("{{", "").replace("}}", "")
+            wrong = "unknown placeholder" if text.count("{") == text.count("}") else "a brace without its other half"
+            raise UsageError(f"{self.text}: {wrong}", hint) from None
 
     @property
     def fields(self) -> set[str]:

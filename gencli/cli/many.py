@@ -64,7 +64,8 @@ class Many:
     unordered: bool = flag(False, "--unordered", "With --lines and --workers: print answers as they are made.", OUTPUT,
         after="json")
     shard: str | None = string(None, "--shard I/N",
-        "With --lines: only the I-th of N parts of the lines, numbered and seeded as in the whole.", "Prompt",
+        "With --lines: only the I-th of N parts of the lines, numbered and seeded as in the whole. They are dealt out "
+        "in blocks: of texts, 4 x --batch lines.", "Prompt",
         after="strict")
     resume: Path | None = file("--resume FILE",
         "With --lines: add a JSON record of each output to FILE, and skip those already there; texts go to stdout only "
@@ -185,7 +186,7 @@ def shown_answers(
             console.note(f"nothing to do: {records.path} has all {counted(feed.there, 'line')} already")
         if feed.read and not feed.own:
             here, one = counted(feed.read, "line"), counted(feed.size, "line")
-            console.note(f"nothing to do: this shard has none of the {here}, as a block is {one}: see --batch")
+            console.note(f"nothing to do: this shard has none of the {here}, as a block is {one}: see --shard, --batch")
         if 0 < feed.given < crew.size:
             lines = counted(feed.size, "line")
             console.note(f"only {feed.given} of {crew.size} workers had work, as a block is {lines}: see --batch")

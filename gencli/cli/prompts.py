@@ -25,6 +25,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
     (codecs.BOM_UTF8, "utf-8"),
 )
+NUL_HINT = "lines end with newlines, which `tr '\\0' '\\n'` makes of them (-0 is for what is printed)"
 EXAMPLES = 'try `gencli text "Once upon a time"`, or pipe a prompt in; see `gencli text --help`'
 
 
@@ -148,7 +149,8 @@ def _has_input(stream: BinaryIO) -> bool:
 
 
 def each_line(reader: LineReader | None = None) -> Iterator[str | GencliError]:
-    """Yield the lines of stdin as `read_lines`; an error stands for a line that is not UTF-8."""
+    """Yield the lines of stdin as `read_lines`; an error stands for a line that is not UTF-8, or
+    has NUL bytes."""
     reader = reader or LineReader()
     first = reader.readline()
     if _coding(first) not in ("", "utf-8"):  # wide characters: a line does not end at a byte
@@ -157,7 +159,10 @@ def each_line(reader: LineReader | None = None) -> Iterator[str | GencliError]:
         return
     for number, line in enumerate(itertools.chain([first] if first else [], iter(reader.readline, b"")), 1):
         try:
-            yield _without_newline(_decode(line, f"line {number} of stdin", first=number == 1))
+            text = _without_newline(_decode(line, f"line {number} of stdin", first=number == 1))
+            if "\0" in text:
+                raise GencliError(f"line {number} of stdin has NUL bytes", NUL_HINT)
+            yield text
         except GencliError as error:
             yield error
 
@@ -205,7 +210,10 @@ def _decode(data: bytes, what: str, *, first: bool = True) -> str:
     wide = next((name for start, name in ((1, "utf-16le"), (0, "utf-16be")) if _is_wide(data, start)), None)
     try:
         if wide and not mark:
-            raise GencliError(f"{what} is not UTF-8: it looks like UTF-16", f"convert it: `iconv -f {wide} -t utf-8`")
+            hint = f"convert it: `iconv -f {wide} -t utf-8`"
+            if what != "stdin":
+                hint += "; NUL bytes between texts: `tr '\\0' '\\n'`"
+            raise GencliError(f"{what} is not UTF-8: it looks like UTF-16", hint)
         return data.decode(coding).removeprefix("\ufeff" if mark else "")
     except UnicodeDecodeError as error:
         named = "UTF-8" if coding == "utf-8" else f"the {coding.upper()} that its first bytes say"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -116,6 +117,7 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     Prints one line per address as soon as it can be reached. Ctrl-C lets answers in progress end, and stops the server.
     """
     addresses = [_address(text) for text in served.listen]
+    _check_hosts(addresses)
     strangers = [host for host, _ in addresses if host not in ("127.0.0.1", "localhost", "::1")]
     if strangers and not served.key:
         raise UsageError(f"--listen {strangers[0]}: other machines reach it, and there is no key", "add --key KEY")
@@ -179,8 +181,19 @@ def _names(models: tuple[str, ...]) -> dict[str, str]:
     return names
 
 
+def _check_hosts(addresses: Iterable[tuple[str, int]]) -> None:
+    """Raise UsageError for a host that has no address."""
+    for host, port in addresses:
+        try:
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise UsageError(f"--listen {host}:{port}: unknown host", "without HOST it is this machine") from None
+
+
 def _address(text: str) -> tuple[str, int]:
     """Return host and port of [HOST:]PORT. Raise UsageError."""
+    if "://" in text:
+        raise UsageError(f"--listen {text}: wants [HOST:]PORT", f"leave out {text.partition('://')[0]}://")
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"--listen {text!r}: wants [HOST:]PORT, as in 8080 or 127.0.0.1:8080")

@@ -139,7 +139,7 @@ class ImageRequest:
     sampler: str | None = string(None, "--sampler NAME",
         f"{', '.join(samplers.names())} (default: the model's if it needs its own, else ddim).", SAMPLING,
         after="guidance_rescale", complete=samplers.names(), valid=check_sampler, infotext="Sampler",
-        labels=SAMPLER_LABELS, also=("--scheduler", "--sampling-method"))
+        labels=SAMPLER_LABELS, also=("--scheduler", "--sampling-method", "--sampler-name"))
     karras: bool | None = flag(None, "--karras/--no-karras",
         "Use Karras noise levels, with samplers that have them, such as euler.",
         SAMPLING, after="spacing", infotext="Schedule type", labels=SCHEDULE_LABELS)

@@ -27,6 +27,8 @@ class Shard:
         if found is None:
             raise UsageError(f"--shard {text!r:.40}: expected I/N, as in 1/4")
         number, count = int(found[1]), int(found[2])
+        if not count:
+            raise UsageError(f"--shard {text}: N must be at least 1", "I/N is the I-th of N parts, as in 1/4")
         if not 1 <= number <= count:
             raise UsageError(f"--shard {text}: of {count} shards there are those from 1/{count} to {count}/{count}")
         return cls(number, count)

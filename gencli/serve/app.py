@@ -184,8 +184,8 @@ class Server:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in await asyncio.to_thread(self.pool.names):
-            raise no_model(name)
+        if name not in (known := await asyncio.to_thread(self.pool.names)):
+            raise no_model(name, known)
         return JSONResponse(_described(name))
 
     async def completions(self, request: Request) -> Response:
@@ -268,8 +268,8 @@ class Server:
         """Refuse: what programs make of a decoder's states differs from one to the other, and none of the models that
         gencli opens was trained to give one vector for a text."""
         name = self._model(await self._body(request))
-        if name not in await asyncio.to_thread(self.pool.names):
-            raise no_model(name)
+        if name not in (known := await asyncio.to_thread(self.pool.names)):
+            raise no_model(name, known)
         message = f"{name[:200]} gives no embeddings: it continues texts or draws"
         raise Refusal(INVALID, message, param="model", code="embeddings_not_supported")
 

@@ -82,7 +82,7 @@ class Drawing:
 
 def read_completions(body: Body) -> Completions:
     """Read the body of /v1/completions. Raise Refusal."""
-    prompts = _prompts(body.get("prompt", ""))
+    prompts = _prompts("" if body.get("prompt") is None else body["prompt"])
     values = _text_values(body, {"prompt"}, TEXT, len(prompts))
     seed, samples = typed(values, "seed", int) or 0, typed(values, "num_samples", int) or 1
     made = []
@@ -124,7 +124,7 @@ def read_drawing(body: Body, model: str) -> Drawing:
     if not isinstance(format, str) or format not in FORMATS:
         wanted = f"output_format {_shown(format)}: wants one of {', '.join(FORMATS)}"
         raise Refusal(INVALID, wanted, param="output_format")
-    values = _values(_given(body, DRAWN, DRAWN_INERT), DRAWN, DRAWN_ROWS)
+    values = _values(_given(body, DRAWN, DRAWN_INERT, DRAWN_ROWS), DRAWN, DRAWN_ROWS)
     size = body.get("size")
     if size not in (None, "auto"):
         values["width"], values["height"] = _size(size)
@@ -157,7 +157,9 @@ def spoken(body: Body, known: Mapping[str, str], options: Mapping[str, Option]) 
     return found
 
 
-def _given(body: Body, known: Mapping[str, str], inert: Collection[str]) -> dict[str, object]:
+def _given(
+    body: Body, known: Mapping[str, str], inert: Collection[str], options: Mapping[str, Option]
+) -> dict[str, object]:
     """Return what the body gives of `known`. Raise Refusal for what would be ignored."""
     found = {}
     for name, value in body.items():
@@ -170,10 +172,13 @@ def _given(body: Body, known: Mapping[str, str], inert: Collection[str]) -> dict
                 right = " or ".join(map(json.dumps, ONLY[name]))
                 told = f"{name} {_shown(value)} is not supported (leave it out, or give {right})"
             else:
-                close = did_you_mean(name[:60], known)
+                flag = f"--{name.replace('_', '-')}"  # as other programs call it
+                same = next((one for one, field in known.items() if flag in options[field].also), None)
+                close = f"did you mean {same}?" if same else did_you_mean(name[:60], known)
                 told = f"{name[:60]!r} is not supported{f' ({close})' if close else ''}"
             raise Refusal(INVALID, told, param=name[:60], code="unsupported_parameter")
-        found[name] = value
+        whole = isinstance(value, float) and value.is_integer() and options[known[name]].kind is int
+        found[name] = int(value) if whole and isinstance(value, float) else value  # 5.0, as some languages write it
     return found
 
 
@@ -201,7 +206,7 @@ def _by_row(name: str, value: object, option: Option) -> object:
 def _text_values(body: Body, besides: Collection[str], known: Mapping[str, str], prompts: int = 1) -> Values:
     """Return the values of a text request. Raise Refusal."""
     form = _schema(body.get("response_format"))
-    given = _given(body, known, {*INERT, *besides, *(("response_format",) if form else ())})
+    given = _given(body, known, {*INERT, *besides, *(("response_format",) if form else ())}, TEXT_ROWS)
     values: Values = {**form, **_values(given, known, TEXT_ROWS)}
     texts = prompts * (typed(values, "num_samples", int) or 1)
     if texts > MOST_SAMPLES:

@@ -16,6 +16,7 @@ from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, embedded_names, is_whole
 from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.open import open_checkpoint
+from gencli.checkpoints.uses import USES, wrong_kind
 from gencli.errors import GencliError
 from gencli.image.draw import Drawing
 from gencli.image.found import Inputs
@@ -163,9 +164,9 @@ class Pool:
         """Return what a name stands for. Raise Refusal for one that a client may not use."""
         if name in self.given:
             return self.given[name]
-        if name in self.names() or (self.pull and not self.given and _is_id(name)):
+        if name in (known := self.names()) or (self.pull and not self.given and _is_id(name)):
             return name
-        raise no_model(name)
+        raise no_model(name, known)
 
     def _make_room(self, wanted: Wanted) -> None:
         """Put idle models away, the longest idle first, until there is room for one more; and this one, if it is open
@@ -184,6 +185,8 @@ class Pool:
 def _model(source: Source, spec: ModelSpec) -> Wanted:
     """Return the model at `source`. Raise GencliError for what its small files and headers tell is none."""
     found = open_checkpoint(source, allow_pickle=spec.allow_pickle)
+    if found.family in USES:
+        raise wrong_kind(found, "text or image")
     folder = not found.contents.is_file and not found.contents.has("model_index.json")
     if found.kind == "text" or found.format == "gguf" or (found.kind == "other" and folder):
         language_model(found)[0].tensors()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from gencli.errors import GencliError, UsageError
+from gencli.checkpoints.ollama import PREFIX
+from gencli.errors import GencliError, UsageError, did_you_mean
 
 INVALID, NOT_FOUND, TOO_LARGE, BUSY, FAILED, UNAVAILABLE = 400, 404, 413, 429, 500, 503
 WORD = re.compile(r"(?<![\w-])-{0,2}[A-Za-z][\w-]*")  # an option of the command line is one too
@@ -61,9 +62,10 @@ class Refusal(Exception):
         return cls(status, f"{message} ({hint})" if hint else message, param=param)
 
 
-def no_model(name: str) -> Refusal:
-    """Return the refusal of a model that a client may not use, or that is not here."""
-    message = f"no model {name[:200]!r} here (GET /v1/models lists those that are)"
+def no_model(name: str, known: Collection[str]) -> Refusal:
+    """Return the refusal of a model that a client may not use, or that is not here. known: those that it may use."""
+    near = f"did you mean {PREFIX}{name}?" if PREFIX + name in known else did_you_mean(name[:200], known)
+    message = f"no model {name[:200]!r} here ({f'{near} ' if near else ''}GET /v1/models lists those that are)"
     return Refusal(NOT_FOUND, message, param="model", code="model_not_found")
 
 

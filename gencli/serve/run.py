@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -160,6 +161,7 @@ def tcp_socket(host: str, port: int) -> Iterator[socket.socket]:
         listener.bind(address)
         listener.listen(128)
     except OSError as error:
-        raise GencliError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+        hint = "--listen 0 picks a port that is free" if error.errno == errno.EADDRINUSE else None
+        raise GencliError(f"cannot listen at {host}:{port}: {error.strerror or error}", hint) from None
     with contextlib.closing(listener):
         yield listener

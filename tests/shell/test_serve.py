@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tests.oracles.hub_server import Hub
 from tests.oracles.libraries import openai
 from tests.shell.process import environment, gencli, start
+from tests.tiny.clip import make_clip
 from tests.tiny.image import make_text_encoder
 from tests.tiny.text import make_gpt2
 
@@ -269,6 +270,20 @@ def test_options_are_named_in_their_errors_and_limits_in_their_help():
     assert gencli("serve", "--max-memory", "x").stderr.startswith(b"error: --max-memory: 'x' is no amount")
     help = " ".join(gencli("serve", "--help").stdout.decode().split())
     assert "at least 8 characters" in help and "in progress, at least 1;" in help
+
+
+def test_addresses_that_are_none_and_models_that_nothing_serves(tmp_path):
+    args = ("serve", "--socket", tmp_path / "s.sock")
+    told = gencli(*args, "--listen", "http://localhost:0").stderr
+    assert told == b"error: --listen http://localhost:0: wants [HOST:]PORT\nhint: leave out http://\n"
+    told = gencli(*args, "--listen", "no.such.host.invalid:0").stderr
+    assert told.startswith(b"error: --listen no.such.host.invalid:0: unknown host\n")
+    make_clip(tmp_path / "clip")
+    told = gencli(*args, "-m", tmp_path / "clip").stderr
+    assert b"is a CLIP model (clip), not a text or image model\nhint: `gencli score -m " in told
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told = gencli(*args, "--listen", taken.getsockname()[1]).stderr
+    assert b"Address already in use\nhint: --listen 0 picks a port that is free\n" in told
 
 
 def broken(folder):

@@ -65,6 +65,15 @@ def test_byte_order_marks(counts, model: Path):
     assert said == "error: stdin is not UTF-8: it looks like UTF-16\nhint: convert it: `iconv -f utf-16le -t utf-8`\n"
 
 
+def test_lines_that_nul_bytes_part(counts, model: Path):
+    """-0 is for what is printed: neither is the whole a prompt, nor is it UTF-16 without a word of -0."""
+    _, said = counts("-m", model, "--lines", stdin=b"One\0Two!\0", code=1)
+    told = "error: line 1 of stdin has NUL bytes\nhint: lines end with newlines, which `tr '\\0' '\\n'` makes of them"
+    assert said.startswith(told) and "-0 is for what is printed" in said
+    _, said = counts("-m", model, "--lines", stdin=b"a\0b\0", code=1)
+    assert "looks like UTF-16\nhint: convert it: `iconv -f utf-16le -t utf-8`; NUL bytes between texts: `tr" in said
+
+
 def test_byte_order_marks_of_files(tmp_path: Path):
     """As editors of Windows put them: texts to train on, chat templates, vocabularies."""
     for name, data in (

@@ -147,10 +147,12 @@ def test_templates():
         "{seed!r}",
         "{prompt:>9}",
         "{seed:q}",
-        "{",
         "{seed[0]}",
     ):
         with pytest.raises(UsageError, match="unknown placeholder"):
+            Template(wrong)
+    for wrong in ("{", "{index.png", "index}.png", "{{a}.png"):
+        with pytest.raises(UsageError, match="a brace without its other half"):
             Template(wrong)
 
 

@@ -19,6 +19,7 @@ from gencli.serve import wire
 from gencli.serve.app import Limits, Server
 from gencli.serve.engine import Engine, Turns
 from gencli.serve.pool import Pool, Wanted, text_model
+from gencli.serve.refusal import no_model
 from gencli.spec import ModelSpec
 from gencli.text.events import Completion, Failed, Logprobs, TextDelta
 from gencli.text.request import TextRequest
@@ -96,6 +97,11 @@ def test_what_a_client_gets_wrong_about_routes_is_told(server):
     assert wrong.status_code == 405 and "GET" in wrong.headers["Allow"] and "GET" in wrong.json()["error"]["message"]
     missing = post(server, json={"model": "none"})
     assert missing.status_code == 404 and "GET /v1/models lists" in missing.json()["error"]["message"]
+    for said, meant in (("storys", "stories"), ("tale", "ollama:tale")):
+        told = no_model(said, ["emoji", "stories", "ollama:tale"]).message
+        assert told == f"no model {said!r} here (did you mean {meant}? GET /v1/models lists those that are)"
+    near = post(server, json={"model": "storis"}).json()["error"]["message"]
+    assert "did you mean stories?" in near
     server.key = "secret-secret"
     refused = post(server, json={})
     assert refused.status_code == 401 and refused.headers["WWW-Authenticate"] == "Bearer"

@@ -67,6 +67,12 @@ def test_prompts_of_every_form():
 def test_null_is_as_if_it_were_not_given():
     body = {"prompt": "a", "temperature": None, "logit_bias": None, "stop": None, "n": None, "seed": None}
     assert read_completions(body).requests[0][0].sampling.temperature is None
+    assert read_completions({"prompt": None}).requests[0][0].prompt == ""
+
+
+def test_a_whole_number_may_have_a_point():
+    request = read_completions({"prompt": "a", "max_tokens": 5.0, "top_k": 40.0}).requests[0][0]
+    assert (request.max_tokens, request.sampling.top_k) == (5, 40)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +161,22 @@ def test_a_wrong_value_is_told_by_the_name_that_the_client_knows(route):
         ("completions", {"stop": 5}, "stop: wants text, or a list of at most 64 of them"),
         ("completions", {"best_of": 4}, "best_of 4 is not supported (leave it out, or give 1)"),
         ("completions", {"temprature": 1}, "'temprature' is not supported (did you mean temperature?)"),
+        ("completions", {"n_predict": 1}, "'n_predict' is not supported (did you mean max_tokens?)"),
+        ("completions", {"temperature": float("inf")}, "temperature inf: must be finite"),
+        ("completions", {"temperature": float("nan")}, "temperature nan: must be finite"),
+        ("completions", {"max_tokens": 5.5}, "max_tokens 5.5: wants a whole number"),
         ("chat/completions", {"max_completion_tokens": 0}, "max_completion_tokens 0: wants a whole number from"),
         ("chat/completions", {"logprobs": True, "top_logprobs": 99}, "top_logprobs 99: wants a whole number from 0"),
         ("chat/completions", {"top_logprobs": 2}, "top_logprobs: wants logprobs to be true"),
         ("chat/completions", {"response_format": {"type": "xml"}}, "response_format: wants an object with a type of"),
         ("images/generations", {"guidance_scale": "x"}, 'guidance_scale "x": wants a number'),
         ("images/generations", {"negative_prompt": 5}, "negative_prompt 5: wants text"),
+        (
+            "images/generations",
+            {"num_inference_steps": 2},
+            "'num_inference_steps' is not supported (did you mean steps?)",
+        ),
+        ("images/generations", {"sampler_name": "ddim"}, "'sampler_name' is not supported (did you mean sampler?)"),
         ("images/generations", {"karras": 1}, "karras 1: wants true or false"),
         ("images/generations", {"size": "1x16385"}, "size 16385: must be from 1 to 16384"),
         ("images/generations", {"size": ""}, 'size "": wants WIDTHxHEIGHT'),
