@@ -13,7 +13,7 @@ from gencli.checkpoints import hub_cache
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.layout import PartKind, find_pickles
 from gencli.checkpoints.tensors import TensorFile, Tensors
-from gencli.checkpoints.weights import open_file, open_tensors
+from gencli.checkpoints.weights import is_gguf_file, open_file, open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 
@@ -77,7 +77,7 @@ class Contents:
     @property
     def tensor_file(self) -> TensorFile:
         """Return the one file, open. Raise GencliError if it is broken, or a pickle that may not be opened."""
-        if find_pickles([self.path.name]) and not self.allow_pickle:
+        if find_pickles([self.path.name]) and not self.allow_pickle and not is_gguf_file(self.path):
             raise GencliError(f"{self.path} is a pickle, which may run code when it is opened", PICKLE_HINT)
         return self.open_file(self.path)
 

@@ -77,8 +77,6 @@ def find(
     with `allow_pickle`, and only where there are no safetensors. offline: may be the command that looks here alone.
     Raise GencliError when nothing has that name.
     """
-    if not name.strip():
-        raise GencliError("the model name is empty", "is it an unset variable?")
     if source := find_local(name):
         return source
     hub_id, gguf = parse_hub_name(name)
@@ -87,9 +85,9 @@ def find(
         return in_snapshot(_name(hub_id, gguf), folder, gguf)
     if entry := catalogue.find_entry(name):
         hub_id, bare, gguf = HubId.parse(entry.id), False, None
+    theirs = ollama.meant(name)
     name = _name(hub_id, gguf) if hub_id else name
     if hub_id is None or bare:
-        theirs = f"did you mean {ollama.PREFIX}{name}?" if ollama.has(name) else None
         hint = theirs or did_you_mean(name, [known for known, _ in known_names()])
         raise GencliError(
             f"no model {name!r}: not a file or folder, not a short name",
@@ -104,7 +102,7 @@ def find(
         who = forbidden if isinstance(offline, str) else f"with {forbidden}, gencli"
         raise GencliError(
             f"no model {name!r}: no folder of that name here, and not in the Hugging Face cache ({hub_cache.root()})",
-            f"{who} looks only on this machine; `gencli models pull {name}` downloads it",
+            theirs or f"{who} looks only on this machine; `gencli models pull {name}` downloads it",
         )
     from gencli.checkpoints.hub import download
 
@@ -151,9 +149,11 @@ def in_snapshot(
 def find_local(name: str) -> Source | None:
     """Return an embedded checkpoint, or an existing folder or file; None if there is none of that name.
 
-    The folder of a training run stands for the checkpoint in it. Raise GencliError for `folder:TYPE` without one, and
-    for a model that ollama has not.
+    The folder of a training run stands for the checkpoint in it. Raise GencliError for `folder:TYPE` without one, for
+    a model that ollama has not, and for an empty name.
     """
+    if not name.strip():
+        raise GencliError("the model name is empty", "is it an unset variable?")
     if name in embedded_names():
         return Source(name, embedded_root() / name, "embedded")
     if name.startswith(ollama.PREFIX):

@@ -55,13 +55,20 @@ def has(name: str) -> bool:
     return _whole(name) in models()
 
 
+def meant(name: str) -> str | None:
+    """Return a hint for a name that is one of ollama's, without `ollama:` or with a slash in the place of the colon."""
+    found = next((one for one in (name, name.removeprefix("ollama/")) if has(one)), None)
+    return f"did you mean {PREFIX}{found}?" if found else None
+
+
 def find(name: str) -> Path:
     """Return the GGUF file of a model, named without `ollama:`. Raise GencliError if there is none."""
     known = models()
     if (manifest := known.get(_whole(name))) is None:
         where = " or ".join(map(str, roots()))
         near = nearest(name, [one.removeprefix(PREFIX) for one in names()])
-        pull = f"`ollama pull {name}` fetches one; OLLAMA_MODELS says where its models are, if they are elsewhere"
+        fetch = f"`ollama pull {name or 'NAME'}` fetches one"
+        pull = f"{fetch}; OLLAMA_MODELS says where its models are, if they are elsewhere"
         hint = f"did you mean {PREFIX}{near}?" if near else pull
         raise GencliError(f"ollama has no model {name!r} in {where}", hint)
     layers = read_json(manifest).get("layers")

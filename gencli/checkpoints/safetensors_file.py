@@ -38,6 +38,8 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         """Raise GencliError for a file that is truncated or not safetensors, and for tensors that overlap."""
         self.path = path
+        if path.suffix == ".json":
+            raise GencliError(f"{path} holds no weights: name the model's folder, {path.parent}")
         try:
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
@@ -45,7 +47,9 @@ class SafetensorsFile:
                 check_no_pointer(head, path)
                 length = int.from_bytes(head[:8], "little")
                 stream.seek(8)
-                if not 2 <= length <= min(LIMIT, size - 8):
+                if length > LIMIT:
+                    raise ValueError("it does not begin as one")
+                if not 2 <= length <= size - 8:
                     raise ValueError(f"a header of {length} bytes in a file of {size}")
                 raw = json.loads(stream.read(length))
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # changes stay in memory

@@ -24,7 +24,7 @@ USES = {
 
 
 def wrong_kind(checkpoint: Checkpoint, wanted: str) -> GencliError:
-    """Return the error for a checkpoint that is no `wanted` (text or image) model: what it is, and what runs it."""
+    """Return the error for a checkpoint that is no `wanted` model (text, image, CLIP): what it is, and what runs it."""
     name, family = checkpoint.name, checkpoint.family
     if checkpoint.kind == "other" and family and family not in ARCHITECTURES:
         return GencliError(

@@ -27,9 +27,9 @@ GGUF = ".gguf"
 
 
 def is_gguf_file(path: Path) -> bool:
-    """Return whether a file is GGUF: by its ending, or by its first bytes if its ending is of no kind, as ollama's."""
-    if path.suffix in (GGUF, SAFETENSORS) or f"*{path.suffix}" in PICKLES:
-        return path.suffix == GGUF
+    """Return whether a file is GGUF: by its ending, or by its first bytes, as ollama's and renamed ones."""
+    if path.suffix == GGUF:
+        return True
     try:
         with path.open("rb") as stream:
             return stream.read(4) == b"GGUF"

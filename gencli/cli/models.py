@@ -209,7 +209,7 @@ def rm(
             raise UsageError(f"{name!r} is not a Hub id (owner/name)", "`gencli models list` says what is here")
         folder = hub_cache.snapshot(wanted)
         if folder is None if wanted.revision or gguf else not wanted.folder.is_dir():
-            raise GencliError(f"{name!r} is not in the Hugging Face cache ({hub_cache.root()})")
+            raise GencliError(f"{name!r} is not in the Hugging Face cache ({hub_cache.root()})", ollama.meant(name))
         files = {} if folder is None else hub_cache.files(folder)
         files = {one: files[one] for one in gguf_names.choose(files, gguf)} if gguf else files
         size = sum(files.values()) if wanted.revision or gguf else hub_cache.disk_usage(wanted.folder)

@@ -7,13 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from gencli import devices
-from gencli.checkpoints import gguf_names, hub_cache, layout
+from gencli.checkpoints import gguf_names, hub_cache, layout, ollama
 from gencli.checkpoints.catalogue import entries, find_entry, of_task
+from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source, find, find_local, in_snapshot, is_whole, parse_hub_name
 from gencli.cli import models_output as output
 from gencli.cli.config import set_value
@@ -97,10 +99,16 @@ def pull(
         console.note(f"{id} comes with gencli: there is nothing to download")
         _tell(id, None, local.path, hub_cache.files(local.path), json=pulled.json)
         return
+    if local is not None and entry is not None:
+        hint = f"`gencli models pull {entry.id}` downloads the model of that name"
+        raise GencliError(f"{id} is a {local.kind} here, which -m {id} names too", hint)
     if local is not None:
-        raise GencliError(f"{id} is already installed: {local.path}")
+        console.note(f"{id} is on this machine: there is nothing to download")
+        _tell(id, None, local.path, Contents(local).files, json=pulled.json)
+        return
     if wanted is None or "/" not in wanted.repo:
-        hint = did_you_mean(id, [one.name for one in entries()]) or "`gencli models available` lists short names"
+        near = ollama.meant(id) or did_you_mean(id, [one.name for one in entries()])
+        hint = near or "`gencli models available` lists short names"
         raise UsageError(f"{id!r} is not a short name or a Hub id (owner/name)", hint)
     variant = pulled.variant or (entry.variant if entry else None)
     folder, allow = hub_cache.snapshot(wanted), pulled.allow_pickle
@@ -154,13 +162,16 @@ def _list_available(task: str | None, *, json: bool) -> None:
 
 
 def use(ctx: typer.Context, name: Name, reporting: Reporting) -> None:
-    """Make a model the default of `gencli text` and `chat`, or of `gencli image`, in the config file."""
-    entry, kind = find_entry(name), None
+    """Make a model the default of `gencli text` and `chat`, of `image`, `upscale` or `score`, in the config file."""
+    entry, problem = find_entry(name), None
+    task = entry.task if entry else None
     if entry is None:
         from gencli.checkpoints.report import describe
+        from gencli.cli.models_settings import enlarges, small_problems
 
-        kind = describe(find(name, offline="`gencli models use`")).kind
-    task = kind or (entry and entry.task)
+        contents = Contents(find(name, offline="`gencli models use`"))
+        task = "upscale" if enlarges(contents) else describe(contents).kind
+        problem = next(small_problems(contents, weights_are_fine=True), None)
     commands = {"text": ("text", "chat"), "chat": ("text", "chat"), "image": ("image",)}.get(task or "")
     commands = commands or {"upscale": ("upscale",), "score": ("score",)}.get(task or "")
     if commands is None:
@@ -169,6 +180,8 @@ def use(ctx: typer.Context, name: Name, reporting: Reporting) -> None:
         set_value((one, "model"), entry.name if entry else str(_absolute(name)))
     console: Console = ctx.obj
     console.note(f"{name} is now the default model of {' and '.join(f'gencli {one}' for one in commands)}")
+    if problem:
+        console.note(f"`gencli models check {quote(name)}` finds a problem: {problem}")
     if entry is not None:
         try:
             find(name, offline="`gencli models use`")

@@ -89,6 +89,18 @@ def as_options(kind: str, settings: Mapping[str, object]) -> dict[str, object]:
     return {words.get(name, name).replace("_", "-"): value for name, value in settings.items()}
 
 
+def enlarges(contents: Contents) -> bool:
+    """Return whether it is a model that enlarges images and draws none."""
+    from gencli.image.drawers import is_drawer
+    from gencli.image.open import open_image_checkpoint
+
+    try:
+        opened = open_checkpoint(contents)
+        return opened.kind == "image" and not is_drawer(opened) and open_image_checkpoint(contents).main.scale > 1
+    except GencliError:
+        return False
+
+
 def needed_half(contents: Contents, what: Description) -> str | None:
     """Return which other model one half of a system needs, if it is one."""
     from gencli.image.drawers import DRAWERS

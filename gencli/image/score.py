@@ -12,6 +12,7 @@ from torch import Tensor
 from gencli.checkpoints import build
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.open import open_checkpoint
+from gencli.checkpoints.uses import wrong_kind
 from gencli.devices import pick_device, pick_dtype
 from gencli.errors import GencliError
 from gencli.image.files.preprocess import CLIP, FILE, Preprocessing, from_settings, read_settings
@@ -99,6 +100,8 @@ def open_scorer(source: Source, *, device: str = "auto", dtype: str = "auto", al
     folder = checkpoint.contents.folder
     if not checkpoint.contents.is_file and checkpoint.contents.has("model_index.json"):
         raise GencliError(f"{source.name} draws images, and compares none with texts", "-m names a CLIP")
+    if checkpoint.kind == "text":
+        raise wrong_kind(checkpoint, "CLIP")
     part = checkpoint.only_part("a CLIP")
     raw = part.config
     kind = raw.get("model_type") or raw.get("_class_name")

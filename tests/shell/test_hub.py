@@ -302,7 +302,7 @@ def test_usage(env: dict[str, str | None], hub: Hub, tmp_path: Path) -> None:
         done = pull(env, name)
         assert done.returncode == 2, name
         assert f"error: '{name}' is not a short name or a Hub id (owner/name)" in done.stderr.decode()
-    assert "is already installed" in refused(env, tmp_path)
+    assert b"is on this machine: there is nothing to download" in pull(env, tmp_path).stderr
     assert hub.requests == []
 
 

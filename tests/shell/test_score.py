@@ -152,7 +152,7 @@ def test_usage(run):
 
 def test_models_that_are_no_clip(root, run):
     for model, message in [
-        ("stories", "stories is a gpt2, not a CLIP that compares texts with images"),
+        ("stories", "stories is a text model (gpt2), not a CLIP model\nhint: `gencli text -m stories` continues"),
         ("./none", "no model './none'"),
     ]:
         done = run("score", TEXT, "0.png", "-m", model)

@@ -16,7 +16,9 @@ from gencli.cli import config
 from gencli.cli.download import memory_note
 from gencli.errors import GencliError
 from gencli.models import ARCHITECTURES
+from tests.tiny.clip import make_clip
 from tests.tiny.hub_cache import put, tiny
+from tests.tiny.systems import make_x4
 
 
 @pytest.fixture
@@ -229,6 +231,37 @@ def test_available_and_use(file: Path, monkeypatch, capsys) -> None:
     }  # fmt: skip
     assert main(["models", "use", "no-such-model"]) == 1
     assert "no-such-model" not in file.read_text()
+
+
+def test_what_is_here_needs_no_pull(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "clip"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    for name in ("mine", "m.gguf"):
+        assert main(["models", "pull", name]) == 0
+        said = capsys.readouterr()
+        assert said.out == f"{name}\n" and f"{name} is on this machine: there is nothing to download" in said.err
+    assert main(["models", "pull", "clip"]) == 1
+    said = capsys.readouterr().err
+    assert "clip is a folder here, which -m clip names too\nhint: `gencli models pull openai/clip-" in said
+    for words in (["pull", ""], ["rm", "", "--yes"], ["use", ""]):
+        assert main(["models", *words]) == 1 and "error: the model name is empty\n" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_use_knows_what_a_folder_is_for(file: Path, tmp_path: Path, capsys) -> None:
+    make_x4(tmp_path / "x4")
+    make_clip(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").unlink()
+    for name in ("x4", "clip"):
+        assert main(["models", "use", str(tmp_path / name)]) == 0
+    said = capsys.readouterr().err
+    assert "is now the default model of gencli upscale\n" in said
+    assert "is now the default model of gencli score\n" in said and "has no preprocessor_config.json" in said
+    assert config.read() == {
+        name: {"model": str(tmp_path / path)} for name, path in (("upscale", "x4"), ("score", "clip"))
+    }
 
 
 def test_a_model_that_is_larger_than_the_memory_is_told(tmp_path: Path) -> None:

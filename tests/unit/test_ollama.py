@@ -142,3 +142,19 @@ def test_a_name_of_ollama_without_its_beginning_is_a_slip(keep: Keep) -> None:
     with pytest.raises(GencliError, match="no model 'tale'") as caught:
         find("tale")
     assert caught.value.hint == "did you mean ollama:tale?"
+
+
+def test_every_command_knows_the_names_that_ollama_shows(keep: Keep, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for manifest in (f"{LIBRARY}/tale/latest", "manifests/hf.co/me/tale-GGUF/Q8_0"):
+        blob = keep(manifest)
+    for words, meant in (
+        (["show", "hf.co/me/tale-GGUF:Q8_0"], "ollama:hf.co/me/tale-GGUF:Q8_0"),
+        (["show", "ollama/tale"], "ollama:tale"),
+        (["pull", "tale"], "ollama:tale"),
+        (["rm", "tale", "--yes"], "ollama:tale"),
+    ):
+        assert main(["models", *words]) and f"hint: did you mean {meant}?" in capsys.readouterr().err
+    assert main(["models", "pull", "ollama:tale"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{blob}\n" and "ollama:tale is on this machine: there is nothing to download" in said.err
