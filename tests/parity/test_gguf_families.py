@@ -11,7 +11,7 @@ import torch
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
-from gencli.checkpoints.report import check
+from gencli.checkpoints.report import check, describe
 from gencli.errors import GencliError
 from gencli.kernels import packed
 from gencli.models import linear, step
@@ -161,3 +161,9 @@ def test_experts_that_do_not_fit(tmp_path, name, change, says):
     with pytest.raises(GencliError) as caught:
         opened(tmp_path / "changed.gguf")
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize(("name", "called"), [("mixtral", "mixtral"), ("qwen3moe", "qwen3_moe"), ("gemma3", "gemma3")])
+def test_files_are_called_as_their_folders(tmp_path, name, called):
+    found = find(str(made(tmp_path, name, "Q8_0")))
+    assert describe(found).family == called and check(found).problems == ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
-from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, read_config
+from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, name_of, read_config
 from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
 from gencli.checkpoints.gguf_names import SPLIT, by_type
@@ -95,7 +95,7 @@ def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
         return Checkpoint(contents, "other", problem=error)
     path = file.path
     named, licence = file.metadata.get("general.architecture"), file.metadata.get("general.license")
-    family = named if isinstance(named, str) else str(named)[:60]
+    is_read = isinstance(named, str) and named in FAMILIES
     stored = dict.fromkeys(file.shapes, file)
     part = Part(
         "",
@@ -107,8 +107,8 @@ def read_gguf(contents: Contents, hints: Hints) -> Checkpoint:
     )
     return Checkpoint(
         contents,
-        "text" if family in FAMILIES else "other",
-        family,
+        "text" if is_read else "other",
+        name_of(file) if is_read else str(named)[:60],
         {"": part},
         {"tokenizer": partial(_tokenizer, file)},
         licence=licence if isinstance(licence, str) else None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gencli.checkpoints.gguf_file import metadata_get
 from gencli.checkpoints.tensors import TensorFile
 from gencli.errors import GencliError
+from gencli.models import ARCHITECTURES
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -145,6 +146,14 @@ def family_of(file: TensorFile) -> str:
             f"general.architecture = {name!r:.60} is not supported", f"gencli reads {', '.join(FAMILIES)}"
         )
     return name
+
+
+def name_of(file: TensorFile) -> str:
+    """Return what config.json would call a file's architecture. Raise GencliError as `family_of`."""
+    name = family_of(file)
+    if name == "llama" and file.metadata.get("llama.expert_count"):
+        return "mixtral"
+    return name if name in ARCHITECTURES else FAMILIES[name].model_type
 
 
 def read_config(file: TensorFile) -> dict[str, object]:
