@@ -38,20 +38,27 @@ class Sweep:
 
 def parse(texts: Sequence[str]) -> Sweep:
     """Parse KEY=A,B,C or KEY=FIRST..LAST, each. Raise UsageError."""
-    known = {
-        option.name(field)[2:]: (field, option)
+    settings = [
+        (field, option)
         for field, option in rows(ImageRequest)
         if option.usage and not option.reload and not option.several and option.kind in (int, float, str)
         if field not in WHOLE
-    }
+    ]
+    known = {flag[2:]: row for row in settings for flag in row[1].flags if flag.startswith("--")}
+    others = {"size", *(option.name(field)[2:] for field, option in rows(ImageRequest) if option.usage)} - known.keys()
+    listed = f"settings: {', '.join(option.name(field)[2:] for field, option in settings)}"
     axes: list[list[tuple[str, str, object]]] = []
     for text in texts:
         key, equals, words = text.partition("=")
         key = key.strip().lstrip("-")
         if not equals or not words:
             raise UsageError(f"--sweep {text!r:.80}: expected KEY=A,B,C or KEY=1..4", "as in cfg-scale=1,3,7")
+        if key in ("prompt", "prompts"):
+            raise UsageError(f"--sweep {text!r:.80}: a prompt is no setting", "--lines draws one after the other")
+        if key in others:
+            raise UsageError(f"--sweep {text!r:.80}: {key} is the same for all images of a sweep", listed)
         if key not in known:
-            hint = did_you_mean(key, known) or f"settings: {', '.join(known)}"
+            hint = did_you_mean(key, known) or listed
             raise UsageError(f"--sweep {text!r:.80}: no setting {key!r}", hint)
         field, option = known[key]
         span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", words) if option.kind is int else None
@@ -64,7 +71,9 @@ def parse(texts: Sequence[str]) -> Sweep:
                 value = option.kind(word.strip())
             except ValueError:
                 kind = "an integer" if option.kind is int else "a number"
-                raise UsageError(f"--sweep {text!r:.80}: {word!r:.40} is not {kind}") from None
+                raise UsageError(
+                    f"--sweep {text!r:.80}: {word!r:.40} is not {kind}", _range(key, word, option.kind)
+                ) from None
             option.check(field, value)
             axis.append((field, f"{key} {word.strip()}", value))
         if not axis:
@@ -77,3 +86,12 @@ def parse(texts: Sequence[str]) -> Sweep:
         Variant({field: value for field, _, value in one}, ", ".join(label for _, label, _ in one)) for one in combined
     )
     return Sweep(tuple(variants), len(axes[-1]) if axes else 1)
+
+
+def _range(key: str, word: str, kind: type) -> str | None:
+    """Return a hint for a word that looks like a range of numbers."""
+    span = re.fullmatch(r" *(\d{1,9}) *(?:\.\.|-|:) *(\d{1,9}) *", word)
+    if span is None:
+        return None
+    whole = f"did you mean {key}={span[1]}..{span[2]}?"
+    return whole if kind is int else f"FIRST..LAST is for whole numbers; list them, as in {key}={span[1]},{span[2]}"

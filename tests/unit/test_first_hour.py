@@ -695,6 +695,10 @@ def test_a_sweep_is_every_combination(tmp_path, monkeypatch, capfd) -> None:
         (["--sweep", "steps"], "expected KEY=A,B,C"),
         (["--sweep", "seed=1..5000"], "more than 1000 values"),
         (["--sweep", "seed=1..100", "--sweep", "steps=1..100"], "more than 1000 combinations"),
+        (["--sweep", "guidance=1..3"], "list them, as in guidance=1,3"),
+        (["--sweep", "steps=1-3"], "did you mean steps=1..3?"),
+        (["--sweep", "prompt=a,b"], "a prompt is no setting\nhint: --lines draws"),
+        (["--sweep", "size=64x64"], "size is the same for all images of a sweep\nhint: settings: negative, steps"),
         (["--sweep", "steps=1,2", "-o", "{seed}.png"], "may have the same seed"),
         (["--sweep", "steps=1,2", "--lines"], "cannot be combined"),
     ):
