@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gencli.checkpoints import hub_cache
 from gencli.checkpoints.find import Source
-from gencli.checkpoints.layout import PartKind, find_pickles
+from gencli.checkpoints.layout import SAFETENSORS, PartKind, find_pickles
 from gencli.checkpoints.tensors import TensorFile, Tensors
 from gencli.checkpoints.weights import is_gguf_file, open_file, open_tensors
 from gencli.errors import GencliError
@@ -222,6 +222,8 @@ class Checkpoint:
         if self.format == "folder" and self.problem is not None:
             raise GencliError(f"{self.path}: {self.problem.message}", self.problem.hint)
         if self.contents.is_file and not self.contents.has("config.json"):
+            if self.path.suffix == SAFETENSORS:
+                self.contents.open_file(self.path)  # which may be no such file at all
             raise GencliError(
                 f"{self.path}: {what} is {or_else}a folder with config.json, and there is none beside this file",
                 "put the model's config.json and tokenizer there, or name its Hugging Face id",

@@ -45,6 +45,8 @@ class SafetensorsFile:
                 size = os.fstat(stream.fileno()).st_size
                 head = stream.read(len(POINTER))
                 check_no_pointer(head, path)
+                if head.startswith(b"GGUF"):
+                    raise GencliError(f"{path} is a GGUF file", f"give it its own ending: {path.with_suffix('.gguf')}")
                 length = int.from_bytes(head[:8], "little")
                 stream.seek(8)
                 if length > LIMIT:

@@ -27,9 +27,10 @@ GGUF = ".gguf"
 
 
 def is_gguf_file(path: Path) -> bool:
-    """Return whether a file is GGUF: by its ending, or by its first bytes, as ollama's and renamed ones."""
-    if path.suffix == GGUF:
-        return True
+    """Return whether a file is GGUF: by its ending, or by its first bytes, as ollama's and renamed ones; a .safetensors
+    file, which is opened once, says itself that it is none."""
+    if path.suffix in (GGUF, SAFETENSORS):
+        return path.suffix == GGUF
     try:
         with path.open("rb") as stream:
             return stream.read(4) == b"GGUF"
