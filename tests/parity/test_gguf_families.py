@@ -167,13 +167,3 @@ def test_experts_that_do_not_fit(tmp_path, name, change, says):
 def test_files_are_called_as_their_folders(tmp_path, name, called):
     found = find(str(made(tmp_path, name, "Q8_0")))
     assert describe(found).family == called and check(found).problems == ()
-
-
-def test_a_gguf_file_under_another_ending(tmp_path):
-    """One that says nothing opens; a .safetensors file, which is opened once, says what it is."""
-    file = made(tmp_path, "llama", "Q8_0")
-    renamed = file.rename(tmp_path / "m.bin")
-    assert check(find(str(renamed))).problems == ()
-    renamed = renamed.rename(tmp_path / "m.safetensors")
-    (problem,) = check(find(str(renamed))).problems
-    assert "m.safetensors is a GGUF file" in problem

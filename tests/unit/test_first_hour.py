@@ -301,11 +301,13 @@ def test_what_is_no_model_is_an_error(tmp_path, capsys) -> None:
     assert f"holds no weights: name the model's folder, {tmp_path}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["m.bin", "m.safetensors", "m.ckpt", "m"])
-def test_a_gguf_file_is_known_by_its_first_bytes_whatever_its_ending(name, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("name", ["m.bin", "m.ckpt", "m", "m.safetensors"])
+def test_a_gguf_file_is_known_by_its_first_bytes(name, tmp_path, capsys) -> None:
+    """Whatever its ending; a .safetensors file says what it is."""
     (tmp_path / name).write_bytes(b"GGUF" + bytes(60))
     assert main(["text", "-m", str(tmp_path / name), "a"]) == 1
-    assert f"{name} is broken or no GGUF file: version 0" in capsys.readouterr().err
+    told = "is a GGUF file" if name == "m.safetensors" else "is broken or no GGUF file: version 0"
+    assert f"{name} {told}" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -524,6 +526,8 @@ def test_images_of_wildcards_have_prompts_and_seeds_of_their_own(tmp_path, monke
     for words in (["--info", "4.png"], ["info", "4.png"]):
         assert main(["image", *words]) == 0
         assert "\nsteps             1\n" in capfd.readouterr().out
+    assert main(["image", "--info", "4.png", "--info", "5.png", "6.png"]) == 0
+    assert re.findall(r"^file +(.*)$", capfd.readouterr().out, re.MULTILINE) == ["4.png", "5.png", "6.png"]
     Image.new("RGB", (8, 8)).save("none.png")
     assert "none.png: it has no generation settings" in says(capfd, "image", "--info", "none.png")
     assert "--best cannot be combined" in says(capfd, *line, "--best", "1", "--clip", "stories", "-o", "a.png")
@@ -703,6 +707,20 @@ def test_a_sweep_is_every_combination(tmp_path, monkeypatch, capfd) -> None:
         (["--sweep", "steps=1,2", "--lines"], "cannot be combined"),
     ):
         assert says_ in says(capfd, "image", *([] if "--lines" in words else ["a"]), *words)
+
+
+@pytest.mark.slow
+def test_what_changes_nothing_and_a_mask_that_is_stretched_are_noted(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("init.png")
+    line = ["image", "red apple", "--steps", "2", "--size", "64x64", "-s", "4", "-o", "a.png", "-i", "init.png"]
+    for size, stretched in (((32, 32), False), ((64, 32), True)):
+        Image.new("L", size, 255).save("mask.png")
+        assert main([*line, "--mask", "mask.png"]) == 0
+        said = capfd.readouterr().err
+        assert ("another shape than the image, 64x32 and not 64x64: it is stretched" in said) == stretched
+    assert main([*line, "--guidance-rescale", "0.7", "--cfg-scale", "1"]) == 0
+    assert "--guidance-rescale has no effect at --cfg-scale 1" in capfd.readouterr().err
 
 
 def test_a_secret_is_not_shown(monkeypatch, capsys) -> None:
