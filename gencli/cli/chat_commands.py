@@ -119,16 +119,17 @@ class Repl:
         self.commands[name](rest)
 
     def _send(self, message: str) -> None:
-        """Answer a message, with the files that go with it. They stay if it is stopped before there is a reply, and not
-        if there is an error: it may be for them."""
+        """Answer a message, with the files that go with it. They stay if it is stopped before there is a reply; of an
+        error the largest may be the reason, and does not."""
         files, self.attached = self.attached, {}
         before = len(self.conversation.turns)
         try:
             self.answer("\n\n".join([*files.values(), message]))
         except GencliError:
             if files:
-                self.console.note(f"no longer attached: {', '.join(files)}")
-            files = {}
+                largest = max(files, key=lambda name: len(files[name]))
+                del files[largest]
+                self.console.note(f"no longer attached: {largest}{', the largest' if files else ''}")
             raise
         finally:
             if len(self.conversation.turns) == before:
@@ -141,10 +142,10 @@ class Repl:
         """
         prompt = self.session.prepare(message)
         if count := self.session.left_out:
-            model = self.session.chat_model.model
+            stays = "; the system prompt stays" if self.conversation.system else ""
             self.console.note(
-                f"the conversation no longer fits the context of {model.max_length} tokens: the oldest "
-                f"{counted(count, 'message')} will be left out; the system prompt stays"
+                f"the conversation no longer fits the context of {self.session.chat_model.model.max_length} tokens: "
+                f"the oldest {counted(count, 'message')} will be left out{stays}"
             )
         seed, self.seed = self.seed, (self.seed + 1) % (MAX_SEED + 1)
         sink = self._sink()
@@ -319,7 +320,7 @@ class Repl:
         raise EOFError
 
     def help(self, rest: str) -> None:
-        """`/help`: this list."""
+        """`/help [COMMAND]`: this list, or a line of it."""
         docs = [(command.__doc__ or "").partition(": ") for command in self.commands.values()]
         table = [(left.strip("`"), text) for left, _, text in docs]
         table += [
@@ -329,8 +330,10 @@ class Repl:
             ("Ctrl-C", "stop the reply; the partial reply is kept."),
             ("Ctrl-Z", "suspend; the shell's fg goes on."),
             ("Up, Down", "earlier messages, also of earlier sessions."),
-            ("Tab", "complete a command, a setting or a file."),
+            ("Tab", "complete a command, a setting, a model or a file."),
         ]
+        wanted = f"/{rest.lower().lstrip('/')}"
+        table = [one for one in table if one[0].split()[0] == OTHER_NAMES.get(wanted, wanted)] or table
         self.console.say("\n".join(f"{left:18}{text}" for left, text in table))
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from gencli.errors import UsageError, did_you_mean
-from gencli.options import KINDS, Option, rows
+from gencli.options import KINDS, Option, make, rows
 from gencli.text.request import SamplingParams, TextRequest
 
 
@@ -33,17 +33,19 @@ def find(name: str, commands: Collection[str]) -> str:
 
 
 def changed(request: TextRequest, field: str, word: str) -> TextRequest:
-    """Return a request with another value in a field. Raise UsageError."""
+    """Return a request with another value in a field: `default` is the model's, or the usual one. Raise UsageError."""
     option = dict(_settings())[field]
+    name = option.listed_as(field)
     try:
-        change = {field: option.kind(word)}
+        value = None if word == "default" else option.kind(word)
     except ValueError:
-        name = option.listed_as(field)
         message = f"/set {name}: {word!r:.80} is not {KINDS[option.kind]}"
         raise UsageError(message, f"as in /set {name} {option.usual}") from None
+    if value is not None:
+        dataclasses.replace(option, called=f"/set {name}").check(field, value)
     if hasattr(request, field):
-        return dataclasses.replace(request, **change)
-    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, **change))
+        return make(type(request), {**vars(request), field: value})
+    return dataclasses.replace(request, sampling=make(SamplingParams, {**vars(request.sampling), field: value}))
 
 
 def shown(request: TextRequest, config: Mapping[str, object], field: str | None) -> str:

@@ -97,13 +97,18 @@ def _history(file: Path) -> History:
 
 
 def _completer(commands: Iterable[str], settings: Iterable[str]) -> Completer:
-    """Return what Tab completes: the name of a command, and after some commands a setting or a file."""
+    """Return what Tab completes: the name of a command, and after some commands a setting, a model or a file."""
     from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
     from prompt_toolkit.document import Document
 
+    from gencli.checkpoints.find import known_names
+
     names = WordCompleter(list(commands), ignore_case=True, sentence=True)
+    models = WordCompleter(lambda: [name for name, _ in known_names("text")], sentence=True)
     files = PathCompleter(expanduser=True)
-    after = {"/set": WordCompleter(list(settings), ignore_case=True, sentence=True)} | dict.fromkeys(TAKE_FILES, files)
+    options = WordCompleter(list(settings), ignore_case=True, sentence=True)
+    after: dict[str, Completer] = {"/set": options, "/model": models}
+    after |= dict.fromkeys(TAKE_FILES, files)
 
     class Words(Completer):
         def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:

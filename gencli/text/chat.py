@@ -75,9 +75,10 @@ class ChatSession:
         return prompt
 
     def _too_long(self, tokens: str) -> GencliError:
-        model = self.chat_model.model
+        model, before = self.chat_model.model, self.conversation
+        beside = " with the system prompt" if before.system else " with the examples" if before.examples else ""
         return GencliError(
-            f"the message has {tokens} tokens with the system prompt, but the context of {model.name} is "
+            f"the message has {tokens} tokens{beside}, but the context of {model.name} is "
             f"{model.max_length} for everything",
             "shorten it",
         )

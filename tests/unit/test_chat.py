@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.cli.chat_commands import Repl
 from gencli.cli.chat_history import Kept, find_kept, listed
-from gencli.cli.chat_terminal import WrappedSink
+from gencli.cli.chat_terminal import WrappedSink, _completer
 from gencli.cli.console import Console
 from gencli.errors import GencliError
 from gencli.text import chat_template
@@ -171,7 +173,7 @@ def test_what_is_left_out_is_said(chat_model, capsysbinary):
     )
     for _ in range(9):
         repl.answer("a message")
-    assert "no longer fits the context of 256 tokens: the oldest 2 messages will be left out" in stream.getvalue()
+    assert "fits the context of 256 tokens: the oldest 2 messages will be left out\n" in stream.getvalue()
     assert repl.seed == 12
     answers = [m["content"] for m in repl.session.conversation.turns[1::2]]
     assert capsysbinary.readouterr().out.decode() == "".join(f"{answer}\n" for answer in answers)
@@ -263,6 +265,9 @@ def test_what_quits(repl, line: str):
         ("/set Max_Tokens 7", "max-tokens 7\n"),
         ("/set n 7", "max-tokens 7\n"),
         ("/set top-k -1", "top-k 0\n"),
+        ("/set temperature default", "temperature 0.8\n"),
+        ("/help seed", "/seed [N]         show or set the seed of the next reply; later replies use N+1, N+2, …\n"),
+        ("/help /Quit", "/exit             quit (also Ctrl-D).\n"),
     ],
 )
 def test_commands_as_people_type_them(repl, line: str, answer: str):
@@ -279,6 +284,8 @@ def test_commands_as_people_type_them(repl, line: str, answer: str):
         ("/reset all", "/reset takes nothing, but there is 'all'", "/reset alone does it"),
         ("/set temperature 1 2", "/set temperature: '1 2' is not a number", "as in /set temperature 0.8"),
         ("/set max-tokens 1e9", "/set max-tokens: '1e9' is not an integer", "as in /set max-tokens 256"),
+        ("/set temperature -1", "/set temperature -1: must be at least 0", None),
+        ("/set top-p 2", "/set top-p 2: must be at least 0 and at most 1", None),
         ("/set tmperature 1", "no setting 'tmperature'", "did you mean temperature?"),
         ("/set seed 3", "no setting 'seed'", "that is a command: /seed"),
         ("/file", "/file: expected a file name", "as in /file notes.txt"),
@@ -350,11 +357,20 @@ def test_files_go_with_one_message(repl, tmp_path: Path):
     assert repl.conversation.turns[0]["content"] == "a.md:\n````\n```\ncode\n```\n````\n\n/what?"
     (tmp_path / "long.txt").write_text("far too long " * 200)
     repl.take("/file long.txt")
-    with pytest.raises(GencliError, match="the context of"):
+    with pytest.raises(GencliError, match=r"the message has \d+ tokens, but the context of"):
         repl.take("what?")
     assert "note: no longer attached: long.txt\n" in said(repl)
     repl.take("what?")
     assert repl.conversation.turns[-2]["content"] == "what?"
+    (tmp_path / "b.md").write_text("b")
+    repl.take("/file b.md")
+    repl.take("/file long.txt")
+    repl.take("/system Be kind.")
+    with pytest.raises(GencliError, match="tokens with the system prompt, but"):
+        repl.take("what?")
+    assert "note: no longer attached: long.txt, the largest\n" in said(repl)
+    repl.take("what?")
+    assert repl.conversation.turns[-2]["content"] == "b.md:\n```\nb\n```\n\nwhat?"
     repl.take("/file a.md")
     repl.take("/reset")
     repl.take("what?")
@@ -372,6 +388,13 @@ def test_files_stay_if_there_is_no_reply(repl, tmp_path: Path):
     repl.session.request = usual
     repl.take("what?")
     assert repl.conversation.turns[0]["content"] == "a.txt:\n```\na\n```\n\nwhat?"
+
+
+def test_tab_completes_models_and_settings():
+    completer = _completer(["/model", "/set"], ["temperature"])
+    for typed, found in (("/model sto", "stories"), ("/set te", "temperature"), ("/mo", "/model")):
+        completions = completer.get_completions(Document(typed), CompleteEvent())
+        assert [one.text for one in completions] == [found]
 
 
 def test_an_edit_that_is_given_up_sends_nothing(repl, monkeypatch, capfd):
