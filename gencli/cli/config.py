@@ -171,7 +171,8 @@ def located(error: GencliError, ctx: typer.Context) -> GencliError:
         if named and (place := origin(ctx, param)):
             places.append(f"{param.opts[-1]} is set by {place}")
             if param.opts[-1] == "--model" and place == path().name:
-                error.hint = f"{f'{error.hint}; ' if error.hint else ''}`gencli models use NAME` sets another default"
+                before = f"{error.hint}{'' if error.hint.endswith('?') else ';'} " if error.hint else ""
+                error.hint = f"{before}`gencli models use NAME` sets another default"
     if places:
         error.message = f"{error.message} ({', '.join(places)})"
     return error

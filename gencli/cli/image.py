@@ -85,13 +85,13 @@ def image(
     Options you leave out come from the model, or else from the defaults below. The default sampler is DDIM, with the
     model's own noise schedule.
     """
-    if sources.info is None and sources.prompt[:1] == ("info",) and Path(*sources.prompt[1:2]).is_file():
-        _, sources.info, *rest = sources.prompt  # as other tools' users and `gencli models show` have it
-        sources.prompt = tuple(rest)
-    if sources.info is not None:
+    if not sources.info and sources.prompt[:1] == ("info",) and Path(*sources.prompt[1:2]).is_file():
+        _, info, *rest = sources.prompt  # as other tools' users and `gencli models show` have it
+        sources.info, sources.prompt = (info,), tuple(rest)
+    if sources.info:
         if output.output is not None:
             raise UsageError("--info draws no image, and does not go with -o", "--from FILE draws it again")
-        print_info(ctx.obj, [sources.info, *sources.prompt], json=output.json)
+        print_info(ctx.obj, [*sources.info, *sources.prompt], json=output.json)
         return
     draw(ctx.obj, sources, output, asked, where, fetching, serving, reporting)
 

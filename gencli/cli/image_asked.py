@@ -44,7 +44,7 @@ class Sources:
     sweep: tuple[str, ...] = several(str, "--sweep KEY=VALUES",
         "Generate with each value, as in cfg-scale=1,3,7 or seed=1..4; given again, with every combination. With "
         "--grid: one labelled contact sheet.", PICTURE, after="grid")
-    info: str | None = string(None, "--info FILE",
+    info: tuple[str, ...] = several(str, "--info FILE",
         "Print the settings that are embedded in FILE (`-`: stdin), and in files after it.", INPUT, after="from_file")
     size: str | None = string(None, "--size WxH",
         "Width and height in pixels, as in 512x512 (default: the model's native size, or close to the --init or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.open import open_checkpoint
@@ -17,6 +18,9 @@ from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.request import ImageRequest, ImageSpec
 from gencli.image.resolve import check_asked, notes, resolve, without_idle_weights
 from gencli.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def open_inputs(inputs: Inputs, spec: ImageSpec) -> ImageCheckpoint | Drawer:
@@ -86,7 +90,15 @@ def ready(
         note(remark)
     if inputs.mask is not None:
         size = resolved.width or 1, resolved.height or 1
+        if inputs.init is not None and abs(_shape(inputs.mask) / _shape(inputs.init) - 1) > 0.02:
+            sizes = [f"{image.width}x{image.height}" for image in (inputs.mask, inputs.init)]
+            note(f"the mask has another shape than the image, {sizes[0]} and not {sizes[1]}: it is stretched")
         if is_blank(inputs.mask, *size, step=1 if resolved.paste else opened.factor):
             place = "" if resolved.paste else " where a latent looks"
             note(f"the mask is white nowhere{place}: nothing is painted anew")
     return opened, resolved
+
+
+def _shape(image: Image.Image) -> float:
+    """Return width by height."""
+    return image.width / image.height

@@ -122,12 +122,13 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
             yield f"{checkpoint.name} is drawn with {values}; if it was made for few steps: {few}"
     if (tiny := tiny_named(request.vae)) is not None and tiny != checkpoint.family.tiny:
         yield f"--vae {request.vae} reads the latents of {TINY[tiny]}: images of {checkpoint.name} may look wrong"
-    if request.negative and _reads_guidance(checkpoint):
-        yield f"the negative prompt has no effect: {checkpoint.name} reads --cfg-scale as a number"
-    elif request.negative and (request.guidance or 0) <= 1:
-        yield f"the negative prompt has no effect at --cfg-scale {request.guidance:g}"
-    if asked.image_guidance is not None and (request.guidance or 0) <= 1:
-        yield f"--image-cfg-scale has no effect at --cfg-scale {request.guidance:g}"
+    guided = {"the negative prompt": request.negative, "--guidance-rescale": asked.guidance_rescale}
+    guided["--image-cfg-scale"] = asked.image_guidance
+    for what in (what for what, value in guided.items() if value):
+        if _reads_guidance(checkpoint):
+            yield f"{what} has no effect: {checkpoint.name} reads --cfg-scale as a number"
+        elif (request.guidance or 0) <= 1:
+            yield f"{what} has no effect at --cfg-scale {request.guidance:g}"
     if checkpoint.prompt == "text":
         size = request.width or 0, request.height or 0
         yield from words.notes(checkpoint.name, checkpoint.folder, request.prompt, size, checkpoint.size)

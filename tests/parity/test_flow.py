@@ -223,9 +223,10 @@ def test_the_guidance_that_flux_is_told(made):
         for more in ({"guidance": 3.5}, {"guidance": 3.5, "negative": NEGATIVE}, {"guidance": 1.5})
     )
     assert one == same != other
-    asked = ImageRequest(prompt="a", negative="b")
-    [note] = notes(asked, resolve(asked, pipeline.checkpoint), pipeline.checkpoint)
-    assert note.startswith("the negative prompt has no effect") and "reads --cfg-scale as a number" in note
+    for what, values in (("the negative prompt", {"negative": "b"}), ("--guidance-rescale", {"guidance_rescale": 0.7})):
+        asked = ImageRequest(prompt="a", **values)
+        [note] = notes(asked, resolve(asked, pipeline.checkpoint), pipeline.checkpoint)
+        assert note.startswith(f"{what} has no effect") and "reads --cfg-scale as a number" in note
 
 
 def test_prompts_that_other_tools_call_weighted(made):

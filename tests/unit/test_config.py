@@ -281,6 +281,10 @@ def test_a_default_model_that_is_not_here_says_who_set_it(file: Path, capsys, mo
     said = capsys.readouterr().err
     assert "no model '/nowhere/model'" in said and "(--model is set by config.toml)" in said
     assert "`gencli models use NAME` sets another default" in said
+    file.write_text('[text]\nmodel = "storeis"\n')
+    assert main(["text", "a"]) == 1
+    assert "hint: did you mean stories? `gencli models use NAME` sets" in capsys.readouterr().err
+    file.write_text('[text]\nmodel = "/nowhere/model"\n[profile.other.text]\nmodel = "/no/other"\n')
     for words in (["-m", "/no/where"], ["--profile", "other"]):
         assert main(["text", "a", *words]) == 1 and "models use" not in capsys.readouterr().err
 
