@@ -45,9 +45,15 @@ def test_logits_are_torchs(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.slow
-def test_the_number_of_threads_changes_no_bit(tmp_path):
+@pytest.mark.parametrize("name", ["gpt2", "qwen3-moe"])
+def test_the_number_of_threads_changes_no_bit(tmp_path, name):
     """More threads than cores wait for each other's time slices, so that some steps are one thread's alone."""
-    model = load(make_gpt2(tmp_path, tokenizer=None, n_embd=320, n_head=5, n_positions=128))
+    wide = {"hidden_size": 256, "moe_intermediate_size": 160, "max_position_embeddings": 128}
+    model = load(
+        make_gpt2(tmp_path, tokenizer=None, n_embd=320, n_head=5, n_positions=128)
+        if name == "gpt2"
+        else make_decoder(tmp_path, CASE[name], **wide)
+    )
     before, found = torch.get_num_threads(), {}
     try:
         for threads in (1, 2, 4 * before):
@@ -90,7 +96,7 @@ def test_a_replaced_weight_counts(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "gpt2", "mistral-window", "olmo2", "phi3-long",
+        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("smollm3", "gemma2", "gemma3")),
     ],
 )  # fmt: skip
@@ -120,3 +126,19 @@ def test_rows_of_any_length_are_what_they_are_alone(tmp_path, monkeypatch, name)
             expected = torch.cat([one[:, i : i + 1] for one in alone])
             torch.testing.assert_close(got, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
         assert together.lengths.tolist() == [22, 40, 28, 0]
+
+
+@pytest.mark.parametrize("name", ["llama-2", "mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("last_only", [False, True])
+@torch.inference_mode()
+def test_more_rows_than_go_at_once(tmp_path, name, last_only):
+    """24 texts of eight new positions: 192 rows, of which 128 are computed together, or 42 with three experts each."""
+    model = load(make_decoder(tmp_path, CASE[name]))
+    ids = torch.randint(3, 96, (24, 19), generator=torch.Generator().manual_seed(1))
+    expected, cache = model(ids), model.new_cache(24, 19)
+    model(ids[:, :3], cache)
+    for start in (3, 11):
+        got = model(ids[:, start : start + 8], cache, last_only=last_only)
+        wanted = expected[:, start + 7 : start + 8] if last_only else expected[:, start : start + 8]
+        torch.testing.assert_close(got, wanted, atol=2e-5 * expected.abs().max().item(), rtol=0)
+    assert step.of(model) is not None
