@@ -15,6 +15,7 @@ from typer.completion import completion_init
 from gencli import __version__
 from gencli.cli.console import Console
 from gencli.cli.help import SETTINGS, Group
+from gencli.cli.sinks import stdout_bytes
 from gencli.cli.usage import explain
 from gencli.errors import GencliError
 
@@ -138,6 +139,8 @@ def run(args: Sequence[str], console: Console) -> int:
             remember(command)
     if {"-h", "--help"}.isdisjoint(args):
         _check_current_folder()
+    if not {"-h", "--help", "-V", "--version", "--man"}.isdisjoint(args):
+        stdout_bytes()  # the parser would print into nothing
     words = list(args)
     if words and words[0].endswith("-completion"):
         from gencli.cli.completion import named

@@ -126,10 +126,12 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     names = _names(served.model)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise GencliError(f"{missing[0]} is not installed", "pip install 'gencli[serve]'")
+    console: Console = ctx.obj
     if served.auto and connect(spec.threads) is not None:
+        if addresses:
+            console.note("a server is running already, and is left as it is: --listen has no effect")
         return
     greeting = wire.greeting(spec.threads)  # before a library changes the environment
-    console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
     found = {name: fetch(model) for name, model in names.items()}  # before what takes long to import
     from gencli import devices

@@ -91,7 +91,7 @@ class Shown:
 
     # fmt: off
     echo: bool = flag(False, "--echo", "Print the prompt before the text.", OUTPUT)
-    null: bool = flag(False, "-0, --null", "End each printed sample with a NUL byte instead of a newline.", OUTPUT)
+    null: bool = flag(False, "-0, --null", "End each sample printed with a NUL byte, as it may have newlines.", OUTPUT)
     # fmt: on
     json: bool = JSON.field(False)
 

@@ -340,7 +340,8 @@ def test_auto(tmp_path):
         time.sleep(0.1)
     second = gencli(*STORY, "--auto-server", **env)
     assert first.stdout == second.stdout and handed_over(tmp_path) == 1
-    assert gencli("serve", "--auto", **env).returncode == 0  # there is one
+    again = gencli("serve", "--auto", "--listen", 0, **env)  # there is one
+    assert again.returncode == 0 and b"note: a server is running already" in again.stderr
     while path.exists():
         assert time.monotonic() < end
         time.sleep(0.1)
