@@ -66,11 +66,12 @@ def matrix(
     *,
     sideways: bool = False,
     ordered: bool = True,
+    kind: str = "",
 ) -> tuple[Weights, int]:
-    """Random bytes as a matrix of a type that has rows of this size, and the number of its rows."""
+    """Random bytes as a matrix of a type that has rows of this size, or of this one, and the number of its rows."""
     names = [name for name, (_, block, _) in TYPES.items() if (outputs if sideways else inputs) % block == 0]
     names = [name for name in names if not sideways or name not in PACKED]
-    kind = names[rng.integers(len(names))]
+    kind = kind or names[rng.integers(len(names))]
     number, block, size = TYPES[kind]
     rows, columns = (inputs, outputs) if sideways else (outputs, inputs)
     shift = int(rng.integers(16)) if kind in PACKED else 0  # files pack rows at any address
@@ -143,6 +144,16 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     layer.qkv = (ctypes.POINTER(Weights) * 3)(*(pointer(one, hidden) for one in qkv))
     layer.gate_up = (ctypes.POINTER(Weights) * 2)(*(pointer(one, hidden) for one in up))
     layer.o, layer.down = pointer(hidden, queries), pointer(hidden, inner)
+    mixed = 0  # numbers of a row that a mixture of experts wants
+    if rng.integers(3) == 0:
+        layer.count, layer.normalised = int(rng.integers(1, 7)), flags[0]
+        layer.chosen, layer.router = int(rng.integers(1, layer.count + 1)), pointer(layer.count, hidden)
+        kinds = [name for name, (_, block, _) in TYPES.items() if hidden % block == inner % block == 0]
+        gates, downs = (kinds[rng.integers(len(kinds))] for _ in range(2))
+        shapes = [(inner, hidden, gates), (inner, hidden, gates), (hidden, inner, downs)] * layer.count
+        experts = [matrix(rng, made, *shape, ordered=False, kind=kind)[0] for *shape, kind in shapes]
+        array = (ctypes.POINTER(Weights) * len(experts))(*map(ctypes.pointer, experts))
+        layer.experts, mixed = ctypes.addressof(array), layer.count + layer.chosen * (2 * inner + hidden)
     layer.before_attention, layer.after_attention = norm(hidden, flags[5]), norm(hidden, flags[6])
     layer.before_mlp, layer.after_mlp = norm(hidden, 1), norm(hidden, flags[7])
     layer.q_norm = layer.k_norm = norm(size, flags[6])
@@ -167,7 +178,7 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     ids[0] = ids[0] if within else rng.choice([-1, tokens, 2**62, -(2**63)])
     x = numbers(rng, made, texts * new * hidden)
     logits = kept(made, bytes(4 * texts * (1 if last else new) * outputs))
-    work = kept(made, bytes(4 * texts * new * (hidden + max(2 * queries + 2 * keys, 2 * inner))))
+    work = kept(made, bytes(4 * texts * new * (hidden + max(2 * queries + 2 * keys, 2 * inner, mixed))))
     place = Place(texts, new, capacity, step, last, kept(made, ids.astype(np.int64).tobytes()), lengths,
                   *map(ctypes.addressof, arrays), x, logits, work)  # fmt: skip
     assert library.step(ctypes.addressof(model), ctypes.addressof(place)) == (0 if within else 2)
