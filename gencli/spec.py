@@ -10,6 +10,11 @@ from gencli.devices import DEVICES, DTYPES, check_device, check_dtype, check_nam
 from gencli.errors import UsageError
 from gencli.options import MODEL, Option, several, string
 
+
+def _check_packing(name: str, mix: str) -> None:
+    check_mix(name, mix, PACKING)
+
+
 DTYPE = Option(
     str,
     "--dtype NAME",
@@ -27,6 +32,7 @@ QUANTIZE = Option(
     MODEL,
     after="dtype",
     complete=lambda: list(PACKING),
+    valid=_check_packing,
 )
 THREADS = Option(
     int, "--threads N", "CPU threads (default: one per core).", MODEL, within=(1, 4096), also=("-t", "-tb")

@@ -63,12 +63,13 @@ def meant(name: str) -> str | None:
 
 def find(name: str) -> Path:
     """Return the GGUF file of a model, named without `ollama:`. Raise GencliError if there is none."""
+    if not name:
+        raise GencliError(f"{PREFIX} names no model", f"it has {', '.join(names()) or 'none'} here")
     known = models()
     if (manifest := known.get(_whole(name))) is None:
         where = " or ".join(map(str, roots()))
         near = nearest(name, [one.removeprefix(PREFIX) for one in names()])
-        fetch = f"`ollama pull {name or 'NAME'}` fetches one"
-        pull = f"{fetch}; OLLAMA_MODELS says where its models are, if they are elsewhere"
+        pull = f"`ollama pull {name}` fetches one; OLLAMA_MODELS says where its models are, if they are elsewhere"
         hint = f"did you mean {PREFIX}{near}?" if near else pull
         raise GencliError(f"ollama has no model {name!r} in {where}", hint)
     layers = read_json(manifest).get("layers")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from gencli.checkpoints.find import Source
+from gencli.cli import sweep
 from gencli.cli.console import Console
 from gencli.cli.image_inputs import Finder
 from gencli.cli.many import Many
@@ -21,6 +22,10 @@ from gencli.options import Option, flag, make, several, string, typed
 
 def _check_size(_: str, size: str) -> None:
     _parse_size(size)
+
+
+def _check_sweep(_: str, texts: Sequence[str]) -> None:
+    sweep.parse(texts)
 
 
 @dataclass(eq=False, repr=False)
@@ -43,7 +48,7 @@ class Sources:
         after="strict")
     sweep: tuple[str, ...] = several(str, "--sweep KEY=VALUES",
         "Generate with each value, as in cfg-scale=1,3,7 or seed=1..4; given again, with every combination. With "
-        "--grid: one labelled contact sheet.", PICTURE, after="grid")
+        "--grid: one labelled contact sheet.", PICTURE, after="grid", valid=_check_sweep)
     info: tuple[str, ...] = several(str, "--info FILE",
         "Print the settings that are embedded in FILE (`-`: stdin), and in files after it.", INPUT, after="from_file")
     size: str | None = string(None, "--size WxH",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
+from gencli.devices import check_dtype
 from gencli.errors import UsageError
 from gencli.options import MODEL, RUN, Option, flag, integer, number, rows, string
 from gencli.spec import ModelSpec, completing
@@ -96,6 +97,7 @@ DTYPE = Option(
     "CUDA, else float32).",
     MODEL,
     after="device",
+    valid=check_dtype,
 )
 DEVICE, THREADS = (dict(rows(ModelSpec))[name] for name in ("device", "threads"))
 

@@ -155,6 +155,8 @@ def test_every_command_knows_the_names_that_ollama_shows(keep: Keep, tmp_path: P
         (["rm", "tale", "--yes"], "ollama:tale"),
     ):
         assert main(["models", *words]) and f"hint: did you mean {meant}?" in capsys.readouterr().err
+    assert main(["models", "show", "ollama:"]) == 1
+    assert "hint: it has ollama:hf.co/me/tale-GGUF:Q8_0, ollama:tale here\n" in capsys.readouterr().err
     assert main(["models", "pull", "ollama:tale"]) == 0
     said = capsys.readouterr()
     assert said.out == f"{blob}\n" and "ollama:tale is on this machine: there is nothing to download" in said.err
