@@ -1,9 +1,9 @@
 """Speed of language models beside llama.cpp, same files, in turn: `python -m benchmarks.decode [FILE.gguf ...]`.
 
-Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, in the usual mixes of types, written in a
-folder that stays. llama.cpp is the wheel `xllamacpp`, which may lie in another environment (--python). Each round runs
-`gencli bench text` and a server of llama.cpp, one after the other; the table has medians and the median of the rounds'
-ratios. Take it on a quiet machine. Not collected by pytest.
+Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, and four layers of Qwen3-30B-A3B, in the
+usual mixes of types, written in a folder that stays. llama.cpp is the wheel `xllamacpp`, which may lie in another
+environment (--python). Each round runs `gencli bench text` and a server of llama.cpp, one after the other; the table
+has medians and the median of the rounds' ratios. Take it on a quiet machine. Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -27,9 +27,18 @@ SHAPES = {
         "head_count": 32,
         "vocab": 32000,
     },
+    "qwen3moe": {
+        "block_count": 4,
+        "embedding_length": 2048,
+        "feed_forward_length": 768,  # of an expert
+        "head_count": 32,
+        "vocab": 32000,
+    },
 }
+EXPERTS, CHOSEN, HEAD = 128, 8, 128  # of qwen3moe
 FILES = [("gpt2", mix) for mix in ("f32", "bf16", "q8_0", "q4_0", "q4_k_m")]
 FILES += [("llama", mix) for mix in ("bf16", "q8_0", "q4_0", "q4_k_m")]
+FILES += [("qwen3moe", mix) for mix in ("q8_0", "q4_k_m")]
 LLAMA = """
 import concurrent.futures, json, sys, time
 import xllamacpp
@@ -148,11 +157,15 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
     writer.add_token_merges([f"{piece[0]} {piece[1]}" for piece in pieces if len(piece) == 2])
     writer.add_eos_token_id(len(pieces))
 
-    def matrix(tensor: str, rows: int, columns: int) -> None:
+    def matrix(tensor: str, rows: int, columns: int, experts: int = 0) -> None:
         groups = 1 if name == "gpt2" else heads // 4
-        kind = kind_of(mix, tensor, (rows, columns), shape["block_count"], groups, tied=name == "gpt2")
+        sizes = (experts, rows, columns) if experts else (rows, columns)
+        kind = kind_of(mix, tensor, sizes, shape["block_count"], groups, tied=name == "gpt2")
         some = pack(kind, torch.from_numpy((rng.standard_normal((256, columns)) * 0.02).astype(np.float32))).numpy()
-        writer.add_tensor(tensor, np.tile(some, (-(-rows // 256), 1))[:rows], raw_dtype=gguf.GGMLQuantizationType[kind])
+        some = np.tile(some, (-(-rows // 256), 1))[:rows]
+        writer.add_tensor(
+            tensor, np.tile(some, (experts, 1, 1)) if experts else some, raw_dtype=gguf.GGMLQuantizationType[kind]
+        )
 
     def vector(tensor: str, count: int, value: float) -> None:
         writer.add_tensor(tensor, np.full(count, value, dtype=np.float32))
@@ -174,10 +187,24 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
         parts = {"attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
                  "attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
                  "ffn_down": (hidden, inner)}  # fmt: skip
+    if name == "qwen3moe":
+        writer.add_key_length(HEAD)
+        writer.add_value_length(HEAD)
+        writer.add_expert_count(EXPERTS)
+        writer.add_expert_used_count(CHOSEN)
+        writer.add_expert_feed_forward_length(inner)
+        parts = {"attn_q": (heads * HEAD, hidden), "attn_k": (4 * HEAD, hidden), "attn_v": (4 * HEAD, hidden),
+                 "attn_output": (hidden, heads * HEAD), "ffn_gate_exps": (inner, hidden, EXPERTS),
+                 "ffn_up_exps": (inner, hidden, EXPERTS), "ffn_down_exps": (hidden, inner, EXPERTS)}  # fmt: skip
     for layer in range(shape["block_count"]):
         for ending in norms:
             vector(f"blk.{layer}.attn_norm.{ending}", hidden, float(ending == "weight"))
             vector(f"blk.{layer}.ffn_norm.{ending}", hidden, float(ending == "weight"))
+        if name == "qwen3moe":
+            vector(f"blk.{layer}.attn_q_norm.weight", HEAD, 1.0)
+            vector(f"blk.{layer}.attn_k_norm.weight", HEAD, 1.0)
+            router = rng.standard_normal((EXPERTS, hidden)).astype(np.float32)
+            writer.add_tensor(f"blk.{layer}.ffn_gate_inp.weight", router)
         for part, size in parts.items():
             matrix(f"blk.{layer}.{part}.weight", *size)
             if name == "gpt2":

@@ -224,5 +224,14 @@ def step_weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 def step_bytes(module: nn.Module) -> int:
-    """Return how many bytes of weights one step of a model reads."""
+    """Return how many bytes of weights one step of a model reads, for one text: of experts those that compute."""
+    idle = 0
+    for layer in module.modules():
+        experts, chosen = getattr(layer, "experts", None), getattr(layer, "chosen", None)
+        if isinstance(experts, nn.ModuleList) and isinstance(chosen, int):
+            idle += _stored_bytes(experts) * (len(experts) - chosen) // len(experts)
+    return _stored_bytes(module) - idle
+
+
+def _stored_bytes(module: nn.Module) -> int:
     return sum((one.data_rows if isinstance(one, Packed) else one).nbytes for one in step_weights(module))

@@ -142,3 +142,10 @@ def test_more_rows_than_go_at_once(tmp_path, name, last_only):
         wanted = expected[:, start + 7 : start + 8] if last_only else expected[:, start : start + 8]
         torch.testing.assert_close(got, wanted, atol=2e-5 * expected.abs().max().item(), rtol=0)
     assert step.of(model) is not None
+
+
+def test_a_step_reads_the_experts_that_compute(tmp_path):
+    model = load(make_decoder(tmp_path, CASE["mixtral"]))  # two of four
+    sizes = {name: one.nbytes for name, one in model.named_parameters() if one.ndim == 2 and "embed" not in name}
+    idle = sum(size for name, size in sizes.items() if ".experts." in name) // 2
+    assert linear.step_bytes(model) == sum(sizes.values()) - idle
