@@ -82,6 +82,9 @@ def defaults(command: Command, ctx: typer.Context, profile: str | None) -> dict[
     top = cast("typer.Context", ctx.find_root())
     if is_group(top.command):
         _check_tables(config, top.command.list_commands(top))
+    inner = ctx.parent.command if ctx.parent is not None else top.command
+    if len(words) > 1 and is_group(inner):
+        _check_group(config, words[:-1], inner.list_commands(ctx))
     found: dict[str, tuple[Words, list[str]]] = {}
     for root in [[], *([[PROFILES, profile]] if profile else [])]:
         for key, value in _table(config, root).items():
@@ -104,6 +107,16 @@ def _check_tables(config: Mapping[str, object], commands: Sequence[str]) -> None
             if isinstance(value, Mapping) and value and name not in known:
                 where = ".".join([*place, name])
                 raise UsageError(f"{path()}: [{where}]: no command {name!r}", did_you_mean(name, known))
+
+
+def _check_group(config: Mapping[str, object], words: Sequence[str], commands: Sequence[str]) -> None:
+    """Raise UsageError for what stands in the table of a group of `commands`, such as [train], and is none of these."""
+    for place in ([], *([PROFILES, name] for name in _table(config, [PROFILES]))):
+        for key in _table(config, [*place, *words]):
+            if key not in commands:
+                where = ".".join([*place, *words])
+                hint = did_you_mean(key, commands) or f"options stand in [{where}.{commands[0]}] and its like"
+                raise UsageError(f"{path()}: [{where}] has no command {key!r}", hint)
 
 
 def flags(command: Command) -> dict[str, str]:

@@ -96,6 +96,12 @@ def test_what_is_wrong_in_it(file: Path, capsys) -> None:
     ):
         file.write_text(text)
         assert says in refused(capsys, "text", "a")
+    for text, says in (
+        ("[train]\nseed = 3\n", "[train] has no command 'seed'\nhint: options stand in [train.text]"),
+        ("[profile.p.train.txt]\nseed = 3\n", "[profile.p.train] has no command 'txt'\nhint: did you mean text?"),
+    ):
+        file.write_text(text)
+        assert says in refused(capsys, "train", "text", "a")
     file.write_bytes(b"\xff = 3")
     assert main(["text", "a"]) == 1 and "config.toml is not valid TOML" in capsys.readouterr().err
     assert main(["config", "path"]) == 0, "so that it can be mended"
