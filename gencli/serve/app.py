@@ -179,14 +179,17 @@ class Server:
         return JSONResponse(openapi.page(await asyncio.to_thread(self.pool.names)))
 
     async def models(self, request: Request) -> Response:
-        names = await asyncio.to_thread(self.pool.names)
-        return JSONResponse({"object": "list", "data": [_described(name) for name in names]})
+        found = await asyncio.to_thread(lambda: [self._described(name) for name in self.pool.names()])
+        return JSONResponse({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in (known := await asyncio.to_thread(self.pool.names)):
             raise no_model(name, known)
-        return JSONResponse(_described(name))
+        return JSONResponse(await asyncio.to_thread(self._described, name))
+
+    def _described(self, name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": self.pool.written(name), "owned_by": "gencli"}
 
     async def completions(self, request: Request) -> Response:
         body = await self._body(request)
@@ -296,10 +299,6 @@ def _host(address: str) -> str | None:
         return urlsplit(address).hostname
     except ValueError:  # such as an IPv6 address that does not end
         return None
-
-
-def _described(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "gencli"}
 
 
 def _failure(error: Exception) -> JSONResponse:

@@ -101,6 +101,13 @@ class Pool:
         cached = {one.name for one in hub_cache.snapshots() if is_whole(one.folder)}
         return [*embedded_names(), *sorted(cached), *ollama.names()]
 
+    def written(self, name: str) -> int:
+        """Return when the file or folder of a model was written, in seconds since 1970; 0 where that cannot be told."""
+        try:
+            return int(self.find(self.given.get(name, name), offline=True).path.stat().st_mtime)
+        except (GencliError, OSError):
+            return 0
+
     def look(self, found: Mapping[str, Source]) -> None:
         """Look at models, found by the names of clients, and read none of their weights. Raise GencliError for one that
         can not be opened."""

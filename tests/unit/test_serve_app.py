@@ -116,6 +116,17 @@ def test_what_a_client_gets_wrong_about_routes_is_told(server):
     assert "localhost" in other.json()["error"]["message"]
 
 
+def test_models_are_as_old_as_their_files(server):
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(server.app()), base_url="http://localhost"
+        ) as client:
+            return await client.get("/v1/models")
+
+    made = {one["id"]: one["created"] for one in asyncio.run(ask()).json()["data"]}
+    assert made["stories"] == int(find("stories").path.stat().st_mtime)
+
+
 def test_text_that_is_no_unicode_is_told(server):
     """The answer is UTF-8, whatever the request was."""
     for body in (b'{"model": "stories", "temperature": "\\ud800"}', b'{"model": "stories", "\\ud800": 1}'):
