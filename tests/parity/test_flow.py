@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from gencli.checkpoints import build
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats.gguf_draft import plan_own
 from gencli.checkpoints.weights import open_file
 from gencli.errors import GencliError, UsageError
 from gencli.image.diffusion.flow import schedule_of
@@ -20,6 +21,7 @@ from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.qwen3 import KLEIN_LAYERS, MESSAGE, NO_REASONING
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import notes, resolve
+from gencli.kernels.pack import pack
 from gencli.kernels.packed import Packed
 from gencli.kernels.scaled import Scaled
 from gencli.models import architecture
@@ -365,6 +367,13 @@ def test_weights_of_8_bits_with_scales(wide, tmp_path, monkeypatch, form, large)
     network = ours.main.network
     attention = network.transformer_blocks[0].attn
     assert all(isinstance(one.weight, Scaled) == large for one in (network.context_embedder, attention.to_k))
+    for planned in plan_own(network, "q8_0") if large else ():  # a packed copy of it
+        if len(planned.shape) == 2:
+            values = network.get_parameter(planned.name).float()
+            rows = torch.cat([pack(planned.kind, some.float()) for some in planned.get().split(7)])
+            packed_again = planned.kind == "Q8_0"
+            again = Packed("Q8_0", rows).values() if packed_again else rows.view(torch.float32).view_as(values)
+            torch.testing.assert_close(again, values, atol=2e-2 if packed_again else 0, rtol=0)
     exact_file = flow.write_single(root / "flux-dev" / "exact.safetensors", exact)
     assert_same(draw(None, pipeline=ours, **SETTINGS)[0].image, image_of(exact_file), tolerance=0)
     down, up = torch.randn(4, 96), torch.randn(96, 4)

@@ -22,6 +22,7 @@ from gencli.checkpoints.gguf_write import Planned
 from gencli.checkpoints.mixes import LAYER, MIXES, kind_in_network, kind_of
 from gencli.errors import GencliError
 from gencli.kernels.packed import FLOATS, Packed
+from gencli.kernels.scaled import Scaled
 from gencli.models import architecture
 from gencli.models.rope import KINDS, Rope
 
@@ -156,6 +157,8 @@ def plan_own(module: nn.Module, mix: str) -> list[Planned]:
         kind = None
         if is_matrix and name.endswith(".weight"):
             kind = kind_in_network(mix, name, value.shape[-1], layers[found[1]] if found else 0)
+        if kind is None and value.dtype.itemsize == 1 and value.is_floating_point():  # 8 bits: none is lost in these
+            kind = "F32" if isinstance(value, Scaled) else "F16"
         if kind is None and (kind := FLOATS.get(value.dtype)) is None:
             raise GencliError(f"{name} is stored as {value.dtype}, which cannot be kept in a packed copy")
         planned.setdefault(id(value), Planned(name, tuple(value.shape), kind, value.detach))  # once what two share
