@@ -136,6 +136,37 @@ def test_an_architecture_that_is_no_name(tmp_path):
     assert json.dumps(check(find(str(file))).problems)[:4000].count("is not supported") == 1
 
 
+def rewritten(file, to, change):
+    """A Mixtral's file with the tensors that `change(name, data)` gives for each, by name."""
+    reader, writer = gguf.GGUFReader(file), gguf.GGUFWriter(to, "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        for name, rows in change(tensor.name, tensor.data).items():
+            writer.add_tensor(name, rows, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to
+
+
+@torch.inference_mode()
+def test_a_tensor_for_each_expert(tmp_path):
+    """As files of 2023 have them."""
+
+    def apart(name, data):
+        if not name.endswith("_exps.weight"):
+            return {name: data}
+        return {name.replace("_exps", f".{i}"): rows for i, rows in enumerate(data)}
+
+    file = made(tmp_path, "mixtral", "Q8_0")
+    old = rewritten(file, tmp_path / "old.gguf", apart)
+    ids = torch.arange(3, 15)[None]
+    assert torch.equal(opened(old)(ids), opened(file)(ids))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
@@ -146,18 +177,8 @@ def test_an_architecture_that_is_no_name(tmp_path):
     ],
 )
 def test_experts_that_do_not_fit(tmp_path, name, change, says):
-    reader = gguf.GGUFReader(made(tmp_path, "mixtral", "Q8_0"))
-    writer = gguf.GGUFWriter(tmp_path / "changed.gguf", "llama")
-    for field in reader.fields.values():
-        if not field.name.startswith(("GGUF.", "general.architecture")):
-            writer.add_key_value(field.name, field.contents(), field.types[0])
-    for tensor in reader.tensors:
-        rows = change(tensor.data) if tensor.name == name else tensor.data
-        writer.add_tensor(tensor.name, rows, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    file = made(tmp_path, "mixtral", "Q8_0")
+    rewritten(file, tmp_path / "changed.gguf", lambda own, rows: {own: change(rows) if own == name else rows})
     with pytest.raises(GencliError) as caught:
         opened(tmp_path / "changed.gguf")
     assert says in caught.value.message

@@ -169,6 +169,10 @@ def _pieces(file: TensorFile, config: Mapping[str, object]) -> dict[str, Piece]:
             transform = _less_one
         rows.append(Rename(rf"{old}\.(weight|bias)", rf"{new}.\1", transform))
         rows.append(Rename(rf"blk\.(\d+)\.{old}\.(weight|bias)", rf"{family.layers}.\1.{new}.\2", transform))
+    if "ffn_gate_exps" in family.names:  # files of 2023 have a tensor for each expert
+        rows.append(
+            Rename(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight", r"model.layers.\1.mlp.experts.\3.\2_proj.weight")
+        )
     shapes = {name: shape for name, shape in file.shapes.items() if name not in ROPE}
     pieces, unknown = rename(shapes, rows)
     if unknown:
@@ -185,7 +189,7 @@ def _each_expert(file: TensorFile, pieces: Mapping[str, Piece]) -> Iterator[tupl
     """Yield the pieces, with one for each expert in place of those that hold all. Raise GencliError for a wrong one."""
     for name, piece in pieces.items():
         before, all_of_them, after = name.rpartition(".experts.")
-        if not all_of_them:
+        if not all_of_them or after[:1].isdigit():
             yield name, piece
             continue
         count, *matrix = file.shapes[piece.source]
