@@ -369,7 +369,7 @@ def test_a_text_that_cannot_be_cut_is_refused() -> None:
     ("name", "content", "says"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"label": "b"}\n', "line 2: no JSON object"),
-        ("a.jsonl", b'{"text": 5}\n', "line 1: no JSON object"),
+        ("a.jsonl", b'{"text": 5}\n', "line 1: 'text' is not a text in quotes"),
         ("a.jsonl", b"[1]\n", "line 1: no JSON object"),
         ("a.jsonl", b'{"text": "\xff"}\n', "is not UTF-8"),
         ("a.jsonl.gz", b"text", "is not a whole gzip file"),
