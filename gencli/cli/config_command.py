@@ -157,6 +157,9 @@ def _option(ctx: typer.Context, key: str) -> tuple[list[str], list[str], parser.
         raise UsageError(
             f"{key} is a command: KEY is one of its options", f"as in {key}.OPTION; `gencli {key} --help` lists them"
         )
+    if words[:1] == [config.PROFILES] and len(words) > 2:
+        hint = f"a profile is an option of its own: {'.'.join([*words[2:], flag])} --profile {words[1]}"
+        raise UsageError(f"{key}: no such command", hint)
     if words and ".".join(words) not in commands:
         raise UsageError(f"{key}: no such command", did_you_mean(".".join(words), commands))
     chosen = [commands[".".join(words)]] if words else list(commands.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Hints
 from gencli.checkpoints.open import open_checkpoint
@@ -18,9 +17,6 @@ from gencli.image.open import open_image_checkpoint, with_classifier
 from gencli.image.request import ImageRequest, ImageSpec
 from gencli.image.resolve import check_asked, notes, resolve, without_idle_weights
 from gencli.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 def open_inputs(inputs: Inputs, spec: ImageSpec) -> ImageCheckpoint | Drawer:
@@ -90,8 +86,9 @@ def ready(
         note(remark)
     if inputs.mask is not None:
         size = resolved.width or 1, resolved.height or 1
-        if inputs.init is not None and abs(_shape(inputs.mask) / _shape(inputs.init) - 1) > 0.02:
-            sizes = [f"{image.width}x{image.height}" for image in (inputs.mask, inputs.init)]
+        known = [size] if inputs.init is None else [inputs.init.size, size]
+        if not any(_is_like(inputs.mask.size, one) for one in known):
+            sizes = [f"{width}x{height}" for width, height in (inputs.mask.size, known[0])]
             note(f"the mask has another shape than the image, {sizes[0]} and not {sizes[1]}: it is stretched")
         if is_blank(inputs.mask, *size, step=1 if resolved.paste else opened.factor):
             place = "" if resolved.paste else " where a latent looks"
@@ -99,6 +96,6 @@ def ready(
     return opened, resolved
 
 
-def _shape(image: Image.Image) -> float:
-    """Return width by height."""
-    return image.width / image.height
+def _is_like(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two sizes have one shape, within two parts in a hundred."""
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) < 0.02
