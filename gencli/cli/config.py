@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT, PROFILE, PROFILES = "GENCLI_CONFIG", "GENCLI_PROFILE", "profile"
 SIZE_LIMIT = 2**20  # bytes
+ONCE = ("profile", "info")  # options of one run: with a default, --info would keep all others from drawing
 
 
 def path() -> Path:
@@ -121,7 +122,7 @@ def _check_group(config: Mapping[str, object], words: Sequence[str], commands: S
 
 def flags(command: Command) -> dict[str, str]:
     """Return long flag without its dashes → name of the parameter, of all options of a command that a file may set."""
-    options = [param for param in command.params if param.param_type_name == "option" and param.name != "profile"]
+    options = [param for param in command.params if param.param_type_name == "option" and param.name not in ONCE]
     return {flag[2:]: param.name or "" for param in options for flag in param.opts if flag.startswith("--")}
 
 

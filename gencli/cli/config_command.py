@@ -168,6 +168,8 @@ def _option(ctx: typer.Context, key: str) -> tuple[list[str], list[str], parser.
         if (name := known.get(flag)) is not None:
             flags = [other for other in known if known[other] == name]
             return words, flags, one, next(param for param in filter(is_option, one.params) if param.name == name)
+    if any(f"--{flag}" in param.opts for one in chosen for param in one.params):
+        raise UsageError(f"{key}: --{flag} is for one run, and has no default of your own")
     command = " ".join(words) or "COMMAND"
     raise UsageError(f"{key}: no such option", config.meant(flag, chosen) or f"`gencli {command} --help` lists them")
 

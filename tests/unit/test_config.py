@@ -340,6 +340,7 @@ def test_set_takes_what_the_command_line_takes(file: Path, capsys) -> None:
         (["text.threads", "0"], "must be from 1 to 4096"),
         (["image", "--steps", "5"], "image is a command: KEY is one of its options"),
         (["text.n", "5"], "did you mean max-tokens?"),
+        (["image.info", "a.png"], "image.info: --info is for one run, and has no default"),
         (["profile.draft.text.seed", "5"], "a profile is an option of its own: text.seed --profile draft"),
         (["image.steps", "9", "--profile", ""], "a profile's name cannot be empty"),
         (["text.frequency-penalty=-0.5"], "write a space in place of the first `=`"),
