@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import resource
 import zipfile
 from pathlib import Path
 
@@ -127,7 +128,6 @@ def test_messages_have_an_end(letter: str):
 @pytest.fixture
 def little_memory():
     """At most 2 GB more for what a test does: without a guard it would take all that there is."""
-    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, before[1]))
