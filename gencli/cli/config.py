@@ -12,13 +12,11 @@ A key is a long flag without its dashes. Order: flag, environment, profile, file
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, cast
 
 from gencli.cli.parser import is_group
@@ -153,6 +151,8 @@ def place(keys: Sequence[str]) -> str:
 
 def removal(keys: Sequence[str]) -> str:
     """Return a hint: the command that removes what stands under these keys."""
+    from shlex import quote
+
     profile = f" --profile {quote(keys[1])}" if keys[0] == PROFILES else ""
     return f"it stands in {path()}; `gencli config unset {'.'.join(keys[2:] if profile else keys)}{profile}` removes it"
 
@@ -194,6 +194,8 @@ def located(error: GencliError, ctx: typer.Context) -> GencliError:
 
 def set_value(keys: Sequence[str], value: str | bool | int | float | list[str] | None) -> None:
     """Write one value into the file, or remove it. Raise GencliError."""
+    import json
+
     from gencli.atomic import write_over
 
     file = path()
@@ -248,6 +250,8 @@ def _joined(lines: Sequence[str]) -> str:
 
 def _quoted(key: str) -> str:
     """Return a key as TOML has it."""
+    import json
+
     return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key, ensure_ascii=False)
 
 

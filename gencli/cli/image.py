@@ -153,7 +153,8 @@ def draw(
     opened, request = ready(
         inputs, base, where, lines=lines is not None, note=console.note, accept=accept, drop_weights=foreign
     )
-    base = base.replace(weighted=request.weighted)
+    if foreign and base.weighted and not request.weighted:
+        base = base.replace(weighted=False)
     variants = [
         ready(inputs, base.replace(**one.values), where, lines=lines is not None, note=lambda text: None)[1]
         for one in (sweep.variants if sources.sweep else ())
