@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gencli.checkpoints.scaled_file import EIGHTHS
 from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
@@ -22,7 +23,6 @@ from gencli.models.linear import apply_policy
 from gencli.models.module import BaseModel
 
 FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors writes them; others are quantised or no numbers at all
-EIGHTHS = ("F8_E4M3", "F8_E5M2")  # floats of 8 bits, which are stored so and never computed with
 READABLE = frozenset({*FLOATS, *EIGHTHS, *PACKED})
 
 

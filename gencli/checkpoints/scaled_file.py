@@ -17,7 +17,7 @@ from gencli.errors import GencliError
 if TYPE_CHECKING:
     from torch import Tensor
 
-EIGHTHS = ("F8_E4M3", "F8_E5M2")
+EIGHTHS = ("F8_E4M3", "F8_E5M2")  # floats of 8 bits, which are stored so and never computed with
 SCALES = (".scale_weight", ".weight_scale")
 FOR_PRODUCTS = (".scale_input", ".input_scale")
 MARK, TOLD = "scaled_fp8", ".comfy_quant"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = "; --ignore-config KEY says that one does not"
+EXPERT_LIMIT = 1024  # experts of a layer, as kernels.h has it; the largest published models have half as many
 C = TypeVar("C")
 Config = TypeVar("Config", bound="BaseConfig")
 

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
-from gencli.models.base import check_ints
+from gencli.models.base import EXPERT_LIMIT, check_ints
 from gencli.models.decoder_blocks import MLP
 from gencli.models.decoder_config import DecoderConfig
-
-LIMIT = 1024  # experts of a layer; the largest published models have half as many
 
 
 class Mixed(Protocol):
@@ -56,7 +54,7 @@ class Experts(nn.Module):
 
 def check_experts(config: Mixed, count: str) -> None:
     """Raise GencliError for numbers of experts that no model has. count: the key of how many there are."""
-    check_ints(config, {count: LIMIT, "num_experts_per_tok": LIMIT})
+    check_ints(config, {count: EXPERT_LIMIT, "num_experts_per_tok": EXPERT_LIMIT})
     if config.num_experts_per_tok > config.expert_count:
         raise GencliError(
             f"config.json: num_experts_per_tok = {config.num_experts_per_tok} of {count} = {config.expert_count}"

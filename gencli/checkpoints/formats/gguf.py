@@ -17,14 +17,13 @@ from gencli.checkpoints.layout import some
 from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
 from gencli.checkpoints.weights import is_gguf_file
 from gencli.errors import GencliError
-from gencli.models.base import Rename
+from gencli.models.base import EXPERT_LIMIT, Rename
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.tokens import Tokenizer
 
-EXPERT_LIMIT = 1024  # experts of a layer
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's layers hold (in, out)
 
 
