@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -140,6 +141,7 @@ def _imported(name: str, named: str) -> ModuleType:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("ray.util.client.logsclient").addHandler(logging.NullHandler())  # it listens to no other
     warnings.filterwarnings("ignore", module=r"ray\b")
+    threading.excepthook = TheirThreads(threading.excepthook)
     return ray
 
 
@@ -183,6 +185,22 @@ def _connect(init: Callable[..., object], named: str) -> None:
         raise TimeoutError(f"it is not ready for work after {LIMIT:.0f} s") from None
     if error is not None:
         raise error
+
+
+class TheirThreads:
+    """Says nothing of errors in threads of Ray and gRPC alone: the call that they work for tells it (`excepthook`).
+
+    One thread watches the channel to the head until Ray has closed it, and ends with an error where it looks then.
+    """
+
+    def __init__(self, before: Callable[[threading.ExceptHookArgs], object]):
+        self.before = before
+
+    def __call__(self, error: threading.ExceptHookArgs) -> None:
+        frames = (frame for frame, _ in traceback.walk_tb(error.exc_traceback))
+        packages = {frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames}
+        if "gencli" in packages or not packages & {"ray", "grpc"}:
+            self.before(error)
 
 
 class Refusals(logging.Handler):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from dataclasses import replace
@@ -141,6 +143,7 @@ def test_an_interrupted_run_leaves_no_worker(tmp_path):
 
 DRIVER = """
 import sys
+import threading
 from pathlib import Path
 from gencli.many.blocks import Feed
 from gencli.many.crew import Crew
@@ -187,6 +190,30 @@ def test_a_head_that_answers_and_cannot_begin_is_asked_again():
         assert len(outcomes) == 1
         with pytest.raises(ValueError, match="a wrong name"):
             _connect(init, address)
+
+
+@pytest.mark.slow
+def test_errors_of_threads_that_are_not_ours_are_not_told(monkeypatch):
+    """gRPC's thread that watches a channel, and one of this file's, which stands for all others."""
+    import grpc
+
+    from gencli.many.on_ray import TheirThreads
+
+    met: queue.SimpleQueue[type[BaseException]] = queue.SimpleQueue()
+    told: list[type[BaseException]] = []
+    quiet = TheirThreads(lambda error: told.append(error.exc_type))
+    monkeypatch.setattr(threading, "excepthook", lambda error: (quiet(error), met.put(error.exc_type)))
+    end = time.monotonic() + 60
+    while met.empty() and time.monotonic() < end:  # it depends on where the thread is
+        channel = grpc.insecure_channel("127.0.0.1:1")
+        channel.subscribe(lambda state: None)
+        channel.close()
+        time.sleep(0.05)
+    kinds = {met.get(timeout=1)}
+    threading.Thread(target=lambda: 1 / 0).start()
+    while ZeroDivisionError not in kinds:
+        kinds.add(met.get(timeout=60))
+    assert kinds == {ValueError, ZeroDivisionError} and told == [ZeroDivisionError]
 
 
 def test_a_message_of_a_worker_that_was_killed_in_the_middle_of_it():
