@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gencli.checkpoints.experts_file import with_each_expert
 from gencli.checkpoints.scaled_file import EIGHTHS
 from gencli.checkpoints.tensors import Tensors
 from gencli.checkpoints.weights import open_tensors
@@ -46,7 +47,7 @@ def load(
     raw = read_json(folder / "config.json") if config is None else config
     name = architecture_name(raw, folder / "config.json")
     module = architecture(name)
-    tensors = open_tensors(folder) if tensors is None else tensors
+    tensors = with_each_expert(open_tensors(folder)) if tensors is None else tensors
     try:
         parsed = module.Config.from_dict(raw)
     except GencliError as error:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from gencli.checkpoints import hub_cache
+from gencli.checkpoints.experts_file import with_each_expert
 from gencli.checkpoints.find import Source
 from gencli.checkpoints.layout import SAFETENSORS, PartKind, find_pickles
 from gencli.checkpoints.tensors import TensorFile, Tensors
@@ -118,7 +119,7 @@ class Part:
 
     @cached_property
     def _tensors(self) -> Tensors:
-        return self.open_tensors()
+        return with_each_expert(self.open_tensors())
 
     def tensors(self) -> Tensors:
         """Return a model's tensors, of which none has been read. Raise GencliError for weights that are broken."""

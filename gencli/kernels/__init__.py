@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gencli.errors import UsageError
 
-INTERFACE = 8  # as kernels.h says it
+INTERFACE = 9  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -60,6 +60,7 @@ class Layer(ctypes.Structure):
         ("rotated", ctypes.c_int32), ("hidden", ctypes.c_int32), ("inner", ctypes.c_int32), ("window", ctypes.c_int32),
         ("activation", ctypes.c_int32), ("gated", ctypes.c_int32),
         ("scale", ctypes.c_float), ("softcap", ctypes.c_float),
+        ("alpha", ctypes.c_float), ("limit", ctypes.c_float), ("sinks", ctypes.c_void_p),
     )  # fmt: skip
 
 

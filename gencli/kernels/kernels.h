@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 8  /* what the Python side asks for: changes with the functions and structures below */
+#define INTERFACE 9  /* what the Python side asks for: changes with the functions and structures below */
 #define CHUNK 128    /* positions whose activations are prepared together */
 #define EXPERTS 1024 /* the most of a layer */
 
@@ -41,7 +41,9 @@ typedef struct {
     float eps;
 } Norm;
 
-enum { SILU = 0, GELU_TANH = 1 };
+/* CLAMPED_SILU: with the up projection, from a gate of at most `limit` and an up projection of at most ± `limit`,
+   gate · sigmoid(alpha · gate) · (up + 1) */
+enum { SILU = 0, GELU_TANH = 1, CLAMPED_SILU = 2 };
 
 /* A layer of a decoder: x += after_attention(o(attention(before_attention(x)))), then the same of the feed-forward
    network. Matrices may be fused: `qkv` has 3 or 1, `gate_up` 2 or 1.
@@ -58,6 +60,8 @@ typedef struct {
     int32_t hidden, inner, window;                /* window: 0 for all positions */
     int32_t activation, gated;
     float scale, softcap;                         /* softcap: 0 for none */
+    float alpha, limit;                           /* of the activation */
+    const float *sinks;                           /* of each head, a score without a value; NULL: none */
 } Layer;
 
 /* A decoder: x = embedding[id] * scale + positions[position], the layers, and head(norm(x)). Without an embedding x is
@@ -95,10 +99,10 @@ typedef struct {
     int (*pack)(int type, const float *x, int64_t columns, uint8_t *to);
     void (*norm)(const Norm *norm, float *y, const float *x, int64_t count);
     /* y (D,) of one head: softmax(q · keys * scale) · values, of `count` positions; scores: memory for as many numbers */
-    void (*attend)(const Layer *layer, const float *q, const float *keys, const float *values, int64_t count,
-                   float *scores, float *y);
-    /* gate = activation(gate) * up; up NULL: activation(gate) */
-    void (*activate)(int kind, float *gate, const float *up, int64_t count);
+    void (*attend)(const Layer *layer, int64_t head, const float *q, const float *keys, const float *values,
+                   int64_t count, float *scores, float *y);
+    /* gate = activation(gate) * up, as a layer has it; up NULL: activation(gate) */
+    void (*activate)(const Layer *layer, float *gate, const float *up, int64_t count);
 } Variant;
 
 /* kernels.c */

@@ -63,7 +63,7 @@ INLINE void weigh(const float *weights, const float *values, int64_t count, int 
     for (int v = 0; v < vectors; v++) store(y + 8 * v, sums[v]);
 }
 
-static void attend(const Layer *layer, const float *q, const float *keys, const float *values, int64_t count,
+static void attend(const Layer *layer, int64_t head, const float *q, const float *keys, const float *values, int64_t count,
                    float *scores, float *y) {
     const int size = layer->head_size;
     float top = -3.4e38f, sum = 0;
@@ -84,11 +84,13 @@ static void attend(const Layer *layer, const float *q, const float *keys, const 
         map(tanh_of_half, scores, count);
         scale_all(scores, count, layer->softcap);
     }
+    if (layer->sinks) top = layer->sinks[head];
     for (int64_t t = 0; t < count; t++)
         if (!(scores[t] <= top)) top = scores[t];
     for (int64_t t = 0; t < count; t++) scores[t] -= top;
     map(exponential, scores, count);
     for (int64_t t = 0; t < count; t++) sum += scores[t];
+    if (layer->sinks) sum += expf(layer->sinks[head] - top);
     scale_all(scores, count, 1 / sum);
     for (i = 0; i + 32 <= size; i += 32) weigh(scores, values + i, count, size, 4, y + i);
     for (; i + 8 <= size; i += 8) weigh(scores, values + i, count, size, 1, y + i);
@@ -106,8 +108,30 @@ INLINE floats gelu(floats x) {
     return over(x, plus(same(1), exponential(times(u, same(-1.5957691216f)))));
 }
 
-static void activate(int kind, float *gate, const float *up, int64_t count) {
-    if (kind == SILU) map(silu, gate, count);
+INLINE floats clamped_silu(floats gate, floats up, floats alpha, floats limit) {
+    gate = lesser(limit, gate);
+    up = plus(same(1), lesser(limit, greater(times(limit, same(-1)), up)));
+    return times(up, over(gate, plus(same(1), exponential(times(times(gate, alpha), same(-1))))));
+}
+
+static void clamped(const Layer *layer, float *gate, const float *up, int64_t count) {
+    floats alpha = same(layer->alpha), limit = same(layer->limit);
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) store(gate + i, clamped_silu(load_f32(gate + i), load_f32(up + i), alpha, limit));
+    if (i == count) return;
+    float rest[8] = {0}, others[8] = {0};
+    memcpy(rest, gate + i, (size_t)(count - i) * sizeof *gate);
+    memcpy(others, up + i, (size_t)(count - i) * sizeof *up);
+    store(rest, clamped_silu(load_f32(rest), load_f32(others), alpha, limit));
+    memcpy(gate + i, rest, (size_t)(count - i) * sizeof *gate);
+}
+
+static void activate(const Layer *layer, float *gate, const float *up, int64_t count) {
+    if (layer->activation == CLAMPED_SILU && up) {
+        clamped(layer, gate, up, count);
+        return;
+    }
+    if (layer->activation == SILU) map(silu, gate, count);
     else map(gelu, gate, count);
     for (int64_t i = 0; up && i < count; i++) gate[i] *= up[i];
 }

@@ -168,8 +168,8 @@ static void gated_products(Thread *t, const Layer *l, Rows x, Rows to, float *up
         if (fused) product(t, l->gate_up[0], rows, to.at, fused + first, fused + last);
         else if (l->gated) product(t, l->gate_up[1], rows, up, first, last);
         for (int64_t r = 0; r < rows; r++)
-            gencli_chosen->activate(l->activation, to.at + r * to.step + first,
-                                    l->gated ? up + r * to.step + first : NULL, last - first);
+            gencli_chosen->activate(l, to.at + r * to.step + first, l->gated ? up + r * to.step + first : NULL,
+                                    last - first);
     }
     meet(t);
 }
@@ -228,7 +228,7 @@ static void attend(Thread *t, const Layer *l, int64_t number, Rows q, Rows y) {
         int64_t first = l->window && position >= l->window ? position + 1 - l->window : 0;
         int64_t cached = text_of(t->step, r) * at->text_step + (head / group * at->capacity + first) * size;
         for (int64_t last = head + each; head < last; head++)
-            gencli_chosen->attend(l, q.at + r * q.step + head * size, at->keys[number] + cached,
+            gencli_chosen->attend(l, head, q.at + r * q.step + head * size, at->keys[number] + cached,
                                   at->values[number] + cached, position + 1 - first, t->scores,
                                   y.at + r * y.step + head * size);
     }
@@ -272,7 +272,7 @@ static void mixture(Thread *t, const Layer *l, Rows x, float *memory, float *out
         of = l->experts + 3 * t->expert[pair];
         gencli_chosen->product(of[0], row, 1, to, l->inner, first, last);
         gencli_chosen->product(of[1], row, 1, other, l->inner, first, last);
-        gencli_chosen->activate(l->activation, to + first, other + first, last - first);
+        gencli_chosen->activate(l, to + first, other + first, last - first);
     }
     meet(t);
 

@@ -21,6 +21,7 @@ ARCHITECTURES: dict[str, str] = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",
+    "gpt_oss": "gpt_oss",
     "smollm3": "smollm3",
     "olmo2": "olmo2",
     "phi3": "phi3",

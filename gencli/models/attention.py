@@ -41,6 +41,7 @@ def attend(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     seen: int | None = None,
     visible: Tensor | None = None,
 ) -> Tensor:
@@ -48,18 +49,21 @@ def attend(
 
     q (B, T, H, D), k and v (B, K, S, D) with H a multiple of K → (B, T, H * D). window: how many positions a query
     attends to at most, its own included. softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv
-    2408.00118). visible (B, 1, 1, S), for T = 1: which positions each row attends to, in place of a window.
+    2408.00118). sinks (H,): a score of each head that has no value (gpt-oss, arXiv 2508.10925). visible (B, 1, 1, S),
+    for T = 1: which positions each row attends to, in place of a window.
     """
     B, T, H, D = q.shape
     K, S = k.shape[1], k.shape[2]
     if T == 1:  # no mask: the query heads of a group become rows, so that no key is copied for them
         if window is not None and window < S and visible is None:
             k, v = k[:, :, S - window :], v[:, :, S - window :]
-        y = _scores(q.view(B, K, H // K, D), k, v, visible, scale, softcap)
+        sinks = None if sinks is None else sinks.view(1, K, H // K, 1)
+        y = _scores(q.view(B, K, H // K, D), k, v, visible, scale, softcap, sinks)
         return y.reshape(B, 1, H * D)
     q = q.transpose(1, 2)
     seen = S if seen is None else seen
-    if T == S == seen and softcap is None and (window is None or window >= S):
+    sinks = None if sinks is None else sinks.view(1, H, 1, 1)
+    if T == S == seen and softcap is None and sinks is None and (window is None or window >= S):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=K < H)
         return y.transpose(1, 2).reshape(B, T, H * D)
     parts = []
@@ -70,12 +74,24 @@ def attend(
         distance = torch.arange(low, high, device=q.device)[:, None] - torch.arange(first, last, device=q.device)
         mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
         block = q[:, :, low - (S - T) : high - (S - T)]
-        parts.append(_scores(block, k[:, :, first:last], v[:, :, first:last], mask, scale, softcap))
+        parts.append(_scores(block, k[:, :, first:last], v[:, :, first:last], mask, scale, softcap, sinks))
     return torch.cat(parts, dim=2).transpose(1, 2).reshape(B, T, H * D)
 
 
-def _scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Return attention of q (B, H, T, D) to k and v (B, K, S, D) where `mask` (…, T, S) is true, or everywhere."""
+def _scores(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Return attention of q (B, H, T, D) to k and v (B, K, S, D) where `mask` (…, T, S) is true, or everywhere.
+
+    sinks: scores without a value, in a shape of q's with D = 1. They are those of one more key, whose value is 0: all
+    vectors have one more number, in which that key has 1 and q the score.
+    """
+    if sinks is not None:
+        q = torch.cat((q, (sinks / scale).to(q.dtype).expand(*q.shape[:-1], 1)), dim=-1)
+        k, v = F.pad(k, (0, 1, 0, 1)), F.pad(v, (0, 1, 0, 1))
+        k[..., -1, -1] = 1
+        mask = None if mask is None else F.pad(mask, (0, 1), value=True)
+        return _scores(q, k, v, mask, scale, softcap, None)[..., :-1]
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=k.shape[1] < q.shape[1])
     groups = (*k.shape[:2], -1, *q.shape[2:])  # (B, K, H / K, T, D)

@@ -68,6 +68,7 @@ class AttentionCore(nn.Module):
         self.rotated = int(self.head_dim * config.rope_parameters.partial_rotary_factor)
         self.scale = self.head_dim**-0.5
         self.softcap: float | None = None
+        self.sinks: Tensor | None = None
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C)."""
@@ -80,7 +81,7 @@ class AttentionCore(nn.Module):
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap}
+        ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
         if cache is not None:
             ways |= {"seen": cache.seen, "visible": cache.visible(len(x), self.window)}
         return self.o_proj(attend(q, k, v, **ways))

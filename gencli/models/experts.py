@@ -1,7 +1,8 @@
-"""A mixture of experts in place of a layer's feed-forward network, as Mixtral and Qwen 3 have it."""
+"""A mixture of experts in place of a layer's feed-forward network, as Mixtral, Qwen 3 and gpt-oss have it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.base import EXPERT_LIMIT, check_ints
 from gencli.models.decoder_blocks import MLP
-from gencli.models.decoder_config import DecoderConfig
 
 
 class Mixed(Protocol):
@@ -27,17 +27,17 @@ class Experts(nn.Module):
     """y = Σ p_e · expert_e(x) over the experts of which the router thinks most (Shazeer et al. 2017, arXiv 1701.06538;
     Jiang et al. 2024, arXiv 2401.04088).
 
-    p is the softmax of the router's logits, in float32. normalised: whether the chosen ones' shares sum to one.
-    inner: width of an expert.
+    p is the softmax of the router's logits, in float32. hidden: C. experts: networks of one shape. chosen: how many
+    of them compute for a position. normalised: whether the shares of these sum to one. bias: of the router.
     """
 
     STEP = ("gate",)
 
-    def __init__(self, config: DecoderConfig, count: int, chosen: int, inner: int, *, normalised: bool):
+    def __init__(self, hidden: int, experts: Sequence[MLP], chosen: int, *, normalised: bool, bias: bool = False):
         super().__init__()
         self.chosen, self.normalised = chosen, normalised
-        self.gate = nn.Linear(config.hidden_size, count, bias=False)
-        self.experts = nn.ModuleList(MLP(config, inner=inner) for _ in range(count))
+        self.gate = nn.Linear(hidden, len(experts), bias=bias)
+        self.experts = nn.ModuleList(experts)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])

@@ -8,7 +8,7 @@ from typing import ClassVar
 from gencli.models import decoder
 from gencli.models.base import Rename
 from gencli.models.decoder import Decoder
-from gencli.models.decoder_blocks import Attention, PreNormLayer
+from gencli.models.decoder_blocks import MLP, Attention, PreNormLayer
 from gencli.models.decoder_config import DECODER_INERT
 from gencli.models.experts import Experts, check_experts
 from gencli.models.mistral import MistralConfig
@@ -41,7 +41,7 @@ class Mixtral(Decoder):
     def __init__(self, config: MixtralConfig):
         def make_layer(layer: int) -> PreNormLayer:
             count, chosen = config.num_local_experts, config.num_experts_per_tok
-            experts = Experts(config, count, chosen, config.intermediate_size, normalised=True)
+            experts = Experts(config.hidden_size, [MLP(config) for _ in range(count)], chosen, normalised=True)
             return PreNormLayer(config, Attention(config, layer), experts)
 
         super().__init__(config, make_layer)

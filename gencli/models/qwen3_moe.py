@@ -60,17 +60,18 @@ class Qwen3MoeConfig(Qwen3Config):
         return layer not in (self.mlp_only_layers or ()) and (layer + 1) % self.decoder_sparse_step == 0
 
 
+def make_experts(config: Qwen3MoeConfig) -> Experts:
+    """Return a layer's experts."""
+    experts = [MLP(config, inner=config.moe_intermediate_size) for _ in range(config.num_experts)]
+    return Experts(config.hidden_size, experts, config.num_experts_per_tok, normalised=config.norm_topk_prob)
+
+
 class Qwen3Moe(Decoder):
     """The decoder with its language-model head."""
 
     def __init__(self, config: Qwen3MoeConfig):
         def make_layer(layer: int) -> PreNormLayer:
-            count, chosen, inner = config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size
-            mlp = (
-                Experts(config, count, chosen, inner, normalised=config.norm_topk_prob)
-                if config.has_experts(layer)
-                else MLP(config)
-            )
+            mlp = make_experts(config) if config.has_experts(layer) else MLP(config)
             return PreNormLayer(config, Attention(config, layer), mlp)
 
         super().__init__(config, make_layer)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LONGEST = 8  # new positions of a text; more are read by torch's layers
 CHOSEN = 64  # experts of a position; the library has room for twice as many
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}  # as kernels.h counts them
+CLAMPED_SILU = 2  # of gpt-oss, as kernels.h counts it
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,18 @@ class Step:
         made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
         made.rotated, made.window = attention.rotated, attention.window or 0
         made.scale, made.softcap = attention.scale, attention.softcap or 0
+        made.sinks = self.numbers(attention.sinks)
         mixed = made.count + made.chosen * (2 * made.inner + made.hidden)  # nothing but `2 * inner` without experts
         widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner, mixed
         self.size = max(self.size, made.hidden + max(widths))
         return made
+
+    def numbers(self, tensor: Tensor | None) -> int | None:
+        """Return the address of numbers. Raise TypeError for some that are not in float32."""
+        if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
+            raise TypeError
+        self.kept.append(tensor)
+        return None if tensor is None else tensor.data_ptr()
 
     def feed_forward(self, made: Layer, mlp: nn.Module) -> None:
         """Fill in a layer's feed-forward network."""
@@ -198,8 +207,10 @@ class Step:
         self.kept.append(array)
         made.router, made.experts = self.matrix(router), ctypes.addressof(array)
         made.count, made.chosen, made.normalised = len(experts), chosen, cast("bool", mlp.normalised)
-        made.inner = matrices[2].contents.columns
+        down = matrices[2].contents
+        made.inner = down.rows if down.sideways else down.columns
         made.activation, made.gated = first.step_activation, True
+        made.alpha, made.limit = getattr(first, "alpha", 0), getattr(first, "limit", 0)
 
     def knows(self, cache: KeyValueCache) -> bool:
         """Return whether the last step was one of this cache, and its tensors are where they were."""

@@ -138,7 +138,8 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
 
     layer = Layer(heads=heads, kv_heads=kv_heads, head_size=size, rotated=2 * int(rng.integers(1, size // 2 + 1)),
                   hidden=hidden, inner=inner, window=int(rng.integers(0, 4)), activation=flags[0], gated=flags[1],
-                  scale=0.5, softcap=30.0 * flags[2])  # fmt: skip
+                  scale=0.5, softcap=30.0 * flags[2], alpha=1.7, limit=float(rng.choice([0, 7, np.inf])),
+                  sinks=numbers(rng, made, heads) if flags[5] else None)  # fmt: skip
     qkv = [queries + 2 * keys] if flags[3] else [queries, keys, keys]
     up = [inner] if not flags[1] else [2 * inner] if flags[4] else [inner, inner]
     layer.qkv = (ctypes.POINTER(Weights) * 3)(*(pointer(one, hidden) for one in qkv))
@@ -153,6 +154,7 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
         shapes = [(inner, hidden, gates), (inner, hidden, gates), (hidden, inner, downs)] * layer.count
         experts = [matrix(rng, made, *shape, ordered=False, kind=kind)[0] for *shape, kind in shapes]
         array = (ctypes.POINTER(Weights) * len(experts))(*map(ctypes.pointer, experts))
+        layer.activation = int(rng.integers(3))
         layer.experts, mixed = ctypes.addressof(array), layer.count + layer.chosen * (2 * inner + hidden)
     layer.before_attention, layer.after_attention = norm(hidden, flags[5]), norm(hidden, flags[6])
     layer.before_mlp, layer.after_mlp = norm(hidden, 1), norm(hidden, flags[7])

@@ -93,6 +93,12 @@ def test_cache_filled_in_pieces(case: Case, tmp_path: Path) -> None:
         ("mixtral", {"num_experts_per_tok": 1}),
         ("qwen3-moe", {"norm_topk_prob": False}),
         ("qwen3-moe", {"num_experts_per_tok": 2}),
+        ("gpt-oss", {"swiglu_limit": 7.0}),
+        ("gpt-oss", {"swiglu_alpha": 1.0}),
+        ("gpt-oss", {"num_experts_per_tok": 1}),
+        ("gpt-oss", {"sliding_window": WINDOW + 1}),
+        ("gpt-oss", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("gpt-oss", {"rope_scaling": {**BY_NAME["gpt-oss"].old["rope_scaling"], "factor": 8.0}}),
         ("smollm3", {"no_rope_layer_interval": 3}),
         ("smollm3-window", {"no_rope_layers": [1, 1, 1, 0]}),
         ("smollm3-window", {"sliding_window": WINDOW + 1}),
@@ -118,7 +124,7 @@ def test_each_key_of_the_cases_matters(name: str, changes: dict[str, Any], tmp_p
     assert difference.abs().max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama-3", "qwen2-window", "olmo2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss"])
 @torch.inference_mode()
 def test_sharded_bf16_file(name: str, tmp_path: Path) -> None:
     make_decoder(tmp_path, BY_NAME[name], dtype=torch.bfloat16, shards=3)

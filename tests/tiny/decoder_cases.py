@@ -9,6 +9,7 @@ from tests.tiny.decoders import (
     Config,
     gemma2_shapes,
     gemma3_shapes,
+    gpt_oss_shapes,
     llama_shapes,
     mistral_shapes,
     mixtral_shapes,
@@ -75,6 +76,16 @@ def qwen3_moe(name: str, keys: Config, old: Config, new: Config) -> Case:
         **training, **keys,
     }  # fmt: skip
     return Case("Qwen 3 with experts", name, "qwen3_moe", "Qwen3MoeForCausalLM", qwen3_moe_shapes, keys, old, new)
+
+
+def gpt_oss(name: str, keys: Config, old: Config, new: Config) -> Case:
+    same = {"initial_context_length": 4096, "experts_per_token": 2}
+    keys = {
+        "hidden_act": "silu", "head_dim": 16, "attention_bias": True, "num_hidden_layers": 4, "num_local_experts": 4,
+        "num_experts_per_tok": 2, "sliding_window": WINDOW, "swiglu_limit": 0.9, "output_router_logits": False,
+        "router_aux_loss_coef": 0.9, **keys,
+    }  # fmt: skip
+    return Case("gpt-oss", name, "gpt_oss", "GptOssForCausalLM", gpt_oss_shapes, keys, {**same, **old}, new)
 
 
 def qwen3(name: str, keys: Config, old: Config, new: Config) -> Case:
@@ -172,6 +183,33 @@ CASES = [
     mixtral("mixtral", {}, *plain(1000000.0)),
     qwen3_moe("qwen3-moe", {}, *plain(1000000.0)),
     qwen3_moe("qwen3-moe-some", {"norm_topk_prob": False, "mlp_only_layers": [1]}, *plain(1000000.0)),
+    gpt_oss(
+        "gpt-oss",
+        {"layer_types": [SLIDING, FULL, SLIDING, FULL]},
+        *rope(
+            150000.0,
+            rope_type="yarn",
+            factor=4.0,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            truncate=False,
+            original_max_position_embeddings=RANGE,
+        ),
+    ),
+    gpt_oss(
+        "gpt-oss-plain",
+        {"attention_bias": False, "swiglu_alpha": 1.2, "num_experts_per_tok": 3, "max_position_embeddings": 256},
+        {"rope_theta": 10000.0},
+        rope(
+            10000.0,
+            rope_type="yarn",
+            factor=32.0,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            truncate=False,
+            original_max_position_embeddings=4096,
+        )[1],
+    ),
     smollm3("smollm3", {"no_rope_layer_interval": 2}, *plain(5000000.0)),
     smollm3(
         "smollm3-window",

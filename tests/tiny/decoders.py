@@ -75,6 +75,21 @@ def qwen3_moe_shapes(c: Config) -> Shapes:
     return found
 
 
+def gpt_oss_shapes(c: Config) -> Shapes:
+    """Matrices of all experts have inputs first; gate and up projection are one, in turns."""
+    hidden, inner, count, bias = c["hidden_size"], c["intermediate_size"], c["num_local_experts"], c["attention_bias"]
+    experts = [
+        ("mlp.router.weight", (count, hidden)),
+        ("mlp.router.bias", (count,)),
+        ("mlp.experts.gate_up_proj", (count, hidden, 2 * inner)),
+        ("mlp.experts.gate_up_proj_bias", (count, 2 * inner)),
+        ("mlp.experts.down_proj", (count, inner, hidden)),
+        ("mlp.experts.down_proj_bias", (count, hidden)),
+    ]
+    sinks = ("self_attn.sinks", (c["num_attention_heads"],))
+    return stack(c, [*attention(c, bias, bias), sinks, *experts, *norms(c, *PRE_NORMS)])
+
+
 def qwen2_shapes(c: Config) -> Shapes:
     return stack(c, [*attention(c, True), *mlp(c), *norms(c, *PRE_NORMS)])
 

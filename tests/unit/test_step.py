@@ -12,7 +12,7 @@ from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
 CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "phi3-window",
-          "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some")  # fmt: skip
+          "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain")  # fmt: skip
 CASE = {case.name: case for case in CASES}
 
 
@@ -96,7 +96,7 @@ def test_a_replaced_weight_counts(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe",
+        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe", "gpt-oss",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("smollm3", "gemma2", "gemma3")),
     ],
 )  # fmt: skip
