@@ -168,7 +168,7 @@ class Step:
         made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
         made.rotated, made.window = attention.rotated, attention.window or 0
         made.scale, made.softcap = attention.scale, attention.softcap or 0
-        made.sinks = self.numbers(attention.sinks)
+        made.sinks = self.numbers(getattr(attention, "sinks", None))
         mixed = made.count + made.chosen * (2 * made.inner + made.hidden)  # nothing but `2 * inner` without experts
         widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner, mixed
         self.size = max(self.size, made.hidden + max(widths))
