@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gencli.checkpoints.experts_file import with_each_expert
 from gencli.checkpoints.scaled_file import EIGHTHS
-from gencli.checkpoints.tensors import Tensors
+from gencli.checkpoints.tensors import Tensors, unstacked
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
@@ -100,7 +100,8 @@ def assign(
 
     Raises GencliError that says what is missing, unexpected or of another shape.
     """
-    own = model.state_dict(keep_vars=True)
+    own, unread = model.state_dict(keep_vars=True), model.unread if isinstance(model, BaseModel) else ()
+    tensors = unstacked(tensors, layout.stacked)
     wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     state: dict[str, torch.Tensor] = {}
     unexpected, mismatched = [], []
@@ -110,7 +111,8 @@ def assign(
             continue
         target, transform = renamed
         if target not in wanted:
-            unexpected.append(name)
+            if target not in unread:
+                unexpected.append(name)
             continue
         if target in state:
             raise GencliError(f"{where}: two tensors want to be {target!r}, one of them {name!r}")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gencli.checkpoints.layout import some
 from gencli.errors import GencliError
+from gencli.models.base import EXPERT_LIMIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,6 +131,26 @@ class Piece(NamedTuple):
     transform: Callable[[Tensor], Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class Expert:
+    """Cuts a matrix of one expert out of those of all, (count, rows, columns). part, parts: which of several matrices,
+    one below the other, is meant."""
+
+    number: int
+    count: int
+    part: int = 0
+    parts: int = 1
+
+    def rows(self, total: int) -> slice:
+        """Return which rows of all matrices, one below the other, are this one's. total: how many there are."""
+        size = total // (self.count * self.parts)
+        first = (self.number * self.parts + self.part) * size
+        return slice(first, first + size)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(0, 1)[self.rows(tensor.shape[0] * tensor.shape[1])]
+
+
 class RenamedTensors(Tensors):
     """Tensors under other names, and in other shapes where their pieces have a `transform`.
 
@@ -167,3 +189,28 @@ class RenamedTensors(Tensors):
             return tensor if piece.transform is None else piece.transform(tensor)
         except GencliError as error:
             raise GencliError(f"{self.files[0]}: {piece.source}: {error.message}") from None
+
+
+def unstacked(tensors: Tensors, stacked: Mapping[str, Sequence[str]]) -> Tensors:
+    """Return the tensors with one for each matrix of each expert, in place of those that hold all (see `Layout`).
+
+    Raise GencliError for one whose shape is no stack of such matrices.
+    """
+    if not any(name.endswith(f".{end}") for name in tensors for end in stacked):
+        return tensors
+    pieces = dict[str, Piece]()
+    for name in tensors:
+        end = next((end for end in stacked if name.endswith(f".{end}")), None)
+        if end is None:
+            pieces[name] = Piece(name)
+            continue
+        shape, parts = tensors.shape(name), stacked[end]
+        if len(shape) != 3 or not 0 < shape[0] <= EXPERT_LIMIT or shape[1] % len(parts):
+            raise GencliError(f"{tensors.files[0]}: {name} is {list(shape)}, which are no matrices of experts")
+        before = name.removesuffix(end) + end.rpartition(".")[0]
+        pieces |= {
+            f"{before}.{number}.{part}.weight": Piece(name, Expert(number, shape[0], i, len(parts)))
+            for number in range(shape[0])
+            for i, part in enumerate(parts)
+        }
+    return RenamedTensors(tensors, pieces)

@@ -7,7 +7,8 @@ checkpoints name them. B: batch, T: new positions, C: hidden_size, V: vocab_size
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,13 +117,31 @@ class Decoder(LanguageModel):
             x, (B, T) = self.embed(ids), ids.shape
             starts = [0] if cache is None else cache.starts(B)
             per_layer = of_rows([self.cos_sin_per_layer(start, start + T, x) for start in starts])
-            for layer, cos_sin in zip(self.model.layers, per_layer, strict=True):
-                x = layer(x, cos_sin, cache)
+            for x in self.through_layers(ids, x, per_layer, cache, last_only=last_only):  # noqa: B007
+                pass
             if cache is not None:
                 cache.lengths[:B] += T
         if last_only:
             x = x[:, -1:]
         return self.head(self.model.norm(x))
+
+    def through_layers(
+        self,
+        ids: Tensor,
+        x: Tensor,
+        per_layer: Sequence[CosSin | None],
+        cache: KeyValueCache | None,
+        *,
+        last_only: bool = False,
+    ) -> Iterator[Tensor]:
+        """Yield the states (B, T, C) after each layer, of token ids (B, T) with embeddings x (B, T, C).
+
+        per_layer: as of `cos_sin_per_layer`. last_only: states of the last position alone, (B, 1, C), do after layers
+        whose other ones no later layer needs.
+        """
+        for layer, cos_sin in zip(self.model.layers, per_layer, strict=True):
+            x = layer(x, cos_sin, cache)
+            yield x
 
     def states(self, ids: Tensor, layers: Sequence[int], length: int | None = None) -> list[Tensor]:
         """Return the states (B, T, C) after so many layers, each, of token ids (B, T); no further layer is run.
@@ -135,10 +154,8 @@ class Decoder(LanguageModel):
         x = self.embed(ids)
         found = {0: x}
         per_layer = self.cos_sin_per_layer(0, ids.shape[1], x)
-        for number, (layer, cos_sin) in enumerate(zip(self.model.layers, per_layer, strict=True), 1):
-            if number > max(layers):
-                break
-            x = layer(x, cos_sin, cache)
+        after = self.through_layers(ids, x, per_layer, cache)
+        for number, x in enumerate(itertools.islice(after, max(layers)), 1):
             if number in layers:
                 found[number] = x
         return [found[number] for number in layers]

@@ -65,7 +65,7 @@ class AttentionCore(nn.Module):
         self.layer = layer
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
         self.window = config.window(layer)
-        self.rotated = int(self.head_dim * config.rope_parameters.partial_rotary_factor)
+        self.rotated = config.rope_parameters.width(self.head_dim)
         self.scale = self.head_dim**-0.5
         self.softcap: float | None = None
         self.sinks: Tensor | None = None
@@ -81,9 +81,13 @@ class AttentionCore(nn.Module):
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
+        return self.attended(q, k, v, cache)
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """Return what queries (B, T, H, D) find in all keys and values (B, K, S, D), projected: (B, T, C)."""
         ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
         if cache is not None:
-            ways |= {"seen": cache.seen, "visible": cache.visible(len(x), self.window)}
+            ways |= {"seen": cache.seen, "visible": cache.visible(len(q), self.window)}
         return self.o_proj(attend(q, k, v, **ways))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +10,6 @@ from torch import Tensor, nn
 from gencli.errors import GencliError
 from gencli.models.base import EXPERT_LIMIT, check_ints
 from gencli.models.decoder_blocks import MLP
-
-
-class Mixed(Protocol):
-    """The keys of a config that say how experts are chosen, whatever they are called in config.json."""
-
-    @property
-    def expert_count(self) -> int: ...
-
-    @property
-    def num_experts_per_tok(self) -> int: ...
 
 
 class Experts(nn.Module):
@@ -44,18 +33,22 @@ class Experts(nn.Module):
         shares, chosen = self.gate(flat).float().softmax(-1).topk(self.chosen, dim=-1)
         if self.normalised:
             shares = shares / shares.sum(-1, keepdim=True)
-        y = torch.zeros_like(flat)
-        for number in chosen.unique().tolist():
-            rows, places = torch.where(chosen == number)
-            found = self.experts[number](flat[rows]) * shares[rows, places, None]
-            y = y.index_add(0, rows, found.to(y.dtype))
-        return y.view_as(x)
+        return mixed(self.experts, flat, shares, chosen).view_as(x)
 
 
-def check_experts(config: Mixed, count: str) -> None:
-    """Raise GencliError for numbers of experts that no model has. count: the key of how many there are."""
-    check_ints(config, {count: EXPERT_LIMIT, "num_experts_per_tok": EXPERT_LIMIT})
-    if config.num_experts_per_tok > config.expert_count:
-        raise GencliError(
-            f"config.json: num_experts_per_tok = {config.num_experts_per_tok} of {count} = {config.expert_count}"
-        )
+def mixed(experts: nn.ModuleList, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
+    """Return Σ share · expert(x) of each row of x (N, C), over its chosen experts. shares, chosen: (N, experts)."""
+    y = torch.zeros_like(x)
+    for number in chosen.unique().tolist():
+        rows, places = torch.where(chosen == number)
+        found = experts[number](x[rows]) * shares[rows, places, None]
+        y = y.index_add(0, rows, found.to(y.dtype))
+    return y
+
+
+def check_experts(config: object, count: str, chosen: str = "num_experts_per_tok") -> None:
+    """Raise GencliError for numbers of experts that no model has. count, chosen: the keys of how many there are, and of
+    how many compute."""
+    check_ints(config, {count: EXPERT_LIMIT, chosen: EXPERT_LIMIT})
+    if getattr(config, chosen) > getattr(config, count):
+        raise GencliError(f"config.json: {chosen} = {getattr(config, chosen)} of {count} = {getattr(config, count)}")

@@ -94,16 +94,11 @@ class Attention(decoder_blocks.Attention):
         return self.q_norm(q), self.k_norm(k), v
 
 
-class Gemma3(Decoder):
-    """The decoder with its language-model head."""
+class TwoRopes(Decoder):
+    """A decoder whose windowed layers are rotated by `sliding_rotary`, the others by `rotary`. types: of the layers."""
 
-    config: Gemma3Config
-
-    def __init__(self, config: Gemma3Config):
-        super().__init__(config, lambda layer: gemma2.Layer(config, Attention(config, layer)), RMSNorm)
-        self.sliding_rotary = Rotary(config.sliding_rope, config.head_size, config.max_position_embeddings)
-        self.types = config.types
-        self.embedding_scale, self.logit_cap = config.hidden_size**0.5, config.final_logit_softcapping
+    sliding_rotary: Rotary
+    types: Sequence[str]
 
     @property
     def max_length(self) -> int:
@@ -113,6 +108,18 @@ class Gemma3(Decoder):
     def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
         full, sliding = self.rotary(start, stop, like), self.sliding_rotary(start, stop, like)
         return [sliding if kind == "sliding_attention" else full for kind in self.types]
+
+
+class Gemma3(TwoRopes):
+    """The decoder with its language-model head."""
+
+    config: Gemma3Config
+
+    def __init__(self, config: Gemma3Config):
+        super().__init__(config, lambda layer: gemma2.Layer(config, Attention(config, layer)), RMSNorm)
+        self.sliding_rotary = Rotary(config.sliding_rope, config.head_size, config.max_position_embeddings)
+        self.types = config.types
+        self.embedding_scale, self.logit_cap = config.hidden_size**0.5, config.final_logit_softcapping
 
 
 LAYOUT = Layout(

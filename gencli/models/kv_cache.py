@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -31,16 +32,18 @@ class KeyValueCache:
         self,
         layers: int,
         batch: int,
-        heads: int,
+        heads: int | Sequence[int],
         positions: int,
-        head_dim: int,
+        head_dim: int | Sequence[int],
         *,
         device: torch.device,
         dtype: torch.dtype,
     ):
-        shape = (batch, heads, positions, head_dim)
-        self.keys = [_zeros(shape, device, dtype) for _ in range(layers)]
-        self.values = [_zeros(shape, device, dtype) for _ in range(layers)]
+        """heads, head_dim: of all layers, or of each."""
+        of_each = zip(*([one] * layers if isinstance(one, int) else one for one in (heads, head_dim)), strict=True)
+        shapes = [(batch, heads, positions, head_dim) for heads, head_dim in of_each]
+        self.keys = [_zeros(shape, device, dtype) for shape in shapes]
+        self.values = [_zeros(shape, device, dtype) for shape in shapes]
         self.lengths = torch.zeros(batch, dtype=torch.long)  # on the CPU, whatever the device
 
     @property

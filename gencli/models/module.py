@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import torch
@@ -21,9 +21,11 @@ class BaseModel(nn.Module):
     compute_dtype: the dtype that the model computes in, which need not be that of its weights (see `linear`). A model
     made from a config has float32 weights; `checkpoints.build.load` sets the dtype of a loaded one. This is the only
     place to ask for it.
+    unread: tensors that files may have beside the model's own, by the model's names.
     """
 
     compute_dtype: torch.dtype = torch.float32
+    unread: Collection[str] = ()
 
     @property
     def device(self) -> torch.device:

@@ -41,6 +41,10 @@ class Rope:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
 
+    def width(self, head_dim: int) -> int:
+        """Return how many numbers of a head are in pairs that have an angle, which is 0 for some proportional ones."""
+        return head_dim if self.rope_type == "proportional" else int(head_dim * self.partial_rotary_factor)
+
     def max_length(self, max_position_embeddings: int) -> int:
         """Return the longest text in tokens. Linear and dynamic configs have the length before scaling."""
         if self.rope_type in ("linear", "dynamic"):
@@ -108,7 +112,7 @@ def _check(rope: Rope) -> None:
 
 def check_pairs(rope: Rope, head_dim: int) -> None:
     """Raise GencliError unless heads of this size can be rotated so."""
-    dim = int(head_dim * rope.partial_rotary_factor)
+    dim = rope.width(head_dim)
     if dim < 4 or dim % 2:  # at least two pairs: the exponent of the dynamic kind is dim / (dim - 2)
         raise GencliError(f"config.json: {dim} of {head_dim} numbers of a head cannot be turned in pairs")
     for name in ("short_factor", "long_factor"):
@@ -209,6 +213,12 @@ def _longrope(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
     return Frequencies(1 / (torch.tensor(factors, dtype=torch.float32) * _powers(rope, dim)), scale)
 
 
+def _proportional(rope: Rope, dim: int, limit: int, length: int) -> Frequencies:
+    """Turn only the first pairs of a head, as far as if all were turned (Gemma 4)."""
+    turned = torch.arange(dim // 2) < int(rope.partial_rotary_factor * dim // 2)
+    return Frequencies(torch.where(turned, 1 / _powers(rope, dim), 0) / (rope.factor or 1))
+
+
 class Kind(NamedTuple):
     frequencies: Callable[[Rope, int, int, int], Frequencies]
     needs: tuple[str, ...] = ()
@@ -221,6 +231,7 @@ KINDS = {
     "yarn": Kind(_yarn),
     "llama3": Kind(_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
     "longrope": Kind(_longrope, ("short_factor", "long_factor")),
+    "proportional": Kind(_proportional),
 }
 COMMON_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
@@ -235,7 +246,7 @@ class Rotary:
 
     def __init__(self, rope: Rope, head_dim: int, max_position_embeddings: int):
         self.rope = rope
-        self.dim = int(head_dim * rope.partial_rotary_factor)
+        self.dim = rope.width(head_dim)
         self.limit = max_position_embeddings
         self._tables: dict[tuple[torch.device, torch.dtype, bool], CosSin] = {}
 

@@ -9,6 +9,7 @@ from tests.tiny.decoders import (
     Config,
     gemma2_shapes,
     gemma3_shapes,
+    gemma4_shapes,
     gpt_oss_shapes,
     llama_shapes,
     mistral_shapes,
@@ -138,6 +139,32 @@ def gemma3_ropes(**full: Any) -> Config:
     return {"rope_parameters": {SLIDING: local, FULL: {"rope_theta": 1000000.0, "rope_type": "default", **full}}}
 
 
+def gemma4(name: str, keys: Config, *, unified: bool = False) -> Case:
+    """Its first form is that of the hub's files, its second that of later versions of transformers."""
+    model, made = ("gemma4_unified", "Gemma4Unified") if unified else ("gemma4", "Gemma4")
+    base = {
+        "hidden_activation": "gelu_pytorch_tanh", "head_dim": 16, "num_hidden_layers": 4, "sliding_window": WINDOW,
+        "layer_types": [SLIDING, FULL, SLIDING, FULL], "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
+        "attention_k_eq_v": False, "attention_bias": False, "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 96, "enable_moe_block": False, "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "use_bidirectional_attention": None,
+        "global_head_dim": 24, "num_global_key_value_heads": None, **GEMMA4_ROPES,
+    }  # fmt: skip
+    keys = {**base, **keys}
+    sizes = {"head_dim": keys["global_head_dim"]}
+    if keys["attention_k_eq_v"]:
+        sizes["num_key_value_heads"] = keys["num_global_key_value_heads"]
+    full = [i for i, kind in enumerate(keys["layer_types"]) if kind == FULL]
+    new = {"per_layer_config": {str(i): sizes for i in full}}
+    return Case("Gemma 4 (text)", name, f"{model}_text", f"{made}ForCausalLM", gemma4_shapes, keys, {}, new)
+
+
+GEMMA4_ROPES: Config = {
+    "rope_parameters": {
+        SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+        FULL: {"rope_type": "proportional", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+    }
+}
 CASES = [
     llama("llama-2", {"num_key_value_heads": 4}),
     llama("llama-3", {"head_dim": 16, "tie_word_embeddings": True}, *rope(500000.0, **LLAMA3, rope_type="llama3")),
@@ -261,5 +288,26 @@ CASES = [
         {"final_logit_softcapping": 5.0},
         {"sliding_window_pattern": 2, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
         {"layer_types": [SLIDING, FULL, SLIDING, FULL, SLIDING], **gemma3_ropes(rope_type="linear", factor=8.0)},
+    ),
+    gemma4(
+        "gemma4-small",  # as E2B and E4B are
+        {
+            "num_hidden_layers": 6, "layer_types": [SLIDING, SLIDING, FULL] * 2, "num_kv_shared_layers": 3,
+            "num_key_value_heads": 1, "hidden_size_per_layer_input": 8, "use_double_wide_mlp": True,
+        },
+    ),
+    gemma4(
+        "gemma4-large",  # as 31B is
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "use_bidirectional_attention": "vision"},
+    ),
+    gemma4(
+        "gemma4-moe",  # as 26B-A4B is
+        {
+            "attention_k_eq_v": True, "num_global_key_value_heads": 1, "enable_moe_block": True, "num_experts": 6,
+            "top_k_experts": 2, "moe_intermediate_size": 24,
+        },
+    ),
+    gemma4(
+        "gemma4-unified", {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True}, unified=True
     ),
 ]

@@ -128,7 +128,43 @@ def gemma3_shapes(c: Config) -> Shapes:
     return stack(c, [*attention(c), *heads, *mlp(c), *norms(c, *GEMMA_NORMS)])
 
 
+def gemma4_shapes(c: Config) -> Shapes:
+    """Layers differ in their heads, in what they reuse, and in the width of their feed-forward network."""
+    hidden, own, layers = c["hidden_size"], c["hidden_size_per_layer_input"], c["num_hidden_layers"]
+    shapes = stack(c, norms(c, *GEMMA_NORMS))
+    if own:
+        shapes["model.embed_tokens_per_layer.weight"] = (c["vocab_size_per_layer_input"], layers * own)
+        shapes["model.per_layer_model_projection.weight"] = (layers * own, hidden)
+        shapes["model.per_layer_projection_norm.weight"] = (own,)
+    for i in range(layers):
+        is_full, reuses = c["layer_types"][i] == "full_attention", i >= layers - c["num_kv_shared_layers"]
+        sizes = dict(c)
+        if is_full:
+            sizes["head_dim"] = c["global_head_dim"]
+            sizes["num_key_value_heads"] = c["num_global_key_value_heads"] or c["num_key_value_heads"]
+        if reuses and c["use_double_wide_mlp"]:
+            sizes["intermediate_size"] *= 2
+        heads = attention(sizes, c["attention_bias"], c["attention_bias"])
+        heads += [(f"self_attn.{name}_norm.weight", (head_dim(sizes),)) for name in "qk"]
+        absent = [f".{part}_{kind}." for part in "kv" for kind in ("proj", "norm") if reuses]
+        absent += [".v_proj."] * (is_full and c["attention_k_eq_v"])
+        rows = [row for row in heads if not any(name in row[0] for name in absent)] + mlp(sizes)
+        rows.append(("layer_scalar", (1,)))
+        if own:
+            rows += [("per_layer_input_gate.weight", (own, hidden)), ("per_layer_projection.weight", (hidden, own))]
+            rows += norms(c, "post_per_layer_input_norm")
+        if c["enable_moe_block"]:
+            count, inner = c["num_experts"], c["moe_intermediate_size"]
+            rows += norms(c, *(f"{name}_{i}" for name, i in zip((*GEMMA_NORMS[3:] * 2, GEMMA_NORMS[2]), (1, 2, 2))))
+            rows += [("router.proj.weight", (count, hidden)), ("router.scale", (hidden,))]
+            rows += [("router.per_expert_scale", (count,)), ("experts.down_proj", (count, hidden, inner))]
+            rows += [("experts.gate_up_proj", (count, 2 * inner, hidden))]
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in rows}
+    return shapes
+
+
 PRE_NORMS = ("input_layernorm", "post_attention_layernorm")
+ZERO_CENTRED = ("gemma2", "gemma3_text")  # whose norms are stored as their distance from one
 GEMMA_NORMS = (*PRE_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 Rows = list[tuple[str, tuple[int, ...]]]
 
@@ -194,7 +230,7 @@ def random_tensors(shapes: Shapes, seed: str, *, zero_centred: bool = False) -> 
     tensors = {}
     for name, shape in shapes.items():
         tensor = torch.randn(shape, generator=generator)
-        if "norm" in name:
+        if "norm" in name or name.endswith(("layer_scalar", "scale")):
             tensor = 0.2 * tensor + (0 if zero_centred else 1)
         else:
             tensor *= 0.2 if len(shape) == 1 else 1 / math.sqrt(shape[-1])
@@ -210,6 +246,6 @@ def make_decoder(
     config = {**case.config(form), **changes}
     config["torch_dtype" if form == "old" else "dtype"] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
-    tensors = random_tensors(case.shapes(config), case.name, zero_centred=case.model_type.startswith("gemma"))
+    tensors = random_tensors(case.shapes(config), case.name, zero_centred=case.model_type in ZERO_CENTRED)
     write_weights(folder, {name: tensor.to(dtype) for name, tensor in tensors.items()}, "model", shards=shards)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
 from gencli.checkpoints.gguf_names import SPLIT, by_type
 from gencli.checkpoints.layout import some
-from gencli.checkpoints.tensors import Piece, RenamedTensors, TensorFile, Tensors
+from gencli.checkpoints.tensors import Expert, Piece, RenamedTensors, TensorFile, Tensors
 from gencli.checkpoints.weights import is_gguf_file
 from gencli.errors import GencliError
 from gencli.models.base import EXPERT_LIMIT, Rename
@@ -57,8 +56,7 @@ class GgufTensors(RenamedTensors):
         if piece.transform is turned:
             return tensor.transposed()
         if isinstance(piece.transform, Expert):
-            rows = len(tensor) // piece.transform.count
-            return Packed(tensor.kind, tensor.data_rows[piece.transform.number * rows :][:rows])
+            return Packed(tensor.kind, tensor.data_rows[piece.transform.rows(len(tensor))])
         import torch
 
         return tensor.ordered(piece.transform(torch.arange(len(tensor))))
@@ -67,17 +65,6 @@ class GgufTensors(RenamedTensors):
 def turned(tensor: Tensor) -> Tensor:
     """(out, in) → (in, out), in the same memory."""
     return tensor.t() if tensor.ndim == 2 else tensor  # of packed ones too, which `T` would unpack
-
-
-@dataclass(frozen=True)
-class Expert:
-    """Cuts the matrix of one expert out of those of all, (count, out, in)."""
-
-    number: int
-    count: int
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        return tensor[self.number]
 
 
 def is_gguf(contents: Contents) -> bool:

@@ -1,0 +1,376 @@
+"""Gemma 4 (Google 2026), the text model: Gemma 3's layers with heads of two sizes, a norm of values too, a scale of each
+layer and, as the size has it, an embedding for each layer, layers that reuse the keys and values of earlier ones, or
+experts beside the feed-forward network.
+
+Of files with towers for images and sounds (`model_type` gemma4) only the text model is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli.errors import GencliError
+from gencli.models import decoder, decoder_blocks, experts, gemma2, gemma3
+from gencli.models.activations import ACTIVATIONS
+from gencli.models.base import Layout, check_ints, check_numbers
+from gencli.models.decoder import rounded
+from gencli.models.decoder_blocks import MLP, AttentionCore
+from gencli.models.decoder_config import WindowedConfig
+from gencli.models.kv_cache import KeyValueCache
+from gencli.models.rope import CosSin, Rope, Rotary, apply_rotary_emb, check_pairs, read_rope
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+KINDS = ("default", "linear", "proportional")  # of RoPE
+# Keys of a config with towers that do not concern its text model.
+TOWER_KEYS = gemma3.VISION_KEYS | {
+    "audio_config", "audio_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index", "video_token_id",
+    "vision_soft_tokens_per_image",
+}  # fmt: skip
+
+Shared = dict[str, tuple[Tensor, Tensor]]  # kind of a layer → keys and values (B, K, S, D) of the last that has its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma4Config(WindowedConfig):
+    """config.json of a Gemma 4 checkpoint. Without `layer_types` every sixth layer is full, and the last one always is.
+
+    rope_parameters, global_head_dim, num_global_key_value_heads: of the full layers. sliding_rope: of the windowed ones.
+    num_kv_shared_layers: how many layers, at the end, reuse keys and values.
+    """
+
+    ONLY: ClassVar = {"use_bidirectional_attention": (None, "vision")}  # which text does not feel
+
+    vocab_size: int = 262144
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 30
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = 4
+    head_dim: int | None = 256
+    hidden_act: str = "gelu_pytorch_tanh"  # the file's `hidden_activation`
+    max_position_embeddings: int = 131072
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    sliding_window: int | None = 512
+    final_logit_softcapping: float | None = None
+    sliding_rope: Rope
+    global_head_dim: int = 512
+    num_global_key_value_heads: int | None = None
+    attention_k_eq_v: bool = False
+    num_kv_shared_layers: int = 0
+    use_double_wide_mlp: bool = False
+    hidden_size_per_layer_input: int = 256
+    vocab_size_per_layer_input: int = 262144
+    enable_moe_block: bool = False
+    num_experts: int | None = None
+    top_k_experts: int | None = None
+    moe_intermediate_size: int | None = None
+
+    @classmethod
+    def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:
+        if isinstance(text := raw.get("text_config"), dict):
+            raw = {**{key: value for key, value in raw.items() if key not in TOWER_KEYS}, **text}
+        raw = _with_sizes(_with_ropes(gemma2.with_activation(raw)))
+        if raw.get("hidden_size_per_layer_input", 0) is None:
+            raw["hidden_size_per_layer_input"] = 0
+        return raw
+
+    def check(self) -> None:
+        super().check()
+        check_ints(self, {"global_head_dim": 2**12})
+        check_ints(self, {"hidden_size_per_layer_input": 2**12, "num_kv_shared_layers": self.num_hidden_layers}, least=0)
+        check_pairs(self.rope_parameters, self.global_head_dim)
+        check_pairs(self.sliding_rope, self.head_size)
+        if self.num_global_key_value_heads is not None:
+            check_ints(self, {"num_global_key_value_heads": 1024})
+        if self.num_attention_heads % self.kv_heads_of(self.num_hidden_layers - 1):
+            raise GencliError(
+                f"config.json: num_attention_heads = {self.num_attention_heads} is not a multiple of "
+                f"num_global_key_value_heads = {self.num_global_key_value_heads}"
+            )
+        if self.final_logit_softcapping is not None:
+            check_numbers(self, {"final_logit_softcapping": (1e-6, 1e6)})
+        if set(self.types[: self.own_layers]) != set(self.types):
+            raise GencliError(
+                f"config.json: num_kv_shared_layers = {self.num_kv_shared_layers} leaves no layer of some kind "
+                "whose keys and values could be reused"
+            )
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raise GencliError for sizes of embeddings per layer, or of experts, that no model has."""
+        if self.hidden_size_per_layer_input:
+            check_ints(self, {"vocab_size_per_layer_input": 2**22}, least=self.vocab_size)
+        if self.enable_moe_block:
+            check_ints(self, {"moe_intermediate_size": 2**20})
+            experts.check_experts(self, "num_experts", "top_k_experts")
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        types = super().types
+        return (*types[:-1], FULL) if isinstance(types, tuple) and types else types
+
+    def slides(self, layer: int) -> bool:
+        return (layer + 1) % 6 != 0
+
+    @property
+    def own_layers(self) -> int:
+        """How many layers have keys and values of their own: the first ones."""
+        return self.num_hidden_layers - self.num_kv_shared_layers
+
+    def head_size_of(self, layer: int) -> int:
+        """Return the size of a layer's heads."""
+        return self.head_size if self.types[layer] == SLIDING else self.global_head_dim
+
+    def kv_heads_of(self, layer: int) -> int:
+        """Return how many heads of keys and values a layer has."""
+        return self.kv_heads if self.types[layer] == SLIDING else self.num_global_key_value_heads or self.kv_heads
+
+    def inner(self, layer: int) -> int:
+        """Return the width of a layer's feed-forward network."""
+        return self.intermediate_size * (1 + (self.use_double_wide_mlp and layer >= self.own_layers))
+
+    @property
+    def expert_count(self) -> int:
+        return self.num_experts or 0
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        return self.top_k_experts or 0
+
+
+def _with_ropes(raw: Mapping[str, object]) -> dict[str, object]:
+    """Return the values with `rope_parameters`, which has both kinds or is not there, as that and `sliding_rope`."""
+    parameters = raw.get("rope_parameters")
+    if parameters is None:
+        parameters = {SLIDING: {}, FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25}}
+        parameters[FULL]["rope_theta"] = 1000000.0
+    if not isinstance(parameters, dict) or parameters.keys() != {FULL, SLIDING}:
+        raise GencliError(f"config.json: rope_parameters = {str(parameters)[:60]} does not have {FULL} and {SLIDING}")
+    ropes = []
+    for kind in (FULL, SLIDING):
+        if not isinstance(parameters[kind], dict):
+            raise GencliError(f"config.json: rope_parameters = {str(parameters)[:60]} are no objects")
+        rope = read_rope(parameters[kind], KINDS)
+        if rope.partial_rotary_factor != 1 and rope.rope_type != "proportional":
+            raise GencliError(
+                f"config.json: partial_rotary_factor = {rope.partial_rotary_factor} is not supported "
+                f"with rope_type = {rope.rope_type!r}"
+            )
+        ropes.append(rope)
+    rest = {key: value for key, value in raw.items() if key not in ("rope_parameters", "sliding_rope")}
+    return {**rest, "rope_parameters": ropes[0], "sliding_rope": ropes[1]}
+
+
+def _with_sizes(raw: Mapping[str, object]) -> dict[str, object]:
+    """Return the values with the heads of full layers under the names that the hub's files have: later versions of
+    transformers write them layer by layer, as `per_layer_config`."""
+    raw = dict(raw)
+    if (own := raw.pop("per_layer_config", None)) is None:
+        if not raw.get("attention_k_eq_v"):  # the reference does not look at it then
+            raw["num_global_key_value_heads"] = None
+        return raw
+    types = raw.get("layer_types")
+    full = {str(i) for i, kind in enumerate(types) if kind == FULL} if isinstance(types, list) else set()
+    if own == {}:  # as the others
+        own = {layer: {} for layer in full}
+    if not isinstance(own, dict) or not full or own.keys() != full or any(own[layer] != own[min(full)] for layer in full):
+        raise GencliError(
+            f"config.json: per_layer_config = {str(own)[:60]} is not supported",
+            "gencli knows the same head_dim and num_key_value_heads for all layers that layer_types calls full_attention",
+        )
+    sizes = own[min(full)]
+    if not isinstance(sizes, dict) or not sizes.keys() <= {"head_dim", "num_key_value_heads"}:
+        raise GencliError(
+            f"config.json: per_layer_config = {str(own)[:60]} is not supported",
+            "gencli knows head_dim and num_key_value_heads there",
+        )
+    raw["global_head_dim"] = sizes.get("head_dim", raw.get("head_dim", 256))
+    raw["num_global_key_value_heads"] = sizes.get("num_key_value_heads")
+    return raw
+
+
+class RMSNorm(decoder_blocks.RMSNorm):
+    """The weight is applied before rounding to a half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def normed(x: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x²) + eps) over the last axis, by way of float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+
+
+class Attention(AttentionCore):
+    """q, k and v are normed head by head, the first two before RoPE; v may be k as it was before its norm."""
+
+    k_norm: RMSNorm
+    k_proj: nn.Linear
+    v_proj: nn.Linear | None
+
+    def __init__(self, config: Gemma4Config, layer: int):
+        super().__init__(config, layer)
+        self.kind, self.eps, self.reuses = config.types[layer], config.rms_norm_eps, layer >= config.own_layers
+        self.head_dim, self.kv_heads, self.scale = config.head_size_of(layer), config.kv_heads_of(layer), 1.0
+        hidden, bias = config.hidden_size, config.attention_bias
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden, queries, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim, self.eps)
+        if not self.reuses:
+            self.k_proj = nn.Linear(hidden, keys, bias=bias)
+            self.k_norm = RMSNorm(self.head_dim, self.eps)
+            same = config.attention_k_eq_v and self.kind == FULL
+            self.v_proj = None if same else nn.Linear(hidden, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, hidden, bias=bias)
+
+    def keys_and_values(self, x: Tensor, cos_sin: CosSin, cache: KeyValueCache | None) -> tuple[Tensor, Tensor]:
+        """Return all keys and values so far (B, K, S, D), of which x (B, T, C) has the last."""
+        shape = (*x.shape[:2], -1, self.head_dim)
+        k = self.k_proj(x).view(shape)
+        v = k if self.v_proj is None else self.v_proj(x).view(shape)
+        k, v = apply_rotary_emb(self.k_norm(k), cos_sin).transpose(1, 2), normed(v, self.eps).transpose(1, 2)
+        return (k, v) if cache is None else cache.append(self.layer, k, v)
+
+    def forward(  # type: ignore[override]  # which takes what layers share, too
+        self, x: Tensor, cos_sin: CosSin, cache: KeyValueCache | None, shared: Shared
+    ) -> Tensor:
+        q = self.q_norm(self.q_proj(x).view(*x.shape[:2], -1, self.head_dim))
+        if not self.reuses:
+            shared[self.kind] = self.keys_and_values(x, cos_sin, cache)
+        return self.attended(apply_rotary_emb(q, cos_sin), *shared[self.kind], cache)
+
+
+class Router(nn.Module):
+    """Chooses experts: a softmax of products with the normed state, whose chosen shares sum to one before their scale."""
+
+    def __init__(self, config: Gemma4Config):
+        super().__init__()
+        self.eps, self.chosen = config.rms_norm_eps, config.num_experts_per_tok
+        self.proj = nn.Linear(config.hidden_size, config.expert_count, bias=False)
+        self.scale = nn.Parameter(torch.ones(config.hidden_size))
+        self.per_expert_scale = nn.Parameter(torch.ones(config.expert_count))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shares and numbers of the chosen experts, (N, chosen) each, of states x (N, C)."""
+        logits = self.proj(normed(x, self.eps) * self.scale * x.shape[-1] ** -0.5)
+        shares, chosen = logits.softmax(-1, dtype=torch.float32).topk(self.chosen, dim=-1)
+        return shares / shares.sum(-1, keepdim=True) * self.per_expert_scale[chosen], chosen
+
+
+class Layer(nn.Module):
+    """Norms before and after each of its parts, and a scale of what comes out."""
+
+    def __init__(self, config: Gemma4Config, layer: int):
+        super().__init__()
+        hidden, eps, own = config.hidden_size, config.rms_norm_eps, config.hidden_size_per_layer_input
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config, inner=config.inner(layer))
+        self.input_layernorm = RMSNorm(hidden, eps)
+        self.post_attention_layernorm = RMSNorm(hidden, eps)
+        self.pre_feedforward_layernorm = RMSNorm(hidden, eps)
+        self.post_feedforward_layernorm = RMSNorm(hidden, eps)
+        self.layer_scalar = nn.Buffer(torch.ones(1))
+        self.activation = ACTIVATIONS[config.hidden_act]
+        if own:
+            self.per_layer_input_gate = nn.Linear(hidden, own, bias=False)
+            self.per_layer_projection = nn.Linear(own, hidden, bias=False)
+            self.post_per_layer_input_norm = RMSNorm(hidden, eps)
+        self.has_experts = config.enable_moe_block
+        if self.has_experts:
+            self.router, self.chosen = Router(config), config.num_experts_per_tok
+            inner = config.moe_intermediate_size
+            self.experts = nn.ModuleList(MLP(config, inner=inner) for _ in range(config.expert_count))
+            self.post_feedforward_layernorm_1 = RMSNorm(hidden, eps)
+            self.pre_feedforward_layernorm_2 = RMSNorm(hidden, eps)
+            self.post_feedforward_layernorm_2 = RMSNorm(hidden, eps)
+
+    def forward(
+        self, x: Tensor, cos_sin: CosSin, cache: KeyValueCache | None, shared: Shared, own: Tensor | None
+    ) -> Tensor:
+        """own (B, T, P): what the model's embeddings per layer have for this one."""
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), cos_sin, cache, shared))
+        x = x + self.post_feedforward_layernorm(self.fed_forward(x))
+        if own is not None:
+            gate = self.activation(self.per_layer_input_gate(x))
+            x = x + self.post_per_layer_input_norm(self.per_layer_projection(gate * own))
+        return x * self.layer_scalar.to(x.dtype)
+
+    def fed_forward(self, x: Tensor) -> Tensor:
+        """Return what the feed-forward network says of x (B, T, C), and the experts beside it."""
+        y: Tensor = self.mlp(self.pre_feedforward_layernorm(x))
+        if not self.has_experts:
+            return y
+        flat = x.reshape(-1, x.shape[-1])
+        found = experts.mixed(self.experts, self.pre_feedforward_layernorm_2(flat), *self.router(flat)).view_as(x)
+        return self.post_feedforward_layernorm_1(y) + self.post_feedforward_layernorm_2(found)
+
+
+class Gemma4(gemma3.TwoRopes):
+    """The decoder with its language-model head."""
+
+    config: Gemma4Config
+
+    def __init__(self, config: Gemma4Config):
+        super().__init__(config, lambda layer: Layer(config, layer), RMSNorm)
+        limit, own = config.max_position_embeddings, config.hidden_size_per_layer_input
+        self.rotary = Rotary(config.rope_parameters, config.global_head_dim, limit)
+        self.sliding_rotary, self.types = Rotary(config.sliding_rope, config.head_size, limit), config.types
+        self.embedding_scale, self.logit_cap = config.hidden_size**0.5, config.final_logit_softcapping
+        if own:
+            width = config.num_hidden_layers * own
+            self.model.embed_tokens_per_layer = nn.Embedding(config.vocab_size_per_layer_input, width)
+            self.model.per_layer_model_projection = nn.Linear(config.hidden_size, width, bias=False)
+            self.model.per_layer_projection_norm = RMSNorm(own, config.rms_norm_eps)
+        reuse = range(config.own_layers, config.num_hidden_layers)
+        names = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight", "v_norm.weight")
+        self.unread = {f"model.layers.{layer}.self_attn.{name}" for layer in reuse for name in names}
+
+    def new_cache(self, batch: int, positions: int) -> KeyValueCache:
+        config, layers = self.config, range(self.config.own_layers)
+        heads, sizes = ([size(layer) for layer in layers] for size in (config.kv_heads_of, config.head_size_of))
+        shape = (len(layers), batch, heads, positions, sizes)
+        return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
+
+    def embed_per_layer(self, ids: Tensor, x: Tensor) -> Tensor | None:
+        """Return what each layer adds of its own, (B, T, layers, P), of ids (B, T) with embeddings x (B, T, C); None for
+        a model whose layers have nothing of that."""
+        if not (own := self.config.hidden_size_per_layer_input):
+            return None
+        shape = (*ids.shape, -1, own)
+        embedded = self.model.embed_tokens_per_layer(ids).view(shape) * rounded(own**0.5, x.dtype)
+        projected = self.model.per_layer_model_projection(x).view(shape) * x.shape[-1] ** -0.5
+        y: Tensor = (self.model.per_layer_projection_norm(projected) + embedded) * 2**-0.5
+        return y
+
+    def through_layers(
+        self,
+        ids: Tensor,
+        x: Tensor,
+        per_layer: Sequence[CosSin | None],
+        cache: KeyValueCache | None,
+        *,
+        last_only: bool = False,
+    ) -> Iterator[Tensor]:
+        own, shared = self.embed_per_layer(ids, x), Shared()
+        for number, (layer, cos_sin) in enumerate(zip(self.model.layers, per_layer, strict=True)):
+            if last_only and number >= self.config.own_layers and cos_sin is not None:
+                x, cos_sin = x[:, -1:], (cos_sin[0][..., -1:, :, :], cos_sin[1][..., -1:, :, :])
+                own = None if own is None else own[:, -1:]
+            x = layer(x, cos_sin, cache, shared, None if own is None else own[:, :, number])
+            yield x
+
+
+LAYOUT = Layout(
+    renames=gemma3.LAYOUT.renames,
+    drops=(*decoder.LAYOUT.drops, r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder)\..*"),
+    tied=decoder.LAYOUT.tied,
+    stacked={"experts.gate_up_proj": ("gate_proj", "up_proj"), "experts.down_proj": ("down_proj",)},
+)
+Config, Model = Gemma4Config, Gemma4
