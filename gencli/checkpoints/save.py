@@ -41,7 +41,7 @@ def save_like(module: nn.Module, layout: Layout, source: Tensors, file: Path, *,
     layout: the architecture's table of names. own_names: write the module's own names instead. This also happens where
     weights were transformed as they were read, so an old file becomes a new one.
     """
-    values = dict(module.named_parameters(remove_duplicate=False))
+    values = _with_stacks(module.state_dict(keep_vars=True), layout)
     saved = [(name, *renamed) for name in source if (renamed := layout.rename(name)) and renamed[0] in values]
     own_names = own_names or any(transform is not None for _, _, transform in saved)
     state = {
@@ -49,6 +49,25 @@ def save_like(module: nn.Module, layout: Layout, source: Tensors, file: Path, *,
         for name, target, _ in saved
     }
     save_tensors(state, file)
+
+
+def _with_stacks(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Return a module's tensors, and those of all experts of a layer together, as its `layout` says."""
+    values = dict(state)
+    for end, parts in layout.stacked.items():
+        experts = end.rpartition(".")[0]
+        for before in [
+            name.removesuffix(last) for name in state if name.endswith(last := f".{experts}.0.{parts[0]}.weight")
+        ]:
+            count = sum(
+                name.startswith(f"{before}.{experts}.") and name.endswith(f".{parts[0]}.weight") for name in state
+            )
+            each = [
+                torch.cat([state[f"{before}.{experts}.{number}.{part}.weight"] for part in parts])
+                for number in range(count)
+            ]
+            values[f"{before}.{end}"] = torch.stack(each)
+    return values
 
 
 def copy_files(source: Path, folder: Path, patterns: Iterable[str] = SMALL) -> None:

@@ -141,14 +141,14 @@ class Expert:
     part: int = 0
     parts: int = 1
 
-    def rows(self, total: int) -> slice:
-        """Return which rows of all matrices, one below the other, are this one's. total: how many there are."""
-        size = total // (self.count * self.parts)
+    def cut(self, rows: Tensor) -> Tensor:
+        """Return this one's rows of those of all, one below the other."""
+        size = len(rows) // (self.count * self.parts)
         first = (self.number * self.parts + self.part) * size
-        return slice(first, first + size)
+        return rows[first : first + size]
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        return tensor.flatten(0, 1)[self.rows(tensor.shape[0] * tensor.shape[1])]
+        return self.cut(tensor.flatten(0, 1))
 
 
 class RenamedTensors(Tensors):

@@ -117,8 +117,7 @@ class Decoder(LanguageModel):
             x, (B, T) = self.embed(ids), ids.shape
             starts = [0] if cache is None else cache.starts(B)
             per_layer = of_rows([self.cos_sin_per_layer(start, start + T, x) for start in starts])
-            for x in self.through_layers(ids, x, per_layer, cache, last_only=last_only):  # noqa: B007
-                pass
+            *_, x = self.through_layers(ids, x, per_layer, cache, last_only=last_only)
             if cache is not None:
                 cache.lengths[:B] += T
         if last_only:

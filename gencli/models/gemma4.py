@@ -1,6 +1,6 @@
-"""Gemma 4 (Google 2026), the text model: Gemma 3's layers with heads of two sizes, a norm of values too, a scale of each
-layer and, as the size has it, an embedding for each layer, layers that reuse the keys and values of earlier ones, or
-experts beside the feed-forward network.
+"""Gemma 4 (Google 2026), the text model: Gemma 3's layers with heads of two sizes, a norm of values too, a scale of
+each layer and, as the size has it, an embedding for each layer, layers that reuse the keys and values of earlier ones,
+or experts beside the feed-forward network.
 
 Of files with towers for images and sounds (`model_type` gemma4) only the text model is read.
 """
@@ -40,7 +40,7 @@ Shared = dict[str, tuple[Tensor, Tensor]]  # kind of a layer → keys and values
 class Gemma4Config(WindowedConfig):
     """config.json of a Gemma 4 checkpoint. Without `layer_types` every sixth layer is full, and the last one always is.
 
-    rope_parameters, global_head_dim, num_global_key_value_heads: of the full layers. sliding_rope: of the windowed ones.
+    rope_parameters, global_head_dim, num_global_key_value_heads: of full layers. sliding_rope: of windowed ones.
     num_kv_shared_layers: how many layers, at the end, reuse keys and values.
     """
 
@@ -84,7 +84,9 @@ class Gemma4Config(WindowedConfig):
     def check(self) -> None:
         super().check()
         check_ints(self, {"global_head_dim": 2**12})
-        check_ints(self, {"hidden_size_per_layer_input": 2**12, "num_kv_shared_layers": self.num_hidden_layers}, least=0)
+        check_ints(
+            self, {"hidden_size_per_layer_input": 2**12, "num_kv_shared_layers": self.num_hidden_layers}, least=0
+        )
         check_pairs(self.rope_parameters, self.global_head_dim)
         check_pairs(self.sliding_rope, self.head_size)
         if self.num_global_key_value_heads is not None:
@@ -170,26 +172,21 @@ def _with_ropes(raw: Mapping[str, object]) -> dict[str, object]:
 
 def _with_sizes(raw: Mapping[str, object]) -> dict[str, object]:
     """Return the values with the heads of full layers under the names that the hub's files have: later versions of
-    transformers write them layer by layer, as `per_layer_config`."""
+    transformers write those that differ layer by layer, as `per_layer_config`."""
     raw = dict(raw)
     if (own := raw.pop("per_layer_config", None)) is None:
         if not raw.get("attention_k_eq_v"):  # the reference does not look at it then
             raw["num_global_key_value_heads"] = None
         return raw
     types = raw.get("layer_types")
-    full = {str(i) for i, kind in enumerate(types) if kind == FULL} if isinstance(types, list) else set()
-    if own == {}:  # as the others
-        own = {layer: {} for layer in full}
-    if not isinstance(own, dict) or not full or own.keys() != full or any(own[layer] != own[min(full)] for layer in full):
+    full = [i for i, kind in enumerate(types) if kind == FULL] if isinstance(types, list) else []
+    table = {key.lstrip("0") or "0": sizes for key, sizes in own.items()} if isinstance(own, dict) else None
+    sizes = next(iter(table.values()), {}) if table is not None else None
+    alike = table in ({}, {str(i): sizes for i in full})
+    if not isinstance(sizes, dict) or not alike or not sizes.keys() <= {"head_dim", "num_key_value_heads"}:
         raise GencliError(
             f"config.json: per_layer_config = {str(own)[:60]} is not supported",
-            "gencli knows the same head_dim and num_key_value_heads for all layers that layer_types calls full_attention",
-        )
-    sizes = own[min(full)]
-    if not isinstance(sizes, dict) or not sizes.keys() <= {"head_dim", "num_key_value_heads"}:
-        raise GencliError(
-            f"config.json: per_layer_config = {str(own)[:60]} is not supported",
-            "gencli knows head_dim and num_key_value_heads there",
+            "gencli knows one head_dim and num_key_value_heads of all layers that layer_types calls full_attention",
         )
     raw["global_head_dim"] = sizes.get("head_dim", raw.get("head_dim", 256))
     raw["num_global_key_value_heads"] = sizes.get("num_key_value_heads")
@@ -248,7 +245,7 @@ class Attention(AttentionCore):
 
 
 class Router(nn.Module):
-    """Chooses experts: a softmax of products with the normed state, whose chosen shares sum to one before their scale."""
+    """Chooses experts: by a softmax of products with the normed state. Shares sum to one before each one's scale."""
 
     def __init__(self, config: Gemma4Config):
         super().__init__()
@@ -339,14 +336,15 @@ class Gemma4(gemma3.TwoRopes):
         return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
     def embed_per_layer(self, ids: Tensor, x: Tensor) -> Tensor | None:
-        """Return what each layer adds of its own, (B, T, layers, P), of ids (B, T) with embeddings x (B, T, C); None for
-        a model whose layers have nothing of that."""
+        """Return what each layer gets of its own, (B, T, layers, P), of ids (B, T) with embeddings x (B, T, C); None
+        where there is nothing of that."""
         if not (own := self.config.hidden_size_per_layer_input):
             return None
+        names = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+        embedding, projection, norm = map(self.model.get_submodule, names)
         shape = (*ids.shape, -1, own)
-        embedded = self.model.embed_tokens_per_layer(ids).view(shape) * rounded(own**0.5, x.dtype)
-        projected = self.model.per_layer_model_projection(x).view(shape) * x.shape[-1] ** -0.5
-        y: Tensor = (self.model.per_layer_projection_norm(projected) + embedded) * 2**-0.5
+        embedded = embedding(ids).view(shape) * rounded(own**0.5, x.dtype)
+        y: Tensor = (norm(projection(x).view(shape) * x.shape[-1] ** -0.5) + embedded) * 2**-0.5
         return y
 
     def through_layers(

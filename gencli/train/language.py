@@ -122,7 +122,9 @@ def save_text(model: nn.Module, source: Path, folder: Path) -> None:
     rows = architecture(architecture_name(raw, source / "config.json")).LAYOUT
     save_like(model, rows, open_tensors(source), folder / "model.safetensors", own_names=isinstance(tower, dict))
     if isinstance(tower, dict):
-        text = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+        kind = str(raw["model_type"])
+        name = "".join(map(str.capitalize, kind.split("_")))
+        text = {"model_type": f"{kind}_text", "architectures": [f"{name}ForCausalLM"]}
         ends = ("bos_token_id", "eos_token_id", "pad_token_id")
         raw = {**{key: raw[key] for key in ends if key in raw}, **tower, **text}
     write_json(folder / "config.json", raw)

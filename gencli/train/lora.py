@@ -15,6 +15,7 @@ from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import architecture, architecture_name
+from gencli.models.base import Layout
 from gencli.models.linear import Conv1D
 from gencli.train.language import Learner
 from gencli.train.recipe import Adapters
@@ -38,12 +39,18 @@ class LoraLinear(nn.Module):
         return self.base(x) + self.scale * F.linear(small, self.lora_B)
 
 
-def add_adapters(model: nn.Module, adapters: Adapters, seed: int) -> None:
-    """Give the chosen layers of a frozen model their adapters, in place.
+def add_adapters(language: Learner, adapters: Adapters, seed: int) -> None:
+    """Give the chosen layers of a frozen model their adapters, in place: not experts that are one tensor in files, and
+    no layers for PEFT.
 
     Raise GencliError for a target that is no linear layer's name.
     """
-    linear = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    model, stacked = language.module, _stacked(language)
+    linear = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear | Conv1D) and not any(f".{one}." in name for one in stacked)
+    }
     for target in adapters.targets:
         if not any(_is_called(name, target) for name in linear):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
@@ -53,6 +60,15 @@ def add_adapters(model: nn.Module, adapters: Adapters, seed: int) -> None:
         if any(_is_called(name, target) for target in adapters.targets or _all_but_head(linear)):
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, LoraLinear(part, adapters, generator))
+
+
+def _stacked(language: Learner) -> set[str]:
+    """Return what experts are called in a layer whose checkpoint has them in one tensor."""
+    if language.folder is None:
+        return set()
+    file = language.folder / "config.json"
+    layout: Layout = architecture(architecture_name(read_json(file), file)).LAYOUT
+    return {end.rpartition(".")[0] for end in layout.stacked}
 
 
 def _is_called(name: str, target: str) -> bool:

@@ -125,7 +125,7 @@ def _language_model(recipe: TextRecipe, texts: list[Text], precision: Precision)
         frozen = recipe.adapters is not None
         language = open_language_model(recipe.init, precision, recipe.n_positions, frozen=frozen)
     if recipe.adapters is not None:
-        add_adapters(language.module, recipe.adapters, recipe.seed)
+        add_adapters(language, recipe.adapters, recipe.seed)
     elif recipe.dropout:
         add_dropout(language.module, recipe.dropout)
     return language

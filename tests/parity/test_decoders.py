@@ -4,6 +4,7 @@ sliding window and past the original RoPE range. `measure` is also what the READ
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
 from tests.oracles.decoders import NEW, PROMPT, continue_greedily, measure, reference, token_ids
-from tests.tiny.decoder_cases import CASES, RANGE, WINDOW
+from tests.tiny.decoder_cases import CASES, FULL, RANGE, SLIDING, WINDOW
 from tests.tiny.decoders import Case, Form, make_decoder
 from tests.tiny.text import random_model, write_json
 
@@ -25,6 +26,13 @@ TOLERANCE = 1e-4  # absolute, on fp32 logits of size 3 to 5
 FORMS: tuple[Form, ...] = ("old", "new")
 BY_NAME = {case.name: case for case in CASES}
 assert PROMPT < RANGE < 2 * RANGE < PROMPT + NEW and PROMPT > WINDOW
+
+
+def gemma4_ropes(**changes: dict[str, Any]) -> dict[str, Any]:
+    """Gemma 4's rope_parameters with these changes of the full or the sliding layers."""
+    ropes = BY_NAME["gemma4-small"].keys["rope_parameters"]
+    return {kind: ropes[kind] | changes.get(kind.partition("_")[0], {}) for kind in (FULL, SLIDING)}
+
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -113,6 +121,17 @@ def test_cache_filled_in_pieces(case: Case, tmp_path: Path) -> None:
         ("gemma3", {"sliding_window_pattern": 2}),
         ("gemma3", {"rope_local_base_freq": 1000.0}),
         ("gemma3-linear", {"rope_scaling": None}),
+        ("gemma4-small", {"sliding_window": 64}),
+        ("gemma4-small", {"final_logit_softcapping": None}),
+        ("gemma4-small", {"rms_norm_eps": 0.1}),
+        ("gemma4-small", {"hidden_activation": "silu"}),
+        ("gemma4-small", {"rope_parameters": gemma4_ropes(full={"partial_rotary_factor": 1.0})}),
+        ("gemma4-small", {"rope_parameters": gemma4_ropes(full={"rope_type": "default", "partial_rotary_factor": 1})}),
+        ("gemma4-small", {"rope_parameters": gemma4_ropes(full={"rope_theta": 100.0})}),
+        ("gemma4-small", {"rope_parameters": gemma4_ropes(full={"factor": 2.0})}),
+        ("gemma4-small", {"rope_parameters": gemma4_ropes(sliding={"rope_theta": 1000.0})}),
+        ("gemma4-small", {"rope_parameters": gemma4_ropes(sliding={"rope_type": "linear", "factor": 2.0})}),
+        ("gemma4-moe", {"top_k_experts": 1}),
     ],
 )
 @torch.inference_mode()
@@ -124,7 +143,7 @@ def test_each_key_of_the_cases_matters(name: str, changes: dict[str, Any], tmp_p
     assert difference.abs().max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss"])
+@pytest.mark.parametrize("name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss", "gemma4-small", "gemma4-moe"])
 @torch.inference_mode()
 def test_sharded_bf16_file(name: str, tmp_path: Path) -> None:
     make_decoder(tmp_path, BY_NAME[name], dtype=torch.bfloat16, shards=3)
@@ -222,6 +241,32 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
         ("gemma3", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50\.0 is not supported"),
         ("gemma3", {"rope_parameters": {"rope_theta": 1.0}}, "does not have full_attention and sliding_attention"),
         ("gemma3", {"sliding_window_pattern": 0}, "sliding_window_pattern = 0 is out of range"),
+        ("gemma4-small", {"num_kv_shared_layers": 6}, "num_kv_shared_layers = 6 leaves no layer of some kind"),
+        ("gemma4-small", {"num_kv_shared_layers": 7}, "num_kv_shared_layers = 7 is out of range"),
+        (
+            "gemma4-small",
+            {"use_bidirectional_attention": "all"},
+            "use_bidirectional_attention = 'all' is not supported",
+        ),
+        ("gemma4-small", {"global_head_dim": None}, "global_head_dim = None is out of range"),
+        ("gemma4-small", {"global_head_dim": 7}, "7 of 7 numbers of a head cannot be turned in pairs"),
+        ("gemma4-small", {"vocab_size_per_layer_input": 95}, "vocab_size_per_layer_input = 95 is out of range"),
+        ("gemma4-small", {"final_logit_softcapping": 0}, "final_logit_softcapping = 0 is out of range"),
+        ("gemma4-small", {"attn_logit_softcapping": 50.0}, "not supported: attn_logit_softcapping"),
+        ("gemma4-small", {"rope_parameters": {FULL: {}}}, "does not have full_attention and sliding_attention"),
+        ("gemma4-small", {"rope_parameters": {FULL: {}, SLIDING: 1}}, "are no objects"),
+        (
+            "gemma4-small",
+            {"rope_parameters": gemma4_ropes(full={"rope_type": "linear", "factor": 2.0})},
+            r"partial_rotary_factor = 0\.5 is not supported with rope_type = 'linear'",
+        ),
+        ("gemma4-small", {"per_layer_config": {"2": {"head_dim": 24}}}, "per_layer_config = .* is not supported"),
+        ("gemma4-small", {"per_layer_config": {"2": {"head_dim": 24}, "5": {"head_dim": 16}}}, "is not supported"),
+        ("gemma4-small", {"per_layer_config": {"2": {"width": 1}, "5": {"width": 1}}}, "is not supported"),
+        ("gemma4-large", {"num_global_key_value_heads": 3}, "is not a multiple of num_global_key_value_heads = 3"),
+        ("gemma4-moe", {"num_experts": None}, "num_experts = None is out of range"),
+        ("gemma4-moe", {"top_k_experts": 7}, "top_k_experts = 7 of num_experts = 6"),
+        ("gemma4-moe", {"moe_intermediate_size": 0}, "moe_intermediate_size = 0 is out of range"),
     ],
 )
 def test_unsupported_configs_are_refused_by_name(
@@ -263,7 +308,14 @@ def test_unknown_model_type_is_refused_with_the_known_ones(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "positions"),
-    [("llama-2", 64), ("linear", 3 * RANGE), ("dynamic", 3 * RANGE), ("yarn", 4 * RANGE), ("gemma3-linear", 64)],
+    [
+        ("llama-2", 64),
+        ("linear", 3 * RANGE),
+        ("dynamic", 3 * RANGE),
+        ("yarn", 4 * RANGE),
+        ("gemma3-linear", 64),
+        ("gemma4-small", 64),
+    ],
 )
 def test_max_positions(name: str, positions: int, tmp_path: Path) -> None:
     """How far a model reads, where the config gives the length before stretching, and where after."""
@@ -298,7 +350,90 @@ def saved_name(name: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"
 
 
-@pytest.mark.parametrize("name", ["dynamic", "qwen2-window", "phi4-mini", "gemma2", "gemma3"])
+@pytest.mark.parametrize("shared", [0, 3])
+@torch.inference_mode()
+def test_gemma4_files_with_keys_and_values_that_no_layer_reads(shared: int, tmp_path: Path) -> None:
+    """The hub's files have them for every layer: the config says which count, the reference reads no others."""
+    changes = {"num_kv_shared_layers": shared, "use_double_wide_mlp": False}
+    folder = make_decoder(tmp_path, BY_NAME["gemma4-small"], **{**changes, "num_kv_shared_layers": 0})
+    raw, ids = read_json(folder / "config.json"), token_ids(2, 40)
+    whole = load(folder)(ids)
+    write_json(folder / "config.json", {**raw, **changes})
+    torch.testing.assert_close(load(folder)(ids), reference_of_more(folder)(ids).logits, atol=TOLERANCE, rtol=0)
+    assert bool((load(folder)(ids) - whole).abs().max() > 100 * TOLERANCE) == bool(shared)
+    rewrite(folder, model__layers__4__self_attn__z_proj__weight=torch.zeros(4))
+    with pytest.raises(GencliError, match=r"does not explain: model\.layers\.4\.self_attn\.z_proj"):
+        load(folder)
+
+
+def reference_of_more(folder: Path) -> Any:
+    """The checkpoint in transformers, which need not use every tensor of the file."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "towers"),
+    [
+        ("Gemma4", {"audio_config": {"num_hidden_layers": 1, "hidden_size": 32}}),
+        ("Gemma4Unified", {"audio_config": {"audio_embed_dim": 16}}),
+    ],
+)
+@torch.inference_mode()
+def test_text_model_of_a_gemma4_that_reads_images_and_sounds(name: str, towers: dict[str, Any], tmp_path: Path) -> None:
+    import transformers
+
+    case = BY_NAME["gemma4-unified" if "Unified" in name else "gemma4-moe"]
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    vision = {"mm_embed_dim": 32, "mm_posemb_size": 8} if "Unified" in name else vision
+    raw = {"text_config": case.config("old"), "vision_config": vision, "image_token_id": 95, "audio_token_id": 94}
+    config = getattr(transformers, f"{name}Config")(**raw, **towers)
+    theirs = random_model(getattr(transformers, f"{name}ForConditionalGeneration"), config, seed=0)
+    theirs.save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert any(one.startswith("model.language_model.layers") for one in names)
+    assert any("vision" in one for one in names) and any("embed_audio" in one for one in names)
+    saved = read_json(tmp_path / "config.json")
+    ids = token_ids(2, 40) % 90
+    for written in (saved, {**saved, **raw, "vision_soft_tokens_per_image": 280, "eoa_token_id": 93}):
+        write_json(tmp_path / "config.json", written)
+        torch.testing.assert_close(load(tmp_path)(ids), theirs(ids).logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["Gemma4", "Gemma4Unified"])
+def test_what_gemma4_configs_leave_out(name: str) -> None:
+    """Each key has the reference's value, and so have the heads of each layer."""
+    import transformers
+
+    theirs = getattr(transformers, f"{name}TextConfig")()
+    ours, written = (architecture(theirs.model_type).Config.from_dict(raw) for raw in ({}, theirs.to_dict()))
+    theirs.allow_global_per_layer_attribute_access = True
+    called = {"hidden_act": "hidden_activation"}
+    for field in dataclasses.fields(ours):
+        own = called.get(field.name, field.name)
+        if hasattr(theirs, own) and own not in ("rope_parameters", "layer_types"):
+            assert getattr(ours, field.name) == getattr(theirs, own), own
+    assert list(ours.types) == theirs.layer_types
+    assert written == dataclasses.replace(ours, layer_types=ours.types)
+    for layer in range(ours.num_hidden_layers):
+        one = theirs.per_layer_config[layer]
+        assert (ours.head_size_of(layer), ours.kv_heads_of(layer)) == (one.head_dim, one.num_key_value_heads)
+    ropes = {FULL: ours.rope_parameters, SLIDING: ours.sliding_rope}
+    for kind, rope in ropes.items():
+        given = {"partial_rotary_factor": 1.0, **theirs.rope_parameters[kind]}
+        assert {key: getattr(rope, key) for key in given} == given
+
+
+@pytest.mark.parametrize(
+    "name", ["dynamic", "qwen2-window", "phi4-mini", "gemma2", "gemma3", "gemma4-small", "gemma4-large", "gemma4-moe"]
+)
 def test_training_reaches_every_parameter(name: str, tmp_path: Path) -> None:
     """Also after a run in inference mode, which must leave nothing behind that autograd refuses."""
     model = load(make_decoder(tmp_path, BY_NAME[name]))

@@ -1,5 +1,5 @@
 """Latent diffusion and DDPM in the sizes of the hub, without a number in them: every name and every shape. And how many
-parameters models with experts have.
+parameters models with experts have, and Gemma 4's.
 
 The configs are the hub's own; how many parameters they make stands in the papers.
 """
@@ -104,3 +104,66 @@ def test_models_with_experts(name, config, count, computing):
         total, used = total + size, used + size * (share if ".experts." in key else 1)
     assert total == count
     assert used / 1e9 == pytest.approx(computing, abs=0.1)
+
+
+LARGE = {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0}
+ENCODERS = (
+    0.15 + 0.3
+)  # billions of parameters of the encoders of images and sounds, which the card counts with the rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "period", "billions", "computing"),
+    [
+        (
+            {
+                "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35, "num_key_value_heads": 1,
+                "num_kv_shared_layers": 20, "use_double_wide_mlp": True,
+            },
+            5, 5.1 - ENCODERS, 2.3,
+        ),
+        (
+            {
+                "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 42, "num_key_value_heads": 2,
+                "num_kv_shared_layers": 18,
+            },
+            6, 8.0 - ENCODERS, 4.6,
+        ),
+        (
+            {
+                **LARGE, "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30,
+                "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2,
+                "enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704,
+            },
+            6, 25.2, 3.8,
+        ),
+        (
+            {
+                **LARGE, "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 60,
+                "num_attention_heads": 32, "num_key_value_heads": 16, "num_global_key_value_heads": 4,
+            },
+            6, 30.7, 30.7,
+        ),
+    ],
+    ids=["E2B", "E4B", "26B-A4B", "31B"],
+)  # fmt: skip
+def test_gemma4(config, period, billions, computing):
+    """Billions of all parameters, and of those that compute a token: all but embeddings per layer and idle experts. The
+    model card has them (ai.google.dev/gemma/docs/core/model_card_4), but 4.5 that compute in E4B."""
+    module = architecture("gemma4_text")
+    shared = config.get("num_kv_shared_layers", 0)
+    layers = config["num_hidden_layers"] if shared else period  # without sharing, each period is as the first one
+    types = (["sliding_attention"] * (period - 1) + ["full_attention"]) * (layers // period)
+    whole = module.Config.from_dict({**config, "num_hidden_layers": layers, "layer_types": types})
+    with torch.device("meta"):
+        state = module.Model(whole).state_dict()
+    total = used = 0.0
+    for key, tensor in state.items():
+        size = tensor.numel() * (config["num_hidden_layers"] / layers if ".layers." in key else 1)
+        computes = whole.num_experts_per_tok / whole.expert_count if ".experts." in key else 1
+        if key != "lm_head.weight":  # which is the embedding
+            total += size
+            used += size * computes * ("embed_tokens_per_layer" not in key)
+    assert total / 1e9 == pytest.approx(billions, abs=0.1)
+    assert used / 1e9 == pytest.approx(computing, abs=0.05)

@@ -292,8 +292,12 @@ CASES = [
     gemma4(
         "gemma4-small",  # as E2B and E4B are
         {
-            "num_hidden_layers": 6, "layer_types": [SLIDING, SLIDING, FULL] * 2, "num_kv_shared_layers": 3,
-            "num_key_value_heads": 1, "hidden_size_per_layer_input": 8, "use_double_wide_mlp": True,
+            "num_hidden_layers": 6,
+            "layer_types": [SLIDING, SLIDING, FULL] * 2,
+            "num_kv_shared_layers": 3,
+            "num_key_value_heads": 1,
+            "hidden_size_per_layer_input": 8,
+            "use_double_wide_mlp": True,
         },
     ),
     gemma4(
@@ -303,11 +307,17 @@ CASES = [
     gemma4(
         "gemma4-moe",  # as 26B-A4B is
         {
-            "attention_k_eq_v": True, "num_global_key_value_heads": 1, "enable_moe_block": True, "num_experts": 6,
-            "top_k_experts": 2, "moe_intermediate_size": 24,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
         },
     ),
     gemma4(
-        "gemma4-unified", {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True}, unified=True
+        "gemma4-unified",
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True},
+        unified=True,
     ),
 ]

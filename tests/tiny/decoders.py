@@ -155,7 +155,7 @@ def gemma4_shapes(c: Config) -> Shapes:
             rows += norms(c, "post_per_layer_input_norm")
         if c["enable_moe_block"]:
             count, inner = c["num_experts"], c["moe_intermediate_size"]
-            rows += norms(c, *(f"{name}_{i}" for name, i in zip((*GEMMA_NORMS[3:] * 2, GEMMA_NORMS[2]), (1, 2, 2))))
+            rows += norms(c, *(f"{GEMMA_NORMS[3]}_{i}" for i in (1, 2)), f"{GEMMA_NORMS[2]}_2")
             rows += [("router.proj.weight", (count, hidden)), ("router.scale", (hidden,))]
             rows += [("router.per_expert_scale", (count,)), ("experts.down_proj", (count, hidden, inner))]
             rows += [("experts.gate_up_proj", (count, 2 * inner, hidden))]

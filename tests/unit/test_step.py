@@ -97,7 +97,7 @@ def test_a_replaced_weight_counts(tmp_path):
     "name",
     [
         "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe", "gpt-oss",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("smollm3", "gemma2", "gemma3")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("smollm3", "gemma2", "gemma3", "gemma4-small")),
     ],
 )  # fmt: skip
 @torch.inference_mode()
@@ -126,6 +126,16 @@ def test_rows_of_any_length_are_what_they_are_alone(tmp_path, monkeypatch, name)
             expected = torch.cat([one[:, i : i + 1] for one in alone])
             torch.testing.assert_close(got, expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
         assert together.lengths.tolist() == [22, 40, 28, 0]
+
+
+@pytest.mark.parametrize("name", ["gemma4-small", "gemma4-large", "gemma4-moe"])
+@torch.inference_mode()
+def test_layers_that_the_library_has_no_step_of_are_torchs(tmp_path, name):
+    model = load(make_decoder(tmp_path, CASE[name]))
+    found = logits(model)
+    assert step.of(model) is None
+    ids = (torch.arange(43) * 7 % 96)[None]
+    torch.testing.assert_close(found, model(ids)[:, 3:], atol=2e-5 * found.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama-2", "mixtral", "qwen3-moe"])

@@ -33,7 +33,7 @@ from tests.tiny.text import END, byte_bpe, make_gpt2, make_tokenizer, write_json
 
 STORY = "Once upon a time there was a {} who had a {}. One day the {} lost the {} and was sad. Then a friend came."
 WORDS = ("cat", "dog", "bird", "hat", "ball", "kite")
-FAMILIES = sorted({case.model_type for case in CASES})
+FAMILIES = [*sorted({case.model_type for case in CASES}), "gemma4-moe"]
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +181,14 @@ def test_bfloat16_learns_too(texts: Path, tmp_path: Path) -> None:
 def base(folder: Path, family: str) -> Path:
     if family == "gpt2":
         return make_gpt2(folder, dtype=torch.float16)
-    case = next(case for case in CASES if case.model_type == family)
+    case = next(case for case in CASES if family in (case.model_type, case.name))
     size = make_tokenizer(folder)
     ends = {"bos_token_id": size - 1, "eos_token_id": size - 1}
     config = case.config("new")
     if "text_config" in config:
         return make_decoder(folder, case, "new", text_config={**config["text_config"], "vocab_size": size}, **ends)
-    return make_decoder(folder, case, "new", dtype=torch.bfloat16, vocab_size=size, **ends)
+    more = {"vocab_size_per_layer_input": size} if "vocab_size_per_layer_input" in config else {}
+    return make_decoder(folder, case, "new", dtype=torch.bfloat16, vocab_size=size, **ends, **more)
 
 
 IDS = torch.randint(384, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -211,7 +212,8 @@ def test_on_from_a_checkpoint(texts: Path, tmp_path: Path, family: str) -> None:
     after = made(tmp_path / "run")
     assert after.keys() == {name for name in before if not name.endswith((".attn.bias", ".masked_bias"))}
     assert all(after[name].dtype == before[name].dtype and after[name].shape == before[name].shape for name in after)
-    assert sum(torch.equal(after[name], before[name]) for name in after) == 0
+    fixed = {name for name in after if name.endswith("layer_scalar")}  # which is no parameter
+    assert {name for name in after if torch.equal(after[name], before[name])} == fixed
     checkpoint = tmp_path / "run" / "checkpoint"
     with torch.inference_mode():
         expected = reference(checkpoint)(IDS).logits
@@ -242,7 +244,7 @@ def test_adapters_are_pefts(texts: Path, tmp_path: Path, family: str) -> None:
         theirs = peft.PeftModel.from_pretrained(plain, adapter).eval()(IDS).logits
         source = find(str(folder))
         ours = open_model(source, ModelSpec(device="cpu", dtype="float32"), adapters=[LoraRef(adapter)])
-        torch.testing.assert_close(ours.module(IDS), theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.module(IDS), theirs, atol=5e-5, rtol=1e-5)
     assert (theirs - without).abs().max() > 0.05
     assert ours.notes == ()
 

@@ -56,7 +56,7 @@ class GgufTensors(RenamedTensors):
         if piece.transform is turned:
             return tensor.transposed()
         if isinstance(piece.transform, Expert):
-            return Packed(tensor.kind, tensor.data_rows[piece.transform.rows(len(tensor))])
+            return Packed(tensor.kind, piece.transform.cut(tensor.data_rows))
         import torch
 
         return tensor.ordered(piece.transform(torch.arange(len(tensor))))
