@@ -732,6 +732,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
             "phi3-long",
             "gemma2",
             "gemma3",
+            "gemma4-small",
             "olmo2",
             "smollm3",
             "mistral-window",

@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gencli.models import gemma4
+from gencli.models.gemma4_config import Gemma4Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma4UnifiedConfig(gemma4.Gemma4Config):
+class Gemma4UnifiedConfig(Gemma4Config):
     """config.json of such a checkpoint."""
 
     max_position_embeddings: int = 262144

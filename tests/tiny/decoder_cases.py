@@ -156,7 +156,16 @@ def gemma4(name: str, keys: Config, *, unified: bool = False) -> Case:
         sizes["num_key_value_heads"] = keys["num_global_key_value_heads"]
     full = [i for i, kind in enumerate(keys["layer_types"]) if kind == FULL]
     new = {"per_layer_config": {str(i): sizes for i in full}}
-    return Case("Gemma 4 (text)", name, f"{model}_text", f"{made}ForCausalLM", gemma4_shapes, keys, {}, new)
+    return Case(
+        "Gemma 4 12B (text)" if unified else "Gemma 4 (text)",
+        name,
+        f"{model}_text",
+        f"{made}ForCausalLM",
+        gemma4_shapes,
+        keys,
+        {},
+        new,
+    )
 
 
 GEMMA4_ROPES: Config = {
