@@ -143,7 +143,9 @@ def test_each_key_of_the_cases_matters(name: str, changes: dict[str, Any], tmp_p
     assert difference.abs().max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss", "gemma4-small", "gemma4-moe"])
+@pytest.mark.parametrize(
+    "name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss", "gemma4-small", "gemma4-moe"]
+)
 @torch.inference_mode()
 def test_sharded_bf16_file(name: str, tmp_path: Path) -> None:
     make_decoder(tmp_path, BY_NAME[name], dtype=torch.bfloat16, shards=3)
