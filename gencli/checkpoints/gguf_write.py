@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 VERSION = 3
 UINT32, INT32, FLOAT32, BOOL = 4, 5, 6, 7
+LISTED = {INT32: "i", FLOAT32: "f", BOOL: "?"}  # types of values in lists → how `struct` calls them
 ROWS = 2**22  # values packed at a time
 
 
@@ -110,8 +111,8 @@ def _value(value: object) -> tuple[int, bytes]:
         return FLOAT32, struct.pack("<f", value)
     if not isinstance(value, list | tuple):
         raise TypeError(f"a GGUF file holds no {type(value).__name__}")
-    kind = {int: INT32, float: FLOAT32, str: STRING}[type(value[0]) if value else int]
+    kind = {int: INT32, float: FLOAT32, str: STRING, bool: BOOL}[type(value[0]) if value else int]
     start = struct.pack("<IQ", kind, len(value))
     if kind == STRING:
         return ARRAY, start + b"".join(map(_text, value))
-    return ARRAY, start + struct.pack(f"<{len(value)}{'i' if kind == INT32 else 'f'}", *value)
+    return ARRAY, start + struct.pack(f"<{len(value)}{LISTED[kind]}", *value)

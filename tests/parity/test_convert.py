@@ -32,6 +32,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, 
 HEADS = {"head_dim": 64, "query_pre_attn_scalar": 64}
 LONG = {"type": "longrope", "long_factor": [1.0 + i for i in range(32)], "short_factor": [1 + i / 9 for i in range(32)]}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+GEMMA4_HEADS = {"head_dim": 64, "global_head_dim": 128, "vocab_size_per_layer_input": 384}
 # name → its case, and changes of its config
 FAMILIES = {
     "llama": ("llama-2", {}),
@@ -43,6 +44,9 @@ FAMILIES = {
     "qwen3moe": ("qwen3-moe", {"head_dim": 32, "moe_intermediate_size": 256}),
     "gemma2": ("gemma2", HEADS),
     "gemma3": ("gemma3", {**HEADS, "sliding_window_pattern": 6}),
+    "gemma4": ("gemma4-small", {**GEMMA4_HEADS, "hidden_size_per_layer_input": 256}),
+    "gemma4, large": ("gemma4-large", GEMMA4_HEADS),
+    "gemma4, experts": ("gemma4-moe", {**GEMMA4_HEADS, "moe_intermediate_size": 256}),
     "phi3": ("phi3-window", {"sliding_window": None}),
     "phi3, long": (
         "phi3-long",

@@ -224,7 +224,9 @@ class Case:
         return {**COMMON, "tie_word_embeddings": False, **names, **self.keys, **changes}
 
 
-def random_tensors(shapes: Shapes, seed: str, *, zero_centred: bool = False) -> dict[str, torch.Tensor]:
+def random_tensors(
+    shapes: Shapes, seed: str, *, zero_centred: bool = False, unscaled: bool = False
+) -> dict[str, torch.Tensor]:
     """Seeded values: norms near one (or near zero, where the file stores the distance from one), the rest in scale."""
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     tensors = {}
@@ -234,8 +236,15 @@ def random_tensors(shapes: Shapes, seed: str, *, zero_centred: bool = False) -> 
             tensor = 0.2 * tensor + (0 if zero_centred else 1)
         else:
             tensor *= 0.2 if len(shape) == 1 else 1 / math.sqrt(shape[-1])
-        tensors[name] = tensor
+        tensors[name] = tensor * size_of_trained(name, shape) if unscaled else tensor
     return tensors
+
+
+def size_of_trained(name: str, shape: tuple[int, ...]) -> float:
+    """Of Gemma 4, whose scores have no scale and whose router has a small one: its files' weights make up for both."""
+    if name.endswith(("q_norm.weight", "k_norm.weight")):
+        return shape[0] ** -0.25
+    return shape[0] ** 0.5 if name.endswith("router.scale") else 1.0
 
 
 def make_decoder(
@@ -246,6 +255,11 @@ def make_decoder(
     config = {**case.config(form), **changes}
     config["torch_dtype" if form == "old" else "dtype"] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
-    tensors = random_tensors(case.shapes(config), case.name, zero_centred=case.model_type in ZERO_CENTRED)
+    tensors = random_tensors(
+        case.shapes(config),
+        case.name,
+        zero_centred=case.model_type in ZERO_CENTRED,
+        unscaled=case.model_type.startswith("gemma4"),
+    )
     write_weights(folder, {name: tensor.to(dtype) for name, tensor in tensors.items()}, "model", shards=shards)
     return folder

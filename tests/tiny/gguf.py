@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 # config.json's model_type → GGUF's architecture, and its own names of tensors beside the common ones
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
                  "qwen3_moe": "qwen3moe", "smollm3": "smollm3",
-                 "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3"}  # fmt: skip
+                 "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
+                 "gemma4_text": "gemma4"}  # fmt: skip
 COMMON = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -31,7 +32,18 @@ COMMON = {
 }  # fmt: skip
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
          "pre_feedforward_layernorm": "ffn_norm"}  # fmt: skip
-OWN = {"olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER,
+GEMMA4 = {
+    **AFTER, "model.embed_tokens_per_layer": "per_layer_token_embd",
+    "model.per_layer_projection_norm": "per_layer_proj_norm",
+    "model.per_layer_model_projection": "per_layer_model_proj", "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm", "router.proj": "ffn_gate_inp",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
+}  # fmt: skip
+GEMMA4_WHOLE = {"layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
+                "router.per_expert_scale": "ffn_down_exps.scale", "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+                "experts.down_proj": "ffn_down_exps.weight"}  # fmt: skip
+OWN = {"olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
        "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
 KEYS = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -44,7 +56,46 @@ KEYS = {
 NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
            "attn_logit_softcapping": "attn_logit_softcapping",
            "final_logit_softcapping": "final_logit_softcapping"}  # fmt: skip
-WINDOWED = ("gemma2", "gemma3", "phi3")
+WINDOWED = ("gemma2", "gemma3", "gemma4", "phi3")
+
+
+def add_gemma4(writer: gguf.GGUFWriter, c: dict[str, Any]) -> None:
+    """What llama.cpp's converter says of Gemma 4 beside the common keys."""
+    slides = [kind == "sliding_attention" for kind in c["layer_types"]]
+    layers, shared = c["num_hidden_layers"], c["num_kv_shared_layers"]
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(c["hidden_size_per_layer_input"])
+    writer.add_sliding_window_pattern(slides)
+    for length, swa in ((writer.add_key_length, writer.add_key_length_swa),
+                        (writer.add_value_length, writer.add_value_length_swa),
+                        (writer.add_rope_dimension_count, writer.add_rope_dimension_count_swa)):  # fmt: skip
+        length(c["global_head_dim"])
+        swa(c["head_dim"])
+    inner = [c["intermediate_size"] * (1 + (c["use_double_wide_mlp"] and i >= layers - shared)) for i in range(layers)]
+    writer.add_feed_forward_length(inner if c["use_double_wide_mlp"] else inner[0])
+    wide = c["num_global_key_value_heads"]
+    writer.add_head_count_kv(
+        [c["num_key_value_heads"] if one else wide for one in slides] if wide else c["num_key_value_heads"]
+    )
+    ropes = c["rope_parameters"]
+    writer.add_rope_freq_base(ropes["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(ropes["sliding_attention"]["rope_theta"])
+    if c["enable_moe_block"]:
+        writer.add_expert_used_count(c["top_k_experts"])
+    half = c["global_head_dim"] // 2
+    turned = int(half * ropes["full_attention"]["partial_rotary_factor"])
+    writer.add_tensor("rope_freqs.weight", np.array([1.0] * turned + [1e30] * (half - turned), dtype=np.float32))
+
+
+def add_whole(writer: gguf.GGUFWriter, new: str, tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    """Add a vector, or the matrices of all experts; return the numbers that the file then holds."""
+    value = tensor.float().numpy()
+    if value.ndim == 1:
+        writer.add_tensor(new, value)
+        return tensor
+    rows = packed(value.reshape(-1, value.shape[-1]), kind)
+    writer.add_tensor(new, rows.reshape(*value.shape[:2], -1), raw_dtype=Type[kind])
+    return torch.from_numpy(np.ascontiguousarray(unpacked(rows, kind).reshape(value.shape)))
 
 
 def packed(values: np.ndarray, kind: str) -> np.ndarray:
@@ -80,16 +131,22 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
     writer = gguf.GGUFWriter(file, name)
     for key, owns in KEYS.items():
         own = next((own for own in owns if own in config), "") if isinstance(owns, tuple) else owns
-        if config.get(own) is not None and (own != "sliding_window" or name in WINDOWED):
+        differs = name == "gemma4" and own in ("intermediate_size", "num_key_value_heads", "head_dim")
+        if config.get(own) is not None and (own != "sliding_window" or name in WINDOWED) and not differs:
             writer.add_key_value(f"{name}.{key}", config[own], Value.UINT32)
     for key, own in NUMBERS.items():
         if config.get(own) is not None:
             writer.add_key_value(f"{name}.{key}", float(config[own]), Value.FLOAT32)
+    if name == "gemma4":
+        add_gemma4(writer, config)
     for key, value in more.items():
         writer.add_key_value(f"{name}.{key.replace('__', '.')}", *value)
     names, kept, experts = {**COMMON, **OWN.get(name, {})}, {}, {}
     for full, tensor in load_file(folder / "model.safetensors").items():
         layer = re.match(r"model\.layers\.(\d+)\.", full)
+        if layer and (inner := full[layer.end() :]) in GEMMA4_WHOLE:
+            kept[full] = add_whole(writer, f"blk.{layer[1]}.{GEMMA4_WHOLE[inner]}", tensor, kind)
+            continue
         stem, _, ending = full[layer.end() if layer else 0 :].rpartition(".")
         stem, is_expert = re.sub(r"experts\.\d+", "experts", stem), ".experts." in stem
         new = f"blk.{layer[1]}.{names[stem]}.{ending}" if layer else f"{names[stem]}.{ending}"
@@ -97,7 +154,7 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(names[stem], "")
         heads = config[heads] if heads and name in ("llama", "smollm3") else 0
         value = turned(value, heads) if heads else value
-        if name.startswith("gemma") and stem.endswith("norm"):
+        if name in ("gemma2", "gemma3") and stem.endswith("norm"):
             value = value + 1
         wanted = kind if value.ndim > 1 and names[stem] != "ffn_gate_inp" else "F32"
         rows = packed(value, wanted) if value.ndim > 1 and wanted != "F32" else value

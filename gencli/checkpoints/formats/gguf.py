@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from gencli.tokens import Tokenizer
 
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's layers hold (in, out)
+
+
+GATE_UP = ("gate_proj.weight", "up_proj.weight")  # which Gemma 4 has one below the other
 
 
 class GgufTensors(RenamedTensors):
@@ -155,6 +159,8 @@ def _pieces(file: TensorFile, config: Mapping[str, object]) -> dict[str, Piece]:
             transform = _less_one
         rows.append(Rename(rf"{old}\.(weight|bias)", rf"{new}.\1", transform))
         rows.append(Rename(rf"blk\.(\d+)\.{old}\.(weight|bias)", rf"{family.layers}.\1.{new}.\2", transform))
+    for old, new in family.whole.items():
+        rows.append(Rename(rf"blk\.(\d+)\.{re.escape(old)}", rf"{family.layers}.\1.{new}"))
     if "ffn_gate_exps" in family.names:  # files of 2023 have a tensor for each expert
         rows.append(
             Rename(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight", r"model.layers.\1.mlp.experts.\3.\2_proj.weight")
@@ -179,10 +185,12 @@ def _each_expert(file: TensorFile, pieces: Mapping[str, Piece]) -> Iterator[tupl
             yield name, piece
             continue
         count, *matrix = file.shapes[piece.source]
-        if len(matrix) != 2 or not 0 < count <= EXPERT_LIMIT:
+        parts = GATE_UP if after == "gate_up_proj.weight" else (after,)
+        if len(matrix) != 2 or matrix[0] % len(parts) or not 0 < count <= EXPERT_LIMIT:
             raise GencliError(f"{file.path}: {piece.source} is {[count, *matrix]}, which are no matrices of experts")
         for number in range(count):
-            yield f"{before}.experts.{number}.{after}", Piece(piece.source, Expert(number, count))
+            for i, part in enumerate(parts):
+                yield f"{before}.experts.{number}.{part}", Piece(piece.source, Expert(number, count, i, len(parts)))
 
 
 def _less_one(tensor: Tensor) -> Tensor:

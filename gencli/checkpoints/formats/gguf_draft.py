@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gencli.checkpoints.formats import gguf_gemma4
 from gencli.checkpoints.formats.gguf import TRANSPOSED, turned
 from gencli.checkpoints.formats.gguf_families import FAMILIES, REALS, Family, read_config
 from gencli.checkpoints.gguf_write import Planned
@@ -85,6 +86,7 @@ def plan(module: Any, mix: str) -> list[Planned]:
     assert name is not None
     family, state = FAMILIES[name], module.state_dict(keep_vars=True)
     own = {new: old for old, new in family.names.items()}
+    whole = {new: old for old, new in family.whole.items()}
     heads, layers = (
         (config.n_head, config.n_layer) if name == "gpt2" else (config.num_attention_heads, config.num_hidden_layers)
     )
@@ -93,7 +95,11 @@ def plan(module: Any, mix: str) -> list[Planned]:
     embedding, head = (state[f"{family.names[old]}.weight"] for old in ("token_embd", "output"))
     tied = head is embedding or (config.tie_word_embeddings and torch.equal(head, embedding))
     planned = []
-    for parameter, value in _with_experts_together(state).items():
+    for parameter, value in _with_experts_together(state, joined="experts.gate_up_proj" in own).items():
+        layer, _, inner = parameter.removeprefix(f"{family.layers}.").partition(".")
+        if inner in whole and isinstance(value, Tensor):
+            planned.append(Planned(f"blk.{layer}.{whole[inner]}", tuple(value.shape), "F32", value.detach))
+            continue
         stem, _, ending = parameter.rpartition(".")
         if stem == family.names["output"] and tied:
             continue
@@ -102,8 +108,10 @@ def plan(module: Any, mix: str) -> list[Planned]:
         new = inner if in_layer else stem
         old = own[new]
         title = f"blk.{layer}.{old}.{ending}" if in_layer else f"{old}.{ending}"
+        shape: tuple[int, ...]
         if isinstance(value, list):
-            shape = (len(value), *value[0].shape)
+            parts = 2 if inner.endswith(".gate_up_proj") else 1
+            shape = (len(value) // parts, parts * len(value[0]), value[0].shape[1])
             kind = kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
             planned.append(Planned(title, shape, kind, partial(_together, value), _packed_as(value)))
             continue
@@ -114,11 +122,15 @@ def plan(module: Any, mix: str) -> list[Planned]:
     return planned
 
 
-def _with_experts_together(state: Mapping[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-    """Return parameters by their names; those of a layer's experts are one list, in their order, without a number."""
+def _with_experts_together(state: Mapping[str, Tensor], *, joined: bool) -> dict[str, Tensor | list[Tensor]]:
+    """Return parameters by their names; those of a layer's experts are one list, in their order, without a number.
+
+    joined: whether gate and up of an expert, then of the next one, are one list.
+    """
     found: dict[str, Tensor | list[Tensor]] = {}
     for name, value in state.items():
         together = re.sub(r"\.experts\.\d+\.", ".experts.", name)
+        together = re.sub(r"\.experts\.(gate|up)_proj\.", ".experts.gate_up_proj.", together) if joined else together
         if together == name:
             found[name] = value
         else:
@@ -193,6 +205,8 @@ def _neighbours(rows: Tensor, heads: int) -> Tensor:
 
 def _metadata(name: str, config: Any) -> dict[str, Any]:
     """The keys of an architecture."""
+    if name == "gemma4":
+        return {f"{name}.{key}": value for key, value in gguf_gemma4.metadata(config).items()}
     family, found = FAMILIES[name], {f"{name}.vocab_size": config.vocab_size}
     special: dict[str, Callable[[], Any]] = {
         "n_inner": lambda: config.n_inner or 4 * config.n_embd,
@@ -228,13 +242,18 @@ def _rope_tensors(config: Any) -> list[Planned]:
     if rope is not None and rope.rope_type == "llama3":
         plain = _frequencies(config, dataclasses.replace(rope, rope_type="default"), 1)[0]
         factors["rope_freqs"] = plain / _frequencies(config, rope, 1)[0]
+    if rope is not None and hasattr(config, "global_head_dim"):  # Gemma 4's full layers
+        whole = dataclasses.replace(rope, rope_type="default", partial_rotary_factor=1.0)
+        plain = _frequencies(config, whole, 1, config.global_head_dim)[0]
+        own = _frequencies(config, rope, 1, config.global_head_dim)[0]
+        factors["rope_freqs"] = torch.where(own == 0, gguf_gemma4.STILL, plain / own)
     if rope is not None and rope.rope_type == "longrope":
         factors = {f"rope_factors_{size}": torch.tensor(getattr(rope, f"{size}_factor")) for size in ("long", "short")}
     return [Planned(f"{name}.weight", tuple(value.shape), "F32", value.float) for name, value in factors.items()]
 
 
-def _frequencies(config: Any, rope: Rope, length: int) -> tuple[Tensor, float]:
-    dim = int(config.head_size * rope.partial_rotary_factor)
+def _frequencies(config: Any, rope: Rope, length: int, head_size: int | None = None) -> tuple[Tensor, float]:
+    dim = rope.width(head_size or config.head_size)
     return KINDS[rope.rope_type].frequencies(rope, dim, config.max_position_embeddings, length)
 
 
@@ -252,9 +271,12 @@ def _effects(config: Any) -> dict[str, Any]:
     limit = config.max_position_embeddings
     for key in ("rope_parameters", "sliding_rope"):
         if key in found:
-            parts = [_frequencies(config, found[key], length) for length in (1, limit, 2 * limit)]
+            size = getattr(config, "global_head_dim", None) if key == "rope_parameters" else None
+            parts = [_frequencies(config, found[key], length, size) for length in (1, limit, 2 * limit)]
             found[key] = [number for inv_freq, scale in parts for number in (*inv_freq.tolist(), scale)]
     found |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "sliding_window": _windows(config)}
+    if hasattr(config, "global_head_dim"):
+        found |= gguf_gemma4.effects(config)
     return {**found, "no_rope_layers": getattr(config, "rope_layers", None)}
 
 

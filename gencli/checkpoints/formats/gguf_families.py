@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from gencli.checkpoints.formats import gguf_gemma4
 from gencli.checkpoints.gguf_file import metadata_get
 from gencli.checkpoints.tensors import TensorFile
 from gencli.errors import GencliError
@@ -108,6 +109,8 @@ class Family:
     """names: of tensors, without `blk.N.` and the ending → in the checkpoint. keys → config.json's. layers: where they
     lie in the checkpoint. model_type: config.json's, if it is another. neighbours: whether the rows of q and k are in
     the order that rotates pairs of neighbours. one_more: whether the weights of norms are stored with one added.
+    whole: tensors of layers, with their ending, whose names end otherwise in the checkpoint. by_layer: keys that have
+    values for each kind of layer, and that `complete` reads, with all that is said of heads and rotations.
     """
 
     names: Mapping[str, str]
@@ -117,6 +120,8 @@ class Family:
     neighbours: bool = False
     one_more: bool = False
     complete: Complete | None = None
+    whole: Mapping[str, str] = field(default_factory=dict)
+    by_layer: frozenset[str] = frozenset()
 
 
 # general.architecture → Family; Mistral, Mixtral, SmolLM 2 and TinyLlama are written as llama
@@ -131,6 +136,14 @@ FAMILIES = {
     "gemma2": Family(GEMMA_NAMES, {**KEYS, **CAPS, **WINDOW}, one_more=True, complete=_gemma(46)),
     "gemma3": Family(
         GEMMA_NAMES, {**KEYS, **CAPS, **WINDOW}, model_type="gemma3_text", one_more=True, complete=_gemma(62)
+    ),
+    "gemma4": Family(
+        {**GEMMA_NAMES, **gguf_gemma4.NAMES},
+        gguf_gemma4.KEYS,
+        model_type="gemma4_text",
+        complete=gguf_gemma4.complete,
+        whole=gguf_gemma4.WHOLE,
+        by_layer=gguf_gemma4.BY_LAYER,
     ),
     "phi3": Family(PHI3_NAMES, {**KEYS, **WINDOW}, complete=_phi3),
     "olmo2": Family(OLMO2_NAMES, KEYS),
@@ -167,7 +180,7 @@ def read_config(file: TensorFile) -> dict[str, object]:
     config: dict[str, object] = {"model_type": family.model_type or name}
     unknown = []
     for key, value in given.items():
-        if key in NOTHING and value == NOTHING[key]:
+        if (key in NOTHING and value == NOTHING[key]) or (key in family.by_layer and key not in family.keys):
             continue
         if key in family.keys:
             config[family.keys[key]] = _number(start + key, value, whole=family.keys[key] not in REALS)
@@ -187,7 +200,7 @@ def read_config(file: TensorFile) -> dict[str, object]:
         raise GencliError("it has no token_embd.weight")
     config["vocab_size"] = file.shapes["token_embd.weight"][0]
     config["tie_word_embeddings"] = "output.weight" not in file.shapes
-    if name != "gpt2":
+    if name != "gpt2" and not family.by_layer:
         config.setdefault("num_key_value_heads", config["num_attention_heads"])
         _check_heads(name, given, config)
         _rope(file, name, given, config)
