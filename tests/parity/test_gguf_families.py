@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
@@ -192,7 +193,60 @@ def test_experts_that_do_not_fit(tmp_path, name, change, says):
     assert says in caught.value.message
 
 
-@pytest.mark.parametrize(("name", "called"), [("mixtral", "mixtral"), ("qwen3moe", "qwen3_moe"), ("gemma3", "gemma3")])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            {"attention__sliding_window_pattern": [True] * 5},
+            "sliding_window_pattern = [True, True, True, True, True] does",
+        ),
+        ({"attention__head_count_kv": [1] * 7}, "head_count_kv = [1, 1, 1, 1, 1, 1, 1] does not fit 6 layers"),
+        ({"attention__head_count_kv": ["x"] * 6}, "num_key_value_heads = 'x' is out of range"),
+        ({"feed_forward_length": [512, 512, 512, 512, 512, 1024]}, "512, 1024] is not supported"),
+        ({"attention__value_length": 32}, "value_length = 32 with heads of 64 is not supported"),
+        ({"rope__dimension_count_swa": 16}, "dimension_count_swa = 16 with heads of 32 is not supported"),
+        ({"rope__scaling__type": "linear"}, "rope.scaling.type = 'linear' is not supported"),
+        ({"attention__shared_kv_layers": 6, "feed_forward_length": 512}, "num_kv_shared_layers = 6 leaves no layer"),
+        ({"attention__other": 6}, "not supported: gemma4.attention.other = 6"),
+    ],
+)
+def test_gemma4_keys_that_say_what_no_gemma4_has(tmp_path, more, says):
+    file = changed_gemma4(made(tmp_path, "gemma4", "F16"), tmp_path / "changed.gguf", more)
+    with pytest.raises(GencliError) as caught:
+        opened(file)
+    assert says in caught.value.message and str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("divisors", [[1.0] * 15 + [2.0] + [1e30] * 16, [1.0] * 16 + [1e30] * 15, [1e30] * 32])
+def test_gemma4_rotations_that_are_others(tmp_path, divisors):
+    file = changed_gemma4(made(tmp_path, "gemma4", "F16"), tmp_path / "changed.gguf", {}, divisors)
+    with pytest.raises(GencliError, match=r"rope_freqs\.weight"):
+        opened(file)
+
+
+def changed_gemma4(file, to, more, divisors=None):
+    """The file with other metadata of its architecture, and other divisors of angles."""
+    reader, writer = gguf.GGUFReader(file), gguf.GGUFWriter(to, "gemma4")
+    values = {field.name: field.contents() for field in reader.fields.values()}
+    values |= {f"gemma4.{key.replace('__', '.')}": value for key, value in more.items()}
+    for key, value in values.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            kind = gguf.GGUFValueType.get_type(value) if key not in reader.fields else reader.fields[key].types[0]
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value) if isinstance(value, list) else kind)
+    for tensor in reader.tensors:
+        rows = tensor.data if divisors is None or tensor.name != "rope_freqs.weight" else np.array(divisors, np.float32)
+        writer.add_tensor(tensor.name, rows, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("mixtral", "mixtral"), ("qwen3moe", "qwen3_moe"), ("gemma3", "gemma3"), ("gemma4, experts", "gemma4")],
+)
 def test_files_are_called_as_their_folders(tmp_path, name, called):
     found = find(str(made(tmp_path, name, "Q8_0")))
     assert describe(found).family == called and check(found).problems == ()
