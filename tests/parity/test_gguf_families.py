@@ -228,11 +228,12 @@ def changed_gemma4(file, to, more, divisors=None):
     """The file with other metadata of its architecture, and other divisors of angles."""
     reader, writer = gguf.GGUFReader(file), gguf.GGUFWriter(to, "gemma4")
     values = {field.name: field.contents() for field in reader.fields.values()}
-    values |= {f"gemma4.{key.replace('__', '.')}": value for key, value in more.items()}
-    for key, value in values.items():
+    own = {f"gemma4.{key.replace('__', '.')}": value for key, value in more.items()}
+    for key, value in (values | own).items():
         if not key.startswith(("GGUF.", "general.architecture")):
-            kind = gguf.GGUFValueType.get_type(value) if key not in reader.fields else reader.fields[key].types[0]
-            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value) if isinstance(value, list) else kind)
+            is_new = key in own or isinstance(value, list)
+            kind = gguf.GGUFValueType.get_type(value) if is_new else reader.fields[key].types[0]
+            writer.add_key_value(key, value, kind)
     for tensor in reader.tensors:
         rows = tensor.data if divisors is None or tensor.name != "rope_freqs.weight" else np.array(divisors, np.float32)
         writer.add_tensor(tensor.name, rows, raw_dtype=tensor.tensor_type)
