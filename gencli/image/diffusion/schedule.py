@@ -122,7 +122,8 @@ class Point:
     @property
     def sigma(self) -> float:
         """√((1−ᾱ)/ᾱ), the noise per signal, as Karras et al. 2022 count it; infinite at zero SNR."""
-        return self.sqrt_one_minus_alpha_cumprod / self.sqrt_alpha_cumprod if self.alpha_cumprod else math.inf
+        alpha_cumprod = self.alpha_cumprod  # and not by the two above: thousands of steps ask for it
+        return math.sqrt(1 - alpha_cumprod) / math.sqrt(alpha_cumprod) if alpha_cumprod else math.inf
 
     def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
         """x at this noise level: √ᾱ · x0 + √(1−ᾱ) · ε."""

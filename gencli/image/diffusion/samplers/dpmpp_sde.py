@@ -22,10 +22,11 @@ def grid(schedule: NoiseSchedule, num: int, spacing: str | None = None, *, karra
     """Heun's grid. The middle of a step is the geometric mean of its σ; the last step has none, nor has one from
     infinite σ."""
     steps = HEUN.grid(schedule, num, spacing, karras=karras)
-    whole = [step for step in steps if step.next.sigma > 0 and step.at.sigma < math.inf]
-    middles = schedule.at_sigmas([math.sqrt(step.at.sigma * step.next.sigma) for step in whole])
+    products = [step.at.sigma * step.next.sigma for step in steps]  # 0 for the last step; infinite, or NaN, as σ is
+    whole = [step for step, product in zip(steps, products, strict=True) if 0 < product < math.inf]
+    middles = schedule.at_sigmas([math.sqrt(product) for product in products if 0 < product < math.inf])
     known = {step.index: middle for step, middle in zip(whole, middles, strict=True)}
-    return [dataclasses.replace(step, middle=known.get(step.index)) for step in steps]
+    return [Step(step.index, step.at, step.next, known.get(step.index)) for step in steps]
 
 
 def dpmpp_sde(predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor]) -> Iterator[Sample]:
