@@ -27,9 +27,10 @@ ONES = {"gate_up": (("gate_proj", 0, 2), ("up_proj", 1, 2)), "down": (("down_pro
 
 
 def with_each_expert(tensors: Tensors) -> Tensors:
-    """Return tensors as they are, or with those of each expert in place of gpt-oss's of all. Raise GencliError for
-    shapes that are no experts'."""
-    return ExpertTensors(tensors) if any(ALL.fullmatch(name) for name in tensors) else tensors
+    """Return tensors as they are, or with those of each expert in place of gpt-oss's of all, which have biases. Raise
+    GencliError for shapes that are no experts'."""
+    is_ours = any((found := ALL.fullmatch(name)) and found[3] for name in tensors)
+    return ExpertTensors(tensors) if is_ours else tensors
 
 
 @dataclass(frozen=True)

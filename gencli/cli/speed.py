@@ -103,6 +103,7 @@ def _guesser(
 ) -> Guesser:
     from gencli.text.speculation import Draft, Lookup, price
 
+    _check_cuts_back(model)
     if name == LOOKUP:
         return Lookup(stats, price(model.module))
     draft = open_text_model(
@@ -111,7 +112,17 @@ def _guesser(
     if draft.tokenizer.backend.get_vocab() != model.tokenizer.backend.get_vocab():
         hint = "a draft is a smaller model with the same tokenizer; `--draft lookup` needs none"
         raise GencliError(f"--draft {name}: its vocabulary is not that of {model.name}", hint)
+    _check_cuts_back(draft)
     return Draft(draft.module, model.vocab_size, stats, price(model.module, draft.module))
+
+
+def _check_cuts_back(model: TextModel) -> None:
+    """Raise GencliError for a model that cannot forget a token that was guessed wrong."""
+    if not model.module.cuts_back:
+        raise GencliError(
+            f"--draft cannot be used with {model.name}, which keeps states that no token can be taken out of",
+            "leave --draft out",
+        )
 
 
 def open_text_model(console: Console, source: Source, spec: ModelSpec, adapters: Sequence[LoraRef]) -> TextModel:

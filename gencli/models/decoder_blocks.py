@@ -75,20 +75,35 @@ class AttentionCore(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KeyValueCache | None) -> Tensor:
-        q, k, v = self.project(x)
+        return self.placed(*self.project(x), cos_sin, cache)
+
+    def placed(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: CosSin | None,
+        cache: KeyValueCache | None,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """Give queries (B, T, H, D), keys and values (B, T, K, D) their positions, and return what is `attended`."""
         if cos_sin is not None:
             q, k = apply_rotary_emb(q, cos_sin), apply_rotary_emb(k, cos_sin)
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        return self.attended(q, k, v, cache)
+        return self.attended(q, k, v, cache, gate)
 
-    def attended(self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None) -> Tensor:
-        """Return what queries (B, T, H, D) find in all keys and values (B, K, S, D), projected: (B, T, C)."""
+    def attended(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache | None, gate: Tensor | None = None
+    ) -> Tensor:
+        """Return what queries (B, T, H, D) find in all keys and values (B, K, S, D), projected: (B, T, C). gate
+        (B, T, H * D): the part of it that counts, before a sigmoid."""
         ways = {"scale": self.scale, "window": self.window, "softcap": self.softcap, "sinks": self.sinks}
         if cache is not None:
             ways |= {"seen": cache.seen, "visible": cache.visible(len(q), self.window)}
-        return self.o_proj(attend(q, k, v, **ways))
+        found = attend(q, k, v, **ways)
+        return self.o_proj(found if gate is None else found * gate.sigmoid())
 
 
 class Attention(AttentionCore):

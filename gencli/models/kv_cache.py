@@ -42,8 +42,8 @@ class KeyValueCache:
         """heads, head_dim: of all layers, or of each."""
         of_each = zip(*([one] * layers if isinstance(one, int) else one for one in (heads, head_dim)), strict=True)
         shapes = [(batch, heads, positions, head_dim) for heads, head_dim in of_each]
-        self.keys = [_zeros(shape, device, dtype) for shape in shapes]
-        self.values = [_zeros(shape, device, dtype) for shape in shapes]
+        self.keys = [zeros(shape, device, dtype) for shape in shapes]
+        self.values = [zeros(shape, device, dtype) for shape in shapes]
         self.lengths = torch.zeros(batch, dtype=torch.long)  # on the CPU, whatever the device
 
     @property
@@ -103,23 +103,33 @@ class KeyValueCache:
             setattr(one, name, getattr(self, name)[number : number + 1])
         return one
 
-    def copy_row(self, source: int, to: int, length: int) -> None:
-        """Make the first `length` positions of a row those of another one, and all that it has."""
+    def reachable(self, length: int, row: int) -> int:
+        """Return the longest length that a row, which has `length` positions or more, can be cut back to: all of it,
+        unless a subclass says less."""
+        return length
+
+    def copy_row(self, source: int, to: int, length: int) -> int:
+        """Make the first `length` positions of a row those of another one, and all that it has. Return how many these
+        are: fewer, where `reachable` says so."""
         for tensor in (*self.keys, *self.values):
             tensor[to, :, :length] = tensor[source, :, :length]
         for name in self.ROWS:
             tensor = getattr(self, name)
             tensor[to] = tensor[source]
         self.lengths[to] = length
+        return length
 
-    def truncate(self, length: int) -> None:
-        """Forget all positions of all rows from `length` on. Raises ValueError for a length that one does not have.
+    def truncate(self, length: int, row: int | None = None) -> int:
+        """Forget all positions from `length` on, of all rows or of one. Return how many are left: fewer, where
+        `reachable` says so. Raises ValueError for a length that a row does not have.
 
         Nothing before it was lost: sliding windows are cut by the attention, not here.
         """
-        if not 0 <= length <= int(self.lengths.min()):
-            raise ValueError(f"length {length} of {self.lengths.tolist()}")
-        self.lengths.fill_(length)
+        lengths = self.lengths if row is None else self.lengths[row : row + 1]
+        if not 0 <= length <= int(lengths.min()):
+            raise ValueError(f"length {length} of {lengths.tolist()}")
+        lengths.fill_(length)
+        return length
 
     def grow(self, positions: int = 0, batch: int = 0) -> None:
         """Make room for so many positions and rows in all, and keep what is filled."""
@@ -132,18 +142,20 @@ class KeyValueCache:
             setattr(self, name, [_grown(old, (batch, old.shape[1], positions), filled) for old in getattr(self, name)])
         for name in self.ROWS:
             old = getattr(self, name)
-            setattr(self, name, _grown(old, (batch, positions) if name in self.POSITIONS else (batch,), None))
+            setattr(
+                self, name, _grown(old, (batch, positions) if name in self.POSITIONS else (batch, *old.shape[1:]), None)
+            )
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros, as what a mask hides must be numbers; on a CPU they take no memory until more is written there."""
+def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return zeros, as what a mask hides must be numbers; on a CPU they take no memory until more is written there."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def _grown(old: Tensor, shape: tuple[int, ...], filled: int | None) -> Tensor:
-    new = _zeros(shape if filled is None else (*shape, old.shape[-1]), old.device, old.dtype)
+    new = zeros(shape if filled is None else (*shape, old.shape[-1]), old.device, old.dtype)
     kept = (*(slice(size) for size in old.shape[:2]), slice(filled))[: old.dim()]
     new[kept] = old[kept]
     return new

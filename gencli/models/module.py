@@ -33,7 +33,12 @@ class BaseModel(nn.Module):
 
 
 class LanguageModel(BaseModel, abc.ABC):
-    """Base class of decoders that predict the next token. B: batch, T: new positions, V: vocabulary."""
+    """Base class of decoders that predict the next token. B: batch, T: new positions, V: vocabulary.
+
+    cuts_back: whether its cache can be cut back to any earlier length.
+    """
+
+    cuts_back: bool = True
 
     @property
     @abc.abstractmethod

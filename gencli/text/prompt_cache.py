@@ -33,13 +33,12 @@ class PromptCache:
         if row == len(self.ids):
             self.ids.append([])
             self._regimes.append(0)
-        known, regime = [self._shared(i, module, ids) for i in range(len(self.ids))], module.rope_regime(len(ids))
-        best = max(range(len(known)), key=lambda i: (known[i], i == row))
-        if best != row:
-            self.cache.copy_row(best, row, known[best])
-        self.cache.lengths[row] = known[best]
-        self.ids[row], self._regimes[row] = ids[: known[best]], regime
-        return known[best]
+        shared, regime = [self._shared(i, module, ids) for i in range(len(self.ids))], module.rope_regime(len(ids))
+        left = [self.cache.reachable(length, i) for i, length in enumerate(shared)]
+        best = max(range(len(left)), key=lambda i: (left[i], shared[i], i == row))
+        known = self.cache.truncate(shared[row], row) if best == row else self.cache.copy_row(best, row, shared[best])
+        self.ids[row], self._regimes[row] = ids[:known], regime
+        return known
 
     def read(self, row: int, ids: list[int]) -> None:
         """Take note that a row holds a text now. The list may grow, as the row does."""
@@ -56,7 +55,8 @@ class PromptCache:
         if self.cache is None:
             return 0
         each = sum(tensor[0, :, 0].nbytes for tensor in (*self.cache.keys, *self.cache.values))
-        return rows * max(positions, self.cache.positions) * each
+        own = sum(getattr(self.cache, name)[0].nbytes for name in self.cache.ROWS if name not in self.cache.POSITIONS)
+        return rows * (max(positions, self.cache.positions) * each + own)
 
     def _shared(self, row: int, module: LanguageModel, ids: list[int]) -> int:
         """Return the length of the prefix that a row shares with a text, without the text's last id."""

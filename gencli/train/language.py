@@ -25,6 +25,8 @@ from gencli.train.precision import Precision, make_trainable
 from gencli.train.texts import END, end_id
 
 CONTEXT = 512  # tokens, where nothing else is said
+# of text models whose class is not called as their model_type
+TEXT_ARCHITECTURES = {"qwen3_5": "Qwen3_5ForCausalLM", "qwen3_5_moe": "Qwen3_5MoeForCausalLM"}
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
 
 
@@ -123,8 +125,12 @@ def save_text(model: nn.Module, source: Path, folder: Path) -> None:
     save_like(model, rows, open_tensors(source), folder / "model.safetensors", own_names=isinstance(tower, dict))
     if isinstance(tower, dict):
         kind = str(raw["model_type"])
-        name = "".join(map(str.capitalize, kind.split("_")))
-        text = {"model_type": f"{kind}_text", "architectures": [f"{name}ForCausalLM"]}
+        text: dict[str, object] = {
+            "model_type": f"{kind}_text",
+            "architectures": [TEXT_ARCHITECTURES.get(kind) or f"{kind.capitalize()}ForCausalLM"],
+        }
+        if raw.get("tie_word_embeddings"):
+            text["tie_word_embeddings"] = True
         ends = ("bos_token_id", "eos_token_id", "pad_token_id")
         raw = {**{key: raw[key] for key in ends if key in raw}, **tower, **text}
     write_json(folder / "config.json", raw)

@@ -49,7 +49,9 @@ def add_adapters(language: Learner, adapters: Adapters, seed: int) -> None:
     linear = {
         name: part
         for name, part in model.named_modules()
-        if isinstance(part, nn.Linear | Conv1D) and not any(f".{one}." in name for one in stacked)
+        if isinstance(part, nn.Linear | Conv1D)
+        and not any(f".{one}." in name for one in stacked)
+        and not (stacked and name.endswith(".gate"))  # of experts, which is no linear layer in transformers
     }
     for target in adapters.targets:
         if not any(_is_called(name, target) for name in linear):

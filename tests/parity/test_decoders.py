@@ -107,6 +107,11 @@ def test_cache_filled_in_pieces(case: Case, tmp_path: Path) -> None:
         ("gpt-oss", {"sliding_window": WINDOW + 1}),
         ("gpt-oss", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
         ("gpt-oss", {"rope_scaling": {**BY_NAME["gpt-oss"].old["rope_scaling"], "factor": 8.0}}),
+        ("qwen3.5", {"partial_rotary_factor": 0.25}),
+        ("qwen3.5", {"rope_theta": 100.0}),
+        ("qwen3.5", {"hidden_act": "gelu"}),
+        ("qwen3.5-yarn", {"rope_scaling": None}),
+        ("qwen3.5-moe", {"num_experts_per_tok": 1}),
         ("smollm3", {"no_rope_layer_interval": 3}),
         ("smollm3-window", {"no_rope_layers": [1, 1, 1, 0]}),
         ("smollm3-window", {"sliding_window": WINDOW + 1}),
@@ -144,7 +149,7 @@ def test_each_key_of_the_cases_matters(name: str, changes: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss", "gemma4-small", "gemma4-moe"]
+    "name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss", "gemma4-small", "gemma4-moe", "qwen3.5"]
 )
 @torch.inference_mode()
 def test_sharded_bf16_file(name: str, tmp_path: Path) -> None:
@@ -233,6 +238,17 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
         ("qwen2", {"use_mrope": True}, "use_mrope = True is not supported"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "there is no sliding window"),
         ("qwen3", {"layer_types": ["full_attention"]}, "layer_types = .* does not fit"),
+        ("qwen3.5", {"layer_types": ["full_attention"] * 4}, "layer_types = .* does not fit"),
+        ("qwen3.5", {"layer_types": ["linear_attention"] * 5}, "none of 5 layers is of the type full_attention"),
+        ("qwen3.5", {"layer_types": ["sliding_attention"] * 5}, "layer_types = .* does not fit"),
+        ("qwen3.5", {"attn_output_gate": False}, "attn_output_gate = False is not supported"),
+        ("qwen3.5", {"linear_num_value_heads": 3}, "linear_num_value_heads = 3 is not a multiple of linear_num_key"),
+        ("qwen3.5", {"linear_conv_kernel_dim": 0}, "linear_conv_kernel_dim = 0 is out of range"),
+        ("qwen3.5", {"full_attention_interval": 0}, "full_attention_interval = 0 is out of range"),
+        ("qwen3.5", {"sliding_window": 8}, "not supported: sliding_window = 8"),
+        ("qwen3.5-moe", {"norm_topk_prob": False}, "norm_topk_prob = False is not supported"),
+        ("qwen3.5-moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2 is not supported"),
+        ("qwen3.5-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok = 7 of num_experts = 6"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers = .* does not name every layer"),
         ("phi3-long", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "lacks long_factor"),
         ("phi3-long", {"hidden_size": 64}, "short_factor is not a list of 8 factors"),
@@ -434,7 +450,18 @@ def test_what_gemma4_configs_leave_out(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dynamic", "qwen2-window", "phi4-mini", "gemma2", "gemma3", "gemma4-small", "gemma4-large", "gemma4-moe"]
+    "name",
+    [
+        "dynamic",
+        "qwen2-window",
+        "phi4-mini",
+        "gemma2",
+        "gemma3",
+        "gemma4-small",
+        "gemma4-large",
+        "gemma4-moe",
+        "qwen3.5",
+    ],
 )
 def test_training_reaches_every_parameter(name: str, tmp_path: Path) -> None:
     """Also after a run in inference mode, which must leave nothing behind that autograd refuses."""

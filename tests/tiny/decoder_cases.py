@@ -17,6 +17,7 @@ from tests.tiny.decoders import (
     olmo2_shapes,
     phi3_shapes,
     qwen2_shapes,
+    qwen3_5_shapes,
     qwen3_moe_shapes,
     qwen3_shapes,
 )
@@ -47,6 +48,7 @@ def plain(theta: float, **more: Any) -> tuple[Config, Config]:
 
 LLAMA3 = {"factor": 4.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": RANGE}
 FULL, SLIDING = "full_attention", "sliding_attention"
+LINEAR = "linear_attention"
 FACTORS = {"short_factor": [1.0, 1.05, 1.1, 1.2], "long_factor": [1.0, 2.0, 5.0, 9.0]}
 SMOLLM2 = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}
 
@@ -93,6 +95,20 @@ def qwen3(name: str, keys: Config, old: Config, new: Config) -> Case:
     windows = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 28}
     keys = {"hidden_act": "silu", "head_dim": 16, "attention_bias": False, "num_hidden_layers": 3, **windows, **keys}
     return Case("Qwen 3", name, "qwen3", "Qwen3ForCausalLM", qwen3_shapes, keys, old, new)
+
+
+def qwen3_5(name: str, keys: Config, old: Config, new: Config, *, experts: bool = False) -> Case:
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    linear |= {"linear_value_head_dim": 12, "linear_conv_kernel_dim": 4}
+    unused = {"attn_output_gate": True, "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}
+    unused |= {"mlp_only_layers": [], "mamba_ssm_dtype": "float32"}
+    keys = {"hidden_act": "silu", "head_dim": 16, "num_hidden_layers": 5, **linear, **unused, **keys}
+    if not experts:
+        return Case("Qwen 3.5", name, "qwen3_5_text", "Qwen3_5ForCausalLM", qwen3_5_shapes, keys, old, new)
+    sizes = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    keys = {**sizes, "shared_expert_intermediate_size": 20, **keys}
+    kind = ("Qwen 3.5 with experts", name, "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM")
+    return Case(*kind, qwen3_5_shapes, keys, old, new)
 
 
 def smollm3(name: str, keys: Config, old: Config, new: Config) -> Case:
@@ -246,6 +262,36 @@ CASES = [
             original_max_position_embeddings=4096,
         )[1],
     ),
+    qwen3_5(
+        "qwen3.5",
+        {"full_attention_interval": 2},
+        {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        {
+            "rope_parameters": {
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "rope_type": "default",
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+            "layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR],
+        },
+    ),
+    qwen3_5(
+        "qwen3.5-yarn",
+        {
+            "layer_types": [FULL, LINEAR, LINEAR],
+            "num_hidden_layers": 3,
+            "attention_bias": True,
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_conv_kernel_dim": 3,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+        },
+        *rope(100.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=RANGE),
+    ),
+    qwen3_5("qwen3.5-moe", {"full_attention_interval": 3}, *plain(1000000.0), experts=True),
     smollm3("smollm3", {"no_rope_layer_interval": 2}, *plain(5000000.0)),
     smollm3(
         "smollm3-window",

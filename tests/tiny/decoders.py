@@ -100,6 +100,48 @@ def qwen3_shapes(c: Config) -> Shapes:
     return stack(c, [*attention(c, bias, bias), *heads, *mlp(c), *norms(c, *PRE_NORMS)])
 
 
+def qwen3_5_shapes(c: Config) -> Shapes:
+    """Each layer has either attention, whose queries come with a gate, or gated DeltaNet."""
+    bias, head, hidden = c.get("attention_bias", False), head_dim(c), c["hidden_size"]
+    keys, values = (c[f"linear_num_{of}_heads"] * c[f"linear_{of}_head_dim"] for of in ("key", "value"))
+    heads, width = c["linear_num_value_heads"], 2 * keys + values
+    linear = [
+        ("linear_attn.in_proj_qkv.weight", (width, hidden)),
+        ("linear_attn.in_proj_z.weight", (values, hidden)),
+        ("linear_attn.in_proj_b.weight", (heads, hidden)),
+        ("linear_attn.in_proj_a.weight", (heads, hidden)),
+        ("linear_attn.conv1d.weight", (width, 1, c["linear_conv_kernel_dim"])),
+        ("linear_attn.dt_bias", (heads,)),
+        ("linear_attn.A_log", (heads,)),
+        ("linear_attn.norm.weight", (c["linear_value_head_dim"],)),
+        ("linear_attn.out_proj.weight", (hidden, values)),
+    ]
+    normed = [("self_attn.q_norm.weight", (head,)), ("self_attn.k_norm.weight", (head,))]
+    gated = {"self_attn.q_proj.weight", "self_attn.q_proj.bias"}
+    full = [(n, (2 * s[0], *s[1:]) if n in gated else s) for n, s in attention(c, bias, bias)] + normed
+    rest = [*(qwen3_5_experts(c) if "num_experts" in c else mlp(c)), *norms(c, *PRE_NORMS)]
+    every, layers = c.get("full_attention_interval", 4), range(c["num_hidden_layers"])
+    types = c.get("layer_types") or ["linear_attention" if (i + 1) % every else "full_attention" for i in layers]
+    shapes: Shapes = {}
+    for i, kind in enumerate(types):
+        of_one = stack({**c, "num_hidden_layers": 1}, [*(full if kind == "full_attention" else linear), *rest])
+        shapes |= {name.replace("layers.0.", f"layers.{i}."): shape for name, shape in of_one.items()}
+    return shapes
+
+
+def qwen3_5_experts(c: Config) -> Rows:
+    """One tensor has the matrices of all experts."""
+    hidden, inner, count = c["hidden_size"], c["moe_intermediate_size"], c["num_experts"]
+    shared = mlp({**c, "intermediate_size": c["shared_expert_intermediate_size"]})
+    return [
+        ("mlp.gate.weight", (count, hidden)),
+        ("mlp.experts.gate_up_proj", (count, 2 * inner, hidden)),
+        ("mlp.experts.down_proj", (count, hidden, inner)),
+        *((name.replace("mlp.", "mlp.shared_expert."), shape) for name, shape in shared),
+        ("mlp.shared_expert_gate.weight", (1, hidden)),
+    ]
+
+
 def olmo2_shapes(c: Config) -> Shapes:
     queries, keys = c["num_attention_heads"] * head_dim(c), c["num_key_value_heads"] * head_dim(c)
     heads = [("self_attn.q_norm.weight", (queries,)), ("self_attn.k_norm.weight", (keys,))]
@@ -164,7 +206,12 @@ def gemma4_shapes(c: Config) -> Shapes:
 
 
 PRE_NORMS = ("input_layernorm", "post_attention_layernorm")
-ZERO_CENTRED = ("gemma2", "gemma3_text")  # whose norms are stored as their distance from one
+ZERO_CENTRED = (
+    "gemma2",
+    "gemma3_text",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+)  # whose norms are stored as their distance from one
 GEMMA_NORMS = (*PRE_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 Rows = list[tuple[str, tuple[int, ...]]]
 
@@ -227,13 +274,16 @@ class Case:
 def random_tensors(
     shapes: Shapes, seed: str, *, zero_centred: bool = False, unscaled: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Seeded values: norms near one (or near zero, where the file stores the distance from one), the rest in scale."""
+    """Seeded values: norms near one (or near zero, where the file stores the distance from one), the rest in scale.
+    Some heads of DeltaNet forget within a few tokens, others hardly."""
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     tensors = {}
     for name, shape in shapes.items():
         tensor = torch.randn(shape, generator=generator)
         if "norm" in name or name.endswith(("layer_scalar", "scale")):
-            tensor = 0.2 * tensor + (0 if zero_centred else 1)
+            tensor = 0.2 * tensor + (0 if zero_centred and "linear_attn" not in name else 1)
+        elif name.endswith("A_log"):
+            tensor = 2 * tensor - 2
         else:
             tensor *= 0.2 if len(shape) == 1 else 1 / math.sqrt(shape[-1])
         tensors[name] = tensor * size_of_trained(name, shape) if unscaled else tensor

@@ -25,7 +25,7 @@ from gencli.text.request import SamplingParams, TextRequest
 from gencli.text.speculation import Chances, Draft, Few, Guess, Lookup, chances, verify
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
-from tests.tiny.text import SENTENCES, make_gpt2
+from tests.tiny.text import SENTENCES, make_gpt2, make_tokenizer
 
 NO_END = ((383, -float("inf")),)
 # of chi-square: what a fraction of 1e-4 exceeds, by its degrees of freedom
@@ -157,6 +157,19 @@ def test_a_draft_of_another_vocabulary_is_refused(models, tmp_path):
     assert isinstance(ways("lookup")["guesser"], Lookup) and ways("lookup")["batch"] == 1
     with pytest.raises(UsageError, match="--batch 0: must be from 1 to 1024"):
         Speed(batch=0)
+
+
+def test_a_model_with_states_takes_no_part(models, tmp_path):
+    """Neither as the model, with any draft, nor as a draft: what was guessed wrong would stay in its states."""
+    case = next(case for case in CASES if case.name == "qwen3.5")
+    folder = make_decoder(tmp_path / "states", case, vocab_size=384)
+    make_tokenizer(folder)
+    states = open_model(Source("states", folder, "folder"))
+    for model, draft in ((states, "lookup"), (states, str(folder)), (models[0], str(folder))):
+        speed, console = Speed(draft=draft), Console(io.StringIO())
+        with pytest.raises(GencliError, match=r"--draft cannot be used with .*states, which keeps states") as caught:
+            speed.ways(console, lambda name: Source(name, Path(name), "folder"), model, TextSpec(), GenerationStats())
+        assert caught.value.hint == "leave --draft out"
 
 
 @pytest.mark.slow

@@ -76,6 +76,8 @@ def test_what_the_library_does_not_know(tmp_path, monkeypatch):
     model.model.layers[1].__class__ = Louder
     assert step.of(model) is None
     assert step.of(load(make_decoder(tmp_path / "b", CASE["biased"]))) is None  # relu
+    for name in ("qwen3.5", "qwen3.5-moe"):  # layers with a state
+        assert step.of(load(make_decoder(tmp_path / name, CASE[name]))) is None
     monkeypatch.setattr(step, "library", lambda: None)
     assert step.of(load(make_decoder(tmp_path / "c", CASE["llama-2"]))) is None
 

@@ -28,10 +28,11 @@ class Pair(KeyValueCache):
         one.lengths = self.lengths[number : number + 1]
         return one
 
-    def copy_row(self, source: int, to: int, length: int) -> None:
+    def copy_row(self, source: int, to: int, length: int) -> int:
         for cache in self.caches:
             cache.copy_row(source, to, length)
         self.lengths[to] = length
+        return length
 
     def grow(self, positions: int = 0, batch: int = 0) -> None:
         for cache in self.caches:
