@@ -170,7 +170,7 @@ class Templated:
             with contextlib.suppress(GencliError):
                 text = self.special_tokens.faithful(text, self._render(messages, add_generation_prompt=True))
         shown = self.special_tokens.unescape(text)
-        inside = next((one for one in self.marks if text.rstrip().endswith(one.open)), None)
+        inside = next((one for one in self.marks if one.begun_in(text)), None)
         return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside))
 
     def end_ids(self) -> tuple[int, ...]:

@@ -24,7 +24,9 @@ PAIRS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
+    ("<|channel>", "<channel|>"),  # Gemma 4
 )
+TITLES = {"<|channel>": "thought\n"}  # what stands after such a mark, and is no part of the thought
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class Marks:
     close: str = "</think>"
     open_id: int | None = None
     close_id: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What stands between `open` and the thought."""
+        return TITLES.get(self.open, "")
+
+    def begun_in(self, prompt: str) -> bool:
+        """Return whether a prompt ends within a thought that has no word yet."""
+        return prompt.rstrip().endswith((self.open, (self.open + self.title).rstrip()))
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Splitter:
         self.begun = False  # the answer has
         self.skipped = 0  # characters before the answer
         self._may_open = reasoning.inside is None
+        self._title = self.inside.title if self.inside else ""  # what may come now and is no part of the thought
         self._held = ""
 
     def take(self, token: int) -> bool:
@@ -75,13 +87,14 @@ class Splitter:
         if self.inside is not None:
             if token != self.inside.close_id:
                 return False
+            self._skip_title(closes=True)
             self.inside = None
             return True
         opened = next((one for one in self.marks if one.open_id == token), None)
         if opened is None or not self._may_open or self._held.strip():
             return False
         self._skip(len(self._held))
-        self.inside, self._may_open = opened, False
+        self.inside, self._may_open, self._title = opened, False, opened.title
         return True
 
     def push(self, text: str) -> tuple[str, str]:
@@ -92,9 +105,11 @@ class Splitter:
         words = [one for one in self.marks if one.open_id is None] if self._may_open else []
         if opened := next((one for one in words if self._held.lstrip().startswith(one.open)), None):
             self._skip(self._held.index(opened.open) + len(opened.open))
-            self.inside, self._may_open = opened, False
+            self.inside, self._may_open, self._title = opened, False, opened.title
         thought = ""
         if self.inside is not None:
+            if self._skip_title():
+                return "", ""
             close = self.inside.close if self.inside.close_id is None else ""
             end = self._held.find(close) if close else -1
             if end < 0:
@@ -112,6 +127,17 @@ class Splitter:
         """Return what was held back, when no more text comes."""
         text, self._held = self._held, ""
         return ("", text) if self.inside is None else (text, "")
+
+    def _skip_title(self, *, closes: bool = False) -> bool:
+        """Take the title out of what is held, and return whether more of it may come. closes: the thought ends here."""
+        if self._title and self._held.startswith(self._title):
+            self._skip(len(self._title))
+        elif self._title.startswith(self._held) and self._title:
+            if not closes:
+                return True
+            self._skip(len(self._held))
+        self._title = ""
+        return False
 
     def _skip(self, count: int) -> str:
         """Take the first characters out of what is held."""

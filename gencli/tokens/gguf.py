@@ -59,10 +59,10 @@ def _tokenizer(path: Path, given: dict[str, object]) -> Tokenizer:
             if type_ in (CONTROL, USER_DEFINED):
                 backend.add_tokens([AddedToken(token, special=type_ == CONTROL, normalized=False)])
         bos_by_default = given.get("pre") in WHOLE_WORDS
-    elif kind == "llama":
-        backend, bos_by_default = _pieces(given, tokens, types), True
+    elif kind in ("llama", "gemma4"):
+        backend, bos_by_default = _pieces(given, tokens, types, by_merges=kind == "gemma4"), True
     else:
-        raise GencliError(f"a tokenizer of the kind {kind!r:.60} is not supported", "gencli reads gpt2 and llama")
+        raise GencliError(f"a tokenizer of the kind {kind!r:.60} is not supported", "gencli reads gpt2, llama, gemma4")
     if backend.get_vocab_size() != len(tokens):
         raise GencliError("the metadata have a token twice")
     ids = {name: _id(given, key, len(tokens)) for key, name in NAMED.items()}
@@ -85,22 +85,32 @@ def _tokenizer(path: Path, given: dict[str, object]) -> Tokenizer:
 
 
 def _byte_bpe(given: Mapping[str, object], tokens: list[str]) -> Backend:
-    pre, lines = given.get("pre"), given.get("merges")
+    pre = given.get("pre")
     if not isinstance(pre, str) or pre not in SPLITTERS:
         raise GencliError(
             f"{START}pre = {pre!r:.60} is not supported: how it splits words", f"gencli knows {', '.join(SPLITTERS)}"
         )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return byte_level(models.BPE(vocab=vocab, merges=_merges(given), ignore_merges=pre in WHOLE_WORDS), SPLITTERS[pre])
+
+
+def _merges(given: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return the pairs that BPE merges, best first. Raise GencliError for what is none."""
+    lines = given.get("merges")
     if not isinstance(lines, list):
         raise GencliError("the metadata hold no merges")
     if any(str(line).count(" ") != 1 for line in lines):
         raise GencliError(f"{START}merges has a line that is not a pair")
-    merges = [(left, right) for left, _, right in (str(line).partition(" ") for line in lines)]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    return byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS), SPLITTERS[pre])
+    return [(left, right) for left, _, right in (str(line).partition(" ") for line in lines)]
 
 
-def _pieces(given: Mapping[str, object], tokens: list[str], types: list[int]) -> Backend:
-    scores = given.get("scores")
+def _pieces(given: Mapping[str, object], tokens: list[str], types: list[int], *, by_merges: bool) -> Backend:
+    """by_merges: as Gemma 4 has it, with merges in place of scores; of a piece that is there twice the last one counts,
+    as in llama.cpp."""
+    merges, scores = None, given.get("scores")
+    if by_merges:
+        merges, scores, last = tuple(_merges(given)), [0.0] * len(tokens), {text: i for i, text in enumerate(tokens)}
+        tokens = [text if last[text] == i else f"{text}\0{i}" for i, text in enumerate(tokens)]
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise GencliError(f"{START}scores does not fit {len(tokens)} tokens")
     pieces = Pieces(
@@ -108,7 +118,8 @@ def _pieces(given: Mapping[str, object], tokens: list[str], types: list[int]) ->
         tuple(map(float, scores)),
         tuple(BYTE if type_ == UNUSED else type_ for type_ in types),  # unused ones pad a vocabulary
         byte_fallback=BYTE in types,
-        dummy_prefix=given.get("add_space_prefix", True) is True,
+        merges=merges,
+        dummy_prefix=given.get("add_space_prefix", not by_merges) is True,
         remove_extra_whitespaces=given.get("remove_extra_whitespaces", False) is True,
         unk_id=_id(given, "unknown", len(tokens), 0),
     )

@@ -29,7 +29,8 @@ ENDED = "is cut off or no SentencePiece model"
 
 @dataclass(frozen=True)
 class Pieces:
-    """A vocabulary and how texts are normalised for it. The id of an absent token is None."""
+    """A vocabulary and how texts are normalised for it. The id of an absent token is None. merges: of BPE, best first;
+    None: those that the scores say."""
 
     texts: tuple[str, ...]
     scores: tuple[float, ...]
@@ -43,6 +44,7 @@ class Pieces:
     bos_id: int | None = 1
     eos_id: int | None = 2
     pad_id: int | None = None
+    merges: tuple[tuple[str, str], ...] | None = None
 
     def named(self) -> dict[str, str]:
         """Return bos_token, eos_token, … → its text, for those that the vocabulary has."""
@@ -174,8 +176,9 @@ def backend(pieces: Pieces, *, prefix_every_part: bool = True, extra: tuple[str,
     try:
         model: models.Model
         if pieces.kind == "bpe":
+            pairs = merges(pieces) if pieces.merges is None else list(pieces.merges)
             model = models.BPE(
-                vocab=ids, merges=merges(pieces), unk_token=unk, fuse_unk=True, byte_fallback=pieces.byte_fallback
+                vocab=ids, merges=pairs, unk_token=unk, fuse_unk=True, byte_fallback=pieces.byte_fallback
             )
         else:
             scored = [*zip(pieces.texts, pieces.scores, strict=True), *((text, 0.0) for text in extra)]

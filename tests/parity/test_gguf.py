@@ -22,7 +22,7 @@ from gencli.errors import GencliError
 from gencli.text.load import open_model
 from gencli.tokens import load_tokenizer
 from gencli.tokens.gguf import gguf_tokenizer
-from gencli.tokens.sentencepiece import read
+from gencli.tokens.sentencepiece import merges, read
 from tests.opening import open_part
 from tests.oracles.libraries import transformers
 from tests.shell.process import gencli
@@ -379,6 +379,24 @@ def test_tokenizers_that_are_refused(tmp_path, change, says):
     with pytest.raises(GencliError) as caught:
         gguf_tokenizer(file, metadata)
     assert says in caught.value.message and str(file) in caught.value.message
+
+
+def test_pieces_that_are_merged_by_their_pairs(tmp_path):
+    """Gemma 4's kind: the tokens are those of scores, and a piece may be there twice."""
+    expected, _ = make_pieces(tmp_path, "gemma")
+    pieces = read(tmp_path / "tokenizer.model")
+    texts, types, twice = list(pieces.texts), list(pieces.types), pieces.texts.index("a")
+    texts, types = [*texts, texts[twice]], [*types, types[twice]]
+    metadata = {"model": "gemma4", "tokens": texts, "token_type": types, "unknown_token_id": pieces.unk_id}
+    metadata |= {"merges": [" ".join(pair) for pair in merges(pieces)], "bos_token_id": 2, "eos_token_id": 1}
+    tokenizer = gguf_tokenizer(tmp_path / "m.gguf", {f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    for text in some_texts()[:200]:
+        ids = [twice if i == len(texts) - 1 else i for i in tokenizer.encode(text)]
+        assert ids == expected.encode(text), text
+        assert tokenizer.decode(tokenizer.encode(text)) == expected.decode(expected.encode(text))
+    assert len(texts) - 1 in tokenizer.encode("a")
+    with pytest.raises(GencliError, match="hold no merges"):
+        gguf_tokenizer(tmp_path / "m.gguf", {f"tokenizer.ggml.{key}": metadata[key] for key in ("model", "tokens")})
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -245,6 +245,33 @@ SMOLLM3 = """{#- defaults -#}
 """
 
 
+GEMMA4 = """{%- macro answer(text) -%}
+    {%- set seen = namespace(text='') -%}
+    {%- for piece in text.split('<channel|>') -%}
+        {%- set seen.text = seen.text + piece.split('<|channel>')[0] -%}
+    {%- endfor -%}
+    {{- seen.text | trim -}}
+{%- endmacro -%}
+{%- set thinks = enable_thinking is defined and enable_thinking -%}
+{%- set has_system = messages[0]['role'] == 'system' -%}
+{{- bos_token -}}
+{%- if thinks or has_system -%}
+    {{- '<|turn>system\\n' + ('<|think|>\\n' if thinks else '') + (messages[0]['content'] | trim if has_system else '') + '<turn|>\\n' -}}
+{%- endif -%}
+{%- for message in (messages[1:] if has_system else messages) -%}
+    {%- if message['role'] == 'assistant' -%}
+        {{- '<|turn>model\\n' + answer(message['content']) + '<turn|>\\n' -}}
+    {%- else -%}
+        {{- '<|turn>' + message['role'] + '\\n' + (message['content'] | trim) + '<turn|>\\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|turn>model\\n' + ('' if thinks else '<|channel>thought\\n<channel|>') -}}
+{%- endif -%}
+"""
+CHANNEL = ("<|channel>", "<channel|>")
+
+
 @dataclass(frozen=True)
 class Family:
     """A template, the special tokens it uses (`bos` and `eos` among them), and other added tokens (`plain`).
@@ -284,6 +311,7 @@ FAMILIES = [
     Family("mistral", MISTRAL, "</s>", ("[INST]", "[/INST]"), bos="<s>", kind="pieces", system=False),
     Family("gemma2", GEMMA2, "<end_of_turn>", ("<start_of_turn>",), bos="<bos>", kind="pieces", system=False),
     Family("gemma3", GEMMA3, "<end_of_turn>", ("<start_of_turn>",), bos="<bos>", kind="pieces", where="jinja"),
+    Family("gemma4", GEMMA4, "<turn|>", ("<|turn>", "<|think|>"), CHANNEL, bos="<bos>", kind="pieces", where="jinja"),
     Family("phi3", PHI3, "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>"), bos="<s>", kind="pieces", rstrip=True),
     Family("zephyr", ZEPHYR, "</s>", bos="<s>", kind="pieces"),
     Family("olmo2", OLMO2, "<|endoftext|>", bos="<|endoftext|>"),

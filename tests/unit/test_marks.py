@@ -59,6 +59,27 @@ def test_marks_that_are_words_of_the_template(tmp_path: Path):
 
 
 @pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    ("begun", "said", "thought"),
+    [
+        ("", "<|channel>thought\nfirst<channel|>", "first"),
+        ("", "<|channel>thought\n<channel|>", ""),
+        ("", "<|channel>thought<channel|>", ""),
+        ("", "<|channel>those<channel|>", "those"),
+        ("<|channel>", "thought\nfirst<channel|>", "first"),
+        ("<|channel>thought\n", "first<channel|>", "first"),
+        ("<|channel>thought\n<channel|>", "", ""),
+    ],
+)
+def test_a_thought_with_a_title(tmp_path: Path, special: bool, begun: str, said: str, thought: str):
+    """As Gemma 4 writes it: the title is no part of the thought."""
+    template = CHATML.replace("assistant\n'", f"assistant\n{begun}'")
+    marks = special_or_not(special, "<|channel>", "<channel|>")
+    found, sample = answer(make_scripted_chat(tmp_path, f"{said}The answer{TURN_END}", *marks, template=template))
+    assert (found, sample.text, sample.finish_reason) == (thought, "The answer", "stop")
+
+
+@pytest.mark.parametrize("special", [True, False])
 def test_a_thought_may_quote_the_mark(tmp_path: Path, special: bool):
     made = bytes_tokenizer(END, TURN, TURN_END, *special_or_not(special, "<think>", "</think>"))
     words = bytes_tokenizer().encode
