@@ -255,7 +255,7 @@ def logits(model: TextModel) -> torch.Tensor:
     return model.module(torch.arange(20)[None])
 
 
-@pytest.mark.parametrize("name", ["stories", "llama-2", "mistral-window", "phi3-window", "gemma3", "gemma4-small", "gemma4-moe"])
+@pytest.mark.parametrize("name", ["stories", "llama-2", "mistral-window", "phi3-window", "gemma3", "gemma4-large"])
 def test_the_copy_is_the_file_that_convert_writes(tmp_path, cache, name):
     """And of models that no such file can say, as of one with windows: the numbers of the weights, packed."""
     folder = find(name).path if name == "stories" else made(tmp_path / "model", name)
