@@ -3,6 +3,7 @@ without; split files."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import gguf
@@ -12,10 +13,12 @@ import torch
 
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
+from gencli.checkpoints.formats.gguf_families import read_config
+from gencli.checkpoints.gguf_file import GgufFile
 from gencli.checkpoints.report import check, describe
 from gencli.errors import GencliError
 from gencli.kernels import packed
-from gencli.models import linear, step
+from gencli.models import architecture, linear, step
 from tests.opening import open_part
 from tests.oracles.libraries import transformers
 from tests.tiny.decoder_cases import CASES
@@ -222,6 +225,24 @@ def test_gemma4_rotations_that_are_others(tmp_path, divisors):
     file = changed_gemma4(made(tmp_path, "gemma4", "F16"), tmp_path / "changed.gguf", {}, divisors)
     with pytest.raises(GencliError, match=r"rope_freqs\.weight"):
         opened(file)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4, experts"])
+def test_no_value_of_a_gemma4_key_ends_in_a_traceback(tmp_path, name):
+    """Any key with any kind of value is read or refused, and nothing is made of a size that no model has."""
+    file = GgufFile(made(tmp_path, name, "F16"))
+    whole, parse = dict(file.metadata), architecture("gemma4_text").Config.from_dict
+    junk = [True, -1, 0, 1, 2**62, 0.5, float("nan"), "x", [], [True] * 6, [1] * 6, ["x"] * 6, [[]] * 6, [0] * 4]
+    for key in (key for key in whole if key.startswith("gemma4.")):
+        for value in [*junk, None]:
+            file.metadata.clear()
+            file.metadata.update({**whole, key: value})
+            if value is None:
+                del file.metadata[key]
+            with contextlib.suppress(GencliError):
+                parse(read_config(file))
+    file.metadata.update(whole)
+    assert parse(read_config(file)).num_hidden_layers == len(file.metadata["gemma4.attention.sliding_window_pattern"])
 
 
 def changed_gemma4(file, to, more, divisors=None):

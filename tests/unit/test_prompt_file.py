@@ -20,7 +20,7 @@ from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
 IDS = [3 * i % 90 + 3 for i in range(30)]
-CHOSEN = ("llama-2", "gemma2", "phi3-long")
+CHOSEN = ("llama-2", "gemma2", "phi3-long", "gemma4-small")
 GREEDY = TextRequest.of(temperature=0.0).resolve({})
 
 

@@ -46,6 +46,7 @@ EXPERTS = {
     "expert_feed_forward_length": "moe_intermediate_size",
 }  # fmt: skip
 BY_LAYER = frozenset({PATTERN, HEADS, INNER, SHARED, OWN, *THETA, *EXPERTS, *SIZES, *sum(SIZES.values(), ())})
+MOST = 1024  # layers
 STILL = 1e30  # what divides the angle of a pair that is not turned
 
 
@@ -55,6 +56,8 @@ def complete(file: TensorFile, given: Mapping[str, object], config: dict[str, ob
     Raise GencliError for keys that are missing, do not fit each other, or say what no Gemma 4 has.
     """
     layers = metadata_get(config, "num_hidden_layers", int, 0)
+    if layers > MOST:
+        raise GencliError(f"gemma4.block_count = {layers} is out of range (1 to {MOST})")
     if given.get("rope.scaling.type", "none") != "none":
         raise GencliError(f"gemma4.rope.scaling.type = {given['rope.scaling.type']!r:.40} is not supported")
     needed = (PATTERN, INNER, *THETA, *SIZES)
@@ -99,11 +102,8 @@ def _inner(given: Mapping[str, object], layers: int, shared: int) -> tuple[objec
     """Return the width of feed-forward networks, and whether it is twice that in layers that reuse keys and values."""
     widths = _each(given, INNER, layers)
     first, last = widths[0], widths[-1]
-    if (
-        not isinstance(first, int)
-        or widths != [first] * (layers - shared) + [last] * shared
-        or last not in (first, 2 * first)
-    ):
+    fits = widths == [first if layer < layers - shared else last for layer in range(layers)]
+    if not isinstance(first, int) or not fits or last not in (first, 2 * first):
         raise GencliError(f"gemma4.{INNER} = {str(given[INNER])[:60]} is not supported")
     return first, last != first
 
@@ -111,7 +111,7 @@ def _inner(given: Mapping[str, object], layers: int, shared: int) -> tuple[objec
 def _ropes(file: TensorFile, given: Mapping[str, object]) -> dict[str, object]:
     """Return the rotations of both kinds of layers. Raise GencliError for divisors of angles but 1 and STILL."""
     divisors = file.numbers("rope_freqs.weight") if "rope_freqs.weight" in file.shapes else None
-    size = metadata_get(given, "attention.key_length", int, 0)
+    size = max(metadata_get(given, "attention.key_length", int, 0), 1)
     turned = sum(one == 1 for one in divisors or ())
     expected = [1.0] * turned + [STILL] * (size // 2 - turned)
     if divisors is None or not turned or any(abs(a / b - 1) > 1e-6 for a, b in zip(divisors, expected, strict=False)):
