@@ -29,6 +29,7 @@ CARD_LIMIT = 2**16  # bytes of a model card that are read
 BUFFERS = re.compile(r"(.*\.)?(attn\.bias|masked_bias|position_ids|rotary_emb\.inv_freq)")
 ANY = Hints(prediction="epsilon")  # of a file that need not say what it predicts: its parts are the same
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what the hub's cache names large files by
+BOUND = re.compile(r".*\.(input|output)_(min|max)")  # of a clipped layer, as Gemma 4's towers have: ±∞ is none
 CHUNK = 2**24  # numbers looked at together
 
 
@@ -193,7 +194,7 @@ def check(
             for name in tensors:
                 opened(name)
                 count += 1
-                if bad := _not_finite(tensors.get(name)):
+                if not BOUND.fullmatch(name) and (bad := _not_finite(tensors.get(name))):
                     problems.append(f"{part.path}: {name} has {bad} values that are NaN or infinite")
             if config is not NO_CONFIG:
                 load(part.path, config=config, tensors=tensors)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gencli.checkpoints.build import load
+from gencli.checkpoints.find import find
+from gencli.checkpoints.report import check
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
@@ -418,6 +420,7 @@ def test_text_model_of_a_gemma4_that_reads_images_and_sounds(name: str, towers: 
     names = set(load_file(tmp_path / "model.safetensors"))
     assert any(one.startswith("model.language_model.layers") for one in names)
     assert any("vision" in one for one in names) and any("embed_audio" in one for one in names)
+    assert check(find(str(tmp_path))).problems == ()  # though towers have bounds that are infinite
     saved = read_json(tmp_path / "config.json")
     ids = token_ids(2, 40) % 90
     for written in (saved, {**saved, **raw, "vision_soft_tokens_per_image": 280, "eoa_token_id": 93}):

@@ -20,7 +20,7 @@ from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
 IDS = [3 * i % 90 + 3 for i in range(30)]
-CHOSEN = ("llama-2", "gemma2", "phi3-long", "gemma4-small")
+CHOSEN = ("llama-2", "gemma2", "phi3-long")
 GREEDY = TextRequest.of(temperature=0.0).resolve({})
 
 
@@ -43,7 +43,7 @@ def gpt2(tmp_path):
     return model_of("gpt2", tmp_path / "gpt2")
 
 
-@pytest.mark.parametrize("name", ["gpt2", *CHOSEN])
+@pytest.mark.parametrize("name", ["gpt2", *CHOSEN, pytest.param("gemma4-small", marks=pytest.mark.slow)])
 def test_a_prompt_is_read_once(tmp_path, name):
     """Another text with the same beginning too; the file stays as it is while most of a prompt is in it."""
     module, path = model_of(name, tmp_path / "model"), tmp_path / "cache"

@@ -130,6 +130,7 @@ def test_rows_of_any_length_are_what_they_are_alone(tmp_path, monkeypatch, name)
         assert together.lengths.tolist() == [22, 40, 28, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma4-small", "gemma4-large", "gemma4-moe"])
 @torch.inference_mode()
 def test_layers_that_the_library_has_no_step_of_are_torchs(tmp_path, name):
