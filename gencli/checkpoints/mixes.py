@@ -65,7 +65,7 @@ def kind_of(mix: str, name: str, shape: Sequence[int], layers: int, groups: int,
     matrices = len(shape) == (3 if name.endswith("_exps.weight") else 2)
     if not matrices or not name.endswith(".weight") or name.startswith("position_embd") or "norm" in name:
         return "F32"
-    if name.endswith("ffn_gate_inp.weight"):  # which chooses experts
+    if name.endswith(("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")):  # which choose experts
         return "F32"
     kind = MIXES[mix].kind
     if TYPES[kind][1] == 1:

@@ -97,13 +97,17 @@ def _write(path: Path, part: Part, config: Mapping[str, object], mix: str, progr
 
     from gencli.checkpoints.build import load
     from gencli.checkpoints.formats.gguf_draft import family_of, plan, plan_own
+    from gencli.checkpoints.formats.gguf_families import FAMILIES
     from gencli.checkpoints.gguf_write import write_gguf
 
     weights = part.tensors()
     # Whose weights stay mapped.
     module = load(part.path, dtype=torch.float32, config=config, tensors=weights, layerwise_casting=True)
     metadata: dict[str, object] = {SOURCES: [os.path.realpath(file) for file in weights.files]}
-    if (family := family_of(module)) is not None:
+    family = family_of(module)
+    if family is not None and FAMILIES[family].read:  # which llama.cpp has in another order: the config is the model's
+        family = None
+    if family is not None:
         heads = getattr(module.config, "num_attention_heads", 1)
         metadata |= {"general.architecture": family, HEADS: [heads, getattr(module.config, "kv_heads", heads)]}
     with open_over(path) as stream:

@@ -39,6 +39,8 @@ class Linear(Protocol):
     def linear_key_head_dim(self) -> int: ...
     @property
     def linear_value_head_dim(self) -> int: ...
+    @property
+    def value_heads_in_turns(self) -> bool: ...
 
 
 def sizes_of(config: Linear, layers: int) -> Sizes:
@@ -69,6 +71,7 @@ class GatedDeltaNet(nn.Module):
         self.A_log = nn.Parameter(torch.zeros(sizes.heads))
         self.norm = RMSNorm(sizes.value, config.rms_norm_eps)
         self.out_proj = nn.Linear(values, hidden, bias=False)
+        self.in_turns = config.value_heads_in_turns
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor, cache: StateCache | None) -> Tensor:
@@ -106,11 +109,15 @@ class GatedDeltaNet(nn.Module):
         q, k, v = mixed.split((keys, keys, sizes.heads * sizes.value), dim=-1)
         q, k = (_unit(one.unflatten(-1, (count, -1))) for one in (q, k))
         if count < sizes.heads:
-            q, k = (one.repeat_interleave(sizes.heads // count, dim=2) for one in (q, k))
+            q, k = (self.spread(one, sizes.heads // count) for one in (q, k))
         q, v = q * sizes.key**-0.5, v.unflatten(-1, (sizes.heads, -1))
         g = -self.A_log.float().exp() * F.softplus(self.in_proj_a(x).float() + self.dt_bias.float())
         q, k, v, g, beta = (one.transpose(1, 2) for one in (q, k, v, g, self.in_proj_b(x).sigmoid().float()))
         return q, k, v, g, beta
+
+    def spread(self, x: Tensor, times: int) -> Tensor:
+        """Return heads (B, T, heads, K) of queries or keys, one for each head of values."""
+        return x.repeat(1, 1, times, 1) if self.in_turns else x.repeat_interleave(times, dim=2)
 
     def read(
         self, heads: Sequence[Tensor], state: Tensor, mixed: Tensor, cache: StateCache, marks: Sequence[Mark]

@@ -35,7 +35,11 @@ AXES = ("mrope_section", "mrope_interleaved")  # how RoPE shares pairs among the
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen35Config(DecoderConfig):
-    """config.json of a Qwen 3.5 checkpoint. Without `layer_types` every `full_attention_interval`th layer attends."""
+    """config.json of a Qwen 3.5 checkpoint. Without `layer_types` every `full_attention_interval`th layer attends.
+
+    value_heads_in_turns: whether the value heads that a head of keys serves lie apart, as in GGUF files: one for each
+    head of keys, then the next ones.
+    """
 
     INERT = DECODER_INERT | {
         "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype", "output_router_logits",
@@ -59,6 +63,7 @@ class Qwen35Config(DecoderConfig):
     linear_value_head_dim: int = 128
     linear_num_key_heads: int = 16
     linear_num_value_heads: int = 32
+    value_heads_in_turns: bool = False
 
     @classmethod
     def prepare(cls, raw: Mapping[str, object]) -> Mapping[str, object]:

@@ -109,6 +109,11 @@ def _merge(
     """Merge adapters; notes of those that say they were made for a model of another name."""
     from gencli.checkpoints.lora import merge
 
+    if getattr(module.config, "value_heads_in_turns", False):
+        raise GencliError(
+            f"--lora: the heads in {source.name} are in llama.cpp's order, which adapters do not have",
+            "take the model that it was made from",
+        )
     bases = merge(module, layout, adapters, allow_pickle=allow_pickle)
     own = Path(source.name.partition("@")[0]).name.lower()
     return tuple(

@@ -33,6 +33,7 @@ HEADS = {"head_dim": 64, "query_pre_attn_scalar": 64}
 LONG = {"type": "longrope", "long_factor": [1.0 + i for i in range(32)], "short_factor": [1 + i / 9 for i in range(32)]}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 GEMMA4_HEADS = {"head_dim": 64, "global_head_dim": 128, "vocab_size_per_layer_input": 384}
+QWEN35 = {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "num_hidden_layers": 4}
 # name → its case, and changes of its config
 FAMILIES = {
     "llama": ("llama-2", {}),
@@ -42,6 +43,9 @@ FAMILIES = {
     "qwen3": ("qwen3", {"head_dim": 32}),
     "mixtral": ("mixtral", {}),
     "qwen3moe": ("qwen3-moe", {"head_dim": 32, "moe_intermediate_size": 256}),
+    "qwen35": ("qwen3.5", {**QWEN35, "linear_num_key_heads": 4}),
+    "qwen35, heads in turns": ("qwen3.5", QWEN35),
+    "qwen35moe": ("qwen3.5-moe", {**QWEN35, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}),
     "gemma2": ("gemma2", HEADS),
     "gemma3": ("gemma3", {**HEADS, "sliding_window_pattern": 6}),
     "gemma4": ("gemma4-small", {**GEMMA4_HEADS, "hidden_size_per_layer_input": 256}),

@@ -31,6 +31,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, 
 COUNT = 12  # tokens after a prompt of 12: together more than every window and the original range of phi3, long
 U32, F32, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING
 GEMMA4_HEADS = {"head_dim": 32, "global_head_dim": 64}
+QWEN35 = {"head_dim": 32, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "num_hidden_layers": 4}
 # name → its case, changes of its config, and what its metadata has besides
 FAMILIES = {
     "llama": ("llama-2", {}, {}),
@@ -39,6 +40,9 @@ FAMILIES = {
     "qwen3": ("qwen3", {"head_dim": 32}, {}),
     "mixtral": ("mixtral", {}, {}),
     "qwen3moe": ("qwen3-moe", {"head_dim": 32, "moe_intermediate_size": 256}, {}),
+    "qwen35": ("qwen3.5", {**QWEN35, "linear_num_key_heads": 4}, {}),
+    "qwen35, heads in turns": ("qwen3.5", QWEN35, {}),
+    "qwen35moe": ("qwen3.5-moe", {**QWEN35, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}, {}),
     "gemma2": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32}, {}),
     "gemma3": ("gemma3", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window_pattern": 6}, {}),
     "gemma4": ("gemma4-small", {**GEMMA4_HEADS, "hidden_size_per_layer_input": 256}, {}),
@@ -100,7 +104,7 @@ def test_greedy_tokens_are_the_references(tmp_path, monkeypatch, name, kind):
     monkeypatch.undo()
     model = opened(file)
     tokens, ours = continued(model, ids, COUNT)
-    assert (step.of(model) is None) == name.startswith("gemma4")
+    assert (step.of(model) is None) == name.startswith(("gemma4", "qwen35"))
     same = next((i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len(set(pair)) > 1), COUNT)
     error = (ours[:same] - logits[:same]).std() / logits.std()
     assert error < 0.03  # activations of 8 bits

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
                  "qwen3_moe": "qwen3moe", "smollm3": "smollm3",
                  "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
-                 "gemma4_text": "gemma4"}  # fmt: skip
+                 "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe"}  # fmt: skip
 COMMON = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -43,7 +43,15 @@ GEMMA4 = {
 GEMMA4_WHOLE = {"layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
                 "router.per_expert_scale": "ffn_down_exps.scale", "experts.gate_up_proj": "ffn_gate_up_exps.weight",
                 "experts.down_proj": "ffn_down_exps.weight"}  # fmt: skip
-OWN = {"olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
+QWEN35 = {
+    "post_attention_layernorm": "post_attention_norm", "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}  # fmt: skip
+QWEN35_WHOLE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
+OWN = {"qwen35": QWEN35, "qwen35moe": QWEN35, "olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
        "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
 KEYS = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -85,6 +93,43 @@ def add_gemma4(writer: gguf.GGUFWriter, c: dict[str, Any]) -> None:
     half = c["global_head_dim"] // 2
     turned = int(half * ropes["full_attention"]["partial_rotary_factor"])
     writer.add_tensor("rope_freqs.weight", np.array([1.0] * turned + [1e30] * (half - turned), dtype=np.float32))
+
+
+def add_qwen35(writer: gguf.GGUFWriter, c: dict[str, Any]) -> None:
+    """What llama.cpp's converter says of Qwen 3.5 beside the common keys."""
+    writer.add_ssm_conv_kernel(c["linear_conv_kernel_dim"])
+    writer.add_ssm_state_size(c["linear_key_head_dim"])
+    writer.add_ssm_group_count(c["linear_num_key_heads"])
+    writer.add_ssm_time_step_rank(c["linear_num_value_heads"])
+    writer.add_ssm_inner_size(c["linear_value_head_dim"] * c["linear_num_value_heads"])
+    writer.add_full_attention_interval(c["full_attention_interval"])
+    writer.add_rope_dimension_count(int(c["head_dim"] * c.get("partial_rotary_factor", 0.25)))
+    writer.add_rope_dimension_sections([11, 11, 10, 0])
+    if "num_experts" in c:
+        writer.add_expert_shared_feed_forward_length(c["shared_expert_intermediate_size"])
+
+
+def value_heads(value: np.ndarray, name: str, c: dict[str, Any], *, back: bool = False) -> np.ndarray:
+    """A tensor of Qwen 3.5's linear layers, with the value heads of each head of keys in turns, or `back`."""
+    part, keys = name.split(".")[1], c["linear_num_key_heads"]
+    each = c["linear_num_value_heads"] // keys
+    size = 1 if part in ("in_proj_a", "in_proj_b", "A_log", "dt_bias") else c["linear_value_head_dim"]
+    if part == "norm":
+        return value
+    axis, before = int(part == "out_proj"), 0
+    if part in ("in_proj_qkv", "conv1d"):
+        before = 2 * keys * c["linear_key_head_dim"]
+    first, heads = np.split(value, [before], axis)
+    shape, groups = heads.shape, (each, keys) if back else (keys, each)
+    heads = heads.reshape(*shape[:axis], *groups, size, *shape[axis + 1 :]).swapaxes(axis, axis + 1).reshape(shape)
+    return np.concatenate((first, heads), axis)
+
+
+def add_stack(writer: gguf.GGUFWriter, new: str, tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    """Add what holds gate and up of all experts as two tensors; return the numbers that the file then holds."""
+    gate, up = tensor.chunk(2, dim=1)
+    parts = [add_whole(writer, new.format(name), one, kind) for name, one in (("gate", gate), ("up", up))]
+    return torch.cat(parts, dim=1)
 
 
 def add_whole(writer: gguf.GGUFWriter, new: str, tensor: torch.Tensor, kind: str) -> torch.Tensor:
@@ -131,7 +176,8 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
     writer = gguf.GGUFWriter(file, name)
     for key, owns in KEYS.items():
         own = next((own for own in owns if own in config), "") if isinstance(owns, tuple) else owns
-        differs = name == "gemma4" and own in ("intermediate_size", "num_key_value_heads", "head_dim")
+        differs = name == "qwen35moe" and own == "intermediate_size"
+        differs |= name == "gemma4" and own in ("intermediate_size", "num_key_value_heads", "head_dim")
         if config.get(own) is not None and (own != "sliding_window" or name in WINDOWED) and not differs:
             writer.add_key_value(f"{name}.{key}", config[own], Value.UINT32)
     for key, own in NUMBERS.items():
@@ -139,12 +185,27 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
             writer.add_key_value(f"{name}.{key}", float(config[own]), Value.FLOAT32)
     if name == "gemma4":
         add_gemma4(writer, config)
+    if name.startswith("qwen35"):
+        add_qwen35(writer, config)
     for key, value in more.items():
         writer.add_key_value(f"{name}.{key.replace('__', '.')}", *value)
     names, kept, experts = {**COMMON, **OWN.get(name, {})}, {}, {}
     for full, tensor in load_file(folder / "model.safetensors").items():
         layer = re.match(r"model\.layers\.(\d+)\.", full)
-        if layer and (inner := full[layer.end() :]) in GEMMA4_WHOLE:
+        inner = full[layer.end() :] if layer else ""
+        if name.startswith("qwen35") and inner in QWEN35_WHOLE:
+            value = value_heads(tensor.float().numpy(), inner, config)
+            value = -np.exp(value) if inner.endswith("A_log") else value
+            writer.add_tensor(f"blk.{layer[1]}.{QWEN35_WHOLE[inner]}", value)
+            kept[full] = tensor
+            continue
+        if inner == "mlp.experts.gate_up_proj":
+            kept[full] = add_stack(writer, f"blk.{layer[1]}.ffn_{{}}_exps.weight", tensor, kind)
+            continue
+        if inner == "mlp.experts.down_proj":
+            kept[full] = add_whole(writer, f"blk.{layer[1]}.ffn_down_exps.weight", tensor, kind)
+            continue
+        if layer and inner in GEMMA4_WHOLE:
             kept[full] = add_whole(writer, f"blk.{layer[1]}.{GEMMA4_WHOLE[inner]}", tensor, kind)
             continue
         stem, _, ending = full[layer.end() if layer else 0 :].rpartition(".")
@@ -154,9 +215,13 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(names[stem], "")
         heads = config[heads] if heads and name in ("llama", "smollm3") else 0
         value = turned(value, heads) if heads else value
-        if name in ("gemma2", "gemma3") and stem.endswith("norm"):
+        if name in ("gemma2", "gemma3", "qwen35", "qwen35moe") and stem.endswith("norm") and "linear" not in stem:
             value = value + 1
-        wanted = kind if value.ndim > 1 and names[stem] != "ffn_gate_inp" else "F32"
+        if is_linear := name.startswith("qwen35") and stem.startswith("linear_attn."):
+            value = value_heads(value, stem, config)
+            value = value.squeeze(1) if stem.endswith("conv1d") else value
+        floats = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")
+        wanted = kind if value.ndim > 1 and names[stem] not in floats else "F32"
         rows = packed(value, wanted) if value.ndim > 1 and wanted != "F32" else value
         if is_expert:
             experts.setdefault(new, {})[int(re.search(r"experts\.(\d+)", full)[1])] = rows
@@ -164,6 +229,7 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
             writer.add_tensor(new, rows, raw_dtype=Type[wanted])
         if value.ndim > 1 and wanted != "F32":
             back = unpacked(rows, wanted)
+            back = value_heads(back, stem, config, back=True) if is_linear else back
             tensor = torch.from_numpy(np.ascontiguousarray(turned(back, heads, back=True) if heads else back))
         kept[full] = tensor.contiguous()
     for new, all_of_them in experts.items():

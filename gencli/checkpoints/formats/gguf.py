@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
 from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, name_of, read_config
+from gencli.checkpoints.formats.gguf_qwen35 import AHEAD
 from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
 from gencli.checkpoints.gguf_names import SPLIT, by_type
@@ -155,17 +156,21 @@ def _pieces(file: TensorFile, config: Mapping[str, object]) -> dict[str, Piece]:
     rows = list[Rename]()
     for old, new in family.names.items():
         transform = turned if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
-        if family.one_more and old.endswith("norm"):
+        if family.adds_one(old):
             transform = _less_one
+        transform = family.read.get(old, transform)
         rows.append(Rename(rf"{old}\.(weight|bias)", rf"{new}.\1", transform))
         rows.append(Rename(rf"blk\.(\d+)\.{old}\.(weight|bias)", rf"{family.layers}.\1.{new}.\2", transform))
     for old, new in family.whole.items():
-        rows.append(Rename(rf"blk\.(\d+)\.{re.escape(old)}", rf"{family.layers}.\1.{new}"))
+        rows.append(Rename(rf"blk\.(\d+)\.{re.escape(old)}", rf"{family.layers}.\1.{new}", family.read.get(old)))
     if "ffn_gate_exps" in family.names:  # files of 2023 have a tensor for each expert
         rows.append(
             Rename(r"blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight", r"model.layers.\1.mlp.experts.\3.\2_proj.weight")
         )
     shapes = {name: shape for name, shape in file.shapes.items() if name not in ROPE}
+    if metadata_get(file.metadata, f"{name}.{AHEAD}", int, 0):
+        layers = metadata_get(config, "num_hidden_layers", int, 0)
+        shapes = {name: shape for name, shape in shapes.items() if _layer(name) < layers}
     pieces, unknown = rename(shapes, rows)
     if unknown:
         raise GencliError(f"{file.path}: tensor {unknown[0][:80]!r} is not one of a {name} that gencli knows")
@@ -191,6 +196,12 @@ def _each_expert(file: TensorFile, pieces: Mapping[str, Piece]) -> Iterator[tupl
         for number in range(count):
             for i, part in enumerate(parts):
                 yield f"{before}.experts.{number}.{part}", Piece(piece.source, Expert(number, count, i, len(parts)))
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that a tensor is of, -1 for none."""
+    found = re.match(r"blk\.(\d{1,9})\.", name)
+    return int(found[1]) if found else -1
 
 
 def _less_one(tensor: Tensor) -> Tensor:

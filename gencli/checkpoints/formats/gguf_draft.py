@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gencli.checkpoints.formats import gguf_gemma4
+from gencli.checkpoints.formats import gguf_gemma4, gguf_qwen35
 from gencli.checkpoints.formats.gguf import TRANSPOSED, turned
 from gencli.checkpoints.formats.gguf_families import FAMILIES, REALS, Family, read_config
 from gencli.checkpoints.gguf_write import Planned
@@ -28,11 +28,12 @@ from gencli.models import architecture
 from gencli.models.rope import KINDS, Rope
 
 # a file of gencli.models → general.architecture, if it is another
-ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
+ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "qwen3_5": "qwen35",
+         "qwen3_5_moe": "qwen35moe"}  # fmt: skip
 # Fields of configs whose effect is compared in other words, or that have none here.
 OTHERWISE = frozenset(
     """layer_types use_sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern
-    tie_word_embeddings original_max_position_embeddings""".split()
+    tie_word_embeddings original_max_position_embeddings full_attention_interval value_heads_in_turns""".split()
 )
 
 
@@ -98,7 +99,8 @@ def plan(module: Any, mix: str) -> list[Planned]:
     for parameter, value in _with_experts_together(state, joined="experts.gate_up_proj" in own).items():
         layer, _, inner = parameter.removeprefix(f"{family.layers}.").partition(".")
         if inner in whole and isinstance(value, Tensor):
-            planned.append(Planned(f"blk.{layer}.{whole[inner]}", tuple(value.shape), "F32", value.detach))
+            get = partial(gguf_qwen35.written, inner, value, config) if family.read else value.detach
+            planned.append(Planned(f"blk.{layer}.{whole[inner]}", tuple(value.shape), "F32", get))
             continue
         stem, _, ending = parameter.rpartition(".")
         if stem == family.names["output"] and tied:
@@ -114,6 +116,12 @@ def plan(module: Any, mix: str) -> list[Planned]:
             shape = (len(value) // parts, parts * len(value[0]), value[0].shape[1])
             kind = kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
             planned.append(Planned(title, shape, kind, partial(_together, value), _packed_as(value)))
+            continue
+        if inner.startswith("linear_attn.") and family.read and not inner.endswith("norm.weight"):
+            shape = gguf_qwen35.shape_of(inner, tuple(value.shape))
+            kind = "F32" if old in family.read else kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
+            get = partial(gguf_qwen35.written, inner, value, config)
+            planned.append(Planned(title, shape, kind, get, value.kind if isinstance(value, Packed) else ""))
             continue
         get = _Changed(value, family, old, new, counts.get(old, 0))
         shape = tuple(value.shape[::-1] if new in TRANSPOSED else value.shape)
@@ -195,7 +203,7 @@ class _Changed:
             return value.ordered(_neighbours(torch.arange(len(value)), self.heads))
         if self.heads:
             return _neighbours(value, self.heads)
-        return value.float() + 1 if self.family.one_more and self.old.endswith("norm") else value
+        return value.float() + 1 if self.family.adds_one(self.old) else value
 
 
 def _neighbours(rows: Tensor, heads: int) -> Tensor:
@@ -213,12 +221,15 @@ def _metadata(name: str, config: Any) -> dict[str, Any]:
         "head_dim": lambda: config.head_size,
         "num_key_value_heads": lambda: config.kv_heads,
         "rope_theta": lambda: config.rope_parameters.rope_theta,
+        "full_attention_interval": lambda: config.types.index("full_attention") + 1,
         "sliding_window": lambda: max(filter(None, _windows(config)), default=None),
     }
     for key, own in family.keys.items():
         value = special[own]() if own in special else getattr(config, own, None)
         if value is not None:
             found[f"{name}.{key}"] = float(value) if own in REALS else value
+    if family.read:
+        found |= {f"{name}.{key}": value for key, value in gguf_qwen35.metadata(config).items()}
     if name == "gpt2":
         return found
     rope, size = config.rope_parameters, config.head_size
@@ -277,6 +288,8 @@ def _effects(config: Any) -> dict[str, Any]:
     found |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "sliding_window": _windows(config)}
     if hasattr(config, "global_head_dim"):
         found |= gguf_gemma4.effects(config)
+    if hasattr(config, "full_attention_interval"):
+        found["types"] = config.types
     return {**found, "no_rope_layers": getattr(config, "rope_layers", None)}
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from gencli.checkpoints.formats import gguf_gemma4
+from gencli.checkpoints.formats import gguf_gemma4, gguf_qwen35
 from gencli.checkpoints.gguf_file import metadata_get
 from gencli.checkpoints.tensors import TensorFile
 from gencli.errors import GencliError
 from gencli.models import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -26,6 +30,7 @@ EXPERTS = {  # of a layer: those that end in _exps hold all of them, (experts, o
 AFTER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NAMES = {**NAMES, **AFTER_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
 OLMO2_NAMES = {name: new for name, new in NAMES.items() if name not in ("attn_norm", "ffn_norm")} | AFTER_NORMS
+QWEN35_NAMES = {name: new for name, new in NAMES.items() if name != "ffn_norm"} | gguf_qwen35.NAMES
 PHI3_NAMES = {**NAMES, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 GPT2_NAMES = {
     "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
@@ -47,10 +52,17 @@ EXPERT_KEYS = {"expert_count": "num_local_experts", "expert_used_count": "num_ex
 QWEN3_EXPERT_KEYS = {
     **EXPERT_KEYS, "expert_count": "num_experts", "expert_feed_forward_length": "moe_intermediate_size",
 }  # fmt: skip
+QWEN35_MOE_KEYS = {key: own for key, own in KEYS.items() if key != "feed_forward_length"} | {
+    **gguf_qwen35.KEYS,
+    **gguf_qwen35.SHARED_KEYS,
+}
 CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 WINDOW = {"attention.sliding_window": "sliding_window"}
 REALS = {"rms_norm_eps", "layer_norm_epsilon", "rope_theta", *CAPS.values()}  # all other keys are whole numbers
-SEEN = {"vocab_size", "rope.dimension_count", "attention.value_length", "tensor_data_layout"}  # told by other keys
+SEEN = {  # told by other keys, or by none that counts
+    "vocab_size", "rope.dimension_count", "rope.dimension_sections", "attention.value_length", "tensor_data_layout",
+    "feed_forward_length", gguf_qwen35.INNER, gguf_qwen35.AHEAD,
+}  # fmt: skip
 NOTHING = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}  # accepted at these values
 SCALING = (
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
@@ -110,7 +122,8 @@ class Family:
     lie in the checkpoint. model_type: config.json's, if it is another. neighbours: whether the rows of q and k are in
     the order that rotates pairs of neighbours. one_more: whether the weights of norms are stored with one added.
     whole: tensors of layers, with their ending, whose names end otherwise in the checkpoint. by_layer: keys that have
-    values for each kind of layer, and that `complete` reads, with all that is said of heads and rotations.
+    values for each kind of layer, and that `complete` reads, with all that is said of heads and rotations. read: what
+    changes tensors of layers as they are read.
     """
 
     names: Mapping[str, str]
@@ -122,6 +135,11 @@ class Family:
     complete: Complete | None = None
     whole: Mapping[str, str] = field(default_factory=dict)
     by_layer: frozenset[str] = frozenset()
+    read: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    def adds_one(self, old: str) -> bool:
+        """Return whether a tensor is the weight of a norm that is stored with one added."""
+        return self.one_more and old.endswith("norm") and old != "ssm_norm"
 
 
 # general.architecture → Family; Mistral, Mixtral, SmolLM 2 and TinyLlama are written as llama
@@ -131,6 +149,24 @@ FAMILIES = {
     "qwen3": Family(NAMES, KEYS),
     "qwen3moe": Family(
         {**NAMES, **EXPERTS}, {**KEYS, **QWEN3_EXPERT_KEYS}, model_type="qwen3_moe", complete=_qwen3_experts
+    ),
+    "qwen35": Family(
+        QWEN35_NAMES,
+        {**KEYS, **gguf_qwen35.KEYS},
+        model_type="qwen3_5_text",
+        one_more=True,
+        complete=gguf_qwen35.complete,
+        whole=gguf_qwen35.WHOLE,
+        read=gguf_qwen35.READ,
+    ),
+    "qwen35moe": Family(
+        {**QWEN35_NAMES, **EXPERTS, **gguf_qwen35.SHARED},
+        {**QWEN35_MOE_KEYS, **QWEN3_EXPERT_KEYS},
+        model_type="qwen3_5_moe_text",
+        one_more=True,
+        complete=gguf_qwen35.complete,
+        whole=gguf_qwen35.WHOLE,
+        read=gguf_qwen35.READ,
     ),
     "gpt2": Family(GPT2_NAMES, GPT2_KEYS, "transformer.h"),
     "gemma2": Family(GEMMA_NAMES, {**KEYS, **CAPS, **WINDOW}, one_more=True, complete=_gemma(46)),
@@ -193,7 +229,7 @@ def read_config(file: TensorFile) -> dict[str, object]:
         )
     needed = ["embedding_length", "block_count", "attention.head_count"]
     if name != "llama" or "num_local_experts" in config:  # a llama may have no experts
-        needed += [key for key in family.keys if key.startswith("expert_")]
+        needed += [key for key in family.keys if key.startswith(("expert_", "ssm."))]
     if lost := [key for key in needed if key not in given]:
         raise GencliError(f"the metadata lacks {', '.join(start + key for key in lost)}")
     if "token_embd.weight" not in file.shapes:
@@ -228,7 +264,11 @@ def _head_size(config: Mapping[str, object]) -> int:
 def _check_heads(name: str, given: Given, config: dict[str, object]) -> None:
     """Raises GencliError for heads of which only a part is rotated, but in Phi 3, or whose values have another size."""
     size = config.get("head_dim") or _head_size(config)
-    for key in ("attention.value_length",) if name == "phi3" else ("attention.value_length", "rope.dimension_count"):
+    for key in (
+        ("attention.value_length",)
+        if name in ("phi3", "qwen35", "qwen35moe")
+        else ("attention.value_length", "rope.dimension_count")
+    ):
         if key in given and given[key] != size:
             raise GencliError(f"{name}.{key} = {given[key]!r:.40} with heads of {size} is not supported")
 
