@@ -53,6 +53,7 @@ FAMILIES = {
     "gemma3": ("gemma3", {**HEADS, "sliding_window_pattern": 6}),
     "gemma4": ("gemma4-small", {**GEMMA4_HEADS, "hidden_size_per_layer_input": 256}),
     "gemma4, large": ("gemma4-large", GEMMA4_HEADS),
+    "gemma4, 12B": ("gemma4-unified", {"head_dim": 32, "attention_bias": False}),
     "gemma4, experts": ("gemma4-moe", {**GEMMA4_HEADS, "moe_intermediate_size": 256}),
     "phi3": ("phi3-window", {"sliding_window": None}),
     "phi3, long": (

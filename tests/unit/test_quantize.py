@@ -220,7 +220,7 @@ def test_nothing_of_a_file_appears_when_it_fails(tmp_path, llama):
 REFUSED = {
     "mistral-window": "sliding_window", "yarn": "rope_type = 'yarn'", "dynamic": "rope_type = 'dynamic'",
     "biased": "hidden_act = relu", "qwen2-window": "sliding_window", "smollm3": "no_rope_layers",
-    "gemma2": "query_pre_attn_scalar", "phi4-mini": None,
+    "gemma2": "query_pre_attn_scalar", "phi4-mini": None, "gemma4-unified": "attention_bias = True",
 }  # fmt: skip
 
 

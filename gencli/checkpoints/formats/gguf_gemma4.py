@@ -79,7 +79,6 @@ def complete(file: TensorFile, given: Mapping[str, object], config: dict[str, ob
     config["num_kv_shared_layers"] = shared = metadata_get(given, SHARED, int, 0)
     config["intermediate_size"], config["use_double_wide_mlp"] = _inner(given, layers, shared)
     config["attention_k_eq_v"] = bool(full) and f"blk.{full[0]}.attn_v.weight" not in file.shapes
-    config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
     config["rope_parameters"] = _ropes(file, given)
     config["hidden_size_per_layer_input"] = metadata_get(given, OWN, int, 0)
     if (shape := file.shapes.get("per_layer_token_embd.weight")) is not None:
