@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -145,8 +148,15 @@ def fresh(runtime, *args, **more):
     return start(*args, fresh=True, env=env, **more)
 
 
+def time_of_children() -> float:
+    """Seconds of a processor that this process's children have taken, those that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_command_needs_no_torch(runtime, cold):
-    """Nor what else takes long to import; the whole process takes less than 0.3 s of a processor's time."""
+    """Nor what else takes long to import; the whole process takes less than 0.3 s of a processor's time, or, on a slow
+    or busy one, 15 times what an interpreter takes that does nothing."""
     heavy = ["torch", "numpy", "tokenizers", "safetensors", "PIL", "jinja2", "huggingface_hub", "starlette", "asyncio"]
     gencli(*STORY, XDG_RUNTIME_DIR=str(runtime), **NOBODY)  # the model is warm
     code = f"""
@@ -156,12 +166,14 @@ def tell():
     print([name for name in {heavy!r} if name in sys.modules], used.ru_utime + used.ru_stime, file=sys.stderr)
 atexit.register(tell)"""
     taken = []
-    while len(taken) < 8 and not (taken and min(taken) <= 0.3):  # neighbours on the same cores slow it down
+    while len(taken) < 8 and not any(one <= max(0.3, 15 * nothing) for one, nothing in taken):
         out, err = fresh(runtime, *STORY, code=code).communicate(timeout=60)
         found, seconds = err.decode().rsplit(" ", 1)
         assert found == "[]" and out == cold
-        taken.append(float(seconds))
-    assert min(taken) <= 0.3, taken
+        before = time_of_children()
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        taken.append((float(seconds), time_of_children() - before))
+    assert any(one <= max(0.3, 15 * nothing) for one, nothing in taken), taken
 
 
 def test_a_path_is_the_command_s_own(runtime, places):

@@ -54,7 +54,7 @@ def begun(rounds: int, cleaning: float = 0.0, *before: str) -> subprocess.Popen[
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
     try:
-        out, err = process.communicate(timeout=5)
+        out, err = process.communicate(timeout=30)  # a half of what it would take without the signal
     finally:
         process.kill()
     return process.returncode, out, err

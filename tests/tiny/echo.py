@@ -41,6 +41,9 @@ class Echo:
                 raise GencliError("it cannot be done")
             if line == "wait":
                 time.sleep(0.3)
+            if line.startswith("wait for line "):
+                while line.split()[-1] not in (self.folder / "begun").read_text().split():
+                    time.sleep(0.01)
             if line == "wait for ever":
                 time.sleep(1000)
             yield number, line.upper(), 0.0
