@@ -38,7 +38,7 @@ from tests.oracles.flow import (
     sd3_texts,
 )
 from tests.oracles.libraries import diffusers, flux2_klein
-from tests.oracles.pipelines import assert_same, draw, generator, opened, picture
+from tests.oracles.pipelines import assert_same, draw, generator, opened, opened_once, picture
 from tests.tiny import flow
 from tests.tiny.hub_cache import COMMIT
 from tests.tiny.image import VAE, rewrite_json
@@ -555,7 +555,7 @@ def test_lora_of_fused_names(wide, tmp_path, name, module, method):
     file = flow.write_single(root / name / "changed.safetensors", {**tensors, target: changed})
     wanted = load(open_image_checkpoint(Source("x", file, "file")), device="cpu").main.network.state_dict()
     differ = 0
-    for key, value in opened(root / name).main.network.state_dict().items():
+    for key, value in opened_once(root / name).main.network.state_dict().items():
         torch.testing.assert_close(with_lora[key], wanted[key], atol=1e-4, rtol=1e-4)
         differ += not torch.equal(value, wanted[key])
     assert differ == (3 if "qkv" in module else 4 if name == "flux-dev" and "linear1" in module else 1)
@@ -572,7 +572,7 @@ def test_fused_names_are_split_as_diffusers_splits_them(wide, tmp_path, module):
     state = {f"diffusion_model.{module}.lora_A.weight": down, f"diffusion_model.{module}.lora_B.weight": up}
     save_file(state, tmp_path / "lora.safetensors")
     with_lora = opened(root / "klein", loras=[LoraRef(tmp_path / "lora.safetensors")]).main.network.state_dict()
-    plain = opened(root / "klein").main.network.state_dict()
+    plain = opened_once(root / "klein").main.network.state_dict()
     theirs = lora_names._convert_non_diffusers_flux2_lora_to_diffusers(state)
     for name in {key.rpartition(".lora_")[0] for key in theirs}:
         path = f"{name.removeprefix('transformer.')}.weight"
