@@ -206,7 +206,8 @@ def under_sanitizers(inputs: int, seed: int, **how: Any) -> subprocess.Completed
         ask = [[*build.compiler(), f"-print-file-name={name}"] for name in ("libasan.so", "libubsan.so")]
         asked = [subprocess.run(command, capture_output=True, text=True, check=True) for command in ask]
         environment = {
-            "LD_PRELOAD": " ".join(one.stdout.strip() for one in asked), "FUZZ_LIBRARY": str(file), "FUZZ_KINDS": " ".join(packable()),
+            "LD_PRELOAD": " ".join(one.stdout.strip() for one in asked), "FUZZ_LIBRARY": str(file),
+            "FUZZ_KINDS": " ".join(packable()),
             "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.oracles.fuzz_kernels", str(inputs), str(seed)]
