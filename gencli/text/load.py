@@ -109,11 +109,7 @@ def _merge(
     """Merge adapters; notes of those that say they were made for a model of another name."""
     from gencli.checkpoints.lora import merge
 
-    if getattr(module.config, "value_heads_in_turns", False):
-        raise GencliError(
-            f"--lora: the heads in {source.name} are in llama.cpp's order, which adapters do not have",
-            "take the model that it was made from",
-        )
+    check_adapts(module, source.name)
     bases = merge(module, layout, adapters, allow_pickle=allow_pickle)
     own = Path(source.name.partition("@")[0]).name.lower()
     return tuple(
@@ -121,6 +117,15 @@ def _merge(
         for adapter, base in zip(adapters, bases, strict=True)
         if base and Path(base).name.lower() != own
     )
+
+
+def check_adapts(module: LanguageModel, name: str) -> None:
+    """Raise GencliError for a model whose rows and columns are in another order than those of adapters."""
+    if getattr(module.config, "value_heads_in_turns", False):
+        raise GencliError(
+            f"--lora: the heads in {name} are in llama.cpp's order, which adapters do not have",
+            "take the model that it was made from",
+        )
 
 
 def language_model(checkpoint: Checkpoint) -> tuple[Part, Mapping[str, object]]:

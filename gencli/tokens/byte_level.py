@@ -20,6 +20,7 @@ QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN35_WORDS = QWEN2_WORDS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}]", r"\s\p{L}\p{M}\p{N}]")
 LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+END|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*END|"
@@ -39,6 +40,7 @@ def _split(*patterns: str) -> list[pre_tokenizers.PreTokenizer]:
 
 SPLITS: dict[str, list[pre_tokenizers.PreTokenizer]] = {  # before the words of GPT-2, or in place of them
     "qwen2": _split(QWEN2_WORDS),
+    "qwen35": _split(QWEN35_WORDS),  # marks belong to letters
     "deepseek-qwen": _split(QWEN2_WORDS),  # without Qwen's normaliser
     "llama3": _split(LLAMA3_WORDS),
     "tekken": _split(TEKKEN_WORDS),
@@ -54,7 +56,7 @@ def byte_level(model: models.BPE, split: str = "gpt2", *, add_prefix_space: bool
     backend.decoder = decoders.ByteLevel()
     words = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=split in ("gpt2", "smollm"))
     backend.pre_tokenizer = pre_tokenizers.Sequence([*SPLITS[split], words]) if split in SPLITS else words
-    if split == "qwen2":
+    if split in ("qwen2", "qwen35"):
         backend.normalizer = normalizers.NFC()
     return backend
 

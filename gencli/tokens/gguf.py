@@ -21,6 +21,7 @@ NAMED = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "sepera
 SPLITTERS = {
     "gpt-2": "gpt2", "phi-2": "gpt2", "olmo": "gpt2", "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
     "falcon3": "llama3", "pixtral": "llama3", "dbrx": "llama3", "smaug-bpe": "llama3", "qwen2": "qwen2",
+    "qwen35": "qwen35",
     "deepseek-r1-qwen": "deepseek-qwen", "deepseek-llm": "deepseek", "tekken": "tekken", "gpt-4o": "o200k",
     "smollm": "smollm", "refact": "smollm", "starcoder": "smollm", "command-r": "smollm",
 }  # fmt: skip

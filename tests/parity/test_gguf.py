@@ -286,21 +286,23 @@ def test_gpt2s_tokenizer_and_the_whole_way(tmp_path):
         open_model(find(str(file.parent)))
 
 
-@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "smollm"])
+@pytest.mark.parametrize("pre", ["qwen2", "qwen35", "llama-bpe", "smollm"])
 def test_other_splitters(tmp_path, pre):
     """As the families' tokenizer.json write them. Llama 3's has a beginning token, unless the file says otherwise."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+    from transformers.models.qwen3_5 import tokenization_qwen3_5
 
     vocab, merges = bpe_files()
     theirs = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre == "smollm")
     words = PRETOKENIZE_REGEX if pre == "qwen2" else PRETOKENIZE_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+    words = tokenization_qwen3_5.PRETOKENIZE_REGEX if pre == "qwen35" else words
     split = pre_tokenizers.Digits(individual_digits=True)
     if pre != "smollm":
         split = pre_tokenizers.Split(Regex(words), "isolated")
     theirs.pre_tokenizer = pre_tokenizers.Sequence([split, whole])
-    if pre == "qwen2":
+    if pre.startswith("qwen"):
         theirs.normalizer = normalizers.NFC()
     file = write_gguf(make_gpt2(tmp_path / "model"), tmp_path / "m.gguf", "F32", fill_bpe(pre))
     metadata = GgufFile(file).metadata

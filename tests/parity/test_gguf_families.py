@@ -19,6 +19,7 @@ from gencli.checkpoints.report import check, describe
 from gencli.errors import GencliError
 from gencli.kernels import packed
 from gencli.models import architecture, linear, step
+from gencli.text.load import check_adapts
 from tests.opening import open_part
 from tests.oracles.libraries import transformers
 from tests.tiny.decoder_cases import CASES
@@ -150,6 +151,35 @@ def test_an_architecture_that_is_no_name(tmp_path):
     many = (9).to_bytes(4, "little") + (0).to_bytes(4, "little") + (5).to_bytes(8, "little") + b"llama"  # five bytes
     file.write_bytes(content[:at] + many + content[at + len(named) :])
     assert json.dumps(check(find(str(file))).problems)[:4000].count("is not supported") == 1
+
+
+@torch.inference_mode()
+def test_layers_that_predict_further_tokens(tmp_path):
+    """Qwen 3.5's come last, and are counted: they are not read."""
+    file = made(tmp_path, "qwen35", "F16")
+    reader, writer = gguf.GGUFReader(file), gguf.GGUFWriter(tmp_path / "more.gguf", "qwen35")
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture")):
+            value = field.contents()
+            value = value + 1 if field.name == "qwen35.block_count" else value
+            writer.add_key_value(field.name, value, *field.types[:2])
+    writer.add_nextn_predict_layers(1)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.add_tensor("blk.4.nextn.eh_proj.weight", np.zeros((256, 512), dtype=np.float32))
+    writer.add_tensor("blk.4.attn_norm.weight", np.zeros(256, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ids = torch.arange(3, 15)[None]
+    assert torch.equal(opened(tmp_path / "more.gguf")(ids), opened(file)(ids))
+
+
+def test_adapters_do_not_fit_heads_in_turns(tmp_path):
+    file = made(tmp_path, "qwen35, heads in turns", "Q8_0")
+    with pytest.raises(GencliError, match=r"--lora: the heads in .* are in llama\.cpp's order"):
+        check_adapts(opened(file), "m.gguf")
 
 
 def rewritten(file, to, change):

@@ -221,6 +221,7 @@ REFUSED = {
     "mistral-window": "sliding_window", "yarn": "rope_type = 'yarn'", "dynamic": "rope_type = 'dynamic'",
     "biased": "hidden_act = relu", "qwen2-window": "sliding_window", "smollm3": "no_rope_layers",
     "gemma2": "query_pre_attn_scalar", "phi4-mini": None, "gemma4-unified": "attention_bias = True",
+    "qwen3.5-yarn": "rope_type = 'yarn'",
 }  # fmt: skip
 
 
@@ -255,10 +256,16 @@ def logits(model: TextModel) -> torch.Tensor:
     return model.module(torch.arange(20)[None])
 
 
-@pytest.mark.parametrize("name", ["stories", "llama-2", "mistral-window", "phi3-window", "gemma3", "gemma4-large"])
+@pytest.mark.parametrize(
+    "name", ["stories", "llama-2", "mistral-window", "phi3-window", "gemma3", "gemma4-large", "qwen3.5"]
+)
 def test_the_copy_is_the_file_that_convert_writes(tmp_path, cache, name):
     """And of models that no such file can say, as of one with windows: the numbers of the weights, packed."""
-    folder = find(name).path if name == "stories" else made(tmp_path / "model", name)
+    folder = (
+        find(name).path
+        if name == "stories"
+        else made(tmp_path / "model", name, **({"linear_value_head_dim": 16} if name == "qwen3.5" else {}))
+    )
     model, plain = opened(folder), open_model(find(str(folder)), ModelSpec(dtype="float32"))
     (copy,) = cache.iterdir()
     before = copy.stat()
