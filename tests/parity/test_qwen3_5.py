@@ -11,17 +11,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
+from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
+from gencli.json_files import read_json
 from gencli.models import delta_rule, state_cache
 from gencli.models.state_cache import StateCache
 from gencli.text.batch import Batch
+from gencli.text.chat import ChatModel, ChatSession
+from gencli.text.conversation import Conversation
+from gencli.text.events import Completion
+from gencli.text.generate import Job, generate, generate_all
+from gencli.text.load import TextModel, open_model
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.prompt_file import PromptFile
 from gencli.text.request import TextRequest
 from tests.oracles.decoders import reference, token_ids
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
-from tests.tiny.text import random_model, write_json
+from tests.tiny.text import make_tokenizer, random_model, write_json
 
 TOLERANCE = 1e-4
 OURS = [case for case in CASES if case.name.startswith("qwen3.5")]
@@ -266,6 +273,54 @@ def test_texts_of_one_beginning_read_it_twice_at_most(model: Any) -> None:
     assert read == [170, 170, 20, 20, 20, 20]
     for row, text in zip(batch.rows, (texts[0], texts[3], texts[2], *texts[4:]), strict=True):
         assert row.ids == [*text, *continued(model, text, new=len(row.ids) - len(text))[0]]
+
+
+def chat_model(folder: Path) -> TextModel:
+    """A chat model whose prompt ends with what the next turn's does not have there, as where a thought is opened."""
+    make_decoder(folder, BY_NAME["qwen3.5"], vocab_size=384, eos_token_id=383, bos_token_id=383, **LONG)
+    make_tokenizer(folder)
+    config = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {**config, "chat_template": TEMPLATE})
+    return open_model(Source("tiny", folder, "folder"))
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>~~\n' }}{% endif %}"
+)
+
+
+def test_turns_of_a_conversation_are_those_of_a_fresh_start(tmp_path: Path) -> None:
+    """Though each reads little again; a turn that is asked anew too, as with /again."""
+    chats = ChatModel(chat_model(tmp_path))
+    request = TextRequest.of(temperature=0.0, max_tokens=20, logit_bias=((383, -float("inf")),))
+    session, before = ChatSession(chats, request, Conversation(system="Be kind to everyone. " * 9)), 0
+    for turn, message in enumerate(["Once upon a time", "and then?", "and then?", "again"]):
+        if turn == 3:
+            del session.conversation.turns[-2:]
+            message = "and then?"
+        prompt = session.prepare(message)
+        answer = next(one for one in session.answer(message, prompt, 0) if isinstance(one, Completion))
+        fresh = [*generate(chats.model, session.request, ids=prompt.ids, reasoning=prompt.reasoning)][-1]
+        assert isinstance(fresh, Completion)
+        assert answer.text == fresh.text
+        read, before = session.stats.prompt_tokens - before, session.stats.prompt_tokens
+        assert read == len(prompt.ids) if turn == 0 else read < len(prompt.ids) / 2
+    chats.close()
+
+
+def test_lines_are_what_they_are_alone(tmp_path: Path) -> None:
+    model = chat_model(tmp_path)
+    jobs = [
+        Job(TextRequest.of(line, seed=i, max_tokens=3 + 5 * i % 17, temperature=0.0)) for i, line in enumerate(LINES)
+    ]
+    together = {one.index: one for one in generate_all(model, jobs, batch=3) if isinstance(one, Completion)}
+    for i, job in enumerate(jobs):
+        [alone] = [one for one in generate(model, job.request) if isinstance(one, Completion)]
+        assert (together[i].text, together[i].completion_tokens) == (alone.text, alone.completion_tokens)
+
+
+LINES = ["Once upon a time " * 9 + word for word in ("a cat", "a dog ran", "", "she said", "a cat went home")] + ["x"]
 
 
 def test_samples_share_most_of_their_prompt(model: Any) -> None:
