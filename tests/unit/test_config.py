@@ -189,12 +189,22 @@ def test_every_row_of_the_catalogue_makes_sense() -> None:
     names = [entry.name for entry in entries]
     assert 20 <= len(names) == len(set(names)) and catalogue.SUGGESTED in names
     for entry in entries:
-        assert re.fullmatch(r"[a-z0-9.-]+(:[0-9.]+[bm])?", entry.name) and HubId.parse(entry.id)
+        assert re.fullmatch(r"[a-z0-9.-]+(:e?[0-9.]+[bm])?", entry.name) and HubId.parse(entry.id)
         assert entry.task in ("chat", "text", "image", "upscale", "score") and entry.good_for and entry.licence
         bits = entry.download / entry.parameters * 8
         assert 15 < bits < 36, f"{entry.name}: {bits} bits per parameter"
     assert catalogue.find_entry("QWEN3:4B") == catalogue.find_entry("qwen3:4b") is not None
-    assert {"qwen3", "llama", "phi3", "gemma2", "gemma3_text", "olmo2", "smollm3", "mistral"} <= ARCHITECTURES.keys()
+    assert {
+        "qwen3",
+        "llama",
+        "phi3",
+        "gemma2",
+        "gemma3_text",
+        "gemma4",
+        "olmo2",
+        "smollm3",
+        "mistral",
+    } <= ARCHITECTURES.keys()
 
 
 def test_what_fits() -> None:
