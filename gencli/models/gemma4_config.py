@@ -62,6 +62,8 @@ class Gemma4Config(WindowedConfig):
         if isinstance(text := raw.get("text_config"), dict):
             raw = {**{key: value for key, value in raw.items() if key not in TOWER_KEYS}, **text}
         raw = _with_sizes(_with_ropes(gemma2.with_activation(raw)))
+        if raw.get("expert_intermediate_size") == raw.get("moe_intermediate_size"):  # its name in the hub's files, too
+            raw.pop("expert_intermediate_size", None)
         if raw.get("hidden_size_per_layer_input", 0) is None:
             raw["hidden_size_per_layer_input"] = 0
         return raw

@@ -284,6 +284,7 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
         ("gemma4-small", {"per_layer_config": {"2": {"head_dim": 24}, "5": {"head_dim": 16}}}, "is not supported"),
         ("gemma4-small", {"per_layer_config": {"2": {"width": 1}, "5": {"width": 1}}}, "is not supported"),
         ("gemma4-large", {"num_global_key_value_heads": 3}, "is not a multiple of num_global_key_value_heads = 3"),
+        ("gemma4-moe", {"expert_intermediate_size": 25}, "not supported: expert_intermediate_size = 25"),
         ("gemma4-moe", {"num_experts": None}, "num_experts = None is out of range"),
         ("gemma4-moe", {"top_k_experts": 7}, "top_k_experts = 7 of num_experts = 6"),
         ("gemma4-moe", {"moe_intermediate_size": 0}, "moe_intermediate_size = 0 is out of range"),
@@ -423,7 +424,9 @@ def test_text_model_of_a_gemma4_that_reads_images_and_sounds(name: str, towers: 
     assert check(find(str(tmp_path))).problems == ()  # though towers have bounds that are infinite
     saved = read_json(tmp_path / "config.json")
     ids = token_ids(2, 40) % 90
-    for written in (saved, {**saved, **raw, "vision_soft_tokens_per_image": 280, "eoa_token_id": 93}):
+    hub = {**raw["text_config"], "expert_intermediate_size": case.keys.get("moe_intermediate_size")}
+    more = {"text_config": hub, "vision_soft_tokens_per_image": 280, "eoa_token_id": 93}
+    for written in (saved, {**saved, **raw, **more}):
         write_json(tmp_path / "config.json", written)
         torch.testing.assert_close(load(tmp_path)(ids), theirs(ids).logits, atol=TOLERANCE, rtol=0)
 
