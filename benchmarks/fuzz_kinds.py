@@ -729,6 +729,7 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
             "llama-3",
             "yarn",
             "qwen3-window",
+            "qwen3.5",
             "phi3-long",
             "gemma2",
             "gemma3",
