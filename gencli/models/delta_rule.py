@@ -48,7 +48,8 @@ def _chunks(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Ten
     """
     size = min(CHUNK, q.shape[2])
     q, k, v, g, beta = (x.unflatten(2, (-1, size)) for x in (q, k, v, g, beta))  # (B, H, chunks, size, …)
-    total = g.double().cumsum(-1)  # of heads that forget at once the sums are large, and their differences small
+    exact = g if g.device.type == "mps" else g.double()  # which has no such numbers
+    total = exact.cumsum(-1)  # of heads that forget at once the sums are large, and their differences small
     since = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(g.dtype).tril().exp().tril()  # (…, i, j): left of j at i
     whole, rest, rate = total.exp().to(g.dtype).unsqueeze(-1), since[..., -1, :, None], beta.unsqueeze(-1)
     among = k * rate @ k.transpose(-1, -2) * since

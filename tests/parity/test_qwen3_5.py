@@ -25,6 +25,7 @@ from gencli.text.load import TextModel, open_model
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.prompt_file import PromptFile
 from gencli.text.request import TextRequest
+from gencli.train.language import save_text
 from tests.oracles.decoders import reference, token_ids
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
@@ -120,6 +121,19 @@ def test_text_model_of_a_file_with_a_vision_tower(kind: str, tied: bool, tmp_pat
     theirs, _ = towered(tmp_path, kind, tie_word_embeddings=tied)
     ids = token_ids(2, 40) % 90
     torch.testing.assert_close(load(tmp_path)(ids), theirs(ids).logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("qwen3_5", True), ("qwen3_5_moe", False)])
+@torch.inference_mode()
+def test_a_trained_text_model_is_saved_without_its_tower(kind: str, tied: bool, tmp_path: Path) -> None:
+    """Its experts in one tensor again; transformers opens it."""
+    theirs, _ = towered(tmp_path / "whole", kind, tie_word_embeddings=tied)
+    (tmp_path / "text").mkdir()
+    save_text(load(tmp_path / "whole"), tmp_path / "whole", tmp_path / "text")
+    assert not any("visual" in name or "mtp" in name for name in load_file(tmp_path / "text" / "model.safetensors"))
+    ids = token_ids(2, 40) % 90
+    for again in (load(tmp_path / "text")(ids), reference(tmp_path / "text")(ids).logits):
+        torch.testing.assert_close(again, theirs(ids).logits, atol=TOLERANCE, rtol=0)
 
 
 @torch.inference_mode()
