@@ -37,6 +37,7 @@ def test_modules_that_say_so_import_without_torch():
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_tests_take_nothing_from_other_tests():
     """What several need is in `tests/tiny`, `tests/oracles` or `tests/shell/process.py`."""
     taken = [

@@ -248,7 +248,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.slow) if callable(HOSTILE[one]) else one for one in HOSTILE]
+)
 def test_hostile_files_end_in_one_line(tmp_path, name):
     file = tmp_path / "a.png"
     content = HOSTILE[name]
