@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -62,12 +62,21 @@ def _with_stacks(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tenso
             count = sum(
                 name.startswith(f"{before}.{experts}.") and name.endswith(f".{parts[0]}.weight") for name in state
             )
-            each = [
-                torch.cat([state[f"{before}.{experts}.{number}.{part}.weight"] for part in parts])
-                for number in range(count)
-            ]
-            values[f"{before}.{end}"] = torch.stack(each)
+            for kind in ("weight", "bias") if layout.in_turns else ("weight",):
+                each = [
+                    _stacked([state[f"{before}.{experts}.{number}.{part}.{kind}"] for part in parts], layout.in_turns)
+                    for number in range(count)
+                ]
+                values[f"{before}.{end}" + "_bias" * (kind == "bias")] = torch.stack(each)
     return values
+
+
+def _stacked(parts: Sequence[Tensor], in_turns: bool) -> Tensor:
+    """Return matrices, or biases, of one expert in one tensor (see `Layout`)."""
+    if not in_turns:
+        return torch.cat(list(parts))
+    turns = torch.stack(list(parts), dim=1).flatten(0, 1)
+    return turns.t() if turns.dim() == 2 else turns
 
 
 def copy_files(source: Path, folder: Path, patterns: Iterable[str] = SMALL) -> None:

@@ -53,12 +53,14 @@ class Layout:
     tied: name of a parameter → name of the parameter that it shares its tensor with, if the file has only one of them.
     stacked: end of the name of a tensor that holds matrices of all experts, (experts, rows, columns) → the expert's
     layers that its rows are, in equal parts: `experts.0.gate_proj.weight` and so on, to which renames apply.
+    in_turns: whether these rows come in turns, as columns, and biases in tensors of their own (see `experts_file`).
     """
 
     renames: tuple[Rename, ...] = ()
     drops: tuple[str, ...] = ()
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    in_turns: bool = False
 
     def rename(self, name: str) -> tuple[str, Callable[[Tensor], Tensor] | None] | None:
         """Return the module's name for a file's tensor and its transform; None for a tensor to drop."""

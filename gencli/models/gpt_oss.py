@@ -134,6 +134,8 @@ class GptOss(Decoder):
 
 LAYOUT = replace(
     decoder.LAYOUT,
+    stacked={"experts.gate_up_proj": ("gate_proj", "up_proj"), "experts.down_proj": ("down_proj",)},
+    in_turns=True,
     renames=(Rename(r"(model\.layers\.\d+\.mlp)\.router\.(weight|bias)", r"\1.gate.\2"),),
 )
 Config, Model = GptOssConfig, GptOss

@@ -15,9 +15,10 @@ from gencli.checkpoints.save import copy_files, save_like, save_tensors, write_j
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
+from gencli.kernels import PACKED
 from gencli.models import architecture, architecture_name
 from gencli.models.gpt2 import GPT2, GPT2Config
-from gencli.models.module import LanguageModel
+from gencli.models.module import LanguageModel, stored_as
 from gencli.spec import ModelSpec
 from gencli.text.load import open_model
 from gencli.tokens import Tokenizer
@@ -88,6 +89,8 @@ def open_language_model(name: str, precision: Precision, context: int | None, *,
         )
     if context is not None and context > opened.max_length:
         raise GencliError(f"--context {context}: {name} reads at most {opened.max_length} tokens")
+    if not frozen and (kind := stored_as(opened.module)) in PACKED:
+        raise GencliError(f"--init {name}: its weights are packed ({kind})", "--lora trains adapters beside them")
     module = opened.module.train()
     if not frozen:
         make_trainable(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import gguf
@@ -34,6 +35,9 @@ LONG = {"type": "longrope", "long_factor": [1.0 + i for i in range(32)], "short_
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 GEMMA4_HEADS = {"head_dim": 64, "global_head_dim": 128, "vocab_size_per_layer_input": 384}
 QWEN35 = {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "num_hidden_layers": 4}
+# The base with which YaRN's ramp ends at a whole pair of 64 numbers, the third: llama.cpp rounds where it ends, which
+# gpt-oss was not trained with (`truncate` is false in its config).
+WHOLE = math.exp(64 * math.log(16 / (2 * math.pi)) / (2 * 2.99999))
 # name → its case, and changes of its config
 FAMILIES = {
     "llama": ("llama-2", {}),
@@ -49,6 +53,8 @@ FAMILIES = {
         "qwen3.5-moe",
         {**QWEN35, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256, "num_experts_per_tok": 6},
     ),
+    "gpt-oss": ("gpt-oss", {"head_dim": 64, "swiglu_limit": 7.0, "num_experts_per_tok": 3, "rope_theta": WHOLE}),
+    "yarn": ("qwen2-yarn", {}),
     "gemma2": ("gemma2", HEADS),
     "gemma3": ("gemma3", {**HEADS, "sliding_window_pattern": 6}),
     "gemma4": ("gemma4-small", {**GEMMA4_HEADS, "hidden_size_per_layer_input": 256}),

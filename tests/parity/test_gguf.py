@@ -429,7 +429,7 @@ def test_other_quantisations_by_name(tmp_path, kind):
         ({"llama__expert_group_count": (8, gguf.GGUFValueType.UINT32)}, "not supported: llama.expert_group_count = 8"),
         ({"llama__expert_count": (8, gguf.GGUFValueType.UINT32)}, "the metadata lacks llama.expert_used_count"),
         ({"llama__attention__sliding_window": (8, gguf.GGUFValueType.UINT32)}, "llama.attention.sliding_window = 8"),
-        ({"llama__rope__scaling__type": ("yarn", gguf.GGUFValueType.STRING)}, "scaling.type = 'yarn' is not supported"),
+        ({"llama__rope__scaling__type": ("su", gguf.GGUFValueType.STRING)}, "scaling.type = 'su' is not supported"),
         ({"llama__attention__value_length": (4, gguf.GGUFValueType.UINT32)}, "value_length = 4 with heads of 8"),
         ({"general__alignment": (3, gguf.GGUFValueType.UINT32)}, "general.alignment = 3"),
         ({"llama__attention__key_length": (0, gguf.GGUFValueType.UINT32)}, "key_length = 0 is out of range"),

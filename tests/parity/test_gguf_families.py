@@ -44,6 +44,29 @@ FAMILIES = {
     "qwen35": ("qwen3.5", {**QWEN35, "linear_num_key_heads": 4}, {}),
     "qwen35, heads in turns": ("qwen3.5", QWEN35, {}),
     "qwen35moe": ("qwen3.5-moe", {**QWEN35, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}, {}),
+    "gpt-oss": (
+        "gpt-oss",
+        {"head_dim": 32, "swiglu_limit": 7.0},
+        {
+            "rope__scaling__type": ("yarn", STRING),
+            "rope__scaling__factor": (4.0, F32),
+            "rope__scaling__original_context_length": (16, U32),
+        },
+    ),
+    "gpt-oss, unbiased": (
+        "gpt-oss-plain",
+        {"head_dim": 32, "swiglu_limit": 7.0, "swiglu_alpha": 1.702, "rope_scaling": {"rope_type": "default"}},
+        {},
+    ),
+    "yarn": (
+        "qwen2-yarn",
+        {},
+        {
+            "rope__scaling__type": ("yarn", STRING),
+            "rope__scaling__factor": (4.0, F32),
+            "rope__scaling__original_context_length": (16, U32),
+        },
+    ),
     "gemma2": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32}, {}),
     "gemma3": ("gemma3", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window_pattern": 6}, {}),
     "gemma4": ("gemma4-small", {**GEMMA4_HEADS, "hidden_size_per_layer_input": 256}, {}),

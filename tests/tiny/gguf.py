@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 # config.json's model_type → GGUF's architecture, and its own names of tensors beside the common ones
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-                 "qwen3_moe": "qwen3moe", "smollm3": "smollm3",
+                 "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "gpt_oss": "gpt-oss",
                  "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
                  "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe"}  # fmt: skip
 COMMON = {
@@ -29,6 +29,7 @@ COMMON = {
     "mlp.experts.down_proj": "ffn_down_exps",
     "block_sparse_moe.gate": "ffn_gate_inp", "block_sparse_moe.experts.w1": "ffn_gate_exps",
     "block_sparse_moe.experts.w3": "ffn_up_exps", "block_sparse_moe.experts.w2": "ffn_down_exps",
+    "mlp.router": "ffn_gate_inp", "self_attn.sinks": "attn_sinks",
 }  # fmt: skip
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm",
          "pre_feedforward_layernorm": "ffn_norm"}  # fmt: skip
@@ -51,7 +52,8 @@ QWEN35 = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
 QWEN35_WHOLE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
-OWN = {"qwen35": QWEN35, "qwen35moe": QWEN35, "olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
+OWN = {"gpt-oss": {"post_attention_layernorm": "post_attention_norm"},
+       "qwen35": QWEN35, "qwen35moe": QWEN35, "olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
        "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
 KEYS = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -59,12 +61,12 @@ KEYS = {
     "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim",
     "attention.value_length": "head_dim", "attention.sliding_window": "sliding_window", "vocab_size": "vocab_size",
     "expert_count": ("num_experts", "num_local_experts"), "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_feed_forward_length": ("moe_intermediate_size", "swiglu_limit"),
 }  # fmt: skip
 NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
            "attn_logit_softcapping": "attn_logit_softcapping",
            "final_logit_softcapping": "final_logit_softcapping"}  # fmt: skip
-WINDOWED = ("gemma2", "gemma3", "gemma4", "phi3")
+WINDOWED = ("gemma2", "gemma3", "gemma4", "phi3", "gpt-oss")
 
 
 def add_gemma4(writer: gguf.GGUFWriter, c: dict[str, Any]) -> None:
@@ -168,6 +170,40 @@ def turned(value: np.ndarray, heads: int, *, back: bool = False) -> np.ndarray:
     return value.reshape(*shape, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
+def apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """gpt-oss's experts under the names of Qwen's, which have a tensor for each matrix; its sinks with an ending."""
+    found = {}
+    for name, tensor in tensors.items():
+        before, is_all, which = name.partition(".experts.")
+        if name.endswith(".sinks"):
+            found[f"{name}.weight"] = tensor
+        elif not is_all or which[:1].isdigit():
+            found[name] = tensor
+        else:
+            ending = "bias" if which.endswith("bias") else "weight"
+            for i, one in enumerate(tensor if ending == "bias" else tensor.mT):
+                parts = {"gate_proj": one[::2], "up_proj": one[1::2]} if "gate_up" in which else {"down_proj": one}
+                found |= {f"{before}.experts.{i}.{part}.{ending}": value for part, value in parts.items()}
+    return found
+
+
+def together(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What was taken `apart`, as gpt-oss's files have it."""
+    found, experts = {}, {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)_proj\.(\w+)", name)
+        if match is None:
+            found[name.removesuffix(".weight") if ".sinks" in name else name] = tensor
+        else:
+            experts.setdefault((match[1], match[4]), {}).setdefault(match[3], []).append(tensor)
+    for (before, ending), parts in experts.items():
+        tail = "_bias" if ending == "bias" else ""
+        fused = torch.stack((torch.stack(parts["gate"]), torch.stack(parts["up"])), 2).flatten(1, 2)
+        for name, value in (("gate_up", fused), ("down", torch.stack(parts["down"]))):
+            found[f"{before}.{name}_proj{tail}"] = (value if tail else value.mT).contiguous()
+    return found
+
+
 def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: Any) -> Path:
     """Write the checkpoint in `folder` as a GGUF file whose matrices are of a type, and the weights that it holds into
     the folder `reference`. more: metadata."""
@@ -178,6 +214,7 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         own = next((own for own in owns if own in config), "") if isinstance(owns, tuple) else owns
         differs = name == "qwen35moe" and own == "intermediate_size"
         differs |= name == "gemma4" and own in ("intermediate_size", "num_key_value_heads", "head_dim")
+        own = "intermediate_size" if own == "swiglu_limit" else own
         if config.get(own) is not None and (own != "sliding_window" or name in WINDOWED) and not differs:
             writer.add_key_value(f"{name}.{key}", config[own], Value.UINT32)
     for key, own in NUMBERS.items():
@@ -190,7 +227,9 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
     for key, value in more.items():
         writer.add_key_value(f"{name}.{key.replace('__', '.')}", *value)
     names, kept, experts = {**COMMON, **OWN.get(name, {})}, {}, {}
-    for full, tensor in load_file(folder / "model.safetensors").items():
+    is_oss = name == "gpt-oss"
+    stored = load_file(folder / "model.safetensors")
+    for full, tensor in (apart(stored) if is_oss else stored).items():
         layer = re.match(r"model\.layers\.(\d+)\.", full)
         inner = full[layer.end() :] if layer else ""
         if name.startswith("qwen35") and inner in QWEN35_WHOLE:
@@ -233,7 +272,8 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
             tensor = torch.from_numpy(np.ascontiguousarray(turned(back, heads, back=True) if heads else back))
         kept[full] = tensor.contiguous()
     for new, all_of_them in experts.items():
-        writer.add_tensor(new, np.stack([all_of_them[i] for i in sorted(all_of_them)]), raw_dtype=Type[kind])
+        wanted = "F32" if new.endswith("bias") else kind
+        writer.add_tensor(new, np.stack([all_of_them[i] for i in sorted(all_of_them)]), raw_dtype=Type[wanted])
     for which in ("long", "short"):
         if factors := (config.get("rope_scaling") or {}).get(f"{which}_factor"):
             writer.add_tensor(f"rope_factors_{which}.weight", np.array(factors, dtype=np.float32))
@@ -243,5 +283,6 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
     writer.close()
     reference.mkdir()
     (reference / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
+    kept = together(kept) if is_oss else kept
     save_file(kept, reference / "model.safetensors", metadata={"format": "pt"})
     return file

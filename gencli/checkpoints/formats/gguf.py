@@ -155,6 +155,9 @@ def _pieces(file: TensorFile, config: Mapping[str, object]) -> dict[str, Piece]:
     )
     rows = list[Rename]()
     for old, new in family.names.items():
+        if old == "attn_sinks":  # whose name has no ending there
+            rows.append(Rename(rf"blk\.(\d+)\.{old}\.weight", rf"{family.layers}.\1.{new}"))
+            continue
         transform = turned if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
         if family.adds_one(old):
             transform = _less_one
@@ -191,7 +194,8 @@ def _each_expert(file: TensorFile, pieces: Mapping[str, Piece]) -> Iterator[tupl
             continue
         count, *matrix = file.shapes[piece.source]
         parts = GATE_UP if after == "gate_up_proj.weight" else (after,)
-        if len(matrix) != 2 or matrix[0] % len(parts) or not 0 < count <= EXPERT_LIMIT:
+        dimensions = 1 if after.endswith("bias") else 2
+        if len(matrix) != dimensions or matrix[0] % len(parts) or not 0 < count <= EXPERT_LIMIT:
             raise GencliError(f"{file.path}: {piece.source} is {[count, *matrix]}, which are no matrices of experts")
         for number in range(count):
             for i, part in enumerate(parts):

@@ -29,7 +29,7 @@ from gencli.models.rope import KINDS, Rope
 
 # a file of gencli.models → general.architecture, if it is another
 ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "qwen3_5": "qwen35",
-         "qwen3_5_moe": "qwen35moe"}  # fmt: skip
+         "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss"}  # fmt: skip
 # Fields of configs whose effect is compared in other words, or that have none here.
 OTHERWISE = frozenset(
     """layer_types use_sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern
@@ -103,6 +103,8 @@ def plan(module: Any, mix: str) -> list[Planned]:
             planned.append(Planned(f"blk.{layer}.{whole[inner]}", tuple(value.shape), "F32", get))
             continue
         stem, _, ending = parameter.rpartition(".")
+        if ending == "sinks":
+            stem, ending = parameter, "weight"
         if stem == family.names["output"] and tied:
             continue
         layer, _, inner = stem.removeprefix(f"{family.layers}.").partition(".")
@@ -235,11 +237,15 @@ def _metadata(name: str, config: Any) -> dict[str, Any]:
     rope, size = config.rope_parameters, config.head_size
     found[f"{name}.attention.value_length"] = size
     found[f"{name}.rope.dimension_count"] = int(size * rope.partial_rotary_factor)
-    if rope.rope_type not in ("default", "linear", "llama3", "longrope"):
+    if rope.rope_type not in ("default", "linear", "yarn", "llama3", "longrope"):
         raise GencliError(f"gencli cannot say rope_type = {rope.rope_type!r} in a GGUF file")
     scaling = f"{name}.rope.scaling"
     if rope.rope_type == "linear":
         found |= {f"{scaling}.type": "linear", f"{scaling}.factor": float(rope.factor)}
+    if rope.rope_type == "yarn":
+        found |= {f"{scaling}.type": "yarn", f"{scaling}.factor": float(rope.factor or 1)}
+    if rope.original_max_position_embeddings and rope.rope_type == "yarn":
+        found[f"{scaling}.original_context_length"] = rope.original_max_position_embeddings
     if hasattr(config, "original_max_position_embeddings"):
         found[f"{scaling}.original_context_length"] = config.original_max_position_embeddings
     if rope.rope_type == "longrope":

@@ -31,6 +31,10 @@ AFTER_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm
 GEMMA_NAMES = {**NAMES, **AFTER_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
 OLMO2_NAMES = {name: new for name, new in NAMES.items() if name not in ("attn_norm", "ffn_norm")} | AFTER_NORMS
 QWEN35_NAMES = {name: new for name, new in NAMES.items() if name != "ffn_norm"} | gguf_qwen35.NAMES
+GPT_OSS_NAMES = {
+    **NAMES, **EXPERTS, "attn_sinks": "self_attn.sinks", "post_attention_norm": "post_attention_layernorm",
+}  # fmt: skip
+del GPT_OSS_NAMES["ffn_norm"]
 PHI3_NAMES = {**NAMES, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 GPT2_NAMES = {
     "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
@@ -56,6 +60,7 @@ QWEN35_MOE_KEYS = {key: own for key, own in KEYS.items() if key != "feed_forward
     **gguf_qwen35.KEYS,
     **gguf_qwen35.SHARED_KEYS,
 }
+GPT_OSS_KEYS = {**EXPERT_KEYS, "expert_feed_forward_length": "intermediate_size"}
 CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 WINDOW = {"attention.sliding_window": "sliding_window"}
 REALS = {"rms_norm_eps", "layer_norm_epsilon", "rope_theta", *CAPS.values()}  # all other keys are whole numbers
@@ -85,6 +90,11 @@ def _llama(file: TensorFile, given: Given, config: dict[str, object]) -> None:
 
 def _qwen3_experts(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     config["norm_topk_prob"] = True  # as llama.cpp has it
+
+
+def _gpt_oss(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
+    config.setdefault("rope_scaling", {"rope_type": "default"})  # which a config that says nothing does not mean
 
 
 def _gemma(large: int) -> Complete:
@@ -168,6 +178,7 @@ FAMILIES = {
         whole=gguf_qwen35.WHOLE,
         read=gguf_qwen35.READ,
     ),
+    "gpt-oss": Family(GPT_OSS_NAMES, {**KEYS, **GPT_OSS_KEYS, **WINDOW}, model_type="gpt_oss", complete=_gpt_oss),
     "gpt2": Family(GPT2_NAMES, GPT2_KEYS, "transformer.h"),
     "gemma2": Family(GEMMA_NAMES, {**KEYS, **CAPS, **WINDOW}, one_more=True, complete=_gemma(46)),
     "gemma3": Family(
@@ -274,18 +285,31 @@ def _check_heads(name: str, given: Given, config: dict[str, object]) -> None:
 
 
 def _rope(file: TensorFile, name: str, given: Given, config: dict[str, object]) -> None:
-    """Linear scaling, and Llama 3's. Phi 3 has its own."""
+    """Linear scaling, YaRN, and Llama 3's. Phi 3 has its own."""
     scaling = given.get("rope.scaling.type", "none")
-    if scaling not in ("none", "linear") and not (name == "phi3" and scaling == "longrope"):
+    if scaling not in ("none", "linear", "yarn") and not (name == "phi3" and scaling == "longrope"):
         raise GencliError(f"{name}.rope.scaling.type = {scaling!r:.40} is not supported")
     if scaling == "linear":
         factor = metadata_get(given, "rope.scaling.factor", (int, float), 1.0)
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    if scaling == "yarn":
+        config["rope_scaling"] = _yarn(name, given)
     if "rope_freqs.weight" in file.shapes:
         if scaling != "none":
             raise GencliError("rope_freqs.weight beside another rope scaling is not supported")
         theta = config.get("rope_theta", 10000.0)
         config["rope_scaling"] = _llama3(file, float(theta) if isinstance(theta, int | float) else 10000.0)
+
+
+def _yarn(name: str, given: Given) -> dict[str, object]:
+    """Return YaRN's scaling. gpt-oss was trained with a ramp between fractions of a pair, which no key says and which
+    llama.cpp rounds. Raise GencliError for another factor of attention."""
+    if (attention := given.get("rope.scaling.attn_factor", 1.0)) != 1:
+        raise GencliError(f"{name}.rope.scaling.attn_factor = {attention!r:.40} with YaRN is not supported")
+    factor = metadata_get(given, "rope.scaling.factor", (int, float), 1.0)
+    original = metadata_get(given, "rope.scaling.original_context_length", int)
+    kept = {} if original is None else {"original_max_position_embeddings": original}
+    return {"rope_type": "yarn", "factor": factor, "truncate": name != "gpt-oss", **kept}
 
 
 def _llama3(file: TensorFile, theta: float) -> dict[str, object]:
