@@ -12,22 +12,25 @@ from gencli.checkpoints.find import find
 from gencli.errors import GencliError
 from gencli.kernels.packed import Packed
 from gencli.models import step
+from gencli.text.convert import convert
+from gencli.text.load import open_model
 from tests.oracles.decoders import reference, token_ids
 from tests.shell.process import gencli
 from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
+from tests.tiny.text import make_tokenizer
 
 CASE = next(case for case in CASES if case.name == "gpt-oss")
-SIZES = {"hidden_size": 64, "intermediate_size": 96}
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "swiglu_limit": 7.0}
 PACKED = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.mlp.router"]}
 
 
-def make_packed(folder, plain):
+def make_packed(folder, plain, **changes):
     """Write a checkpoint in MXFP4, and in `plain` the same numbers in float32, unpacked by transformers."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    make_decoder(folder, CASE, **SIZES, quantization_config=PACKED)
-    make_decoder(plain, CASE, **SIZES)
+    make_decoder(folder, CASE, **SIZES, quantization_config=PACKED, **changes)
+    make_decoder(plain, CASE, **SIZES, **changes)
     tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(1)
     floats = dict(tensors)
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
@@ -69,6 +72,21 @@ def test_a_file_says_what_it_holds(tmp_path):
     assert b"packed already (MXFP4)" in gencli("text", "-m", folder, "--quantize", "q8_0", "a").stderr
     shown = gencli("models", "show", folder).stdout
     assert b"MXFP4" in shown and b"gpt_oss" in shown
+
+
+@pytest.mark.parametrize("mix", ["f16", "q4_k_m"])
+def test_experts_stay_in_mxfp4(tmp_path, mix):
+    """No type of weights is better for what was trained so; the rest is packed."""
+    folder = make_packed(tmp_path / "packed", tmp_path / "plain", vocab_size=384)
+    make_tokenizer(folder)
+    source = open_model(find(str(folder)))
+    convert(source, mix, tmp_path / "m.gguf")
+    found = dict(open_model(find(str(tmp_path / "m.gguf"))).module.named_parameters())
+    for name, weight in source.module.named_parameters():
+        if ".experts." in name:
+            assert torch.equal(found[name], weight), name
+    assert found["model.layers.0.mlp.experts.1.up_proj.weight"].data.kind == "MXFP4"
+    assert isinstance(found["lm_head.weight"].data, Packed) == (mix != "f16")
 
 
 @pytest.mark.parametrize(

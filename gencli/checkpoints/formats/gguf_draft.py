@@ -30,6 +30,7 @@ from gencli.models.rope import KINDS, Rope
 # a file of gencli.models → general.architecture, if it is another
 ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "qwen3_5": "qwen35",
          "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss"}  # fmt: skip
+TRAINED = "MXFP4"  # what experts are trained in, and so lose by any other type: kept in every mix
 # Fields of configs whose effect is compared in other words, or that have none here.
 OTHERWISE = frozenset(
     """layer_types use_sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern
@@ -115,8 +116,9 @@ def plan(module: Any, mix: str) -> list[Planned]:
         shape: tuple[int, ...]
         if isinstance(value, list):
             parts = 2 if inner.endswith(".gate_up_proj") else 1
-            shape = (len(value) // parts, parts * len(value[0]), value[0].shape[1])
-            kind = kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
+            shape = (len(value) // parts, parts * len(value[0]), *value[0].shape[1:])
+            stored = _packed_as(value)
+            kind = stored if stored == TRAINED else kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
             planned.append(Planned(title, shape, kind, partial(_together, value), _packed_as(value)))
             continue
         if inner.startswith("linear_attn.") and family.read and not inner.endswith("norm.weight"):
