@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from gencli.errors import GencliError
+from gencli.text.channels import channels_of
 from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.special_tokens import SpecialTokens
 from gencli.tokens import Tokenizer
@@ -152,7 +153,7 @@ class Templated:
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer.chat_template, name)
         self.special_tokens = SpecialTokens(tokenizer, tokenizer.chat_template)
-        self.marks = marks_of(tokenizer)
+        self.marks, self.channels = marks_of(tokenizer), channels_of(tokenizer)
 
     def prompt(self, messages: list[Message]) -> Prompt:
         """Return the prompt up to where the answer begins.
@@ -171,7 +172,7 @@ class Templated:
                 text = self.special_tokens.faithful(text, self._render(messages, add_generation_prompt=True))
         shown = self.special_tokens.unescape(text)
         inside = next((one for one in self.marks if one.begun_in(text)), None)
-        return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside))
+        return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside, self.channels))
 
     def end_ids(self) -> tuple[int, ...]:
         """Return the tokens that end an answer, or begin the next turn; some configs name only another one."""

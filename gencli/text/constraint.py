@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gencli.errors import GencliError
 from gencli.models.module import LanguageModel
+from gencli.text.channels import ChannelSplitter
 from gencli.text.grammar import first_line, translated
 from gencli.text.load import TextModel
 from gencli.text.reasoning import Marks, Reasoning
@@ -89,6 +90,9 @@ class Constraint:
         marks = {one.open_id: one for one in reasoning.marks if one.open_id is not None} if reasoning else {}
         self.reasoning = reasoning and dataclasses.replace(reasoning, marks=tuple(marks.values()))
         self._inside: Marks | None = reasoning.inside if reasoning else None
+        self._channels = ChannelSplitter(reasoning.channels) if reasoning and reasoning.channels else None
+        if self._channels is not None:
+            self._inside = Marks()
         self._opens = {} if self._inside else marks  # while a thought may begin
         self._gap = 0  # tokens that may stand between a thought and the answer
         self._decoder, self._thought, self._known = model.tokenizer.decoder(), "", model.tokenizer.vocab_size
@@ -101,6 +105,8 @@ class Constraint:
         if self._inside is not None:
             free = np.ones(self.vocabulary.size, dtype=np.bool_)
             free[self._ends] = False
+            if self._channels is not None:  # which ends a message before the answer too
+                free[self._channels.tokens.end] = self._channels.inside
             return free
         if not self._matcher.is_error():
             self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
@@ -117,6 +123,9 @@ class Constraint:
 
     def take(self, token: int) -> bool:
         """Take the next token. Return whether nothing can follow it."""
+        if self._inside is not None and self._channels is not None:
+            self._in_channel(token, self._channels)
+            return False
         if self._inside is not None:
             self._think(token, self._inside)
             return False
@@ -131,6 +140,16 @@ class Constraint:
         if token in self._ends:
             return True
         return self._matcher.consume_token(token) and self._matcher.is_stopped()
+
+    def _in_channel(self, token: int, channels: ChannelSplitter) -> None:
+        """Look for the beginning of the answer among channels."""
+        if token in channels.ids:
+            channels.push(self._decoder.finish())
+            channels.take(token)
+        elif token < self._known:
+            channels.push(self._decoder.push(token))
+        if channels.begun:
+            self._inside, self._gap = None, GAP
 
     def _think(self, token: int, marks: Marks) -> None:
         """Look for the end of a thought. What stands behind it in the same token begins the answer."""

@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 from dataclasses import dataclass
 
+from gencli.text.channels import Channels, ChannelSplitter
 from gencli.text.events import Logprobs
 from gencli.tokens import Tokenizer
 
@@ -50,10 +51,16 @@ class Marks:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """What to look for in an answer. inside: the marks of a thought that the prompt has begun."""
+    """What to look for in an answer. inside: the marks of a thought that the prompt has begun. channels: in place of
+    marks, of a model that writes them."""
 
     marks: tuple[Marks, ...] = (Marks(),)
     inside: Marks | None = None
+    channels: Channels | None = None
+
+    def splitter(self) -> Splitter | ChannelSplitter:
+        """Return what parts an answer."""
+        return Splitter(self) if self.channels is None else ChannelSplitter(self.channels)
 
 
 def marks_of(tokenizer: Tokenizer) -> tuple[Marks, ...]:

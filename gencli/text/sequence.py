@@ -10,7 +10,7 @@ import torch
 from gencli.text.batch import Pick
 from gencli.text.events import Completion, Logprobs, ReasoningDelta, TextDelta
 from gencli.text.load import TextModel
-from gencli.text.reasoning import Reasoning, Splitter, logprobs_after
+from gencli.text.reasoning import Reasoning, logprobs_after
 from gencli.text.request import TextRequest
 from gencli.text.stops import StopScanner
 
@@ -51,7 +51,7 @@ class Sequence:
         if self.constraint is not None:  # a token means the same wherever it is: not even the first loses its space
             after, reasoning = [*ids, self.constraint.vocabulary.visible], self.constraint.reasoning
         self.decoder = model.tokenizer.decoder(after=after)
-        self.splitter = Splitter(reasoning) if reasoning else None
+        self.splitter = reasoning.splitter() if reasoning else None
         self.scanner = StopScanner(request.stop)
         named = {i: model.tokenizer.raw_piece(i) for i in model.tokenizer.special_ids} if request.stop else {}
         self.ends = {*model.tokenizer.eos_ids, *(i for i, name in named.items() if name in request.stop)}
@@ -91,8 +91,7 @@ class Sequence:
         """Return the whole sample."""
         text, logprobs = "".join(self.parts), self.logprobs
         if self.splitter and logprobs is not None:
-            inside = self.splitter.inside is not None
-            logprobs = Logprobs() if inside else logprobs_after(logprobs, self.splitter.skipped)
+            logprobs = Logprobs() if self.splitter.inside else logprobs_after(logprobs, self.splitter.skipped)
         unanswered = bool(self.thought and not text)
         counts = self.prompt_tokens, self.count
         return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered)

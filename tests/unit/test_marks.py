@@ -79,6 +79,56 @@ def test_a_thought_with_a_title(tmp_path: Path, special: bool, begun: str, said:
     assert (found, sample.text, sample.finish_reason) == (thought, "The answer", "stop")
 
 
+HARMONY = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + ('<|channel|>final' if m['role'] == 'assistant' else '') }}"
+    "{{ '<|message|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+MESSAGES = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"
+
+
+def harmony(folder: Path, said: str) -> Path:
+    generation = {"eos_token_id": [259 + MESSAGES.index("<|return|>")]}
+    return make_scripted_chat(folder, said, *MESSAGES, template=HARMONY, generation=generation)
+
+
+@pytest.mark.parametrize("end", ["<|return|>", "<|end|>"])
+@pytest.mark.parametrize(
+    ("said", "thought"),
+    [
+        (f"{ANALYSIS}first. é<|end|>{FINAL}", "first. é"),
+        (
+            f"{ANALYSIS}first<|end|><|start|>assistant<|channel|>commentary<|message|>, then<|end|>{FINAL}",
+            "first, then",
+        ),
+        (f"{ANALYSIS}<|end|>{FINAL}", ""),
+        ("<|channel|>final<|message|>", ""),
+        ("<|message|>", ""),
+    ],
+)
+def test_an_answer_in_channels(tmp_path: Path, said: str, thought: str, end: str):
+    """As gpt-oss writes it: the token that ends a message ends the answer, and no message before it."""
+    found, sample = answer(harmony(tmp_path, f"{said}The answer{end}"), logprobs=0)
+    assert (found, sample.text, sample.finish_reason) == (thought, "The answer", "stop")
+    assert sample.logprobs is not None and "".join(sample.logprobs.tokens) == "The answer"
+    assert not sample.unanswered
+
+
+def test_channels_without_an_answer(tmp_path: Path):
+    found, sample = answer(harmony(tmp_path / "a", f"{ANALYSIS}so<|return|>"))
+    assert (found, sample.text, sample.unanswered) == ("so", "", True)
+    found, sample = answer(harmony(tmp_path / "b", "no mark at all<|return|>"))
+    assert (found, sample.text, sample.unanswered) == ("", "no mark at all", False)
+
+
+def test_a_schema_holds_for_the_answer_among_channels(tmp_path: Path):
+    said = f'{ANALYSIS}Is it 7?<|end|>{FINAL}{{"age": 7}}<|return|>'
+    schema = '{"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}'
+    found, sample = answer(harmony(tmp_path, said), schema=schema)
+    assert (found, sample.text, sample.finish_reason) == ("Is it 7?", '{"age": 7}', "stop")
+
+
 @pytest.mark.parametrize("special", [True, False])
 def test_a_thought_may_quote_the_mark(tmp_path: Path, special: bool):
     made = bytes_tokenizer(END, TURN, TURN_END, *special_or_not(special, "<think>", "</think>"))

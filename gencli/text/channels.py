@@ -1,0 +1,81 @@
+"""Answers in channels, as gpt-oss writes them (OpenAI 2025, "harmony response format"). No torch.
+
+`<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…`: what is in `final` is the
+answer, what is in other channels is reasoning. The prompt ends behind `<|start|>assistant`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gencli.tokens import Tokenizer
+
+ANSWER = "final"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The tokens that messages are made of: start of a header, its channel, start and end of what is said."""
+
+    start: int
+    channel: int
+    message: int
+    end: int
+
+
+def channels_of(tokenizer: Tokenizer) -> Channels | None:
+    """Return the tokens of channels, or None for a model whose chat template writes none."""
+    added = {token.content: i for i, token in tokenizer.backend.get_added_tokens_decoder().items()}
+    ids = [added.get(f"<|{name}|>") for name in ("start", "channel", "message", "end")]
+    found = [one for one in ids if one is not None]
+    return Channels(*found) if len(found) == len(ids) and "<|channel|>" in (tokenizer.chat_template or "") else None
+
+
+class ChannelSplitter:
+    """One answer in channels; it parts reasoning from the answer as `reasoning.Splitter` does.
+
+    inside: whether the answer has not begun. An answer without any mark is all answer.
+    """
+
+    def __init__(self, channels: Channels):
+        self.tokens = channels
+        self.ids: set[int | None] = {channels.start, channels.channel, channels.message, channels.end}
+        self.begun = False
+        self.skipped = 0  # characters before the answer
+        self._marked, self._in_header, self._header = False, True, ""
+
+    @property
+    def inside(self) -> bool:
+        """Whether what is written now is no answer."""
+        return self._marked and not self.begun
+
+    def take(self, token: int) -> bool:
+        """Take a token, and return whether it is a mark at a place where one counts. It then has no text."""
+        if self.begun or token not in self.ids:
+            return False
+        self._marked = True
+        if token == self.tokens.message and self._in_header:
+            self._in_header = False
+            self.begun = self._header.split()[:1] in ([], [ANSWER])
+        elif token != self.tokens.message:
+            self._in_header = True
+        self._header = ""
+        return True
+
+    def push(self, text: str) -> tuple[str, str]:
+        """Take more text. Return what of it is reasoning, and what answer."""
+        if self.begun:
+            return "", text
+        self.skipped += len(text)
+        if self._in_header:
+            self._header += text
+            return "", ""
+        return text, ""
+
+    def finish(self) -> tuple[str, str]:
+        """Return what was held back, when no more text comes."""
+        if self._marked or self.begun:
+            return "", ""
+        text, self._header = self._header, ""
+        self.skipped -= len(text)
+        return "", text
