@@ -117,7 +117,8 @@ class Decoder(LanguageModel):
             x, (B, T) = self.embed(ids), ids.shape
             starts = [0] if cache is None else cache.starts(B)
             per_layer = of_rows([self.cos_sin_per_layer(start, start + T, x) for start in starts])
-            *_, x = self.through_layers(ids, x, per_layer, cache, last_only=last_only)
+            for after in self.through_layers(ids, x, per_layer, cache, last_only=last_only):
+                x = after  # and no list of them: a long prompt's states take as much as a layer's weights
             if cache is not None:
                 cache.lengths[:B] += T
         if last_only:

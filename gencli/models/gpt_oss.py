@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli.errors import GencliError
@@ -17,6 +16,7 @@ from gencli.models.decoder import Decoder
 from gencli.models.decoder_blocks import MLP, PreNormLayer
 from gencli.models.decoder_config import DECODER_INERT, WindowedConfig
 from gencli.models.experts import Experts, check_experts
+from gencli.models.gemma4 import RMSNorm
 from gencli.models.rope import with_rope
 
 YARN = {
@@ -78,13 +78,6 @@ class GptOssConfig(WindowedConfig):
         super().check()
         check_experts(self, "num_local_experts")
         check_numbers(self, {"swiglu_alpha": (-1e3, 1e3), "swiglu_limit": (0.0, 1e6)})
-
-
-class RMSNorm(decoder_blocks.RMSNorm):
-    """The norm, rounded once, after the product."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 class Attention(decoder_blocks.Attention):

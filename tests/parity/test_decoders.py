@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,19 @@ def test_sharded_bf16_file(name: str, tmp_path: Path) -> None:
     cache: Any = half.new_cache(1, 40)  # type: ignore[operator]
     steps = torch.cat([half(ids[:1, i : i + 1], cache) for i in range(40)], dim=1)
     assert (steps.float() - exact[:1]).abs().mean() < bound
+
+
+@pytest.mark.parametrize("name", ["llama-2", "gemma4-small", "qwen3.5", "gpt-oss"])
+@torch.inference_mode()
+def test_states_of_earlier_layers_are_let_go(name: str, tmp_path: Path) -> None:
+    """A long prompt's states are large: those of one layer and of the next are there, and no others."""
+    model, made = load(make_decoder(tmp_path, BY_NAME[name])), list[weakref.ref[Tensor]]()
+    most = []
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        layer.register_forward_hook(lambda module, given, x: made.append(weakref.ref(x)))
+        layer.register_forward_hook(lambda module, given, x: most.append(sum(one() is not None for one in made)))
+    model(token_ids(1, 40))
+    assert len(most) > 1 and max(most) <= 2
 
 
 def rewrite(folder: Path, **tensors: Tensor | None) -> None:

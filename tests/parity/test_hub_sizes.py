@@ -89,10 +89,13 @@ def test_names_and_shapes(name, config, millions):
             3.3,
         ),
         ("mixtral", {}, 46_702_792_704, 12.9),
+        # the embedding, 0.58 billion, is not among the 3.6 and 5.1 that the model card has
+        ("gpt_oss", {"num_hidden_layers": 24, "num_local_experts": 32}, 20_914_757_184, 3.6 + 0.58),
+        ("gpt_oss", {}, 116_829_156_672, 5.1 + 0.58),
     ],
 )  # fmt: skip
 def test_models_with_experts(name, config, count, computing):
-    """Qwen3-30B-A3B and Mixtral-8x7B: all parameters, and billions of those that compute a token."""
+    """Qwen3-30B-A3B, Mixtral-8x7B, gpt-oss-20b and 120b: all parameters, and billions of those that compute a token."""
     module = architecture(name)
     whole = module.Config.from_dict({**config, "rope_theta": 1e6})
     with torch.device("meta"):
