@@ -1,9 +1,9 @@
 """Speed of language models beside llama.cpp, same files, in turn: `python -m benchmarks.decode [FILE.gguf ...]`.
 
-Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, and four layers of Qwen3-30B-A3B, in the
-usual mixes of types, written in a folder that stays. llama.cpp is the wheel `xllamacpp`, which may lie in another
-environment (--python). Each round runs `gencli bench text` and a server of llama.cpp, one after the other; the table
-has medians and the median of the rounds' ratios. Take it on a quiet machine. Not collected by pytest.
+Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, four layers of Qwen3-30B-A3B and three of
+gpt-oss-20b, in the usual mixes of types, written in a folder that stays. llama.cpp is the wheel `xllamacpp`, which may
+lie in another environment (--python). Each round runs `gencli bench text` and a server of llama.cpp, one after the
+other; the table has medians and the median of the rounds' ratios. Take it on a quiet machine. Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -34,11 +34,18 @@ SHAPES = {
         "head_count": 32,
         "vocab": 32000,
     },
+    "gpt-oss": {
+        "block_count": 3,
+        "embedding_length": 2880,
+        "feed_forward_length": 2880,  # of an expert
+        "head_count": 64,
+        "vocab": 32000,
+    },
 }
-EXPERTS, CHOSEN, HEAD = 128, 8, 128  # of qwen3moe
+MIXTURES = {"qwen3moe": (128, 8, 128, 4), "gpt-oss": (32, 4, 64, 8)}  # experts, chosen, size of a head, key/value heads
 FILES = [("gpt2", mix) for mix in ("f32", "bf16", "q8_0", "q4_0", "q4_k_m")]
 FILES += [("llama", mix) for mix in ("bf16", "q8_0", "q4_0", "q4_k_m")]
-FILES += [("qwen3moe", mix) for mix in ("q8_0", "q4_k_m")]
+FILES += [("qwen3moe", mix) for mix in ("q8_0", "q4_k_m")] + [("gpt-oss", "q8_0")]
 LLAMA = """
 import concurrent.futures, json, sys, time
 import xllamacpp
@@ -161,7 +168,12 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
         groups = 1 if name == "gpt2" else heads // 4
         sizes = (experts, rows, columns) if experts else (rows, columns)
         kind = kind_of(mix, tensor, sizes, shape["block_count"], groups, tied=name == "gpt2")
-        some = pack(kind, torch.from_numpy((rng.standard_normal((256, columns)) * 0.02).astype(np.float32))).numpy()
+        if name == "gpt-oss" and experts:
+            kind, some = "MXFP4", rng.integers(0, 256, (256, columns // 32, 17), dtype=np.uint8)
+            some[..., 0] = 120  # the scale
+            some = some.reshape(256, -1)
+        else:
+            some = pack(kind, torch.from_numpy((rng.standard_normal((256, columns)) * 0.02).astype(np.float32))).numpy()
         some = np.tile(some, (-(-rows // 256), 1))[:rows]
         writer.add_tensor(
             tensor, np.tile(some, (experts, 1, 1)) if experts else some, raw_dtype=gguf.GGMLQuantizationType[kind]
@@ -181,33 +193,47 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
                  "ffn_down": (hidden, inner)}  # fmt: skip
     else:
         writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_head_count_kv(4)
+        writer.add_head_count_kv(MIXTURES[name][3] if name in MIXTURES else 4)
         matrix("output.weight", len(pieces) + 1, hidden)
         kv = hidden // heads * 4
         parts = {"attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
                  "attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
                  "ffn_down": (hidden, inner)}  # fmt: skip
-    if name == "qwen3moe":
-        writer.add_key_length(HEAD)
-        writer.add_value_length(HEAD)
-        writer.add_expert_count(EXPERTS)
-        writer.add_expert_used_count(CHOSEN)
+    if name in MIXTURES:
+        experts, chosen, head, keys = MIXTURES[name]
+        writer.add_key_length(head)
+        writer.add_value_length(head)
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(chosen)
         writer.add_expert_feed_forward_length(inner)
-        parts = {"attn_q": (heads * HEAD, hidden), "attn_k": (4 * HEAD, hidden), "attn_v": (4 * HEAD, hidden),
-                 "attn_output": (hidden, heads * HEAD), "ffn_gate_exps": (inner, hidden, EXPERTS),
-                 "ffn_up_exps": (inner, hidden, EXPERTS), "ffn_down_exps": (hidden, inner, EXPERTS)}  # fmt: skip
+        parts = {"attn_q": (heads * head, hidden), "attn_k": (keys * head, hidden), "attn_v": (keys * head, hidden),
+                 "attn_output": (hidden, heads * head), "ffn_gate_exps": (inner, hidden, experts),
+                 "ffn_up_exps": (inner, hidden, experts), "ffn_down_exps": (hidden, inner, experts)}  # fmt: skip
+    if name == "gpt-oss":
+        writer.add_sliding_window(128)
+        writer.add_rope_freq_base(150000.0)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(32.0)
+        writer.add_rope_scaling_orig_ctx_len(4096)
     for layer in range(shape["block_count"]):
         for ending in norms:
             vector(f"blk.{layer}.attn_norm.{ending}", hidden, float(ending == "weight"))
-            vector(f"blk.{layer}.ffn_norm.{ending}", hidden, float(ending == "weight"))
+            before = "post_attention_norm" if name == "gpt-oss" else "ffn_norm"
+            vector(f"blk.{layer}.{before}.{ending}", hidden, float(ending == "weight"))
         if name == "qwen3moe":
-            vector(f"blk.{layer}.attn_q_norm.weight", HEAD, 1.0)
-            vector(f"blk.{layer}.attn_k_norm.weight", HEAD, 1.0)
-            router = rng.standard_normal((EXPERTS, hidden)).astype(np.float32)
+            vector(f"blk.{layer}.attn_q_norm.weight", head, 1.0)
+            vector(f"blk.{layer}.attn_k_norm.weight", head, 1.0)
+        if name in MIXTURES:
+            router = rng.standard_normal((experts, hidden)).astype(np.float32)
             writer.add_tensor(f"blk.{layer}.ffn_gate_inp.weight", router)
+        if name == "gpt-oss":
+            vector(f"blk.{layer}.attn_sinks.weight", heads, 0.0)
+            vector(f"blk.{layer}.ffn_gate_inp.bias", experts, 0.0)
         for part, size in parts.items():
             matrix(f"blk.{layer}.{part}.weight", *size)
-            if name == "gpt2":
+            if name == "gpt-oss" and part.endswith("_exps"):
+                writer.add_tensor(f"blk.{layer}.{part}.bias", np.zeros((experts, size[0]), dtype=np.float32))
+            elif name in ("gpt2", "gpt-oss"):
                 vector(f"blk.{layer}.{part}.bias", size[0], 0.0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
