@@ -218,10 +218,10 @@ def test_nothing_of_a_file_appears_when_it_fails(tmp_path, llama):
 
 
 REFUSED = {
-    "mistral-window": "sliding_window", "yarn": "rope_type = 'yarn'", "dynamic": "rope_type = 'dynamic'",
+    "mistral-window": "sliding_window", "yarn": None, "dynamic": "rope_type = 'dynamic'",
     "biased": "hidden_act = relu", "qwen2-window": "sliding_window", "smollm3": "no_rope_layers",
     "gemma2": "query_pre_attn_scalar", "phi4-mini": None, "gemma4-unified": "attention_bias = True",
-    "qwen3.5-yarn": "rope_type = 'yarn'",
+    "qwen3.5-yarn": "attention_bias = True",
 }  # fmt: skip
 
 
@@ -236,6 +236,18 @@ def test_what_such_a_file_cannot_say_is_refused_by_name(tmp_path, name):
     with pytest.raises(GencliError, match=REFUSED[name]):
         convert(model, "f16", tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("more", [{"beta_fast": 4.0}, {"attention_factor": 2.0}, {"truncate": False}])
+def test_yarn_of_another_kind_is_refused(tmp_path, more):
+    """What no key of such a file says; one case of YaRN that keys do say is among those above."""
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, **more}
+    folder = make_decoder(
+        tmp_path / "model", CASE["qwen2-yarn"], vocab_size=384, rope_scaling=scaling, rope_theta=100.0
+    )
+    make_tokenizer(folder)
+    with pytest.raises(GencliError, match="cannot say rope_parameters"):
+        convert(open_model(find(str(folder))), "f16", tmp_path / "m.gguf")
 
 
 # --- the copy
