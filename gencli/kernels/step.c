@@ -68,6 +68,9 @@ typedef struct {
     _Alignas(64) atomic_int waiting, asleep, round, threads, failed, late;
 } Step;
 
+/* Places first to first + count - 1 of the pairs of rows and experts, sorted by expert. */
+typedef struct { int32_t expert, first, count; } Group;
+
 /* A thread's own. */
 typedef struct {
     Step *step;
@@ -77,6 +80,8 @@ typedef struct {
     Activations activations[CHUNK];
     int32_t expert[CHUNK];  /* of each pair of a row and an expert that computes for it */
     float share[CHUNK];
+    Group group[CHUNK];
+    int32_t row[CHUNK], slot[CHUNK];  /* of a place, and of a pair */
 } Thread;
 
 static int64_t hidden_of(const Step *s) { return s->model->layers[0]->hidden; }
@@ -254,6 +259,24 @@ static void choose(Thread *t, const Layer *l, const float *outputs) {
     }
 }
 
+/* Sorts the pairs of rows and experts by expert, so that rows of one expert share a product: `t->group` says where each
+   expert's begin, and `t->row` and `t->slot` which row a place is of and which place a pair has. Returns the groups. */
+static int sort_pairs(Thread *t, const Layer *l, int64_t pairs) {
+    int32_t begins[EXPERTS + 1] = {0};
+    int groups = 0;
+    for (int64_t i = 0; i < pairs; i++) begins[t->expert[i] + 1]++;
+    for (int e = 0; e < l->count; e++) {
+        if (begins[e + 1]) t->group[groups++] = (Group){e, begins[e], begins[e + 1]};
+        begins[e + 1] += begins[e];
+    }
+    for (int64_t i = 0; i < pairs; i++) {
+        int32_t slot = begins[t->expert[i]]++;
+        t->slot[i] = slot;
+        t->row[slot] = (int32_t)(i / l->chosen);
+    }
+    return groups;
+}
+
 /* This thread's share of out (rows, hidden) = the sum of what the chosen experts give for x, times their shares. Memory
    for each row: the router's outputs, then for each of its experts gate, up and what it gives. */
 static void mixture(Thread *t, const Layer *l, Rows x, float *memory, float *out) {
@@ -261,35 +284,42 @@ static void mixture(Thread *t, const Layer *l, Rows x, float *memory, float *out
     float *outputs = memory, *gate = outputs + n * l->count, *up = gate + pairs * l->inner, *given = up + pairs * l->inner;
     products(t, &l->router, &outputs, 1, x, n);
     choose(t, l, outputs);
+    int groups = sort_pairs(t, l, pairs);
 
     const Weights *const *of = l->experts;
+    Activations sorted[CHUNK];
     int64_t step = gencli_piece(of[0]), pieces = (l->inner + step - 1) / step;
     prepare(t, of, 2, x, n);
-    for (int64_t i; (i = next(t)) < pairs * pieces;) {
-        int64_t pair = i / pieces, first = i % pieces * step, last = first + step < l->inner ? first + step : l->inner;
-        float *to = gate + pair * l->inner, *other = up + pair * l->inner;
-        const Activations *row = t->activations + pair / l->chosen;
-        of = l->experts + 3 * t->expert[pair];
-        gencli_chosen->product(of[0], row, 1, to, l->inner, first, last);
-        gencli_chosen->product(of[1], row, 1, other, l->inner, first, last);
-        gencli_chosen->activate(l, to + first, other + first, last - first);
+    for (int64_t i = 0; i < pairs; i++) sorted[i] = t->activations[t->row[i]];
+    for (int64_t i; (i = next(t)) < groups * pieces;) {
+        Group g = t->group[i / pieces];
+        int64_t first = i % pieces * step, last = first + step < l->inner ? first + step : l->inner;
+        float *to = gate + g.first * l->inner, *other = up + g.first * l->inner;
+        of = l->experts + 3 * g.expert;
+        gencli_chosen->product(of[0], sorted + g.first, g.count, to, l->inner, first, last);
+        gencli_chosen->product(of[1], sorted + g.first, g.count, other, l->inner, first, last);
+        for (int r = 0; r < g.count; r++, to += l->inner, other += l->inner)
+            gencli_chosen->activate(l, to + first, other + first, last - first);
     }
     meet(t);
 
     of = l->experts + 2;
     step = gencli_piece(of[0]), pieces = (l->hidden + step - 1) / step;
     prepare(t, of, 1, (Rows){gate, l->inner}, pairs);
-    for (int64_t i; (i = next(t)) < pairs * pieces;) {
-        int64_t pair = i / pieces, first = i % pieces * step, last = first + step < l->hidden ? first + step : l->hidden;
-        of = l->experts + 3 * t->expert[pair] + 2;
-        gencli_chosen->product(of[0], t->activations + pair, 1, given + pair * l->hidden, l->hidden, first, last);
+    for (int64_t i; (i = next(t)) < groups * pieces;) {
+        Group g = t->group[i / pieces];
+        int64_t first = i % pieces * step, last = first + step < l->hidden ? first + step : l->hidden;
+        of = l->experts + 3 * g.expert + 2;
+        gencli_chosen->product(of[0], t->activations + g.first, g.count, given + g.first * l->hidden, l->hidden, first,
+                               last);
     }
     meet(t);
 
     for (int64_t r; (r = next(t)) < n;)
         for (int64_t i = 0; i < l->hidden; i++) {
             float sum = 0;
-            for (int64_t j = r * l->chosen; j < (r + 1) * l->chosen; j++) sum += t->share[j] * given[j * l->hidden + i];
+            for (int64_t j = r * l->chosen; j < (r + 1) * l->chosen; j++)
+                sum += t->share[j] * given[t->slot[j] * l->hidden + i];
             out[r * l->hidden + i] = sum;
         }
     meet(t);
