@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from gencli.kernels import Layer, Library, Model, Norm, Place, Weights, library
-from gencli.kernels.packed import as_weights
+from gencli.kernels import Layer, Library, Model, Place, Weights, library
 from gencli.models.kv_cache import KeyValueCache
-from gencli.models.linear import Stored
 from gencli.models.rope import CosSin
+from gencli.models.step_weights import Holder, said
 
 if TYPE_CHECKING:
-    Pointer = ctypes._Pointer[Weights]
     Addresses = ctypes.Array[ctypes.c_void_p]
 
 LONGEST = 8  # new positions of a text; more are read by torch's layers
@@ -70,23 +68,13 @@ class Rotating(Protocol):
     def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]: ...
 
 
-@runtime_checkable
-class Normed(Protocol):
-    """A norm that says its weight, its bias, its epsilon, and whether it takes the mean away."""
-
-    def norm_weights(self) -> tuple[Tensor, Tensor | None, float, bool]: ...
-
-
-class Step:
+class Step(Holder):
     """A model as the library has it. Use `make`."""
 
     def __init__(self, kernels: Library, parts: Parts):
         """Raises TypeError or AttributeError for what the library cannot do."""
+        super().__init__()
         self.kernels, self.parts = kernels, parts
-        self.kept: list[object] = []  # what the library's structures point to
-        self.weights: list[
-            tuple[Mapping[str, Tensor | None], Tensor | None]
-        ] = []  # of modules, and what was taken from them
         self.size = 0  # floats of the threads' memory, of a row
         self.memory = torch.empty(0)
         self.cache: tuple[Callable[[], KeyValueCache | None], int] = (
@@ -113,49 +101,12 @@ class Step:
             self.outputs = head.columns if head.sideways else head.rows
         self.place = Place()
 
-    def matrix(self, module: nn.Module) -> Pointer:
-        """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
-        if not isinstance(module, Stored) or module.beside or (made := as_weights(module.matrix, module.bias)) is None:
-            raise TypeError
-        return self.keep(module, made)
-
-    def rows(self, module: nn.Module) -> Pointer:
-        """Return a pointer to an embedding's weight. Raise TypeError for one whose rows the library cannot read."""
-        made = as_weights(module.weight.detach(), None) if isinstance(module, nn.Embedding) else None
-        if made is None or made[0].sideways or made[0].order:
-            raise TypeError
-        return self.keep(module, made)
-
-    def keep(self, module: nn.Module, made: tuple[Weights, object]) -> Pointer:
-        self.kept.append(made)
-        self.weights.append((module._parameters, module._parameters.get("weight")))
-        return ctypes.pointer(made[0])
-
-    def norm(self, module: nn.Module | None) -> Norm:
-        """Return a norm, of heads or of all; None: no norm. Raise TypeError for one of another kind."""
-        if module is None:
-            return Norm()
-        weight: Tensor
-        bias: Tensor | None
-        if isinstance(module, nn.LayerNorm):
-            weight, bias, eps, centred = module.weight, module.bias, module.eps, True
-        elif isinstance(module, Normed):
-            weight, bias, eps, centred = module.norm_weights()
-        else:
-            raise TypeError
-        if any(one is not None and one.dtype != torch.float32 for one in (weight, bias)):
-            raise TypeError
-        self.kept.append((weight, bias))
-        self.weights.append((module._parameters, module._parameters.get("weight")))
-        pointers = (None if one is None else one.data_ptr() for one in (weight, bias))
-        return Norm(*pointers, weight.numel(), centred, eps)
-
     def layer(self, layer: nn.Module) -> Layer:
         """Return a layer. Raise TypeError or AttributeError for one that does not say how it goes this way."""
-        norms = [None if name is None else getattr(layer, name) for name in _own(layer, "forward", "NORMS")]
-        attention, mlp = (getattr(layer, name) for name in _own(layer, "forward", "STEP"))
-        names = [*(_own(attention, "project", "STEP") if hasattr(attention, "project") else ())]
-        *qkv, out = (getattr(attention, name) for name in (*names, *_own(attention, "forward", "STEP")))
+        norms = [None if name is None else getattr(layer, name) for name in said(layer, "forward", "NORMS")]
+        attention, mlp = (getattr(layer, name) for name in said(layer, "forward", "STEP"))
+        names = [*(said(attention, "project", "STEP") if hasattr(attention, "project") else ())]
+        *qkv, out = (getattr(attention, name) for name in (*names, *said(attention, "forward", "STEP")))
         made = Layer()
         made.qkv = (ctypes.POINTER(Weights) * 3)(*map(self.matrix, qkv))
         made.o, made.hidden = self.matrix(out), out.matrix.shape[0]
@@ -174,16 +125,9 @@ class Step:
         self.size = max(self.size, made.hidden + max(widths))
         return made
 
-    def numbers(self, tensor: Tensor | None) -> int | None:
-        """Return the address of numbers. Raise TypeError for some that are not in float32."""
-        if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
-            raise TypeError
-        self.kept.append(tensor)
-        return None if tensor is None else tensor.data_ptr()
-
     def feed_forward(self, made: Layer, mlp: nn.Module) -> None:
         """Fill in a layer's feed-forward network."""
-        *up, down = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
+        *up, down = (getattr(mlp, name) for name in said(mlp, "forward", "STEP"))
         made.gate_up = (ctypes.POINTER(Weights) * 2)(*map(self.matrix, up))
         if any(matrix and matrix.contents.order for matrix in made.gate_up):  # gate and up go together, row by row
             raise TypeError
@@ -192,9 +136,9 @@ class Step:
 
     def mixture(self, made: Layer, mlp: nn.Module) -> None:
         """Fill in a layer's experts, which the library wants to be all of one kind."""
-        (router,) = (getattr(mlp, name) for name in _own(mlp, "forward", "STEP"))
+        (router,) = (getattr(mlp, name) for name in said(mlp, "forward", "STEP"))
         first, *_ = experts = list(cast("Iterable[nn.Module]", mlp.experts))
-        names = [_own(expert, "forward", "STEP") for expert in experts]
+        names = [said(expert, "forward", "STEP") for expert in experts]
         matrices = [self.matrix(getattr(one, name)) for one, own in zip(experts, names, strict=True) for name in own]
         kinds = {
             (i % 3, at.type, at.rows, at.columns, at.sideways, bool(at.order))
@@ -268,10 +212,6 @@ class Step:
             raise IndexError("an id that the model does not have, or a position that the cache does not have")
         return y
 
-    def is_current(self) -> bool:
-        """Return whether the modules still have the weights that they had."""
-        return all(parameters.get("weight") is weight for parameters, weight in self.weights)
-
 
 def make(parts: Parts) -> Step | None:
     """Return a step of a model, or None where the library cannot do it, or one of the model's layers."""
@@ -325,13 +265,3 @@ def run(model: Stepping, ids: Tensor, cache: KeyValueCache | None, last_only: bo
             return None
         step.rotate(cast("Rotating", model), max(ends), regimes.pop())
     return Done(step(model, ids, cache, last_only), bool(step.outputs))
-
-
-def _own(module: nn.Module, forward: str, name: str) -> Sequence[str]:
-    """The attribute `name` of the class that defines the method `forward`. Raises TypeError if it has none."""
-    for kind in type(module).__mro__:
-        if forward in vars(kind):
-            if name in vars(kind):
-                return cast("Sequence[str]", vars(kind)[name])
-            break
-    raise TypeError
