@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gencli.errors import UsageError
 
-INTERFACE = 9  # as kernels.h says it
+INTERFACE = 10  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -46,6 +46,12 @@ class Norm(ctypes.Structure):
     )  # fmt: skip
 
 
+class LayerInput(ctypes.Structure):
+    """`LayerInput` of kernels.h."""
+
+    _fields_ = (("gate", ctypes.POINTER(Weights)), ("projection", ctypes.POINTER(Weights)), ("after", Norm))
+
+
 class Layer(ctypes.Structure):
     """`Layer` of kernels.h."""
 
@@ -61,6 +67,18 @@ class Layer(ctypes.Structure):
         ("activation", ctypes.c_int32), ("gated", ctypes.c_int32),
         ("scale", ctypes.c_float), ("softcap", ctypes.c_float),
         ("alpha", ctypes.c_float), ("limit", ctypes.c_float), ("sinks", ctypes.c_void_p),
+        ("v_norm", Norm), ("before_router", Norm), ("after_network", Norm),
+        ("expert_scales", ctypes.c_void_p), ("output_scale", ctypes.c_void_p),
+        ("input", ctypes.POINTER(LayerInput)), ("beside", ctypes.c_void_p), ("reuses", ctypes.c_int32),
+    )  # fmt: skip
+
+
+class Inputs(ctypes.Structure):
+    """`Inputs` of kernels.h."""
+
+    _fields_ = (
+        ("embedding", ctypes.POINTER(Weights)), ("projection", ctypes.POINTER(Weights)), ("norm", Norm),
+        ("size", ctypes.c_int32), ("scale", ctypes.c_float), ("by", ctypes.c_float),
     )  # fmt: skip
 
 
@@ -70,7 +88,7 @@ class Model(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.c_void_p), ("count", ctypes.c_int64), ("embedding", ctypes.POINTER(Weights)),
         ("positions", ctypes.POINTER(Weights)), ("head", ctypes.POINTER(Weights)), ("norm", Norm),
-        ("scale", ctypes.c_float),
+        ("scale", ctypes.c_float), ("inputs", ctypes.POINTER(Inputs)),
     )  # fmt: skip
 
 
@@ -78,7 +96,7 @@ class Place(ctypes.Structure):
     """`Place` of kernels.h: numbers, and addresses."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("texts", "new", "capacity", "text_step", "last")),
+        *((name, ctypes.c_int64) for name in ("texts", "new", "capacity", "last")),
         *((name, ctypes.c_void_p) for name in ("ids", "lengths", "keys", "values", "cos", "sin")),
         *((name, ctypes.c_void_p) for name in ("x", "logits", "memory")),
     )

@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 9  /* what the Python side asks for: changes with the functions and structures below */
+#define INTERFACE 10  /* what the Python side asks for: changes with the functions and structures below */
 #define CHUNK 128    /* positions whose activations are prepared together */
 #define EXPERTS 1024 /* the most of a layer */
 
@@ -45,13 +45,25 @@ typedef struct {
    gate · sigmoid(alpha · gate) · (up + 1) */
 enum { SILU = 0, GELU_TANH = 1, CLAMPED_SILU = 2 };
 
+/* What a layer does with its own numbers for each position, `Inputs` of the model: behind the feed-forward network
+   x += after(projection(activation(gate(x)) * own)). */
+typedef struct {
+    const Weights *gate, *projection;
+    Norm after;
+} LayerInput;
+
 /* A layer of a decoder: x += after_attention(o(attention(before_attention(x)))), then the same of the feed-forward
-   network. Matrices may be fused: `qkv` has 3 or 1, `gate_up` 2 or 1.
+   network. Matrices may be fused: `qkv` has 3 or 1, `gate_up` 2 or 1. Two of `qkv`: values are keys before their norm.
+   reuses: `qkv` has queries alone, and keys and values are those that an earlier layer has written.
 
    A mixture of experts has, in place of that network, `router`, whose outputs say which `chosen` of the `count` experts
    compute for a row, and gate, up and down of each, all of one shape and one type. Their shares are the softmax of these
-   outputs, of all experts or with `normalised` of the chosen ones. */
-typedef struct {
+   outputs, of all experts or with `normalised` of the chosen ones, times `expert_scales`. The router may have a norm of its
+   own.
+
+   beside: a mixture and its norms, with the rest unused, whose result is added to that of the network, before after_mlp
+   and behind a norm of each: beside->after_mlp, and after_network. */
+typedef struct Layer {
     const Weights *qkv[3], *o, *gate_up[2], *down;
     const Weights *router, *const *experts;
     int32_t count, chosen, normalised;
@@ -62,7 +74,21 @@ typedef struct {
     float scale, softcap;                         /* softcap: 0 for none */
     float alpha, limit;                           /* of the activation */
     const float *sinks;                           /* of each head, a score without a value; NULL: none */
+    Norm v_norm, before_router, after_network;
+    const float *expert_scales, *output_scale;    /* NULL: none; output_scale: one number, of all that comes out */
+    const LayerInput *input;                      /* NULL: none */
+    const struct Layer *beside;                   /* NULL: none */
+    int32_t reuses;
 } Layer;
+
+/* What layers have of their own for a position: (norm(projection(x) * by) + embedding[id] * scale) / sqrt(2), `size`
+   numbers for each layer. */
+typedef struct {
+    const Weights *embedding, *projection;
+    Norm norm;
+    int32_t size;
+    float scale, by;
+} Inputs;
 
 /* A decoder: x = embedding[id] * scale + positions[position], the layers, and head(norm(x)). Without an embedding x is
    given, and without a head the last layer's is what comes out. */
@@ -72,13 +98,14 @@ typedef struct {
     const Weights *embedding, *positions, *head;
     Norm norm;
     float scale;
+    const Inputs *inputs;  /* NULL: none */
 } Model;
 
-/* A step: T new positions of each of some texts. The cache of text b is (K, capacity, D), b * text_step numbers behind
-   keys[layer] and values[layer]; lengths[b] positions of it are filled, and T more in the end. cos and sin, of each
+/* A step: T new positions of each of some texts. keys[layer] and values[layer] are
+   (texts, K, capacity, D), the same as an earlier layer's if a layer reuses them; lengths[b] positions of text b are filled, and T more in the end. cos and sin, of each
    layer: (S, rotated), of all positions from 0 on; no table: no RoPE. last: logits of a text's last position alone. */
 typedef struct {
-    int64_t texts, new, capacity, text_step, last;
+    int64_t texts, new, capacity, last;
     const int64_t *ids;   /* (texts, T) */
     int64_t *lengths;     /* (texts,) */
     float *const *keys, *const *values;

@@ -200,20 +200,24 @@ static void add(Thread *t, const Norm *norm, const float *y, int64_t count) {
     for (int64_t i = 0; i < count; i++) t->x[i] += y[i];
 }
 
+/* Numbers from a text's keys to the next one's. */
+static int64_t text_step(const Place *at, const Layer *l) { return l->kv_heads * at->capacity * l->head_size; }
+
 /* Queries and keys as attention wants them, and keys and values in their caches: this thread's share of the rows. */
 static void place_heads(Thread *t, const Layer *l, int64_t number, Rows q, Rows k, Rows v) {
     const Place *at = t->step->at;
     const float *cos = at->cos[number], *sin = at->sin[number];
     for (int64_t r; (r = next(t)) < t->step->rows;) {
         int64_t position = position_of(t->step, r), by = position * l->rotated;
-        int64_t start = text_of(t->step, r) * at->text_step + position * l->head_size;
+        int64_t start = text_of(t->step, r) * text_step(at, l) + position * l->head_size;
         float *query = q.at + r * q.step, *key = k.at + r * k.step, *value = v.at + r * v.step;
         normed(&l->q_norm, query, query, (int64_t)l->heads * l->head_size);
+        if (cos) rotate(query, l->heads, l->head_size, l->rotated, cos + by, sin + by);
+        if (l->reuses) continue;
+        if (l->qkv[1] && !l->qkv[2]) memcpy(value, key, (size_t)(l->kv_heads * l->head_size) * sizeof *key);
+        normed(&l->v_norm, value, value, (int64_t)l->kv_heads * l->head_size);
         normed(&l->k_norm, key, key, (int64_t)l->kv_heads * l->head_size);
-        if (cos) {
-            rotate(query, l->heads, l->head_size, l->rotated, cos + by, sin + by);
-            rotate(key, l->kv_heads, l->head_size, l->rotated, cos + by, sin + by);
-        }
+        if (cos) rotate(key, l->kv_heads, l->head_size, l->rotated, cos + by, sin + by);
         for (int64_t head = 0; head < l->kv_heads; head++) {
             int64_t to = start + head * at->capacity * l->head_size, from = head * l->head_size;
             memcpy(at->keys[number] + to, key + from, (size_t)l->head_size * sizeof *key);
@@ -231,7 +235,7 @@ static void attend(Thread *t, const Layer *l, int64_t number, Rows q, Rows y) {
     for (int64_t i; (i = next(t)) < rows * items;) {
         int64_t r = i / items, position = position_of(t->step, r), head = i % items * each;
         int64_t first = l->window && position >= l->window ? position + 1 - l->window : 0;
-        int64_t cached = text_of(t->step, r) * at->text_step + (head / group * at->capacity + first) * size;
+        int64_t cached = text_of(t->step, r) * text_step(at, l) + (head / group * at->capacity + first) * size;
         for (int64_t last = head + each; head < last; head++)
             gencli_chosen->attend(l, head, q.at + r * q.step + head * size, at->keys[number] + cached,
                                   at->values[number] + cached, position + 1 - first, t->scores,
@@ -255,7 +259,10 @@ static void choose(Thread *t, const Layer *l, const float *outputs) {
             t->expert[r * l->chosen + j] = best;
             chosen += share[j] = expf(outputs[best] - top);
         }
-        for (int j = 0; j < l->chosen; j++) share[j] /= l->normalised ? chosen : sum;
+        for (int j = 0; j < l->chosen; j++) {
+            share[j] /= l->normalised ? chosen : sum;
+            if (l->expert_scales) share[j] *= l->expert_scales[t->expert[r * l->chosen + j]];
+        }
     }
 }
 
@@ -277,13 +284,21 @@ static int sort_pairs(Thread *t, const Layer *l, int64_t pairs) {
     return groups;
 }
 
+/* Chooses the experts of each row of x, which is t->h: it lies there again where the router has a norm of its own. */
+static void route(Thread *t, const Layer *l, Rows x, float *outputs) {
+    int64_t n = t->step->rows;
+    if (l->before_router.weight) normed(&l->before_router, t->h, t->x, n * l->hidden);
+    products(t, &l->router, &outputs, 1, x, n);
+    choose(t, l, outputs);
+    if (l->before_router.weight) normed(&l->before_mlp, t->h, t->x, n * l->hidden);
+}
+
 /* This thread's share of out (rows, hidden) = the sum of what the chosen experts give for x, times their shares. Memory
    for each row: the router's outputs, then for each of its experts gate, up and what it gives. */
 static void mixture(Thread *t, const Layer *l, Rows x, float *memory, float *out) {
     int64_t n = t->step->rows, pairs = n * l->chosen;
     float *outputs = memory, *gate = outputs + n * l->count, *up = gate + pairs * l->inner, *given = up + pairs * l->inner;
-    products(t, &l->router, &outputs, 1, x, n);
-    choose(t, l, outputs);
+    route(t, l, x, outputs);
     int groups = sort_pairs(t, l, pairs);
 
     const Weights *const *of = l->experts;
@@ -325,20 +340,74 @@ static void mixture(Thread *t, const Layer *l, Rows x, float *memory, float *out
     meet(t);
 }
 
-/* x (rows, hidden) → x after a layer. The threads' common memory, for each row of at most CHUNK: hidden, then qkv and the
-   result of the heads, or gate and up, or what `mixture` wants. */
+/* Adds to out (rows, hidden), behind a norm of each, what the experts beside the network give, in some memory: hidden
+   numbers for each row, and what `mixture` wants. */
+static void add_beside(Thread *t, const Layer *l, float *memory, float *out) {
+    int64_t n = t->step->rows, hidden = l->hidden;
+    normed(&l->beside->before_mlp, t->h, t->x, n * hidden);
+    mixture(t, l->beside, (Rows){t->h, hidden}, memory + n * hidden, memory);
+    for (int64_t r; (r = next(t)) < n;) {
+        float *found = memory + r * hidden, *y = out + r * hidden;
+        normed(&l->after_network, y, y, hidden);
+        normed(&l->beside->after_mlp, found, found, hidden);
+        for (int64_t i = 0; i < hidden; i++) y[i] += found[i];
+    }
+    meet(t);
+}
+
+/* Numbers of a row that all layers have of their own. */
+static int64_t inputs_of(const Model *m) { return m->inputs ? m->count * m->inputs->size : 0; }
+
+/* This thread's share of what layers have of their own: (rows, layers, size). */
+static void look_up(Thread *t, float *own) {
+    const Inputs *in = t->step->model->inputs;
+    int64_t n = t->step->rows, each = inputs_of(t->step->model);
+    float *found = own + n * each;
+    products(t, &in->projection, &own, 1, (Rows){t->x, hidden_of(t->step)}, n);
+    for (int64_t r; (r = next(t)) < n;) {
+        float *y = own + r * each, *x = found + r * each;
+        const uint8_t *row = in->embedding->data + t->step->at->ids[t->step->done + r] * in->embedding->stride;
+        gencli_chosen->dequantise(in->embedding->type, row, each, x);
+        for (int64_t i = 0; i < each; i++) y[i] *= in->by;
+        normed(&in->norm, y, y, each);
+        for (int64_t i = 0; i < each; i++) y[i] = (y[i] + x[i] * in->scale) * 0.70710678f;
+    }
+    meet(t);
+}
+
+/* Adds to x what a layer makes of its own numbers, `own` (rows, layers, size) of all layers. Memory for each row: size. */
+static void add_input(Thread *t, const Layer *l, const float *own, float *memory, float *out) {
+    const Model *m = t->step->model;
+    const LayerInput *in = l->input;
+    int64_t n = t->step->rows, size = m->inputs->size, step = gencli_piece(in->gate);
+    prepare(t, &in->gate, 1, (Rows){t->x, l->hidden}, n);
+    for (int64_t first; (first = step * next(t)) < size;) {
+        int64_t last = first + step < size ? first + step : size;
+        product(t, in->gate, n, memory, first, last);
+        for (int64_t r = 0; r < n; r++)
+            gencli_chosen->activate(l, memory + r * size + first, own + r * inputs_of(m) + first, last - first);
+    }
+    meet(t);
+    products(t, &in->projection, &out, 1, (Rows){memory, size}, n);
+    add(t, &in->after, out, n * l->hidden);
+}
+
+/* x (rows, hidden) → x after a layer. The threads' common memory, for each row of at most CHUNK: what layers have of
+   their own, hidden, then qkv and the result of the heads, or gate and up, or what `mixture`, `add_beside` or `add_input`
+   want. */
 static void one_layer(Thread *t, int64_t number) {
     const Layer *l = t->step->model->layers[number];
     int64_t n = t->step->rows, all = n * l->hidden, q_size = (int64_t)l->heads * l->head_size;
-    int64_t kv_size = (int64_t)l->kv_heads * l->head_size, fused = l->qkv[1] ? 0 : q_size + 2 * kv_size;
-    float *out = t->step->at->memory, *inner = out + all;
+    int64_t kv_size = (int64_t)l->kv_heads * l->head_size, fused = l->qkv[1] || l->reuses ? 0 : q_size + 2 * kv_size;
+    float *own = t->step->at->memory, *out = own + n * inputs_of(t->step->model), *inner = out + all;
     Rows h = {t->h, l->hidden}, q = {inner, fused ? fused : q_size};
     Rows k = {inner + (fused ? q_size : n * q_size), fused ? fused : kv_size};
     Rows v = {k.at + (fused ? kv_size : n * kv_size), k.step}, mixed = {inner + n * (q_size + 2 * kv_size), q_size};
     float *qkv[3] = {q.at, k.at, v.at};
+    int separate = 1 + !!l->qkv[1] + !!l->qkv[2];
 
     normed(&l->before_attention, t->h, t->x, all);
-    products(t, l->qkv, qkv, fused ? 1 : 3, h, n);
+    products(t, l->qkv, qkv, separate, h, n);
     place_heads(t, l, number, q, k, v);
     attend(t, l, number, q, mixed);
     products(t, &l->o, &out, 1, mixed, n);
@@ -352,7 +421,10 @@ static void one_layer(Thread *t, int64_t number) {
         gated_products(t, l, h, gate, both ? inner + l->inner : inner + n * l->inner);
         products(t, &l->down, &out, 1, gate, n);
     }
+    if (l->beside) add_beside(t, l, inner, out);
     add(t, &l->after_mlp, out, all);
+    if (l->input) add_input(t, l, own + number * t->step->model->inputs->size, inner, out);
+    for (int64_t i = 0; l->output_scale && i < all; i++) t->x[i] *= *l->output_scale;
 }
 
 static void embed(Thread *t) {
@@ -398,6 +470,7 @@ static void run(void *data) {
     } else atomic_store(&s->failed, 1);
     meet(&t);
     if (atomic_load(&s->failed)) return;
+    if (s->model->inputs) look_up(&t, s->at->memory);
     for (int64_t i = 0; i < s->model->count; i++) one_layer(&t, i);
     if (s->model->head) head(&t);
     else if (!number) memcpy(s->at->x + s->done * hidden_of(s), t.x, (size_t)all * sizeof *t.x);
@@ -451,6 +524,8 @@ static int is_within(const Model *m, const Place *at) {
     }
     for (int64_t i = 0; m->embedding && i < at->texts * at->new; i++)
         if (at->ids[i] < 0 || at->ids[i] >= m->embedding->rows) return 0;
+    for (int64_t i = 0; m->inputs && i < at->texts * at->new; i++)
+        if (at->ids[i] < 0 || at->ids[i] >= m->inputs->embedding->rows) return 0;
     return 1;
 }
 
@@ -465,9 +540,13 @@ PUBLIC int gencli_step(const Model *m, const Place *at) {
         for (int j = 0; j < 2; j++) look_at(l->gate_up[j], &inputs, &bytes);
         look_at(l->o, &inputs, &bytes);
         look_at(l->down, &inputs, &bytes);
-        if (l->experts) look_at_experts(l, &inputs, &bytes, &codes);
-        if (l->experts && l->chosen > chosen) chosen = l->chosen;
+        const Layer *mixed = l->beside ? l->beside : l;
+        if (mixed->experts) look_at_experts(mixed, &inputs, &bytes, &codes);
+        if (mixed->experts && mixed->chosen > chosen) chosen = mixed->chosen;
+        if (l->input) look_at(l->input->gate, &inputs, &bytes);
+        if (l->input) look_at(l->input->projection, &inputs, &bytes);
     }
+    if (m->inputs) look_at(m->inputs->projection, &inputs, &bytes);
     codes = gencli_codes_size(inputs) > codes ? gencli_codes_size(inputs) : codes;
     int64_t most = CHUNK / chosen;  /* rows: a row's experts have activations each */
     for (int64_t done = 0; done < all; done += most) {

@@ -8,17 +8,18 @@ Of files with towers for images and sounds (`model_type` gemma4) only the text m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.models import decoder, decoder_blocks, experts, gemma3
+from gencli.models import decoder, decoder_blocks, experts, gemma2, gemma3, step, step_more
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import Layout
 from gencli.models.decoder import rounded
 from gencli.models.decoder_blocks import MLP, AttentionCore
-from gencli.models.gemma4_config import FULL, Gemma4Config
+from gencli.models.gemma4_config import FULL, SLIDING, Gemma4Config
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import CosSin, Rotary, apply_rotary_emb
 
@@ -32,47 +33,61 @@ class RMSNorm(decoder_blocks.RMSNorm):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-def normed(x: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x²) + eps) over the last axis, by way of float32."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+class Unweighted(nn.Module):
+    """x / sqrt(mean(x²) + eps) over the last axis, by way of float32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.size, self.eps = size, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (self.size,), eps=self.eps).to(x.dtype)
+
+    def norm_weights(self) -> tuple[Tensor, Tensor | None, float, bool]:
+        return torch.ones(self.size), None, self.eps, False
 
 
 class Attention(AttentionCore):
     """q, k and v are normed head by head, the first two before RoPE; v may be k as it was before its norm."""
 
+    STEP = ("q_proj", "k_proj", "v_proj", "o_proj")
     k_norm: RMSNorm
-    k_proj: nn.Linear
-    v_proj: nn.Linear | None
+    k_proj: nn.Linear | None  # None: keys and values are those of the layer `cached`
+    v_proj: nn.Linear | None  # None: values are keys
 
     def __init__(self, config: Gemma4Config, layer: int):
         super().__init__(config, layer)
-        self.kind, self.eps, self.reuses = config.types[layer], config.rms_norm_eps, layer >= config.own_layers
+        self.kind, eps, self.cached = config.types[layer], config.rms_norm_eps, config.cached(layer)
         self.head_dim, self.kv_heads, self.scale = config.head_size_of(layer), config.kv_heads_of(layer), 1.0
+        self.rotated = (config.sliding_rope if self.kind == SLIDING else config.rope_parameters).width(self.head_dim)
         hidden, bias = config.hidden_size, config.attention_bias
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(hidden, queries, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim, self.eps)
-        if not self.reuses:
+        self.q_norm = RMSNorm(self.head_dim, eps)
+        self.k_proj = self.v_proj = None
+        if self.cached == layer:
             self.k_proj = nn.Linear(hidden, keys, bias=bias)
-            self.k_norm = RMSNorm(self.head_dim, self.eps)
-            same = config.attention_k_eq_v and self.kind == FULL
-            self.v_proj = None if same else nn.Linear(hidden, keys, bias=bias)
+            self.k_norm, self.v_norm = RMSNorm(self.head_dim, eps), Unweighted(self.head_dim, eps)
+            if not (config.attention_k_eq_v and self.kind == FULL):
+                self.v_proj = nn.Linear(hidden, keys, bias=bias)
         self.o_proj = nn.Linear(queries, hidden, bias=bias)
 
-    def keys_and_values(self, x: Tensor, cos_sin: CosSin, cache: KeyValueCache | None) -> tuple[Tensor, Tensor]:
+    def keys_and_values(
+        self, x: Tensor, k_proj: nn.Linear, cos_sin: CosSin, cache: KeyValueCache | None
+    ) -> tuple[Tensor, Tensor]:
         """Return all keys and values so far (B, K, S, D), of which x (B, T, C) has the last."""
         shape = (*x.shape[:2], -1, self.head_dim)
-        k = self.k_proj(x).view(shape)
+        k = k_proj(x).view(shape)
         v = k if self.v_proj is None else self.v_proj(x).view(shape)
-        k, v = apply_rotary_emb(self.k_norm(k), cos_sin).transpose(1, 2), normed(v, self.eps).transpose(1, 2)
+        k, v = apply_rotary_emb(self.k_norm(k), cos_sin).transpose(1, 2), self.v_norm(v).transpose(1, 2)
         return (k, v) if cache is None else cache.append(self.layer, k, v)
 
     def forward(  # type: ignore[override]  # which takes what layers share, too
         self, x: Tensor, cos_sin: CosSin, cache: KeyValueCache | None, shared: Shared
     ) -> Tensor:
         q = self.q_norm(self.q_proj(x).view(*x.shape[:2], -1, self.head_dim))
-        if not self.reuses:
-            shared[self.kind] = self.keys_and_values(x, cos_sin, cache)
+        if self.k_proj is not None:
+            shared[self.kind] = self.keys_and_values(x, self.k_proj, cos_sin, cache)
         return self.attended(apply_rotary_emb(q, cos_sin), *shared[self.kind], cache)
 
 
@@ -81,20 +96,26 @@ class Router(nn.Module):
 
     def __init__(self, config: Gemma4Config):
         super().__init__()
-        self.eps, self.chosen = config.rms_norm_eps, config.num_experts_per_tok
+        self.norm, self.chosen = Unweighted(config.hidden_size, config.rms_norm_eps), config.num_experts_per_tok
         self.proj = nn.Linear(config.hidden_size, config.expert_count, bias=False)
         self.scale = nn.Parameter(torch.ones(config.hidden_size))
         self.per_expert_scale = nn.Parameter(torch.ones(config.expert_count))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return shares and numbers of the chosen experts, (N, chosen) each, of states x (N, C)."""
-        logits = self.proj(normed(x, self.eps) * self.scale * x.shape[-1] ** -0.5)
+        logits = self.proj(self.norm(x) * self.scale * x.shape[-1] ** -0.5)
         shares, chosen = logits.softmax(-1, dtype=torch.float32).topk(self.chosen, dim=-1)
         return shares / shares.sum(-1, keepdim=True) * self.per_expert_scale[chosen], chosen
+
+    def norm_weights(self) -> tuple[Tensor, Tensor | None, float, bool]:
+        """Return those of what `proj` reads, for `models.step`."""
+        return self.scale.float() * self.norm.size**-0.5, None, self.norm.eps, False
 
 
 class Layer(nn.Module):
     """Norms before and after each of its parts, and a scale of what comes out."""
+
+    STEP, NORMS = gemma2.Layer.STEP, gemma2.Layer.NORMS
 
     def __init__(self, config: Gemma4Config, layer: int):
         super().__init__()
@@ -107,6 +128,7 @@ class Layer(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(hidden, eps)
         self.layer_scalar = nn.Buffer(torch.ones(1))
         self.activation = ACTIVATIONS[config.hidden_act]
+        self.has_own = own > 0
         if own:
             self.per_layer_input_gate = nn.Linear(hidden, own, bias=False)
             self.per_layer_projection = nn.Linear(own, hidden, bias=False)
@@ -130,6 +152,21 @@ class Layer(nn.Module):
             gate = self.activation(self.per_layer_input_gate(x))
             x = x + self.post_per_layer_input_norm(self.per_layer_projection(gate * own))
         return x * self.layer_scalar.to(x.dtype)
+
+    def step_more(self) -> step_more.More:
+        """What `models.step` needs to know beside STEP and NORMS."""
+        own = beside = None
+        if self.has_own:
+            own = step_more.Own(self.per_layer_input_gate, self.per_layer_projection, self.post_per_layer_input_norm)
+        if self.has_experts:
+            norms = (
+                self.pre_feedforward_layernorm_2,
+                self.post_feedforward_layernorm_2,
+                self.post_feedforward_layernorm_1,
+            )
+            router = self.router, self.router.proj, self.router.per_expert_scale
+            beside = step_more.Beside(*router, self.experts, self.chosen, *norms)
+        return step_more.More(own, beside, "layer_scalar")
 
     def fed_forward(self, x: Tensor) -> Tensor:
         """Return what the feed-forward network says of x (B, T, C), and the experts beside it."""
@@ -167,13 +204,24 @@ class Gemma4(gemma3.TwoRopes):
         shape = (len(layers), batch, heads, positions, sizes)
         return KeyValueCache(*shape, device=self.device, dtype=self.compute_dtype)
 
+    def step_parts(self) -> step.Parts:
+        parts = super().step_parts()
+        if not (own := self.config.hidden_size_per_layer_input):
+            return parts
+        embedding, projection, norm = self.makers_of_inputs()
+        return replace(parts, inputs=step_more.Inputs(embedding, projection, norm, own))
+
+    def makers_of_inputs(self) -> Iterator[nn.Module]:
+        """The embedding, the projection and the norm of what each layer gets of its own."""
+        names = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+        return map(self.model.get_submodule, names)
+
     def embed_per_layer(self, ids: Tensor, x: Tensor) -> Tensor | None:
         """Return what each layer gets of its own, (B, T, layers, P), of ids (B, T) with embeddings x (B, T, C); None
         where there is nothing of that."""
         if not (own := self.config.hidden_size_per_layer_input):
             return None
-        names = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
-        embedding, projection, norm = map(self.model.get_submodule, names)
+        embedding, projection, norm = self.makers_of_inputs()
         shape = (*ids.shape, -1, own)
         embedded = embedding(ids).view(shape) * rounded(own**0.5, x.dtype)
         y: Tensor = (norm(projection(x).view(shape) * x.shape[-1] ** -0.5) + embedded) * 2**-0.5

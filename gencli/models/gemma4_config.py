@@ -113,6 +113,11 @@ class Gemma4Config(WindowedConfig):
         """How many layers have keys and values of their own: the first ones."""
         return self.num_hidden_layers - self.num_kv_shared_layers
 
+    def cached(self, layer: int) -> int:
+        """Return whose keys and values a layer attends to: its own, or those of the last of its kind that has some."""
+        own = range(min(layer + 1, self.own_layers))
+        return max(i for i in own if self.types[i] == self.types[layer])
+
     def head_size_of(self, layer: int) -> int:
         """Return the size of a layer's heads."""
         return self.head_size if self.types[layer] == SLIDING else self.global_head_dim

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gencli.kernels import Layer, Library, Model, Place, Weights, library
+from gencli.models import step_more
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import CosSin
 from gencli.models.step_weights import Holder, said
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     Addresses = ctypes.Array[ctypes.c_void_p]
 
 LONGEST = 8  # new positions of a text; more are read by torch's layers
-CHOSEN = 64  # experts of a position; the library has room for twice as many
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}  # as kernels.h counts them
 CLAMPED_SILU = 2  # of gpt-oss, as kernels.h counts it
 
@@ -37,7 +37,7 @@ CLAMPED_SILU = 2  # of gpt-oss, as kernels.h counts it
 class Parts:
     """What a decoder is made of. x (B, T, C) are rows of `embedding` times `scale`, plus those of `positions`; without
     an embedding, what the model's `embed` returns of ids (B, T). head: with the norm before it; None: the model has one
-    that is no product. rotary: whether the model has `cos_sin_per_layer`."""
+    that is no product. rotary: whether the model has `cos_sin_per_layer`. inputs: what layers get of their own."""
 
     layers: Iterable[nn.Module]
     embedding: nn.Module | None = None
@@ -46,6 +46,7 @@ class Parts:
     norm: nn.Module | None = None
     head: nn.Module | None = None
     rotary: bool = False
+    inputs: step_more.Inputs | None = None
 
 
 class Stepping(Protocol):
@@ -76,6 +77,7 @@ class Step(Holder):
         super().__init__()
         self.kernels, self.parts = kernels, parts
         self.size = 0  # floats of the threads' memory, of a row
+        self.caches: list[int] = []  # of each layer, which of the cache's keys and values are its own
         self.memory = torch.empty(0)
         self.cache: tuple[Callable[[], KeyValueCache | None], int] = (
             lambda: None,
@@ -93,7 +95,10 @@ class Step(Holder):
             self.model.embedding = self.rows(parts.embedding)
         if parts.positions is not None:
             self.model.positions = self.rows(parts.positions)
-        self.trained = any(weight is not None and weight.requires_grad for _, weight in self.weights)
+        if parts.inputs is not None:
+            self.model.inputs = ctypes.pointer(step_more.inputs(self, parts.inputs))
+            own = len(layers) * self.model.inputs.contents.size
+            self.size = own + max(self.size, own)
         self.outputs = 0
         if parts.head is not None:
             self.model.norm, self.model.head = self.norm(parts.norm), self.matrix(parts.head)
@@ -105,23 +110,29 @@ class Step(Holder):
         """Return a layer. Raise TypeError or AttributeError for one that does not say how it goes this way."""
         norms = [None if name is None else getattr(layer, name) for name in said(layer, "forward", "NORMS")]
         attention, mlp = (getattr(layer, name) for name in said(layer, "forward", "STEP"))
-        names = [*(said(attention, "project", "STEP") if hasattr(attention, "project") else ())]
-        *qkv, out = (getattr(attention, name) for name in (*names, *said(attention, "forward", "STEP")))
-        made = Layer()
-        made.qkv = (ctypes.POINTER(Weights) * 3)(*map(self.matrix, qkv))
+        names = said(attention, "forward", "STEP")
+        names = names if len(names) > 1 else (*said(attention, "project", "STEP"), *names)
+        *qkv, out = (getattr(attention, name) for name in names)
+        made = Layer(reuses=len(qkv) > 1 and qkv[1] is None)
+        for i, one in enumerate(qkv):
+            if one is not None:
+                made.qkv[i] = self.matrix(one)
+        self.caches.append(getattr(attention, "cached", len(self.caches)))
         made.o, made.hidden = self.matrix(out), out.matrix.shape[0]
         if hasattr(mlp, "experts"):
-            self.mixture(made, mlp)
+            (router,) = (getattr(mlp, name) for name in said(mlp, "forward", "STEP"))
+            step_more.mixture(self, made, router, mlp.experts, mlp.chosen, normalised=mlp.normalised)
         else:
             self.feed_forward(made, mlp)
         made.before_attention, made.after_attention, made.before_mlp, made.after_mlp = map(self.norm, norms)
-        made.q_norm, made.k_norm = (self.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
+        of_heads = (self.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm", "v_norm"))
+        made.q_norm, made.k_norm, made.v_norm = of_heads
         made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
         made.rotated, made.window = attention.rotated, attention.window or 0
         made.scale, made.softcap = attention.scale, attention.softcap or 0
         made.sinks = self.numbers(getattr(attention, "sinks", None))
-        mixed = made.count + made.chosen * (2 * made.inner + made.hidden)  # nothing but `2 * inner` without experts
-        widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner, mixed
+        more = step_more.add(self, made, layer, layer.step_more()) if isinstance(layer, step_more.HasMore) else 0
+        widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner, step_more.mixed(made), more
         self.size = max(self.size, made.hidden + max(widths))
         return made
 
@@ -134,28 +145,6 @@ class Step(Holder):
         made.down, made.inner = self.matrix(down), down.matrix.shape[1]
         made.activation, made.gated = mlp.step_activation, mlp.gated
 
-    def mixture(self, made: Layer, mlp: nn.Module) -> None:
-        """Fill in a layer's experts, which the library wants to be all of one kind."""
-        (router,) = (getattr(mlp, name) for name in said(mlp, "forward", "STEP"))
-        first, *_ = experts = list(cast("Iterable[nn.Module]", mlp.experts))
-        names = [said(expert, "forward", "STEP") for expert in experts]
-        matrices = [self.matrix(getattr(one, name)) for one, own in zip(experts, names, strict=True) for name in own]
-        kinds = {
-            (i % 3, at.type, at.rows, at.columns, at.sideways, bool(at.order))
-            for i, at in enumerate(matrix.contents for matrix in matrices)
-        }
-        chosen = cast("int", mlp.chosen)
-        if len(matrices) != 3 * len(experts) or len(kinds) != 3 or chosen > CHOSEN or any(kind[-1] for kind in kinds):
-            raise TypeError
-        array = (ctypes.POINTER(Weights) * len(matrices))(*matrices)
-        self.kept.append(array)
-        made.router, made.experts = self.matrix(router), ctypes.addressof(array)
-        made.count, made.chosen, made.normalised = len(experts), chosen, cast("bool", mlp.normalised)
-        down = matrices[2].contents
-        made.inner = down.rows if down.sideways else down.columns
-        made.activation, made.gated = first.step_activation, True
-        made.alpha, made.limit = getattr(first, "alpha", 0), getattr(first, "limit", 0)
-
     def knows(self, cache: KeyValueCache) -> bool:
         """Return whether the last step was one of this cache, and its tensors are where they were."""
         return self.cache[0]() is cache and self.cache[1] == cache.moved
@@ -163,9 +152,9 @@ class Step(Holder):
     def look_at(self, cache: KeyValueCache) -> None:
         """Take the addresses of a cache's tensors."""
         array, place = ctypes.c_void_p * len(self.array), self.place
-        self.addresses = tuple(array(*(one.data_ptr() for one in many)) for many in (cache.keys, cache.values))
+        self.addresses = tuple(array(*(many[i].data_ptr() for i in self.caches)) for many in (cache.keys, cache.values))
         self.cache, self.known, self.tables = (weakref.ref(cache), cache.moved), (0, 0), (none := array(),)
-        place.capacity, place.text_step = cache.positions, cache.keys[0].stride(0)
+        place.capacity = cache.positions
         place.keys, place.values = map(ctypes.addressof, self.addresses)
         place.cos = place.sin = ctypes.addressof(none)
 

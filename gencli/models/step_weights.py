@@ -16,6 +16,7 @@ from gencli.models.linear import Stored
 
 if TYPE_CHECKING:
     Pointer = ctypes._Pointer[Weights]
+Tensors = Mapping[str, Tensor | None]
 
 
 @runtime_checkable
@@ -30,9 +31,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.kept: list[object] = []  # what the structures point to
-        self.weights: list[
-            tuple[Mapping[str, Tensor | None], Tensor | None]
-        ] = []  # of modules, and what was taken from them
+        self.weights: list[tuple[Tensors, Tensors]] = []  # those of modules, and what was taken from them
 
     def matrix(self, module: nn.Module) -> Pointer:
         """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
@@ -49,8 +48,17 @@ class Holder:
 
     def keep(self, module: nn.Module, made: tuple[Weights, object]) -> Pointer:
         self.kept.append(made)
-        self.weights.append((module._parameters, module._parameters.get("weight")))
+        self.watch(module._parameters)
         return ctypes.pointer(made[0])
+
+    def watch(self, tensors: Tensors) -> None:
+        """Know what a module has now."""
+        self.weights.append((tensors, {**tensors}))
+
+    @property
+    def trained(self) -> bool:
+        """Whether a gradient is wanted of any of them."""
+        return any(one is not None and one.requires_grad for _, taken in self.weights for one in taken.values())
 
     def norm(self, module: nn.Module | None) -> Norm:
         """Return a norm, of heads or of all; None: no norm. Raise TypeError for one of another kind."""
@@ -67,7 +75,7 @@ class Holder:
         if any(one is not None and one.dtype != torch.float32 for one in (weight, bias)):
             raise TypeError
         self.kept.append((weight, bias))
-        self.weights.append((module._parameters, module._parameters.get("weight")))
+        self.watch(module._parameters)
         pointers = (None if one is None else one.data_ptr() for one in (weight, bias))
         return Norm(*pointers, weight.numel(), centred, eps)
 
@@ -79,8 +87,8 @@ class Holder:
         return None if tensor is None else tensor.data_ptr()
 
     def is_current(self) -> bool:
-        """Return whether the modules still have the weights that they had."""
-        return all(parameters.get("weight") is weight for parameters, weight in self.weights)
+        """Return whether the modules still have the tensors that they had."""
+        return all(have.get(name) is one for have, taken in self.weights for name, one in taken.items())
 
 
 def said(module: nn.Module, forward: str, name: str) -> Sequence[str]:

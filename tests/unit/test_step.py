@@ -12,7 +12,8 @@ from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
 CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "phi3-window",
-          "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain")  # fmt: skip
+          "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain", "gemma4-small", "gemma4-large",
+          "gemma4-moe", "gemma4-unified")  # fmt: skip
 CASE = {case.name: case for case in CASES}
 
 
