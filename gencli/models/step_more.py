@@ -71,6 +71,7 @@ class HasMore(Protocol):
 
 def add(to: Holder, made: Layer, layer: nn.Module, more: More) -> int:
     """Fill in what a layer has more. Return how many numbers of memory it wants for a position, besides C."""
+    wanted = 0
     if more.scale:
         to.watch(layer._buffers)
         made.output_scale = to.numbers(layer.get_buffer(more.scale).float())
@@ -79,11 +80,12 @@ def add(to: Holder, made: Layer, layer: nn.Module, more: More) -> int:
         if gate.contents.order:  # the gate is multiplied piece by piece
             raise TypeError
         made.input = ctypes.pointer(LayerInput(gate, projection, to.norm(more.own.after)))
-    if more.beside is None:
-        return made.hidden
-    beside = _beside(to, more.beside, made.hidden)
-    made.beside, made.after_network = ctypes.addressof(beside), to.norm(more.beside.after_network)
-    return made.hidden + mixed(beside)
+        wanted = gate.contents.columns if gate.contents.sideways else gate.contents.rows
+    if more.beside is not None:
+        beside = _beside(to, more.beside, made.hidden)
+        made.beside, made.after_network = ctypes.addressof(beside), to.norm(more.beside.after_network)
+        wanted = max(wanted, made.hidden + mixed(beside))
+    return wanted
 
 
 def _beside(to: Holder, said: Beside, hidden: int) -> Layer:

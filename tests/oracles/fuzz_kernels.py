@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gencli.kernels import PACKED, TYPES, Layer, Library, Model, Norm, Place, Weights, build
+from gencli.kernels import PACKED, TYPES, Inputs, Layer, LayerInput, Library, Model, Norm, Place, Weights, build
 from tests.oracles.variants import ELSEWHERE, NOT_INLINE, X86
 
 # Null pointers are the address sanitizer's too, and sizes of objects are not known at -O0: a fifth of the compiling.
@@ -132,8 +132,61 @@ def one_pick(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     assert -1 <= found < size
 
 
+def norm(rng: np.random.Generator, made: list[int], group: int, flag: int = 1) -> Norm:
+    """A norm of groups of this size; none without the flag."""
+    if not flag:
+        return Norm()
+    bias = numbers(rng, made, group) if rng.integers(2) else None
+    return Norm(numbers(rng, made, group), bias, group, int(rng.integers(2)), 1e-6)
+
+
+def mixture(rng: np.random.Generator, made: list[int], keep: list[object], layer: Layer) -> int:
+    """Give a layer experts. Returns how many numbers of memory they want for a row."""
+    hidden, inner = layer.hidden, layer.inner
+    layer.count, layer.normalised = int(rng.integers(1, 7)), int(rng.integers(2))
+    layer.chosen = int(rng.integers(1, layer.count + 1))
+    layer.router = ctypes.pointer(matrix(rng, made, layer.count, hidden)[0])
+    kinds = [name for name, (_, block, _) in TYPES.items() if hidden % block == inner % block == 0]
+    gates, downs = (kinds[rng.integers(len(kinds))] for _ in range(2))
+    shapes = [(inner, hidden, gates), (inner, hidden, gates), (hidden, inner, downs)] * layer.count
+    experts = [matrix(rng, made, *shape, ordered=False, kind=kind)[0] for *shape, kind in shapes]
+    array = (ctypes.POINTER(Weights) * len(experts))(*map(ctypes.pointer, experts))
+    keep.append(array)
+    layer.activation, layer.experts = int(rng.integers(3)), ctypes.addressof(array)
+    layer.before_router = norm(rng, made, hidden, rng.integers(2))
+    layer.expert_scales = numbers(rng, made, layer.count) if rng.integers(2) else None
+    return int(layer.count + layer.chosen * (2 * inner + hidden))
+
+
+def beside(rng: np.random.Generator, made: list[int], keep: list[object], layer: Layer) -> int:
+    """The same of experts beside the layer's network."""
+    hidden = layer.hidden
+    other = Layer(hidden=hidden, inner=int(rng.choice([32, 160])), alpha=1.7, limit=7)
+    mixed = mixture(rng, made, keep, other)
+    other.before_mlp, other.after_mlp = norm(rng, made, hidden), norm(rng, made, hidden, rng.integers(2))
+    layer.after_network, layer.beside = norm(rng, made, hidden, rng.integers(2)), ctypes.addressof(other)
+    keep.append(other)
+    return int(hidden + mixed)
+
+
+def inputs(rng: np.random.Generator, made: list[int], tokens: int, layers: list[Layer]) -> Inputs:
+    """What layers have of their own, and what some of them do with it."""
+    size, hidden = int(rng.choice([4, 32, 96])), layers[0].hidden
+    for layer in layers:
+        if rng.integers(4):
+            gate, projection = (
+                matrix(rng, made, *shape, ordered=False)[0] for shape in ((size, hidden), (hidden, size))
+            )
+            own = LayerInput(ctypes.pointer(gate), ctypes.pointer(projection), norm(rng, made, hidden, rng.integers(2)))
+            layer.input = ctypes.pointer(own)
+    embedding = matrix(rng, made, tokens, size * len(layers), ordered=False)[0]
+    projection = matrix(rng, made, size * len(layers), hidden)[0]
+    return Inputs(ctypes.pointer(embedding), ctypes.pointer(projection), norm(rng, made, size), size, 2.0, 0.5)
+
+
 def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> None:
-    """A layer of any shape that a checkpoint may have, for new positions of several texts and of one."""
+    """A layer of any shape that a checkpoint may have, for new positions of several texts and of one; at times followed
+    by one that reuses its keys and values."""
     kv_heads, group, size = int(rng.integers(1, 3)), int(rng.integers(1, 3)), int(rng.choice([4, 6, 16, 32]))
     heads, hidden, inner = kv_heads * group, int(rng.choice([32, 64, 256])), int(rng.choice([32, 96, 256]))
     queries, keys, flags = heads * size, kv_heads * size, rng.integers(0, 2, 8).tolist()
@@ -141,43 +194,35 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     def pointer(outputs: int, inputs: int) -> Any:
         return ctypes.pointer(matrix(rng, made, outputs, inputs)[0])
 
-    def norm(group: int, flag: int) -> Norm:
-        if not flag:
-            return Norm()
-        bias = numbers(rng, made, group) if rng.integers(2) else None
-        return Norm(numbers(rng, made, group), bias, group, int(rng.integers(2)), 1e-6)
-
     layer = Layer(heads=heads, kv_heads=kv_heads, head_size=size, rotated=2 * int(rng.integers(1, size // 2 + 1)),
                   hidden=hidden, inner=inner, window=int(rng.integers(0, 4)), activation=flags[0], gated=flags[1],
                   scale=0.5, softcap=30.0 * flags[2], alpha=1.7, limit=float(rng.choice([0, 7, np.inf])),
                   sinks=numbers(rng, made, heads) if flags[5] else None)  # fmt: skip
-    qkv = [queries + 2 * keys] if flags[3] else [queries, keys, keys]
+    qkv = [queries + 2 * keys] if flags[3] else [queries, keys, keys][: int(rng.integers(2, 4))]
     up = [inner] if not flags[1] else [2 * inner] if flags[4] else [inner, inner]
     layer.qkv = (ctypes.POINTER(Weights) * 3)(*(pointer(one, hidden) for one in qkv))
     layer.gate_up = (ctypes.POINTER(Weights) * 2)(*(pointer(one, hidden) for one in up))
     layer.o, layer.down = pointer(hidden, queries), pointer(hidden, inner)
-    mixed = 0  # numbers of a row that a mixture of experts wants
+    keep: list[object] = []
+    experts = (mixture, beside)[rng.integers(2)] if rng.integers(2) else None
+    mixed = experts(rng, made, keep, layer) if experts else 0  # numbers of a row that they want
+    layer.before_attention, layer.after_attention = norm(rng, made, hidden, flags[5]), norm(rng, made, hidden, flags[6])
+    layer.before_mlp, layer.after_mlp = norm(rng, made, hidden), norm(rng, made, hidden, flags[7])
+    layer.q_norm = layer.k_norm = norm(rng, made, size, flags[6])
+    layer.v_norm = norm(rng, made, size, rng.integers(2))
+    layer.output_scale = numbers(rng, made, 1) if rng.integers(2) else None
+    layers = [layer]
     if rng.integers(3) == 0:
-        layer.count, layer.normalised = int(rng.integers(1, 7)), flags[0]
-        layer.chosen, layer.router = int(rng.integers(1, layer.count + 1)), pointer(layer.count, hidden)
-        kinds = [name for name, (_, block, _) in TYPES.items() if hidden % block == inner % block == 0]
-        gates, downs = (kinds[rng.integers(len(kinds))] for _ in range(2))
-        shapes = [(inner, hidden, gates), (inner, hidden, gates), (hidden, inner, downs)] * layer.count
-        experts = [matrix(rng, made, *shape, ordered=False, kind=kind)[0] for *shape, kind in shapes]
-        array = (ctypes.POINTER(Weights) * len(experts))(*map(ctypes.pointer, experts))
-        layer.activation = int(rng.integers(3))
-        layer.experts, mixed = ctypes.addressof(array), layer.count + layer.chosen * (2 * inner + hidden)
-    layer.before_attention, layer.after_attention = norm(hidden, flags[5]), norm(hidden, flags[6])
-    layer.before_mlp, layer.after_mlp = norm(hidden, 1), norm(hidden, flags[7])
-    layer.q_norm = layer.k_norm = norm(size, flags[6])
+        layers.append(Layer.from_buffer_copy(layer))
+        layers[1].reuses, layers[1].qkv = 1, (ctypes.POINTER(Weights) * 3)(pointer(queries, hidden))
     texts, new, capacity = int(rng.integers(1, 10)), int(rng.integers(1, 4)), int(rng.integers(4, 9))
     lengths = kept(made, rng.integers(0, capacity - new + 1, texts).astype(np.int64).tobytes())
-    step = kv_heads * capacity * size
-    caches = [numbers(rng, made, texts * step) for _ in range(2)]
+    caches = [numbers(rng, made, texts * kv_heads * capacity * size) for _ in range(2)]
     tables = [numbers(rng, made, capacity * layer.rotated) if flags[2] else None for _ in range(2)]
-    arrays = [(ctypes.c_void_p * 1)(one) for one in (*caches, *tables)]
-    layers = (ctypes.c_void_p * 1)(ctypes.addressof(layer))
-    model = Model(ctypes.addressof(layers), 1, norm=norm(hidden, flags[5]), scale=1.5 * flags[6] or 1.0)
+    arrays = [(ctypes.c_void_p * 2)(one, one) for one in (*caches, *tables)]
+    array = (ctypes.c_void_p * 2)(*map(ctypes.addressof, layers))
+    model = Model(ctypes.addressof(array), len(layers), norm=norm(rng, made, hidden, flags[5]),
+                  scale=1.5 * flags[6] or 1.0)  # fmt: skip
     tokens, outputs, last = int(rng.integers(1, 40)), int(rng.integers(1, 400)), int(rng.integers(2))
     within = True
     if rng.integers(2):
@@ -185,14 +230,19 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
         within = rng.integers(8) > 0
         if rng.integers(2):
             model.positions = ctypes.pointer(matrix(rng, made, capacity, hidden, ordered=False)[0])
+    each = 0  # numbers of a row that a layer has of its own
+    if rng.integers(2):
+        model.inputs = ctypes.pointer(inputs(rng, made, tokens, layers))
+        within, each = bool(rng.integers(8)), model.inputs.contents.size
     if rng.integers(2):
         model.head = pointer(outputs, hidden)
     ids = rng.integers(0, tokens, texts * new)
     ids[0] = ids[0] if within else rng.choice([-1, tokens, 2**62, -(2**63)])
     x = numbers(rng, made, texts * new * hidden)
     logits = kept(made, bytes(4 * texts * (1 if last else new) * outputs))
-    work = kept(made, bytes(4 * texts * new * (hidden + max(2 * queries + 2 * keys, 2 * inner, mixed))))
-    place = Place(texts, new, capacity, step, last, kept(made, ids.astype(np.int64).tobytes()), lengths,
+    own, size = len(layers) * each, hidden + max(2 * queries + 2 * keys, 2 * inner, mixed, each)
+    work = kept(made, bytes(4 * texts * new * (own + max(own, size))))
+    place = Place(texts, new, capacity, last, kept(made, ids.astype(np.int64).tobytes()), lengths,
                   *map(ctypes.addressof, arrays), x, logits, work)  # fmt: skip
     assert library.step(ctypes.addressof(model), ctypes.addressof(place)) == (0 if within else 2)
 

@@ -128,7 +128,7 @@ def test_greedy_tokens_are_the_references(tmp_path, monkeypatch, name, kind):
     monkeypatch.undo()
     model = opened(file)
     tokens, ours = continued(model, ids, COUNT)
-    assert (step.of(model) is None) == name.startswith(("gemma4", "qwen35"))
+    assert (step.of(model) is None) == name.startswith("qwen35")
     same = next((i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len(set(pair)) > 1), COUNT)
     error = (ours[:same] - logits[:same]).std() / logits.std()
     assert error < 0.03  # activations of 8 bits
