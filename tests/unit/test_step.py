@@ -13,7 +13,7 @@ from tests.tiny.text import make_gpt2
 
 CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "phi3-window",
           "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain", "gemma4-small",
-          "gemma4-large", "gemma4-moe", "gemma4-unified")  # fmt: skip
+          *(pytest.param(f"gemma4-{one}", marks=pytest.mark.slow) for one in ("large", "moe", "unified")))  # fmt: skip
 CASE = {case.name: case for case in CASES}
 
 
@@ -101,10 +101,10 @@ def test_a_replaced_weight_counts(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe", "gpt-oss", "gemma4-small",
+        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe", "gpt-oss",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("smollm3", "gemma2", "gemma3", "gemma4-large", "gemma4-moe")
+            for name in ("smollm3", "gemma2", "gemma3", "gemma4-small", "gemma4-large", "gemma4-moe")
         ),
     ],
 )  # fmt: skip
