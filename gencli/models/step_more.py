@@ -88,11 +88,11 @@ def add(to: Holder, made: Layer, layer: nn.Module, more: More) -> int:
     return wanted
 
 
-def _beside(to: Holder, said: Beside, hidden: int) -> Layer:
+def _beside(to: Holder, parts: Beside, hidden: int) -> Layer:
     made = Layer(hidden=hidden)
-    mixture(to, made, said.projection, said.experts, said.chosen, normalised=True)
-    made.before_mlp, made.after_mlp, made.before_router = map(to.norm, (said.before, said.after, said.router))
-    made.expert_scales = to.numbers(said.scales)
+    mixture(to, made, parts.projection, parts.experts, parts.chosen, normalised=True)
+    made.before_mlp, made.after_mlp, made.before_router = map(to.norm, (parts.before, parts.after, parts.router))
+    made.expert_scales = to.numbers(parts.scales)
     to.kept.append(made)
     return made
 
