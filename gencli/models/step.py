@@ -5,7 +5,8 @@ Torch's operations each take tens of microseconds here, as the weights of the st
 the processor's caches; a call of C takes few.
 
 A layer can go this way if the classes that define its forward pass say how: `NORMS` of the layer, `STEP` of its
-attention and its feed-forward network, and `step_more` of a layer with other parts (`models.step_more`). A subclass that changes the forward pass says nothing, and so takes torch's.
+attention and its feed-forward network, `step_more` of a layer with other parts. A subclass that changes the forward
+pass says nothing, and so takes torch's.
 """
 
 from __future__ import annotations
