@@ -22,7 +22,15 @@ from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError
 from gencli.options import flag, integer, string
 from gencli.spec import TextSpec
-from gencli.text.request import CONVERSATION, LENGTH, TOKENS, TOKENS_ELSEWHERE, TextRequest
+from gencli.text.request import (
+    CONVERSATION,
+    LENGTH,
+    TEMPLATE_KWARGS,
+    THINK,
+    TOKENS,
+    TOKENS_ELSEWHERE,
+    TextRequest,
+)
 
 if TYPE_CHECKING:
     from gencli.serve.client import RemoteChat, RemoteText
@@ -41,6 +49,8 @@ class ChatRequest(TextRequest):
     # fmt: off
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N", "Maximum tokens per reply",
         LENGTH, bounds=TOKENS, usual=1024, config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
+    think: str | None = THINK.field(None)
+    chat_template_kwargs: str | None = TEMPLATE_KWARGS.field(None)
     # fmt: on
 
 

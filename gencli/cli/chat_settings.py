@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, cast
 
 from gencli.errors import UsageError, did_you_mean
 from gencli.options import KINDS, Option, make, rows
 from gencli.text.request import SamplingParams, TextRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Never
 
 
 def names() -> list[str]:
@@ -37,7 +41,7 @@ def changed(request: TextRequest, field: str, word: str) -> TextRequest:
     option = dict(_settings())[field]
     name = option.listed_as(field)
     try:
-        value = None if word == "default" else option.kind(word)
+        value = None if word == "default" else (option.read or option.kind)(cast("Never", word))
     except ValueError:
         message = f"/set {name}: {word!r:.80} is not {KINDS[option.kind]}"
         raise UsageError(message, f"as in /set {name} {option.usual}") from None
@@ -50,7 +54,8 @@ def changed(request: TextRequest, field: str, word: str) -> TextRequest:
 
 def shown(request: TextRequest, config: Mapping[str, object], field: str | None) -> str:
     """Return a setting and its value; for None a table of all. config: the checkpoint's generation_config.json."""
-    values = request.resolve(config).completed()
+    resolved = request.resolve(config)
+    values = {name: getattr(resolved, name, None) or "default" for name, _ in _settings()} | resolved.completed()
     if field is not None:
         return f"{dict(_settings())[field].listed_as(field)} {values[field]}"
     return "\n".join(f"{option.listed_as(name):18}{values[name]}" for name, option in _settings())
@@ -59,4 +64,4 @@ def shown(request: TextRequest, config: Mapping[str, object], field: str | None)
 def _settings() -> list[tuple[str, Option]]:
     """Return the fields that a conversation may change, with their rows."""
     found = [*rows(SamplingParams), *rows(TextRequest)]
-    return [(field, option) for field, option in found if option.usage and option.usual is not None]
+    return [(field, option) for field, option in found if option.usage and (option.usual is not None or option.choices)]

@@ -180,9 +180,7 @@ def _fill(
     values = _values(record, words)
     if record is annotation:
         return record(**values)
-    sources = {name: ctx.get_parameter_source(name) for name in words}
-    given = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-    return Asked(record, values, given)
+    return Asked(record, values, frozenset(name for name in words if is_typed(ctx, name)))
 
 
 def _values(record: type[DataclassInstance], words: Mapping[str, object]) -> dict[str, object]:
@@ -209,6 +207,12 @@ def is_given(ctx: typer.Context, name: str) -> bool:
     """Return whether a parameter was given, wherever, and has not its default."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
+
+
+def is_typed(ctx: typer.Context, name: str) -> bool:
+    """Return whether a parameter was given on the command line itself."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 # What several commands share.

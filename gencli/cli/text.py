@@ -19,7 +19,7 @@ from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file
 from gencli.cli.speed import Speed
 from gencli.cli.text_images import Images
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_cut, why_empty
-from gencli.cli.text_work import Texts, TextWork, settings_of
+from gencli.cli.text_work import Texts, TextWork, asks_template, settings_of, without_template
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
 from gencli.many.blocks import blocks
@@ -128,12 +128,15 @@ def text(
     _check_combinations(source, shown, request)
     source.images.check(source.prompt, source.speed, lines=source.lines)
     note_file(source.prompt, ctx.obj.note)
-    if source.images.image and start.examples is not None:
+    looks = bool(source.images.image)
+    if looks and start.examples is not None:
         raise UsageError("--examples are texts, and cannot be combined with -i/--image")
-    chats = start.chat or start.system is not None or start.examples is not None or bool(source.images.image)
+    asks = asks_template(ctx, looks=looks)
+    chats = start.chat or start.system is not None or start.examples is not None or looks or asks
+    request = request if chats and not looks else without_template(request)
     if chats and (shown.echo or request.truncate):
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
-    conversation = start.conversation() if chats and not source.images.image else None
+    conversation = start.conversation() if chats and not looks else None
     console: Console = ctx.obj
     fetch = fetching.finder(console, spec)
     source.images.check_files()

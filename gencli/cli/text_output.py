@@ -79,6 +79,7 @@ class JsonOutput:
             "index": sample.index,
             "prompt": prompt,
             "text": before + sample.text,
+            **({"reasoning_content": sample.reasoning} if sample.reasoning else {}),
             "finish_reason": sample.finish_reason,
             "logprobs": sample.logprobs and _logprobs(sample.logprobs, len(before)),
             "usage": {
@@ -103,7 +104,9 @@ def why_empty(sample: Completion, context: int) -> str | None:
         return None
     if sample.finish_reason == "length":
         what = "reasoning took all of its" if sample.unanswered else "nothing came within"
-        return f"the answer is empty: {what} {counted(sample.completion_tokens, 'token')} ({_limit(sample, context)})"
+        ways = ", --think" if sample.unanswered else ""
+        tokens = counted(sample.completion_tokens, "token")
+        return f"the answer is empty: {what} {tokens} ({_limit(sample, context)}{ways})"
     return (
         "the model ended with its reasoning and gave no answer" if sample.unanswered else "the model had nothing to say"
     )

@@ -16,8 +16,9 @@ from gencli import devices
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.find import Source, find
 from gencli.cli.console import Console, Relay
+from gencli.cli.options import is_typed
 from gencli.cli.speed import Speed, note_no_conversation, open_warm_text_model
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError
 from gencli.options import given
 from gencli.spec import TextSpec
 from gencli.text.events import Completion, Event, Failed, GenerationStats, ReasoningDelta, TextDelta
@@ -25,6 +26,7 @@ from gencli.text.request import MAX_SEED, TextRequest
 
 if TYPE_CHECKING:
     import numpy as np
+    import typer
     from _typeshed import DataclassInstance
     from typing_extensions import Unpack
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 # said elsewhere, or change no text
 NO_SETTINGS = {"model", "seed", "device", "threads", "allow_pickle", "json", "null"}
 SETTING = 200  # characters of a text that is written out
+OF_TEMPLATE = ("think", "chat_template_kwargs")  # what a request says of a chat template
 REFILLS = 4  # texts in a block for each that is made at a time: a block's last ones leave places empty
 
 
@@ -58,6 +61,20 @@ def _plain(value: object) -> object:
         return value
     text = str(value)
     return text if len(text) <= SETTING else f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def asks_template(ctx: typer.Context, *, looks: bool) -> bool:
+    """Return whether the command line asks something of a chat template. Raise UsageError if the model looks at images,
+    which it does without one."""
+    found = next((name for name in OF_TEMPLATE if is_typed(ctx, name)), None)
+    if found and looks:
+        raise UsageError(f"--{found.replace('_', '-')} is for chat templates, and cannot be combined with -i/--image")
+    return found is not None
+
+
+def without_template(request: TextRequest) -> TextRequest:
+    """Return a request that says nothing of a chat template."""
+    return dataclasses.replace(request, think=None, chat_template_kwargs=None)
 
 
 @dataclass(frozen=True)

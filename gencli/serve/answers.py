@@ -111,7 +111,6 @@ class Answer:
     chat: bool
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
-    reasoning: dict[int, list[str]] = field(default_factory=dict)
     done: dict[int, Completion] = field(default_factory=dict)
     prompts: dict[int, int] = field(default_factory=dict)  # tokens of each prompt, by its number
     opened: set[int] = field(default_factory=set)
@@ -120,7 +119,6 @@ class Answer:
         """Take an event of a prompt whose choices begin at `first`. Return the objects to stream for it."""
         index = event.index + first
         if isinstance(event, ReasoningDelta):
-            self.reasoning.setdefault(index, []).append(event.text)
             if not self.chat:
                 return []
             return [*self._begin(index), self._chunk(index, {"delta": {"reasoning_content": event.text}})]
@@ -170,8 +168,8 @@ class Answer:
             logprobs = None if done.logprobs is None else vars(done.logprobs)
             return {**choice, "text": done.text, "logprobs": logprobs}
         message: Said = {"role": "assistant", "content": done.text, "refusal": None}
-        if thoughts := "".join(self.reasoning.get(index, [])):
-            message["reasoning_content"] = thoughts
+        if done.reasoning:
+            message["reasoning_content"] = done.reasoning
         if done.logprobs is not None:
             choice["logprobs"] = {"content": chat_logprobs(done.logprobs), "refusal": None}
         return {**choice, "message": message}

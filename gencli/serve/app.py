@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError
 from gencli.serve import answers, bodies, openapi
 from gencli.serve.engine import Counts, Drawn, ImageEngine, ImageWork, TextEngine, TextWork, events_of
 from gencli.serve.pool import Pool
@@ -206,7 +206,10 @@ class Server:
         def prepare(engine: TextEngine) -> list[Job]:
             format = engine.chat_model.format
             with engine.turn:
-                prompt = format.prompt(asked.messages)
+                try:
+                    prompt = format.prompt(asked.messages, asked.request)
+                except UsageError as error:
+                    raise Refusal.of(error, status=INVALID, names=asked.names) from None
             ended = dataclasses.replace(asked.request, stop=(*asked.request.stop, *format.stops))
             return [Job(ended, prompt.ids, prompt.reasoning)]
 

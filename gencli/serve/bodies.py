@@ -23,6 +23,7 @@ from gencli.options import KINDS, SEVERAL_LIMIT, Option, make, rows, typed
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.text.chat_template import Message
 from gencli.text.request import MAX_SEED, SamplingParams, TextRequest, draw_seed
+from gencli.text.wishes import SAME, WISHES, read_wish
 
 T = TypeVar("T")
 Body = Mapping[str, object]  # as it came
@@ -38,8 +39,10 @@ TEXT = {name: name for name, option in rows(SamplingParams) if option.usage}
 TEXT |= {"max_tokens": "max_tokens", "seed": "seed", "n": "num_samples", "stop": "stop", "logprobs": "logprobs"}
 TEXT |= {"truncate": "truncate"}
 CHAT = {"max_completion_tokens": "max_tokens", **TEXT}
+CHAT |= {"reasoning_effort": "think", "think": "think", "chat_template_kwargs": "chat_template_kwargs"}
 TEXT_ROWS, DRAWN_ROWS = {**dict(rows(TextRequest)), **dict(rows(SamplingParams))}, dict(rows(ImageRequest))
 LARGEST = sys.float_info.max
+EFFORTS = sorted({*WISHES, *SAME} - {"1", "0"})
 FORMS = ("text", "json_object", "json_schema")
 # Those of OpenAI's that change nothing at one value, and are not followed at others.
 ONLY: dict[str, Collection[object]] = {
@@ -65,10 +68,11 @@ class Completions:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation to answer."""
+    """A conversation to answer. names: as `Refusal.of`."""
 
     request: TextRequest
     messages: list[Message]
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def read_chat(body: Body) -> Chat:
         raise Refusal(INVALID, "top_logprobs: wants logprobs to be true", param="top_logprobs")
     if logprobs:
         values["logprobs"] = 0 if top is None else _whole("top_logprobs", top, 0, MOST_LOGPROBS)
-    return Chat(_request("", _text_values(values, {"messages"}, CHAT)), read)
+    names = spoken(body, CHAT, TEXT_ROWS)
+    return Chat(_request("", _text_values(values, {"messages"}, CHAT)), read, names)
 
 
 def read_drawing(body: Body, model: str) -> Drawing:
@@ -262,6 +267,21 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
     return value
 
 
+def _wish(name: str, value: object) -> str | None:
+    """Return whether and how much a model is to reason: OpenAI's word, or ollama's, which may be true or false."""
+    word = read_wish(str(value)) if isinstance(value, bool | str) else ""
+    if word is not None and word not in WISHES:
+        raise Refusal(INVALID, f"{name} {_shown(value)}: wants one of {', '.join(EFFORTS)}", param=name)
+    return word
+
+
+def _template_values(name: str, value: object) -> str:
+    """Return the values for a chat template as a text request has them."""
+    if not isinstance(value, Mapping):
+        raise Refusal(INVALID, f"{name} {_shown(value)}: wants an object", param=name)
+    return json.dumps(value)
+
+
 def _seed(name: str, value: object) -> int:
     return draw_seed(_whole(name, value, -1, MAX_SEED - MOST_SAMPLES))
 
@@ -338,6 +358,8 @@ def _size(size: object) -> tuple[int, int]:
 
 FLAGS = {**spoken({}, TEXT, TEXT_ROWS), "--schema": "response_format"}  # of texts
 READ: dict[str, Callable[[str, object], object]] = {  # of fields whose rows say less, or other, than a body may have
+    "think": _wish,
+    "chat_template_kwargs": _template_values,
     "seed": _seed,
     "stop": _stop,
     "logit_bias": _bias,

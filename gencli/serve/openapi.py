@@ -10,6 +10,7 @@ from gencli.serve.bodies import (
     DRAWN,
     DRAWN_INERT,
     DRAWN_ROWS,
+    EFFORTS,
     FORMATS,
     INERT,
     MOST_IMAGES,
@@ -98,6 +99,9 @@ def page(models: Iterable[str]) -> Schema:
         "max_completion_tokens": text["max_tokens"],
         "top_logprobs": text["logprobs"],
         "logprobs": {"type": "boolean"},
+        "reasoning_effort": {"enum": [*EFFORTS, None]},
+        "think": {"enum": [*EFFORTS, True, False, None]},
+        "chat_template_kwargs": {"type": ["object", "null"]},
     }
     drawn: Schema = dict.fromkeys(DRAWN_INERT, ANY)
     drawn |= {name: _schema(field, DRAWN_ROWS) for name, field in DRAWN.items()}

@@ -63,7 +63,8 @@ class ChatSession:
             if model.tokenizer.is_longer(message, context):
                 raise self._too_long(f"more than {2 * context}")
             while True:
-                prompt = self.chat_model.format.prompt([*conversation.messages(), {"role": "user", "content": message}])
+                messages = [*conversation.messages(), {"role": "user", "content": message}]
+                prompt = self.chat_model.format.prompt(messages, self.request)
                 if len(prompt.ids) <= room or not conversation.leave_out():
                     break
             if len(prompt.ids) >= context:

@@ -18,12 +18,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from gencli.errors import GencliError
 from gencli.text.channels import channels_of
 from gencli.text.reasoning import Reasoning, marks_of
+from gencli.text.request import TextRequest
 from gencli.text.special_tokens import SpecialTokens
+from gencli.text.thinking import check_none, template_values
 from gencli.tokens import Tokenizer
 
 Message = dict[str, str]  # `role` (system, user or assistant) and `content`
@@ -45,6 +48,8 @@ TURN_ENDS = (
     "<|END_OF_TURN_TOKEN|>",
     "<|eot|>",
 )
+OWN_VALUES: Mapping[str, object] = {"messages": [], "add_generation_prompt": False, "tools": None, "documents": None}
+USUAL = TextRequest()
 # Isolated from the folder that it is started in, but with the module search path of this process.
 PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gencli.text.chat_template_worker import serve"
 
@@ -67,25 +72,31 @@ class ChatTemplate:
 
         Raises GencliError when the template refuses them, is broken, or exceeds a limit.
         """
+        characters = OWN_CHARACTERS + COPIES * len(json.dumps(values.get("messages"), ensure_ascii=False))
+        answer = self._ask({"values": values, "characters": characters})
+        if "error" in answer:
+            message = " ".join(answer["error"].split())[:300]
+            raise GencliError(f"{self.name}: its chat template cannot take this conversation: {message}")
+        return answer["text"]
+
+    def variables(self) -> dict[str, list[str]]:
+        """Return the values that it reads: name → the texts that it compares the value with. Raise as `render`."""
+        found: dict[str, list[str]] = json.loads(self._ask({})["text"])
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        self._closer()
+
+    def _ask(self, about: Mapping[str, object]) -> dict[str, str]:
+        """Have the process answer a request about the template. Raise GencliError where it ends."""
         if self._endless and self._endless[0] == self.source:
             raise self._endless[1]
         if self._process.poll() is not None:
             self._closer()
             self._process = _start()
             self._closer = weakref.finalize(self, _end, self._process)
-        characters = OWN_CHARACTERS + COPIES * len(json.dumps(values.get("messages"), ensure_ascii=False))
-        request = {"template": self.source, "values": values, "seconds": SECONDS, "characters": characters}
-        answer = self._ask(json.dumps(request).encode() + b"\n")
-        if "error" in answer:
-            message = " ".join(answer["error"].split())[:300]
-            raise GencliError(f"{self.name}: its chat template cannot take this conversation: {message}")
-        return answer["text"]
-
-    def close(self) -> None:
-        """End the process."""
-        self._closer()
-
-    def _ask(self, request: bytes) -> dict[str, str]:
+        request = json.dumps({"template": self.source, "seconds": SECONDS, **about}).encode() + b"\n"
         process = self._process
         assert process.stdin and process.stdout
         timer = threading.Timer(PATIENCE, process.kill)
@@ -140,7 +151,7 @@ class PromptFormat(Protocol):
 
     @property
     def stops(self) -> tuple[str, ...]: ...
-    def prompt(self, messages: list[Message]) -> Prompt: ...
+    def prompt(self, messages: list[Message], request: TextRequest = ...) -> Prompt: ...
     def end_ids(self) -> tuple[int, ...]: ...
     def close(self) -> None: ...
 
@@ -155,21 +166,23 @@ class Templated:
         self.special_tokens = SpecialTokens(tokenizer, tokenizer.chat_template)
         self.marks, self.channels = marks_of(tokenizer), channels_of(tokenizer)
 
-    def prompt(self, messages: list[Message]) -> Prompt:
-        """Return the prompt up to where the answer begins.
+    def prompt(self, messages: list[Message], request: TextRequest = USUAL) -> Prompt:
+        """Return the prompt up to where the answer begins. request: what it says of reasoning and of the template.
 
-        Raises GencliError when the template refuses the conversation, loops, or is broken.
+        Raises GencliError when the template refuses the conversation, loops, or is broken; UsageError when it reads
+        nothing of what the request says.
         """
+        asked = self._asked(request)
         escaped = self.special_tokens.escape_special_tokens(messages)
         try:
-            text = self._render(escaped, add_generation_prompt=True)
+            text = self._render(escaped, asked, add_generation_prompt=True)
         except GencliError as error:
             if messages[0]["role"] == "system":
                 error.hint = "some templates know no system prompt: write it into the message"
             raise
         if escaped != messages:
             with contextlib.suppress(GencliError):
-                text = self.special_tokens.faithful(text, self._render(messages, add_generation_prompt=True))
+                text = self.special_tokens.faithful(text, self._render(messages, asked, add_generation_prompt=True))
         shown = self.special_tokens.unescape(text)
         inside = next((one for one in self.marks if one.begun_in(text)), None)
         return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside, self.channels))
@@ -208,9 +221,28 @@ class Templated:
     def close(self) -> None:
         self.template.close()
 
-    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        own = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return self.template.render({**self.tokenizer.names, **own})
+    def _asked(self, request: TextRequest) -> Mapping[str, object]:
+        """Return the values for the template that a request asks for. Raise UsageError."""
+        if request.think is None and request.chat_template_kwargs is None:
+            return {}
+        source, own = self.template.source, {*OWN_VALUES, *self.tokenizer.names}
+        reasons = self.channels is not None or any(one.open in source or one.close in source for one in self.marks)
+        reads = {name: texts for name, texts in self._variables.items() if name not in own}
+        return template_values(request, reads, self.template.name, reasons=reasons)
+
+    @functools.cached_property
+    def _variables(self) -> dict[str, list[str]]:
+        return self.template.variables()
+
+    def _render(
+        self,
+        messages: list[Message],
+        asked: Mapping[str, object] = MappingProxyType({}),
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        own = {**OWN_VALUES, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        return self.template.render({**self.tokenizer.names, **own, **asked})
 
 
 class Transcript:
@@ -218,12 +250,16 @@ class Transcript:
 
     stops = tuple(f"\n{speaker}:" for speaker in SPEAKERS.values())
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, name: str):
+        self.tokenizer, self.name = tokenizer, name
         self.reasoning = Reasoning(marks_of(tokenizer))
 
-    def prompt(self, messages: list[Message]) -> Prompt:
-        """Return the prompt up to where the answer begins. A system prompt stands at the top, then an empty line."""
+    def prompt(self, messages: list[Message], request: TextRequest = USUAL) -> Prompt:
+        """Return the prompt up to where the answer begins. A system prompt stands at the top, then an empty line.
+
+        Raises UsageError for a request that says something of a template.
+        """
+        check_none(request, self.name)
         lines = []
         for message in messages:
             content = message["content"].strip()
@@ -241,4 +277,4 @@ class Transcript:
 
 def prompt_format(tokenizer: Tokenizer, name: str) -> PromptFormat:
     """Choose how messages become a prompt for this checkpoint. name: for error messages."""
-    return Transcript(tokenizer) if tokenizer.chat_template is None else Templated(tokenizer, name)
+    return Transcript(tokenizer, name) if tokenizer.chat_template is None else Templated(tokenizer, name)

@@ -1,6 +1,7 @@
 """The process that renders chat templates (see `chat_template`): requests on stdin, texts on stdout.
 
 One JSON object per line each way: `{"template", "values", "seconds", "characters"}` → `{"text"}` or `{"error"}`.
+Without `values` the text is what the template reads (see `variables`), as JSON.
 The limits hold for the whole, not for each request: what one has used of the processor, the next ones lack.
 """
 
@@ -12,9 +13,11 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
 
 import jinja2
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -83,6 +86,41 @@ def render(template: str, values: dict[str, object], characters: int) -> dict[st
         return {"error": f"{kind}{error}"[:ERROR_LIMIT]}
 
 
+def variables(template: str) -> dict[str, list[str]]:
+    """Return the values that a template wants from outside: name → the texts that it compares the value with.
+
+    A name that it gives a value of its own before it first reads it is none of them.
+    """
+    tree = environment().parse(template)
+    first: dict[str, str] = {}
+    for used in _names(tree):
+        first.setdefault(used.name, used.ctx)
+    compared: dict[str, list[str]] = {}
+    for comparison in tree.find_all(nodes.Compare):
+        texts = [one.value for one in comparison.find_all(nodes.Const) if isinstance(one.value, str)]
+        for name in {one.name for one in comparison.find_all(nodes.Name)}:
+            compared[name] = [*compared.get(name, []), *texts]
+    undeclared = sorted(meta.find_undeclared_variables(tree))  # at last: it replaces nodes
+    return {name: compared.get(name, []) for name in undeclared if first.get(name) == "load"}
+
+
+def _names(node: nodes.Node) -> Iterator[nodes.Name]:
+    """Yield the names in a template in the order in which they are used."""
+    if isinstance(node, nodes.Name):
+        yield node
+    children = list(node.iter_child_nodes())
+    for child in reversed(children) if isinstance(node, nodes.Assign) else children:  # its value comes first
+        yield from _names(child)
+
+
+def described(template: str) -> dict[str, str]:
+    """Answer a request for what a template reads. One that cannot be compiled reads nothing: to render it tells why."""
+    try:
+        return {"text": json.dumps(variables(template))}
+    except (jinja2.TemplateError, RecursionError, MemoryError):
+        return {"text": "{}"}
+
+
 def serve() -> None:
     """Answer requests until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the answer, not for this process
@@ -92,7 +130,8 @@ def serve() -> None:
         request = json.loads(line)
         began, left = time.process_time(), min(left, request["seconds"])
         limit_time(math.ceil(left))
-        answer = render(request["template"], request["values"], request["characters"])
+        template, values = request["template"], request.get("values")
+        answer = described(template) if values is None else render(template, values, request["characters"])
         left = max(left - (time.process_time() - began), 0) + REGAINED
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()

@@ -77,7 +77,7 @@ class Completion:
     """A whole sample. finish_reason: `stop` (end token or stop string) or `length` (token limit or context reached).
 
     completion_tokens counts every token that was sampled, including an end token and those of a stop string.
-    unanswered: it ended within its reasoning, or right after it.
+    unanswered: it ended within its reasoning, or right after it. reasoning: what came before the answer.
     """
 
     index: int
@@ -88,6 +88,7 @@ class Completion:
     completion_tokens: int
     logprobs: Logprobs | None = None
     unanswered: bool = False
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)

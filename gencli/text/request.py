@@ -13,11 +13,32 @@ from typing import Literal, TypeGuard
 from gencli.errors import GencliError, UsageError
 from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, make, number, rows, several
 from gencli.text.grammar import check_grammar, check_schema, read_grammar, read_schema
+from gencli.text.wishes import WISHES, check_values, read_wish
 
 MAX_SEED = 2**63 - 1
 TOKENS = Bounds(1, hint="-n 1000000 goes on until the model ends, or its context is full")
 TOKENS_ELSEWHERE = ("--n-predict", "--num-predict", "--max-length", "--tokens", "--length")
 INPUT, CONVERSATION, SAMPLING, LENGTH = "Prompt", "Conversation", "Sampling", "Length"  # headings on the help pages
+
+
+THINK = Option(
+    str,
+    "--think WHEN",
+    "Whether a model reasons before it answers: on, off, or how much: low, medium, high (default: auto, as its chat "
+    "template has it). Reasoning goes to stderr alone, dimmed, and only if that is a terminal",
+    CONVERSATION,
+    read=read_wish,
+    choices=WISHES,
+    complete=("auto", *WISHES),
+    also=("--thinking", "--enable-thinking", "--reasoning", "--reasoning-effort", "-rea", "--no-think", "--nothink"),
+)
+TEMPLATE_KWARGS = Option(
+    str,
+    "--chat-template-kwargs JSON",
+    """Further values for the chat template, as in '{"builtin_tools": ["python"]}'.""",
+    CONVERSATION,
+    valid=check_values,
+)
 
 
 class Side(str, Enum):
@@ -200,6 +221,10 @@ class TextRequest:
         "The text follows this grammar: a file in the notation of Lark or llama.cpp (GBNF), or a regular expression "
         "between slashes.", OUTPUT, read=read_grammar, valid=check_grammar,
         also=("--grammar-file", "--regex", "--guided-regex")).field(None)
+    think: str | None = dataclasses.replace(THINK,
+        help=f"{THINK.help}, and with --json to `reasoning_content`. Turns on --chat.").field(None)
+    chat_template_kwargs: str | None = dataclasses.replace(TEMPLATE_KWARGS,
+        help=f"{TEMPLATE_KWARGS.help} Turns on --chat.").field(None)
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -58,6 +58,7 @@ class Sequence:
         self.hidden = {i: name for i, name in named.items() if any(name in stop for stop in request.stop)}
         self.decoded = 0  # characters that the decoder has returned, shown or not
         self.parts: list[str] = []  # of the answer
+        self.thoughts: list[str] = []
         self.thought = False
         self.logprobs = None if request.logprobs is None else Logprobs()
 
@@ -94,7 +95,8 @@ class Sequence:
             logprobs = Logprobs() if self.splitter.inside else logprobs_after(logprobs, self.splitter.skipped)
         unanswered = bool(self.thought and not text)
         counts = self.prompt_tokens, self.count
-        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered)
+        thoughts = "".join(self.thoughts)
+        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered, thoughts)
 
     def _last(self, reason: str) -> list[TextDelta | ReasoningDelta]:
         """End the sample, and return what was held back of its text."""
@@ -118,6 +120,7 @@ class Sequence:
         elif last:
             shown += self.scanner.finish()
         self.parts.append(shown)
+        self.thoughts.append(thought)
         if stopped and self.logprobs is not None:
             self.logprobs.cut((self.splitter.skipped if self.splitter else 0) + sum(map(len, self.parts)))
         self.thought = self.thought or bool(thought) or bool(self.splitter and self.splitter.inside)

@@ -9,8 +9,9 @@ import pytest
 
 from gencli.errors import GencliError
 from gencli.text.chat_template import Templated
+from gencli.text.request import TextRequest
 from gencli.tokens import load_tokenizer
-from tests.tiny.chat_templates import FAMILIES, Family, make_chat_tokenizer
+from tests.tiny.chat_templates import FAMILIES, THINKERS, Family, make_chat_tokenizer
 from tests.tiny.text import SENTENCES
 
 SYSTEM = {"role": "system", "content": "You speak like a pirate.\nBriefly, and in rhyme. "}
@@ -97,3 +98,28 @@ def test_tokens_of_a_template_that_are_not_special_stay_words_too(tmp_path: Path
     assert messages[0]["content"] in prompt.text
     assert not think & set(prompt.ids)
     assert tokenizer.decode(prompt.ids, skip_special=False) == prompt.text
+
+
+WISHED = [
+    *((name, wish, {"enable_thinking": wish != "off"}) for name in ("qwen3", "qwen3.5", "smollm3", "gemma4")
+      for wish in ("on", "off", "low", "high")),
+    ("deepseek", "on", {"thinking": True}), ("deepseek", "off", {"thinking": False}),
+    ("gpt-oss", "on", {}), *(("gpt-oss", wish, {"reasoning_effort": wish}) for wish in ("low", "medium", "high")),
+    ("effort", "off", {"reasoning_effort": "none"}), ("effort", "on", {"reasoning_effort": "high"}),
+    ("effort", "high", {"reasoning_effort": "high"}), ("qwen2", "off", {}), ("llama3.2", "off", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "wish", "values"), WISHED)
+def test_a_wish_about_reasoning_is_what_the_template_reads(tmp_path: Path, name: str, wish: str, values: dict):
+    """The prompt is transformers' with the variable that the template reads."""
+    import transformers
+
+    family = next(family for family in [*FAMILIES, *THINKERS] if family.name == name)
+    folder = make_chat_tokenizer(tmp_path / name, family)
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    made = Templated(load_tokenizer(folder), name)
+    for messages in CONVERSATIONS:
+        theirs = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **values)
+        assert made.prompt(messages, TextRequest(think=wish)).text == theirs
+    made.close()

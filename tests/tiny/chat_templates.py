@@ -269,6 +269,45 @@ GEMMA4 = """{%- macro answer(text) -%}
     {{- '<|turn>model\\n' + ('' if thinks else '<|channel>thought\\n<channel|>') -}}
 {%- endif -%}
 """
+GPT_OSS = """{%- if reasoning_effort is not defined -%}
+    {%- set reasoning_effort = 'medium' -%}
+{%- endif -%}
+{{- '<|start|>system<|message|>You are a language model.\\nReasoning: ' + reasoning_effort -}}
+{%- if builtin_tools is defined and builtin_tools is not none -%}
+    {{- '\\n# Tools: ' + builtin_tools | join(', ') -}}
+{%- endif -%}
+{{- '\\n# Valid channels: analysis, commentary, final.<|end|>' -}}
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}
+        {{- '<|start|>developer<|message|># Instructions\\n\\n' + message.content + '<|end|>' -}}
+    {%- elif message.role == 'assistant' -%}
+        {{- '<|start|>assistant<|channel|>final<|message|>' + message.content -}}
+        {{- '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' -}}
+    {%- else -%}
+        {{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}
+"""
+QWEN35 = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}"
+    "{%- else %}{{- '<think>\n' }}{%- endif %}{%- endif %}"
+)
+DEEPSEEK = (
+    "{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ '<|User|>' + message.content }}{% elif message.role == 'assistant' %}"
+    "{{ '<|Assistant|></think>' + message.content + eos_token }}{% else %}{{ message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>' + ('<think>' if thinking else '</think>') }}{% endif %}"
+)
+EFFORTS = (  # of those that can be none
+    "{% set effort = reasoning_effort if reasoning_effort is defined else 'none' %}"
+    "{% if reasoning_effort is defined and reasoning_effort not in ['none', 'high'] %}"
+    "{{ raise_exception('reasoning_effort is none or high') }}{% endif %}"
+    "{{ bos_token + '[EFFORT]' + effort }}{% for message in messages %}{{ '[INST]' + message.content + '[/INST]' }}"
+    "{% endfor %}{# [THINK] #}"
+)
 CHANNEL = ("<|channel>", "<channel|>")
 
 
@@ -315,6 +354,16 @@ FAMILIES = [
     Family("phi3", PHI3, "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>"), bos="<s>", kind="pieces", rstrip=True),
     Family("zephyr", ZEPHYR, "</s>", bos="<s>", kind="pieces"),
     Family("olmo2", OLMO2, "<|endoftext|>", bos="<|endoftext|>"),
+]
+
+
+# Whose templates take a value that says whether to reason, and in no other test.
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+THINKERS = [
+    Family("qwen3.5", QWEN35, "<|im_end|>", IM, THINK, where="jinja"),
+    Family("gpt-oss", GPT_OSS, "<|return|>", HARMONY, where="jinja"),
+    Family("deepseek", DEEPSEEK, "</s>", ("<|User|>", "<|Assistant|>"), THINK, bos="<s>"),
+    Family("effort", EFFORTS, "</s>", ("[INST]", "[/INST]", "[THINK]", "[/THINK]"), bos="<s>"),
 ]
 
 
