@@ -55,7 +55,7 @@ def changed(request: TextRequest, field: str, word: str) -> TextRequest:
 def shown(request: TextRequest, config: Mapping[str, object], field: str | None) -> str:
     """Return a setting and its value; for None a table of all. config: the checkpoint's generation_config.json."""
     resolved = request.resolve(config)
-    values = {name: getattr(resolved, name, None) or "default" for name, _ in _settings()} | resolved.completed()
+    values = {name: getattr(resolved, name, None) or "auto" for name, _ in _settings()} | resolved.completed()
     if field is not None:
         return f"{dict(_settings())[field].listed_as(field)} {values[field]}"
     return "\n".join(f"{option.listed_as(name):18}{values[name]}" for name, option in _settings())

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "--prompt-file": "read a prompt from a file with `- < FILE`",
     "-f": "read a prompt from a file with `- < FILE`",
     "--no-display-prompt": "the prompt is shown with --echo only",
+    **dict.fromkeys(("--no-think", "--nothink", "--no-thinking"), "did you mean --think off?"),
     "--reasoning-budget": "--think on, off, low, medium or high; -n limits reasoning and answer together",
     "--hidethinking": "stdout never has the reasoning; -q hides it on a terminal too",
     **dict.fromkeys(("--stream", "--no-stream"), "the text is written as it is produced; --json waits for its end"),

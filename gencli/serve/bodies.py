@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
-from gencli.options import KINDS, SEVERAL_LIMIT, Option, make, rows, typed
+from gencli.options import KINDS, Option, make, rows, typed
 from gencli.serve.refusal import INVALID, Refusal
+from gencli.serve.values import MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS, READ, shown, whole
 from gencli.text.chat_template import Message
-from gencli.text.request import MAX_SEED, SamplingParams, TextRequest, draw_seed
-from gencli.text.wishes import SAME, WISHES, read_wish
+from gencli.text.request import SamplingParams, TextRequest, draw_seed
 
 T = TypeVar("T")
 Body = Mapping[str, object]  # as it came
 Values = dict[str, object]  # of the fields of a request, checked
-MOST_TOKENS = 2**17  # of all answers to one request
-MOST_LOGPROBS = 20  # as OpenAI has it
-MOST_PROMPTS, MOST_SAMPLES, MOST_IMAGES, MOST_PIXELS, MOST_MESSAGES = 64, 128, 10, 2048 * 2048, 4096
+MOST_PROMPTS, MOST_PIXELS, MOST_MESSAGES = 64, 2048 * 2048, 4096
 INERT = {  # what changes no answer
     "model", "stream", "stream_options", "user", "store", "metadata", "service_tier", "safety_identifier",
     "prompt_cache_key",
@@ -41,8 +36,6 @@ TEXT |= {"truncate": "truncate"}
 CHAT = {"max_completion_tokens": "max_tokens", **TEXT}
 CHAT |= {"reasoning_effort": "think", "think": "think", "chat_template_kwargs": "chat_template_kwargs"}
 TEXT_ROWS, DRAWN_ROWS = {**dict(rows(TextRequest)), **dict(rows(SamplingParams))}, dict(rows(ImageRequest))
-LARGEST = sys.float_info.max
-EFFORTS = sorted({*WISHES, *SAME} - {"1", "0"})
 FORMS = ("text", "json_object", "json_schema")
 # Those of OpenAI's that change nothing at one value, and are not followed at others.
 ONLY: dict[str, Collection[object]] = {
@@ -107,13 +100,15 @@ def read_chat(body: Body) -> Chat:
     values = dict(body)
     if values.get("max_completion_tokens") is not None:  # which took the other one's place
         values.pop("max_tokens", None)
+    if values.get("think") is not None and values.get("reasoning_effort") is not None:
+        raise Refusal(INVALID, "think says what reasoning_effort says: give one of them", param="think")
     logprobs, top = values.pop("logprobs", None), values.pop("top_logprobs", None)
     if not isinstance(logprobs, bool | None):
-        raise Refusal(INVALID, f"logprobs {_shown(logprobs)}: wants true or false", param="logprobs")
+        raise Refusal(INVALID, f"logprobs {shown(logprobs)}: wants true or false", param="logprobs")
     if top is not None and not logprobs:
         raise Refusal(INVALID, "top_logprobs: wants logprobs to be true", param="top_logprobs")
     if logprobs:
-        values["logprobs"] = 0 if top is None else _whole("top_logprobs", top, 0, MOST_LOGPROBS)
+        values["logprobs"] = 0 if top is None else whole("top_logprobs", top, 0, MOST_LOGPROBS)
     names = spoken(body, CHAT, TEXT_ROWS)
     return Chat(_request("", _text_values(values, {"messages"}, CHAT)), read, names)
 
@@ -127,7 +122,7 @@ def read_drawing(body: Body, model: str) -> Drawing:
     format = body.get("output_format")
     format = FORMATS[0] if format is None else format
     if not isinstance(format, str) or format not in FORMATS:
-        wanted = f"output_format {_shown(format)}: wants one of {', '.join(FORMATS)}"
+        wanted = f"output_format {shown(format)}: wants one of {', '.join(FORMATS)}"
         raise Refusal(INVALID, wanted, param="output_format")
     values = _values(_given(body, DRAWN, DRAWN_INERT, DRAWN_ROWS), DRAWN, DRAWN_ROWS)
     size = body.get("size")
@@ -141,7 +136,7 @@ def wants_stream(body: Body) -> tuple[bool, bool]:
     """Return whether the answer is to be streamed, and whether its end is to tell the usage. Raise Refusal."""
     stream, options = body.get("stream"), body.get("stream_options")
     if not isinstance(stream, bool | None):
-        raise Refusal(INVALID, f"stream {_shown(stream)}: wants true or false", param="stream")
+        raise Refusal(INVALID, f"stream {shown(stream)}: wants true or false", param="stream")
     usage = options.get("include_usage") if isinstance(options, Mapping) else None
     if not isinstance(options, Mapping | None) or not isinstance(usage, bool | None):
         wanted = "stream_options: wants an object, in which include_usage is true or false"
@@ -175,7 +170,7 @@ def _given(
         if name not in known:
             if name in ONLY:
                 right = " or ".join(map(json.dumps, ONLY[name]))
-                told = f"{name} {_shown(value)} is not supported (leave it out, or give {right})"
+                told = f"{name} {shown(value)} is not supported (leave it out, or give {right})"
             else:
                 flag = f"--{name.replace('_', '-')}"  # as other programs call it
                 same = next((one for one, field in known.items() if flag in options[field].also), None)
@@ -200,7 +195,7 @@ def _by_row(name: str, value: object, option: Option) -> object:
     """Return a value, as its row has it. Raise Refusal for one of another kind, or outside of the limits."""
     right = isinstance(value, int | float) if option.kind is float else isinstance(value, option.kind)
     if not right or (isinstance(value, bool) and option.kind is not bool):
-        raise Refusal(INVALID, f"{name} {_shown(value)}: wants {KINDS[option.kind]}", param=name)
+        raise Refusal(INVALID, f"{name} {shown(value)}: wants {KINDS[option.kind]}", param=name)
     try:
         dataclasses.replace(option, called=name).check(name, value)
     except UsageError as error:
@@ -252,52 +247,6 @@ def _checked(build: Callable[[], T], names: Mapping[str, str]) -> T:
         raise Refusal.of(error, status=INVALID, names=names) from None
 
 
-def _shown(value: object) -> str:
-    """Return a value as a client wrote it, but no more than its beginning."""
-    if isinstance(value, list | Mapping):
-        return "[…]" if isinstance(value, list) else "{…}"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _whole(name: str, value: object, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        wanted = f"wants a whole number from {least} to {most}"
-        raise Refusal(INVALID, f"{name} {_shown(value)}: {wanted}", param=name)
-    return value
-
-
-def _wish(name: str, value: object) -> str | None:
-    """Return whether and how much a model is to reason: OpenAI's word, or ollama's, which may be true or false."""
-    word = read_wish(str(value)) if isinstance(value, bool | str) else ""
-    if word is not None and word not in WISHES:
-        raise Refusal(INVALID, f"{name} {_shown(value)}: wants one of {', '.join(EFFORTS)}", param=name)
-    return word
-
-
-def _template_values(name: str, value: object) -> str:
-    """Return the values for a chat template as a text request has them."""
-    if not isinstance(value, Mapping):
-        raise Refusal(INVALID, f"{name} {_shown(value)}: wants an object", param=name)
-    return json.dumps(value)
-
-
-def _seed(name: str, value: object) -> int:
-    return draw_seed(_whole(name, value, -1, MAX_SEED - MOST_SAMPLES))
-
-
-def _stop(name: str, value: object) -> tuple[str, ...]:
-    """Return the texts of `stop`: one or several."""
-    several = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(several, list)
-        or len(several) > SEVERAL_LIMIT
-        or not all(isinstance(one, str) for one in several)
-    ):
-        raise Refusal(INVALID, f"{name}: wants text, or a list of at most {SEVERAL_LIMIT} of them", param=name)
-    return tuple(several)
-
-
 def _prompts(value: object) -> list[str | list[int]]:
     """Return the prompts of `prompt`: a text or several, or the same of token ids. Raise Refusal."""
     several = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
@@ -334,37 +283,12 @@ def _message(number: int, message: object) -> Message:
     return {"role": role, "content": content}
 
 
-def _bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
-    """Return the pairs of `logit_bias`. Raise Refusal."""
-    if not isinstance(value, Mapping) or not all(map(_is_bias, value.items())):
-        raise Refusal(INVALID, f"{name}: wants an object of token ids and numbers", param=name)
-    return tuple((int(token), float(bias)) for token, bias in value.items())
-
-
-def _is_bias(pair: tuple[str, object]) -> bool:
-    token, bias = pair
-    if not isinstance(bias, int | float) or isinstance(bias, bool) or not re.fullmatch("[0-9]{1,9}", token):
-        return False
-    return abs(bias) <= LARGEST or bias == -math.inf
-
-
 def _size(size: object) -> tuple[int, int]:
     found = re.fullmatch("([1-9][0-9]{0,6})x([1-9][0-9]{0,6})", size) if isinstance(size, str) else None
     if found is None or int(found[1]) * int(found[2]) > MOST_PIXELS:
         wanted = f"wants WIDTHxHEIGHT of at most {MOST_PIXELS} pixels, or auto"
-        raise Refusal(INVALID, f"size {_shown(size)}: {wanted}", param="size")
+        raise Refusal(INVALID, f"size {shown(size)}: {wanted}", param="size")
     return int(found[1]), int(found[2])
 
 
 FLAGS = {**spoken({}, TEXT, TEXT_ROWS), "--schema": "response_format"}  # of texts
-READ: dict[str, Callable[[str, object], object]] = {  # of fields whose rows say less, or other, than a body may have
-    "think": _wish,
-    "chat_template_kwargs": _template_values,
-    "seed": _seed,
-    "stop": _stop,
-    "logit_bias": _bias,
-    "max_tokens": partial(_whole, least=1, most=MOST_TOKENS),
-    "num_samples": partial(_whole, least=1, most=MOST_SAMPLES),
-    "logprobs": partial(_whole, least=0, most=MOST_LOGPROBS),
-    "count": partial(_whole, least=1, most=MOST_IMAGES),
-}

@@ -10,19 +10,15 @@ from gencli.serve.bodies import (
     DRAWN,
     DRAWN_INERT,
     DRAWN_ROWS,
-    EFFORTS,
     FORMATS,
     INERT,
-    MOST_IMAGES,
-    MOST_LOGPROBS,
     MOST_MESSAGES,
     MOST_PROMPTS,
-    MOST_SAMPLES,
-    MOST_TOKENS,
     ONLY,
     TEXT,
     TEXT_ROWS,
 )
+from gencli.serve.values import EFFORTS, MOST_IMAGES, MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS
 
 Schema = dict[str, object]
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}

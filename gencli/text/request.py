@@ -30,7 +30,7 @@ THINK = Option(
     read=read_wish,
     choices=WISHES,
     complete=("auto", *WISHES),
-    also=("--thinking", "--enable-thinking", "--reasoning", "--reasoning-effort", "-rea", "--no-think", "--nothink"),
+    also=("--thinking", "--enable-thinking", "--reasoning", "--reasoning-effort", "-rea"),
 )
 TEMPLATE_KWARGS = Option(
     str,

@@ -22,8 +22,8 @@ SAME = {
 
 def read_wish(word: str | None) -> str | None:
     """Return the wish that a word stands for, None for what leaves it to the template; another word as it is."""
-    name = word and word.lower()
-    return None if name == AUTO else SAME.get(name or "", name)
+    name = (word or AUTO).lower()
+    return None if name == AUTO else SAME.get(name, name if name in WISHES else word)
 
 
 def check_values(name: str, text: object) -> None:

@@ -273,7 +273,7 @@ def test_reasoning_is_not_in_the_pipe(tmp_path: Path):
     assert source != PLAIN_CHATML
     model = make_templated(tmp_path / "thinker", source)
     done = gencli("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN)
-    note = b"note: the answer is empty: reasoning took all of its 8 tokens (see --max-tokens)\n"
+    note = b"note: the answer is empty: reasoning took all of its 8 tokens (see --max-tokens, --think)\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, b"\n", note)
     code, screen, stdout, _ = on_terminal("text", "hi", "--chat", "-m", model, "-n", 8, *SPOKEN, stdout=False)
     assert (code, stdout) == (0, b"\n")

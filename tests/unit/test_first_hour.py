@@ -130,6 +130,10 @@ def says(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("run llama3", f"{HEAD}`gencli chat -m llama3`?"),
         ("text -n x a", "hint: see `gencli text --help`"),
         ("text --repeat-last-n 64 a", "hint: --repeat-penalty R looks at the whole text, prompt included"),
+        ("chat --reasoning-effort high", f"{HEAD}--think?"),
+        ("text --no-think a", f"{HEAD}--think off?"),
+        ("text --hidethinking a", "hint: stdout never has the reasoning; -q hides it on a terminal too"),
+        ("text --chat-template-kwarg x a", f"{HEAD}--chat-template-kwargs?"),
         ("text -n -1 a", "hint: -n 1000000 goes on until the model ends, or its context is full"),
     ],
 )

@@ -162,6 +162,9 @@ def test_what_a_model_cannot_continue_is_told_by_the_parameter_that_is_wrong(ser
         ("completions", {"prompt": "a", "logit_bias": {"99999": 1}}, "logit_bias"),
         ("completions", {"prompt": "word " * 600}, "prompt"),
         ("chat/completions", said, "messages"),
+        ("chat/completions", {**said, "reasoning_effort": "low"}, "reasoning_effort"),
+        ("chat/completions", {**said, "think": True}, "think"),
+        ("chat/completions", {**said, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
     ):
         answer = post(server, path=f"/v1/{path}", json={"model": "stories", **body})
         error = answer.json()["error"]

@@ -208,6 +208,51 @@ def test_parts_of_a_message_and_roles():
 
 
 @pytest.mark.parametrize(
+    ("said", "think"),
+    [
+        ({"reasoning_effort": "none"}, "off"),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"reasoning_effort": "medium"}, "medium"),
+        ({"reasoning_effort": None}, None),
+        ({"think": False}, "off"),
+        ({"think": True, "reasoning_effort": None}, "on"),
+        ({"think": "high"}, "high"),
+    ],
+)
+def test_reasoning_as_openai_and_ollama_ask_for_it(said, think):
+    assert read_chat({**CHAT, **said}).request.think == think
+    assert on_page("chat/completions", {**CHAT, **said})
+    assert read_chat({**CHAT, "chat_template_kwargs": {"enable_thinking": False}}).request.chat_template_kwargs == (
+        '{"enable_thinking": false}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param", "told"),
+    [
+        ({"think": 1}, "think", "think 1: wants one of"),
+        ({"reasoning_effort": "very"}, "reasoning_effort", 'reasoning_effort "very": wants one of'),
+        ({"think": True, "reasoning_effort": "low"}, "think", "think says what reasoning_effort says"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs", "chat_template_kwargs […]: wants an object"),
+        (
+            {"chat_template_kwargs": {"a": float("nan")}},
+            "chat_template_kwargs",
+            "chat_template_kwargs: a number in it is not finite",
+        ),
+        ({"chat_template_kwargs": {"a": "\ud800"}}, "chat_template_kwargs", "chat_template_kwargs: the value"),
+        ({"reasoning": {"effort": "low"}}, "reasoning", "'reasoning' is not supported (did you mean"),
+        ({"enable_thinking": False}, "enable_thinking", "'enable_thinking' is not supported (did you mean"),
+    ],
+)
+def test_reasoning_that_is_refused(wrong, param, told):
+    with pytest.raises(Refusal) as refused:
+        read_chat({**CHAT, **wrong})
+    assert refused.value.param == param and refused.value.message.startswith(told), refused.value.message
+    with pytest.raises(Refusal):  # a text that is continued has no template
+        read_completions({"model": "m", "prompt": "a", **wrong})
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"messages": []},

@@ -113,8 +113,8 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
 
 def test_words_of_other_programs() -> None:
     assert [read_wish(word) for word in ("auto", None, "AUTO")] == [None] * 3
-    words = ("True", "false", "none", "minimal", "xhigh", "High", "maybe")
-    assert [read_wish(word) for word in words] == ["on", "off", "off", "low", "high", "high", "maybe"]
+    words = ("True", "false", "none", "minimal", "xhigh", "High", "Why?")
+    assert [read_wish(word) for word in words] == ["on", "off", "off", "low", "high", "high", "Why?"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Single values of a request's body whose rows say less, or other, than a body may have. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from gencli.errors import UsageError
+from gencli.options import SEVERAL_LIMIT
+from gencli.serve.refusal import INVALID, Refusal
+from gencli.text.request import MAX_SEED, draw_seed
+from gencli.text.wishes import SAME, WISHES, check_values, read_wish
+
+MOST_TOKENS = 2**17  # of all answers to one request
+MOST_LOGPROBS = 20  # as OpenAI has it
+MOST_SAMPLES, MOST_IMAGES = 128, 10
+LARGEST = sys.float_info.max
+EFFORTS = sorted({*WISHES, *SAME} - {"1", "0"})
+
+
+def shown(value: object) -> str:
+    """Return a value as a client wrote it, but no more than its beginning."""
+    if isinstance(value, list | Mapping):
+        return "[…]" if isinstance(value, list) else "{…}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def whole(name: str, value: object, least: int, most: int) -> int:
+    """Return a whole number within limits. Raise Refusal for any other value of this name."""
+    if type(value) is not int or not least <= value <= most:
+        wanted = f"wants a whole number from {least} to {most}"
+        raise Refusal(INVALID, f"{name} {shown(value)}: {wanted}", param=name)
+    return value
+
+
+def _seed(name: str, value: object) -> int:
+    return draw_seed(whole(name, value, -1, MAX_SEED - MOST_SAMPLES))
+
+
+def _wish(name: str, value: object) -> str | None:
+    """Return whether and how much a model is to reason: OpenAI's word, or ollama's, which may be true or false."""
+    word = read_wish(str(value)) if isinstance(value, bool | str) else ""
+    if word is not None and word not in WISHES:
+        raise Refusal(INVALID, f"{name} {shown(value)}: wants one of {', '.join(EFFORTS)}", param=name)
+    return word
+
+
+def _template_values(name: str, value: object) -> str:
+    """Return the values for a chat template as a text request has them."""
+    if not isinstance(value, Mapping):
+        raise Refusal(INVALID, f"{name} {shown(value)}: wants an object", param=name)
+    try:
+        check_values(name, text := json.dumps(value))
+    except UsageError as error:
+        raise Refusal.of(error, status=INVALID, param=name) from None
+    return text
+
+
+def _stop(name: str, value: object) -> tuple[str, ...]:
+    """Return the texts of `stop`: one or several."""
+    several = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(several, list)
+        or len(several) > SEVERAL_LIMIT
+        or not all(isinstance(one, str) for one in several)
+    ):
+        raise Refusal(INVALID, f"{name}: wants text, or a list of at most {SEVERAL_LIMIT} of them", param=name)
+    return tuple(several)
+
+
+def _bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
+    """Return the pairs of `logit_bias`. Raise Refusal."""
+    if not isinstance(value, Mapping) or not all(map(_is_bias, value.items())):
+        raise Refusal(INVALID, f"{name}: wants an object of token ids and numbers", param=name)
+    return tuple((int(token), float(bias)) for token, bias in value.items())
+
+
+def _is_bias(pair: tuple[str, object]) -> bool:
+    token, bias = pair
+    if not isinstance(bias, int | float) or isinstance(bias, bool) or not re.fullmatch("[0-9]{1,9}", token):
+        return False
+    return abs(bias) <= LARGEST or bias == -math.inf
+
+
+READ: dict[str, Callable[[str, object], object]] = {  # of fields whose rows say less, or other, than a body may have
+    "think": _wish,
+    "chat_template_kwargs": _template_values,
+    "seed": _seed,
+    "stop": _stop,
+    "logit_bias": _bias,
+    "max_tokens": partial(whole, least=1, most=MOST_TOKENS),
+    "num_samples": partial(whole, least=1, most=MOST_SAMPLES),
+    "logprobs": partial(whole, least=0, most=MOST_LOGPROBS),
+    "count": partial(whole, least=1, most=MOST_IMAGES),
+}
