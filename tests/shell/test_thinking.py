@@ -93,7 +93,6 @@ def test_a_wish_that_cannot_be_had_is_one_error(gpt_oss: Path, tmp_path: Path) -
     kept.write_text('think = "off"\n')
     done = gencli("text", "Hi", "-m", tmp_path / "base", "-n", "3", "--json", GENCLI_CONFIG=str(kept))
     assert json.loads(done.stdout)["settings"] == {"max_tokens": 3}, "no chat by itself"
-    )
     done = gencli("chat", "-m", gpt_oss, stdin=b"Hi", GENCLI_CONFIG=str(kept))
     assert (done.returncode, done.stderr.decode()) == (2, f"{told[:-1]} (--think is set by config.toml)\n")
     done = gencli("chat", "-m", gpt_oss, *GREEDY, "--think", "auto", stdin=b"Hi", GENCLI_CONFIG=str(kept))
