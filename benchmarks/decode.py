@@ -1,9 +1,10 @@
 """Speed of language models beside llama.cpp, same files, in turn: `python -m benchmarks.decode [FILE.gguf ...]`.
 
-Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, four layers of Qwen3-30B-A3B and three of
-gpt-oss-20b, in the usual mixes of types, written in a folder that stays. llama.cpp is the wheel `xllamacpp`, which may
-lie in another environment (--python). Each round runs `gencli bench text` and a server of llama.cpp, one after the
-other; the table has medians and the median of the rounds' ratios. Take it on a quiet machine. Not collected by pytest.
+Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, four layers of Qwen3-30B-A3B, three of
+gpt-oss-20b and seven of Gemma 4 E4B, in the usual mixes of types, written in a folder that stays. llama.cpp is the
+wheel `xllamacpp`, which may lie in another environment (--python). Each round runs `gencli bench text` and a server of
+llama.cpp, one after the other; the table has medians and the median of the rounds' ratios. Take it on a quiet machine.
+Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gguf
 
 SHAPES = {
     "gpt2": {"block_count": 12, "embedding_length": 768, "feed_forward_length": 3072, "head_count": 12, "vocab": 50257},
@@ -41,11 +46,21 @@ SHAPES = {
         "head_count": 64,
         "vocab": 32000,
     },
+    "gemma4": {
+        "block_count": 7,
+        "embedding_length": 2560,
+        "feed_forward_length": 10240,
+        "head_count": 8,
+        "vocab": 32000,
+    },
 }
+SLIDES, SHARED = (True, True, True, False, True, True, False), 3  # Gemma 4's layers; those that share keys and values
 MIXTURES = {"qwen3moe": (128, 8, 128, 4), "gpt-oss": (32, 4, 64, 8)}  # experts, chosen, size of a head, key/value heads
 FILES = [("gpt2", mix) for mix in ("f32", "bf16", "q8_0", "q4_0", "q4_k_m")]
 FILES += [("llama", mix) for mix in ("bf16", "q8_0", "q4_0", "q4_k_m")]
 FILES += [("qwen3moe", mix) for mix in ("q8_0", "q4_k_m")] + [("gpt-oss", "q8_0")]
+FILES += [("gemma4", mix) for mix in ("bf16", "q8_0", "q4_k_m")]
+TIED = ("gpt2", "gemma4")  # the head is the embedding
 LLAMA = """
 import concurrent.futures, json, sys, time
 import xllamacpp
@@ -132,6 +147,45 @@ def output(*words: object) -> str:
     return done.stdout.strip()
 
 
+Matrix, Vector = Callable[[str, int, int], None], Callable[[str, int, float], None]
+
+
+def add_gemma4(writer: gguf.GGUFWriter, matrix: Matrix, vector: Vector, words: int) -> None:
+    """What Gemma 4 E4B has beside its layers: keys, and what layers get of their own."""
+    import numpy as np
+
+    layers, hidden = SHAPES["gemma4"]["block_count"], SHAPES["gemma4"]["embedding_length"]
+    writer.add_sliding_window(512)
+    writer.add_sliding_window_pattern(list(SLIDES))
+    writer.add_shared_kv_layers(SHARED)
+    writer.add_embedding_length_per_layer_input(256)
+    writer.add_final_logit_softcapping(30.0)
+    for key in ("key_length", "value_length", "rope_dimension_count"):
+        getattr(writer, f"add_{key}")(512)
+        getattr(writer, f"add_{key}_swa")(256)
+    writer.add_rope_freq_base(1e6)
+    writer.add_rope_freq_base_swa(1e4)
+    writer.add_tensor("rope_freqs.weight", np.array([1.0] * 64 + [1e30] * 192, dtype=np.float32))
+    matrix("per_layer_token_embd.weight", words, layers * 256)
+    matrix("per_layer_model_proj.weight", layers * 256, hidden)
+    vector("per_layer_proj_norm.weight", 256, 1.0)
+
+
+def gemma4_layer(writer: gguf.GGUFWriter, vector: Vector, layer: int) -> dict[str, tuple[int, int]]:
+    """Add the norms of a layer that others do not have. Returns the shapes of its matrices."""
+    shape = SHAPES["gemma4"]
+    hidden, inner, head = shape["embedding_length"], shape["feed_forward_length"], 256 if SLIDES[layer] else 512
+    keys = ("attn_k", "attn_v") if layer < shape["block_count"] - SHARED else ()
+    for name in ("post_attention_norm", "post_ffw_norm", "post_norm"):
+        vector(f"blk.{layer}.{name}.weight", hidden, 1.0)
+    for name in ("attn_q_norm", *(["attn_k_norm"] if keys else ())):
+        vector(f"blk.{layer}.{name}.weight", head, 1.0)
+    vector(f"blk.{layer}.layer_output_scale.weight", 1, 1.0)
+    return {"attn_q": (shape["head_count"] * head, hidden), **dict.fromkeys(keys, (2 * head, hidden)),
+            "attn_output": (hidden, shape["head_count"] * head), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
+            "ffn_down": (hidden, inner), "inp_gate": (256, hidden), "proj": (hidden, 256)}  # fmt: skip
+
+
 def random_file(folder: Path, name: str, mix: str) -> Path:
     """A GGUF file in true shape with random weights, written once."""
     import gguf
@@ -167,7 +221,7 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
     def matrix(tensor: str, rows: int, columns: int, experts: int = 0) -> None:
         groups = 1 if name == "gpt2" else heads // 4
         sizes = (experts, rows, columns) if experts else (rows, columns)
-        kind = kind_of(mix, tensor, sizes, shape["block_count"], groups, tied=name == "gpt2")
+        kind = kind_of(mix, tensor, sizes, shape["block_count"], groups, tied=name in TIED)
         if name == "gpt-oss" and experts:
             kind, some = "MXFP4", rng.integers(0, 256, (256, columns // 32, 17), dtype=np.uint8)
             some[..., 0] = 120  # the scale
@@ -193,8 +247,9 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
                  "ffn_down": (hidden, inner)}  # fmt: skip
     else:
         writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_head_count_kv(MIXTURES[name][3] if name in MIXTURES else 4)
-        matrix("output.weight", len(pieces) + 1, hidden)
+        writer.add_head_count_kv(MIXTURES[name][3] if name in MIXTURES else 2 if name == "gemma4" else 4)
+        if name not in TIED:
+            matrix("output.weight", len(pieces) + 1, hidden)
         kv = hidden // heads * 4
         parts = {"attn_q": (hidden, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden),
                  "attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden),
@@ -215,7 +270,11 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(32.0)
         writer.add_rope_scaling_orig_ctx_len(4096)
+    if name == "gemma4":
+        add_gemma4(writer, matrix, vector, len(pieces) + 1)
     for layer in range(shape["block_count"]):
+        if name == "gemma4":
+            parts = gemma4_layer(writer, vector, layer)
         for ending in norms:
             vector(f"blk.{layer}.attn_norm.{ending}", hidden, float(ending == "weight"))
             before = "post_attention_norm" if name == "gpt-oss" else "ffn_norm"
