@@ -205,6 +205,22 @@ def continue_text(root: Path) -> None:
     list(generate(open_model(source(root), CPU), TextRequest("Once a", max_tokens=2, seed=1)))
 
 
+def take_steps(root: Path, name: str = "") -> None:
+    """Open a decoder, of a folder or of a GGUF file in it, and read ids by steps of the C library."""
+    model: Any = _of_gguf(root / name) if name else load(root, dtype=torch.float32)
+    cache = model.new_cache(2, 24)
+    with torch.inference_mode():
+        for start in (0, 8, 16):
+            model(torch.arange(start, start + 8).expand(2, -1) % 90 + 3, cache)
+
+
+def _of_gguf(file: Path) -> Any:
+    from tests.opening import open_part
+
+    config, tensors = open_part(file)
+    return load(file, dtype=torch.float32, layerwise_casting=True, config=config, tensors=tensors)
+
+
 def prompt_cache(root: Path) -> None:
     gpt2(root)
     read_prompt_cache(root)
@@ -298,6 +314,16 @@ def gguf(root: Path) -> None:
 
     make_gpt2(root / "f", n_embd=32, n_layer=1)
     write_gguf(root / "f", root / "a.gguf", "F32")
+
+
+def gguf_gemma4(root: Path) -> None:
+    from tests.tiny.decoder_cases import CASES
+    from tests.tiny.decoders import make_decoder
+    from tests.tiny.gguf import write_decoder
+
+    case = next(one for one in CASES if one.name == "gemma4-small")
+    folder = make_decoder(root / "f", case, head_dim=32, global_head_dim=64, hidden_size_per_layer_input=32)
+    write_decoder(folder, root / "a.gguf", "F32", root / "reference")
 
 
 def pickle(root: Path) -> None:
@@ -721,6 +747,9 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "safetensors": kind(gpt2, inspect, "*.safetensors"),
     "index": kind(sharded, inspect, "*.index.json"),
     "gguf": kind(gguf, functools.partial(inspect, name="a.gguf"), "*.gguf"),
+    "gguf gemma4": kind(gguf_gemma4, functools.partial(take_steps, name="a.gguf"), "*.gguf"),
+    "steps of gemma4": kind(decoder("gemma4-small"), take_steps, "config.json"),
+    "steps of gemma4 with experts": kind(decoder("gemma4-moe"), take_steps, "config.json"),
     "pickle": kind(pickle, functools.partial(inspect, allow_pickle=True), "*.bin"),
     "config gpt2": kind(gpt2, continue_text, "config.json", "generation_config.json"),
     **{
