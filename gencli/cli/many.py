@@ -47,6 +47,15 @@ class LinesWork(Protocol[Made, Info]):
     def open(self, note: Callable[[str], None], slot: int) -> Opened[Line, Made, Info]: ...
 
 
+def _check_shard(_: str, text: str) -> None:
+    Shard.parse(text)
+
+
+def _check_engine(name: str, text: str) -> None:
+    if text != "ray" and not ADDRESS.fullmatch(text):
+        raise UsageError(f"{name} {text!r:.80}: no such engine", "--on ray, or ray://HOST:10001")
+
+
 @dataclass(eq=False, repr=False)
 class Many:
     """How the lines of stdin are shared out. Raise UsageError for options that do not go together."""
@@ -57,7 +66,7 @@ class Many:
         "else per machine).", RUN, within=(1, 4096))
     on: str | None = string(None, "--on ray|ADDRESS",
         "With --lines: run workers on a Ray cluster: ray://HOST:10001, or `ray` for the one that RAY_ADDRESS names, "
-        "else a new local one.", RUN, after="workers")
+        "else a new local one.", RUN, after="workers", valid=_check_engine)
     gpus_per_worker: float | None = number(None, "--gpus-per-worker G",
         "With --on: GPUs per worker, or a part of one (default: 1 where the cluster has GPUs).", RUN,
         within=(0, 64), after="on")
@@ -66,7 +75,7 @@ class Many:
     shard: str | None = string(None, "--shard I/N",
         "With --lines: only the I-th of N parts of the lines, numbered and seeded as in the whole. They are dealt out "
         "in blocks: of texts, 4 x --batch lines.", "Prompt",
-        after="strict")
+        after="strict", valid=_check_shard)
     resume: Path | None = file("--resume FILE",
         "With --lines: add a JSON record of each output to FILE, and skip those already there; texts go to stdout only "
         "with --json.", OUTPUT,
@@ -76,8 +85,6 @@ class Many:
     def __post_init__(self) -> None:
         check(self)
         self.part = Shard() if self.shard is None else Shard.parse(self.shard)
-        if self.on not in (None, "ray") and not ADDRESS.fullmatch(self.on or ""):
-            raise UsageError(f"--on {self.on!r:.80}: no such engine", "--on ray, or ray://HOST:10001")
         if self.gpus_per_worker is not None and self.on is None:
             raise UsageError("--gpus-per-worker is for --on", "processes of one machine take its GPUs in turn")
 

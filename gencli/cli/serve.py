@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -59,6 +59,16 @@ def _reader(name: str, read: Callable[[str], float], usual: float) -> Callable[[
     return read_option
 
 
+def _check_addresses(_: str, texts: Sequence[str]) -> None:
+    for text in texts:
+        _address(text)
+
+
+def _check_key(name: str, key: str) -> None:
+    if len(key) < KEY:
+        raise UsageError(f"{name}: wants at least {KEY} characters")
+
+
 @dataclass(eq=False, repr=False)
 class Served:
     """Which models, and where."""
@@ -79,11 +89,11 @@ class Served:
         LISTENING)
     listen: tuple[str, ...] = several(str, "--listen [HOST:]PORT",
         "Also listen on TCP; without HOST, only this machine can connect. Port 0 picks a free port (repeatable).",
-        LISTENING, also=("--port", "--host", "-p"))
+        LISTENING, valid=_check_addresses, also=("--port", "--host", "-p"))
     key: str | None = string(None, "--key KEY",
         f"Require this key of clients (Authorization: Bearer KEY), at least {KEY} characters; needed if other machines "
         "can reach the address. Other users can see it among the processes, but not in the environment.", LISTENING,
-        env="GENCLI_SERVE_KEY")
+        env="GENCLI_SERVE_KEY", valid=_check_key)
     keep: float = Option(float, "--keep TIME",
         "Unload a model after this time without a request: 30s, 10m, 1h, `forever`, or 0 for at once (default: 10m).",
         LIMITS, word=str, read=_reader("--keep", read_duration, 600.0)).field(600.0)
@@ -121,8 +131,6 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     strangers = [host for host, _ in addresses if host not in ("127.0.0.1", "localhost", "::1")]
     if strangers and not served.key:
         raise UsageError(f"--listen {strangers[0]}: other machines reach it, and there is no key", "add --key KEY")
-    if served.key is not None and len(served.key) < KEY:
-        raise UsageError(f"--key: wants at least {KEY} characters")
     names = _names(served.model)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise GencliError(f"{missing[0]} is not installed", "pip install 'gencli[serve]'")

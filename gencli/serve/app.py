@@ -154,8 +154,11 @@ class Server:
             raise Refusal(INVALID, "the body must be a JSON object")
         return value
 
-    def _model(self, body: bodies.Body) -> str:
+    async def _model(self, body: bodies.Body) -> str:
+        """Return the name of the model that a body asks for, which may be left out where there is one alone."""
         name = body.get("model")
+        if name is None and len(known := await asyncio.to_thread(self.pool.names)) == 1:
+            return known[0]
         if not isinstance(name, str) or not name:
             raise Refusal(INVALID, "model: wants the name of a model (GET /v1/models lists them)", param="model")
         return name
@@ -193,14 +196,14 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         body = await self._body(request)
-        stream, name = bodies.wants_stream(body), self._model(body)
+        stream, name = bodies.wants_stream(body), await self._model(body)
         asked = await asyncio.to_thread(bodies.read_completions, body)  # a schema may take a second to check
         jobs = [Job(one, ids) for one, ids in asked.requests]
         return await self._text(request, name, stream, lambda engine: jobs, chat=False)
 
     async def chat(self, request: Request) -> Response:
         body = await self._body(request)
-        stream, name = bodies.wants_stream(body), self._model(body)
+        stream, name = bodies.wants_stream(body), await self._model(body)
         asked = await asyncio.to_thread(bodies.read_chat, body)
 
         def prepare(engine: TextEngine) -> list[Job]:
@@ -266,14 +269,14 @@ class Server:
 
     async def images(self, request: Request) -> Response:
         body = await self._body(request)
-        name = self._model(body)
+        name = await self._model(body)
         asked = bodies.read_drawing(body, name)
         return await _unless_gone(request, self._drawn(name, asked))
 
     async def embeddings(self, request: Request) -> Response:
         """Refuse: what programs make of a decoder's states differs from one to the other, and none of the models that
         gencli opens was trained to give one vector for a text."""
-        name = self._model(await self._body(request))
+        name = await self._model(await self._body(request))
         if name not in (known := await asyncio.to_thread(self.pool.names)):
             raise no_model(name, known)
         message = f"{name[:200]} gives no embeddings: it continues texts or draws"

@@ -81,7 +81,9 @@ ERROR = {
 
 def page(models: Iterable[str]) -> Schema:
     """Return the page of a server of these models."""
-    model = {"model": {"enum": list(models)}}
+    names = list(models)
+    model: Schema = {"model": {"enum": names if len(names) != 1 else [*names, None]}}
+    named = ("model",) if len(names) != 1 else ()  # one alone may be left out
     text: Schema = dict.fromkeys(INERT, ANY)
     text |= {name: {"enum": [*values]} for name, values in ONLY.items()}
     text |= {name: _schema(field, TEXT_ROWS) for name, field in TEXT.items()} | TEXT_OF_OPENAI | STREAMED
@@ -110,10 +112,10 @@ def page(models: Iterable[str]) -> Schema:
         "paths": {
             "/health": _get({"type": "object", "required": ["status", "models"]}),
             "/v1/models": _get({"type": "object", "required": ["object", "data"]}),
-            "/v1/completions": _post({**text, **completion}, "prompt", streams=True),
-            "/v1/chat/completions": _post({**text, **chat}, "messages", streams=True),
-            "/v1/images/generations": _post(drawn, "prompt"),
-            "/v1/embeddings": _post({**model, "input": {"type": "string"}}, "input"),
+            "/v1/completions": _post({**text, **completion}, *named, "prompt", streams=True),
+            "/v1/chat/completions": _post({**text, **chat}, *named, "messages", streams=True),
+            "/v1/images/generations": _post(drawn, *named, "prompt"),
+            "/v1/embeddings": _post({**model, "input": {"type": "string"}}, *named, "input"),
         },
     }
 
@@ -143,7 +145,7 @@ def _get(schema: Mapping[str, object]) -> Schema:
 
 
 def _post(properties: Mapping[str, object], *needed: str, streams: bool = False) -> Schema:
-    body = {"type": "object", "properties": properties, "required": ["model", *needed], "additionalProperties": False}
+    body = {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
     return {
         "post": {
             "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},

@@ -172,6 +172,19 @@ def test_what_a_model_cannot_continue_is_told_by_the_parameter_that_is_wrong(ser
     server.pool.put_away(all=True)
 
 
+@pytest.mark.slow
+def test_a_model_that_is_the_only_one_needs_no_name(server):
+    server.pool.given, server.limits = {"tales": "stories"}, Limits(body=10**5)
+    for body in ({}, {"model": None}, {"model": "tales"}):
+        answer = post(server, json={"prompt": "Once", "max_tokens": 2, "seed": 1, **body})
+        assert answer.status_code == 200 and answer.json()["model"] == "tales"
+    server.pool.put_away(all=True)
+    for given, body in (({"tales": "stories"}, {"model": ""}), ({"a": "stories", "b": "emoji"}, {})):
+        server.pool.given = given
+        answer = post(server, json={"prompt": "Once", **body})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "model"
+
+
 def test_a_client_that_leaves_before_its_stream_begins_is_not_under_way(server):
     """Its answer is never begun: nothing of it runs that could tell its end."""
     body = json.dumps({"model": "stories", "prompt": "a", "stream": True, "max_tokens": 3}).encode()

@@ -57,6 +57,14 @@ def test_the_page_has_every_name_that_is_read():
     assert not on_page("completions", {**text, "prompt": "a", "echo": True})
 
 
+def test_the_page_wants_the_name_of_a_model_where_there_are_several():
+    [needed, alone] = [
+        page(names)["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for names in (["a", "b"], ["a"])
+    ]
+    assert [*needed["required"]] == ["model", "prompt"] and [*alone["required"]] == ["prompt"]
+
+
 def test_prompts_of_every_form():
     texts = read_completions({"prompt": ["a", "b"], "n": 3, "seed": 10}).requests
     assert [(one.prompt, one.seed) for one, _ in texts] == [("a", 10), ("b", 13)]
