@@ -17,6 +17,7 @@ from gencli.cli.options import JSON, declare
 from gencli.cli.parser import CommandGroup, OptionParam, is_group, is_option, root_of
 from gencli.cli.sinks import write_lines, write_object
 from gencli.cli.values import SAID
+from gencli.cli.variables import unread
 from gencli.errors import UsageError, did_you_mean
 
 Items = list[tuple[str, str]]
@@ -96,6 +97,8 @@ def path_() -> None:
 def show(ctx: typer.Context, json: Annotated[bool, declare(JSON)] = False) -> None:
     """Print every value that the file or the environment sets, and where it comes from."""
     rows = list(_in_force(ctx))
+    for note in unread(()):
+        ctx.find_root().obj.note(note)
     if json:
         for key, value, place in rows:
             write_object({"key": key, "value": value, "from": place})

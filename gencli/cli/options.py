@@ -28,6 +28,7 @@ from gencli.cli.console import Console
 from gencli.cli.download import show_download
 from gencli.cli.help import SETTINGS, Command
 from gencli.cli.tab import fitting
+from gencli.cli.variables import unread
 from gencli.errors import GencliError, UsageError
 from gencli.options import MODEL, OUTPUT, RUN, Option, flag, row, string
 from gencli.spec import ModelSpec, named_model
@@ -86,6 +87,8 @@ def command(
         def run(ctx: typer.Context, **words: object) -> None:
             rest = {name: value for name, value in words.items() if name not in table}
             said = {name: words[name] for name in table}
+            for note in unread(option.env for option, _ in table.values() if option.env):
+                ctx.obj.note(note)
             try:
                 filled = {name: _fill(hints[name], record, said, ctx) for name, record in records.items()}
                 function(ctx=ctx, **rest, **filled)

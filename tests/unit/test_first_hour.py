@@ -22,12 +22,13 @@ import pytest
 import typer
 from PIL import Image
 
+import gencli
 from gencli.__main__ import main
 from gencli.atomic import check_folder
 from gencli.checkpoints.find import _folders, find
 from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.hub_http import _one_line, cannot_fetch
-from gencli.cli import completion, help, show, tab, usage
+from gencli.cli import completion, help, show, tab, usage, variables
 from gencli.cli import console as consoles
 from gencli.cli.app import app
 from gencli.cli.config_command import _commands
@@ -189,6 +190,23 @@ def test_every_setting_of_the_environment_says_where_it_comes_from(monkeypatch, 
             said = says(capsys, *line).splitlines()[0]
         assert ("env var" not in said and name in said) or (name == "GENCLI_PROFILE" and "no-such-thing" in said), said
     assert "GENCLI" not in says(capsys, "text", "a", "--device", "no-such-thing")
+
+
+def test_variables_that_nothing_reads_are_told(monkeypatch, capsys) -> None:
+    """All that are read are known: those of options, and those that the sources name."""
+    sources = "\n".join(path.read_text("utf-8") for path in Path(gencli.__file__).parent.rglob("*.py"))
+    read = {*re.findall(r'"(GENCLI_[A-Z_]+)"', sources)}
+    assert {*variables.KNOWN} == read >= {param.envvar for _, param in every_option() if param.envvar}
+    monkeypatch.setenv("GENCLI_TEXT_MODLE", "smollm2")
+    monkeypatch.setenv("GENCLI_XYZZY", "1")
+    said = says(capsys, "text", "a", "--device", "no-such-thing").splitlines()
+    assert said[:2] == [
+        "note: nothing reads the variable GENCLI_TEXT_MODLE (did you mean GENCLI_TEXT_MODEL?)",
+        "note: nothing reads the variable GENCLI_XYZZY",
+    ]
+    assert "note" not in says(capsys, "text", "a", "-q", "--device", "no-such-thing")
+    assert main(["config", "show"]) == 0
+    assert "GENCLI_XYZZY" in capsys.readouterr().err
 
 
 def test_hints_about_models_are_true(tmp_path, monkeypatch) -> None:
