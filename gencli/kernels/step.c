@@ -284,7 +284,7 @@ static int sort_pairs(Thread *t, const Layer *l, int64_t pairs) {
     return groups;
 }
 
-/* Chooses the experts of each row of x, which is t->h: it lies there again where the router has a norm of its own. */
+/* Chooses the experts of each row of x, which is t->h. What a norm of the router's own gives lies there for a while. */
 static void route(Thread *t, const Layer *l, Rows x, float *outputs) {
     int64_t n = t->step->rows;
     if (l->before_router.weight) normed(&l->before_router, t->h, t->x, n * l->hidden);

@@ -245,7 +245,7 @@ def run(model: Stepping, ids: Tensor, cache: KeyValueCache | None, last_only: bo
     """Go on with token ids (B, T) by the library: the cache then has their keys and values. None: it cannot."""
     if not can(ids, cache) or cache is None or (step := of(model, cache)) is None:
         return None
-    if step.trained and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and step.trained:
         return None
     if step.parts.rotary:
         B, T = ids.shape

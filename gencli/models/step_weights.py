@@ -31,7 +31,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.kept: list[object] = []  # what the structures point to
-        self.weights: list[tuple[Tensors, Tensors]] = []  # those of modules, and what was taken from them
+        self.weights: list[tuple[Tensors, dict[str, Tensor]]] = []  # those of modules, and what was taken from them
 
     def matrix(self, module: nn.Module) -> Pointer:
         """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
@@ -53,12 +53,12 @@ class Holder:
 
     def watch(self, tensors: Tensors) -> None:
         """Know what a module has now."""
-        self.weights.append((tensors, {**tensors}))
+        self.weights.append((tensors, {name: one for name, one in tensors.items() if one is not None}))
 
     @property
     def trained(self) -> bool:
         """Whether a gradient is wanted of any of them."""
-        return any(one is not None and one.requires_grad for _, taken in self.weights for one in taken.values())
+        return any(one.requires_grad for _, taken in self.weights for one in taken.values())
 
     def norm(self, module: nn.Module | None) -> Norm:
         """Return a norm, of heads or of all; None: no norm. Raise TypeError for one of another kind."""

@@ -98,6 +98,22 @@ def test_a_replaced_weight_counts(tmp_path):
     torch.testing.assert_close(after, logits(fresh), atol=1e-6, rtol=0)
 
 
+@torch.inference_mode()
+def test_replaced_scales_count(tmp_path, monkeypatch):
+    """Those of Gemma 4's layers, routers and experts, which are no weights of matrices and norms."""
+    model = load(make_decoder(tmp_path, CASE["gemma4-moe"]))
+    layer, before = model.model.layers[1], logits(model, count=4)
+    for module, name in ((layer, "layer_scalar"), (layer.router, "scale"), (layer.router, "per_expert_scale")):
+        scale = 3 * getattr(module, name)
+        setattr(module, name, scale if name == "layer_scalar" else torch.nn.Parameter(scale, requires_grad=False))
+        after = logits(model, count=4)
+        assert step.of(model) is not None and not torch.allclose(after, before)
+        with monkeypatch.context() as patch:
+            patch.setattr(step, "can", lambda x, cache: False)
+            torch.testing.assert_close(after, logits(model, count=4), atol=1e-5, rtol=0)
+        before = after
+
+
 @pytest.mark.parametrize(
     "name",
     [
