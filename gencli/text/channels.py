@@ -43,11 +43,19 @@ class ChannelSplitter:
         self.begun = False
         self.skipped = 0  # characters before the answer
         self._marked, self._in_header, self._header = False, True, ""
+        self._between = False  # two messages
 
     @property
     def inside(self) -> bool:
         """Whether what is written now is no answer."""
         return self._marked and not self.begun
+
+    @property
+    def next(self) -> tuple[int, ...]:
+        """The tokens that may come next of an answer that is to have its marks; empty where any may."""
+        if not self._marked:
+            return (self.tokens.channel, self.tokens.message)
+        return (self.tokens.start,) if self._between else ()
 
     def take(self, token: int) -> bool:
         """Take a token, and return whether it is a mark at a place where one counts. It then has no text."""
@@ -59,7 +67,7 @@ class ChannelSplitter:
             self.begun = self._header.split()[:1] in ([], [ANSWER])
         elif token != self.tokens.message:
             self._in_header = True
-        self._header = ""
+        self._header, self._between = "", token == self.tokens.end
         return True
 
     def push(self, text: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from gencli.errors import GencliError
+from gencli.errors import GencliError, UsageError
 from gencli.text.channels import channels_of
 from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.request import TextRequest
@@ -177,6 +177,9 @@ class Templated:
         try:
             text = self._render(escaped, asked, add_generation_prompt=True)
         except GencliError as error:
+            if asked and self._takes(escaped):
+                name = "think" if request.chat_template_kwargs is None else "chat-template-kwargs"
+                raise UsageError(f"--{name}: {error.message}") from None
             if messages[0]["role"] == "system":
                 error.hint = "some templates know no system prompt: write it into the message"
             raise
@@ -186,6 +189,12 @@ class Templated:
         shown = self.special_tokens.unescape(text)
         inside = next((one for one in self.marks if one.begun_in(text)), None)
         return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside, self.channels))
+
+    def _takes(self, messages: list[Message]) -> bool:
+        """Return whether the template takes a conversation without further values."""
+        with contextlib.suppress(GencliError):
+            return bool(self._render(messages, add_generation_prompt=True))
+        return False
 
     def end_ids(self) -> tuple[int, ...]:
         """Return the tokens that end an answer, or begin the next turn; some configs name only another one."""

@@ -107,6 +107,8 @@ class Constraint:
             free[self._ends] = False
             if self._channels is not None:  # which ends a message before the answer too
                 free[self._channels.tokens.end] = self._channels.inside
+                if marks := [*self._channels.next]:  # without them all would be answer
+                    free[:], free[marks] = False, True
             return free
         if not self._matcher.is_error():
             self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)

@@ -129,6 +129,15 @@ def test_a_schema_holds_for_the_answer_among_channels(tmp_path: Path):
     assert (found, sample.text, sample.finish_reason) == ("Is it 7?", '{"age": 7}', "stop")
 
 
+def test_a_schema_holds_where_a_model_would_leave_out_the_marks(tmp_path: Path):
+    """Without them all that it says would be answer: its first token is one of them, and so is that after a message."""
+    for said in ("no mark at all<|return|>", f"{ANALYSIS}so<|end|>no mark<|return|>"):
+        folder = harmony(tmp_path / f"{len(said)}", said)
+        found, sample = answer(folder, grammar="/[a-z ]*!/", max_tokens=60)
+        assert set(sample.text) <= {*"abcdefghijklmnopqrstuvwxyz !"}, (found, sample.text)
+        assert "no mark" not in sample.text and sample.text.count("!") <= 1
+
+
 @pytest.mark.parametrize("special", [True, False])
 def test_a_thought_may_quote_the_mark(tmp_path: Path, special: bool):
     made = bytes_tokenizer(END, TURN, TURN_END, *special_or_not(special, "<think>", "</think>"))

@@ -102,6 +102,15 @@ def test_further_values_for_a_template(made) -> None:
         assert told in caught.value.message and caught.value.hint == hint
 
 
+@pytest.mark.slow
+def test_values_that_a_template_cannot_take_are_to_blame_themselves(made) -> None:
+    for asked, name in (
+        (TextRequest(think="high", chat_template_kwargs='{"builtin_tools": 5}'), "chat-template-kwargs"),
+    ):
+        with pytest.raises(UsageError, match=f"^--{name}: gpt-oss: its chat template cannot take .*TypeError"):
+            made("gpt-oss").prompt(HI, asked)
+
+
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
     plain = Transcript(load_tokenizer(tmp_path), "base")
