@@ -83,11 +83,13 @@ class Console:
         self._line(self._safe(text))
 
     def aside(self, text: str) -> None:
-        """Print a model's reasoning as it comes: dimmed, and only on a terminal."""
-        if not self.quiet and is_terminal(self.stream):
+        """Print a model's reasoning as it comes, only on a terminal: dimmed, or named where there are no colours."""
+        text = text if self._aside else text.lstrip()
+        if text and not self.quiet and is_terminal(self.stream):
             self.clear()
+            named = "" if self._aside or self.colored() else "reasoning: "
             self._aside = True
-            self._write(self.style(self._safe(text), DIM))
+            self._write(named + self.style(self._safe(text), DIM))
 
     def end_aside(self) -> None:
         """End the line of an aside, if one is open."""

@@ -141,6 +141,7 @@ def page(
         **{word: _first(what.config, keys) for word, keys in SUMMARY.items()},
         "tokenizer": tokenizer.get("kind"),
         "chat template": ("yes" if tokenizer["chat_template"] else "no") if tokenizer else None,
+        "reasoning": _wishes(tokenizer.get("think")),
         "not loaded": ", ".join(what.not_loaded),
     }
     lines = columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])
@@ -154,6 +155,11 @@ def page(
     lines += _section("default settings", [[name, _value(value)] for name, value in defaults.items()])
     lines += _section("quantized copies", [[mix, in_words(size)] for mix, size in _copies(source).items()])
     return lines + _section("files", [[name, in_words(size)] for name, size in what.files.items()])
+
+
+def _wishes(think: object) -> str:
+    """Return what --think can be for a model whose template has a switch."""
+    return f"--think {', '.join(map(str, think))}" if isinstance(think, list) else ""
 
 
 def _stage(stage: Stage) -> list[str]:

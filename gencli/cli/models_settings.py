@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TypedDict, cast
@@ -60,8 +61,9 @@ def default_settings(contents: Contents, what: Description) -> dict[str, object]
 
 
 def tokenizer_of(contents: Contents, what: Description) -> dict[str, object]:
-    """Return the kind of a language model's tokenizer and whether it has a chat template, by small files or metadata
-    alone; {} for other models, and where it is broken."""
+    """Return the kind of a language model's tokenizer, whether it has a chat template, and what --think can be, by small
+    files or metadata alone; {} for other models, and where it is broken."""
+    from gencli.text.chat_template import switches
     from gencli.tokens.gguf import described
     from gencli.tokens.special_tokens import optional_json
     from gencli.tokens.templates import read_chat_template
@@ -69,14 +71,19 @@ def tokenizer_of(contents: Contents, what: Description) -> dict[str, object]:
     if what.kind != "text" or what.problem:
         return {}
     checkpoint = open_checkpoint(contents)
+    kind: object
     if checkpoint.format == "gguf":
-        return described(next(iter(checkpoint.parts[""].stored().values())).metadata)
-    try:
-        config = optional_json(contents.folder / "tokenizer_config.json", contents.read_json)
-        template = read_chat_template(contents.folder, config)
-    except GencliError:
-        return {}  # `check` says what is wrong
-    return {"kind": config.get("tokenizer_class"), "chat_template": template is not None}
+        kind, template = described(next(iter(checkpoint.parts[""].stored().values())).metadata)
+    else:
+        try:
+            config = optional_json(contents.folder / "tokenizer_config.json", contents.read_json)
+            kind, template = config.get("tokenizer_class"), read_chat_template(contents.folder, config)
+        except GencliError:
+            return {}  # `check` says what is wrong
+    think: list[str] = []
+    with contextlib.suppress(GencliError):
+        think = switches(template or "", what.name)
+    return {"kind": kind, "chat_template": template is not None, **({"think": think} if think else {})}
 
 
 def as_options(kind: str, settings: Mapping[str, object]) -> dict[str, object]:

@@ -79,7 +79,7 @@ class JsonOutput:
             "index": sample.index,
             "prompt": prompt,
             "text": before + sample.text,
-            **({"reasoning_content": sample.reasoning} if sample.reasoning else {}),
+            **({"reasoning_content": sample.reasoning} if sample.reasoning.strip() else {}),
             "finish_reason": sample.finish_reason,
             "logprobs": sample.logprobs and _logprobs(sample.logprobs, len(before)),
             "usage": {

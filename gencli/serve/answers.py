@@ -168,7 +168,7 @@ class Answer:
             logprobs = None if done.logprobs is None else vars(done.logprobs)
             return {**choice, "text": done.text, "logprobs": logprobs}
         message: Said = {"role": "assistant", "content": done.text, "refusal": None}
-        if done.reasoning:
+        if done.reasoning.strip():
             message["reasoning_content"] = done.reasoning
         if done.logprobs is not None:
             choice["logprobs"] = {"content": chat_logprobs(done.logprobs), "refusal": None}

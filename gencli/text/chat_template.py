@@ -26,7 +26,7 @@ from gencli.text.channels import channels_of
 from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.request import TextRequest
 from gencli.text.special_tokens import SpecialTokens
-from gencli.text.thinking import check_none, template_values
+from gencli.text.thinking import SWITCHES, check_none, template_values, wishes
 from gencli.tokens import Tokenizer
 
 Message = dict[str, str]  # `role` (system, user or assistant) and `content`
@@ -287,3 +287,14 @@ class Transcript:
 def prompt_format(tokenizer: Tokenizer, name: str) -> PromptFormat:
     """Choose how messages become a prompt for this checkpoint. name: for error messages."""
     return Transcript(tokenizer, name) if tokenizer.chat_template is None else Templated(tokenizer, name)
+
+
+def switches(source: str, name: str) -> list[str]:
+    """Return the wishes about reasoning that a template has a switch for. Raise GencliError for one that loops."""
+    if not any(switch in source for switch in SWITCHES):
+        return []
+    template = ChatTemplate(source, name)
+    try:
+        return wishes(template.variables())
+    finally:
+        template.close()

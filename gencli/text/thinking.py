@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from gencli.errors import UsageError, did_you_mean
 from gencli.text.request import TextRequest
-from gencli.text.wishes import LEVELS, OFF, ON, read_values
+from gencli.text.wishes import LEVELS, OFF, ON, WISHES, read_values
 
 Reads = Mapping[str, list[str]]  # a variable of a template → the texts that it compares the value with
 EFFORT = "reasoning_effort"  # gpt-oss, Mistral
@@ -35,6 +35,14 @@ def template_values(request: TextRequest, reads: Reads, name: str, *, reasons: b
         told = f"--chat-template-kwargs: the chat template of {name} does not read {unknown!r:.80}"
         raise UsageError(told, did_you_mean(unknown[:60], reads) or known)
     return {**(_thinking(request.think, reads, name, reasons=reasons) if request.think else {}), **values}
+
+
+def wishes(reads: Reads) -> list[str]:
+    """Return the wishes that a template which reads these variables has a switch for; [] for one that has none."""
+    known = {word for switch, values in SWITCHES.items() if switch in reads for word in values}
+    if EFFORT in reads:
+        known |= {*_levels(reads[EFFORT]), *([OFF] if NONE in reads[EFFORT] else [])}
+    return [wish for wish in WISHES if wish in known]
 
 
 def check_none(request: TextRequest, name: str) -> None:
@@ -69,7 +77,7 @@ def _effort(wish: str, known: list[str], name: str, *, alone: bool) -> str | Non
 
     alone: nothing else switches reasoning. Raise UsageError.
     """
-    levels = [level for level in LEVELS if level in known] or list(LEVELS)
+    levels = _levels(known)
     if wish in levels:
         return wish
     if wish == OFF and NONE in known:
@@ -80,3 +88,8 @@ def _effort(wish: str, known: list[str], name: str, *, alone: bool) -> str | Non
         return None
     what = f"{name} always reasons" if wish == OFF else f"{name} knows no such effort"
     raise UsageError(f"--think {wish}: {what}: its chat template takes {', '.join(levels)}")
+
+
+def _levels(known: list[str]) -> list[str]:
+    """Return the levels among the efforts that a template speaks of; all where it speaks of none."""
+    return [level for level in LEVELS if level in known] or list(LEVELS)

@@ -29,12 +29,13 @@ SPLITTERS = {
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
 
 
-def described(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Return what metadata say of a tokenizer, which is not made: its `kind`, such as `gpt2 (llama-bpe)`, and whether
-    there is a `chat_template`."""
+def described(metadata: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """Return what metadata say of a tokenizer, which is not made: its kind, such as `gpt2 (llama-bpe)`, and its chat
+    template."""
     names = [name for key in ("model", "pre") if isinstance(name := metadata.get(START + key), str)]
     kind = f"{names[0]} ({names[1]})" if len(names) > 1 else "".join(names) or None
-    return {"kind": kind, "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str)}
+    template = metadata.get("tokenizer.chat_template")
+    return kind, template if isinstance(template, str) else None
 
 
 def gguf_tokenizer(path: Path, metadata: Mapping[str, object]) -> Tokenizer:

@@ -107,6 +107,24 @@ def test_a_thought_that_takes_all_tokens_says_what_helps(qwen: Path) -> None:
     assert (found["text"], found["reasoning_content"], found["finish_reason"]) == ("", "Let m", "length")
 
 
+def test_show_says_what_a_model_can_be_told(qwen: Path, gpt_oss: Path, tmp_path: Path) -> None:
+    gguf = tmp_path / "qwen.gguf"
+    assert gencli("models", "convert", qwen, "-o", gguf).returncode == 0
+    for model, wishes in ((qwen, ["on", "off"]), (gguf, ["on", "off"]), (gpt_oss, ["low", "medium", "high"])):
+        assert json.loads(gencli("models", "show", model, "--json").stdout)["tokenizer"]["think"] == wishes
+        lines = gencli("models", "show", model).stdout.decode().splitlines()
+        assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("reasoning:")] == [
+            f"--think {', '.join(wishes)}"
+        ]
+
+
+def test_without_colours_reasoning_is_named(qwen: Path) -> None:
+    line = ("text", "--chat", "Hi", "-m", qwen, *GREEDY, "--color", "never")
+    code, screen, stdout, _ = on_terminal(*line, stdout=False)
+    assert (code, stdout.decode()) == (0, "It is 你好.\n")
+    assert b"reasoning: Let me see." in screen and b"\x1b[2m" not in screen
+
+
 def test_stop_texts_are_looked_for_in_the_answer_alone(qwen: Path) -> None:
     assert gencli("text", "--chat", "Hi", "-m", qwen, *GREEDY, "--stop", "see").stdout.decode() == "It is 你好.\n"
     assert gencli("text", "--chat", "Hi", "-m", qwen, *GREEDY, "--stop", " 你").stdout.decode() == "It is\n"

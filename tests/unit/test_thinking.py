@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gencli.errors import UsageError
-from gencli.text.chat_template import Templated, Transcript
+from gencli.text.chat_template import Templated, Transcript, switches
 from gencli.text.chat_template_worker import variables
 from gencli.text.request import TextRequest
 from gencli.text.wishes import read_wish
@@ -109,6 +109,17 @@ def test_values_that_a_template_cannot_take_are_to_blame_themselves(made) -> Non
     ):
         with pytest.raises(UsageError, match=f"^--{name}: gpt-oss: its chat template cannot take .*TypeError"):
             made("gpt-oss").prompt(HI, asked)
+
+
+@pytest.mark.slow
+def test_what_a_template_has_a_switch_for() -> None:
+    found = {name: switches(family.template, name) for name, family in ALL.items()}
+    assert {name: wishes for name, wishes in found.items() if wishes} == {
+        **{name: ["on", "off"] for name in ("qwen3", "qwen3.5", "smollm3", "gemma4", "deepseek")},
+        "gpt-oss": ["low", "medium", "high"],
+        "effort": ["off", "high"],
+    }
+    assert switches("{{ thinking", "broken") == []
 
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
