@@ -61,8 +61,8 @@ def default_settings(contents: Contents, what: Description) -> dict[str, object]
 
 
 def tokenizer_of(contents: Contents, what: Description) -> dict[str, object]:
-    """Return the kind of a language model's tokenizer, whether it has a chat template, and what --think can be, by small
-    files or metadata alone; {} for other models, and where it is broken."""
+    """Return the kind of a language model's tokenizer, whether it has a chat template, and what --think can be, by
+    small files or metadata alone; {} for other models, and where it is broken."""
     from gencli.text.chat_template import switches
     from gencli.tokens.gguf import described
     from gencli.tokens.special_tokens import optional_json
