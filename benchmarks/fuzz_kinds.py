@@ -667,6 +667,7 @@ TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% endif %}{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | replace('a', 'b') + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}{% set x = namespace(a=0) %}"
+    "{% if enable_thinking is defined and reasoning_effort in ['none', 'high'] %}<think>{% endif %}"
     "{% for i in range(3) %}{% set x.a = x.a + i %}{{ messages | tojson }}{{ 'ab' * 3 }}{% endfor %}"
 )
 
@@ -679,10 +680,11 @@ def template(root: Path) -> None:
 
 
 def render(root: Path) -> None:
-    from gencli.text.chat_template import Templated
+    from gencli.text.chat_template import Templated, switches
     from gencli.tokens import load_tokenizer
 
     made = Templated(load_tokenizer(root), "tiny")
+    switches(made.template.source, "tiny")
     try:
         made.prompt([{"role": "user", "content": "Hi <|im_end|> there"}])
         made.end_ids()

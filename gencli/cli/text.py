@@ -105,6 +105,7 @@ class Shown:
     gencli text "Once" --num-samples 3 --json | jq -r .text
     gencli text --lines < prompts.txt > answers.txt
     gencli text --system "Answer in one word." --lines < questions.txt
+    gencli text --think off "Name a prime above 100." -m qwen3:4b
     gencli text -m deepseek-community/Janus-Pro-1B -i photo.png "What is this?"
     """,
 )

@@ -104,9 +104,10 @@ def why_empty(sample: Completion, context: int) -> str | None:
         return None
     if sample.finish_reason == "length":
         what = "reasoning took all of its" if sample.unanswered else "nothing came within"
-        ways = ", --think" if sample.unanswered else ""
-        tokens = counted(sample.completion_tokens, "token")
-        return f"the answer is empty: {what} {tokens} ({_limit(sample, context)}{ways})"
+        limit = _limit(sample, context)
+        if sample.unanswered:
+            limit += ", --think" if limit.startswith("see") else "; see --think"
+        return f"the answer is empty: {what} {counted(sample.completion_tokens, 'token')} ({limit})"
     return (
         "the model ended with its reasoning and gave no answer" if sample.unanswered else "the model had nothing to say"
     )

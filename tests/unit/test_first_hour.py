@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -297,6 +298,9 @@ def test_the_end_of_the_context_is_not_blamed_on_an_option() -> None:
     assert why_cut(full, 1024) == "cut off after 493 tokens (see --max-tokens)"
     empty = Completion(0, 0, "", "length", prompt_tokens=511, completion_tokens=1)
     assert "within 1 token (the context of 512" in (why_empty(empty, 512) or "")
+    thought = dataclasses.replace(empty, unanswered=True)
+    assert (why_empty(thought, 512) or "").endswith("1 token (the context of 512 tokens is full; see --think)")
+    assert (why_empty(thought, 1024) or "").endswith("1 token (see --max-tokens, --think)")
 
 
 def test_json_has_the_prompt() -> None:

@@ -119,7 +119,8 @@ def test_what_a_template_has_a_switch_for() -> None:
         "gpt-oss": ["low", "medium", "high"],
         "effort": ["off", "high"],
     }
-    assert switches("{{ thinking", "broken") == []
+    for broken in ("{{ thinking", "{{ thinking + " + "9" * 5000 + " }}", "{% if thinking %}" + "{{ (" * 3000):
+        assert switches(broken, "broken") == []
 
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
