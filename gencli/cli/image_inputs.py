@@ -54,7 +54,7 @@ class Finder:
         if request.classifier is None and request.classifier_scale is not None:
             raise UsageError("--classifier-scale without a classifier", "name one with --classifier")
         init, mask = _open(request.init, note), _open(request.mask, note, ground="black")
-        mixed, shown = self._mixed(note), self._control_images(note)
+        named, shown = self._named(note), self._control_images(note)
         loras = tuple(self._asset("lora", one) for one in self.loras)
         embeddings = tuple(self._asset("embedding", one) for one in self.embeddings)
         (model,) = self._models("model")
@@ -73,7 +73,7 @@ class Finder:
             controls=tuple(zip(self._models("control"), shown, strict=True)),
             init=init,
             mask=mask,
-            mix=mixed,
+            named=named,
         )
 
     def hashes(self, found: Inputs, note: Callable[[str], None], *, remember: bool) -> dict[str, str]:
@@ -104,7 +104,7 @@ class Finder:
         yield from zip(request.lora, (one.path for one in found.loras), strict=True)
         yield from zip(request.embedding, (one.path for one in found.embeddings), strict=True)
         yield from zip(request.control, (source.path for source, _ in found.controls), strict=True)
-        for name in (request.init, request.mask, *request.control_image):
+        for name in (request.init, request.mask, *request.reference, *request.control_image):
             if name is not None and name != "-":
                 yield name, Path(name)
         for text, one in zip(request.mix, parse_mix(request.mix), strict=True):
@@ -154,11 +154,14 @@ class Finder:
             return None
         return find(name, offline=True) if self.is_foreign("model") else self.fetch(name)
 
-    def _mixed(self, note: Callable[[str], None]) -> dict[str, Image.Image]:
-        """Open the images that are mixed."""
+    def _named(self, note: Callable[[str], None]) -> dict[str, Image.Image]:
+        """Open the images that are mixed, and those that the model looks at."""
         from gencli.image.files.pictures import open_flat
 
         images = [one.name for one in parse_mix(self.request.mix) if one.is_image]
+        if "-" in self.request.reference:
+            raise UsageError("--reference -: is read from a file only", "-i - reads an image from stdin")
+        images += self.request.reference
         return {name: open_flat(name, "white", note) for name in images}
 
     def _asset(self, field: str, asset: T) -> T:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
 
+FLUX = "FluxTransformer2DModel"
+
 
 @dataclass(frozen=True)
 class ImageCheckpoint:
@@ -128,8 +130,16 @@ class ImageCheckpoint:
         reads = self.configs[self.family.network].get("in_channels", channels)
         if not isinstance(channels, int | float) or not isinstance(reads, int | float):
             return None
+        if self.configs[self.family.network].get("_class_name") == FLUX:  # of 2 × 2 latents
+            reads /= 4
         further = reads - channels
-        return "mask" if further == channels + 1 else "picture" if further == channels else None
+        masks = channels + 1, channels + self.factor**2  # the mask of a latent, or that of each of its pixels
+        return "mask" if further in masks else "picture" if further == channels else None
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether a mask is read pixel by pixel: FLUX.1 Fill."""
+        return self.also_reads == "mask" and self.configs[self.family.network].get("_class_name") == FLUX
 
     @property
     def channels(self) -> int:
@@ -192,7 +202,7 @@ def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
 def patch_size(config: Mapping[str, object]) -> int:
     """Latents a side of a transformer's patch; 1 for other networks. Raises GencliError."""
     kind = str(config.get("_class_name"))
-    if kind == "FluxTransformer2DModel":  # whose config calls 2 × 2 latents one
+    if kind == FLUX:  # whose config calls 2 × 2 latents one
         return 2
     size = config.get("patch_size", {"Flux2Transformer2DModel": 1}.get(kind, 2) if "Transformer2DModel" in kind else 1)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 64:

@@ -78,5 +78,5 @@ class Drawing:
             return self.model.generate(request, prompts, init=inputs.init, walk=walk)
         controls = [(part, image) for part, (_, image) in zip(self.controls, inputs.controls, strict=True)]
         return generate(
-            self.model, request, prompts, init=inputs.init, mask=inputs.mask, controls=controls, mix=inputs.mix
+            self.model, request, prompts, init=inputs.init, mask=inputs.mask, controls=controls, named=inputs.named
         )

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, repr=False)
 class Inputs:
-    """Everything that a request names, found. controls: the ControlNets, each with its image."""
+    """Everything that a request names, found. controls: the ControlNets, each with its image.
+    named: images to mix and to look at, by what the request calls them."""
 
     model: Source
     clip: Source | None = None
@@ -29,7 +30,7 @@ class Inputs:
     controls: tuple[tuple[Source, Image.Image], ...] = ()
     init: Image.Image | None = None
     mask: Image.Image | None = None
-    mix: Mapping[str, Image.Image] = field(default_factory=dict)
+    named: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def here(self, fetch: Callable[[str], Source]) -> Inputs:
         """Return the same with all models as they lie on this machine (see `Source.here`)."""

@@ -52,19 +52,20 @@ def generate(
     init: Image.Image | None = None,
     mask: Image.Image | None = None,
     controls: Sequence[tuple[ControlNetModel, Image.Image]] = (),
-    mix: Mapping[str, Image.Image] = NO_IMAGES,
+    named: Mapping[str, Image.Image] = NO_IMAGES,
 ) -> Generator[Denoised | Picture, None, None]:
     """Make `request.count` images of every prompt (default: the request's own), `request.batch` at a time.
 
     A prompt that is None is passed over, and its seeds with it. `request` is a resolved one. Image i draws from
     `torch.Generator("cpu")` seeded with `request.seed + i`, in diffusers' order: with `init` first its latents, then
     the noise, with a mask one more that goes unused, the steps; then the same for the next stage. controls: the
-    ControlNets of the request, each with its image. mix: the images that it mixes, by their names in it.
+    ControlNets of the request, each with its image. named: images that it mixes or looks at, by their names in
+    it.
     Of a family that holds one stage at a time, all images pass a stage
     before the next one begins, and all prompts are read before the first.
     Raises GencliError for a prompt that is too long and for NaN from the model.
     """
-    runs = _prepare(pipeline, request, init, mask, controls, mix)
+    runs = _prepare(pipeline, request, init, mask, controls, named)
     batches = _batches(pipeline, [request.prompt] if prompts is None else prompts, request, runs)
     groups: Iterable[list[_Batch]] = [list(batches)] if pipeline.one_at_a_time else ([one] for one in batches)
     for group in groups:
@@ -132,14 +133,14 @@ def _prepare(
     init: Image.Image | None,
     mask: Image.Image | None,
     controls: Sequence[tuple[ControlNetModel, Image.Image]],
-    mix: Mapping[str, Image.Image],
+    named: Mapping[str, Image.Image],
 ) -> list[_StageRun]:
     """All stages of a request, ready to run."""
     runs: list[_StageRun] = []
     known: dict[int, _Prompts] = {}
     plans = stages.plan(request, pipeline.checkpoint, has_init=init is not None)
     for loaded, plan in zip(pipeline.stages, plans, strict=True):
-        inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None, mix)
+        inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None, named)
         start: Start = pkgutil.resolve_name(path_of(loaded.stage.start))(pipeline, inputs)
         prompts = known.setdefault(id(loaded.conditioner_part), _Prompts(loaded, plan.request))
         alike = [len(one.steps) for one in plans if one.stage.shown_as == plan.stage.shown_as]

@@ -76,7 +76,7 @@ class Decoded(Start):
 def begin_prior(pipeline: Pipeline, inputs: StartInputs) -> Start:
     """Begin from noise in the shape of the embeddings."""
     stage, request = inputs.stage, inputs.request
-    images = [(inputs.mix[one.name], one.weight) for one in mixture(request) if one.is_image]
+    images = [(inputs.named[one.name], one.weight) for one in mixture(request) if one.is_image]
     mixed, none = _embed(stage, images, with_none=not request.negative)
     weights = tuple(one.weight for one in texts_of(request))
     shape = (len(weights) + bool(request.negative), stage.size("embedding_dim"))

@@ -18,6 +18,8 @@ from gencli.image.diffusion.schedule import Point, Step
 from gencli.image.files import pictures
 from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.request import ImageRequest
+from gencli.image.sizes import seen_size, within_megapixel
+from gencli.models.flow_blocks import look_at
 
 
 class DrawNoise(Protocol):
@@ -59,7 +61,8 @@ class Start:
     """What all batches of a stage begin from. shape: (C, h, w) of x. image: to be changed. mask (1, 1, h, w): 1 where
     it is painted anew, None for everywhere. masked: the image without what the mask covers, and edited (1, C, h, w):
     the image to edit, for networks that read those beside x. kept: the image to put back in the end, and where (255 is
-    all of what was painted)."""
+    all of what was painted). pixels (1, f², h, w): the mask of each pixel of a latent, for networks that read it so,
+    behind the masked image. inputs: what the network reads of images that it looks at."""
 
     shape: tuple[int, ...]
     image: LatentDistribution | None = None
@@ -67,19 +70,22 @@ class Start:
     masked: LatentDistribution | None = None
     edited: Tensor | None = None
     kept: tuple[Image.Image, Image.Image] | None = None
+    pixels: Tensor | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def draw(self, draw_noise: DrawNoise, batch: int, before: StageOutput | None) -> InitLatents:
         """Draw for a batch, in diffusers' order. before: the output of the stage before."""
         x0 = None if self.image is None else self.image.sample(draw_noise, batch)
         eps = draw_noise()
         if self.mask is None:
-            return InitLatents(eps, x0, self.edited)
+            return InitLatents(eps, x0, self.edited, inputs=self.inputs)
         if self.masked is not None:
             masked = self.masked.sample(draw_noise, batch)
-            return InitLatents(eps, x0, torch.cat([self.mask.expand(batch, -1, -1, -1), masked], dim=1))
+            read = [self.mask, masked] if self.pixels is None else [masked, self.pixels]
+            return InitLatents(eps, x0, torch.cat([one.expand(batch, -1, -1, -1) for one in read], dim=1))
         if self.image is not None and self.image.std is not None:
             draw_noise()  # diffusers samples the masked image's latents too, for UNets that read them
-        return InitLatents(eps, x0)
+        return InitLatents(eps, x0, inputs=self.inputs)
 
     def add_conditioning(
         self, init: InitLatents, cond: Conditioning, uncond: Conditioning | None
@@ -133,14 +139,14 @@ class Continued(Start):
 @dataclass(frozen=True)
 class StartInputs:
     """What a stage can begin from. request: as it holds for this stage. before: the start of the stage before.
-    mix: images by what the request calls them."""
+    named: images to mix and to look at, by what the request calls them."""
 
     request: ImageRequest
     stage: LoadedStage
     init: Image.Image | None = None
     mask: Image.Image | None = None
     before: Start | None = None
-    mix: Mapping[str, Image.Image] = field(default_factory=dict)
+    named: Mapping[str, Image.Image] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -151,14 +157,14 @@ class StartInputs:
 def prepare_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
     """Begin from noise or from the images of the request, encoded."""
     init, size, codec = inputs.init, inputs.size, inputs.stage.codec
-    shape = codec.latent_shape(*size)
-    if init is None:
-        return Start(shape)
+    shape, seen = codec.latent_shape(*size), _look_at(pipeline, inputs)
+    if init is None or pipeline.checkpoint.family.reads_init == "edits":
+        return Start(shape, inputs=seen)
     image = init if init.size == size else init.resize(size, Image.Resampling.LANCZOS)
     if pipeline.checkpoint.also_reads == "picture":
         return Start(shape, edited=codec.unscale(codec.encode(image).mean))
     if inputs.mask is None:
-        return Start(shape, codec.encode(image))
+        return Start(shape, codec.encode(image), inputs=seen)
     white = pictures.from_mask(inputs.mask, *size)
     kept = None
     if inputs.request.paste:
@@ -167,12 +173,38 @@ def prepare_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
         kept = image, pictures.soft_mask(inputs.mask, *size, edge=pipeline.checkpoint.factor // 2)
     else:
         latent_mask = F.interpolate(white, size=shape[1:])
-    start = Start(shape, mask=latent_mask.to(pipeline.device), kept=kept)
+    start = Start(shape, mask=latent_mask.to(pipeline.device), kept=kept, inputs=seen)
     if pipeline.checkpoint.also_reads != "mask":
         return replace(start, image=codec.encode(image))
     masked = codec.encode(image, hidden=white)
+    if pipeline.checkpoint.reads_pixels:
+        pixels = F.pixel_unshuffle(white, codec.factor).to(pipeline.device)
+        return replace(start, image=codec.encode(image), masked=masked, pixels=pixels)
     from_noise = inputs.request.strength == 1  # then the image itself is not looked at
     return replace(start, image=None if from_noise else codec.encode(image), masked=masked)
+
+
+def _look_at(pipeline: Pipeline, inputs: StartInputs) -> dict[str, Tensor]:
+    """What a transformer reads of the images of a request that it looks at: the one to edit first."""
+    rule, codec = pipeline.checkpoint.family.references, inputs.stage.codec
+    first = [inputs.init] if pipeline.checkpoint.family.reads_init == "edits" else []
+    images = [*first, *(inputs.named[name] for name in inputs.request.reference)]
+    if rule is None or not (found := [image for image in images if image is not None]):
+        return {}
+    multiple, latents = pipeline.checkpoint.multiple, []
+    for image in found:
+        size = seen_size(image.size, rule, multiple)
+        if not rule.sizes:  # what is over whole tokens is cut away
+            image = _cut(image.resize(within_megapixel(image.size), Image.Resampling.LANCZOS), size)
+        latents.append(codec.encode(image.resize(size, Image.Resampling.LANCZOS)).mean)
+    side = multiple // codec.factor  # latents of a token
+    return look_at([F.pixel_unshuffle(one, side) for one in latents], rule.plane)
+
+
+def _cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of an image."""
+    left, top = ((old - new) // 2 for old, new in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def continue_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:

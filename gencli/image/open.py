@@ -123,7 +123,8 @@ def _of_file(opened: Checkpoint) -> ImageCheckpoint:
 
 def _with_rest(opened: Checkpoint) -> Checkpoint:
     """A network in a file with the other parts of a folder: the one that it lies in, else of one of its repositories in
-    the local cache. Raises GencliError where there is none, and for one of another pipeline."""
+    the local cache. What the file is holds over the folder's word. Raises GencliError where there is none, and for one
+    with other parts."""
     own = dict(opened.parts)
     if opened.contents.has("model_index.json"):
         folder: Path | None = opened.contents.folder
@@ -140,9 +141,11 @@ def _with_rest(opened: Checkpoint) -> Checkpoint:
             "model_index.json",
         )
     found = open_checkpoint(Source(opened.name, folder, "folder"), allow_pickle=opened.contents.allow_pickle)
-    if found.family != opened.family:
+    family = FAMILIES.get(found.family)
+    if family is None or family.parts != FAMILIES[opened.family].parts:
         raise GencliError(f"{opened.path} is {opened.title}, and {folder} holds a {found.family:.40}")
-    return dataclasses.replace(found, parts={**found.parts, **own}, notes=opened.notes)
+    index = {**found.index, "_class_name": opened.family}
+    return dataclasses.replace(found, parts={**found.parts, **own}, notes=opened.notes, index=index)
 
 
 def _of_folder(opened: Checkpoint) -> ImageCheckpoint:

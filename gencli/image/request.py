@@ -123,9 +123,9 @@ class ImageRequest:
     denoise. best: how many of `count` to keep, by the similarity to the prompt that `clip` finds.
     prediction, betas: the checkpoint's `prediction_type` and `beta_schedule`, over what it says itself. vae: the name
     of what holds another autoencoder for it. refiner: the name of what continues the denoising from the fraction
-    refiner_start on. prior: the name of what draws the embeddings that it is told. mix: texts and images in place of
-    the prompt (`mix`). upscaler: names of what enlarges the image, in this order. stage: settings of stages other than
-    the main one, NAME:KEY=VALUE.
+    refiner_start on. prior: the name of what draws the embeddings that it is told. reference: images that the network
+    looks at. mix: texts and images in place of the prompt (`mix`). upscaler: names of what enlarges the image, in this
+    order. stage: settings of stages other than the main one, NAME:KEY=VALUE.
     hashes: name of a file or model → its fingerprint (see `files.inputs`), of those that the image was made with.
     control…: of several ControlNets, one value each; of scale, start and end one for all will do (see `controls`).
     """
@@ -168,6 +168,10 @@ class ImageRequest:
     init: str | None = string(None, "-i, --init FILE",
         "Start from this image (img2img); `-` reads it from stdin.", START,
         infotext="Init image", names="file", also=("--init-image", "--init-img", "--image", "--image-path"))
+    reference: tuple[str, ...] = several(str, "--reference FILE",
+        "Look at this image while drawing, to edit it or to take from it what the prompt says (repeatable; for FLUX.1 "
+        "Kontext and FLUX.2 klein).", START,
+        after="init", infotext="Reference image", names="file", also=("--ref-image",))
     mask: str | None = string(None, "--mask FILE",
         "Repaint only the white areas of this mask; transparent areas count as black.", START,
         after="strength", infotext="Mask image", names="file")

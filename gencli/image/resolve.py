@@ -15,6 +15,7 @@ from gencli.image.distilled import FEW, FEW_SAMPLERS, distilled_sampler, few_ste
 from gencli.image.families import TINY, tiny_named
 from gencli.image.prompts import weighting
 from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, STAGE_KEYS, ImageRequest
+from gencli.image.sizes import size_of
 from gencli.options import check_values, typed
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -55,7 +56,7 @@ def resolve(
         raise GencliError(f"{where}: {error.message.removeprefix('--')}", error.hint) from None
     values = {**defaults, **own}
     values = {name: value for name, value in values.items() if getattr(request, name) is None}
-    values["width"], values["height"] = width, height = _size(request, checkpoint, given_size)
+    values["width"], values["height"] = width, height = size_of(request, checkpoint, given_size)
     _check_classifier(request, checkpoint, width, height)
     values = {**values, **_sampler_values({**vars(request), **values}, schedule)}
     return request.replace(**values)
@@ -190,6 +191,7 @@ def _check_clip_skip(request: ImageRequest, checkpoint: ImageCheckpoint) -> None
 def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     """Raise UsageError if a network that reads an image gets none, or options that it cannot follow."""
     name, reads = checkpoint.name, checkpoint.also_reads
+    _check_references(request, checkpoint)
     if reads == "mask" and (request.init is None or request.mask is None):
         raise UsageError(f"{name} paints by a mask", "give it an image and a mask: -i/--init FILE --mask FILE")
     if checkpoint.family.reads_init != "changes":
@@ -208,14 +210,27 @@ def _check_start(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
         raise UsageError(f"{name} edits the whole image: {' and '.join(wrong)} would have no effect")
 
 
+def _check_references(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
+    """Raise UsageError for more images than the network can look at."""
+    rule, asked = checkpoint.family.references, len(request.reference)
+    if asked and rule is None:
+        hint = "FLUX.1 Kontext and FLUX.2 klein can; -i/--init FILE starts from an image"
+        raise UsageError(f"{checkpoint.name} cannot look at images: --reference would have no effect", hint)
+    asked += checkpoint.family.reads_init == "edits" and request.init is not None
+    if rule is not None and asked > rule.most:
+        many = "1 image" if rule.most == 1 else f"{rule.most} images"
+        raise UsageError(f"{checkpoint.name} looks at {many} at most, and {asked} are given")
+
+
 def _check_whole(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
-    """Raise UsageError if a network that enlarges or varies an image gets none, or options that it cannot follow."""
+    """Raise UsageError if a network that enlarges, varies or edits an image gets none, or options that it cannot
+    follow."""
     does = checkpoint.family.reads_init
     if does == "none" and request.init is not None:
         raise UsageError(f"{checkpoint.name} draws from noise alone: -i/--init would have no effect")
+    if request.init is None and does in ("none", "edits"):
+        return
     if request.init is None:
-        if does == "none":
-            return
         hint = "give it one with -i/--init FILE"
         hint += ", or name it with --upscaler beside a model that draws" if does == "enlarges" else ""
         raise UsageError(f"{checkpoint.name} {does} an image, and needs one to start from", hint)
@@ -306,45 +321,3 @@ def _named_options(values: Mapping[str, object]) -> dict[str, object]:
     named = values["sampler_options"]
     own = {name: values[name] for name in ("eta", "karras") if values[name] is not None}
     return {**(named if isinstance(named, Mapping) else {}), **own}
-
-
-def _size(request: ImageRequest, checkpoint: ImageCheckpoint, given: tuple[int, int] | None) -> tuple[int, int]:
-    """Return width and height: as asked for, a side alone with the shape of a given image; else near that image's
-    size, else the model's own. Raise UsageError."""
-    multiple, own = checkpoint.multiple, checkpoint.size
-    if checkpoint.family.reads_init == "varies":
-        given = None
-    if checkpoint.main.scale > 1 and given is not None:
-        larger = checkpoint.main.scale * given[0], checkpoint.main.scale * given[1]
-        if (request.width or larger[0], request.height or larger[1]) != larger:
-            raise UsageError(f"{checkpoint.name} makes {larger[0]}x{larger[1]} pixels of this image and no other size")
-        return larger
-    width, height = request.width, request.height
-    if given is not None and width is None and height is None:
-        return _near(given, own, multiple)
-    if given is not None and (width is None or height is None):
-        scale = width / given[0] if width is not None else (height or 1) / given[1]
-        other = [max(round(side * scale / multiple), 1) * multiple for side in given]
-        width, height = width or other[0], height or other[1]
-    if width is None or height is None:
-        if own is None:
-            raise UsageError(f"{checkpoint.name} does not say its size", "give one with --size WIDTHxHEIGHT")
-        width, height = width or own[0], height or own[1]
-    for name, side in (("--width", width), ("--height", height)):
-        if side % multiple:
-            below = side // multiple * multiple
-            near = f"{below} or {below + multiple}" if below else str(multiple)
-            raise UsageError(f"{name} {side}: must be a multiple of {multiple} for {checkpoint.name}", f"try {near}")
-        if checkpoint.most is not None and side > checkpoint.most:
-            raise UsageError(f"{name} {side}: {checkpoint.name} draws at most {checkpoint.most} pixels a side")
-    return width, height
-
-
-def _near(given: tuple[int, int], own: tuple[int, int] | None, multiple: int) -> tuple[int, int]:
-    """Return a given image's size, or if it is over twice the model's, one of its shape and the model's area."""
-    width, height = given
-    scale = 1.0
-    if own is not None and max(width / own[0], height / own[1]) > 2:
-        scale = (own[0] * own[1] / (width * height)) ** 0.5
-    width, height = (max(int(side * scale) // multiple, 1) * multiple for side in given)
-    return width, height

@@ -76,6 +76,26 @@ def grid(height: int, width: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(rows, columns).reshape(-1, 2)
 
 
+def look_at(latents: Sequence[Tensor], plane: int) -> dict[str, Tensor]:
+    """Return what a transformer reads of images beside the one that it draws: `references`, the tokens (1, N, C) of all
+    of them, of latents (1, C, h, w) each, and `places` (1, N, 3), where image i is on plane (i + 1) · `plane`."""
+    tokens = [one.flatten(2).transpose(1, 2) for one in latents]
+    places = [
+        F.pad(grid(one.shape[2], one.shape[3], one.device), (1, 0), value=plane * (i + 1))
+        for i, one in enumerate(latents)
+    ]
+    return {"references": torch.cat(tokens, dim=1), "places": torch.cat(places)[None]}
+
+
+def beside(x: Tensor, references: Tensor | None, places: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the tokens (B, T, C) of x (B, C, H, W) and of images to look at, and their places (T, 3)."""
+    tokens, where = x.flatten(2).transpose(1, 2), F.pad(grid(x.shape[2], x.shape[3], x.device), (1, 0))
+    if references is None or places is None:
+        return tokens, where
+    seen = references.to(x.device, x.dtype).expand(len(x), -1, -1)
+    return torch.cat([tokens, seen], dim=1), torch.cat([where, places[0].to(x.device)])
+
+
 def norm_of_heads(size: int, eps: float, *, normed: bool) -> nn.Module:
     return RMSNorm(size, eps) if normed else nn.Identity()
 

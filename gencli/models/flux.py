@@ -26,8 +26,8 @@ from gencli.models.flow_blocks import (
     Rotation,
     TimeTextEmbedding,
     attend,
+    beside,
     check_axes,
-    grid,
     heads,
     modulated,
     rotation,
@@ -41,9 +41,10 @@ THETA, PATCH = 10000.0, 2
 class FluxConfig(BaseConfig):
     """config.json of FLUX.1; defaults are those of the class in diffusers (FLUX.1 schnell's)."""
 
-    ONLY: ClassVar = {"patch_size": (1,), "out_channels": (None,)}
+    ONLY: ClassVar = {"patch_size": (1,)}
 
     in_channels: int = 64
+    out_channels: int | None = None
     num_layers: int = 19
     num_single_layers: int = 38
     attention_head_dim: int = 128
@@ -61,8 +62,14 @@ class FluxConfig(BaseConfig):
         check_ints(self, {"axes_dims_rope": 2**10})
         check_flags(self)
         check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
-        if self.in_channels % PATCH**2:
-            raise GencliError(f"config.json: in_channels = {self.in_channels} are no 2 × 2 latents")
+        for key, channels in (("in_channels", self.in_channels), ("out_channels", self.makes)):
+            if channels % PATCH**2:
+                raise GencliError(f"config.json: {key} = {channels} are no 2 × 2 latents")
+
+    @property
+    def makes(self) -> int:
+        """Channels of the velocity of 2 × 2 latents."""
+        return self.in_channels if self.out_channels is None else self.out_channels
 
     @property
     def width(self) -> int:
@@ -129,7 +136,7 @@ class FluxTransformer2DModel(BaseModel):
         self.transformer_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.num_layers))
         self.single_transformer_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.num_single_layers))
         self.norm_out = Modulation(width, 2)
-        self.proj_out = nn.Linear(width, config.in_channels)
+        self.proj_out = nn.Linear(width, config.makes)
 
     def forward(
         self,
@@ -138,9 +145,12 @@ class FluxTransformer2DModel(BaseModel):
         encoder_hidden_states: Tensor,
         text_embeds: Tensor,
         guidance: Tensor | None = None,
+        references: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity ε − x0 (B, C, H, W) at x (B, C, H, W) and timesteps (B,) of 1000 σ, for states of texts
-        (B, L, E) and pooled ones (B, P). guidance (B,) or (1,): its scale, for a model that is told it."""
+        (B, L, E) and pooled ones (B, P). guidance (B,) or (1,): its scale, for a model that is told it. references,
+        places: tokens of images to look at, and where they are (see `flow_blocks.look_at`)."""
         batch, height, width = len(x), x.shape[2] // PATCH, x.shape[3] // PATCH
         states, pooled = (
             one.to(x.device, x.dtype).expand(batch, *one.shape[1:]) for one in (encoder_hidden_states, text_embeds)
@@ -148,16 +158,17 @@ class FluxTransformer2DModel(BaseModel):
         scale = None if guidance is None else 1000 * guidance.to(x.device).expand(batch)
         time = self.time_text_embed(timesteps.expand(batch), pooled, scale)
         text = self.context_embedder(states)
-        image = self.x_embedder(F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2))
-        places = F.pad(grid(height, width, x.device), (1, 0, text.shape[1], 0))  # those of a text are all 0
-        by = rotation(places, self.config.axes_dims_rope, THETA)
+        tokens, where = beside(F.pixel_unshuffle(x, PATCH), references, places)
+        image = self.x_embedder(tokens)
+        by = rotation(F.pad(where, (0, 0, text.shape[1], 0)), self.config.axes_dims_rope, THETA)  # a text is at 0
         for block in self.transformer_blocks:
             image, text = block(image, text, by, time)
         both = torch.cat([text, image], dim=1)
         for block in self.single_transformer_blocks:
             both = block(both, by, time)
         scaled, shift = self.norm_out(time)
-        out = self.proj_out(modulated(both[:, text.shape[1] :], (shift, scaled)))
+        drawn = both[:, text.shape[1] :][:, : height * width]
+        out = self.proj_out(modulated(drawn, (shift, scaled)))
         return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH).contiguous()
 
 

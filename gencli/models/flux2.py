@@ -21,8 +21,8 @@ from gencli.models.flow_blocks import (
     JointAttention,
     Rotation,
     attend,
+    beside,
     check_axes,
-    grid,
     heads,
     layer_norm,
     rotation,
@@ -203,13 +203,20 @@ class Flux2Transformer2DModel(BaseModel):
         self.norm_out = AdaLayerNormContinuous(config)
         self.proj_out = linear(width, config.in_channels)
 
-    def forward(self, x: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        encoder_hidden_states: Tensor,
+        references: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Return the velocity ε − x0 (B, C, H, W) at x (B, C, H, W) and timesteps (B,) of 1000 σ, for states of texts
-        (B, L, E)."""
+        (B, L, E). references, places: tokens of images to look at, and where they are (see `flow_blocks.look_at`)."""
         height, width = x.shape[2:]
         text = self.context_embedder(encoder_hidden_states.to(x.device, x.dtype).expand(len(x), -1, -1))
-        image = self.x_embedder(x.flatten(2).transpose(1, 2))
-        of_image = F.pad(grid(height, width, x.device), (1, 1))
+        tokens, where = beside(x, references, places)
+        image, of_image = self.x_embedder(tokens), F.pad(where, (0, 1))
         of_text = F.pad(torch.arange(text.shape[1], device=x.device)[:, None], (3, 0))
         by = rotation(torch.cat([of_text, of_image]), self.config.axes_dims_rope, self.config.rope_theta)
         time = self.time_guidance_embed.timestep_embedder(waves(timesteps.expand(len(x)), x.dtype))
@@ -219,7 +226,7 @@ class Flux2Transformer2DModel(BaseModel):
         both, modulation = torch.cat([text, image], dim=1), self.single_stream_modulation(time)
         for block in self.single_transformer_blocks:
             both = block(both, by, modulation)
-        out = self.proj_out(self.norm_out(both[:, text.shape[1] :], time))
+        out = self.proj_out(self.norm_out(both[:, text.shape[1] :][:, : height * width], time))
         return out.transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 

@@ -225,9 +225,9 @@ class RemoteDrawing(Remote):
         from gencli.image.events import Denoised, Picture, StageInfo
 
         controls = [image for _, image in inputs.controls]
-        heads, pixels = wire.pack_images([inputs.init, inputs.mask, *inputs.mix.values(), *controls])
+        heads, pixels = wire.pack_images([inputs.init, inputs.mask, *inputs.named.values(), *controls])
         wish: dict[str, object] = {"draw": vars(request), "lines": prompts is not None, "images": heads}
-        self.send({**wish, "mixed": list(inputs.mix), "controls": len(controls)}, pixels)
+        self.send({**wish, "named": list(inputs.named), "controls": len(controls)}, pixels)
         lines = iter(prompts or ())
         while True:
             said, data = self.receive()

@@ -235,7 +235,7 @@ class ImageEngine(Engine["ImageWork"]):
 
     def __init__(self, drawing: Drawing, opened: ImageCheckpoint | Drawer, inputs: Inputs, size: int):
         self.drawing, self.opened, self.bytes = drawing, opened, size
-        self.inputs = dataclasses.replace(inputs, init=None, mask=None, mix={}, controls=())
+        self.inputs = dataclasses.replace(inputs, init=None, mask=None, named={}, controls=())
         super().__init__(f"gencli {opened.name}")
 
     def _run(self) -> None:

@@ -213,13 +213,13 @@ def _send_events(link: Link, engine: TextEngine, events: Generator[Event, None, 
 def _draw(link: Link, engine: ImageEngine, said: Said, data: bytes) -> None:
     """Draw, and send each step and each image."""
     images = wire.read_images(said["images"], data)
-    mixed, controls = said["mixed"], said["controls"]
+    named, controls = said["named"], said["controls"]
     others = [image for image in images[2:] if image is not None]  # all of them
     inputs = dataclasses.replace(
         engine.inputs,
         init=images[0],
         mask=images[1],
-        mix=dict(zip(mixed, others, strict=False)),
+        named=dict(zip(named, others, strict=False)),
         controls=tuple((engine.inputs.model, image) for image in others[len(others) - controls :]),
     )
 

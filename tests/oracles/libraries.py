@@ -26,6 +26,7 @@ class Library:
 
 diffusers = Library("diffusers")
 flux2_klein = Library("diffusers.pipelines.flux2.pipeline_flux2_klein")
+flux_kontext = Library("diffusers.pipelines.flux.pipeline_flux_kontext")
 janus_images = Library("transformers.models.janus.image_processing_pil_janus")
 ldm_bert = Library("diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion")
 openai = Library("openai")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from gencli.checkpoints.find import Source
-from gencli.image.generate import Picture, generate
+from gencli.image.generate import NO_IMAGES, Picture, generate
 from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
 from gencli.image.request import ImageRequest
@@ -36,13 +36,13 @@ def opened_once(folder):
     return opened(folder)
 
 
-def draw(folder, init=None, mask=None, prompts=None, pipeline=None, **values):
+def draw(folder, init=None, mask=None, prompts=None, pipeline=None, named=NO_IMAGES, **values):
     """Our finished pictures."""
     pipeline = pipeline or opened_once(folder)
     given = {"init": None if init is None else "init.png", "mask": None if mask is None else "mask.png", "paste": False}
     request = ImageRequest(**{"seed": 3, **given, **values})
     request = resolve(request, pipeline.checkpoint, None if init is None else init.size)
-    events = list(generate(pipeline, request, prompts, init=init, mask=mask))
+    events = list(generate(pipeline, request, prompts, init=init, mask=mask, named=named))
     return [event for event in events if isinstance(event, Picture)]
 
 

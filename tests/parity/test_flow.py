@@ -663,6 +663,7 @@ FLUX2_VAE = VAE | WIDE | {"_class_name": "AutoencoderKLFlux2", "latent_channels"
         (Z_IMAGE, 6.155),
         (FLUX, 11.901),
         (SCHNELL, 11.891),
+        (FLUX | {"in_channels": 384, "out_channels": 64}, 11.902),
         (SD35_LARGE, 8.146),
         (SD35_MEDIUM, 2.470),
         (KLEIN, 3.876),
@@ -670,7 +671,18 @@ FLUX2_VAE = VAE | WIDE | {"_class_name": "AutoencoderKLFlux2", "latent_channels"
         (ALPHA, 0.611),
         (FLUX2_VAE, 0.084),
     ],
-    ids=["z-image", "flux-dev", "flux-schnell", "sd3.5-large", "sd3.5-medium", "klein", "sigma", "alpha", "flux2-vae"],
+    ids=[
+        "z-image",
+        "flux-dev",
+        "flux-schnell",
+        "flux-fill",
+        "sd3.5-large",
+        "sd3.5-medium",
+        "klein",
+        "sigma",
+        "alpha",
+        "flux2-vae",
+    ],
 )
 def test_names_and_counts(config, billions):
     module, own = architecture(config["_class_name"]), {k: v for k, v in config.items() if k != "_class_name"}
@@ -703,7 +715,7 @@ def test_names_and_counts(config, billions):
         ("flux-dev", "transformer", {"joint_attention_dim": 96}, "joint_attention_dim"),
         ("flux-dev", "transformer", {"pooled_projection_dim": 32}, "pooled_projection_dim"),
         ("flux-dev", "transformer", {"axes_dims_rope": [8, 8, 8]}, "axes_dims_rope"),
-        ("flux-dev", "transformer", {"out_channels": 64}, "out_channels"),
+        ("flux-dev", "transformer", {"out_channels": 32}, "out_channels"),
         ("sigma", "transformer", {"attention_type": "gated"}, "attention_type"),
         ("sigma", "transformer", {"caption_channels": 32}, "caption_channels"),
         ("sigma", "transformer", {"nonesuch": 3}, "nonesuch"),
@@ -718,7 +730,7 @@ def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, name, p
 
 
 @pytest.mark.parametrize(
-    "pipeline", ["StableDiffusion3ControlNetPipeline", "FluxKontextPipeline", "QwenImagePipeline", "SanaPipeline"]
+    "pipeline", ["StableDiffusion3ControlNetPipeline", "FluxControlPipeline", "QwenImagePipeline", "SanaPipeline"]
 )
 def test_other_wiring_is_told_in_one_line(made, tmp_path, pipeline):
     (tmp_path / "model_index.json").write_text(

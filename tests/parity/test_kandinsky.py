@@ -90,7 +90,7 @@ def test_mixing(ours, theirs, texts):
     expected = theirs.mixed([(one, weight / total) for one, weight in ingredients])
     mix = tuple(f"{one if isinstance(one, str) else 'photo.png'}:{weight}" for one, weight in ingredients)
     request = resolve(ImageRequest(seed=3, mix=mix, **STEPS), ours.checkpoint)
-    [made] = [one for one in generate(ours, request, mix={"photo.png": photo}) if isinstance(one, Picture)]
+    [made] = [one for one in generate(ours, request, named={"photo.png": photo}) if isinstance(one, Picture)]
     assert_same(made.image, expected)
     assert made.request.mix == mix
 

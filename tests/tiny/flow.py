@@ -225,14 +225,15 @@ def make_sd3(folder: Path, name: str = "3.5", **changes: Any) -> Any:
 
 
 def make_flux(folder: Path, name: str = "dev", **changes: Any) -> Any:
-    """black-forest-labs/FLUX.1-dev, or with "schnell" the one that is not told its guidance. The pipeline wants the
-    states of texts."""
+    """black-forest-labs/FLUX.1-dev, or with "schnell" the one that is not told its guidance, "kontext" or "fill". The
+    pipeline wants the states of texts."""
     folder.mkdir(parents=True, exist_ok=True)
     make_t5_tokenizer(folder / "tokenizer_2")
     schnell = name == "schnell"
+    changes = {**({"in_channels": 384, "out_channels": 64} if name == "fill" else {}), **changes}
     return _finish(
         folder,
-        "FluxPipeline",
+        {"kontext": "FluxKontextPipeline", "fill": "FluxFillPipeline"}.get(name, "FluxPipeline"),
         {
             "scheduler": write_scheduler(folder / "scheduler", FLOW | {"shift": 1.0} if schnell else DYNAMIC),
             "text_encoder": make_text_encoder(folder / "text_encoder"),

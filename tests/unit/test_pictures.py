@@ -59,6 +59,7 @@ FULL = ImageRequest(
     refiner="org/a refiner, large",
     prior="org/a prior, large",
     mix=("a red, cat:0.7", "photo.png:0.3"),
+    reference=("one.png", "two, three.png"),
     upscaler=("org/one, twice", "org/two"),
     noise_level=20,
     refiner_start=0.75,

@@ -84,6 +84,7 @@ def _flux(shapes: Shapes) -> dict[str, object]:
         "axes_dims_rope": [head // 8, head // 16 * 7, head // 16 * 7],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
         "in_channels": channels,
+        "out_channels": sizes(shapes, "final_layer.linear.weight", 2)[0],
         "joint_attention_dim": sizes(shapes, "txt_in.weight", 2)[1],
         "num_attention_heads": width // head,
         "num_layers": numbered(shapes, "double_blocks"),
@@ -119,11 +120,17 @@ def _norm(shapes: Shapes) -> tuple[int, ...]:
     return sizes(shapes, f"{name}.scale" if f"{name}.scale" in shapes else f"{name}.weight", 1)
 
 
+def _is_any(name: str, config: Mapping[str, object]) -> bool:
+    """Whether it is one: its key says so."""
+    return True
+
+
 @dataclass(frozen=True)
 class Family:
-    """key: a tensor that only these have. config: what their shapes tell. pipeline: as model_index.json has it, and
-    `flow_rows`. rest: repositories with its other parts, its own first. mend: what names alone do not tell. scheduler:
-    its own, where those of its repositories differ."""
+    """key: a tensor that only these have. config: what their shapes tell. pipeline: as model_index.json has it. rest:
+    repositories with its other parts, its own first. mend: what names alone do not tell. scheduler: its own, where
+    those of its repositories differ. rows: the pipeline that `flow_rows` has its names by, its own if none is said.
+    fits: whether a file of this name and config is one, where the key does not tell."""
 
     title: str
     key: str
@@ -132,6 +139,18 @@ class Family:
     rest: tuple[str, ...]
     mend: Callable[[Shapes, dict[str, Piece]], None] = lambda shapes, pieces: None
     scheduler: Mapping[str, object] | None = None
+    rows: str | None = None
+    fits: Callable[[str, Mapping[str, object]], bool] = _is_any
+
+
+def _is_fill(name: str, config: Mapping[str, object]) -> bool:
+    """Whether a FLUX.1 reads more than it makes: beside the latents a mask, and what it leaves of an image."""
+    return config["in_channels"] != config["out_channels"]
+
+
+def _is_kontext(name: str, config: Mapping[str, object]) -> bool:
+    """Whether a file's name says that it is Kontext, whose tensors are those of FLUX.1 dev."""
+    return "kontext" in name.lower()
 
 
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
@@ -170,15 +189,19 @@ FAMILIES = (
     *(
         Family(
             "FLUX.1's transformer",
-            key,
+            "double_blocks.0.img_mod.lin.weight" if name == "schnell" else "guidance_in.in_layer.weight",
             _flux,
-            "FluxPipeline",
-            tuple(f"black-forest-labs/FLUX.1-{one}" for one in (name, *(FLUX_SCHEDULERS.keys() - {name}))),
-            scheduler=FLUX_SCHEDULERS[name],
+            pipeline,
+            tuple(f"black-forest-labs/FLUX.1-{one}" for one in dict.fromkeys((name, *FLUX_SCHEDULERS))),
+            scheduler=FLUX_SCHEDULERS.get(name, FLUX_SCHEDULERS["dev"]),
+            rows="FluxPipeline",
+            fits=fits,
         )
-        for key, name in (
-            ("guidance_in.in_layer.weight", "dev"),
-            ("double_blocks.0.img_mod.lin.weight", "schnell"),
+        for name, pipeline, fits in (
+            ("Fill-dev", "FluxFillPipeline", _is_fill),
+            ("Kontext-dev", "FluxKontextPipeline", _is_kontext),
+            ("dev", "FluxPipeline", _is_any),
+            ("schnell", "FluxPipeline", _is_any),
         )
     ),
 )
@@ -202,6 +225,12 @@ def _find(shapes: Shapes) -> tuple[Family, str] | None:
     return next(((row, start) for row in FAMILIES for start in PREFIXES if start + row.key in shapes), None)
 
 
+def _fitting(first: Family, name: str, shapes: Shapes) -> tuple[Family, dict[str, object]]:
+    """The family of a file of this name, of those with the key of `first`, and its config."""
+    config = first.config(shapes)
+    return next(row for row in FAMILIES if row.key == first.key and row.fits(name, config)), config
+
+
 def is_flow(contents: Contents) -> bool:
     """Return whether a file holds such a transformer, under its authors' names."""
     found = _find(contents.shapes)
@@ -212,13 +241,13 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
     """Read a transformer without its other parts. Raise GencliError for tensors that are missing or unknown."""
     file, found = contents.tensor_file, _find(contents.shapes)
     assert found is not None
-    family, start = found
+    start = found[1]
     beside = {name for name in file.shapes if name.startswith(BESIDE)} if start else set[str]()
     shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
-    config = family.config(shapes)
+    family, config = _fitting(found[0], contents.path.name, shapes)
     from gencli.checkpoints.formats.flow_rows import ROWS
 
-    pieces, unknown = rename(shapes, ROWS[family.pipeline])
+    pieces, unknown = rename(shapes, ROWS[family.rows or family.pipeline])
     family.mend(shapes, pieces)
     unknown += [name for name in file.shapes if not name.startswith(start) and name not in beside]
     if unknown:

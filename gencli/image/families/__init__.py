@@ -39,6 +39,8 @@ from gencli.image.families.systems import (
 from gencli.image.families.transformers import (
     FLUX,
     FLUX2_KLEIN,
+    FLUX_FILL,
+    FLUX_KONTEXT,
     PIXART_ALPHA,
     PIXART_SIGMA,
     STABLE_DIFFUSION_3,
@@ -134,6 +136,9 @@ FAMILIES: dict[str, Family] = {
     "FluxPipeline": FLUX,
     "FluxImg2ImgPipeline": FLUX,
     "FluxInpaintPipeline": FLUX,
+    "FluxFillPipeline": FLUX_FILL,
+    "FluxKontextPipeline": FLUX_KONTEXT,
+    "FluxKontextInpaintPipeline": FLUX_KONTEXT,
     "Flux2KleinPipeline": FLUX2_KLEIN,
 }
 

@@ -58,6 +58,17 @@ def path_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class References:
+    """How a network looks at images beside the one that it draws. most: how many. plane: what lies between the places
+    of one and of the next on the first axis. sizes: widths and heights, of which an image takes the one nearest to its
+    shape; without them it keeps its own size up to a megapixel."""
+
+    most: int
+    plane: int = 1
+    sizes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """What a checkpoint of this kind holds.
 
@@ -67,9 +78,10 @@ class Family:
     autoencoder: the part between images and latents, None where there are no latents. check: raises GencliError for
     configs that do not go together. defaults: values for `ImageRequest` that are not the built-in ones. needs_init:
     whether it draws nothing without an image. reads_init: what it does with that: strength and mask are of what it
-    changes; it may also enlarge or vary the whole image, or take none. tiny: the one of `TINY` that reads its latents.
-    prior: the repository of what draws the embeddings that it is told. one_at_a_time: whether its parts are so large
-    that each stage's are loaded when all images come to it, and let go before the next one's.
+    changes; it may also enlarge or vary the whole image, edit it as the first of its references, or take none.
+    references: how it looks at images. tiny: the one of `TINY` that reads its latents. prior: the repository of what
+    draws the embeddings that it is told. one_at_a_time: whether its parts are so large that each stage's are loaded
+    when all images come to it, and let go before the next one's.
     """
 
     stages: tuple[Stage, ...]
@@ -80,7 +92,8 @@ class Family:
     check: Callable[[checks.Described], None] = checks.nothing
     defaults: Mapping[str, object] = field(default_factory=dict)
     needs_init: bool = False
-    reads_init: Literal["changes", "enlarges", "varies", "none"] = "changes"
+    reads_init: Literal["changes", "enlarges", "varies", "edits", "none"] = "changes"
+    references: References | None = None
     tiny: str | None = None
     prior: str | None = None
     one_at_a_time: bool = False

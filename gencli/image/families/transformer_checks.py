@@ -5,6 +5,8 @@ Each check raises GencliError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gencli.errors import GencliError
 from gencli.image.families.checks import Described, number, transformer, unsupported
 
@@ -45,8 +47,23 @@ def stable_diffusion_3(checkpoint: Described) -> None:
 
 def flux(checkpoint: Described) -> None:
     """The transformer reads four latents as one, states as wide as T5's, and the pooled text of CLIP."""
+    _check_flux(checkpoint, 4 * number(checkpoint.configs["vae"], "latent_channels", 4))
+
+
+def flux_fill(checkpoint: Described) -> None:
+    """As `flux`; it also reads the latents of an image, and each pixel of a mask."""
+    vae = checkpoint.configs["vae"]
+    levels = vae.get("block_out_channels")
+    pixels = 4 ** (len(levels) - 1 if isinstance(levels, Sequence) else 0)
+    _check_flux(checkpoint, 4 * (2 * number(vae, "latent_channels", 4) + pixels))
+
+
+def _check_flux(checkpoint: Described, channels: int) -> None:
     network, configs = checkpoint.configs["transformer"], checkpoint.configs
-    channels = 4 * number(configs["vae"], "latent_channels", 4)
+    makes = 4 * number(configs["vae"], "latent_channels", 4)
+    if network.get("out_channels") not in (None, makes):
+        out = network.get("out_channels")
+        raise unsupported(checkpoint, "transformer", "out_channels", out, f"its autoencoder has {makes}")
     for key, default, width, whose in (
         ("in_channels", 64, channels, f"its autoencoder makes {channels}"),
         ("joint_attention_dim", 4096, number(configs["text_encoder_2"], "d_model", 512), "that is T5's width"),

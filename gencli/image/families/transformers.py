@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gencli.image.families import transformer_checks as checks
-from gencli.image.families.base import Family, Stage
+from gencli.image.families.base import Family, References, Stage
 
 _TAESD = "madebyollin/taesd"
 
@@ -77,6 +77,20 @@ FLUX = Family(
     few={"steps": 4, "guidance": 1.0},
 )
 
+# FLUX.1 Fill, which reads a mask and what it leaves of an image
+FLUX_FILL = replace(
+    FLUX, check=checks.flux_fill, defaults={"sampler": "euler", "steps": 50, "guidance": 30.0}, distilled=None
+)
+_LOW = ((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104))
+# FLUX.1 Kontext (Labs et al. 2025, arXiv 2506.15742), which edits an image, seen at the sizes that it was trained with
+FLUX_KONTEXT = replace(
+    FLUX,
+    reads_init="edits",
+    references=References(1, sizes=(*_LOW, (1024, 1024), *((height, width) for width, height in reversed(_LOW)))),
+    defaults={"sampler": "euler", "steps": 28, "guidance": 2.5},
+    distilled=None,
+)
+
 # Cai et al. 2025 (Z-Image and its Turbo), and Black Forest Labs 2025 (FLUX.2 klein), by flow matching
 _QWEN3 = {"scheduler": None, "text_encoder": frozenset({"qwen3"}), "tokenizer": None}
 Z_IMAGE = Family(
@@ -103,4 +117,5 @@ FLUX2_KLEIN = Family(
     side=1024,
     distilled="^(?!.*base)",
     few={"steps": 4, "guidance": 1.0},
+    references=References(10, plane=10),
 )
