@@ -128,11 +128,14 @@ def _import_all() -> None:
 
 def _settle() -> None:
     import gc
+    import weakref
 
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads, of which a fork has one"
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy all of what is imported
+    for finalizer in weakref.finalize._registry:  # torch's take its operators apart: half of a short command's time
+        finalizer.atexit = False
 
 
 def _fork(connection: socket.socket, streams: list[int], adopted: bool) -> bool:
