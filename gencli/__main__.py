@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -66,6 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     finally:
         if args is not None:
             signals.stop_listening()
+        else:
+            gc.freeze()  # or the interpreter's end looks for garbage in all of torch, a fifth of a short command's time
 
 
 def _exit_code(error: BaseException, console: Console | None) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gencli.__main__ import main
-from tests.shell.process import environment
+from tests.shell.process import environment, short_folder
 
 
 @pytest.fixture
@@ -40,3 +42,10 @@ def folder(tmp_path, monkeypatch) -> Path:
 def inside(root, monkeypatch) -> None:
     """Begin in the folder that a file's fixture `root` has made."""
     monkeypatch.chdir(root)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for sockets, in the place of `tmp_path`."""
+    with tempfile.TemporaryDirectory(prefix="gencli-", dir=short_folder()) as made:
+        yield Path(made)

@@ -50,10 +50,16 @@ def environment(**changes: str | None) -> dict[str, str]:
     return env
 
 
+def short_folder() -> str:
+    """Where sockets lie: their paths have 103 bytes at most on macOS and 107 on Linux, of which TMPDIR may take all."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= 60 else "/tmp"
+
+
 @functools.cache
 def server(root: Path) -> str:
     """Start the fork server of the gencli in this folder, which ends with this process; return its socket's path."""
-    path = tempfile.mktemp(prefix="gencli-")  # short, as sockets want it
+    path = tempfile.mktemp(prefix="gencli-", dir=short_folder())
     process = subprocess.Popen(
         [sys.executable, fork_server.__file__, "--serve", path],
         env=environment(PYTHONPATH=str(root)),

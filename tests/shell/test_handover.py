@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.shell.process import environment, gencli, start
+from tests.shell.process import environment, gencli, short_folder, start
 from tests.tiny.text import make_gpt2
 
 pytestmark = pytest.mark.slow
@@ -79,11 +80,15 @@ def serving(folder, *args, **env):
         assert b"Traceback" not in err, err.decode()
 
 
+@pytest.fixture
+def tmp_path(short_path: Path) -> Path:
+    return short_path
+
+
 @pytest.fixture(scope="module")
-def runtime(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    with serving(folder):
-        yield folder
+def runtime():
+    with tempfile.TemporaryDirectory(prefix="gencli-", dir=short_folder()) as made, serving(Path(made)):
+        yield Path(made)
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,7 @@ def test_weights_that_are_let_go_are_not_unpacked():
     layer.weight = torch.nn.Parameter(Packed("Q8_0", torch.zeros(8192, 8704, dtype=torch.uint8)), requires_grad=False)
     began = time.process_time()
     layer.to("meta")
-    assert time.process_time() - began < 0.02 and layer.weight.is_meta and layer.weight.shape == (8192, 8192)
+    assert time.process_time() - began < 0.05 and layer.weight.is_meta and layer.weight.shape == (8192, 8192)
 
 
 @pytest.mark.slow
