@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -67,8 +66,10 @@ def main(args: Sequence[str] | None = None) -> int:
     finally:
         if args is not None:
             signals.stop_listening()
-        else:
-            gc.freeze()  # or the interpreter's end looks for garbage in all of torch, a fifth of a short command's time
+        elif "torch" in sys.modules:  # where the interpreter's end looks for garbage, a fifth of a short command's time
+            import gc
+
+            gc.freeze()
 
 
 def _exit_code(error: BaseException, console: Console | None) -> int:
