@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gencli.errors import UsageError
 
-INTERFACE = 10  # as kernels.h says it
+INTERFACE = 11  # as kernels.h says it
 
 # GGUF's names → its numbers, weights in a block, bytes of a block. No other types have kernels.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -52,6 +52,16 @@ class LayerInput(ctypes.Structure):
     _fields_ = (("gate", ctypes.POINTER(Weights)), ("projection", ctypes.POINTER(Weights)), ("after", Norm))
 
 
+class Delta(ctypes.Structure):
+    """`Delta` of kernels.h."""
+
+    _fields_ = (
+        ("z", ctypes.POINTER(Weights)), ("b", ctypes.POINTER(Weights)), ("a", ctypes.POINTER(Weights)),
+        ("convolution", ctypes.c_void_p), ("decay", ctypes.c_void_p), ("dt_bias", ctypes.c_void_p), ("norm", Norm),
+        *((name, ctypes.c_int32) for name in ("heads", "key_heads", "key", "value", "taps", "in_turns")),
+    )  # fmt: skip
+
+
 class Layer(ctypes.Structure):
     """`Layer` of kernels.h."""
 
@@ -70,6 +80,7 @@ class Layer(ctypes.Structure):
         ("v_norm", Norm), ("before_router", Norm), ("after_network", Norm),
         ("expert_scales", ctypes.c_void_p), ("output_scale", ctypes.c_void_p),
         ("input", ctypes.POINTER(LayerInput)), ("beside", ctypes.c_void_p), ("reuses", ctypes.c_int32),
+        ("head_gates", ctypes.c_int32), ("share", ctypes.POINTER(Weights)), ("delta", ctypes.POINTER(Delta)),
     )  # fmt: skip
 
 
@@ -96,7 +107,7 @@ class Place(ctypes.Structure):
     """`Place` of kernels.h: numbers, and addresses."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("texts", "new", "capacity", "last")),
+        *((name, ctypes.c_int64) for name in ("texts", "new", "capacity", "last", "window_step", "state_step")),
         *((name, ctypes.c_void_p) for name in ("ids", "lengths", "keys", "values", "cos", "sin")),
         *((name, ctypes.c_void_p) for name in ("x", "logits", "memory")),
     )

@@ -10,9 +10,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INTERFACE 10  /* what the Python side asks for: changes with the functions and structures below */
+#define INTERFACE 11  /* what the Python side asks for: changes with the functions and structures below */
 #define CHUNK 128    /* positions whose activations are prepared together */
 #define EXPERTS 1024 /* the most of a layer */
+#define TAPS 64      /* the most of a convolution */
 
 typedef struct {
     const uint8_t *data;   /* the first row */
@@ -52,6 +53,18 @@ typedef struct {
     Norm after;
 } LayerInput;
 
+/* Gated DeltaNet in place of attention: `qkv[0]` is queries and keys of `key_heads`, then values of `heads`, which go
+   through a convolution of `taps` positions, `convolution` (taps, width), and silu. A head of keys serves several of
+   values, which lie together or, `in_turns`, one for each head of keys and then the next ones. A head has a state
+   S (key, value), of which a position keeps exp(decay * softplus(a + dt_bias)) and which it then changes at the rate
+   sigmoid(b); what it finds is normed, times silu(z). The layer's q_norm and k_norm are of a head of queries and keys. */
+typedef struct {
+    const Weights *z, *b, *a;
+    const float *convolution, *decay, *dt_bias;
+    Norm norm;
+    int32_t heads, key_heads, key, value, taps, in_turns;
+} Delta;
+
 /* A layer of a decoder: x += after_attention(o(attention(before_attention(x)))), then the same of the feed-forward
    network. Matrices may be fused: `qkv` has 3 or 1, `gate_up` 2 or 1. Two of `qkv`: values are keys before their norm.
    reuses: `qkv` has queries alone, and keys and values are those that an earlier layer has written.
@@ -62,7 +75,10 @@ typedef struct {
    own.
 
    beside: a mixture and its norms, with the rest unused, whose result is added to that of the network, before after_mlp
-   and behind a norm of each: beside->after_mlp, and after_network. */
+   and behind a norm of each: beside->after_mlp, and after_network. share: the network's result counts as far as the sigmoid
+   of this matrix's one output.
+
+   head_gates: `qkv[0]` has behind each head's queries a gate, whose sigmoid is a factor of what the head finds. */
 typedef struct Layer {
     const Weights *qkv[3], *o, *gate_up[2], *down;
     const Weights *router, *const *experts;
@@ -78,7 +94,9 @@ typedef struct Layer {
     const float *expert_scales, *output_scale;    /* NULL: none; output_scale: one number, of all that comes out */
     const LayerInput *input;                      /* NULL: none */
     const struct Layer *beside;                   /* NULL: none */
-    int32_t reuses;
+    int32_t reuses, head_gates;
+    const Weights *share;                         /* NULL: none */
+    const Delta *delta;                           /* NULL: attention */
 } Layer;
 
 /* What layers have of their own for a position: (norm(projection(x) * by) + embedding[id] * scale) / sqrt(2), `size`
@@ -102,10 +120,13 @@ typedef struct {
 } Model;
 
 /* A step: T new positions of each of some texts. keys[layer] and values[layer] are
-   (texts, K, capacity, D), the same as an earlier layer's if a layer reuses them; lengths[b] positions of text b are filled, and T more in the end. cos and sin, of each
-   layer: (S, rotated), of all positions from 0 on; no table: no RoPE. last: logits of a text's last position alone. */
+   (texts, K, capacity, D), the same as an earlier layer's if a layer reuses them; lengths[b] positions of text b are
+   filled, and T more in the end. Of a layer with gated DeltaNet keys are the convolution's last inputs,
+   (taps - 1, width), and values the states (heads, key, value), with window_step and state_step numbers from a text's to
+   the next one's. cos and sin, of each layer: (S, rotated), of all positions from 0 on; no table: no RoPE. last: logits
+   of a text's last position alone. */
 typedef struct {
-    int64_t texts, new, capacity, last;
+    int64_t texts, new, capacity, last, window_step, state_step;
     const int64_t *ids;   /* (texts, T) */
     int64_t *lengths;     /* (texts,) */
     float *const *keys, *const *values;
@@ -113,6 +134,18 @@ typedef struct {
     float *x, *logits;    /* (texts, T, hidden), and (texts, T or 1, outputs of the head) */
     float *memory;        /* the threads' common one, as step.c wants it */
 } Place;
+
+/* Rows of one head with a state (keys, values): q and k, v, which becomes what is found, with `step` numbers from a row
+   to the next; how much each keeps and learns; and memory for q · k. */
+typedef struct {
+    float *state;
+    const float *q, *k;
+    float *v;
+    const float *decay, *rate;
+    float *both;
+    int64_t step, rows;
+    int32_t keys, values;
+} Memory;
 
 typedef struct {
     const char *name;
@@ -130,6 +163,10 @@ typedef struct {
                    int64_t count, float *scores, float *y);
     /* gate = activation(gate) * up, as a layer has it; up NULL: activation(gate) */
     void (*activate)(const Layer *layer, float *gate, const float *up, int64_t count);
+    /* of gated DeltaNet, and the gates of heads: see delta.h */
+    void (*convolve)(const float *const *inputs, const float *weights, int64_t width, int taps, int64_t count, float *y);
+    void (*learn)(const Memory *memory);
+    void (*open_gate)(float *y, float *x, int64_t count);
 } Variant;
 
 /* kernels.c */

@@ -146,9 +146,9 @@ static void product(Thread *t, const Weights *w, int64_t rows, float *y, int64_t
     gencli_chosen->product(w, t->activations, (int)rows, y, outputs_of(w), first, last);
 }
 
-/* This thread's share of the products of x with up to three matrices. */
+/* This thread's share of the products of x with up to four matrices. */
 static void products(Thread *t, const Weights *const *w, float *const *y, int count, Rows x, int64_t rows) {
-    int64_t step[3], pieces[3];
+    int64_t step[4], pieces[4];
     for (int i = 0; i < count; i++) step[i] = gencli_piece(w[i]), pieces[i] = (outputs_of(w[i]) + step[i] - 1) / step[i];
     prepare(t, w, count, x, rows);
     for (;;) {
@@ -203,14 +203,18 @@ static void add(Thread *t, const Norm *norm, const float *y, int64_t count) {
 /* Numbers from a text's keys to the next one's. */
 static int64_t text_step(const Place *at, const Layer *l) { return l->kv_heads * at->capacity * l->head_size; }
 
-/* Queries and keys as attention wants them, and keys and values in their caches: this thread's share of the rows. */
-static void place_heads(Thread *t, const Layer *l, int64_t number, Rows q, Rows k, Rows v) {
+#include "delta_step.h"
+
+/* Queries and keys as attention wants them, and keys and values in their caches: this thread's share of the rows.
+   memory: as much as queries need. */
+static void place_heads(Thread *t, const Layer *l, int64_t number, Rows q, Rows k, Rows v, Rows memory) {
     const Place *at = t->step->at;
     const float *cos = at->cos[number], *sin = at->sin[number];
     for (int64_t r; (r = next(t)) < t->step->rows;) {
         int64_t position = position_of(t->step, r), by = position * l->rotated;
         int64_t start = text_of(t->step, r) * text_step(at, l) + position * l->head_size;
         float *query = q.at + r * q.step, *key = k.at + r * k.step, *value = v.at + r * v.step;
+        if (l->head_gates) part_gates(l, query, memory.at + r * memory.step);
         normed(&l->q_norm, query, query, (int64_t)l->heads * l->head_size);
         if (cos) rotate(query, l->heads, l->head_size, l->rotated, cos + by, sin + by);
         if (l->reuses) continue;
@@ -236,10 +240,12 @@ static void attend(Thread *t, const Layer *l, int64_t number, Rows q, Rows y) {
         int64_t r = i / items, position = position_of(t->step, r), head = i % items * each;
         int64_t first = l->window && position >= l->window ? position + 1 - l->window : 0;
         int64_t cached = text_of(t->step, r) * text_step(at, l) + (head / group * at->capacity + first) * size;
-        for (int64_t last = head + each; head < last; head++)
-            gencli_chosen->attend(l, head, q.at + r * q.step + head * size, at->keys[number] + cached,
-                                  at->values[number] + cached, position + 1 - first, t->scores,
-                                  y.at + r * y.step + head * size);
+        for (int64_t last = head + each; head < last; head++) {
+            float *query = q.at + r * q.step + head * size, *found = y.at + r * y.step + head * size;
+            gencli_chosen->attend(l, head, query, at->keys[number] + cached, at->values[number] + cached,
+                                  position + 1 - first, t->scores, found);
+            if (l->head_gates) gencli_chosen->open_gate(found, query + l->heads * size, size);
+        }
     }
     meet(t);
 }
@@ -392,25 +398,32 @@ static void add_input(Thread *t, const Layer *l, const float *own, float *memory
     add(t, &in->after, out, n * l->hidden);
 }
 
-/* x (rows, hidden) → x after a layer. The threads' common memory, for each row of at most CHUNK: what layers have of
-   their own, hidden, then qkv and the result of the heads, or gate and up, or what `mixture`, `add_beside` or `add_input`
-   want. */
-static void one_layer(Thread *t, int64_t number) {
-    const Layer *l = t->step->model->layers[number];
-    int64_t n = t->step->rows, all = n * l->hidden, q_size = (int64_t)l->heads * l->head_size;
+/* out (rows, hidden) = attention of h. Memory for each row: qkv and the result of the heads. */
+static void attention(Thread *t, const Layer *l, int64_t number, Rows h, float *memory, float *out) {
+    int64_t n = t->step->rows, found = (int64_t)l->heads * l->head_size, q_size = l->head_gates ? 2 * found : found;
     int64_t kv_size = (int64_t)l->kv_heads * l->head_size, fused = l->qkv[1] || l->reuses ? 0 : q_size + 2 * kv_size;
-    float *own = t->step->at->memory, *out = own + n * inputs_of(t->step->model), *inner = out + all;
-    Rows h = {t->h, l->hidden}, q = {inner, fused ? fused : q_size};
-    Rows k = {inner + (fused ? q_size : n * q_size), fused ? fused : kv_size};
-    Rows v = {k.at + (fused ? kv_size : n * kv_size), k.step}, mixed = {inner + n * (q_size + 2 * kv_size), q_size};
+    Rows q = {memory, fused ? fused : q_size};
+    Rows k = {memory + (fused ? q_size : n * q_size), fused ? fused : kv_size};
+    Rows v = {k.at + (fused ? kv_size : n * kv_size), k.step}, mixed = {memory + n * (q_size + 2 * kv_size), found};
     float *qkv[3] = {q.at, k.at, v.at};
     int separate = 1 + !!l->qkv[1] + !!l->qkv[2];
-
-    normed(&l->before_attention, t->h, t->x, all);
     products(t, l->qkv, qkv, separate, h, n);
-    place_heads(t, l, number, q, k, v);
+    place_heads(t, l, number, q, k, v, mixed);
     attend(t, l, number, q, mixed);
     products(t, &l->o, &out, 1, mixed, n);
+}
+
+/* x (rows, hidden) → x after a layer. The threads' common memory, for each row of at most CHUNK: what layers have of
+   their own, hidden, then what `attention` or `delta_net` want, or gate and up, or what `mixture`, `add_beside` or
+   `add_input` want. */
+static void one_layer(Thread *t, int64_t number) {
+    const Layer *l = t->step->model->layers[number];
+    int64_t n = t->step->rows, all = n * l->hidden;
+    float *own = t->step->at->memory, *out = own + n * inputs_of(t->step->model), *inner = out + all;
+    Rows h = {t->h, l->hidden};
+
+    normed(&l->before_attention, t->h, t->x, all);
+    (l->delta ? delta_net : attention)(t, l, number, h, inner, out);
     add(t, &l->after_attention, out, all);
 
     int both = l->gated && !l->gate_up[1];
@@ -421,6 +434,7 @@ static void one_layer(Thread *t, int64_t number) {
         gated_products(t, l, h, gate, both ? inner + l->inner : inner + n * l->inner);
         products(t, &l->down, &out, 1, gate, n);
     }
+    if (l->share) share_out(t, l, h, inner, out);
     if (l->beside) add_beside(t, l, inner, out);
     add(t, &l->after_mlp, out, all);
     if (l->input) add_input(t, l, own + number * t->step->model->inputs->size, inner, out);
@@ -506,6 +520,12 @@ static void look_at(const Weights *w, int64_t *inputs, int64_t *bytes) {
     *bytes += w->rows * w->stride;
 }
 
+static void look_at_delta(const Delta *d, int64_t *inputs, int64_t *bytes) {
+    look_at(d->z, inputs, bytes);
+    look_at(d->b, inputs, bytes);
+    look_at(d->a, inputs, bytes);
+}
+
 /* The same of those of a layer's experts that compute for a row. codes: bytes of what they read of a row. */
 static void look_at_experts(const Layer *l, int64_t *inputs, int64_t *bytes, int64_t *codes) {
     int64_t inner = 0, each = 0;
@@ -543,6 +563,7 @@ PUBLIC int gencli_step(const Model *m, const Place *at) {
         const Layer *mixed = l->beside ? l->beside : l;
         if (mixed->experts) look_at_experts(mixed, &inputs, &bytes, &codes);
         if (mixed->experts && mixed->chosen > chosen) chosen = mixed->chosen;
+        if (l->delta) look_at_delta(l->delta, &inputs, &bytes);
         if (l->input) look_at(l->input->gate, &inputs, &bytes);
         if (l->input) look_at(l->input->projection, &inputs, &bytes);
     }

@@ -396,6 +396,7 @@ static void dequantise(int type, const uint8_t *row, int64_t columns, float *to)
 }
 
 #include "layer.h"
+#include "delta.h"
 #include "pack.h"
 
 #if defined(__ARM_FEATURE_DOTPROD) && defined(__linux__)
@@ -424,4 +425,4 @@ static int runs_here(void) {
 #define JOIN(a, b) a##b
 #define SYMBOL(name) JOIN(gencli_, name)
 const Variant SYMBOL(VARIANT) = {QUOTED(VARIANT), runs_here, prepare, product, dequantise,
-                                 pack, norm, attend, activate};
+                                 pack, norm, attend, activate, convolve, learn, open_gate};

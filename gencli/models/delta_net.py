@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.models import delta_rule
+from gencli.models import delta_rule, step
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.decoder_blocks import RMSNorm
+from gencli.models.kv_cache import KeyValueCache
 from gencli.models.state_cache import Mark, Sizes, StateCache
 
 
@@ -57,6 +58,8 @@ class GatedDeltaNet(nn.Module):
     layer: which of the layers with a state it is. Each head of queries and keys serves several of values.
     """
 
+    STEP = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+
     def __init__(self, config: Linear, layer: int):
         super().__init__()
         self.layer, self.sizes, self.key_heads = layer, sizes_of(config, 1), config.linear_num_key_heads
@@ -73,6 +76,7 @@ class GatedDeltaNet(nn.Module):
         self.out_proj = nn.Linear(values, hidden, bias=False)
         self.in_turns = config.value_heads_in_turns
         self.activation = ACTIVATIONS[config.hidden_act]
+        self.step_activation = step.ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, x: Tensor, cache: StateCache | None) -> Tensor:
         B, T, _ = x.shape
@@ -92,6 +96,13 @@ class GatedDeltaNet(nn.Module):
         y = self.norm(y.transpose(1, 2).to(x.dtype))  # (B, T, H, V)
         y = y * F.silu(self.in_proj_z(x).view(y.shape).float())
         return self.out_proj(y.flatten(2).to(x.dtype))
+
+    def step_state(self, cache: KeyValueCache) -> tuple[Tensor, Tensor]:
+        """Return what this layer has in a cache, for `models.step`: the convolution's last inputs (B, W - 1, width)
+        and the state (B, H, K, V). Raises TypeError for a cache without states."""
+        if not isinstance(cache, StateCache):
+            raise TypeError
+        return cache.windows[:, self.layer], cache.states[:, self.layer]
 
     def convolved(self, mixed: Tensor, count: int) -> Tensor:
         """Return the activation of the convolution (B, T, width) of its inputs (B, W - 1 + T, width), in float32."""

@@ -57,6 +57,16 @@ class KeyValueCache:
         return self.keys[0].shape[2]
 
     @property
+    def halts(self) -> bool:
+        """Whether something is kept on the way through the positions that are read now."""
+        return False
+
+    @property
+    def state_steps(self) -> tuple[int, int]:
+        """How many numbers lie from a row's window of inputs to the next one's, and so of its states: of subclasses."""
+        return 0, 0
+
+    @property
     def length(self) -> int:
         """The filled positions of the first row: of all rows, where they are alike."""
         return int(self.lengths[0])

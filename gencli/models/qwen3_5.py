@@ -109,8 +109,12 @@ class Qwen35Config(DecoderConfig):
 class Attention(decoder_blocks.AttentionCore):
     """q and k are normed head by head, before RoPE; what is attended to goes through a gate, which q_proj makes."""
 
+    STEP = ("q_proj", "k_proj", "v_proj", "o_proj")
+    head_gates = True  # for `models.step`: q_proj's outputs are each head's queries and its gate
+
     def __init__(self, config: Qwen35Config, layer: int):
         super().__init__(config, layer)
+        self.cached = layer
         hidden, bias = config.hidden_size, config.attention_bias
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(hidden, 2 * queries, bias=bias)
@@ -130,6 +134,8 @@ class Attention(decoder_blocks.AttentionCore):
 class Layer(nn.Module):
     """A layer with a norm before its mixer and one before its feed-forward network. number: among those of its kind."""
 
+    STEP, NORMS = ("mixer", "mlp"), decoder_blocks.PreNormLayer.NORMS
+
     def __init__(self, config: Qwen35Config, kind: str, number: int, mlp: nn.Module):
         super().__init__()
         self.kind = kind
@@ -140,6 +146,11 @@ class Layer(nn.Module):
         self.mlp = mlp
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def mixer(self) -> nn.Module:
+        """What looks at other positions."""
+        return self.linear_attn if self.kind == LINEAR else self.self_attn
 
     def forward(self, x: Tensor, cos_sin: CosSin | None, cache: StateCache | None) -> Tensor:
         h = self.input_layernorm(x)

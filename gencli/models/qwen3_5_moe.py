@@ -48,6 +48,8 @@ class Qwen35MoeConfig(Qwen35Config):
 class Mixture(Experts):
     """Experts, and one that computes for every position, whose share is a gate of its own."""
 
+    STEP = ("gate", "shared_expert", "shared_expert_gate")
+
     def __init__(self, config: Qwen35MoeConfig):
         experts = [MLP(config, inner=config.moe_intermediate_size) for _ in range(config.num_experts)]
         super().__init__(config.hidden_size, experts, config.num_experts_per_tok, normalised=True)

@@ -71,6 +71,14 @@ class StateCache(KeyValueCache):
         self.at, self.wanted = torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long)
         self.kept = torch.zeros((batch, 2), dtype=torch.long)
 
+    @property
+    def halts(self) -> bool:
+        return bool(self.marks)
+
+    @property
+    def state_steps(self) -> tuple[int, int]:
+        return self.windows.stride(0), self.states.stride(0)
+
     @contextlib.contextmanager
     def reading(self, batch: int, count: int) -> Iterator[None]:
         """While `count` positions of the first rows are read. States on the way are kept of a row that is alone.

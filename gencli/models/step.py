@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gencli.kernels import Layer, Library, Model, Place, Weights, library
-from gencli.models import step_more
+from gencli.models import step_delta, step_more
 from gencli.models.kv_cache import KeyValueCache
 from gencli.models.rope import CosSin
 from gencli.models.step_weights import Holder, said
@@ -78,7 +78,7 @@ class Step(Holder):
         super().__init__()
         self.kernels, self.parts = kernels, parts
         self.size = 0  # floats of the threads' memory, of a row
-        self.caches: list[int] = []  # of each layer, which of the cache's keys and values are its own
+        self.caches: list[Callable[[KeyValueCache], tuple[Tensor, Tensor]]] = []  # each layer's own tensors in a cache
         self.memory = torch.empty(0)
         self.cache: tuple[Callable[[], KeyValueCache | None], int] = (
             lambda: None,
@@ -111,31 +111,46 @@ class Step(Holder):
         """Return a layer. Raise TypeError or AttributeError for one that does not say how it goes this way."""
         norms = [None if name is None else getattr(layer, name) for name in said(layer, "forward", "NORMS")]
         attention, mlp = (getattr(layer, name) for name in said(layer, "forward", "STEP"))
+        made = Layer()
+        if isinstance(attention, step_delta.HasState):
+            widths = [step_delta.add(self, made, attention)]
+            self.caches.append(attention.step_state)
+        else:
+            widths = [self.attention(made, attention)]
+        made.before_attention, made.after_attention, made.before_mlp, made.after_mlp = map(self.norm, norms)
+        if hasattr(mlp, "experts"):
+            router, *shared = (getattr(mlp, name) for name in said(mlp, "forward", "STEP"))
+            if shared:
+                self.feed_forward(made, shared[0])
+                widths.append(step_more.shared(self, made, router, mlp, norms[2], shared[1]))
+            else:
+                step_more.mixture(self, made, router, mlp.experts, mlp.chosen, normalised=mlp.normalised)
+        else:
+            self.feed_forward(made, mlp)
+        if isinstance(layer, step_more.HasMore):
+            widths.append(step_more.add(self, made, layer, layer.step_more()))
+        self.size = max(self.size, made.hidden + max(*widths, 2 * made.inner, step_more.mixed(made)))
+        return made
+
+    def attention(self, made: Layer, attention: nn.Module) -> int:
+        """Fill in a layer's attention. Return how many numbers of memory it wants for a position, besides C."""
         names = said(attention, "forward", "STEP")
         names = names if len(names) > 1 else (*said(attention, "project", "STEP"), *names)
         *qkv, out = (getattr(attention, name) for name in names)
-        made = Layer(reuses=len(qkv) > 1 and qkv[1] is None)
+        made.reuses, made.head_gates = len(qkv) > 1 and qkv[1] is None, getattr(attention, "head_gates", False)
         for i, one in enumerate(qkv):
             if one is not None:
                 made.qkv[i] = self.matrix(one)
-        self.caches.append(getattr(attention, "cached", len(self.caches)))
+        number = getattr(attention, "cached", len(self.caches))
+        self.caches.append(lambda cache: (cache.keys[number], cache.values[number]))
         made.o, made.hidden = self.matrix(out), out.matrix.shape[0]
-        if hasattr(mlp, "experts"):
-            (router,) = (getattr(mlp, name) for name in said(mlp, "forward", "STEP"))
-            step_more.mixture(self, made, router, mlp.experts, mlp.chosen, normalised=mlp.normalised)
-        else:
-            self.feed_forward(made, mlp)
-        made.before_attention, made.after_attention, made.before_mlp, made.after_mlp = map(self.norm, norms)
         of_heads = (self.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm", "v_norm"))
         made.q_norm, made.k_norm, made.v_norm = of_heads
         made.heads, made.kv_heads, made.head_size = attention.heads, attention.kv_heads, attention.head_dim
         made.rotated, made.window = attention.rotated, attention.window or 0
         made.scale, made.softcap = attention.scale, attention.softcap or 0
         made.sinks = self.numbers(getattr(attention, "sinks", None))
-        more = step_more.add(self, made, layer, layer.step_more()) if isinstance(layer, step_more.HasMore) else 0
-        widths = (2 * made.heads + 2 * made.kv_heads) * made.head_size, 2 * made.inner, step_more.mixed(made), more
-        self.size = max(self.size, made.hidden + max(widths))
-        return made
+        return ((3 if made.head_gates else 2) * made.heads + 2 * made.kv_heads) * made.head_size
 
     def feed_forward(self, made: Layer, mlp: nn.Module) -> None:
         """Fill in a layer's feed-forward network."""
@@ -153,9 +168,11 @@ class Step(Holder):
     def look_at(self, cache: KeyValueCache) -> None:
         """Take the addresses of a cache's tensors."""
         array, place = ctypes.c_void_p * len(self.array), self.place
-        self.addresses = tuple(array(*(many[i].data_ptr() for i in self.caches)) for many in (cache.keys, cache.values))
+        tensors = [own(cache) for own in self.caches]
+        self.addresses = tuple(array(*(pair[i].data_ptr() for pair in tensors)) for i in (0, 1))
         self.cache, self.known, self.tables = (weakref.ref(cache), cache.moved), (0, 0), (none := array(),)
         place.capacity = cache.positions
+        place.window_step, place.state_step = cache.state_steps
         place.keys, place.values = map(ctypes.addressof, self.addresses)
         place.cos = place.sin = ctypes.addressof(none)
 
@@ -217,8 +234,9 @@ def make(parts: Parts) -> Step | None:
 
 def can(ids: Tensor, cache: KeyValueCache | None) -> bool:
     """Return whether ids (B, T) are a step: a few positions of each text, on a CPU, with a cache in float32."""
-    few = cache is not None and ids.shape[1] <= LONGEST and ids.is_cpu
-    return few and cache is not None and cache.keys[0].dtype is torch.float32
+    if cache is None or cache.halts or ids.shape[1] > LONGEST:
+        return False
+    return ids.is_cpu and cache.keys[0].dtype is torch.float32
 
 
 def of(model: Stepping, cache: KeyValueCache | None = None) -> Step | None:

@@ -62,6 +62,14 @@ class More:
     scale: str = ""
 
 
+class Experts(Protocol):
+    """Networks of one shape, of which some compute for a position. normalised: whether their shares sum to one."""
+
+    experts: nn.ModuleList
+    chosen: int
+    normalised: bool
+
+
 @runtime_checkable
 class HasMore(Protocol):
     """A layer that says what more it has."""
@@ -95,6 +103,18 @@ def _beside(to: Holder, parts: Beside, hidden: int) -> Layer:
     made.expert_scales = to.numbers(parts.scales)
     to.kept.append(made)
     return made
+
+
+def shared(
+    to: Holder, made: Layer, router: nn.Module, experts: Experts, norm: nn.Module | None, share: nn.Module
+) -> int:
+    """Fill in experts beside a layer's network, which all read what `norm` gives. share: its output's sigmoid is how
+    much the network counts. Return how many numbers of memory they want for a position, besides C."""
+    beside = Layer(hidden=made.hidden)
+    mixture(to, beside, router, experts.experts, experts.chosen, normalised=experts.normalised)
+    beside.before_mlp, made.beside, made.share = to.norm(norm), ctypes.addressof(beside), to.matrix(share)
+    to.kept.append(beside)
+    return made.hidden + mixed(beside)
 
 
 def inputs(to: Holder, parts: Inputs) -> LibraryInputs:

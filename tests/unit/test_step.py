@@ -12,7 +12,8 @@ from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
 CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "phi3-window",
-          "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain", "gemma4-small",
+          "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain", "qwen3.5", "qwen3.5-moe",
+          "gemma4-small",
           *(pytest.param(f"gemma4-{one}", marks=pytest.mark.slow) for one in ("large", "moe", "unified")))  # fmt: skip
 CASE = {case.name: case for case in CASES}
 
@@ -46,7 +47,7 @@ def test_logits_are_torchs(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "qwen3-moe", "gemma4-small", "gemma4-moe"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3-moe", "qwen3.5", "qwen3.5-moe", "gemma4-small", "gemma4-moe"])
 def test_the_number_of_threads_changes_no_bit(tmp_path, name):
     """More threads than cores wait for each other's time slices, so that some steps are one thread's alone."""
     wide = {"hidden_size": 256, "moe_intermediate_size": 160, "max_position_embeddings": 128}
@@ -79,8 +80,7 @@ def test_what_the_library_does_not_know(tmp_path, monkeypatch):
     model.model.layers[1].__class__ = Louder
     assert step.of(model) is None
     assert step.of(load(make_decoder(tmp_path / "b", CASE["biased"]))) is None  # relu
-    for name in ("qwen3.5", "qwen3.5-moe"):  # layers with a state
-        assert step.of(load(make_decoder(tmp_path / name, CASE[name]))) is None
+    assert step.of(load(make_decoder(tmp_path / "qwen3.5", CASE["qwen3.5-yarn"]))) is None  # gelu behind a convolution
     monkeypatch.setattr(step, "library", lambda: None)
     assert step.of(load(make_decoder(tmp_path / "c", CASE["llama-2"]))) is None
 
@@ -117,10 +117,10 @@ def test_replaced_scales_count(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe", "gpt-oss",
+        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe", "gpt-oss", "qwen3.5",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("smollm3", "gemma2", "gemma3", "gemma4-small", "gemma4-large", "gemma4-moe")
+            for name in ("smollm3", "gemma2", "gemma3", "qwen3.5-moe", "gemma4-small", "gemma4-large", "gemma4-moe")
         ),
     ],
 )  # fmt: skip
@@ -152,7 +152,9 @@ def test_rows_of_any_length_are_what_they_are_alone(tmp_path, monkeypatch, name)
         assert together.lengths.tolist() == [22, 40, 28, 0]
 
 
-@pytest.mark.parametrize("name", ["llama-2", "mixtral", "qwen3-moe", "gemma4-small", "gemma4-moe"])
+@pytest.mark.parametrize(
+    "name", ["llama-2", "mixtral", "qwen3-moe", "qwen3.5", "qwen3.5-moe", "gemma4-small", "gemma4-moe"]
+)
 @pytest.mark.parametrize("last_only", [False, True])
 @torch.inference_mode()
 def test_more_rows_than_go_at_once(tmp_path, name, last_only):
