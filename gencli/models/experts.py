@@ -20,7 +20,7 @@ class Experts(nn.Module):
     of them compute for a position. normalised: whether the shares of these sum to one. bias: of the router.
     """
 
-    STEP = ("gate",)
+    STEP: tuple[str, ...] = ("gate",)
 
     def __init__(self, hidden: int, experts: Sequence[MLP], chosen: int, *, normalised: bool, bias: bool = False):
         super().__init__()

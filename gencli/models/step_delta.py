@@ -35,11 +35,11 @@ class HasState(Protocol):
     def step_state(self, cache: KeyValueCache) -> tuple[Tensor, Tensor]: ...
 
 
-def add(to: Holder, made: Layer, net: nn.Module) -> int:
-    """Fill in a layer's gated DeltaNet, which is a `HasState`. Return how many numbers of memory it wants for a
+def add(to: Holder, made: Layer, parts: HasState) -> int:
+    """Fill in a layer's gated DeltaNet, a module. Return how many numbers of memory it wants for a
     position, besides C. Raise TypeError for one that the library cannot do."""
+    net = cast("nn.Module", parts)
     qkv, z, b, a, out = (getattr(net, name) for name in said(net, "forward", "STEP"))
-    parts = cast("HasState", net)
     sizes, convolution = parts.sizes, parts.conv1d.weight.detach().float()
     if parts.step_activation != SILU or sizes.inputs >= TAPS:
         raise TypeError

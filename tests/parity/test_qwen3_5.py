@@ -14,7 +14,7 @@ from gencli.checkpoints.build import load
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError
 from gencli.json_files import read_json
-from gencli.models import delta_rule, state_cache
+from gencli.models import delta_rule, state_cache, step
 from gencli.models.state_cache import StateCache
 from gencli.text.batch import Batch
 from gencli.text.chat import ChatModel, ChatSession
@@ -221,7 +221,7 @@ def test_a_reading_that_is_interrupted_leaves_no_half_state(model: Any, monkeypa
     later = model.model.layers[2].linear_attn
     monkeypatch.setattr(later, "forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        model(torch.tensor([ids[60:61]]), memory.cache)
+        model(torch.tensor([ids[60:70]]), memory.cache)  # more positions than a step of the library
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match=r"states of \[-1\] for \[60\] positions"):
         model(torch.tensor([ids[60:61]]), memory.cache)
@@ -229,6 +229,20 @@ def test_a_reading_that_is_interrupted_leaves_no_half_state(model: Any, monkeypa
     assert known == 60 - state_cache.TAIL
     got = model(torch.tensor([ids[known:]]), memory.cache, last_only=True)
     torch.testing.assert_close(got, fresh(model, ids), atol=TOLERANCE, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_state_within_few_positions_is_kept(model: Any) -> None:
+    """Where texts part: a step of the library would pass it, so that torch's layers read these positions."""
+    cache, ids = model.new_cache(1, 60), token_ids(1, 60)
+    model(ids[:, :40], cache)
+    assert cache.truncate(23) == 0
+    model(ids[:, :20], cache)
+    model(ids[:, 20:28], cache)
+    assert cache.truncate(23) == 23
+    got = model(ids[:, 23:28], cache)
+    assert step.of(model) is not None
+    torch.testing.assert_close(got, model(ids[:, :28])[:, 23:], atol=TOLERANCE, rtol=0)
 
 
 @torch.inference_mode()

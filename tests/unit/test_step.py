@@ -50,9 +50,11 @@ def test_logits_are_torchs(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", ["gpt2", "qwen3-moe", "qwen3.5", "qwen3.5-moe", "gemma4-small", "gemma4-moe"])
 def test_the_number_of_threads_changes_no_bit(tmp_path, name):
     """More threads than cores wait for each other's time slices, so that some steps are one thread's alone."""
-    wide = {"hidden_size": 256, "moe_intermediate_size": 160, "max_position_embeddings": 128}
+    wide = {"hidden_size": 256, "max_position_embeddings": 128}
+    if name.endswith("moe"):
+        wide["moe_intermediate_size"] = 160
     if name == "gemma4-small":  # pieces of the gate that are some threads' each
-        wide = {**wide, "hidden_size": 1024, "hidden_size_per_layer_input": 160}
+        wide |= {"hidden_size": 1024, "hidden_size_per_layer_input": 160}
     model = load(
         make_gpt2(tmp_path, tokenizer=None, n_embd=320, n_head=5, n_positions=128)
         if name == "gpt2"
@@ -141,7 +143,8 @@ def test_rows_of_any_length_are_what_they_are_alone(tmp_path, monkeypatch, name)
                 model(ids[:, :count], one)
             alone.append(torch.cat([model(ids[:, i : i + 1], cache) for i in range(count, count + 19)], 1))
             if by == "library" and model.rope_regime(count) == model.rope_regime(count + 16):
-                cache.truncate(count)
+                if (left := cache.truncate(count)) < count:  # of states, which cannot be cut back
+                    model(ids[:, left:count], cache)
                 some = torch.cat([model(ids[:, i : i + 4], cache) for i in range(count, count + 16, 4)], 1)
                 torch.testing.assert_close(some, alone[-1][:, :16], atol=2e-5 * some.abs().max().item(), rtol=0)
         for i in range(19):
@@ -166,7 +169,8 @@ def test_more_rows_than_go_at_once(tmp_path, name, last_only):
     for start in (3, 11):
         got = model(ids[:, start : start + 8], cache, last_only=last_only)
         wanted = expected[:, start + 7 : start + 8] if last_only else expected[:, start : start + 8]
-        torch.testing.assert_close(got, wanted, atol=2e-5 * expected.abs().max().item(), rtol=0)
+        most = 5e-5 if name.startswith("qwen3.5") else 2e-5  # torch's chunks are 2e-5 off from float64 themselves there
+        torch.testing.assert_close(got, wanted, atol=most * expected.abs().max().item(), rtol=0)
     assert step.of(model) is not None
 
 
