@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gencli.kernels import PACKED, TYPES, Inputs, Layer, LayerInput, Library, Model, Norm, Place, Weights, build
+from gencli.kernels import PACKED, TYPES, Delta, Inputs, Layer, LayerInput, Library, Model, Norm, Place, Weights, build
 from tests.oracles.variants import ELSEWHERE, NOT_INLINE, X86
 
 # Null pointers are the address sanitizer's too, and sizes of objects are not known at -O0: a fifth of the compiling.
@@ -169,6 +169,23 @@ def beside(rng: np.random.Generator, made: list[int], keep: list[object], layer:
     return int(hidden + mixed)
 
 
+def with_state(rng: np.random.Generator, made: list[int], keep: list[object], layer: Layer) -> tuple[Layer, int, int]:
+    """A layer like this one with gated DeltaNet in place of attention. Returns it, and how many numbers a text has in a
+    window and a state."""
+    key_heads, group, taps, hidden = *map(int, rng.integers(1, 4, 3)), layer.hidden
+    key, value = int(rng.choice([4, 8, 12])), int(rng.choice([4, 12, 32, 72]))
+    heads, width = key_heads * group, 2 * key_heads * key + key_heads * group * value
+    z, b, a, qkv = (ctypes.pointer(matrix(rng, made, one, hidden)[0]) for one in (heads * value, heads, heads, width))
+    delta = Delta(z, b, a, numbers(rng, made, taps * width), numbers(rng, made, heads), numbers(rng, made, heads),
+                  norm(rng, made, value), heads, key_heads, key, value, taps, int(rng.integers(2)))  # fmt: skip
+    keep.append(delta)
+    other = Layer.from_buffer_copy(layer)
+    other.qkv, other.delta = (ctypes.POINTER(Weights) * 3)(qkv), ctypes.pointer(delta)
+    other.o = ctypes.pointer(matrix(rng, made, hidden, heads * value)[0])
+    other.q_norm, other.k_norm = norm(rng, made, key), norm(rng, made, key)
+    return other, (taps - 1) * width, heads * key * value
+
+
 def inputs(rng: np.random.Generator, made: list[int], tokens: int, layers: list[Layer]) -> Inputs:
     """What layers have of their own, and what some of them do with it."""
     size, hidden = int(rng.choice([4, 32, 96])), layers[0].hidden
@@ -186,7 +203,7 @@ def inputs(rng: np.random.Generator, made: list[int], tokens: int, layers: list[
 
 def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> None:
     """A layer of any shape that a checkpoint may have, for new positions of several texts and of one; at times followed
-    by one that reuses its keys and values."""
+    by one that reuses its keys and values, or by one with a state."""
     kv_heads, group, size = int(rng.integers(1, 3)), int(rng.integers(1, 3)), int(rng.choice([4, 6, 16, 32]))
     heads, hidden, inner = kv_heads * group, int(rng.choice([32, 64, 256])), int(rng.choice([32, 96, 256]))
     queries, keys, flags = heads * size, kv_heads * size, rng.integers(0, 2, 8).tolist()
@@ -198,7 +215,9 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
                   hidden=hidden, inner=inner, window=int(rng.integers(0, 4)), activation=flags[0], gated=flags[1],
                   scale=0.5, softcap=30.0 * flags[2], alpha=1.7, limit=float(rng.choice([0, 7, np.inf])),
                   sinks=numbers(rng, made, heads) if flags[5] else None)  # fmt: skip
-    qkv = [queries + 2 * keys] if flags[3] else [queries, keys, keys][: int(rng.integers(2, 4))]
+    layer.head_gates = int(not flags[3] and rng.integers(2))
+    asked = 2 * queries if layer.head_gates else queries
+    qkv = [queries + 2 * keys] if flags[3] else [asked, keys, keys][: int(rng.integers(2, 4))]
     up = [inner] if not flags[1] else [2 * inner] if flags[4] else [inner, inner]
     layer.qkv = (ctypes.POINTER(Weights) * 3)(*(pointer(one, hidden) for one in qkv))
     layer.gate_up = (ctypes.POINTER(Weights) * 2)(*(pointer(one, hidden) for one in up))
@@ -211,15 +230,25 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     layer.q_norm = layer.k_norm = norm(rng, made, size, flags[6])
     layer.v_norm = norm(rng, made, size, rng.integers(2))
     layer.output_scale = numbers(rng, made, 1) if rng.integers(2) else None
-    layers = [layer]
     if rng.integers(3) == 0:
+        layer.share = pointer(1, hidden)
+    layers, window, state, wide = [layer], 0, 0, 0
+    follower = int(rng.integers(4))
+    if follower == 0:
         layers.append(Layer.from_buffer_copy(layer))
-        layers[1].reuses, layers[1].qkv = 1, (ctypes.POINTER(Weights) * 3)(pointer(queries, hidden))
+        layers[1].reuses, layers[1].qkv = 1, (ctypes.POINTER(Weights) * 3)(pointer(asked, hidden))
+    elif follower == 1:
+        other, window, state = with_state(rng, made, keep, layer)
+        layers.append(other)
+        delta = other.delta.contents
+        wide = 2 * (2 * delta.key_heads * delta.key + delta.heads * delta.value) + delta.heads * (delta.value + 2)
     texts, new, capacity = int(rng.integers(1, 10)), int(rng.integers(1, 4)), int(rng.integers(4, 9))
     lengths = kept(made, rng.integers(0, capacity - new + 1, texts).astype(np.int64).tobytes())
     caches = [numbers(rng, made, texts * kv_heads * capacity * size) for _ in range(2)]
     tables = [numbers(rng, made, capacity * layer.rotated) if flags[2] else None for _ in range(2)]
-    arrays = [(ctypes.c_void_p * 2)(one, one) for one in (*caches, *tables)]
+    seconds = [numbers(rng, made, texts * one) for one in (window, state)] if follower == 1 else caches
+    pairs = zip((*caches, *tables), (*seconds, *tables), strict=True)
+    arrays = [(ctypes.c_void_p * 2)(*pair) for pair in pairs]
     array = (ctypes.c_void_p * 2)(*map(ctypes.addressof, layers))
     model = Model(ctypes.addressof(array), len(layers), norm=norm(rng, made, hidden, flags[5]),
                   scale=1.5 * flags[6] or 1.0)  # fmt: skip
@@ -240,9 +269,9 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
     ids[0] = ids[0] if within else rng.choice([-1, tokens, 2**62, -(2**63)])
     x = numbers(rng, made, texts * new * hidden)
     logits = kept(made, bytes(4 * texts * (1 if last else new) * outputs))
-    own, size = len(layers) * each, hidden + max(2 * queries + 2 * keys, 2 * inner, mixed, each)
+    own, size = len(layers) * each, hidden + max(queries + asked + 2 * keys, 2 * inner, mixed, each, wide)
     work = kept(made, bytes(4 * texts * new * (own + max(own, size))))
-    place = Place(texts, new, capacity, last, kept(made, ids.astype(np.int64).tobytes()), lengths,
+    place = Place(texts, new, capacity, last, window, state, kept(made, ids.astype(np.int64).tobytes()), lengths,
                   *map(ctypes.addressof, arrays), x, logits, work)  # fmt: skip
     assert library.step(ctypes.addressof(model), ctypes.addressof(place)) == (0 if within else 2)
 
