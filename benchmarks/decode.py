@@ -1,10 +1,10 @@
 """Speed of language models beside llama.cpp, same files, in turn: `python -m benchmarks.decode [FILE.gguf ...]`.
 
-Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, four layers of Qwen3-30B-A3B, three of
-gpt-oss-20b and seven of Gemma 4 E4B, in the usual mixes of types, written in a folder that stays. llama.cpp is the
-wheel `xllamacpp`, which may lie in another environment (--python). Each round runs `gencli bench text` and a server of
-llama.cpp, one after the other; the table has medians and the median of the rounds' ratios. Take it on a quiet machine.
-Not collected by pytest.
+Without files: GPT-2 124M and Llama 1.1B in true shapes with random weights, four layers of Qwen3-30B-A3B, three of gpt-
+oss-20b, seven of Gemma 4 E4B and four of Qwen3.5-4B, in the usual mixes of types, written in a folder that stays.
+llama.cpp is the wheel `xllamacpp`, which may lie in another environment (--python). Each round runs `gencli bench text`
+and a server of llama.cpp, one after the other; the table has medians and the median of the rounds' ratios. Take it on a
+quiet machine. Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -54,13 +54,15 @@ SHAPES = {
         "vocab": 32000,
     },
 }
+SHAPES["qwen35"] = {**SHAPES["gemma4"], "block_count": 4, "feed_forward_length": 9216, "head_count": 16}
 SLIDES, SHARED = (True, True, True, False, True, True, False), 3  # Gemma 4's layers; those that share keys and values
 MIXTURES = {"qwen3moe": (128, 8, 128, 4), "gpt-oss": (32, 4, 64, 8)}  # experts, chosen, size of a head, key/value heads
 FILES = [("gpt2", mix) for mix in ("f32", "bf16", "q8_0", "q4_0", "q4_k_m")]
 FILES += [("llama", mix) for mix in ("bf16", "q8_0", "q4_0", "q4_k_m")]
 FILES += [("qwen3moe", mix) for mix in ("q8_0", "q4_k_m")] + [("gpt-oss", "q8_0")]
 FILES += [("gemma4", mix) for mix in ("bf16", "q8_0", "q4_k_m")]
-TIED = ("gpt2", "gemma4")  # the head is the embedding
+FILES += [("qwen35", mix) for mix in ("bf16", "q8_0", "q4_k_m")]
+TIED = ("gpt2", "gemma4", "qwen35")  # the head is the embedding
 LLAMA = """
 import concurrent.futures, json, sys, time
 import xllamacpp
@@ -186,6 +188,39 @@ def gemma4_layer(writer: gguf.GGUFWriter, vector: Vector, layer: int) -> dict[st
             "ffn_down": (hidden, inner), "inp_gate": (256, hidden), "proj": (hidden, 256)}  # fmt: skip
 
 
+def add_qwen35(writer: gguf.GGUFWriter) -> None:
+    """What Qwen 3.5 4B says beside the common keys."""
+    writer.add_key_length(256)
+    writer.add_value_length(256)
+    writer.add_rope_dimension_count(64)
+    writer.add_rope_dimension_sections([11, 11, 10, 0])
+    writer.add_rope_freq_base(1e7)
+    writer.add_full_attention_interval(4)
+    writer.add_ssm_conv_kernel(4)
+    writer.add_ssm_state_size(128)
+    writer.add_ssm_group_count(16)
+    writer.add_ssm_time_step_rank(32)
+    writer.add_ssm_inner_size(4096)
+
+
+def qwen35_layer(writer: gguf.GGUFWriter, vector: Vector, layer: int) -> dict[str, tuple[int, int]]:
+    """Add what a layer has beside matrices: three of four have a state. Returns the shapes of its matrices."""
+    import numpy as np
+
+    hidden, inner = SHAPES["qwen35"]["embedding_length"], SHAPES["qwen35"]["feed_forward_length"]
+    network = {"ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
+    if layer % 4 == 3:
+        vector(f"blk.{layer}.attn_q_norm.weight", 256, 1.0)
+        vector(f"blk.{layer}.attn_k_norm.weight", 256, 1.0)
+        return {"attn_q": (8192, hidden), "attn_k": (1024, hidden), "attn_v": (1024, hidden),
+                "attn_output": (hidden, 4096), **network}  # fmt: skip
+    for name, count, value in (("ssm_dt.bias", 32, 1.0), ("ssm_a", 32, -0.1), ("ssm_norm.weight", 128, 1.0)):
+        vector(f"blk.{layer}.{name}", count, value)
+    writer.add_tensor(f"blk.{layer}.ssm_conv1d.weight", np.full((8192, 4), 0.25, dtype=np.float32))
+    return {"attn_qkv": (8192, hidden), "attn_gate": (4096, hidden), "ssm_alpha": (32, hidden),
+            "ssm_beta": (32, hidden), "ssm_out": (hidden, 4096), **network}  # fmt: skip
+
+
 def random_file(folder: Path, name: str, mix: str) -> Path:
     """A GGUF file in true shape with random weights, written once."""
     import gguf
@@ -272,12 +307,16 @@ def random_file(folder: Path, name: str, mix: str) -> Path:
         writer.add_rope_scaling_orig_ctx_len(4096)
     if name == "gemma4":
         add_gemma4(writer, matrix, vector, len(pieces) + 1)
+    if name == "qwen35":
+        add_qwen35(writer)
     for layer in range(shape["block_count"]):
         if name == "gemma4":
             parts = gemma4_layer(writer, vector, layer)
+        if name == "qwen35":
+            parts = qwen35_layer(writer, vector, layer)
         for ending in norms:
             vector(f"blk.{layer}.attn_norm.{ending}", hidden, float(ending == "weight"))
-            before = "post_attention_norm" if name == "gpt-oss" else "ffn_norm"
+            before = "post_attention_norm" if name in ("gpt-oss", "qwen35") else "ffn_norm"
             vector(f"blk.{layer}.{before}.{ending}", hidden, float(ending == "weight"))
         if name == "qwen3moe":
             vector(f"blk.{layer}.attn_q_norm.weight", head, 1.0)

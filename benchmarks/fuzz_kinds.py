@@ -752,6 +752,8 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
     "gguf gemma4": kind(gguf_gemma4, functools.partial(take_steps, name="a.gguf"), "*.gguf"),
     "steps of gemma4": kind(decoder("gemma4-small"), take_steps, "config.json"),
     "steps of gemma4 with experts": kind(decoder("gemma4-moe"), take_steps, "config.json"),
+    "steps of qwen3.5": kind(decoder("qwen3.5"), take_steps, "config.json"),
+    "steps of qwen3.5 with experts": kind(decoder("qwen3.5-moe"), take_steps, "config.json"),
     "pickle": kind(pickle, functools.partial(inspect, allow_pickle=True), "*.bin"),
     "config gpt2": kind(gpt2, continue_text, "config.json", "generation_config.json"),
     **{
