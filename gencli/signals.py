@@ -100,12 +100,23 @@ class raise_pending_signals:
     """A context, for heavy imports, after which the exception of a signal is raised that came in it."""
 
     def __enter__(self) -> None:
+        import gc
+        import sys
+
         global _holding
         _holding += 1
+        self._first = gc.isenabled() and "torch" not in sys.modules
+        if self._first:
+            gc.disable()  # what torch makes as it is imported stays: looking for garbage there takes an eighth as long
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        import gc
+
         global _holding
         _holding -= 1
+        if self._first:
+            gc.freeze()
+            gc.enable()
         if _received and (error is None or isinstance(error, Exception)):
             raise _received[-1] from None
 

@@ -56,3 +56,4 @@ def pytest_collection_finish() -> None:
     """Let garbage collections leave out what stays to the end: torch, and thousands of tests."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # building and reading models makes thousands of objects, and little garbage

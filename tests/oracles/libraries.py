@@ -18,7 +18,13 @@ class Library:
         if attribute.startswith("_"):
             raise AttributeError(attribute)
         before = len(sys.modules)
-        found = getattr(importlib.import_module(self._name), attribute)
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            found = getattr(importlib.import_module(self._name), attribute)
+        finally:
+            if collects:
+                gc.enable()
         if len(sys.modules) > before:
             gc.freeze()  # what libraries made stays: garbage collections would go through it for a tenth of all time
         return found
