@@ -135,7 +135,7 @@ def test_an_empty_answer_says_why(say, tmp_path: Path):
     done = say("text", "-m", folder, "--chat", "Hi", "--temp", 0, "-n", 10, "--json")
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["text"], answer["finish_reason"]) == (0, "", "length")
-    note = b"note: the answer is empty: reasoning took all of its 10 tokens (see --max-tokens)\n"
+    note = b"note: the answer is empty: reasoning took all of its 10 tokens (see --max-tokens, --think)\n"
     assert done.stderr.endswith(note)
     done = say("chat", "-m", folder, "--temp", 0, "-n", 10, stdin=b"Hi")
     assert done.stderr.endswith(note)
