@@ -191,6 +191,12 @@ class RenamedTensors(Tensors):
             raise GencliError(f"{self.files[0]}: {piece.source}: {error.message}") from None
 
 
+def elementwise(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a transform that keeps shapes: of a tensor without numbers it computes nothing, for which torch would
+    import for seconds first."""
+    return lambda tensor: tensor if tensor.is_meta else change(tensor)
+
+
 def unstacked(tensors: Tensors, stacked: Mapping[str, Sequence[str]]) -> Tensors:
     """Return the tensors with one for each matrix of each expert, in place of those that hold all (see `Layout`).
 

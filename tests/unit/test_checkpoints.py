@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gencli.checkpoints.build import load
+from gencli.checkpoints.tensors import elementwise
 from gencli.checkpoints.weights import open_tensors
 from gencli.errors import GencliError
 from gencli.json_files import read_json
@@ -414,3 +415,11 @@ if sys.platform == "linux":  # it reads /proc
             size, anonymous, resident = map(float, line.split())
             assert size > 190
             assert anonymous < 50 and resident < 50, output
+
+
+def test_what_keeps_shapes_computes_nothing_for_them():
+    """Torch imports for seconds before it takes 1 from a tensor without numbers."""
+    asked = []
+    less_one = elementwise(lambda tensor: asked.append(tensor) or tensor - 1)
+    assert less_one(shape := torch.empty(3, device="meta")) is shape and not asked
+    assert less_one(torch.tensor([2.0])).tolist() == [1.0]

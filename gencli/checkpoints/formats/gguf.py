@@ -15,7 +15,7 @@ from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
 from gencli.checkpoints.gguf_names import SPLIT, by_type
 from gencli.checkpoints.layout import some
-from gencli.checkpoints.tensors import Expert, Piece, RenamedTensors, TensorFile, Tensors
+from gencli.checkpoints.tensors import Expert, Piece, RenamedTensors, TensorFile, Tensors, elementwise
 from gencli.checkpoints.weights import is_gguf_file
 from gencli.errors import GencliError
 from gencli.models.base import EXPERT_LIMIT, Rename
@@ -208,8 +208,7 @@ def _layer(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _less_one(tensor: Tensor) -> Tensor:
-    return tensor - 1
+_less_one = elementwise(lambda tensor: tensor - 1)
 
 
 def _halves(heads: int) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from gencli.checkpoints.gguf_file import metadata_get
-from gencli.checkpoints.tensors import TensorFile
+from gencli.checkpoints.tensors import TensorFile, elementwise
 from gencli.errors import GencliError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SHARED_KEYS = {"expert_shared_feed_forward_length": "shared_expert_intermediate_
 INNER, AHEAD = "ssm.inner_size", "nextn_predict_layers"
 SECTIONS = [11, 11, 10, 0]  # how its RoPE shares pairs among axes, which of text are one
 READ: Mapping[str, Callable[[Tensor], Tensor]] = {  # tensors that are stored otherwise → the way back
-    "ssm_a": lambda tensor: tensor.neg().log(),
+    "ssm_a": elementwise(lambda tensor: tensor.neg().log()),
     "ssm_conv1d": lambda tensor: tensor.unsqueeze(1),
     "ffn_gate_inp_shexp": lambda tensor: tensor.reshape(1, -1),
 }
