@@ -143,7 +143,8 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     fetch = fetching.finder(console, spec)
     found = {name: fetch(model) for name, model in names.items()}  # before what takes long to import
     from gencli import devices
-    from gencli.serve.app import Limits, Server
+    from gencli.serve.app import Server
+    from gencli.serve.guard import Limits
     from gencli.serve.handover import Handover
     from gencli.serve.pool import Pool
     from gencli.serve.run import serve as run

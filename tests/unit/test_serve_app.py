@@ -16,8 +16,9 @@ import pytest
 from gencli.checkpoints.find import find
 from gencli.errors import GencliError, UsageError
 from gencli.serve import wire
-from gencli.serve.app import Limits, Server
+from gencli.serve.app import Server
 from gencli.serve.engine import Engine, Turns
+from gencli.serve.guard import Limits
 from gencli.serve.pool import Pool, Wanted, text_model
 from gencli.serve.refusal import no_model
 from gencli.spec import ModelSpec

@@ -1,0 +1,177 @@
+"""What guards the routes: whom they are for, how much of it, and that every error is an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from gencli.errors import GencliError
+from gencli.serve import answers, bodies
+from gencli.serve.engine import Counts
+from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, Refusal
+
+T = TypeVar("T")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+Endpoint = Callable[[Request], Awaitable[Response]]
+log = logging.getLogger("gencli.serve")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """queue: requests under way at most. body: its bytes at most. seconds: how long a client may take to send it."""
+
+    queue: int = 64
+    body: int = 4 * 2**20
+    seconds: float = 30.0
+
+
+class Guard:
+    """What stands before the routes. key: what clients have to show, if anything. hosts: further names that the server
+    is called by; any name will do with `any_host`, which a server needs that other machines reach by names it does not
+    know."""
+
+    def __init__(self, limits: Limits, key: str | None = None, hosts: tuple[str, ...] = (), *, any_host: bool = False):
+        self.limits, self.key = limits, key
+        self.hosts, self.any_host = {*LOOPBACK, *hosts}, any_host
+        self.counts = Counts()
+
+    def guarded(self, path: str, endpoint: Endpoint, busy: bool) -> Endpoint:
+        """Return an endpoint that is reached only by whom it is for, and whose errors are answers."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                self._admit(request)
+                if not busy:
+                    response = await endpoint(request)
+                else:
+                    if self.counts.under_way >= self.limits.queue:
+                        message = f"{self.limits.queue} requests are under way: try again later"
+                        raise Refusal(BUSY, message, code="queue_full", headers={"Retry-After": "1"})
+                    self.counts.under_way += 1
+                    response = await self._counted(endpoint, request)
+            except Refusal as refusal:
+                response = JSONResponse(refusal.body(), refusal.status, refusal.headers)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception as error:
+                response = failure(error)
+            key = (path, response.status_code)
+            self.counts.answers[key] = self.counts.answers.get(key, 0) + 1
+            return response
+
+        return answer
+
+    async def _counted(self, endpoint: Endpoint, request: Request) -> Response:
+        """Answer a request, which is under way until its stream has ended."""
+        response = None
+        try:
+            response = await endpoint(request)
+        finally:
+            if isinstance(response, answers.Stream):
+                response.ended = self._end
+            else:
+                self._end()
+        return response
+
+    def _end(self) -> None:
+        self.counts.under_way -= 1
+
+    def _admit(self, request: Request) -> None:
+        """Raise Refusal for a request by a page of another site, under a name that is not ours, or without the key."""
+        server = request.scope.get("server")
+        if server is not None and server[1] is not None:  # a Unix socket has no port, and no name to be called by
+            name = _host(f"//{request.headers.get('host', '')}")
+            if name not in self.hosts and not self.any_host:
+                told = f"the Host header names {name!s:.60}, and this server is {' or '.join(sorted(self.hosts))}"
+                raise Refusal(403, told, code="wrong_host")
+        origin = request.headers.get("origin")
+        if origin is not None and (_host(origin) is None or urlsplit(origin).netloc != request.headers.get("host")):
+            raise Refusal(403, "pages of other origins are not answered", code="wrong_origin")
+        shown = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
+        if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
+            told = "the key is missing or wrong, as in Authorization: Bearer KEY"
+            raise Refusal(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    async def body(self, request: Request) -> bodies.Body:
+        """Return the JSON object that a request brings. Raise Refusal."""
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            told = f"the header says Content-Type: {kind[:60]}; a body of JSON is application/json"
+            raise Refusal(415, f"{told} (curl: -H 'Content-Type: application/json')")
+
+        async def read() -> bytes:
+            data = bytearray()
+            async for part in request.stream():
+                data += part
+                if len(data) > self.limits.body:
+                    raise Refusal(TOO_LARGE, f"the body has more than {self.limits.body} bytes")
+            return bytes(data)
+
+        try:
+            value = json.loads(await asyncio.wait_for(read(), self.limits.seconds))
+        except (TimeoutError, asyncio.TimeoutError):
+            raise Refusal(408, f"the body did not come within {self.limits.seconds:g} s") from None
+        except (ValueError, RecursionError) as error:
+            where = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
+            raise Refusal(INVALID, f"the body is no JSON{where}") from None
+        if not isinstance(value, dict):
+            raise Refusal(INVALID, "the body must be a JSON object")
+        return value
+
+
+def _host(address: str) -> str | None:
+    """Return the name in an address; None where there is none."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # such as an IPv6 address that does not end
+        return None
+
+
+def failure(error: Exception) -> JSONResponse:
+    """Return the answer that tells an error; one that is no error of gencli's own is logged."""
+    if isinstance(error, Refusal):
+        return JSONResponse(error.body(), error.status, error.headers)
+    if isinstance(error, GencliError):
+        return failure(Refusal.of(error, status=FAILED))
+    log.error("a request failed by a defect", exc_info=error)
+    return failure(Refusal(FAILED, f"a defect of gencli: {type(error).__name__}"))
+
+
+async def unknown(request: Request, error: Exception) -> Response:
+    """Answer for a route or method that is not there."""
+    assert isinstance(error, HTTPException)
+    headers, path = dict(error.headers or {}), request.url.path[:200]
+    told = f"{path} wants {headers['Allow']}" if "Allow" in headers else f"{path} is no route here"
+    refusal = Refusal(error.status_code, f"{told} (GET /openapi.json lists all)", headers=headers)
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers)
+
+
+async def unless_gone(request: Request, work: Coroutine[object, object, T]) -> T:
+    """Await work; when the client leaves first, cancel it and raise ClientDisconnect."""
+    task = asyncio.ensure_future(work)
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for one in (task, watch):
+            one.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
