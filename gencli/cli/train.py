@@ -149,6 +149,8 @@ def image(
         raise UsageError("--keep-text-encoder without --init", "a new text encoder has nothing to keep")
     if recipe.words_steps and (recipe.keep_text_encoder or not recipe.init):
         raise UsageError("--words-steps needs --init, and no --keep-text-encoder", "the text encoder is what it trains")
+    if recipe.whole_words and not recipe.words_steps:
+        raise UsageError("--whole-words without --words-steps", "the text encoder must learn what the new tokens mean")
     if recipe.random_flip and not recipe.variants:
         raise UsageError("--random-flip without --variants", "it mirrors half of the varied copies")
     new = ("autoencoder_widths", "widths", "text_width", "vocabulary", "autoencoder_steps")

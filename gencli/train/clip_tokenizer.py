@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 
-from gencli.checkpoints.save import write_json
+from gencli.checkpoints.save import copy_files, write_json
+from gencli.errors import GencliError
+from gencli.json_files import read_json, read_text
+from gencli.tokens.clip import WORD_END, backend
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's pieces (Radford et al. 2021)
@@ -51,3 +55,45 @@ def write_clip_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int, ma
         folder / "tokenizer_config.json",
         {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, "do_lower_case": True, **special},
     )
+
+
+def add_words(source: Path, folder: Path, words: Iterable[str]) -> list[tuple[int, ...]]:
+    """Write the CLIP tokenizer of the folder `source` to `folder`, with a token for each of `words`.
+
+    The new tokens stand before the two special ones, which stay the last. Return for each token of the new tokenizer
+    the ids of those that it is made of in the old one. Raise GencliError for a tokenizer without merges.txt.
+    """
+    if not (source / "merges.txt").is_file():
+        raise GencliError(f"{source} has no merges.txt, which new words are added to")
+    vocab = {token: index for token, index in read_json(source / "vocab.json").items() if isinstance(index, int)}
+    head, *lines = read_text(source / "merges.txt").splitlines()
+    ranks = {(left, right): rank for rank, (left, _, right) in enumerate(line.partition(" ") for line in lines)}
+    known: dict[str, tuple[int, ...]] = {token: (index,) for token, index in vocab.items() if token not in (BEGIN, END)}
+    split = backend(models.BPE())
+    for word in words:
+        pieces = split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(word))
+        for letters, _ in pieces:
+            while len(parts := _merged([*letters[:-1], letters[-1] + WORD_END], ranks)) > 1:
+                left, right = parts[:2]
+                ranks[left, right] = len(ranks)
+                known.setdefault(left + right, known[left] + known[right])
+    tokens = [*sorted(known, key=lambda token: vocab.get(token, len(vocab))), BEGIN, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_files(source, folder, ("*.json",))
+    (folder / "tokenizer.json").unlink(missing_ok=True)  # which would hold over the two that are written here
+    write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)}, indent=None)
+    text = "\n".join([head, *(" ".join(pair) for pair in ranks)]) + "\n"
+    (folder / "merges.txt").write_text(text, encoding="utf-8")
+    return [known[token] if token in known else (vocab[token],) for token in tokens]
+
+
+def _merged(parts: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """Return what byte-pair encoding makes of a word's letters: again and again the best pair becomes one."""
+    while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
+        best, joined, at = min(pairs, key=lambda pair: ranks[pair]), list[str](), 0
+        while at < len(parts):
+            taken = 2 if tuple(parts[at : at + 2]) == best else 1
+            joined.append("".join(parts[at : at + taken]))
+            at += taken
+        parts = joined
+    return parts

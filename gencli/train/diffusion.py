@@ -56,7 +56,8 @@ TEXT_ENCODER: dict[str, object] = {
 }
 ADAM = ("embedding", "conv_in", "conv_out", "time_embedding")  # AdamW's, whatever the optimizer of the others
 SIZES = (
-    "init", "keep_text_encoder", "optimizer", "size", "widths", "text_width", "text_layers", "max_length", "vocabulary"
+    "init", "keep_text_encoder", "whole_words", "optimizer", "size", "widths", "text_width", "text_layers",
+    "max_length", "vocabulary",
 )  # fmt: skip
 LOOSE = (
     "variants", "random_flip", "copies", "pairs", "recolor_share", "pair_share", "hold_out", "batch", "steps", "lr",

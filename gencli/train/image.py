@@ -7,7 +7,7 @@ If a run continues from a checkpoint, the result is that checkpoint's folder wit
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -38,6 +38,7 @@ from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import write_clip_tokenizer
 from gencli.train.diffusion import LatentDataset
+from gencli.train.phrases import TEMPLATES
 from gencli.train.pictures import Caption, read_pictures, to_signal, to_tensor
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import ImageRecipe
@@ -49,6 +50,7 @@ from gencli.train.text_to_image import (
     open_model,
     save_model,
     with_tokens,
+    with_whole_words,
 )
 from gencli.train.trainer import Progress
 from gencli.train.words import train_words
@@ -107,7 +109,11 @@ def _train(
     pipeline = pipeline or new
     assert pipeline is not None
     if recipe.words_steps:
-        yield from train_words(recipe, dataset, pipeline, precision, data)
+        before = pipeline
+        if recipe.whole_words:
+            named = words.words_of([*_texts(collection.captions[: collection.originals]), *TEMPLATES])
+            pipeline = with_whole_words(before, named, out / "tokenizer")
+        yield from train_words(recipe, dataset, pipeline, before, precision, data)
     network = yield from diffusion.train(recipe, dataset, pipeline, precision, data)
     if recipe.decoder_steps:
         yield from train_decoder(recipe, vae, collection.trained, mean, std, data, precision)
@@ -277,8 +283,11 @@ def _write_words(folder: Path, captions: list[Caption], pipeline: TextToImageMod
     known = words.learned_words(pipeline.checkpoint.folder) if pipeline.checkpoint else frozenset[str]()
     if pipeline.checkpoint is not None and not known:
         return  # it may know any word
-    texts = [text for caption in captions for text in (caption.label, *caption.tags, *caption.names)]
-    (folder / words.FILE).write_text("\n".join([*words.words_of([*texts, *known]), ""]), encoding="utf-8")
+    (folder / words.FILE).write_text("\n".join([*words.words_of([*_texts(captions), *known]), ""]), encoding="utf-8")
+
+
+def _texts(captions: Iterable[Caption]) -> list[str]:
+    return [text for caption in captions for text in (caption.label, *caption.tags, *caption.names)]
 
 
 def _tokenizer_texts(captions: list[Caption]) -> list[str]:

@@ -193,10 +193,11 @@ class ImageRecipe:
     keep_text_encoder also that. widths: the UNet's channels, one number a level, multiples of 16; those of the
     autoencoder are multiples of 8. size: pixels a side, by default 128 or what `init` was trained with.
 
-    variants: see `augment.vary`, of each image. random_flip: see `augment.mirror`. copies: see `augment.recolored`;
-    what it makes is `recolor_share` of what is seen. pairs: see `augment.pair_up`; `pair_share` of what is seen. drop:
-    share of captions left out. hold_out: share of the images that is never trained on, only scored. min_snr: γ of the
-    loss's weights, 0 for none. ema: decay of the average of weights.
+    whole_words: see `text_to_image.with_whole_words`. variants: see `augment.vary`, of each image. random_flip: see
+    `augment.mirror`. copies: see `augment.recolored`; what it makes is `recolor_share` of what is seen. pairs: see
+    `augment.pair_up`; `pair_share` of what is seen. drop: share of captions left out. hold_out: share of the images
+    that is never trained on, only scored. min_snr: γ of the loss's weights, 0 for none. ema: decay of the average of
+    weights.
 
     kl, edges, color: weights of the autoencoder's losses beside the absolute error: on the mean divergence per latent
     number, on image gradients, and on means over 8×8 pixels, which keeps hues that thin latents would trade for edges.
@@ -224,6 +225,8 @@ class ImageRecipe:
     autoencoder_batch: int = _count(8, "--autoencoder-batch N", "Batch size of the first and third stage", most=2**16)
     words_steps: int = _count(0, "--words-steps N",
         "With --init: steps in which only the text encoder learns other names, without images", least=0)
+    whole_words: bool = flag(False, "--whole-words",
+        "With --words-steps: give each word of the captions a token of its own.", RECIPE)
     steps: int = _count(4000, "--steps N", "Training steps of the second stage, the UNet")
     decoder_steps: int = _count(0, "--decoder-steps N",
         "Steps of the third stage: the decoder learns to draw from inexact latents", least=0)

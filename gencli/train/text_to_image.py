@@ -6,8 +6,10 @@ autoencoder.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -15,8 +17,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gencli.atomic import replace_folder
 from gencli.checkpoints import build, layout
+from gencli.checkpoints.checkpoint import Part
 from gencli.checkpoints.find import find
+from gencli.checkpoints.open import replace_part
 from gencli.checkpoints.save import save_like, write_json
 from gencli.errors import GencliError
 from gencli.image.checkpoint import ImageCheckpoint
@@ -26,7 +31,8 @@ from gencli.image.prompts.base import pad_prompt
 from gencli.json_files import read_json
 from gencli.models import architecture, architecture_name, clip_text, unet_2d_condition
 from gencli.models.module import channels_last
-from gencli.tokens import Tokenizer
+from gencli.tokens import Tokenizer, load_tokenizer
+from gencli.train.clip_tokenizer import add_words
 from gencli.train.precision import Precision, make_trainable
 
 FILES = {
@@ -136,6 +142,32 @@ def open_model(
     network.text_encoder.requires_grad_(not keep_text_encoder)
     schedule = NoiseSchedule.from_config(checkpoint.configs["scheduler"])
     return TextToImageModel(network.to(precision.device).train(), checkpoint.tokenizer(), schedule, size, checkpoint)
+
+
+def with_whole_words(model: TextToImageModel, words: Iterable[str], folder: Path) -> TextToImageModel:
+    """Return a model of the same UNet that reads each of `words` as one token, by a text encoder of its own.
+
+    model: of a checkpoint. folder: gets the tokenizer. A new token's embedding is the mean of those of its parts.
+    """
+    checkpoint = model.checkpoint
+    assert checkpoint is not None
+    with replace_folder(folder) as partial:
+        parts = add_words(checkpoint.parts["tokenizer"], partial, words)
+    tokenizer = load_tokenizer(folder)
+    encoder = cast(clip_text.CLIPTextModel, copy.deepcopy(model.network.text_encoder))
+    old = encoder.embeddings.token_embedding.weight
+    rows = torch.stack([old.detach()[list(ids)].mean(0) for ids in parts])
+    encoder.embeddings.token_embedding = nn.Embedding.from_pretrained(rows, freeze=False)
+    config = with_tokens(checkpoint.configs["text_encoder"], tokenizer)
+    encoder.config = clip_text.Config.from_dict(config)
+    part = Part("tokenizer", "tokenizer", folder)
+    other = dataclasses.replace(
+        checkpoint,
+        opened=replace_part(checkpoint.opened, "tokenizer", part),
+        configs={**checkpoint.configs, "text_encoder": config},
+    )
+    network = TextToLatent(encoder, model.network.unet)
+    return TextToImageModel(network, tokenizer, model.schedule, model.size, other)
 
 
 def load_part(checkpoint: ImageCheckpoint, part: str) -> nn.Module:

@@ -58,27 +58,36 @@ class CrossAttentions:
 
 
 def train_words(
-    recipe: ImageRecipe, dataset: LatentDataset, pipeline: TextToImageModel, precision: Precision, data: str
+    recipe: ImageRecipe,
+    dataset: LatentDataset,
+    pipeline: TextToImageModel,
+    before: TextToImageModel,
+    precision: Precision,
+    data: str,
 ) -> Generator[Progress, None, None]:
-    """Train the text encoder of `pipeline` in place, or continue from `out`/words.pt; yield after every step."""
+    """Train the text encoder of `pipeline` in place, or continue from `out`/words.pt; yield after every step.
+
+    before: the model that knows the labels, with the same UNet; its text encoder stays as it is.
+    """
     stage, encoder = recipe.words(), pipeline.network.text_encoder
     phrases = Phrases(dataset.captions[: dataset.originals])
     pipeline.network.unet.requires_grad_(False)
     attentions = CrossAttentions(pipeline, dataset, recipe, precision)
-    teacher = copy.deepcopy(encoder).requires_grad_(False)
+    teacher = copy.deepcopy(before.network.text_encoder).requires_grad_(False)
+    sizes = {"init": recipe.init, "whole_words": str(recipe.whole_words)}
     trainer = Trainer(
         "words",
         stage,
         "words.pt",
-        {"steps": stage.steps, "seed": recipe.seed, "data": data, state.SIZES: {"init": recipe.init}},
+        {"steps": stage.steps, "seed": recipe.seed, "data": data, state.SIZES: sizes},
         encoder,
         Curve(Path(recipe.out) / "words", "captions", [], "squared error of attention"),
         precision,
         names_for_adam=("embedding",),
     )
 
-    def encode(model: nn.Module, texts: list[str]) -> Tensor:
-        ids = torch.tensor([pipeline.encode_prompt(text) for text in texts])
+    def encode(model: nn.Module, reader: TextToImageModel, texts: list[str]) -> Tensor:
+        ids = torch.tensor([reader.encode_prompt(text) for text in texts])
         return model(ids.to(precision.device)).last_hidden_state
 
     def update(step: int) -> tuple[Tensor, int]:
@@ -89,8 +98,8 @@ def train_words(
         texts = [phrases.draw(caption, recipe.drop, rng) for caption in some]
         with torch.no_grad():
             labels = [text and caption.label for text, caption in zip(texts, some, strict=True)]
-            expected = attentions.answers(encode(teacher, labels), picks)
-        answers = attentions.answers(encode(encoder, texts), picks)
+            expected = attentions.answers(encode(teacher, before, labels), picks)
+        answers = attentions.answers(encode(encoder, pipeline, texts), picks)
         errors = [F.mse_loss(one, other) / other.var() for one, other in zip(answers, expected, strict=True)]
         return torch.stack(errors).mean(), stage.batch
 

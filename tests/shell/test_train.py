@@ -215,6 +215,7 @@ def test_what_is_refused(
         (["--size", 30], 2, "--size 30: with these widths it must be a multiple of 32"),
         (["--widths", "16,x"], 2, "--widths '16,x': expected comma-separated numbers"),
         (["--random-flip"], 2, "--random-flip without --variants"),
+        (["--whole-words"], 2, "--whole-words without --words-steps"),
         (["--widths", "16,24"], 2, "--widths: 24 is not a multiple of 16"),
         (["--autoencoder-widths", "4"], 2, "--autoencoder-widths: 4 is not a multiple of 8"),
         (["--text-width", 10], 2, "--text-width 10 is not a multiple of 4"),

@@ -33,7 +33,7 @@ from gencli.train.pictures import Caption, read_pictures
 from gencli.train.recipe import ImageRecipe
 from gencli.train.text_to_image import TextToImageModel
 from gencli.train.trainer import Progress
-from tests.oracles.libraries import diffusers
+from tests.oracles.libraries import diffusers, transformers
 from tests.tiny.image import make_stable_diffusion, make_text_encoder, rewrite_json
 from tests.tiny.pictures import COLORS, make_pictures
 
@@ -242,15 +242,17 @@ def test_on_from_a_checkpoint(pictures: Path, tmp_path: Path, prediction: str) -
     assert drawn(tmp_path / "whole" / "checkpoint", "red circle", width=32, height=32).shape == (32, 32, 3)
 
 
-def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path) -> None:
-    """Before the second stage, which then begins with another text encoder; resumed equals unbroken."""
+@pytest.mark.parametrize("whole", [False, True])
+def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path, whole: bool) -> None:
+    """Before the second stage, which then begins with another text encoder; resumed equals unbroken. With a token for
+    each word of the captions, transformers reads the result too."""
     make_stable_diffusion(tmp_path / "source", "sd15")
     make_text_encoder(
         tmp_path / "source" / "text_encoder", changes={"num_hidden_layers": 1, "max_position_embeddings": 16}
     )
     config = tmp_path / "source" / "tokenizer" / "tokenizer_config.json"
     rewrite_json(config, lambda raw: raw | {"model_max_length": 16})
-    changes = {"init": str(tmp_path / "source"), "size": 32, "words_steps": 16}
+    changes = {"init": str(tmp_path / "source"), "size": 32, "words_steps": 16, "whole_words": whole}
     told = run(pictures, recipe(tmp_path / "whole", (0, 1, 0), **changes))
     words = [at.loss for at in told if at.stage == "words"]
     assert len(words) == 16 and told[-1].stage == "diffusion"
@@ -258,6 +260,23 @@ def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path) -> N
     run(pictures, recipe(tmp_path / "broken", (0, 1, 0), **changes), 3)
     assert [at.step for at in run(pictures, recipe(tmp_path / "broken", (0, 1, 0), **changes))] == [*range(4, 17), 1]
     assert_equal(weights(tmp_path / "whole" / "checkpoint"), weights(tmp_path / "broken" / "checkpoint"))
+    with pytest.raises(GencliError, match="other sizes: whole_words"):
+        run(pictures, recipe(tmp_path / "broken", (0, 1, 0), **changes | {"whole_words": not whole}))
+    source, made = (tmp_path / name for name in ("source", "whole/checkpoint"))
+    old, new = (transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer") for folder in (source, made))
+    assert new.convert_ids_to_tokens([len(new) - 2, len(new) - 1]) == ["<|startoftext|>", "<|endoftext|>"]
+    words = ("circle", "round", "Orange", "draw")
+    before, after = ([len(reader(word).input_ids) - 2 for word in words] for reader in (old, new))
+    assert after == ([1] * 4 if whole else before) and before != [1] * 4
+    assert (len(new) > len(old)) == whole
+    encoder = transformers.CLIPTextModel.from_pretrained(made / "text_encoder")
+    assert encoder.config.vocab_size == len(new)
+    ids = new("a red circle", return_tensors="pt").input_ids
+    ours = build.load(made / "text_encoder")
+    with torch.inference_mode():
+        expected = encoder(ids).last_hidden_state
+        torch.testing.assert_close(ours(ids).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+    assert drawn(made, "red circle", width=32, height=32).shape == (32, 32, 3)
 
 
 def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:
