@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from gencli.errors import UsageError
 from gencli.image.diffusion import samplers, spacings
 from gencli.image.mix import check_mix
+from gencli.image.stage_values import STAGE_KEYS, parse_stages
 from gencli.image.values import (
     EMPHASIS_LABELS,
     SAMPLER_LABELS,
@@ -27,7 +28,6 @@ from gencli.image.values import (
     parse_sampler_options,
 )
 from gencli.options import (
-    KINDS,
     MODEL,
     SEED,
     Bounds,
@@ -48,10 +48,6 @@ SIDES = ("left", "right")
 DTYPES = ("float32", "bfloat16", "float16")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BETAS = ("scaled_linear", "linear", "squaredcos_cap_v2")
-STAGE_KEYS = {  # what --stage NAME:KEY=VALUE may set: key → field
-    "steps": "steps", "cfg-scale": "guidance", "guidance-rescale": "guidance_rescale", "sampler": "sampler",
-    "eta": "eta", "spacing": "spacing", "karras": "karras", "noise-level": "noise_level",
-}  # fmt: skip
 SEED_LIMIT = 2**63  # above the largest seed
 DEFAULT_MODEL = "emoji"
 # What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
@@ -62,34 +58,13 @@ INPUT, PICTURE, SAMPLING, START = "Prompt", "Image", "Sampling", "Starting from 
 CONTROL, DRAWERS = "ControlNets", "Models that do not denoise (GANs, and those that draw token by token)"
 
 
+def _parse_stages(texts: Sequence[str]) -> dict[str, dict[str, object]]:
+    return parse_stages(texts, dict(rows(ImageRequest)))
+
+
 def _check_stages(name: str, values: Sequence[str]) -> None:
     Option(str, several=True).check(name, values)
-    parse_stages(values)
-
-
-def parse_stages(texts: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Parse NAME:KEY=VALUE, each. Return name of a stage → fields of `ImageRequest` → values. Raise UsageError."""
-    stages: dict[str, dict[str, object]] = {}
-    for text in texts:
-        name, _, assignment = text.partition(":")
-        key, equals, word = assignment.partition("=")
-        if not (name and key and equals):
-            raise UsageError(f"--stage {text!r:.80}: expected NAME:KEY=VALUE", "as in refiner:steps=20")
-        if key not in STAGE_KEYS:
-            raise UsageError(f"--stage {text!r:.80}: no key {key!r:.40}", f"there are {', '.join(STAGE_KEYS)}")
-        field = STAGE_KEYS[key]
-        option = dict(rows(ImageRequest))[field]
-        try:
-            value = {"true": True, "false": False}[word.lower()] if option.kind is bool else option.kind(word)
-        except (KeyError, ValueError):
-            hint = "each --stage sets one KEY; give it again for another" if "," in word else None
-            raise UsageError(f"--stage {text!r:.80}: expected {KINDS[option.kind]}", hint) from None
-        try:
-            option.check(field, value)
-        except UsageError as error:
-            raise UsageError(f"--stage {text!r:.80}: {error.message}", error.hint) from None
-        stages.setdefault(name, {})[field] = value
-    return {name: {**values, **named_sampler(values)} for name, values in stages.items()}
+    _parse_stages(values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -329,7 +304,7 @@ class ImageRequest:
     @property
     def stages(self) -> dict[str, dict[str, object]]:
         """The values of --stage: name of a stage → fields of this class → values."""
-        return parse_stages(self.stage)
+        return _parse_stages(self.stage)
 
     @property
     def controls(self) -> list[Control]:

@@ -14,8 +14,9 @@ from gencli.image.diffusion.spacings import SECTIONS
 from gencli.image.distilled import FEW, FEW_SAMPLERS, distilled_sampler, few_steps_sampler, is_distilled
 from gencli.image.families import TINY, tiny_named
 from gencli.image.prompts import weighting
-from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, STAGE_KEYS, ImageRequest
+from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
 from gencli.image.sizes import size_of
+from gencli.image.stage_values import STAGE_KEYS
 from gencli.options import check_values, typed
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0

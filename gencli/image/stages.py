@@ -15,8 +15,9 @@ from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing
 from gencli.image.families import Stage, as_refiner, as_upscaler, checks
 from gencli.image.families.stable_diffusion import REFINER, STABLE_DIFFUSION_XL
-from gencli.image.request import STAGE_KEYS, ImageRequest
+from gencli.image.request import ImageRequest
 from gencli.image.resolve import own_steps, sampler_options, with_sampler_options
+from gencli.image.stage_values import STAGE_KEYS
 from gencli.options import typed
 
 
