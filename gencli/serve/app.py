@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gencli.errors import GencliError, UsageError
-from gencli.serve import answers, bodies, openapi
+from gencli.serve import answers, bodies, edits, openapi
 from gencli.serve.engine import Drawn, ImageEngine, ImageWork, TextEngine, TextWork, events_of
 from gencli.serve.guard import Guard, Limits, failure, unknown, unless_gone
 from gencli.serve.pool import Pool
@@ -44,6 +44,8 @@ class Server(Guard):
             ("/v1/completions", self.completions, "POST", True),
             ("/v1/chat/completions", self.chat, "POST", True),
             ("/v1/images/generations", self.images, "POST", True),
+            ("/v1/images/edits", self.edited, "POST", True),
+            ("/v1/images/variations", self.varied, "POST", True),
             ("/v1/embeddings", self.embeddings, "POST", True),
         ]
         routes = [Route(path, self.guarded(path, end, busy), methods=[way]) for path, end, way, busy in made]
@@ -165,8 +167,20 @@ class Server(Guard):
     async def images(self, request: Request) -> Response:
         body = await self.body(request)
         name = await self._model(body)
-        asked = bodies.read_drawing(body, name)
-        return await unless_gone(request, self._drawn(name, asked))
+        return await unless_gone(request, self._drawn(name, bodies.read_drawing(body, name)))
+
+    async def edited(self, request: Request) -> Response:
+        return await self._edit(request, varies=False)
+
+    async def varied(self, request: Request) -> Response:
+        return await self._edit(request, varies=True)
+
+    async def _edit(self, request: Request, *, varies: bool) -> Response:
+        parts = await self.form(request)
+        said = {part.name: part.text for part in parts if part.name == "model"}
+        name = await self._model(said)
+        edit = await asyncio.to_thread(edits.read_edit, parts, name, varies=varies)
+        return await unless_gone(request, self._drawn(name, edit.drawing, edit, varies=varies))
 
     async def embeddings(self, request: Request) -> Response:
         """Refuse: what programs make of a decoder's states differs from one to the other, and none of the models that
@@ -177,15 +191,24 @@ class Server(Guard):
         message = f"{name[:200]} gives no embeddings: it continues texts or draws"
         raise Refusal(INVALID, message, param="model", code="embeddings_not_supported")
 
-    async def _drawn(self, name: str, asked: bodies.Drawing) -> Response:
-        """Draw, and answer once all images are there."""
+    async def _drawn(
+        self, name: str, asked: bodies.Drawing, edit: edits.Edit | None = None, *, varies: bool = False
+    ) -> Response:
+        """Draw, and answer once all images are there. edit: what it begins from; varies: in a route of variations."""
         async with self.pool.use(name, ImageEngine) as engine:
+            wanted, inputs = asked.request, engine.inputs
+            if varies:
+                edits.check_varies(engine.opened)
+            if edit is not None:
+                wanted, inputs = edits.begin(edit, engine.opened, inputs)
             try:
-                resolved = await asyncio.to_thread(engine.resolve, asked.request)
+                resolved = await asyncio.to_thread(engine.resolve, wanted, inputs)
             except GencliError as error:
-                raise Refusal.of(error, status=INVALID, param="prompt", names=asked.names) from None
+                param = "image" if edit else "prompt"
+                raise Refusal.of(error, status=INVALID, param=param, names=asked.names) from None
+            edits.check_size(resolved)
             images: list[bytes] = []
-            make = partial(ImageWork, request=resolved, format=asked.format)
+            make = partial(ImageWork, request=resolved, inputs=inputs, format=asked.format)
             async with contextlib.aclosing(events_of(engine, [make])) as events:
                 async for _, event in events:
                     assert isinstance(event, Drawn)

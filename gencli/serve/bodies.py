@@ -12,12 +12,13 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
 from gencli.options import KINDS, Option, make, rows, typed
-from gencli.serve.refusal import INVALID, Refusal
+from gencli.serve.refusal import INVALID, NO_NAMES, Refusal
 from gencli.serve.values import MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS, READ, shown, whole
 from gencli.text.chat_template import Message
 from gencli.text.request import SamplingParams, TextRequest, draw_seed
@@ -49,6 +50,7 @@ DRAWN = {  # name in a body → field of ImageRequest
 }  # fmt: skip
 FORMATS = ("png", "jpeg", "webp")
 DRAWN_INERT = {*INERT, "response_format", "size", "output_format", "quality", "style", "background", "moderation"}
+NOTHING: Body = MappingProxyType({})
 SIZE = ("--width", "--height", "--size")  # in errors
 
 
@@ -113,8 +115,19 @@ def read_chat(body: Body) -> Chat:
     return Chat(_request("", _text_values(values, {"messages"}, CHAT)), read, names)
 
 
-def read_drawing(body: Body, model: str) -> Drawing:
-    """Read the body of /v1/images/generations for a model of this name. Raise Refusal."""
+def read_drawing(
+    body: Body,
+    model: str,
+    known: Mapping[str, str] = DRAWN,
+    inert: Collection[str] = (),
+    begun: Body = NOTHING,
+    flags: Mapping[str, str] = NO_NAMES,
+) -> Drawing:
+    """Read the body of /v1/images/generations for a model of this name. Raise Refusal.
+
+    known, inert: the names that it may have. begun: further values of the request, which the body does not give by
+    these. flags: what clients call the options of such.
+    """
     if body.get("response_format") not in (None, "b64_json"):
         raise Refusal(INVALID, "response_format: images are sent as b64_json alone", param="response_format")
     if body.get("stream") not in (None, False):
@@ -124,12 +137,13 @@ def read_drawing(body: Body, model: str) -> Drawing:
     if not isinstance(format, str) or format not in FORMATS:
         wanted = f"output_format {shown(format)}: wants one of {', '.join(FORMATS)}"
         raise Refusal(INVALID, wanted, param="output_format")
-    values = _values(_given(body, DRAWN, DRAWN_INERT, DRAWN_ROWS), DRAWN, DRAWN_ROWS)
+    values = _values(_given(body, known, {*DRAWN_INERT, *inert}, DRAWN_ROWS), known, DRAWN_ROWS)
     size = body.get("size")
     if size not in (None, "auto"):
         values["width"], values["height"] = _size(size)
-    names = {**spoken(body, DRAWN, DRAWN_ROWS), **dict.fromkeys((*SIZE, "size"), "size")}
-    return Drawing(_checked(lambda: make(ImageRequest, {**values, "model": model}), names), format, names)
+    names = {**spoken(body, known, DRAWN_ROWS), **dict.fromkeys((*SIZE, "size"), "size"), **flags}
+    made = _checked(lambda: make(ImageRequest, {**values, **begun, "model": model}), names)
+    return Drawing(made, format, names)
 
 
 def wants_stream(body: Body) -> tuple[bool, bool]:

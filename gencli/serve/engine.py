@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Generic, TypeVar
 
+from gencli.image import stages
 from gencli.image.checkpoint import ImageCheckpoint
 from gencli.image.draw import Drawing
 from gencli.image.drawers.base import Drawer
@@ -80,9 +81,10 @@ class TextWork(Work):
 
 @dataclass(eq=False)
 class ImageWork(Work):
-    """request: resolved. format: the file format of the images."""
+    """request: resolved. inputs: with the images that it begins from. format: the file format of the images."""
 
     request: ImageRequest = field(kw_only=True)
+    inputs: Inputs = field(kw_only=True)
     format: str = "png"
 
 
@@ -246,19 +248,21 @@ class ImageEngine(Engine["ImageWork"]):
             except Exception as error:  # whatever it is, the client has to be told
                 work.put(error)
 
-    def resolve(self, request: ImageRequest) -> ImageRequest:
+    def resolve(self, request: ImageRequest, inputs: Inputs) -> ImageRequest:
         """Return a request with all that it leaves open. Raise GencliError for one that the model cannot follow."""
         if isinstance(self.opened, Drawer):
             resolved = self.opened.resolve(request)
         else:
-            resolved = resolve(request, self.opened)
+            given = [*([] if inputs.init is None else [inputs.init]), *inputs.named.values()]
+            resolved = resolve(request, self.opened, given[0].size if given else None)
+            stages.plan(resolved, self.opened, has_init=inputs.init is not None)  # raises for what no stage can follow
             check_asked(resolved, self.opened)
         with self.turn:
             self.drawing.check_prompt(resolved)
         return resolved
 
     def _draw(self, work: ImageWork) -> None:
-        events = self.drawing.generate(work.request, None, self.inputs)
+        events = self.drawing.generate(work.request, None, work.inputs)
         with contextlib.closing(events):
             for event in in_turns(events, self.turn):
                 if work.cancelled:

@@ -19,9 +19,11 @@ from starlette.responses import JSONResponse, Response
 from gencli.errors import GencliError
 from gencli.serve import answers, bodies
 from gencli.serve.engine import Counts
+from gencli.serve.multipart import Part, read_parts
 from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, Refusal
 
 T = TypeVar("T")
+JSON, FORM = "application/json", "multipart/form-data"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Endpoint = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("gencli.serve")
@@ -29,10 +31,12 @@ log = logging.getLogger("gencli.serve")
 
 @dataclass(frozen=True)
 class Limits:
-    """queue: requests under way at most. body: its bytes at most. seconds: how long a client may take to send it."""
+    """queue: requests under way at most. body, form: bytes at most, of a body of JSON and of a form with files.
+    seconds: how long a client may take to send it."""
 
     queue: int = 64
     body: int = 4 * 2**20
+    form: int = 64 * 2**20
     seconds: float = 30.0
 
 
@@ -105,29 +109,48 @@ class Guard:
 
     async def body(self, request: Request) -> bodies.Body:
         """Return the JSON object that a request brings. Raise Refusal."""
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            told = f"the header says Content-Type: {kind[:60]}; a body of JSON is application/json"
-            raise Refusal(415, f"{told} (curl: -H 'Content-Type: application/json')")
-
-        async def read() -> bytes:
-            data = bytearray()
-            async for part in request.stream():
-                data += part
-                if len(data) > self.limits.body:
-                    raise Refusal(TOO_LARGE, f"the body has more than {self.limits.body} bytes")
-            return bytes(data)
-
+        kind = request.headers.get("content-type", JSON)
+        if _kind(kind) != JSON:
+            told = f"the header says Content-Type: {_kind(kind)}; a body of JSON is {JSON}"
+            raise Refusal(415, f"{told} (curl: -H 'Content-Type: {JSON}')")
         try:
-            value = json.loads(await asyncio.wait_for(read(), self.limits.seconds))
-        except (TimeoutError, asyncio.TimeoutError):
-            raise Refusal(408, f"the body did not come within {self.limits.seconds:g} s") from None
+            value = json.loads(await self._read(request, self.limits.body))
         except (ValueError, RecursionError) as error:
             where = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
             raise Refusal(INVALID, f"the body is no JSON{where}") from None
         if not isinstance(value, dict):
             raise Refusal(INVALID, "the body must be a JSON object")
         return value
+
+    async def form(self, request: Request) -> list[Part]:
+        """Return the fields of the form that a request brings. Raise Refusal."""
+        kind = request.headers.get("content-type", JSON)
+        if _kind(kind) != FORM:
+            told = f"the header says Content-Type: {_kind(kind)}; images come in a form, {FORM}"
+            raise Refusal(415, f"{told} (curl: -F image=@photo.png)")
+        data = await self._read(request, self.limits.form)
+        return await asyncio.to_thread(read_parts, data, kind)
+
+    async def _read(self, request: Request, most: int) -> bytes:
+        """Return a body of so many bytes at most. Raise Refusal."""
+
+        async def read() -> bytes:
+            data = bytearray()
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise Refusal(TOO_LARGE, f"the body has more than {most} bytes")
+            return bytes(data)
+
+        try:
+            return await asyncio.wait_for(read(), self.limits.seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise Refusal(408, f"the body did not come within {self.limits.seconds:g} s") from None
+
+
+def _kind(header: str) -> str:
+    """Return the type that a Content-Type header says, no more than its beginning."""
+    return header.partition(";")[0].strip().lower()[:60]
 
 
 def _host(address: str) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from gencli import __version__
 from gencli.options import Option
+from gencli.serve import edits
 from gencli.serve.bodies import (
     DRAWN,
     DRAWN_INERT,
@@ -21,6 +22,7 @@ from gencli.serve.bodies import (
 from gencli.serve.values import EFFORTS, MOST_IMAGES, MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS
 
 Schema = dict[str, object]
+JSON, FORM = "application/json", "multipart/form-data"
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 TEXT_OF_OPENAI: Schema = {  # what their rows do not say of them
     "n": {"type": "integer", "minimum": 1, "maximum": MOST_SAMPLES},
@@ -66,6 +68,7 @@ MESSAGE = {
     "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": {"type": "string"}},
     "required": ["role", "content"],
 }
+FILE = {"type": "string", "format": "binary"}
 ERROR = {
     "type": "object",
     "properties": {
@@ -106,6 +109,14 @@ def page(models: Iterable[str]) -> Schema:
     drawn |= {**model, "response_format": {"enum": ["b64_json", None]}, "stream": {"enum": [False, None]}}
     drawn |= {"n": {"type": "integer", "minimum": 1, "maximum": MOST_IMAGES}, "output_format": {"enum": list(FORMATS)}}
     drawn |= {"size": {"type": "string", "pattern": "^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"}}
+    files: Schema = {
+        "image": {"anyOf": [FILE, {"type": "array", "items": FILE, "minItems": 1, "maxItems": edits.MOST_IMAGES}]}
+    }
+    files |= {"image[]": files["image"], "mask": FILE}
+    inert = dict.fromkeys(edits.INERT, ANY)
+    edited: Schema = {**inert, **{name: _schema(field, DRAWN_ROWS) for name, field in edits.EDITED.items()}, **drawn}
+    varied: Schema = {**{name: one for name, one in edited.items() if name not in edits.DRAWN_ALONE}, "image": FILE}
+    edited |= files
     return {
         "openapi": "3.1.0",
         "info": {"title": "gencli", "version": __version__},
@@ -115,6 +126,8 @@ def page(models: Iterable[str]) -> Schema:
             "/v1/completions": _post({**text, **completion}, *named, "prompt", streams=True),
             "/v1/chat/completions": _post({**text, **chat}, *named, "messages", streams=True),
             "/v1/images/generations": _post(drawn, *named, "prompt"),
+            "/v1/images/edits": _post(edited, *named, "image", kind=FORM),
+            "/v1/images/variations": _post(varied, *named, "image", kind=FORM),
             "/v1/embeddings": _post({**model, "input": {"type": "string"}}, *named, "input"),
         },
     }
@@ -144,11 +157,11 @@ def _get(schema: Mapping[str, object]) -> Schema:
     return {"get": {"responses": {"200": _answer(schema), "default": _answer(ERROR, "an error")}}}
 
 
-def _post(properties: Mapping[str, object], *needed: str, streams: bool = False) -> Schema:
+def _post(properties: Mapping[str, object], *needed: str, streams: bool = False, kind: str = JSON) -> Schema:
     body = {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
     return {
         "post": {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "requestBody": {"required": True, "content": {kind: {"schema": body}}},
             "responses": {"200": _answer({"type": "object"}, streams=streams), "default": _answer(ERROR, "an error")},
         }
     }

@@ -126,6 +126,10 @@ class Pool:
             if not isinstance(warm.engine, kind):
                 raise Refusal(INVALID, f"{name} is {MISSING[kind]}", param="model")
             yield warm.engine
+        except (GencliError, Refusal) as error:
+            if wanted.name != name:  # a path on this machine, which is nothing to the client
+                error.message = error.message.replace(wanted.name, name)
+            raise
         finally:
             self.release(warm)
 

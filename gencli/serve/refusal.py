@@ -56,7 +56,7 @@ class Refusal(Exception):
             status = INVALID if isinstance(error, UsageError) else FAILED
         param = next((names[word] for word in WORD.findall(error.message) if word in names), param)
         message, hint = (_in_words(text, names) for text in (error.message, error.hint or ""))
-        if names and any(word.startswith("-") for word in WORD.findall(hint)):
+        if names and (" FILE" in hint or any(word.startswith("-") for word in WORD.findall(hint))):
             hint = ""
         message = message.removeprefix("--")
         return cls(status, f"{message} ({hint})" if hint else message, param=param)
@@ -70,7 +70,9 @@ def no_model(name: str, known: Collection[str]) -> Refusal:
 
 
 def _in_words(text: str, names: Mapping[str, str]) -> str:
-    return WORD.sub(lambda found: names.get(found[0], found[0]), text)
+    """Return a text with other words; one that stood for both forms of an option, as in -i/--init, stands once."""
+    said = WORD.sub(lambda found: names.get(found[0], found[0]), text)
+    return re.sub(r"\b([\w-]+)/\1\b", r"\1", said) if names else said
 
 
 def _text(value: str) -> str:

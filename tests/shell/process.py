@@ -6,6 +6,7 @@ All but those called `fresh` are forked from a server that has imported everythi
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import io
 import json
@@ -156,6 +157,21 @@ for args in json.loads(sys.argv[1]):
     print(main(args), flush=True)
     print(end="\\0", file=sys.stderr, flush=True)
 """
+
+
+@contextlib.contextmanager
+def listening(folder: Path, *args: object, fresh: bool = False, **env: str | None):
+    """`gencli serve`, with an interpreter of its own or forked, its socket in a folder; its process, socket and URL."""
+    path = folder / "s.sock"
+    words = ("serve", "--socket", path, "--listen", "0", "--threads", "1", *args)
+    process = start(*words, fresh=fresh, env=environment(XDG_RUNTIME_DIR=str(folder), **env))
+    try:
+        assert process.stdout.readline().decode().strip() == str(path)
+        yield process, path, process.stdout.readline().decode().strip()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
 
 
 def without_torch(commands: list[list[str]]) -> tuple[list[int], list[str]]:

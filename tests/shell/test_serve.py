@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.oracles.hub_server import Hub
 from tests.oracles.libraries import openai
-from tests.shell.process import environment, gencli, short_folder, start
+from tests.shell.process import gencli, listening, short_folder
 from tests.tiny.clip import make_clip
 from tests.tiny.image import make_text_encoder
 from tests.tiny.text import make_gpt2
@@ -30,21 +30,6 @@ from tests.tiny.text import make_gpt2
 pytestmark = pytest.mark.slow
 TELL = {"model": "stories", "prompt": "Once upon a time", "seed": 1, "max_tokens": 12}
 DRAW = {"model": "emoji", "prompt": "red apple", "extra_body": {"seed": 1, "steps": 2}}
-
-
-@contextlib.contextmanager
-def serving(folder, *args, fresh=False, **env):
-    """A server, with an interpreter of its own or forked; its process, socket and URL."""
-    path = folder / "s.sock"
-    words = ("serve", "--socket", path, "--listen", "0", "--threads", "1", *args)
-    process = start(*words, fresh=fresh, env=environment(XDG_RUNTIME_DIR=str(folder), **env))
-    try:
-        assert process.stdout.readline().decode().strip() == str(path)
-        yield process, path, process.stdout.readline().decode().strip()
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
 
 
 @pytest.fixture
@@ -56,7 +41,7 @@ def tmp_path(short_path: Path) -> Path:
 def url():
     with (
         tempfile.TemporaryDirectory(prefix="gencli-", dir=short_folder()) as made,
-        serving(Path(made), "--queue", "8") as (_, _, url),
+        listening(Path(made), "--queue", "8") as (_, _, url),
     ):
         yield url
 
@@ -221,7 +206,7 @@ def test_a_head_without_end_is_cut_off(url):
 
 
 def test_a_key(tmp_path):
-    with serving(tmp_path, "--key", "secret-secret") as (_, _, url):
+    with listening(tmp_path, "--key", "secret-secret") as (_, _, url):
         assert httpx.get(url + "/v1/models").status_code == 401
         assert httpx.get(url + "/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
         shown = {"Authorization": "Bearer secret-secret"}
@@ -230,7 +215,7 @@ def test_a_key(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_socket_and_the_end(tmp_path, number):
-    with serving(tmp_path, fresh=number == signal.SIGTERM) as (process, path, _):
+    with listening(tmp_path, fresh=number == signal.SIGTERM) as (process, path, _):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         transport = httpx.HTTPTransport(uds=str(path))
         with httpx.Client(transport=transport) as client:
@@ -247,7 +232,7 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path):
     path = tmp_path / "s.sock"
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
-    with serving(tmp_path):
+    with listening(tmp_path):
         pass
     path.write_text("mine")
     refused = gencli("serve", "--socket", path)
@@ -333,7 +318,7 @@ def test_a_model_of_the_hub_is_fetched_at_the_start(tmp_path):
         env["HF_HUB_CACHE"] = str(tmp_path / "cache")
         refused = gencli("serve", "-m", "org/gpt2", "--offline", "--socket", tmp_path / "s.sock", **env)
         assert refused.returncode == 1 and b"org/gpt2" in refused.stderr and not hub.requests
-        with serving(tmp_path, "-m", "org/gpt2", **env) as (_, _, url):
+        with listening(tmp_path, "-m", "org/gpt2", **env) as (_, _, url):
             assert "model.safetensors" in hub.fetched()
             hub.requests.clear()
             answer = httpx.post(url + "/v1/completions", json={"model": "org/gpt2", "prompt": "a", "max_tokens": 1})
@@ -352,14 +337,14 @@ def test_the_folder_of_a_socket_is_not_made(tmp_path):
 
 def test_answers_may_end_whenever_they_do(tmp_path):
     """Without a limit on their time the server ends once nothing is under way."""
-    with serving(tmp_path, "--grace", "forever") as (process, _, _):
+    with listening(tmp_path, "--grace", "forever") as (process, _, _):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGTERM and b"error" not in err
 
 
 def test_only_what_it_was_started_with(tmp_path):
-    with serving(tmp_path, "-m", "stories", "--keep", "0", "--max-memory", "1k") as (_, _, url):
+    with listening(tmp_path, "-m", "stories", "--keep", "0", "--max-memory", "1k") as (_, _, url):
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)
         with pytest.raises(openai.NotFoundError):
             client.images.generate(**DRAW)
@@ -380,7 +365,7 @@ def test_a_model_that_fails_is_not_the_client_s_fault(tmp_path):
     model = make_gpt2(tmp_path / "nan")
     [file] = model.glob("*.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    with serving(tmp_path, "-m", model) as (_, _, url):
+    with listening(tmp_path, "-m", model) as (_, _, url):
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)
         for stream in (False, True):
             with pytest.raises(openai.InternalServerError) as raised:
@@ -462,4 +447,4 @@ def test_fuzzed_by_its_own_page(url):
         for mode in GenerationMode if operation.method == "post" else [GenerationMode.POSITIVE]:
             fuzz(operation, mode)
     assert {path for path, status in seen if status == 2} >= {"/health", "/v1/models"}
-    assert {status for _, status in seen} == {2, 4} and len({path for path, _ in seen}) == 6, seen
+    assert {status for _, status in seen} == {2, 4} and len({path for path, _ in seen}) == 8, seen

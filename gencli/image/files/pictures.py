@@ -156,9 +156,12 @@ def check_is_here(path: str) -> None:
         raise GencliError(f"cannot read {path} as an image: {error.strerror}") from None
 
 
-def open_picture(source: str | Path | bytes) -> Image.Image:
-    """The image in a file (or its bytes), with its pixels read. Raises GencliError for all that is none."""
-    where = "stdin" if isinstance(source, bytes) else str(source)
+def open_picture(source: str | Path | bytes, where: str = "stdin") -> Image.Image:
+    """The image in a file (or its bytes), with its pixels read. Raises GencliError for all that is none.
+
+    where: what errors call bytes.
+    """
+    where = where if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(Path(source))
         if not data:
@@ -180,20 +183,23 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
 
 
 def open_flat(
-    source: str | Path | bytes, ground: str = "white", note: Callable[[str], None] = lambda text: None
+    source: str | Path | bytes,
+    ground: str = "white",
+    note: Callable[[str], None] = lambda text: None,
+    where: str = "stdin",
 ) -> Image.Image:
     """The same, upright by its EXIF and as RGB.
 
     ground: the colour on which what is transparent lies; black where white has a meaning, as in masks. Remarks go to
-    `note`.
+    `note`. where: as `open_picture`.
     """
-    picture = open_picture(source)
+    picture = open_picture(source, where)
     is_tiff = picture.format == "TIFF"
     with contextlib.suppress(*BROKEN), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         picture = ImageOps.exif_transpose(picture)
     if picture.mode[0] in "IF":
-        where = "stdin" if isinstance(source, bytes) else str(source)
+        where = where if isinstance(source, bytes) else str(source)
         picture = Image.fromarray(_to_bytes(picture, where, is_tiff, note))
     if picture.has_transparency_data:
         below = Image.new("RGBA", picture.size, ground)
