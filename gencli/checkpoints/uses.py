@@ -13,7 +13,7 @@ USES = {
     **dict.fromkeys(("clip_text_model", "t5", "ldmbert", "GlideTextModel"), ("a text encoder", ENCODER)),
     "clip_vision_model": ("an encoder of images", ENCODER.replace("prompts", "images")),
     **dict.fromkeys(
-        ("AutoencoderKL", "AutoencoderTiny", "AutoencoderKLFlux2"),
+        ("AutoencoderKL", "AutoencoderTiny", "AutoencoderKLFlux2", "AutoencoderKLQwenImage"),
         ("an autoencoder", "`gencli image --vae {name}` draws with it in the place of a model's own"),
     ),
     "VQModel": ("an autoencoder", "`gencli codes -m {name}` encodes images into its codes, and decodes them"),

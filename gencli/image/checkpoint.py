@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
 
-FLUX = "FluxTransformer2DModel"
+FLUX, QWEN_IMAGE = "FluxTransformer2DModel", "QwenImageTransformer2DModel"
+VIDEO_AUTOENCODER = "AutoencoderKLQwenImage"
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,11 @@ class ImageCheckpoint:
             return "mask" if self.configs[self.family.network].get("in_channels") == 7 else None
         if self.family.autoencoder != "vae":
             return None
-        channels = self.configs["vae"].get("latent_channels", 4)
+        channels = latent_channels(self.configs["vae"])
         reads = self.configs[self.family.network].get("in_channels", channels)
         if not isinstance(channels, int | float) or not isinstance(reads, int | float):
             return None
-        if self.configs[self.family.network].get("_class_name") == FLUX:  # of 2 × 2 latents
+        if self.configs[self.family.network].get("_class_name") in (FLUX, QWEN_IMAGE):  # of 2 × 2 latents
             reads /= 4
         further = reads - channels
         masks = channels + 1, channels + self.factor**2  # the mask of a latent, or that of each of its pixels
@@ -189,14 +190,22 @@ class ImageCheckpoint:
 def _blocks(checkpoint: ImageCheckpoint, part: str) -> list[int]:
     # Defaults as in diffusers' classes.
     default = {"UNet2DConditionModel": 4, "UNet2DModel": 4, "AutoencoderKL": 1, "VQModel": 1}
-    default |= {"AutoencoderTiny": 4, "AutoencoderKLFlux2": 4}
+    default |= {"AutoencoderTiny": 4, "AutoencoderKLFlux2": 4, VIDEO_AUTOENCODER: 4}
     config = checkpoint.configs[part]
     kind = str(config.get("_class_name"))
-    key = "decoder_block_out_channels" if kind == "AutoencoderTiny" else "block_out_channels"
+    keys = {"AutoencoderTiny": "decoder_block_out_channels", VIDEO_AUTOENCODER: "dim_mult"}
+    key = keys.get(kind, "block_out_channels")
     blocks = config.get(key, [0] * default.get(kind, 1))
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 16:
-        raise GencliError(f"{checkpoint.parts[part]}: block_out_channels = {blocks!r} is not supported")
+        raise GencliError(f"{checkpoint.parts[part]}: {key} = {blocks!r:.80} is not supported")
     return blocks
+
+
+def latent_channels(config: Mapping[str, object]) -> object:
+    """Channels of the latents of an autoencoder with this config; defaults are those of diffusers' classes."""
+    if config.get("_class_name") == VIDEO_AUTOENCODER:
+        return config.get("z_dim", 16)
+    return config.get("latent_channels", 4)
 
 
 def patch_size(config: Mapping[str, object]) -> int:

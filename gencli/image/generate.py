@@ -281,6 +281,7 @@ class _StageRun:
             image_uncond=image_uncond,
             guidance_scale=scale,
             guidance_rescale=request.guidance_rescale or 0.0,
+            keeps_norms=loaded.stage.keeps_norms,
             image_guidance_scale=1.0 if request.image_guidance is None else request.image_guidance,
             limits=limits,
         )

@@ -17,7 +17,7 @@ from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.uses import wrong_kind
 from gencli.errors import GencliError, UsageError
-from gencli.image.checkpoint import ImageCheckpoint
+from gencli.image.checkpoint import ImageCheckpoint, latent_channels
 from gencli.image.families import FAMILIES, Family, find_family
 from gencli.image.prompts.classes import classes_of, read_names
 from gencli.models import stands_for
@@ -249,7 +249,7 @@ def with_vae(checkpoint: ImageCheckpoint, source: Source, *, allow_pickle: bool 
     if not stands_for(kind, kinds):
         found = kind or config.get("model_type")
         raise GencliError(f"--vae {part.path} is a {found!s:.40}", f"{' or '.join(kinds)} fits")
-    channels = [one.get("latent_channels", 4) for one in (config, old)]
+    channels = [latent_channels(one) for one in (config, old)]
     if old and channels[0] != channels[1]:
         makes = f"makes latents of {channels[0]!s:.20} channels"
         raise GencliError(f"--vae {part.path} {makes}, and {checkpoint.name} knows {channels[1]}")

@@ -19,6 +19,8 @@ ARCHITECTURES: dict[str, str] = {
     "mistral": "mistral",
     "mixtral": "mixtral",
     "qwen2": "qwen2",
+    "qwen2_5_vl_text": "qwen2_5_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",
     "gpt_oss": "gpt_oss",
@@ -67,6 +69,8 @@ ARCHITECTURES: dict[str, str] = {
     "FluxTransformer2DModel": "flux",
     "Flux2Transformer2DModel": "flux2",
     "AutoencoderKLFlux2": "autoencoder_kl_flux2",
+    "QwenImageTransformer2DModel": "qwen_image",
+    "AutoencoderKLQwenImage": "autoencoder_kl_qwenimage",
 }
 
 

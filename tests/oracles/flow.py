@@ -1,4 +1,5 @@
-"""What diffusers' pipelines of Z-Image, FLUX.1, FLUX.2 klein and PixArt draw, called as gencli's requests say it."""
+"""What diffusers' pipelines of Z-Image, FLUX.1, FLUX.2 klein, Qwen-Image and PixArt draw, called as gencli's requests
+say it."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from gencli.checkpoints import build
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.pipelines import draw, generator, opened
 from tests.tiny.flow import make_flux, make_klein, make_pixart, make_sd3, make_z_image
+from tests.tiny.qwen_image import make_qwen_image
 
 PROMPT, NEGATIVE, SIZE = "a red apple in the garden", "the dog", {"width": 96, "height": 64}
 
@@ -28,6 +30,12 @@ def draw_klein(pipe: Any, *, guidance: float = 1.0, steps: int = 3, **more: Any)
     """Its pipeline knows no negative prompt but an empty one."""
     given = {"prompt": PROMPT, "guidance_scale": guidance, **SIZE, **more}
     return pipe(num_inference_steps=steps, generator=generator(), **given).images[0]
+
+
+def draw_qwen_image(pipe: Any, *, guidance: float = 1.0, steps: int = 3, **more: Any) -> Any:
+    """guidance: the scale of classifier-free guidance, as everywhere."""
+    given = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "true_cfg_scale": guidance, **SIZE, **more}
+    return pipe(num_inference_steps=steps, generator=generator(), max_sequence_length=1024, **given).images[0]
 
 
 def t5_states(pipe: Any, tokenizer: Any, text: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +103,7 @@ class Checkpoints:
         self.pipes = {
             "z-image-turbo": make_z_image(root / "z-image-turbo"),
             "klein": make_klein(root / "klein"),
+            "qwen-image": make_qwen_image(root / "qwen-image"),
             "sigma": make_pixart(root / "sigma"),
             "alpha": make_pixart(root / "alpha", "Alpha"),
             "sd3.5": make_sd3(root / "sd3.5"),
@@ -111,6 +120,8 @@ class Checkpoints:
             return draw_z_image(pipe, **settings)
         if name == "klein":
             return draw_klein(pipe, **settings)
+        if name == "qwen-image":
+            return draw_qwen_image(pipe, **settings)
         if name.startswith("sd3"):
             return draw_sd3(pipe, self.pipelines[name].checkpoint.tokenizer("tokenizer_3"), **settings)
         if name.startswith("flux"):
@@ -137,6 +148,13 @@ class Checkpoints:
             texts = [one[:length] for one, length in zip(caption, lengths, strict=True)]
             expected = theirs(list(x[:, :, None]), (1000 - t) / 1000, texts, return_dict=False)[0]
             return (network(x, t, caption, lengths) + torch.stack(list(expected))[:, :, 0]).abs().max().item()
+        if name == "qwen-image":
+            x, states, lengths = normal(2, 16, 8, 12), normal(2, 20, 32), torch.tensor([20, 7])
+            tokens = self.pipes[name]._pack_latents(x, 2, 16, 8, 12)
+            told = {"img_shapes": [[(1, 4, 6)]] * 2, "encoder_hidden_states_mask": torch.arange(20) < lengths[:, None]}
+            expected = theirs(tokens, states, timestep=t / 1000, return_dict=False, **told)[0]
+            expected = self.pipes[name]._unpack_latents(expected, 64, 96, 8)[:, :, 0]
+            return (network(x, t, states, lengths) - expected).abs().max().item()
         if name == "klein":
             x, states = normal(2, 32, 4, 6), normal(2, 20, 96)
             ids = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(6), torch.arange(1))
@@ -175,6 +193,7 @@ ROWS = {
     "sd3.5": ("Stable Diffusion 3 and 3.5", "`stabilityai/stable-diffusion-3.5-medium`"),
     "flux-dev": ("FLUX.1", "`black-forest-labs/FLUX.1-dev`, `black-forest-labs/FLUX.1-schnell`"),
     "klein": ("FLUX.2 klein", "`black-forest-labs/FLUX.2-klein-4B`"),
+    "qwen-image": ("Qwen-Image", "`Qwen/Qwen-Image`"),
 }
 
 

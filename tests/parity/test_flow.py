@@ -43,7 +43,7 @@ from tests.tiny import flow
 from tests.tiny.hub_cache import COMMIT
 from tests.tiny.image import VAE, rewrite_json
 
-NAMES = ("z-image-turbo", "klein", "sigma", "alpha", "sd3.5", "sd3", "flux-dev", "flux-schnell")
+NAMES = ("z-image-turbo", "klein", "qwen-image", "sigma", "alpha", "sd3.5", "sd3", "flux-dev", "flux-schnell")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,8 @@ def test_networks(made, name):
         ("z-image-turbo", 3.5),
         ("klein", 1.0),
         ("klein", 3.5),
+        ("qwen-image", 1.0),
+        ("qwen-image", 4.0),
         ("sigma", 4.5),
         ("alpha", 1.0),
         ("sd3.5", 7.0),
@@ -192,7 +194,7 @@ def test_what_older_files_call_pixart(made, tmp_path):
     assert_same(old.image, new.image, tolerance=0)
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("strength", [0.6, 1.0])
 @torch.no_grad()
 def test_from_an_image(made, strength):
     pipe = diffusers.ZImageImg2ImgPipeline(**made.pipes["z-image-turbo"].components)
@@ -204,7 +206,7 @@ def test_from_an_image(made, strength):
     assert_same(ours.image, theirs)
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("strength", [0.6, 1.0])
 @torch.no_grad()
 def test_flux_from_an_image(made, strength):
     pipe = diffusers.FluxImg2ImgPipeline(**made.pipes["flux-dev"].components)
@@ -730,7 +732,7 @@ def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, name, p
 
 
 @pytest.mark.parametrize(
-    "pipeline", ["StableDiffusion3ControlNetPipeline", "FluxControlPipeline", "QwenImagePipeline", "SanaPipeline"]
+    "pipeline", ["StableDiffusion3ControlNetPipeline", "FluxControlPipeline", "QwenImageEditPipeline", "SanaPipeline"]
 )
 def test_other_wiring_is_told_in_one_line(made, tmp_path, pipeline):
     (tmp_path / "model_index.json").write_text(

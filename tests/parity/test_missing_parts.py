@@ -14,12 +14,14 @@ from gencli.image.load import load
 from gencli.image.open import open_image_checkpoint
 from gencli.json_files import read_json
 from tests.tiny import flow
+from tests.tiny.qwen_image import make_qwen_image
 from tests.tiny.systems import make_if, make_karlo, make_x4
 from tests.tiny.unclip import make_kandinsky, make_stable_unclip
 
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "if": make_if, "karlo": make_karlo, "x4": make_x4, "kandinsky": make_kandinsky, "unclip": make_stable_unclip,
     "z-image": flow.make_z_image, "klein": flow.make_klein, "pixart": flow.make_pixart,
+    "qwen-image": make_qwen_image,
 }  # fmt: skip
 
 

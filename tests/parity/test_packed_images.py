@@ -29,6 +29,7 @@ from tests.oracles.pipelines import draw
 from tests.tiny import flow
 from tests.tiny.image import make_stable_diffusion
 from tests.tiny.janus import make_janus
+from tests.tiny.qwen_image import make_qwen_image
 
 SETTINGS: dict[str, Any] = {"prompt": PROMPT, "steps": 2, "width": 64, "height": 64}
 NAMES = ("z-turbo", "klein", "sigma", "sd")
@@ -41,6 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flow.make_z_image(folder / "z-turbo", axes_dims=[8, 12, 12], dim=96)
     flow.make_klein(folder / "klein", attention_head_dim=32, axes_dims_rope=[8, 8, 8, 8])
     flow.make_pixart(folder / "sigma")
+    make_qwen_image(folder / "qwen-image")
     make_stable_diffusion(folder / "sd")
     return folder
 
@@ -77,7 +79,9 @@ def unpack(packed: Pipeline, plain: Pipeline) -> int:
     return count
 
 
-@pytest.mark.parametrize(("name", "mix"), [("z-turbo", "q8_0"), ("klein", "q4_0"), ("sigma", "q8_0"), ("sd", "q5_1")])
+@pytest.mark.parametrize(
+    ("name", "mix"), [("z-turbo", "q8_0"), ("klein", "q4_0"), ("qwen-image", "q8_0"), ("sigma", "q8_0"), ("sd", "q5_1")]
+)
 def test_images_are_those_of_the_numbers_that_are_packed(root, cache, name, mix):
     """But for the rounding of products, whose activations have 8 bits; the layers that are too narrow are whole."""
     packed, plain = opened(root / name, quantize=mix), opened(root / name)

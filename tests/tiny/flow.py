@@ -161,7 +161,8 @@ def make_qwen3(folder: Path, **changes: Any) -> Any:
     return model, transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def _finish(folder: Path, name: str, parts: dict[str, Any], **more: Any) -> Any:
+def finish(folder: Path, name: str, parts: dict[str, Any], **more: Any) -> Any:
+    """Write model_index.json, and put the parts together as diffusers' pipeline of this name."""
     kinds = {
         part: ["transformers" if "text" in part or "token" in part else "diffusers", type(one).__name__]
         for part, one in parts.items()
@@ -188,7 +189,7 @@ def make_z_image(folder: Path, **changes: Any) -> Any:
     """Tongyi-MAI/Z-Image-Turbo."""
     folder.mkdir(parents=True, exist_ok=True)
     text_encoder, tokenizer = make_qwen3(folder)
-    return _finish(
+    return finish(
         folder,
         "ZImagePipeline",
         {
@@ -207,7 +208,7 @@ def make_sd3(folder: Path, name: str = "3.5", **changes: Any) -> Any:
     make_t5_tokenizer(folder / "tokenizer_3")
     network = SD3 | ({} if name == "3.5" else {"dual_attention_layers": [], "qk_norm": None}) | changes
     clip = TEXT["sd15"] | {"projection_dim": 24}
-    return _finish(
+    return finish(
         folder,
         "StableDiffusion3Pipeline",
         {
@@ -231,7 +232,7 @@ def make_flux(folder: Path, name: str = "dev", **changes: Any) -> Any:
     make_t5_tokenizer(folder / "tokenizer_2")
     schnell = name == "schnell"
     changes = {**({"in_channels": 384, "out_channels": 64} if name == "fill" else {}), **changes}
-    return _finish(
+    return finish(
         folder,
         {"kontext": "FluxKontextPipeline", "fill": "FluxFillPipeline"}.get(name, "FluxPipeline"),
         {
@@ -270,7 +271,7 @@ def make_klein(folder: Path, **changes: Any) -> Any:
     """black-forest-labs/FLUX.2-klein-4B."""
     folder.mkdir(parents=True, exist_ok=True)
     text_encoder, tokenizer = make_qwen3(folder, num_hidden_layers=28, hidden_size=32, intermediate_size=24)
-    return _finish(
+    return finish(
         folder,
         "Flux2KleinPipeline",
         {
@@ -339,7 +340,7 @@ def make_pixart(folder: Path, kind: str = "Sigma") -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     alpha = {"use_additional_conditions": None} if kind == "Alpha" else {}
     make_t5_tokenizer(folder / "tokenizer")
-    return _finish(
+    return finish(
         folder,
         f"PixArt{kind}Pipeline",
         {

@@ -149,6 +149,14 @@ def test_strength_counts_as_diffusers_does() -> None:
             from_strength(steps, strength)
 
 
+def test_strength_of_flow_matching_counts_a_begun_step_as_one() -> None:
+    steps = NoiseSchedule().steps(50)
+    for strength in (1e-30, 0.01, 0.02, 0.3, 0.58, 0.591, 0.8, 0.999, 1.0):
+        count = min(math.ceil(round(50 * strength, 9)), 50) or 1
+        rest = from_strength(steps, strength, begun=True)
+        assert [(s.at, s.next) for s in rest] == [(s.at, s.next) for s in steps[50 - count :]]
+
+
 def test_points() -> None:
     point = Point(5.0, 0.2)
     assert point.sqrt_alpha_cumprod**2 + point.sqrt_one_minus_alpha_cumprod**2 == pytest.approx(1)

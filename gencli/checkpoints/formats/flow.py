@@ -1,5 +1,6 @@
-"""The transformers of Z-Image, Stable Diffusion 3, FLUX.1 and FLUX.2 alone in a file, safetensors or GGUF, under their
-authors' names → what a diffusers folder would hold. The other parts are a folder's: see `Checkpoint.rest`. No torch.
+"""The transformers of Z-Image, Qwen-Image, Stable Diffusion 3, FLUX.1 and FLUX.2 alone in a file, safetensors or GGUF,
+under their authors' names → what a diffusers folder would hold. The other parts are a folder's: see `Checkpoint.rest`.
+No torch.
 """
 
 from __future__ import annotations
@@ -114,6 +115,23 @@ def _flux2(shapes: Shapes) -> dict[str, object]:
     }
 
 
+def _qwen_image(shapes: Shapes) -> dict[str, object]:
+    width, channels = sizes(shapes, "img_in.weight", 2)
+    [head] = sizes(shapes, "transformer_blocks.0.attn.norm_q.weight", 1)
+    if head % 16 or width % head:
+        raise GencliError(f"a Qwen-Image {width} wide with heads of {head} is not known")
+    return {
+        "_class_name": "QwenImageTransformer2DModel",
+        "attention_head_dim": head,
+        "axes_dims_rope": [head // 8, head // 16 * 7, head // 16 * 7],
+        "in_channels": channels,
+        "joint_attention_dim": sizes(shapes, "txt_in.weight", 2)[1],
+        "num_attention_heads": width // head,
+        "num_layers": numbered(shapes, "transformer_blocks"),
+        "out_channels": sizes(shapes, "proj_out.weight", 2)[0] // 4,
+    }
+
+
 def _norm(shapes: Shapes) -> tuple[int, ...]:
     """GGUF files may call the norms' scales weights."""
     name = "single_blocks.0.norm.query_norm"
@@ -170,6 +188,13 @@ FAMILIES = (
         _z_image,
         "ZImagePipeline",
         ("Tongyi-MAI/Z-Image-Turbo",),
+    ),
+    Family(
+        "Qwen-Image's transformer",
+        "transformer_blocks.0.img_mod.1.weight",
+        _qwen_image,
+        "QwenImagePipeline",
+        ("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
     ),
     Family(
         "FLUX.2's transformer",

@@ -1,5 +1,5 @@
-"""The names of tensors in files of Z-Image, Stable Diffusion 3, FLUX.1 and FLUX.2, as their authors' code has them, and
-those of diffusers' folders. Read when such a file or a LoRA is opened. No torch."""
+"""The names of tensors in files of Z-Image, Qwen-Image, Stable Diffusion 3, FLUX.1 and FLUX.2, as their authors' code
+has them, and those of diffusers' folders. Read when such a file or a LoRA is opened. No torch."""
 
 from __future__ import annotations
 
@@ -175,9 +175,20 @@ FLUX2_ROWS = (
     ),
 )
 
+QWEN_BLOCK = r"(transformer_blocks\.\d+\."
+QWEN_IMAGE_ROWS = (  # whose authors' code is diffusers'
+    Rename(rf"((?:img|txt)_in|proj_out|norm_out\.linear)\.{KIND}", r"\1.\2"),
+    Rename(rf"(time_text_embed\.timestep_embedder\.linear_[12])\.{KIND}", r"\1.\2"),
+    Rename(r"txt_norm\.weight", "txt_norm.weight"),
+    Rename(rf"{QWEN_BLOCK}(?:img|txt)_(?:mod\.1|mlp\.net\.(?:0\.proj|2)))\.{KIND}", r"\1.\2"),
+    Rename(rf"{QWEN_BLOCK}attn\.(?:to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out))\.{KIND}", r"\1.\2"),
+    Rename(rf"{QWEN_BLOCK}attn\.norm_(?:added_)?[qk])\.weight", r"\1.weight"),
+)
+
 # A pipeline as model_index.json names it → the rows of its transformer.
 ROWS = {
     "ZImagePipeline": Z_IMAGE_ROWS,
+    "QwenImagePipeline": QWEN_IMAGE_ROWS,
     "StableDiffusion3Pipeline": SD3_ROWS,
     "FluxPipeline": FLUX_ROWS,
     "Flux2KleinPipeline": FLUX2_ROWS,

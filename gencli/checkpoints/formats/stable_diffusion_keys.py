@@ -108,7 +108,6 @@ OTHERS: tuple[tuple[str, str, str | None], ...] = (
             (r"double_blocks\.\d+\.img_attn_qkv\.|txt_in\.individual_token_refiner\.", "a HunyuanVideo"),
             (r"(double|single)_stream_blocks\.", "a HiDream"),
             (r"(double|single)_blocks\.", "a FLUX.1, or one of its kind"),
-            (r"transformer_blocks\.\d+\.(img|txt)_mod\.", "a Qwen-Image"),
             (r"blocks\.\d+\.self_attn\.norm_q\.|head\.modulation$", "a Wan"),
             (r"(noise|context)_refiner\.", "a Lumina 2"),
             (r"double_layers\.|register_tokens$", "an AuraFlow"),
@@ -151,8 +150,8 @@ def recognise(names: Collection[str]) -> str:
     first = ", ".join(name[:60] for name in sorted(names)[:3]) or "none at all"
     raise GencliError(
         f"its keys are of no model for images that gencli knows ({first}{', …' if len(names) > 3 else ''})",
-        "single files may be Stable Diffusion 1, 2 and XL, and the transformers of Stable Diffusion 3, Z-Image, FLUX.1 "
-        "and FLUX.2 klein",
+        "single files may be Stable Diffusion 1, 2 and XL, and the transformers of Stable Diffusion 3, Z-Image, "
+        "Qwen-Image, FLUX.1 and FLUX.2 klein",
     )
 
 

@@ -11,14 +11,17 @@ from gencli.errors import UsageError
 from gencli.image.diffusion.schedule import Step
 
 
-def from_strength(steps: Sequence[Step], strength: float) -> list[Step]:
-    """The last int(S · strength) of S steps, counted anew from 0: where an image is changed, not made from noise.
+def from_strength(steps: Sequence[Step], strength: float, *, begun: bool = False) -> list[Step]:
+    """The last S · strength of S steps, counted anew from 0: where an image is changed, not made from noise.
 
+    begun: whether a part of a step counts as a whole one, as in diffusers' pipelines of flow matching, or as none.
     Raises UsageError for a strength outside (0, 1] or so small that no step is left.
     """
     if not 0 < strength <= 1:
         raise UsageError(f"strength must be above 0 and at most 1, not {strength}")
     count = min(int(len(steps) * strength), len(steps))
+    if begun:
+        count = len(steps) - min(int(len(steps) - len(steps) * strength), len(steps) - 1)
     if count < 1:
         enough = next(n for n in itertools.count(math.ceil(1 / strength)) if int(n * strength) >= 1)
         thousandths = next(n for n in itertools.count(10_000 // len(steps)) if int(len(steps) * (n / 10_000)) >= 1)

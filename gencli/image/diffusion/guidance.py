@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gencli.errors import GencliError
@@ -41,6 +42,7 @@ class Denoiser:
     cond: the conditioning, tensors (B, …). uncond: the unconditional or negative one, tensors (B, …) or (1, …). With an
     `uncond` and a `guidance_scale` above 1 the model gets both in one batch of 2B. image_uncond: for models that edit
     an image, with the image of `cond` and the text of `uncond`; the model then gets all three in one batch of 3B.
+    keeps_norms: a side of the squares that `with_norms` scales, 0 for none.
     limits: the limits on x0 that hold where the checkpoint asks for them, "clip" and "threshold" (each sampler names
     those that its definition keeps).
     """
@@ -55,12 +57,13 @@ class Denoiser:
         image_uncond: Conditioning | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
+        keeps_norms: int = 0,
         image_guidance_scale: float = 1.0,
         limits: Collection[str] = ("clip", "threshold"),
     ):
         self.model, self.schedule, self.limits = model, schedule, limits
         self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
-        self.image_guidance_scale = image_guidance_scale
+        self.image_guidance_scale, self.keeps_norms = image_guidance_scale, keeps_norms
         self.conditioning = Conditioning() if cond is None else cond
         self.parts = 1  # of the batch that the model sees
         if guidance_scale > 1 and cond is not None and uncond is not None:
@@ -99,6 +102,7 @@ class Denoiser:
             guided = guide_edit(cond, image_uncond[0], uncond, self.guidance_scale, self.image_guidance_scale)
         else:
             guided = guide(cond, uncond, self.guidance_scale)
+        guided = with_norms(guided, cond, self.keeps_norms)
         guided = rescale(guided, cond, self.guidance_rescale)
         return guided, variance if variance is None else variance.chunk(self.parts)[-1]
 
@@ -121,6 +125,15 @@ def rescale(guided: Tensor, cond: Tensor, fraction: float) -> Tensor:
     dims = tuple(range(1, guided.ndim))
     rescaled = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
     return fraction * rescaled + (1 - fraction) * guided
+
+
+def with_norms(guided: Tensor, cond: Tensor, side: int) -> Tensor:
+    """Scale each square of `side` × `side` places, with all channels, to the norm that it has in the prediction before
+    guidance (Wu et al. 2025, Qwen-Image's pipeline, whose tokens are such squares); 0 scales nothing."""
+    if side == 0:
+        return guided
+    before, after = (F.pixel_unshuffle(one, side).norm(dim=1, keepdim=True) for one in (cond, guided))
+    return guided * (before / after).repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
 def to_x0_eps(prediction_type: str, output: Tensor, x: Tensor, point: Point) -> tuple[Tensor, Tensor]:

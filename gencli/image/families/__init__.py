@@ -43,6 +43,7 @@ from gencli.image.families.transformers import (
     FLUX_KONTEXT,
     PIXART_ALPHA,
     PIXART_SIGMA,
+    QWEN_IMAGE,
     STABLE_DIFFUSION_3,
     Z_IMAGE,
 )
@@ -129,6 +130,9 @@ FAMILIES: dict[str, Family] = {
     "IFSuperResolutionPipeline": IMAGEN_UPSCALER,
     "PixArtAlphaPipeline": PIXART_ALPHA,
     "PixArtSigmaPipeline": PIXART_SIGMA,
+    "QwenImagePipeline": QWEN_IMAGE,
+    "QwenImageImg2ImgPipeline": QWEN_IMAGE,
+    "QwenImageInpaintPipeline": QWEN_IMAGE,
     "ZImagePipeline": Z_IMAGE,
     "ZImageImg2ImgPipeline": Z_IMAGE,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,

@@ -31,7 +31,8 @@ class Stage:
     a second network finishes what the first began. scale: how many times larger its image is than the one that it
     enlarges; 1 where it enlarges none. shows: whether its x0 can be decoded to an image. defaults: values for
     `ImageRequest` that are not the main stage's. law: how the shift of a flow's noise levels grows with the image (see
-    `diffusion.flow`).
+    `diffusion.flow`). keeps_norms: a side, in latents, of the tokens whose norms guidance leaves as they are without
+    it (see `guidance.with_norms`); 0 where it changes them.
     """
 
     conditioner: str | None
@@ -45,6 +46,7 @@ class Stage:
     shows: bool = True
     defaults: Mapping[str, object] = field(default_factory=dict)
     law: str = "linear"
+    keeps_norms: int = 0
 
     @property
     def shown_as(self) -> str:

@@ -5,7 +5,7 @@ Each check raises GencliError.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gencli.errors import GencliError
 from gencli.image.families.checks import Described, number, transformer, unsupported
@@ -85,6 +85,20 @@ def flux2(checkpoint: Described) -> None:
     _check_flow(checkpoint, 4, "joint_attention_dim", 15360, 3)
     if (layers := number(checkpoint.configs["text_encoder"], "num_hidden_layers", 32)) < 27:
         raise unsupported(checkpoint, "text encoder", "num_hidden_layers", layers, "its 27th layer is read")
+
+
+def qwen_image(checkpoint: Described) -> None:
+    """The transformer reads four latents as one, and states as wide as those of the text encoder."""
+    configs, text = checkpoint.configs, checkpoint.configs["text_encoder"]
+    inner = text.get("text_config")
+    width = number(inner if isinstance(inner, Mapping) and "hidden_size" in inner else text, "hidden_size", 8192)
+    channels = 4 * number(configs["vae"], "z_dim", 16)
+    for key, default, wanted, hint in (
+        ("in_channels", 64, channels, f"its autoencoder makes {channels}"),
+        ("joint_attention_dim", 3584, width, f"its text encoder gives {width}"),
+    ):
+        if (reads := configs["transformer"].get(key, default)) != wanted:
+            raise unsupported(checkpoint, "transformer", key, reads, hint)
 
 
 def _check_flow(checkpoint: Described, latents: int, key: str, default: int, layers: int) -> None:

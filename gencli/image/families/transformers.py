@@ -1,4 +1,4 @@
-"""Transformers that denoise latents: PixArt, Stable Diffusion 3, FLUX.1, Z-Image, FLUX.2 klein."""
+"""Transformers that denoise latents: PixArt, Stable Diffusion 3, FLUX.1, Z-Image, FLUX.2 klein, Qwen-Image."""
 
 from __future__ import annotations
 
@@ -118,4 +118,24 @@ FLUX2_KLEIN = Family(
     distilled="^(?!.*base)",
     few={"steps": 4, "guidance": 1.0},
     references=References(10, plane=10),
+)
+
+# Wu et al. 2025 (arXiv 2508.02324), with the text model of Qwen 2.5 VL; as its model card draws
+QWEN_IMAGE = Family(
+    (Stage("qwen_image:load", network="transformer", keeps_norms=2),),
+    {
+        "transformer": frozenset({"QwenImageTransformer2DModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKLQwenImage"}),
+        "text_encoder": frozenset({"qwen2_5_vl"}),
+        "tokenizer": None,
+    },
+    "text",
+    autoencoder="vae",
+    check=checks.qwen_image,
+    defaults={"sampler": "euler", "steps": 50, "guidance": 4.0, "negative": " "},
+    one_at_a_time=True,
+    side=1024,
+    distilled="lightning",
+    few={"steps": 8, "guidance": 1.0},
 )

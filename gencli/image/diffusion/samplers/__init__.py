@@ -110,10 +110,10 @@ class Sampler:
     """One file of this package.
 
     run: the generator function. grid(schedule, num, spacing, *, …options): its steps; with `grid_has_strength` also
-    `strength`, how it changes an image (else it takes the last int(num · strength) steps). initial(noise, steps,
-    spacing): the first x, when it begins from noise alone. limits: which of the checkpoint's limits on x0 hold for it.
-    spacing: the one when neither request nor checkpoint names one. in_sigma: whether it solves in σ space, x / √ᾱ.
-    shifts_mean: whether it applies a classifier's gradient itself.
+    `strength`, how it changes an image (else it takes the last num · strength: see `from_strength`). initial(noise,
+    steps, spacing): the first x, when it begins from noise alone. limits: which of the checkpoint's limits on x0 hold
+    for it. spacing: the one when neither request nor checkpoint names one. in_sigma: whether it solves in σ space,
+    x / √ᾱ. shifts_mean: whether it applies a classifier's gradient itself.
     """
 
     run: Callable[..., Iterator[Sample]]
@@ -163,7 +163,8 @@ class Sampler:
         if strength is not None and self.grid_has_strength:
             return self.grid(schedule, num, spacing, strength, **options)
         steps = self.grid(schedule, num, spacing, **options)
-        return steps if strength is None else from_strength(steps, strength)
+        begun = schedule.prediction_type == "flow"
+        return steps if strength is None else from_strength(steps, strength, begun=begun)
 
     def __call__(
         self, predict: Predict, x: Tensor, steps: list[Step], *, draw_noise: Callable[[], Tensor], **options: object
