@@ -120,22 +120,26 @@ def some_rows(matrix: Tensor, first: int, last: int, memory: Tensor) -> Tensor:
     return rows if rows.dtype == memory.dtype else memory[: rows.numel()].view(rows.shape).copy_(rows)
 
 
-def as_weights(matrix: Tensor, bias: Tensor | None) -> tuple[Weights, tuple[object, ...]] | None:
+def as_weights(
+    matrix: Tensor, bias: Tensor | None, order: Tensor | None = None
+) -> tuple[Weights, tuple[object, ...]] | None:
     """Return a matrix and the bias of its outputs as the library has them, and what must be kept while it is used.
 
-    None where the library cannot multiply with it.
+    order (outputs,): output i is row order[i], with its bias; None: i. None where the library cannot multiply with it.
     """
-    kernels, order = library(), None
+    kernels = library()
+    bias = bias if bias is None or order is None else bias[order]
     if isinstance(matrix, Packed):
-        kind, data = matrix.kind, matrix.data_rows
-        order = None if matrix.order is None else matrix.order.argsort().int()
+        matrix = matrix if order is None else matrix.ordered(order)
+        kind, data, order = matrix.kind, matrix.data_rows, matrix.order
     else:
         kind, data = FLOATS.get(matrix.dtype, ""), matrix.detach()
+    order = None if order is None else order.argsort().int()
     if kernels is None or not kind or not data.is_cpu or (bias is not None and bias.dtype != torch.float32):
         return None
     outputs, inputs = matrix.shape
     sideways = data.stride(1) != 1
-    if sideways and data.stride(0) != 1:
+    if sideways and (data.stride(0) != 1 or order is not None):
         return None
     size = data.element_size() * (data.stride(1) if sideways else data.stride(0))
     shape = (inputs, outputs) if sideways else (outputs, inputs)

@@ -49,10 +49,11 @@ def soft_cap(x: Tensor, cap: float | None) -> Tensor:
 
 
 class Decoder(LanguageModel):
-    """ids → embeddings * embedding_scale → layers → norm → head, with the cap `logit_cap`. Families set these, or
-    override `embed`, `cos_sin_per_layer` and `head`."""
+    """ids → embeddings * embedding_scale → layers → norm → head * logit_scale, with the cap `logit_cap`. Families set
+    these, or override `embed`, `cos_sin_per_layer` and `head`."""
 
     embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_cap: float | None = None
 
     def __init__(
@@ -98,7 +99,11 @@ class Decoder(LanguageModel):
 
     def head(self, x: Tensor) -> Tensor:
         """Return logits (B, T, V) of hidden states (B, T, C) after the last norm."""
-        return soft_cap(self.lm_head(x), self.logit_cap)
+        return self.scaled(self.lm_head(x))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Return logits of what the matrix of the head gives."""
+        return soft_cap(logits if self.logit_scale == 1 else logits * self.logit_scale, self.logit_cap)
 
     def step_parts(self) -> step.Parts:
         """What `models.step` makes a step of."""
@@ -112,7 +117,7 @@ class Decoder(LanguageModel):
         if (done := step.run(self, ids, cache, last_only)) is not None:
             x = done.result
             if done.are_logits:
-                return soft_cap(x, self.logit_cap)
+                return self.scaled(x)
         else:
             x, (B, T) = self.embed(ids), ids.shape
             starts = [0] if cache is None else cache.starts(B)
@@ -159,3 +164,19 @@ class Decoder(LanguageModel):
             if number in layers:
                 found[number] = x
         return [found[number] for number in layers]
+
+
+class TwoRopes(Decoder):
+    """A decoder whose windowed layers are rotated by `sliding_rotary`, the others by `rotary`. types: of the layers."""
+
+    sliding_rotary: Rotary
+    types: Sequence[str]
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that the model can read, in tokens: here the config says it after scaling."""
+        return self.config.max_position_embeddings
+
+    def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
+        full, sliding = self.rotary(start, stop, like), self.sliding_rotary(start, stop, like)
+        return [sliding if kind == "sliding_attention" else full for kind in self.types]

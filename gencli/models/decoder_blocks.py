@@ -14,7 +14,7 @@ from gencli.models.activations import ACTIVATIONS
 from gencli.models.attention import attend
 from gencli.models.decoder_config import DecoderConfig
 from gencli.models.kv_cache import KeyValueCache
-from gencli.models.rope import CosSin, apply_rotary_emb
+from gencli.models.rope import CosSin, apply_rotary_emb, halves
 
 
 class RMSNorm(nn.Module):
@@ -55,9 +55,13 @@ class MLP(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """Causal attention with rotary positions and a cache. Subclasses define `project` and `o_proj`."""
+    """Causal attention with rotary positions and a cache. Subclasses define `project` and `o_proj`.
+
+    neighbours: whether pairs that are rotated lie side by side in the checkpoint; in the cache none do.
+    """
 
     STEP: tuple[str, ...] = ("o_proj",)
+    neighbours = False
     o_proj: nn.Linear
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -87,6 +91,8 @@ class AttentionCore(nn.Module):
         gate: Tensor | None = None,
     ) -> Tensor:
         """Give queries (B, T, H, D), keys and values (B, T, K, D) their positions, and return what is `attended`."""
+        if self.neighbours:
+            q, k = halves(q, self.rotated), halves(k, self.rotated)
         if cos_sin is not None:
             q, k = apply_rotary_emb(q, cos_sin), apply_rotary_emb(k, cos_sin)
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
@@ -109,7 +115,7 @@ class AttentionCore(nn.Module):
 class Attention(AttentionCore):
     """Attention with four projections. bias: of q, k and v. out_bias: of the output."""
 
-    STEP = ("q_proj", "k_proj", "v_proj")
+    STEP: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: DecoderConfig, layer: int, *, bias: bool = False, out_bias: bool = False):
         super().__init__(config, layer)

@@ -6,7 +6,7 @@ Of files with a vision tower (`model_type` gemma3) only the text model is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,9 +14,9 @@ from torch import Tensor
 from gencli.errors import GencliError
 from gencli.models import decoder, decoder_blocks, gemma2
 from gencli.models.base import Layout, Rename, check_ints
-from gencli.models.decoder import Decoder
+from gencli.models.decoder import TwoRopes
 from gencli.models.gemma2 import RMSNorm
-from gencli.models.rope import COMMON_KINDS, CosSin, Rope, Rotary, read_rope
+from gencli.models.rope import Rope, Rotary, with_two_ropes
 
 # Keys of a config with a vision tower that do not concern its text model.
 VISION_KEYS = {
@@ -44,7 +44,9 @@ class Gemma3Config(gemma2.Gemma2Config):
         if isinstance(text := raw.get("text_config"), dict):
             around = {key: value for key, value in raw.items() if key not in VISION_KEYS}
             raw = {**around, **text, "final_logit_softcapping": None}  # which the reference does not cap either
-        raw = _with_ropes(gemma2.with_activation(raw))
+        given = gemma2.with_activation(raw)
+        local = {"rope_theta": given.pop("rope_local_base_freq", None)}
+        raw = with_two_ropes(given, theta=1000000.0, local=local)
         if (cap := raw.get("attn_logit_softcapping")) is not None:  # the reference reads the key and does not apply it
             raise GencliError(f"config.json: attn_logit_softcapping = {cap!r} is not supported")
         return raw
@@ -55,27 +57,6 @@ class Gemma3Config(gemma2.Gemma2Config):
 
     def slides(self, layer: int) -> bool:
         return (layer + 1) % self.sliding_window_pattern != 0
-
-
-def _with_ropes(raw: Mapping[str, object]) -> dict[str, object]:
-    """Return the values with the rope keys, of the old form or the new, as `rope_parameters` and `sliding_rope`."""
-    old = ("rope_theta", "rope_local_base_freq", "rope_scaling")
-    rest = {key: value for key, value in raw.items() if key not in (*old, "rope_parameters", "sliding_rope")}
-    parameters = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or {}
-    kinds = ("full_attention", "sliding_attention")
-    if not isinstance(parameters, dict) or not isinstance(scaling, dict) or not parameters.keys() <= set(kinds):
-        raise GencliError(f"config.json: rope_parameters = {str(parameters)[:60]} does not have {' and '.join(kinds)}")
-    full, sliding = (parameters.get(kind) or {} for kind in kinds)
-    if not isinstance(full, dict) or not isinstance(sliding, dict):
-        raise GencliError(f"config.json: rope_parameters = {str(parameters)[:60]} are no objects")
-    full = {"rope_theta": raw.get("rope_theta"), **full, **scaling}  # scaling is for full layers only
-    sliding = {"rope_theta": raw.get("rope_local_base_freq"), **sliding}
-    return {
-        **rest,
-        "rope_parameters": read_rope(full, COMMON_KINDS, theta=1000000.0),
-        "sliding_rope": read_rope(sliding, COMMON_KINDS, theta=10000.0),
-    }
 
 
 class Attention(decoder_blocks.Attention):
@@ -92,22 +73,6 @@ class Attention(decoder_blocks.Attention):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().project(x)
         return self.q_norm(q), self.k_norm(k), v
-
-
-class TwoRopes(Decoder):
-    """A decoder whose windowed layers are rotated by `sliding_rotary`, the others by `rotary`. types: of the layers."""
-
-    sliding_rotary: Rotary
-    types: Sequence[str]
-
-    @property
-    def max_length(self) -> int:
-        """The longest sequence that the model can read, in tokens: here the config says it after scaling."""
-        return self.config.max_position_embeddings
-
-    def cos_sin_per_layer(self, start: int, stop: int, like: Tensor) -> Sequence[CosSin | None]:
-        full, sliding = self.rotary(start, stop, like), self.sliding_rotary(start, stop, like)
-        return [sliding if kind == "sliding_attention" else full for kind in self.types]
 
 
 class Gemma3(TwoRopes):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gencli.models import decoder, decoder_blocks, experts, gemma2, gemma3, step, step_more
 from gencli.models.activations import ACTIVATIONS
 from gencli.models.base import Layout
-from gencli.models.decoder import rounded
+from gencli.models.decoder import TwoRopes, rounded
 from gencli.models.decoder_blocks import MLP, AttentionCore
 from gencli.models.gemma4_config import FULL, SLIDING, Gemma4Config
 from gencli.models.kv_cache import KeyValueCache
@@ -178,7 +178,7 @@ class Layer(nn.Module):
         return self.post_feedforward_layernorm_1(y) + self.post_feedforward_layernorm_2(found)
 
 
-class Gemma4(gemma3.TwoRopes):
+class Gemma4(TwoRopes):
     """The decoder with its language-model head."""
 
     config: Gemma4Config

@@ -82,7 +82,7 @@ class MLP(nn.Module):
 
     STEP, gated = ("gate_up_proj", "down_proj"), True
 
-    def __init__(self, config: Phi3Config):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)

@@ -77,6 +77,29 @@ def with_rope(
     return {**rest, "rope_parameters": rope}
 
 
+def with_two_ropes(raw: Mapping[str, object], *, theta: float, local: Mapping[str, object]) -> dict[str, object]:
+    """Return the config with its rope keys, of the old form or the new, as `rope_parameters`, of the full layers, and
+    `sliding_rope`, of the windowed ones, which no scaling of the old form is for.
+
+    theta: the base of the full layers if the config has none. local: what windowed layers have if the config does not
+    say it. Raises GencliError as `with_rope`.
+    """
+    rest = {key: value for key, value in raw.items() if key not in (*ROPE_KEYS[:3], "sliding_rope")}
+    parameters, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(parameters, dict) or not isinstance(scaling, dict) or not parameters.keys() <= set(kinds):
+        raise GencliError(f"config.json: rope_parameters = {str(parameters)[:60]} does not have {' and '.join(kinds)}")
+    full, sliding = (parameters.get(kind) or {} for kind in kinds)
+    if not isinstance(full, dict) or not isinstance(sliding, dict):
+        raise GencliError(f"config.json: rope_parameters = {str(parameters)[:60]} are no objects")
+    full = {"rope_theta": raw.get("rope_theta"), **full, **scaling}
+    return {
+        **rest,
+        "rope_parameters": read_rope(full, COMMON_KINDS, theta=theta),
+        "sliding_rope": read_rope({**local, **sliding}, COMMON_KINDS),
+    }
+
+
 def read_rope(parameters: Mapping[str, object], kinds: tuple[str, ...], *, theta: float = 10000.0) -> Rope:
     """Read a Rope from the checkpoint's own keys; `type` is the old name of `rope_type`. Raises GencliError."""
     known = {key: value for key, value in parameters.items() if value is not None}
@@ -293,6 +316,12 @@ def apply_rotary_emb(x: Tensor, cos_sin: CosSin) -> Tensor:
         return torch.cat((apply_rotary_emb(x[..., :dim], cos_sin), x[..., dim:]), dim=-1)
     # (x1, x2) → (x1 cos - x2 sin, x2 cos + x1 sin); the minus is in the table
     return torch.addcmul(x * cos, x.roll(dim // 2, -1), sin)
+
+
+def halves(x: Tensor, dim: int) -> Tensor:
+    """Return heads x (B, T, H, D) whose first `dim` numbers are pairs of neighbours, with pairs (i, i + dim / 2)."""
+    turned = x[..., :dim].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    return turned if dim == x.shape[-1] else torch.cat((turned, x[..., dim:]), dim=-1)
 
 
 def of_rows(rows: Sequence[Sequence[CosSin | None]]) -> Sequence[CosSin | None]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gencli.kernels import Layer, Library, Model, Place, Weights, library
 from gencli.models import step_delta, step_more
 from gencli.models.kv_cache import KeyValueCache
-from gencli.models.rope import CosSin
+from gencli.models.rope import CosSin, halves
 from gencli.models.step_weights import Holder, said
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ CLAMPED_SILU = 2  # of gpt-oss, as kernels.h counts it
 class Parts:
     """What a decoder is made of. x (B, T, C) are rows of `embedding` times `scale`, plus those of `positions`; without
     an embedding, what the model's `embed` returns of ids (B, T). head: with the norm before it; None: the model has one
-    that is no product. rotary: whether the model has `cos_sin_per_layer`. inputs: what layers get of their own."""
+    that is no product. rotary: whether the model has `cos_sin_per_layer`. inputs: what layers get of their own.
+    divided: what the model's x is divided by in the library, `scale` included."""
 
     layers: Iterable[nn.Module]
     embedding: nn.Module | None = None
@@ -48,6 +49,7 @@ class Parts:
     head: nn.Module | None = None
     rotary: bool = False
     inputs: step_more.Inputs | None = None
+    divided: float = 1.0
 
 
 class Stepping(Protocol):
@@ -138,9 +140,12 @@ class Step(Holder):
         names = names if len(names) > 1 else (*said(attention, "project", "STEP"), *names)
         *qkv, out = (getattr(attention, name) for name in names)
         made.reuses, made.head_gates = len(qkv) > 1 and qkv[1] is None, getattr(attention, "head_gates", False)
+        orders = (
+            halves_first(cast("Heads", attention), len(qkv)) if getattr(attention, "neighbours", False) else [None] * 3
+        )
         for i, one in enumerate(qkv):
             if one is not None:
-                made.qkv[i] = self.matrix(one)
+                made.qkv[i] = self.matrix(one, orders[i])
         number = getattr(attention, "cached", len(self.caches))
         self.caches.append(lambda cache: (cache.keys[number], cache.values[number]))
         made.o, made.hidden = self.matrix(out), out.matrix.shape[0]
@@ -198,6 +203,7 @@ class Step(Holder):
         ids = ids.contiguous()
         if self.parts.embedding is None:
             x = cast("Embedding", model).embed(ids).contiguous()
+            x = x if self.parts.divided == 1 else x / self.parts.divided
             place.x = x.data_ptr()
         elif not self.outputs:
             x = torch.empty(B, T, self.hidden)
@@ -217,7 +223,28 @@ class Step(Holder):
             raise MemoryError
         if failed:
             raise IndexError("an id that the model does not have, or a position that the cache does not have")
-        return y
+        return y if self.outputs or self.parts.divided == 1 else y * self.parts.divided
+
+
+class Heads(Protocol):
+    """Attention whose heads are rotated."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotated: int
+
+
+def halves_first(attention: Heads, matrices: int) -> list[Tensor | None]:
+    """Return the order of outputs in which the library rotates halves of heads as torch's layers rotate neighbours."""
+    sizes = [attention.heads * attention.head_dim, *[attention.kv_heads * attention.head_dim] * 2]
+    rows = torch.arange(sum(sizes)).view(1, 1, -1, attention.head_dim)
+    turned = halves(rows[:, :, : attention.heads + attention.kv_heads], attention.rotated).flatten()
+    order = torch.cat((turned, rows.flatten()[len(turned) :]))
+    if matrices == 1:
+        return [order]
+    q, k, _ = order.split(sizes)
+    return [q, k - sizes[0], None]
 
 
 def make(parts: Parts) -> Step | None:

@@ -33,9 +33,12 @@ class Holder:
         self.kept: list[object] = []  # what the structures point to
         self.weights: list[tuple[Tensors, dict[str, Tensor]]] = []  # those of modules, and what was taken from them
 
-    def matrix(self, module: nn.Module) -> Pointer:
-        """Return a pointer to a linear layer's weight. Raise TypeError for one that the library cannot multiply."""
-        if not isinstance(module, Stored) or module.beside or (made := as_weights(module.matrix, module.bias)) is None:
+    def matrix(self, module: nn.Module, order: Tensor | None = None) -> Pointer:
+        """Return a pointer to a linear layer's weight, with outputs in an order (`as_weights`). Raise TypeError for one
+        that the library cannot multiply."""
+        if not isinstance(module, Stored) or module.beside:
+            raise TypeError
+        if (made := as_weights(module.matrix, module.bias, order)) is None:
             raise TypeError
         return self.keep(module, made)
 

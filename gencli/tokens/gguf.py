@@ -22,11 +22,12 @@ SPLITTERS = {
     "gpt-2": "gpt2", "phi-2": "gpt2", "olmo": "gpt2", "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3",
     "falcon3": "llama3", "pixtral": "llama3", "dbrx": "llama3", "smaug-bpe": "llama3", "qwen2": "qwen2",
     "qwen35": "qwen35",
+    "glm4": "llama3", "chatglm-bpe": "llama3", "lfm2": "llama3", "stablelm2": "qwen2", "mpt": "gpt2",
     "deepseek-r1-qwen": "deepseek-qwen", "deepseek-llm": "deepseek", "tekken": "tekken", "gpt-4o": "o200k",
     "smollm": "smollm", "refact": "smollm", "starcoder": "smollm", "command-r": "smollm",
 }  # fmt: skip
 # of these, as llama.cpp has it: whole words first, and a beginning token unless `add_bos_token` says otherwise
-WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
+WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken", "lfm2"}
 
 
 def described(metadata: Mapping[str, object]) -> tuple[str | None, str | None]:

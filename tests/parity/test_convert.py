@@ -38,6 +38,7 @@ QWEN35 = {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64
 # The base with which YaRN's ramp ends at a whole pair of 64 numbers, the third: llama.cpp rounds where it ends, which
 # gpt-oss was not trained with (`truncate` is false in its config).
 WHOLE = math.exp(64 * math.log(16 / (2 * math.pi)) / (2 * 2.99999))
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 # name → its case, and changes of its config
 FAMILIES = {
     "llama": ("llama-2", {}),
@@ -72,6 +73,10 @@ FAMILIES = {
         },
     ),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"rope_scaling": YARN}),
+    "granite": ("granite", {}),
+    "mistral3": ("ministral3", {"head_dim": 32}),
+    "glm4": ("glm4", {"head_dim": 64}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 4}),
 }
 IDS = [1, 5, 9, 13, 17, 21, 25, 29, 3, 4, 6, 8]

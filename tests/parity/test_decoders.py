@@ -20,6 +20,7 @@ from gencli.checkpoints.report import check
 from gencli.errors import GencliError
 from gencli.json_files import read_json
 from gencli.models import ARCHITECTURES, architecture
+from gencli.models.granite import MULTIPLIERS
 from tests.oracles.decoders import NEW, PROMPT, continue_greedily, measure, reference, token_ids
 from tests.tiny.decoder_cases import CASES, FULL, RANGE, SLIDING, WINDOW
 from tests.tiny.decoders import Case, Form, make_decoder
@@ -104,6 +105,14 @@ def test_cache_filled_in_pieces(case: Case, tmp_path: Path) -> None:
         ("mixtral", {"num_experts_per_tok": 1}),
         ("qwen3-moe", {"norm_topk_prob": False}),
         ("qwen3-moe", {"num_experts_per_tok": 2}),
+        ("olmo3", {"sliding_window": 64}),
+        ("olmo3", {"rope_scaling": None}),
+        ("olmo3", {"rope_theta": 100.0}),
+        ("olmo3", {"layer_types": [FULL] * 4}),
+        *(("granite", {key: 2.0}) for key in MULTIPLIERS),
+        ("ministral3", {"rope_parameters": None}),
+        ("ministral3", {"llama_4_scaling_beta": 0.0}),
+        ("glm4", {"partial_rotary_factor": 1.0}),
         ("gpt-oss", {"swiglu_limit": 7.0}),
         ("gpt-oss", {"swiglu_alpha": 1.0}),
         ("gpt-oss", {"num_experts_per_tok": 1}),
@@ -272,6 +281,18 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
         ("phi4-mini", {"lm_head_bias": True}, "lm_head_bias = True is not supported"),
         ("gemma2", {"attn_logit_softcapping": 0}, "attn_logit_softcapping = 0 is out of range"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True is not supported"),
+        ("olmo3", {"layer_types": ["full_attention"]}, "layer_types = .* does not fit"),
+        ("olmo3", {"sliding_window": None}, "there is no sliding window"),
+        ("olmo3", {"rope_parameters": {"rope_theta": 1.0}}, "does not have full_attention and sliding_attention"),
+        *(("granite", {key: 0}, f"{key} = 0 is out of range") for key in MULTIPLIERS),
+        ("ministral3", {"llama_4_scaling_beta": -1}, "llama_4_scaling_beta = -1 is out of range"),
+        (
+            "ministral3",
+            {"rope_parameters": {"rope_type": "default"}, "llama_4_scaling_beta": 0.1},
+            "llama_4_scaling_beta without original_max_position_embeddings",
+        ),
+        ("ministral3", {"model_type": "mistral3", "text_config": {"model_type": "mamba"}}, "text_config = .*mamba"),
+        ("glm4", {"rope_interleaved": False, "mlp_bias": True}, "not supported: mlp_bias = True"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50\.0 is not supported"),
         ("gemma3", {"rope_parameters": {"rope_theta": 1.0}}, "does not have full_attention and sliding_attention"),
         ("gemma3", {"sliding_window_pattern": 0}, "sliding_window_pattern = 0 is out of range"),
@@ -379,9 +400,55 @@ def test_text_model_of_a_gemma_with_a_vision_tower(layout: str, cap: float | Non
     torch.testing.assert_close(load(tmp_path)(ids), theirs(ids).logits, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["mistral", "ministral3"])
+@pytest.mark.parametrize("layout", ["hub", "saved"])
+@torch.inference_mode()
+def test_text_model_of_a_mistral_with_a_vision_tower(layout: str, kind: str, tmp_path: Path) -> None:
+    """Mistral Small 3.1, and Ministral 3; keys that the text model's config leaves out have the reference's values."""
+    import transformers
+
+    case = BY_NAME["ministral3" if kind == "ministral3" else "mistral-window"]
+    text = {key: value for key, value in case.config("new").items() if key not in ("architectures", "sliding_window")}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "head_dim": 8, "model_type": "pixtral"}
+    raw = {"model_type": "mistral3", "text_config": text, "vision_config": vision, "image_token_index": 95}
+    config = transformers.Mistral3Config(**raw, tie_word_embeddings=False)
+    theirs = random_model(transformers.Mistral3ForConditionalGeneration, config, seed=0)
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert any("vision_tower" in name for name in tensors)
+    if layout == "saved":
+        tensors = {saved_name(name): tensor for name, tensor in tensors.items()}
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ids = token_ids(2, 40) % 90
+    saved = read_json(tmp_path / "config.json")
+    for written in (saved, {**raw, "architectures": ["Mistral3ForConditionalGeneration"]}):
+        write_json(tmp_path / "config.json", written)
+        torch.testing.assert_close(load(tmp_path)(ids), theirs(ids).logits, atol=TOLERANCE, rtol=0)
+    assert check(find(str(tmp_path))).problems == ()
+
+
+@pytest.mark.parametrize("text", [None, {"model_type": "mistral"}, {"model_type": "ministral3"}])
+def test_what_configs_of_mistral3_leave_out(text: dict[str, Any] | None) -> None:
+    """Each key has the reference's value."""
+    import transformers
+
+    theirs = transformers.Mistral3Config(**({} if text is None else {"text_config": text})).text_config
+    raw = {"model_type": "mistral3"} | ({} if text is None else {"text_config": text})
+    ours = architecture("mistral3").Config.from_dict(raw)
+    for field in dataclasses.fields(ours):
+        if hasattr(theirs, field.name) and field.name not in ("rope_parameters", "tie_word_embeddings"):
+            got, wanted = getattr(ours, field.name), getattr(theirs, field.name)
+            assert got == wanted or (field.name == "head_dim" and ours.head_size == wanted), field.name
+    given = {key: value for key, value in theirs.rope_parameters.items() if hasattr(ours.rope_parameters, key)}
+    assert {key: getattr(ours.rope_parameters, key) for key in given} == given
+    assert ours.llama_4_scaling_beta == theirs.rope_parameters.get("llama_4_scaling_beta")
+
+
 def saved_name(name: str) -> str:
     if name.startswith("language_model.model."):
         return name.replace("language_model.model.", "model.language_model.")
+    name = name.removeprefix("language_model.") if "lm_head" in name else name
     return name if name.startswith("lm_head") else f"model.{name}"
 
 

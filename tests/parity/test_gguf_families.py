@@ -83,6 +83,30 @@ FAMILIES = {
         {"rope__scaling__original_context_length": (16, U32), "rope__scaling__type": ("longrope", STRING)},
     ),
     "olmo2": ("olmo2", {}, {}),
+    "olmo3": (
+        "olmo3",
+        {},
+        {
+            "rope__scaling__type": ("yarn", STRING),
+            "rope__scaling__factor": (4.0, F32),
+            "rope__scaling__attn_factor": (1.2, F32),
+            "rope__scaling__original_context_length": (16, U32),
+        },
+    ),
+    "granite": ("granite", {}, {}),
+    "mistral3": (
+        "ministral3",
+        {"head_dim": 32},
+        {
+            "rope__scaling__type": ("yarn", STRING),
+            "rope__scaling__factor": (4.0, F32),
+            "rope__scaling__original_context_length": (16, U32),
+            "rope__scaling__yarn_log_multiplier": (1.0, F32),
+            "rope__freq_base": (1e6, F32),
+            "attention__temperature_scale": (0.5, F32),
+        },
+    ),
+    "glm4": ("glm4", {"head_dim": 32}, {"rope__dimension_count": (16, U32)}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 4}, {}),
 }
 

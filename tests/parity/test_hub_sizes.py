@@ -109,6 +109,49 @@ def test_models_with_experts(name, config, count, computing):
     assert used / 1e9 == pytest.approx(computing, abs=0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config", "count"),
+    [
+        ("olmo3", {"vocab_size": 100278}, 7_298_011_136),  # Olmo-3-7B
+        (
+            "olmo3",
+            {
+                "vocab_size": 100278, "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64,
+                "num_attention_heads": 40, "num_key_value_heads": 8,
+            },
+            32_233_522_176,
+        ),
+        (
+            "granite",  # granite-3.3-2b
+            {
+                "vocab_size": 49159, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 40,
+                "num_key_value_heads": 8, "tie_word_embeddings": True,
+            },
+            2_533_539_840,
+        ),
+        (
+            "granite",  # granite-3.3-8b
+            {
+                "vocab_size": 49159, "hidden_size": 4096, "intermediate_size": 12800, "num_hidden_layers": 40,
+                "num_key_value_heads": 8, "tie_word_embeddings": True,
+            },
+            8_170_864_640,
+        ),
+        ("ministral3", {}, 8_489_553_920),  # Ministral-3-8B
+        ("mistral3", {"tie_word_embeddings": False}, 23_572_403_200),  # Mistral-Small-3.1-24B, without its vision tower
+        ("glm4", {}, 9_400_279_040),  # GLM-4-9B-0414
+    ],
+)  # fmt: skip
+def test_decoders(name, config, count):
+    """All parameters, as the hub counts them in the files."""
+    module = architecture(name)
+    whole = module.Config.from_dict({"model_type": name, **config})
+    with torch.device("meta"):
+        model = module.Model(whole)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
 LARGE = {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0}
 ENCODERS = (
     0.15 + 0.3

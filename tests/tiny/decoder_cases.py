@@ -10,6 +10,7 @@ from tests.tiny.decoders import (
     gemma2_shapes,
     gemma3_shapes,
     gemma4_shapes,
+    glm4_shapes,
     gpt_oss_shapes,
     llama_shapes,
     mistral_shapes,
@@ -184,6 +185,37 @@ def gemma4(name: str, keys: Config, *, unified: bool = False) -> Case:
     )
 
 
+def olmo3(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "silu", "num_hidden_layers": 4, "sliding_window": WINDOW, "attention_bias": False, **keys}
+    return Case("OLMo 3", name, "olmo3", "Olmo3ForCausalLM", olmo2_shapes, keys, old, new)
+
+
+def granite(name: str, keys: Config, old: Config, new: Config) -> Case:
+    multipliers = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625}
+    keys = {"hidden_act": "silu", "mlp_bias": False, "attention_bias": False, "logits_scaling": 8.0, **keys}
+    keys = {**multipliers, **keys}
+    return Case("Granite 3", name, "granite", "GraniteForCausalLM", llama_shapes, keys, old, new)
+
+
+def ministral3(name: str, keys: Config, new: Config) -> Case:
+    keys = {"hidden_act": "silu", "head_dim": 16, "sliding_window": None, **keys}
+    return Case("Ministral 3", name, "ministral3", "Ministral3ForCausalLM", mistral_shapes, keys, new, new)
+
+
+def glm4(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "silu", "head_dim": 16, "attention_bias": True, **keys}
+    return Case("GLM-4 (dense)", name, "glm4", "Glm4ForCausalLM", glm4_shapes, keys, old, new)
+
+
+OLMO3_YARN: Config = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": RANGE, "attention_factor": 1.2,
+    "beta_fast": 32.0, "beta_slow": 1.0,
+}  # fmt: skip
+MINISTRAL3_YARN: Config = {
+    "type": "yarn", "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "llama_4_scaling_beta": 0.5,
+    "original_max_position_embeddings": RANGE, "max_position_embeddings": 4 * RANGE, "beta_fast": 32.0,
+    "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
 GEMMA4_ROPES: Config = {
     "rope_parameters": {
         SLIDING: {"rope_type": "default", "rope_theta": 100.0},
@@ -299,6 +331,27 @@ CASES = [
         *plain(5000000.0, layer_types=[FULL, SLIDING, FULL, SLIDING]),
     ),
     Case("OLMo 2", "olmo2", "olmo2", "Olmo2ForCausalLM", olmo2_shapes, {"hidden_act": "silu"}, *plain(500000.0)),
+    olmo3(
+        "olmo3",
+        {},
+        {"rope_theta": 500000.0, "rope_scaling": OLMO3_YARN},
+        {
+            "rope_parameters": {
+                FULL: {**OLMO3_YARN, "rope_theta": 500000.0},
+                SLIDING: {"rope_type": "default", "rope_theta": 500000.0},
+            },
+            "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
+        },
+    ),
+    ministral3("ministral3", {"max_position_embeddings": 4 * RANGE}, {"rope_parameters": MINISTRAL3_YARN}),
+    glm4(
+        "glm4",
+        {},
+        {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+    granite("granite", {"tie_word_embeddings": True}, *plain(10000000.0)),
+    granite("granite-biased", {"attention_bias": True, "mlp_bias": True}, *plain(10000.0)),
     phi3("phi3-window", {"sliding_window": WINDOW, "original_max_position_embeddings": 64}, *plain(10000.0)),
     phi3(
         "phi3-long",

@@ -161,6 +161,13 @@ def phi3_shapes(c: Config) -> Shapes:
     return stack(c, [*fused, *norms(c, *PRE_NORMS)])
 
 
+def glm4_shapes(c: Config) -> Shapes:
+    hidden, inner = c["hidden_size"], c["intermediate_size"]
+    fused = [("mlp.gate_up_proj.weight", (2 * inner, hidden)), ("mlp.down_proj.weight", (hidden, inner))]
+    around = norms(c, *PRE_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm")
+    return stack(c, [*attention(c, c["attention_bias"]), *fused, *around])
+
+
 def gemma2_shapes(c: Config) -> Shapes:
     return stack(c, [*attention(c), *mlp(c), *norms(c, *GEMMA_NORMS)])
 

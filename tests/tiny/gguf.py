@@ -15,10 +15,12 @@ from gguf import GGUFValueType as Value
 from safetensors.torch import load_file, save_file
 
 # config.json's model_type → GGUF's architecture, and its own names of tensors beside the common ones
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-                 "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "gpt_oss": "gpt-oss",
-                 "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
-                 "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe"}  # fmt: skip
+ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "gpt_oss": "gpt-oss", "olmo2": "olmo2", "olmo3": "olmo2",
+    "granite": "granite", "glm4": "glm4", "ministral3": "mistral3", "phi3": "phi3", "gemma2": "gemma2",
+    "gemma3_text": "gemma3", "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
+}  # fmt: skip
 COMMON = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -54,6 +56,8 @@ QWEN35 = {
 QWEN35_WHOLE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
 OWN = {"gpt-oss": {"post_attention_layernorm": "post_attention_norm"},
        "qwen35": QWEN35, "qwen35moe": QWEN35, "olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
+       "glm4": {"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
+                "mlp.gate_up_proj": "ffn_up"},
        "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
 KEYS = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -64,9 +68,12 @@ KEYS = {
     "expert_feed_forward_length": ("moe_intermediate_size", "swiglu_limit"),
 }  # fmt: skip
 NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
+           "embedding_scale": "embedding_multiplier", "attention.scale": "attention_multiplier",
+           "residual_scale": "residual_multiplier", "logit_scale": "logits_scaling",
            "attn_logit_softcapping": "attn_logit_softcapping",
            "final_logit_softcapping": "final_logit_softcapping"}  # fmt: skip
-WINDOWED = ("gemma2", "gemma3", "gemma4", "phi3", "gpt-oss")
+TURNED = ("llama", "smollm3", "granite", "mistral3")  # whose rows of q and k are in the order that rotates neighbours
+WINDOWED = ("olmo2", "gemma2", "gemma3", "gemma4", "phi3", "gpt-oss")
 
 
 def add_gemma4(writer: gguf.GGUFWriter, c: dict[str, Any]) -> None:
@@ -224,6 +231,8 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         add_gemma4(writer, config)
     if name.startswith("qwen35"):
         add_qwen35(writer, config)
+    if config["model_type"] == "olmo3":
+        writer.add_sliding_window_pattern([(i + 1) % 4 != 0 for i in range(config["num_hidden_layers"])])
     for key, value in more.items():
         writer.add_key_value(f"{name}.{key.replace('__', '.')}", *value)
     names, kept, experts = {**COMMON, **OWN.get(name, {})}, {}, {}
@@ -252,7 +261,7 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         new = f"blk.{layer[1]}.{names[stem]}.{ending}" if layer else f"{names[stem]}.{ending}"
         value = tensor.float().numpy()
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(names[stem], "")
-        heads = config[heads] if heads and name in ("llama", "smollm3") else 0
+        heads = config[heads] if heads and name in TURNED else 0
         value = turned(value, heads) if heads else value
         if name in ("gemma2", "gemma3", "qwen35", "qwen35moe") and stem.endswith("norm") and "linear" not in stem:
             value = value + 1

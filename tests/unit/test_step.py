@@ -1,5 +1,7 @@
 """A step of the C library gives the logits of torch's layers, for every family; others go their way."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ from tests.tiny.decoder_cases import CASES
 from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
-CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "phi3-window",
+CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "olmo3",
+          "granite", "granite-biased", "glm4", "phi3-window",
           "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain", "qwen3.5", "qwen3.5-moe",
           "gemma4-small",
           *(pytest.param(f"gemma4-{one}", marks=pytest.mark.slow) for one in ("large", "moe", "unified")))  # fmt: skip
@@ -44,6 +47,30 @@ def test_logits_are_torchs(tmp_path, monkeypatch, name):
     expected = logits(model)
     for variant, ours in found.items():
         torch.testing.assert_close(ours, expected, atol=2e-5 * expected.abs().max().item(), rtol=0, msg=variant)
+
+
+@torch.inference_mode()
+def test_a_head_that_the_library_does_not_know(tmp_path, monkeypatch):
+    """It then gives x, which it has divided by Granite's multiplier, and takes x without an embedding that it knows."""
+    model = load(make_decoder(tmp_path, CASE["granite"]))
+    expected = logits(model)
+    parts = model.step_parts()
+    for less in ({"head": None}, {"head": None, "embedding": None}, {"embedding": None}):
+        monkeypatch.setattr(model, "step_parts", lambda less=less: dataclasses.replace(parts, **less))
+        vars(model).pop("_made_step", None)
+        torch.testing.assert_close(logits(model), expected, atol=2e-5 * expected.abs().max().item(), rtol=0)
+        assert (step.of(model).outputs == 0) == ("head" in less)
+
+
+@torch.inference_mode()
+def test_steps_end_where_ministrals_queries_grow(tmp_path):
+    """The library takes the steps before, torch's layers those after: which are as many as a step may have."""
+    model = load(make_decoder(tmp_path, CASE["ministral3"]))
+    cache, ids = model.new_cache(1, 40), torch.arange(40)[None]
+    assert model.config.grows_from == 16
+    for i in range(40):
+        assert step.can(ids[:, i : i + 1], cache) == (i + step.LONGEST <= 16)
+        model(ids[:, i : i + 1], cache)
 
 
 @pytest.mark.slow
@@ -119,7 +146,8 @@ def test_replaced_scales_count(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        "gpt2", "mistral-window", "olmo2", "phi3-long", "qwen3-moe", "gpt-oss", "qwen3.5",
+        "gpt2", "mistral-window", "olmo2", "glm4", "granite", "ministral3", "phi3-long",
+        "qwen3-moe", "gpt-oss", "qwen3.5",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("smollm3", "gemma2", "gemma3", "qwen3.5-moe", "gemma4-small", "gemma4-large", "gemma4-moe")

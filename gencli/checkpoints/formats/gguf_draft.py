@@ -29,7 +29,8 @@ from gencli.models.rope import KINDS, Rope
 
 # a file of gencli.models → general.architecture, if it is another
 ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "qwen3_5": "qwen35",
-         "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss"}  # fmt: skip
+         "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2",
+         "ministral3": "mistral3"}  # fmt: skip
 TRAINED = "MXFP4"  # what experts are trained in, and so lose by any other type: kept in every mix
 # Fields of configs whose effect is compared in other words, or that have none here.
 OTHERWISE = frozenset(
@@ -234,6 +235,7 @@ def _metadata(name: str, config: Any) -> dict[str, Any]:
             found[f"{name}.{key}"] = float(value) if own in REALS else value
     if family.read:
         found |= {f"{name}.{key}": value for key, value in gguf_qwen35.metadata(config).items()}
+    found |= {f"{name}.{key}": value for key, value in family.said(config).items()}
     if name == "gpt2":
         return found
     rope, size = config.rope_parameters, config.head_size

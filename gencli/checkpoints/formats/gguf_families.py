@@ -16,6 +16,8 @@ from gencli.models import ARCHITECTURES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gencli.models.decoder_config import DecoderConfig
+
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -35,6 +37,10 @@ GPT_OSS_NAMES = {
     **NAMES, **EXPERTS, "attn_sinks": "self_attn.sinks", "post_attention_norm": "post_attention_layernorm",
 }  # fmt: skip
 del GPT_OSS_NAMES["ffn_norm"]
+GLM4_NAMES = {
+    **NAMES, "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+}  # fmt: skip
 PHI3_NAMES = {**NAMES, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 GPT2_NAMES = {
     "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
@@ -63,7 +69,15 @@ QWEN35_MOE_KEYS = {key: own for key, own in KEYS.items() if key != "feed_forward
 GPT_OSS_KEYS = {**EXPERT_KEYS, "expert_feed_forward_length": "intermediate_size"}
 CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 WINDOW = {"attention.sliding_window": "sliding_window"}
-REALS = {"rms_norm_eps", "layer_norm_epsilon", "rope_theta", *CAPS.values()}  # all other keys are whole numbers
+MULTIPLIERS = {
+    "embedding_scale": "embedding_multiplier", "attention.scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier", "logit_scale": "logits_scaling",
+}  # fmt: skip
+BETA = {"attention.temperature_scale": "llama_4_scaling_beta"}
+PATTERN = "attention.sliding_window_pattern"
+REALS = {  # all other keys are whole numbers
+    "rms_norm_eps", "layer_norm_epsilon", "rope_theta", *CAPS.values(), *MULTIPLIERS.values(), *BETA.values(),
+}  # fmt: skip
 SEEN = {  # told by other keys, or by none that counts
     "vocab_size", "rope.dimension_count", "rope.dimension_sections", "attention.value_length", "tensor_data_layout",
     "feed_forward_length", gguf_qwen35.INNER, gguf_qwen35.AHEAD,
@@ -71,7 +85,8 @@ SEEN = {  # told by other keys, or by none that counts
 NOTHING = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}  # accepted at these values
 SCALING = (
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
-    "rope.scaling.attn_factor",
+    "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_log_multiplier",
 )  # fmt: skip
 ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # tensors that are settings
 
@@ -84,8 +99,39 @@ def _llama(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     if "num_local_experts" in config:
         config["model_type"] = "mixtral"
         return
+    _biased(file, given, config)
+
+
+def _biased(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
     config["mlp_bias"] = "blk.0.ffn_up.bias" in file.shapes
+
+
+def _olmo2(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    """With windows it is OLMo 3, whose layers have them that a list says; YaRN's factor of attention is told."""
+    if "sliding_window" not in config:
+        return
+    slides = given.get(PATTERN)
+    if not isinstance(slides, list) or not all(isinstance(one, bool) for one in slides):
+        raise GencliError(f"olmo2.{PATTERN} = {str(slides)[:40]} is no list that says of each layer whether it has one")
+    config["model_type"] = "olmo3"
+    config["layer_types"] = ["sliding_attention" if one else "full_attention" for one in slides]
+
+
+def _olmo3_said(config: DecoderConfig) -> dict[str, object]:
+    """Return the list of windowed layers, of a model that has them."""
+    windows = [bool(config.window(layer)) for layer in range(config.num_hidden_layers)]
+    return {PATTERN: windows} if any(windows) else {}
+
+
+def _yarn_said(config: DecoderConfig) -> dict[str, object]:
+    """Return what else is said of YaRN: how the factor of cos and sin follows from that of lengths."""
+    rope = config.rope_parameters
+    said = {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+    if rope.mscale == 1:
+        said["log_multiplier"] = rope.mscale_all_dim
+    is_yarn = rope.rope_type == "yarn"
+    return {f"rope.scaling.yarn_{key}": float(value) for key, value in said.items() if is_yarn and value is not None}
 
 
 def _qwen3_experts(file: TensorFile, given: Given, config: dict[str, object]) -> None:
@@ -95,6 +141,18 @@ def _qwen3_experts(file: TensorFile, given: Given, config: dict[str, object]) ->
 def _gpt_oss(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
     config.setdefault("rope_scaling", {"rope_type": "default"})  # which a config that says nothing does not mean
+
+
+def _part(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    """A part of each head is rotated."""
+    config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
+    size = metadata_get(config, "head_dim", int, 0) or _head_size(config)
+    config["partial_rotary_factor"] = metadata_get(given, "rope.dimension_count", int, size) / max(size, 1)
+
+
+def _mistral3(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    config.setdefault("head_dim", _head_size(config))
+    config.setdefault("rope_scaling", {"rope_type": "default", "rope_theta": config.get("rope_theta")})
 
 
 def _gemma(large: int) -> Complete:
@@ -133,7 +191,8 @@ class Family:
     the order that rotates pairs of neighbours. one_more: whether the weights of norms are stored with one added.
     whole: tensors of layers, with their ending, whose names end otherwise in the checkpoint. by_layer: keys that have
     values for each kind of layer, and that `complete` reads, with all that is said of heads and rotations. read: what
-    changes tensors of layers as they are read.
+    changes tensors of layers as they are read. own: other keys that `complete` reads. said: config → keys that
+    are no other name of a config's.
     """
 
     names: Mapping[str, str]
@@ -146,6 +205,8 @@ class Family:
     whole: Mapping[str, str] = field(default_factory=dict)
     by_layer: frozenset[str] = frozenset()
     read: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    said: Callable[[DecoderConfig], Mapping[str, object]] = lambda config: {}
 
     def adds_one(self, old: str) -> bool:
         """Return whether a tensor is the weight of a norm that is stored with one added."""
@@ -193,7 +254,12 @@ FAMILIES = {
         by_layer=gguf_gemma4.BY_LAYER,
     ),
     "phi3": Family(PHI3_NAMES, {**KEYS, **WINDOW}, complete=_phi3),
-    "olmo2": Family(OLMO2_NAMES, KEYS),
+    "olmo2": Family(OLMO2_NAMES, {**KEYS, **WINDOW}, complete=_olmo2, own=frozenset({PATTERN}), said=_olmo3_said),
+    "mistral3": Family(
+        NAMES, {**KEYS, **BETA}, model_type="ministral3", neighbours=True, complete=_mistral3, said=_yarn_said
+    ),
+    "glm4": Family(GLM4_NAMES, KEYS, complete=_part),
+    "granite": Family(NAMES, {**KEYS, **MULTIPLIERS}, neighbours=True, complete=_biased),
     "smollm3": Family(NAMES, KEYS, neighbours=True),
 }
 
@@ -213,6 +279,8 @@ def name_of(file: TensorFile) -> str:
     name = family_of(file)
     if name == "llama" and file.metadata.get("llama.expert_count"):
         return "mixtral"
+    if name == "olmo2" and "olmo2.attention.sliding_window" in file.metadata:
+        return "olmo3"
     return name if name in ARCHITECTURES else FAMILIES[name].model_type
 
 
@@ -231,7 +299,7 @@ def read_config(file: TensorFile) -> dict[str, object]:
             continue
         if key in family.keys:
             config[family.keys[key]] = _number(start + key, value, whole=family.keys[key] not in REALS)
-        elif key not in SEEN and key not in SCALING:
+        elif key not in SEEN and key not in SCALING and key not in family.own:
             unknown.append(f"{start}{key} = {str(value)[:40]}")
     if unknown:
         raise GencliError(
@@ -240,7 +308,7 @@ def read_config(file: TensorFile) -> dict[str, object]:
         )
     needed = ["embedding_length", "block_count", "attention.head_count"]
     if name != "llama" or "num_local_experts" in config:  # a llama may have no experts
-        needed += [key for key in family.keys if key.startswith(("expert_", "ssm."))]
+        needed += [key for key in family.keys if key.startswith(("expert_", "ssm.")) or key in MULTIPLIERS]
     if lost := [key for key in needed if key not in given]:
         raise GencliError(f"the metadata lacks {', '.join(start + key for key in lost)}")
     if "token_embd.weight" not in file.shapes:
@@ -277,7 +345,7 @@ def _check_heads(name: str, given: Given, config: dict[str, object]) -> None:
     size = config.get("head_dim") or _head_size(config)
     for key in (
         ("attention.value_length",)
-        if name in ("phi3", "qwen35", "qwen35moe")
+        if name in ("phi3", "qwen35", "qwen35moe", "glm4")
         else ("attention.value_length", "rope.dimension_count")
     ):
         if key in given and given[key] != size:
@@ -303,12 +371,20 @@ def _rope(file: TensorFile, name: str, given: Given, config: dict[str, object]) 
 
 def _yarn(name: str, given: Given) -> dict[str, object]:
     """Return YaRN's scaling. gpt-oss was trained with a ramp between fractions of a pair, which no key says and which
-    llama.cpp rounds. Raise GencliError for another factor of attention."""
-    if (attention := given.get("rope.scaling.attn_factor", 1.0)) != 1:
+    llama.cpp rounds. OLMo 3's files tell the factor of cos and sin. Raise GencliError for another one of attention."""
+    attention = metadata_get(given, "rope.scaling.attn_factor", (int, float), 1.0)
+    if attention != 1 and name != "olmo2":
         raise GencliError(f"{name}.rope.scaling.attn_factor = {attention!r:.40} with YaRN is not supported")
     factor = metadata_get(given, "rope.scaling.factor", (int, float), 1.0)
     original = metadata_get(given, "rope.scaling.original_context_length", int)
-    kept = {} if original is None else {"original_max_position_embeddings": original}
+    kept: dict[str, object] = {} if original is None else {"original_max_position_embeddings": original}
+    if attention != 1:
+        kept["attention_factor"] = attention
+    for key in ("beta_fast", "beta_slow"):
+        if (value := metadata_get(given, f"rope.scaling.yarn_{key}", (int, float))) is not None:
+            kept[key] = value
+    if (multiplier := metadata_get(given, "rope.scaling.yarn_log_multiplier", (int, float), 0)) != 0:
+        kept |= {"mscale": 1.0, "mscale_all_dim": multiplier}
     return {"rope_type": "yarn", "factor": factor, "truncate": name != "gpt-oss", **kept}
 
 
