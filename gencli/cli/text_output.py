@@ -75,6 +75,7 @@ class JsonOutput:
     def record(self, sample: Completion, prompt: str) -> dict[str, object]:
         """Return a sample with the names of the completion API; with `echo` the prompt is put before the text."""
         before = prompt if self.echo else ""
+        details = {"reasoning_tokens": sample.reasoning_tokens}
         return {
             "index": sample.index,
             "prompt": prompt,
@@ -86,6 +87,7 @@ class JsonOutput:
                 "prompt_tokens": sample.prompt_tokens,
                 "completion_tokens": sample.completion_tokens,
                 "total_tokens": sample.prompt_tokens + sample.completion_tokens,
+                **({"completion_tokens_details": details} if details["reasoning_tokens"] else {}),
             },
             "seed": sample.seed,
             **self.made_by,

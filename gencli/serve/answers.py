@@ -9,22 +9,32 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gencli.text.events import Completion, Event, Logprobs, ReasoningDelta, TextDelta
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
 DONE = b"data: [DONE]\n\n"
 
 
+class Details(TypedDict):
+    """What tokens of answers are."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
-    """Tokens of a request."""
+    """Tokens of a request. The details are those of chats."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: NotRequired[Details]
 
 
 class Said(TypedDict, total=False):
@@ -141,7 +151,11 @@ class Answer:
     def usage(self) -> Usage:
         """Return the tokens of prompts, which count once however many answers they have, and of answers."""
         prompt, made = sum(self.prompts.values()), sum(one.completion_tokens for one in self.done.values())
-        return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+        usage: Usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+        if self.chat:
+            reasoning = sum(one.reasoning_tokens for one in self.done.values())
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        return usage
 
     def last(self) -> Body:
         """Return the object that ends a stream that is to tell the usage."""

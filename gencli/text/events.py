@@ -77,7 +77,8 @@ class Completion:
     """A whole sample. finish_reason: `stop` (end token or stop string) or `length` (token limit or context reached).
 
     completion_tokens counts every token that was sampled, including an end token and those of a stop string.
-    unanswered: it ended within its reasoning, or right after it. reasoning: what came before the answer.
+    unanswered: it ended within its reasoning, or right after it. reasoning: what came before the answer, and
+    reasoning_tokens: how many of completion_tokens that and its marks took.
     """
 
     index: int
@@ -89,6 +90,7 @@ class Completion:
     logprobs: Logprobs | None = None
     unanswered: bool = False
     reasoning: str = ""
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)

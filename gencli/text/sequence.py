@@ -60,10 +60,17 @@ class Sequence:
         self.parts: list[str] = []  # of the answer
         self.thoughts: list[str] = []
         self.thought = False
+        self.reasoned = 0  # tokens of thoughts and of what marks them
         self.logprobs = None if request.logprobs is None else Logprobs()
 
     def take(self, pick: Pick) -> list[TextDelta | ReasoningDelta]:
         """Take the next token; return the text that may be shown. Sets `finish_reason` when it is the last."""
+        inside = self.splitter and self.splitter.inside
+        shown = self._take(pick)
+        self.reasoned += bool(inside or (self.splitter and self.splitter.inside))
+        return shown
+
+    def _take(self, pick: Pick) -> list[TextDelta | ReasoningDelta]:
         self.count += 1
         token, shown = pick.token, []
         if self.splitter and token in self.splitter.ids:
@@ -95,8 +102,8 @@ class Sequence:
             logprobs = Logprobs() if self.splitter.inside else logprobs_after(logprobs, self.splitter.skipped)
         unanswered = bool(self.thought and not text)
         counts = self.prompt_tokens, self.count
-        thoughts = "".join(self.thoughts)
-        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered, thoughts)
+        thoughts = "".join(self.thoughts), self.reasoned
+        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered, *thoughts)
 
     def _last(self, reason: str) -> list[TextDelta | ReasoningDelta]:
         """End the sample, and return what was held back of its text."""

@@ -49,10 +49,14 @@ def test_pipes_have_the_answer_alone(qwen: Path, gpt_oss: Path) -> None:
             assert (done.returncode, done.stdout.decode(), done.stderr) == (0, answer, b"")
 
 
-def test_json_has_the_reasoning_in_a_key_of_its_own(qwen: Path) -> None:
+def test_json_has_the_reasoning_in_a_key_of_its_own(qwen: Path, gpt_oss: Path) -> None:
     line = ("text", "--chat", "-m", qwen, *GREEDY, "--json")
     alone = json.loads(gencli(*line, "Hi").stdout)
     assert (alone["text"], alone["reasoning_content"]) == ("It is 你好.", "Let me see. é🙂")
+    assert alone["usage"]["completion_tokens_details"] == {"reasoning_tokens": 19}, "its 18 bytes and the mark"
+    other = json.loads(gencli(*line, "Hi", "-m", gpt_oss).stdout)["usage"]
+    assert other["completion_tokens_details"] == {"reasoning_tokens": 38}, "all before the answer's first word"
+    assert "completion_tokens_details" not in json.loads(gencli(*line, "Hi", "--think", "off").stdout)["usage"]
     for more in ((), ("--workers", "2", "--batch", "1")):
         done = gencli(*line, "--lines", *more, stdin=b"Hi\nHo\n")
         found = [json.loads(one) for one in done.stdout.splitlines()]
