@@ -1,4 +1,4 @@
-"""`gencli serve`: an HTTP server with OpenAI's routes."""
+"""`gencli serve`: an HTTP server with OpenAI's routes, and ollama's."""
 
 from __future__ import annotations
 
@@ -116,13 +116,14 @@ class Served:
     epilog="""Examples:
     gencli serve --listen 8080
     curl localhost:8080/v1/completions -d '{"model": "stories", "prompt": "Once"}' -H 'Content-Type: application/json'
+    gencli serve --listen 11434 (where programs look for ollama)
     gencli serve -m ~/models/smollm2.gguf --listen 0.0.0.0:8080 --key "$KEY"
     """,
     panels=(MODEL, LISTENING, LIMITS),
     without=("lora", "stats"),
 )
 def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
-    """Keep models warm and answer HTTP requests in OpenAI's form: completions, chats and images.
+    """Keep models warm and answer HTTP requests in OpenAI's form and ollama's: completions, chats and images.
 
     Prints one line per address as soon as it can be reached. Ctrl-C lets answers in progress end, and stops the server.
     """

@@ -101,8 +101,8 @@ class Stream(StreamingResponse):
 
     ended: Callable[[], None]
 
-    def __init__(self, parts: AsyncIterator[bytes], source: AsyncGenerator[object, None]):
-        super().__init__(parts, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def __init__(self, parts: AsyncIterator[bytes], source: AsyncGenerator[object, None], media: str):
+        super().__init__(parts, media_type=media, headers={"Cache-Control": "no-store"})
         self.source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,10 +115,11 @@ class Stream(StreamingResponse):
 
 @dataclass
 class Answer:
-    """The answer to one request for text, as its events come. first: the number of the first choice."""
+    """The answer to one request for text, as its events come. tells_usage: whether the end of a stream does."""
 
     model: str
     chat: bool
+    tells_usage: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     done: dict[int, Completion] = field(default_factory=dict)
@@ -157,10 +158,11 @@ class Answer:
             usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
         return usage
 
-    def last(self) -> Body:
-        """Return the object that ends a stream that is to tell the usage."""
+    def last(self) -> list[bytes]:
+        """Return what ends a stream: the usage, if it is to be told, and a mark."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": [], "usage": self.usage()}
+        usage: Body = {**self._head(kind), "choices": [], "usage": self.usage()}
+        return [*([server_sent(usage)] if self.tells_usage else []), DONE]
 
     def _head(self, kind: str) -> Body:
         prefix = "chatcmpl" if self.chat else "cmpl"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 
 from starlette.applications import Starlette
@@ -15,13 +12,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gencli.errors import GencliError, UsageError
+from gencli.errors import GencliError
 from gencli.serve import answers, bodies, edits, openapi
-from gencli.serve.engine import Drawn, ImageEngine, ImageWork, TextEngine, TextWork, events_of
-from gencli.serve.guard import Guard, Limits, failure, unknown, unless_gone
+from gencli.serve.engine import Drawn, ImageEngine, ImageWork, TextEngine, events_of
+from gencli.serve.guard import Guard, Limits, told, unless_gone
+from gencli.serve.ollama import Ollama, tell
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import INVALID, Refusal, no_model
+from gencli.serve.texts import Asked, Form, answering, respond
 from gencli.text.generate import Job
+
+FORM = Form("text/event-stream", answers.server_sent, Refusal.body)
 
 
 class Server(Guard):
@@ -48,8 +49,10 @@ class Server(Guard):
             ("/v1/images/variations", self.varied, "POST", True),
             ("/v1/embeddings", self.embeddings, "POST", True),
         ]
+        others = Ollama(self.pool, self.counts, partial(self.body, any_type=True)).routes()
         routes = [Route(path, self.guarded(path, end, busy), methods=[way]) for path, end, way, busy in made]
-        return Starlette(routes=routes, exception_handlers={HTTPException: unknown})
+        routes += [Route(path, self.guarded(path, end, busy, tell), methods=[way]) for path, end, way, busy in others]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _unknown})
 
     async def _model(self, body: bodies.Body) -> str:
         """Return the name of the model that a body asks for, which may be left out where there is one alone."""
@@ -96,73 +99,21 @@ class Server(Guard):
         stream, name = bodies.wants_stream(body), await self._model(body)
         asked = await asyncio.to_thread(bodies.read_completions, body)  # a schema may take a second to check
         jobs = [Job(one, ids) for one, ids in asked.requests]
-        return await self._text(request, name, stream, lambda engine: jobs, chat=False)
+        answer = answers.Answer(name, chat=False, tells_usage=stream[1])
+        asking = Asked(name, lambda engine: jobs, answer, "prompt")
+        return await respond(request, self.pool, self.counts, asking, FORM, stream=stream[0])
 
     async def chat(self, request: Request) -> Response:
         body = await self.body(request)
         stream, name = bodies.wants_stream(body), await self._model(body)
         asked = await asyncio.to_thread(bodies.read_chat, body)
+        answer = answers.Answer(name, chat=True, tells_usage=stream[1])
 
         def prepare(engine: TextEngine) -> list[Job]:
-            format = engine.chat_model.format
-            with engine.turn:
-                try:
-                    prompt = format.prompt(asked.messages, asked.request)
-                except UsageError as error:
-                    raise Refusal.of(error, status=INVALID, names=asked.names) from None
-            ended = dataclasses.replace(asked.request, stop=(*asked.request.stop, *format.stops))
-            return [Job(ended, prompt.ids, prompt.reasoning)]
+            return [answering(engine, asked.request, asked.messages, asked.names)]
 
-        return await self._text(request, name, stream, prepare, chat=True)
-
-    async def _text(
-        self,
-        request: Request,
-        name: str,
-        stream: tuple[bool, bool],
-        prepare: Callable[[TextEngine], list[Job]],
-        *,
-        chat: bool,
-    ) -> Response:
-        """Answer with text, streamed or whole."""
-        answer = answers.Answer(name, chat)
-        chunks = self._chunks(name, prepare, answer)
-        if not stream[0]:
-            await unless_gone(request, _drain(chunks))
-            return JSONResponse(answer.whole())
-        first = await anext(chunks, None)  # what is wrong with the request comes before the stream begins
-
-        async def streamed() -> AsyncIterator[bytes]:
-            try:
-                if first is not None:
-                    yield answers.server_sent(first)
-                async for chunk in chunks:
-                    yield answers.server_sent(chunk)
-                if stream[1]:
-                    yield answers.server_sent(answer.last())
-                yield answers.DONE
-            except Exception as error:  # the status has been sent: the stream tells it
-                yield answers.server_sent(json.loads(bytes(failure(error).body)))
-
-        return answers.Stream(streamed(), chunks)
-
-    async def _chunks(
-        self, name: str, prepare: Callable[[TextEngine], list[Job]], answer: answers.Answer
-    ) -> AsyncGenerator[answers.Body, None]:
-        """Yield the objects of a streamed answer as its events come; several prompts are continued side by side."""
-        async with self.pool.use(name, TextEngine) as engine:
-            try:
-                jobs = await asyncio.to_thread(prepare, engine)
-            except GencliError as error:
-                raise Refusal.of(error, status=INVALID, param="messages") from None
-            makes = [partial(TextWork, job=job, chat=answer.chat) for job in jobs]
-            async with contextlib.aclosing(events_of(engine, makes)) as events:
-                async for number, event in events:
-                    assert not isinstance(event, Drawn)
-                    for chunk in answer.take(event, number * jobs[number].request.num_samples, number):
-                        yield chunk
-            self.counts.prompt_tokens += answer.usage()["prompt_tokens"]
-            self.counts.completion_tokens += answer.usage()["completion_tokens"]
+        asking = Asked(name, prepare, answer, "messages")
+        return await respond(request, self.pool, self.counts, asking, FORM, stream=stream[0])
 
     async def images(self, request: Request) -> Response:
         body = await self.body(request)
@@ -217,6 +168,11 @@ class Server(Guard):
         return JSONResponse(answers.drawn(images, asked.format))
 
 
-async def _drain(chunks: AsyncIterator[object]) -> None:
-    async for _ in chunks:
-        pass
+async def _unknown(request: Request, error: Exception) -> Response:
+    """Answer for a route or method that is not there."""
+    assert isinstance(error, HTTPException)
+    headers, path = dict(error.headers or {}), request.url.path[:200]
+    what = f"{path} wants {headers['Allow']}" if "Allow" in headers else f"{path} is no route here"
+    if path.startswith("/api/"):
+        return told(Refusal(error.status_code, what, headers=headers), tell)
+    return told(Refusal(error.status_code, f"{what} (GET /openapi.json lists all)", headers=headers))

@@ -87,7 +87,7 @@ def read_completions(body: Body) -> Completions:
     made = []
     for number, prompt in enumerate(prompts):
         text, ids = (prompt, None) if isinstance(prompt, str) else ("", prompt)
-        made.append((_request(text, {**values, "seed": seed + number * samples}), ids))
+        made.append((text_request(text, {**values, "seed": seed + number * samples}), ids))
     return Completions(tuple(made))
 
 
@@ -96,7 +96,7 @@ def read_chat(body: Body) -> Chat:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or len(messages) > MOST_MESSAGES:
         raise Refusal(INVALID, f"messages: wants a list of 1 to {MOST_MESSAGES} messages", param="messages")
-    read = [_message(number, message) for number, message in enumerate(messages)]
+    read = [read_message(number, message) for number, message in enumerate(messages)]
     if read[-1]["role"] != "user":
         raise Refusal(INVALID, "messages: the last one must be the user's", param="messages")
     values = dict(body)
@@ -112,7 +112,7 @@ def read_chat(body: Body) -> Chat:
     if logprobs:
         values["logprobs"] = 0 if top is None else whole("top_logprobs", top, 0, MOST_LOGPROBS)
     names = spoken(body, CHAT, TEXT_ROWS)
-    return Chat(_request("", _text_values(values, {"messages"}, CHAT)), read, names)
+    return Chat(text_request("", _text_values(values, {"messages"}, CHAT)), read, names)
 
 
 def read_drawing(
@@ -137,7 +137,7 @@ def read_drawing(
     if not isinstance(format, str) or format not in FORMATS:
         wanted = f"output_format {shown(format)}: wants one of {', '.join(FORMATS)}"
         raise Refusal(INVALID, wanted, param="output_format")
-    values = _values(_given(body, known, {*DRAWN_INERT, *inert}, DRAWN_ROWS), known, DRAWN_ROWS)
+    values = read_values(given_values(body, known, {*DRAWN_INERT, *inert}, DRAWN_ROWS), known, DRAWN_ROWS)
     size = body.get("size")
     if size not in (None, "auto"):
         values["width"], values["height"] = _size(size)
@@ -171,7 +171,7 @@ def spoken(body: Body, known: Mapping[str, str], options: Mapping[str, Option]) 
     return found
 
 
-def _given(
+def given_values(
     body: Body, known: Mapping[str, str], inert: Collection[str], options: Mapping[str, Option]
 ) -> dict[str, object]:
     """Return what the body gives of `known`. Raise Refusal for what would be ignored."""
@@ -196,7 +196,7 @@ def _given(
     return found
 
 
-def _values(given: Body, known: Mapping[str, str], options: Mapping[str, Option]) -> Values:
+def read_values(given: Body, known: Mapping[str, str], options: Mapping[str, Option]) -> Values:
     """Return what a body gives as values of fields, and a seed in any case. Raise Refusal."""
     values: Values = {"seed": draw_seed(None)}
     for name, value in given.items():
@@ -220,8 +220,8 @@ def _by_row(name: str, value: object, option: Option) -> object:
 def _text_values(body: Body, besides: Collection[str], known: Mapping[str, str], prompts: int = 1) -> Values:
     """Return the values of a text request. Raise Refusal."""
     form = _schema(body.get("response_format"))
-    given = _given(body, known, {*INERT, *besides, *(("response_format",) if form else ())}, TEXT_ROWS)
-    values: Values = {**form, **_values(given, known, TEXT_ROWS)}
+    given = given_values(body, known, {*INERT, *besides, *(("response_format",) if form else ())}, TEXT_ROWS)
+    values: Values = {**form, **read_values(given, known, TEXT_ROWS)}
     texts = prompts * (typed(values, "num_samples", int) or 1)
     if texts > MOST_SAMPLES:
         raise Refusal(INVALID, f"more than {MOST_SAMPLES} texts in one request", param="n")
@@ -249,8 +249,10 @@ def _schema(format: object) -> dict[str, str]:
     return {"schema": json.dumps(schema)}
 
 
-def _request(prompt: str, values: Values) -> TextRequest:
-    return _checked(lambda: TextRequest.of(prompt, **values), {**FLAGS, "prompt": "prompt"})
+def text_request(prompt: str, values: Values, names: Mapping[str, str] = NO_NAMES) -> TextRequest:
+    """Return a request of values of its fields. names: what a client calls the options, if not as OpenAI does. Raise
+    Refusal."""
+    return _checked(lambda: TextRequest.of(prompt, **values), {**(names or FLAGS), "prompt": "prompt"})
 
 
 def _checked(build: Callable[[], T], names: Mapping[str, str]) -> T:
@@ -278,7 +280,8 @@ def _is_token(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-def _message(number: int, message: object) -> Message:
+def read_message(number: int, message: object) -> Message:
+    """Return a message of a conversation. Raise Refusal."""
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]

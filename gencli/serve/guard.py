@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -20,7 +19,7 @@ from gencli.errors import GencliError
 from gencli.serve import answers, bodies
 from gencli.serve.engine import Counts
 from gencli.serve.multipart import Part, read_parts
-from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, Refusal
+from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, Refusal, Tell
 
 T = TypeVar("T")
 JSON, FORM = "application/json", "multipart/form-data"
@@ -50,8 +49,9 @@ class Guard:
         self.hosts, self.any_host = {*LOOPBACK, *hosts}, any_host
         self.counts = Counts()
 
-    def guarded(self, path: str, endpoint: Endpoint, busy: bool) -> Endpoint:
-        """Return an endpoint that is reached only by whom it is for, and whose errors are answers."""
+    def guarded(self, path: str, endpoint: Endpoint, busy: bool, tell: Tell = Refusal.body) -> Endpoint:
+        """Return an endpoint that is reached only by whom it is for, and whose errors are answers, as `tell` has them.
+        busy: whether its requests count as under way."""
 
         async def answer(request: Request) -> Response:
             try:
@@ -64,12 +64,10 @@ class Guard:
                         raise Refusal(BUSY, message, code="queue_full", headers={"Retry-After": "1"})
                     self.counts.under_way += 1
                     response = await self._counted(endpoint, request)
-            except Refusal as refusal:
-                response = JSONResponse(refusal.body(), refusal.status, refusal.headers)
             except ClientDisconnect:
                 response = Response(status_code=499)
             except Exception as error:
-                response = failure(error)
+                response = told(failure(error), tell)
             key = (path, response.status_code)
             self.counts.answers[key] = self.counts.answers.get(key, 0) + 1
             return response
@@ -97,22 +95,23 @@ class Guard:
         if server is not None and server[1] is not None:  # a Unix socket has no port, and no name to be called by
             name = _host(f"//{request.headers.get('host', '')}")
             if name not in self.hosts and not self.any_host:
-                told = f"the Host header names {name!s:.60}, and this server is {' or '.join(sorted(self.hosts))}"
-                raise Refusal(403, told, code="wrong_host")
+                what = f"the Host header names {name!s:.60}, and this server is {' or '.join(sorted(self.hosts))}"
+                raise Refusal(403, what, code="wrong_host")
         origin = request.headers.get("origin")
         if origin is not None and (_host(origin) is None or urlsplit(origin).netloc != request.headers.get("host")):
             raise Refusal(403, "pages of other origins are not answered", code="wrong_origin")
         shown = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
         if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
-            told = "the key is missing or wrong, as in Authorization: Bearer KEY"
-            raise Refusal(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            what = "the key is missing or wrong, as in Authorization: Bearer KEY"
+            raise Refusal(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
-    async def body(self, request: Request) -> bodies.Body:
-        """Return the JSON object that a request brings. Raise Refusal."""
+    async def body(self, request: Request, *, any_type: bool = False) -> bodies.Body:
+        """Return the JSON object that a request brings. any_type: whatever its header says, as curl's usual one; pages
+        of other origins are told by another header. Raise Refusal."""
         kind = request.headers.get("content-type", JSON)
-        if _kind(kind) != JSON:
-            told = f"the header says Content-Type: {_kind(kind)}; a body of JSON is {JSON}"
-            raise Refusal(415, f"{told} (curl: -H 'Content-Type: {JSON}')")
+        if _kind(kind) != JSON and not any_type:
+            what = f"the header says Content-Type: {_kind(kind)}; a body of JSON is {JSON}"
+            raise Refusal(415, f"{what} (curl: -H 'Content-Type: {JSON}')")
         try:
             value = json.loads(await self._read(request, self.limits.body))
         except (ValueError, RecursionError) as error:
@@ -126,8 +125,8 @@ class Guard:
         """Return the fields of the form that a request brings. Raise Refusal."""
         kind = request.headers.get("content-type", JSON)
         if _kind(kind) != FORM:
-            told = f"the header says Content-Type: {_kind(kind)}; images come in a form, {FORM}"
-            raise Refusal(415, f"{told} (curl: -F image=@photo.png)")
+            what = f"the header says Content-Type: {_kind(kind)}; images come in a form, {FORM}"
+            raise Refusal(415, f"{what} (curl: -F image=@photo.png)")
         data = await self._read(request, self.limits.form)
         return await asyncio.to_thread(read_parts, data, kind)
 
@@ -161,23 +160,19 @@ def _host(address: str) -> str | None:
         return None
 
 
-def failure(error: Exception) -> JSONResponse:
-    """Return the answer that tells an error; one that is no error of gencli's own is logged."""
+def failure(error: Exception) -> Refusal:
+    """Return the refusal that tells an error; one that is no error of gencli's own is logged."""
     if isinstance(error, Refusal):
-        return JSONResponse(error.body(), error.status, error.headers)
+        return error
     if isinstance(error, GencliError):
-        return failure(Refusal.of(error, status=FAILED))
+        return Refusal.of(error, status=FAILED)
     log.error("a request failed by a defect", exc_info=error)
-    return failure(Refusal(FAILED, f"a defect of gencli: {type(error).__name__}"))
+    return Refusal(FAILED, f"a defect of gencli: {type(error).__name__}")
 
 
-async def unknown(request: Request, error: Exception) -> Response:
-    """Answer for a route or method that is not there."""
-    assert isinstance(error, HTTPException)
-    headers, path = dict(error.headers or {}), request.url.path[:200]
-    told = f"{path} wants {headers['Allow']}" if "Allow" in headers else f"{path} is no route here"
-    refusal = Refusal(error.status_code, f"{told} (GET /openapi.json lists all)", headers=headers)
-    return JSONResponse(refusal.body(), refusal.status, refusal.headers)
+def told(refusal: Refusal, tell: Tell = Refusal.body) -> Response:
+    """Return the answer that tells a refusal."""
+    return JSONResponse(tell(refusal), refusal.status, refusal.headers)
 
 
 async def unless_gone(request: Request, work: Coroutine[object, object, T]) -> T:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from gencli.checkpoints import hub_cache, ollama
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
@@ -34,12 +34,18 @@ MISSING = {TextEngine: "no language model", ImageEngine: "no model that draws fr
 
 @dataclass(eq=False)
 class Warm:
-    """A model that is open, and what it was opened for. users: those at work with it."""
+    """A model that is open, and what it was opened for. users: those at work with it. keep: seconds after which it may
+    go, where a client has said so."""
 
     engine: TextEngine | ImageEngine
     wanted: Wanted
     users: int = 0
     since: float = field(default_factory=time.monotonic)
+    keep: float | None = None
+
+    def until(self, usual: float) -> float:
+        """Return when it may go, by `time.monotonic`, if nobody works with it until then. usual: seconds to keep it."""
+        return self.since + (usual if self.keep is None else self.keep)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class Wanted:
     @property
     def key(self) -> Hashable:
         return self.how, tuple(map(tuple, self.files))
+
+    @property
+    def kind(self) -> Literal["text", "image"]:
+        return "text" if isinstance(self.how, tuple) and self.how[0] == "text" else "image"
 
     @property
     def size(self) -> int:
@@ -115,16 +125,18 @@ class Pool:
             self.named[name] = _model(source, self.spec)
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str, kind: type[E]) -> AsyncIterator[E]:
-        """Hold the warm model of this name and kind. Raise Refusal."""
+    async def use(self, name: str, kind: type[E], *, keep: float | None = None) -> AsyncIterator[E]:
+        """Hold the warm model of this name and kind. keep: seconds after which it may go, in place of the server's
+        own until somebody says another time. Raise Refusal."""
         try:
-            wanted = await asyncio.to_thread(self._named, name)
+            wanted = await asyncio.to_thread(self.wanted, name)
             warm = await self.acquire(wanted)
         except GencliError as error:
             raise Refusal.of(error, status=UNAVAILABLE, param="model") from None
         try:
             if not isinstance(warm.engine, kind):
                 raise Refusal(INVALID, f"{name} is {MISSING[kind]}", param="model")
+            warm.keep = warm.keep if keep is None else keep
             yield warm.engine
         except (GencliError, Refusal) as error:
             if wanted.name != name:  # a path on this machine, which is nothing to the client
@@ -150,13 +162,23 @@ class Pool:
         """Say that one user needs a model no more."""
         warm.users -= 1
         warm.since = self.used = time.monotonic()
-        if not self.keep:
+        if warm.until(self.keep) <= warm.since:
+            self.put_away()
+
+    def fetches(self, name: str) -> bool:
+        """Return whether a model of this name may be downloaded for a client."""
+        return self.pull and not self.given and _is_id(name)
+
+    def let_go(self, wanted: Wanted) -> None:
+        """Close a model, at once or when those at work with it are done."""
+        if (warm := self.warm.get(wanted.key)) is not None:
+            warm.keep = 0.0
             self.put_away()
 
     def put_away(self, *, all: bool = False) -> None:
         """Close the models that were idle for too long, or all of them."""
         for key, warm in list(self.warm.items()):
-            if all or (not warm.users and time.monotonic() - warm.since >= self.keep):
+            if all or (not warm.users and time.monotonic() >= warm.until(self.keep)):
                 self.warm.pop(key).engine.close()
 
     async def watch(self) -> None:
@@ -165,7 +187,7 @@ class Pool:
             await asyncio.sleep(min(max(self.keep / 10, 0.1), 10))
             self.put_away()
 
-    def _named(self, name: str) -> Wanted:
+    def wanted(self, name: str) -> Wanted:
         """Find a model by the name of a client. Raise Refusal for one that it may not use, GencliError."""
         if (known := self.named.get(name)) is None or not known.is_current:
             known = self.named[name] = _model(self.find(self._called(name)), self.spec)
@@ -175,7 +197,7 @@ class Pool:
         """Return what a name stands for. Raise Refusal for one that a client may not use."""
         if name in self.given:
             return self.given[name]
-        if name in (known := self.names()) or (self.pull and not self.given and _is_id(name)):
+        if name in (known := self.names()) or self.fetches(name):
             return name
         raise no_model(name, known)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from gencli.checkpoints.ollama import PREFIX
 from gencli.errors import GencliError, UsageError, did_you_mean
@@ -60,6 +60,9 @@ class Refusal(Exception):
             hint = ""
         message = message.removeprefix("--")
         return cls(status, f"{message} ({hint})" if hint else message, param=param)
+
+
+Tell = Callable[[Refusal], Mapping[str, object]]  # how an API writes one
 
 
 def no_model(name: str, known: Collection[str]) -> Refusal:
