@@ -340,9 +340,12 @@ def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, part, c
         opened(tmp_path / "qwen")
 
 
-def test_its_editors_are_told_in_one_line(made, tmp_path):
+def test_its_editors_are_told_in_one_line(made, tensors, tmp_path):
     shutil.copytree(made[0], tmp_path / "edit")
     index = json.loads((tmp_path / "edit" / "model_index.json").read_text())
     (tmp_path / "edit" / "model_index.json").write_text(json.dumps(index | {"_class_name": "QwenImageEditPipeline"}))
     with pytest.raises(GencliError, match="pipeline 'QwenImageEditPipeline' is not supported"):
         opened(tmp_path / "edit")
+    file = flow.write_single(made[0] / "Qwen-Image-Edit-2509.safetensors", tensors)
+    with pytest.raises(GencliError, match="it is a Qwen-Image-Edit by its name, which is not supported"):
+        image_of(file)

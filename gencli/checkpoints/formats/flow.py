@@ -148,7 +148,8 @@ class Family:
     """key: a tensor that only these have. config: what their shapes tell. pipeline: as model_index.json has it. rest:
     repositories with its other parts, its own first. mend: what names alone do not tell. scheduler: its own, where
     those of its repositories differ. rows: the pipeline that `flow_rows` has its names by, its own if none is said.
-    fits: whether a file of this name and config is one, where the key does not tell."""
+    fits: whether a file of this name and config is one, where the key does not tell. unlike: a word in names of files
+    with the same tensors that are another model, and that model, which is not supported."""
 
     title: str
     key: str
@@ -159,6 +160,7 @@ class Family:
     scheduler: Mapping[str, object] | None = None
     rows: str | None = None
     fits: Callable[[str, Mapping[str, object]], bool] = _is_any
+    unlike: tuple[str, str] | None = None
 
 
 def _is_fill(name: str, config: Mapping[str, object]) -> bool:
@@ -195,6 +197,7 @@ FAMILIES = (
         _qwen_image,
         "QwenImagePipeline",
         ("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
+        unlike=("edit", "Qwen-Image-Edit"),
     ),
     Family(
         "FLUX.2's transformer",
@@ -270,6 +273,8 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
     beside = {name for name in file.shapes if name.startswith(BESIDE)} if start else set[str]()
     shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
     family, config = _fitting(found[0], contents.path.name, shapes)
+    if family.unlike is not None and family.unlike[0] in contents.path.name.lower():
+        raise GencliError(f"it is a {family.unlike[1]} by its name, which is not supported")
     from gencli.checkpoints.formats.flow_rows import ROWS
 
     pieces, unknown = rename(shapes, ROWS[family.rows or family.pipeline])
