@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gencli.checkpoints.tensors import Tensors
     from gencli.tokens import Tokenizer
 
-FLUX, QWEN_IMAGE = "FluxTransformer2DModel", "QwenImageTransformer2DModel"
+FLUX, CHROMA, QWEN_IMAGE = (f"{name}Transformer2DModel" for name in ("Flux", "Chroma", "QwenImage"))
 VIDEO_AUTOENCODER = "AutoencoderKLQwenImage"
 
 
@@ -131,7 +131,7 @@ class ImageCheckpoint:
         reads = self.configs[self.family.network].get("in_channels", channels)
         if not isinstance(channels, int | float) or not isinstance(reads, int | float):
             return None
-        if self.configs[self.family.network].get("_class_name") in (FLUX, QWEN_IMAGE):  # of 2 × 2 latents
+        if self.configs[self.family.network].get("_class_name") in (FLUX, CHROMA, QWEN_IMAGE):  # of 2 × 2 latents
             reads /= 4
         further = reads - channels
         masks = channels + 1, channels + self.factor**2  # the mask of a latent, or that of each of its pixels
@@ -211,7 +211,7 @@ def latent_channels(config: Mapping[str, object]) -> object:
 def patch_size(config: Mapping[str, object]) -> int:
     """Latents a side of a transformer's patch; 1 for other networks. Raises GencliError."""
     kind = str(config.get("_class_name"))
-    if kind == FLUX:  # whose config calls 2 × 2 latents one
+    if kind in (FLUX, CHROMA):  # whose configs call 2 × 2 latents one
         return 2
     size = config.get("patch_size", {"Flux2Transformer2DModel": 1}.get(kind, 2) if "Transformer2DModel" in kind else 1)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 64:

@@ -75,6 +75,7 @@ ARCHITECTURES: dict[str, str] = {
     "Flux2Transformer2DModel": "flux2",
     "AutoencoderKLFlux2": "autoencoder_kl_flux2",
     "QwenImageTransformer2DModel": "qwen_image",
+    "ChromaTransformer2DModel": "chroma",
     "AutoencoderKLQwenImage": "autoencoder_kl_qwenimage",
 }
 

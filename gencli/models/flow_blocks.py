@@ -186,6 +186,24 @@ class FeedForward(nn.Module):
         return x
 
 
+def both_streams(
+    image: Tensor,
+    text: Tensor,
+    by: Rotation,
+    of_image: Sequence[Tensor],
+    of_text: Sequence[Tensor],
+    attn: JointAttention,
+    ff: nn.Module,
+    ff_text: nn.Module,
+) -> tuple[Tensor, Tensor]:
+    """Return the next states of an image (B, T, W) and a text (B, L, W) after a block of two streams. of_image,
+    of_text: shift, scale and gate of the attention, then of the feed-forward network, (B, 1, W) each."""
+    y, y_text = attn(modulated(image, of_image[:2]), modulated(text, of_text[:2]), by)
+    image, text = image + of_image[2] * y, text + of_text[2] * y_text
+    image = image + of_image[5] * ff(modulated(image, of_image[3:5]))
+    return image, text + of_text[5] * ff_text(modulated(text, of_text[3:5]))
+
+
 def modulated(x: Tensor, by: Sequence[Tensor]) -> Tensor:
     """Return the layer norm of x, shifted and scaled."""
     shift, scale = by

@@ -7,6 +7,7 @@ both, D: width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from gencli.models.flow_blocks import (
     TimeTextEmbedding,
     attend,
     beside,
+    both_streams,
     check_axes,
     heads,
     modulated,
@@ -88,10 +90,7 @@ class DoubleBlock(nn.Module):
     def forward(self, image: Tensor, text: Tensor, by: Rotation, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next states of an image (B, H · W / 4, D) and a text (B, L, D)."""
         of_image, of_text = self.norm1(time), self.norm1_context(time)
-        y, y_text = self.attn(modulated(image, of_image[:2]), modulated(text, of_text[:2]), by)
-        image, text = image + of_image[2] * y, text + of_text[2] * y_text
-        image = image + of_image[5] * self.ff(modulated(image, of_image[3:5]))
-        return image, text + of_text[5] * self.ff_context(modulated(text, of_text[3:5]))
+        return both_streams(image, text, by, of_image, of_text, self.attn, self.ff, self.ff_context)
 
 
 class SingleAttention(nn.Module):
@@ -106,23 +105,31 @@ class SingleAttention(nn.Module):
         return attend(q, k, heads(self.to_v(x), self.size), by)
 
 
-class SingleBlock(nn.Module):
-    """Attention and a feed-forward network beside each other, with one projection out."""
+class SingleStream(nn.Module):
+    """Attention and a feed-forward network beside each other, with one projection out, of heads of `size`."""
 
-    def __init__(self, config: FluxConfig):
+    def __init__(self, width: int, size: int):
         super().__init__()
-        width = config.width
-        self.norm = Modulation(width, 3)
         self.proj_mlp = nn.Linear(width, MLP_RATIO * width)
         self.proj_out = nn.Linear((1 + MLP_RATIO) * width, width)
-        self.attn = SingleAttention(width, config.attention_head_dim)
+        self.attn = SingleAttention(width, size)
 
-    def forward(self, x: Tensor, by: Rotation, time: Tensor) -> Tensor:
-        """Return the next states of text and image (B, T, D)."""
-        *shifted, gate = self.norm(time)
+    def through(self, x: Tensor, by: Rotation, of_both: Sequence[Tensor]) -> Tensor:
+        """Return the next states of text and image (B, T, D). of_both: shift, scale and gate (B, 1, D)."""
+        *shifted, gate = of_both
         y = modulated(x, shifted)
         inner = F.gelu(self.proj_mlp(y), approximate="tanh")
         return x + gate * self.proj_out(torch.cat([self.attn(y, by), inner], dim=-1))
+
+
+class SingleBlock(SingleStream):
+    def __init__(self, config: FluxConfig):
+        super().__init__(config.width, config.attention_head_dim)
+        self.norm = Modulation(config.width, 3)
+
+    def forward(self, x: Tensor, by: Rotation, time: Tensor) -> Tensor:
+        """Return the next states of text and image (B, T, D)."""
+        return self.through(x, by, self.norm(time))
 
 
 class FluxTransformer2DModel(BaseModel):

@@ -25,6 +25,7 @@ from gencli.models.flow_blocks import (
     JointAttention,
     Modulation,
     Rotation,
+    both_streams,
     check_axes,
     grid,
     modulated,
@@ -97,10 +98,7 @@ class Block(nn.Module):
     def forward(self, image: Tensor, text: Tensor, by: Rotation, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next states of an image (B, H · W / 4, D) and a text (B, L, D)."""
         of_image, of_text = (one(time)[:, None].chunk(6, dim=-1) for one in (self.img_mod, self.txt_mod))
-        y, y_text = self.attn(modulated(image, of_image[:2]), modulated(text, of_text[:2]), by)
-        image, text = image + of_image[2] * y, text + of_text[2] * y_text
-        image = image + of_image[5] * self.img_mlp(modulated(image, of_image[3:5]))
-        return image, text + of_text[5] * self.txt_mlp(modulated(text, of_text[3:5]))
+        return both_streams(image, text, by, of_image, of_text, self.attn, self.img_mlp, self.txt_mlp)
 
 
 class TimeEmbedding(nn.Module):

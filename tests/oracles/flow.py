@@ -1,5 +1,5 @@
-"""What diffusers' pipelines of Z-Image, FLUX.1, FLUX.2 klein, Qwen-Image and PixArt draw, called as gencli's requests
-say it."""
+"""What diffusers' pipelines of Z-Image, FLUX.1, FLUX.2 klein, Qwen-Image, Chroma and PixArt draw, called as gencli's
+requests say it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from gencli.checkpoints import build
 from tests.oracles.ldm_parity import Measured
 from tests.oracles.pipelines import draw, generator, opened
-from tests.tiny.flow import make_flux, make_klein, make_pixart, make_sd3, make_z_image
+from tests.tiny.flow import make_chroma, make_flux, make_klein, make_pixart, make_sd3, make_z_image
 from tests.tiny.qwen_image import make_qwen_image
 
 PROMPT, NEGATIVE, SIZE = "a red apple in the garden", "the dog", {"width": 96, "height": 64}
@@ -95,6 +95,22 @@ def flux_texts(pipe: Any, tokenizer: Any, text: str, length: int) -> tuple[torch
     return states, pipe._get_clip_prompt_embeds(text)
 
 
+def draw_chroma(pipe: Any, tokenizer: Any, *, guidance: float = 5.0, steps: int = 3, **more: Any) -> Any:
+    """With masks of truth values: of the numbers that its pipeline makes of them attention makes no mask
+    (diffusers#12116)."""
+    (states, mask), (no, no_mask) = (chroma_texts(pipe, tokenizer, text) for text in (PROMPT, NEGATIVE))
+    given = {"prompt_embeds": states, "prompt_attention_mask": mask, "guidance_scale": guidance, **SIZE, **more}
+    given |= {"negative_prompt_embeds": no, "negative_prompt_attention_mask": no_mask}
+    return pipe(num_inference_steps=steps, generator=generator(), **given).images[0]
+
+
+def chroma_texts(pipe: Any, tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states of T5, which leaves padding out, and which tokens the network reads: one of padding too."""
+    ids = [*tokenizer.encode(text, add_special_tokens=False)[:511], 1]
+    padded, numbers = torch.tensor([[*ids, *[0] * (512 - len(ids))]]), torch.arange(512)[None]
+    return pipe.text_encoder(padded, attention_mask=(numbers < len(ids)).long())[0], numbers <= len(ids)
+
+
 class Checkpoints:
     """The families, and both forms of PixArt and FLUX.1, made in a folder, with diffusers' pipelines."""
 
@@ -104,6 +120,7 @@ class Checkpoints:
             "z-image-turbo": make_z_image(root / "z-image-turbo"),
             "klein": make_klein(root / "klein"),
             "qwen-image": make_qwen_image(root / "qwen-image"),
+            "chroma": make_chroma(root / "chroma"),
             "sigma": make_pixart(root / "sigma"),
             "alpha": make_pixart(root / "alpha", "Alpha"),
             "sd3.5": make_sd3(root / "sd3.5"),
@@ -122,6 +139,8 @@ class Checkpoints:
             return draw_klein(pipe, **settings)
         if name == "qwen-image":
             return draw_qwen_image(pipe, **settings)
+        if name == "chroma":
+            return draw_chroma(pipe, self.pipelines[name].checkpoint.tokenizer(), **settings)
         if name.startswith("sd3"):
             return draw_sd3(pipe, self.pipelines[name].checkpoint.tokenizer("tokenizer_3"), **settings)
         if name.startswith("flux"):
@@ -155,6 +174,14 @@ class Checkpoints:
             expected = theirs(tokens, states, timestep=t / 1000, return_dict=False, **told)[0]
             expected = self.pipes[name]._unpack_latents(expected, 64, 96, 8)[:, :, 0]
             return (network(x, t, states, lengths) - expected).abs().max().item()
+        if name == "chroma":
+            x, states, lengths = normal(2, 16, 8, 12), normal(2, 20, 64), torch.tensor([20, 7])
+            pipe = self.pipes[name]
+            ids, text_ids = pipe._prepare_latent_image_ids(2, 4, 6, "cpu", torch.float32), torch.zeros(20, 3)
+            mask = torch.cat([torch.arange(20) < lengths[:, None], torch.ones(2, 24, dtype=torch.bool)], dim=1)
+            told = {"img_ids": ids, "txt_ids": text_ids, "attention_mask": mask, "return_dict": False}
+            expected = theirs(pipe._pack_latents(x, 2, 16, 8, 12), states, t / 1000, **told)[0]
+            return (network(x, t, states, lengths) - pipe._unpack_latents(expected, 64, 96, 8)).abs().max().item()
         if name == "klein":
             x, states = normal(2, 32, 4, 6), normal(2, 20, 96)
             ids = torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(6), torch.arange(1))
@@ -192,6 +219,7 @@ ROWS = {
     "z-image-turbo": ("Z-Image", "`Tongyi-MAI/Z-Image-Turbo`"),
     "sd3.5": ("Stable Diffusion 3 and 3.5", "`stabilityai/stable-diffusion-3.5-medium`"),
     "flux-dev": ("FLUX.1", "`black-forest-labs/FLUX.1-dev`, `black-forest-labs/FLUX.1-schnell`"),
+    "chroma": ("Chroma", "`lodestones/Chroma1-HD`"),
     "klein": ("FLUX.2 klein", "`black-forest-labs/FLUX.2-klein-4B`"),
     "qwen-image": ("Qwen-Image", "`Qwen/Qwen-Image`"),
 }

@@ -43,7 +43,7 @@ from tests.tiny import flow
 from tests.tiny.hub_cache import COMMIT
 from tests.tiny.image import VAE, rewrite_json
 
-NAMES = ("z-image-turbo", "klein", "qwen-image", "sigma", "alpha", "sd3.5", "sd3", "flux-dev", "flux-schnell")
+NAMES = ("z-image-turbo", "klein", "qwen-image", "chroma", "sigma", "alpha", "sd3.5", "sd3", "flux-dev", "flux-schnell")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,8 @@ def test_networks(made, name):
         ("klein", 3.5),
         ("qwen-image", 1.0),
         ("qwen-image", 4.0),
+        ("chroma", 1.0),
+        ("chroma", 3.5),
         ("sigma", 4.5),
         ("alpha", 1.0),
         ("sd3.5", 7.0),

@@ -21,7 +21,7 @@ from tests.tiny.unclip import make_kandinsky, make_stable_unclip
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "if": make_if, "karlo": make_karlo, "x4": make_x4, "kandinsky": make_kandinsky, "unclip": make_stable_unclip,
     "z-image": flow.make_z_image, "klein": flow.make_klein, "pixart": flow.make_pixart,
-    "qwen-image": make_qwen_image,
+    "qwen-image": make_qwen_image, "chroma": flow.make_chroma,
 }  # fmt: skip
 
 

@@ -105,6 +105,21 @@ FLUX: dict[str, Any] = {
     "patch_size": 1,
     "pooled_projection_dim": 24,
 }
+CHROMA: dict[str, Any] = {
+    "_class_name": "ChromaTransformer2DModel",
+    "approximator_hidden_dim": 64,
+    "approximator_layers": 2,
+    "approximator_num_channels": 64,
+    "attention_head_dim": 32,
+    "axes_dims_rope": [4, 14, 14],
+    "in_channels": 64,
+    "joint_attention_dim": 64,
+    "num_attention_heads": 3,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "out_channels": None,
+    "patch_size": 1,
+}
 FLUX2: dict[str, Any] = {
     "_class_name": "Flux2Transformer2DModel",
     "attention_head_dim": 16,
@@ -247,6 +262,23 @@ def make_flux(folder: Path, name: str = "dev", **changes: Any) -> Any:
     )
 
 
+def make_chroma(folder: Path, **changes: Any) -> Any:
+    """lodestones/Chroma1-HD. The pipeline wants the states of texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_t5_tokenizer(folder / "tokenizer")
+    return finish(
+        folder,
+        "ChromaPipeline",
+        {
+            "scheduler": write_scheduler(folder / "scheduler", FLOW | {"shift": 1.0}),
+            "text_encoder": make_t5(folder / "text_encoder"),
+            "tokenizer": None,  # transformers' T5Tokenizer loads an empty vocabulary: see `oracles.systems`
+            "transformer": make_network(folder / "transformer", CHROMA | changes),
+            "vae": make_vae(folder / "vae", FLUX_VAE),
+        },
+    )
+
+
 def make_flux2_vae(folder: Path) -> Any:
     """The autoencoder of FLUX.2, of 8 channels."""
     config: dict[str, Any] = {
@@ -364,7 +396,7 @@ def as_original(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return _z_image_names(tensors)
     if "pos_embed.pos_embed" in tensors:
         return _sd3_names(tensors)
-    if "time_text_embed.text_embedder.linear_1.weight" in tensors:
+    if {"time_text_embed.text_embedder.linear_1.weight", "distilled_guidance_layer.in_proj.weight"} & tensors.keys():
         return _flux_names(tensors)
     found: dict[str, torch.Tensor] = {}
     plain = {
@@ -454,6 +486,8 @@ def _flux_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     take("txt_in", "context_embedder")
     take("final_layer.linear", "proj_out")
     for kind in ("weight", "bias"):
+        if f"norm_out.linear.{kind}" not in tensors:  # Chroma has one network for all of these
+            continue
         scale, shift = tensors.pop(f"norm_out.linear.{kind}").chunk(2)
         found[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
     for old, new in (("timestep", "time"), ("guidance", "guidance"), ("text", "vector")):
@@ -467,7 +501,8 @@ def _flux_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             ("txt", "norm1_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "norm_added_", "to_add_out",
              "ff_context"),
         ):  # fmt: skip
-            take(f"{there}{stream}_mod.lin", f"{here}{mod}.linear")
+            if f"{here}{mod}.linear.bias" in tensors:
+                take(f"{there}{stream}_mod.lin", f"{here}{mod}.linear")
             take(f"{there}{stream}_attn.qkv", *(f"{here}attn.{name}" for name in names))
             norms(f"{there}{stream}_attn.norm", f"{here}attn.{norm}")
             take(f"{there}{stream}_attn.proj", f"{here}attn.{out}")
@@ -475,10 +510,14 @@ def _flux_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             take(f"{there}{stream}_mlp.2", f"{here}{ff}.net.2")
     for i in range(sum(name.endswith("proj_mlp.weight") for name in tensors)):
         here, there = f"single_transformer_blocks.{i}.", f"single_blocks.{i}."
-        take(f"{there}modulation.lin", f"{here}norm.linear")
+        if f"{here}norm.linear.bias" in tensors:
+            take(f"{there}modulation.lin", f"{here}norm.linear")
         take(f"{there}linear1", *(f"{here}attn.to_{x}" for x in "qkv"), f"{here}proj_mlp")
         take(f"{there}linear2", f"{here}proj_out")
         norms(f"{there}norm", f"{here}attn.norm_")
+    for name in [name for name in tensors if name.startswith("distilled_guidance_layer.")]:
+        new = name.replace(".linear_1.", ".in_layer.").replace(".linear_2.", ".out_layer.")
+        found[new.replace(".weight", ".scale") if ".norms." in name else new] = tensors.pop(name)
     assert not tensors
     return found
 

@@ -69,7 +69,6 @@ OTHERS = {
     "model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight": "it is a Stable Diffusion 3",
     "double_blocks.0.img_attn.norm.key_norm.scale": "it is a FLUX",
     "double_blocks.0.img_attn_qkv.weight": "it is a HunyuanVideo",
-    "model.diffusion_model.distilled_guidance_layer.in_proj.weight": "it is a Chroma",
     "model.diffusion_model.blocks.0.self_attn.norm_q.weight": "it is a Wan",
     "noise_refiner.0.attention.qkv.weight": "it is a Lumina 2",
     "model.double_layers.0.attn.w1q.weight": "it is an AuraFlow",

@@ -1,6 +1,6 @@
-"""The transformers of Z-Image, Qwen-Image, Stable Diffusion 3, FLUX.1 and FLUX.2 alone in a file, safetensors or GGUF,
-under their authors' names → what a diffusers folder would hold. The other parts are a folder's: see `Checkpoint.rest`.
-No torch.
+"""The transformers of Z-Image, Qwen-Image, Chroma, Stable Diffusion 3, FLUX.1 and FLUX.2 alone in a file (safetensors,
+GGUF), under their authors' names → what a diffusers folder would hold. The other parts are a folder's: see
+`Checkpoint.rest`. No torch.
 """
 
 from __future__ import annotations
@@ -91,6 +91,30 @@ def _flux(shapes: Shapes) -> dict[str, object]:
         "num_layers": numbered(shapes, "double_blocks"),
         "num_single_layers": numbered(shapes, "single_blocks"),
         "pooled_projection_dim": sizes(shapes, "vector_in.in_layer.weight", 2)[1],
+    }
+
+
+def _chroma(shapes: Shapes) -> dict[str, object]:
+    if any(name.startswith("nerf_") for name in shapes):
+        raise GencliError("it is a Chroma Radiance, which draws in pixels, and is not supported")
+    width, channels = sizes(shapes, "img_in.weight", 2)
+    hidden, reads = sizes(shapes, "distilled_guidance_layer.in_proj.weight", 2)
+    [head] = _norm(shapes)
+    if head % 16 or width % head:
+        raise GencliError(f"a Chroma {width} wide with heads of {head} is not known")
+    return {
+        "_class_name": "ChromaTransformer2DModel",
+        "approximator_hidden_dim": hidden,
+        "approximator_layers": numbered(shapes, "distilled_guidance_layer.layers"),
+        "approximator_num_channels": reads,
+        "attention_head_dim": head,
+        "axes_dims_rope": [head // 8, head // 16 * 7, head // 16 * 7],
+        "in_channels": channels,
+        "joint_attention_dim": sizes(shapes, "txt_in.weight", 2)[1],
+        "num_attention_heads": width // head,
+        "num_layers": numbered(shapes, "double_blocks"),
+        "num_single_layers": numbered(shapes, "single_blocks"),
+        "out_channels": sizes(shapes, "final_layer.linear.weight", 2)[0],
     }
 
 
@@ -198,6 +222,13 @@ FAMILIES = (
         "QwenImagePipeline",
         ("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
         unlike=("edit", "Qwen-Image-Edit"),
+    ),
+    Family(
+        "Chroma's transformer",
+        "distilled_guidance_layer.in_proj.weight",
+        _chroma,
+        "ChromaPipeline",
+        ("lodestones/Chroma1-HD", "lodestones/Chroma1-Base"),
     ),
     Family(
         "FLUX.2's transformer",

@@ -1,5 +1,5 @@
-"""The names of tensors in files of Z-Image, Qwen-Image, Stable Diffusion 3, FLUX.1 and FLUX.2, as their authors' code
-has them, and those of diffusers' folders. Read when such a file or a LoRA is opened. No torch."""
+"""The names of tensors in files of Z-Image, Qwen-Image, Chroma, Stable Diffusion 3, FLUX.1 and FLUX.2, as their
+authors' code has them, and those of diffusers' folders. Read when such a file or a LoRA is opened. No torch."""
 
 from __future__ import annotations
 
@@ -175,6 +175,14 @@ FLUX2_ROWS = (
     ),
 )
 
+GUIDANCE = r"distilled_guidance_layer\."
+CHROMA_ROWS = (
+    Rename(rf"({GUIDANCE}(?:in|out)_proj)\.{KIND}", r"\1.\2"),
+    Rename(rf"({GUIDANCE}layers\.\d+)\.in_layer\.{KIND}", r"\1.linear_1.\2"),
+    Rename(rf"({GUIDANCE}layers\.\d+)\.out_layer\.{KIND}", r"\1.linear_2.\2"),
+    Rename(rf"({GUIDANCE}norms\.\d+)\.(?:scale|weight)", r"\1.weight"),
+    *FLUX_ROWS,
+)
 QWEN_BLOCK = r"(transformer_blocks\.\d+\."
 QWEN_IMAGE_ROWS = (  # whose authors' code is diffusers'
     Rename(rf"((?:img|txt)_in|proj_out|norm_out\.linear)\.{KIND}", r"\1.\2"),
@@ -189,6 +197,7 @@ QWEN_IMAGE_ROWS = (  # whose authors' code is diffusers'
 ROWS = {
     "ZImagePipeline": Z_IMAGE_ROWS,
     "QwenImagePipeline": QWEN_IMAGE_ROWS,
+    "ChromaPipeline": CHROMA_ROWS,
     "StableDiffusion3Pipeline": SD3_ROWS,
     "FluxPipeline": FLUX_ROWS,
     "Flux2KleinPipeline": FLUX2_ROWS,

@@ -104,7 +104,6 @@ OTHERS: tuple[tuple[str, str, str | None], ...] = (
         (rf"((model\.)?diffusion_model\.|model\.)?({pattern}).*", f"{what}, which is not supported", None)
         for pattern, what in (
             (r"joint_blocks\.", "a Stable Diffusion 3"),
-            (r"distilled_guidance_layer\.", "a Chroma"),
             (r"double_blocks\.\d+\.img_attn_qkv\.|txt_in\.individual_token_refiner\.", "a HunyuanVideo"),
             (r"(double|single)_stream_blocks\.", "a HiDream"),
             (r"(double|single)_blocks\.", "a FLUX.1, or one of its kind"),
@@ -151,7 +150,7 @@ def recognise(names: Collection[str]) -> str:
     raise GencliError(
         f"its keys are of no model for images that gencli knows ({first}{', …' if len(names) > 3 else ''})",
         "single files may be Stable Diffusion 1, 2 and XL, and the transformers of Stable Diffusion 3, Z-Image, "
-        "Qwen-Image, FLUX.1 and FLUX.2 klein",
+        "Qwen-Image, FLUX.1, Chroma and FLUX.2 klein",
     )
 
 

@@ -37,6 +37,7 @@ from gencli.image.families.systems import (
     UPSCALER,
 )
 from gencli.image.families.transformers import (
+    CHROMA,
     FLUX,
     FLUX2_KLEIN,
     FLUX_FILL,
@@ -144,6 +145,9 @@ FAMILIES: dict[str, Family] = {
     "FluxKontextPipeline": FLUX_KONTEXT,
     "FluxKontextInpaintPipeline": FLUX_KONTEXT,
     "Flux2KleinPipeline": FLUX2_KLEIN,
+    "ChromaPipeline": CHROMA,
+    "ChromaImg2ImgPipeline": CHROMA,
+    "ChromaInpaintPipeline": CHROMA,
 }
 
 

@@ -15,7 +15,7 @@ TINY = {
     "madebyollin/taesd": "Stable Diffusion 1 and 2",
     "madebyollin/taesdxl": "Stable Diffusion XL",
     "madebyollin/taesd3": "Stable Diffusion 3",
-    "madebyollin/taef1": "FLUX.1 and Z-Image",
+    "madebyollin/taef1": "FLUX.1, Chroma and Z-Image",
 }
 
 

@@ -74,6 +74,19 @@ def _check_flux(checkpoint: Described, channels: int) -> None:
             raise unsupported(checkpoint, "transformer", key, reads, hint)
 
 
+def chroma(checkpoint: Described) -> None:
+    """The transformer reads four latents as one, and states as wide as T5's."""
+    configs = checkpoint.configs
+    channels = 4 * number(configs["vae"], "latent_channels", 4)
+    width = number(configs["text_encoder"], "d_model", 512)
+    for key, default, wanted, hint in (
+        ("in_channels", 64, channels, f"its autoencoder makes {channels}"),
+        ("joint_attention_dim", 4096, width, f"it must be {width}: that is T5's width"),
+    ):
+        if (reads := configs["transformer"].get(key, default)) != wanted:
+            raise unsupported(checkpoint, "transformer", key, reads, hint)
+
+
 def z_image(checkpoint: Described) -> None:
     """The transformer reads as many channels as the latents have, and captions as wide as the text encoder's states."""
     _check_flow(checkpoint, 1, "cap_feat_dim", 2560, 1)

@@ -1,4 +1,4 @@
-"""Transformers that denoise latents: PixArt, Stable Diffusion 3, FLUX.1, Z-Image, FLUX.2 klein, Qwen-Image."""
+"""Transformers that denoise latents: PixArt, Stable Diffusion 3, FLUX.1, Chroma, Z-Image, FLUX.2 klein, Qwen-Image."""
 
 from __future__ import annotations
 
@@ -89,6 +89,25 @@ FLUX_KONTEXT = replace(
     references=References(1, sizes=(*_LOW, (1024, 1024), *((height, width) for width, height in reversed(_LOW)))),
     defaults={"sampler": "euler", "steps": 28, "guidance": 2.5},
     distilled=None,
+)
+
+# lodestone-rock 2025: made of FLUX.1 schnell, without CLIP, and with guidance
+CHROMA = Family(
+    (Stage("chroma:load", network="transformer"),),
+    {
+        "transformer": frozenset({"ChromaTransformer2DModel"}),
+        "scheduler": None,
+        "vae": frozenset({"AutoencoderKL"}),
+        "text_encoder": frozenset({"t5"}),
+        "tokenizer": None,
+    },
+    "text",
+    autoencoder="vae",
+    check=checks.chroma,
+    defaults={"sampler": "euler", "steps": 35, "guidance": 5.0},
+    tiny="madebyollin/taef1",
+    one_at_a_time=True,
+    side=1024,
 )
 
 # Cai et al. 2025 (Z-Image and its Turbo), and Black Forest Labs 2025 (FLUX.2 klein), by flow matching
