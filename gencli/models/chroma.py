@@ -7,6 +7,7 @@ both, D: width, M: shifts, scales and gates of all blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from gencli.models.flow_blocks import (
     Embedding,
     FeedForward,
     JointAttention,
+    Rotation,
     both_streams,
     check_axes,
     grid,
@@ -107,10 +109,20 @@ class DoubleBlock(nn.Module):
         self.attn = JointAttention(config.width, config.attention_head_dim, EPS, bias=True)
         self.ff, self.ff_context = FeedForward(config.width), FeedForward(config.width)
 
+    def forward(
+        self, image: Tensor, text: Tensor, by: Rotation, of_image: Sequence[Tensor], of_text: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the next states of an image (B, H · W / 4, D) and a text (B, L, D), see `both_streams`."""
+        return both_streams(image, text, by, of_image, of_text, self.attn, self.ff, self.ff_context)
+
 
 class SingleBlock(SingleStream):
     def __init__(self, config: ChromaConfig):
         super().__init__(config.width, config.attention_head_dim)
+
+    def forward(self, x: Tensor, by: Rotation, of_both: Sequence[Tensor]) -> Tensor:
+        """Return the next states of text and image (B, T, D), see `SingleStream`."""
+        return self.through(x, by, of_both)
 
 
 class ChromaTransformer2DModel(BaseModel):
@@ -149,11 +161,10 @@ class ChromaTransformer2DModel(BaseModel):
         by = rotation(places, config.axes_dims_rope, THETA)
         for i, block in enumerate(self.transformer_blocks):
             own = slice(DOUBLE * i, DOUBLE * (i + 1))
-            parts = of_image[own], of_text[own], block.attn, block.ff, block.ff_context
-            image, text = both_streams(image, text, by, *parts)
+            image, text = block(image, text, by, of_image[own], of_text[own])
         both = torch.cat([text, image], dim=1)
         for i, block in enumerate(self.single_transformer_blocks):
-            both = block.through(both, by, of_both[SINGLE * i : SINGLE * (i + 1)])
+            both = block(both, by, of_both[SINGLE * i : SINGLE * (i + 1)])
         out = self.proj_out(modulated(both[:, length:], last))
         return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH)
 
