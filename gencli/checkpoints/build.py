@@ -52,7 +52,7 @@ def load(
         parsed = module.Config.from_dict(raw)
     except GencliError as error:
         raise GencliError(f"{folder}: {error.message}", error.hint) from None
-    with torch.device("meta"), _NoInit():
+    with _OnMeta():
         model = module.Model(parsed)
     stored = None if layerwise_casting else dtype
     assign(model, tensors, module.LAYOUT, device=device, dtype=stored, where=folder)
@@ -77,12 +77,23 @@ def overflows_in_half(name: str) -> bool:
     return name in ARCHITECTURES and getattr(architecture(name), "OVERFLOWS_IN_HALF", False)
 
 
-class _NoInit(TorchFunctionMode):
-    """Modules draw no initial values: there is nothing to fill on meta, and torch imports 800 modules to find out."""
+META = torch.device("meta")
+MAKERS = {
+    torch.arange, torch.empty, torch.empty_strided, torch.eye, torch.full, torch.linspace, torch.logspace,
+    torch.ones, torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros,
+}  # fmt: skip
+
+
+class _OnMeta(TorchFunctionMode):
+    """Tensors are made on meta, and modules draw no initial values: there is nothing to fill there, and torch imports
+    800 modules to find out. One mode for both: with `torch.device("meta")` beside it every call goes through two."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
+        if func in MAKERS:
+            if kwargs.get("device") is None:
+                kwargs["device"] = META
+        elif getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
 

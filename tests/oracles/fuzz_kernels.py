@@ -12,14 +12,13 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gencli.kernels import PACKED, TYPES, Delta, Inputs, Layer, LayerInput, Library, Model, Norm, Place, Weights, build
-from tests.oracles.variants import ELSEWHERE, NOT_INLINE, X86
+from tests.oracles.variants import ELSEWHERE, NOT_INLINE, X86, compiled
 
 # Null pointers are the address sanitizer's too, and sizes of objects are not known at -O0: a fifth of the compiling.
 LESS = "-fno-sanitize=null,object-size"
@@ -277,20 +276,20 @@ def one_step(library: Library, rng: np.random.Generator, made: list[int]) -> Non
 
 
 def under_sanitizers(inputs: int, seed: int, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Compile, and run every variant in a process with the sanitizers' libraries loaded first. how: for its streams."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = [flag for flag in FLAGS if flag != "-shared-libasan" or "clang" in build.compiler()[0]]
-        own = build.VARIANTS.get(platform.machine().lower(), {})
-        file = build.build(Path(folder) / build.NAME, flags=flags, variants={**own, **ELSEWHERE} if X86 else own)
-        ask = [[*build.compiler(), f"-print-file-name={name}"] for name in ("libasan.so", "libubsan.so")]
-        asked = [subprocess.run(command, capture_output=True, text=True, check=True) for command in ask]
-        environment = {
-            "LD_PRELOAD": " ".join(one.stdout.strip() for one in asked), "FUZZ_LIBRARY": str(file),
-            "FUZZ_KINDS": " ".join(packable()),
-            "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.oracles.fuzz_kernels", str(inputs), str(seed)]
-        return subprocess.run(command, env={**os.environ, **environment}, text=True, check=False, **how)
+    """Compile, unless that is done, and run every variant in a process with the sanitizers' libraries loaded first.
+    how: for its streams."""
+    flags = [flag for flag in FLAGS if flag != "-shared-libasan" or "clang" in build.compiler()[0]]
+    own = build.VARIANTS.get(platform.machine().lower(), {})
+    file = compiled("sanitized", {**own, **ELSEWHERE} if X86 else own, flags=flags)
+    ask = [[*build.compiler(), f"-print-file-name={name}"] for name in ("libasan.so", "libubsan.so")]
+    asked = [subprocess.run(command, capture_output=True, text=True, check=True) for command in ask]
+    environment = {
+        "LD_PRELOAD": " ".join(one.stdout.strip() for one in asked), "FUZZ_LIBRARY": str(file),
+        "FUZZ_KINDS": " ".join(packable()),
+        "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.oracles.fuzz_kernels", str(inputs), str(seed)]
+    return subprocess.run(command, env={**os.environ, **environment}, text=True, check=False, **how)
 
 
 def main(inputs: int, seed: int) -> None:
