@@ -25,6 +25,8 @@ from gencli.spec import ModelSpec, completing
 
 LISTENING, LIMITS = "Listening", "Limits"
 KEY = 8  # characters of a key at least
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@A-Z]+")  # as browsers write it
+ANYONE = ("*", "null")  # null is that of a file, and of any page that wants it to be
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -64,6 +66,12 @@ def _check_addresses(_: str, texts: Sequence[str]) -> None:
         _address(text)
 
 
+def _check_origins(name: str, origins: Sequence[str]) -> None:
+    for origin in origins:
+        if origin not in ANYONE and not ORIGIN.fullmatch(origin):
+            raise UsageError(f"{name} {origin!r}: wants the origin of a page", "as in http://localhost:3000")
+
+
 def _check_key(name: str, key: str) -> None:
     if len(key) < KEY:
         raise UsageError(f"{name}: wants at least {KEY} characters")
@@ -90,6 +98,9 @@ class Served:
     listen: tuple[str, ...] = several(str, "--listen [HOST:]PORT",
         "Also listen on TCP; without HOST, only this machine can connect. Port 0 picks a free port (repeatable).",
         LISTENING, valid=_check_addresses, also=("--port", "--host", "-p"))
+    allow_origin: tuple[str, ...] = several(str, "--allow-origin ORIGIN",
+        "Also answer web pages of this origin, as in http://localhost:3000; `*` is any, and needs --key (repeatable; "
+        "default: pages of the server's own alone).", LISTENING, valid=_check_origins, also=("--cors", "--origins"))
     key: str | None = string(None, "--key KEY",
         f"Require this key of clients (Authorization: Bearer KEY), at least {KEY} characters; needed if other machines "
         "can reach the address. Other users can see it among the processes, but not in the environment.", LISTENING,
@@ -116,7 +127,7 @@ class Served:
     epilog="""Examples:
     gencli serve --listen 8080
     curl localhost:8080/v1/completions -d '{"model": "stories", "prompt": "Once"}' -H 'Content-Type: application/json'
-    gencli serve --listen 11434 (where programs look for ollama)
+    gencli serve --listen 11434    # where programs look for ollama
     gencli serve -m ~/models/smollm2.gguf --listen 0.0.0.0:8080 --key "$KEY"
     """,
     panels=(MODEL, LISTENING, LIMITS),
@@ -132,6 +143,8 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     strangers = [host for host, _ in addresses if host not in ("127.0.0.1", "localhost", "::1")]
     if strangers and not served.key:
         raise UsageError(f"--listen {strangers[0]}: other machines reach it, and there is no key", "add --key KEY")
+    if (anyone := set(ANYONE) & {*served.allow_origin}) and not served.key:
+        raise UsageError(f"--allow-origin {anyone.pop()}: any page could use it, and there is no key", "add --key KEY")
     names = _names(served.model)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise GencliError(f"{missing[0]} is not installed", "pip install 'gencli[serve]'")
@@ -158,7 +171,8 @@ def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetchin
     pool = Pool(names, spec, finder, keep=served.keep, memory=served.max_memory, pull=served.allow_pull)
     hosts = tuple(host for host in strangers if host not in ("0.0.0.0", "::"))
     pool.look(found)
-    server = Server(pool, Limits(queue=served.queue), served.key, hosts, any_host=len(hosts) < len(strangers))
+    limits, any_host = Limits(queue=served.queue), len(hosts) < len(strangers)
+    server = Server(pool, limits, served.key, hosts, any_host=any_host, origins=served.allow_origin)
     with contextlib.ExitStack() as stack:
         path = served.socket or wire.own_folder() / wire.SOCKET
         sockets = [stack.enter_context(unix_socket(path))]

@@ -17,6 +17,7 @@ from gencli.serve import answers, bodies, edits, openapi
 from gencli.serve.engine import Drawn, ImageEngine, ImageWork, TextEngine, events_of
 from gencli.serve.guard import Guard, Limits, told, unless_gone
 from gencli.serve.ollama import Ollama, tell
+from gencli.serve.ollama_models import called
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import INVALID, Refusal, no_model
 from gencli.serve.texts import Asked, Form, answering, respond
@@ -29,10 +30,18 @@ class Server(Guard):
     """The application. pool: the models. For all else see `Guard`."""
 
     def __init__(
-        self, pool: Pool, limits: Limits, key: str | None = None, hosts: tuple[str, ...] = (), *, any_host: bool = False
+        self,
+        pool: Pool,
+        limits: Limits,
+        key: str | None = None,
+        hosts: tuple[str, ...] = (),
+        *,
+        any_host: bool = False,
+        origins: tuple[str, ...] = (),
     ):
-        super().__init__(limits, key, hosts, any_host=any_host)
+        super().__init__(limits, key, hosts, any_host=any_host, origins=origins)
         self.pool = pool
+        self.ollama = Ollama(pool, self.counts, partial(self.body, any_type=True))
 
     def app(self) -> Starlette:
         """Return the application for an ASGI server."""
@@ -49,10 +58,23 @@ class Server(Guard):
             ("/v1/images/variations", self.varied, "POST", True),
             ("/v1/embeddings", self.embeddings, "POST", True),
         ]
-        others = Ollama(self.pool, self.counts, partial(self.body, any_type=True)).routes()
+        others = self.ollama.routes()
         routes = [Route(path, self.guarded(path, end, busy), methods=[way]) for path, end, way, busy in made]
         routes += [Route(path, self.guarded(path, end, busy, tell), methods=[way]) for path, end, way, busy in others]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _unknown})
+        return Starlette(routes=routes, exception_handlers={HTTPException: self._unknown})
+
+    async def _unknown(self, request: Request, error: Exception) -> Response:
+        """Answer for a route or method that is not there."""
+        assert isinstance(error, HTTPException)
+        headers, path = dict(error.headers or {}), request.url.path[:200]
+        what, other = f"{path} is no route here", path.startswith("/api/")
+        if "Allow" in headers:
+            what = f"{path} wants {headers['Allow']}"
+            if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+                return await self.guarded("*", self.asked_first, busy=False)(request)
+        more = "" if other else " (GET /openapi.json has all)"
+        refusal = Refusal(error.status_code, f"{what}{more}", headers=headers)
+        return self.shared(request, told(refusal, tell if other else Refusal.body))
 
     async def _model(self, body: bodies.Body) -> str:
         """Return the name of the model that a body asks for, which may be left out where there is one alone."""
@@ -61,7 +83,11 @@ class Server(Guard):
             return known[0]
         if not isinstance(name, str) or not name:
             raise Refusal(INVALID, "model: wants the name of a model (GET /v1/models lists them)", param="model")
-        return name
+        return await asyncio.to_thread(self._own_name, name)
+
+    def _own_name(self, name: str) -> str:
+        """Return the name of a model that a client may have from ollama's list of them; an unknown one as it is."""
+        return name if name in self.pool.names() else self.ollama.models.names().get(called(name), name)
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "models": sorted({warm.wanted.name for warm in self.pool.warm.values()})})
@@ -86,7 +112,8 @@ class Server(Guard):
         return JSONResponse({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
-        name = request.path_params["name"]
+        if not (name := await asyncio.to_thread(self._own_name, request.path_params["name"])):
+            return await self.models(request)
         if name not in (known := await asyncio.to_thread(self.pool.names)):
             raise no_model(name, known)
         return JSONResponse(await asyncio.to_thread(self._described, name))
@@ -166,13 +193,3 @@ class Server(Guard):
                     images.append(event.data)
         self.counts.images += len(images)
         return JSONResponse(answers.drawn(images, asked.format))
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    """Answer for a route or method that is not there."""
-    assert isinstance(error, HTTPException)
-    headers, path = dict(error.headers or {}), request.url.path[:200]
-    what = f"{path} wants {headers['Allow']}" if "Allow" in headers else f"{path} is no route here"
-    if path.startswith("/api/"):
-        return told(Refusal(error.status_code, what, headers=headers), tell)
-    return told(Refusal(error.status_code, f"{what} (GET /openapi.json lists all)", headers=headers))

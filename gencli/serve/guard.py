@@ -23,6 +23,7 @@ from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, Refusal, Tell
 
 T = TypeVar("T")
 JSON, FORM = "application/json", "multipart/form-data"
+ANY = "*"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Endpoint = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("gencli.serve")
@@ -42,10 +43,18 @@ class Limits:
 class Guard:
     """What stands before the routes. key: what clients have to show, if anything. hosts: further names that the server
     is called by; any name will do with `any_host`, which a server needs that other machines reach by names it does not
-    know."""
+    know. origins: of further web pages that are answered; ANY is all."""
 
-    def __init__(self, limits: Limits, key: str | None = None, hosts: tuple[str, ...] = (), *, any_host: bool = False):
-        self.limits, self.key = limits, key
+    def __init__(
+        self,
+        limits: Limits,
+        key: str | None = None,
+        hosts: tuple[str, ...] = (),
+        *,
+        any_host: bool = False,
+        origins: tuple[str, ...] = (),
+    ):
+        self.limits, self.key, self.origins = limits, key, frozenset(origins)
         self.hosts, self.any_host = {*LOOPBACK, *hosts}, any_host
         self.counts = Counts()
 
@@ -70,7 +79,7 @@ class Guard:
                 response = told(failure(error), tell)
             key = (path, response.status_code)
             self.counts.answers[key] = self.counts.answers.get(key, 0) + 1
-            return response
+            return self.shared(request, response)
 
         return answer
 
@@ -98,12 +107,40 @@ class Guard:
                 what = f"the Host header names {name!s:.60}, and this server is {' or '.join(sorted(self.hosts))}"
                 raise Refusal(403, what, code="wrong_host")
         origin = request.headers.get("origin")
-        if origin is not None and (_host(origin) is None or urlsplit(origin).netloc != request.headers.get("host")):
-            raise Refusal(403, "pages of other origins are not answered", code="wrong_origin")
+        own = origin is None or (_host(origin) is not None and urlsplit(origin).netloc == request.headers.get("host"))
+        if not own and not self._is_allowed(request):
+            what = "pages of other origins are not answered (gencli serve --allow-origin names some that are)"
+            raise Refusal(403, what, code="wrong_origin")
+        if request.method == "OPTIONS":  # by which a browser asks first; it shows no key, as the request itself will
+            return
         shown = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
         if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
             what = "the key is missing or wrong, as in Authorization: Bearer KEY"
             raise Refusal(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    def shared(self, request: Request, response: Response) -> Response:
+        """Return an answer that a page of another origin may read, if the server is for it (Fetch standard, CORS)."""
+        if self._is_allowed(request):
+            response.headers["Access-Control-Allow-Origin"] = request.headers["origin"]
+            response.headers["Access-Control-Expose-Headers"] = "Retry-After"
+            response.headers["Vary"] = "Origin"
+        return response
+
+    async def asked_first(self, request: Request) -> Response:
+        """Answer a browser that asks whether a page of another origin may send a request."""
+        headers = {
+            "Access-Control-Allow-Methods": request.headers["access-control-request-method"],
+            "Access-Control-Allow-Headers": request.headers.get("access-control-request-headers", "*"),
+            "Access-Control-Max-Age": "600",
+        }
+        if request.headers.get("access-control-request-private-network") == "true":  # from a public page, to here
+            headers["Access-Control-Allow-Private-Network"] = "true"
+        return Response(status_code=204, headers=headers)
+
+    def _is_allowed(self, request: Request) -> bool:
+        """Return whether a request comes from a page of another origin that the server is for."""
+        origin = request.headers.get("origin")
+        return origin is not None and (origin in self.origins or ANY in self.origins)
 
     async def body(self, request: Request, *, any_type: bool = False) -> bodies.Body:
         """Return the JSON object that a request brings. any_type: whatever its header says, as curl's usual one; pages
@@ -112,8 +149,11 @@ class Guard:
         if _kind(kind) != JSON and not any_type:
             what = f"the header says Content-Type: {_kind(kind)}; a body of JSON is {JSON}"
             raise Refusal(415, f"{what} (curl: -H 'Content-Type: {JSON}')")
+        data = await self._read(request, self.limits.body)
+        if not data:
+            raise Refusal(INVALID, "there is no body: it must be a JSON object")
         try:
-            value = json.loads(await self._read(request, self.limits.body))
+            value = json.loads(data)
         except (ValueError, RecursionError) as error:
             where = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
             raise Refusal(INVALID, f"the body is no JSON{where}") from None

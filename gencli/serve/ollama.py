@@ -59,11 +59,11 @@ class Ollama:
             ("/api/version", self.version, "GET", False),
             ("/api/tags", self.tags, "GET", False),
             ("/api/ps", self.loaded, "GET", False),
-            ("/api/show", self.show, "POST", False),
+            ("/api/show", self.show, "POST", True),
             ("/api/generate", self.generate, "POST", True),
             ("/api/chat", self.chat, "POST", True),
-            ("/api/embed", self.embed, "POST", False),
-            ("/api/embeddings", self.embed, "POST", False),
+            ("/api/embed", self.embed, "POST", True),
+            ("/api/embeddings", self.embed, "POST", True),
             *changes,
         ]
 

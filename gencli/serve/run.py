@@ -40,6 +40,7 @@ def serve(
     config = uvicorn.Config(
         server.app(),
         log_config=None,
+        log_level="error",  # what clients do wrong they are told, and nobody else
         access_log=False,
         lifespan="off",
         http="h11",

@@ -195,6 +195,19 @@ def test_guards(url):
     assert httpx.get(url + "/health").json()["status"] == "ok"
 
 
+def test_nonsense_is_told_to_its_sender_alone(tmp_path):
+    """Nobody can fill the terminal of who runs the server."""
+    with listening(tmp_path, "-m", "stories") as (process, _, url):
+        host, port = url.removeprefix("http://").split(":")
+        upgrade = b"Upgrade: websocket\r\nConnection: Upgrade, close\r\nSec-WebSocket-Key: x\r\n"
+        for data in (b"\x16\x03\x01\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + upgrade + b"\r\n"):
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                connection.sendall(data)
+                assert connection.recv(100).startswith(b"HTTP/1.1 ")
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1].splitlines() == [b"note: serving stories"]
+
+
 def test_a_head_without_end_is_cut_off(url):
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -206,11 +219,17 @@ def test_a_head_without_end_is_cut_off(url):
 
 
 def test_a_key(tmp_path):
-    with listening(tmp_path, "--key", "secret-secret") as (_, _, url):
+    words = ("--key", "secret-secret", "--allow-origin", "*")
+    with listening(tmp_path, *words) as (_, _, url):
         assert httpx.get(url + "/v1/models").status_code == 401
         assert httpx.get(url + "/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
         shown = {"Authorization": "Bearer secret-secret"}
         assert httpx.get(url + "/v1/models", headers=shown).status_code == 200
+        page = {"Origin": "chrome-extension://abcdef"}
+        asks = httpx.options(url + "/api/chat", headers={**page, "Access-Control-Request-Method": "POST"})
+        assert asks.status_code == 204 and asks.headers["Access-Control-Allow-Origin"] == page["Origin"]
+        assert httpx.get(url + "/v1/models", headers=page).status_code == 401
+        assert httpx.get(url + "/v1/models", headers={**page, **shown}).status_code == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -246,6 +265,10 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path):
         ("--listen", "x"),
         ("--listen", "70000"),
         ("--key", "short"),
+        ("--allow-origin", "localhost:3000"),
+        ("--allow-origin", "http://localhost:3000/"),
+        ("--allow-origin", "*"),
+        ("--allow-origin", "null"),
         ("--keep", "1d"),
         ("--max-memory", "lots"),
         ("--queue", "0"),

@@ -78,6 +78,39 @@ def test_an_address_that_is_none_is_refused(server, header):
     assert answer.status_code == 403 and post(server, "http://localhost:8080", json={"model": "x"}).status_code == 404
 
 
+def options(server: Server, path: str, **headers: str) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(server.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
+            return await client.options(path, headers=headers)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/v1/models"])
+def test_pages_that_are_named_may_ask_first_and_read_all_answers(server, path):
+    """As browsers do it: the question has no key, the request does, and a page reads no error without the header."""
+    page, server.key, server.origins = "http://localhost:3000", "secret-secret", frozenset(["http://localhost:3000"])
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    answer = options(server, path, Origin=page, **asks, **{"Access-Control-Request-Private-Network": "true"})
+    allowed = {
+        name[len("access-control-allow-") :]: value for name, value in answer.headers.items() if "allow-" in name
+    }
+    assert answer.status_code == 204 and answer.headers["vary"] == "Origin"
+    assert allowed == {
+        "origin": page, "methods": "POST", "headers": "authorization,content-type", "private-network": "true",
+    }  # fmt: skip
+    for origin in ("http://localhost:3001", "null", "http://localhost:3000.evil.example"):
+        refused = options(server, path, Origin=origin, **asks)
+        assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers
+    for headers, status in (({}, 401), ({"Authorization": "Bearer secret-secret"}, 405 if "models" in path else 400)):
+        answer = post(server, "http://localhost:8080", path, json=[], headers={"Origin": page, **headers})
+        status = 405 if path == "/v1/models" else status
+        assert answer.status_code == status and answer.headers["access-control-allow-origin"] == page
+    assert options(server, "/nosuch", Origin=page, **asks).status_code == 404
+    assert options(server, path, Host="evil.example", Origin=page, **asks).status_code == 403
+
+
 def test_a_key_may_have_any_letters(server):
     server.key = "schlüssel-und-riegel"
     for shown, status in ((server.key, 404), ("schlussel-und-riegel", 401)):
@@ -112,6 +145,8 @@ def test_what_a_client_gets_wrong_about_routes_is_told(server):
         assert post(server, content=b"{}", headers=headers).status_code == 400
     broken = post(server, content=b"{'model': 5}", headers=headers)
     assert "no JSON: Expecting property name enclosed in double quotes: line 1" in broken.json()["error"]["message"]
+    empty = post(server, content=b"", headers=headers)
+    assert empty.status_code == 400 and empty.json()["error"]["message"].startswith("there is no body")
     other = post(server, url="http://elsewhere:8080", json={})
     assert other.status_code == 403 and "elsewhere" in other.json()["error"]["message"]
     assert "localhost" in other.json()["error"]["message"]

@@ -286,6 +286,18 @@ def test_a_prompt_is_continued_streamed_and_whole(server):
     )
 
 
+def test_a_name_from_ollamas_list_is_one_at_openais_routes_too(server):
+    """Programs list models by the one API and ask by the other."""
+    for name in ("stories:latest", "stories"):
+        assert ask(server, f"/v1/models/{name}", way="GET").json()["id"] == "stories"
+    assert ask(server, "/v1/models/storis", way="GET").status_code == 404
+    assert ask(server, "/v1/models/", way="GET").json() == ask(server, "/v1/models", way="GET").json()
+    asked = {"model": "stories:latest", "prompt": "a", "max_tokens": 0}  # refused for something else
+    assert ask(server, "/v1/completions", asked).json()["error"]["param"] == "max_tokens"
+    made = ask(server, "/v1/completions", {**asked, "max_tokens": 1}).json()
+    assert made["model"] == "stories" and len(made["choices"]) == 1
+
+
 @pytest.mark.slow
 def test_what_the_model_refuses_comes_before_a_stream(server):
     for body, told in (
