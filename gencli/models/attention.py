@@ -47,10 +47,10 @@ def attend(
 ) -> Tensor:
     """Return causal attention: each of the last T of S positions attends to those up to itself.
 
-    q (B, T, H, D), k and v (B, K, S, D) with H a multiple of K → (B, T, H * D). window: how many positions a query
-    attends to at most, its own included. softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv
-    2408.00118). sinks (H,): a score of each head that has no value (gpt-oss, arXiv 2508.10925). visible (B, 1, 1, S),
-    for T = 1: which positions each row attends to, in place of a window.
+    q (B, T, H, D), k and v (B, K, S, D) with H a multiple of K → (B, T, H * D), with v's D. window: how many positions
+    a query attends to at most, its own included. softcap: scores become softcap * tanh(scores / softcap) (Gemma 2,
+    arXiv 2408.00118). sinks (H,): a score of each head that has no value (gpt-oss, arXiv 2508.10925). visible (B, 1, 1,
+    S), for T = 1: which positions each row attends to, in place of a window.
     """
     B, T, H, D = q.shape
     K, S = k.shape[1], k.shape[2]
@@ -59,13 +59,13 @@ def attend(
             k, v = k[:, :, S - window :], v[:, :, S - window :]
         sinks = None if sinks is None else sinks.view(1, K, H // K, 1)
         y = _scores(q.view(B, K, H // K, D), k, v, visible, scale, softcap, sinks)
-        return y.reshape(B, 1, H * D)
+        return y.reshape(B, 1, -1)
     q = q.transpose(1, 2)
     seen = S if seen is None else seen
     sinks = None if sinks is None else sinks.view(1, H, 1, 1)
     if T == S == seen and softcap is None and sinks is None and (window is None or window >= S):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=K < H)
-        return y.transpose(1, 2).reshape(B, T, H * D)
+        return y.transpose(1, 2).reshape(B, T, -1)
     parts = []
     for low in range(S - T, S, BLOCK):  # absolute positions of the queries
         high = min(low + BLOCK, S)
@@ -75,7 +75,7 @@ def attend(
         mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
         block = q[:, :, low - (S - T) : high - (S - T)]
         parts.append(_scores(block, k[:, :, first:last], v[:, :, first:last], mask, scale, softcap, sinks))
-    return torch.cat(parts, dim=2).transpose(1, 2).reshape(B, T, H * D)
+    return torch.cat(parts, dim=2).transpose(1, 2).reshape(B, T, -1)
 
 
 def _scores(

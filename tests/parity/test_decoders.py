@@ -113,6 +113,23 @@ def test_cache_filled_in_pieces(case: Case, tmp_path: Path) -> None:
         ("ministral3", {"rope_parameters": None}),
         ("ministral3", {"llama_4_scaling_beta": 0.0}),
         ("glm4", {"partial_rotary_factor": 1.0}),
+        ("deepseek-v2-lite", {"rope_scaling": None}),
+        ("deepseek-v2-lite", {"rope_scaling": {**BY_NAME["deepseek-v2-lite"].old["rope_scaling"], "mscale": 2.0}}),
+        (
+            "deepseek-v2-lite",
+            {"rope_scaling": {**BY_NAME["deepseek-v2-lite"].old["rope_scaling"], "mscale_all_dim": 0}},
+        ),
+        ("deepseek-v2-lite", {"num_experts_per_tok": 1}),
+        ("deepseek-v2-lite", {"routed_scaling_factor": 2.0}),
+        ("deepseek-v2", {"topk_method": "greedy"}),
+        ("deepseek-v2", {"topk_group": 3}),
+        ("deepseek-v3", {"topk_group": 4}),
+        ("deepseek-v3", {"norm_topk_prob": False}),
+        ("deepseek-v3", {"rope_interleave": False}),
+        ("gpt-neox", {"rotary_pct": 0.5}),
+        ("gpt-neox", {"rotary_emb_base": 100}),
+        ("gpt-neox", {"use_parallel_residual": False}),
+        ("gpt-neox", {"layer_norm_eps": 0.1}),
         ("gpt-oss", {"swiglu_limit": 7.0}),
         ("gpt-oss", {"swiglu_alpha": 1.0}),
         ("gpt-oss", {"num_experts_per_tok": 1}),
@@ -161,7 +178,18 @@ def test_each_key_of_the_cases_matters(name: str, changes: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-3", "qwen2-window", "olmo2", "gemma3", "gpt-oss", "gemma4-small", "gemma4-moe", "qwen3.5"]
+    "name",
+    [
+        "llama-3",
+        "qwen2-window",
+        "olmo2",
+        "deepseek-v2-lite",
+        "gemma3",
+        "gpt-oss",
+        "gemma4-small",
+        "gemma4-moe",
+        "qwen3.5",
+    ],
 )
 @torch.inference_mode()
 def test_sharded_bf16_file(name: str, tmp_path: Path) -> None:
@@ -293,6 +321,19 @@ def test_rotary_buffers_of_old_files_are_dropped(tmp_path: Path) -> None:
         ),
         ("ministral3", {"model_type": "mistral3", "text_config": {"model_type": "mamba"}}, "text_config = .*mamba"),
         ("glm4", {"rope_interleaved": False, "mlp_bias": True}, "not supported: mlp_bias = True"),
+        ("deepseek-v2", {"num_key_value_heads": 2}, "num_key_value_heads = 2 is not supported"),
+        ("deepseek-v2", {"topk_method": "noaux_tc"}, "topk_method = 'noaux_tc' is not supported"),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True is not supported"),
+        ("deepseek-v2", {"scoring_func": "sigmoid"}, "scoring_func = 'sigmoid' is not supported"),
+        ("deepseek-v2", {"moe_layer_freq": 2}, "moe_layer_freq = 2 is not supported"),
+        ("deepseek-v2", {"n_group": 3}, "n_routed_experts = 8 is not a multiple of n_group = 3"),
+        ("deepseek-v2", {"topk_group": 5}, "topk_group = 5 of n_group = 4"),
+        ("deepseek-v2", {"topk_group": 1}, "topk_group = 1 of n_group = 4"),
+        ("deepseek-v2", {"kv_lora_rank": 0}, "kv_lora_rank = 0 is out of range"),
+        ("deepseek-v2", {"num_experts_per_tok": None}, "num_experts_per_tok = None is out of range"),
+        ("deepseek-v3", {"n_group": 8, "topk_group": 8}, "n_group = 8 of n_routed_experts = 8"),
+        ("gpt-neox", {"layer_norm_eps": 2}, "rms_norm_eps = 2 is out of range"),
+        ("gpt-neox", {"use_parallel_residual": "x"}, "use_parallel_residual = 'x' is neither true nor false"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50\.0 is not supported"),
         ("gemma3", {"rope_parameters": {"rope_theta": 1.0}}, "does not have full_attention and sliding_attention"),
         ("gemma3", {"sliding_window_pattern": 0}, "sliding_window_pattern = 0 is out of range"),
@@ -465,6 +506,32 @@ def test_gemma4_files_with_keys_and_values_that_no_layer_reads(shared: int, tmp_
     assert bool((load(folder)(ids) - whole).abs().max() > 100 * TOLERANCE) == bool(shared)
     rewrite(folder, model__layers__4__self_attn__z_proj__weight=torch.zeros(4))
     with pytest.raises(GencliError, match=r"does not explain: model\.layers\.4\.self_attn\.z_proj"):
+        load(folder)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@torch.inference_mode()
+def test_files_of_deepseek_with_layers_that_predict_further_tokens(stacked: bool, tmp_path: Path) -> None:
+    """They come last, and are not read; and a file that has all experts of a layer in one tensor."""
+    folder = make_decoder(tmp_path, BY_NAME["deepseek-v3"])
+    wanted, held = load(folder)(token_ids(1, 12)), load_file(folder / "model.safetensors")
+    ahead = {name.replace("layers.2.", "layers.3."): one for name, one in held.items() if ".layers.2." in name}
+    ahead |= {f"model.layers.3.{name}.weight": torch.zeros(4) for name in ("enorm", "eh_proj", "shared_head.head")}
+    rewrite(folder, **{name.replace(".", "__"): one.clone() for name, one in ahead.items()})
+    if stacked:
+        for layer in (1, 2):
+            before = f"model.layers.{layer}.mlp.experts"
+            gate, up, down = (
+                torch.stack([held[f"{before}.{i}.{name}_proj.weight"] for i in range(8)])
+                for name in ("gate", "up", "down")
+            )
+            alone = {name.replace(".", "__"): None for name in held if name.startswith(f"{before}.")}
+            rewrite(folder, **alone)
+            both = {f"{before}.gate_up_proj": torch.cat((gate, up), 1), f"{before}.down_proj": down}
+            rewrite(folder, **{name.replace(".", "__"): one for name, one in both.items()})
+    torch.testing.assert_close(load(folder)(token_ids(1, 12)), wanted, atol=1e-6, rtol=0)
+    rewrite(folder, model__layers__3__other__weight=torch.zeros(4))
+    with pytest.raises(GencliError, match=r"does not explain: model\.layers\.3\.other"):
         load(folder)
 
 

@@ -140,6 +140,11 @@ def test_models_with_experts(name, config, count, computing):
         ),
         ("ministral3", {}, 8_489_553_920),  # Ministral-3-8B
         ("mistral3", {"tie_word_embeddings": False}, 23_572_403_200),  # Mistral-Small-3.1-24B, without its vision tower
+        ("gpt_neox", {"vocab_size": 50304, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6,
+                      "num_attention_heads": 8}, 70_426_624),  # pythia-70m
+        ("gpt_neox", {"vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                      "num_attention_heads": 8}, 1_011_781_632),  # pythia-1b
+        ("gpt_neox", {"vocab_size": 50432, "hidden_size": 6144}, 20_554_567_680),  # gpt-neox-20b
         ("glm4", {}, 9_400_279_040),  # GLM-4-9B-0414
     ],
 )  # fmt: skip
@@ -150,6 +155,48 @@ def test_decoders(name, config, count):
     with torch.device("meta"):
         model = module.Model(whole)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config", "count", "computing"),
+    [
+        (
+            "deepseek_v2",  # V2-Lite
+            {
+                "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 27,
+                "num_attention_heads": 16, "q_lora_rank": None, "num_experts_per_tok": 6,
+            },
+            15_706_484_224,
+            2.4 + 0.21,
+        ),
+        (
+            "deepseek_v2",
+            {
+                "hidden_size": 5120, "intermediate_size": 12288, "moe_intermediate_size": 1536, "num_hidden_layers": 60,
+                "num_attention_heads": 128, "n_routed_experts": 160, "num_experts_per_tok": 6, "n_group": 8,
+                "topk_group": 3, "topk_method": "group_limited_greedy",
+            },
+            235_741_434_880,
+            21,
+        ),
+        ("deepseek_v3", {}, 671_026_419_200, 37),
+    ],
+)  # fmt: skip
+def test_deepseek(name, config, count, computing):
+    """All parameters, and billions of those that compute a token; V2-Lite's embedding is not among the 2.4."""
+    module, dense = architecture(name), 3 if name == "deepseek_v3" else 1
+    whole = module.Config.from_dict({"first_k_dense_replace": dense, **config})
+    with torch.device("meta"):
+        model = module.Model(dataclasses.replace(whole, num_hidden_layers=2, first_k_dense_replace=1))
+    times = {"model.layers.0": dense, "model.layers.1": whole.num_hidden_layers - dense}
+    total = used = 0.0
+    for key, tensor in model.named_parameters():
+        size = tensor.numel() * times.get(".".join(key.split(".")[:3]), 1)
+        share = whole.num_experts_per_tok / whole.expert_count if ".experts." in key else 1
+        total, used = total + size, used + size * share
+    assert total == count
+    assert used / 1e9 == pytest.approx(computing, abs=0.6)
 
 
 LARGE = {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0}

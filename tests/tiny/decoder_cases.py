@@ -7,10 +7,12 @@ from typing import Any
 from tests.tiny.decoders import (
     Case,
     Config,
+    deepseek_shapes,
     gemma2_shapes,
     gemma3_shapes,
     gemma4_shapes,
     glm4_shapes,
+    gpt_neox_shapes,
     gpt_oss_shapes,
     llama_shapes,
     mistral_shapes,
@@ -207,6 +209,28 @@ def glm4(name: str, keys: Config, old: Config, new: Config) -> Case:
     return Case("GLM-4 (dense)", name, "glm4", "Glm4ForCausalLM", glm4_shapes, keys, old, new)
 
 
+def gpt_neox(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {
+        "hidden_act": "gelu", "layer_norm_eps": 1e-5, "num_key_value_heads": None, "hidden_size": 64, **keys,
+    }  # fmt: skip
+    new = {"rope_parameters": {"rope_type": "default", **new}}
+    return Case("GPT-NeoX, Pythia", name, "gpt_neox", "GPTNeoXForCausalLM", gpt_neox_shapes, keys, old, new)
+
+
+def deepseek(version: int, name: str, keys: Config, old: Config, new: Config) -> Case:
+    latent = {"kv_lora_rank": 24, "q_lora_rank": None, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
+    experts = {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+    experts |= {"first_k_dense_replace": 1, "moe_layer_freq": 1, "aux_loss_alpha": 0.001, "seq_aux": True}
+    keys = {"hidden_act": "silu", "num_key_value_heads": 4, "num_hidden_layers": 3, **latent, **experts, **keys}
+    kind = (f"DeepSeek V{version}", name, f"deepseek_v{version}", f"DeepseekV{version}ForCausalLM")
+    return Case(*kind, deepseek_shapes, keys, old, new)
+
+
+GROUPS = {"q_lora_rank": 20, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
+DEEPSEEK_YARN: Config = {
+    "type": "yarn", "factor": 4.0, "original_max_position_embeddings": RANGE, "beta_fast": 32, "beta_slow": 1,
+    "mscale": 0.707, "mscale_all_dim": 0.5,
+}  # fmt: skip
 OLMO3_YARN: Config = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": RANGE, "attention_factor": 1.2,
     "beta_fast": 32.0, "beta_slow": 1.0,
@@ -349,6 +373,21 @@ CASES = [
         {},
         {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+    gpt_neox("gpt-neox", {}, {"rotary_emb_base": 10000}, {"rope_theta": 10000.0, "partial_rotary_factor": 0.25}),
+    gpt_neox(
+        "gpt-neox-serial",
+        {"use_parallel_residual": False},
+        {"rotary_emb_base": 1000, "rotary_pct": 0.5},
+        {"rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+    ),
+    deepseek(2, "deepseek-v2-lite", {"topk_method": "greedy"}, *rope(10000.0, **DEEPSEEK_YARN)),
+    deepseek(2, "deepseek-v2", {**GROUPS, "topk_method": "group_limited_greedy"}, *plain(10000.0)),
+    deepseek(
+        3,
+        "deepseek-v3",
+        {**GROUPS, "norm_topk_prob": True, "n_shared_experts": 1, "num_nextn_predict_layers": 1},
+        *rope(10000.0, **DEEPSEEK_YARN),
     ),
     granite("granite", {"tie_word_embeddings": True}, *plain(10000000.0)),
     granite("granite-biased", {"attention_bias": True, "mlp_bias": True}, *plain(10000.0)),

@@ -161,6 +161,58 @@ def phi3_shapes(c: Config) -> Shapes:
     return stack(c, [*fused, *norms(c, *PRE_NORMS)])
 
 
+def gpt_neox_shapes(c: Config) -> Shapes:
+    hidden, inner, vocabulary = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
+    layer = {
+        "attention.query_key_value": (3 * hidden, hidden),
+        "attention.dense": (hidden, hidden),
+        "mlp.dense_h_to_4h": (inner, hidden),
+        "mlp.dense_4h_to_h": (hidden, inner),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    layers = [f"gpt_neox.layers.{i}" for i in range(c["num_hidden_layers"])]
+    matrices = {f"{before}.{name}": shape for before in layers for name, shape in layer.items()}
+    matrices["gpt_neox.final_layer_norm"] = (hidden,)
+    shapes = {f"{name}.weight": shape for name, shape in matrices.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in matrices.items()}
+    ends = {"gpt_neox.embed_in.weight": (vocabulary, hidden), "embed_out.weight": (vocabulary, hidden)}
+    return {**shapes, **ends}
+
+
+def deepseek_shapes(c: Config) -> Shapes:
+    """Latent attention; the first layers have a feed-forward network, the others experts and shared ones."""
+    hidden, heads, inner = c["hidden_size"], c["num_attention_heads"], c["moe_intermediate_size"]
+    rope, nope, v, rank, q_rank = (
+        c[f"{key}"] for key in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank")
+    )
+    latent: Rows = [
+        ("self_attn.kv_a_proj_with_mqa.weight", (rank + rope, hidden)),
+        ("self_attn.kv_a_layernorm.weight", (rank,)),
+        ("self_attn.kv_b_proj.weight", (heads * (nope + v), rank)),
+        ("self_attn.o_proj.weight", (hidden, heads * v)),
+    ]
+    if q_rank:
+        latent += [("self_attn.q_a_proj.weight", (q_rank, hidden)), ("self_attn.q_a_layernorm.weight", (q_rank,))]
+    query = "q_b_proj" if q_rank else "q_proj"
+    latent += [(f"self_attn.{query}.weight", (heads * (nope + rope), q_rank or hidden))]
+    experts: Rows = [
+        (name.replace("mlp.", f"mlp.experts.{i}."), shape)
+        for i in range(c["n_routed_experts"])
+        for name, shape in mlp({**c, "intermediate_size": inner})
+    ]
+    shared = mlp({**c, "intermediate_size": inner * c["n_shared_experts"]})
+    experts += [(name.replace("mlp.", "mlp.shared_experts."), shape) for name, shape in shared]
+    experts += [("mlp.gate.weight", (c["n_routed_experts"], hidden))]
+    if c["model_type"] == "deepseek_v3":
+        experts += [("mlp.gate.e_score_correction_bias", (c["n_routed_experts"],))]
+    shapes = stack(c, [*latent, *norms(c, *PRE_NORMS)])
+    for i in range(c["num_hidden_layers"]):
+        rows = mlp(c) if i < c["first_k_dense_replace"] else experts
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in rows}
+    return shapes
+
+
 def glm4_shapes(c: Config) -> Shapes:
     hidden, inner = c["hidden_size"], c["intermediate_size"]
     fused = [("mlp.gate_up_proj.weight", (2 * inner, hidden)), ("mlp.down_proj.weight", (hidden, inner))]
