@@ -21,6 +21,8 @@ import sys
 from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
+MADV_COLLAPSE = 25
+HUGE = 1 << 21  # bytes of a large page
 LENGTH = 8  # bytes of a number in a message
 LATE = {"train": "torch._dynamo"}  # what a command imports as it works, and no other one, for seconds
 
@@ -134,8 +136,23 @@ def _settle() -> None:
     assert threads == 1, f"{threads} threads, of which a fork has one"
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy all of what is imported
+    _collapse()
     for finalizer in weakref.finalize._registry:  # torch's take its operators apart: half of a short command's time
         finalizer.atexit = False
+
+
+def _collapse() -> None:
+    """Have Linux hold memory in pages of 2 MiB, where it can: a fork copies the table of pages, half of its time."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    with open("/proc/self/maps") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        bounds, rights, _, _, inode, *_ = line.split()
+        start, end = (int(bound, 16) for bound in bounds.split("-"))
+        start, end = -(-start // HUGE) * HUGE, end // HUGE * HUGE
+        if (rights, inode) == ("rw-p", "0") and start < end:
+            madvise(start, end - start, MADV_COLLAPSE)
 
 
 def _fork(connection: socket.socket, streams: list[int], adopted: bool) -> bool:
