@@ -20,7 +20,7 @@ from gencli.serve.ollama import Ollama, tell
 from gencli.serve.ollama_models import called
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import INVALID, Refusal, no_model
-from gencli.serve.texts import Asked, Form, answering, respond
+from gencli.serve.texts import Asked, Form, answering, asking_about, respond
 from gencli.text.generate import Job
 
 FORM = Form("text/event-stream", answers.server_sent, Refusal.body)
@@ -41,7 +41,7 @@ class Server(Guard):
     ):
         super().__init__(limits, key, hosts, any_host=any_host, origins=origins)
         self.pool = pool
-        self.ollama = Ollama(pool, self.counts, partial(self.body, any_type=True))
+        self.ollama = Ollama(pool, self.counts, partial(self.body, any_type=True, images=True))
 
     def app(self) -> Starlette:
         """Return the application for an ASGI server."""
@@ -131,12 +131,14 @@ class Server(Guard):
         return await respond(request, self.pool, self.counts, asking, FORM, stream=stream[0])
 
     async def chat(self, request: Request) -> Response:
-        body = await self.body(request)
+        body = await self.body(request, images=True)
         stream, name = bodies.wants_stream(body), await self._model(body)
         asked = await asyncio.to_thread(bodies.read_chat, body)
         answer = answers.Answer(name, chat=True, tells_usage=stream[1])
 
         def prepare(engine: TextEngine) -> list[Job]:
+            if asked.images:
+                return [asking_about(engine, asked.request, asked.messages, asked.images)]
             return [answering(engine, asked.request, asked.messages, asked.names)]
 
         asking = Asked(name, prepare, answer, "messages")

@@ -19,7 +19,7 @@ from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
 from gencli.options import KINDS, Option, make, rows, typed
 from gencli.serve.refusal import INVALID, NO_NAMES, Refusal
-from gencli.serve.values import MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS, READ, shown, whole
+from gencli.serve.values import MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS, READ, read_images, shown, whole
 from gencli.text.chat_template import Message
 from gencli.text.request import SamplingParams, TextRequest, draw_seed
 
@@ -63,11 +63,12 @@ class Completions:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation to answer. names: as `Refusal.of`."""
+    """A conversation to answer. images: what its last message is about. names: as `Refusal.of`."""
 
     request: TextRequest
     messages: list[Message]
     names: Mapping[str, str]
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ def read_chat(body: Body) -> Chat:
     read = [read_message(number, message) for number, message in enumerate(messages)]
     if read[-1]["role"] != "user":
         raise Refusal(INVALID, "messages: the last one must be the user's", param="messages")
+    seen = [_urls(message) for message in messages]
+    if any(seen[:-1]):
+        raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")
+    images = read_images("messages", seen[-1])
     values = dict(body)
     if values.get("max_completion_tokens") is not None:  # which took the other one's place
         values.pop("max_tokens", None)
@@ -112,7 +117,7 @@ def read_chat(body: Body) -> Chat:
     if logprobs:
         values["logprobs"] = 0 if top is None else whole("top_logprobs", top, 0, MOST_LOGPROBS)
     names = spoken(body, CHAT, TEXT_ROWS)
-    return Chat(text_request("", _text_values(values, {"messages"}, CHAT)), read, names)
+    return Chat(text_request("", _text_values(values, {"messages"}, CHAT)), read, names, images)
 
 
 def read_drawing(
@@ -284,10 +289,11 @@ def read_message(number: int, message: object) -> Message:
     """Return a message of a conversation. Raise Refusal."""
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-        texts = [text for text in parts if isinstance(text, str)]
-        if len(texts) != len(content):
-            raise Refusal(INVALID, f"messages[{number}]: only parts of type text are read", param="messages")
+        parts = [part for part in content if isinstance(part, Mapping)]
+        texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
+        if len(texts) + len(_urls(message)) != len(content):
+            told = f"messages[{number}]: only parts of type text and image_url are read"
+            raise Refusal(INVALID, told, param="messages")
         content = "".join(texts)
     role = "system" if role == "developer" else role
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
@@ -298,6 +304,15 @@ def read_message(number: int, message: object) -> Message:
     except UnicodeEncodeError:
         raise Refusal(INVALID, f"messages[{number}] is no Unicode text", param="messages") from None
     return {"role": role, "content": content}
+
+
+def _urls(message: object) -> list[str]:
+    """Return the images of a message, as their data: URLs."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    holders = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
+    urls = [holder.get("url") if isinstance(holder, Mapping) else holder for holder in holders]
+    return [url for url in urls if isinstance(url, str)]
 
 
 def _size(size: object) -> tuple[int, int]:

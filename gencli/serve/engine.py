@@ -25,6 +25,7 @@ from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, resolve
 from gencli.serve.bodies import FLAGS
 from gencli.serve.refusal import FAILED, INVALID, Refusal
+from gencli.serve.seeing import Seeing, Seen, looking
 from gencli.text.chat import ChatModel
 from gencli.text.events import Completion, Event, Failed
 from gencli.text.generate import Job, generate_all
@@ -75,8 +76,14 @@ class TextWork(Work):
     @property
     def key(self) -> Hashable:
         """What the settings of texts that run side by side have in common."""
-        request = self.job.request
-        return self.chat, request.sampling, request.logprobs, request.num_samples, request.form is None
+        request, seen = self.job.request, self.seen
+        form = request.form is None
+        return self.chat, request.sampling, request.logprobs, request.num_samples, form, seen and seen.key
+
+    @property
+    def seen(self) -> Seen | None:
+        """What it is asked about beside the text."""
+        return self.job.seen if isinstance(self.job, Seeing) else None
 
 
 @dataclass(eq=False)
@@ -169,10 +176,10 @@ class TextEngine(Engine["TextWork"]):
                     continue
                 if work.key not in lanes:
                     model = self.chat_model.model if work.chat else self.model
-                    lanes[work.key] = _Lane(model, work.job.request.num_samples)
+                    lanes[work.key] = _Lane(model, work.job.request.num_samples, work.seen)
                 lanes[work.key].waiting.append(work)
             for key, lane in list(lanes.items()):
-                with self.turn:
+                with self.turn, looking(self.model.module, lane.seen):
                     goes_on = lane.advance()
                 if not goes_on:
                     del lanes[key]
@@ -181,10 +188,10 @@ class TextEngine(Engine["TextWork"]):
 
 
 class _Lane:
-    """Texts of equal settings: a batch that others join as there is room."""
+    """Texts of equal settings: a batch that others join as there is room. seen: what all of them are about."""
 
-    def __init__(self, model: TextModel, samples: int):
-        self.samples = samples  # of each
+    def __init__(self, model: TextModel, samples: int, seen: Seen | None):
+        self.samples, self.seen = samples, seen  # of each
         self.waiting: deque[TextWork] = deque()
         self.running: dict[int, TextWork] = {}  # by the number of its job
         self.events = generate_all(model, self._jobs(), batch=BATCH, ready=lambda: bool(self.waiting))

@@ -142,14 +142,14 @@ class Guard:
         origin = request.headers.get("origin")
         return origin is not None and (origin in self.origins or ANY in self.origins)
 
-    async def body(self, request: Request, *, any_type: bool = False) -> bodies.Body:
+    async def body(self, request: Request, *, any_type: bool = False, images: bool = False) -> bodies.Body:
         """Return the JSON object that a request brings. any_type: whatever its header says, as curl's usual one; pages
-        of other origins are told by another header. Raise Refusal."""
+        of other origins are told by another header. images: it may be as large as a form. Raise Refusal."""
         kind = request.headers.get("content-type", JSON)
         if _kind(kind) != JSON and not any_type:
             what = f"the header says Content-Type: {_kind(kind)}; a body of JSON is {JSON}"
             raise Refusal(415, f"{what} (curl: -H 'Content-Type: {JSON}')")
-        data = await self._read(request, self.limits.body)
+        data = await self._read(request, self.limits.form if images else self.limits.body)
         if not data:
             raise Refusal(INVALID, "there is no body: it must be a JSON object")
         try:

@@ -17,7 +17,7 @@ from gencli.serve.ollama_answers import Answer, line
 from gencli.serve.ollama_models import Models
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import INVALID, Refusal
-from gencli.serve.texts import Asked, Form, answering, respond
+from gencli.serve.texts import Asked, Form, answering, asking_about, respond
 from gencli.text.generate import Job
 from gencli.text.request import TextRequest
 from gencli.text.wishes import OFF, ON
@@ -113,6 +113,8 @@ class Ollama:
 
         def prepare(engine: TextEngine) -> list[Job]:
             answer.ready()
+            if asked.images:
+                return [asking_about(engine, asked.request, asked.messages or [], asked.images)]
             if asked.raw or (not talks and not engine.model.converses):
                 answer.chat = False
                 return [Job(_continued(asked))]
@@ -128,7 +130,8 @@ class Ollama:
 
     async def _load(self, name: str, asked: bodies.Asked, answer: Answer) -> Response:
         if asked.keep == 0:
-            self.pool.let_go(await asyncio.to_thread(self.pool.wanted, name))
+            wanted = await asyncio.to_thread(self.pool.wanted, name)
+            self.pool.let_go(wanted.text or wanted)
             return JSONResponse(answer.empty("unload"))
         async with self.pool.use(name, TextEngine, keep=asked.keep):
             return JSONResponse(answer.empty("load"))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from gencli.serve.bodies import MOST_MESSAGES, TEXT_ROWS, Body, Values, given_values, read_message, read_values, spoken
 from gencli.serve.bodies import text_request as made
 from gencli.serve.refusal import INVALID, Refusal
-from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, shown, whole
+from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_images, shown, whole
 from gencli.text.chat_template import Message
 from gencli.text.request import TextRequest
 
@@ -42,12 +42,11 @@ FIELDS = frozenset(
     "images tools template suffix context width height steps".split()
 )
 DRAWING = ("width", "height", "steps")  # of models that draw
-EMPTY: Mapping[str, tuple[object, ...]] = {"template": ("",), "suffix": ("",), "context": ([],), "images": ([],)}
+EMPTY: Mapping[str, tuple[object, ...]] = {"template": ("",), "suffix": ("",), "context": ([],)}
 WHY = {
     "template": "a model's own chat template is used; raw: true does without",
     "suffix": "no text is filled in",
     "context": "POST /api/chat takes a conversation",
-    "images": "no model that is served reads images",
 }
 DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h)")
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -58,7 +57,7 @@ log = logging.getLogger("gencli.serve")
 class Asked:
     """A request of /api/generate or /api/chat. messages: a conversation, of generate the system's word and the user's;
     None where the model is only to be loaded, or with `keep` 0 let go. raw: the prompt is continued as it is.
-    names: as `Refusal.of`."""
+    images: what the last message is about. names: as `Refusal.of`."""
 
     model: str
     request: TextRequest
@@ -67,15 +66,19 @@ class Asked:
     stream: bool
     keep: float | None
     names: Mapping[str, str]
+    images: tuple[bytes, ...]
 
 
 def read_generate(body: Body) -> Asked:
     """Read the body of /api/generate. Raise Refusal."""
     prompt, system, raw = _text(body, "prompt"), _text(body, "system"), _truth(body, "raw", usual=False)
-    messages = [_message("prompt", "user", prompt)] if prompt else None
+    images = read_images("images", body.get("images"))
+    messages = [_message("prompt", "user", prompt)] if prompt or images else None
     if messages and system:
         messages.insert(0, _message("system", "system", system))
-    return _read(body, messages, prompt if raw else "", raw=raw)
+    if raw and images:
+        raise Refusal(INVALID, "images: a raw prompt has no place for them", param="images")
+    return _read(body, messages, prompt if raw else "", images, raw=raw)
 
 
 def read_chat(body: Body) -> Asked:
@@ -84,9 +87,13 @@ def read_chat(body: Body) -> Asked:
     if not isinstance(given, list | None) or len(given or ()) > MOST_MESSAGES:
         raise Refusal(INVALID, f"messages: wants a list of at most {MOST_MESSAGES} messages", param="messages")
     messages = [_said(number, one) for number, one in enumerate(given or ())]
+    seen = [one.get("images") if isinstance(one, Mapping) else None for one in given or ()]
+    if any(seen[:-1]):
+        raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")
+    images = read_images("images", seen[-1] if seen else None)
     if messages and messages[-1]["role"] != "user":
         raise Refusal(INVALID, "messages: the last one must be the user's", param="messages")
-    return _read(body, messages or None, "", raw=False)
+    return _read(body, messages or None, "", images, raw=False)
 
 
 def read_name(body: Body) -> str:
@@ -114,7 +121,7 @@ def read_keep(value: object) -> float | None:
     raise Refusal(INVALID, told, param="keep_alive")
 
 
-def _read(body: Body, messages: list[Message] | None, prompt: str, *, raw: bool) -> Asked:
+def _read(body: Body, messages: list[Message] | None, prompt: str, images: tuple[bytes, ...], *, raw: bool) -> Asked:
     """Return the request of a body, of which what it asks of the model is read."""
     _check(body)
     stream = _truth(body, "stream", usual=True)
@@ -135,7 +142,7 @@ def _read(body: Body, messages: list[Message] | None, prompt: str, *, raw: bool)
         values["truncate"] = "left"
     names = {**spoken(said, OPTIONS, TEXT_ROWS), "--schema": "format", "--think": "think", "think": "think"}
     keep = read_keep(body.get("keep_alive"))
-    return Asked(read_name(body), made(prompt, values, names), messages, raw, stream, keep, names)
+    return Asked(read_name(body), made(prompt, values, names), messages, raw, stream, keep, names, images)
 
 
 def _check(body: Body) -> None:
@@ -212,9 +219,8 @@ def _text(body: Body, name: str) -> str:
 def _said(number: int, message: object) -> Message:
     """Return a message as a chat template has it; thoughts of earlier answers are left out, as templates do."""
     if isinstance(message, Mapping):
-        for name, why in (("images", WHY["images"]), ("tool_calls", "tools are not supported")):
-            if message.get(name):
-                raise Refusal(INVALID, f"messages[{number}]: {name}: {why}", param="messages")
+        if message.get("tool_calls"):
+            raise Refusal(INVALID, f"messages[{number}]: tool_calls: tools are not supported", param="messages")
         if message.get("content") is None:
             message = {**message, "content": ""}
     return read_message(number, message)

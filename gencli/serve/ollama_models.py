@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from gencli.checkpoints.checkpoint import Contents
 from gencli.checkpoints.find import Source
+from gencli.checkpoints.formats.janus import is_janus
 from gencli.checkpoints.ollama import LATEST, PREFIX
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.report import Description, describe
@@ -101,8 +102,8 @@ class Models:
         """Return what is known of the language model of a name here; None for another model, and for one that cannot be
         opened."""
         try:
-            wanted = self.pool.wanted(name)
-            if wanted.kind != "text":
+            wanted = self.pool.wanted(name).text
+            if wanted is None:
                 return None
             known = self.known.get(name)
             if known is None or known.wanted.key != wanted.key:
@@ -126,7 +127,8 @@ class Models:
         shown, found = {name: shown for shown, name in self.names().items()}, []
         for name in self.pool.names():
             named = self.pool.named.get(name)
-            warm = None if named is None else self.pool.warm.get(named.key)
+            text = None if named is None else named.text
+            warm = None if text is None else self.pool.warm.get(text.key)
             if warm is None or not isinstance(warm.engine, TextEngine) or (known := self.look(name)) is None:
                 continue
             left = warm.until(self.pool.keep) - time.monotonic()
@@ -165,7 +167,11 @@ class Models:
                 "general.parameter_count": what.parameters,
                 **{key: value for key, value in sizes.items() if value is not None},
             },
-            "capabilities": ["completion", *(["thinking"] if switches(template, name) else [])],
+            "capabilities": [
+                "completion",
+                *(["vision"] if is_janus(checkpoint.contents) else []),
+                *(["thinking"] if switches(template, name) else []),
+            ],
             "modified_at": stamp(self.pool.written(name)),
         }
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from gencli.checkpoints import hub_cache, ollama
 from gencli.checkpoints.assets import EmbeddingRef, LoraRef
 from gencli.checkpoints.find import Source, embedded_names, is_whole
+from gencli.checkpoints.formats.janus import is_janus
 from gencli.checkpoints.hub_cache import HubId
 from gencli.checkpoints.open import open_checkpoint
 from gencli.checkpoints.uses import USES, wrong_kind
@@ -51,21 +53,24 @@ class Warm:
 @dataclass(frozen=True)
 class Wanted:
     """A model to open. how: what makes it another one beside its files: how they are opened, and what it is called.
-    files: those at `paths`, as they were when it was asked for."""
+    files: those at `paths`, as they were when it was asked for. reader: the language model in the files of one that
+    also draws."""
 
     name: str
     how: Hashable
     paths: tuple[Path, ...]
     files: list[FileState]
     open: Callable[[], TextEngine | ImageEngine]
+    reader: Wanted | None = None
 
     @property
     def key(self) -> Hashable:
         return self.how, tuple(map(tuple, self.files))
 
     @property
-    def kind(self) -> Literal["text", "image"]:
-        return "text" if isinstance(self.how, tuple) and self.how[0] == "text" else "image"
+    def text(self) -> Wanted | None:
+        """The language model among its files, if there is one."""
+        return self if isinstance(self.how, tuple) and self.how[0] == "text" else self.reader
 
     @property
     def size(self) -> int:
@@ -130,6 +135,7 @@ class Pool:
         own until somebody says another time. Raise Refusal."""
         try:
             wanted = await asyncio.to_thread(self.wanted, name)
+            wanted = (wanted.text or wanted) if kind is TextEngine else wanted
             warm = await self.acquire(wanted)
         except GencliError as error:
             raise Refusal.of(error, status=UNAVAILABLE, param="model") from None
@@ -227,7 +233,8 @@ def _model(source: Source, spec: ModelSpec) -> Wanted:
     same = ("device", "dtype", "threads", "allow_pickle", "ignore_config")
     drawn, inputs = ImageSpec(**{field: getattr(spec, field) for field in same}, model=source.name), Inputs(source)
     open_inputs(inputs, drawn)
-    return image_model(inputs, drawn)
+    reader = text_model(source, spec) if is_janus(found.contents) else None
+    return dataclasses.replace(image_model(inputs, drawn), reader=reader)
 
 
 def text_model(source: Source, spec: ModelSpec, adapters: tuple[LoraRef, ...] = ()) -> Wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -19,6 +19,7 @@ from gencli.serve.engine import Counts, Drawn, TextEngine, TextWork, events_of
 from gencli.serve.guard import failure, unless_gone
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import INVALID, Refusal, Tell
+from gencli.serve.seeing import ask
 from gencli.text.chat_template import Message
 from gencli.text.events import Completion, Event
 from gencli.text.generate import Job
@@ -118,6 +119,12 @@ def answering(engine: TextEngine, request: TextRequest, messages: list[Message],
             raise Refusal.of(error, status=INVALID, names=names) from None
     ended = dataclasses.replace(request, stop=(*request.stop, *format.stops))
     return Job(ended, prompt.ids, prompt.reasoning)
+
+
+def asking_about(engine: TextEngine, request: TextRequest, messages: list[Message], images: Sequence[bytes]) -> Job:
+    """Return the job of answering a question about images. Raise GencliError."""
+    with engine.turn:
+        return ask(engine.model, request, messages, images)
 
 
 async def _drain(chunks: AsyncIterator[object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
 import re
@@ -18,6 +20,7 @@ from gencli.text.wishes import SAME, WISHES, check_values, read_wish
 MOST_TOKENS = 2**17  # of all answers to one request
 MOST_LOGPROBS = 20  # as OpenAI has it
 MOST_SAMPLES, MOST_IMAGES = 128, 10
+MOST_SEEN = 16  # images of one question
 LARGEST = sys.float_info.max
 EFFORTS = sorted({*WISHES, *SAME} - {"1", "0"})
 
@@ -36,6 +39,22 @@ def whole(name: str, value: object, least: int, most: int) -> int:
         wanted = f"wants a whole number from {least} to {most}"
         raise Refusal(INVALID, f"{name} {shown(value)}: {wanted}", param=name)
     return value
+
+
+def read_images(name: str, values: object) -> tuple[bytes, ...]:
+    """Return the images of a list of base64, plain or as data: URLs. Raise Refusal, which calls the list `name`."""
+    if values is None:
+        return ()
+    if not isinstance(values, list) or len(values) > MOST_SEEN:
+        raise Refusal(INVALID, f"{name}: wants a list of at most {MOST_SEEN} images in base64", param=name)
+    found = []
+    for value in values:
+        text = value.partition(",")[2] if isinstance(value, str) and value.startswith("data:") else value
+        try:
+            found.append(base64.b64decode(text, validate=True))
+        except (TypeError, ValueError, binascii.Error):
+            raise Refusal(INVALID, f"{name}: wants images in base64; nothing is fetched", param=name) from None
+    return tuple(found)
 
 
 def _seed(name: str, value: object) -> int:

@@ -215,6 +215,26 @@ def test_parts_of_a_message_and_roles():
     assert read_chat({**CHAT, "tools": [], "response_format": {"type": "text"}}).messages
 
 
+def test_images_of_the_last_message():
+    def image(url):
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    parts = [{"type": "text", "text": "a"}, image("data:image/png;base64,aGk=")]
+    read = read_chat({"messages": [{"role": "user", "content": parts}]})
+    assert read.images == (b"hi",) and read.messages == [{"role": "user", "content": "a"}]
+    assert read_chat(CHAT).images == ()
+    for content, told in (
+        ([image("http://localhost/a.png")], "messages: wants images in base64; nothing is fetched"),
+        ([image(5)], "messages[0]: only parts of type text and image_url are read"),
+        ([{"type": "input_audio"}], "messages[0]: only parts of type text and image_url"),
+    ):
+        with pytest.raises(Refusal) as refused:
+            read_chat({"messages": [{"role": "user", "content": content}]})
+        assert refused.value.message.startswith(told) and refused.value.param == "messages"
+    with pytest.raises(Refusal, match="images of the last message alone"):
+        read_chat({"messages": [{"role": "user", "content": parts}, *CHAT["messages"]]})
+
+
 @pytest.mark.parametrize(
     ("said", "think"),
     [

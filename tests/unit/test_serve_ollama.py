@@ -95,6 +95,14 @@ def test_prompts_messages_and_forms():
     assert read_generate({**GENERATE, "truncate": True}).request.truncate == "left"
 
 
+def test_images_are_base64_as_it_is_or_in_a_url():
+    for said in ("aGk=", "data:image/png;base64,aGk="):
+        assert read_generate({**GENERATE, "images": [said]}).images == (b"hi",)
+        assert read_chat({**CHAT, "messages": [*HI, {**HI[0], "images": [said]}]}).images == (b"hi",)
+    alone = read_generate({"model": "m", "images": ["aGk="]})
+    assert alone.messages == [{"role": "user", "content": ""}], "a question without words is one"
+
+
 def test_what_is_unknown_is_passed_over_with_one_note(caplog):
     options = {"no_such_option": 1, **dict.fromkeys(MACHINE - {"num_ctx"}, 1)}
     with caplog.at_level(logging.WARNING, "gencli.serve"):
@@ -123,7 +131,12 @@ def test_what_is_unknown_is_passed_over_with_one_note(caplog):
         ({"template": "{{ .Prompt }}"}, "template is not supported: a model's own chat template is used"),
         ({"suffix": "x"}, "suffix is not supported"),
         ({"context": [1, 2]}, "context is not supported: POST /api/chat"),
-        ({"images": ["aGk="]}, "images is not supported: no model that is served reads images"),
+        ({"images": "aGk="}, "images: wants a list of at most 16 images in base64"),
+        ({"images": ["aGk="] * 17}, "images: wants a list of at most 16"),
+        ({"images": ["http://localhost/a.png"]}, "images: wants images in base64; nothing is fetched"),
+        ({"images": ["/etc/passwd "]}, "images: wants images in base64"),
+        ({"images": [5]}, "images: wants images in base64"),
+        ({"images": ["aGk="], "raw": True}, "images: a raw prompt has no place for them"),
         ({"tools": [{"type": "function"}]}, "stories does not support tools"),
         ({"logprobs": True}, 'logprobs are not streamed: "stream": false'),
         ({"width": 64}, "width is for models that draw"),
@@ -143,7 +156,7 @@ def test_what_cannot_be_followed_is_told(wrong, told):
     "messages",
     [
         "Hi", [5], [{"role": "user"}, {"role": "assistant", "content": "x"}], [{"role": "tool", "content": "x"}],
-        [{"role": "user", "content": "x", "images": ["aGk="]}],
+        [{"role": "user", "content": "x", "images": ["aGk="]}, *HI],
         [{"role": "assistant", "tool_calls": [{}]}, *HI], [{"role": "user", "content": "\ud800"}],
     ],
 )  # fmt: skip
