@@ -36,6 +36,7 @@ ARCHITECTURES: dict[str, str] = {
     "granite": "granite",
     "glm4": "glm4",
     "gpt_neox": "gpt_neox",
+    "lfm2": "lfm2",
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
     "phi3": "phi3",

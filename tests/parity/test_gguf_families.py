@@ -33,6 +33,7 @@ COUNT = 12  # tokens after a prompt of 12: together more than every window and t
 U32, F32, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING
 GEMMA4_HEADS = {"head_dim": 32, "global_head_dim": 64}
 QWEN35 = {"head_dim": 32, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "num_hidden_layers": 4}
+BY_TORCH = {"lfm2"}  # whose layers the library does not know
 # name → its case, changes of its config, and what its metadata has besides
 FAMILIES = {
     "llama": ("llama-2", {}, {}),
@@ -106,6 +107,7 @@ FAMILIES = {
             "attention__temperature_scale": (0.5, F32),
         },
     ),
+    "lfm2": ("lfm2", {"block_ff_dim": 768, "rms_norm_eps": None}, {}),
     "glm4": ("glm4", {"head_dim": 32}, {"rope__dimension_count": (16, U32)}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 4}, {}),
 }
@@ -152,7 +154,7 @@ def test_greedy_tokens_are_the_references(tmp_path, monkeypatch, name, kind):
     monkeypatch.undo()
     model = opened(file)
     tokens, ours = continued(model, ids, COUNT)
-    assert step.of(model) is not None
+    assert (step.of(model) is None) == (name in BY_TORCH)
     same = next((i for i, pair in enumerate(zip(tokens, expected, strict=True)) if len(set(pair)) > 1), COUNT)
     error = (ours[:same] - logits[:same]).std() / logits.std()
     assert error < 0.03  # activations of 8 bits

@@ -145,6 +145,10 @@ def test_models_with_experts(name, config, count, computing):
         ("gpt_neox", {"vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
                       "num_attention_heads": 8}, 1_011_781_632),  # pythia-1b
         ("gpt_neox", {"vocab_size": 50432, "hidden_size": 6144}, 20_554_567_680),  # gpt-neox-20b
+        ("lfm2", {"hidden_size": 2048, "num_hidden_layers": 16, "block_ff_dim": 12288,
+                  "full_attn_idxs": [2, 5, 8, 10, 12, 14]}, 1_170_340_608),  # LFM2-1.2B
+        ("lfm2", {"hidden_size": 1024, "num_hidden_layers": 16, "block_ff_dim": 6656, "num_attention_heads": 16,
+                  "full_attn_idxs": [2, 5, 8, 10, 12, 14]}, 354_483_968),  # LFM2-350M
         ("glm4", {}, 9_400_279_040),  # GLM-4-9B-0414
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from tests.tiny.decoders import (
     glm4_shapes,
     gpt_neox_shapes,
     gpt_oss_shapes,
+    lfm2_shapes,
     llama_shapes,
     mistral_shapes,
     mixtral_shapes,
@@ -231,6 +232,24 @@ DEEPSEEK_YARN: Config = {
     "type": "yarn", "factor": 4.0, "original_max_position_embeddings": RANGE, "beta_fast": 32, "beta_slow": 1,
     "mscale": 0.707, "mscale_all_dim": 0.5,
 }  # fmt: skip
+
+
+def lfm2(name: str, keys: Config, old: Config, new: Config) -> Case:
+    unused = {"block_use_swiglu": True, "use_pos_enc": True, "num_heads": 4, "conv_dim": 32, "block_dim": 32}
+    keys = {
+        "num_hidden_layers": 5,
+        "norm_eps": 1e-5,
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "block_multiple_of": 16,
+        **keys,
+    }
+    old = {"block_ff_dim": 60, "tie_embedding": True, **unused, **old}
+    new = {"intermediate_size": 60, **new}
+    keys = {"tie_word_embeddings": True, **keys}
+    return Case("LFM2", name, "lfm2", "Lfm2ForCausalLM", lfm2_shapes, keys, old, new)
+
+
 OLMO3_YARN: Config = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": RANGE, "attention_factor": 1.2,
     "beta_fast": 32.0, "beta_slow": 1.0,
@@ -388,6 +407,20 @@ CASES = [
         "deepseek-v3",
         {**GROUPS, "norm_topk_prob": True, "n_shared_experts": 1, "num_nextn_predict_layers": 1},
         *rope(10000.0, **DEEPSEEK_YARN),
+    ),
+    lfm2(
+        "lfm2",
+        {},
+        {"full_attn_idxs": [1, 3], "rope_theta": 1000000.0},
+        {
+            "layer_types": ["conv", FULL, "conv", FULL, "conv"],
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+        },
+    ),
+    lfm2(
+        "lfm2-biased",
+        {"conv_bias": True, "conv_L_cache": 4, "num_hidden_layers": 3, "layer_types": [FULL, "conv", "conv"]},
+        *plain(10000.0),
     ),
     granite("granite", {"tie_word_embeddings": True}, *plain(10000000.0)),
     granite("granite-biased", {"attention_bias": True, "mlp_bias": True}, *plain(10000.0)),

@@ -213,6 +213,27 @@ def deepseek_shapes(c: Config) -> Shapes:
     return shapes
 
 
+def lfm2_shapes(c: Config) -> Shapes:
+    """Each layer has either attention or a short convolution."""
+    hidden, head, bias = c["hidden_size"], head_dim(c), c["conv_bias"]
+    adjusted = int(2 * (c.get("block_ff_dim") or c["intermediate_size"]) / 3)
+    inner = -(-adjusted // c["block_multiple_of"]) * c["block_multiple_of"]
+    conv = {"in_proj": (3 * hidden, hidden), "conv": (hidden, 1, c["conv_L_cache"]), "out_proj": (hidden, hidden)}
+    short: Rows = [(f"conv.{name}.weight", shape) for name, shape in conv.items()]
+    short += [(f"conv.{name}.bias", shape[:1]) for name, shape in conv.items() if bias]
+    full = [(name.replace("o_proj", "out_proj"), shape) for name, shape in attention(c)]
+    full += [(f"self_attn.{name}_layernorm.weight", (head,)) for name in "qk"]
+    network = {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}
+    rest: Rows = [(f"feed_forward.{name}.weight", shape) for name, shape in network.items()]
+    rest += norms(c, "operator_norm", "ffn_norm")
+    shapes: Shapes = {}
+    for i in range(c["num_hidden_layers"]):
+        attends = c["layer_types"][i] == "full_attention" if c.get("layer_types") else i in c["full_attn_idxs"]
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in (full if attends else short) + rest}
+    ends = stack({**c, "num_hidden_layers": 0}, [])
+    return shapes | {name.replace("model.norm", "model.embedding_norm"): shape for name, shape in ends.items()}
+
+
 def glm4_shapes(c: Config) -> Shapes:
     hidden, inner = c["hidden_size"], c["intermediate_size"]
     fused = [("mlp.gate_up_proj.weight", (2 * inner, hidden)), ("mlp.down_proj.weight", (hidden, inner))]

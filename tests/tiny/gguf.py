@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "gpt_oss": "gpt-oss", "olmo2": "olmo2", "olmo3": "olmo2",
-    "granite": "granite", "glm4": "glm4", "ministral3": "mistral3", "phi3": "phi3", "gemma2": "gemma2",
+    "granite": "granite", "glm4": "glm4", "lfm2": "lfm2", "ministral3": "mistral3", "phi3": "phi3", "gemma2": "gemma2",
     "gemma3_text": "gemma3", "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
 }  # fmt: skip
 COMMON = {
@@ -58,6 +58,11 @@ OWN = {"gpt-oss": {"post_attention_layernorm": "post_attention_norm"},
        "qwen35": QWEN35, "qwen35moe": QWEN35, "olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
        "glm4": {"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
                 "mlp.gate_up_proj": "ffn_up"},
+       "lfm2": {"model.embedding_norm": "token_embd_norm", "operator_norm": "attn_norm", "ffn_norm": "ffn_norm",
+                "conv.conv": "shortconv.conv", "conv.in_proj": "shortconv.in_proj",
+                "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",
+                "feed_forward.w3": "ffn_up", "self_attn.out_proj": "attn_output",
+                "self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm"},
        "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
 KEYS = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -220,6 +225,7 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
     for key, owns in KEYS.items():
         own = next((own for own in owns if own in config), "") if isinstance(owns, tuple) else owns
         differs = name == "qwen35moe" and own == "intermediate_size"
+        differs |= name == "lfm2" and own in ("intermediate_size", "num_key_value_heads")
         differs |= name == "gemma4" and own in ("intermediate_size", "num_key_value_heads", "head_dim")
         own = "intermediate_size" if own == "swiglu_limit" else own
         if config.get(own) is not None and (own != "sliding_window" or name in WINDOWED) and not differs:
@@ -231,6 +237,12 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         add_gemma4(writer, config)
     if name.startswith("qwen35"):
         add_qwen35(writer, config)
+    if name == "lfm2":
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
+        writer.add_feed_forward_length(2 * config["block_ff_dim"] // 3)
+        full, layers = config["full_attn_idxs"], range(config["num_hidden_layers"])
+        writer.add_head_count_kv([config["num_key_value_heads"] * (i in full) for i in layers])
+        writer.add_layer_norm_rms_eps(config["norm_eps"])
     if config["model_type"] == "olmo3":
         writer.add_sliding_window_pattern([(i + 1) % 4 != 0 for i in range(config["num_hidden_layers"])])
     for key, value in more.items():
@@ -267,8 +279,8 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
             value = value + 1
         if is_linear := name.startswith("qwen35") and stem.startswith("linear_attn."):
             value = value_heads(value, stem, config)
-            value = value.squeeze(1) if stem.endswith("conv1d") else value
-        floats = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")
+        value = value.squeeze(1) if stem.endswith(("conv1d", "conv.conv")) else value
+        floats = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "shortconv.conv")
         wanted = kind if value.ndim > 1 and names[stem] not in floats else "F32"
         rows = packed(value, wanted) if value.ndim > 1 and wanted != "F32" else value
         if is_expert:

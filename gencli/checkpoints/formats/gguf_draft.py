@@ -35,7 +35,8 @@ TRAINED = "MXFP4"  # what experts are trained in, and so lose by any other type:
 # Fields of configs whose effect is compared in other words, or that have none here.
 OTHERWISE = frozenset(
     """layer_types use_sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern
-    tie_word_embeddings original_max_position_embeddings full_attention_interval value_heads_in_turns""".split()
+    tie_word_embeddings original_max_position_embeddings full_attention_interval value_heads_in_turns
+    full_attn_idxs""".split()
 )
 
 
@@ -101,7 +102,7 @@ def plan(module: Any, mix: str) -> list[Planned]:
     for parameter, value in _with_experts_together(state, joined="experts.gate_up_proj" in own).items():
         layer, _, inner = parameter.removeprefix(f"{family.layers}.").partition(".")
         if inner in whole and isinstance(value, Tensor):
-            get = partial(gguf_qwen35.written, inner, value, config) if family.read else value.detach
+            get = partial(gguf_qwen35.written, inner, value, config) if name.startswith("qwen35") else value.detach
             planned.append(Planned(f"blk.{layer}.{whole[inner]}", tuple(value.shape), "F32", get))
             continue
         stem, _, ending = parameter.rpartition(".")
@@ -122,11 +123,14 @@ def plan(module: Any, mix: str) -> list[Planned]:
             kind = stored if stored == TRAINED else kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
             planned.append(Planned(title, shape, kind, partial(_together, value), _packed_as(value)))
             continue
-        if inner.startswith("linear_attn.") and family.read and not inner.endswith("norm.weight"):
+        if inner.startswith("linear_attn.") and not inner.endswith("norm.weight"):
             shape = gguf_qwen35.shape_of(inner, tuple(value.shape))
             kind = "F32" if old in family.read else kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
             get = partial(gguf_qwen35.written, inner, value, config)
             planned.append(Planned(title, shape, kind, get, value.kind if isinstance(value, Packed) else ""))
+            continue
+        if old == "shortconv.conv" and ending == "weight":
+            planned.append(Planned(title, (value.shape[0], value.shape[2]), "F32", partial(value.detach().flatten, 1)))
             continue
         get = _Changed(value, family, old, new, counts.get(old, 0))
         shape = tuple(value.shape[::-1] if new in TRANSPOSED else value.shape)
@@ -233,7 +237,7 @@ def _metadata(name: str, config: Any) -> dict[str, Any]:
         value = special[own]() if own in special else getattr(config, own, None)
         if value is not None:
             found[f"{name}.{key}"] = float(value) if own in REALS else value
-    if family.read:
+    if name.startswith("qwen35"):
         found |= {f"{name}.{key}": value for key, value in gguf_qwen35.metadata(config).items()}
     found |= {f"{name}.{key}": value for key, value in family.said(config).items()}
     if name == "gpt2":
@@ -298,7 +302,7 @@ def _effects(config: Any) -> dict[str, Any]:
     found |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "sliding_window": _windows(config)}
     if hasattr(config, "global_head_dim"):
         found |= gguf_gemma4.effects(config)
-    if hasattr(config, "full_attention_interval"):
+    if hasattr(config, "full_attention_interval") or hasattr(config, "conv_L_cache"):
         found["types"] = config.types
     return {**found, "no_rope_layers": getattr(config, "rope_layers", None)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gencli.checkpoints.formats import gguf_gemma4, gguf_qwen35
 from gencli.checkpoints.gguf_file import metadata_get
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.models.decoder_config import DecoderConfig
+    from gencli.models.lfm2 import Lfm2Config
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -41,6 +42,11 @@ GLM4_NAMES = {
     **NAMES, "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm",
     "ffn_up": "mlp.gate_up_proj",
 }  # fmt: skip
+LFM2_NAMES = {
+    **NAMES, "token_embd_norm": "model.norm", "attn_norm": "operator_norm", "ffn_norm": "ffn_norm",
+    "shortconv.in_proj": "conv.in_proj", "shortconv.conv": "conv.conv", "shortconv.out_proj": "conv.out_proj",
+}  # fmt: skip
+del LFM2_NAMES["output_norm"]
 PHI3_NAMES = {**NAMES, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 GPT2_NAMES = {
     "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
@@ -74,6 +80,8 @@ MULTIPLIERS = {
     "residual_scale": "residual_multiplier", "logit_scale": "logits_scaling",
 }  # fmt: skip
 BETA = {"attention.temperature_scale": "llama_4_scaling_beta"}
+KV_HEADS = "attention.head_count_kv"
+LFM2_KEYS = {key: own for key, own in KEYS.items() if key != KV_HEADS} | {"shortconv.l_cache": "conv_L_cache"}
 PATTERN = "attention.sliding_window_pattern"
 REALS = {  # all other keys are whole numbers
     "rms_norm_eps", "layer_norm_epsilon", "rope_theta", *CAPS.values(), *MULTIPLIERS.values(), *BETA.values(),
@@ -148,6 +156,29 @@ def _part(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
     size = metadata_get(config, "head_dim", int, 0) or _head_size(config)
     config["partial_rotary_factor"] = metadata_get(given, "rope.dimension_count", int, size) / max(size, 1)
+
+
+def _lfm2(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    """Layers without heads of keys are convolutions. The width of the feed-forward networks is told as it is."""
+    heads = given.get(KV_HEADS)
+    counts = set(heads) - {0} if isinstance(heads, list) and all(type(one) is int for one in heads) else set()
+    if not isinstance(heads, list) or len(counts) != 1:
+        raise GencliError(f"lfm2.{KV_HEADS} = {str(heads)[:40]} does not say which layers have how many heads")
+    config["num_key_value_heads"] = counts.pop()
+    config["layer_types"] = ["full_attention" if one else "conv" for one in heads]
+    config["block_auto_adjust_ff_dim"] = False
+    config["conv_bias"] = any(name.endswith("shortconv.conv.bias") for name in file.shapes)
+
+
+def _lfm2_said(config: DecoderConfig) -> dict[str, object]:
+    """Return the heads of keys of each layer."""
+    kinds = cast("Lfm2Config", config).types
+    return {KV_HEADS: [config.kv_heads if kind == "full_attention" else 0 for kind in kinds]}
+
+
+def _with_row(tensor: Tensor) -> Tensor:
+    """(C, W) → (C, 1, W), as a convolution's weight is."""
+    return tensor.unsqueeze(1)
 
 
 def _mistral3(file: TensorFile, given: Given, config: dict[str, object]) -> None:
@@ -257,6 +288,14 @@ FAMILIES = {
     "olmo2": Family(OLMO2_NAMES, {**KEYS, **WINDOW}, complete=_olmo2, own=frozenset({PATTERN}), said=_olmo3_said),
     "mistral3": Family(
         NAMES, {**KEYS, **BETA}, model_type="ministral3", neighbours=True, complete=_mistral3, said=_yarn_said
+    ),
+    "lfm2": Family(
+        LFM2_NAMES,
+        LFM2_KEYS,
+        complete=_lfm2,
+        read={"shortconv.conv": _with_row},
+        own=frozenset({KV_HEADS}),
+        said=_lfm2_said,
     ),
     "glm4": Family(GLM4_NAMES, KEYS, complete=_part),
     "granite": Family(NAMES, {**KEYS, **MULTIPLIERS}, neighbours=True, complete=_biased),
