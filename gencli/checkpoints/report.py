@@ -49,8 +49,8 @@ class Description:
     """A checkpoint in a few words. kind: text, image, score (compares both), part (of others), or other (nothing
     that gencli opens).
 
-    files: name → bytes. problem, hint: what keeps it from being opened, as far as can be told without its weights, and
-    what would help.
+    files: name → bytes. format: of `checkpoints.formats`. problem, hint: what keeps it from being opened, as far as can
+    be told without its weights, and what would help.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Description:
     config: Mapping[str, object] = field(default_factory=dict)
     problem: str | None = None
     hint: str | None = None
+    format: str = ""
 
     @property
     def bytes(self) -> int:
@@ -112,6 +113,7 @@ def describe(source: Source | Contents, *, allow_pickle: bool = False) -> Descri
         config,
         problem,
         hint,
+        checkpoint.format,
     )
 
 

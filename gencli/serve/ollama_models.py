@@ -64,10 +64,9 @@ class Known:
         family, dtypes = self.what.family, [dtype for one in self.what.components for dtype in one.dtypes]
         packed = [dtype for dtype in dtypes if dtype not in ("F64", "F32", "BF16", "F16")]
         stored = [dtype for dtype in dtypes if dtype != "F32"]
-        gguf = any(dtype.isupper() and "_" in dtype for dtype in packed) or str(self.what.path).endswith(".gguf")
         return {
             "parent_model": "",
-            "format": "gguf" if gguf else "safetensors",
+            "format": "gguf" if self.what.format == "gguf" else "safetensors",
             "family": family,
             "families": [family],
             "parameter_size": short(self.what.parameters or 0),

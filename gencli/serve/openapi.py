@@ -19,10 +19,11 @@ from gencli.serve.bodies import (
     TEXT,
     TEXT_ROWS,
 )
-from gencli.serve.values import EFFORTS, MOST_IMAGES, MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS
+from gencli.serve.ollama_bodies import OPTIONS
+from gencli.serve.values import EFFORTS, MOST_IMAGES, MOST_LOGPROBS, MOST_SAMPLES, MOST_SEEN, MOST_TOKENS
 
 Schema = dict[str, object]
-JSON, FORM = "application/json", "multipart/form-data"
+JSON, FORM, EVENTS = "application/json", "multipart/form-data", "text/event-stream"
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 TEXT_OF_OPENAI: Schema = {  # what their rows do not say of them
     "n": {"type": "integer", "minimum": 1, "maximum": MOST_SAMPLES},
@@ -63,9 +64,15 @@ FORMAT: Schema = {  # of a text: what it has to follow
         {"type": "null"},
     ]
 }
+URL = {"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]}
+PARTS = [
+    {"type": "object", "properties": {"type": {"const": kind}, kind: schema}, "required": ["type", kind]}
+    for kind, schema in (("text", {"type": "string"}), ("image_url", URL))
+]
+CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": PARTS}}]}
 MESSAGE = {
     "type": "object",
-    "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": {"type": "string"}},
+    "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": CONTENT},
     "required": ["role", "content"],
 }
 FILE = {"type": "string", "format": "binary"}
@@ -123,13 +130,41 @@ def page(models: Iterable[str]) -> Schema:
         "paths": {
             "/health": _get({"type": "object", "required": ["status", "models"]}),
             "/v1/models": _get({"type": "object", "required": ["object", "data"]}),
-            "/v1/completions": _post({**text, **completion}, *named, "prompt", streams=True),
-            "/v1/chat/completions": _post({**text, **chat}, *named, "messages", streams=True),
+            "/v1/completions": _post({**text, **completion}, *named, "prompt", media=EVENTS),
+            "/v1/chat/completions": _post({**text, **chat}, *named, "messages", media=EVENTS),
             "/v1/images/generations": _post(drawn, *named, "prompt"),
             "/v1/images/edits": _post(edited, *named, "image", kind=FORM),
             "/v1/images/variations": _post(varied, *named, "image", kind=FORM),
+            **_ollama(names, text),
             "/v1/embeddings": _post({**model, "input": {"type": "string"}}, *named, "input"),
         },
+    }
+
+
+def _ollama(models: Iterable[str], text: Mapping[str, object]) -> Schema:
+    """Return the two routes of ollama's API that answer. text: the schemas of OpenAI's names."""
+    limits = {"num_predict": {"type": "integer", "minimum": -2, "maximum": MOST_TOKENS}, "num_ctx": {"type": "integer"}}
+    options = {name: text.get(field, ANY) for name, field in OPTIONS.items()} | limits
+    asked: Schema = {
+        "model": {"enum": [*models]},
+        "options": {"type": "object", "properties": options},
+        "format": {"anyOf": [{"enum": ["", "json", None]}, {"type": "object"}]},
+        "stream": {"type": ["boolean", "null"]},
+        "think": {"enum": [*EFFORTS, True, False, None]},
+        "keep_alive": {"type": ["number", "string", "null"]},
+        "logprobs": {"type": ["boolean", "null"]},
+        "top_logprobs": text["logprobs"],
+        "truncate": {"type": ["boolean", "null"]},
+    }
+    images = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_SEEN}
+    said = {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}, "images": images}
+    message = {"type": "object", "properties": said, "required": ["role", "content"]}
+    prompt = {"prompt": {"type": "string"}, "system": {"type": "string"}, "raw": {"type": "boolean"}, "images": images}
+    chat = {"messages": {"type": "array", "items": message, "maxItems": MOST_MESSAGES}}
+    error = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    return {
+        "/api/generate": _post({**asked, **prompt}, "model", media="application/x-ndjson", error=error),
+        "/api/chat": _post({**asked, **chat}, "model", media="application/x-ndjson", error=error),
     }
 
 
@@ -148,20 +183,27 @@ def _schema(field: str, known: Mapping[str, Option]) -> Schema:
     return found if high is None or high == float("inf") else {**found, "maximum": high}
 
 
-def _answer(schema: Mapping[str, object], said: str = "done", streams: bool = False) -> Schema:
-    more: Schema = {"text/event-stream": {}} if streams else {}  # a schema is of each event, the last is [DONE]
-    return {"description": said, "content": {"application/json": {"schema": schema}, **more}}
+def _answer(schema: Mapping[str, object], said: str = "done", media: str = "") -> Schema:
+    more: Schema = {media: {}} if media else {}  # a schema would be of each object of the stream
+    return {"description": said, "content": {JSON: {"schema": schema}, **more}}
 
 
 def _get(schema: Mapping[str, object]) -> Schema:
     return {"get": {"responses": {"200": _answer(schema), "default": _answer(ERROR, "an error")}}}
 
 
-def _post(properties: Mapping[str, object], *needed: str, streams: bool = False, kind: str = JSON) -> Schema:
+def _post(
+    properties: Mapping[str, object],
+    *needed: str,
+    media: str = "",
+    kind: str = JSON,
+    error: Mapping[str, object] = ERROR,
+) -> Schema:
+    """Return a route. media: the type of a stream, if it streams. kind: the type of the body."""
     body = {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
     return {
         "post": {
             "requestBody": {"required": True, "content": {kind: {"schema": body}}},
-            "responses": {"200": _answer({"type": "object"}, streams=streams), "default": _answer(ERROR, "an error")},
+            "responses": {"200": _answer({"type": "object"}, media=media), "default": _answer(error, "an error")},
         }
     }

@@ -1,5 +1,6 @@
 """ollama's routes of a server as a process: lines that come as they are made, thoughts, a key, clients that leave."""
 
+import hashlib
 import json
 import tempfile
 import time
@@ -12,6 +13,7 @@ from tests.oracles.libraries import openai
 from tests.shell.process import gencli, listening, short_folder
 from tests.tiny.chat_templates import QWEN35
 from tests.tiny.scripted import make_scripted_chat, plain
+from tests.tiny.text import make_gpt2
 
 pytestmark = pytest.mark.slow
 SAID = "Let me see.</think>\n\nIt is \u4f60\u597d.<|im_end|>"
@@ -70,6 +72,29 @@ def test_a_client_that_leaves_costs_nothing_more(url):
     while "gencli_requests_under_way 0\n" not in httpx.get(url + "/metrics").text:
         assert time.monotonic() < end, "it goes on for nobody"
         time.sleep(0.1)
+
+
+def test_what_ollama_keeps_is_there_by_its_own_names(tmp_path):
+    """A GGUF file, whatever its weights are stored as, in ollama's own folder."""
+    assert gencli("models", "convert", make_gpt2(tmp_path / "gpt2"), "-o", tmp_path / "tale.gguf").returncode == 0
+    data = (tmp_path / "tale.gguf").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    manifest = tmp_path / "kept/manifests/registry.ollama.ai/library/tale/1b"
+    for file in (manifest, tmp_path / f"kept/blobs/sha256-{digest}"):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(data)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    with listening(tmp_path, OLLAMA_MODELS=str(tmp_path / "kept")) as (_, _, url):
+        [tag] = [one for one in httpx.get(url + "/api/tags").json()["models"] if one["name"] == "tale:1b"]
+        assert tag["details"]["format"] == "gguf" and tag["details"]["family"] == "gpt2" and tag["size"] == len(data)
+        body = {"model": "tale:1b", "prompt": "a", "options": {"num_predict": 2}, "stream": False}
+        for name in ("tale:1b", "ollama:tale:1b"):
+            answer = httpx.post(url + "/api/generate", json={**body, "model": name}).json()
+            assert answer["model"] == name and answer["eval_count"] == 2
+        assert [one["name"] for one in httpx.get(url + "/api/ps").json()["models"]] == ["tale:1b"]
+        asked = {"model": "tale:1b", "prompt": "a", "max_tokens": 2}
+        assert httpx.post(url + "/v1/completions", json=asked).json()["usage"]["completion_tokens"] == 2
 
 
 def test_a_key_and_pages_of_others(tmp_path):
