@@ -57,7 +57,7 @@ class Form:
 @dataclass(frozen=True)
 class Asked(Generic[C_co]):
     """A request for text. model: its name. prepare: what is to be continued. param: what is wrong where that cannot be
-    made of it. keep: seconds after which the model may go, if the client says it. names: as `Refusal.of`."""
+    made of it. keep: seconds after which the model may go, if the client says it."""
 
     model: str
     prepare: Prepare
