@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from gencli.models import qwen3_5
 from gencli.models.base import check_ints
 from gencli.models.decoder_blocks import MLP
+from gencli.models.decoder_config import DecoderConfig
 from gencli.models.experts import Experts, check_experts
 from gencli.models.qwen3_5 import Qwen35, Qwen35Config
 
@@ -45,15 +46,28 @@ class Qwen35MoeConfig(Qwen35Config):
         check_experts(self, "num_experts")
 
 
+class MixtureSizes(Protocol):
+    """The keys of a config about experts."""
+
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def num_experts_per_tok(self) -> int: ...
+    @property
+    def moe_intermediate_size(self) -> int: ...
+    @property
+    def shared_expert_intermediate_size(self) -> int: ...
+
+
 class Mixture(Experts):
     """Experts, and one that computes for every position, whose share is a gate of its own."""
 
     STEP = ("gate", "shared_expert", "shared_expert_gate")
 
-    def __init__(self, config: Qwen35MoeConfig):
-        experts = [MLP(config, inner=config.moe_intermediate_size) for _ in range(config.num_experts)]
-        super().__init__(config.hidden_size, experts, config.num_experts_per_tok, normalised=True)
-        self.shared_expert = MLP(config, inner=config.shared_expert_intermediate_size)
+    def __init__(self, config: DecoderConfig, sizes: MixtureSizes, *, normalised: bool = True):
+        experts = [MLP(config, inner=sizes.moe_intermediate_size) for _ in range(sizes.num_experts)]
+        super().__init__(config.hidden_size, experts, sizes.num_experts_per_tok, normalised=normalised)
+        self.shared_expert = MLP(config, inner=sizes.shared_expert_intermediate_size)
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +78,7 @@ class Qwen35Moe(Qwen35):
     """The decoder with its language-model head."""
 
     def __init__(self, config: Qwen35MoeConfig):
-        super().__init__(config, lambda: Mixture(config))
+        super().__init__(config, lambda: Mixture(config, config))
 
 
 LAYOUT = dataclasses.replace(

@@ -77,6 +77,9 @@ FAMILIES = {
     "granite": ("granite", {}),
     "mistral3": ("ministral3", {"head_dim": 32}),
     "lfm2": ("lfm2", {"block_ff_dim": 384}),
+    "starcoder2": ("starcoder2", {}),
+    "cohere2": ("cohere2", {}),
+    "qwen2moe": ("qwen2-moe", {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}),
     "glm4": ("glm4", {"head_dim": 64}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 4}),
 }

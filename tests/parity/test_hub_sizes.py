@@ -88,6 +88,7 @@ def test_names_and_shapes(name, config, millions):
             30_532_122_624,
             3.3,
         ),
+        ("qwen2_moe", {}, 14_315_784_192, 2.7),  # Qwen1.5-MoE-A2.7B
         ("mixtral", {}, 46_702_792_704, 12.9),
         # the embedding, 0.58 billion, is not among the 3.6 and 5.1 that the model card has
         ("gpt_oss", {"num_hidden_layers": 24, "num_local_experts": 32}, 20_914_757_184, 3.6 + 0.58),
@@ -149,6 +150,9 @@ def test_models_with_experts(name, config, count, computing):
                   "full_attn_idxs": [2, 5, 8, 10, 12, 14]}, 1_170_340_608),  # LFM2-1.2B
         ("lfm2", {"hidden_size": 1024, "num_hidden_layers": 16, "block_ff_dim": 6656, "num_attention_heads": 16,
                   "full_attn_idxs": [2, 5, 8, 10, 12, 14]}, 354_483_968),  # LFM2-350M
+        ("starcoder2", {}, 3_030_371_328),  # starcoder2-3b
+        ("cohere2", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                     "num_attention_heads": 32, "num_key_value_heads": 8}, 8_028_033_024),  # c4ai-command-r7b-12-2024
         ("glm4", {}, 9_400_279_040),  # GLM-4-9B-0414
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 from tests.tiny.decoders import (
     Case,
     Config,
+    cohere2_shapes,
     deepseek_shapes,
     gemma2_shapes,
     gemma3_shapes,
@@ -20,10 +21,12 @@ from tests.tiny.decoders import (
     mixtral_shapes,
     olmo2_shapes,
     phi3_shapes,
+    qwen2_moe_shapes,
     qwen2_shapes,
     qwen3_5_shapes,
     qwen3_moe_shapes,
     qwen3_shapes,
+    starcoder2_shapes,
 )
 
 WINDOW = 8  # of every case that has one
@@ -250,6 +253,27 @@ def lfm2(name: str, keys: Config, old: Config, new: Config) -> Case:
     return Case("LFM2", name, "lfm2", "Lfm2ForCausalLM", lfm2_shapes, keys, old, new)
 
 
+def starcoder2(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "use_bias": True, "sliding_window": None, **keys}
+    keys = {"embedding_dropout": 0.0, "residual_dropout": 0.0, "norm_type": "layer_norm", **keys}
+    return Case("StarCoder 2", name, "starcoder2", "Starcoder2ForCausalLM", starcoder2_shapes, keys, old, new)
+
+
+def cohere2(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "silu", "num_hidden_layers": 5, "layer_norm_eps": 1e-5, "logit_scale": 0.25, **keys}
+    keys = {"tie_word_embeddings": True, "sliding_window": WINDOW, "attention_bias": False, **keys}
+    old = {"use_parallel_block": True, "use_gated_activation": True, "rotary_pct": 1.0, "layer_switch": 4, **old}
+    return Case("Command R7B, Command A", name, "cohere2", "Cohere2ForCausalLM", cohere2_shapes, keys, old, new)
+
+
+def qwen2_moe(name: str, keys: Config, old: Config, new: Config) -> Case:
+    sizes = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": False}
+    sizes |= {"shared_expert_intermediate_size": 20, "decoder_sparse_step": 1, "use_sliding_window": False}
+    keys = {"hidden_act": "silu", "router_aux_loss_coef": 0.001, "output_router_logits": False, **sizes, **keys}
+    kind = ("Qwen 1.5 and 2 with experts", name, "qwen2_moe", "Qwen2MoeForCausalLM")
+    return Case(*kind, qwen2_moe_shapes, keys, old, new)
+
+
 OLMO3_YARN: Config = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": RANGE, "attention_factor": 1.2,
     "beta_fast": 32.0, "beta_slow": 1.0,
@@ -422,6 +446,10 @@ CASES = [
         {"conv_bias": True, "conv_L_cache": 4, "num_hidden_layers": 3, "layer_types": [FULL, "conv", "conv"]},
         *plain(10000.0),
     ),
+    starcoder2("starcoder2", {"tie_word_embeddings": True}, *plain(100000.0)),
+    starcoder2("starcoder2-window", {"use_bias": False, "sliding_window": WINDOW}, *plain(100000.0)),
+    cohere2("cohere2", {}, *plain(50000.0, layer_types=[SLIDING, SLIDING, SLIDING, FULL, SLIDING])),
+    qwen2_moe("qwen2-moe", {}, *plain(1000000.0)),
     granite("granite", {"tie_word_embeddings": True}, *plain(10000000.0)),
     granite("granite-biased", {"attention_bias": True, "mlp_bias": True}, *plain(10000.0)),
     phi3("phi3-window", {"sliding_window": WINDOW, "original_max_position_embeddings": 64}, *plain(10000.0)),

@@ -234,6 +234,28 @@ def lfm2_shapes(c: Config) -> Shapes:
     return shapes | {name.replace("model.norm", "model.embedding_norm"): shape for name, shape in ends.items()}
 
 
+def starcoder2_shapes(c: Config) -> Shapes:
+    hidden, inner, bias = c["hidden_size"], c["intermediate_size"], c["use_bias"]
+    both = [f"{name}.{end}" for name in PRE_NORMS for end in ("weight", "bias")]
+    network: Rows = [("mlp.c_fc.weight", (inner, hidden)), ("mlp.c_proj.weight", (hidden, inner))]
+    network += [("mlp.c_fc.bias", (inner,)), ("mlp.c_proj.bias", (hidden,))] if bias else []
+    layer = [*attention(c, bias, bias), *network, *((name, (hidden,)) for name in both)]
+    return stack(c, layer) | {"model.norm.bias": (hidden,)}
+
+
+def cohere2_shapes(c: Config) -> Shapes:
+    bias = c.get("attention_bias", False)
+    return stack(c, [*attention(c, bias, bias), *mlp(c), *norms(c, "input_layernorm")])
+
+
+def qwen2_moe_shapes(c: Config) -> Shapes:
+    """Experts have tensors of their own; one computes for every position."""
+    experts = [row for row in qwen3_5_experts(c) if ".experts." not in row[0]]
+    of_one = mlp({**c, "intermediate_size": c["moe_intermediate_size"]})
+    experts += [(n.replace("mlp.", f"mlp.experts.{i}."), s) for i in range(c["num_experts"]) for n, s in of_one]
+    return stack(c, [*attention(c, True), *experts, *norms(c, *PRE_NORMS)])
+
+
 def glm4_shapes(c: Config) -> Shapes:
     hidden, inner = c["hidden_size"], c["intermediate_size"]
     fused = [("mlp.gate_up_proj.weight", (2 * inner, hidden)), ("mlp.down_proj.weight", (hidden, inner))]

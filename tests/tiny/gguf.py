@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 # config.json's model_type → GGUF's architecture, and its own names of tensors beside the common ones
 ARCHITECTURES = {
-    "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "gpt_oss": "gpt-oss", "olmo2": "olmo2", "olmo3": "olmo2",
-    "granite": "granite", "glm4": "glm4", "lfm2": "lfm2", "ministral3": "mistral3", "phi3": "phi3", "gemma2": "gemma2",
-    "gemma3_text": "gemma3", "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
+    "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen2_moe": "qwen2moe",
+    "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "gpt_oss": "gpt-oss", "olmo2": "olmo2",
+    "olmo3": "olmo2", "granite": "granite", "glm4": "glm4", "lfm2": "lfm2", "starcoder2": "starcoder2",
+    "cohere2": "cohere2", "ministral3": "mistral3", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
 }  # fmt: skip
 COMMON = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -53,6 +54,7 @@ QWEN35 = {
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
+QWEN35_SHARED = {name: new for name, new in QWEN35.items() if "shared_expert" in name}
 QWEN35_WHOLE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
 OWN = {"gpt-oss": {"post_attention_layernorm": "post_attention_norm"},
        "qwen35": QWEN35, "qwen35moe": QWEN35, "olmo2": AFTER, "gemma2": AFTER, "gemma3": AFTER, "gemma4": GEMMA4,
@@ -63,6 +65,7 @@ OWN = {"gpt-oss": {"post_attention_layernorm": "post_attention_norm"},
                 "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",
                 "feed_forward.w3": "ffn_up", "self_attn.out_proj": "attn_output",
                 "self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm"},
+       "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}, "qwen2moe": QWEN35_SHARED,
        "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
 KEYS = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -78,7 +81,7 @@ NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base":
            "attn_logit_softcapping": "attn_logit_softcapping",
            "final_logit_softcapping": "final_logit_softcapping"}  # fmt: skip
 TURNED = ("llama", "smollm3", "granite", "mistral3")  # whose rows of q and k are in the order that rotates neighbours
-WINDOWED = ("olmo2", "gemma2", "gemma3", "gemma4", "phi3", "gpt-oss")
+WINDOWED = ("olmo2", "cohere2", "gemma2", "gemma3", "gemma4", "phi3", "gpt-oss")
 
 
 def add_gemma4(writer: gguf.GGUFWriter, c: dict[str, Any]) -> None:
@@ -243,6 +246,12 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         full, layers = config["full_attn_idxs"], range(config["num_hidden_layers"])
         writer.add_head_count_kv([config["num_key_value_heads"] * (i in full) for i in layers])
         writer.add_layer_norm_rms_eps(config["norm_eps"])
+    if name in ("starcoder2", "cohere2"):
+        writer.add_layer_norm_eps(config.get("norm_epsilon", config.get("layer_norm_eps")))
+    if name == "cohere2":
+        writer.add_logit_scale(config["logit_scale"])
+    if name == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
     if config["model_type"] == "olmo3":
         writer.add_sliding_window_pattern([(i + 1) % 4 != 0 for i in range(config["num_hidden_layers"])])
     for key, value in more.items():

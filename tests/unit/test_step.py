@@ -14,7 +14,7 @@ from tests.tiny.decoders import make_decoder
 from tests.tiny.text import make_gpt2
 
 CHOSEN = ("llama-3", "smollm3", "mistral-window", "qwen2-window", "qwen3", "gemma2", "gemma3", "olmo2", "olmo3",
-          "granite", "granite-biased", "glm4", "phi3-window",
+          "granite", "granite-biased", "glm4", "starcoder2", "starcoder2-window", "qwen2-moe", "phi3-window",
           "phi4-mini", "mixtral", "qwen3-moe", "qwen3-moe-some", "gpt-oss", "gpt-oss-plain", "qwen3.5", "qwen3.5-moe",
           "gemma4-small",
           *(pytest.param(f"gemma4-{one}", marks=pytest.mark.slow) for one in ("large", "moe", "unified")))  # fmt: skip

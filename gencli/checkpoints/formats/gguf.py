@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gencli.checkpoints.checkpoint import Checkpoint, Contents, Hints, Part
-from gencli.checkpoints.formats.gguf_families import FAMILIES, ROPE, family_of, name_of, read_config
+from gencli.checkpoints.formats.gguf_families import FAMILIES, family_of, name_of, read_config
 from gencli.checkpoints.formats.gguf_qwen35 import AHEAD
+from gencli.checkpoints.formats.gguf_tables import ROPE
 from gencli.checkpoints.formats.renaming import rename
 from gencli.checkpoints.gguf_file import GgufParts, metadata_get
 from gencli.checkpoints.gguf_names import SPLIT, by_type
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.tokens import Tokenizer
-
-TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # GPT-2's layers hold (in, out)
-
 
 GATE_UP = ("gate_proj.weight", "up_proj.weight")  # which Gemma 4 has one below the other
 
@@ -158,7 +156,7 @@ def _pieces(file: TensorFile, config: Mapping[str, object]) -> dict[str, Piece]:
         if old == "attn_sinks":  # whose name has no ending there
             rows.append(Rename(rf"blk\.(\d+)\.{old}\.weight", rf"{family.layers}.\1.{new}"))
             continue
-        transform = turned if new in TRANSPOSED else _halves(counts[old]) if old in counts else None
+        transform = turned if family.is_transposed(new) else _halves(counts[old]) if old in counts else None
         if family.adds_one(old):
             transform = _less_one
         transform = family.read.get(old, transform)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from gencli.checkpoints.formats import gguf_gemma4, gguf_qwen35
-from gencli.checkpoints.formats.gguf import TRANSPOSED, turned
-from gencli.checkpoints.formats.gguf_families import FAMILIES, REALS, Family, read_config
+from gencli.checkpoints.formats.gguf import turned
+from gencli.checkpoints.formats.gguf_families import FAMILIES, Family, read_config
+from gencli.checkpoints.formats.gguf_tables import REALS
 from gencli.checkpoints.gguf_write import Planned
 from gencli.checkpoints.mixes import LAYER, MIXES, kind_in_network, kind_of
 from gencli.errors import GencliError
@@ -29,7 +30,7 @@ from gencli.models.rope import KINDS, Rope
 
 # a file of gencli.models → general.architecture, if it is another
 ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "qwen3_5": "qwen35",
-         "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2",
+         "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2", "qwen2_moe": "qwen2moe",
          "ministral3": "mistral3"}  # fmt: skip
 TRAINED = "MXFP4"  # what experts are trained in, and so lose by any other type: kept in every mix
 # Fields of configs whose effect is compared in other words, or that have none here.
@@ -133,7 +134,7 @@ def plan(module: Any, mix: str) -> list[Planned]:
             planned.append(Planned(title, (value.shape[0], value.shape[2]), "F32", partial(value.detach().flatten, 1)))
             continue
         get = _Changed(value, family, old, new, counts.get(old, 0))
-        shape = tuple(value.shape[::-1] if new in TRANSPOSED else value.shape)
+        shape = tuple(value.shape[::-1] if family.is_transposed(new) else value.shape)
         kind = kind_of(mix, title, shape, layers, heads // kv_heads, tied=tied)
         planned.append(Planned(title, shape, kind, get, value.kind if isinstance(value, Packed) else ""))
     return planned
@@ -206,7 +207,7 @@ class _Changed:
 
     def __call__(self) -> Tensor:
         value = self.value.detach()
-        if self.new in TRANSPOSED:
+        if self.family.is_transposed(self.new):
             return turned(value)
         if self.heads and isinstance(value, Packed):
             return value.ordered(_neighbours(torch.arange(len(value)), self.heads))
