@@ -8,6 +8,7 @@ import math
 import time
 from datetime import datetime
 from functools import partial
+from unittest import TestCase
 
 import httpx
 import pytest
@@ -103,12 +104,12 @@ def test_images_are_base64_as_it_is_or_in_a_url():
     assert alone.messages == [{"role": "user", "content": ""}], "a question without words is one"
 
 
-def test_what_is_unknown_is_passed_over_with_one_note(caplog):
+def test_what_is_unknown_is_passed_over_with_one_note():
     options = {"no_such_option": 1, **dict.fromkeys(MACHINE - {"num_ctx"}, 1)}
-    with caplog.at_level(logging.WARNING, "gencli.serve"):
+    with TestCase().assertLogs("gencli.serve", logging.WARNING) as told:
         for _ in range(3):
             read_generate({**GENERATE, "options": options, "no_such_field": {}, "shift": True})
-    assert sorted(record.getMessage() for record in caplog.records) == [
+    assert sorted(record.getMessage() for record in told.records) == [
         "note: field 'no_such_field' is unknown, and passed over",
         "note: option 'no_such_option' is unknown, and passed over",
     ]
