@@ -768,6 +768,12 @@ KINDS: dict[str, Callable[[str, Path], Kind]] = {
             "gemma3",
             "gemma4-small",
             "olmo2",
+            "olmo3",
+            "ministral3",
+            "deepseek-v2",
+            "deepseek-v3",
+            "lfm2",
+            "cohere2",
             "smollm3",
             "mistral-window",
         )

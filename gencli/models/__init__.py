@@ -42,6 +42,7 @@ ARCHITECTURES: dict[str, str] = {
     "cohere2": "cohere2",
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
+    "phi": "phi",
     "phi3": "phi3",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",

@@ -80,6 +80,7 @@ FAMILIES = {
     "starcoder2": ("starcoder2", {}),
     "cohere2": ("cohere2", {}),
     "qwen2moe": ("qwen2-moe", {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}),
+    "phi2": ("phi", {}),
     "glm4": ("glm4", {"head_dim": 64}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 4}),
 }

@@ -34,7 +34,7 @@ COUNT = 12  # tokens after a prompt of 12: together more than every window and t
 U32, F32, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING
 GEMMA4_HEADS = {"head_dim": 32, "global_head_dim": 64}
 QWEN35 = {"head_dim": 32, "linear_key_head_dim": 64, "linear_value_head_dim": 64, "num_hidden_layers": 4}
-BY_TORCH = {"lfm2", "cohere2"}  # whose layers the library does not know
+BY_TORCH = {"lfm2", "cohere2", "phi2"}  # whose layers the library does not know
 # name → its case, changes of its config, and what its metadata has besides
 FAMILIES = {
     "llama": ("llama-2", {}, {}),
@@ -112,6 +112,7 @@ FAMILIES = {
     "starcoder2": ("starcoder2", {"rms_norm_eps": None}, {}),
     "cohere2": ("cohere2", {"rms_norm_eps": None}, {}),
     "qwen2moe": ("qwen2-moe", {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}, {}),
+    "phi2": ("phi", {"rms_norm_eps": None}, {"rope__dimension_count": (16, U32)}),
     "glm4": ("glm4", {"head_dim": 32}, {"rope__dimension_count": (16, U32)}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 4}, {}),
 }

@@ -153,6 +153,8 @@ def test_models_with_experts(name, config, count, computing):
         ("starcoder2", {}, 3_030_371_328),  # starcoder2-3b
         ("cohere2", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                      "num_attention_heads": 32, "num_key_value_heads": 8}, 8_028_033_024),  # c4ai-command-r7b-12-2024
+        ("phi", {}, 1_418_270_720),  # phi-1_5
+        ("phi", {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32}, 2_779_683_840),  # phi-2
         ("glm4", {}, 9_400_279_040),  # GLM-4-9B-0414
     ],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from tests.tiny.decoders import (
     mixtral_shapes,
     olmo2_shapes,
     phi3_shapes,
+    phi_shapes,
     qwen2_moe_shapes,
     qwen2_shapes,
     qwen3_5_shapes,
@@ -274,6 +275,12 @@ def qwen2_moe(name: str, keys: Config, old: Config, new: Config) -> Case:
     return Case(*kind, qwen2_moe_shapes, keys, old, new)
 
 
+def phi(name: str, keys: Config, old: Config, new: Config) -> Case:
+    keys = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "qk_layernorm": False, "embd_pdrop": 0.0, **keys}
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **new}}
+    return Case("Phi 1, 1.5 and 2", name, "phi", "PhiForCausalLM", phi_shapes, {"hidden_size": 64, **keys}, old, new)
+
+
 OLMO3_YARN: Config = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": RANGE, "attention_factor": 1.2,
     "beta_fast": 32.0, "beta_slow": 1.0,
@@ -450,6 +457,8 @@ CASES = [
     starcoder2("starcoder2-window", {"use_bias": False, "sliding_window": WINDOW}, *plain(100000.0)),
     cohere2("cohere2", {}, *plain(50000.0, layer_types=[SLIDING, SLIDING, SLIDING, FULL, SLIDING])),
     qwen2_moe("qwen2-moe", {}, *plain(1000000.0)),
+    phi("phi", {}, {"rope_theta": 10000.0}, {"partial_rotary_factor": 0.5}),
+    phi("phi-normed", {"qk_layernorm": True}, {"partial_rotary_factor": 0.25}, {"partial_rotary_factor": 0.25}),
     granite("granite", {"tie_word_embeddings": True}, *plain(10000000.0)),
     granite("granite-biased", {"attention_bias": True, "mlp_bias": True}, *plain(10000.0)),
     phi3("phi3-window", {"sliding_window": WINDOW, "original_max_position_embeddings": 64}, *plain(10000.0)),

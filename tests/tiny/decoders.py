@@ -256,6 +256,18 @@ def qwen2_moe_shapes(c: Config) -> Shapes:
     return stack(c, [*attention(c, True), *experts, *norms(c, *PRE_NORMS)])
 
 
+def phi_shapes(c: Config) -> Shapes:
+    hidden, inner, head = c["hidden_size"], c["intermediate_size"], head_dim(c)
+    layer = [(name.replace("o_proj", "dense"), shape) for name, shape in attention(c, True, True)]
+    layer += [("mlp.fc1.weight", (inner, hidden)), ("mlp.fc1.bias", (inner,))]
+    layer += [("mlp.fc2.weight", (hidden, inner)), ("mlp.fc2.bias", (hidden,))]
+    layer += [(f"input_layernorm.{end}", (hidden,)) for end in ("weight", "bias")]
+    if c["qk_layernorm"]:
+        layer += [(f"self_attn.{name}_layernorm.{end}", (head,)) for name in "qk" for end in ("weight", "bias")]
+    shapes = {name.replace("model.norm", "model.final_layernorm"): shape for name, shape in stack(c, layer).items()}
+    return shapes | {"model.final_layernorm.bias": (hidden,), "lm_head.bias": (c["vocab_size"],)}
+
+
 def glm4_shapes(c: Config) -> Shapes:
     hidden, inner = c["hidden_size"], c["intermediate_size"]
     fused = [("mlp.gate_up_proj.weight", (2 * inner, hidden)), ("mlp.down_proj.weight", (hidden, inner))]

@@ -19,8 +19,8 @@ ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen2_moe": "qwen2moe",
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "gpt_oss": "gpt-oss", "olmo2": "olmo2",
     "olmo3": "olmo2", "granite": "granite", "glm4": "glm4", "lfm2": "lfm2", "starcoder2": "starcoder2",
-    "cohere2": "cohere2", "ministral3": "mistral3", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
-    "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
+    "cohere2": "cohere2", "phi": "phi2", "ministral3": "mistral3", "phi3": "phi3", "gemma2": "gemma2",
+    "gemma3_text": "gemma3", "gemma4_text": "gemma4", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
 }  # fmt: skip
 COMMON = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -66,6 +66,8 @@ OWN = {"gpt-oss": {"post_attention_layernorm": "post_attention_norm"},
                 "feed_forward.w3": "ffn_up", "self_attn.out_proj": "attn_output",
                 "self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm"},
        "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}, "qwen2moe": QWEN35_SHARED,
+       "phi2": {"mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down", "self_attn.dense": "attn_output",
+                "model.final_layernorm": "output_norm"},
        "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}}  # fmt: skip
 KEYS = {
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
@@ -246,7 +248,7 @@ def write_decoder(folder: Path, file: Path, kind: str, reference: Path, **more: 
         full, layers = config["full_attn_idxs"], range(config["num_hidden_layers"])
         writer.add_head_count_kv([config["num_key_value_heads"] * (i in full) for i in layers])
         writer.add_layer_norm_rms_eps(config["norm_eps"])
-    if name in ("starcoder2", "cohere2"):
+    if name in ("starcoder2", "cohere2", "phi2"):
         writer.add_layer_norm_eps(config.get("norm_epsilon", config.get("layer_norm_eps")))
     if name == "cohere2":
         writer.add_logit_scale(config["logit_scale"])

@@ -70,9 +70,13 @@ def gpt_oss(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     config.setdefault("rope_scaling", {"rope_type": "default"})  # which a config that says nothing does not mean
 
 
+def glm4(file: TensorFile, given: Given, config: dict[str, object]) -> None:
+    config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
+    part(file, given, config)
+
+
 def part(file: TensorFile, given: Given, config: dict[str, object]) -> None:
     """A part of each head is rotated."""
-    config["attention_bias"] = "blk.0.attn_q.bias" in file.shapes
     size = metadata_get(config, "head_dim", int, 0) or head_size(config)
     config["partial_rotary_factor"] = metadata_get(given, "rope.dimension_count", int, size) / max(size, 1)
 

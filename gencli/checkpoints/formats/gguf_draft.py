@@ -30,7 +30,7 @@ from gencli.models.rope import KINDS, Rope
 
 # a file of gencli.models → general.architecture, if it is another
 ALIKE = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "qwen3_5": "qwen35",
-         "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2", "qwen2_moe": "qwen2moe",
+         "qwen3_5_moe": "qwen35moe", "gpt_oss": "gpt-oss", "olmo3": "olmo2", "qwen2_moe": "qwen2moe", "phi": "phi2",
          "ministral3": "mistral3"}  # fmt: skip
 TRAINED = "MXFP4"  # what experts are trained in, and so lose by any other type: kept in every mix
 # Fields of configs whose effect is compared in other words, or that have none here.

@@ -30,6 +30,7 @@ from gencli.checkpoints.formats.gguf_tables import (
     NOTHING,
     OLMO2_NAMES,
     PATTERN,
+    PHI2_NAMES,
     PHI3_NAMES,
     QWEN2_MOE_KEYS,
     QWEN3_EXPERT_KEYS,
@@ -150,6 +151,7 @@ FAMILIES = {
         complete=gguf_complete.mistral3,
         said=gguf_complete.yarn_said,
     ),
+    "phi2": Family(PHI2_NAMES, LAYER_NORM_KEYS, model_type="phi", complete=gguf_complete.part),
     "starcoder2": Family(STARCODER2_NAMES, LAYER_NORM_KEYS, complete=gguf_complete.starcoder2),
     "cohere2": Family(
         {name: new for name, new in NAMES.items() if name != "ffn_norm"},
@@ -171,7 +173,7 @@ FAMILIES = {
         own=frozenset({KV_HEADS}),
         said=gguf_complete.lfm2_said,
     ),
-    "glm4": Family(GLM4_NAMES, KEYS, complete=gguf_complete.part),
+    "glm4": Family(GLM4_NAMES, KEYS, complete=gguf_complete.glm4),
     "granite": Family(NAMES, {**KEYS, **MULTIPLIERS}, neighbours=True, complete=gguf_complete.biased),
     "smollm3": Family(NAMES, KEYS, neighbours=True),
 }
@@ -251,7 +253,7 @@ def _check_heads(name: str, given: Given, config: dict[str, object]) -> None:
     size = config.get("head_dim") or gguf_complete.head_size(config)
     for key in (
         ("attention.value_length",)
-        if name in ("phi3", "qwen35", "qwen35moe", "glm4")
+        if name in ("phi3", "qwen35", "qwen35moe", "glm4", "phi2")
         else ("attention.value_length", "rope.dimension_count")
     ):
         if key in given and given[key] != size:

@@ -34,6 +34,8 @@ LFM2_NAMES = {
 del LFM2_NAMES["output_norm"]
 STARCODER2_NAMES = {**NAMES, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
 del STARCODER2_NAMES["ffn_gate"]
+PHI2_NAMES = {**NAMES, "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
+del PHI2_NAMES["ffn_gate"], PHI2_NAMES["ffn_norm"]
 PHI3_NAMES = {**NAMES, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 GPT2_NAMES = {
     "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
