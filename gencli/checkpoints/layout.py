@@ -25,7 +25,15 @@ PICKLE_HINT = (
 VARIATIONS = "image_encoder"  # which only pipelines read that vary an image
 VARYING = frozenset({"UnCLIPImageVariationPipeline", "StableUnCLIPImg2ImgPipeline", "KandinskyV22PriorPipeline"})
 UNUSED = frozenset(  # never opened
-    {"safety_checker", "feature_extractor", "image_encoder", "watermarker", "image_processor", "prior_image_processor"}
+    {
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+        "watermarker",
+        "image_processor",
+        "prior_image_processor",
+        "processor",
+    }
 )
 CARD = "README.md"  # for its licence
 SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")

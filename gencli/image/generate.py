@@ -21,10 +21,10 @@ from gencli.image.diffusion.classifier_guidance import ClassifierGuided, LogLike
 from gencli.image.diffusion.guidance import Denoiser, Predict, check_finite
 from gencli.image.events import Denoised, Picture, StageInfo
 from gencli.image.families import path_of
-from gencli.image.latents import InitLatents, StageOutput, Start, StartInputs
+from gencli.image.latents import InitLatents, StageOutput, Start, StartInputs, looked_at
 from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.prompts import weighting
-from gencli.image.prompts.base import Conditioner
+from gencli.image.prompts.base import Conditioner, SeesImages
 from gencli.image.request import ImageRequest
 from gencli.models.controlnet import ControlNetModel
 from gencli.options import check_values
@@ -142,7 +142,8 @@ def _prepare(
     for loaded, plan in zip(pipeline.stages, plans, strict=True):
         inputs = StartInputs(plan.request, loaded, init, mask, runs[-1].start if runs else None, named)
         start: Start = pkgutil.resolve_name(path_of(loaded.stage.start))(pipeline, inputs)
-        prompts = known.setdefault(id(loaded.conditioner_part), _Prompts(loaded, plan.request))
+        seen = looked_at(pipeline, inputs)
+        prompts = known.setdefault(id(loaded.conditioner_part), _Prompts(loaded, plan.request, seen))
         alike = [len(one.steps) for one in plans if one.stage.shown_as == plan.stage.shown_as]
         done = sum(len(run.plan.steps) for run in runs if run.plan.stage.shown_as == plan.stage.shown_as)
         used = controls if loaded is pipeline.main else ()
@@ -151,16 +152,23 @@ def _prepare(
 
 
 class _Prompts:
-    """What a conditioner makes of prompts, for all stages that share it: encoded once for all batches of the same."""
+    """What a conditioner makes of prompts, for all stages that share it: encoded once for all batches of the same.
+    images: those that the network looks at, which some conditioners see too."""
 
-    def __init__(self, loaded: LoadedStage, request: ImageRequest):
-        self.part, self.request = loaded.conditioner_part, request
+    def __init__(self, loaded: LoadedStage, request: ImageRequest, images: Sequence[Image.Image]):
+        self.part, self.request, self.images = loaded.conditioner_part, request, images
+        self.seeing: tuple[Conditioner, Conditioner] | None = None  # the part, and that with the images
         self.encoded: dict[tuple[str, ...], Conditioning] = {}
         self.keeps_all = False
 
     @property
     def conditioner(self) -> Conditioner | None:
-        return self.part.get()
+        made = self.part.get()
+        if not self.images or not isinstance(made, SeesImages):
+            return made
+        if self.seeing is None or self.seeing[0] is not made:
+            self.seeing = made, made.seeing(self.images)
+        return self.seeing[1]
 
     def read_all(self, batches: Iterable[Sequence[str]]) -> None:
         """Encode everything that will be asked for, and let the text encoders go."""

@@ -19,7 +19,7 @@ from gencli.image.files import pictures
 from gencli.image.pipeline import LoadedStage, Pipeline
 from gencli.image.request import ImageRequest
 from gencli.image.sizes import seen_size, within_megapixel
-from gencli.models.flow_blocks import look_at
+from gencli.models.flow_blocks import centred, grid, look_at
 
 
 class DrawNoise(Protocol):
@@ -187,18 +187,27 @@ def prepare_latents(pipeline: Pipeline, inputs: StartInputs) -> Start:
 def _look_at(pipeline: Pipeline, inputs: StartInputs) -> dict[str, Tensor]:
     """What a transformer reads of the images of a request that it looks at: the one to edit first."""
     rule, codec = pipeline.checkpoint.family.references, inputs.stage.codec
-    first = [inputs.init] if pipeline.checkpoint.family.reads_init == "edits" else []
-    images = [*first, *(inputs.named[name] for name in inputs.request.reference)]
-    if rule is None or not (found := [image for image in images if image is not None]):
+    found = looked_at(pipeline, inputs)
+    if rule is None or not found:
         return {}
     multiple, latents = pipeline.checkpoint.multiple, []
     for image in found:
         size = seen_size(image.size, rule, multiple)
-        if not rule.sizes:  # what is over whole tokens is cut away
+        if not rule.sizes and not rule.area:  # what is over whole tokens is cut away
             image = _cut(image.resize(within_megapixel(image.size), Image.Resampling.LANCZOS), size)
         latents.append(codec.encode(image.resize(size, Image.Resampling.LANCZOS)).mean)
     side = multiple // codec.factor  # latents of a token
-    return look_at([F.pixel_unshuffle(one, side) for one in latents], rule.plane)
+    place = centred if rule.centred else grid
+    return look_at([F.pixel_unshuffle(one, side) for one in latents], rule.plane, place)
+
+
+def looked_at(pipeline: Pipeline, inputs: StartInputs) -> list[Image.Image]:
+    """The images that a network looks at beside the one that it draws, the one to edit first."""
+    family = pipeline.checkpoint.family
+    if family.references is None:
+        return []
+    first = [inputs.init] if family.reads_init == "edits" and inputs.init is not None else []
+    return [*first, *(inputs.named[name] for name in inputs.request.reference)]
 
 
 def _cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:

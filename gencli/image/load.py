@@ -31,7 +31,12 @@ from gencli.models.module import BaseModel, channels_last
 # by step, and so is converted where that fits any machine; what is run once a prompt gains little by it.
 NETWORK_LIMIT, OTHERS_LIMIT = 4 << 30, 1 << 30
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-READ_BY_DECODERS = ("t5", "qwen3", "qwen2_5_vl")  # text encoders that are as large as language models
+READ_BY_DECODERS = (
+    "t5",
+    "qwen3",
+    "qwen2_5_vl",
+    "qwen2_5_vl_reader",
+)  # text encoders that are as large as language models
 Packing = Callable[[str, str, int, int], None]
 
 

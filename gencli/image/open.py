@@ -178,6 +178,7 @@ def _of_folder(opened: Checkpoint) -> ImageCheckpoint:
     if kind in FIRST_PIPELINES:
         configs |= _as_first_pipelines_take(configs)
     _check_architectures(folder, family, configs)
+    configs = _as_read(family, configs)
     labels = _labels(index.get("id2label"), folder / "model_index.json")
     opened = dataclasses.replace(opened, parts=parts)
     raw = opened.defaults  # keys that are none of DEFAULTS are for other programs
@@ -223,6 +224,12 @@ def _labels(raw: object, file: Path) -> dict[int, str]:
         return read_names(raw)
     except GencliError as error:
         raise GencliError(f"{file}: {error.message}") from None
+
+
+def _as_read(family: Family, configs: Mapping[str, Mapping[str, object]]) -> dict[str, Mapping[str, object]]:
+    """The configs, in which parts that the family reads by another architecture name that."""
+    named = {name: {"model_type": kind} for name, kind in family.reads.items()}
+    return {name: {**config, **named.get(name, {})} for name, config in configs.items()}
 
 
 def _check_architectures(folder: Path, family: Family, configs: Mapping[str, Mapping[str, object]]) -> None:

@@ -215,7 +215,7 @@ def _check_references(request: ImageRequest, checkpoint: ImageCheckpoint) -> Non
     """Raise UsageError for more images than the network can look at."""
     rule, asked = checkpoint.family.references, len(request.reference)
     if asked and rule is None:
-        hint = "FLUX.1 Kontext and FLUX.2 klein can; -i/--init FILE starts from an image"
+        hint = "FLUX.1 Kontext, FLUX.2 klein and Qwen-Image-Edit can; -i/--init FILE starts from an image"
         raise UsageError(f"{checkpoint.name} cannot look at images: --reference would have no effect", hint)
     asked += checkpoint.family.reads_init == "edits" and request.init is not None
     if rule is not None and asked > rule.most:

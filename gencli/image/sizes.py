@@ -58,11 +58,20 @@ def _near(given: tuple[int, int], own: tuple[int, int] | None, multiple: int) ->
 def seen_size(size: tuple[int, int], rule: References, multiple: int) -> tuple[int, int]:
     """Return width and height at which a network looks at an image of this size: whole multiples of `multiple`."""
     width, height = size
+    if rule.area:
+        return of_area(size, rule.area)
     if rule.sizes:
         width, height = min(rule.sizes, key=lambda one: (abs(width / height - one[0] / one[1]), one))
     else:
         width, height = within_megapixel(size)
     return max(width // multiple, 1) * multiple, max(height // multiple, 1) * multiple
+
+
+def of_area(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """Return a size of about this shape and area, of multiples of 32, as Qwen-Image-Edit's pipeline rounds them."""
+    ratio = size[0] / size[1]
+    width = (area * ratio) ** 0.5
+    return max(round(width / 32), 1) * 32, max(round(width / ratio / 32), 1) * 32
 
 
 def within_megapixel(size: tuple[int, int]) -> tuple[int, int]:

@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, str] = {
     "qwen2": "qwen2",
     "qwen2_5_vl_text": "qwen2_5_vl",
     "qwen2_5_vl": "qwen2_5_vl",
+    "qwen2_5_vl_reader": "qwen2_5_vl_reader",
     "qwen2_moe": "qwen2_moe",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",

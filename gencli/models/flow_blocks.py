@@ -6,7 +6,7 @@ B: batch, T: tokens, D: size of a head, A: axes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -70,18 +70,27 @@ def check_axes(axes: Sequence[int], count: int, size: int) -> None:
         raise GencliError(f"config.json: axes_dims_rope = {axes} do not fit heads of {size}")
 
 
+Places = Callable[[int, int, torch.device], Tensor]
+
+
 def grid(height: int, width: int, device: torch.device) -> Tensor:
     """Return row and column of each token of an image, (height · width, 2)."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     return torch.cartesian_prod(rows, columns).reshape(-1, 2)
 
 
-def look_at(latents: Sequence[Tensor], plane: int) -> dict[str, Tensor]:
+def centred(height: int, width: int, device: torch.device) -> Tensor:
+    """Return row and column of each token of an image, (height · width, 2), counted from its middle."""
+    return grid(height, width, device) - torch.tensor([height - height // 2, width - width // 2], device=device)
+
+
+def look_at(latents: Sequence[Tensor], plane: int, place: Places = grid) -> dict[str, Tensor]:
     """Return what a transformer reads of images beside the one that it draws: `references`, the tokens (1, N, C) of all
-    of them, of latents (1, C, h, w) each, and `places` (1, N, 3), where image i is on plane (i + 1) · `plane`."""
+    of them, of latents (1, C, h, w) each, and `places` (1, N, 3), where image i is on plane (i + 1) · `plane`.
+    place: `grid` or `centred`."""
     tokens = [one.flatten(2).transpose(1, 2) for one in latents]
     places = [
-        F.pad(grid(one.shape[2], one.shape[3], one.device), (1, 0), value=plane * (i + 1))
+        F.pad(place(one.shape[2], one.shape[3], one.device), (1, 0), value=plane * (i + 1))
         for i, one in enumerate(latents)
     ]
     return {"references": torch.cat(tokens, dim=1), "places": torch.cat(places)[None]}

@@ -26,8 +26,8 @@ from gencli.models.flow_blocks import (
     Modulation,
     Rotation,
     both_streams,
+    centred,
     check_axes,
-    grid,
     modulated,
     rotation,
     waves,
@@ -42,13 +42,13 @@ PLACES = 4096  # on each axis, before and after the middle
 class QwenImageConfig(BaseConfig):
     """config.json of Qwen-Image; defaults are those of the class in diffusers.
 
-    `zero_cond_t`, `use_additional_t_cond` and `use_layer3d_rope` are of Qwen-Image-Edit-2511 and -Layered.
+    zero_cond_t: whether the images that it looks at have a time of their own, 0 (Qwen-Image-Edit-2511).
+    `use_additional_t_cond` and `use_layer3d_rope` are of Qwen-Image-Layered.
     """
 
     ONLY: ClassVar = {
         "patch_size": (PATCH,),
         "guidance_embeds": (False,),
-        "zero_cond_t": (False,),
         "use_additional_t_cond": (False,),
         "use_layer3d_rope": (False,),
     }
@@ -61,6 +61,7 @@ class QwenImageConfig(BaseConfig):
     num_attention_heads: int = 24
     joint_attention_dim: int = 3584
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    zero_cond_t: bool = False
 
     def check(self) -> None:
         check_ints(self, {"in_channels": 1024, "num_layers": 256, "attention_head_dim": 2**10})
@@ -95,9 +96,19 @@ class Block(nn.Module):
         self.attn = JointAttention(width, config.attention_head_dim, EPS, bias=True)
         self.img_mlp, self.txt_mlp = FeedForward(width), FeedForward(width)
 
-    def forward(self, image: Tensor, text: Tensor, by: Rotation, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next states of an image (B, H · W / 4, D) and a text (B, L, D)."""
+    def forward(
+        self, image: Tensor, text: Tensor, by: Rotation, time: Tensor, still: Tensor | None, drawn: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the next states of an image (B, T, D) and a text (B, L, D), at a time (B, D). still (B, D): the
+        time of all tokens behind the first `drawn`, where they have another."""
         of_image, of_text = (one(time)[:, None].chunk(6, dim=-1) for one in (self.img_mod, self.txt_mod))
+        if still is not None:
+            others = self.img_mod(still)[:, None].chunk(6, dim=-1)
+            counts = drawn, image.shape[1] - drawn
+            of_image = tuple(
+                torch.cat([one.expand(-1, count, -1) for one, count in zip(pair, counts, strict=True)], dim=1)
+                for pair in zip(of_image, others, strict=True)
+            )
         return both_streams(image, text, by, of_image, of_text, self.attn, self.img_mlp, self.txt_mlp)
 
 
@@ -120,9 +131,18 @@ class QwenImageTransformer2DModel(BaseModel):
         self.norm_out = Modulation(width, 2)
         self.proj_out = nn.Linear(width, PATCH**2 * config.makes)
 
-    def forward(self, x: Tensor, timesteps: Tensor, caption: Tensor, lengths: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        caption: Tensor,
+        lengths: Tensor,
+        references: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Return the velocity ε − x0 (B, C, H, W) at x (B, C, H, W) and timesteps (B,) of 1000 σ, for states of texts
         (B, L, E) of which the first `lengths` (B,) tokens count. Those of one length run together.
+        references, places: tokens of images to look at, and where they are (see `flow_blocks.look_at`).
 
         Raises GencliError for an image or a text with more tokens than there are places for.
         """
@@ -131,34 +151,41 @@ class QwenImageTransformer2DModel(BaseModel):
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0].to(x.device)
             states = caption[rows.to(caption.device), :length].to(x.device, x.dtype)
-            out[rows] = self._alike(x[rows], timesteps[rows], states)
+            seen = None if references is None else references.to(x.device, x.dtype).expand(len(x), -1, -1)[rows]
+            out[rows] = self._alike(x[rows], timesteps[rows], states, seen, places)
         return out
 
-    def _alike(self, x: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+    def _alike(
+        self, x: Tensor, timesteps: Tensor, states: Tensor, references: Tensor | None, places: Tensor | None
+    ) -> Tensor:
         height, width = x.shape[2] // PATCH, x.shape[3] // PATCH
-        by = self._rotation(height, width, states.shape[1], x.device)
-        time = self.time_text_embed.timestep_embedder(waves(timesteps, x.dtype))
-        text = self.txt_in(self.txt_norm(states))
-        image = self.img_in(F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2))
+        drawn, tokens = height * width, F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
+        where = F.pad(centred(height, width, x.device), (1, 0))
+        if references is not None and places is not None:
+            tokens, where = torch.cat([tokens, references], dim=1), torch.cat([where, places[0].to(x.device)])
+        by = self._rotation(where, states.shape[1])
+        embed = self.time_text_embed.timestep_embedder
+        time = embed(waves(timesteps, x.dtype))
+        stands = self.config.zero_cond_t and tokens.shape[1] > drawn
+        still = embed(waves(torch.zeros_like(timesteps), x.dtype)) if stands else None
+        text, image = self.txt_in(self.txt_norm(states)), self.img_in(tokens)
         for block in self.transformer_blocks:
-            image, text = block(image, text, by, time)
+            image, text = block(image, text, by, time, still, drawn)
         scaled, shift = self.norm_out(time)
-        out = self.proj_out(modulated(image, (shift, scaled)))
+        out = self.proj_out(modulated(image[:, :drawn], (shift, scaled)))
         return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH)
 
-    def _rotation(self, height: int, width: int, length: int, device: torch.device) -> Rotation:
-        """Of a text's tokens, which lie on the diagonal from the edge of the image on, and then of the image's, of
-        which the middle is at 0."""
-        edge = max(height // 2, width // 2)
+    def _rotation(self, where: Tensor, length: int) -> Rotation:
+        """Of a text's tokens, which lie on the diagonal from the edge of the widest image on, and then of the images'
+        (T, 3), of which the middles are at 0."""
+        edge = int(where[:, 1:].max()) + 1
         if edge + length > PLACES:
             raise GencliError(
-                f"an image of {width} × {height} tokens and a text of {length} reach place {edge + length}, and this "
+                f"images whose edge is at token {edge} and a text of {length} reach place {edge + length}, and this "
                 f"model knows {PLACES}"
             )
-        middle = torch.tensor([height - height // 2, width - width // 2], device=device)
-        image = F.pad(grid(height, width, device) - middle, (1, 0))
-        text = torch.arange(edge, edge + length, device=device)[:, None].expand(-1, 3)
-        return rotation(torch.cat([text, image]), self.config.axes_dims_rope, THETA)
+        text = torch.arange(edge, edge + length, device=where.device)[:, None].expand(-1, 3)
+        return rotation(torch.cat([text, where]), self.config.axes_dims_rope, THETA)
 
 
 OVERFLOWS_IN_HALF = True

@@ -734,7 +734,8 @@ def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, name, p
 
 
 @pytest.mark.parametrize(
-    "pipeline", ["StableDiffusion3ControlNetPipeline", "FluxControlPipeline", "QwenImageEditPipeline", "SanaPipeline"]
+    "pipeline",
+    ["StableDiffusion3ControlNetPipeline", "FluxControlPipeline", "QwenImageLayeredPipeline", "SanaPipeline"],
 )
 def test_other_wiring_is_told_in_one_line(made, tmp_path, pipeline):
     (tmp_path / "model_index.json").write_text(

@@ -2,7 +2,6 @@
 sizes without a number in them. `test_flow.py` has the rest of what it shares with its relatives."""
 
 import importlib
-import json
 import shutil
 
 import pytest
@@ -320,7 +319,7 @@ def test_names_and_counts_of_the_text_model():
 @pytest.mark.parametrize(
     ("part", "changes", "said"),
     [
-        ("transformer", {"zero_cond_t": True}, "zero_cond_t"),
+        ("transformer", {"use_additional_t_cond": True}, "use_additional_t_cond"),
         ("transformer", {"use_layer3d_rope": True}, "use_layer3d_rope"),
         ("transformer", {"guidance_embeds": True}, "guidance_embeds"),
         ("transformer", {"in_channels": 32, "out_channels": 8}, "in_channels"),
@@ -342,10 +341,10 @@ def test_keys_that_are_not_supported_are_refused_by_name(made, tmp_path, part, c
 
 def test_its_editors_are_told_in_one_line(made, tensors, tmp_path):
     shutil.copytree(made[0], tmp_path / "edit")
-    index = json.loads((tmp_path / "edit" / "model_index.json").read_text())
-    (tmp_path / "edit" / "model_index.json").write_text(json.dumps(index | {"_class_name": "QwenImageEditPipeline"}))
-    with pytest.raises(GencliError, match="pipeline 'QwenImageEditPipeline' is not supported"):
+    layered = {"_class_name": "QwenImageLayeredPipeline"}
+    rewrite_json(tmp_path / "edit" / "model_index.json", lambda raw: raw | layered)
+    with pytest.raises(GencliError, match="pipeline 'QwenImageLayeredPipeline' is not supported"):
         opened(tmp_path / "edit")
     file = flow.write_single(made[0] / "Qwen-Image-Edit-2509.safetensors", tensors)
-    with pytest.raises(GencliError, match="it is a Qwen-Image-Edit by its name, which is not supported"):
+    with pytest.raises(GencliError, match="it is a Qwen-Image-Edit by its name, which runs as a folder alone"):
         image_of(file)

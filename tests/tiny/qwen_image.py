@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 
 from tests.oracles.libraries import diffusers, transformers
@@ -58,23 +60,39 @@ TOWER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_qwen2_5_vl(folder: Path, *, nested: bool = True) -> Any:
+def make_qwen2_5_vl(folder: Path, *, nested: bool = True, tower: dict[str, Any] = TOWER) -> Any:
     """The text encoder with its vision tower, under the names that its files have on the hub. nested: whether
     config.json has `text_config` beside the same keys, as Qwen-Image's, or, as Qwen2.5-VL's own, has it not."""
     text = TEXT | {"model_type": "qwen2_5_vl_text", "layer_types": ["full_attention"] * 3, "sliding_window": None}
     around = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "image_token_id": 393,
         "initializer_range": 0.02, "model_type": "qwen2_5_vl", "tie_word_embeddings": False, "torch_dtype": "float32",
-        "transformers_version": "4.53.1", "use_cache": True, "video_token_id": 394, "vision_config": TOWER,
+        "transformers_version": "4.53.1", "use_cache": True, "video_token_id": 394, "vision_config": tower,
         "vision_end_token_id": 392, "vision_start_token_id": 391, "vision_token_id": 395,
     }  # fmt: skip
     config = {**around, **TEXT, **({"text_config": text} if nested else {})}
     torch.manual_seed(190)
-    made = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=TOWER, image_token_id=393, video_token_id=394)
+    made = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, image_token_id=393, video_token_id=394)
     model = fill(transformers.Qwen2_5_VLForConditionalGeneration(made), 191)
     save(model, folder, names=lambda name, tensor: (published(name), tensor))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return model
+
+
+class Processor:
+    """transformers' own needs what reads videos. Images by its processor for PIL, and as many tokens as they take."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.images = importlib.import_module("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+
+    def __call__(self, text: list[str], images: Any, **how: Any) -> Any:
+        made = self.images.Qwen2VLImageProcessorPil()(images=images, return_tensors="pt") if images else {}
+        for rows, columns in (grid[1:] for grid in (made["image_grid_thw"].tolist() if made else [])):
+            count = "<|image_pad|>" * (rows * columns // 4)
+            text = [one.replace("<|image_pad|>", count.replace("image_pad", "pad"), 1) for one in text]
+        text = [one.replace("<|pad|>", "<|image_pad|>") for one in text]
+        return transformers.BatchFeature({**self.tokenizer(text, **how), **made})
 
 
 def published(name: str) -> str:
@@ -96,23 +114,37 @@ def make_video_autoencoder(folder: Path) -> Any:
     return model
 
 
-def make_qwen_image(folder: Path, **changes: Any) -> Any:
-    """Qwen/Qwen-Image."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text_encoder = make_qwen2_5_vl(folder / "text_encoder")
-    make_chat_tokenizer(folder / "tokenizer", next(one for one in FAMILIES if one.name == "qwen3"))
+def make_tokenizer(folder: Path) -> Any:
+    """Qwen's, with the tokens of images: `<|image_pad|>` is 393."""
+    make_chat_tokenizer(folder, next(one for one in FAMILIES if one.name == "qwen3"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fill_up = [f"<|unused_{i}|>" for i in range(tokenizer.get_vocab_size(), 391)]
+    tokenizer.add_special_tokens([*fill_up, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"])
+    assert tokenizer.token_to_id("<|image_pad|>") == 393
+    tokenizer.save(str(folder / "tokenizer.json"))
     names = {"pad_token": "<|endoftext|>", "model_max_length": 131072}
-    rewrite_json(folder / "tokenizer" / "tokenizer_config.json", lambda raw: raw | names)
+    rewrite_json(folder / "tokenizer_config.json", lambda raw: raw | names)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def make_qwen_image(folder: Path, name: str = "QwenImagePipeline", **changes: Any) -> Any:
+    """Qwen/Qwen-Image, or by the name of its pipeline an editor, whose processor is `Processor`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = TOWER if name == "QwenImagePipeline" else TOWER | {"depth": 2, "fullatt_block_indexes": [1]}
+    text_encoder = make_qwen2_5_vl(folder / "text_encoder", tower=tower)
+    tokenizer = make_tokenizer(folder / "tokenizer")
     network = make_network(folder / "transformer", QWEN_IMAGE | changes)
     unused = {"pooled_projection_dim": 768}  # in the hub's file, and in no class
     rewrite_json(folder / "transformer" / "config.json", lambda raw: raw | unused)
+    more = {} if name == "QwenImagePipeline" else {"processor": Processor(tokenizer)}
     return finish(
         folder,
-        "QwenImagePipeline",
+        name,
         {
+            **more,
             "scheduler": write_scheduler(folder / "scheduler", SCHEDULER),
             "text_encoder": text_encoder,
-            "tokenizer": transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"),
+            "tokenizer": tokenizer,
             "transformer": network,
             "vae": make_video_autoencoder(folder / "vae"),
         },

@@ -173,7 +173,7 @@ class Family:
     repositories with its other parts, its own first. mend: what names alone do not tell. scheduler: its own, where
     those of its repositories differ. rows: the pipeline that `flow_rows` has its names by, its own if none is said.
     fits: whether a file of this name and config is one, where the key does not tell. unlike: a word in names of files
-    with the same tensors that are another model, and that model, which is not supported."""
+    with the same tensors that are another model, and that model, of which only folders are supported."""
 
     title: str
     key: str
@@ -305,7 +305,7 @@ def read_flow(contents: Contents, hints: Hints) -> Checkpoint:
     shapes = {name.removeprefix(start): shape for name, shape in file.shapes.items() if name.startswith(start)}
     family, config = _fitting(found[0], contents.path.name, shapes)
     if family.unlike is not None and family.unlike[0] in contents.path.name.lower():
-        raise GencliError(f"it is a {family.unlike[1]} by its name, which is not supported")
+        raise GencliError(f"it is a {family.unlike[1]} by its name, which runs as a folder alone")
     from gencli.checkpoints.formats.flow_rows import ROWS
 
     pieces, unknown = rename(shapes, ROWS[family.rows or family.pipeline])

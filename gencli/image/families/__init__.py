@@ -45,6 +45,8 @@ from gencli.image.families.transformers import (
     PIXART_ALPHA,
     PIXART_SIGMA,
     QWEN_IMAGE,
+    QWEN_IMAGE_EDIT,
+    QWEN_IMAGE_EDIT_PLUS,
     STABLE_DIFFUSION_3,
     Z_IMAGE,
 )
@@ -134,6 +136,8 @@ FAMILIES: dict[str, Family] = {
     "QwenImagePipeline": QWEN_IMAGE,
     "QwenImageImg2ImgPipeline": QWEN_IMAGE,
     "QwenImageInpaintPipeline": QWEN_IMAGE,
+    "QwenImageEditPipeline": QWEN_IMAGE_EDIT,
+    "QwenImageEditPlusPipeline": QWEN_IMAGE_EDIT_PLUS,
     "ZImagePipeline": Z_IMAGE,
     "ZImageImg2ImgPipeline": Z_IMAGE,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,

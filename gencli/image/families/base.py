@@ -63,11 +63,14 @@ def path_of(name: str) -> str:
 class References:
     """How a network looks at images beside the one that it draws. most: how many. plane: what lies between the places
     of one and of the next on the first axis. sizes: widths and heights, of which an image takes the one nearest to its
-    shape; without them it keeps its own size up to a megapixel."""
+    shape; area: the pixels that an image is brought to, in its shape and with sides that are multiples of 32; without
+    both it keeps its own size up to a megapixel. centred: whether places count from the middle of an image."""
 
     most: int
     plane: int = 1
     sizes: tuple[tuple[int, int], ...] = ()
+    area: int = 0
+    centred: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Family:
     configs that do not go together. defaults: values for `ImageRequest` that are not the built-in ones. needs_init:
     whether it draws nothing without an image. reads_init: what it does with that: strength and mask are of what it
     changes; it may also enlarge or vary the whole image, edit it as the first of its references, or take none.
-    references: how it looks at images. tiny: the one of `TINY` that reads its latents. prior: the repository of what
+    references: how it looks at images. reads: part → the architecture that reads it, where that is not the one that its
+    config names. tiny: the one of `TINY` that reads its latents. prior: the repository of what
     draws the embeddings that it is told. one_at_a_time: whether its parts are so large that each stage's are loaded
     when all images come to it, and let go before the next one's.
     """
@@ -96,6 +100,7 @@ class Family:
     needs_init: bool = False
     reads_init: Literal["changes", "enlarges", "varies", "edits", "none"] = "changes"
     references: References | None = None
+    reads: Mapping[str, str] = field(default_factory=dict)
     tiny: str | None = None
     prior: str | None = None
     one_at_a_time: bool = False

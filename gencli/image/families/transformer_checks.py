@@ -114,6 +114,13 @@ def qwen_image(checkpoint: Described) -> None:
             raise unsupported(checkpoint, "transformer", key, reads, hint)
 
 
+def qwen_image_edit(checkpoint: Described) -> None:
+    """As `qwen_image`; the text encoder has a tower that reads images."""
+    qwen_image(checkpoint)
+    if not isinstance(checkpoint.configs["text_encoder"].get("vision_config"), Mapping):
+        raise GencliError(f"{checkpoint.folder}: text_encoder has no vision_config, and so reads no images")
+
+
 def _check_flow(checkpoint: Described, latents: int, key: str, default: int, layers: int) -> None:
     network, configs = checkpoint.configs["transformer"], checkpoint.configs
     channels = latents * number(configs["vae"], "latent_channels", 32 if latents > 1 else 4)

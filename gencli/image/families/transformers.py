@@ -158,3 +158,18 @@ QWEN_IMAGE = Family(
     distilled="lightning",
     few={"steps": 8, "guidance": 1.0},
 )
+
+# Its editors, whose text encoder sees the images too; the first of them one, and at the size that the network sees
+QWEN_IMAGE_EDIT = replace(
+    QWEN_IMAGE,
+    stages=(replace(QWEN_IMAGE.stages[0], conditioner="qwen_image_edit:load"),),
+    check=checks.qwen_image_edit,
+    reads={"text_encoder": "qwen2_5_vl_reader"},
+    reads_init="edits",
+    references=References(1, area=1024 * 1024, centred=True),
+)
+QWEN_IMAGE_EDIT_PLUS = replace(
+    QWEN_IMAGE_EDIT,
+    stages=(replace(QWEN_IMAGE.stages[0], conditioner="qwen_image_edit:load_plus"),),
+    references=References(10, area=1024 * 1024, centred=True),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from gencli.errors import GencliError
 from gencli.image.conditioning import Conditioning
@@ -11,6 +11,9 @@ from gencli.image.prompts.classes import HasClasses
 from gencli.image.request import ImageRequest
 from gencli.models.module import BaseModel
 from gencli.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Loader = Callable[[str], BaseModel]
 """loader(part) → that part's module with its weights, on the device and in the precision of the checkpoint."""
@@ -43,6 +46,15 @@ class Conditioner(Protocol):
 
     def negative(self, request: ImageRequest) -> Conditioning:
         """Encode the negative prompt, or none; every tensor is (1, …). Guidance leads away from it."""
+        ...
+
+
+@runtime_checkable
+class SeesImages(Conditioner, Protocol):
+    """One whose text encoder sees the images that the network looks at."""
+
+    def seeing(self, images: Sequence[Image.Image]) -> Conditioner:
+        """Return the same for prompts about these images, in their order."""
         ...
 
 

@@ -64,11 +64,16 @@ class QwenImagePrompts:
         """Raises GencliError for a prompt that is too long."""
         found = [self.states(self.ids(prompt, request.truncate)) for prompt in prompts]
         lengths = [one.shape[1] for one in found]
-        captions = [F.pad(one, (0, 0, 0, LENGTH - length)) for one, length in zip(found, lengths, strict=True)]
+        captions = [F.pad(one, (0, 0, 0, self.longest - length)) for one, length in zip(found, lengths, strict=True)]
         return Conditioning({"caption": torch.cat(captions), "lengths": torch.tensor(lengths)})
 
     def negative(self, request: ImageRequest) -> Conditioning:
         return self.encode([request.negative or ""], request)
+
+    @property
+    def longest(self) -> int:
+        """The most states that a prompt has here, to which all are padded."""
+        return LENGTH
 
 
 def load(checkpoint: PromptParts, loader: Loader) -> QwenImagePrompts:
