@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gencli.errors import UsageError
 from gencli.image.checkpoint import ImageCheckpoint
-from gencli.image.families.base import References
+from gencli.image.families.base import References, of_area
 from gencli.image.request import ImageRequest
 
 MEGAPIXEL = 1024 * 1024
@@ -65,13 +65,6 @@ def seen_size(size: tuple[int, int], rule: References, multiple: int) -> tuple[i
     else:
         width, height = within_megapixel(size)
     return max(width // multiple, 1) * multiple, max(height // multiple, 1) * multiple
-
-
-def of_area(size: tuple[int, int], area: int) -> tuple[int, int]:
-    """Return a size of about this shape and area, of multiples of 32, as Qwen-Image-Edit's pipeline rounds them."""
-    ratio = size[0] / size[1]
-    width = (area * ratio) ** 0.5
-    return max(round(width / 32), 1) * 32, max(round(width / ratio / 32), 1) * 32
 
 
 def within_megapixel(size: tuple[int, int]) -> tuple[int, int]:

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from gencli.checkpoints import build
 from gencli.errors import GencliError
 from gencli.image.families import FAMILIES
+from gencli.image.families.base import of_area
 from gencli.image.prompts import qwen_image_edit
 from gencli.image.prompts.qwen_image_edit import BEGIN, pixels
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import resolve
-from gencli.image.sizes import of_area
 from gencli.json_files import read_json
 from gencli.models import architecture
 from tests.oracles.flow import NEGATIVE, PROMPT, SIZE

@@ -73,6 +73,13 @@ class References:
     centred: bool = False
 
 
+def of_area(size: tuple[int, int], area: int) -> tuple[int, int]:
+    """Return a size of about this shape and area, of multiples of 32, as Qwen-Image-Edit's pipeline rounds them."""
+    ratio = size[0] / size[1]
+    width = (area * ratio) ** 0.5
+    return max(round(width / 32), 1) * 32, max(round(width / ratio / 32), 1) * 32
+
+
 @dataclass(frozen=True)
 class Family:
     """What a checkpoint of this kind holds.

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.errors import GencliError
+from gencli.image.families.base import of_area
 from gencli.image.prompts.base import Loader, PromptParts
 from gencli.image.prompts.qwen_image import LENGTH, QwenImagePrompts
-from gencli.image.sizes import of_area
 from gencli.models.qwen2_5_vl_reader import Qwen25VLReader
 
 # As the model was trained: its first 64 tokens, up to the images, are the same for all and are left out.
