@@ -191,7 +191,7 @@ def test_a_network_in_a_file(request, tmp_path, monkeypatch, name):
         how |= {"init": picture(), "mask": mask}
     [ours] = draw(None, pipeline=alone, **how)
     [whole] = draw(None, pipeline=made.pipeline, **how, **({"guidance": 3.5} if name == "dev" else {}))
-    assert_same(ours.image, whole.image, tolerance=0)
+    assert_same(ours.image, whole.image, tolerance=1)
     pipeline = {"fill": "FluxFillPipeline", "kontext": "FluxKontextPipeline", "dev": "FluxPipeline"}[name]
     assert alone.checkpoint.family is FAMILIES[pipeline]
 
