@@ -57,11 +57,13 @@ def write_clip_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int, ma
     )
 
 
-def add_words(source: Path, folder: Path, words: Iterable[str]) -> list[tuple[int, ...]]:
+def add_words(source: Path, folder: Path, words: Mapping[str, str]) -> list[tuple[int, ...]]:
     """Write the CLIP tokenizer of the folder `source` to `folder`, with a token for each of `words`.
 
-    The new tokens stand before the two special ones, which stay the last. Return for each token of the new tokenizer
-    the ids of those that it is made of in the old one. Raise GencliError for a tokenizer without merges.txt.
+    words: word → the word that it begins as, such as the singular of a plural; itself for most. The new tokens stand
+    before the two special ones, which stay the last. Return for each token of the new tokenizer the ids of those in the
+    old one that it is made of, or for a new word those of the word that it begins as. Raise GencliError for a tokenizer
+    without merges.txt.
     """
     if not (source / "merges.txt").is_file():
         raise GencliError(f"{source} has no merges.txt, which new words are added to")
@@ -70,13 +72,20 @@ def add_words(source: Path, folder: Path, words: Iterable[str]) -> list[tuple[in
     ranks = {(left, right): rank for rank, (left, _, right) in enumerate(line.partition(" ") for line in lines)}
     known: dict[str, tuple[int, ...]] = {token: (index,) for token, index in vocab.items() if token not in (BEGIN, END)}
     split = backend(models.BPE())
-    for word in words:
-        pieces = split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(word))
-        for letters, _ in pieces:
-            while len(parts := _merged([*letters[:-1], letters[-1] + WORD_END], ranks)) > 1:
-                left, right = parts[:2]
-                ranks[left, right] = len(ranks)
-                known.setdefault(left + right, known[left] + known[right])
+
+    def merged(word: str) -> list[str]:
+        """The tokens of a word, of which the first piece is looked at."""
+        [(letters, _), *_] = split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(word))
+        return _merged([*letters[:-1], letters[-1] + WORD_END], ranks)
+
+    for word, like in sorted(words.items(), key=lambda pair: pair[0] != pair[1]):  # those like others last
+        while len(parts := merged(word)) > 1:
+            left, right = parts[:2]
+            ranks[left, right] = len(ranks)
+            origin = known[left] + known[right]
+            if len(parts) == 2 and word != like:
+                origin = tuple(index for token in merged(like) for index in known[token])
+            known.setdefault(left + right, origin)
     tokens = [*sorted(known, key=lambda token: vocab.get(token, len(vocab))), BEGIN, END]
     folder.mkdir(parents=True, exist_ok=True)
     copy_files(source, folder, ("*.json",))

@@ -38,7 +38,7 @@ from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import write_clip_tokenizer
 from gencli.train.diffusion import LatentDataset
-from gencli.train.phrases import TEMPLATES
+from gencli.train.phrases import TEMPLATES, plural
 from gencli.train.pictures import Caption, read_pictures, to_signal, to_tensor
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import ImageRecipe
@@ -111,7 +111,7 @@ def _train(
     if recipe.words_steps:
         before = pipeline
         if recipe.whole_words:
-            named = words.words_of([*_texts(collection.captions[: collection.originals]), *TEMPLATES])
+            named = _whole_words(collection.captions[: collection.originals])
             pipeline = with_whole_words(before, named, out / "tokenizer")
         yield from train_words(recipe, dataset, pipeline, before, precision, data)
     network = yield from diffusion.train(recipe, dataset, pipeline, precision, data)
@@ -284,6 +284,14 @@ def _write_words(folder: Path, captions: list[Caption], pipeline: TextToImageMod
     if pipeline.checkpoint is not None and not known:
         return  # it may know any word
     (folder / words.FILE).write_text("\n".join([*words.words_of([*_texts(captions), *known]), ""]), encoding="utf-8")
+
+
+def _whole_words(captions: Sequence[Caption]) -> dict[str, str]:
+    """Return the words of the captions and of what is said around them, and the plurals of things: word → the word that
+    it begins as."""
+    things = [name.split()[-1:] for caption in captions for name in (caption.label, *caption.names)]
+    plurals = {plural(one): one for one in words.words_of(thing for last in things for thing in last)}
+    return plurals | {word: word for word in words.words_of([*_texts(captions), *TEMPLATES])}
 
 
 def _texts(captions: Iterable[Caption]) -> list[str]:

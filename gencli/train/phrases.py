@@ -9,14 +9,29 @@ from collections.abc import Sequence
 from gencli.train.pictures import Caption
 
 TEMPLATES = (
-    "a {}", "an {}", "the {}", "one {}", "my {}", "some {}", "a photo of {}", "a photo of a {}", "a picture of a {}",
-    "a drawing of a {}", "an image of a {}", "an emoji of a {}", "{} emoji", "a cute {}", "a nice {}", "a small {}",
-    "a big {}", "a beautiful {}", "draw a {}", "draw me a {}", "draw me {}", "show me a {}", "i want a {}",
-    "please draw a {}", "{} please", "{}.", "{}!",
+    "a {}", "an {}", "the {}", "one {}", "my {}", "some {}", "{} emoji", "{} please", "{}.", "{}!",
+    "a photo of {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}", "an image of a {}",
+    "an emoji of a {}",
+    "a cute {}", "cute {}", "a nice {}", "a small {}", "a big {}", "a beautiful {}", "a little {}", "cute little {}",
+    "a tiny {}", "a lovely {}", "a pretty {}", "a funny {}", "a simple {}", "a slice of {}", "a piece of {}",
+    "a bowl of {}", "a cup of {}", "a lot of {}",
+    "draw a {}", "draw me a {}", "draw me {}", "show me a {}", "i want a {}", "please draw a {}", "make a {}",
+    "can you draw a {}", "could you draw me a {}", "give me a {}",
 )  # fmt: skip
 LABEL, NAME, TAG, TAGS, BOTH = range(5)  # what is said of a picture
 WEIGHTS = {LABEL: 0.45, NAME: 0.15, TAG: 0.25, TAGS: 0.05, BOTH: 0.1}
 COMMON = 12  # a tag of more pictures than these says too little to stand alone
+
+
+def plural(name: str) -> str:
+    """Return the plural of a name by English spelling; as it is where it ends in an s or in no letter."""
+    if not name[-1:].isalpha() or name[-1] == "s":
+        return name
+    if name.endswith(("x", "z", "ch", "sh")):
+        return name + "es"
+    if name[-1] == "y" and name[-2:-1] not in ("", *"aeiou"):
+        return name[:-1] + "ies"
+    return name + "s"
 
 
 class Phrases:
@@ -35,8 +50,8 @@ class Phrases:
         if rng.random() < drop:
             return ""
         text = self.name(caption, rng)
-        if rng.random() < 0.05 and text[-1:].isalpha() and text[-1] != "s":
-            text += "s"
+        if rng.random() < 0.1:
+            text = plural(text)
         return rng.choice(TEMPLATES).format(text) if rng.random() < 0.45 else text
 
     def name(self, caption: Caption, rng: random.Random) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -144,10 +144,11 @@ def open_model(
     return TextToImageModel(network.to(precision.device).train(), checkpoint.tokenizer(), schedule, size, checkpoint)
 
 
-def with_whole_words(model: TextToImageModel, words: Iterable[str], folder: Path) -> TextToImageModel:
+def with_whole_words(model: TextToImageModel, words: Mapping[str, str], folder: Path) -> TextToImageModel:
     """Return a model of the same UNet that reads each of `words` as one token, by a text encoder of its own.
 
-    model: of a checkpoint. folder: gets the tokenizer. A new token's embedding is the mean of those of its parts.
+    model: of a checkpoint. words: see `clip_tokenizer.add_words`. folder: gets the tokenizer. A new token's embedding
+    is the mean of those of its parts, or of the word that it begins as.
     """
     checkpoint = model.checkpoint
     assert checkpoint is not None

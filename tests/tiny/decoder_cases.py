@@ -199,7 +199,7 @@ def olmo3(name: str, keys: Config, old: Config, new: Config) -> Case:
 
 def granite(name: str, keys: Config, old: Config, new: Config) -> Case:
     multipliers = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625}
-    keys = {"hidden_act": "silu", "mlp_bias": False, "attention_bias": False, "logits_scaling": 8.0, **keys}
+    keys = {"hidden_act": "silu", "mlp_bias": False, "attention_bias": False, "logits_scaling": 2.5, **keys}
     keys = {**multipliers, **keys}
     return Case("Granite 3", name, "granite", "GraniteForCausalLM", llama_shapes, keys, old, new)
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gencli.train.phrases import COMMON, TEMPLATES, Phrases
+from gencli.train.phrases import COMMON, TEMPLATES, Phrases, plural
 from gencli.train.pictures import Caption
 
 CUP = Caption("hot beverage", ("coffee", "tea", "drink"), "food & drink", ("cup of coffee",))
@@ -43,9 +43,20 @@ def test_what_is_another_label_does_not_stand_alone() -> None:
     assert "seat" not in names and {"chair", "sit", "chair seat"} <= names
 
 
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [
+        ("hot dog", "hot dogs"), ("strawberry", "strawberries"), ("toy", "toys"), ("box", "boxes"),
+        ("peach", "peaches"), ("glasses", "glasses"), ("y", "ys"), ("T-Rex", "T-Rexes"), ("100", "100"), ("", ""),
+    ],
+)  # fmt: skip
+def test_plurals(name: str, several: str) -> None:
+    assert plural(name) == several
+
+
 def test_sentences_around_names() -> None:
     phrases, rng = Phrases([CUP]), random.Random(0)
-    texts = [phrases.draw(CUP, 0.0, rng) for _ in range(3000)]
+    texts = [phrases.draw(CUP, 0.0, rng) for _ in range(9000)]
     assert {"a photo of a coffee", "draw me a cup of coffee", "tea please"} <= set(texts)
     assert all(any(word in text for word in ("coffee", "tea", "drink", "beverage")) for text in texts)
 

@@ -27,6 +27,7 @@ from gencli.models.autoencoder_kl import AutoencoderKL
 from gencli.train import image, score, state
 from gencli.train.augment import is_kept, pair_up
 from gencli.train.autoencoder import config as autoencoder_config
+from gencli.train.clip_tokenizer import add_words
 from gencli.train.diffusion import LatentDataset
 from gencli.train.optim import learning_rate_factor, orthogonalize
 from gencli.train.pictures import Caption, read_pictures
@@ -265,9 +266,9 @@ def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path, whol
     source, made = (tmp_path / name for name in ("source", "whole/checkpoint"))
     old, new = (transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer") for folder in (source, made))
     assert new.convert_ids_to_tokens([len(new) - 2, len(new) - 1]) == ["<|startoftext|>", "<|endoftext|>"]
-    words = ("circle", "round", "Orange", "draw")
+    words = ("circle", "round", "Orange", "draw", "circles")
     before, after = ([len(reader(word).input_ids) - 2 for word in words] for reader in (old, new))
-    assert after == ([1] * 4 if whole else before) and before != [1] * 4
+    assert after == ([1] * 5 if whole else before) and before != [1] * 5
     assert (len(new) > len(old)) == whole
     encoder = transformers.CLIPTextModel.from_pretrained(made / "text_encoder")
     assert encoder.config.vocab_size == len(new)
@@ -277,6 +278,23 @@ def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path, whol
         expected = encoder(ids).last_hidden_state
         torch.testing.assert_close(ours(ids).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
     assert drawn(made, "red circle", width=32, height=32).shape == (32, 32, 3)
+
+
+def test_a_plural_begins_as_its_singular(tmp_path: Path) -> None:
+    """A new word is made of its parts in the old tokenizer, a plural of what its singular is made of; the special
+    tokens stay the last."""
+    make_stable_diffusion(tmp_path, "sd15")
+    words = {"circles": "circle", "circle": "circle", "red": "red"}
+    parts = add_words(tmp_path / "tokenizer", tmp_path / "new", words)
+    old, new = (transformers.CLIPTokenizer.from_pretrained(tmp_path / name) for name in ("tokenizer", "new"))
+    assert len(parts) == len(new) > len(old)
+    for word, like in words.items():
+        [token] = new(word).input_ids[1:-1]
+        assert list(parts[token]) == old(like).input_ids[1:-1]
+    assert [parts[-2], parts[-1]] == [(old.bos_token_id,), (old.eos_token_id,)]
+    (tmp_path / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(GencliError, match=r"has no merges\.txt"):
+        add_words(tmp_path / "tokenizer", tmp_path / "newer", words)
 
 
 def test_the_decoder_may_learn_too(pictures: Path, tmp_path: Path) -> None:

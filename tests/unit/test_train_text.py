@@ -34,7 +34,7 @@ from tests.tiny.text import END, byte_bpe, make_gpt2, make_tokenizer, write_json
 STORY = "Once upon a time there was a {} who had a {}. One day the {} lost the {} and was sad. Then a friend came."
 WORDS = ("cat", "dog", "bird", "hat", "ball", "kite")
 FAMILIES = [*sorted({case.model_type for case in CASES}), "gemma4-moe"]
-STEPS = {"qwen3_5_text": 14, "qwen3_5_moe_text": 14}  # which learn slowly at first
+STEPS = {"granite": 20, "qwen3_5_text": 14, "qwen3_5_moe_text": 14}  # which learn slowly at first
 
 
 @pytest.fixture(scope="module")
