@@ -82,14 +82,18 @@ def _all_but_head(names: Iterable[str]) -> list[str]:
 
 
 def _names_in_files(raw: Mapping[str, object], folder: Path) -> dict[str, str]:
-    """Return what layers are called in a checkpoint's files, where only what lies within a layer is called otherwise:
-    PEFT has those names, such as Mixtral's."""
+    """Return what layers are called in a checkpoint's files, where they lie as deep there: PEFT has those names, such
+    as Mixtral's and GPT-NeoX's."""
     layout, found = architecture(architecture_name(raw, folder / "config.json")).LAYOUT, {}
     for name in open_tensors(folder):
         renamed = layout.rename(name)
-        if renamed is not None and renamed[0].partition(".")[0] == name.partition(".")[0]:
+        if renamed is not None and (renamed[0].count(".") == name.count(".") or _begin_alike(renamed[0], name)):
             found[renamed[0].removesuffix(".weight")] = name.removesuffix(".weight")
     return found
+
+
+def _begin_alike(name: str, other: str) -> bool:
+    return name.partition(".")[0] == other.partition(".")[0]
 
 
 def save_adapter(language: Learner, adapters: Adapters, folder: Path) -> None:

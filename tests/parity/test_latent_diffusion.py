@@ -104,7 +104,8 @@ def test_unconditional(folders, kind, eta):
     ],
 )
 def test_unconditional_by_other_samplers(folders, sampler, scheduler):
-    folder, pipe = folders["vq"]
+    """With an autoencoder that has no codes: between two of them rounding may decide."""
+    folder, pipe = folders["kl"]
     torch.manual_seed(3)
     theirs = with_scheduler(pipe, scheduler)(num_inference_steps=5, eta=0.0).images[0]
     assert_same(draw(folder, sampler=sampler, steps=5)[0], theirs)
