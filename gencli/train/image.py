@@ -100,6 +100,10 @@ def _train(
     scored = images[len(images) - collection.validation :]
     data = state.digest([*(part.numpy().tobytes() for part in (seen, scored)), *(label.encode() for label in labels)])
     new = None if pipeline else _new_pipeline(recipe, collection.captions[: collection.originals], size, precision)
+    before = pipeline
+    if pipeline is not None and recipe.whole_words:  # before the latents are made, which takes long
+        named = _whole_words(collection.captions[: collection.originals])
+        pipeline = with_whole_words(pipeline, named, out / "tokenizer")
     vae = yield from _make_latents(recipe, pipeline, collection, data, precision)
     saved = state.load(out / "latents.pt") or {}
     if len(saved["mean"]) != len(labels):  # a file from before it recorded its recipe
@@ -109,11 +113,7 @@ def _train(
     pipeline = pipeline or new
     assert pipeline is not None
     if recipe.words_steps:
-        before = pipeline
-        if recipe.whole_words:
-            named = _whole_words(collection.captions[: collection.originals])
-            pipeline = with_whole_words(before, named, out / "tokenizer")
-        yield from train_words(recipe, dataset, pipeline, before, precision, data)
+        yield from train_words(recipe, dataset, pipeline, before or pipeline, precision, data)
     network = yield from diffusion.train(recipe, dataset, pipeline, precision, data)
     if recipe.decoder_steps:
         yield from train_decoder(recipe, vae, collection.trained, mean, std, data, precision)

@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,25 +18,16 @@ from gencli.serve import wire
 from gencli.serve.app import Server
 from gencli.serve.engine import Engine, Turns
 from gencli.serve.guard import Limits
-from gencli.serve.pool import Pool, Wanted, text_model
+from gencli.serve.pool import Wanted, text_model
 from gencli.spec import ModelSpec
 from gencli.text.events import Completion, Failed, Logprobs, TextDelta
 from gencli.text.request import TextRequest
+from tests.tiny.server import make_server, post
 
 
 @pytest.fixture
 def server() -> Server:
-    pool = Pool({}, ModelSpec(), partial(find, offline=True), keep=60, memory=2**30, pull=False)
-    return Server(pool, Limits(queue=2, body=1000, seconds=0.2))
-
-
-def post(server: Server, url: str = "http://localhost", path: str = "/v1/completions", **request) -> httpx.Response:
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(server.app())
-        async with httpx.AsyncClient(transport=transport, base_url=url) as client:
-            return await client.post(path, **request)
-
-    return asyncio.run(ask())
+    return make_server()
 
 
 def test_models_are_as_old_as_their_files(server):

@@ -1,32 +1,18 @@
 """What guards a server's routes: slow, large and foreign requests, keys, and pages of other origins."""
 
 import asyncio
-from functools import partial
 
 import httpx
 import pytest
 
-from gencli.checkpoints.find import find
 from gencli.serve.app import Server
-from gencli.serve.guard import Limits
-from gencli.serve.pool import Pool
 from gencli.serve.refusal import no_model
-from gencli.spec import ModelSpec
+from tests.tiny.server import make_server, post
 
 
 @pytest.fixture
 def server() -> Server:
-    pool = Pool({}, ModelSpec(), partial(find, offline=True), keep=60, memory=2**30, pull=False)
-    return Server(pool, Limits(queue=2, body=1000, seconds=0.2))
-
-
-def post(server: Server, url: str = "http://localhost", path: str = "/v1/completions", **request) -> httpx.Response:
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(server.app())
-        async with httpx.AsyncClient(transport=transport, base_url=url) as client:
-            return await client.post(path, **request)
-
-    return asyncio.run(ask())
+    return make_server()
 
 
 def test_a_body_that_comes_slowly(server):

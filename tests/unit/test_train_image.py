@@ -280,6 +280,18 @@ def test_words_are_learned_without_pictures(pictures: Path, tmp_path: Path, whol
     assert drawn(made, "red circle", width=32, height=32).shape == (32, 32, 3)
 
 
+def test_a_tokenizer_that_takes_no_words_is_refused_at_once(pictures: Path, tmp_path: Path) -> None:
+    make_stable_diffusion(tmp_path / "source", "sd15")
+    folder = tmp_path / "source" / "tokenizer"
+    transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)  # in one file, tokenizer.json
+    (folder / "merges.txt").unlink()
+    (folder / "vocab.json").unlink()
+    changes = {"init": str(tmp_path / "source"), "size": 32, "words_steps": 16, "whole_words": True}
+    with pytest.raises(GencliError, match=r"has no merges\.txt"):
+        run(pictures, recipe(tmp_path / "run", (0, 1, 0), **changes))
+    assert not (tmp_path / "run" / "latents.pt").exists()
+
+
 def test_a_plural_begins_as_its_singular(tmp_path: Path) -> None:
     """A new word is made of its parts in the old tokenizer, a plural of what its singular is made of; the special
     tokens stay the last."""
