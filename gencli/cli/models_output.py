@@ -142,6 +142,7 @@ def page(
         "tokenizer": tokenizer.get("kind"),
         "chat template": ("yes" if tokenizer["chat_template"] else "no") if tokenizer else None,
         "reasoning": _wishes(tokenizer.get("think")),
+        "tools": "--tools FILE|JSON" if tokenizer.get("tools") else "",
         "not loaded": ", ".join(what.not_loaded),
     }
     lines = columns([[f"{name}:", str(value)] for name, value in facts.items() if value not in (None, "")])

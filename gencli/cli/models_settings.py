@@ -61,8 +61,9 @@ def default_settings(contents: Contents, what: Description) -> dict[str, object]
 
 
 def tokenizer_of(contents: Contents, what: Description) -> dict[str, object]:
-    """Return the kind of a language model's tokenizer, whether it has a chat template, and what --think can be, by
-    small files or metadata alone; {} for other models, and where it is broken."""
+    """Return the kind of a language model's tokenizer, whether it has a chat template, what --think can be, and
+    whether it knows tools, by small files or metadata alone; {} for other models, and where it is broken."""
+    from gencli.text.call_forms import form_of
     from gencli.text.chat_template import switches
     from gencli.tokens.gguf import described
     from gencli.tokens.special_tokens import optional_json
@@ -83,7 +84,9 @@ def tokenizer_of(contents: Contents, what: Description) -> dict[str, object]:
     think: list[str] = []
     with contextlib.suppress(GencliError):
         think = switches(template or "", what.name)
-    return {"kind": kind, "chat_template": template is not None, **({"think": think} if think else {})}
+    tools = form_of(template or "") is not None
+    found = {"kind": kind, "chat_template": template is not None, **({"think": think} if think else {})}
+    return {**found, "tools": True} if tools else found
 
 
 def as_options(kind: str, settings: Mapping[str, object]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from gencli.cli.sinks import TextSink, json_line, stdout_bytes, write_json
 from gencli.errors import counted
 from gencli.text.events import Completion, Logprobs, TextDelta
+from gencli.text.tools import Call
 
 if TYPE_CHECKING:
     from gencli.many.records import Records
@@ -31,6 +33,8 @@ class PlainOutput:
             self._begun = True
             self.sink.write(prompt if self.echo else "")
         if isinstance(event, Completion):
+            for number, call in enumerate(event.calls):
+                self.sink.write(("\n" if number or event.text else "") + json.dumps(_called(call), ensure_ascii=False))
             self.sink.end()
             self._begun = False
         else:
@@ -81,7 +85,8 @@ class JsonOutput:
             "prompt": prompt,
             "text": before + sample.text,
             **({"reasoning_content": sample.reasoning} if sample.reasoning.strip() else {}),
-            "finish_reason": sample.finish_reason,
+            **({"tool_calls": [_called(call) for call in sample.calls]} if sample.calls else {}),
+            "finish_reason": "tool_calls" if sample.calls else sample.finish_reason,
             "logprobs": sample.logprobs and _logprobs(sample.logprobs, len(before)),
             "usage": {
                 "prompt_tokens": sample.prompt_tokens,
@@ -100,9 +105,13 @@ class JsonOutput:
         pass
 
 
+def _called(call: Call) -> dict[str, object]:
+    return {"name": call.name, "arguments": call.values()}
+
+
 def why_empty(sample: Completion, context: int) -> str | None:
     """Return why a sample of a conversation has no text, or None if it has. context: of the model, in tokens."""
-    if sample.text:
+    if sample.text or sample.calls:
         return None
     if sample.finish_reason == "length":
         what = "reasoning took all of its" if sample.unanswered else "nothing came within"

@@ -37,13 +37,30 @@ class Usage(TypedDict):
     completion_tokens_details: NotRequired[Details]
 
 
+class CalledFunction(TypedDict):
+    """The function of a call, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a tool. index: among the calls of a streamed answer."""
+
+    index: NotRequired[int]
+    id: str
+    type: str
+    function: CalledFunction
+
+
 class Said(TypedDict, total=False):
     """What a chat model says, whole or in part."""
 
     role: str
-    content: str
+    content: str | None
     reasoning_content: str
     refusal: None
+    tool_calls: list[ToolCall]
 
 
 class TokenLogprob(TypedDict):
@@ -140,7 +157,8 @@ class Answer:
             self.done[index] = event
             self.prompts[prompt] = event.prompt_tokens
             end: Choice = {"delta": {}} if self.chat else {"text": ""}
-            return [*self._begin(index), self._chunk(index, end, event.finish_reason)]
+            calls = [self._chunk(index, {"delta": {"tool_calls": [one]}}) for one in tool_calls(event, streamed=True)]
+            return [*self._begin(index), *calls, self._chunk(index, end, finish_reason(event))]
         return []
 
     def whole(self) -> Body:
@@ -179,16 +197,33 @@ class Answer:
         return {**self._head("chat.completion.chunk" if self.chat else "text_completion"), "choices": [choice]}
 
     def _choice(self, index: int, done: Completion) -> Choice:
-        choice: Choice = {"index": index, "finish_reason": done.finish_reason, "logprobs": None}
+        choice: Choice = {"index": index, "finish_reason": finish_reason(done), "logprobs": None}
         if not self.chat:
             logprobs = None if done.logprobs is None else vars(done.logprobs)
             return {**choice, "text": done.text, "logprobs": logprobs}
         message: Said = {"role": "assistant", "content": done.text, "refusal": None}
+        if done.calls:
+            message |= {"content": done.text or None, "tool_calls": tool_calls(done)}
         if done.reasoning.strip():
             message["reasoning_content"] = done.reasoning
         if done.logprobs is not None:
             choice["logprobs"] = {"content": chat_logprobs(done.logprobs), "refusal": None}
         return {**choice, "message": message}
+
+
+def finish_reason(done: Completion) -> str:
+    """Return why an answer ends, in OpenAI's words."""
+    return "tool_calls" if done.calls else done.finish_reason
+
+
+def tool_calls(done: Completion, *, streamed: bool = False) -> list[ToolCall]:
+    """Return the calls of an answer, each with an id of its own."""
+    made: list[ToolCall] = []
+    for number, call in enumerate(done.calls):
+        function: CalledFunction = {"name": call.name, "arguments": call.arguments}
+        one: ToolCall = {"id": uuid.uuid4().hex[:9], "type": "function", "function": function}
+        made.append({"index": number, **one} if streamed else one)
+    return made
 
 
 def chat_logprobs(found: Logprobs) -> list[ChosenLogprob]:

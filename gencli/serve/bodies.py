@@ -18,6 +18,7 @@ from typing import TypeVar
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
 from gencli.options import KINDS, Option, make, rows, typed
+from gencli.serve.messages import read_messages, urls
 from gencli.serve.refusal import INVALID, NO_NAMES, Refusal
 from gencli.serve.values import MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS, READ, read_images, shown, whole
 from gencli.text.chat_template import Message
@@ -36,6 +37,7 @@ TEXT |= {"max_tokens": "max_tokens", "seed": "seed", "n": "num_samples", "stop":
 TEXT |= {"truncate": "truncate"}
 CHAT = {"max_completion_tokens": "max_tokens", **TEXT}
 CHAT |= {"reasoning_effort": "think", "think": "think", "chat_template_kwargs": "chat_template_kwargs"}
+CHAT |= {"tools": "tools", "tool_choice": "tool_choice", "parallel_tool_calls": "several_calls"}
 TEXT_ROWS, DRAWN_ROWS = {**dict(rows(TextRequest)), **dict(rows(SamplingParams))}, dict(rows(ImageRequest))
 FORMS = ("text", "json_object", "json_schema")
 # Those of OpenAI's that change nothing at one value, and are not followed at others.
@@ -97,10 +99,8 @@ def read_chat(body: Body) -> Chat:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or len(messages) > MOST_MESSAGES:
         raise Refusal(INVALID, f"messages: wants a list of 1 to {MOST_MESSAGES} messages", param="messages")
-    read = [read_message(number, message) for number, message in enumerate(messages)]
-    if read[-1]["role"] != "user":
-        raise Refusal(INVALID, "messages: the last one must be the user's", param="messages")
-    seen = [_urls(message) for message in messages]
+    read = read_messages(messages)
+    seen = [urls(message) for message in messages]
     if any(seen[:-1]):
         raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")
     images = read_images("messages", seen[-1])
@@ -116,8 +116,8 @@ def read_chat(body: Body) -> Chat:
         raise Refusal(INVALID, "top_logprobs: wants logprobs to be true", param="top_logprobs")
     if logprobs:
         values["logprobs"] = 0 if top is None else whole("top_logprobs", top, 0, MOST_LOGPROBS)
-    names = spoken(body, CHAT, TEXT_ROWS)
-    return Chat(text_request("", _text_values(values, {"messages"}, CHAT)), read, names, images)
+    names = {**spoken(body, CHAT, TEXT_ROWS), "--schema": "response_format"}
+    return Chat(text_request("", _text_values(values, {"messages"}, CHAT), names), read, names, images)
 
 
 def read_drawing(
@@ -184,7 +184,7 @@ def given_values(
     for name, value in body.items():
         if value is None or name in inert:
             continue
-        if name in ONLY and any(value == one and type(value) is type(one) for one in ONLY[name]):
+        if name in ONLY and name not in known and any(value == one and type(value) is type(one) for one in ONLY[name]):
             continue
         if name not in known:
             if name in ONLY:
@@ -283,36 +283,6 @@ def _prompts(value: object) -> list[str | list[int]]:
 
 def _is_token(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**31
-
-
-def read_message(number: int, message: object) -> Message:
-    """Return a message of a conversation. Raise Refusal."""
-    role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, Mapping)]
-        texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
-        if len(texts) + len(_urls(message)) != len(content):
-            told = f"messages[{number}]: only parts of type text and image_url are read"
-            raise Refusal(INVALID, told, param="messages")
-        content = "".join(texts)
-    role = "system" if role == "developer" else role
-    if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        wanted = "wants a role of system, user or assistant and a text as content"
-        raise Refusal(INVALID, f"messages[{number}]: {wanted}", param="messages")
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise Refusal(INVALID, f"messages[{number}] is no Unicode text", param="messages") from None
-    return {"role": role, "content": content}
-
-
-def _urls(message: object) -> list[str]:
-    """Return the images of a message, as their data: URLs."""
-    content = message.get("content") if isinstance(message, Mapping) else None
-    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
-    holders = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
-    urls = [holder.get("url") if isinstance(holder, Mapping) else holder for holder in holders]
-    return [url for url in urls if isinstance(url, str)]
 
 
 def _size(size: object) -> tuple[int, int]:

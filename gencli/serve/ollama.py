@@ -139,6 +139,8 @@ class Ollama:
 
 def _no_thinking(asked: bodies.Asked, refusal: Refusal) -> Refusal:
     """Return a refusal in the words by which clients know that a model does not think, if it says that."""
+    if refusal.param == "tools":
+        refusal.message = f"{asked.model[:200]} does not support tools: {refusal.message}"
     if refusal.param == "think" and asked.request.think == ON:
         refusal.message = f"{asked.model[:200]} does not support thinking: {refusal.message}"
     return refusal

@@ -13,12 +13,19 @@ from gencli.serve.answers import ChosenLogprob, chat_logprobs
 from gencli.text.events import Completion, Event, ReasoningDelta, TextDelta
 
 
+class Called(TypedDict):
+    """A call of a tool: its function, with a name and an object of arguments."""
+
+    function: Mapping[str, object]
+
+
 class Said(TypedDict, total=False):
     """What a model says in a chat, whole or in part."""
 
     role: str
     content: str
     thinking: str
+    tool_calls: list[Called]
 
 
 class Body(TypedDict, total=False):
@@ -79,13 +86,15 @@ class Answer:
             return [self._part(event.text)]
         if isinstance(event, Completion):
             self.done, self.end = event, time.perf_counter_ns()
-            return [{**self._part(""), **self._ended(event)}]
+            calls = [self._called(self._part(""), event)] if event.calls else []
+            return [*calls, {**self._part(""), **self._ended(event)}]
         return []
 
     def whole(self) -> Body:
         """Return the answer in one object."""
         assert self.done is not None
-        found: Body = {**self._part(self.done.text, self.done.reasoning), **self._ended(self.done)}
+        said = self._called(self._part(self.done.text, self.done.reasoning), self.done)
+        found: Body = {**said, **self._ended(self.done)}
         return found if self.done.logprobs is None else {**found, "logprobs": chat_logprobs(self.done.logprobs)}
 
     def last(self) -> list[bytes]:
@@ -104,6 +113,13 @@ class Answer:
             return {**found, "message": {**said, "thinking": thought} if thinks else said}
         found["response"] = text
         return {**found, "thinking": thought} if thinks else found
+
+    def _called(self, part: Body, done: Completion) -> Body:
+        """Return a part with the calls of an answer, if it has some."""
+        if done.calls and "message" in part:
+            calls: list[Called] = [{"function": {"name": one.name, "arguments": one.values()}} for one in done.calls]
+            part["message"]["tool_calls"] = calls
+        return part
 
     def _ended(self, done: Completion) -> Body:
         return {

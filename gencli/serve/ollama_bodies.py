@@ -14,8 +14,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gencli.serve.bodies import MOST_MESSAGES, TEXT_ROWS, Body, Values, given_values, read_message, read_values, spoken
+from gencli.serve.bodies import MOST_MESSAGES, TEXT_ROWS, Body, Values, given_values, read_values, spoken
 from gencli.serve.bodies import text_request as made
+from gencli.serve.messages import read_messages
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_images, shown, whole
 from gencli.text.chat_template import Message
@@ -76,6 +77,8 @@ def read_generate(body: Body) -> Asked:
     messages = [_message("prompt", "user", prompt)] if prompt or images else None
     if messages and system:
         messages.insert(0, _message("system", "system", system))
+    if body.get("tools"):
+        raise Refusal(INVALID, "tools: POST /api/chat takes them", param="tools")
     if raw and images:
         raise Refusal(INVALID, "images: a raw prompt has no place for them", param="images")
     return _read(body, messages, prompt if raw else "", images, raw=raw)
@@ -86,13 +89,11 @@ def read_chat(body: Body) -> Asked:
     given = body.get("messages")
     if not isinstance(given, list | None) or len(given or ()) > MOST_MESSAGES:
         raise Refusal(INVALID, f"messages: wants a list of at most {MOST_MESSAGES} messages", param="messages")
-    messages = [_said(number, one) for number, one in enumerate(given or ())]
+    messages = read_messages([_said(one) for one in given or ()])
     seen = [one.get("images") if isinstance(one, Mapping) else None for one in given or ()]
     if any(seen[:-1]):
         raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")
     images = read_images("images", seen[-1] if seen else None)
-    if messages and messages[-1]["role"] != "user":
-        raise Refusal(INVALID, "messages: the last one must be the user's", param="messages")
     return _read(body, messages or None, "", images, raw=False)
 
 
@@ -138,17 +139,18 @@ def _read(body: Body, messages: list[Message] | None, prompt: str, images: tuple
         values["logprobs"] = 0 if top is None else whole("top_logprobs", top, 0, MOST_LOGPROBS)
         if stream:
             raise Refusal(INVALID, 'logprobs are not streamed: "stream": false has them', param="logprobs")
+    if body.get("tools"):
+        values["tools"] = READ["tools"]("tools", body["tools"])
     if _truth(body, "truncate", usual=False):
         values["truncate"] = "left"
-    names = {**spoken(said, OPTIONS, TEXT_ROWS), "--schema": "format", "--think": "think", "think": "think"}
+    own = {"--schema": "format", "--think": "think", "think": "think", "--tools": "tools"}
+    names = {**spoken(said, OPTIONS, TEXT_ROWS), **own}
     keep = read_keep(body.get("keep_alive"))
     return Asked(read_name(body), made(prompt, values, names), messages, raw, stream, keep, names, images)
 
 
 def _check(body: Body) -> None:
     """Raise Refusal for what would change an answer and is not followed. Log what is unknown."""
-    if tools := body.get("tools"):
-        raise Refusal(INVALID, f"{read_name(body)[:200]} does not support tools: {shown(tools)}", param="tools")
     for name, usual in EMPTY.items():
         if body.get(name) is not None and body[name] not in usual:
             raise Refusal(INVALID, f"{name} is not supported: {WHY[name]}", param=name)
@@ -216,14 +218,9 @@ def _text(body: Body, name: str) -> str:
     return value or ""
 
 
-def _said(number: int, message: object) -> Message:
-    """Return a message as a chat template has it; thoughts of earlier answers are left out, as templates do."""
-    if isinstance(message, Mapping):
-        if message.get("tool_calls"):
-            raise Refusal(INVALID, f"messages[{number}]: tool_calls: tools are not supported", param="messages")
-        if message.get("content") is None:
-            message = {**message, "content": ""}
-    return read_message(number, message)
+def _said(message: object) -> object:
+    """Return a message as OpenAI's clients write it; thoughts of earlier answers are left out, as templates do."""
+    return {**message, "content": message.get("content") or ""} if isinstance(message, Mapping) else message
 
 
 def _message(name: str, role: str, text: str) -> Message:

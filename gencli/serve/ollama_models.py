@@ -21,6 +21,7 @@ from gencli.serve.engine import TextEngine
 from gencli.serve.ollama_answers import stamp
 from gencli.serve.pool import Pool, Wanted
 from gencli.serve.refusal import NOT_FOUND, Refusal
+from gencli.text.call_forms import form_of
 from gencli.text.chat_template import switches
 
 FOREVER = "9999-12-31T23:59:59Z"
@@ -169,6 +170,7 @@ class Models:
             "capabilities": [
                 "completion",
                 *(["vision"] if is_janus(checkpoint.contents) else []),
+                *(["tools"] if form_of(template) else []),
                 *(["thinking"] if switches(template, name) else []),
             ],
             "modified_at": stamp(self.pool.written(name)),

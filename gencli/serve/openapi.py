@@ -20,7 +20,8 @@ from gencli.serve.bodies import (
     TEXT_ROWS,
 )
 from gencli.serve.ollama_bodies import OPTIONS
-from gencli.serve.values import EFFORTS, MOST_IMAGES, MOST_LOGPROBS, MOST_SAMPLES, MOST_SEEN, MOST_TOKENS
+from gencli.serve.values import CHOICES, EFFORTS, MOST_IMAGES, MOST_LOGPROBS, MOST_SAMPLES, MOST_SEEN, MOST_TOKENS
+from gencli.text.tools import MOST
 
 Schema = dict[str, object]
 JSON, FORM, EVENTS = "application/json", "multipart/form-data", "text/event-stream"
@@ -70,9 +71,25 @@ PARTS = [
     for kind, schema in (("text", {"type": "string"}), ("image_url", URL))
 ]
 CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": PARTS}}]}
+FUNCTION = {"name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"}, "parameters": {"type": "object"}}
+CHOSEN = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": {"type": "object", "required": ["name"]}},
+    "required": ["type", "function"],
+}
+TOOL = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": {"type": "object", "properties": FUNCTION}},
+    "required": ["type", "function"],
+}
 MESSAGE = {
     "type": "object",
-    "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": CONTENT},
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": CONTENT,
+        "tool_calls": {"type": "array"},
+        "tool_call_id": {"type": "string"},
+    },
     "required": ["role", "content"],
 }
 FILE = {"type": "string", "format": "binary"}
@@ -110,6 +127,9 @@ def page(models: Iterable[str]) -> Schema:
         "reasoning_effort": {"enum": [*EFFORTS, None]},
         "think": {"enum": [*EFFORTS, True, False, None]},
         "chat_template_kwargs": {"type": ["object", "null"]},
+        "tools": {"anyOf": [{"type": "array", "items": TOOL, "maxItems": MOST}, {"type": "null"}]},
+        "tool_choice": {"anyOf": [{"enum": [*CHOICES, None]}, CHOSEN]},
+        "parallel_tool_calls": {"type": ["boolean", "null"]},
     }
     drawn: Schema = dict.fromkeys(DRAWN_INERT, ANY)
     drawn |= {name: _schema(field, DRAWN_ROWS) for name, field in DRAWN.items()}
@@ -160,7 +180,10 @@ def _ollama(models: Iterable[str], text: Mapping[str, object]) -> Schema:
     said = {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}, "images": images}
     message = {"type": "object", "properties": said, "required": ["role", "content"]}
     prompt = {"prompt": {"type": "string"}, "system": {"type": "string"}, "raw": {"type": "boolean"}, "images": images}
-    chat = {"messages": {"type": "array", "items": message, "maxItems": MOST_MESSAGES}}
+    chat = {
+        "messages": {"type": "array", "items": message, "maxItems": MOST_MESSAGES},
+        "tools": {"type": ["array", "null"]},
+    }
     error = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     return {
         "/api/generate": _post({**asked, **prompt}, "model", media="application/x-ndjson", error=error),

@@ -47,6 +47,8 @@ def ask(model: TextModel, request: TextRequest, messages: Sequence[Message], ima
     module, (*before, last) = model.module, messages
     if not isinstance(module, JanusReader):
         raise UsageError(f"images: {model.name} reads no images")
+    if request.tools is not None:
+        raise UsageError(f"tools: {model.name} calls none where it is asked about images")
     if any(message["role"] != "system" for message in before):
         raise UsageError(f"images: {model.name} answers one question about images, without what was said before")
     preprocess = janus_settings(Path(model.tokenizer.folder))

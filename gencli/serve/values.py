@@ -15,12 +15,14 @@ from gencli.errors import UsageError
 from gencli.options import SEVERAL_LIMIT
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.text.request import MAX_SEED, draw_seed
+from gencli.text.tools import AUTO, NONE, REQUIRED, listed
 from gencli.text.wishes import SAME, WISHES, check_values, read_wish
 
 MOST_TOKENS = 2**17  # of all answers to one request
 MOST_LOGPROBS = 20  # as OpenAI has it
 MOST_SAMPLES, MOST_IMAGES = 128, 10
 MOST_SEEN = 16  # images of one question
+CHOICES = (AUTO, REQUIRED, NONE)
 LARGEST = sys.float_info.max
 EFFORTS = sorted({*WISHES, *SAME} - {"1", "0"})
 
@@ -106,9 +108,39 @@ def _is_bias(pair: tuple[str, object]) -> bool:
     return abs(bias) <= LARGEST or bias == -math.inf
 
 
+def _tools(name: str, value: object) -> str | None:
+    """Return tools as JSON, None where there are none. Raise Refusal."""
+    if not isinstance(value, list):
+        raise Refusal(INVALID, f"{name} {shown(value)}: wants a list of tools", param=name)
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        return text if value and listed(name, text) else None
+    except UsageError as error:
+        raise Refusal.of(error, status=INVALID, param=name) from None
+
+
+def _choice(name: str, value: object) -> str:
+    """Return which tool is to be called: a word, or the name of one. Raise Refusal."""
+    function = value.get("function") if isinstance(value, Mapping) else None
+    chosen = function.get("name") if isinstance(function, Mapping) else value
+    if not isinstance(chosen, str) or (chosen is value and chosen not in CHOICES):
+        wanted = f"wants {', '.join(CHOICES)}, or an object that names a function"
+        raise Refusal(INVALID, f"{name} {shown(value)}: {wanted}", param=name)
+    return chosen
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Refusal(INVALID, f"{name} {shown(value)}: wants true or false", param=name)
+    return value
+
+
 READ: dict[str, Callable[[str, object], object]] = {  # of fields whose rows say less, or other, than a body may have
     "think": _wish,
     "chat_template_kwargs": _template_values,
+    "tools": _tools,
+    "tool_choice": _choice,
+    "several_calls": _truth,
     "seed": _seed,
     "stop": _stop,
     "logit_bias": _bias,

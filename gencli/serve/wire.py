@@ -23,6 +23,7 @@ from gencli.checkpoints import hub_cache
 from gencli.errors import GencliError, UsageError
 from gencli.text import events
 from gencli.text.request import SamplingParams, TextRequest
+from gencli.text.tools import Call
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -182,7 +183,8 @@ def read_event(said: Iterable[Any]) -> events.Event:
         return events.Failed(**fields, error=error)
     if kind == "Completion":
         logprobs = fields.pop("logprobs")
-        return events.Completion(**fields, logprobs=logprobs and events.Logprobs(**logprobs))
+        calls = tuple(Call(**call) for call in fields.pop("calls"))
+        return events.Completion(**fields, logprobs=logprobs and events.Logprobs(**logprobs), calls=calls)
     made: events.Event = TEXT_EVENTS[kind](**fields)
     return made
 

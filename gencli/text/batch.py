@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gencli.errors import GencliError
@@ -16,10 +18,17 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams, TextRequest
 from gencli.text.speculation import Guesser, verify
 
-if TYPE_CHECKING:
-    from gencli.text.constraint import Constraint
-
 MEMORY = 2**30  # bytes of keys and values from which on no text begins beside others
+
+
+class Follows(Protocol):
+    """What a text has to follow."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Return for every token of the model (V,) whether it may come next. Raise GencliError if that is unknown."""
+
+    def take(self, token: int) -> bool:
+        """Take the next token. Return whether nothing can follow it."""
 
 
 class Pick(NamedTuple):
@@ -42,7 +51,7 @@ class Row:
         generator: torch.Generator,
         params: SamplingParams,
         max_tokens: int,
-        constraint: Constraint | None = None,
+        constraint: Follows | None = None,
     ):
         self.ids = ids
         self.generator = generator
@@ -83,7 +92,11 @@ class Batch:
 
     @torch.inference_mode()
     def add(
-        self, ids: list[int], generator: torch.Generator, max_tokens: int, constraint: Constraint | None = None
+        self,
+        ids: list[int],
+        generator: torch.Generator,
+        max_tokens: int,
+        constraint: Follows | None = None,
     ) -> tuple[Picked, int]:
         """Read the prompt of one more text. Return its first token, and how many of the ids went through the model."""
         number, row = len(self.rows), Row(list(ids), generator, self.params, max_tokens, constraint)

@@ -1,16 +1,21 @@
 """Answers in channels, as gpt-oss writes them (OpenAI 2025, "harmony response format"). No torch.
 
 `<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…`: what is in `final` is the
-answer, what is in other channels is reasoning. The prompt ends behind `<|start|>assistant`.
+answer, what is in other channels is reasoning. The prompt ends behind `<|start|>assistant`. A header with
+`to=functions.NAME` begins the arguments of a call.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from gencli.text.calls import read_call
+from gencli.text.tools import Call
 from gencli.tokens import Tokenizer
 
 ANSWER = "final"
+RECIPIENT = re.compile(r"to=functions\.([\w.-]+)")
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,22 @@ def channels_of(tokenizer: Tokenizer) -> Channels | None:
 class ChannelSplitter:
     """One answer in channels; it parts reasoning from the answer as `reasoning.Splitter` does.
 
-    inside: whether the answer has not begun. An answer without any mark is all answer.
+    inside: whether the answer has not begun. An answer without any mark is all answer. calls: whether what is said to a
+    function is a call, and not reasoning. called: the tool whose arguments are written now.
     """
 
-    def __init__(self, channels: Channels):
+    def __init__(self, channels: Channels, *, calls: bool = False):
         self.tokens = channels
         self.ids: set[int | None] = {channels.start, channels.channel, channels.message, channels.end}
         self.begun = False
         self.skipped = 0  # characters before the answer
         self._marked, self._in_header, self._header = False, True, ""
         self._between = False  # two messages
+        self.called, self._recipient, self._arguments = "", "", ""
+        self._knows_calls = calls
+        self._calls: list[Call] = []
+
+    openers: tuple[int, ...] = ()  # tokens that may open a thought beside the channels'
 
     @property
     def inside(self) -> bool:
@@ -62,11 +73,15 @@ class ChannelSplitter:
         if self.begun or token not in self.ids:
             return False
         self._marked = True
+        if self._in_header and self._knows_calls and (found := RECIPIENT.search(self._header)):
+            self._recipient = found[1]
         if token == self.tokens.message and self._in_header:
             self._in_header = False
-            self.begun = self._header.split()[:1] in ([], [ANSWER])
+            self.called, self._recipient = self._recipient, ""
+            self.begun = not self.called and self._header.split()[:1] in ([], [ANSWER])
         elif token != self.tokens.message:
             self._in_header = True
+            self._end_call()
         self._header, self._between = "", token == self.tokens.end
         return True
 
@@ -78,7 +93,20 @@ class ChannelSplitter:
         if self._in_header:
             self._header += text
             return "", ""
+        if self.called:
+            self._arguments += text
+            return "", ""
         return text, ""
+
+    def calls(self) -> tuple[Call, ...]:
+        """Return the calls so far."""
+        self._end_call()
+        return tuple(self._calls)
+
+    def _end_call(self) -> None:
+        if self.called and (call := read_call(self.called, self._arguments)) is not None:
+            self._calls.append(call)
+        self.called = self._arguments = ""
 
     def finish(self) -> tuple[str, str]:
         """Return what was held back, when no more text comes."""

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
-from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
+from gencli.text.chat_template import Message, Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats, TextDelta, in_order
 from gencli.text.generate import How, Job, generate, generate_all
@@ -63,7 +63,7 @@ class ChatSession:
             if model.tokenizer.is_longer(message, context):
                 raise self._too_long(f"more than {2 * context}")
             while True:
-                messages = [*conversation.messages(), {"role": "user", "content": message}]
+                messages: list[Message] = [*conversation.messages(), {"role": "user", "content": message}]
                 prompt = self.chat_model.format.prompt(messages, self.request)
                 if len(prompt.ids) <= room or not conversation.leave_out():
                     break

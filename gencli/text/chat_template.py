@@ -19,9 +19,11 @@ import threading
 import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 
 from gencli.errors import GencliError, UsageError
+from gencli.text.call_forms import form_of
+from gencli.text.calls import Calls
 from gencli.text.channels import channels_of
 from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.request import TextRequest
@@ -29,7 +31,9 @@ from gencli.text.special_tokens import SpecialTokens
 from gencli.text.thinking import SWITCHES, check_none, template_values, wishes
 from gencli.tokens import Tokenizer
 
-Message = dict[str, str]  # `role` (system, user or assistant) and `content`
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
 SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 SECONDS = 5  # of processor time for all prompts together, and a little more for each; real templates take milliseconds
@@ -54,6 +58,17 @@ USUAL = TextRequest()
 PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gencli.text.chat_template_worker import serve"
 
 
+class Message(TypedDict):
+    """One message. role: system, user, assistant or tool. tool_calls: of an assistant, as templates take them. name,
+    tool_call_id: of the call that a tool's message answers."""
+
+    role: str
+    content: str
+    tool_calls: NotRequired[list[dict[str, object]]]
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
+
+
 class ChatTemplate:
     """Jinja source and the process that renders it: started at once, ended by `close` or by garbage collection."""
 
@@ -72,7 +87,8 @@ class ChatTemplate:
 
         Raises GencliError when the template refuses them, is broken, or exceeds a limit.
         """
-        characters = OWN_CHARACTERS + COPIES * len(json.dumps(values.get("messages"), ensure_ascii=False))
+        given = [part for name in ("messages", "tools") if (part := values.get(name)) is not None]
+        characters = OWN_CHARACTERS + COPIES * sum(len(json.dumps(part, ensure_ascii=False)) for part in given)
         answer = self._ask({"values": values, "characters": characters})
         if "error" in answer:
             message = " ".join(answer["error"].split())[:300]
@@ -172,10 +188,12 @@ class Templated:
         Raises GencliError when the template refuses the conversation, loops, or is broken; UsageError when it reads
         nothing of what the request says.
         """
-        asked = self._asked(request)
-        escaped = self.special_tokens.escape_special_tokens(messages)
+        asked, calls = self._asked(request), self._calls(request)
+        listed = None if calls is None else [*calls.tools.listed]
+        plain = {"tools": listed, **asked}
+        escaped, tools = self.special_tokens.escape_special_tokens(messages, listed)
         try:
-            text = self._render(escaped, asked, add_generation_prompt=True)
+            text = self._render(escaped, {**plain, "tools": tools}, add_generation_prompt=True)
         except GencliError as error:
             if asked and self._takes(escaped):
                 name = "think" if request.chat_template_kwargs is None else "chat-template-kwargs"
@@ -183,12 +201,22 @@ class Templated:
             if messages[0]["role"] == "system":
                 error.hint = "some templates know no system prompt: write it into the message"
             raise
-        if escaped != messages:
+        if escaped != messages or tools != listed:
             with contextlib.suppress(GencliError):
-                text = self.special_tokens.faithful(text, self._render(messages, asked, add_generation_prompt=True))
+                text = self.special_tokens.faithful(text, self._render(messages, plain, add_generation_prompt=True))
         shown = self.special_tokens.unescape(text)
         inside = next((one for one in self.marks if one.begun_in(text)), None)
-        return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside, self.channels))
+        return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside, self.channels, calls))
+
+    def _calls(self, request: TextRequest) -> Calls | None:
+        """Return the calls that an answer may have. Raise UsageError for a template that knows no tools."""
+        tools = request.tools_given
+        if tools is None:
+            return None
+        form = form_of(self.template.source) if "tools" in self._variables else None
+        if form is None:
+            raise UsageError(f"--tools: the chat template of {self.template.name} knows no tools")
+        return Calls(None if self.channels else form, tools)
 
     def _takes(self, messages: list[Message]) -> bool:
         """Return whether the template takes a conversation without further values."""
@@ -209,11 +237,13 @@ class Templated:
     def _turn_end(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The tokens and texts that end an answer. A template may refuse some conversations, or end only some turns."""
         asked, answered, asks = (
-            {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", ANSWER), ("user", NEXT))
+            Message(role=role, content=text) for role, text in (("user", "a"), ("assistant", ANSWER), ("user", NEXT))
         )
+        system = Message(role="system", content="a")
         found: list[str] = []
-        for head in ([], [{"role": "system", "content": "a"}]):
-            for more in ([], [asks]):
+        heads: tuple[list[Message], ...] = ([], [system])
+        for head in heads:
+            for more in ([asks][:0], [asks]):
                 with contextlib.suppress(GencliError):
                     text = self._render([*head, asked, answered, *more])
                     found.append(text.partition(ANSWER)[2].partition(NEXT)[0])
@@ -269,6 +299,8 @@ class Transcript:
         Raises UsageError for a request that says something of a template.
         """
         check_none(request, self.name)
+        if request.tools_given is not None:
+            raise UsageError(f"--tools: {self.name} has no chat template, and knows no tools")
         lines = []
         for message in messages:
             content = message["content"].strip()

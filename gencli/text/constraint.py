@@ -66,6 +66,20 @@ class Vocabulary:
         return self._matchers[grammar].deep_copy()
 
 
+def next_tokens(matcher: LLMatcher, known: Vocabulary, ends: list[int], mask: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return for every token of a model (V,) whether a text may go on with it. ends: tokens that end it. mask: room for
+    the answer in bits. Raise GencliError where llguidance gives up."""
+    if not matcher.is_error():
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+    if matcher.is_error():
+        reason = first_line(matcher.get_error())
+        reason = "no text follows it" if reason.startswith("NoExtension") else reason
+        raise GencliError(f"the schema or grammar can be followed no further: {reason}")
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little").view(np.bool_)
+    bits[ends] = bits[known.size]
+    return bits[: known.size]
+
+
 VOCABULARIES: WeakKeyDictionary[LanguageModel, Vocabulary] = WeakKeyDictionary()  # by the model's module
 
 
@@ -94,6 +108,7 @@ class Constraint:
         if self._channels is not None:
             self._inside = Marks()
         self._opens = {} if self._inside else marks  # while a thought may begin
+        self.after = (self.vocabulary.visible,)  # a token means the same everywhere: not even the first loses its space
         self._gap = 0  # tokens that may stand between a thought and the answer
         self._decoder, self._thought, self._known = model.tokenizer.decoder(), "", model.tokenizer.vocab_size
 
@@ -110,18 +125,11 @@ class Constraint:
                 if marks := [*self._channels.next]:  # without them all would be answer
                     free[:], free[marks] = False, True
             return free
-        if not self._matcher.is_error():
-            self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        if self._matcher.is_error():
-            reason = first_line(self._matcher.get_error())
-            reason = "no text follows it" if reason.startswith("NoExtension") else reason
-            raise GencliError(f"the schema or grammar can be followed no further: {reason}")
-        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little").view(np.bool_)
-        bits[self._ends] = bits[self.vocabulary.size]
+        bits = next_tokens(self._matcher, self.vocabulary, self._ends, self._mask)
         bits[list(self._opens)] = True
         if self._gap:
             bits[self.vocabulary.spaces] = True
-        return bits[: self.vocabulary.size]
+        return bits
 
     def take(self, token: int) -> bool:
         """Take the next token. Return whether nothing can follow it."""

@@ -33,7 +33,7 @@ class Conversation:
 
     def messages(self) -> list[Message]:
         """Return the messages that go to the model."""
-        head = [] if self.system is None else [{"role": "system", "content": self.system}]
+        head: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*head, *self.examples, *self.turns[self.left_out :]]
 
     def leave_out(self) -> bool:
@@ -121,7 +121,7 @@ def _example(line: str, where: str) -> list[Message]:
 def _messages(value: object, where: str) -> list[Message]:
     if not isinstance(value, list):
         raise GencliError(f"{where} holds no list of messages")
-    messages = []
+    messages: list[Message] = []
     for message in value:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in ROLES or not isinstance(content, str):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from gencli.errors import GencliError, counted
+from gencli.text.tools import Call
 
 
 @dataclass
@@ -78,7 +79,8 @@ class Completion:
 
     completion_tokens counts every token that was sampled, including an end token and those of a stop string.
     unanswered: it ended within its reasoning, or right after it. reasoning: what came before the answer, and
-    reasoning_tokens: how many of completion_tokens that and its marks took.
+    reasoning_tokens: how many of completion_tokens that and its marks took. calls: of tools, which are no part of the
+    text.
     """
 
     index: int
@@ -91,6 +93,7 @@ class Completion:
     unanswered: bool = False
     reasoning: str = ""
     reasoning_tokens: int = 0
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True)

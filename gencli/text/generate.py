@@ -192,7 +192,7 @@ def _prepared(model: TextModel, number: int, job: Job) -> Iterator[Event | Seque
         whole = prompt_ids(model, request, job.ids)
         lost = model.tokenizer.lost(request.prompt) if job.ids is None else job.lost
         ids = fit(model, request, whole)
-        constraint_of(model, request)
+        constraint_of(model, request, job.reasoning)
     except GencliError as error:
         yield Failed(first, error, first + job.request.num_samples)
         return

@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 from dataclasses import dataclass
 
+from gencli.text.calls import Calls
 from gencli.text.channels import Channels, ChannelSplitter
 from gencli.text.events import Logprobs
 from gencli.tokens import Tokenizer
@@ -52,15 +53,16 @@ class Marks:
 @dataclass(frozen=True)
 class Reasoning:
     """What to look for in an answer. inside: the marks of a thought that the prompt has begun. channels: in place of
-    marks, of a model that writes them."""
+    marks, of a model that writes them. calls: of tools, that may come in it."""
 
     marks: tuple[Marks, ...] = (Marks(),)
     inside: Marks | None = None
     channels: Channels | None = None
+    calls: Calls | None = None
 
     def splitter(self) -> Splitter | ChannelSplitter:
         """Return what parts an answer."""
-        return Splitter(self) if self.channels is None else ChannelSplitter(self.channels)
+        return Splitter(self) if self.channels is None else ChannelSplitter(self.channels, calls=self.calls is not None)
 
 
 def marks_of(tokenizer: Tokenizer) -> tuple[Marks, ...]:
@@ -86,6 +88,11 @@ class Splitter:
         self._may_open = reasoning.inside is None
         self._title = self.inside.title if self.inside else ""  # what may come now and is no part of the thought
         self._held = ""
+
+    @property
+    def openers(self) -> tuple[int, ...]:
+        """The tokens that may open a thought now."""
+        return tuple(one.open_id for one in self.marks if one.open_id is not None) if self._may_open else ()
 
     def take(self, token: int) -> bool:
         """Take a token, and return whether it is a mark at a place where one counts. It then has no text."""

@@ -13,6 +13,7 @@ from typing import Literal, TypeGuard
 from gencli.errors import GencliError, UsageError
 from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, make, number, rows, several
 from gencli.text.grammar import check_grammar, check_schema, read_grammar, read_schema
+from gencli.text.tools import AUTO, NONE, REQUIRED, Tools, check_tools, read_tools, tools_of
 from gencli.text.wishes import WISHES, check_values, read_wish
 
 MAX_SEED = 2**63 - 1
@@ -225,14 +226,29 @@ class TextRequest:
         help=f"{THINK.help}, and with --json to `reasoning_content`. Turns on --chat.").field(None)
     chat_template_kwargs: str | None = dataclasses.replace(TEMPLATE_KWARGS,
         help=f"{TEMPLATE_KWARGS.help} Turns on --chat.").field(None)
+    tools: str | None = Option(str, "--tools FILE|JSON",
+        "Functions that the model may call, as OpenAI's API has them: a JSON file, or the JSON itself. Each call is "
+        "printed as a line of JSON, and with --json goes to `tool_calls`. Turns on --chat.", CONVERSATION,
+        read=read_tools, valid=check_tools, also=("--functions", "--tool")).field(None)
+    tool_choice: str | None = Option(str, "--tool-choice WHICH",
+        "With --tools: auto, required, none, or the name of the function to call (default: auto).", CONVERSATION,
+        complete=(AUTO, REQUIRED, NONE)).field(None)
+    several_calls: bool = Option(bool, called="several_calls").field(True)
     # fmt: on
 
     def __post_init__(self) -> None:
         check(self)
         if self.schema is not None and self.grammar is not None:
             raise UsageError("--schema and --grammar cannot be combined")
+        if self.tools_given is not None and self.form is not None:
+            raise UsageError(f"--tools and --{'grammar' if self.schema is None else 'schema'} cannot be combined")
         Bounds(0, MAX_SEED - self.num_samples + 1).check("--seed", self.seed)
         _check_unicode("the prompt", self.prompt)
+
+    @property
+    def tools_given(self) -> Tools | None:
+        """The tools that may be called, if any. Raise UsageError for a choice that they do not leave."""
+        return tools_of(self.tools, self.tool_choice, several=self.several_calls)
 
     @property
     def form(self) -> str | None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 
+from gencli.errors import GencliError
 from gencli.text.batch import Pick
+from gencli.text.calls import CallSplitter
+from gencli.text.channels import ChannelSplitter
 from gencli.text.events import Completion, Logprobs, ReasoningDelta, TextDelta
 from gencli.text.load import TextModel
 from gencli.text.reasoning import Reasoning, logprobs_after
 from gencli.text.request import TextRequest
 from gencli.text.stops import StopScanner
+from gencli.text.tools import Call
 
 if TYPE_CHECKING:
+    from gencli.text.call_constraint import CallConstraint
     from gencli.text.constraint import Constraint
 
 
@@ -48,10 +54,14 @@ class Sequence:
         self.count = 0
         self.constraint = constraint_of(model, request, reasoning)
         after = ids
-        if self.constraint is not None:  # a token means the same wherever it is: not even the first loses its space
-            after, reasoning = [*ids, self.constraint.vocabulary.visible], self.constraint.reasoning
+        if self.constraint is not None:
+            after, reasoning = [*ids, *self.constraint.after], self.constraint.reasoning
         self.decoder = model.tokenizer.decoder(after=after)
         self.splitter = reasoning.splitter() if reasoning else None
+        calls = reasoning.calls if reasoning else None
+        self.caller = CallSplitter(calls) if calls and calls.form else None
+        self.special = {i: self.tokenizer.raw_piece(i) for i in self.tokenizer.special_ids} if self.caller else {}
+        self.calls: tuple[Call, ...] = ()
         self.scanner = StopScanner(request.stop)
         named = {i: model.tokenizer.raw_piece(i) for i in model.tokenizer.special_ids} if request.stop else {}
         self.ends = {*model.tokenizer.eos_ids, *(i for i, name in named.items() if name in request.stop)}
@@ -86,7 +96,10 @@ class Sequence:
             name = self.tokenizer.id_to_piece
             top = [(name(i), value) for i, value in pick.top if i < self.tokenizer.vocab_size]
             self.logprobs.add(name(token), pick.logprob, top, self.decoded)
-        if token in self.hidden:
+        if self.caller and token in self.special and self._is_of_call(self.special[token]):
+            shown += self._show(self.decoder.finish())
+            shown += [] if self.finish_reason else self._show(self.special[token])
+        elif token in self.hidden:
             shown += self._show(self.decoder.finish())
             shown += [] if self.finish_reason else self._show("", hidden=self.hidden[token])
         elif known:
@@ -103,7 +116,17 @@ class Sequence:
         unanswered = bool(self.thought and not text)
         counts = self.prompt_tokens, self.count
         thoughts = "".join(self.thoughts), self.reasoned
-        return Completion(self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered, *thoughts)
+        calls = self.splitter.calls() if isinstance(self.splitter, ChannelSplitter) else self.calls
+        unanswered = unanswered and not calls
+        return Completion(
+            self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered, *thoughts, calls
+        )
+
+    def _is_of_call(self, piece: str) -> bool:
+        """Return whether a special token is a part of a call here."""
+        assert self.caller
+        inside = self.splitter is not None and self.splitter.inside
+        return not inside and (self.caller.begun or piece in self.caller.opens)
 
     def _last(self, reason: str) -> list[TextDelta | ReasoningDelta]:
         """End the sample, and return what was held back of its text."""
@@ -119,6 +142,11 @@ class Sequence:
         thought, answer = self.splitter.push(text) if self.splitter else ("", text)
         if self.splitter and last:
             thought, answer = (a + b for a, b in zip((thought, answer), self.splitter.finish(), strict=True))
+        if self.caller:
+            answer = self.caller.push(answer)
+            if last:
+                held, self.calls = self.caller.finish()
+                answer += held
         shown, stopped = self.scanner.push(answer)
         if hidden and not (self.splitter and self.splitter.inside):
             shown, stopped = self.scanner.push(hidden, hidden=True)
@@ -135,10 +163,20 @@ class Sequence:
         return [*deltas, TextDelta(self.index, shown)] if shown else [*deltas]
 
 
-def constraint_of(model: TextModel, request: TextRequest, reasoning: Reasoning | None = None) -> Constraint | None:
+def constraint_of(
+    model: TextModel, request: TextRequest, reasoning: Reasoning | None = None
+) -> Constraint | CallConstraint | None:
     """Return what a text of this request has to follow, if anything. Raise GencliError if it cannot."""
-    if request.form is None:
-        return None
-    from gencli.text.constraint import Constraint
+    if request.form is not None:
+        from gencli.text.constraint import Constraint
 
-    return Constraint(model, request.form, reasoning)
+        return Constraint(model, request.form, reasoning)
+    if reasoning is None or reasoning.calls is None:
+        return None
+    if find_spec("llguidance") is None:  # calls then follow their schemas as well as the model does
+        if reasoning.calls.tools.must:
+            raise GencliError("llguidance is not installed", "pip install 'gencli[grammar]'")
+        return None
+    from gencli.text.call_constraint import CallConstraint
+
+    return CallConstraint(model, reasoning)

@@ -9,9 +9,15 @@ anyway, and are encoded with their words restored and nothing parsed.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from gencli.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from gencli.text.chat_template import Message
+
+T = TypeVar("T")
 
 PRIVATE = range(0xF0000, 0xFFFFE)  # a plane of private-use characters
 
@@ -38,17 +44,29 @@ class SpecialTokens:
         self._from_mark = str.maketrans({mark: char for char, mark in pairs})
         self._marked = re.compile("[" + "".join(mark for _, mark in pairs) + "]+" if pairs else r"(?!)")
 
-    def escape_special_tokens(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """Return the messages with such words replaced by marks.
+    def escape_special_tokens(
+        self, messages: list[Message], tools: list[Mapping[str, object]] | None = None
+    ) -> tuple[list[Message], list[Mapping[str, object]] | None]:
+        """Return the messages, and what is said of tools, with such words replaced by marks.
 
         An answer of the model may hold the tokens that are not special.
         """
-        self._choose_marks("".join(text for message in messages for text in message.values()))
-        return [{key: self._escape(text, message["role"]) for key, text in message.items()} for message in messages]
+        self._choose_marks("".join(_texts([messages, tools])))
+        escaped = [self._escape(message, message["role"]) for message in messages]
+        return escaped, self._escape(tools, "")
 
-    def _escape(self, text: str, role: str) -> str:
+    def _escape(self, value: T, role: str) -> T:
+        """Return a value of JSON with its texts escaped."""
         words = self._special if role == "assistant" else self._control
-        return words.sub(lambda match: match[0].translate(self._to_mark), text)
+
+        def escaped(one: object) -> object:
+            if isinstance(one, str):
+                return words.sub(lambda match: match[0].translate(self._to_mark), one)
+            if isinstance(one, list):
+                return [escaped(part) for part in one]
+            return {escaped(key): escaped(part) for key, part in one.items()} if isinstance(one, dict) else one
+
+        return cast(T, escaped(value))
 
     def unescape(self, text: str) -> str:
         """Return a rendered text as transformers would render it."""
@@ -99,6 +117,19 @@ class SpecialTokens:
                     yield restored[start:middle]
                     start = middle
         yield restored[start:]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts of a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield key
+            yield from _texts(one)
 
 
 def _any_of(words: Collection[str]) -> re.Pattern[str]:

@@ -10,6 +10,7 @@ import jinja2
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from gencli.text.chat_template_worker import to_json
 from tests.oracles.libraries import transformers
 from tests.tiny.text import write_json
 
@@ -103,16 +104,20 @@ def make_scripted_chat(
     messages: list[dict[str, str]] | None = None,
     generation: dict[str, Any] | None = None,
     tokenizer_config: dict[str, Any] | None = None,
+    positions: int = 256,
+    tools: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Write a chat model that answers "Hi" with `said`. <|endoftext|> is 256, <|im_start|> 257, <|im_end|> 258."""
     turns = (TURN, TURN_END) if special else plain(TURN, TURN_END)
     tokenizer = bytes_tokenizer(END, *turns, *added)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = lambda message: ""
+    environment.filters["tojson"] = to_json
     asked = messages or [{"role": "user", "content": "Hi"}]
-    prompt = environment.from_string(template).render(messages=asked, add_generation_prompt=True)
+    prompt = environment.from_string(template).render(messages=asked, tools=tools, add_generation_prompt=True)
     ids = tokenizer.encode(said).ids if isinstance(said, str) else said
     named = {"chat_template": template, "eos_token": END} | (tokenizer_config or {})
     start = len(tokenizer.encode(prompt).ids)
     generation = {"eos_token_id": 256} if generation is None else generation
-    return make_scripted(folder, tokenizer, ids, start, generation=generation, tokenizer_config=named)
+    more = {"generation": generation, "tokenizer_config": named, "positions": positions}
+    return make_scripted(folder, tokenizer, ids, start, **more)

@@ -138,7 +138,7 @@ def test_what_is_unknown_is_passed_over_with_one_note():
         ({"images": ["/etc/passwd "]}, "images: wants images in base64"),
         ({"images": [5]}, "images: wants images in base64"),
         ({"images": ["aGk="], "raw": True}, "images: a raw prompt has no place for them"),
-        ({"tools": [{"type": "function"}]}, "stories does not support tools"),
+        ({"tools": [{"type": "function"}]}, "tools: POST /api/chat takes them"),
         ({"logprobs": True}, 'logprobs are not streamed: "stream": false'),
         ({"width": 64}, "width is for models that draw"),
         ({"prompt": 5}, "prompt 5: wants text"),

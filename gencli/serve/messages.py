@@ -1,0 +1,111 @@
+"""The messages of a conversation in a request's body, as a chat template takes them. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from gencli.errors import GencliError
+from gencli.json_files import as_unicode
+from gencli.serve.refusal import INVALID, Refusal
+from gencli.serve.values import shown
+from gencli.text.chat_template import Message
+from gencli.text.tools import MOST, call_id
+
+ROLES = ("system", "user", "assistant", "tool")
+LAST = ("user", "tool")  # whose message is to be answered
+
+
+def read_messages(values: list[object]) -> list[Message]:
+    """Return the messages of a conversation that ends with one to answer. A tool's answer without an id is that to the
+    first call that has none. Raise Refusal."""
+    read = [read_message(number, value) for number, value in enumerate(values)]
+    if read and read[-1]["role"] not in LAST:
+        raise Refusal(INVALID, "messages: the last one must be the user's, or a tool's", param="messages")
+    open_calls: list[tuple[str, str]] = []  # id and name
+    for number, message in enumerate(read):
+        if message["role"] == "assistant":
+            open_calls = [_id_and_name(call) for call in message.get("tool_calls", ())]
+        elif message["role"] == "tool":
+            known = message.get("tool_call_id")
+            found = next((one for one in open_calls if known in (None, one[0])), None)
+            if found is None:
+                told = f"messages[{number}]: no call of the assistant's last message has this tool_call_id"
+                raise Refusal(INVALID, told, param="messages")
+            open_calls.remove(found)
+            message["tool_call_id"] = found[0]
+            message.setdefault("name", found[1])
+    return read
+
+
+def read_message(number: int, message: object) -> Message:
+    """Return a message of a conversation. Raise Refusal."""
+    where = f"messages[{number}]"
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+    calls = message.get("tool_calls") if isinstance(message, Mapping) and role == "assistant" else None
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, Mapping)]
+        texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
+        if len(texts) + len(urls(message)) != len(content):
+            raise Refusal(INVALID, f"{where}: only parts of type text and image_url are read", param="messages")
+        content = "".join(texts)
+    if content is None and calls:
+        content = ""
+    role = "system" if role == "developer" else role
+    if role not in ROLES or not isinstance(content, str) or not isinstance(message, Mapping):
+        wanted = f"wants a role of {', '.join(ROLES[:-1])} or {ROLES[-1]} and a text as content"
+        raise Refusal(INVALID, f"{where}: {wanted}", param="messages")
+    made = Message(role=role, content=content)
+    if calls:
+        made["tool_calls"] = _calls(where, calls)
+    if role == "tool":
+        if (given := message.get("tool_call_id")) is not None:
+            made["tool_call_id"] = call_id(given)
+        name = message.get("name", message.get("tool_name"))  # ollama's
+        if isinstance(name, str):
+            made["name"] = name
+    try:
+        as_unicode(json.dumps(made, ensure_ascii=False, allow_nan=False), where)
+    except (GencliError, ValueError):
+        raise Refusal(INVALID, f"{where} is no Unicode text", param="messages") from None
+    return made
+
+
+def urls(message: object) -> list[str]:
+    """Return the images of a message, as their data: URLs."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    holders = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
+    found = [holder.get("url") if isinstance(holder, Mapping) else holder for holder in holders]
+    return [url for url in found if isinstance(url, str)]
+
+
+def _calls(where: str, values: object) -> list[dict[str, object]]:
+    """Return the calls of an earlier answer, with their arguments as an object. Raise Refusal."""
+    if not isinstance(values, list) or len(values) > MOST:
+        raise Refusal(INVALID, f"{where}: tool_calls wants a list of at most {MOST} calls", param="messages")
+    made: list[dict[str, object]] = []
+    for number, value in enumerate(values):
+        function = value.get("function") if isinstance(value, Mapping) else None
+        name, arguments = (
+            (function.get("name"), function.get("arguments")) if isinstance(function, Mapping) else (None, None)
+        )
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except (ValueError, RecursionError):
+                arguments = None
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            wanted = "wants a function with a name, and arguments that are a JSON object"
+            told = f"{where}: tool_calls[{number}] {shown(value)}: {wanted}"
+            raise Refusal(INVALID, told, param="messages")
+        given = value.get("id") if isinstance(value, Mapping) else None
+        identity = call_id(f"{where}/{number}" if given is None else given)
+        made.append({"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}})
+    return made
+
+
+def _id_and_name(call: Mapping[str, object]) -> tuple[str, str]:
+    function = call["function"]
+    assert isinstance(function, Mapping)
+    return str(call["id"]), str(function["name"])

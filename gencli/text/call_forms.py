@@ -1,0 +1,309 @@
+"""How families of models write calls of tools: one row each. No torch.
+
+To add a form: a function that reads it, one that writes its grammar, and its row in FORMS. The forms were taken from
+the families' own chat templates and documentation.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gencli.text.tools import Call, Schema
+
+Schemas = Mapping[str, Schema]  # of arguments, by the tool's name
+Mark = Callable[[str], str]  # a text → what a grammar writes for it: the name of a token, or the text in quotes
+Grammar = Callable[[Schemas, Mark], str]
+Read = Callable[[str, Schemas], list[Call]]  # raises ValueError for what is no call
+NAMES, ARGUMENTS = ("name", "tool_name", "function"), ("arguments", "parameters", "args")
+VARIABLE = re.compile(r"(?<![\w'\".])tools\b(?!['\"])")  # and not builtin_tools, or a word that is printed
+QUOTE = '<|"|>'  # Gemma 4's
+
+
+@dataclass(frozen=True)
+class Form:
+    """needs: texts that a chat template of the form has, all of them. opens: what stands before calls, best first; of
+    several the first is written where a call is required. read: what comes after that → calls. grammar: the rules of
+    the same in Lark's notation, but for `start`, whose first is `call` and describes one; None: calls are not held to
+    their schemas. between, after: what stands between calls, and after the last. inside: the text of `opens` is a part
+    of the call, and calls stand at the beginning of an answer alone. again: every call has its own `opens`."""
+
+    needs: tuple[str, ...]
+    opens: tuple[str, ...]
+    read: Read
+    grammar: Grammar | None = None
+    between: str = ""
+    after: str = ""
+    inside: bool = False
+    again: bool = False
+
+    def rules(self, schemas: Schemas, mark: Mark, *, several: bool) -> str | None:
+        """Return the grammar of what follows `opens`, None if there is none. several: more than one call may come."""
+        if self.grammar is None:
+            return None
+        parts = [self.between, self.opens[0] if self.again else ""]
+        joined = " ".join(mark(part) for part in parts if part)
+        more = f" ({joined} call)*" if several and (joined or self.after) else ""  # a list has them all
+        after = f" {mark(self.after)}" if self.after else ""
+        return f"start: call{more}{after}\n{self.grammar(schemas, mark)}"
+
+
+def form_of(template: str) -> Form | None:
+    """Return the form in which a model with this chat template writes calls, None for one that knows no tools."""
+    if VARIABLE.search(template) is None:
+        return None
+    return next(form for form in FORMS if all(need in template for need in form.needs))
+
+
+def _json_of(schema: Schema) -> str:
+    """Return a JSON schema in a grammar: on one line, and without what cannot be followed."""
+    inner = {key: value for key, value in schema.items() if key != "x-guidance"}
+    return f"%json {json.dumps({'x-guidance': {'whitespace_pattern': ' ?', 'lenient': True}, **inner})}"
+
+
+def _each(schemas: Schemas, mark: Mark, before: str, after: str) -> str:
+    """Return the rules of a call of one of several tools: its arguments in JSON between two texts, in which NAME stands
+    for the tool's."""
+    names = list(schemas)
+    calls = " | ".join(f"call_{number}" for number in range(len(names)))
+    rules = []
+    for number, name in enumerate(names):
+        parts = [mark(before.replace("NAME", name)), f"args_{number}", *([mark(after)] if after else [])]
+        rules += [f"call_{number}: {' '.join(parts)}", f"args_{number}: {_json_of(schemas[name])}"]
+    return "\n".join([f"call: {calls}", *rules])
+
+
+def _around(before: str, after: str = "") -> Grammar:
+    """Return the grammar of single calls, as `_each` describes them."""
+    return lambda schemas, mark: _each(schemas, mark, before, after)
+
+
+def _list(schemas: Schemas, mark: Mark) -> str:
+    """Return the grammar of calls in a list of JSON."""
+    one = _each(schemas, mark, '{"name": "NAME", "arguments": ', "}").replace("call: ", "one: ", 1)
+    return f'call: "[" one ({mark(", ")} one)* "]"\n{one}'
+
+
+def harmony(schemas: Schemas, mark: Mark) -> str:
+    """Return the grammar of a message with a call in channels, as gpt-oss writes it."""
+    begin = mark("<|start|>assistant<|channel|>commentary to=functions.")
+    return f"start: {begin} call\n{_each(schemas, mark, 'NAME <|constrain|>json<|message|>', '')}"
+
+
+def one_of(schema: Schema) -> str:
+    """Return the grammar of arguments alone."""
+    return f"start: {_json_of(schema)}"
+
+
+def _xml(schemas: Schemas, mark: Mark) -> str:
+    """Return the grammar of calls as Qwen 3 Coder and Qwen 3.5 write them, whose values are no JSON."""
+    rules, names = [], list(schemas)
+    for number, name in enumerate(names):
+        schema = schemas[name]
+        needed, parts = schema.get("required"), []
+        properties = schema.get("properties")
+        for key in properties if isinstance(properties, Mapping) else ():
+            one = mark(f"<parameter={key}>") + " value"
+            parts.append(f"({one})" if isinstance(needed, list) and key in needed else f"({one})?")
+        begin, end = mark(f"\n<function={name}>\n"), mark("</function>\n</tool_call>")
+        rules.append(f"call_{number}: {begin} {' '.join(parts)} {end}")
+    calls = " | ".join(f"call_{number}" for number in range(len(names)))
+    return "\n".join([f"call: {calls}", *rules, r"value[lazy]: /(.|\n)*<\/parameter>\n/"])
+
+
+def _objects(text: str) -> Iterator[object]:
+    """Yield the JSON values of a text, whatever stands between them. Raise ValueError if there is none."""
+    decoder, at, found = json.JSONDecoder(), 0, 0
+    while (begin := re.compile(r"[\[{]").search(text, at)) is not None:
+        try:
+            value, at = decoder.raw_decode(text, begin.start())
+        except ValueError:
+            if found:  # the mark of an end, which begins with a bracket too
+                return
+            raise
+        found += 1
+        yield value
+    if not found:
+        raise ValueError("there is no JSON in it")
+
+
+def _read_json(text: str, schemas: Schemas) -> list[Call]:
+    """Read calls as JSON objects, or lists of them."""
+    found = [one for value in _objects(text) for one in (value if isinstance(value, list) else [value])]
+    return [_call(one) for one in found]
+
+
+def _call(value: object) -> Call:
+    if not isinstance(value, dict):
+        raise ValueError("a call is an object")
+    inner = value.get("function")
+    value = inner if isinstance(inner, dict) else value
+    name = next((value[key] for key in NAMES if isinstance(value.get(key), str)), None)
+    arguments: object = next((value[key] for key in ARGUMENTS if key in value), {})
+    if name is None:
+        raise ValueError("a call has a name")
+    return made(name, json.loads(arguments) if isinstance(arguments, str) else arguments)
+
+
+def made(name: str, arguments: object) -> Call:
+    """Return a call. Raise ValueError for arguments that are no object."""
+    if not isinstance(arguments, dict):
+        raise ValueError("arguments are an object")
+    return Call(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def _read_named(pattern: str) -> Read:
+    """Return the reader of names with JSON after them, by a pattern that ends where the JSON begins."""
+    head = re.compile(pattern)
+
+    def read(text: str, schemas: Schemas) -> list[Call]:
+        calls, at = [], 0
+        while (match := head.search(text, at)) is not None:
+            value, at = json.JSONDecoder().raw_decode(text, match.end())
+            calls.append(made(match["name"], value))
+        if not calls:
+            raise ValueError("there is no call in it")
+        return calls
+
+    return read
+
+
+def _typed(text: str, name: str, key: str, schemas: Schemas) -> object:
+    """Return a value that is written without quotes: a text where the schema says so, else JSON if it is any."""
+    properties = schemas.get(name, {}).get("properties")
+    schema = properties.get(key) if isinstance(properties, Mapping) else None
+    if isinstance(schema, Mapping) and schema.get("type") == "string":
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def _read_pairs(call: str, pair: str) -> Read:
+    """Return the reader of calls whose arguments are texts between marks."""
+
+    def read(text: str, schemas: Schemas) -> list[Call]:
+        calls = []
+        for match in re.finditer(call, text, re.DOTALL):
+            name = match["name"].strip()
+            pairs = re.findall(pair, match["rest"], re.DOTALL)
+            calls.append(made(name, {key.strip(): _typed(value, name, key.strip(), schemas) for key, value in pairs}))
+        if not calls:
+            raise ValueError("there is no call in it")
+        return calls
+
+    return read
+
+
+def _read_python(text: str, schemas: Schemas) -> list[Call]:
+    """Read a list of calls as Python writes them, whose arguments are constants."""
+    try:
+        tree = ast.parse(text.partition("<|tool_call_end|>")[0].strip(), mode="eval").body
+        found = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+        calls = []
+        for one in found:
+            if not isinstance(one, ast.Call) or one.args:
+                raise ValueError("a call has names for its arguments")
+            arguments = {key.arg or "": ast.literal_eval(key.value) for key in one.keywords}
+            calls.append(made(ast.unparse(one.func), arguments))
+    except (SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ValueError("it is no call in Python") from None
+    return calls
+
+
+def _read_gemma(text: str, schemas: Schemas) -> list[Call]:
+    """Read calls as Gemma 4 writes them: `call:NAME{key:value}`, with texts between marks of their own."""
+    calls, texts = [], list[str]()
+
+    def keep(match: re.Match[str]) -> str:
+        texts.append(match[1])
+        return f'"{len(texts) - 1}"'
+
+    plain = re.sub(f"{re.escape(QUOTE)}(.*?){re.escape(QUOTE)}", keep, text, flags=re.DOTALL)
+    quoted = re.sub(r'([{,]\s*)([^\s"{},:\[\]]+)\s*:', lambda match: f"{match[1]}{json.dumps(match[2])}:", plain)
+
+    def restored(value: object, *, key: bool = False) -> object:
+        if isinstance(value, dict):
+            return {name: restored(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [restored(one) for one in value]
+        return texts[int(value)] if isinstance(value, str) else value
+
+    for match in re.finditer(r"call:(?P<name>[\w.-]+)\s*(?=\{)", quoted):
+        value, _ = json.JSONDecoder().raw_decode(quoted, match.end())
+        calls.append(made(match["name"], restored(value)))
+    if not calls:
+        raise ValueError("there is no call in it")
+    return calls
+
+
+DEEPSEEK = "<｜tool▁call▁begin｜>"
+FORMS = (
+    Form(  # Qwen 3 Coder, Qwen 3.5
+        ("<function=", "<tool_call>"),
+        ("<tool_call>", "<function="),
+        _read_pairs(
+            r"(?:<function=|^)(?P<name>[^>\n]+)>\s*(?P<rest>.*?)(?:</function>|$)",
+            r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>",
+        ),
+        _xml,
+        between="\n",
+        again=True,
+    ),
+    Form(  # GLM 4.5 and later
+        ("<arg_key>", "<tool_call>"),
+        ("<tool_call>",),
+        _read_pairs(
+            r"(?:<tool_call>|^)\s*(?P<name>[^\s<]+)(?P<rest>.*?)(?:</tool_call>|$)",
+            r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>",
+        ),
+    ),
+    Form(  # Mistral, from version 11 of its tokenizers on
+        ("[TOOL_CALLS]", "[ARGS]"),
+        ("[TOOL_CALLS]",),
+        _read_named(r"(?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]\s*(?=\{)"),
+        _around("NAME[ARGS]"),
+        again=True,
+    ),
+    Form(("[TOOL_CALLS]",), ("[TOOL_CALLS]",), _read_json, _list),  # Mistral, before
+    Form(  # DeepSeek V3 and R1
+        (DEEPSEEK, "```json"),
+        ("<｜tool▁calls▁begin｜>",),
+        _read_named(r"<｜tool▁sep｜>(?P<name>[\w.-]+)\s*```json\s*(?=\{)"),
+        _around(f"{DEEPSEEK}function<｜tool▁sep｜>NAME\n```json\n", "\n```<｜tool▁call▁end｜>"),
+        between="\n",
+        after="<｜tool▁calls▁end｜>",
+    ),
+    Form(  # DeepSeek V3.1
+        (DEEPSEEK,),
+        ("<｜tool▁calls▁begin｜>",),
+        _read_named(r"<｜tool▁call▁begin｜>(?P<name>[\w.-]+)<｜tool▁sep｜>\s*(?=\{)"),
+        _around(f"{DEEPSEEK}NAME<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+        after="<｜tool▁calls▁end｜>",
+    ),
+    Form(("<|START_ACTION|>",), ("<|START_ACTION|>",), _read_json),  # Command R7B, Command A
+    Form(("<|tool_call_start|>",), ("<|tool_call_start|>",), _read_python),  # LFM 2
+    Form(("<|tool_call>",), ("<|tool_call>",), _read_gemma),  # Gemma 4
+    Form(("<|tool_call|>",), ("<|tool_call|>",), _read_json, _list),  # Granite 3, Phi 4 mini
+    Form(  # Hermes, Qwen 2.5 and 3, SmolLM 3, Granite 4 and many others
+        ("<tool_call>",),
+        ("<tool_call>",),
+        _read_json,
+        _around('\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
+        between="\n",
+        again=True,
+    ),
+    Form(  # Llama 3.1 to 3.3
+        ('"parameters"', "<|python_tag|>"),
+        ("{", "<|python_tag|>"),
+        _read_json,
+        _around('{"name": "NAME", "parameters": ', "}"),
+        between="; ",
+        inside=True,
+    ),
+    Form((), ("{",), _read_json, _around('{"name": "NAME", "arguments": ', "}"), between="; ", inside=True),
+)
