@@ -324,6 +324,8 @@ class Printer:
         """Return what there is to say of a sample's end, if anything."""
         if self.chats and (reason := why_empty(sample, context)):
             return reason
+        if self.request.tools is not None and not sample.calls and (reason := why_cut(sample, context)):
+            return f"{reason}: what may have become a call is text"
         if self.request.form is not None and (reason := why_cut(sample, context)):
             form = "schema" if self.request.schema else "grammar"
             return f"{reason}: the text does not follow the {form} to its end"

@@ -58,7 +58,7 @@ class CallSplitter:
         self.opens = calls.form.opens if opens is None else opens
         self.begun = False
         self.held = ""
-        self._mark = ""
+        self._mark, self._lead = "", 0  # what has opened them, and the white space before
         self._said = False
 
     def push(self, text: str) -> str:
@@ -69,7 +69,8 @@ class CallSplitter:
         found = [(at, one) for one in self.opens if (at := self._at(one)) >= 0]
         if found and not (self.form.inside and self._said):
             at, self._mark = min(found, key=lambda one: (one[0], -len(one[1])))
-            shown, self.begun, self.held = self.held[:at].rstrip(), True, self.held[at:]
+            shown, self.begun = self.held[:at].rstrip(), True
+            self._lead, self.held = at - len(shown), self.held[len(shown) :]
         else:
             keep = len(self.held) - self._sure()
             shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
@@ -78,7 +79,8 @@ class CallSplitter:
 
     def rest(self) -> str:
         """Return what has come behind the mark, or from it on where it is a part of the call."""
-        return self.held if self.form.inside and self._mark != "<|python_tag|>" else self.held[len(self._mark) :]
+        inside = self.form.inside and self._mark != "<|python_tag|>"
+        return self.held[self._lead + (0 if inside else len(self._mark)) :]
 
     def finish(self) -> tuple[str, tuple[Call, ...]]:
         """Return the text that was held back, and the calls, when no more text comes."""

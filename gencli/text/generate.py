@@ -205,7 +205,7 @@ def _prepared(model: TextModel, number: int, job: Job) -> Iterator[Event | Seque
     if request.max_length is not None:
         max_tokens = min(max_tokens, max(request.max_length - len(ids), 1))
     sampling = dataclasses.replace(request.sampling, eos_ids=model.tokenizer.eos_ids)
-    if request.form is not None:  # where a text may end, and where it has to, is then the grammar's to say
+    if request.form is not None or request.tools is not None:  # where a text may and has to end is the grammar's to say
         sampling = dataclasses.replace(sampling, min_length=None, min_new_tokens=None, forced_eos_token_id=None)
     request = dataclasses.replace(request, sampling=sampling)
     for sample in range(request.num_samples):

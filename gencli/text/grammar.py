@@ -10,6 +10,8 @@ import functools
 import json
 import os
 import re
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from gencli.errors import GencliError, UsageError
@@ -63,6 +65,15 @@ def check_grammar(name: str, text: object) -> None:
         raise UsageError(f"{name} is not UTF-8 text") from None
     if problem := _problem(text):
         raise UsageError(f"{name}: {problem[0]}", problem[1])
+
+
+def schema_problem(schema: Mapping[str, object]) -> str | None:
+    """Return what is wrong with a JSON schema of which only what can be followed is; None if nothing is, or llguidance
+    is not installed."""
+    if find_spec("llguidance") is None:
+        return None
+    problem = _problem(json.dumps({"x-guidance": {"lenient": True}, **schema}))
+    return problem[0] if problem else None
 
 
 def translated(text: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.json_files import as_unicode, parse_json, read_text
+from gencli.text.grammar import schema_problem
 
 AUTO, REQUIRED, NONE = "auto", "required", "none"
 MOST, LIMIT = 128, 2**20  # tools of a request, and characters of all of them
@@ -136,6 +137,8 @@ def _tool(name: str, number: int, value: object) -> Mapping[str, object]:
         raise UsageError(f"{where}: the description is a text")
     if not isinstance(schema, dict | None) or (schema or {}).get("type", "object") != "object":
         raise UsageError(f"{where}: parameters is a JSON schema of type object", EXAMPLE)
+    if problem := schema_problem(schema or {}):
+        raise UsageError(f"{where}: parameters: {problem}")
     rest = {
         key: one for key, one in inner.items() if key not in ("input_schema", *(("type",) if inner is outer else ()))
     }

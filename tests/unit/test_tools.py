@@ -142,9 +142,12 @@ def test_every_form_is_read(name: str) -> None:
             text = before + said
             shown = "".join(splitter.push(text[at : at + step]) for at in range(0, len(text), step))
             assert (shown, splitter.finish()) == (before.rstrip(), ("", (ONE, TWO)))
-    cut = CallSplitter(Calls(form, TOOLS))
-    text = cut.push(said[:3]) + cut.finish()[0]
-    assert text == said[:3], "what is no call is text"
+    for end in (3, len(said) // 3):
+        whole = ("" if form.inside else "Look:\n") + said[:end]
+        cut = CallSplitter(Calls(form, TOOLS))
+        text = "".join(map(cut.push, whole))
+        held, calls = cut.finish()
+        assert calls or text + held == whole, "what is no call is text"
 
 
 @pytest.mark.parametrize("text", ["Nothing to call.", "A < b, [x] {y}", "Two\n\n", "{} is empty", "<tool", '{"a": 1}'])
@@ -275,6 +278,14 @@ def test_a_form_without_a_grammar_cannot_be_made_to_call(tmp_path: Path) -> None
         ('{"name": "a", "description": 1}', "the description is a text"),
         ('{"name": "a", "parameters": []}', "parameters is a JSON schema"),
         ('{"name": "a", "parameters": {"type": "string"}}', "parameters is a JSON schema"),
+        (
+            '{"name": "a", "parameters": {"properties": {"b": {"type": "frob"}}}}',
+            "tool 1: parameters: Invalid type: frob",
+        ),
+        (
+            '{"name": "a", "parameters": {"properties": {"b": {"$ref": "http://b/c"}}}}',
+            "parameters: Resource 'http://b/c'",
+        ),
         ('[{"name": "a"}, {"name": "a"}]', "two tools have the name 'a'"),
         ("[", "JSON"),
     ],
