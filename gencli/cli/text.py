@@ -106,6 +106,7 @@ class Shown:
     gencli text --lines < prompts.txt > answers.txt
     gencli text --system "Answer in one word." --lines < questions.txt
     gencli text --think off "Name a prime above 100." -m qwen3:4b
+    gencli text --tools tools.json "Is it raining in Paris?" -m qwen3:4b
     gencli text -m deepseek-community/Janus-Pro-1B -i photo.png "What is this?"
     """,
 )
