@@ -11,7 +11,8 @@ import pytest
 
 from tests.oracles.libraries import openai
 from tests.shell.process import gencli, listening, short_folder
-from tests.tiny.scripted import make_scripted_chat, plain
+from tests.tiny.chat_templates import GPT_OSS
+from tests.tiny.scripted import CHATML, make_scripted_chat, plain
 from tests.tiny.text import make_gpt2
 from tests.tiny.tool_templates import HERMES
 
@@ -51,6 +52,62 @@ def test_calls_are_lines_of_json(model: Path, tmp_path: Path) -> None:
         assert [json.loads(one)["tool_calls"] for one in done.stdout.splitlines()] == [CALLS] * 2, done.stderr
     done = gencli("text", "Hi", "-m", model, *GREEDY, "--tools", file, "--tool-choice", "none")
     assert b"weather" not in done.stdout or done.stdout.count(b"tool_call") > 0, "then what it writes is text"
+
+
+FORMS = {  # what else the template has, what the model says, and its special tokens
+    "mistral": (
+        "[TOOL_CALLS] [ARGS]",
+        'Let me see.[TOOL_CALLS]weather[ARGS]{"city": "Paris"}[TOOL_CALLS]weather[ARGS]{"city": "Rome"}<|im_end|>',
+        ("[TOOL_CALLS]", "[ARGS]"),
+    ),
+    "deepseek": (
+        "<｜tool▁call▁begin｜> <｜tool▁sep｜>",
+        "Let me see."
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
+        '<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜><|im_end|>',
+        (
+            "<｜tool▁calls▁begin｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁sep｜>",
+            "<｜tool▁call▁end｜>",
+            "<｜tool▁calls▁end｜>",
+        ),
+    ),
+    "gemma": (
+        "<|tool_call>",
+        'Let me see.<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>'
+        '<|tool_call>call:weather{city:<|"|>Rome<|"|>}<tool_call|><|im_end|>',
+        ("<|tool_call>", "<tool_call|>", '<|"|>'),
+    ),
+}
+MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|constrain|>", "<|call|>")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_tokens_that_mark_calls_are_read_and_not_printed(tmp_path: Path, name: str) -> None:
+    needs, said, special = FORMS[name]
+    template = "{% if tools %}{# " + needs + " #}{% endif %}" + CHATML
+    folder = make_scripted_chat(tmp_path / name, said, *special, template=template, tools=TOOLS)
+    done = gencli("text", "Hi", "-m", folder, *GREEDY, "--tools", json.dumps(TOOLS), "--json")
+    found = json.loads(done.stdout)
+    assert (found["text"], found["tool_calls"], found["finish_reason"]) == ("Let me see.", CALLS, "tool_calls"), done
+
+
+def test_a_call_in_a_channel(tmp_path: Path) -> None:
+    """gpt-oss's: a thought, and a call that its own token ends."""
+    said = (
+        "<|channel|>analysis<|message|>Let me see<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
+    )
+    said += '<|constrain|>json<|message|>{"city": "Rome"}<|call|>'
+    template = "{% if tools %}{{ '<|start|>developer<|message|>namespace functions<|end|>' }}{% endif %}" + GPT_OSS
+    end = {"eos_token_id": [264]}
+    folder = make_scripted_chat(tmp_path / "it", said, *MARKS, template=template, tools=TOOLS, generation=end)
+    done = gencli("text", "Hi", "-m", folder, *GREEDY, "--tools", json.dumps(TOOLS), "--json")
+    found = json.loads(done.stdout)
+    assert (found["text"], found["tool_calls"]) == ("", CALLS[1:]), done.stderr
+    assert found["reasoning_content"] == "Let me see" and not done.stderr
+    plain = gencli("text", "Hi", "-m", folder, *GREEDY, "--tools", json.dumps(TOOLS))
+    assert json.loads(plain.stdout) == CALLS[1]
 
 
 def test_a_call_that_has_to_be_is_one(model: Path) -> None:
