@@ -89,13 +89,13 @@ def pick_dtype(name: str, device: torch.device, stored: Iterable[str]) -> torch.
     if any(kind.startswith("F8") for kind in stored):
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     floats = {kind for kind in stored if kind in ("F64", "F32", "F16", "BF16")}
-    halves = {"BF16"} if device.type != "cpu" or _has_amx() else set[str]()
+    halves = {"BF16"} if device.type != "cpu" or has_amx() else set[str]()
     if floats <= {"F32"} or floats == halves or (floats == {"F16"} and device.type != "cpu"):
         return None
     return torch.float32
 
 
-def _has_amx() -> bool:
+def has_amx() -> bool:
     import torch
 
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())

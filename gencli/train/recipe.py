@@ -93,8 +93,8 @@ CHANGES = Option(bool, "--allow-changes", "Continue even if the settings differ 
 DTYPE = Option(
     str,
     "--dtype NAME",
-    "Compute precision: float32 or bfloat16, which is faster on CPUs with AMX too (default: auto, bfloat16 on "
-    "CUDA, else float32).",
+    "Compute precision: float32 or bfloat16, which is faster on CPUs with instructions for it too (default: auto, "
+    "bfloat16 on CUDA, else float32).",
     MODEL,
     after="device",
     valid=check_dtype,

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from gencli import devices
 from gencli.checkpoints.assets import LoraRef
 from gencli.checkpoints.build import load
 from gencli.checkpoints.find import find
@@ -22,6 +24,7 @@ from gencli.spec import ModelSpec
 from gencli.text.load import open_model
 from gencli.train import state
 from gencli.train.curve import Curve
+from gencli.train.precision import pick_precision
 from gencli.train.recipe import TextRecipe
 from gencli.train.text import train
 from gencli.train.texts import hold_out, note_lead, read_texts
@@ -187,6 +190,22 @@ def test_a_loss_that_is_no_number_ends_the_run(texts: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_attention_stays_in_float32_on_cpus_without_amx(monkeypatch) -> None:
+    x = torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    precision = pick_precision("cpu", "bfloat16")
+    for amx, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(devices, "has_amx", lambda amx=amx: amx)
+        with precision.autocast():
+            made = F.scaled_dot_product_attention(x, x.bfloat16(), x, scale=0.5)
+            assert (made.dtype, (x @ x.mT).dtype) == (dtype, torch.bfloat16)
+    with pick_precision("cpu", "float32").autocast():
+        assert (x @ x.mT).dtype == torch.float32
+    expected = F.scaled_dot_product_attention(x, x.bfloat16().float(), x, scale=0.5)
+    monkeypatch.setattr(devices, "has_amx", lambda: False)
+    with precision.autocast():
+        assert torch.equal(F.scaled_dot_product_attention(x, x.bfloat16(), x, scale=0.5), expected)
+
+
 def test_bfloat16_learns_too(texts: Path, tmp_path: Path) -> None:
     told = list(train(recipe(texts, tmp_path / "run", 20, dtype="bfloat16")))
     assert told[-1].loss < 0.8 * told[0].loss
