@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gencli.text.tools import Call, Schema
+from gencli.text.tools import NAME, Call, Schema
 
 Schemas = Mapping[str, Schema]  # of arguments, by the tool's name
 Mark = Callable[[str], str]  # a text → what a grammar writes for it: the name of a token, or the text in quotes
@@ -49,6 +50,16 @@ class Form:
         more = f" ({joined} call)*" if several and (joined or self.after) else ""  # a list has them all
         after = f" {mark(self.after)}" if self.after else ""
         return f"start: call{more}{after}\n{self.grammar(schemas, mark)}"
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
+
+
+# A number beyond all floats is the largest one: what is written of it has to be JSON again.
+_DECODER = json.JSONDecoder(
+    parse_float=lambda text: max(-sys.float_info.max, min(float(text), sys.float_info.max)), parse_constant=_no_number
+)
 
 
 def form_of(template: str) -> Form | None:
@@ -116,7 +127,7 @@ def _xml(schemas: Schemas, mark: Mark) -> str:
 
 def _objects(text: str) -> Iterator[object]:
     """Yield the JSON values of a text, whatever stands between them. Raise ValueError if there is none."""
-    decoder, at, found = json.JSONDecoder(), 0, 0
+    decoder, at, found = _DECODER, 0, 0
     while (begin := re.compile(r"[\[{]").search(text, at)) is not None:
         try:
             value, at = decoder.raw_decode(text, begin.start())
@@ -145,14 +156,26 @@ def _call(value: object) -> Call:
     arguments: object = next((value[key] for key in ARGUMENTS if key in value), {})
     if name is None:
         raise ValueError("a call has a name")
-    return made(name, json.loads(arguments) if isinstance(arguments, str) else arguments)
+    return made(name, _DECODER.decode(arguments) if isinstance(arguments, str) else arguments)
+
+
+def read_call(name: str, text: str) -> Call | None:
+    """Return a call whose arguments are JSON; None where they are not."""
+    try:
+        return made(name, _DECODER.decode(text or "{}"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def made(name: str, arguments: object) -> Call:
-    """Return a call. Raise ValueError for arguments that are no object."""
-    if not isinstance(arguments, dict):
-        raise ValueError("arguments are an object")
-    return Call(name, json.dumps(arguments, ensure_ascii=False))
+    """Return a call. Raise ValueError for what is none."""
+    if not isinstance(arguments, dict) or not NAME.fullmatch(name):
+        raise ValueError("a call is of a tool, and its arguments are an object")
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except TypeError:
+        raise ValueError("JSON has no such values") from None
+    return Call(name, text.encode("utf-8", "replace").decode())  # a half of a surrogate pair is no character
 
 
 def _read_named(pattern: str) -> Read:
@@ -162,7 +185,7 @@ def _read_named(pattern: str) -> Read:
     def read(text: str, schemas: Schemas) -> list[Call]:
         calls, at = [], 0
         while (match := head.search(text, at)) is not None:
-            value, at = json.JSONDecoder().raw_decode(text, match.end())
+            value, at = _DECODER.raw_decode(text, match.end())
             calls.append(made(match["name"], value))
         if not calls:
             raise ValueError("there is no call in it")
@@ -178,7 +201,7 @@ def _typed(text: str, name: str, key: str, schemas: Schemas) -> object:
     if isinstance(schema, Mapping) and schema.get("type") == "string":
         return text
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except ValueError:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
@@ -234,7 +257,7 @@ def _read_gemma(text: str, schemas: Schemas) -> list[Call]:
         return texts[int(value)] if isinstance(value, str) else value
 
     for match in re.finditer(r"call:(?P<name>[\w.-]+)\s*(?=\{)", quoted):
-        value, _ = json.JSONDecoder().raw_decode(quoted, match.end())
+        value, _ = _DECODER.raw_decode(quoted, match.end())
         calls.append(made(match["name"], restored(value)))
     if not calls:
         raise ValueError("there is no call in it")

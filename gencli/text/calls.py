@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from gencli.text.call_forms import Form, Mark, made
+from gencli.text.call_forms import Form, Mark
 from gencli.text.tools import Call, Tools
 from gencli.tokens import Tokenizer
 
@@ -112,11 +112,3 @@ class CallSplitter:
                 text = text[:-size]
                 break
         return len(text.rstrip())
-
-
-def read_call(name: str, text: str) -> Call | None:
-    """Return a call whose arguments are JSON; None where they are not."""
-    try:
-        return made(name, json.loads(text or "{}"))
-    except (ValueError, RecursionError):
-        return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gencli.text.calls import read_call
+from gencli.text.call_forms import read_call
 from gencli.text.tools import Call
 from gencli.tokens import Tokenizer
 

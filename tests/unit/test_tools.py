@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,6 +159,28 @@ def test_an_answer_without_calls_is_text(text: str) -> None:
         shown = "".join(map(splitter.push, text))
         held, calls = splitter.finish()
         assert (shown + held, calls) == (text, ())
+
+
+def test_arguments_are_json_again() -> None:
+    """Numbers beyond all floats too; what JSON has not is no call."""
+    assert TOOLS is not None
+    hermes = form_of(SAID["hermes"][0])
+    for value, kept in (
+        ("1e999", sys.float_info.max),
+        ("-1e999", -sys.float_info.max),
+        ("NaN", None),
+        ("Infinity", None),
+    ):
+        splitter = CallSplitter(Calls(hermes, TOOLS))
+        said = f'<tool_call>\n{{"name": "clock", "arguments": {{"a": {value}}}}}\n</tool_call>'
+        text = splitter.push(said) + splitter.finish()[0]
+        calls = splitter.finish()[1]
+        assert [call.values() for call in calls] == ([{"a": kept}] if kept else []) and text == ("" if kept else said)
+    lfm2 = form_of(SAID["lfm2"][0])
+    for value in ("b'a'", "{1, 2}", "1e999", "open('x')", "1+"):
+        said = f"<|tool_call_start|>[clock(a={value})]<|tool_call_end|>"
+        splitter = CallSplitter(Calls(lfm2, TOOLS))
+        assert (splitter.push(said), splitter.finish()) == ("", (said, ())), "what Python has beyond JSON"
 
 
 def test_json_that_names_no_tool_is_text() -> None:
