@@ -17,7 +17,7 @@ from gencli.text.tools import NAME, Call, Schema
 
 Schemas = Mapping[str, Schema]  # of arguments, by the tool's name
 Mark = Callable[[str], str]  # a text → what a grammar writes for it: the name of a token, or the text in quotes
-Grammar = Callable[[Schemas, Mark], str]
+Grammar = Callable[[Schemas, Mark, bool], str]  # whether several calls may come, where they are one list
 Read = Callable[[str, Schemas], list[Call]]  # raises ValueError for what is no call
 NAMES, ARGUMENTS = ("name", "tool_name", "function"), ("arguments", "parameters", "args")
 VARIABLE = re.compile(r"(?<![\w'\".])tools\b(?!['\"])")  # and not builtin_tools, or a word that is printed
@@ -49,7 +49,7 @@ class Form:
         joined = " ".join(mark(part) for part in parts if part)
         more = f" ({joined} call)*" if several and (joined or self.after) else ""  # a list has them all
         after = f" {mark(self.after)}" if self.after else ""
-        return f"start: call{more}{after}\n{self.grammar(schemas, mark)}"
+        return f"start: call{more}{after}\n{self.grammar(schemas, mark, several)}"
 
 
 def _no_number(text: str) -> float:
@@ -89,13 +89,14 @@ def _each(schemas: Schemas, mark: Mark, before: str, after: str) -> str:
 
 def _around(before: str, after: str = "") -> Grammar:
     """Return the grammar of single calls, as `_each` describes them."""
-    return lambda schemas, mark: _each(schemas, mark, before, after)
+    return lambda schemas, mark, several: _each(schemas, mark, before, after)
 
 
-def _list(schemas: Schemas, mark: Mark) -> str:
+def _list(schemas: Schemas, mark: Mark, several: bool) -> str:
     """Return the grammar of calls in a list of JSON."""
     one = _each(schemas, mark, '{"name": "NAME", "arguments": ', "}").replace("call: ", "one: ", 1)
-    return f'call: "[" one ({mark(", ")} one)* "]"\n{one}'
+    more = f" ({mark(', ')} one)*" if several else ""
+    return f'call: "[" one{more} "]"\n{one}'
 
 
 def harmony(schemas: Schemas, mark: Mark) -> str:
@@ -109,7 +110,7 @@ def one_of(schema: Schema) -> str:
     return f"start: {_json_of(schema)}"
 
 
-def _xml(schemas: Schemas, mark: Mark) -> str:
+def _xml(schemas: Schemas, mark: Mark, several: bool) -> str:
     """Return the grammar of calls as Qwen 3 Coder and Qwen 3.5 write them, whose values are no JSON."""
     rules, names = [], list(schemas)
     for number, name in enumerate(names):

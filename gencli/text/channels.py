@@ -54,7 +54,7 @@ class ChannelSplitter:
         self._knows_calls = calls
         self._calls: list[Call] = []
 
-    openers: tuple[int, ...] = ()  # tokens that may open a thought beside the channels'
+    openers: tuple[int, ...] = ()  # tokens that may open a thought beside the channels' marks
 
     @property
     def inside(self) -> bool:

@@ -222,7 +222,7 @@ def test_calls_follow_their_schemas(tmp_path: Path, name: str, thinks: bool) -> 
     assert not all(allowed)
     for seed in range(8):
         written = walk(known, form, seed)
-        assert {one.name for one in written} <= {"weather", "clock"} and written
+        assert {one.name for one in written} <= {"weather", "clock"} and len(written) == 1
         for call in written:
             if call.name == "weather" and "parameter=" not in said:
                 values = call.values()
