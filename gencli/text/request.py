@@ -227,8 +227,9 @@ class TextRequest:
     chat_template_kwargs: str | None = dataclasses.replace(TEMPLATE_KWARGS,
         help=f"{TEMPLATE_KWARGS.help} Turns on --chat.").field(None)
     tools: str | None = Option(str, "--tools FILE|JSON",
-        "Functions that the model may call, as OpenAI's API has them: a JSON file, or the JSON itself. Each call is "
-        "printed as a line of JSON with `name` and `arguments`; with --json calls are `tool_calls`. Turns on --chat.",
+        "Functions that the model may call, as OpenAI's API has them: a JSON file, or the JSON itself. After what the "
+        "model says each call is a line of JSON with `name` and `arguments`; --json keeps both apart, with calls as "
+        "`tool_calls`. Turns on --chat.",
         CONVERSATION, read=read_tools, valid=check_tools, also=("--functions", "--tool")).field(None)
     tool_choice: str | None = Option(str, "--tool-choice WHICH",
         "With --tools: auto, required, none, or the name of the function to call (default: auto).", CONVERSATION,
