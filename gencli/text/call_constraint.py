@@ -7,8 +7,8 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from gencli.errors import GencliError
-from gencli.text.call_forms import harmony, one_of
-from gencli.text.calls import CallSplitter, marker
+from gencli.text.call_forms import one_of
+from gencli.text.calls import CallSplitter
 from gencli.text.channels import ChannelSplitter
 from gencli.text.constraint import next_tokens, vocabulary
 from gencli.text.load import TextModel
@@ -26,7 +26,6 @@ class CallConstraint:
         self.vocabulary = vocabulary(model)
         self.reasoning, self.after = reasoning, ()
         self.schemas, self.must = calls.tools.schemas, calls.tools.must
-        self.mark = marker(tokenizer)
         self._ends = [i for i in tokenizer.eos_ids if i < self.vocabulary.size]
         self._known = tokenizer.vocab_size
         self._splitter = reasoning.splitter()
@@ -40,8 +39,6 @@ class CallConstraint:
         self._starts = self.must and bool(calls.form and calls.form.inside)
         self._mask = np.zeros((self.vocabulary.size + 32) // 32, dtype=np.int32)
         self._done = False
-        if calls.form is None:
-            self._grammar = harmony(self.schemas, self.mark)
         if self._grammar is None and self.must:
             raise GencliError(f"{model.name} cannot be made to call a tool", "leave it to the model: tool choice auto")
         if self._grammar is not None:
@@ -121,11 +118,7 @@ class CallConstraint:
 
     def _in_channel(self, token: int, channels: ChannelSplitter) -> None:
         """Follow the headers of channels: one that names a tool begins its arguments."""
-        if token in channels.ids:
-            channels.push(self._decoder.finish())
-            channels.take(token)
-        elif token < self._known:
-            channels.push(self._decoder.push(token))
+        channels.follow(token, self._decoder, self._known)
         if channels.called in self.schemas:
             self._begin(one_of(self.schemas[channels.called]), "")
         elif self.must and channels.next == (channels.tokens.start,):

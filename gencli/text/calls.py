@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from gencli.text.call_forms import Form, Mark
+from gencli.text.call_forms import Form, Mark, harmony
 from gencli.text.tools import Call, Tools
 from gencli.tokens import Tokenizer
 
@@ -19,10 +19,12 @@ class Calls:
     tools: Tools
 
     def grammar(self, tokenizer: Tokenizer) -> str | None:
-        """Return the grammar of what stands behind the mark that opens calls; None where there is none."""
+        """Return the grammar of what stands behind the mark that opens calls, or of a whole message in channels; None
+        where there is none."""
+        mark = marker(tokenizer)
         if self.form is None:
-            return None
-        return self.form.rules(self.tools.schemas, marker(tokenizer), several=self.tools.several)
+            return harmony(self.tools.schemas, mark)
+        return self.form.rules(self.tools.schemas, mark, several=self.tools.several)
 
     def opens(self) -> tuple[str, ...]:
         """Return what opens calls beyond doubt: a brace alone may open an answer in JSON too."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from gencli.text.call_forms import read_call
 from gencli.text.tools import Call
 from gencli.tokens import Tokenizer
+from gencli.tokens.decode import IncrementalDecoder
 
 ANSWER = "final"
 RECIPIENT = re.compile(r"to=functions\.([\w.-]+)")
@@ -84,6 +85,14 @@ class ChannelSplitter:
             self._end_call()
         self._header, self._between = "", token == self.tokens.end
         return True
+
+    def follow(self, token: int, decoder: IncrementalDecoder, known: int) -> None:
+        """Take a token and its text, which nobody wants to see. known: how many tokens have one."""
+        if token in self.ids:
+            self.push(decoder.finish())
+            self.take(token)
+        elif token < known:
+            self.push(decoder.push(token))
 
     def push(self, text: str) -> tuple[str, str]:
         """Take more text. Return what of it is reasoning, and what answer."""

@@ -153,11 +153,7 @@ class Constraint:
 
     def _in_channel(self, token: int, channels: ChannelSplitter) -> None:
         """Look for the beginning of the answer among channels."""
-        if token in channels.ids:
-            channels.push(self._decoder.finish())
-            channels.take(token)
-        elif token < self._known:
-            channels.push(self._decoder.push(token))
+        channels.follow(token, self._decoder, self._known)
         if channels.begun:
             self._inside, self._gap = None, GAP
 
