@@ -21,7 +21,7 @@ from gencli.options import KINDS, Option, make, rows, typed
 from gencli.serve.messages import read_messages, urls
 from gencli.serve.refusal import INVALID, NO_NAMES, Refusal
 from gencli.serve.values import MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS, READ, read_images, shown, whole
-from gencli.text.chat_template import Message
+from gencli.text.message import Message
 from gencli.text.request import SamplingParams, TextRequest, draw_seed
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from gencli.errors import GencliError
 from gencli.json_files import as_unicode
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.serve.values import shown
-from gencli.text.chat_template import Message
+from gencli.text.message import Message
 from gencli.text.tools import MOST, call_id
 
 ROLES = ("system", "user", "assistant", "tool")

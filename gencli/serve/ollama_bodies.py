@@ -19,7 +19,7 @@ from gencli.serve.bodies import text_request as made
 from gencli.serve.messages import read_messages
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_images, shown, whole
-from gencli.text.chat_template import Message
+from gencli.text.message import Message
 from gencli.text.request import TextRequest
 
 OPTIONS = {  # ollama's name → field of a text request

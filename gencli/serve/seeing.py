@@ -18,9 +18,9 @@ from gencli.image.files.preprocess import janus_settings
 from gencli.models.janus_reader import JanusReader
 from gencli.models.module import LanguageModel
 from gencli.text import vision
-from gencli.text.chat_template import Message
 from gencli.text.generate import Job
 from gencli.text.load import TextModel
+from gencli.text.message import Message
 from gencli.text.request import TextRequest
 
 

@@ -20,9 +20,9 @@ from gencli.serve.guard import failure, unless_gone
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import INVALID, Refusal, Tell
 from gencli.serve.seeing import ask
-from gencli.text.chat_template import Message
 from gencli.text.events import Completion, Event
 from gencli.text.generate import Job
+from gencli.text.message import Message
 from gencli.text.request import TextRequest
 
 Told = Mapping[str, object]  # a JSON object

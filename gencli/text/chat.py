@@ -7,11 +7,12 @@ from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
-from gencli.text.chat_template import Message, Prompt, PromptFormat, prompt_format
+from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats, TextDelta, in_order
 from gencli.text.generate import How, Job, generate, generate_all
 from gencli.text.load import TextModel
+from gencli.text.message import Message
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import TextRequest
 

@@ -19,20 +19,18 @@ import threading
 import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol
 
 from gencli.errors import GencliError, UsageError
 from gencli.text.call_forms import form_of
 from gencli.text.calls import Calls
 from gencli.text.channels import channels_of
+from gencli.text.message import Message
 from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.request import TextRequest
 from gencli.text.special_tokens import SpecialTokens
 from gencli.text.thinking import SWITCHES, check_none, template_values, wishes
 from gencli.tokens import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import NotRequired
 
 SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
@@ -56,17 +54,6 @@ OWN_VALUES: Mapping[str, object] = {"messages": [], "add_generation_prompt": Fal
 USUAL = TextRequest()
 # Isolated from the folder that it is started in, but with the module search path of this process.
 PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gencli.text.chat_template_worker import serve"
-
-
-class Message(TypedDict):
-    """One message. role: system, user, assistant or tool. tool_calls: of an assistant, as templates take them. name,
-    tool_call_id: of the call that a tool's message answers."""
-
-    role: str
-    content: str
-    tool_calls: NotRequired[list[dict[str, object]]]
-    name: NotRequired[str]
-    tool_call_id: NotRequired[str]
 
 
 class ChatTemplate:
