@@ -14,12 +14,12 @@ LIMIT = 2**22  # bytes of it that are read
 WORD = re.compile(r"[^\W\d_]+")
 ENDINGS = (("'s", ""), ("ies", "y"), ("es", ""), ("s", ""))
 FILLERS = frozenset((
-    "a", "about", "above", "all", "an", "and", "are", "art", "as", "at", "be", "beautiful", "below", "beside", "by",
-    "can", "clipart", "could", "cute", "draw", "drawing", "emoji", "for", "from", "give", "her", "his", "i", "icon",
-    "image", "in", "is", "it", "its", "logo", "lot", "lovely", "make", "me", "my", "next", "of", "on", "one", "or",
-    "our", "over", "painting", "photo", "picture", "please", "show", "some", "sticker", "that", "the", "their",
-    "them", "these", "this", "three", "tiny", "to", "top", "two", "under", "want", "was", "we", "with", "you",
-    "your",
+    "a", "about", "above", "all", "an", "and", "are", "art", "as", "at", "background", "be", "beautiful", "below",
+    "beside", "by", "can", "clipart", "could", "cute", "draw", "drawing", "emoji", "for", "from", "give", "her",
+    "his", "i", "icon", "image", "in", "is", "it", "its", "logo", "lot", "lovely", "make", "me", "my", "next", "of",
+    "on", "one", "or", "our", "over", "painting", "photo", "picture", "please", "show", "some", "sticker", "that",
+    "the", "their", "them", "these", "this", "three", "tiny", "to", "top", "two", "under", "want", "was", "we",
+    "with", "you", "your",
 ))  # fmt: skip
 
 

@@ -18,6 +18,8 @@ TEMPLATES = (
     "draw a {}", "draw me a {}", "draw me {}", "show me a {}", "i want a {}", "please draw a {}", "make a {}",
     "can you draw a {}", "could you draw me a {}", "give me a {}",
 )  # fmt: skip
+PAPER = (" on {} paper", " on a {} background", " on {}", ", {} background")
+SAID = 0.2  # share of images whose paper is told
 LABEL, NAME, TAG, TAGS, BOTH = range(5)  # what is said of a picture
 WEIGHTS = {LABEL: 0.45, NAME: 0.15, TAG: 0.25, TAGS: 0.05, BOTH: 0.1}
 COMMON = 12  # a tag of more pictures than these says too little to stand alone
@@ -53,6 +55,10 @@ class Phrases:
         if rng.random() < 0.1:
             text = plural(text)
         return rng.choice(TEMPLATES).format(text) if rng.random() < 0.45 else text
+
+    def paper(self, caption: Caption, rng: random.Random) -> str:
+        """Return what tells an image's paper, to be said after its text; most often nothing."""
+        return rng.choice(PAPER).format(caption.paper) if rng.random() < SAID and caption.paper else ""
 
     def name(self, caption: Caption, rng: random.Random) -> str:
         """Return the label, another name, a tag that is specific enough, some tags, or the label among tags."""

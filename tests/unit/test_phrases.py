@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gencli.train.phrases import COMMON, TEMPLATES, Phrases, plural
+from gencli.train.phrases import COMMON, PAPER, SAID, TEMPLATES, Phrases, plural
 from gencli.train.pictures import Caption
 
 CUP = Caption("hot beverage", ("coffee", "tea", "drink"), "food & drink", ("cup of coffee",))
@@ -71,3 +71,12 @@ def test_captions_are_left_out(drop: float) -> None:
 def test_a_label_alone_is_enough() -> None:
     phrases, rng = Phrases([CUP]), random.Random(0)
     assert {phrases.name(Caption("brick", (), ""), rng) for _ in range(50)} == {"brick"}
+
+
+def test_the_color_of_the_paper_is_told_of_some_images() -> None:
+    phrases, rng = Phrases([CUP]), random.Random(0)
+    on_pink = Caption("cup", (), "", paper="pink")
+    said = Counter(phrases.paper(on_pink, rng) for _ in range(3000))
+    assert set(said) == {"", *(form.format("pink") for form in PAPER)}
+    assert said[""] / 3000 == pytest.approx(1 - SAID, abs=0.03)
+    assert {phrases.paper(CUP, rng) for _ in range(100)} == {""}
