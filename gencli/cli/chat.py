@@ -76,7 +76,7 @@ class ChatStart(ConversationStart):
     gencli chat -m ~/models/SmolLM2-360M-Instruct --system "Answer briefly."
     git diff | gencli chat -m qwen3:4b --system "Write a commit message for this change."
     """,
-    without={"chat", "truncate", "num_samples", "logprobs", "batch", "tools", "tool_choice"},
+    without={"chat", "truncate", "num_samples", "logprobs", "batch", "tools", "tool_choice", "messages"},
 )
 def chat(
     ctx: typer.Context,

@@ -107,6 +107,7 @@ class Shown:
     gencli text --system "Answer in one word." --lines < questions.txt
     gencli text --think off "Name a prime above 100." -m qwen3:4b
     gencli text --tools tools.json "Is it raining in Paris?" -m qwen3:4b
+    gencli text --messages -m qwen3:4b < conversation.json
     gencli text -m deepseek-community/Janus-Pro-1B -i photo.png "What is this?"
     """,
 )
@@ -161,7 +162,7 @@ def text(
     if shown.json or records is not None:
         output = JsonOutput(checkpoint.name, settings, echo=shown.echo, shows=shown.json, records=records)
     reader = LineReader() if source.lines else None
-    prompts = each_line(reader) if reader else iter([read_prompt(source.prompt)])
+    prompts = each_line(reader) if reader else iter([_checked(request, read_prompt(source.prompt))])
 
     work = TextWork(checkpoint, adapters, spec, request, conversation, source.speed, fetching.offline)
     if pixels is not None:
@@ -245,6 +246,13 @@ def _share(
         if stats:
             console.stats(f"{crew.info.description if crew.info else work.checkpoint.name}, seed {work.request.seed}")
             console.stats(described(crew))
+
+
+def _checked(request: TextRequest, prompt: str) -> str:
+    """Return a prompt. Raise GencliError, before a model is opened, where it is to be a conversation and is none."""
+    if request.messages:
+        _ = dataclasses.replace(request, prompt=prompt).conversation
+    return prompt
 
 
 def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> None:

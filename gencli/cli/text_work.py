@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # said elsewhere, or change no text
 NO_SETTINGS = {"model", "seed", "device", "threads", "allow_pickle", "json", "null"}
 SETTING = 200  # characters of a text that is written out
-OF_TEMPLATE = ("think", "chat_template_kwargs", "tools")  # what a request says of a chat template
+OF_TEMPLATE = ("think", "chat_template_kwargs", "tools", "messages")  # what a request says of a conversation
 REFILLS = 4  # texts in a block for each that is made at a time: a block's last ones leave places empty
 
 
@@ -74,7 +74,9 @@ def asks_template(ctx: typer.Context, *, looks: bool) -> bool:
 
 def without_template(request: TextRequest) -> TextRequest:
     """Return a request that says nothing of a chat template."""
-    return dataclasses.replace(request, think=None, chat_template_kwargs=None, tools=None, tool_choice=None)
+    return dataclasses.replace(
+        request, think=None, chat_template_kwargs=None, tools=None, tool_choice=None, messages=False
+    )
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,24 @@ from typing import TypeVar
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
 from gencli.options import KINDS, Option, make, rows, typed
-from gencli.serve.messages import read_messages, urls
 from gencli.serve.refusal import INVALID, NO_NAMES, Refusal
-from gencli.serve.values import MOST_LOGPROBS, MOST_SAMPLES, MOST_TOKENS, READ, read_images, shown, whole
-from gencli.text.message import Message
+from gencli.serve.values import (
+    MOST_LOGPROBS,
+    MOST_SAMPLES,
+    MOST_TOKENS,
+    READ,
+    read_conversation,
+    read_images,
+    shown,
+    whole,
+)
+from gencli.text.messages import MOST_MESSAGES, Message, urls
 from gencli.text.request import SamplingParams, TextRequest, draw_seed
 
 T = TypeVar("T")
 Body = Mapping[str, object]  # as it came
 Values = dict[str, object]  # of the fields of a request, checked
-MOST_PROMPTS, MOST_PIXELS, MOST_MESSAGES = 64, 2048 * 2048, 4096
+MOST_PROMPTS, MOST_PIXELS = 64, 2048 * 2048
 INERT = {  # what changes no answer
     "model", "stream", "stream_options", "user", "store", "metadata", "service_tier", "safety_identifier",
     "prompt_cache_key",
@@ -99,7 +107,7 @@ def read_chat(body: Body) -> Chat:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or len(messages) > MOST_MESSAGES:
         raise Refusal(INVALID, f"messages: wants a list of 1 to {MOST_MESSAGES} messages", param="messages")
-    read = read_messages(messages)
+    read = read_conversation(messages)
     seen = [urls(message) for message in messages]
     if any(seen[:-1]):
         raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")

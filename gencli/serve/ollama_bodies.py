@@ -14,12 +14,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gencli.serve.bodies import MOST_MESSAGES, TEXT_ROWS, Body, Values, given_values, read_values, spoken
+from gencli.serve.bodies import TEXT_ROWS, Body, Values, given_values, read_values, spoken
 from gencli.serve.bodies import text_request as made
-from gencli.serve.messages import read_messages
 from gencli.serve.refusal import INVALID, Refusal
-from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_images, shown, whole
-from gencli.text.message import Message
+from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_conversation, read_images, shown, whole
+from gencli.text.messages import MOST_MESSAGES, Message
 from gencli.text.request import TextRequest
 
 OPTIONS = {  # ollama's name → field of a text request
@@ -89,7 +88,7 @@ def read_chat(body: Body) -> Asked:
     given = body.get("messages")
     if not isinstance(given, list | None) or len(given or ()) > MOST_MESSAGES:
         raise Refusal(INVALID, f"messages: wants a list of at most {MOST_MESSAGES} messages", param="messages")
-    messages = read_messages([_said(one) for one in given or ()])
+    messages = read_conversation([_said(one) for one in given or ()])
     seen = [one.get("images") if isinstance(one, Mapping) else None for one in given or ()]
     if any(seen[:-1]):
         raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")

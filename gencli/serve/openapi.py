@@ -13,7 +13,6 @@ from gencli.serve.bodies import (
     DRAWN_ROWS,
     FORMATS,
     INERT,
-    MOST_MESSAGES,
     MOST_PROMPTS,
     ONLY,
     TEXT,
@@ -21,6 +20,7 @@ from gencli.serve.bodies import (
 )
 from gencli.serve.ollama_bodies import OPTIONS
 from gencli.serve.values import CHOICES, EFFORTS, MOST_IMAGES, MOST_LOGPROBS, MOST_SAMPLES, MOST_SEEN, MOST_TOKENS
+from gencli.text.messages import MOST_MESSAGES
 from gencli.text.tools import MOST
 
 Schema = dict[str, object]

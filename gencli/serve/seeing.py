@@ -20,7 +20,7 @@ from gencli.models.module import LanguageModel
 from gencli.text import vision
 from gencli.text.generate import Job
 from gencli.text.load import TextModel
-from gencli.text.message import Message
+from gencli.text.messages import Message
 from gencli.text.request import TextRequest
 
 

@@ -22,7 +22,7 @@ from gencli.serve.refusal import INVALID, Refusal, Tell
 from gencli.serve.seeing import ask
 from gencli.text.events import Completion, Event
 from gencli.text.generate import Job
-from gencli.text.message import Message
+from gencli.text.messages import Message
 from gencli.text.request import TextRequest
 
 Told = Mapping[str, object]  # a JSON object

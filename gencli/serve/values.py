@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from gencli.errors import UsageError
+from gencli.errors import GencliError, UsageError
 from gencli.options import SEVERAL_LIMIT
 from gencli.serve.refusal import INVALID, Refusal
+from gencli.text.messages import Message, read_messages
 from gencli.text.request import MAX_SEED, draw_seed
 from gencli.text.tools import AUTO, NONE, REQUIRED, listed
 from gencli.text.wishes import SAME, WISHES, check_values, read_wish
@@ -33,6 +34,14 @@ def shown(value: object) -> str:
         return "[…]" if isinstance(value, list) else "{…}"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def read_conversation(values: list[object]) -> list[Message]:
+    """Return the messages of a conversation. Raise Refusal."""
+    try:
+        return read_messages(values)
+    except GencliError as error:
+        raise Refusal.of(error, status=INVALID, param="messages") from None
 
 
 def whole(name: str, value: object, least: int, most: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from gencli.errors import GencliError
@@ -12,7 +12,7 @@ from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats, TextDelta, in_order
 from gencli.text.generate import How, Job, generate, generate_all
 from gencli.text.load import TextModel
-from gencli.text.message import Message
+from gencli.text.messages import Message, last_turn
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import TextRequest
 
@@ -49,8 +49,9 @@ class ChatSession:
         self.left_out = 0
         self.request = dataclasses.replace(request, stop=(*request.stop, *chat_model.format.stops), prompt="")
 
-    def prepare(self, message: str) -> Prompt:
-        """Return the prompt for an answer to `message`. The oldest turns are left out for good until it fits.
+    def prepare(self, message: str | Sequence[Message]) -> Prompt:
+        """Return the prompt for an answer to `message`, or to the messages of a turn. The oldest turns are left out for
+        good until it fits.
 
         Raises GencliError, and changes nothing, if it does not fit even alone or the template refuses it.
         """
@@ -60,12 +61,12 @@ class ChatSession:
         max_tokens = self.request.resolve(model.generation_config).max_tokens
         assert max_tokens is not None
         room = context - max(1, min(max_tokens, context // 4))
+        turn: Sequence[Message] = [{"role": "user", "content": message}] if isinstance(message, str) else message
         try:
-            if model.tokenizer.is_longer(message, context):
+            if any(model.tokenizer.is_longer(one["content"], context) for one in turn):
                 raise self._too_long(f"more than {2 * context}")
             while True:
-                messages: list[Message] = [*conversation.messages(), {"role": "user", "content": message}]
-                prompt = self.chat_model.format.prompt(messages, self.request)
+                prompt = self.chat_model.format.prompt([*conversation.messages(), *turn], self.request)
                 if len(prompt.ids) <= room or not conversation.leave_out():
                     break
             if len(prompt.ids) >= context:
@@ -131,10 +132,26 @@ def answer_all(
         try:
             if isinstance(one, GencliError):
                 raise one
-            session = ChatSession(chats, one, dataclasses.replace(before, turns=[]))
-            prompt = session.prepare(one.prompt)
+            head, turn = _parts(one, before)
+            session = ChatSession(chats, one, head)
+            prompt = session.prepare(turn)
         except GencliError as error:
             return Job(request, problem=error)
-        return Job(session.request, prompt.ids, prompt.reasoning, model.tokenizer.lost(one.prompt))
+        lost = model.tokenizer.lost("".join(message["content"] for message in turn))
+        return Job(session.request, prompt.ids, prompt.reasoning, lost)
 
     return generate_all(chats.model, map(job, requests), stats, **how)
+
+
+def _parts(request: TextRequest, before: Conversation) -> tuple[Conversation, Sequence[Message]]:
+    """Return the conversation before the turn that a request wants an answer to, and the messages of that turn. before:
+    what every conversation begins with. Raise GencliError."""
+    if not request.messages:
+        return dataclasses.replace(before, turns=[]), [{"role": "user", "content": request.prompt}]
+    messages, system = request.conversation, before.system
+    if messages[0]["role"] == "system":
+        if system is not None:
+            raise GencliError("the conversation has a system prompt of its own", "leave out --system")
+        system, messages = messages[0]["content"], messages[1:]
+    begin = last_turn(messages)
+    return dataclasses.replace(before, system=system, turns=messages[:begin]), messages[begin:]

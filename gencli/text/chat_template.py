@@ -25,7 +25,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.text.call_forms import form_of
 from gencli.text.calls import Calls
 from gencli.text.channels import channels_of
-from gencli.text.message import Message
+from gencli.text.messages import Message
 from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.request import TextRequest
 from gencli.text.special_tokens import SpecialTokens
@@ -290,6 +290,8 @@ class Transcript:
             raise UsageError(f"--tools: {self.name} has no chat template, and knows no tools")
         lines = []
         for message in messages:
+            if message["role"] == "tool" or message.get("tool_calls"):
+                raise GencliError(f"{self.name} has no chat template, and knows no calls of tools")
             content = message["content"].strip()
             speaker = SPEAKERS.get(message["role"])
             lines.append(f"{speaker}: {content}\n" if speaker else f"{content}\n\n")

@@ -14,7 +14,7 @@ from gencli.errors import GencliError
 from gencli.json_files import as_unicode, parse_json, read_text
 
 if TYPE_CHECKING:
-    from gencli.text.message import Message
+    from gencli.text.messages import Message
 
 ROLES = ("system", "user", "assistant")
 

@@ -11,8 +11,9 @@ from enum import Enum
 from typing import Literal, TypeGuard
 
 from gencli.errors import GencliError, UsageError
-from gencli.options import OUTPUT, SEED, Bounds, Option, check, integer, make, number, rows, several
+from gencli.options import OUTPUT, SEED, Bounds, Option, check, flag, integer, make, number, rows, several
 from gencli.text.grammar import check_grammar, check_schema, read_grammar, read_schema
+from gencli.text.messages import Message, parse_conversation
 from gencli.text.tools import AUTO, NONE, REQUIRED, Tools, check_tools, read_tools, tools_of
 from gencli.text.wishes import WISHES, check_values, read_wish
 
@@ -222,6 +223,9 @@ class TextRequest:
         "The text follows this grammar: a file in the notation of Lark or llama.cpp (GBNF), or a regular expression "
         "between slashes.", OUTPUT, read=read_grammar, valid=check_grammar,
         also=("--grammar-file", "--regex", "--guided-regex")).field(None)
+    messages: bool = flag(False, "--messages",
+        "The prompt is a conversation to be answered, as OpenAI's API has it: a JSON list of messages. With --lines "
+        "each line is one. Turns on --chat.", CONVERSATION)
     think: str | None = dataclasses.replace(THINK,
         help=f"{THINK.help}, and with --json to `reasoning_content`. Turns on --chat.").field(None)
     chat_template_kwargs: str | None = dataclasses.replace(TEMPLATE_KWARGS,
@@ -250,6 +254,11 @@ class TextRequest:
     def tools_given(self) -> Tools | None:
         """The tools that may be called, if any. Raise UsageError for a choice that they do not leave."""
         return tools_of(self.tools, self.tool_choice, several=self.several_calls)
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The messages of a prompt that is a conversation. Raise GencliError where it is none."""
+        return parse_conversation(self.prompt, "the conversation")
 
     @property
     def form(self) -> str | None:

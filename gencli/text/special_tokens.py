@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from gencli.tokens import Tokenizer
 
 if TYPE_CHECKING:
-    from gencli.text.message import Message
+    from gencli.text.messages import Message
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gencli.serve.messages import read_messages
 from gencli.text.chat_template import Templated
+from gencli.text.messages import read_messages
 from gencli.text.request import TextRequest
 from gencli.text.tools import listed
 from gencli.tokens import load_tokenizer

@@ -45,6 +45,7 @@ COMMANDS: list[tuple[tuple[object, ...], bytes]] = [
     (("text", "--lines", "--strict", "--seed", 2, "-n", 8), LINES),
     (("text", "--lines", "--system", "Be brief.", "--seed", 2, "-n", 8), b"Hi\nHo\n"),
     (("text", "Hi", "--chat", "--seed", 2, "-n", 8), b""),
+    (("text", "--messages", "--lines", "--seed", 2, "-n", 8), b'[{"role": "user", "content": "Hi"}]\nHi\n'),
     (("text", "word " * 3000, "--seed", 1), b""),
     (("text", "word " * 3000, "--seed", 1, "-n", 5, "--truncate", "left"), b""),
     (("text", "caf\u00e9 \U0001f600", "--seed", 1, "-n", 5), b""),

@@ -1,27 +1,68 @@
-"""The messages of a conversation in a request's body, as a chat template takes them. No torch."""
+"""The messages of a conversation, and how they are read as OpenAI's API has them. No torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from gencli.errors import GencliError
-from gencli.json_files import as_unicode
-from gencli.serve.refusal import INVALID, Refusal
-from gencli.serve.values import shown
-from gencli.text.message import Message
+from gencli.json_files import as_unicode, parse_json
 from gencli.text.tools import MOST, call_id
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
 ROLES = ("system", "user", "assistant", "tool")
+EXAMPLE = """as in '[{"role": "user", "content": "Hello"}]'"""
 LAST = ("user", "tool")  # whose message is to be answered
+MOST_MESSAGES = 4096
+OBJECT_KEYS = ("messages", "model")  # of a conversation's object: `gencli chat` writes both
+
+
+class Message(TypedDict):
+    """One message. role: system, user, assistant or tool. tool_calls: of an assistant, as templates take them. name,
+    tool_call_id: of the call that a tool's message answers."""
+
+    role: str
+    content: str
+    tool_calls: NotRequired[list[dict[str, object]]]
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
+
+
+def parse_conversation(text: str, where: str) -> list[Message]:
+    """Return the messages of a conversation in JSON: a list of them, or an object that has them as `messages`.
+
+    where: what holds it, for errors. Raise GencliError for anything else, and for messages with images.
+    """
+    value = parse_json(text, where)
+    if isinstance(value, dict):
+        if other := next((name for name in value if name not in OBJECT_KEYS), None):
+            hint = f"--{other} says it" if other in ("tools", "tool_choice") else "options say the rest"
+            raise GencliError(f"{where}: of an object only `messages` is read, and not {other!r:.60}", hint)
+        value = value.get("messages")
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
+        raise GencliError(f"{where} is no JSON list of 1 to {MOST_MESSAGES} messages", EXAMPLE)
+    try:
+        if any(map(urls, value)):
+            raise GencliError("images of messages are not read", "-i/--image gives those of a prompt")
+        return read_messages(value)
+    except GencliError as error:
+        raise GencliError(f"{where}: {error.message.removeprefix('messages: ')}", error.hint) from None
+
+
+def last_turn(messages: Sequence[Message]) -> int:
+    """Return where the last turn begins: at the last message of the user, which calls and their answers may follow."""
+    return max((number for number, message in enumerate(messages) if message["role"] == "user"), default=0)
 
 
 def read_messages(values: list[object]) -> list[Message]:
     """Return the messages of a conversation that ends with one to answer. A tool's answer without an id is that to the
-    first call that has none. Raise Refusal."""
+    first call that has none. Raise GencliError."""
     read = [read_message(number, value) for number, value in enumerate(values)]
     if read and read[-1]["role"] not in LAST:
-        raise Refusal(INVALID, "messages: the last one must be the user's, or a tool's", param="messages")
+        raise GencliError("messages: the last one must be the user's, or a tool's")
     open_calls: list[tuple[str, str]] = []  # id and name
     for number, message in enumerate(read):
         if message["role"] == "assistant":
@@ -31,7 +72,7 @@ def read_messages(values: list[object]) -> list[Message]:
             found = next((one for one in open_calls if known in (None, one[0])), None)
             if found is None:
                 told = f"messages[{number}]: no call of the assistant's last message has this tool_call_id"
-                raise Refusal(INVALID, told, param="messages")
+                raise GencliError(told)
             open_calls.remove(found)
             message["tool_call_id"] = found[0]
             message.setdefault("name", found[1])
@@ -39,7 +80,7 @@ def read_messages(values: list[object]) -> list[Message]:
 
 
 def read_message(number: int, message: object) -> Message:
-    """Return a message of a conversation. Raise Refusal."""
+    """Return a message of a conversation. Raise GencliError."""
     where = f"messages[{number}]"
     role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
     calls = message.get("tool_calls") if isinstance(message, Mapping) and role == "assistant" else None
@@ -47,14 +88,14 @@ def read_message(number: int, message: object) -> Message:
         parts = [part for part in content if isinstance(part, Mapping)]
         texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
         if len(texts) + len(urls(message)) != len(content):
-            raise Refusal(INVALID, f"{where}: only parts of type text and image_url are read", param="messages")
+            raise GencliError(f"{where}: only parts of type text and image_url are read")
         content = "".join(texts)
     if content is None and calls:
         content = ""
     role = "system" if role == "developer" else role
     if role not in ROLES or not isinstance(content, str) or not isinstance(message, Mapping):
         wanted = f"wants a role of {', '.join(ROLES[:-1])} or {ROLES[-1]} and a text as content"
-        raise Refusal(INVALID, f"{where}: {wanted}", param="messages")
+        raise GencliError(f"{where}: {wanted}")
     made = Message(role=role, content=content)
     if calls:
         made["tool_calls"] = _calls(where, calls)
@@ -67,7 +108,7 @@ def read_message(number: int, message: object) -> Message:
     try:
         as_unicode(json.dumps(made, ensure_ascii=False, allow_nan=False), where)
     except (GencliError, ValueError):
-        raise Refusal(INVALID, f"{where} is no Unicode text", param="messages") from None
+        raise GencliError(f"{where} is no Unicode text") from None
     return made
 
 
@@ -81,12 +122,12 @@ def urls(message: object) -> list[str]:
 
 
 def _calls(where: str, values: object) -> list[dict[str, object]]:
-    """Return the calls of an earlier answer, with their arguments as an object. Raise Refusal."""
+    """Return the calls of an earlier answer, with their arguments as an object. Raise GencliError."""
     if not isinstance(values, list) or len(values) > MOST:
-        raise Refusal(INVALID, f"{where}: tool_calls wants a list of at most {MOST} calls", param="messages")
+        raise GencliError(f"{where}: tool_calls wants a list of at most {MOST} calls")
     made: list[dict[str, object]] = []
     for number, value in enumerate(values):
-        function = value.get("function") if isinstance(value, Mapping) else None
+        function = value.get("function", value) if isinstance(value, Mapping) else None  # `--json` writes it alone
         name, arguments = (
             (function.get("name"), function.get("arguments")) if isinstance(function, Mapping) else (None, None)
         )
@@ -97,8 +138,8 @@ def _calls(where: str, values: object) -> list[dict[str, object]]:
                 arguments = None
         if not isinstance(name, str) or not isinstance(arguments, dict):
             wanted = "wants a function with a name, and arguments that are a JSON object"
-            told = f"{where}: tool_calls[{number}] {shown(value)}: {wanted}"
-            raise Refusal(INVALID, told, param="messages")
+            told = f"{where}: tool_calls[{number}] {str(value)[:60]!r}: {wanted}"
+            raise GencliError(told)
         given = value.get("id") if isinstance(value, Mapping) else None
         identity = call_id(f"{where}/{number}" if given is None else given)
         made.append({"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}})
