@@ -13,7 +13,7 @@ from gencli.cli.image_asked import Sources
 from gencli.cli.options import Asked, Fetching, Reporting, command
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError
-from gencli.image.request import INPUT, PICTURE, SAMPLING, ImageRequest
+from gencli.image.request import GUIDANCE, INPUT, PICTURE, SAMPLING, ImageRequest
 from gencli.options import Option, rows, string
 from gencli.spec import DrawingSpec, named_model
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UPSCALER, ENVIRONMENT = "stabilityai/stable-diffusion-x4-upscaler", "GENCLI_UPSCALE_MODEL"
 # What an upscaler follows of all that a request may say.
 KEPT = {
-    "negative", "steps", "sampler", "guidance", "guidance_rescale", "seed", "eta", "karras", "spacing", "noise_level",
+    "negative", "steps", "sampler", *GUIDANCE.values(), "seed", "eta", "karras", "spacing", "noise_level",
     "sampler_options", "count", "batch", "truncate", "vae_tiling", "dtype",
 }  # fmt: skip
 LEFT_OUT = {name for name, _ in rows(ImageRequest)} - KEPT - {"model", "prompt"} | {"save_stages"}

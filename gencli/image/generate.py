@@ -289,10 +289,17 @@ class _StageRun:
             image_uncond=image_uncond,
             guidance_scale=scale,
             guidance_rescale=request.guidance_rescale or 0.0,
+            guides=self._guides,
             keeps_norms=loaded.stage.keeps_norms,
             image_guidance_scale=1.0 if request.image_guidance is None else request.image_guidance,
             limits=limits,
         )
+
+    def _guides(self) -> bool:
+        """Return whether guidance counts at the step that the sampler is at; fractions are of all networks' steps."""
+        start, end = self.request.guidance_start or 0.0, self.request.guidance_end
+        total = self.others + len(self.plan.steps)
+        return int(start * total) <= self.done + self.step < int((1.0 if end is None else end) * total)
 
     def _guided(self, denoiser: Denoiser, prompts: Sequence[str]) -> Predict:
         """The denoiser, guided by the classifier if there is one."""

@@ -37,6 +37,8 @@ DEFAULTS = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
     "guidance_rescale": "guidance_rescale",
+    "guidance_start": "guidance_start",
+    "guidance_end": "guidance_end",
     "negative_prompt": "negative",
     "eta": "eta",
 }

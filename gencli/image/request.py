@@ -52,6 +52,8 @@ SEED_LIMIT = 2**63  # above the largest seed
 DEFAULT_MODEL = "emoji"
 # What holds when neither the request nor the checkpoint says otherwise: diffusers' own defaults.
 BUILT_IN: dict[str, object] = {"sampler": "ddim", "steps": 50}
+GUIDANCE = {"--cfg-scale": "guidance", "--guidance-rescale": "guidance_rescale"}  # flag → field
+GUIDANCE |= {"--guidance-start": "guidance_start", "--guidance-end": "guidance_end"}
 BUILT_IN_TEXT: dict[str, object] = {"negative": "", "guidance": 7.5, "guidance_rescale": 0.0}
 # Headings on the help page.
 INPUT, PICTURE, SAMPLING, START = "Prompt", "Image", "Sampling", "Starting from an image"
@@ -125,6 +127,12 @@ class ImageRequest:
     guidance_rescale: float | None = number(None, "--guidance-rescale R",
         "Reduces over-exposure from high guidance, 0 to 1 (default: 0, off).", SAMPLING, infotext="CFG rescale",
         within=(0, 1))
+    guidance_start: float | None = number(None, "--guidance-start F",
+        "Fraction of the steps at which guidance begins, 0 to 1; the later, the more seeds differ (default: 0).",
+        SAMPLING, infotext="CFG start", within=(0, 1), also=("--cfg-start",))
+    guidance_end: float | None = number(None, "--guidance-end F",
+        "Fraction of the steps at which guidance ends, 0 to 1; without it a step computes half as much (default: 1).",
+        SAMPLING, infotext="CFG end", within=(0, 1), also=("--cfg-end", "--guidance-stop"))
     seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed",
         read=lambda seed: None if seed == -1 else seed).field(None)
     width: int | None = integer(None, "-W, --width N", "Width in pixels.", PICTURE, within=(1, 2**14))
@@ -289,6 +297,9 @@ class ImageRequest:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "quantize", check_quantize(self.quantize, self.dtype))
         list(self.controls)  # raises
+        if (self.guidance_start or 0.0) >= (1.0 if self.guidance_end is None else self.guidance_end):
+            last = 1 if self.guidance_end is None else self.guidance_end
+            raise UsageError(f"--guidance-start {self.guidance_start or 0} is not before --guidance-end {last}")
         if self.refiner_start is not None and self.refiner is None:
             raise UsageError("--refiner-start without a refiner", "name one with --refiner")
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:

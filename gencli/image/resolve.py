@@ -14,7 +14,7 @@ from gencli.image.diffusion.spacings import SECTIONS
 from gencli.image.distilled import FEW, FEW_SAMPLERS, distilled_sampler, few_steps_sampler, is_distilled
 from gencli.image.families import TINY, tiny_named
 from gencli.image.prompts import weighting
-from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, ImageRequest
+from gencli.image.request import BUILT_IN, BUILT_IN_TEXT, GUIDANCE, ImageRequest
 from gencli.image.sizes import size_of
 from gencli.image.stage_values import STAGE_KEYS
 from gencli.options import check_values, typed
@@ -124,8 +124,8 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
             yield f"{checkpoint.name} is drawn with {values}; if it was made for few steps: {few}"
     if (tiny := tiny_named(request.vae)) is not None and tiny != checkpoint.family.tiny:
         yield f"--vae {request.vae} reads the latents of {TINY[tiny]}: images of {checkpoint.name} may look wrong"
-    guided = {"the negative prompt": request.negative, "--guidance-rescale": asked.guidance_rescale}
-    guided["--image-cfg-scale"] = asked.image_guidance
+    guided = {"the negative prompt": request.negative, "--image-cfg-scale": asked.image_guidance}
+    guided |= {flag: getattr(asked, field) for flag, field in GUIDANCE.items() if field != "guidance"}
     for what in (what for what, value in guided.items() if value):
         if _reads_guidance(checkpoint):
             yield f"{what} has no effect: {checkpoint.name} reads --cfg-scale as a number"
@@ -175,8 +175,8 @@ def _check_text(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     if checkpoint.prompt == "class":
         _check_class(request, checkpoint)
         return
-    given = {"a prompt": request.prompt, "--negative": request.negative, "--cfg-scale": request.guidance}
-    given["--guidance-rescale"] = request.guidance_rescale
+    given = {"a prompt": request.prompt, "--negative": request.negative}
+    given |= {flag: getattr(request, field) for flag, field in GUIDANCE.items()}
     if wrong := [name for name, value in given.items() if value not in (None, "")]:
         raise UsageError(f"{checkpoint.name} draws without a prompt: {' and '.join(wrong)} would have no effect")
 
@@ -250,8 +250,7 @@ def _check_class(request: ImageRequest, checkpoint: ImageCheckpoint) -> None:
     if classes.null is not None:
         classes.find(request.negative or "")
         return
-    given = {"--negative": request.negative, "--cfg-scale": request.guidance}
-    given["--guidance-rescale"] = request.guidance_rescale
+    given = {"--negative": request.negative, **{flag: getattr(request, field) for flag, field in GUIDANCE.items()}}
     if wrong := [name for name, value in given.items() if value not in (None, "")]:
         raise UsageError(
             f"{checkpoint.name} has no class that stands for none: {' and '.join(wrong)} would have no effect",

@@ -9,7 +9,8 @@ from gencli.image.values import named_sampler
 from gencli.options import KINDS, Option
 
 STAGE_KEYS = {  # what --stage NAME:KEY=VALUE may set: key → field
-    "steps": "steps", "cfg-scale": "guidance", "guidance-rescale": "guidance_rescale", "sampler": "sampler",
+    "steps": "steps", "cfg-scale": "guidance", "guidance-rescale": "guidance_rescale",
+    "guidance-start": "guidance_start", "guidance-end": "guidance_end", "sampler": "sampler",
     "eta": "eta", "spacing": "spacing", "karras": "karras", "noise-level": "noise_level",
 }  # fmt: skip
 

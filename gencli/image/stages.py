@@ -15,7 +15,7 @@ from gencli.image.diffusion.flow import schedule_of
 from gencli.image.diffusion.schedule import NoiseSchedule, Step, named_spacing
 from gencli.image.families import Stage, as_refiner, as_upscaler, checks
 from gencli.image.families.stable_diffusion import REFINER, STABLE_DIFFUSION_XL
-from gencli.image.request import ImageRequest
+from gencli.image.request import GUIDANCE, ImageRequest
 from gencli.image.resolve import own_steps, sampler_options, with_sampler_options
 from gencli.image.stage_values import STAGE_KEYS
 from gencli.options import typed
@@ -136,7 +136,7 @@ def _check_own(name: str, values: Mapping[str, object], checkpoint: ImageCheckpo
         hint = hint if others else f"{sets} its only stage, {main.name}"
         raise UsageError(f"--stage {name}: {checkpoint.name} has no such stage", hint)
     [(stage, owner)] = [(stage, owner) for stage, owner in checkpoint.stages if stage.name == name]
-    unread = set() if stage.conditioner is not None else {"guidance", "guidance_rescale"}
+    unread = set() if stage.conditioner is not None else set(GUIDANCE.values())
     unread |= set() if "noise_level" in owner.family.defaults and stage is owner.main else {"noise_level"}
     if wrong := [key for key, field in STAGE_KEYS.items() if field in values.keys() & unread]:
         raise UsageError(f"--stage {name}: {' and '.join(wrong)} would have no effect in this stage")

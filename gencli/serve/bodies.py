@@ -56,7 +56,8 @@ ONLY: dict[str, Collection[object]] = {
 DRAWN = {  # name in a body → field of ImageRequest
     "negative_prompt": "negative", "guidance_scale": "guidance", "cfg_scale": "guidance", "n": "count",
     **{name: name for name in ("prompt", "negative", "steps", "sampler", "guidance", "guidance_rescale", "seed", "eta",
-                               "karras", "spacing", "weighted", "clip_skip", "truncate")},
+                               "guidance_start", "guidance_end", "karras", "spacing", "weighted", "clip_skip",
+                               "truncate")},
 }  # fmt: skip
 FORMATS = ("png", "jpeg", "webp")
 DRAWN_INERT = {*INERT, "response_format", "size", "output_format", "quality", "style", "background", "moderation"}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gencli.checkpoints.find import Source
 from gencli.errors import GencliError, UsageError
+from gencli.image.diffusion.guidance import Denoiser
 from gencli.image.generate import Denoised, generate
 from gencli.image.open import open_image_checkpoint
 from gencli.image.prompts.stable_diffusion import token_ids
@@ -192,6 +193,43 @@ def test_guidance_rescale(folders):
         PROMPT, num_inference_steps=4, guidance_rescale=0.7, generator=generator(), **SIZE
     ).images[0]
     assert_same(ours[0].image, theirs)
+
+
+@pytest.mark.parametrize("end", [0.4, 0.5, 0.79])
+def test_guidance_ends(folders, end):
+    """As diffusers' documentation ends it, by a callback."""
+    folder, pipe = folders["sd21"]
+
+    def callback(pipe, step, timestep, values):
+        if step + 1 == int(end * pipe.num_timesteps):
+            pipe._guidance_scale = 0.0
+            values["prompt_embeds"] = values["prompt_embeds"].chunk(2)[-1]
+        return values
+
+    ours = draw(folder, prompt=PROMPT, steps=5, guidance_end=end, **SIZE)
+    more = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    theirs = with_scheduler(pipe, "ddim")(PROMPT, num_inference_steps=5, generator=generator(), **more, **SIZE)
+    assert_same(ours[0].image, theirs.images[0])
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.2, 1.0), (0.35, 0.8), (0.0, 0.5), (0.99, 1.0)])
+def test_the_steps_of_guidance(folders, monkeypatch, start, end):
+    """Those of diffusers' guiders; the model gets twice as much in these alone."""
+    folder, _ = folders["sd15"]
+    theirs = diffusers.guiders.ClassifierFreeGuidance(start=start, stop=end)
+    expected = []
+    for step in range(7):
+        theirs.set_state(step, 7, torch.tensor(0))
+        expected.append(theirs.num_conditions)
+    found = []
+    real = Denoiser.__init__
+
+    def init(self, model, *args, **kwargs):
+        real(self, lambda x, *rest: found.append(len(x)) or model(x, *rest), *args, **kwargs)
+
+    monkeypatch.setattr(Denoiser, "__init__", init)
+    draw(folder, prompt=PROMPT, steps=7, guidance_start=start, guidance_end=end, **SIZE)
+    assert found == expected and {*found} == {1, 2}
 
 
 def test_size_of_the_checkpoint_and_odd_levels(folders):

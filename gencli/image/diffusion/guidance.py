@@ -42,7 +42,9 @@ class Denoiser:
     cond: the conditioning, tensors (B, …). uncond: the unconditional or negative one, tensors (B, …) or (1, …). With an
     `uncond` and a `guidance_scale` above 1 the model gets both in one batch of 2B. image_uncond: for models that edit
     an image, with the image of `cond` and the text of `uncond`; the model then gets all three in one batch of 3B.
-    keeps_norms: a side of the squares that `with_norms` scales, 0 for none.
+    guides: tells whether guidance counts at the step that the sampler is at (Kynkäänniemi et al. 2024 limit it to an
+    interval); elsewhere the model gets `cond` alone. keeps_norms: a side of the squares that `with_norms` scales, 0 for
+    none.
     limits: the limits on x0 that hold where the checkpoint asks for them, "clip" and "threshold" (each sampler names
     those that its definition keeps).
     """
@@ -57,15 +59,16 @@ class Denoiser:
         image_uncond: Conditioning | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
+        guides: Callable[[], bool] = lambda: True,
         keeps_norms: int = 0,
         image_guidance_scale: float = 1.0,
         limits: Collection[str] = ("clip", "threshold"),
     ):
         self.model, self.schedule, self.limits = model, schedule, limits
         self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
-        self.image_guidance_scale, self.keeps_norms = image_guidance_scale, keeps_norms
-        self.conditioning = Conditioning() if cond is None else cond
-        self.parts = 1  # of the batch that the model sees
+        self.image_guidance_scale, self.keeps_norms, self.guides = image_guidance_scale, keeps_norms, guides
+        self.cond = self.conditioning = Conditioning() if cond is None else cond
+        self.parts = 1  # of the batch that the model sees where it is guided
         if guidance_scale > 1 and cond is not None and uncond is not None:
             parts = [uncond, cond] if image_uncond is None else [uncond, image_uncond, cond]
             self.parts = len(parts)
@@ -89,22 +92,22 @@ class Denoiser:
 
     def output(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
         """The model's guided output, and its variance channels if it has any."""
-        batch = torch.cat([x] * self.parts) if self.parts > 1 else x
+        guided = self.parts > 1 and self.guides()
+        batch = torch.cat([x] * self.parts) if guided else x
         timesteps = torch.full((len(batch),), t, dtype=torch.float32, device=x.device)
-        output = self.model(batch, timesteps, self.conditioning).to(x.dtype)
+        output = self.model(batch, timesteps, self.conditioning if guided else self.cond).to(x.dtype)
         variance = None
         if output.shape[1] == 2 * x.shape[1]:
             output, variance = output.chunk(2, dim=1)
-        if self.parts == 1:
+        if not guided:
             return output, variance
         uncond, *image_uncond, cond = output.chunk(self.parts)
         if image_uncond:
-            guided = guide_edit(cond, image_uncond[0], uncond, self.guidance_scale, self.image_guidance_scale)
+            output = guide_edit(cond, image_uncond[0], uncond, self.guidance_scale, self.image_guidance_scale)
         else:
-            guided = guide(cond, uncond, self.guidance_scale)
-        guided = with_norms(guided, cond, self.keeps_norms)
-        guided = rescale(guided, cond, self.guidance_rescale)
-        return guided, variance if variance is None else variance.chunk(self.parts)[-1]
+            output = guide(cond, uncond, self.guidance_scale)
+        output = rescale(with_norms(output, cond, self.keeps_norms), cond, self.guidance_rescale)
+        return output, variance if variance is None else variance.chunk(self.parts)[-1]
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
