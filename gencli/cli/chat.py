@@ -23,6 +23,7 @@ from gencli.errors import GencliError, UsageError
 from gencli.options import flag, integer, string
 from gencli.spec import TextSpec
 from gencli.text.request import (
+    ANSWER_TOKENS,
     CONVERSATION,
     LENGTH,
     TEMPLATE_KWARGS,
@@ -48,10 +49,11 @@ class ChatRequest(TextRequest):
 
     # fmt: off
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N", "Maximum tokens per reply",
-        LENGTH, bounds=TOKENS, usual=1024, config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
+        LENGTH, bounds=TOKENS, usual=ANSWER_TOKENS, config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
     think: str | None = THINK.field(None)
     chat_template_kwargs: str | None = TEMPLATE_KWARGS.field(None)
     # fmt: on
+    answers: bool = True
 
 
 @dataclass(eq=False, repr=False)

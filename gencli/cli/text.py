@@ -137,6 +137,7 @@ def text(
     asks = asks_template(ctx, looks=looks)
     chats = start.chat or start.system is not None or start.examples is not None or looks or asks
     request = request if chats and not looks else without_template(request)
+    request = dataclasses.replace(request, answers=chats and not source.lines)
     if chats and (shown.echo or request.truncate):
         raise UsageError(f"{'--echo' if shown.echo else '--truncate'} is for raw prompts, and this is a conversation")
     conversation = start.conversation() if chats and not looks else None

@@ -30,7 +30,7 @@ from gencli.serve.values import (
     whole,
 )
 from gencli.text.messages import MOST_MESSAGES, Message, urls
-from gencli.text.request import SamplingParams, TextRequest, draw_seed
+from gencli.text.request import ANSWER_TOKENS, SamplingParams, TextRequest, draw_seed
 
 T = TypeVar("T")
 Body = Mapping[str, object]  # as it came
@@ -126,7 +126,9 @@ def read_chat(body: Body) -> Chat:
     if logprobs:
         values["logprobs"] = 0 if top is None else whole("top_logprobs", top, 0, MOST_LOGPROBS)
     names = {**spoken(body, CHAT, TEXT_ROWS), "--schema": "response_format"}
-    return Chat(text_request("", _text_values(values, {"messages"}, CHAT), names), read, names, images)
+    asked = _text_values(values, {"messages"}, CHAT)
+    asked["answers"] = (typed(asked, "num_samples", int) or 1) * ANSWER_TOKENS <= MOST_TOKENS
+    return Chat(text_request("", asked, names), read, names, images)
 
 
 def read_drawing(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import NotRequired
 
 ROLES = ("system", "user", "assistant", "tool")
-EXAMPLE = """as in '[{"role": "user", "content": "Hello"}]'"""
+EXAMPLE = """a conversation is a JSON list of messages, as in [{"role": "user", "content": "Hello"}]"""
 LAST = ("user", "tool")  # whose message is to be answered
 MOST_MESSAGES = 4096
 OBJECT_KEYS = ("messages", "model")  # of a conversation's object: `gencli chat` writes both
@@ -36,7 +36,13 @@ def parse_conversation(text: str, where: str) -> list[Message]:
 
     where: what holds it, for errors. Raise GencliError for anything else, and for messages with images.
     """
-    value = parse_json(text, where)
+    if not text.strip():
+        raise GencliError(f"{where} is empty", EXAMPLE)
+    try:
+        value = parse_json(text, where)
+    except GencliError as error:
+        error.hint = error.hint or EXAMPLE
+        raise
     if isinstance(value, dict):
         if other := next((name for name in value if name not in OBJECT_KEYS), None):
             hint = f"--{other} says it" if other in ("tools", "tool_choice") else "options say the rest"

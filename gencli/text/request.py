@@ -20,6 +20,7 @@ from gencli.text.wishes import WISHES, check_values, read_wish
 MAX_SEED = 2**63 - 1
 TOKENS = Bounds(1, hint="-n 1000000 goes on until the model ends, or its context is full")
 TOKENS_ELSEWHERE = ("--n-predict", "--num-predict", "--max-length", "--tokens", "--length")
+ANSWER_TOKENS = 4096  # within which an answer to one message ends that has no other limit, as ollama's do
 INPUT, CONVERSATION, SAMPLING, LENGTH = "Prompt", "Conversation", "Sampling", "Length"  # headings on the help pages
 
 
@@ -194,7 +195,8 @@ class TextRequest:
 
     Sample i of `num_samples` draws from a generator seeded with `seed + i`. `logprobs`: how many most likely tokens to
     report with each token's own log-probability (None: no report). `max_length`: tokens of prompt and text together,
-    which a checkpoint may limit where no number of tokens is asked for.
+    which a checkpoint may limit where no number of tokens is asked for. `answers`: the text is the answer to one
+    message, and may be longer than others unless something else is said.
     Raise UsageError for a value out of range, GencliError for a prompt that is no Unicode text.
     """
 
@@ -206,8 +208,8 @@ class TextRequest:
         read=lambda side: None if side is None else "left", valid=_check_side).field(None)
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N",
-        "Maximum tokens to generate, limited by the context", LENGTH, bounds=TOKENS, usual=256,
-        config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
+        "Maximum tokens to generate, limited by the context (default: 256; for an answer to one message "
+        f"{ANSWER_TOKENS}).", LENGTH, bounds=TOKENS, usual=256, config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
     stop: tuple[str, ...] = several(str, "--stop TEXT",
         "Stop before this text, which is not printed (repeatable).", LENGTH,
         valid=_check_stops)
@@ -240,6 +242,7 @@ class TextRequest:
         complete=(AUTO, REQUIRED, NONE)).field(None)
     several_calls: bool = Option(bool, called="several_calls").field(True)
     # fmt: on
+    answers: bool = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -308,7 +311,8 @@ def _missing(record: SamplingParams | TextRequest, config: Mapping[str, object])
             value = config.get(option.config_key or "")
             if option.kind is int and isinstance(value, float) and value.is_integer():
                 value = int(value)  # some tools write 50.0
-            found[name] = option.usual if value is None else value
+            usual = ANSWER_TOKENS if name == "max_tokens" and getattr(record, "answers", False) else option.usual
+            found[name] = usual if value is None else value
     return found
 
 

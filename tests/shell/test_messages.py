@@ -84,6 +84,7 @@ def test_what_is_no_conversation_is_told(model: Path) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     for args, code, told in (
         (("Hi",), 1, "the conversation is not valid JSON"),
+        ((" ",), 1, "the conversation is empty"),
         (("[]",), 1, "the conversation is no JSON list of 1 to 4096 messages"),
         (('{"messages": "Hi"}',), 1, "the conversation is no JSON list"),
         ((json.dumps({"messages": ASKED, "tools": TOOLS}),), 1, "--tools says it"),
@@ -99,3 +100,16 @@ def test_what_is_no_conversation_is_told(model: Path) -> None:
         error = done.stderr.decode()
         assert (done.returncode, done.stdout, error.count("error: ")) == (code, b"", 1), (args, error)
         assert told in error, error
+
+
+def test_an_answer_may_be_longer_than_a_text(tmp_path: Path) -> None:
+    """Of one message; of many, which are made side by side, it may not."""
+    folder = make_scripted_chat(tmp_path / "talker", "a" * 300 + "<|im_end|>", positions=512)
+    for more in ((), ("--messages",)):
+        asked = json.dumps([{"role": "user", "content": "Hi"}]) if more else "Hi"
+        whole = gencli("text", "--chat", *more, asked, "-m", folder, *GREEDY)
+        assert (whole.stdout, whole.stderr) == (b"a" * 300 + b"\n", b"")
+    assert gencli("chat", "-m", folder, *GREEDY, "--no-history", stdin=b"Hi").stdout == whole.stdout
+    assert gencli("text", "--chat", "Hi", "-m", folder, *GREEDY, "-n", "9").stdout == b"a" * 9 + b"\n"
+    lines = gencli("text", "--chat", "--lines", "-m", folder, *GREEDY, stdin=b"Hi\n")
+    assert lines.stdout == b"a" * 256 + b"\n"

@@ -9,8 +9,9 @@ import random
 import pytest
 
 from gencli.errors import GencliError, UsageError
+from gencli.serve.bodies import read_chat
 from gencli.text.events import Completion, Logprobs, PromptTruncated, TextDelta, in_order
-from gencli.text.request import MAX_SEED, TextRequest, parse_logit_bias, usual_values
+from gencli.text.request import ANSWER_TOKENS, MAX_SEED, TextRequest, parse_logit_bias, usual_values
 from gencli.text.stops import StopScanner
 from tests.shell.process import gencli
 
@@ -187,3 +188,13 @@ def prompt_of(arguments: list[str], stdin: bytes) -> str:
 )
 def test_prompts(arguments: list[str], stdin: bytes, prompt: str):
     assert prompt_of(arguments, stdin) == prompt
+
+
+def test_an_answer_is_longer_than_a_text_unless_the_model_says_so() -> None:
+    assert TextRequest().resolve({}).max_tokens == 256
+    assert TextRequest(answers=True).resolve({}).max_tokens == ANSWER_TOKENS
+    assert TextRequest(answers=True).resolve({"max_new_tokens": 9}).max_tokens == 9
+    assert TextRequest(answers=True, max_tokens=8).resolve({"max_new_tokens": 9}).max_tokens == 8
+    one, many = ({"model": "a", "n": n, "messages": [{"role": "user", "content": "Hi"}]} for n in (1, 128))
+    assert read_chat(one).request.resolve({}).max_tokens == ANSWER_TOKENS
+    assert read_chat(many).request.resolve({}).max_tokens == 256
