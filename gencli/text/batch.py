@@ -18,7 +18,9 @@ from gencli.text.prompt_cache import PromptCache
 from gencli.text.request import SamplingParams, TextRequest
 from gencli.text.speculation import Guesser, verify
 
-MEMORY = 2**30  # bytes of keys and values from which on no text begins beside others
+MEMORY = 2**30  # bytes of keys and values, soon to be filled, from which on no text begins beside others
+SOON = 512  # tokens that each text is thought to add soon
+MOST = 4  # times MEMORY that the texts may come to at their longest; a CPU gives memory as it is filled
 
 
 class Follows(Protocol):
@@ -86,9 +88,15 @@ class Batch:
         self.rows: list[Row] = []
         self.picks_on = torch.device("cpu") if self.device.type == "mps" else self.device  # sampling needs float64
 
-    def has_room(self, positions: int) -> bool:
-        """Return whether the memory for one more text of so many positions is there, as it is for a single one."""
-        return not self.rows or self.memory.bytes(len(self.rows) + 1, positions) <= MEMORY
+    def has_room(self, prompt: int, more: int) -> bool:
+        """Return whether there is memory for one more text of so many tokens, as there is for a single one. more: how
+        many may be added."""
+        if not self.rows:
+            return True
+        rows, most = len(self.rows) + 1, MOST if self.device.type == "cpu" else 1
+        soon = prompt + min(more, SOON) + sum(len(row.ids) + min(row.left, SOON) for row in self.rows)
+        allocated = rows * max(prompt + more, self.memory.positions)
+        return self.memory.bytes(rows, soon) <= MEMORY and self.memory.bytes(rows, allocated) <= most * MEMORY
 
     @torch.inference_mode()
     def add(

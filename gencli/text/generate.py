@@ -104,7 +104,7 @@ def generate_all(
                 yield item
                 continue
             together = together or Batch(model.module, item.request, prompt_cache, guesser)
-            if not together.has_room(len(item.ids) + item.max_tokens):
+            if not together.has_room(len(item.ids), item.max_tokens):
                 waiting.held = item
                 break
             clock = time.perf_counter()

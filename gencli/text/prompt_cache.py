@@ -50,13 +50,18 @@ class PromptCache:
         self.cache.copy_row(source, to, int(self.cache.lengths[source]))
         self.ids[to], self._regimes[to] = self.ids[source], self._regimes[source]
 
+    @property
+    def positions(self) -> int:
+        """The positions that each row has room for."""
+        return 0 if self.cache is None else self.cache.positions
+
     def bytes(self, rows: int, positions: int) -> int:
-        """Return the memory of so many rows with at least so many positions; 0 before anything was read."""
+        """Return the memory of so many rows with so many positions in all; 0 before anything was read."""
         if self.cache is None:
             return 0
         each = sum(tensor[0, :, 0].nbytes for tensor in (*self.cache.keys, *self.cache.values))
         own = sum(getattr(self.cache, name)[0].nbytes for name in self.cache.ROWS if name not in self.cache.POSITIONS)
-        return rows * (max(positions, self.cache.positions) * each + own)
+        return positions * each + rows * own
 
     def _shared(self, row: int, module: LanguageModel, ids: list[int]) -> int:
         """Return the length of the prefix that a row shares with a text, without the text's last id."""

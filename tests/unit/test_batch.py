@@ -94,6 +94,19 @@ def test_memory_is_bounded(model, monkeypatch):
     assert set(sizes) == {1}
 
 
+def test_long_answers_go_side_by_side_until_they_fill_the_memory(model, monkeypatch):
+    """Two texts of which each may come to more than half of the memory, and soon will not."""
+    batch = Batch(model.module, TextRequest().resolve({}))
+    batch.add([1, 2], torch.Generator(), 60)
+    half = batch.memory.positions // 2
+    monkeypatch.setattr(batches, "SOON", 4)
+    monkeypatch.setattr(batches, "MEMORY", batch.memory.bytes(2, half))
+    assert batch.has_room(2, 60) and not batch.has_room(half, 8) and not batch.has_room(2, 8 * half)
+    for _ in range(half - 8):
+        batch.step()
+    assert not batch.has_room(2, 60)
+
+
 def test_a_line_that_fails_leaves_the_others_alone(model):
     """A prompt that is too long, one that could not be read, and tokens of which none is left to pick."""
     every = tuple((i, -float("inf")) for i in range(model.vocab_size))
