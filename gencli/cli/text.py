@@ -31,6 +31,7 @@ from gencli.text.events import (
     Event,
     Failed,
     GenerationStats,
+    MessagesLeftOut,
     PromptTruncated,
     ReasoningDelta,
     TextDelta,
@@ -320,6 +321,9 @@ class Printer:
             console.error(event.error)
         elif isinstance(event, PromptTruncated):
             console.note(f"{line}only the last {event.kept} of the prompt's {event.tokens} tokens are used")
+        elif isinstance(event, MessagesLeftOut):
+            oldest = counted(event.count, "message")
+            console.note(f"{line}the oldest {oldest} of the conversation are left out: they do not fit the context")
         elif isinstance(event, CharactersLost):
             lost = counted(event.count, "character")
             console.note(f"{line}the model's vocabulary lacks {lost} of the prompt, which it does not see")

@@ -50,8 +50,10 @@ PREFIXES = (
 VARIABLES = ("GENCLI_KERNELS", "GENCLI_CACHE", "XDG_CACHE_HOME", "HOME", "LD_PRELOAD")
 TEXT_EVENTS = {
     one.__name__: one
-    for one in (events.PromptTruncated, events.CharactersLost, events.TextDelta, events.ReasoningDelta)
-}
+    for one in (
+        events.PromptTruncated, events.MessagesLeftOut, events.CharactersLost, events.TextDelta, events.ReasoningDelta,
+    )
+}  # fmt: skip
 
 Said = dict[str, Any]  # a message as it came: JSON
 Head = tuple[str, tuple[int, int]]  # an image's mode and size

@@ -138,7 +138,7 @@ def answer_all(
         except GencliError as error:
             return Job(request, problem=error)
         lost = model.tokenizer.lost("".join(message["content"] for message in turn))
-        return Job(session.request, prompt.ids, prompt.reasoning, lost)
+        return Job(session.request, prompt.ids, prompt.reasoning, lost, session.left_out)
 
     return generate_all(chats.model, map(job, requests), stats, **how)
 

@@ -50,6 +50,14 @@ class PromptTruncated:
 
 
 @dataclass(frozen=True)
+class MessagesLeftOut:
+    """The oldest `count` messages of the prompt's conversation do not fit the context. It comes before any text."""
+
+    count: int
+    index: int = 0
+
+
+@dataclass(frozen=True)
 class CharactersLost:
     """The vocabulary lacks `count` characters of the prompt, which the model does not see."""
 
@@ -140,7 +148,7 @@ class GenerationStats:
         )
 
 
-Event = PromptTruncated | CharactersLost | TextDelta | ReasoningDelta | Completion | Failed
+Event = PromptTruncated | MessagesLeftOut | CharactersLost | TextDelta | ReasoningDelta | Completion | Failed
 
 
 def in_order(events: Iterable[Event]) -> Iterator[Event]:

@@ -16,6 +16,7 @@ from gencli.text.events import (
     Event,
     Failed,
     GenerationStats,
+    MessagesLeftOut,
     PromptTruncated,
     ReasoningDelta,
     TextDelta,
@@ -45,13 +46,15 @@ class How(TypedDict, total=False):
 @dataclass(frozen=True)
 class Job:
     """A prompt to continue. ids: of the prompt, if it is encoded already. reasoning: the marks of reasoning before an
-    answer, which becomes events of its own. lost: how many characters of the prompt are not among the ids. problem: why
-    there is no prompt. wanted: whether anyone still waits for it; if not, it fails."""
+    answer, which becomes events of its own. lost, left_out: how many characters of the prompt, and how many messages of
+    its conversation, are not among the ids. problem: why there is no prompt. wanted: whether anyone still waits for it;
+    if not, it fails."""
 
     request: TextRequest
     ids: list[int] | None = None
     reasoning: Reasoning | None = None
     lost: int = 0
+    left_out: int = 0
     problem: GencliError | None = None
     wanted: Callable[[], bool] = lambda: True
 
@@ -196,6 +199,8 @@ def _prepared(model: TextModel, number: int, job: Job) -> Iterator[Event | Seque
     except GencliError as error:
         yield Failed(first, error, first + job.request.num_samples)
         return
+    if job.left_out:
+        yield MessagesLeftOut(job.left_out, first)
     if lost:
         yield CharactersLost(lost, first)
     if len(ids) < len(whole):

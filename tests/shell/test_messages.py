@@ -113,3 +113,13 @@ def test_an_answer_may_be_longer_than_a_text(tmp_path: Path) -> None:
     assert gencli("text", "--chat", "Hi", "-m", folder, *GREEDY, "-n", "9").stdout == b"a" * 9 + b"\n"
     lines = gencli("text", "--chat", "--lines", "-m", folder, *GREEDY, stdin=b"Hi\n")
     assert lines.stdout == b"a" * 256 + b"\n"
+
+
+def test_turns_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    folder = make_scripted_chat(tmp_path / "short", "Yes<|im_end|>", positions=128)
+    talk = [{"role": role, "content": f"{n} " * 9} for n in range(4) for role in ("user", "assistant")] + ASKED[1:]
+    done = gencli("text", "--messages", "-m", folder, *GREEDY, json.dumps(talk))
+    told = b"note: the oldest 6 messages of the conversation are left out: they do not fit the context\n"
+    assert (done.returncode, done.stderr) == (0, told) and done.stdout.endswith(b"\n")
+    lines = gencli("text", "--messages", "--lines", "-m", folder, *GREEDY, stdin=json.dumps(talk).encode())
+    assert lines.stderr == told.replace(b"the oldest", b"line 1: the oldest")
