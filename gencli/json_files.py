@@ -83,8 +83,14 @@ def parse_json(text: str | bytes, where: object) -> object:
     """
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise GencliError(f"{where} is not valid JSON: it is nested too deeply") from None
+    except json.JSONDecodeError as error:
         raise GencliError(f"{where} is not valid JSON: {str(error)[:120]}") from None
+    except UnicodeDecodeError:
+        raise GencliError(f"{where} is not valid JSON: it is not UTF-8") from None
+    except ValueError:  # Python's limit
+        raise GencliError(f"{where} is not valid JSON: a number has too many digits") from None
 
 
 def read_json(path: Path) -> dict[str, object]:

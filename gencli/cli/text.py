@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -253,7 +254,12 @@ def _share(
 def _checked(request: TextRequest, prompt: str) -> str:
     """Return a prompt. Raise GencliError, before a model is opened, where it is to be a conversation and is none."""
     if request.messages:
-        _ = dataclasses.replace(request, prompt=prompt).conversation
+        try:
+            _ = dataclasses.replace(request, prompt=prompt).conversation
+        except GencliError as error:
+            if len(prompt) < 256 and "\0" not in prompt and Path(prompt).is_file():
+                error.hint = f"`< {shlex.quote(prompt)}` reads the file"
+            raise
     return prompt
 
 
@@ -322,6 +328,7 @@ class Printer:
         elif isinstance(event, PromptTruncated):
             console.note(f"{line}only the last {event.kept} of the prompt's {event.tokens} tokens are used")
         elif isinstance(event, MessagesLeftOut):
+            self.more[number] = {**self.more.get(number, {}), "messages_left_out": event.count}
             oldest = counted(event.count, "message")
             console.note(f"{line}the oldest {oldest} of the conversation are left out: they do not fit the context")
         elif isinstance(event, CharactersLost):

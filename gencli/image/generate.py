@@ -297,9 +297,7 @@ class _StageRun:
 
     def _guides(self) -> bool:
         """Return whether guidance counts at the step that the sampler is at; fractions are of all networks' steps."""
-        start, end = self.request.guidance_start or 0.0, self.request.guidance_end
-        total = self.others + len(self.plan.steps)
-        return int(start * total) <= self.done + self.step < int((1.0 if end is None else end) * total)
+        return self.done + self.step in self.request.guided_steps(self.others + len(self.plan.steps))
 
     def _guided(self, denoiser: Denoiser, prompts: Sequence[str]) -> Predict:
         """The denoiser, guided by the classifier if there is one."""

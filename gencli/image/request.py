@@ -131,7 +131,8 @@ class ImageRequest:
         "Fraction of the steps at which guidance begins, 0 to 1; the later, the more seeds differ (default: 0).",
         SAMPLING, infotext="CFG start", within=(0, 1), also=("--cfg-start",))
     guidance_end: float | None = number(None, "--guidance-end F",
-        "Fraction of the steps at which guidance ends, 0 to 1; without it a step computes half as much (default: 1).",
+        "Fraction of the steps at which guidance ends, 0 (none) to 1; without it a step computes half as much "
+        "(default: 1).",
         SAMPLING, infotext="CFG end", within=(0, 1), also=("--cfg-end", "--guidance-stop"))
     seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed",
         read=lambda seed: None if seed == -1 else seed).field(None)
@@ -297,9 +298,9 @@ class ImageRequest:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "quantize", check_quantize(self.quantize, self.dtype))
         list(self.controls)  # raises
-        if (self.guidance_start or 0.0) >= (1.0 if self.guidance_end is None else self.guidance_end):
-            last = 1 if self.guidance_end is None else self.guidance_end
-            raise UsageError(f"--guidance-start {self.guidance_start or 0} is not before --guidance-end {last}")
+        start, end = self.guidance_interval
+        if start > end:
+            raise UsageError(f"--guidance-start {start:g} is behind --guidance-end {end:g}")
         if self.refiner_start is not None and self.refiner is None:
             raise UsageError("--refiner-start without a refiner", "name one with --refiner")
         if self.seed is not None and self.seed + self.count > SEED_LIMIT:
@@ -316,6 +317,16 @@ class ImageRequest:
     def stages(self) -> dict[str, dict[str, object]]:
         """The values of --stage: name of a stage → fields of this class → values."""
         return _parse_stages(self.stage)
+
+    @property
+    def guidance_interval(self) -> tuple[float, float]:
+        """The fractions of the steps at which guidance begins and ends."""
+        return self.guidance_start or 0.0, 1.0 if self.guidance_end is None else self.guidance_end
+
+    def guided_steps(self, count: int) -> range:
+        """Return the indices of the steps that are guided, of so many, as diffusers' guiders count them."""
+        start, end = self.guidance_interval
+        return range(int(start * count), int(end * count))
 
     @property
     def controls(self) -> list[Control]:

@@ -131,6 +131,8 @@ def notes(asked: ImageRequest, request: ImageRequest, checkpoint: ImageCheckpoin
             yield f"{what} has no effect: {checkpoint.name} reads --cfg-scale as a number"
         elif (request.guidance or 0) <= 1:
             yield f"{what} has no effect at --cfg-scale {request.guidance:g}"
+    if (request.guidance or 0) > 1 and request.steps and not request.guided_steps(request.steps):
+        yield f"no step is guided, as with --cfg-scale 1: none of {request.steps} lies in the interval of guidance"
     if checkpoint.prompt == "text":
         size = request.width or 0, request.height or 0
         yield from words.notes(checkpoint.name, checkpoint.folder, request.prompt, size, checkpoint.size)

@@ -46,13 +46,14 @@ def parse_conversation(text: str, where: str) -> list[Message]:
     if isinstance(value, dict):
         if other := next((name for name in value if name not in OBJECT_KEYS), None):
             hint = f"--{other} says it" if other in ("tools", "tool_choice") else "options say the rest"
+            hint = "write the one message as a list: [{…}]" if {"role", "content"} <= value.keys() else hint
             raise GencliError(f"{where}: of an object only `messages` is read, and not {other!r:.60}", hint)
         value = value.get("messages")
     if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
         raise GencliError(f"{where} is no JSON list of 1 to {MOST_MESSAGES} messages", EXAMPLE)
     try:
         if any(map(urls, value)):
-            raise GencliError("images of messages are not read", "-i/--image gives those of a prompt")
+            raise GencliError("images of messages are not read here")
         return read_messages(value)
     except GencliError as error:
         raise GencliError(f"{where}: {error.message.removeprefix('messages: ')}", error.hint) from None
@@ -77,8 +78,8 @@ def read_messages(values: list[object]) -> list[Message]:
             known = message.get("tool_call_id")
             found = next((one for one in open_calls if known in (None, one[0])), None)
             if found is None:
-                told = f"messages[{number}]: no call of the assistant's last message has this tool_call_id"
-                raise GencliError(told)
+                what = "has its tool_call_id" if known else "is left for it"
+                raise GencliError(f"messages[{number}]: no call of the assistant's last message {what}")
             open_calls.remove(found)
             message["tool_call_id"] = found[0]
             message.setdefault("name", found[1])
@@ -99,9 +100,12 @@ def read_message(number: int, message: object) -> Message:
     if content is None and calls:
         content = ""
     role = "system" if role == "developer" else role
-    if role not in ROLES or not isinstance(content, str) or not isinstance(message, Mapping):
-        wanted = f"wants a role of {', '.join(ROLES[:-1])} or {ROLES[-1]} and a text as content"
-        raise GencliError(f"{where}: {wanted}")
+    if not isinstance(message, Mapping):
+        raise GencliError(f"{where} is no object with a role and content")
+    if role not in ROLES:
+        raise GencliError(f"{where}: wants a role of {', '.join(ROLES[:-1])} or {ROLES[-1]}, not {_brief(role)}")
+    if not isinstance(content, str):
+        raise GencliError(f"{where}: wants a text as content, not {_brief(content)}")
     made = Message(role=role, content=content)
     if calls:
         made["tool_calls"] = _calls(where, calls)
@@ -113,7 +117,11 @@ def read_message(number: int, message: object) -> Message:
             made["name"] = name
     try:
         as_unicode(json.dumps(made, ensure_ascii=False, allow_nan=False), where)
-    except (GencliError, ValueError):
+    except RecursionError:
+        raise GencliError(f"{where} is nested too deeply") from None
+    except ValueError:
+        raise GencliError(f"{where} has a number that is not finite") from None
+    except GencliError:
         raise GencliError(f"{where} is no Unicode text") from None
     return made
 
@@ -144,12 +152,21 @@ def _calls(where: str, values: object) -> list[dict[str, object]]:
                 arguments = None
         if not isinstance(name, str) or not isinstance(arguments, dict):
             wanted = "wants a function with a name, and arguments that are a JSON object"
-            told = f"{where}: tool_calls[{number}] {str(value)[:60]!r}: {wanted}"
+            told = f"{where}: tool_calls[{number}] {_brief(value)}: {wanted}"
             raise GencliError(told)
         given = value.get("id") if isinstance(value, Mapping) else None
         identity = call_id(f"{where}/{number}" if given is None else given)
         made.append({"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}})
     return made
+
+
+def _brief(value: object) -> str:
+    """Return the beginning of a value as JSON has it."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "what is nested too deeply"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _id_and_name(call: Mapping[str, object]) -> tuple[str, str]:

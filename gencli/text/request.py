@@ -208,8 +208,9 @@ class TextRequest:
         read=lambda side: None if side is None else "left", valid=_check_side).field(None)
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N",
-        "Maximum tokens to generate, limited by the context (default: 256; for an answer to one message "
-        f"{ANSWER_TOKENS}).", LENGTH, bounds=TOKENS, usual=256, config_key="max_new_tokens", also=TOKENS_ELSEWHERE)
+        "Maximum tokens to generate, limited by the context (default: 256; for an answer to one message, "
+        f"without --lines, {ANSWER_TOKENS}).", LENGTH, bounds=TOKENS, usual=256, config_key="max_new_tokens",
+        also=TOKENS_ELSEWHERE)
     stop: tuple[str, ...] = several(str, "--stop TEXT",
         "Stop before this text, which is not printed (repeatable).", LENGTH,
         valid=_check_stops)
@@ -226,8 +227,8 @@ class TextRequest:
         "between slashes.", OUTPUT, read=read_grammar, valid=check_grammar,
         also=("--grammar-file", "--regex", "--guided-regex")).field(None)
     messages: bool = flag(False, "--messages",
-        "The prompt is a conversation to be answered, as OpenAI's API has it: a JSON list of messages. With --lines "
-        "each line is one. Turns on --chat.", CONVERSATION)
+        "The prompt is a conversation to be answered, as OpenAI's API has it: a JSON list of messages, or an "
+        "object with them as `messages`. With --lines each line is one. Turns on --chat.", CONVERSATION)
     think: str | None = dataclasses.replace(THINK,
         help=f"{THINK.help}, and with --json to `reasoning_content`. Turns on --chat.").field(None)
     chat_template_kwargs: str | None = dataclasses.replace(TEMPLATE_KWARGS,

@@ -212,7 +212,7 @@ def test_guidance_ends(folders, end):
     assert_same(ours[0].image, theirs.images[0])
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.2, 1.0), (0.35, 0.8), (0.0, 0.5), (0.99, 1.0)])
+@pytest.mark.parametrize(("start", "end"), [(0.2, 1.0), (0.35, 0.8), (0.0, 0.5), (0.99, 1.0), (0.0, 0.0)])
 def test_the_steps_of_guidance(folders, monkeypatch, start, end):
     """Those of diffusers' guiders; the model gets twice as much in these alone."""
     folder, _ = folders["sd15"]
@@ -229,7 +229,7 @@ def test_the_steps_of_guidance(folders, monkeypatch, start, end):
 
     monkeypatch.setattr(Denoiser, "__init__", init)
     draw(folder, prompt=PROMPT, steps=7, guidance_start=start, guidance_end=end, **SIZE)
-    assert found == expected and {*found} == {1, 2}
+    assert found == expected and {*found} <= {1, 2}
 
 
 def test_size_of_the_checkpoint_and_odd_levels(folders):

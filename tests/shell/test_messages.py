@@ -61,7 +61,7 @@ def test_one_on_each_line(model: Path) -> None:
     for more in ((), ("--workers", "2", "--batch", "1")):
         done = gencli(*line, *more, stdin=lines)
         assert (done.returncode, done.stdout) == (1, f"{ANSWER}\n".encode() * 3), done
-        assert b"error: line 3: the conversation: messages[0]: wants a role of" in done.stderr
+        assert b"error: line 3: the conversation: messages[0] is no object" in done.stderr
     records = gencli(*line, "--json", stdin=lines)
     assert [json.loads(one)["text"] for one in records.stdout.splitlines()] == [ANSWER] * 3
 
@@ -79,8 +79,10 @@ def test_a_transcript_for_a_model_without_a_template(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, b"") and b"knows no calls of tools" in done.stderr
 
 
-def test_what_is_no_conversation_is_told(model: Path) -> None:
+def test_what_is_no_conversation_is_told(model: Path, tmp_path: Path) -> None:
     hi = json.dumps(ASKED[1:])
+    file = tmp_path / "talk.json"
+    file.write_text(hi)
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     for args, code, told in (
         (("Hi",), 1, "the conversation is not valid JSON"),
@@ -93,6 +95,16 @@ def test_what_is_no_conversation_is_told(model: Path) -> None:
         ((json.dumps([*ASKED, TOLD]),), 1, "messages[2]: no call of the assistant's last message"),
         ((json.dumps([{"role": "user", "content": [image]}]),), 1, "images of messages are not read"),
         ((json.dumps(ASKED), "--system", "Be long."), 1, "leave out --system"),
+        ((json.dumps(ASKED[1]),), 1, "write the one message as a list"),
+        ((str(file),), 1, f"`< {file}` reads the file"),
+        (('[{"role": "wizard", "content": ""}]',), 1, 'not "wizard"'),
+        (('[{"role": "user"}]',), 1, "wants a text as content, not null"),
+        (("[5]",), 1, "messages[0] is no object"),
+        ((json.dumps([*ASKED, CALLED, {**TOLD, "tool_call_id": "zzz"}]),), 1, "has its tool_call_id"),
+        ((json.dumps([*ASKED, CALLED, *[{"role": "tool", "content": "dry"}] * 2]),), 1, "is left for it"),
+        ((json.dumps([*ASKED, CALLED, TOLD]).replace('"Rome"', "1e999"),), 1, "a number that is not finite"),
+        (("[" * 100_000,), 1, "nested too deeply"),
+        (("9" * 9_000,), 1, "a number has too many digits"),
         ((hi, "-i", "photo.png"), 2, "--messages"),
         ((hi, "--echo"), 2, "--echo is for raw prompts"),
     ):
@@ -121,5 +133,6 @@ def test_turns_that_do_not_fit_are_told(tmp_path: Path) -> None:
     done = gencli("text", "--messages", "-m", folder, *GREEDY, json.dumps(talk))
     told = b"note: the oldest 6 messages of the conversation are left out: they do not fit the context\n"
     assert (done.returncode, done.stderr) == (0, told) and done.stdout.endswith(b"\n")
-    lines = gencli("text", "--messages", "--lines", "-m", folder, *GREEDY, stdin=json.dumps(talk).encode())
+    lines = gencli("text", "--messages", "--lines", "--json", "-m", folder, *GREEDY, stdin=json.dumps(talk).encode())
     assert lines.stderr == told.replace(b"the oldest", b"line 1: the oldest")
+    assert json.loads(lines.stdout)["messages_left_out"] == 6
