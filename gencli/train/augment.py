@@ -42,10 +42,7 @@ OWN_SHARE = 0.6  # of what is drawn, for a picture to be "a red one"
 
 ANGLE, SCALE, SHIFT = 4.0, 0.05, 0.012  # at most: degrees, share of the size, share of the side
 HUE, SATURATION, GAMMA = 10.0, 0.4, 0.5  # at most: degrees, octaves of the saturation and of brightness's exponent
-TINT = 0.35  # the paper's saturation at most
-WHITE = 0.04  # saturation below which paper is called white
-# the hue (degrees) at which a pale color's name ends
-PALE = (15, "pink"), (42, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (325, "purple"), (360, "pink")
+TINTED, TINT = 0.5, 0.15  # share of images that lie on tinted paper, and the paper's saturation at most
 CHUNK = 2048  # images that are varied at once
 SIDED = ("symbols", "flags")  # groups whose images are never mirrored
 SIDED_WORDS = frozenset(
@@ -102,21 +99,15 @@ def mirror(images: Tensor, captions: Sequence[Caption], generator: torch.Generat
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(3), images)
 
 
-def tint(images: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """Return images (N, 3, H, W) uint8 as printed on paper of pale colors in place of white, and the colors' names."""
-    hue, depth = torch.rand(2, len(images), 1, 1, generator=generator)
-    paper = _to_rgb(hue, TINT * depth, torch.ones_like(hue))
+def tint(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images (N, 3, H, W) uint8, about half of them as printed on paper of a pale colour in place of white."""
+    hue, depth, chance = torch.rand(3, len(images), 1, 1, generator=generator)
+    paper = _to_rgb(hue, TINT * depth * (chance < TINTED), torch.ones_like(hue))
     parts = [
         (part.float() * ground).round().to(torch.uint8)
         for part, ground in zip(images.split(CHUNK), paper.split(CHUNK), strict=True)
     ]
-    pairs = zip(hue.flatten().tolist(), depth.flatten().tolist(), strict=True)
-    return torch.cat([images[:0], *parts]), [paper_name(360 * at, TINT * deep) for at, deep in pairs]
-
-
-def paper_name(hue: float, saturation: float) -> str:
-    """Return the name of a pale color; hue in degrees."""
-    return "white" if saturation < WHITE else next(name for end, name in PALE if hue % 360 <= end)
+    return torch.cat([images[:0], *parts])
 
 
 def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

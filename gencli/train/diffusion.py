@@ -138,8 +138,7 @@ def draw(
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     rng = random.Random(f"{recipe.seed}/{step}")
     picks = dataset.pick(recipe, generator)
-    some = [dataset.captions[i] for i in picks.tolist()]
-    texts = [text and text + phrases.paper(one, rng) for one in some for text in [phrases.draw(one, recipe.drop, rng)]]
+    texts = [phrases.draw(dataset.captions[i], recipe.drop, rng) for i in picks.tolist()]
     ids = torch.tensor([pipeline.encode_prompt(text) for text in texts])
     x0 = dataset.sample(picks, generator)
     # one timestep from each of B equal parts of the range: the same distribution, less variance

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -38,7 +38,7 @@ from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import write_clip_tokenizer
 from gencli.train.diffusion import LatentDataset
-from gencli.train.phrases import PAPER, TEMPLATES, plural
+from gencli.train.phrases import ADJECTIVES, AROUND, TEMPLATES, plural
 from gencli.train.pictures import Caption, read_pictures, to_signal, to_tensor
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import ImageRecipe
@@ -190,15 +190,14 @@ def collect_images(
     names = labelled[:count] * (1 + recipe.variants) + [caption for caption, _ in painted] * max(1, times)
     pairs, sheets = pair_up(names, torch.cat(pixels), len(pixels[0]), recipe.pairs, recipe.seed)
     pixels.append(sheets)
-    names += pairs
-    if recipe.variants:  # all but the data's own images lie on paper
-        tinted = [tint(pixels[0][count:], generator), *(tint(some, generator) for some in pixels[1:])]
-        pixels = [torch.cat([known, tinted[0][0]]), *(some for some, _ in tinted[1:])]
-        papers = ["white"] * count + [paper for _, some in tinted for paper in some]
-        names = [replace(caption, paper=paper) for caption, paper in zip(names, papers, strict=True)]
+    if recipe.variants:
+        pixels = [
+            torch.cat([known, tint(pixels[0][count:], generator)]),
+            *(tint(some, generator) for some in pixels[1:]),
+        ]
     shares = [recipe.recolor_share if painted else 0.0, recipe.pair_share if pairs else 0.0]
     groups = tuple(zip(map(len, pixels), [1 - sum(shares), *shares], strict=True))
-    return ImageCollection([*names, *labelled[count:]], torch.cat([*pixels, held]), count, groups)
+    return ImageCollection([*names, *pairs, *labelled[count:]], torch.cat([*pixels, held]), count, groups)
 
 
 def _make_latents(
@@ -293,7 +292,7 @@ def _whole_words(captions: Sequence[Caption]) -> dict[str, str]:
     it begins as."""
     things = [name.split()[-1:] for caption in captions for name in (caption.label, *caption.names)]
     plurals = {plural(one): one for one in words.words_of(thing for last in things for thing in last)}
-    return plurals | {word: word for word in words.words_of([*_texts(captions), *TEMPLATES, *PAPER])}
+    return plurals | {word: word for word in words.words_of([*_texts(captions), *TEMPLATES, *ADJECTIVES, *AROUND])}
 
 
 def _texts(captions: Iterable[Caption]) -> list[str]:

@@ -18,8 +18,26 @@ TEMPLATES = (
     "draw a {}", "draw me a {}", "draw me {}", "show me a {}", "i want a {}", "please draw a {}", "make a {}",
     "can you draw a {}", "could you draw me a {}", "give me a {}",
 )  # fmt: skip
-PAPER = (" on {} paper", " on a {} background", " on {}", ", {} background")
-SAID = 0.2  # share of images whose paper is told
+# Words that many things are called and that change no image, before a name and behind it.
+ADJECTIVES = (
+    "amazing", "ancient", "awesome", "bouncing", "brave", "bright", "broken", "chubby", "clean", "clever", "cold",
+    "colorful", "cool", "cozy", "crazy", "curious", "dancing", "delicious", "dirty", "elegant", "enchanted", "epic",
+    "fancy", "fast", "fat", "fluffy", "flying", "fresh", "friendly", "fuzzy", "gentle", "giant", "glowing",
+    "golden", "great", "happy", "homemade", "hot", "huge", "hungry", "jumping", "kind", "large", "lazy", "lonely",
+    "long", "lucky", "magic", "magical", "mini", "modern", "mysterious", "new", "old", "open", "perfect", "playful",
+    "proud", "rainy", "real", "realistic", "retro", "round", "running", "rustic", "sad", "scary", "serious",
+    "shiny", "shy", "silly", "sleepy", "soft", "sparkling", "spooky", "steaming", "strange", "strong", "super",
+    "sweet", "tall", "tasty", "tired", "traditional", "ugly", "vintage", "warm", "weird", "wild", "wise", "wooden",
+    "yummy", "young",
+)  # fmt: skip
+AROUND = (
+    "at home", "at night", "by the lake", "for my friend", "for my mom", "from above", "in a field", "in a garden",
+    "in the city", "in the forest", "in the kitchen", "in the morning", "in the rain", "in the snow", "in the sky",
+    "in the sun", "in winter", "on a hill", "on a plate", "on a table", "on the beach", "on the road",
+    "on the street", "on white", "that is happy", "under a tree", "with a big smile", "with a bow", "with big eyes",
+    "wearing a hat",
+)  # fmt: skip
+ADORNED = 0.15  # share of texts that have one of these
 LABEL, NAME, TAG, TAGS, BOTH = range(5)  # what is said of a picture
 WEIGHTS = {LABEL: 0.45, NAME: 0.15, TAG: 0.25, TAGS: 0.05, BOTH: 0.1}
 COMMON = 12  # a tag of more pictures than these says too little to stand alone
@@ -46,19 +64,26 @@ class Phrases:
     def __init__(self, captions: Sequence[Caption]):
         self.uses = Counter(tag for caption in captions for tag in {*caption.tags})
         self.labels = {caption.label for caption in captions}
+        each = ((caption.label, *caption.names, *caption.tags) for caption in captions)
+        self.said = [{*" ".join(texts).split()} for texts in each]  # the words of an image
 
     def draw(self, caption: Caption, drop: float, rng: random.Random) -> str:
         """Return a text for an image: nothing with probability `drop`, else a name, alone or in a sentence."""
         if rng.random() < drop:
             return ""
         text = self.name(caption, rng)
-        if rng.random() < 0.1:
+        if rng.random() < ADORNED:
+            text = self.adorned(text, rng)
+        elif rng.random() < 0.1:
             text = plural(text)
         return rng.choice(TEMPLATES).format(text) if rng.random() < 0.45 else text
 
-    def paper(self, caption: Caption, rng: random.Random) -> str:
-        """Return what tells an image's paper, to be said after its text; most often nothing."""
-        return rng.choice(PAPER).format(caption.paper) if rng.random() < SAID and caption.paper else ""
+    def adorned(self, text: str, rng: random.Random) -> str:
+        """Return a name with a word or two that change nothing; as it is where some image is called so."""
+        if rng.random() < 0.3:
+            return f"{text} {rng.choice(AROUND)}"
+        word, last = rng.choice(ADJECTIVES), text.split()[-1:]
+        return text if any(word in said and {*last} <= said for said in self.said) else f"{word} {text}"
 
     def name(self, caption: Caption, rng: random.Random) -> str:
         """Return the label, another name, a tag that is specific enough, some tags, or the label among tags."""

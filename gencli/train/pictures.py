@@ -19,13 +19,12 @@ from gencli.stderr import without_stderr
 
 @dataclass(frozen=True)
 class Caption:
-    """An image's label, words that also fit it, its group, other names for it, and the color of its paper, if known."""
+    """An image's label, words that also fit it, its group, and other names for it."""
 
     label: str
     tags: tuple[str, ...]
     group: str
     names: tuple[str, ...] = ()
-    paper: str = ""
 
 
 class ImageFiles:

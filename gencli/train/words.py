@@ -96,10 +96,8 @@ def train_words(
         some = [dataset.captions[i] for i in dataset.pick(stage, generator).tolist()]
         picks = [torch.randint(len(one), (QUERIES,), generator=generator) for one in attentions.queries]
         texts = [phrases.draw(caption, recipe.drop, rng) for caption in some]
-        papers = [phrases.paper(caption, rng) for caption in some]
-        labels = [text and caption.label + paper for text, caption, paper in zip(texts, some, papers, strict=True)]
-        texts = [text and text + paper for text, paper in zip(texts, papers, strict=True)]
         with torch.no_grad():
+            labels = [text and caption.label for text, caption in zip(texts, some, strict=True)]
             expected = attentions.answers(encode(teacher, before, labels), picks)
         answers = attentions.answers(encode(encoder, pipeline, texts), picks)
         errors = [F.mse_loss(one, other) / other.var() for one, other in zip(answers, expected, strict=True)]

@@ -2,7 +2,6 @@
 
 import colorsys
 import itertools
-import math
 import random
 
 import numpy as np
@@ -19,7 +18,6 @@ from gencli.train.augment import (
     may_be_mirrored,
     mirror,
     pair_up,
-    paper_name,
     recolor,
     recolored,
     tint,
@@ -99,29 +97,19 @@ def test_half_are_mirrored_where_no_word_names_a_side() -> None:
     assert 20 <= sum(turned) <= 40
 
 
-def test_copies_lie_on_pale_paper_of_a_known_color_and_what_is_drawn_stays() -> None:
+def test_about_half_lie_on_pale_paper_and_what_is_drawn_stays() -> None:
     first = disc("green")
-    same = torch.cat([to_tensor(first)] * 200)
-    made, names = tint(same, torch.Generator().manual_seed(0))
-    again, _ = tint(same, torch.Generator().manual_seed(0))
-    assert made.dtype == torch.uint8 and torch.equal(made, again)
+    same = torch.cat([to_tensor(first)] * 60)
+    made = tint(same, torch.Generator().manual_seed(0))
+    assert made.dtype == torch.uint8 and torch.equal(made, tint(same, torch.Generator().manual_seed(0)))
     pictures = made.permute(0, 2, 3, 1).numpy()
-    assert len({tuple(picture[0, 0]) for picture in pictures}) > 150
-    assert {*names} == {"white", "pink", "orange", "yellow", "green", "blue", "purple"}
-    for picture, name in zip(pictures, names, strict=True):
-        paper = picture[0, 0]
-        assert (picture[first.min(-1) == 255] == paper).all()  # one color everywhere, the eye's white too
-        assert paper.max() == 255 and paper.min() >= math.floor(255 * (1 - TINT))  # pale, never gray
-        assert hue_at(picture)[0] == pytest.approx(120, abs=25)
-        hue, saturation, _ = colorsys.rgb_to_hsv(*(int(value) / 255 for value in paper))
-        if saturation > 0.06:  # below that, 8 bits hold no exact hue
-            assert name in {paper_name(360 * hue + turn, saturation) for turn in (-4, 0, 4)}
-
-
-def test_names_of_pale_colors() -> None:
-    at = {0: "pink", 30: "orange", 55: "yellow", 120: "green", 210: "blue", 280: "purple", 340: "pink", 360: "pink"}
-    assert {hue: paper_name(hue, 0.2) for hue in at} == at
-    assert paper_name(210, 0.01) == "white"
+    paper = [picture[0, 0] for picture in pictures]
+    white = sum(tuple(color) == (255, 255, 255) for color in paper)
+    assert 20 <= white <= 45 and min(color.min() for color in paper) >= round(255 * (1 - TINT))
+    assert all(color.max() == 255 for color in paper)  # pale, never gray
+    for picture, color in zip(pictures, paper, strict=True):
+        assert (picture[first.min(-1) == 255] == color).all()  # one colour everywhere, the eye's white too
+        assert hue_at(picture)[0] == pytest.approx(120, abs=12)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gencli.train.phrases import COMMON, PAPER, SAID, TEMPLATES, Phrases, plural
+from gencli.train.phrases import ADJECTIVES, ADORNED, AROUND, COMMON, TEMPLATES, Phrases, plural
 from gencli.train.pictures import Caption
 
 CUP = Caption("hot beverage", ("coffee", "tea", "drink"), "food & drink", ("cup of coffee",))
@@ -59,6 +59,19 @@ def test_sentences_around_names() -> None:
     texts = [phrases.draw(CUP, 0.0, rng) for _ in range(9000)]
     assert {"a photo of a coffee", "draw me a cup of coffee", "tea please"} <= set(texts)
     assert all(any(word in text for word in ("coffee", "tea", "drink", "beverage")) for text in texts)
+    adorned = [
+        text for text in texts if any(f" {words} " in f" {text} " for words in (*ADJECTIVES, *AROUND) if words != "hot")
+    ]
+    assert len(adorned) / len(texts) == pytest.approx(ADORNED, abs=0.02)
+
+
+def test_words_that_change_nothing_change_no_name() -> None:
+    """Where an image is called so, the words are its own."""
+    crying = Caption("crying face", ("sad",), "smileys", ("open tears",))
+    phrases, rng = Phrases([CUP, crying]), random.Random(0)
+    made = {phrases.adorned("face", rng) for _ in range(3000)}
+    assert made >= {"face", "golden face", *(f"face {words}" for words in AROUND)} and "sad face" not in made
+    assert "hot beverage" not in {phrases.adorned("beverage", rng) for _ in range(3000)}
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.1, 1.0])
@@ -71,12 +84,3 @@ def test_captions_are_left_out(drop: float) -> None:
 def test_a_label_alone_is_enough() -> None:
     phrases, rng = Phrases([CUP]), random.Random(0)
     assert {phrases.name(Caption("brick", (), ""), rng) for _ in range(50)} == {"brick"}
-
-
-def test_the_color_of_the_paper_is_told_of_some_images() -> None:
-    phrases, rng = Phrases([CUP]), random.Random(0)
-    on_pink = Caption("cup", (), "", paper="pink")
-    said = Counter(phrases.paper(on_pink, rng) for _ in range(3000))
-    assert set(said) == {"", *(form.format("pink") for form in PAPER)}
-    assert said[""] / 3000 == pytest.approx(1 - SAID, abs=0.03)
-    assert {phrases.paper(CUP, rng) for _ in range(100)} == {""}
