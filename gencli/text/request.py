@@ -208,8 +208,8 @@ class TextRequest:
         read=lambda side: None if side is None else "left", valid=_check_side).field(None)
     sampling: SamplingParams = SamplingParams()
     max_tokens: int | None = integer(None, "-n, --max-tokens, --max-new-tokens N",
-        "Maximum tokens to generate, limited by the context (default: 256; for an answer to one message, "
-        f"without --lines, {ANSWER_TOKENS}).", LENGTH, bounds=TOKENS, usual=256, config_key="max_new_tokens",
+        "Maximum tokens to generate, limited by the context (default: 256). An answer to one message, without --lines: "
+        f"{ANSWER_TOKENS}.", LENGTH, bounds=TOKENS, usual=256, config_key="max_new_tokens",
         also=TOKENS_ELSEWHERE)
     stop: tuple[str, ...] = several(str, "--stop TEXT",
         "Stop before this text, which is not printed (repeatable).", LENGTH,
