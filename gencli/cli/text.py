@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file
 from gencli.cli.speed import Speed
 from gencli.cli.text_images import Images
 from gencli.cli.text_output import JsonOutput, PlainOutput, why_cut, why_empty
-from gencli.cli.text_work import Texts, TextWork, asks_template, settings_of, without_template
+from gencli.cli.text_work import Texts, TextWork, asks_template, checked, settings_of, without_template
 from gencli.cli.warm import Serving
 from gencli.errors import GencliError, UsageError, counted
 from gencli.many.blocks import blocks
@@ -165,7 +164,7 @@ def text(
     if shown.json or records is not None:
         output = JsonOutput(checkpoint.name, settings, echo=shown.echo, shows=shown.json, records=records)
     reader = LineReader() if source.lines else None
-    prompts = each_line(reader) if reader else iter([_checked(request, read_prompt(source.prompt))])
+    prompts = each_line(reader) if reader else iter([checked(request, read_prompt(source.prompt))])
 
     work = TextWork(checkpoint, adapters, spec, request, conversation, source.speed, fetching.offline)
     if pixels is not None:
@@ -249,18 +248,6 @@ def _share(
         if stats:
             console.stats(f"{crew.info.description if crew.info else work.checkpoint.name}, seed {work.request.seed}")
             console.stats(described(crew))
-
-
-def _checked(request: TextRequest, prompt: str) -> str:
-    """Return a prompt. Raise GencliError, before a model is opened, where it is to be a conversation and is none."""
-    if request.messages:
-        try:
-            _ = dataclasses.replace(request, prompt=prompt).conversation
-        except GencliError as error:
-            if len(prompt) < 256 and "\0" not in prompt and Path(prompt).is_file():
-                error.hint = f"`< {shlex.quote(prompt)}` reads the file"
-            raise
-    return prompt
 
 
 def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,18 @@ def without_template(request: TextRequest) -> TextRequest:
     return dataclasses.replace(
         request, think=None, chat_template_kwargs=None, tools=None, tool_choice=None, messages=False
     )
+
+
+def checked(request: TextRequest, prompt: str) -> str:
+    """Return a prompt. Raise GencliError, before a model is opened, where it is to be a conversation and is none."""
+    if request.messages:
+        try:
+            _ = dataclasses.replace(request, prompt=prompt).conversation
+        except GencliError as error:
+            if len(prompt) < 256 and "\0" not in prompt and Path(prompt).is_file():
+                error.hint = f"`< {shlex.quote(prompt)}` reads the file"
+            raise
+    return prompt
 
 
 @dataclass(frozen=True)
