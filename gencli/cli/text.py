@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,29 +11,24 @@ from typing import TYPE_CHECKING
 import typer
 
 from gencli.checkpoints.assets import LoraRef
-from gencli.cli.console import Console, is_terminal
+from gencli.cli.console import Console
 from gencli.cli.many import Many, described, shown_answers
 from gencli.cli.options import JSON, LINES, STRICT, Fetching, Reporting, command, is_given
 from gencli.cli.prompts import LineReader, check_arguments, each_line, note_file, read_prompt
 from gencli.cli.speed import Speed
 from gencli.cli.text_images import Images
-from gencli.cli.text_output import JsonOutput, PlainOutput, why_cut, why_empty
+from gencli.cli.text_output import JsonOutput, PlainOutput
+from gencli.cli.text_printer import Printer, show_progress
 from gencli.cli.text_work import Texts, TextWork, asks_template, checked, settings_of, without_template
 from gencli.cli.warm import Serving
-from gencli.errors import GencliError, UsageError, counted
+from gencli.errors import GencliError, UsageError
 from gencli.many.blocks import blocks
 from gencli.options import OUTPUT, Option, file, flag, string
 from gencli.spec import TextSpec
 from gencli.text.events import (
-    CharactersLost,
     Completion,
     Event,
     Failed,
-    GenerationStats,
-    MessagesLeftOut,
-    PromptTruncated,
-    ReasoningDelta,
-    TextDelta,
     in_order,
 )
 from gencli.text.grammar import on_one_line
@@ -169,7 +163,7 @@ def text(
     work = TextWork(checkpoint, adapters, spec, request, conversation, source.speed, fetching.offline)
     if pixels is not None:
         work = dataclasses.replace(work, pixels=pixels, system=start.system)
-    printer = Printer(console, request, source, output, chats=chats)
+    printer = Printer(console, request, output, lines=source.lines, strict=source.strict, chats=chats)
     try:
         if many.asked and reader:
             _share(console, work, many, prompts, reader, printer, stats=reporting.stats)
@@ -200,7 +194,7 @@ def _generate(
             yield from texts.events(first, block, printer.seen, **more)
 
     try:
-        printer.write(_show_progress(console, texts.stats, in_order(events())), lambda: texts.info.context)
+        printer.write(show_progress(console, texts.stats, in_order(events())), lambda: texts.info.context)
     finally:
         console.clear()
         if stats and texts.stats.prompt_tokens:
@@ -263,90 +257,3 @@ def _check_combinations(source: Prompts, shown: Shown, request: TextRequest) -> 
     if request.logprobs is not None and not shown.json and source.many.resume is None:
         raise UsageError("--logprobs is a part of --json's output", "add --json")
     source.many.check(source.lines, ["--prompt-cache"] * (source.speed.prompt_cache is not None))
-
-
-class Printer:
-    """Writes the events of prompts. A line that fails is told and the rest goes on.
-
-    seen: the prompts whose events come, by number. more: what there is to say of a line beside its texts, by number.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        request: TextRequest,
-        source: Prompts,
-        output: PlainOutput | JsonOutput,
-        *,
-        chats: bool,
-    ):
-        self.console, self.request, self.source, self.output, self.chats = console, request, source, output, chats
-        self.seen: dict[int, str] = {}
-        self.more: dict[int, dict[str, object]] = {}
-        self.failed = self.lines = 0
-        self.number = -1
-
-    def write(self, events: Iterator[Event], context: Callable[[], int]) -> None:
-        """Write events, those of a line after each other. context: of the model, in tokens.
-
-        Raise GencliError for a prompt that fails, with lines at the end.
-        """
-        for event in events:
-            number = event.index // self.request.num_samples
-            if number != self.number:
-                self.seen.pop(self.number, None)
-                self.more.pop(self.number, None)
-                self.number, self.lines = number, self.lines + 1
-            self._write(event, number, context)
-        if self.failed:
-            raise GencliError(f"{self.failed} of {self.lines} lines failed")
-
-    def _write(self, event: Event, number: int, context: Callable[[], int]) -> None:
-        console, line = self.console, f"line {number + 1}: " if self.source.lines else ""
-        if isinstance(event, Failed):
-            if self.source.lines and number in self.seen:  # else the error tells its line
-                event.error.message = line + event.error.message
-            if not self.source.lines or self.source.strict or isinstance(event.error, UsageError):
-                raise event.error
-            self.failed += 1
-            console.clear()
-            self.output.fail()
-            console.error(event.error)
-        elif isinstance(event, PromptTruncated):
-            console.note(f"{line}only the last {event.kept} of the prompt's {event.tokens} tokens are used")
-        elif isinstance(event, MessagesLeftOut):
-            self.more[number] = {**self.more.get(number, {}), "messages_left_out": event.count}
-            oldest = counted(event.count, "message")
-            console.note(f"{line}the oldest {oldest} of the conversation are left out: they do not fit the context")
-        elif isinstance(event, CharactersLost):
-            lost = counted(event.count, "character")
-            console.note(f"{line}the model's vocabulary lacks {lost} of the prompt, which it does not see")
-        elif isinstance(event, ReasoningDelta):
-            console.aside(event.text)
-        else:
-            self.output.show(event, self.seen[number], self.more.get(number))
-            if isinstance(event, Completion) and (reason := self._end(event, context())):
-                console.note(line + reason)
-
-    def _end(self, sample: Completion, context: int) -> str | None:
-        """Return what there is to say of a sample's end, if anything."""
-        if self.chats and (reason := why_empty(sample, context)):
-            return reason
-        if self.request.tools is not None and not sample.calls and (reason := why_cut(sample, context)):
-            return f"{reason}: what may have become a call is text"
-        if self.request.form is not None and (reason := why_cut(sample, context)):
-            form = "schema" if self.request.schema else "grammar"
-            return f"{reason}: the text does not follow the {form} to its end"
-        return None
-
-
-def _show_progress(console: Console, stats: GenerationStats, events: Iterator[Event]) -> Iterator[Event]:
-    """Show the number of tokens while events come, unless the text itself is on the screen."""
-    for event in events:
-        if isinstance(event, TextDelta | Completion):
-            console.end_aside()
-            if is_terminal(sys.stdout):
-                console.clear()
-            else:
-                console.progress("generating:", rate=f"{stats.generated} tokens, {stats.rate:.1f} tokens/s")
-        yield event

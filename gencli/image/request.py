@@ -131,8 +131,7 @@ class ImageRequest:
         "Fraction of the steps at which guidance begins, 0 to 1; the later, the more seeds differ (default: 0).",
         SAMPLING, infotext="CFG start", within=(0, 1), also=("--cfg-start",))
     guidance_end: float | None = number(None, "--guidance-end F",
-        "Fraction of the steps at which guidance ends, 0 (none) to 1; without it a step computes half as much "
-        "(default: 1).",
+        "Fraction of the steps at which guidance ends, 0 (none) to 1; later steps compute half as much (default: 1).",
         SAMPLING, infotext="CFG end", within=(0, 1), also=("--cfg-end", "--guidance-stop"))
     seed: int | None = dataclasses.replace(SEED, within=(0, SEED_LIMIT - 1), infotext="Seed",
         read=lambda seed: None if seed == -1 else seed).field(None)

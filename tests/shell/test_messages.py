@@ -131,8 +131,8 @@ def test_turns_that_do_not_fit_are_told(tmp_path: Path) -> None:
     folder = make_scripted_chat(tmp_path / "short", "Yes<|im_end|>", positions=128)
     talk = [{"role": role, "content": f"{n} " * 9} for n in range(4) for role in ("user", "assistant")] + ASKED[1:]
     done = gencli("text", "--messages", "-m", folder, *GREEDY, json.dumps(talk))
-    told = b"note: the oldest 6 messages of the conversation are left out: they do not fit the context\n"
+    told = b"note: the conversation does not fit the context: its oldest 6 messages will be left out\n"
     assert (done.returncode, done.stderr) == (0, told) and done.stdout.endswith(b"\n")
     lines = gencli("text", "--messages", "--lines", "--json", "-m", folder, *GREEDY, stdin=json.dumps(talk).encode())
-    assert lines.stderr == told.replace(b"the oldest", b"line 1: the oldest")
+    assert lines.stderr == told.replace(b"note: ", b"note: line 1: ")
     assert json.loads(lines.stdout)["messages_left_out"] == 6
