@@ -7,16 +7,11 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gencli.atomic import check_target, write_over
 from gencli.errors import GencliError
-from gencli.json_files import as_unicode, parse_json, read_text
-
-if TYPE_CHECKING:
-    from gencli.text.messages import Message
-
-ROLES = ("system", "user", "assistant")
+from gencli.json_files import parse_json, read_text
+from gencli.text.messages import Message, read_turns, urls
 
 
 @dataclass
@@ -121,13 +116,12 @@ def _example(line: str, where: str) -> list[Message]:
 def _messages(value: object, where: str) -> list[Message]:
     if not isinstance(value, list):
         raise GencliError(f"{where} holds no list of messages")
-    messages: list[Message] = []
-    for message in value:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in ROLES or not isinstance(content, str):
-            raise GencliError(f"{where}: {str(message)[:60]!r} is not a message: expected `role` and `content`")
-        messages.append({"role": role, "content": as_unicode(content, where)})
-    return messages
+    try:
+        if any(map(urls, value)):
+            raise GencliError("images of messages are not read here")
+        return read_turns(value)
+    except GencliError as error:
+        raise GencliError(f"{where}: {error.message}", error.hint) from None
 
 
 def check_file(path: Path) -> None:

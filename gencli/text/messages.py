@@ -65,11 +65,17 @@ def last_turn(messages: Sequence[Message]) -> int:
 
 
 def read_messages(values: list[object]) -> list[Message]:
-    """Return the messages of a conversation that ends with one to answer. A tool's answer without an id is that to the
-    first call that has none. Raise GencliError."""
-    read = [read_message(number, value) for number, value in enumerate(values)]
+    """Return the messages of a conversation that ends with one to answer. Raise GencliError."""
+    read = read_turns(values)
     if read and read[-1]["role"] not in LAST:
         raise GencliError("messages: the last one must be the user's, or a tool's")
+    return read
+
+
+def read_turns(values: list[object]) -> list[Message]:
+    """Return messages that follow one another. A tool's answer without an id is that to the first call that has none.
+    Raise GencliError."""
+    read = [read_message(number, value) for number, value in enumerate(values)]
     open_calls: list[tuple[str, str]] = []  # id and name
     for number, message in enumerate(read):
         if message["role"] == "assistant":

@@ -549,14 +549,38 @@ def test_examples(tmp_path: Path, chat_model):
     assert text == "".join(f"<{role}\n{content}{END}\n" for role, content in said) + "<assistant\n"
 
 
+def test_examples_and_saved_conversations_have_calls_of_tools(tmp_path: Path):
+    call = {"id": "c1", "type": "function", "function": {"name": "hour", "arguments": '{"place": "Rome"}'}}
+    turns = [
+        {"role": "user", "content": "what time is it in Rome?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "nine"},
+        {"role": "assistant", "content": "It is nine."},
+    ]
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    conversation = Conversation()
+    conversation.load(file)
+    for read in (read_examples(file), conversation.turns):
+        assert [message["role"] for message in read] == ["user", "assistant", "tool", "assistant"]
+        assert read[1]["tool_calls"][0]["function"] == {"name": "hour", "arguments": {"place": "Rome"}}
+        assert read[2]["name"] == "hour"  # whose call it answers
+    conversation.save(file)
+    again = Conversation()
+    again.load(file)
+    assert again == conversation
+    conversation.leave_out()  # the turn as a whole
+    assert conversation.messages() == []
+
+
 @pytest.mark.parametrize(
     "line, problem",
     [
         ("{", "line 2 is not valid JSON"),
         ("[]", "line 2: expected an object with `user` and `assistant`"),
         ('{"user": "a"}', "line 2: expected an object"),
-        ('{"user": "a", "assistant": 3}', "line 2: .* is not a message"),
-        ('{"messages": [{"role": "robot", "content": "a"}]}', "line 2: .* is not a message"),
+        ('{"user": "a", "assistant": 3}', "line 2: messages.* wants a "),
+        ('{"messages": [{"role": "robot", "content": "a"}]}', "line 2: messages.* wants a "),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: an example ends with an answer"),
         ('{"messages": [{"role": "system", "content": "a"}]}', "line 2: an example holds no system prompt"),
         ('{"messages": 3}', "line 2 holds no list of messages"),

@@ -68,4 +68,4 @@ def test_a_lone_surrogate_is_told_with_its_line(tmp_path: Path):
     file.write_bytes(b'{"user": "a", "assistant": "b"}\n{"user": "ab\\ud800", "assistant": "b"}\n')
     with pytest.raises(GencliError) as caught:
         read_examples(file)
-    assert caught.value.message == f"{file}, line 2: a text is not valid Unicode at its character 2"
+    assert caught.value.message == f"{file}, line 2: messages[0] is no Unicode text"
