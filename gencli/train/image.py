@@ -38,7 +38,7 @@ from gencli.train.autoencoder import config as autoencoder_config
 from gencli.train.captions import find_captions
 from gencli.train.clip_tokenizer import write_clip_tokenizer
 from gencli.train.diffusion import LatentDataset
-from gencli.train.phrases import ADJECTIVES, AROUND, TEMPLATES, plural
+from gencli.train.phrases import ADJECTIVES, AROUND, TEMPLATES, plural, singular
 from gencli.train.pictures import Caption, read_pictures, to_signal, to_tensor
 from gencli.train.precision import Precision, pick_precision
 from gencli.train.recipe import ImageRecipe
@@ -280,19 +280,27 @@ def save_new(recipe: ImageRecipe, network: TextToLatent, vae: nn.Module, mean: T
 
 
 def _write_words(folder: Path, captions: list[Caption], pipeline: TextToImageModel) -> None:
-    """Write the words of the captions, and those that the initial checkpoint says it had learned."""
+    """Write the words of the captions, with singulars of things, and those that the initial checkpoint says it had
+    learned."""
     known = words.learned_words(pipeline.checkpoint.folder) if pipeline.checkpoint else frozenset[str]()
     if pipeline.checkpoint is not None and not known:
         return  # it may know any word
-    (folder / words.FILE).write_text("\n".join([*words.words_of([*_texts(captions), *known]), ""]), encoding="utf-8")
+    taught = words.words_of([*_texts(captions), *map(singular, _things(captions)), *known])
+    (folder / words.FILE).write_text("\n".join([*taught, ""]), encoding="utf-8")
 
 
 def _whole_words(captions: Sequence[Caption]) -> dict[str, str]:
-    """Return the words of the captions and of what is said around them, and the plurals of things: word → the word that
-    it begins as."""
-    things = [name.split()[-1:] for caption in captions for name in (caption.label, *caption.names)]
-    plurals = {plural(one): one for one in words.words_of(thing for last in things for thing in last)}
-    return plurals | {word: word for word in words.words_of([*_texts(captions), *TEMPLATES, *ADJECTIVES, *AROUND])}
+    """Return the words of the captions and of what is said around them, and the plurals and singulars of things: word →
+    the word that it begins as."""
+    things = _things(captions)
+    others = {number(one): one for number in (plural, singular) for one in things}
+    return others | {word: word for word in words.words_of([*_texts(captions), *TEMPLATES, *ADJECTIVES, *AROUND])}
+
+
+def _things(captions: Iterable[Caption]) -> list[str]:
+    """Return the last words of labels and names."""
+    lasts = [name.split()[-1:] for caption in captions for name in (caption.label, *caption.names)]
+    return words.words_of(thing for last in lasts for thing in last)
 
 
 def _texts(captions: Iterable[Caption]) -> list[str]:

@@ -54,6 +54,18 @@ def plural(name: str) -> str:
     return name + "s"
 
 
+def singular(name: str) -> str:
+    """Return the singular of a name that ends in a plural by English spelling; any other as it is."""
+    word = name.split()[-1] if name.split() else ""
+    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is", "as", "os", "’s", "'s")):
+        return name
+    if word.endswith("ies") and len(word) > 4:
+        return name[:-3] + "y"
+    if word.endswith(("xes", "ches", "shes", "sses", "zzes", "atoes", "roes")):
+        return name[:-2]
+    return name[:-1]
+
+
 class Phrases:
     """Captions as people speak, for images whose tags may be shared by many.
 
@@ -66,6 +78,7 @@ class Phrases:
         self.labels = {caption.label for caption in captions}
         each = ((caption.label, *caption.names, *caption.tags) for caption in captions)
         self.said = [{*" ".join(texts).split()} for texts in each]  # the words of an image
+        self.words = {*ADJECTIVES}.union(*self.said)
 
     def draw(self, caption: Caption, drop: float, rng: random.Random) -> str:
         """Return a text for an image: nothing with probability `drop`, else a name, alone or in a sentence."""
@@ -75,7 +88,7 @@ class Phrases:
         if rng.random() < ADORNED:
             text = self.adorned(text, rng)
         elif rng.random() < 0.1:
-            text = plural(text)
+            text = self.other_number(text)
         return rng.choice(TEMPLATES).format(text) if rng.random() < 0.45 else text
 
     def adorned(self, text: str, rng: random.Random) -> str:
@@ -84,6 +97,13 @@ class Phrases:
             return f"{text} {rng.choice(AROUND)}"
         word, last = rng.choice(ADJECTIVES), text.split()[-1:]
         return text if any(word in said and {*last} <= said for said in self.said) else f"{word} {text}"
+
+    def other_number(self, text: str) -> str:
+        """Return a name in the plural, or one of plurals in the singular; as it is where that is said of an image."""
+        one = singular(text)
+        if one == text:
+            return plural(text)
+        return text if one.split()[-1] in self.words else one
 
     def name(self, caption: Caption, rng: random.Random) -> str:
         """Return the label, another name, a tag that is specific enough, some tags, or the label among tags."""

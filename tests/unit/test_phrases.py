@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gencli.train.phrases import ADJECTIVES, ADORNED, AROUND, COMMON, TEMPLATES, Phrases, plural
+from gencli.train.phrases import ADJECTIVES, ADORNED, AROUND, COMMON, TEMPLATES, Phrases, plural, singular
 from gencli.train.pictures import Caption
 
 CUP = Caption("hot beverage", ("coffee", "tea", "drink"), "food & drink", ("cup of coffee",))
@@ -52,6 +52,26 @@ def test_what_is_another_label_does_not_stand_alone() -> None:
 )  # fmt: skip
 def test_plurals(name: str, several: str) -> None:
     assert plural(name) == several
+
+
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [
+        ("green socks", "green sock"), ("strawberries", "strawberry"), ("boxes", "box"), ("peaches", "peach"),
+        ("tomatoes", "tomato"), ("shoes", "shoe"), ("ties", "tie"), ("kisses", "kiss"), ("glass", "glass"),
+        ("octopus", "octopus"), ("iris", "iris"), ("gas", "gas"), ("women’s", "women’s"), ("yes", "yes"), ("", ""),
+    ],
+)  # fmt: skip
+def test_singulars(name: str, one: str) -> None:
+    assert singular(name) == one
+
+
+def test_of_plurals_a_singular_is_said_where_that_is_no_other_image() -> None:
+    socks, glasses = Caption("socks", (), "clothing"), Caption("glasses", (), "clothing")
+    phrases = Phrases([socks, glasses, Caption("wine glass", (), "drink")])
+    assert [phrases.other_number(name) for name in ("socks", "glasses", "cup")] == ["sock", "glasses", "cups"]
+    said = {phrases.draw(socks, 0.0, random.Random(seed)) for seed in range(300)}
+    assert {"socks", "sock"} <= said and "sockss" not in said
 
 
 def test_sentences_around_names() -> None:
