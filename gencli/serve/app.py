@@ -13,13 +13,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gencli.errors import GencliError
-from gencli.serve import answers, bodies, edits, openapi
+from gencli.serve import answers, bodies, edits, openapi, responses_answers
 from gencli.serve.engine import Drawn, ImageEngine, ImageWork, TextEngine, events_of
 from gencli.serve.guard import Guard, Limits, told, unless_gone
 from gencli.serve.ollama import Ollama, tell
 from gencli.serve.ollama_models import called
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import INVALID, Refusal, no_model
+from gencli.serve.responses_bodies import read_responses
 from gencli.serve.texts import Asked, Form, answering, asking_about, respond
 from gencli.text.generate import Job
 
@@ -53,6 +54,7 @@ class Server(Guard):
             ("/v1/models/{name:path}", self.model, "GET", False),
             ("/v1/completions", self.completions, "POST", True),
             ("/v1/chat/completions", self.chat, "POST", True),
+            ("/v1/responses", self.responses, "POST", True),
             ("/v1/images/generations", self.images, "POST", True),
             ("/v1/images/edits", self.edited, "POST", True),
             ("/v1/images/variations", self.varied, "POST", True),
@@ -127,7 +129,7 @@ class Server(Guard):
         asked = await asyncio.to_thread(bodies.read_completions, body)  # a schema may take a second to check
         jobs = [Job(one, ids) for one, ids in asked.requests]
         answer = answers.Answer(name, chat=False, tells_usage=stream[1])
-        asking = Asked(name, lambda engine: jobs, answer, "prompt")
+        asking = Asked(name, lambda engine: jobs, answer, "prompt", bodies.FLAGS)
         return await respond(request, self.pool, self.counts, asking, FORM, stream=stream[0])
 
     async def chat(self, request: Request) -> Response:
@@ -135,14 +137,17 @@ class Server(Guard):
         stream, name = bodies.wants_stream(body), await self._model(body)
         asked = await asyncio.to_thread(bodies.read_chat, body)
         answer = answers.Answer(name, chat=True, tells_usage=stream[1])
-
-        def prepare(engine: TextEngine) -> list[Job]:
-            if asked.images:
-                return [asking_about(engine, asked.request, asked.messages, asked.images)]
-            return [answering(engine, asked.request, asked.messages, asked.names)]
-
-        asking = Asked(name, prepare, answer, "messages")
+        asking = Asked(name, partial(_prepare, asked), answer, "messages", asked.names)
         return await respond(request, self.pool, self.counts, asking, FORM, stream=stream[0])
+
+    async def responses(self, request: Request) -> Response:
+        body = await self.body(request, images=True)
+        stream, name = bodies.wants_stream(body), await self._model(body)
+        asked = await asyncio.to_thread(read_responses, body)
+        answer = responses_answers.Answer(name, body)
+        form = Form("text/event-stream", responses_answers.server_sent, answer.tell)
+        asking = Asked(name, partial(_prepare, asked), answer, "input", asked.names)
+        return await respond(request, self.pool, self.counts, asking, form, stream=stream[0])
 
     async def images(self, request: Request) -> Response:
         body = await self.body(request)
@@ -195,3 +200,10 @@ class Server(Guard):
                     images.append(event.data)
         self.counts.images += len(images)
         return JSONResponse(answers.drawn(images, asked.format))
+
+
+def _prepare(asked: bodies.Chat, engine: TextEngine) -> list[Job]:
+    """Return the job of answering a chat. Raise Refusal, GencliError."""
+    if asked.images:
+        return [asking_about(engine, asked.request, asked.messages, asked.images)]
+    return [answering(engine, asked.request, asked.messages, asked.names)]

@@ -108,12 +108,7 @@ def read_chat(body: Body) -> Chat:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or len(messages) > MOST_MESSAGES:
         raise Refusal(INVALID, f"messages: wants a list of 1 to {MOST_MESSAGES} messages", param="messages")
-    read = read_conversation(messages)
-    seen = [urls(message) for message in messages]
-    if any(seen[:-1]):
-        raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")
-    images = read_images("messages", seen[-1])
-    values = dict(body)
+    values = {name: value for name, value in body.items() if name != "messages"}
     if values.get("max_completion_tokens") is not None:  # which took the other one's place
         values.pop("max_tokens", None)
     if values.get("think") is not None and values.get("reasoning_effort") is not None:
@@ -126,7 +121,18 @@ def read_chat(body: Body) -> Chat:
     if logprobs:
         values["logprobs"] = 0 if top is None else whole("top_logprobs", top, 0, MOST_LOGPROBS)
     names = {**spoken(body, CHAT, TEXT_ROWS), "--schema": "response_format"}
-    asked = _text_values(values, {"messages"}, CHAT)
+    return conversation(messages, values, CHAT, names)
+
+
+def conversation(messages: list[object], values: Body, known: Mapping[str, str], names: Mapping[str, str]) -> Chat:
+    """Return the chat of messages as OpenAI's clients write them. values: what a body says else, of `known`; names: as
+    `Refusal.of`. Raise Refusal."""
+    read = read_conversation(messages)
+    seen = [urls(message) for message in messages]
+    if any(seen[:-1]):
+        raise Refusal(INVALID, "messages: images of the last message alone are read", param="messages")
+    images = read_images("messages", seen[-1])
+    asked = _text_values(values, (), known)
     asked["answers"] = (typed(asked, "num_samples", int) or 1) * ANSWER_TOKENS <= MOST_TOKENS
     return Chat(text_request("", asked, names), read, names, images)
 

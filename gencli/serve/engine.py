@@ -9,7 +9,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -23,7 +23,6 @@ from gencli.image.files import pictures
 from gencli.image.found import Inputs
 from gencli.image.request import ImageRequest
 from gencli.image.resolve import check_asked, resolve
-from gencli.serve.bodies import FLAGS
 from gencli.serve.refusal import FAILED, INVALID, Refusal
 from gencli.serve.seeing import Seeing, Seen, looking
 from gencli.text.chat import ChatModel
@@ -64,10 +63,13 @@ class Work:
 
 @dataclass(eq=False)
 class TextWork(Work):
-    """job: what to continue. chat: whether the ends of turns end it."""
+    """job: what to continue. chat: whether the ends of turns end it. param: what is wrong in the request where the job
+    cannot be done; names: as `Refusal.of`."""
 
     job: Job = field(kw_only=True)
     chat: bool = False
+    param: str = "prompt"
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def is_wanted(self) -> bool:
         """Return whether anyone waits for it."""
@@ -229,8 +231,8 @@ def _put(work: TextWork, event: Event, first: int) -> None:
     """Give a request its event, with the index of the sample in it."""
     if isinstance(event, Failed):
         work.left = 0
-        status, param = FAILED if event.at_work else INVALID, "messages" if work.chat else "prompt"
-        work.put(Refusal.of(event.error, status=status, param=param, names=FLAGS))
+        status = FAILED if event.at_work else INVALID
+        work.put(Refusal.of(event.error, status=status, param=work.param, names=work.names))
         return
     work.put(dataclasses.replace(event, index=event.index - first))
     if isinstance(event, Completion):

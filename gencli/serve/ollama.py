@@ -125,7 +125,7 @@ class Ollama:
                 raise _no_thinking(asked, refusal) from None
 
         param = "messages" if talks else "prompt"
-        asking = Asked(name, prepare, answer, param, asked.keep)
+        asking = Asked(name, prepare, answer, param, asked.names, asked.keep)
         return await respond(request, self.pool, self.counts, asking, FORM, stream=asked.stream)
 
     async def _load(self, name: str, asked: bodies.Asked, answer: Answer) -> Response:

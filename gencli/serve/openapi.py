@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from gencli import __version__
 from gencli.options import Option
-from gencli.serve import edits
+from gencli.serve import edits, responses_bodies
 from gencli.serve.bodies import (
     DRAWN,
     DRAWN_INERT,
@@ -152,12 +152,36 @@ def page(models: Iterable[str]) -> Schema:
             "/v1/models": _get({"type": "object", "required": ["object", "data"]}),
             "/v1/completions": _post({**text, **completion}, *named, "prompt", media=EVENTS),
             "/v1/chat/completions": _post({**text, **chat}, *named, "messages", media=EVENTS),
+            "/v1/responses": _post(_responses(text, chat), *named, "input", media=EVENTS),
             "/v1/images/generations": _post(drawn, *named, "prompt"),
             "/v1/images/edits": _post(edited, *named, "image", kind=FORM),
             "/v1/images/variations": _post(varied, *named, "image", kind=FORM),
             **_ollama(names, text),
             "/v1/embeddings": _post({**model, "input": {"type": "string"}}, *named, "input"),
         },
+    }
+
+
+def _responses(text: Mapping[str, object], chat: Mapping[str, object]) -> Schema:
+    """Return the properties of /v1/responses. text, chat: those of completions, and of chats beside these."""
+    inert = (*INERT, *responses_bodies.INERT, "include")
+    known = {name: text.get(name, chat.get(name, ANY)) for name in responses_bodies.KNOWN if "." not in name}
+    item = {"type": "object"}
+    string, one = {"type": "string"}, {"type": "array", "items": item, "minItems": 1, "maxItems": MOST_MESSAGES}
+    return {
+        **dict.fromkeys(inert, ANY),
+        **known,
+        "model": text["model"],
+        "input": {"anyOf": [{"type": "string"}, one]},
+        "instructions": {"type": ["string", "null"]},
+        "max_output_tokens": {"anyOf": [text["max_tokens"], {"type": "null"}]},
+        "stream": {"type": ["boolean", "null"]},
+        "text": {"type": ["object", "null"], "properties": {"format": item, "verbosity": {"enum": ["medium", None]}}},
+        "reasoning": {"type": ["object", "null"], "properties": {"effort": {"enum": [*EFFORTS, None]}}},
+        "truncation": {"enum": ["auto", "disabled", None]},
+        "tools": {"type": ["array", "null"], "items": {"type": "object", "required": ["type", "name"]}},
+        "tool_choice": {"anyOf": [{"enum": [*CHOICES, None]}, {"type": "object", "properties": {"name": string}}]},
+        **{name: {"enum": [None]} for name in responses_bodies.STATEFUL},
     }
 
 

@@ -57,12 +57,13 @@ class Form:
 @dataclass(frozen=True)
 class Asked(Generic[C_co]):
     """A request for text. model: its name. prepare: what is to be continued. param: what is wrong where that cannot be
-    made of it. keep: seconds after which the model may go, if the client says it."""
+    made of it. names: as `Refusal.of`. keep: seconds after which the model may go, if the client says it."""
 
     model: str
     prepare: Prepare
     answer: Answer[C_co]
     param: str
+    names: Mapping[str, str]
     keep: float | None = None
 
 
@@ -98,7 +99,8 @@ async def _chunks(pool: Pool, counts: Counts, asked: Asked[C_co]) -> AsyncGenera
             jobs = await asyncio.to_thread(asked.prepare, engine)
         except GencliError as error:
             raise Refusal.of(error, status=INVALID, param=asked.param) from None
-        makes = [partial(TextWork, job=job, chat=answer.chat) for job in jobs]
+        make = partial(TextWork, chat=answer.chat, param=asked.param, names=asked.names)
+        makes = [partial(make, job=job) for job in jobs]
         async with contextlib.aclosing(events_of(engine, makes)) as events:
             async for number, event in events:
                 assert not isinstance(event, Drawn)
