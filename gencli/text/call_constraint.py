@@ -6,8 +6,7 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from gencli.errors import GencliError
-from gencli.text.call_forms import one_of
+from gencli.text.call_grammars import one_of
 from gencli.text.calls import CallSplitter
 from gencli.text.channels import ChannelSplitter
 from gencli.text.constraint import next_tokens, vocabulary
@@ -39,10 +38,7 @@ class CallConstraint:
         self._starts = self.must and bool(calls.form and calls.form.inside)
         self._mask = np.zeros((self.vocabulary.size + 32) // 32, dtype=np.int32)
         self._done = False
-        if self._grammar is None and self.must:
-            raise GencliError(f"{model.name} cannot be made to call a tool", "leave it to the model: tool choice auto")
-        if self._grammar is not None:
-            self.vocabulary.matcher(self._grammar)  # what is wrong with it is told before anything is read
+        self.vocabulary.matcher(self._grammar)  # what is wrong with it is told before anything is read
         if not isinstance(self._splitter, ChannelSplitter):
             self._begin_at_once()
 
@@ -106,10 +102,7 @@ class CallConstraint:
         if self._starts and not self._splitter.inside and not self._splitter.openers:
             self._begin(self._grammar, "")
 
-    def _begin(self, grammar: str | None, rest: str) -> None:
-        if grammar is None:
-            self._done = True
-            return
+    def _begin(self, grammar: str, rest: str) -> None:
         matcher = self.vocabulary.matcher(grammar)
         if not rest or matcher.consume_tokens(self.vocabulary.tokenizer.greedy_tokenize(rest)):
             self._matcher = matcher

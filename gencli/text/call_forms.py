@@ -13,38 +13,45 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gencli.text.tools import NAME, Call, Schema
+from gencli.text.call_grammars import (
+    ARG_VALUE,
+    QUOTE,
+    XML,
+    Grammar,
+    Mark,
+    Schemas,
+    action,
+    around,
+    gemma,
+    listed,
+    python,
+)
+from gencli.text.tools import NAME, Call
 
-Schemas = Mapping[str, Schema]  # of arguments, by the tool's name
-Mark = Callable[[str], str]  # a text → what a grammar writes for it: the name of a token, or the text in quotes
-Grammar = Callable[[Schemas, Mark, bool], str]  # whether several calls may come, where they are one list
 Read = Callable[[str, Schemas], list[Call]]  # raises ValueError for what is no call
 NAMES, ARGUMENTS = ("name", "tool_name", "function"), ("arguments", "parameters", "args")
 VARIABLE = re.compile(r"(?<![\w'\".])tools\b(?!['\"])")  # and not builtin_tools, or a word that is printed
-QUOTE = '<|"|>'  # Gemma 4's
 
 
 @dataclass(frozen=True)
 class Form:
     """needs: texts that a chat template of the form has, all of them. opens: what stands before calls, best first; of
-    several the first is written where a call is required. read: what comes after that → calls. grammar: the rules of
-    the same in Lark's notation, but for `start`, whose first is `call` and describes one; None: calls are not held to
-    their schemas. between, after: what stands between calls, and after the last. inside: the text of `opens` is a part
-    of the call, and calls stand at the beginning of an answer alone. again: every call has its own `opens`."""
+    several the first is written where a call is required. read: what comes after that → calls. grammar: the rules
+    of the same in Lark's notation, but for `start`, whose first is `call` and describes one. between, after: what
+    stands between calls, and after the last. inside: the text of `opens` is a part of the call, and calls stand at
+    the beginning of an answer alone. again: every call has its own `opens`."""
 
     needs: tuple[str, ...]
     opens: tuple[str, ...]
     read: Read
-    grammar: Grammar | None = None
+    grammar: Grammar
     between: str = ""
     after: str = ""
     inside: bool = False
     again: bool = False
 
-    def rules(self, schemas: Schemas, mark: Mark, *, several: bool) -> str | None:
-        """Return the grammar of what follows `opens`, None if there is none. several: more than one call may come."""
-        if self.grammar is None:
-            return None
+    def rules(self, schemas: Schemas, mark: Mark, *, several: bool) -> str:
+        """Return the grammar of what follows `opens`. several: more than one call may come."""
         parts = [self.between, self.opens[0] if self.again else ""]
         joined = " ".join(mark(part) for part in parts if part)
         more = f" ({joined} call)*" if several and (joined or self.after) else ""  # a list has them all
@@ -67,63 +74,6 @@ def form_of(template: str) -> Form | None:
     if VARIABLE.search(template) is None:
         return None
     return next(form for form in FORMS if all(need in template for need in form.needs))
-
-
-def _json_of(schema: Schema) -> str:
-    """Return a JSON schema in a grammar: on one line, and without what cannot be followed."""
-    inner = {key: value for key, value in schema.items() if key != "x-guidance"}
-    return f"%json {json.dumps({'x-guidance': {'whitespace_pattern': ' ?', 'lenient': True}, **inner})}"
-
-
-def _each(schemas: Schemas, mark: Mark, before: str, after: str) -> str:
-    """Return the rules of a call of one of several tools: its arguments in JSON between two texts, in which NAME stands
-    for the tool's."""
-    names = list(schemas)
-    calls = " | ".join(f"call_{number}" for number in range(len(names)))
-    rules = []
-    for number, name in enumerate(names):
-        parts = [mark(before.replace("NAME", name)), f"args_{number}", *([mark(after)] if after else [])]
-        rules += [f"call_{number}: {' '.join(parts)}", f"args_{number}: {_json_of(schemas[name])}"]
-    return "\n".join([f"call: {calls}", *rules])
-
-
-def _around(before: str, after: str = "") -> Grammar:
-    """Return the grammar of single calls, as `_each` describes them."""
-    return lambda schemas, mark, several: _each(schemas, mark, before, after)
-
-
-def _list(schemas: Schemas, mark: Mark, several: bool) -> str:
-    """Return the grammar of calls in a list of JSON."""
-    one = _each(schemas, mark, '{"name": "NAME", "arguments": ', "}").replace("call: ", "one: ", 1)
-    more = f" ({mark(', ')} one)*" if several else ""
-    return f'call: "[" one{more} "]"\n{one}'
-
-
-def harmony(schemas: Schemas, mark: Mark) -> str:
-    """Return the grammar of a message with a call in channels, as gpt-oss writes it."""
-    begin = mark("<|start|>assistant<|channel|>commentary to=functions.")
-    return f"start: {begin} call\n{_each(schemas, mark, 'NAME <|constrain|>json<|message|>', '')}"
-
-
-def one_of(schema: Schema) -> str:
-    """Return the grammar of arguments alone."""
-    return f"start: {_json_of(schema)}"
-
-
-def _xml(schemas: Schemas, mark: Mark, several: bool) -> str:
-    """Return the grammar of calls as Qwen 3 Coder and Qwen 3.5 write them, whose values are no JSON."""
-    rules, names = [], list(schemas)
-    for number, name in enumerate(names):
-        schema = schemas[name]
-        needed, parts = schema.get("required"), []
-        properties = schema.get("properties")
-        for key in properties if isinstance(properties, Mapping) else ():
-            one = mark(f"<parameter={key}>") + " value"
-            parts.append(f"({one})" if isinstance(needed, list) and key in needed else f"({one})?")
-        begin, end = mark(f"\n<function={name}>\n"), mark("</function>\n</tool_call>")
-        rules.append(f"call_{number}: {begin} {' '.join(parts)} {end}")
-    calls = " | ".join(f"call_{number}" for number in range(len(names)))
-    return "\n".join([f"call: {calls}", *rules, r"value[lazy]: /(.|\n)*<\/parameter>\n/"])
 
 
 def _objects(text: str) -> Iterator[object]:
@@ -232,11 +182,20 @@ def _read_python(text: str, schemas: Schemas) -> list[Call]:
         for one in found:
             if not isinstance(one, ast.Call) or one.args:
                 raise ValueError("a call has names for its arguments")
-            arguments = {key.arg or "": ast.literal_eval(key.value) for key in one.keywords}
+            arguments = {key.arg or "": _finite(ast.literal_eval(key.value)) for key in one.keywords}
             calls.append(made(ast.unparse(one.func), arguments))
     except (SyntaxError, TypeError, MemoryError, RecursionError):
         raise ValueError("it is no call in Python") from None
     return calls
+
+
+def _finite(value: object) -> object:
+    """Return a value with the largest float in place of numbers beyond it, as JSON is read."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return max(-sys.float_info.max, min(value, sys.float_info.max)) if isinstance(value, float) else value
 
 
 def _read_gemma(text: str, schemas: Schemas) -> list[Call]:
@@ -274,7 +233,7 @@ FORMS = (
             r"(?:<function=|^)(?P<name>[^>\n]+)>\s*(?P<rest>.*?)(?:</function>|$)",
             r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>",
         ),
-        _xml,
+        XML,
         between="\n",
         again=True,
     ),
@@ -285,20 +244,23 @@ FORMS = (
             r"(?:<tool_call>|^)\s*(?P<name>[^\s<]+)(?P<rest>.*?)(?:</tool_call>|$)",
             r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>",
         ),
+        ARG_VALUE,
+        between="\n",
+        again=True,
     ),
     Form(  # Mistral, from version 11 of its tokenizers on
         ("[TOOL_CALLS]", "[ARGS]"),
         ("[TOOL_CALLS]",),
         _read_named(r"(?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]\s*(?=\{)"),
-        _around("NAME[ARGS]"),
+        around("NAME[ARGS]"),
         again=True,
     ),
-    Form(("[TOOL_CALLS]",), ("[TOOL_CALLS]",), _read_json, _list),  # Mistral, before
+    Form(("[TOOL_CALLS]",), ("[TOOL_CALLS]",), _read_json, listed),  # Mistral, before
     Form(  # DeepSeek V3 and R1
         (DEEPSEEK, "```json"),
         ("<｜tool▁calls▁begin｜>",),
         _read_named(r"<｜tool▁sep｜>(?P<name>[\w.-]+)\s*```json\s*(?=\{)"),
-        _around(f"{DEEPSEEK}function<｜tool▁sep｜>NAME\n```json\n", "\n```<｜tool▁call▁end｜>"),
+        around(f"{DEEPSEEK}function<｜tool▁sep｜>NAME\n```json\n", "\n```<｜tool▁call▁end｜>"),
         between="\n",
         after="<｜tool▁calls▁end｜>",
     ),
@@ -306,18 +268,18 @@ FORMS = (
         (DEEPSEEK,),
         ("<｜tool▁calls▁begin｜>",),
         _read_named(r"<｜tool▁call▁begin｜>(?P<name>[\w.-]+)<｜tool▁sep｜>\s*(?=\{)"),
-        _around(f"{DEEPSEEK}NAME<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+        around(f"{DEEPSEEK}NAME<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
         after="<｜tool▁calls▁end｜>",
     ),
-    Form(("<|START_ACTION|>",), ("<|START_ACTION|>",), _read_json),  # Command R7B, Command A
-    Form(("<|tool_call_start|>",), ("<|tool_call_start|>",), _read_python),  # LFM 2
-    Form(("<|tool_call>",), ("<|tool_call>",), _read_gemma),  # Gemma 4
-    Form(("<|tool_call|>",), ("<|tool_call|>",), _read_json, _list),  # Granite 3, Phi 4 mini
+    Form(("<|START_ACTION|>",), ("<|START_ACTION|>",), _read_json, action),  # Command R7B, Command A
+    Form(("<|tool_call_start|>",), ("<|tool_call_start|>",), _read_python, python),  # LFM 2
+    Form(("<|tool_call>",), ("<|tool_call>",), _read_gemma, gemma, again=True),  # Gemma 4
+    Form(("<|tool_call|>",), ("<|tool_call|>",), _read_json, listed),  # Granite 3, Phi 4 mini
     Form(  # Hermes, Qwen 2.5 and 3, SmolLM 3, Granite 4 and many others
         ("<tool_call>",),
         ("<tool_call>",),
         _read_json,
-        _around('\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
+        around('\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
         between="\n",
         again=True,
     ),
@@ -325,9 +287,9 @@ FORMS = (
         ('"parameters"', "<|python_tag|>"),
         ("{", "<|python_tag|>"),
         _read_json,
-        _around('{"name": "NAME", "parameters": ', "}"),
+        around('{"name": "NAME", "parameters": ', "}"),
         between="; ",
         inside=True,
     ),
-    Form((), ("{",), _read_json, _around('{"name": "NAME", "arguments": ', "}"), between="; ", inside=True),
+    Form((), ("{",), _read_json, around('{"name": "NAME", "arguments": ', "}"), between="; ", inside=True),
 )

@@ -6,7 +6,8 @@ import json
 import re
 from dataclasses import dataclass
 
-from gencli.text.call_forms import Form, Mark, harmony
+from gencli.text.call_forms import Form
+from gencli.text.call_grammars import Mark, harmony
 from gencli.text.tools import Call, Tools
 from gencli.tokens import Tokenizer
 
@@ -18,9 +19,8 @@ class Calls:
     form: Form | None
     tools: Tools
 
-    def grammar(self, tokenizer: Tokenizer) -> str | None:
-        """Return the grammar of what stands behind the mark that opens calls, or of a whole message in channels; None
-        where there is none."""
+    def grammar(self, tokenizer: Tokenizer) -> str:
+        """Return the grammar of what stands behind the mark that opens calls, or of a whole message in channels."""
         mark = marker(tokenizer)
         if self.form is None:
             return harmony(self.tools.schemas, mark)

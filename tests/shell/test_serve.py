@@ -420,7 +420,13 @@ def test_what_is_without_measure_is_refused_at_once(url, path, body):
     assert answer.status_code in (400, 404) and len(answer.content) < 2000 and time.monotonic() - begun < 10
 
 
-LITTLE = {"max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n": 2, "steps": 1}  # work for each of many requests
+LITTLE = {
+    "max_tokens": 2,
+    "max_completion_tokens": 2,
+    "max_output_tokens": 2,
+    "n": 2,
+    "steps": 1,
+}  # work for each of many requests
 
 
 def lightened(path: str, body: dict) -> dict:

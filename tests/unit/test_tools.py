@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 
-from gencli.errors import GencliError, UsageError
+from gencli.errors import UsageError
 from gencli.text.call_constraint import CallConstraint
 from gencli.text.call_forms import FORMS, Form, form_of
 from gencli.text.calls import Calls, CallSplitter
@@ -177,7 +180,10 @@ def test_arguments_are_json_again() -> None:
         calls = splitter.finish()[1]
         assert [call.values() for call in calls] == ([{"a": kept}] if kept else []) and text == ("" if kept else said)
     lfm2 = form_of(SAID["lfm2"][0])
-    for value in ("b'a'", "{1, 2}", "1e999", "open('x')", "1+"):
+    splitter = CallSplitter(Calls(lfm2, TOOLS))
+    splitter.push("<|tool_call_start|>[clock(a=[1e999, {'b': -1e999}])]<|tool_call_end|>")
+    assert splitter.finish()[1][0].values() == {"a": [sys.float_info.max, {"b": -sys.float_info.max}]}
+    for value in ("b'a'", "{1, 2}", "open('x')", "1+"):
         said = f"<|tool_call_start|>[clock(a={value})]<|tool_call_end|>"
         splitter = CallSplitter(Calls(lfm2, TOOLS))
         assert (splitter.push(said), splitter.finish()) == ("", (said, ())), "what Python has beyond JSON"
@@ -196,7 +202,7 @@ def test_json_that_names_no_tool_is_text() -> None:
         assert (shown + splitter.finish()[0], splitter.finish()[1]) == (text, ())
 
 
-@pytest.mark.parametrize("name", [name for name, (template, *_) in SAID.items() if form_of(template).grammar])
+@pytest.mark.parametrize("name", SAID)
 @pytest.mark.parametrize("thinks", [False, True])
 def test_calls_follow_their_schemas(tmp_path: Path, name: str, thinks: bool) -> None:
     """What such a model writes is allowed, at random too where it has to call; what breaks the schema is not."""
@@ -229,9 +235,11 @@ def test_calls_follow_their_schemas(tmp_path: Path, name: str, thinks: bool) -> 
                 assert values["city"] in ("Paris", "São Paulo") and 1 <= values["days"] <= 9
 
 
-def walk(known: SimpleNamespace, form: Form | None, seed: int) -> list[Call]:
+def walk(
+    known: SimpleNamespace, form: Form | None, seed: int, tools: Sequence[object] = (WEATHER, CLOCK), most: int = 600
+) -> list[Call]:
     """The calls of an answer that has to have some, of tokens at random among those allowed."""
-    must = tools_of(json.dumps([WEATHER, CLOCK]), "required", several=False)
+    must = tools_of(json.dumps(tools), "required", several=False)
     assert must is not None
     channels = None if form else channels_of(known.tokenizer)
     reasoning = Reasoning((Marks(),), None, channels, Calls(form, must))
@@ -239,7 +247,7 @@ def walk(known: SimpleNamespace, form: Form | None, seed: int) -> list[Call]:
     splitter = ChannelSplitter(channels, calls=True) if channels else CallSplitter(Calls(form, must))
     special = {i: known.tokenizer.raw_piece(i) for i in known.tokenizer.special_ids}
     decoder = known.tokenizer.decoder()
-    for _ in range(600):
+    for _ in range(most):
         allowed = constraint.allowed().nonzero()[0].tolist()
         ends = [i for i in known.tokenizer.eos_ids if i in allowed]
         likely = [i for i in (known.tokenizer.encode("<|end|>")[:1] if channels else []) if i in allowed]
@@ -282,12 +290,48 @@ def test_channels_hold_calls(tmp_path: Path) -> None:
     assert not silent.calls(), "no tools, no calls"
 
 
-def test_a_form_without_a_grammar_cannot_be_made_to_call(tmp_path: Path) -> None:
-    must = tools_of(json.dumps(WEATHER), "required")
-    assert must is not None
-    form = form_of(SAID["lfm2"][0])
-    with pytest.raises(GencliError, match="it cannot be made to call a tool"):
-        CallConstraint(model(tmp_path, *SAID["lfm2"][2]), Reasoning(calls=Calls(form, must)))
+POINT = {"type": "object", "properties": {"x": {"type": "number"}, "label": {"type": "string", "maxLength": 3}}}
+MANY = {  # values of all kinds, some of which may be left out
+    "name": "plan",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "loud": {"type": "boolean"},
+            "where": {"$ref": "#/$defs/point"},
+            "kind": {"enum": ["a b", 3, None, True]},
+            "size": {"type": ["integer", "null"]},
+            "tags": {"type": "array", "items": {"enum": ["x", "y"]}, "minItems": 1, "maxItems": 3},
+            "steps": {"type": "array", "items": {"$ref": "#/$defs/point"}, "maxItems": 2},
+            "until": {"anyOf": [{"type": "integer", "minimum": 5, "maximum": 9}, {"const": "never"}]},
+            "note": {"type": "string", "maxLength": 4},
+        },
+        "required": ["where", "tags", "until"],
+        "additionalProperties": False,
+        "$defs": {"point": {**POINT, "required": ["x"], "additionalProperties": False}},
+    },
+}
+# Forms that write a text without quotes: what no schema calls a text alone is read as JSON if it is any.
+LOOSE = ("qwen coder", "glm")
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_values_of_all_kinds_follow_their_schemas(tmp_path: Path, name: str) -> None:
+    """At random, where a call has to be; checked by jsonschema."""
+    template, _, special = SAID[name]
+    form = form_of(template)
+    schema = MANY["parameters"]
+    if name in LOOSE:
+        kept = {key: one for key, one in schema["properties"].items() if key not in ("until", "note")}
+        schema = {**schema, "properties": kept, "required": ["where", "tags"]}
+    known = model(tmp_path, *special)
+    met = Counter()
+    for seed in range(12):
+        [call] = walk(known, form, seed, [{**MANY, "parameters": schema}], 3000)
+        values = call.values()
+        problems = [error.message for error in Draft202012Validator(schema).iter_errors(values)]
+        assert not problems, (call.arguments, problems)
+        met.update(values.keys())
+    assert met["where"] == met["tags"] == 12 and 0 < met["loud"] < 12, met
 
 
 @pytest.mark.parametrize(

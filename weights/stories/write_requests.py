@@ -1,11 +1,12 @@
 """Put before simple stories what a person might have asked for: `gencli train text` reads what this writes.
 
-    python write_requests.py stories/train.jsonl.gz -o texts/asked.jsonl.gz
+    python write_requests.py stories/train.jsonl.gz told.jsonl.gz -o texts/asked.jsonl.gz
 
 A story about what was asked follows however the request was put: as a wish, an order, a question or a title, with a
-full stop or without. What a request names comes from the story's beginning: whom it tells of ("a little girl named Lily
-who loved to dance"), or nouns that stand out in the story and are met by then. In some stories of an animal another
-being takes its place, so that more is asked for than the stories tell of.
+full stop or without. A story that has "about" says itself what it answers, and has a title. Of others, what a request
+names comes from the beginning: whom it tells of ("a little girl named Lily who loved to dance"), or nouns that stand
+out in the story and are met by then. In some of these, of an animal, another being takes its place, so that more is
+asked for than the stories tell of.
 """
 
 from __future__ import annotations
@@ -159,27 +160,41 @@ def request(story: str, nouns: dict[str, int], total: int, rng: random.Random) -
         titles += [f"{called[2]} and the {things[0]}"] * 2 if called else []
         titles += [f"the {things[0]} and the {things[1]}"] * 2 if len(things) > 1 else []
         return rng.choice(titles) + pick(rng, ENDS["title"])
-    end = pick(rng, ENDS["question" if forms is QUESTIONS else "order"])
     subject = rng.choice(subjects)
     if " and a " in subject and subject.split(" and ")[0] == subject.split(" and ")[1]:
         subject = subject.split(" and ")[0]
-    return rng.choice(forms).format(it=subject) + end
+    return put(forms, subject, rng)
+
+
+def put(forms: tuple[str, ...], subject: str, rng: random.Random) -> str:
+    """Return a request for a story about a subject, in one of some forms."""
+    return rng.choice(forms).format(it=subject) + pick(rng, ENDS["question" if forms is QUESTIONS else "order"])
+
+
+def own_request(row: dict[str, str], rng: random.Random) -> str:
+    """Return a request for a story that says what it is about: as long as a person would type it, or a title."""
+    forms = pick(rng, KINDS)
+    if forms is TITLE:
+        return rng.choice((row["title"], row["title"], row["about"])) + pick(rng, ENDS["title"])
+    return put(forms, row["about"], rng)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stories", type=Path)
+    parser.add_argument("stories", type=Path, nargs="+")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--lead", default="tinystories:")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with gzip.open(args.stories, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for path in args.stories for line in gzip.decompress(path.read_bytes()).splitlines()]
     stories = [row["text"] for row in rows if row["source"].startswith(args.lead)]
     nouns, rng = {**dict.fromkeys(BEINGS, LEAST), **nouns_of(stories)}, random.Random(args.seed)
     with gzip.open(args.out, "wt", encoding="utf-8") as out:
         for row in rows:
-            if row["source"].startswith(args.lead):
+            if "about" in row:
+                asked = own_request(row, rng) if rng.random() < ASKED else None
+                row = {"source": row["source"], "text": f"{asked}\n\n{row['text']}" if asked else row["text"]}
+            elif row["source"].startswith(args.lead):
                 text = another_being(row["text"], rng) if rng.random() < OTHER else row["text"]
                 asked = request(text, nouns, len(stories), rng) if rng.random() < ASKED else None
                 row = {**row, "text": f"{asked}\n\n{text}" if asked else text}
