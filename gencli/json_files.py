@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from gencli.errors import GencliError
@@ -74,6 +75,14 @@ def as_unicode(text: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise GencliError(f"{where}: a text is not valid Unicode at its character {error.start}") from None
     return text
+
+
+def shown(value: object) -> str:
+    """Return a value as JSON has it, but no more than its beginning."""
+    if isinstance(value, list | Mapping):
+        return "[…]" if isinstance(value, list) else "{…}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def parse_json(text: str | bytes, where: object) -> object:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from gencli.errors import GencliError, UsageError, did_you_mean
 from gencli.image.request import ImageRequest
+from gencli.json_files import shown
 from gencli.options import KINDS, Option, make, rows, typed
 from gencli.serve.refusal import INVALID, NO_NAMES, Refusal
 from gencli.serve.values import (
@@ -26,7 +27,6 @@ from gencli.serve.values import (
     READ,
     read_conversation,
     read_images,
-    shown,
     whole,
 )
 from gencli.text.messages import MOST_MESSAGES, Message, urls

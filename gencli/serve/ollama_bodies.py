@@ -14,10 +14,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gencli.json_files import shown
 from gencli.serve.bodies import TEXT_ROWS, Body, Values, given_values, read_values, spoken
 from gencli.serve.bodies import text_request as made
 from gencli.serve.refusal import INVALID, Refusal
-from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_conversation, read_images, shown, whole
+from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_conversation, read_images, whole
 from gencli.text.messages import MOST_MESSAGES, Message
 from gencli.text.request import TextRequest
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from gencli.json_files import shown
 from gencli.serve.bodies import CHAT, FORMS, TEXT_ROWS, Body, Chat, conversation, spoken
 from gencli.serve.refusal import INVALID, Refusal
-from gencli.serve.values import MOST_LOGPROBS, shown, whole
+from gencli.serve.values import MOST_LOGPROBS, whole
 from gencli.text.messages import MOST_MESSAGES
 
 EFFORT, FORMAT, LOGPROBS = "reasoning.effort", "text.format", "message.output_text.logprobs"

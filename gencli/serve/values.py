@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from gencli.errors import GencliError, UsageError
+from gencli.json_files import shown
 from gencli.options import SEVERAL_LIMIT
 from gencli.serve.refusal import INVALID, Refusal
 from gencli.text.messages import Message, read_messages
@@ -26,14 +27,6 @@ MOST_SEEN = 16  # images of one question
 CHOICES = (AUTO, REQUIRED, NONE)
 LARGEST = sys.float_info.max
 EFFORTS = sorted({*WISHES, *SAME} - {"1", "0"})
-
-
-def shown(value: object) -> str:
-    """Return a value as a client wrote it, but no more than its beginning."""
-    if isinstance(value, list | Mapping):
-        return "[…]" if isinstance(value, list) else "{…}"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def read_conversation(values: list[object]) -> list[Message]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from gencli.atomic import check_target, write_over
 from gencli.errors import GencliError
 from gencli.json_files import parse_json, read_text
-from gencli.text.messages import Message, read_turns, urls
+from gencli.text.messages import Message, read_at, read_turns
 
 
 @dataclass
@@ -116,12 +116,7 @@ def _example(line: str, where: str) -> list[Message]:
 def _messages(value: object, where: str) -> list[Message]:
     if not isinstance(value, list):
         raise GencliError(f"{where} holds no list of messages")
-    try:
-        if any(map(urls, value)):
-            raise GencliError("images of messages are not read here")
-        return read_turns(value)
-    except GencliError as error:
-        raise GencliError(f"{where}: {error.message}", error.hint) from None
+    return read_at(where, value, read_turns)
 
 
 def check_file(path: Path) -> None:

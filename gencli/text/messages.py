@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from gencli.errors import GencliError
-from gencli.json_files import as_unicode, parse_json
+from gencli.json_files import as_unicode, parse_json, shown
 from gencli.text.tools import MOST, call_id
 
 if TYPE_CHECKING:
@@ -51,10 +51,15 @@ def parse_conversation(text: str, where: str) -> list[Message]:
         value = value.get("messages")
     if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
         raise GencliError(f"{where} is no JSON list of 1 to {MOST_MESSAGES} messages", EXAMPLE)
+    return read_at(where, value, read_messages)
+
+
+def read_at(where: str, values: list[object], read: Callable[[list[object]], list[Message]]) -> list[Message]:
+    """Return messages as a function reads them. where: what holds them. Raise GencliError, for images too."""
     try:
-        if any(map(urls, value)):
+        if any(map(urls, values)):
             raise GencliError("images of messages are not read here")
-        return read_messages(value)
+        return read(values)
     except GencliError as error:
         raise GencliError(f"{where}: {error.message.removeprefix('messages: ')}", error.hint) from None
 
@@ -109,9 +114,9 @@ def read_message(number: int, message: object) -> Message:
     if not isinstance(message, Mapping):
         raise GencliError(f"{where} is no object with a role and content")
     if role not in ROLES:
-        raise GencliError(f"{where}: wants a role of {', '.join(ROLES[:-1])} or {ROLES[-1]}, not {_brief(role)}")
+        raise GencliError(f"{where}: wants a role of {', '.join(ROLES[:-1])} or {ROLES[-1]}, not {shown(role)}")
     if not isinstance(content, str):
-        raise GencliError(f"{where}: wants a text as content, not {_brief(content)}")
+        raise GencliError(f"{where}: wants a text as content, not {shown(content)}")
     made = Message(role=role, content=content)
     if calls:
         made["tool_calls"] = _calls(where, calls)
@@ -158,21 +163,12 @@ def _calls(where: str, values: object) -> list[dict[str, object]]:
                 arguments = None
         if not isinstance(name, str) or not isinstance(arguments, dict):
             wanted = "wants a function with a name, and arguments that are a JSON object"
-            told = f"{where}: tool_calls[{number}] {_brief(value)}: {wanted}"
+            told = f"{where}: tool_calls[{number}] {shown(value)}: {wanted}"
             raise GencliError(told)
         given = value.get("id") if isinstance(value, Mapping) else None
         identity = call_id(f"{where}/{number}" if given is None else given)
         made.append({"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}})
     return made
-
-
-def _brief(value: object) -> str:
-    """Return the beginning of a value as JSON has it."""
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "what is nested too deeply"
-    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _id_and_name(call: Mapping[str, object]) -> tuple[str, str]:
