@@ -40,7 +40,7 @@ def tell(refusal: Refusal) -> dict[str, object]:
     return {"type": "error", "error": {"type": KINDS.get(refusal.status, usual), "message": message}}
 
 
-FORM = Form("text/event-stream", line, tell)
+FORM = Form("text/event-stream", line, tell, line({"type": "ping"}))
 
 
 class Anthropic:

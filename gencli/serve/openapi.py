@@ -72,7 +72,7 @@ PARTS = [
 ]
 CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": PARTS}}]}
 WRITTEN = {"anyOf": [{"type": "string"}, {"type": "array", "items": PARTS[0]}]}  # texts alone
-FUNCTION = {"name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"}, "parameters": {"type": "object"}}
+FUNCTION = {"name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,128}$"}, "parameters": {"type": "object"}}
 CHOSEN = {
     "type": "object",
     "properties": {"type": {"const": "function"}, "function": {"type": "object", "required": ["name"]}},

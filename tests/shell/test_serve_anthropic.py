@@ -147,6 +147,8 @@ def test_calls_of_tools(client):
         uses = [one for one in made.content if one.type == "tool_use"]
         assert made.stop_reason == "tool_use" and (several or len(uses) == 1)
         assert all(one.input["city"] in ("Paris", "Rome") for one in uses)
+    beta = client.beta.messages.create(**body, betas=["no-such-2031-01-01"])
+    assert same(beta, whole), "by a path with a query and a header that change nothing"
     none = client.messages.create(**{**body, "tool_choice": {"type": "none"}, "max_tokens": 3})
     assert none.stop_reason == "max_tokens" and all(one.type == "text" for one in none.content)
 

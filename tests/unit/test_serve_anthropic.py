@@ -10,12 +10,14 @@ import httpx
 import pytest
 
 from gencli.checkpoints.find import find
+from gencli.serve import texts
 from gencli.serve.anthropic import described, paged, tell
 from gencli.serve.anthropic_answers import Answer, line
 from gencli.serve.app import Server
 from gencli.serve.guard import Limits
 from gencli.serve.pool import Pool
 from gencli.serve.refusal import Refusal
+from gencli.serve.texts import beating
 from gencli.spec import ModelSpec
 from gencli.text.events import Completion, PromptTruncated, ReasoningDelta, TextDelta
 from gencli.text.tools import Call
@@ -151,6 +153,40 @@ def test_errors_are_in_that_apis_form(server):
     assert (
         full.status_code == 429 and full.json()["error"]["type"] == "rate_limit_error" and full.headers["retry-after"]
     )
+
+
+def test_a_stream_says_that_there_is_more_to_come():
+    closed = []
+
+    async def made(*waits: float):
+        try:
+            for number, seconds in enumerate(waits):
+                await asyncio.sleep(seconds)
+                yield number
+            raise ValueError("the end")
+        finally:
+            closed.append(True)
+
+    async def look() -> None:
+        source, came = beating(made(0, 0.2, 0), 0.03), []
+        with pytest.raises(ValueError, match="the end"):
+            async for one in source:
+                came.append(one)
+        assert came[0] == 0 and came[-2:] == [1, 2] and came.count(None) >= 3 and closed == [True]
+        source = beating(made(0, 60), 0.01)
+        assert [await anext(source), await anext(source)] == [0, None]
+        await source.aclose()  # as when a client leaves while nothing comes
+        assert closed == [True, True]
+
+    asyncio.run(look())
+
+
+@pytest.mark.slow
+def test_pings_stand_between_events(server, monkeypatch):
+    monkeypatch.setattr(texts, "SILENCE", 0.001)
+    lines = ask(server, "/v1/messages", {**ASK, "stream": True, "max_tokens": 20}).text.splitlines()
+    kinds = [one.removeprefix("event: ") for one in lines if one.startswith("event: ")]
+    assert kinds.count("ping") > 2 and kinds[-1] == "message_stop" and kinds.count("message_start") == 1
 
 
 @pytest.mark.slow

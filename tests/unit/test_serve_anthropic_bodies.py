@@ -47,6 +47,28 @@ def test_settings_are_the_rows_of_all_other_requests():
     assert read_body({"messages": HI}, counts=True).messages == HI, "a count needs no max_tokens"
 
 
+def test_a_request_as_agents_send_it():
+    marked = {"cache_control": {"type": "ephemeral"}}
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "additionalProperties": False,
+        "properties": {"url": {"type": "string", "format": "uri"}, "edits": {"type": "array", "items": CITY}},
+        "required": ["url"],
+    }  # fmt: skip
+    tools = [{"name": "WebFetch", "description": "a", "input_schema": schema, "eager_input_streaming": True}]
+    system = [{**text("You are an agent."), **marked}, {**text("\nBe brief."), **marked}]
+    results = [{**RESULT, "is_error": False, **marked}, {**text("<system-reminder>x</system-reminder>"), **marked}]
+    body = {
+        "model": "m", "messages": [*CALLED, user(*results)], "system": system, "tools": tools, "stream": True,
+        "metadata": {"user_id": "user_1"}, "max_tokens": 32000, "temperature": 1,
+        "thinking": {"type": "adaptive"}, "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    }  # fmt: skip
+    asked = read_body(body)
+    assert asked.messages[0] == {"role": "system", "content": "You are an agent.\nBe brief."}
+    assert [one["role"] for one in asked.messages] == ["system", "user", "assistant", "tool", "user"]
+    assert asked.stream and asked.effort == "high" and json.loads(asked.request.tools)[0]["parameters"] == schema
+
+
 def test_contents_are_texts_or_blocks():
     assert talk({"role": "user", "content": "ab"}) == talk(user(text("a"), text("b"))) == [
         {"role": "user", "content": "ab"}
