@@ -193,12 +193,13 @@ class Templated:
         if escaped != messages or tools != listed:
             with contextlib.suppress(GencliError):
                 text = self.special_tokens.faithful(text, self._asks(messages, plain))
-        shown, begun = self.special_tokens.unescape(text), bool(_begun(messages))
-        inside = next((one for one in self.marks if one.begun_in(text[: len(text) - len(_begun(messages))])), None)
-        if begun and (inside or self.channels):
-            told = f"{self.template.name} thinks before an answer, and goes on with none that is begun"
-            raise UsageError(f"messages: {told}", None if self.channels else "tell it not to think")
-        reasoning = Reasoning(self.marks, inside, self.channels, calls, begun)
+        shown = self.special_tokens.unescape(text)
+        inside = next((one for one in self.marks if one.begun_in(text)), None)
+        reasoning = Reasoning(self.marks, inside, self.channels, calls)
+        if _begun(messages) and inside is None:
+            if calls and self.channels:
+                raise UsageError(f"--tools: an answer of {self.template.name} that is begun has no calls")
+            reasoning = dataclasses.replace(reasoning, channels=None, begun=True)
         return Prompt(shown, self.special_tokens.encode(text), reasoning)
 
     def _calls(self, request: TextRequest) -> Calls | None:
@@ -267,9 +268,15 @@ class Templated:
         return self.template.variables()
 
     def _asks(self, messages: list[Message], asked: Mapping[str, object] = MappingProxyType({})) -> str:
-        """Return the text that asks for an answer to messages, with its beginning where they have that."""
-        before = messages[:-1] if _begun(messages) else messages
-        return self._render(before, asked, add_generation_prompt=True) + _begun(messages)
+        """Return the text that asks for an answer to messages, or goes on to where they have begun it. Raise as
+        `ChatTemplate.render`."""
+        if not (begun := _begun(messages)):
+            return self._render(messages, asked, add_generation_prompt=True)
+        last = Message(role="assistant", content=begun + ANSWER)
+        text, found, _ = self._render([*messages[:-1], last], asked).rpartition(ANSWER)
+        if not found:
+            raise GencliError(f"{self.template.name}: its chat template does not show the answer that is begun")
+        return text
 
     def _render(
         self,
