@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from gencli.errors import GencliError
 from gencli.serve.anthropic_answers import Answer, line
-from gencli.serve.anthropic_bodies import Asked, read_body
+from gencli.serve.anthropic_bodies import NO_THREADS, Asked, read_body
 from gencli.serve.bodies import Body
 from gencli.serve.engine import Counts, TextEngine
 from gencli.serve.guard import unless_gone
@@ -36,8 +36,10 @@ Route = tuple[str, Callable[[Request], Awaitable[Response]], str, bool]
 def tell(refusal: Refusal) -> dict[str, object]:
     """Return an error as that API writes it."""
     usual = "api_error" if refusal.status >= FAILED else "invalid_request_error"
-    message = refusal.body()["error"]["message"]
-    return {"type": "error", "error": {"type": KINDS.get(refusal.status, usual), "message": message}}
+    told: dict[str, object] = {"type": KINDS.get(refusal.status, usual), "message": refusal.body()["error"]["message"]}
+    if refusal.code == NO_THREADS:  # by which a client knows that it has to send the whole conversation
+        told["details"] = {"error_code": refusal.code}
+    return {"type": "error", "error": told}
 
 
 FORM = Form("text/event-stream", line, tell, line({"type": "ping"}))

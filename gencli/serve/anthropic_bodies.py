@@ -39,6 +39,7 @@ CUSTOM = (None, "custom")  # types of tools that a client describes itself
 TOOL = {"name", "description", "input_schema", "input_examples"}  # of a tool, as the model is told of it
 TOOL_INERT = {"type", "cache_control", "eager_input_streaming", "strict"}  # calls follow their schemas in any case
 TOOL_ONLY: dict[str, tuple[object, ...]] = {"defer_loading": (False,), "allowed_callers": (["direct"],)}
+NO_THREADS = "thread_unsupported_request"  # the code by which that API refuses to keep a conversation for its client
 NO_THOUGHTS = "clear_thinking_"  # the edit of a context that is always made: models are not shown earlier thoughts
 
 
@@ -62,6 +63,9 @@ def read_body(body: Body, *, counts: bool = False) -> Asked:
     if body.get("max_tokens") is None and not counts:
         raise Refusal(INVALID, "max_tokens: wants a whole number, the most tokens of the answer", param="max_tokens")
     _check_edits(body.get("context_management"))
+    if body.get("thread") is not None:
+        told = "thread: no conversation is kept here: messages want all of it"
+        raise Refusal(INVALID, told, param="thread", code=NO_THREADS)
     values = read_values(given_values(body, FIELDS, {*INERT, *OWN}, TEXT_ROWS), FIELDS, TEXT_ROWS)
     wish, shows = _thinking(body.get("thinking"))
     effort, schema = _output(body.get("output_config"))
@@ -155,7 +159,8 @@ def _choice(value: object, has_tools: bool) -> Values:
         return {}
     kind = value.get("type") if isinstance(value, Mapping) else None
     name = value.get("name") if isinstance(value, Mapping) else None
-    if not isinstance(value, Mapping) or not (kind in CHOICES or (kind == "tool" and isinstance(name, str))):
+    known = isinstance(kind, str) and (kind in CHOICES or (kind == "tool" and isinstance(name, str)))
+    if not isinstance(value, Mapping) or not known:
         told = f"tool_choice {shown(value)}: wants an object with a type of {', '.join(CHOICES)}, or tool and its name"
         raise Refusal(INVALID, told, param="tool_choice")
     alone = value.get("disable_parallel_tool_use")

@@ -62,7 +62,7 @@ def read_talk(system: object, values: object) -> Talk:
     turns: list[_Turn] = []
     if system is not None and (text := _texts("system", system)):
         turns.append(_Turn(_message("system", 0, {"role": "system", "content": text})))
-    open_calls: dict[str, str] = {}  # name by id
+    open_calls: dict[str, str] = {}  # a tool's name by the call's id
     for number, value in enumerate(values):
         turn = _turn(number, value, open_calls)
         if turns and turns[-1].said["role"] == turn.said["role"]:
@@ -81,13 +81,12 @@ def read_talk(system: object, values: object) -> Talk:
         raise _wrong("messages", "the last one is to be the user's, or the beginning of an answer to that")
     if any(turn.images for turn in turns[:-1]):
         raise _wrong("messages", "images of the last message alone are read")
-    return Talk(
-        [one for turn in turns for one in turn.messages()], read_images("messages", turns[-1].images or None), begun
-    )
+    images = read_images("messages", turns[-1].images or None)
+    return Talk([one for turn in turns for one in turn.messages()], images, begun)
 
 
 def _turn(number: int, value: object, open_calls: dict[str, str]) -> _Turn:
-    """Return a message as a turn. open_calls: the calls of the last answer, of which those answered are taken out."""
+    """Return a message as a turn. open_calls: the calls so far that have no result, which it takes from and adds to."""
     where = f"messages[{number}]"
     role = value.get("role") if isinstance(value, Mapping) else None
     if not isinstance(value, Mapping) or not isinstance(role, str) or role not in BLOCKS:

@@ -39,6 +39,7 @@ def url():
             make_scripted_chat(folder / "counts", COUNTS),
             make_scripted_chat(folder / "goes-on", COUNTS, messages=unread(begun)),
             fails(make_scripted_chat(folder / "fails", COUNTS), 24),
+            make_agent(folder),
         ]
         words = [word for model in made for word in ("-m", model)]
         with listening(folder, *words, "-m", "stories") as (_, _, url):
@@ -48,6 +49,36 @@ def url():
 def unread(messages: list[dict]) -> list[dict]:
     """Messages as long in tokens as these, which have words that look like tokens: a letter for each byte."""
     return [{**one, "content": "x" * len(one["content"].encode())} for one in messages]
+
+
+def looks_up():
+    """A tool as Anthropic's client makes it of a function."""
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Of a city."""
+        return f"dry in {city}"
+
+    return weather
+
+
+def make_agent(folder: Path) -> Path:
+    """A model that calls a tool twice, and says something else once it has the results."""
+    told = looks_up().to_dict()
+    function = {"name": told["name"], "description": told["description"], "parameters": told["input_schema"]}
+    tools = [{"type": "function", "function": function}]
+    calls = [{"id": "a", "function": call} for call in CALLS]
+    results = [{"role": "tool", "content": f"dry in {one['arguments']['city']}"} for one in CALLS]
+    talk = [*HI, {"role": "assistant", "content": "Let me see.", "tool_calls": calls}, *results]
+    how = {"template": HERMES, "positions": 1536, "tools": tools}
+    marks = plain("<tool_call>", "</tool_call>")
+    first = make_scripted_chat(folder / "agent", SAID, *marks, **how)
+    then = make_scripted_chat(folder / "then", "Both are dry.<|im_end|>", *marks, **how, messages=talk)
+    [file], [other] = first.glob("*.safetensors"), then.glob("*.safetensors")
+    tensors, more = load_file(file), load_file(other)
+    [name] = [name for name in tensors if name.endswith("wpe.weight")]
+    save_file({**tensors, name: tensors[name] + more[name]}, file, {"format": "pt"})
+    return first
 
 
 def fails(model: Path, position: int) -> Path:
@@ -89,7 +120,7 @@ def without_ids(value):
 
 def test_one_list_of_models_is_for_clients_of_both_apis(client, url):
     found = list(client.models.list())
-    assert [one.id for one in found] == ["qwen", "hermes", "counts", "goes-on", "fails", "stories"]
+    assert [one.id for one in found] == ["qwen", "hermes", "counts", "goes-on", "fails", "agent", "stories"]
     assert found == list(client.models.list(limit=2)), "page by page"
     one = client.models.retrieve("stories")
     assert one == found[-1] and (one.type, one.display_name, one.lifecycle) == ("model", "stories", "active")
@@ -151,6 +182,16 @@ def test_calls_of_tools(client):
     assert same(beta, whole), "by a path with a query and a header that change nothing"
     none = client.messages.create(**{**body, "tool_choice": {"type": "none"}, "max_tokens": 3})
     assert none.stop_reason == "max_tokens" and all(one.type == "text" for one in none.content)
+
+
+def test_an_agent_of_the_client_goes_on_until_it_is_done(client):
+    """It calls the tools itself, and gives back what the model said and what they return, once it knows that the server
+    keeps no conversations."""
+    for stream in (False, True):
+        runner = client.beta.messages.tool_runner(**asked("agent", tools=[looks_up()]), stream=stream)
+        answers = [one.get_final_message() if stream else one for one in runner]
+        assert [one.stop_reason for one in answers] == ["tool_use", "end_turn"]
+        assert [one.text for one in answers[1].content] == ["Both are dry."]
 
 
 def test_a_stop_sequence_is_named(client):

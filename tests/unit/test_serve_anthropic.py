@@ -139,6 +139,8 @@ def test_errors_are_in_that_apis_form(server):
         error = answer.json()
         assert (answer.status_code, error["type"], error["error"]["type"]) == (status, "error", kind), error
         assert told in error["error"]["message"] and error.keys() == {"type", "error"}
+    thread = ask(server, "/v1/messages", {**ASK, "thread": {"type": "create"}}).json()
+    assert thread["error"]["details"] == {"error_code": "thread_unsupported_request"}
     refused = ask(server, "/v1/messages", ASK, key="wrong")
     assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
     bearer = {"Authorization": "Bearer secret-secret"}

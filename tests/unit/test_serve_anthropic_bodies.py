@@ -1,6 +1,7 @@
 """Bodies of Anthropic's Messages API (platform.claude.com/docs/en/api/messages): what becomes a request, and what is
 refused."""
 
+import copy
 import json
 
 import pytest
@@ -162,6 +163,7 @@ def test_thoughts_and_efforts_and_forms():
         ({"n": 2}, "'n' is not supported"),
         ({"logprobs": 2}, "'logprobs' is not supported"),
         ({"container": "x"}, "'container' is not supported"),
+        ({"thread": {"type": "create"}}, "thread: no conversation is kept here: messages want all of it"),
         ({"mcp_servers": [{}]}, "'mcp_servers' is not supported"),
         ({"stream": "no"}, 'stream "no": wants true or false'),
         ({"system": 5}, "system: wants a text or a list of blocks"),
@@ -252,6 +254,37 @@ def test_an_answer_that_is_begun_has_no_thoughts_before_it_and_follows_no_schema
         with pytest.raises(Refusal) as refused:
             read_body({**ASK, "messages": [*HI, BEGUN], **wrong})
         assert refused.value.param == param and "begun" in refused.value.message
+
+
+def inside(value: object) -> list[tuple]:
+    """The ways to all values in a value of JSON: keys and numbers."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(key, *rest) for key, one in pairs for rest in [(), *inside(one)]]
+
+
+def test_values_of_every_kind_are_taken_or_refused_wherever_they_stand():
+    calls = {**USE, "cache_control": {"type": "ephemeral"}}
+    body = {
+        **ASK, "system": [text("a")], "tools": [TOOL], "tool_choice": {"type": "tool", "name": "weather"},
+        "messages": [*HI, {"role": "assistant", "content": [calls]}, user({**RESULT, "content": [text("b")]}, IMAGE)],
+        "thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"},
+        "output_config": {"effort": "low"}, "context_management": {"edits": [{"type": "clear_thinking_1"}]},
+    }  # fmt: skip
+    assert read_body(body).effort == "low"
+    refused = 0
+    for *way, last in inside(body):
+        for value in VALUES:
+            changed = copy.deepcopy(body)
+            holder = changed
+            for key in way:
+                holder = holder[key]
+            holder[last] = value
+            try:
+                read_body(changed)
+            except Refusal as wrong:
+                assert wrong.status == 400 and len(wrong.message) < 2000 and "--" not in wrong.message
+                refused += 1
+    assert refused > 300
 
 
 def test_values_of_every_kind_are_taken_or_refused():
