@@ -31,7 +31,7 @@ class Commands(Group):
         "chat": ("gencli.cli.chat", "Chat with a language model."),
         "image": ("gencli.cli.image", "Draw an image from a prompt."),
         "upscale": ("gencli.cli.upscale", "Enlarge an image four times."),
-        "serve": ("gencli.cli.serve", "Serve models over HTTP, with OpenAI's routes."),
+        "serve": ("gencli.cli.serve", "Serve models over HTTP: OpenAI's routes, Anthropic's and ollama's."),
         "score": ("gencli.cli.score", "Score how well images match a text (CLIP)."),
         "codes": ("gencli.cli.codes", "Encode an image into VQ codes, or decode codes into an image."),
         "bench": ("gencli.cli.bench", "Measure how fast models run on this machine."),

@@ -1,4 +1,4 @@
-"""`gencli serve`: an HTTP server with OpenAI's routes, and ollama's."""
+"""`gencli serve`: an HTTP server with OpenAI's routes, Anthropic's and ollama's."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ class Served:
         "Also answer web pages of this origin, as in http://localhost:3000; `*` is any, and needs --key (repeatable; "
         "default: pages of the server's own alone).", LISTENING, valid=_check_origins, also=("--cors", "--origins"))
     key: str | None = string(None, "--key KEY",
-        f"Require this key of clients (Authorization: Bearer KEY), at least {KEY} characters; needed if other machines "
-        "can reach the address. Other users can see it among the processes, but not in the environment.", LISTENING,
-        env="GENCLI_SERVE_KEY", valid=_check_key)
+        f"Require this key of clients (Authorization: Bearer KEY, or x-api-key: KEY), at least {KEY} characters; "
+        "needed if other machines can reach the address. Other users can see it among the processes, but not in the "
+        "environment.", LISTENING, env="GENCLI_SERVE_KEY", valid=_check_key)
     keep: float = Option(float, "--keep TIME",
         "Unload a model after this time without a request: 30s, 10m, 1h, `forever`, or 0 for at once (default: 10m).",
         LIMITS, word=str, read=_reader("--keep", read_duration, 600.0)).field(600.0)
@@ -134,7 +134,7 @@ class Served:
     without=("lora", "stats"),
 )
 def serve(ctx: typer.Context, served: Served, spec: ModelSpec, fetching: Fetching, reporting: Reporting) -> None:
-    """Keep models warm and answer HTTP requests in OpenAI's form and ollama's: completions, chats and images.
+    """Keep models warm and answer HTTP requests in the forms of OpenAI, Anthropic and ollama: texts, chats and images.
 
     Prints one line per address as soon as it can be reached. Ctrl-C lets answers in progress end, and stops the server.
     """

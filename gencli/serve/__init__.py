@@ -1,1 +1,1 @@
-"""An HTTP server with OpenAI's routes that keeps models warm."""
+"""An HTTP server with OpenAI's routes, Anthropic's and ollama's that keeps models warm."""

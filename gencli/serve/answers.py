@@ -112,6 +112,11 @@ def server_sent(value: Mapping[str, object]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
+def named_event(value: Mapping[str, object]) -> bytes:
+    """Return an object as a server-sent event with the name of its type."""
+    return f"event: {value['type']}\n".encode() + server_sent(value)
+
+
 class Stream(StreamingResponse):
     """An answer that is streamed. source: what its parts are made from. At the end, though the client may have left
     before anything of it ran, the source is closed, and `ended` is called."""

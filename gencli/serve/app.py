@@ -13,18 +13,26 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gencli.errors import GencliError
-from gencli.serve import answers, bodies, edits, openapi, responses_answers
+from gencli.serve import answers, anthropic, bodies, edits, openapi, responses_answers
 from gencli.serve.engine import Drawn, ImageEngine, ImageWork, TextEngine, events_of
-from gencli.serve.guard import Guard, Limits, told, unless_gone
+from gencli.serve.guard import Endpoint, Guard, Limits, told, unless_gone
 from gencli.serve.ollama import Ollama, tell
 from gencli.serve.ollama_models import called
 from gencli.serve.pool import Pool
-from gencli.serve.refusal import INVALID, Refusal, no_model
+from gencli.serve.refusal import INVALID, Refusal, Tell, no_model
 from gencli.serve.responses_bodies import read_responses
 from gencli.serve.texts import Asked, Form, answering, asking_about, respond
 from gencli.text.generate import Job
 
 FORM = Form("text/event-stream", answers.server_sent, Refusal.body)
+Row = tuple[str, Endpoint, str, bool]  # path, endpoint, method, and whether its requests count as under way
+
+
+def _tell(path: str) -> Tell:
+    """Return how the API writes an error whose path this is."""
+    if path.startswith(anthropic.PATH):
+        return anthropic.tell
+    return tell if path == "/" or path.startswith("/api/") else Refusal.body
 
 
 class Server(Guard):
@@ -43,10 +51,11 @@ class Server(Guard):
         super().__init__(limits, key, hosts, any_host=any_host, origins=origins)
         self.pool = pool
         self.ollama = Ollama(pool, self.counts, partial(self.body, any_type=True, images=True))
+        self.anthropic = anthropic.Anthropic(pool, self.counts, partial(self.body, images=True), self._model)
 
     def app(self) -> Starlette:
         """Return the application for an ASGI server."""
-        made = [
+        routes: list[Row] = [
             ("/health", self.health, "GET", False),
             ("/metrics", self.metrics, "GET", False),
             ("/openapi.json", self.openapi, "GET", False),
@@ -60,10 +69,11 @@ class Server(Guard):
             ("/v1/images/variations", self.varied, "POST", True),
             ("/v1/embeddings", self.embeddings, "POST", True),
         ]
-        others = self.ollama.routes()
-        routes = [Route(path, self.guarded(path, end, busy), methods=[way]) for path, end, way, busy in made]
-        routes += [Route(path, self.guarded(path, end, busy, tell), methods=[way]) for path, end, way, busy in others]
-        return Starlette(routes=routes, exception_handlers={HTTPException: self._unknown})
+        routes += [*self.ollama.routes(), *self.anthropic.routes()]
+        made = [
+            Route(path, self.guarded(path, end, busy, _tell(path)), methods=[way]) for path, end, way, busy in routes
+        ]
+        return Starlette(routes=made, exception_handlers={HTTPException: self._unknown})
 
     async def _unknown(self, request: Request, error: Exception) -> Response:
         """Answer for a route or method that is not there."""
@@ -76,7 +86,7 @@ class Server(Guard):
                 return await self.guarded("*", self.asked_first, busy=False)(request)
         more = "" if other else " (GET /openapi.json has all)"
         refusal = Refusal(error.status_code, f"{what}{more}", headers=headers)
-        return self.shared(request, told(refusal, tell if other else Refusal.body))
+        return self.shared(request, told(refusal, _tell(path)))
 
     async def _model(self, body: bodies.Body) -> str:
         """Return the name of the model that a body asks for, which may be left out where there is one alone."""
@@ -110,8 +120,9 @@ class Server(Guard):
         return JSONResponse(openapi.page(await asyncio.to_thread(self.pool.names)))
 
     async def models(self, request: Request) -> Response:
-        found = await asyncio.to_thread(lambda: [self._described(name) for name in self.pool.names()])
-        return JSONResponse({"object": "list", "data": found})
+        names, page = anthropic.paged(await asyncio.to_thread(self.pool.names), request.query_params)
+        found = await asyncio.to_thread(lambda: [self._described(name) for name in names])
+        return JSONResponse({"object": "list", "data": found, **page})
 
     async def model(self, request: Request) -> Response:
         if not (name := await asyncio.to_thread(self._own_name, request.path_params["name"])):
@@ -121,7 +132,9 @@ class Server(Guard):
         return JSONResponse(await asyncio.to_thread(self._described, name))
 
     def _described(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self.pool.written(name), "owned_by": "gencli"}
+        written = self.pool.written(name)
+        own = {"id": name, "object": "model", "created": written, "owned_by": "gencli"}
+        return {**own, **anthropic.described(name, written)}
 
     async def completions(self, request: Request) -> Response:
         body = await self.body(request)
@@ -145,7 +158,7 @@ class Server(Guard):
         stream, name = bodies.wants_stream(body), await self._model(body)
         asked = await asyncio.to_thread(read_responses, body)
         answer = responses_answers.Answer(name, body)
-        form = Form("text/event-stream", responses_answers.server_sent, answer.tell)
+        form = Form("text/event-stream", answers.named_event, answer.tell)
         asking = Asked(name, partial(_prepare, asked), answer, "input", asked.names)
         return await respond(request, self.pool, self.counts, asking, form, stream=stream[0])
 

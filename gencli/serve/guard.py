@@ -113,8 +113,10 @@ class Guard:
             raise Refusal(403, what, code="wrong_origin")
         if request.method == "OPTIONS":  # by which a browser asks first; it shows no key, as the request itself will
             return
-        shown = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
-        if self.key is not None and not hmac.compare_digest(shown.encode("latin-1"), self.key.encode()):
+        bearer = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
+        shown = (bearer, request.headers.get("x-api-key", ""))  # the second as Anthropic's clients show it
+        right = None if self.key is None else self.key.encode()
+        if right is not None and not any(hmac.compare_digest(one.encode("latin-1"), right) for one in shown):
             what = "the key is missing or wrong, as in Authorization: Bearer KEY"
             raise Refusal(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 

@@ -68,7 +68,7 @@ class Ollama:
         ]
 
     async def root(self, request: Request) -> Response:
-        return PlainTextResponse("gencli serve is running, and speaks the APIs of OpenAI and of ollama")
+        return PlainTextResponse("gencli serve is running, and speaks the APIs of OpenAI, Anthropic and ollama")
 
     async def version(self, request: Request) -> Response:
         return JSONResponse({"version": SPEAKS, "gencli": __version__})

@@ -6,9 +6,7 @@ passes it over, with a line in the log; what would change it and cannot be follo
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from gencli.json_files import shown
 from gencli.serve.bodies import TEXT_ROWS, Body, Values, given_values, read_values, spoken
 from gencli.serve.bodies import text_request as made
 from gencli.serve.refusal import INVALID, Refusal
-from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, read_conversation, read_images, whole
+from gencli.serve.values import MOST_LOGPROBS, MOST_TOKENS, READ, note, read_conversation, read_images, whole
 from gencli.text.messages import MOST_MESSAGES, Message
 from gencli.text.request import TextRequest
 
@@ -51,7 +49,6 @@ WHY = {
 }
 DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h)")
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-log = logging.getLogger("gencli.serve")
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ def _options(given: Body) -> dict[str, object]:
         if given.get(name) is not None and given[name] not in values:
             raise Refusal(INVALID, f"{name} {shown(given[name])} is not supported (leave it out)", param=name)
     for name in ALMOST.keys() & given.keys():
-        _note(f"option {name} is not followed: {ALMOST[name]}")
+        note(f"option {name} is not followed: {ALMOST[name]}")
     _note_unknown(given.keys() - OPTIONS.keys() - MACHINE - ONLY.keys() - ALMOST.keys(), "option")
     found = given_values({name: value for name, value in given.items() if name in OPTIONS}, OPTIONS, (), TEXT_ROWS)
     if type(found.get("num_predict")) is int and found["num_predict"] in (0, -1, -2):
@@ -185,12 +182,7 @@ def _room(given: Body) -> int:
 
 def _note_unknown(names: set[str], what: str) -> None:
     for name in sorted(names):
-        _note(f"{what} {name[:60]!a} is unknown, and passed over")
-
-
-@functools.lru_cache(maxsize=256)  # the same note once, and not with every request
-def _note(text: str) -> None:
-    log.warning("note: %s", text)
+        note(f"{what} {name[:60]!a} is unknown, and passed over")
 
 
 def _format(value: object) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from gencli import __version__
 from gencli.options import Option
-from gencli.serve import edits, responses_bodies
+from gencli.serve import anthropic_bodies, edits, responses_bodies
 from gencli.serve.bodies import (
     DRAWN,
     DRAWN_INERT,
@@ -71,7 +71,8 @@ PARTS = [
     for kind, schema in (("text", {"type": "string"}), ("image_url", URL))
 ]
 CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": PARTS}}]}
-FUNCTION = {"name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"}, "parameters": {"type": "object"}}
+WRITTEN = {"anyOf": [{"type": "string"}, {"type": "array", "items": PARTS[0]}]}  # texts alone
+FUNCTION = {"name": {"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,128}$"}, "parameters": {"type": "object"}}
 CHOSEN = {
     "type": "object",
     "properties": {"type": {"const": "function"}, "function": {"type": "object", "required": ["name"]}},
@@ -156,6 +157,7 @@ def page(models: Iterable[str]) -> Schema:
             "/v1/images/generations": _post(drawn, *named, "prompt"),
             "/v1/images/edits": _post(edited, *named, "image", kind=FORM),
             "/v1/images/variations": _post(varied, *named, "image", kind=FORM),
+            **_anthropic(model, named, text),
             **_ollama(names, text),
             "/v1/embeddings": _post({**model, "input": {"type": "string"}}, *named, "input"),
         },
@@ -182,6 +184,43 @@ def _responses(text: Mapping[str, object], chat: Mapping[str, object]) -> Schema
         "tools": {"type": ["array", "null"], "items": {"type": "object", "required": ["type", "name"]}},
         "tool_choice": {"anyOf": [{"enum": [*CHOICES, None]}, {"type": "object", "properties": {"name": string}}]},
         **{name: {"enum": [None]} for name in responses_bodies.STATEFUL},
+    }
+
+
+def _anthropic(model: Schema, named: tuple[str, ...], text: Mapping[str, object]) -> Schema:
+    """Return the routes of Anthropic's API. model, named: its model, and whether that is needed. text: as `_ollama`."""
+    tool = {
+        "type": "object",
+        "properties": {"name": FUNCTION["name"], "input_schema": {"type": "object"}, "description": {"type": "string"}},
+        "required": ["name", "input_schema"],
+    }
+    kinds = {"type": {"enum": [*anthropic_bodies.CHOICES, "tool"]}, "name": {"type": "string"}}
+    thinking = {"type": {"enum": [*anthropic_bodies.WISHES]}, "budget_tokens": {"type": "integer", "minimum": 1}}
+    said = {"role": {"enum": ["user", "assistant", "system"]}, "content": WRITTEN}
+    message = {"type": "object", "properties": said, "required": ["role", "content"]}
+    asked: Schema = dict.fromkeys(anthropic_bodies.INERT, ANY)
+    asked |= {name: text.get(field, text.get(name, ANY)) for name, field in anthropic_bodies.FIELDS.items()}
+    asked |= {**model, "messages": {"type": "array", "items": message, "minItems": 1, "maxItems": MOST_MESSAGES}}
+    asked |= {
+        "system": {"anyOf": [WRITTEN, {"type": "null"}]},
+        "stream": {"type": ["boolean", "null"]},
+        "stop_sequences": {"type": ["array", "null"], "items": {"type": "string", "minLength": 1}},
+        "tools": {"anyOf": [{"type": "array", "items": tool, "maxItems": MOST}, {"type": "null"}]},
+        "tool_choice": {"anyOf": [{"type": "object", "properties": kinds, "required": ["type"]}, {"type": "null"}]},
+        "thinking": {"anyOf": [{"type": "object", "properties": thinking, "required": ["type"]}, {"type": "null"}]},
+        "output_config": {
+            "type": ["object", "null"],
+            "properties": {"effort": {"enum": [*anthropic_bodies.EFFORTS, None]}, "format": {"type": "object"}},
+        },
+        "context_management": {"type": ["object", "null"]},
+        "think": {"enum": [*EFFORTS, True, False, None]},
+        "chat_template_kwargs": {"type": ["object", "null"]},
+    }
+    told = {"type": "object", "required": ["type", "message"]}
+    error = {"type": "object", "properties": {"type": {"const": "error"}, "error": told}, "required": ["type", "error"]}
+    return {
+        "/v1/messages": _post(asked, *named, "messages", "max_tokens", media=EVENTS, error=error),
+        "/v1/messages/count_tokens": _post(asked, *named, "messages", error=error),
     }
 
 

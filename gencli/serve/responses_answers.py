@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +23,6 @@ USUAL: Mapping[str, object] = {  # where the request does not say it
 REASONING, MESSAGE = "reasoning", "message"
 PARTS = {REASONING: "reasoning_text", MESSAGE: "output_text"}  # the type of an item's part
 NO_SCHEMA = {"strict": None, "parameters": None}
-
-
-def server_sent(value: Mapping[str, object]) -> bytes:
-    """Return an object as one server-sent event that goes by the object's type."""
-    return f"event: {value['type']}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
 @dataclass

@@ -27,6 +27,7 @@ from gencli.text.request import TextRequest
 
 Told = Mapping[str, object]  # a JSON object
 C_co = TypeVar("C_co", bound=Told, covariant=True)
+SILENCE = 10.0  # seconds in a stream; clients and what is between may wait no longer than 60
 Prepare = Callable[[TextEngine], list[Job]]
 
 
@@ -47,11 +48,13 @@ class Answer(Protocol[C_co]):
 
 @dataclass(frozen=True)
 class Form:
-    """How an API writes. media: the type of a stream. line: writes an object of it. tell: writes an error."""
+    """How an API writes. media: the type of a stream. line: writes an object of it. tell: writes an error. pulse: what
+    says in a stream that there is more to come, whenever nothing has come for a while."""
 
     media: str
     line: Callable[[Told], bytes]
     tell: Tell
+    pulse: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,42 @@ async def respond(
     if not stream:
         await unless_gone(request, _drain(chunks))
         return JSONResponse(asked.answer.whole())
-    first = await anext(chunks, None)  # what is wrong with the request comes before the stream begins
+    source: AsyncGenerator[C_co | None, None] = beating(chunks, SILENCE) if form.pulse else chunks
+    first = await anext(source, None)  # what is wrong with the request comes before the stream begins
 
     async def streamed() -> AsyncIterator[bytes]:
         try:
-            if first is not None:
-                yield form.line(first)
-            async for chunk in chunks:
-                yield form.line(chunk)
+            yield form.pulse if first is None else form.line(first)
+            async for chunk in source:
+                yield form.pulse if chunk is None else form.line(chunk)
             for data in asked.answer.last():
                 yield data
         except Exception as error:  # the status has been sent: the stream tells it
             yield form.line(form.tell(failure(error)))
 
-    return Stream(streamed(), chunks, form.media)
+    return Stream(streamed(), source, form.media)
+
+
+async def beating(chunks: AsyncGenerator[C_co, None], silence: float) -> AsyncGenerator[C_co | None, None]:
+    """Yield chunks as they come, and None whenever none has come for so many seconds. Closing it closes them."""
+    coming: asyncio.Future[C_co] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(chunks))
+            if not (await asyncio.wait({coming}, timeout=silence))[0]:
+                yield None
+                continue
+            came, coming = coming, None
+            try:
+                chunk = came.result()
+            except StopAsyncIteration:
+                return
+            yield chunk
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await chunks.aclose()
 
 
 async def _chunks(pool: Pool, counts: Counts, asked: Asked[C_co]) -> AsyncGenerator[C_co, None]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
+import logging
 import math
 import re
 import sys
@@ -27,6 +29,13 @@ MOST_SEEN = 16  # images of one question
 CHOICES = (AUTO, REQUIRED, NONE)
 LARGEST = sys.float_info.max
 EFFORTS = sorted({*WISHES, *SAME} - {"1", "0"})
+log = logging.getLogger("gencli.serve")
+
+
+@functools.lru_cache(maxsize=256)  # the same note once, and not with every request
+def note(text: str) -> None:
+    """Tell whoever runs the server what is passed over."""
+    log.warning("note: %s", text)
 
 
 def read_conversation(values: list[object]) -> list[Message]:

@@ -9,6 +9,7 @@ and serves a whole conversation.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -170,7 +171,8 @@ class Templated:
         self.marks, self.channels = marks_of(tokenizer), channels_of(tokenizer)
 
     def prompt(self, messages: list[Message], request: TextRequest = USUAL) -> Prompt:
-        """Return the prompt up to where the answer begins. request: what it says of reasoning and of the template.
+        """Return the prompt up to where the answer begins, or goes on that an assistant's last message begins. request:
+        what it says of reasoning and of the template.
 
         Raises GencliError when the template refuses the conversation, loops, or is broken; UsageError when it reads
         nothing of what the request says.
@@ -180,7 +182,7 @@ class Templated:
         plain = {"tools": listed, **asked}
         escaped, tools = self.special_tokens.escape_special_tokens(messages, listed)
         try:
-            text = self._render(escaped, {**plain, "tools": tools}, add_generation_prompt=True)
+            text = self._asks(escaped, {**plain, "tools": tools})
         except GencliError as error:
             if asked and self._takes(escaped):
                 name = "think" if request.chat_template_kwargs is None else "chat-template-kwargs"
@@ -190,10 +192,15 @@ class Templated:
             raise
         if escaped != messages or tools != listed:
             with contextlib.suppress(GencliError):
-                text = self.special_tokens.faithful(text, self._render(messages, plain, add_generation_prompt=True))
+                text = self.special_tokens.faithful(text, self._asks(messages, plain))
         shown = self.special_tokens.unescape(text)
         inside = next((one for one in self.marks if one.begun_in(text)), None)
-        return Prompt(shown, self.special_tokens.encode(text), Reasoning(self.marks, inside, self.channels, calls))
+        reasoning = Reasoning(self.marks, inside, self.channels, calls)
+        if _begun(messages) and inside is None:
+            if calls and self.channels:
+                raise UsageError(f"--tools: an answer of {self.template.name} that is begun has no calls")
+            reasoning = dataclasses.replace(reasoning, channels=None, begun=True)
+        return Prompt(shown, self.special_tokens.encode(text), reasoning)
 
     def _calls(self, request: TextRequest) -> Calls | None:
         """Return the calls that an answer may have. Raise UsageError for a template that knows no tools."""
@@ -208,7 +215,7 @@ class Templated:
     def _takes(self, messages: list[Message]) -> bool:
         """Return whether the template takes a conversation without further values."""
         with contextlib.suppress(GencliError):
-            return bool(self._render(messages, add_generation_prompt=True))
+            return bool(self._asks(messages))
         return False
 
     def end_ids(self) -> tuple[int, ...]:
@@ -260,6 +267,17 @@ class Templated:
     def _variables(self) -> dict[str, list[str]]:
         return self.template.variables()
 
+    def _asks(self, messages: list[Message], asked: Mapping[str, object] = MappingProxyType({})) -> str:
+        """Return the text that asks for an answer to messages, or goes on to where they have begun it. Raise as
+        `ChatTemplate.render`."""
+        if not (begun := _begun(messages)):
+            return self._render(messages, asked, add_generation_prompt=True)
+        last = Message(role="assistant", content=begun + ANSWER)
+        text, found, _ = self._render([*messages[:-1], last], asked).rpartition(ANSWER)
+        if not found:
+            raise GencliError(f"{self.template.name}: its chat template does not show the answer that is begun")
+        return text
+
     def _render(
         self,
         messages: list[Message],
@@ -269,6 +287,11 @@ class Templated:
     ) -> str:
         own = {**OWN_VALUES, "messages": messages, "add_generation_prompt": add_generation_prompt}
         return self.template.render({**self.tokenizer.names, **own, **asked})
+
+
+def _begun(messages: list[Message]) -> str:
+    """Return the beginning of an answer that the last of messages is, if it is one."""
+    return messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
 
 
 class Transcript:
@@ -281,22 +304,24 @@ class Transcript:
         self.reasoning = Reasoning(marks_of(tokenizer))
 
     def prompt(self, messages: list[Message], request: TextRequest = USUAL) -> Prompt:
-        """Return the prompt up to where the answer begins. A system prompt stands at the top, then an empty line.
+        """Return the prompt up to where the answer begins, or goes on that an assistant's last message begins. A system
+        prompt stands at the top, then an empty line.
 
         Raises UsageError for a request that says something of a template.
         """
         check_none(request, self.name)
         if request.tools_given is not None:
             raise UsageError(f"--tools: {self.name} has no chat template, and knows no tools")
-        lines = []
-        for message in messages:
+        lines, begun = [], _begun(messages)
+        for message in messages[:-1] if begun else messages:
             if message["role"] == "tool" or message.get("tool_calls"):
                 raise GencliError(f"{self.name} has no chat template, and knows no calls of tools")
             content = message["content"].strip()
             speaker = SPEAKERS.get(message["role"])
             lines.append(f"{speaker}: {content}\n" if speaker else f"{content}\n\n")
-        text = "".join(lines) + f"{SPEAKERS['assistant']}:"
-        return Prompt(text, self.tokenizer.encode(text, special=False), self.reasoning)
+        text = "".join(lines) + f"{SPEAKERS['assistant']}:{' ' if begun else ''}{begun}"
+        reasoning = dataclasses.replace(self.reasoning, begun=bool(begun))
+        return Prompt(text, self.tokenizer.encode(text, special=False), reasoning)
 
     def end_ids(self) -> tuple[int, ...]:
         return ()

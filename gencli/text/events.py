@@ -88,7 +88,7 @@ class Completion:
     completion_tokens counts every token that was sampled, including an end token and those of a stop string.
     unanswered: it ended within its reasoning, or right after it. reasoning: what came before the answer, and
     reasoning_tokens: how many of completion_tokens that and its marks took. calls: of tools, which are no part of the
-    text.
+    text. stop: the stop string that ended it; "" where something else did.
     """
 
     index: int
@@ -102,6 +102,7 @@ class Completion:
     reasoning: str = ""
     reasoning_tokens: int = 0
     calls: tuple[Call, ...] = ()
+    stop: str = ""
 
 
 @dataclass(frozen=True)

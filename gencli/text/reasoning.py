@@ -53,12 +53,13 @@ class Marks:
 @dataclass(frozen=True)
 class Reasoning:
     """What to look for in an answer. inside: the marks of a thought that the prompt has begun. channels: in place of
-    marks, of a model that writes them. calls: of tools, that may come in it."""
+    marks, of a model that writes them. calls: of tools, that may come in it. begun: the prompt has begun the answer."""
 
     marks: tuple[Marks, ...] = (Marks(),)
     inside: Marks | None = None
     channels: Channels | None = None
     calls: Calls | None = None
+    begun: bool = False
 
     def splitter(self) -> Splitter | ChannelSplitter:
         """Return what parts an answer."""
@@ -83,9 +84,9 @@ class Splitter:
         self.marks = reasoning.marks
         self.ids = {i for one in (*self.marks, reasoning.inside or Marks()) for i in (one.open_id, one.close_id)}
         self.inside = reasoning.inside
-        self.begun = False  # the answer has
+        self.begun = reasoning.begun  # the answer has
         self.skipped = 0  # characters before the answer
-        self._may_open = reasoning.inside is None
+        self._may_open = reasoning.inside is None and not reasoning.begun
         self._title = self.inside.title if self.inside else ""  # what may come now and is no part of the thought
         self._held = ""
 

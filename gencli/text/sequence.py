@@ -47,7 +47,7 @@ class Sequence:
         self.index = job * request.num_samples + sample
         self.seed = request.seed + sample
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
-        self.finish_reason = ""
+        self.finish_reason, self.stop = "", ""
         self.tokenizer = model.tokenizer
         self.prompt_tokens = len(ids)
         self.max_tokens = max_tokens
@@ -90,6 +90,8 @@ class Sequence:
         if self.finish_reason:
             return shown
         if token in self.ends:
+            piece = self.hidden.get(token, "")
+            self.stop = piece if piece in self.request.stop else ""
             return shown + self._last("stop")
         known = token < self.tokenizer.vocab_size  # a padded vocabulary has tokens without text
         if self.logprobs is not None and known:
@@ -119,7 +121,7 @@ class Sequence:
         calls = self.splitter.calls() if isinstance(self.splitter, ChannelSplitter) else self.calls
         unanswered = unanswered and not calls
         return Completion(
-            self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered, *thoughts, calls
+            self.index, self.seed, text, self.finish_reason, *counts, logprobs, unanswered, *thoughts, calls, self.stop
         )
 
     def _is_of_call(self, piece: str) -> bool:
@@ -151,7 +153,7 @@ class Sequence:
         if hidden and not (self.splitter and self.splitter.inside):
             shown, stopped = self.scanner.push(hidden, hidden=True)
         if stopped:
-            self.finish_reason = "stop"
+            self.finish_reason, self.stop = "stop", self.scanner.found
         elif last:
             shown += self.scanner.finish()
         self.parts.append(shown)

@@ -14,6 +14,7 @@ class StopScanner:
 
     def __init__(self, stops: Sequence[str]):
         self.stops = tuple(stops)
+        self.found = ""  # the stop string that was
         self._held = ""
         self._hidden: list[bool] = []  # which characters of it are not shown
 
@@ -26,7 +27,9 @@ class StopScanner:
         self._hidden += [hidden] * len(piece)
         found = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
         keep = 0 if found else self._may_become_a_stop(text)
-        shown = self._visible(text, min(found)[1] if found else len(text) - keep)
+        begin = min(found)[1] if found else len(text) - keep
+        self.found = text[begin : min(found)[0]] if found else ""
+        shown = self._visible(text, begin)
         self._held = text[len(text) - keep :]
         self._hidden = self._hidden[len(text) - keep :]
         return shown, bool(found)

@@ -20,7 +20,7 @@ from gencli.text.grammar import schema_problem
 
 AUTO, REQUIRED, NONE = "auto", "required", "none"
 MOST, LIMIT = 128, 2**20  # tools of a request, and characters of all of them
-NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")
+NAME = re.compile("[a-zA-Z0-9_.-]{1,128}")  # as Anthropic's API has it; OpenAI's has half
 CALL_ID = re.compile("[a-zA-Z0-9]{9}")  # what templates of Mistral want; others take any
 EXAMPLE = """as in '[{"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}}]'"""
 Schema = Mapping[str, object]
@@ -131,7 +131,7 @@ def _tool(name: str, number: int, value: object) -> Mapping[str, object]:
     if not isinstance(inner, dict) or not isinstance(given, str):
         raise UsageError(f"{where}: wants an object with a name", EXAMPLE)
     if not NAME.fullmatch(given):
-        raise UsageError(f"{where}: the name {given!r:.80} has other than 1 to 64 letters, digits, _, . and -")
+        raise UsageError(f"{where}: the name {given!r:.80} has other than 1 to 128 letters, digits, _, . and -")
     description, schema = inner.get("description"), inner.get("parameters", inner.get("input_schema"))
     if not isinstance(description, str | None):
         raise UsageError(f"{where}: the description is a text")

@@ -30,6 +30,7 @@ class Library:
         return found
 
 
+anthropic = Library("anthropic")
 diffusers = Library("diffusers")
 flux2_klein = Library("diffusers.pipelines.flux2.pipeline_flux2_klein")
 flux_kontext = Library("diffusers.pipelines.flux.pipeline_flux_kontext")

@@ -55,6 +55,24 @@ def test_text_and_ids_are_the_reference(pair):
             assert prompt.ids[:2].count(reference.bos_token_id) == text.startswith(family.bos)
 
 
+@pytest.mark.parametrize("begun", ["The answer is (", "  你好 <|im_end|> <s>"])
+def test_an_answer_that_is_begun_goes_on_as_in_the_reference(pair, begun):
+    """Words that look like a special token are none."""
+    family, made, reference = pair
+    for messages in CONVERSATIONS if family.system else CONVERSATIONS[::2]:
+        messages = [*messages, {"role": "assistant", "content": begun}]
+        prompt = made.prompt(messages)
+        assert prompt.text == reference.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+        assert prompt.reasoning.begun and prompt.reasoning.inside is None
+        if "<" not in begun:
+            ids = reference.apply_chat_template(messages, continue_final_message=True, return_dict=False)
+            assert prompt.ids == ids
+        else:
+            before = made.prompt([*messages[:-1], {"role": "assistant", "content": "x"}]).ids
+            special = made.tokenizer.special_ids
+            assert sum(i in special for i in prompt.ids) == sum(i in special for i in before)
+
+
 def test_the_token_that_ends_a_turn_is_known(pair):
     family, made, reference = pair
     ends = {"zephyr": "</s>", "llama2": "</s>"}.get(family.name, family.eos)

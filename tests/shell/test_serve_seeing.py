@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.oracles.libraries import openai
+from tests.oracles.libraries import anthropic, openai
 from tests.shell.process import gencli, listening, short_folder
 from tests.tiny.janus import SIDE, make_janus
 
@@ -77,7 +77,7 @@ def test_many_questions_at_once_are_each_about_their_own_image(place):
     assert sorted(found) == sorted([*alone.items(), ("none", before)] * 3)
 
 
-def test_both_apis_take_them(place):
+def test_all_apis_take_them(place):
     folder, url = place
     said = ask(place, "grey")["response"]
     data = base64.b64encode((folder / "grey.png").read_bytes()).decode()
@@ -94,6 +94,14 @@ def test_both_apis_take_them(place):
     how["messages"] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *how["messages"]]
     with pytest.raises(openai.BadRequestError, match="answers one question about images"):
         client.chat.completions.create(**how)
+    client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=60)
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    how = {"model": "janus", "messages": [{"role": "user", "content": [content[0], image]}]}
+    answer = client.messages.create(**how, max_tokens=24, extra_body={"temperature": 0})
+    assert answer.content[0].text == said
+    assert client.messages.count_tokens(**how).input_tokens == answer.usage.input_tokens
+    with pytest.raises(anthropic.BadRequestError, match="stories reads no images"):
+        client.messages.create(**{**how, "model": "stories"}, max_tokens=24)
 
 
 def test_the_model_draws_and_reads(place):

@@ -127,7 +127,7 @@ def test_only_what_may_become_a_stop_is_held_back():
     assert scanner.push("one #") == ("one ", False)
     assert scanner.push("#") == ("", False)
     assert scanner.push(" two") == ("## two", False)
-    assert scanner.push(" ###") == (" ", True)
+    assert scanner.push(" ###") == (" ", True) and scanner.found == "###"
     assert StopScanner([]).push("anything") == ("anything", False)
 
 

@@ -14,7 +14,7 @@ from gencli.text.chat_template_worker import variables
 from gencli.text.request import TextRequest
 from gencli.text.wishes import read_wish
 from gencli.tokens import load_tokenizer
-from tests.tiny.chat_templates import FAMILIES, THINKERS, make_chat_tokenizer
+from tests.tiny.chat_templates import FAMILIES, GPT_OSS, THINKERS, make_chat_tokenizer
 from tests.tiny.text import make_tokenizer
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -55,6 +55,27 @@ def test_what_templates_read() -> None:
     assert wanted("{% set thinking = 1 %}{{ thinking }}") == set()
     assert wanted("{% set thinking = thinking | default(false) %}{{ thinking }}") == {"thinking"}
     assert wanted("{% macro m() %}{{ thinking }}{% endmacro %}{{ m() }}") == {"thinking"}
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_begun_has_no_thought_before_it(made) -> None:
+    """But is one where it begins with its mark."""
+    begun = [*HI, {"role": "assistant", "content": "It is"}]
+    for name, end in (
+        ("qwen3", "<think>\n\n</think>\n\nIt is"), ("qwen3.5", "<|im_start|>assistant\nIt is"),
+        ("gpt-oss", "<|start|>assistant<|channel|>final<|message|>It is"), ("deepseek", "</think>It is"),
+    ):  # fmt: skip
+        prompt = made(name).prompt(begun)
+        assert prompt.text.endswith(end), prompt.text
+        splitter = prompt.reasoning.splitter()
+        assert splitter.push(" <think>so") == ("", " <think>so") and not splitter.inside and splitter.openers == ()
+    thought = made("qwen3.5").prompt([*HI, {"role": "assistant", "content": "<think>"}])
+    assert thought.reasoning.inside and thought.reasoning.splitter().push("Hm") == ("Hm", "")
+    knows = dataclasses.replace(made("gpt-oss").tokenizer, chat_template="{% if tools %}{% endif %}" + GPT_OSS)
+    harmony = Templated(knows, "harmony")
+    with pytest.raises(UsageError, match="an answer of harmony that is begun has no calls"):
+        harmony.prompt(begun, TextRequest(tools='[{"name": "clock"}]'))
+    harmony.close()
 
 
 @pytest.mark.slow
