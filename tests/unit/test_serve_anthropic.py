@@ -11,8 +11,9 @@ import pytest
 
 from gencli.checkpoints.find import find
 from gencli.serve import texts
+from gencli.serve.answers import named_event
 from gencli.serve.anthropic import described, paged, tell
-from gencli.serve.anthropic_answers import Answer, line
+from gencli.serve.anthropic_answers import Answer
 from gencli.serve.app import Server
 from gencli.serve.guard import Limits
 from gencli.serve.pool import Pool
@@ -81,7 +82,7 @@ def test_a_stream_has_the_events_of_that_api():
     assert said == {"type": "text", "text": "Yes"} and [one["input"] for one in uses] == [{"city": "Rome"}, {}]
     assert len({one["id"] for one in uses}) == 2 and all(one["id"].startswith("toolu_") for one in uses)
     assert whole["usage"]["output_tokens_details"] == {"thinking_tokens": 4}
-    assert line(made[1]) == b'event: ping\ndata: {"type": "ping"}\n\n'
+    assert named_event(made[1]) == b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 def test_thoughts_that_are_not_shown_or_are_none():
