@@ -74,11 +74,6 @@ def read_body(body: Body, *, counts: bool = False) -> Asked:
         if body.get("think") is not None:
             raise Refusal(INVALID, "think says what thinking says: give one of them", param="think")
         values["think"] = wish
-    if talk.begun and values.get("think") not in (None, OFF):
-        raise Refusal(INVALID, "thinking: there is none before an answer that messages have begun", param="thinking")
-    if talk.begun and schema is not None:
-        raise Refusal(INVALID, "output_config: messages have begun the answer, which follows no schema then",
-                      param="output_config")  # fmt: skip
     values |= {} if schema is None else {"schema": schema}
     values |= _tools(body.get("tools")) | _choice(body.get("tool_choice"), bool(body.get("tools")))
     own = {"--schema": "output_config", "--tools": "tools", "--tool-choice": "tool_choice"}

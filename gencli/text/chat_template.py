@@ -26,11 +26,12 @@ from gencli.errors import GencliError, UsageError
 from gencli.text.call_forms import form_of
 from gencli.text.calls import Calls
 from gencli.text.channels import channels_of
-from gencli.text.messages import Message
+from gencli.text.messages import Message, begun_answer
 from gencli.text.reasoning import Reasoning, marks_of
 from gencli.text.request import TextRequest
 from gencli.text.special_tokens import SpecialTokens
 from gencli.text.thinking import SWITCHES, check_none, template_values, wishes
+from gencli.text.wishes import OFF
 from gencli.tokens import Tokenizer
 
 SPEAKERS = {"user": "User", "assistant": "Assistant"}
@@ -177,6 +178,8 @@ class Templated:
         Raises GencliError when the template refuses the conversation, loops, or is broken; UsageError when it reads
         nothing of what the request says.
         """
+        begun = begun_answer(messages)
+        _check_begun(begun, request)
         asked, calls = self._asked(request), self._calls(request)
         listed = None if calls is None else [*calls.tools.listed]
         plain = {"tools": listed, **asked}
@@ -196,7 +199,7 @@ class Templated:
         shown = self.special_tokens.unescape(text)
         inside = next((one for one in self.marks if one.begun_in(text)), None)
         reasoning = Reasoning(self.marks, inside, self.channels, calls)
-        if _begun(messages) and inside is None:
+        if begun and inside is None:
             if calls and self.channels:
                 raise UsageError(f"--tools: an answer of {self.template.name} that is begun has no calls")
             reasoning = dataclasses.replace(reasoning, channels=None, begun=True)
@@ -270,7 +273,7 @@ class Templated:
     def _asks(self, messages: list[Message], asked: Mapping[str, object] = MappingProxyType({})) -> str:
         """Return the text that asks for an answer to messages, or goes on to where they have begun it. Raise as
         `ChatTemplate.render`."""
-        if not (begun := _begun(messages)):
+        if not (begun := begun_answer(messages)):
             return self._render(messages, asked, add_generation_prompt=True)
         last = Message(role="assistant", content=begun + ANSWER)
         text, found, _ = self._render([*messages[:-1], last], asked).rpartition(ANSWER)
@@ -289,9 +292,13 @@ class Templated:
         return self.template.render({**self.tokenizer.names, **own, **asked})
 
 
-def _begun(messages: list[Message]) -> str:
-    """Return the beginning of an answer that the last of messages is, if it is one."""
-    return messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+def _check_begun(begun: str, request: TextRequest) -> None:
+    """Raise UsageError for what cannot be had of an answer that the conversation has begun, if it has."""
+    if begun and request.think not in (None, OFF):
+        raise UsageError(f"--think {request.think}: there is none before an answer that the conversation has begun")
+    if begun and request.form is not None:
+        name = "schema" if request.schema else "grammar"
+        raise UsageError(f"--{name}: an answer that the conversation has begun follows none")
 
 
 class Transcript:
@@ -309,10 +316,12 @@ class Transcript:
 
         Raises UsageError for a request that says something of a template.
         """
+        begun = begun_answer(messages)
+        _check_begun(begun, request)
         check_none(request, self.name)
         if request.tools_given is not None:
             raise UsageError(f"--tools: {self.name} has no chat template, and knows no tools")
-        lines, begun = [], _begun(messages)
+        lines = []
         for message in messages[:-1] if begun else messages:
             if message["role"] == "tool" or message.get("tool_calls"):
                 raise GencliError(f"{self.name} has no chat template, and knows no calls of tools")

@@ -70,11 +70,18 @@ def last_turn(messages: Sequence[Message]) -> int:
 
 
 def read_messages(values: list[object]) -> list[Message]:
-    """Return the messages of a conversation that ends with one to answer. Raise GencliError."""
+    """Return the messages of a conversation that ends with one to answer, or with the beginning of an answer. Raise
+    GencliError."""
     read = read_turns(values)
-    if read and read[-1]["role"] not in LAST:
-        raise GencliError("messages: the last one must be the user's, or a tool's")
+    if read and read[-1]["role"] not in LAST and not begun_answer(read):
+        raise GencliError("messages: the last one must be the user's, a tool's, or the beginning of an answer")
     return read
+
+
+def begun_answer(messages: Sequence[Message]) -> str:
+    """Return the beginning of an answer that the last of messages is; "" if it is none."""
+    last = messages[-1]
+    return last["content"] if last["role"] == "assistant" and not last.get("tool_calls") else ""
 
 
 def read_turns(values: list[object]) -> list[Message]:

@@ -91,7 +91,11 @@ def test_what_is_no_conversation_is_told(model: Path, tmp_path: Path) -> None:
         (('{"messages": "Hi"}',), 1, "the conversation is no JSON list"),
         ((json.dumps({"messages": ASKED, "tools": TOOLS}),), 1, "--tools says it"),
         ((json.dumps({"messages": ASKED, "seed": 1}),), 1, "not 'seed'"),
-        ((json.dumps([*ASKED, CALLED]),), 1, "the last one must be the user's, or a tool's"),
+        (
+            (json.dumps([*ASKED, CALLED]),),
+            1,
+            "the last one must be the user's, a tool's, or the beginning of an answer",
+        ),
         ((json.dumps([*ASKED, TOLD]),), 1, "messages[2]: no call of the assistant's last message"),
         ((json.dumps([{"role": "user", "content": [image]}]),), 1, "images of messages are not read"),
         ((json.dumps(ASKED), "--system", "Be long."), 1, "leave out --system"),
@@ -136,3 +140,17 @@ def test_turns_that_do_not_fit_are_told(tmp_path: Path) -> None:
     lines = gencli("text", "--messages", "--lines", "--json", "-m", folder, *GREEDY, stdin=json.dumps(talk).encode())
     assert lines.stderr == told.replace(b"note: ", b"note: line 1: ")
     assert json.loads(lines.stdout)["messages_left_out"] == 6
+
+
+def test_an_answer_that_is_begun_goes_on(model: Path) -> None:
+    """What comes is the rest of it, and follows no schema, whose beginning has been."""
+    line = ("text", "--messages", "-m", model, *GREEDY, "--tools", json.dumps(TOOLS))
+    talk = json.dumps([*TALK, {"role": "assistant", "content": ANSWER[:4]}])
+    done = gencli(*line, talk)
+    assert (done.returncode, done.stdout.decode()) == (0, f"{ANSWER[4:]}\n"), done.stderr
+    for more, told in (
+        (("--think", "on"), "--think on: there is none before an answer that the conversation has begun"),
+        (("--schema", "{}"), "--schema: an answer that the conversation has begun follows none"),
+    ):
+        done = gencli("text", "--messages", "-m", model, *GREEDY, talk, *more)
+        assert (done.returncode, done.stdout) == (2, b"") and told in done.stderr.decode(), done.stderr

@@ -25,6 +25,7 @@ from gencli.text.tools import Call
 
 HI = [{"role": "user", "content": "Hi"}]
 BEGUN = {"role": "assistant", "content": "The"}
+KEY = {"Authorization": "Bearer secret-secret"}
 ASK = {"model": "stories", "max_tokens": 5, "messages": HI}
 TOOL = {"name": "weather", "input_schema": {"type": "object"}}
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
@@ -197,7 +198,7 @@ def test_a_conversation_is_answered_as_openais_route_answers_it(server):
     more = {"seed": 1, "max_tokens": 8}
     whole = ask(server, "/v1/messages", {**ASK, **more, "system": "Be kind."}).json()
     same = {"model": "stories", "messages": [{"role": "system", "content": "Be kind."}, *HI], **more}
-    other = ask(server, "/v1/chat/completions", same, headers={"Authorization": "Bearer secret-secret"}).json()
+    other = ask(server, "/v1/chat/completions", same, headers=KEY).json()
     assert whole["content"] == [{"type": "text", "text": other["choices"][0]["message"]["content"]}]
     assert whole["usage"]["input_tokens"] == other["usage"]["prompt_tokens"] and whole["stop_reason"] == "max_tokens"
     count = ask(server, "/v1/messages/count_tokens", {"model": "stories", "messages": HI, "system": "Be kind."})
@@ -207,6 +208,25 @@ def test_a_conversation_is_answered_as_openais_route_answers_it(server):
     goes_on = ask(server, "/v1/completions", line).json()
     assert begun["content"] == [{"type": "text", "text": goes_on["choices"][0]["text"]}]
     assert begun["usage"]["input_tokens"] == goes_on["usage"]["prompt_tokens"]
+    chat = ask(server, "/v1/chat/completions", {**same, "messages": [*HI, BEGUN]}, headers=KEY).json()
+    assert chat["choices"][0]["message"]["content"] == begun["content"][0]["text"], "as OpenAI's route goes on with it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking on: there is none before an answer"),
+        ({"think": "high"}, "think high: there is none before an answer"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+            "output_config: an answer that the conversation has begun",
+        ),
+    ],
+)
+def test_an_answer_that_is_begun_has_no_thoughts_before_it_and_follows_no_schema(server, wrong, told):
+    refused = ask(server, "/v1/messages", {**ASK, "messages": [*HI, BEGUN], **wrong})
+    assert refused.status_code == 400 and refused.json()["error"]["message"].startswith(told), refused.text
 
 
 @pytest.mark.slow

@@ -245,17 +245,6 @@ def test_conversations_refused(messages, told):
     assert refused.value.param == "messages"
 
 
-def test_an_answer_that_is_begun_has_no_thoughts_before_it_and_follows_no_schema():
-    form = {"format": {"type": "json_schema", "schema": CITY}}
-    for wrong, param in (
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"), ({"think": "high"}, "thinking"),
-        ({"output_config": form}, "output_config"),
-    ):  # fmt: skip
-        with pytest.raises(Refusal) as refused:
-            read_body({**ASK, "messages": [*HI, BEGUN], **wrong})
-        assert refused.value.param == param and "begun" in refused.value.message
-
-
 def inside(value: object) -> list[tuple]:
     """The ways to all values in a value of JSON: keys and numbers."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

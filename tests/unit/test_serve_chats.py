@@ -96,7 +96,7 @@ def test_reasoning_that_is_refused(wrong, param, told):
         {"messages": [{"role": "user"}]},
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]},
         {"tools": [{"type": "function"}]},
         {"response_format": {"type": "xml"}},
         {"response_format": {"type": "json_schema"}},

@@ -156,7 +156,7 @@ def test_what_cannot_be_followed_is_told(wrong, told):
 @pytest.mark.parametrize(
     "messages",
     [
-        "Hi", [5], [{"role": "user"}, {"role": "assistant", "content": "x"}], [{"role": "tool", "content": "x"}],
+        "Hi", [5], [{"role": "user"}, {"role": "assistant", "content": ""}], [{"role": "tool", "content": "x"}],
         [{"role": "user", "content": "x", "images": ["aGk="]}, *HI],
         [{"role": "assistant", "tool_calls": [{}]}, *HI], [{"role": "user", "content": "\ud800"}],
     ],

@@ -80,7 +80,7 @@ def test_what_chats_say_in_other_words() -> None:
         ({"input": [message("user", [{"type": "input_file"}])]}, "input", "input[0]: only parts of type input_text"),
         ({"input": [message("user", [{"type": "input_text"}])]}, "input", "input[0]: only parts of type text"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input", 'input[0]: an item of type "item_reference"'),
-        ({"input": [message("user", "a"), message("assistant", "b")]}, "input", "input: the last one must be the"),
+        ({"input": [message("user", "a"), message("assistant", "")]}, "input", "input: the last one must be the"),
         ({"input": [message("user", "a"), TOLD]}, "input", "input[1]: no call of the assistant's last message"),
         ({"input": [message("user", "a"), {**CALL, "arguments": "["}, TOLD]}, "input", "input[1]: tool_calls[0]"),
         ({"instructions": 3, "input": "a"}, "instructions", "instructions 3: wants text"),
