@@ -37,6 +37,10 @@ class UsageError(GencliError):
     exit_code = 2
 
 
+class ContextError(GencliError):
+    """A prompt is longer than the model's context."""
+
+
 LIKE = 0.75  # how alike two words are, 0 to 1, of which one may be a slip for the other
 
 

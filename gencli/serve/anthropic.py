@@ -67,7 +67,7 @@ class Anthropic:
         body = await self.read(request)
         name = await self.find(body)
         asked = await asyncio.to_thread(read_body, body)  # a schema may take a second to check
-        answer = Answer(name, asked.request.stop, asked.shows)
+        answer = Answer(name, asked.request.stop, asked.shows, asked.request.max_tokens)
 
         def prepare(engine: TextEngine) -> list[Job]:
             job, answer.prompt_tokens = _prepare(engine, asked)

@@ -51,12 +51,14 @@ class Message(Ended):
 
 @dataclass
 class Answer:
-    """The answer to one request, as its events come. stops: stop strings of the client. shows: thoughts are sent, and
-    not only that there are some. prompt_tokens: to be set before the first event."""
+    """The answer to one request, as its events come. stops: stop strings of the client. shows: thoughts are sent,
+    and not only that there are some. most: tokens that the answer may have; with fewer of them the context
+    was full. prompt_tokens: to be set before the first event."""
 
     model: str
     stops: Sequence[str] = ()
     shows: bool = True
+    most: int | None = None
     chat: bool = True  # the ends of turns end it
     prompt_tokens: int = 0
     id: str = field(default_factory=lambda: _id("msg"))
@@ -155,7 +157,8 @@ class Answer:
         if done.calls:
             return {"stop_reason": "tool_use", "stop_sequence": None}
         if done.finish_reason == "length":
-            return {"stop_reason": "max_tokens", "stop_sequence": None}
+            full = self.most is not None and done.completion_tokens < self.most
+            return {"stop_reason": "model_context_window_exceeded" if full else "max_tokens", "stop_sequence": None}
         if done.stop in self.stops:
             return {"stop_reason": "stop_sequence", "stop_sequence": done.stop}
         return {"stop_reason": "end_turn", "stop_sequence": None}

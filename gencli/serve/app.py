@@ -28,9 +28,10 @@ FORM = Form("text/event-stream", answers.server_sent, Refusal.body)
 Row = tuple[str, Endpoint, str, bool]  # path, endpoint, method, and whether its requests count as under way
 
 
-def _tell(path: str) -> Tell:
-    """Return how the API writes an error whose path this is."""
-    if path.startswith(anthropic.PATH):
+def _tell(request: Request) -> Tell:
+    """Return how the API of a request writes an error: that of its path, or of its client where both have the path."""
+    path = request.url.path
+    if path.startswith(anthropic.PATH) or (path.startswith("/v1/models") and "anthropic-version" in request.headers):
         return anthropic.tell
     return tell if path == "/" or path.startswith("/api/") else Refusal.body
 
@@ -70,9 +71,7 @@ class Server(Guard):
             ("/v1/embeddings", self.embeddings, "POST", True),
         ]
         routes += [*self.ollama.routes(), *self.anthropic.routes()]
-        made = [
-            Route(path, self.guarded(path, end, busy, _tell(path)), methods=[way]) for path, end, way, busy in routes
-        ]
+        made = [Route(path, self.guarded(path, end, busy, _tell), methods=[way]) for path, end, way, busy in routes]
         return Starlette(routes=made, exception_handlers={HTTPException: self._unknown})
 
     async def _unknown(self, request: Request, error: Exception) -> Response:
@@ -85,8 +84,9 @@ class Server(Guard):
             if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
                 return await self.guarded("*", self.asked_first, busy=False)(request)
         more = "" if other else " (GET /openapi.json has all)"
+        more = " (leave /v1 out of the base URL)" if path.startswith("/v1/v1/") else more
         refusal = Refusal(error.status_code, f"{what}{more}", headers=headers)
-        return self.shared(request, told(refusal, _tell(path)))
+        return self.shared(request, told(refusal, _tell(request)))
 
     async def _model(self, body: bodies.Body) -> str:
         """Return the name of the model that a body asks for, which may be left out where there is one alone."""

@@ -38,11 +38,11 @@ Values = dict[str, object]  # of the fields of a request, checked
 MOST_PROMPTS, MOST_PIXELS = 64, 2048 * 2048
 INERT = {  # what changes no answer
     "model", "stream", "stream_options", "user", "store", "metadata", "service_tier", "safety_identifier",
-    "prompt_cache_key",
+    "prompt_cache_key", "prompt_cache_retention",
 }  # fmt: skip
 TEXT = {name: name for name, option in rows(SamplingParams) if option.usage}
 TEXT |= {"max_tokens": "max_tokens", "seed": "seed", "n": "num_samples", "stop": "stop", "logprobs": "logprobs"}
-TEXT |= {"truncate": "truncate"}
+TEXT |= {"truncate": "truncate", "grammar": "grammar"}
 CHAT = {"max_completion_tokens": "max_tokens", **TEXT}
 CHAT |= {"reasoning_effort": "think", "think": "think", "chat_template_kwargs": "chat_template_kwargs"}
 CHAT |= {"tools": "tools", "tool_choice": "tool_choice", "parallel_tool_calls": "several_calls"}
@@ -52,6 +52,7 @@ FORMS = ("text", "json_object", "json_schema")
 ONLY: dict[str, Collection[object]] = {
     "best_of": (1,), "suffix": ("",), "echo": (False,), "tool_choice": ("none", "auto"), "tools": ([],),
     "parallel_tool_calls": (True, False), "modalities": (["text"],), "response_format": ({"type": "text"},),
+    "verbosity": ("medium",),
 }  # fmt: skip
 DRAWN = {  # name in a body → field of ImageRequest
     "negative_prompt": "negative", "guidance_scale": "guidance", "cfg_scale": "guidance", "n": "count",

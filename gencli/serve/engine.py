@@ -138,12 +138,18 @@ class Engine(ABC, Generic[W]):
 
     def __init__(self, name: str):
         self.turn = Turns()
+        self.waiting: set[Put] = set()  # what takes the events of each request
         self.inbox: queue.SimpleQueue[W | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
     def submit(self, work: W) -> None:
         self.inbox.put(work)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer all requests that wait with a refusal."""
+        for put in tuple(self.waiting):
+            put(refusal)
 
     def close(self) -> None:
         """End the thread once it has nothing left to do; what is cancelled counts as done."""
@@ -317,7 +323,8 @@ async def events_of(engine: Engine[W], makes: Sequence[Callable[[Put], W]]) -> A
     works = [make(partial(put, number)) for number, make in enumerate(makes)]
     for work in works:
         engine.submit(work)
-    left = len(works)
+    left, refuse = len(works), partial(put, 0)
+    engine.waiting.add(refuse)
     try:
         while left:
             number, event = await arrived.get()
@@ -328,5 +335,6 @@ async def events_of(engine: Engine[W], makes: Sequence[Callable[[Put], W]]) -> A
             else:
                 yield number, event
     finally:
+        engine.waiting.discard(refuse)
         for work in works:
             work.cancelled = True

@@ -19,7 +19,7 @@ from gencli.errors import GencliError
 from gencli.serve import answers, bodies
 from gencli.serve.engine import Counts
 from gencli.serve.multipart import Part, read_parts
-from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, Refusal, Tell
+from gencli.serve.refusal import BUSY, FAILED, INVALID, TOO_LARGE, UNAVAILABLE, Refusal, Tell
 
 T = TypeVar("T")
 JSON, FORM = "application/json", "multipart/form-data"
@@ -40,6 +40,11 @@ class Limits:
     seconds: float = 30.0
 
 
+def openai(request: Request) -> Tell:
+    """Return what writes errors in OpenAI's form."""
+    return Refusal.body
+
+
 class Guard:
     """What stands before the routes. key: what clients have to show, if anything. hosts: further names that the server
     is called by; any name will do with `any_host`, which a server needs that other machines reach by names it does not
@@ -58,11 +63,12 @@ class Guard:
         self.hosts, self.any_host = {*LOOPBACK, *hosts}, any_host
         self.counts = Counts()
 
-    def guarded(self, path: str, endpoint: Endpoint, busy: bool, tell: Tell = Refusal.body) -> Endpoint:
-        """Return an endpoint that is reached only by whom it is for, and whose errors are answers, as `tell` has them.
-        busy: whether its requests count as under way."""
+    def guarded(self, path: str, endpoint: Endpoint, busy: bool, tells: Callable[[Request], Tell] = openai) -> Endpoint:
+        """Return an endpoint that is reached only by whom it is for, and whose errors are answers. busy: whether its
+        requests count as under way. tells: returns what writes the errors of a request."""
 
         async def answer(request: Request) -> Response:
+            tell = tells(request)
             try:
                 self._admit(request)
                 if not busy:
@@ -75,6 +81,8 @@ class Guard:
                     response = await self._counted(endpoint, request)
             except ClientDisconnect:
                 response = Response(status_code=499)
+            except asyncio.CancelledError:  # the server ends, and waits no longer
+                response = told(Refusal(UNAVAILABLE, "the server ends"), tell)
             except Exception as error:
                 response = told(failure(error), tell)
             key = (path, response.status_code)
@@ -117,7 +125,7 @@ class Guard:
         shown = (bearer, request.headers.get("x-api-key", ""))  # the second as Anthropic's clients show it
         right = None if self.key is None else self.key.encode()
         if right is not None and not any(hmac.compare_digest(one.encode("latin-1"), right) for one in shown):
-            what = "the key is missing or wrong, as in Authorization: Bearer KEY"
+            what = "the key is missing or wrong, as in Authorization: Bearer KEY or x-api-key: KEY"
             raise Refusal(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def shared(self, request: Request, response: Response) -> Response:
@@ -158,6 +166,7 @@ class Guard:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
             where = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
+            where = ": it is nested too deeply" if isinstance(error, RecursionError) else where
             raise Refusal(INVALID, f"the body is no JSON{where}") from None
         if not isinstance(value, dict):
             raise Refusal(INVALID, "the body must be a JSON object")

@@ -38,7 +38,7 @@ TEXT_OF_OPENAI: Schema = {  # what their rows do not say of them
         "additionalProperties": {"type": "number"},
         "propertyNames": {"pattern": "^[0-9]{1,6}$"},
     },
-    "truncate": {"enum": ["left"]},
+    "truncate": {"enum": ["left", True, False]},
 }
 STREAMED: Schema = {
     "stream": {"type": "boolean"},

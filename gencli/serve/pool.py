@@ -187,6 +187,11 @@ class Pool:
             if all or (not warm.users and time.monotonic() >= warm.until(self.keep)):
                 self.warm.pop(key).engine.close()
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer all requests that wait for a model with a refusal."""
+        for warm in self.warm.values():
+            warm.engine.refuse(refusal)
+
     async def watch(self) -> None:
         """Put idle models away, for ever."""
         while True:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 
 from gencli.checkpoints.ollama import PREFIX
-from gencli.errors import GencliError, UsageError, did_you_mean
+from gencli.errors import ContextError, GencliError, UsageError, did_you_mean
 
 INVALID, NOT_FOUND, TOO_LARGE, BUSY, FAILED, UNAVAILABLE = 400, 404, 413, 429, 500, 503
 WORD = re.compile(r"(?<![\w-])-{0,2}[A-Za-z][\w-]*")  # an option of the command line is one too
@@ -59,7 +59,8 @@ class Refusal(Exception):
         if names and (" FILE" in hint or any(word.startswith("-") for word in WORD.findall(hint))):
             hint = ""
         message = message.removeprefix("--")
-        return cls(status, f"{message} ({hint})" if hint else message, param=param)
+        code = "context_length_exceeded" if isinstance(error, ContextError) else None
+        return cls(status, f"{message} ({hint})" if hint else message, param=param, code=code)
 
 
 Tell = Callable[[Refusal], Mapping[str, object]]  # how an API writes one

@@ -17,7 +17,7 @@ from gencli.text.messages import MOST_MESSAGES
 EFFORT, FORMAT, LOGPROBS = "reasoning.effort", "text.format", "message.output_text.logprobs"
 OWN = ("input", "instructions", "text", "reasoning", "include", "truncation", "tools", "tool_choice", "top_logprobs")
 # What changes no answer; a reasoning's encrypted content is not asked for again, since its text is not sent back.
-INERT = ("max_tool_calls", "prompt_cache_retention")
+INERT = ("max_tool_calls",)
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")
 STATEFUL = {"previous_response_id": None, "conversation": None, "prompt": None, "background": False}
 CHATS = {  # names of chats → what stands for them here
@@ -60,7 +60,7 @@ def read_responses(body: Body) -> Chat:
         return conversation(messages, values, KNOWN, names)
     except Refusal as refusal:
         refusal.message = CULPRIT.sub(lambda found: places[int(found[1])], refusal.message)
-        refusal.message = re.sub("^messages: ", "input: ", refusal.message)
+        refusal.message = re.sub("^messages: ", "input: ", refusal.message).replace("tool_call_id", "call_id")
         if refusal.param == "messages":
             refusal.param = "input"
         raise
@@ -124,13 +124,19 @@ def _tools(given: object) -> list[object]:
         if kind != "function":
             told = f"tools[{number}]: a tool of type {shown(kind)} is not supported, only functions are"
             raise Refusal(INVALID, told, param="tools")
+        if "name" not in tool:
+            told = f"tools[{number}]: wants its name, description and parameters beside type"
+            raise Refusal(INVALID, told, param="tools")
     return [{"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}} for tool in given]
 
 
 def _choice(choice: object) -> object:
-    """Return which tool is to be called, in the form of chats; what is no function's name is left to be refused."""
+    """Return which tool is to be called, in the form of chats. Raise Refusal."""
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, Mapping):
+        told = f"tool_choice of type {shown(choice.get('type'))} is not supported"
+        raise Refusal(INVALID, told, param="tool_choice")
     return choice
 
 

@@ -19,10 +19,13 @@ import uvicorn
 from gencli.errors import GencliError
 from gencli.serve.app import Server
 from gencli.serve.handover import Handover
+from gencli.serve.refusal import UNAVAILABLE, Refusal
 from gencli.signals import ENDING, Terminated
 
 CONNECTIONS = 512  # at once; beyond them clients are told to come again
 HEADERS = 16 * 1024  # bytes of a request's head
+LAST = 2  # seconds after the grace in which clients are told that there is no more
+ENDS = Refusal(UNAVAILABLE, "the server ends, and the time for answers under way is over")
 
 
 def serve(
@@ -49,12 +52,13 @@ def serve(
         limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=HEADERS,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=None if math.isinf(grace) else max(1, round(grace)),
+        timeout_graceful_shutdown=None if math.isinf(grace) else math.ceil(grace) + LAST,
     )
 
     async def run() -> None:
         http = _Announced(config, ready)
-        watches = [asyncio.create_task(one) for one in (server.pool.watch(), _end_idle(http, server, handover, idle))]
+        tasks = (server.pool.watch(), _end_idle(http, server, handover, idle), _end_grace(http, server, grace))
+        watches = [asyncio.create_task(one) for one in tasks]
         handover.start(commands)
         try:
             await http.serve(list(sockets))
@@ -80,6 +84,15 @@ async def _end_idle(http: _Announced, server: Server, handover: Handover, idle: 
         elif time.monotonic() - max(last, server.pool.used) >= idle:
             http.should_exit = True
             return
+
+
+async def _end_grace(http: _Announced, server: Server, grace: float) -> None:
+    """Tell those whose answers are not done when the grace is over, as long as there are some."""
+    while http.since is None or time.monotonic() < http.since + grace:
+        await asyncio.sleep(0.05)
+    while True:
+        server.pool.refuse(ENDS)
+        await asyncio.sleep(0.2)
 
 
 class _Announced(uvicorn.Server):

@@ -146,6 +146,13 @@ def _truth(name: str, value: object) -> bool:
     return value
 
 
+def _side(name: str, value: object) -> str | None:
+    """Return where a prompt that is too long is cut, as the command line says it."""
+    if value not in ("left", True, False):
+        raise Refusal(INVALID, f"{name} {shown(value)}: wants left, or true for the same", param=name)
+    return "left" if value else None
+
+
 READ: dict[str, Callable[[str, object], object]] = {  # of fields whose rows say less, or other, than a body may have
     "think": _wish,
     "chat_template_kwargs": _template_values,
@@ -153,6 +160,7 @@ READ: dict[str, Callable[[str, object], object]] = {  # of fields whose rows say
     "tool_choice": _choice,
     "several_calls": _truth,
     "seed": _seed,
+    "truncate": _side,
     "stop": _stop,
     "logit_bias": _bias,
     "max_tokens": partial(whole, least=1, most=MOST_TOKENS),

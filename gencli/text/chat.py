@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gencli.errors import GencliError
+from gencli.errors import ContextError, GencliError
 from gencli.text.chat_template import Prompt, PromptFormat, prompt_format
 from gencli.text.conversation import Conversation
 from gencli.text.events import Event, GenerationStats, TextDelta, in_order
@@ -80,7 +80,7 @@ class ChatSession:
     def _too_long(self, tokens: str) -> GencliError:
         model, before = self.chat_model.model, self.conversation
         beside = " with the system prompt" if before.system else " with the examples" if before.examples else ""
-        return GencliError(
+        return ContextError(
             f"the message has {tokens} tokens{beside}, but the context of {model.name} is "
             f"{model.max_length} for everything",
             "shorten it",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-from gencli.errors import GencliError, UsageError
+from gencli.errors import ContextError, GencliError, UsageError
 from gencli.text.batch import Batch, Picked
 from gencli.text.events import (
     CharactersLost,
@@ -253,7 +253,7 @@ def fit(model: TextModel, request: TextRequest, ids: list[int]) -> list[int]:
 
 
 def _too_long(model: TextModel, tokens: str) -> GencliError:
-    return GencliError(
+    return ContextError(
         f"the prompt has {tokens} tokens, but the context of {model.name} is {model.max_length} for prompt and answer",
         "shorten it, or leave out its beginning with --truncate left",
     )

@@ -366,6 +366,40 @@ def test_answers_may_end_whenever_they_do(tmp_path):
         assert process.returncode == 128 + signal.SIGTERM and b"error" not in err
 
 
+def test_who_waits_longer_than_the_grace_is_told(tmp_path):
+    """Streams end with an error in their form, a whole answer is 503, and stderr has no word of a traceback."""
+    long = {"model": "stories", "prompt": "Once", "max_tokens": 400, "n": 128, "seed": 1}
+    said, ready = {}, threading.Barrier(3)
+
+    def ask(url: str, name: str) -> None:
+        if name == "whole":
+            ready.wait()
+            answer = httpx.post(url + "/v1/completions", json=long, timeout=60)
+            said[name] = (answer.status_code, answer.json()["error"]["message"])
+            return
+        with httpx.stream("POST", url + "/v1/completions", json={**long, "stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            ready.wait()
+            said[name] = (answer.status_code, [line for line in lines if line][-1])
+
+    with listening(tmp_path, "-m", "stories", "--grace", "0s") as (process, _, url):
+        clients = [threading.Thread(target=ask, args=(url, name)) for name in ("whole", "stream")]
+        for client in clients:
+            client.start()
+        ready.wait()
+        while "gencli_requests_under_way 2\n" not in httpx.get(url + "/metrics").text:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        for client in clients:
+            client.join(60)
+    assert said["whole"] == (503, "the server ends, and the time for answers under way is over")
+    status, last = said["stream"]
+    assert status == 200 and json.loads(last.removeprefix("data: "))["error"]["message"].startswith("the server ends")
+    assert b"Traceback" not in err and b"Cancel" not in err, err
+
+
 def test_only_what_it_was_started_with(tmp_path):
     with listening(tmp_path, "-m", "stories", "--keep", "0", "--max-memory", "1k") as (_, _, url):
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)

@@ -141,6 +141,13 @@ def test_errors_are_in_that_apis_form(server):
         error = answer.json()
         assert (answer.status_code, error["type"], error["error"]["type"]) == (status, "error", kind), error
         assert told in error["error"]["message"] and error.keys() == {"type", "error"}
+    for key, status, kind in (("secret-secret", 404, "not_found_error"), ("other", 401, "authentication_error")):
+        answer = ask(server, "/v1/models/nosuch", way="GET", key=key)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind), "of a path that both APIs have"
+    other = ask(server, "/v1/chat/completions", {"model": "nosuch", "messages": HI}).json()
+    assert other["error"]["param"] == "model", "a path of OpenAI's alone"
+    twice = ask(server, "/v1/v1/messages", ASK)
+    assert twice.status_code == 404 and "leave /v1 out" in twice.json()["error"]["message"]
     thread = ask(server, "/v1/messages", {**ASK, "thread": {"type": "create"}}).json()
     assert thread["error"]["details"] == {"error_code": "thread_unsupported_request"}
     refused = ask(server, "/v1/messages", ASK, key="wrong")

@@ -165,7 +165,7 @@ def test_a_wrong_value_is_told_by_the_name_that_the_client_knows(route):
         ("completions", {"top_k": [1]}, "top_k […]: wants an integer"),
         ("completions", {"max_tokens": "many"}, 'max_tokens "many": wants a whole number from 1 to 131072'),
         ("completions", {"n": True}, "n true: wants a whole number from 1 to 128"),
-        ("completions", {"truncate": {"a": 1}}, "truncate {…}: wants text"),
+        ("completions", {"truncate": {"a": 1}}, "truncate {…}: wants left"),
         ("completions", {"stop": 5}, "stop: wants text, or a list of at most 64 of them"),
         ("completions", {"best_of": 4}, "best_of 4 is not supported (leave it out, or give 1)"),
         ("completions", {"temprature": 1}, "'temprature' is not supported (did you mean temperature?)"),
@@ -260,3 +260,19 @@ def test_durations_and_sizes():
             read_duration(wrong)
         with pytest.raises(UsageError):
             read_size(wrong)
+
+
+def test_a_grammar_and_where_a_prompt_is_cut():
+    asked = {"model": "m", "prompt": "a", "grammar": "/[0-9]+/", "truncate": True}
+    [(request, _)] = read_completions(asked).requests
+    assert (request.grammar, request.truncate) == ("/[0-9]+/", "left")
+    [(request, _)] = read_completions({**asked, "truncate": False}).requests
+    assert request.truncate is None
+    for wrong, told in (
+        ({"grammar": "/(/"}, "grammar: "),
+        ({"grammar": "/etc/passwd"}, "grammar: "),  # no file is read
+        ({"truncate": "right"}, 'truncate "right": wants left'),
+    ):
+        with pytest.raises(Refusal) as refused:
+            read_completions({**asked, **wrong})
+        assert refused.value.message.startswith(told) and refused.value.param == told.split(":")[0].split()[0]

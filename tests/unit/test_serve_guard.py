@@ -96,10 +96,10 @@ def test_what_a_client_gets_wrong_about_routes_is_told(server):
     """The route, its method, the type of the body, the key: what is wrong, and what is wanted."""
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     assert "Content-Type: application/json" in post(server, content=b"{}", headers=form).json()["error"]["message"]
-    unknown = post(server, path="/v1/responses", json={})
+    unknown = post(server, path="/v1/answers", json={})
     assert (
         unknown.status_code == 404
-        and "/v1/responses is no route here (GET /openapi" in unknown.json()["error"]["message"]
+        and "/v1/answers is no route here (GET /openapi" in unknown.json()["error"]["message"]
     )
     wrong = post(server, path="/v1/models", json={})
     assert wrong.status_code == 405 and "GET" in wrong.headers["Allow"] and "GET" in wrong.json()["error"]["message"]

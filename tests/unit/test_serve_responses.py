@@ -89,6 +89,12 @@ def test_what_chats_say_in_other_words() -> None:
         ({"tools": [{"type": "web_search"}], "input": "a"}, "tools", 'tools[0]: a tool of type "web_search" is not'),
         ({"tools": [{"type": "function"}], "input": "a"}, "tools", "tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "web_search"}, "input": "a"}, "tool_choice", "tool_choice"),
+        ({"tools": [{"type": "function", "function": TOOL}], "input": "a"}, "tools", "tools[0]: wants its name"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}, "input": "a"},
+            "tool_choice",
+            "tool_choice of type",
+        ),
         ({"max_output_tokens": 0, "input": "a"}, "max_output_tokens", "max_output_tokens 0: wants a whole number"),
         ({"max_tokens": 5, "input": "a"}, "max_tokens", "'max_tokens' is not supported (did you mean"),
         ({"n": 2, "input": "a"}, "n", "'n' is not supported"),

@@ -45,6 +45,8 @@ ENDS = {
     "title": (("", 0.85), (".", 0.15)),
 }
 ASKED = 0.8  # share of stories that follow a request, where one can be made
+HERO = 0.4  # share of the stories with an "about" that are asked for by the hero alone
+BEYOND = re.compile(r"(?<=\w)(?:,| (?:who|that|which|whose|in|at|on|with|and|from|under|by|near|inside)\b)")
 OTHER = 0.4  # share of stories of an animal in which another being takes its place
 ANIMALS = (
     "dog", "cat", "bird", "bunny", "bear", "rabbit", "fish", "frog", "mouse", "bug", "duck", "lion", "pig", "cow",
@@ -172,11 +174,13 @@ def put(forms: tuple[str, ...], subject: str, rng: random.Random) -> str:
 
 
 def own_request(row: dict[str, str], rng: random.Random) -> str:
-    """Return a request for a story that says what it is about: as long as a person would type it, or a title."""
-    forms = pick(rng, KINDS)
+    """Return a request for a story that says what it is about: all of that, its hero alone, or a title."""
+    forms, about = pick(rng, KINDS), row["about"]
+    if rng.random() < HERO:
+        about = BEYOND.split(about, maxsplit=1)[0]
     if forms is TITLE:
-        return rng.choice((row["title"], row["title"], row["about"])) + pick(rng, ENDS["title"])
-    return put(forms, row["about"], rng)
+        return rng.choice((row["title"], row["title"], about)) + pick(rng, ENDS["title"])
+    return put(forms, about, rng)
 
 
 def main() -> None:
