@@ -20,9 +20,9 @@ from gencli.cli.chat_history import Kept, find_kept, listed
 from gencli.cli.chat_terminal import WrappedSink, _completer
 from gencli.cli.console import Console
 from gencli.errors import GencliError
-from gencli.text import chat_template
+from gencli.text import template_process
 from gencli.text.chat import ChatModel, ChatSession
-from gencli.text.chat_template import ChatTemplate, Templated, Transcript
+from gencli.text.chat_template import Templated, Transcript
 from gencli.text.chat_template_worker import environment
 from gencli.text.conversation import Conversation, read_examples
 from gencli.text.events import Completion, Logprobs, TextDelta
@@ -31,6 +31,7 @@ from gencli.text.load import open_model
 from gencli.text.prompt_cache import PromptCache
 from gencli.text.reasoning import Marks, Reasoning, Splitter, logprobs_after
 from gencli.text.request import TextRequest
+from gencli.text.template_process import ChatTemplate
 from gencli.tokens import load_tokenizer
 from tests.tiny.chat_templates import BIAS, FAMILIES, PLAIN_CHATML, make_chat_tokenizer
 from tests.tiny.decoder_cases import CASES
@@ -617,7 +618,7 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
     ids=lambda value: value[:24],
 )
 def test_a_template_that_does_wrong_is_one_clear_line(monkeypatch, source: str, problem: str):
-    monkeypatch.setattr(chat_template, "SECONDS", 1)
+    monkeypatch.setattr(template_process, "SECONDS", 1)
     made = ChatTemplate(source, "model")
     with pytest.raises(GencliError) as caught:
         made.render({"messages": []})
@@ -631,7 +632,7 @@ def test_a_template_that_does_wrong_is_one_clear_line(monkeypatch, source: str, 
 @pytest.mark.slow
 def test_limits_hold_for_the_whole_not_for_each_prompt(monkeypatch):
     """A template that is stopped once is not run again."""
-    monkeypatch.setattr(chat_template, "SECONDS", 1)
+    monkeypatch.setattr(template_process, "SECONDS", 1)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     made = ChatTemplate(LOOPS, "model")
     for _ in range(5):
