@@ -1,4 +1,4 @@
-"""A conversation → the ids of a prompt: by the checkpoint's chat template (Jinja), or as a plain transcript. No torch."""
+"""A conversation → the ids of a prompt: by the checkpoint's chat template, or as a plain transcript. No torch."""
 
 from __future__ import annotations
 
