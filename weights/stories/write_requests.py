@@ -44,8 +44,6 @@ ENDS = {
     "question": (("?", 0.7), ("", 0.3)),
     "title": (("", 0.85), (".", 0.15)),
 }
-ASKED = 0.8  # share of stories that follow a request, where one can be made
-HERO = 0.4  # share of the stories with an "about" that are asked for by the hero alone
 BEYOND = re.compile(r"(?<=\w)(?:,| (?:who|that|which|whose|in|at|on|with|and|from|under|by|near|inside)\b)")
 OTHER = 0.4  # share of stories of an animal in which another being takes its place
 ANIMALS = (
@@ -173,10 +171,11 @@ def put(forms: tuple[str, ...], subject: str, rng: random.Random) -> str:
     return rng.choice(forms).format(it=subject) + pick(rng, ENDS["question" if forms is QUESTIONS else "order"])
 
 
-def own_request(row: dict[str, str], rng: random.Random) -> str:
-    """Return a request for a story that says what it is about: all of that, its hero alone, or a title."""
+def own_request(row: dict[str, str], hero: float, rng: random.Random) -> str:
+    """Return a request for a story that says what it is about: all of that, or a title. hero: probability that the
+    hero alone is asked for."""
     forms, about = pick(rng, KINDS), row["about"]
-    if rng.random() < HERO:
+    if rng.random() < hero:
         about = BEYOND.split(about, maxsplit=1)[0]
     if forms is TITLE:
         return rng.choice((row["title"], row["title"], about)) + pick(rng, ENDS["title"])
@@ -188,6 +187,10 @@ def main() -> None:
     parser.add_argument("stories", type=Path, nargs="+")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--lead", default="tinystories:")
+    parser.add_argument(
+        "--asked", type=float, default=0.8, help="share of stories that follow a request, if one can be made"
+    )
+    parser.add_argument("--hero", type=float, default=0.4, help="share of own requests that name the hero alone")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = [json.loads(line) for path in args.stories for line in gzip.decompress(path.read_bytes()).splitlines()]
@@ -196,11 +199,11 @@ def main() -> None:
     with gzip.open(args.out, "wt", encoding="utf-8") as out:
         for row in rows:
             if "about" in row:
-                asked = own_request(row, rng) if rng.random() < ASKED else None
+                asked = own_request(row, args.hero, rng) if rng.random() < args.asked else None
                 row = {"source": row["source"], "text": f"{asked}\n\n{row['text']}" if asked else row["text"]}
             elif row["source"].startswith(args.lead):
                 text = another_being(row["text"], rng) if rng.random() < OTHER else row["text"]
-                asked = request(text, nouns, len(stories), rng) if rng.random() < ASKED else None
+                asked = request(text, nouns, len(stories), rng) if rng.random() < args.asked else None
                 row = {**row, "text": f"{asked}\n\n{text}" if asked else text}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
